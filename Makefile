@@ -1,0 +1,25 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test lint bench
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+demo: .venv/installed  ## labelgen, train and eval on demo data rendered here, into demo/
+	$(BIN)/vssl demo
+
+test: .venv/installed  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed  ## check style
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+bench: .venv/installed  ## print the tables of measurements
+	$(BIN)/python benchmarks/flow.py
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@

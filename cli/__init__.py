@@ -1,0 +1,1 @@
+"""The `vssl` command: options, one call, the printed result."""

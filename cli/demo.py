@@ -1,0 +1,8 @@
+"""`vssl demo`."""
+
+import click
+
+
+@click.command()
+def demo():
+    """Demo."""

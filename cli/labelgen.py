@@ -1,0 +1,120 @@
+"""`vssl labelgen`: videos to shards."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+import click
+
+from labelgen.config import Config
+
+_DEFAULT = {field.name: field.default for field in fields(Config)}
+
+
+def _clips(ctx, param, value: str) -> int | None:
+    if value == "all":
+        return None
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value!r}; expected 'all' or a number")
+    return int(value)
+
+
+@click.command()
+@click.option("--dataset", required=True, help="Built-in data set, or a YAML manifest of your own (docs/manifests.md).")
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Folder of the videos.  [default: $VSSL_DATA/NAME, data/NAME]"
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), help="Shards go to OUT/NAME/.")
+@click.option("--split", help="Label only the videos of an official split (1), a part (train), or both (1/train).")
+@click.option("--workers", default=1, type=click.IntRange(1), help="Processes; at most one per core is started.")
+@click.option("--videos-per-shard", type=click.IntRange(1), help="[default: about 64 shards of at most 32 videos]")
+@click.option(
+    "--clips",
+    default="all",
+    callback=_clips,
+    help="Labelled 16-frame clips per video: all that do not overlap, or K at random.",
+)
+@click.option("--height", default=_DEFAULT["height"], help="Height of the stored frames, pixels.")
+@click.option("--width", default=_DEFAULT["width"], help="Width of the stored frames, pixels.")
+@click.option("--crop", default=_DEFAULT["crop"], help="Side of the labelled crops, pixels.")
+@click.option("--seed", default=_DEFAULT["seed"], help="Seed of every random draw.")
+@click.option("--stall", default=300.0, help="Give a video up after so many seconds without a frame.")
+def labelgen(dataset, root, out, split, workers, videos_per_shard, stall, **settings):
+    """Label videos: optical flow, motion, appearance, difficulty, pace and order, into HDF5 shards.
+
+    The same command again goes on where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
+    listed), 1 error, 2 wrong usage.
+    """
+    from labelgen.manifest import load, select
+    from labelgen.run import run
+
+    config = Config(**settings)
+    data = load(dataset, root)
+    click.echo(data.summary())
+    videos = select(data.videos, data.splits, split)
+    with Progress(len(videos)) as progress:
+        report = run(data, videos, out, config, workers, videos_per_shard, stall, progress, progress.say)
+    print_report(report, out / data.name)
+    if report["failures"]:
+        sys.exit(3)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line every ten seconds at most."""
+
+    def __init__(self, total: int):
+        self._bar, self._total, self._begin, self._last = None, total, time.monotonic(), 0.0
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="video", dynamic_ncols=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, done: int, total: int, counts: Counter) -> None:
+        elapsed = time.monotonic() - self._begin
+        rate = f"{counts['frames'] / elapsed:.0f} frames/s" if counts["frames"] else ""
+        if self._bar is not None:
+            self._bar.set_postfix_str(rate, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif counts["frames"] and (elapsed - self._last >= 10 or done == total):
+            self._last = elapsed
+            click.echo(f"{done} of {total} videos, {elapsed:.0f} s, {rate}", err=True)
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            click.echo(text, err=True)
+
+
+def print_report(report: dict, folder: Path) -> None:
+    """What is in the shards, what failed and where the time went."""
+    videos, now = report["videos"], report["this_run"]
+    click.echo(
+        f"{folder}: {videos['labelled']} of {videos['asked']} videos labelled, {videos['failed']} failed, "
+        f"{videos['cut_short']} cut short; {report['frames']} frames, {report['clips']} clips, "
+        f"{report['shards']} shards, {report['bytes'] / 1e6:.1f} MB"
+    )
+    click.echo(
+        f"too short: {report['without_clip']} videos for a clip, {report['too_short_for_pace']} for pace, "
+        f"{report['too_short_for_order']} for order; {report['clips_without_motion']} clips without motion"
+    )
+    for failure in report["failures"]:
+        click.echo(f"  {failure['id']}: {failure['stage']}: {failure['reason']}")
+    if now["frames"]:
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in now["seconds_per_stage"].items())
+        click.echo(
+            f"{now['seconds']:.1f} s with {now['workers']} workers: {now['frames_per_second']:.0f} frames/s decoded, "
+            f"{now['flow_pairs_per_second']:.0f} flow pairs/s; seconds per stage, all workers: {stages}"
+        )

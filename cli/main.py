@@ -1,0 +1,40 @@
+"""`vssl`: from a folder of unlabelled videos to a pretrained, evaluated 3D CNN."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from cli.demo import demo
+from cli.evaluate import evaluate
+from cli.labelgen import labelgen
+from cli.train import train
+from labelgen.errors import ConfigError, VsslError
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from error
+        except VsslError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="vssl")
+def main():
+    """From a folder of unlabelled videos to a pretrained, evaluated 3D CNN.
+
+    \b
+      vssl labelgen --dataset kinetics400 --workers 64
+      vssl train --shards out/
+      vssl eval retrieval
+    """
+
+
+for command in (labelgen, train, evaluate, demo):
+    main.add_command(command)

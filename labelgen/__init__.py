@@ -1,0 +1,1 @@
+"""Videos to labelled HDF5 shards."""

@@ -1,0 +1,66 @@
+"""What labels are made of: every setting that changes a stored byte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from labelgen.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the label generator; all of them, with the list of videos, make up a shard's configuration hash.
+
+    Raises ConfigError for a value that cannot be used.
+    """
+
+    height: int = 128  # of the stored frames, pixels
+    width: int = 171
+    crop: int = 112  # side of the labelled crops, pixels
+    fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
+    jpeg_quality: int = 90  # 1..100
+    flow: str = "tvl1"
+    clips: int | None = None  # labelled clips per video, at random; None labels all that do not overlap
+    paces: tuple[str, ...] = ("1", "2", "3", "4")
+    order_clips: int = 3  # clips per order row
+    rows: int = 32  # pace and order rows per video
+    allow_wrap: bool = False  # pace rows of videos too short for the widest pace run on from the first frame
+    seed: int = 0
+
+    def __post_init__(self):
+        limits = {
+            "height": (16, 4096),
+            "width": (16, 4096),
+            "jpeg_quality": (1, 100),
+            "order_clips": (2, 5),
+            "rows": (1, 65535),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name.replace('_', '-')} is {value}; expected {low} to {high}")
+        if self.crop % 8 or not 16 <= self.crop <= min(self.height, self.width):
+            raise ConfigError(
+                f"crop is {self.crop}; expected a multiple of 8 from 16 to the smaller side of the frames "
+                f"({self.height} x {self.width})"
+            )
+        if self.clips is not None and self.clips < 1:
+            raise ConfigError(f"clips is {self.clips}; expected 'all' or a number of clips per video, at least 1")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise ConfigError(f"fps is {self.fps}; expected frames per second, more than 0 and at most 1000")
+        try:
+            paces = [Fraction(pace) for pace in self.paces]
+        except (ValueError, ZeroDivisionError) as error:
+            raise ConfigError(
+                f"paces are {', '.join(self.paces)}; expected numbers such as 1,2,4 or 1/2,1,2 ({error})"
+            ) from error
+        if len(set(paces)) != len(paces) or not 2 <= len(paces) <= 255 or 0 in paces:
+            raise ConfigError(
+                f"paces are {', '.join(self.paces)}; expected at least two different paces, none of them 0"
+            )
+
+    @property
+    def fractions(self) -> tuple[Fraction, ...]:
+        """The paces as numbers."""
+        return tuple(Fraction(pace) for pace in self.paces)

@@ -1,0 +1,115 @@
+"""One video file to upright RGB frames, streamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import av
+import av.logging
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from labelgen.errors import DecodeError
+
+av.logging.set_level(av.logging.PANIC)  # every failure is raised, with its reason; nothing is printed past us
+_RESIZE = Interpolation.AREA | Interpolation.ACCURATE_RND
+
+
+class FrameStream(Iterator[np.ndarray]):
+    """Iterator of RGB uint8 frames [height, width, 3] in presentation order, made by `frames`.
+
+    native_height, native_width: size of the upright picture before resizing, in pixels
+    fps:   frames per second of the stream as yielded (0.0 where the file does not say)
+    count: frames yielded so far
+    """
+
+    def __init__(self, path: str | os.PathLike, height: int | None, width: int | None, fps: float | None):
+        self.path, self._height, self._width = os.fspath(path), height, width
+        self.native_height = self.native_width = self.count = 0
+        self.fps = float(fps or 0)
+        self._reformatter = VideoReformatter()  # kept: a new one per frame costs more than the decoding
+        self._frames = self._decode(fps)
+
+    def __next__(self) -> np.ndarray:
+        frame = next(self._frames)
+        self.count += 1
+        return frame
+
+    def close(self) -> None:
+        """Close the file; iteration ends."""
+        self._frames.close()
+
+    def _decode(self, fps: float | None) -> Iterator[np.ndarray]:
+        try:
+            # text metadata that is not UTF-8 must not stop a video
+            with av.open(self.path, metadata_errors="replace") as container:
+                if not container.streams.video:
+                    raise DecodeError(self.path, "no video stream")
+                stream = container.streams.video[0]
+                stream.thread_count = 1  # parallelism is by video
+                self.fps = float(fps or stream.average_rate or stream.guessed_rate or 0)
+                decoded = container.decode(stream)
+                for frame in decoded if fps is None else _resample(decoded, fps):
+                    yield self._upright(frame)
+        except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
+            where = f"after {self.count} frames" if self.count else "at opening"
+            reason = getattr(error, "strerror", None) or error
+            raise DecodeError(self.path, f"cannot be decoded {where}: {reason}") from error
+        if not self.count:
+            raise DecodeError(self.path, "no frame in the video stream")
+
+    def _upright(self, frame: av.VideoFrame) -> np.ndarray:
+        turns = round(frame.rotation / 90) % 4  # counter-clockwise quarters
+        size = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
+        self.native_height, self.native_width = size
+        height, width = self._height or size[0], self._width or size[1]
+        if turns % 2:
+            height, width = width, height
+        rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=_RESIZE, threads=1).to_ndarray()
+        return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+
+
+def frames(
+    path: str | os.PathLike, height: int | None = None, width: int | None = None, fps: float | None = None
+) -> FrameStream:
+    """Decode a video: an iterator of RGB uint8 arrays [height, width, 3] in presentation order.
+
+    The container's rotation is applied, then area interpolation to `height` x `width` pixels (default: as they are).
+    `fps` resamples to a constant rate by nearest presentation time; default: every frame of the file. Memory does not
+    grow with the length of the video.
+
+    Raises DecodeError, with the reason, where the file cannot be opened or holds no frame, and where decoding stops
+    early: frames yielded before that are good, `FrameStream.count` tells how many.
+    """
+    return FrameStream(path, height, width, fps)
+
+
+def _resample(decoded: Iterator[av.VideoFrame], fps: float) -> Iterator[av.VideoFrame]:
+    """Frame k is the one presented nearest to second k / fps after the first."""
+    held, held_time, begin, k = None, 0.0, None, 0
+    for frame in decoded:
+        if frame.time is None:
+            raise ValueError("frames carry no presentation time, which a constant frame rate needs")
+        begin = frame.time if begin is None else begin
+        time = frame.time - begin
+        while held is not None and k / fps < (held_time + time) / 2:
+            yield held
+            k += 1
+        held, held_time = frame, time
+    while held is not None and k / fps <= held_time:
+        yield held
+        k += 1
+
+
+def count_frames(path: str | os.PathLike, fps: float | None = None) -> int:
+    """Number of frames that `frames` yields, by decoding them; those before an error where decoding stops early."""
+    stream = FrameStream(path, None, None, fps)
+    stream._upright = lambda frame: None
+    try:
+        for _ in stream:
+            pass
+    except DecodeError:
+        if not stream.count:
+            raise
+    return stream.count

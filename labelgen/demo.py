@@ -1,0 +1,215 @@
+"""The demo data set: real video files of six classes that differ by motion alone.
+
+A textured object on a textured background has six clocks, one per motion, each started at a random phase. In a video
+of one class only that motion's clock runs. So a single frame has the same distribution in every class, whichever the
+frame: nothing but motion can tell them apart. The motions keep their own time (`PERIODS`), so that the pace of playback
+can be told too, and no class is another one mirrored: a clock runs forwards or backwards, by chance.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from labelgen.errors import ConfigError
+from labelgen.sampling import generator
+
+PERIODS = {"bounce": 24, "orbit": 32, "pulse": 24, "rock": 22, "spin": 45, "swing": 26}  # frames per turn of the clock
+CLASSES = tuple(PERIODS)
+FPS = 30
+HEIGHT, WIDTH = 96, 128
+_VERSION = 1  # of the pictures: a change of anything drawn counts it up
+_JITTER = 0.12  # of a period; below 1/7, or one video's pace 3 could be another one's pace 4
+_SPRITE = 22  # root-mean-square radius in pixels at which the object is drawn, before it is scaled down
+
+
+def trajectory(motion: str, n: int, rng: np.random.Generator) -> np.ndarray:
+    """The object's pose in n frames, float64 [n, 4]: x, y (pixels from the centre of the picture), log scale, angle
+    (radians), when the clock of `motion` runs and the others stand still."""
+    phase = np.repeat(rng.random((len(CLASSES), 1)), n, axis=1)
+    speed = rng.choice([-1, 1]) / (PERIODS[motion] * rng.uniform(1 - _JITTER, 1 + _JITTER))
+    phase[CLASSES.index(motion)] += speed * np.arange(n)
+    bounce, orbit, pulse, rock, spin, swing = 2 * np.pi * phase
+    x = rng.uniform(-6, 6) + 12 * np.cos(orbit) + 15 * np.sin(swing)
+    y = rng.uniform(-4, 4) + 12 * np.sin(orbit) + 24 * (bounce / np.pi % 2 - 1) ** 2 - 12
+    return np.stack([x, y, 0.35 * np.sin(pulse), spin + 0.55 * np.sin(rock)], axis=1)
+
+
+def render(
+    root: Path,
+    train: int = 60,
+    test: int = 20,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Render `train` and `test` videos of each class as root/{train,test}/{class}/{000...}.mp4.
+
+    The same arguments give the same bytes. The videos are rendered beside `root` and renamed as a whole: where `root` is,
+    it is complete, and rendering it again returns at once. `progress(done, total)` is called after each video.
+
+    Raises ConfigError where `root` holds something else: other numbers of videos, another seed, missing files.
+    """
+    root = Path(root)
+    names = [
+        f"{split}/{motion}/{index:03}"
+        for split, count in (("train", train), ("test", test))
+        for motion in CLASSES
+        for index in range(count)
+    ]
+    settings = json.dumps({"version": _VERSION, "train": train, "test": test, "seed": seed})
+    if root.exists() and any(root.iterdir()):
+        _check(root, names, settings)
+        return
+    temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
+    try:
+        for done, name in enumerate(names, start=1):
+            path = temporary / f"{name}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            split, motion, _ = name.split("/")
+            _encode(path, _frames(split, motion, generator(seed, "demo", name)))
+            if progress:
+                progress(done, len(names))
+        (temporary / "demo.json").write_text(settings)
+        os.replace(temporary, root)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check(root: Path, names: list[str], settings: str) -> None:
+    marker = root / "demo.json"
+    found = marker.read_text() if marker.exists() else "no demo.json"
+    missing = sum(not (root / f"{name}.mp4").exists() for name in names)
+    if found != settings or missing:
+        raise ConfigError(
+            f"{root} holds {found} with {missing} of {len(names)} videos missing, expected {settings}: "
+            "remove that folder or choose another root"
+        )
+
+
+def _frames(split: str, motion: str, rng: np.random.Generator) -> np.ndarray:
+    """The pictures of one video, RGB uint8 [n, HEIGHT, WIDTH, 3]."""
+    n = int(rng.integers(64, 97))
+    poses = trajectory(motion, n, rng)
+    size = rng.uniform(16, 20) / _SPRITE
+    gain = rng.uniform(0.85, 1.1) * (1 + 0.04 * np.sin(2 * np.pi * (rng.random() + np.arange(n) / rng.uniform(60, 200))))
+    background = _texture(split, HEIGHT, WIDTH, rng)
+    sprite = _sprite(split, rng)
+    centre = np.array([len(sprite) - 1] * 2) / 2
+    video = np.empty((n, HEIGHT, WIDTH, 3), np.uint8)
+    for picture, (x, y, log_scale, angle), brightness in zip(video, poses, gain, strict=True):
+        scale = size * np.exp(log_scale)
+        matrix = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        offset = np.array([x + (WIDTH - 1) / 2, y + (HEIGHT - 1) / 2]) - matrix @ centre
+        pasted = cv2.warpAffine(sprite, np.column_stack([matrix, offset]), (WIDTH, HEIGHT))
+        cv2.convertScaleAbs(background * (1 - pasted[..., 3:]) + pasted[..., :3], picture, brightness)
+    return video
+
+
+def _sprite(split: str, rng: np.random.Generator) -> np.ndarray:
+    """A textured shape, its colours multiplied by its coverage, float32 [side, side, 4]: R, G, B 0..255, coverage 0..1."""
+    side = 4 * _SPRITE
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    turn = np.arctan2(y, x) / (2 * np.pi) % 1
+    corners = rng.integers(3, 7)
+    wedge = np.pi * (2 * (turn * corners % 1) - 1) / corners
+    kind = rng.integers(4)
+    if kind == 0:  # disc
+        radius = np.ones_like(turn)
+    elif kind == 1:  # polygon
+        radius = 1 / np.cos(wedge)
+    elif kind == 2:  # star
+        radius = 1 + rng.uniform(0.6, 1.2) * np.abs(wedge) * corners / np.pi
+    else:  # blob
+        waves = np.arange(2, 6)[:, None, None]
+        radius = 1 + (0.25 * np.sin(2 * np.pi * (waves * turn + rng.random((4, 1, 1)))) / np.sqrt(waves)).sum(axis=0)
+    radius *= _SPRITE / np.sqrt((radius**2).mean())
+    coverage = np.clip(radius - np.hypot(x, y) + 0.5, 0, 1)[..., None]
+    return np.concatenate([_texture(split, side, side, rng) * coverage, coverage], axis=2).astype(np.float32)
+
+
+def _texture(split: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A random pattern between two random colours, float32 [height, width, 3], 0..255."""
+    luma = np.array([0.299, 0.587, 0.114])
+    while True:
+        dark, bright = rng.uniform(0, 255, (2, 3))
+        if (bright - dark) @ luma > 80:
+            break
+    patterns = _PATTERNS[split]
+    pattern = patterns[rng.integers(len(patterns))](height, width, rng)
+    pattern = np.clip(0.5 + 0.35 * (pattern - pattern.mean()) / pattern.std(), 0, 1)[..., None]
+    return (dark + (bright - dark) * pattern).astype(np.float32)
+
+
+def _clouds(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise with the 1/f amplitudes of natural pictures."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequency[0, 0] = np.inf
+    spectrum = np.fft.rfft2(rng.standard_normal((height, width)))
+    return np.fft.irfft2(spectrum * frequency ** -rng.uniform(1.0, 1.5), (height, width))
+
+
+def _blobs(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    noise = cv2.GaussianBlur(rng.standard_normal((height, width)), None, rng.uniform(2, 4))
+    return np.tanh(2 * noise / noise.std())
+
+
+def _wave(height: int, width: int, rng: np.random.Generator, angle: float) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    along = (x * np.cos(angle) + y * np.sin(angle)) / rng.uniform(9, 20)
+    return np.tanh(2 * np.sin(2 * np.pi * (along + rng.random())))
+
+
+def _stripes(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    return _wave(height, width, rng, rng.uniform(0, np.pi))
+
+
+def _checks(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    angle = rng.uniform(0, np.pi)
+    return _wave(height, width, rng, angle) * _wave(height, width, rng, angle + np.pi / 2)
+
+
+def _grain(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise of several scales on top of each other."""
+    octaves = [rng.standard_normal((height // step + 2, width // step + 2)) for step in (3, 6, 12, 24)]
+    weights = rng.uniform(0.3, 1, len(octaves))
+    return sum(w * cv2.resize(o, (width, height), interpolation=cv2.INTER_CUBIC) for w, o in zip(weights, octaves, strict=True))
+
+
+def _cells(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Distance to the nearest of scattered points."""
+    ground = (rng.random((height, width)) > rng.uniform(0.004, 0.012)).astype(np.uint8)
+    return cv2.GaussianBlur(cv2.distanceTransform(ground, cv2.DIST_L2, 5), None, 1)
+
+
+def _rings(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    distance = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height))
+    return np.tanh(2 * np.sin(2 * np.pi * (distance / rng.uniform(9, 20) + rng.random())))
+
+
+def _weave(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Two gratings across each other, at any angle."""
+    angle = rng.uniform(0, np.pi)
+    return _wave(height, width, rng, angle) + _wave(height, width, rng, angle + rng.uniform(0.6, 1.2))
+
+
+# no family of the training textures is among the test textures
+_PATTERNS = {"train": (_clouds, _blobs, _stripes, _checks), "test": (_grain, _cells, _rings, _weave)}
+
+
+def _encode(path: Path, video: np.ndarray) -> None:
+    """Write RGB uint8 [n, height, width, 3] as H.264; the same pictures give the same bytes."""
+    with av.open(path, "w", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", FPS, options={"crf": "14", "preset": "ultrafast", "threads": "1"})
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())

@@ -1,0 +1,28 @@
+"""The project's errors: whatever a user can cause is a VsslError whose message says what to do."""
+
+
+class VsslError(Exception):
+    """Base of every error that bad input, a full disk or a wrong option can cause."""
+
+
+class ManifestError(VsslError, ValueError):
+    """A data set description, or the folder that it describes, is not as expected."""
+
+
+class DecodeError(VsslError):
+    """A video file cannot be decoded; `reason` says why, without the path."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+    def __reduce__(self):
+        return DecodeError, (str(self)[: -len(self.reason) - 2], self.reason)
+
+
+class ConfigError(VsslError, ValueError):
+    """An option has a value that cannot be used."""
+
+
+class ShardError(VsslError):
+    """A shard is missing, damaged or does not belong with the others."""

@@ -1,0 +1,124 @@
+"""Motion statistics: where, in which direction and when a clip moves most [thesis 2.2.2, Alg. 1]."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from labelgen.patterns import BLOCKS, areas, patterns
+
+LABELS = 14
+MIN_MOTION = 1e-3  # pixels per frame and pixel: below this mean magnitude a block does not move
+
+_BLOCKS = np.array(BLOCKS)
+# Magnitudes are summed as integers of 2^-20: sums do not depend on the order of the pixels, so neither do ties.
+_UNIT = float(1 << 20)
+
+
+def motion_statistics(boundaries: np.ndarray, corners: np.ndarray, crop: int) -> tuple[np.ndarray, np.ndarray]:
+    """The 14 motion labels of a clip for each crop, plain and mirrored.
+
+    boundaries: float32 [T - 1, 4, H, W], the motion boundaries of the clip's flows
+    corners:    int16 [crops, 2], y and x of each crop's corner; crop: its side in pixels
+
+    Returns labels uint8 [crops, 2, 14] in the order p_u o_u p_v o_v of patterns 1, 2, 3, then I_u I_v, and valid
+    uint8 [crops, 2, 14], 0 where the component hardly moves: its label then says nothing. p is the block of the largest
+    mean magnitude of the summed boundary, o its dominant orientation (sectors of 45 degrees, counter-clockwise from
+    the right, each pixel votes with its magnitude), I the flow of the largest boundary. Ties go to the lowest id.
+    """
+    labels = np.zeros((len(corners), 2, LABELS), np.uint8)
+    valid = np.zeros_like(labels)
+    summed = boundaries.sum(0)
+    _motion_statistics(boundaries, summed, corners, patterns(crop), areas(crop), _BLOCKS, labels, valid)
+    return labels, valid
+
+
+@njit(cache=True, nogil=True)
+def sector(x, y):
+    """Sector 0..7 of the direction (x, y), y downward: floor(atan2(-y, x) / 45 degrees), decided without rounding."""
+    if y <= 0:
+        if x > 0:
+            return 0 if -y < x else 1
+        if -y > -x:
+            return 2
+        return 3 if y < 0 else 4
+    if x < 0:
+        return 4 if y < -x else 5
+    return 6 if x < y else 7
+
+
+@njit(cache=True, nogil=True)
+def _motion_statistics(boundaries, summed, corners, ids, area, blocks, labels, valid):
+    flows, _, height, width = boundaries.shape
+    crop = ids.shape[1]
+    magnitude = np.empty((2, height, width), np.int64)
+    sectors = np.empty((2, 2, height, width), np.uint8)  # plain, mirrored
+    for component in range(2):
+        # mirroring turns (u_x, u_y) into (u_x, -u_y) and (v_x, v_y) into (-v_x, v_y)
+        flip_x, flip_y = (1, -1) if component == 0 else (-1, 1)
+        for y in range(height):
+            for x in range(width):
+                dx, dy = summed[2 * component, y, x], summed[2 * component + 1, y, x]
+                magnitude[component, y, x] = _fixed(dx, dy)
+                sectors[component, 0, y, x] = sector(dx, dy)
+                sectors[component, 1, y, x] = sector(flip_x * dx, flip_y * dy)
+
+    when, moves = np.zeros((len(corners), 2), np.uint8), np.zeros((len(corners), 2), np.uint8)
+    _largest_flow(boundaries, corners, crop, when)
+    votes = np.empty((3, 16, 8), np.int64)
+    for c in range(len(corners)):
+        top, left = corners[c]
+        for component in range(2):
+            for mirrored in range(2):
+                votes[:] = 0
+                for y in range(crop):
+                    for x in range(crop):
+                        weight = magnitude[component, top + y, left + x]
+                        direction = sectors[component, mirrored, top + y, left + x]
+                        column = crop - 1 - x if mirrored else x
+                        votes[0, ids[0, y, column], direction] += weight
+                        votes[1, ids[1, y, column], direction] += weight
+                        votes[2, ids[2, y, column], direction] += weight
+                for pattern in range(3):
+                    block, most = 0, -1.0
+                    for b in range(blocks[pattern]):
+                        mean = votes[pattern, b].sum() / (_UNIT * area[pattern, b])
+                        if mean > most:
+                            block, most = b, mean
+                    orientation = 0
+                    for k in range(1, 8):
+                        if votes[pattern, block, k] > votes[pattern, block, orientation]:
+                            orientation = k
+                    at = 4 * pattern + 2 * component
+                    labels[c, mirrored, at], labels[c, mirrored, at + 1] = block, orientation
+                    if most >= MIN_MOTION:
+                        valid[c, mirrored, at : at + 2] = 1
+                        moves[c, component] = 1
+            for mirrored in range(2):
+                labels[c, mirrored, 12 + component] = when[c, component]
+                valid[c, mirrored, 12 + component] = moves[c, component]
+
+
+@njit(cache=True, nogil=True)
+def _fixed(dx, dy):
+    return np.int64(np.sqrt(np.float64(dx) * dx + np.float64(dy) * dy) * _UNIT + 0.5)
+
+
+@njit(cache=True, nogil=True)
+def _largest_flow(boundaries, corners, crop, when):
+    """Index of the flow whose boundary magnitude, summed over the crop, is largest, by integral images."""
+    flows, _, height, width = boundaries.shape
+    integral = np.zeros((height + 1, width + 1), np.int64)
+    for component in range(2):
+        largest = np.full(len(corners), -1, np.int64)
+        for t in range(flows):
+            for y in range(height):
+                row = np.int64(0)
+                for x in range(width):
+                    row += _fixed(boundaries[t, 2 * component, y, x], boundaries[t, 2 * component + 1, y, x])
+                    integral[y + 1, x + 1] = integral[y, x + 1] + row
+            for c in range(len(corners)):
+                y, x = corners[c]
+                total = integral[y + crop, x + crop] - integral[y, x + crop] - integral[y + crop, x] + integral[y, x]
+                if total > largest[c]:
+                    largest[c], when[c, component] = total, t

@@ -1,0 +1,401 @@
+"""Which shards are missing, who makes them, and what failed."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import hashlib
+import inspect
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from labelgen import shards
+from labelgen.config import Config
+from labelgen.errors import ConfigError, DecodeError, ShardError
+from labelgen.manifest import Dataset, Video
+
+STALL_SECONDS = 300  # a video that yields no frame for so long hangs, and its process is ended
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to make."""
+
+    path: Path
+    videos: tuple[Video, ...]
+    root: Path
+    splits: tuple[str, ...]
+    config: Config
+    identity: dict  # the whole configuration, as it is stored in the shard
+    stall: float
+    isolated: bool  # each video in a process of its own, because one of them has ended its worker before
+
+
+def run(
+    dataset: Dataset,
+    videos: tuple[Video, ...],
+    out: Path,
+    config: Config,
+    workers: int = 1,
+    videos_per_shard: int | None = None,
+    stall: float = STALL_SECONDS,
+    progress: Callable[[int, int, Counter], None] = lambda done, total, counts: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict:
+    """Label `videos` of `dataset` into shards `out/<dataset>/00000.h5` ...; shards that are there are kept.
+
+    workers: processes; at most one per core is started
+    videos_per_shard: None makes about 64 shards of at most 32 videos
+    progress: called with videos done, videos in all and counts so far, after each shard
+
+    Returns the report that is also written to `out/<dataset>/report.json`.
+    Raises ShardError where the folder holds shards of another configuration, or cannot be written.
+    """
+    if workers < 1 or (videos_per_shard is not None and videos_per_shard < 1):
+        raise ConfigError(f"workers is {workers}, videos-per-shard is {videos_per_shard}; expected at least 1")
+    per_shard = videos_per_shard or min(32, -(-len(videos) // 64))
+    identity = _identity(dataset, videos, config, per_shard)
+    folder = Path(out) / dataset.name
+    folder.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    with _locked(folder):
+        batches = [videos[at : at + per_shard] for at in range(0, len(videos), per_shard)]
+        paths = [folder / f"{index:05d}.h5" for index in range(len(batches))]
+        missing = _missing(folder, paths, identity)
+        suspects = _clean(folder)
+        done = len(videos) - sum(len(batches[index]) for index in missing)
+        if done:
+            say(f"{folder}: {len(paths) - len(missing)} of {len(paths)} shards are there ({done} videos)")
+        cores = len(os.sched_getaffinity(0))
+        if workers > cores:
+            say(f"{workers} workers asked for, {cores} cores here: {cores} at work")
+        counts, seconds = Counter(), Counter()
+        progress(done, len(videos), counts)
+        while missing:
+            tasks = [
+                Task(
+                    paths[i],
+                    batches[i],
+                    dataset.root,
+                    dataset.splits,
+                    config,
+                    identity,
+                    stall,
+                    paths[i].name in suspects,
+                )
+                for i in missing
+            ]
+            try:
+                for name, shard_seconds, shard_counts in _parallel(tasks, min(workers, cores, len(tasks))):
+                    seconds.update(shard_seconds)
+                    counts.update(shard_counts)
+                    done += len(batches[int(name[:5])])
+                    progress(done, len(videos), counts)
+            except _WorkerLost:
+                lost = _clean(folder)
+                if lost <= suspects:  # not even alone could they be finished
+                    raise ShardError(
+                        f"{folder}: the worker was killed at {', '.join(sorted(lost)) or 'its start'}; check memory"
+                    ) from None
+                suspects |= lost
+                say(f"a worker was lost; {', '.join(sorted(lost))}: trying each video in a process of its own")
+            missing = [index for index in missing if not paths[index].exists()]
+            done = len(videos) - sum(len(batches[index]) for index in missing)
+        report = _report(dataset, videos, paths, identity)
+        elapsed = time.perf_counter() - begin
+        report["this_run"] = {
+            "workers": min(workers, cores),
+            "seconds": round(elapsed, 3),
+            "seconds_per_stage": {stage: round(value, 3) for stage, value in seconds.items()},
+            **{name: counts[name] for name in ("frames", "flow pairs", "clips")},
+            "frames_per_second": round(counts["frames"] / elapsed, 1),
+            "flow_pairs_per_second": round(counts["flow pairs"] / elapsed, 1),
+        }
+        _write_json(folder / "report.json", report)
+    return report
+
+
+def _identity(dataset: Dataset, videos: tuple[Video, ...], config: Config, per_shard: int) -> dict:
+    """The whole configuration: settings, flow parameters, and a digest of which videos there are."""
+    from labelgen.flow import BACKENDS
+
+    digest = hashlib.sha256()
+    for video in videos:
+        digest.update(
+            f"{video.id}\0{os.stat(video.path).st_size}\0{video.label}\0{video.group}\0{video.split}\n".encode()
+        )
+    parameters = inspect.signature(BACKENDS[config.flow]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {
+        "dataset": dataset.name,
+        "videos": f"{len(videos)} {digest.hexdigest()[:16]}",
+        "videos_per_shard": per_shard,
+        **asdict(config),
+        "paces": list(config.paces),
+        "flow": {"backend": config.flow, **defaults},
+    }
+
+
+def _missing(folder: Path, paths: list[Path], identity: dict) -> list[int]:
+    """Indices of the shards that are not there yet. Raises ShardError where one of another configuration is."""
+    expected = shards.config_hash(identity)
+    for path in sorted(folder.glob("[0-9]*.h5")):
+        found = shards.ShardReader(path)
+        if found.config_hash != expected:
+            differing = [
+                f"{key}: {found.config.get(key)} there, {identity.get(key)} now"
+                for key in sorted(identity.keys() | found.config.keys())
+                if json.dumps(found.config.get(key)) != json.dumps(identity.get(key))
+            ]
+            raise ShardError(
+                f"{path} was made with configuration {found.config_hash}, this run's is {expected} ({'; '.join(differing)}); "
+                "name another folder with --out, or delete this one"
+            )
+    return [index for index, path in enumerate(paths) if not path.exists()]
+
+
+def _clean(folder: Path) -> set[str]:
+    """Remove what killed processes left behind; returns the names of the shards they were at."""
+    left = list(folder.glob(".*.tmp"))
+    for path in left:
+        path.unlink(missing_ok=True)
+    return {path.name[1:].split(".h5")[0] + ".h5" for path in left}
+
+
+@contextlib.contextmanager
+def _locked(folder: Path):
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShardError(
+                f"{folder}: another labelgen is writing here; wait for it, or name another folder with --out"
+            ) from None
+        yield
+
+
+class _WorkerLost(Exception):
+    pass
+
+
+def _parallel(tasks: list[Task], workers: int):
+    """Results of `label_shard` as they come. Raises _WorkerLost where a worker process was killed."""
+    import joblib
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    from labelgen.record import compile_kernels
+
+    compile_kernels()  # here once: the workers load them from Numba's cache
+    # With n_jobs=1 joblib would stay in this process, which a broken video may kill: two processes, one of them busy.
+    parallel = joblib.Parallel(
+        n_jobs=max(workers, 2),
+        backend="loky",
+        batch_size=1,
+        pre_dispatch=workers if workers == 1 else 2 * workers,
+        return_as="generator_unordered",
+    )
+    try:
+        yield from parallel(joblib.delayed(label_shard)(task) for task in tasks)
+    except TerminatedWorkerError as error:
+        raise _WorkerLost from error
+
+
+def label_shard(task: Task) -> tuple[str, Counter, Counter]:
+    """Make one shard; returns its name, the seconds per stage and the counts. Videos that fail are recorded in it.
+
+    Raises ShardError where the shard cannot be written.
+    """
+    try:
+        return _label_shard(task)
+    except OSError as error:
+        raise ShardError(
+            f"{task.path}: cannot be written: {error.strerror or error}; finished shards are kept: make room and run the "
+            "same command again"
+        ) from error
+
+
+def _label_shard(task: Task) -> tuple[str, Counter, Counter]:
+    import cv2
+
+    from labelgen.patterns import crop_grid
+    from labelgen.record import Clock, relative_path, shard_arrays
+
+    cv2.setNumThreads(1)
+    clock, records, failures = Clock(), [], []
+    label = _label_apart if task.isolated else _label_here
+    with _spool(task.path) as spool:
+        for video in task.videos:
+            begin = spool.tell()
+            stage, reason = "", ""
+            try:
+                record = label(video, task, spool, clock)
+                records.append(record)
+                if record.cut_short:
+                    stage, reason = "decode", f"kept the first {len(record.jpeg_sizes)} frames: {record.cut_short}"
+            except (ShardError, OSError):
+                raise  # the disk, not the video
+            except DecodeError as error:
+                stage, reason = "decode", error.reason
+            except _VideoLost as error:
+                stage, reason = "process", str(error)
+            except Exception as error:
+                stage, reason = "label", f"{type(error).__name__}: {error}"
+            if reason:
+                failures.append(
+                    {"id": video.id, "path": relative_path(video, task.root), "stage": stage, "reason": reason}
+                )
+                if not records or records[-1].video is not video:
+                    spool.seek(begin)
+                    spool.truncate()
+        with clock("write"):
+            grid = crop_grid(task.config.height, task.config.width, task.config.crop)
+            arrays = shard_arrays(records, failures, task.root, task.config)
+            shards.write(task.path, arrays, spool, task.identity, grid, task.splits)
+    return task.path.name, clock.seconds, clock.counts
+
+
+@contextlib.contextmanager
+def _spool(path: Path):
+    """A file beside the shard for its frames; while it is there, the shard is being made."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".jpeg.tmp", dir=path.parent)
+    try:
+        os.close(handle)
+        with open(name, "wb+") as spool:
+            yield spool
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+class _VideoLost(Exception):
+    pass
+
+
+def _label_here(video: Video, task: Task, spool, clock):
+    from labelgen.record import label_video
+
+    armed = 0.0
+
+    def write(encoded: bytes) -> None:
+        nonlocal armed
+        spool.write(encoded)
+        if time.monotonic() - armed > 1:
+            armed = _arm(task.stall)
+
+    armed = _arm(task.stall)
+    try:
+        return label_video(video, task.config, write, clock)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _arm(seconds: float) -> float:
+    """End this process unless armed again within so many seconds: a hang in foreign code can be ended in no other way."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_null())
+    return time.monotonic()
+
+
+def _null(_open=[]):  # noqa: B006 - faulthandler needs a file that stays open
+    if not _open:
+        _open.append(open(os.devnull, "w"))  # noqa: SIM115
+    return _open[0]
+
+
+def _label_apart(video: Video, task: Task, spool, clock):
+    """`_label_here` in a process of its own, whose death is this video's failure alone."""
+    spool.flush()
+    with tempfile.NamedTemporaryFile(
+        prefix=f".{task.path.name}.", suffix=".record.tmp", dir=task.path.parent
+    ) as result:
+        request = pickle.dumps((video, task, spool.name, result.name))
+        command = [sys.executable, "-c", "from labelgen.run import _answer; _answer()"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        done = subprocess.run(command, input=request, env=environment, stdout=subprocess.DEVNULL)
+        answer = result.read()
+    spool.seek(0, os.SEEK_END)
+    if not answer:
+        if done.returncode < 0:
+            raise _VideoLost(f"killed its process (signal {-done.returncode})")
+        raise _VideoLost(
+            f"no frame for {task.stall:g} s" if done.returncode == 1 else f"its process ended with {done.returncode}"
+        )
+    outcome, seconds, counts = pickle.loads(answer)
+    clock.seconds.update(seconds)
+    clock.counts.update(counts)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _answer() -> None:
+    import cv2
+
+    from labelgen.record import Clock
+
+    cv2.setNumThreads(1)
+    video, task, spool_name, result_name = pickle.load(sys.stdin.buffer)
+    clock = Clock()
+    try:
+        with open(spool_name, "ab") as spool:
+            outcome = _label_here(video, task, spool, clock)
+    except Exception as error:
+        outcome = error
+    Path(result_name).write_bytes(pickle.dumps((outcome, clock.seconds, clock.counts)))
+
+
+def _report(dataset: Dataset, videos: tuple[Video, ...], paths: list[Path], identity: dict) -> dict:
+    """What the shards hold, read back from them."""
+    totals, failures = Counter(), []
+    for path in paths:
+        arrays = shards.ShardReader(path).arrays
+        kept = set(arrays["videos/id"])
+        totals["labelled"] += len(kept)
+        totals["frames"] += len(arrays["frames/offset"]) - 1
+        totals["bytes"] += path.stat().st_size
+        totals["clips"] += len(arrays["clips/video"])
+        totals["clips_without_motion"] += int(np.isnan(arrays["curriculum/score"]).sum())
+        totals["without_clip"] += len(kept) - len(np.unique(arrays["clips/video"]))
+        totals["too_short_for_pace"] += int((arrays["pace/pace"][:, 0] == shards.NO_ROW).sum())
+        totals["too_short_for_order"] += int((arrays["order/permutation"][:, 0] == shards.NO_ROW).sum())
+        for video, name, stage, reason in zip(
+            *(arrays[f"failures/{key}"] for key in ("id", "path", "stage", "reason")), strict=True
+        ):
+            failures.append({"id": video, "path": name, "stage": stage, "reason": reason, "kept": video in kept})
+    return {
+        "dataset": dataset.name,
+        "config": identity,
+        "config_hash": shards.config_hash(identity),
+        "shards": len(paths),
+        "videos": {
+            "asked": len(videos),
+            "labelled": totals.pop("labelled"),
+            "cut_short": sum(failure["kept"] for failure in failures),
+            "failed": sum(not failure["kept"] for failure in failures),
+            "listed_but_missing": len(dataset.missing),
+            "in_no_official_list": len(dataset.unlisted),
+        },
+        **totals,
+        "failures": failures,
+    }
+
+
+def _write_json(path: Path, value: dict) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(name, 0o644)
+    os.replace(name, path)

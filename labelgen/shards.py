@@ -1,0 +1,286 @@
+"""The HDF5 shard: the contract between the label generator and everything that reads its labels.
+
+One file holds the frames (JPEG) and all labels of a few videos. It is written beside its target, synced, re-read
+and renamed: the final name is the only sign that it is done. The layout is described in docs/shards.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import mmap
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import h5py
+import numpy as np
+
+from labelgen.errors import ShardError
+from labelgen.sampling import CLIP_LENGTH, pace_frames
+
+SCHEMA_VERSION = 1
+NO_ROW = 255  # stored in /pace/pace and /order/permutation where a video is too short; its starts are -1
+_COPY_BYTES = 1 << 24
+
+# Every data set of a shard that is made of numbers, with its type; /frames/jpeg, which is not loaded, stands apart.
+_NUMBERS = {
+    "frames/offset": np.int64,
+    "videos/split": np.uint8,
+    "videos/first_frame": np.int64,
+    "videos/n_frames": np.int32,
+    "videos/fps": np.float64,
+    "videos/width": np.int32,
+    "videos/height": np.int32,
+    "clips/video": np.int32,
+    "clips/start": np.int32,
+    "statistics/motion": np.uint8,
+    "statistics/appearance": np.uint8,
+    "statistics/valid": np.uint8,
+    "curriculum/score": np.float32,
+    "pace/start": np.int32,
+    "pace/pace": np.uint8,
+    "pace/wrapped": np.uint8,
+    "order/start": np.int32,
+    "order/permutation": np.uint8,
+}
+_TEXTS = ["videos/id", "videos/path", "videos/label", "videos/group"] + [
+    f"failures/{name}" for name in ("id", "path", "stage", "reason")
+]
+
+
+def config_hash(config: dict) -> str:
+    """16 hexadecimal digits that change with any value of `config`, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write(path: Path, arrays: dict, jpeg: BinaryIO, config: dict, crop_grid: np.ndarray, splits: Sequence[str]) -> None:
+    """Write one shard atomically: afterwards `path` is complete and verified, or as it was before.
+
+    arrays:    every data set of the schema by its full name; texts as lists of str.
+    jpeg:      open binary file holding all JPEG frames end to end; `arrays["frames/offset"]` [frames + 1] cuts it.
+    crop_grid: int16 [crops, 2], the y and x of each crop's corner.
+    splits:    names of the official splits, one per column of videos/split.
+
+    Raises ShardError where what was written reads back differently, OSError where the disk is full.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        try:
+            digest = _write_hdf5(name, arrays, jpeg, config, crop_grid, splits)
+        except RuntimeError as error:  # what h5py raises where the disk is full at closing
+            raise OSError(f"HDF5: {error}") from error
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        _check_equal(ShardReader(name), arrays, digest)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_hdf5(name, arrays, jpeg, config, crop_grid, splits) -> str:
+    digest = hashlib.sha256()
+    with h5py.File(name, "w", libver=("earliest", "v110")) as file:
+        file.attrs["schema_version"] = SCHEMA_VERSION
+        file.attrs["config"] = json.dumps(config, sort_keys=True)
+        file.attrs["config_hash"] = config_hash(config)
+        file.attrs["crop_grid"] = np.asarray(crop_grid, np.int16)
+        file.attrs["splits"] = json.dumps(list(splits))
+        file.attrs["versions"] = json.dumps(_versions(), sort_keys=True)
+        size = int(arrays["frames/offset"][-1])
+        frames = file.create_dataset("frames/jpeg", (size,), np.uint8)
+        jpeg.seek(0)
+        for start in range(0, size, _COPY_BYTES):
+            block = jpeg.read(min(_COPY_BYTES, size - start))
+            digest.update(block)
+            frames[start : start + len(block)] = np.frombuffer(block, np.uint8)
+        file["frames"].attrs["sha256"] = digest.hexdigest()
+        for key, dtype in _NUMBERS.items():
+            file.create_dataset(key, data=np.asarray(arrays[key], dtype))
+        for key in _TEXTS:
+            encoded = [text.encode() for text in arrays[key]]
+            text = h5py.string_dtype("utf-8", 1 + max(map(len, encoded), default=0))
+            file.create_dataset(key, data=np.array(encoded, dtype=text))
+        file["pace"].attrs["paces"] = json.dumps(config["paces"])
+    return digest.hexdigest()
+
+
+def _check_equal(reader: ShardReader, arrays: dict, digest: str) -> None:
+    if reader.jpeg_sha256() != digest:
+        raise ShardError(f"{reader.path}: the frames read back differ from those written; check the disk")
+    for key, dtype in _NUMBERS.items():
+        if not np.array_equal(
+            reader.arrays[key], np.asarray(arrays[key], dtype), equal_nan=dtype in (np.float32, np.float64)
+        ):
+            raise ShardError(f"{reader.path}: {key} read back differs from what was written; check the disk")
+    for key in _TEXTS:
+        if list(reader.arrays[key]) != list(arrays[key]):
+            raise ShardError(f"{reader.path}: {key} read back differs from what was written; check the disk")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@functools.cache
+def _versions() -> dict:
+    import av
+    import cv2
+    import numba
+
+    modules = {"numpy": np, "numba": numba, "opencv": cv2, "av": av, "h5py": h5py}
+    return {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
+
+
+@functools.lru_cache(maxsize=256)  # a map holds a file descriptor: bounded, however many shards there are
+def _mapped(path: str) -> np.ndarray:
+    with open(path, "rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+class ShardReader:
+    """One shard, read-only. HDF5 is open only while the labels are loaded; frames come from a memory map of the file,
+    so that a reader may be used after fork, in threads, and may be pickled.
+
+    arrays:    every data set by its full name ("videos/id", "statistics/motion", ...), see docs/shards.md
+    config:    the whole configuration the labels were made with; config_hash: its hash
+    crop_grid: int16 [crops, 2], y and x of each crop's corner; splits: names of the official splits
+    paces:     the set of paces as fractions, e.g. (Fraction(1), Fraction(2)); a pace label is an index into it
+
+    Raises ShardError when the file is not a whole shard of this schema.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = str(path)
+        try:
+            with h5py.File(self.path, "r") as file:
+                version = int(file.attrs["schema_version"])
+                if version != SCHEMA_VERSION:
+                    raise ShardError(
+                        f"{path}: shard schema {version}, expected {SCHEMA_VERSION}; label the videos again with this version"
+                    )
+                self.config: dict = json.loads(file.attrs["config"])
+                self.config_hash: str = str(file.attrs["config_hash"])
+                self.crop_grid: np.ndarray = file.attrs["crop_grid"]
+                self.splits: tuple[str, ...] = tuple(json.loads(file.attrs["splits"]))
+                self.versions: dict = json.loads(file.attrs["versions"])
+                self.sha256: str = str(file["frames"].attrs["sha256"])
+                self.arrays: dict = {key: file[key][...] for key in _NUMBERS}
+                self.arrays |= {key: tuple(file[key].asstr()[...].tolist()) for key in _TEXTS}
+                jpeg = file["frames/jpeg"]
+                self._jpeg_start, size = jpeg.id.get_offset() or 0, jpeg.shape[0]
+        except (OSError, KeyError, ValueError) as error:
+            raise ShardError(f"{path}: not a readable shard ({error}); delete it and run labelgen again") from error
+        if size != self.arrays["frames/offset"][-1] or os.path.getsize(self.path) < self._jpeg_start + size:
+            raise ShardError(f"{path}: frames are cut short; delete it and run labelgen again")
+        self.paces = tuple(Fraction(pace) for pace in self.config["paces"])
+
+    def __reduce__(self):
+        return ShardReader, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"ShardReader({self.path!r}: {self.n_videos} videos, {self.n_clips} clips)"
+
+    @property
+    def n_videos(self) -> int:
+        return len(self.arrays["videos/id"])
+
+    @property
+    def n_clips(self) -> int:
+        return len(self.arrays["clips/video"])
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of the stored frames in pixels."""
+        return self.config["height"], self.config["width"]
+
+    def jpeg(self, frame: int) -> np.ndarray:
+        """The JPEG bytes of one frame of the shard, uint8 [bytes], a view of the file."""
+        start, stop = self.arrays["frames/offset"][frame : frame + 2] + self._jpeg_start
+        return _mapped(self.path)[start:stop]
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """Decoded frames of the shard, RGB uint8 [len(indices), height, width, 3]; equal indices are decoded once."""
+        import cv2
+
+        out = np.empty((len(indices), *self.frame_size, 3), np.uint8)
+        done: dict[int, int] = {}
+        for position, frame in enumerate(map(int, indices)):
+            if frame in done:
+                out[position] = out[done[frame]]
+                continue
+            decoded = cv2.imdecode(self.jpeg(frame), cv2.IMREAD_COLOR_RGB)
+            if decoded is None or decoded.shape != out.shape[1:]:
+                raise ShardError(f"{self.path}: frame {frame} does not decode to {self.frame_size}; run labelgen again")
+            out[position] = decoded
+            done[frame] = position
+        return out
+
+    def clip_frames(self, clip: int) -> np.ndarray:
+        """Frame indices int64 [16] of labelled clip `clip`, for `frames`."""
+        video, start = self.arrays["clips/video"][clip], self.arrays["clips/start"][clip]
+        return self.arrays["videos/first_frame"][video] + start + np.arange(CLIP_LENGTH)
+
+    def pace_frames(self, video: int, row: int) -> np.ndarray:
+        """Frame indices int64 [16] of a video's pace row: start + floor(i * pace), wrapped where the row is marked so."""
+        start, pace = self.arrays["pace/start"][video, row], self.arrays["pace/pace"][video, row]
+        frames = pace_frames(int(start), self.paces[pace]) % self.arrays["videos/n_frames"][video]
+        return self.arrays["videos/first_frame"][video] + frames
+
+    def order_frames(self, video: int, row: int) -> np.ndarray:
+        """Frame indices int64 [n, 16] of a video's order row, the clips in their original order."""
+        starts = self.arrays["order/start"][video, row]
+        return self.arrays["videos/first_frame"][video] + starts[:, None] + np.arange(CLIP_LENGTH)
+
+    def jpeg_sha256(self) -> str:
+        """SHA-256 of all frames as they now stand in the file; equals `sha256` unless the file was damaged."""
+        start, stop = self._jpeg_start, self._jpeg_start + int(self.arrays["frames/offset"][-1])
+        data = _mapped(self.path)
+        digest = hashlib.sha256()
+        for block in range(start, stop, _COPY_BYTES):
+            digest.update(data[block : min(block + _COPY_BYTES, stop)])
+        return digest.hexdigest()
+
+
+def open_shards(folder: str | os.PathLike) -> list[ShardReader]:
+    """All shards of one data set in order. `folder` holds the `.h5` files, or one sub-folder that does.
+
+    Raises ShardError when there is none, when several data sets lie side by side, or when configurations differ.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ShardError(
+            f"{folder}: no such folder of shards; make them with `vssl labelgen`, or name it with --shards"
+        )
+    paths = sorted(folder.glob("[0-9]*.h5"))
+    if not paths:
+        subfolders = sorted(sub for sub in folder.iterdir() if sub.is_dir() and any(sub.glob("[0-9]*.h5")))
+        if not subfolders:
+            raise ShardError(f"{folder}: holds no shards (*.h5); make them with `vssl labelgen`")
+        if len(subfolders) > 1:
+            names = ", ".join(str(sub) for sub in subfolders)
+            raise ShardError(f"{folder}: holds several data sets; name one with --shards: {names}")
+        return open_shards(subfolders[0])
+    readers = [ShardReader(path) for path in paths]
+    for reader in readers[1:]:
+        if reader.config_hash != readers[0].config_hash:
+            raise ShardError(
+                f"{reader.path} was made with configuration {reader.config_hash}, {readers[0].path} with "
+                f"{readers[0].config_hash}; label one of the two into another folder"
+            )
+    return readers

@@ -1,0 +1,117 @@
+"""Decoding: sizes, order, rotation, failures; on files made here and on the codec collection where it is present."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from labelgen.decode import count_frames, frames
+from labelgen.errors import DecodeError
+
+CODECS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "codecs"
+codecs = pytest.mark.skipif(not CODECS.is_dir(), reason="the codec collection is not here")
+
+
+def write_video(path, pictures, rate=25, codec="libx264", times=None, **options):
+    """Encode RGB uint8 pictures [T, H, W, 3], near lossless."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options={"crf": "4"} | options)
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuv444p"
+        stream.time_base = Fraction(1, 1000)
+        for index, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.time_base = Fraction(1, 1000)
+            frame.pts = int(1000 * (times[index] if times is not None else index / rate))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def pictures(count, height=48, width=64):
+    """Frame k is grey 5k, with a red top left quarter."""
+    out = np.repeat(np.arange(count, dtype=np.uint8)[:, None, None, None] * 5, 3, -1)
+    out = np.broadcast_to(out, (count, height, width, 3)).copy()
+    out[:, : height // 2, : width // 2] = (250, 0, 0)
+    return out
+
+
+def test_frames_come_in_order_at_the_size_asked_for(tmp_path):
+    path = write_video(tmp_path / "a.mp4", pictures(20))
+    stream = frames(path, height=24, width=30)
+    out = list(stream)
+    assert len(out) == stream.count == 20 and all(f.shape == (24, 30, 3) and f.dtype == np.uint8 for f in out)
+    assert [abs(int(f[20, 25, 1]) - 5 * k) <= 3 for k, f in enumerate(out)] == [True] * 20
+    assert out[3][3, 3, 0] > 200 > 60 > out[3][3, 3, 1]
+    assert (stream.native_height, stream.native_width, stream.fps) == (48, 64, 25)
+    assert next(frames(path)).shape == (48, 64, 3) and count_frames(path) == 20
+
+
+def test_area_interpolation_averages(tmp_path):
+    board = np.indices((64, 64)).sum(0) % 2 * 255
+    path = write_video(tmp_path / "a.mp4", [np.repeat(board[..., None], 3, -1).astype(np.uint8)])
+    assert np.abs(next(frames(path, 16, 16)).astype(int) - 127).max() < 12
+
+
+def test_fps_takes_the_frame_presented_nearest(tmp_path):
+    path = write_video(tmp_path / "a.mp4", pictures(20))
+    shown = [int(round(f[40, 60, 1] / 5)) for f in frames(path, fps=12.5)]
+    assert shown == list(range(0, 20, 2)) and count_frames(path, 12.5) == 10
+    assert [int(round(f[40, 60, 1] / 5)) for f in frames(path, fps=50)][:6] in ([0, 1, 1, 2, 2, 3], [0, 0, 1, 1, 2, 2])
+    times = [0, 0.04, 0.08, 0.5, 0.54]
+    path = write_video(tmp_path / "b.mp4", pictures(5), times=times)
+    wanted = [int(np.argmin(np.abs(np.array(times) - k / 10))) for k in range(6)]
+    assert [int(round(f[40, 60, 1] / 5)) for f in frames(path, fps=10)] == wanted
+
+
+def test_what_cannot_be_decoded_says_why(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video at all")
+    with pytest.raises(DecodeError, match="text.mp4: cannot be decoded at opening: Invalid data"):
+        next(frames(tmp_path / "text.mp4"))
+    with pytest.raises(DecodeError, match="No such file"):
+        next(frames(tmp_path / "none.mp4"))
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(DecodeError):
+        next(frames(tmp_path / "empty.mp4"))
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+    with pytest.raises(DecodeError, match="no video stream"):
+        next(frames(tmp_path / "sound.wav"))
+
+
+def test_metadata_that_is_not_utf8_does_not_stop_a_video(tmp_path):
+    path = write_video(tmp_path / "a.avi", pictures(3), codec="ffv1")
+    data = path.read_bytes()
+    tag = b"ISFT"
+    at = data.index(tag) + 8
+    path.write_bytes(data[:at] + b"\xff\xfe\xe9" + data[at + 3 :])
+    assert count_frames(path) == 3
+
+
+@codecs
+def test_every_codec_gives_its_frames():
+    expected = {
+        "av1_video.mkv": 125, "big_buck_bunny.mpg": 125, "h264_10bits.mp4": 30, "h265_video.mp4": 10, "indeo.avi": 30,
+        "newtonscradle.gif": 36, "no_duration.webm": 74, "qcif_YVU9.avi": 1, "realshort.mp4": 36, "unordered.mov": 4,
+        "video_90.mov": 3, "wmv9.avi": 30,
+    }  # fmt: skip
+    assert {name: sum(1 for _ in frames(CODECS / name, 32, 48)) for name in expected} == expected
+
+
+@codecs
+def test_rotation_is_applied():
+    upright = frames(CODECS / "video_90.mov")
+    assert next(upright).shape == (568, 320, 3) and (upright.native_height, upright.native_width) == (568, 320)
+    assert next(frames(CODECS / "video_90.mov", 128, 171)).shape == (128, 171, 3)
+
+
+@codecs
+def test_a_broken_file_gives_what_comes_before_the_error():
+    stream = frames(CODECS / "corrupted.mp4", 32, 48)
+    with pytest.raises(DecodeError, match="after 28 frames"):
+        list(stream)
+    assert stream.count == 28 == count_frames(CODECS / "corrupted.mp4")

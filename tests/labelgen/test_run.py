@@ -1,0 +1,262 @@
+"""The label generator as a whole: interrupted, broken, hanging and killed; always the same shards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from labelgen import decode, run
+from labelgen.config import Config
+from labelgen.errors import ConfigError, ShardError
+from labelgen.flow import flow
+from labelgen.manifest import load
+from labelgen.patterns import crop_grid
+from labelgen.record import Clock, label_video
+from labelgen.shards import ShardReader, open_shards
+
+SMALL = Config(height=48, width=64, crop=32)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def video(path, n_frames, seed=0):
+    """A textured picture that moves to the right by two pixels a frame."""
+    from fractions import Fraction
+
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texture = cv2.resize(np.random.default_rng(seed).integers(0, 256, (16, 80, 3), np.uint8), (400, 96))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(25), options={"qscale": "2"})
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        for t in range(n_frames):
+            picture = np.ascontiguousarray(np.roll(texture, 2 * t, 1)[:, :128])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Five videos, of 70, 40, 12 and 90 frames, and one that is none."""
+    root = tmp_path_factory.mktemp("videos")
+    for index, n_frames in enumerate((70, 40, 12, 90)):
+        video(root / "right" / f"{index}.mp4", n_frames, index)
+    (root / "right" / "9.mp4").write_text("no video")
+    return root
+
+
+def label(root, out, workers=1, config=SMALL, **options):
+    data = load("folder", root)
+    return run.run(data, data.videos, out, config, workers, options.pop("videos_per_shard", 2), **options)
+
+
+def content(out):
+    return {path.name: path.read_bytes() for path in sorted((out / "folder").glob("*.h5"))}
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    return out, label(folder, out)
+
+
+def test_report_counts_everything(folder, unbroken):
+    out, report = unbroken
+    assert report["videos"] == {
+        "asked": 5, "labelled": 4, "cut_short": 0, "failed": 1, "listed_but_missing": 0, "in_no_official_list": 0,
+    }  # fmt: skip
+    assert report["frames"] == 212 and report["clips"] == 4 + 2 + 0 + 5 and report["shards"] == 3
+    assert (report["without_clip"], report["too_short_for_pace"], report["too_short_for_order"]) == (1, 2, 2)
+    assert report["failures"][0]["id"] == "right/9.mp4" and report["failures"][0]["stage"] == "decode"
+    assert report["this_run"]["flow pairs"] == 11 * 15
+    assert json.loads((out / "folder" / "report.json").read_text()) == report
+    assert {p.name for p in (out / "folder").iterdir()} == {"00000.h5", "00001.h5", "00002.h5", "report.json", ".lock"}
+
+
+def test_shards_hold_the_videos(folder, unbroken):
+    readers = open_shards(unbroken[0])
+    ids = [name for reader in readers for name in reader.arrays["videos/id"]]
+    assert ids == ["right/0.mp4", "right/1.mp4", "right/2.mp4", "right/3.mp4"]
+    reader = readers[1]
+    assert reader.arrays["videos/label"] == ("right", "right") and reader.arrays["videos/path"][1] == "right/3.mp4"
+    assert reader.arrays["videos/n_frames"].tolist() == [12, 90] and reader.arrays["videos/width"].tolist() == [128] * 2
+    assert reader.arrays["pace/start"][0].tolist() == [-1] * 32 and reader.arrays["pace/start"][1].min() >= 0
+    original = np.stack(list(decode.frames(folder / "right" / "3.mp4", 48, 64)))
+    stored = reader.frames(np.arange(12, 102))
+    distance = np.abs(original[:40, None].astype(int) - stored[None, :40]).mean((2, 3, 4))
+    assert (distance.argmin(0) == np.arange(40)).all()  # every stored frame is most like its own original
+    assert reader.clip_frames(4).tolist() == list(range(12 + 64, 12 + 80))
+
+
+def test_flow_of_the_moving_picture_is_to_the_right(folder):
+    first, second = list(decode.frames(folder / "right" / "0.mp4", 96, 128))[:2]
+    u, v = np.moveaxis(flow(*(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (first, second))), -1, 0)
+    assert np.median(u) == pytest.approx(2, abs=0.1) and np.median(v) == pytest.approx(0, abs=0.1)
+
+
+def test_a_clip_never_sees_the_frame_after_its_last(folder):
+    data = load("folder", folder)
+    clock = Clock()
+    record = label_video(data.videos[0], SMALL, lambda encoded: None, clock)
+    assert record.start == [0, 16, 32, 48] and clock.counts["flow pairs"] == 4 * 15
+    assert record.motion[0].shape == (len(crop_grid(48, 64, 32)), 2, 14)
+
+
+def test_random_clips_that_overlap_get_the_labels_they_would_get_alone(folder):
+    data = load("folder", folder)
+    some = label_video(data.videos[3], Config(height=48, width=64, crop=32, clips=6), lambda encoded: None, Clock())
+    assert len(some.start) == 6 and min(np.diff(some.start)) < 16
+    every = label_video(data.videos[3], Config(height=48, width=64, crop=32, clips=75), lambda encoded: None, Clock())
+    assert every.start == list(range(75))
+    for start, motion, appearance in zip(some.start, some.motion, some.appearance, strict=True):
+        assert (motion == every.motion[start]).all() and (appearance == every.appearance[start]).all()
+
+
+def test_two_workers_write_the_same_bytes(folder, unbroken, tmp_path):
+    label(folder, tmp_path, workers=2)
+    assert content(tmp_path) == content(unbroken[0])
+
+
+def test_a_finished_folder_is_left_alone(folder, unbroken):
+    before = {p: p.stat().st_mtime_ns for p in (unbroken[0] / "folder").glob("*.h5")}
+    report = label(folder, unbroken[0])
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert report["this_run"]["frames"] == 0 and report["videos"] == unbroken[1]["videos"]
+
+
+@pytest.mark.parametrize("workers, delay", [(1, 0.1), (1, 0.3), (2, 0.05), (2, 0.2)])
+def test_killed_and_run_again(folder, unbroken, tmp_path, workers, delay):
+    command = [
+        sys.executable, "-c", "from cli.main import main; main()", "labelgen", "--dataset", "folder",
+        "--root", folder, "--out", tmp_path, "--workers", str(workers), "--videos-per-shard", "2",
+        "--height", "48", "--width", "64", "--crop", "32",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
+    while process.poll() is None and not list(tmp_path.glob("folder/.*.tmp")):
+        time.sleep(0.01)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for name, data in content(tmp_path).items():
+        assert data == content(unbroken[0])[name]  # whatever carries the final name is whole
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 3
+    assert content(tmp_path) == content(unbroken[0])
+    assert not list(tmp_path.glob("folder/.*.tmp"))
+
+
+SABOTAGE = """
+import os, signal, sys, time
+def _sabotage():
+    import labelgen.decode as decode
+    original = decode.FrameStream._decode
+    def broken(self, fps):
+        for index, frame in enumerate(original(self, fps)):
+            if index == 20 and self.path.endswith("1.mp4"):
+                {action}
+            yield frame
+    decode.FrameStream._decode = broken
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "labelgen.record":
+            sys.meta_path.remove(self)
+            _sabotage()
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize(
+    "action, reason",
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed its process (signal 11)"),
+        ("time.sleep(1000)", "no frame for 2 s"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_video_that_kills_or_hangs_its_worker_is_the_only_one_lost(
+    folder, unbroken, tmp_path, action, reason, workers
+):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SABOTAGE.format(action=action))
+    command = [
+        sys.executable, "-c", "from cli.main import main; main()", "labelgen", "--dataset", "folder", "--stall", "2",
+        "--root", folder, "--out", tmp_path, "--workers", str(workers), "--videos-per-shard", "2",
+        "--height", "48", "--width", "64", "--crop", "32",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    report = json.loads((tmp_path / "folder" / "report.json").read_text())
+    assert [(f["id"], f["reason"]) for f in report["failures"] if f["stage"] == "process"] == [("right/1.mp4", reason)]
+    assert report["videos"]["labelled"] == 3
+    good, here = content(unbroken[0]), content(tmp_path)
+    assert here["00001.h5"] == good["00001.h5"] and here["00002.h5"] == good["00002.h5"]
+    (kept,) = (r for r in open_shards(tmp_path) if r.path.endswith("00000.h5"))
+    assert kept.arrays["videos/id"] == ("right/0.mp4",)
+    assert (kept.jpeg(69) == ShardReader(unbroken[0] / "folder" / "00000.h5").jpeg(69)).all()
+
+
+def test_another_configuration_is_refused_with_both_values(folder, unbroken):
+    with pytest.raises(ShardError, match="jpeg_quality: 90 there, 50 now"):
+        label(folder, unbroken[0], config=Config(height=48, width=64, crop=32, jpeg_quality=50))
+    with pytest.raises(ShardError, match="videos_per_shard: 2 there, 3 now"):
+        label(folder, unbroken[0], videos_per_shard=3)
+
+
+def test_a_changed_list_of_videos_is_refused(folder, unbroken, tmp_path):
+    (tmp_path / "v").mkdir()
+    for path in (folder / "right").iterdir():
+        (tmp_path / "v" / path.name).symlink_to(path)
+    label(tmp_path / "v", tmp_path)
+    (tmp_path / "v" / "0.mp4").unlink()
+    with pytest.raises(ShardError, match="videos: 5 .* there, 4 .* now"):
+        label(tmp_path / "v", tmp_path)
+
+
+def test_two_runs_do_not_share_a_folder(folder, unbroken):
+    with run._locked(unbroken[0] / "folder"), pytest.raises(ShardError, match="another labelgen is writing"):
+        label(folder, unbroken[0])
+
+
+def test_a_full_disk_stops_the_run_and_leaves_whole_shards_only(folder, unbroken, tmp_path):
+    limit = 200_000  # bytes a file may have: enough for the smaller shards, not for all
+    sizes = {name: len(data) for name, data in content(unbroken[0]).items()}
+    assert min(sizes.values()) < limit < max(sizes.values()), sizes
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+    code += "from cli.main import main; main()"
+    command = [
+        sys.executable, "-c", code, "labelgen", "--dataset", "folder", "--root", folder, "--out", tmp_path,
+        "--videos-per-shard", "2", "--height", "48", "--width", "64", "--crop", "32",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "cannot be written: File too large" in done.stderr, done.stderr
+    assert all(data == content(unbroken[0])[name] for name, data in content(tmp_path).items())
+    assert not list(tmp_path.glob("folder/.*.tmp"))
+    label(folder, tmp_path)
+    assert content(tmp_path) == content(unbroken[0])
+
+
+def test_options_are_checked():
+    with pytest.raises(ConfigError, match="crop is 100"):
+        Config(crop=100)
+    with pytest.raises(ConfigError, match=r"crop is 128; .* \(120 x 171\)"):
+        Config(height=120, crop=128)
+    with pytest.raises(ConfigError, match="paces are 1, fast"):
+        Config(paces=("1", "fast"))
+    with pytest.raises(ConfigError, match="two different paces"):
+        Config(paces=("1", "2/2"))
+    with pytest.raises(ConfigError, match="height is 0"):
+        Config(height=0)
+
+
+def test_labelgen_imports_no_torch():
+    code = "import labelgen.run, labelgen.record, sys; assert not {'torch', 'trainer'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)

@@ -1,0 +1,87 @@
+"""Augmentation of whole batches on the device. Parameters are drawn per clip on the CPU and travel with the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MEAN, STD = 0.45, 0.225  # of RGB values in 0..1
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.8, 0.8, 0.8, 0.2  # ranges of the colour jitter [thesis 4.3]
+JITTER_PROBABILITY = 0.8
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def draw(rng: np.random.Generator, crop_grid: np.ndarray, frames: int, jitter: str | None) -> dict:
+    """The view of one clip: `crop` (row of crop_grid), `corner` int64 [2] (y, x), `mirror` 0 or 1 with equal chance
+    and, with `jitter` "frame" or "clip", `jitter` float32 [frames, 4], see color_jitter."""
+    row = int(rng.integers(len(crop_grid)))
+    view = {"crop": row, "corner": crop_grid[row].astype(np.int64), "mirror": int(rng.integers(2))}
+    if jitter:
+        draws = frames if jitter == "frame" else 1
+        width = np.array([BRIGHTNESS, CONTRAST, SATURATION, HUE])
+        factors = np.array([1, 1, 1, 0]) + rng.uniform(-width, width, (draws, 4))
+        factors[rng.random(draws) >= JITTER_PROBABILITY] = 1, 1, 1, 0
+        view["jitter"] = np.broadcast_to(factors, (frames, 4)).astype(np.float32)
+    return view
+
+
+def augment(clips: Tensor, view: dict[str, Tensor], size: int) -> Tensor:
+    """uint8 [B, T, H, W, 3] and the batch of views drawn for it -> network input float32 [B, 3, T, size, size]."""
+    x = crop(clips, view["corner"], view["mirror"], size).float() / 255
+    if "jitter" in view:
+        x = color_jitter(x, view["jitter"])
+    return _network_input(x)
+
+
+def centre(clips: Tensor, size: int) -> Tensor:
+    """uint8 [B, T, H, W, 3] -> network input float32 [B, 3, T, size, size] of the centre crop, for evaluation."""
+    y, x = (clips.shape[2] - size) // 2, (clips.shape[3] - size) // 2
+    return _network_input(clips[:, :, y : y + size, x : x + size].float() / 255)
+
+
+def _network_input(x: Tensor) -> Tensor:
+    # the permuted view is already channels_last_3d, which the convolutions want
+    return ((x - MEAN) / STD).permute(0, 4, 1, 2, 3)
+
+
+def crop(clips: Tensor, corner: Tensor, mirror: Tensor, size: int) -> Tensor:
+    """[B, T, H, W, 3] -> [B, T, size, size, 3]: one crop per clip at corner int64 [B, 2] (y, x), flipped left to right
+    where mirror [B] is 1."""
+    batch, frames = (torch.arange(n, device=clips.device) for n in clips.shape[:2])
+    offset = torch.arange(size, device=clips.device)
+    rows = corner[:, :1] + offset
+    columns = corner[:, 1:] + torch.where(mirror[:, None] > 0, size - 1 - offset, offset)
+    return clips[batch[:, None, None, None], frames[:, None, None], rows[:, None, :, None], columns[:, None, None]]
+
+
+def color_jitter(clips: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue of each frame, in this order.
+
+    clips:   float [B, T, H, W, 3] in 0..1
+    factors: float [B, T, 4]; the first three multiply (1 leaves as is): black, the frame's mean luma and each pixel's
+             luma are what a factor of 0 gives; the fourth turns the hue by that part of a full turn.
+    """
+    brightness, contrast, saturation, hue = factors[:, :, None, None, None].unbind(-1)  # each [B, T, 1, 1, 1]
+    x = (clips * brightness).clamp(0, 1)
+    x = (contrast * x + (1 - contrast) * _luma(x).mean((2, 3), keepdim=True)).clamp(0, 1)
+    x = (saturation * x + (1 - saturation) * _luma(x)).clamp(0, 1)
+    return _turn_hue(x, hue[..., 0])
+
+
+def _luma(x: Tensor) -> Tensor:
+    return (x * x.new_tensor(_LUMA)).sum(-1, keepdim=True)
+
+
+def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
+    red, green, blue = x.unbind(-1)
+    high = x.amax(-1)
+    chroma = high - x.amin(-1)
+    safe = chroma.clamp(min=1e-6)
+    hue = torch.where(
+        high == red,
+        (green - blue) / safe,
+        torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    sectors = (hue[..., None] + 6 * turn[..., None] + x.new_tensor((5, 3, 1))) % 6
+    return high[..., None] - chroma[..., None] * torch.minimum(sectors, 4 - sectors).clamp(0, 1)

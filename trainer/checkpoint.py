@@ -1,0 +1,147 @@
+"""Checkpoints: a folder that is whole or not there, from which the network can be rebuilt without anything else.
+
+    <run>/checkpoints/00000200/
+        weights.safetensors   weights and buffers; its metadata holds checkpoint.json once more
+        checkpoint.json       settings, step, data set, configuration of the shards, versions
+        optimiser.pt          state of the optimiser, to resume
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trainer.errors import TrainerError
+
+SCHEMA = 1
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """meta: what checkpoint.json holds; weights: by name, on the CPU; run: folder that results belong in."""
+
+    file: Path
+    run: Path
+    meta: dict
+    weights: dict[str, Tensor]
+
+    def optimiser_state(self) -> dict:
+        """State of the optimiser for load_state_dict. Raises TrainerError when it is missing or damaged."""
+        path = self.file.with_name("optimiser.pt")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise TrainerError(f"{path}: cannot be read ({error}); training cannot go on from here") from error
+
+
+def save(run: Path, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, meta: dict) -> Path:
+    """Write the checkpoint of a step and remove the older ones. Whenever the process ends, one whole one is there."""
+    parent = run / "checkpoints"
+    target = parent / f"{step:08d}"
+    if target.exists():
+        return target
+    parent.mkdir(exist_ok=True)
+    meta = {"schema": SCHEMA, "step": step, **meta}
+    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=parent))
+    try:
+        weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+        save_file(weights, temporary / "weights.safetensors", {"vssl": json.dumps(meta)})
+        torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
+        (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=2) + "\n")
+        temporary.chmod(0o755)
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(parent)
+    for old in parent.iterdir():
+        if old != target:
+            shutil.rmtree(old)
+    return target
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file whole or not at all."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def run_path(name: str | os.PathLike) -> Path:
+    """A run by name or path: a bare name stands in runs/, unless something of that name is here."""
+    path = Path(name)
+    return RUNS / path if len(path.parts) == 1 and not path.exists() else path
+
+
+def newest_run() -> Path:
+    """The run in runs/ whose checkpoint was written last. Raises TrainerError when there is none."""
+    checkpoints = list(RUNS.glob("*/checkpoints/[0-9]*"))
+    if not checkpoints:
+        raise TrainerError(f"no run with a checkpoint in {RUNS}/; train one with `vssl train`, or name a checkpoint")
+    return max(checkpoints, key=lambda path: path.stat().st_mtime).parents[1]
+
+
+def load(path: str | os.PathLike) -> Checkpoint:
+    """Read the newest checkpoint of a run, a checkpoint folder or a .safetensors file.
+
+    Raises TrainerError when there is none or when it was not written by this version of vssl.
+    """
+    path = run_path(path)
+    if (path / "checkpoints").is_dir():
+        found = sorted((path / "checkpoints").glob("[0-9]*"), key=lambda folder: int(folder.name))
+        if not found:
+            raise TrainerError(f"{path}: the run has no checkpoint yet; start it anew under another name")
+        path = found[-1]
+    file = path / "weights.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise TrainerError(f"{path}: neither a run, a checkpoint folder nor a .safetensors file")
+    try:
+        with safe_open(file, "pt") as opened:
+            meta = json.loads((opened.metadata() or {}).get("vssl", "null"))
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise TrainerError(f"{file}: not a readable checkpoint ({error})") from error
+    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+        found = meta.get("schema") if isinstance(meta, dict) else "none"
+        raise TrainerError(f"{file}: checkpoint schema {found}, expected {SCHEMA}; train it again with this version")
+    run = file.parents[2] if file.parents[1].name == "checkpoints" else file.parent
+    return Checkpoint(file, run, meta, weights)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    try:
+        own = version("vssl")
+    except PackageNotFoundError:
+        own = "not installed"
+    return {"vssl": own, "python": platform.python_version(), "torch": torch.__version__}

@@ -1,0 +1,1 @@
+"""Protocols that turn a checkpoint into numbers."""
