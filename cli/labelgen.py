@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
@@ -49,14 +48,20 @@ def labelgen(dataset, root, out, split, workers, videos_per_shard, stall, **sett
     The same command again goes on where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
     listed), 1 error, 2 wrong usage.
     """
-    from labelgen.manifest import load, select
+    from labelgen.manifest import default_root, load, select
     from labelgen.run import run
 
     config = Config(**settings)
+    if dataset == "demo":
+        from labelgen.demo import render
+
+        root = root or default_root("demo")
+        with Progress("rendered") as progress:
+            render(root, progress=progress)
     data = load(dataset, root)
     click.echo(data.summary())
     videos = select(data.videos, data.splits, split)
-    with Progress(len(videos)) as progress:
+    with Progress("labelled") as progress:
         report = run(data, videos, out, config, workers, videos_per_shard, stall, progress, progress.say)
     print_report(report, out / data.name)
     if report["failures"]:
@@ -64,14 +69,10 @@ def labelgen(dataset, root, out, split, workers, videos_per_shard, stall, **sett
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a plain line every ten seconds at most."""
+    """Videos done and frames per second: a bar on a terminal, elsewhere a plain line every ten seconds at most."""
 
-    def __init__(self, total: int):
-        self._bar, self._total, self._begin, self._last = None, total, time.monotonic(), 0.0
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit="video", dynamic_ncols=True)
+    def __init__(self, verb: str):
+        self._verb, self._bar, self._begin, self._last = verb, None, time.monotonic(), 0.0
 
     def __enter__(self):
         return self
@@ -80,15 +81,19 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def __call__(self, done: int, total: int, counts: Counter) -> None:
+    def __call__(self, done: int, total: int, frames: int = 0) -> None:
         elapsed = time.monotonic() - self._begin
-        rate = f"{counts['frames'] / elapsed:.0f} frames/s" if counts["frames"] else ""
-        if self._bar is not None:
+        rate = f"{frames / elapsed:.0f} frames/s" if frames else ""
+        if sys.stderr.isatty():
+            if self._bar is None:
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=total, initial=done, desc=self._verb, unit="video", dynamic_ncols=True)
             self._bar.set_postfix_str(rate, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif counts["frames"] and (elapsed - self._last >= 10 or done == total):
+        elif elapsed - self._last >= 10:
             self._last = elapsed
-            click.echo(f"{done} of {total} videos, {elapsed:.0f} s, {rate}", err=True)
+            click.echo(f"{self._verb} {done} of {total} videos, {elapsed:.0f} s {rate}", err=True)
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""

@@ -1,16 +1,17 @@
 """The demo data set: real video files of six classes that differ by motion alone.
 
-A textured object on a textured background has six clocks, one per motion, each started at a random phase. In a video
-of one class only that motion's clock runs. So a single frame has the same distribution in every class, whichever the
-frame: nothing but motion can tell them apart. The motions keep their own time (`PERIODS`), so that the pace of playback
-can be told too, and no class is another one mirrored: a clock runs forwards or backwards, by chance.
+A textured object on a textured background has six clocks, one per motion, each started at a random phase.
+In a video of one class only that motion's clock runs. So a single frame has the same distribution in every
+class, whichever the frame: nothing but motion can tell them apart. The motions keep their own time
+(`PERIODS`), so that the pace of playback can be told too; and no class is another one mirrored: a clock
+runs forwards or backwards, by chance.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ import numpy as np
 from labelgen.errors import ConfigError
 from labelgen.sampling import generator
 
-PERIODS = {"bounce": 24, "orbit": 32, "pulse": 24, "rock": 22, "spin": 45, "swing": 26}  # frames per turn of the clock
+# frames per turn of a motion's clock
+PERIODS = {"bounce": 24, "orbit": 32, "pulse": 24, "rock": 22, "spin": 45, "swing": 26}
 CLASSES = tuple(PERIODS)
 FPS = 30
 HEIGHT, WIDTH = 96, 128
@@ -31,8 +33,10 @@ _SPRITE = 22  # root-mean-square radius in pixels at which the object is drawn, 
 
 
 def trajectory(motion: str, n: int, rng: np.random.Generator) -> np.ndarray:
-    """The object's pose in n frames, float64 [n, 4]: x, y (pixels from the centre of the picture), log scale, angle
-    (radians), when the clock of `motion` runs and the others stand still."""
+    """The object's pose in n frames when the clock of `motion` runs and the others stand still.
+
+    Returns float64 [n, 4]: x, y (pixels from the centre of the picture), log scale, angle (radians).
+    """
     phase = np.repeat(rng.random((len(CLASSES), 1)), n, axis=1)
     speed = rng.choice([-1, 1]) / (PERIODS[motion] * rng.uniform(1 - _JITTER, 1 + _JITTER))
     phase[CLASSES.index(motion)] += speed * np.arange(n)
@@ -51,10 +55,11 @@ def render(
 ) -> None:
     """Render `train` and `test` videos of each class as root/{train,test}/{class}/{000...}.mp4.
 
-    The same arguments give the same bytes. The videos are rendered beside `root` and renamed as a whole: where `root` is,
-    it is complete, and rendering it again returns at once. `progress(done, total)` is called after each video.
+    A video has 64 to 96 frames of 96 x 128 pixels, 30 per second. The same arguments give the same bytes. The
+    videos are rendered beside `root` and renamed as a whole: where `root` is, it is complete, and rendering
+    it again returns at once. `progress(done, total)` is called after each video.
 
-    Raises ConfigError where `root` holds something else: other numbers of videos, another seed, missing files.
+    Raises ConfigError where `root` holds something else: other numbers, another seed, missing files.
     """
     root = Path(root)
     names = [
@@ -67,19 +72,18 @@ def render(
     if root.exists() and any(root.iterdir()):
         _check(root, names, settings)
         return
-    temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
-    try:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as temporary:
+        folder = Path(temporary) / root.name
         for done, name in enumerate(names, start=1):
-            path = temporary / f"{name}.mp4"
+            path = folder / f"{name}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             split, motion, _ = name.split("/")
             _encode(path, _frames(split, motion, generator(seed, "demo", name)))
             if progress:
                 progress(done, len(names))
-        (temporary / "demo.json").write_text(settings)
-        os.replace(temporary, root)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / "demo.json").write_text(settings)
+        os.replace(folder, root)
 
 
 def _check(root: Path, names: list[str], settings: str) -> None:
@@ -98,7 +102,8 @@ def _frames(split: str, motion: str, rng: np.random.Generator) -> np.ndarray:
     n = int(rng.integers(64, 97))
     poses = trajectory(motion, n, rng)
     size = rng.uniform(16, 20) / _SPRITE
-    gain = rng.uniform(0.85, 1.1) * (1 + 0.04 * np.sin(2 * np.pi * (rng.random() + np.arange(n) / rng.uniform(60, 200))))
+    flicker = np.sin(2 * np.pi * (rng.random() + np.arange(n) / rng.uniform(60, 200)))
+    gain = rng.uniform(0.85, 1.1) * (1 + 0.04 * flicker)
     background = _texture(split, HEIGHT, WIDTH, rng)
     sprite = _sprite(split, rng)
     centre = np.array([len(sprite) - 1] * 2) / 2
@@ -113,7 +118,7 @@ def _frames(split: str, motion: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sprite(split: str, rng: np.random.Generator) -> np.ndarray:
-    """A textured shape, its colours multiplied by its coverage, float32 [side, side, 4]: R, G, B 0..255, coverage 0..1."""
+    """A textured shape, float32 [side, side, 4]: R, G, B (0..255, times the coverage) and coverage (0..1)."""
     side = 4 * _SPRITE
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     turn = np.arctan2(y, x) / (2 * np.pi) % 1
@@ -128,7 +133,8 @@ def _sprite(split: str, rng: np.random.Generator) -> np.ndarray:
         radius = 1 + rng.uniform(0.6, 1.2) * np.abs(wedge) * corners / np.pi
     else:  # blob
         waves = np.arange(2, 6)[:, None, None]
-        radius = 1 + (0.25 * np.sin(2 * np.pi * (waves * turn + rng.random((4, 1, 1)))) / np.sqrt(waves)).sum(axis=0)
+        bumps = np.sin(2 * np.pi * (waves * turn + rng.random((4, 1, 1)))) / np.sqrt(waves)
+        radius = 1 + 0.25 * bumps.sum(axis=0)
     radius *= _SPRITE / np.sqrt((radius**2).mean())
     coverage = np.clip(radius - np.hypot(x, y) + 0.5, 0, 1)[..., None]
     return np.concatenate([_texture(split, side, side, rng) * coverage, coverage], axis=2).astype(np.float32)
@@ -179,7 +185,10 @@ def _grain(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of several scales on top of each other."""
     octaves = [rng.standard_normal((height // step + 2, width // step + 2)) for step in (3, 6, 12, 24)]
     weights = rng.uniform(0.3, 1, len(octaves))
-    return sum(w * cv2.resize(o, (width, height), interpolation=cv2.INTER_CUBIC) for w, o in zip(weights, octaves, strict=True))
+    return sum(
+        weight * cv2.resize(octave, (width, height), interpolation=cv2.INTER_CUBIC)
+        for weight, octave in zip(weights, octaves, strict=True)
+    )
 
 
 def _cells(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -207,7 +216,8 @@ _PATTERNS = {"train": (_clouds, _blobs, _stripes, _checks), "test": (_grain, _ce
 def _encode(path: Path, video: np.ndarray) -> None:
     """Write RGB uint8 [n, height, width, 3] as H.264; the same pictures give the same bytes."""
     with av.open(path, "w", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", FPS, options={"crf": "14", "preset": "ultrafast", "threads": "1"})
+        options = {"crf": "14", "preset": "ultrafast", "threads": "1"}
+        stream = container.add_stream("libx264", FPS, options=options)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for picture in video:

@@ -9,7 +9,7 @@ import csv
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -85,9 +85,7 @@ class Dataset:
         total = self.expected or (listed + len(self.missing) if self.missing or self.unlisted else 0)
         count = f"{listed:,} of {total:,}" if total else f"{listed:,}"
         lines = [f"{self.name}: {count} videos in {self.root}"]
-        lines += [
-            f"  {what}: {_some(ids)}" for what in ("missing", "unlisted") if (ids := getattr(self, what))
-        ]
+        lines += [f"  {what}: {_some(ids)}" for what in ("missing", "unlisted") if (ids := getattr(self, what))]
         found = len({video.label for video in self.videos} - {""})
         lines.append(f"  classes: {found:,} of {len(self.classes):,}" if self.classes else "  no labels")
         for k, name in enumerate(self.splits[:10]):
@@ -99,6 +97,11 @@ class Dataset:
         return "\n".join(lines)
 
 
+def default_root(name: str) -> Path:
+    """Where the videos of a data set are looked for: $VSSL_DATA/NAME, else data/NAME."""
+    return Path(os.environ.get("VSSL_DATA") or "data") / name
+
+
 def load(dataset: str, root: str | Path | None = None) -> Dataset:
     """Find the videos of `dataset`: the name of a built-in manifest, or the path of a manifest (.yaml).
 
@@ -106,8 +109,7 @@ def load(dataset: str, root: str | Path | None = None) -> Dataset:
     in the manifest or in the folder is not as expected; videos that are listed but absent are no error.
     """
     spec = _read_manifest(dataset)
-    if root is None:
-        root = Path(os.environ.get("VSSL_DATA") or "data") / spec["name"]
+    root = default_root(spec["name"]) if root is None else root
     root = Path(os.path.abspath(Path(root).expanduser()))
     where = spec.get("videos", {})
     extensions = {"." + e.lower().lstrip(".") for e in where.get("extensions", EXTENSIONS)}
@@ -161,12 +163,10 @@ def select(videos: Iterable[V], splits: Sequence[str], which: str | None) -> tup
             choices.setdefault(f"{name}/{word}", (k, (_PART_WORDS[word],)))
             choices.setdefault(word, (0, (_PART_WORDS[word],)))
     if which not in choices:
-        known = (
-            ", ".join([*splits, *PARTS]) + f", or both as in {splits[0]}/train"
-            if splits
-            else "none, as there are no splits"
-        )
-        _fail("unknown split", which, known, "Choose one of these, or leave --split out")
+        if not splits:
+            _fail("unknown split", which, "none, as the data set has no splits", "Leave --split out")
+        known = ", ".join([*splits, *PARTS])
+        _fail("unknown split", which, f"{known}, or both as in {splits[0]}/train", "Choose one of these")
     k, parts = choices[which]
     chosen = tuple(video for video in videos if video.split[k] in parts)
     if not chosen:
@@ -191,13 +191,10 @@ def _read_manifest(dataset: str) -> dict:
         if not source.is_file():
             _fail("manifest not found", dataset, "a file", "Check the path")
     else:
-        builtin = {
-            f.name[:-5]: f for f in resources.files("data_manifests").iterdir() if f.name[-5:] == ".yaml"
-        }
+        builtin = {f.name[:-5]: f for f in resources.files("data_manifests").iterdir() if f.name[-5:] == ".yaml"}
         if dataset not in builtin:
             names = ", ".join(sorted(builtin))
-            _fail("unknown data set", dataset, names,
-                  "Take one of these or the path of your own manifest (.yaml)")
+            _fail("unknown data set", dataset, names, "Take one of these or the path of your own manifest (.yaml)")
         source = builtin[dataset]
     try:
         spec = yaml.safe_load(source.read_text(encoding="utf-8"))
@@ -223,55 +220,47 @@ def _check_form(value: object, form: object, where: str) -> None:
             _check_form(item, form[0], where)
     elif type(value) is not form:
         kind = "text" if form is str else "a whole number"
-        _fail(f"wrong type in {where}", value, f"{kind}, not {type(value).__name__}",
-              "Correct it; text may need quotes")
+        _fail(
+            f"wrong type in {where}", value, f"{kind}, not {type(value).__name__}", "Correct it; text may need quotes"
+        )
 
 
 def _check_meaning(spec: dict, where: str) -> None:
     """What the form cannot say: keys that need each other, and values that cannot be right."""
     if not re.fullmatch(r"[\w-][\w.-]*", spec.get("name", "")):
-        _fail(
-              f"name in {where}", spec.get("name", ""), "letters, digits, - or _", "It names folders: give one")
+        _fail(f"name in {where}", spec.get("name", ""), "letters, digits, - or _", "It names folders: give one")
     if "csv" in spec and spec["csv"].keys() != {"files", "video"}:
         _fail(f"csv in {where}", ", ".join(spec["csv"]), "files and video", "Give both")
     if spec.get("classes", {"names": []}).keys() not in ({"names"}, {"file", "pattern"}):
-        _fail(
-              f"classes in {where}", ", ".join(spec["classes"]), "names, or file and pattern", "Give one form")
-    splits = spec.get("splits", {"column": ""} if "csv" in spec else {"folder": 1})
+        _fail(f"classes in {where}", ", ".join(spec["classes"]), "names, or file and pattern", "Give one form")
+    splits = spec.get("splits", {"folder": 1})
     kinds = splits.keys() - {"names"}
     if len(kinds) != 1:
-        _fail(f"splits in {where}", ", ".join(kinds), "one of lists, flags, column, folder, leave_out",
-              "Keep one")
+        _fail(f"splits in {where}", ", ".join(kinds), "one of lists, flags, column, folder, leave_out", "Keep one")
     if "names" in splits and not kinds & {"lists", "flags"}:
         _fail(f"splits in {where}", "names", "lists or flags beside it", "Remove names")
     if "flags" in splits and "classes" not in spec:
         _fail(f"splits in {where}", "flags", "classes in the manifest", "Declare the classes")
     if "leave_out" in splits and (splits["leave_out"] != "group" or "group" not in spec):
-        _fail(f"leave_out in {where}", splits["leave_out"], "group, with a group in the manifest",
-              "Declare group")
+        _fail(f"leave_out in {where}", splits["leave_out"], "group, with a group in the manifest", "Declare group")
     for key in ("label", "group", "splits"):
         item = spec.get(key, {})
         if "column" in item and "csv" not in spec:
             _fail(f"{key} in {where}", item["column"], "a csv section that has this column", "Add csv")
         if item.get("folder", 1) < 1:
-            _fail(f"{key} in {where}", item["folder"], "1 for the first folder level, 2 for the second",
-                  "Correct it")
+            _fail(f"{key} in {where}", item["folder"], "1 for the first folder level, 2 for the second", "Correct it")
     for key, name in (("label", "label"), ("group", "group"), ("classes", "label")):
         if (pattern := spec.get(key, {}).get("pattern")) is not None:
-            _compile(
-                pattern.replace("{label}", "x") if key == "group" else pattern, name, f"{key} in {where}"
-            )
+            _check_pattern(pattern.replace("{label}", "x") if key == "group" else pattern, name, f"{key} in {where}")
 
 
-def _compile(pattern: str, name: str, where: str) -> re.Pattern:
+def _check_pattern(pattern: str, name: str, where: str) -> None:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         _fail(f"bad regular expression for {where}", pattern, f"a valid one ({error})", "Correct it")
     if name not in compiled.groupindex:
-        _fail(
-              f"pattern for {where}", pattern, f"a part named (?P<{name}>...)", "Name the part that is wanted")
-    return compiled
+        _fail(f"pattern for {where}", pattern, f"a part named (?P<{name}>...)", "Name the part that is wanted")
 
 
 # --- the files ---
@@ -290,8 +279,7 @@ def _find_videos(folder: Path, extensions: set[str]) -> dict[str, str]:
             status = os.stat(directory)
             entries = list(os.scandir(directory))
         except OSError as error:
-            _fail("cannot read folder", directory, f"a readable folder ({error.strerror})",
-                  "Check its permissions")
+            _fail("cannot read folder", directory, f"a readable folder ({error.strerror})", "Check its permissions")
         here = (status.st_dev, status.st_ino)
         if here in above:
             continue
@@ -302,18 +290,14 @@ def _find_videos(folder: Path, extensions: set[str]) -> dict[str, str]:
             link = entry.is_symlink()
             if os.path.isdir(entry.path) if link else entry.is_dir():
                 stack.append((entry.path, f"{prefix}{name}/", (*above, here)))
-            elif os.path.splitext(name)[1].lower() in extensions and not (
-                link and not os.path.exists(entry.path)
-            ):
+            elif os.path.splitext(name)[1].lower() in extensions and (not link or os.path.exists(entry.path)):
                 id = os.fsencode(prefix + name).decode("utf-8", "backslashreplace")
                 if id in paths:
-                    _fail("two videos with one id", id, "distinct names",
-                          f"Rename {paths[id]!r} or {entry.path!r}")
+                    _fail("two videos with one id", id, "distinct names", f"Rename {paths[id]!r} or {entry.path!r}")
                 paths[id] = entry.path
     if not paths:
         kinds = " ".join(sorted(extensions))
-        _fail("no videos found in", folder, f"files with one of the extensions {kinds}",
-              "Check the folder or --root")
+        _fail("no videos found in", folder, f"files with one of the extensions {kinds}", "Check the folder or --root")
     return paths
 
 
@@ -322,8 +306,7 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")
     except OSError as error:
-        _fail("cannot read list file", path, f"the official file ({error.strerror})",
-              "Put it there as published")
+        _fail("cannot read list file", path, f"the official file ({error.strerror})", "Put it there as published")
     return (line for raw in text.split("\n") if (line := raw.strip()))
 
 
@@ -336,12 +319,10 @@ def _class_names(spec: dict, root: Path) -> tuple[str, ...]:
         path = root / classes["file"]
         for line in _lines(path):
             if not (match := pattern.search(line)):
-                _fail(f"line in {path}", line, f"the pattern {classes['pattern']}",
-                      "Correct the file or the pattern")
+                _fail(f"line in {path}", line, f"the pattern {classes['pattern']}", "Correct the file or the pattern")
             names.append(match["label"])
     if len(set(names)) < len(names):
-        _fail("class declared twice", next(n for n in names if names.count(n) > 1), "distinct names",
-              "Remove one")
+        _fail("class declared twice", next(n for n in names if names.count(n) > 1), "distinct names", "Remove one")
     return tuple(names)
 
 
@@ -353,8 +334,7 @@ def _list_members(splits: dict, root: Path, classes: Sequence[str]) -> tuple[tup
     def add(entry: str, k: int, part: int, path: Path) -> None:
         parts = members.setdefault(entry, [0] * len(names))
         if parts[k] not in (0, part):
-            _fail(f"two parts of split {names[k]} for one video in {path}", entry, "one",
-                  "Remove it from one list")
+            _fail(f"two parts of split {names[k]} for one video in {path}", entry, "one", "Remove it from one list")
         parts[k] = part
 
     for k, name in enumerate(names):
@@ -369,8 +349,7 @@ def _list_members(splits: dict, root: Path, classes: Sequence[str]) -> tuple[tup
                 for line in _lines(path):
                     entry, _, flag = line.rpartition(" ")
                     if flag not in ("0", "1", "2"):
-                        _fail(
-                              f"line in {path}", line, "a file name and 0, 1 or 2", "Take the file as published")
+                        _fail(f"line in {path}", line, "a file name and 0, 1 or 2", "Take the file as published")
                     add(entry.strip(), k, (0, 1, 3)[int(flag)], path)
     return names, members
 
@@ -380,7 +359,7 @@ def _csv_rows(spec: dict, root: Path) -> dict[str, dict[str, str]]:
     if "csv" not in spec:
         return {}
     wanted = {spec[key]["column"] for key in ("label", "group", "splits") if "column" in spec.get(key, {})}
-    files = [Path(root, f) for p in spec["csv"]["files"] for f in sorted(glob.glob(p, root_dir=root))]
+    files = [root / f for pattern in spec["csv"]["files"] for f in sorted(glob.glob(pattern, root_dir=root))]
     if not files:
         _fail("CSV file not found in", root, " or ".join(spec["csv"]["files"]), "Put it there as published")
     try:
@@ -396,8 +375,7 @@ def _csv_rows(spec: dict, root: Path) -> dict[str, dict[str, str]]:
                 reader = csv.DictReader(file, restval="")
                 header = set(reader.fieldnames or ())
                 if absent := fields - header:
-                    _fail(f"column not found in {path}", ", ".join(absent), " or ".join(header),
-                          "Correct csv video")
+                    _fail(f"column not found in {path}", ", ".join(absent), " or ".join(header), "Correct csv video")
                 seen |= header
                 for row in reader:
                     entry = _fill(template, row, f"{path}, line {reader.line_num}")
@@ -408,8 +386,7 @@ def _csv_rows(spec: dict, root: Path) -> dict[str, dict[str, str]]:
             raise ManifestError(f"cannot read {path}: {error}") from error
     # A test list may come without labels, so a column has to be in one of the files only.
     if absent := wanted - seen:
-        _fail("CSV column not found", ", ".join(sorted(absent)), " or ".join(sorted(seen)),
-              "Correct the manifest")
+        _fail("CSV column not found", ", ".join(sorted(absent)), " or ".join(sorted(seen)), "Correct the manifest")
     return rows
 
 
@@ -422,37 +399,35 @@ def _fill(template: list[tuple], row: dict[str, str], where: str) -> str:
             try:
                 parts.append(format(int(row[field]) if style.endswith("d") else row[field].strip(), style))
             except ValueError as error:
-                _fail(f"{field} in {where}", row[field], f"a value for the format {style} ({error})",
-                      "Correct it")
+                _fail(f"{field} in {where}", row[field], f"a value for the format {style} ({error})", "Correct it")
     return "".join(parts)
 
 
-def _locate(entries: Iterable[str], ids: Iterable[str], extensions: set[str]) -> dict[str, str]:
+def _locate(entries: Iterable[str], ids: Collection[str], extensions: set[str]) -> dict[str, str]:
     """List entry -> id. An entry is an id, a bare file name, or one of these but for the video extension."""
 
     def stem(name: str) -> str:
         base, extension = os.path.splitext(name)
         return base if extension.lower() in extensions else name
 
-    entries, ids = list(entries), set(ids)
-    if not entries:
-        return {}
-    by_stem: dict[str, list[str]] = {}
+    by_stem: dict[str, str] = {}
+    clashes: dict[str, str] = {}
     for id in ids:
         path = stem(id)
         for key in {path, path.rpartition("/")[2]}:
-            by_stem.setdefault(key, []).append(id)
+            if (other := by_stem.setdefault(key, id)) != id:
+                clashes[key] = f"{other} and {id}"
     located: dict[str, str] = {}
-    taken: dict[str, str] = {}
+    owner: dict[str, str] = {}
     for entry in entries:
-        found = [entry] if entry in ids else by_stem.get(stem(entry), [])
-        if not found:
+        id = entry if entry in ids else by_stem.get(stem(entry))
+        if id is None:
             continue
-        if len(found) > 1:
-            _fail(f"two videos for {entry!r} of the lists", " and ".join(sorted(found)), "one", "Remove one")
-        if (other := taken.setdefault(found[0], entry)) != entry:
-            _fail(f"two list entries for {found[0]!r}", f"{other} and {entry}", "one", "Correct the lists")
-        located[entry] = found[0]
+        if id != entry and stem(entry) in clashes:
+            _fail(f"two videos for {entry!r} of the lists", clashes[stem(entry)], "one", "Remove one")
+        if (other := owner.setdefault(id, entry)) != entry:
+            _fail(f"two list entries for {id!r}", f"{other} and {entry}", "one", "Correct the lists")
+        located[entry] = id
     return located
 
 
@@ -470,21 +445,17 @@ def _values(what: str, spec: dict, ids: list[str], row_of: dict, labels: Sequenc
         if not value and pattern:
             label = labels[i] if labels else ""
             if label not in compiled:
-                compiled[label] = re.compile(
-                    pattern.replace("{label}", re.escape(label)) if labels else pattern
-                )
+                compiled[label] = re.compile(pattern.replace("{label}", re.escape(label)) if labels else pattern)
             match = compiled[label].search(id.rpartition("/")[2])
             if not match and what == "label":
-                _fail("label pattern does not match the file name", id, pattern,
-                      "Correct the pattern or the name")
+                _fail("label pattern does not match the file name", id, pattern, "Correct the pattern or the name")
             value = (match[what] or "") if match else ""
         if not value and level:
             folders = id.split("/")[:-1]
             value = folders[level - 1] if len(folders) >= level else ""
         values.append(value)
-    if (column or pattern) and not any(values):
-        _fail(f"no video has a {what} by", pattern or f"column {column}", f"one for {ids[0]!r}",
-              "Correct the manifest")
+    if (column or pattern) and what != "split" and not any(values):  # the lists at hand may be of other parts
+        _fail(f"no video has a {what} by", pattern or f"column {column}", f"one for {ids[0]!r}", "Correct the manifest")
     return values
 
 
@@ -502,8 +473,7 @@ def _spell_classes(ids: list[str], labels: list[str], known: Sequence[str], decl
         if label not in spelt:
             spelt[label] = by_plain.get(plain(label)) or label
             if declared and spelt[label] not in known:
-                _fail(f"label of {id!r}", label, f"a declared class: {_some(known)}",
-                      "Move the file or add the class")
+                _fail(f"label of {id!r}", label, f"a declared class: {_some(known)}", "Move the file or add the class")
     return [spelt[label] for label in labels]
 
 
@@ -511,8 +481,7 @@ def _split_by_value(splits: dict, ids: list[str], groups: list[str], row_of: dic
     """Names of the splits and each video's parts, from a CSV column, a folder level or the groups."""
     if "leave_out" in splits:
         if "" in groups:
-            _fail("video without a group", ids[groups.index("")], "a group for every video",
-                  "Correct the pattern")
+            _fail("video without a group", ids[groups.index("")], "a group for every video", "Correct the pattern")
         names = sorted(set(groups))
         if len(names) < 2:
             _fail("one group only", names[0], "two or more to leave one out", "Add videos or remove splits")

@@ -51,14 +51,14 @@ def run(
     workers: int = 1,
     videos_per_shard: int | None = None,
     stall: float = STALL_SECONDS,
-    progress: Callable[[int, int, Counter], None] = lambda done, total, counts: None,
+    progress: Callable[[int, int, int], None] = lambda done, total, frames: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Label `videos` of `dataset` into shards `out/<dataset>/00000.h5` ...; shards that are there are kept.
 
     workers: processes; at most one per core is started
     videos_per_shard: None makes about 64 shards of at most 32 videos
-    progress: called with videos done, videos in all and counts so far, after each shard
+    progress: called with videos done, videos in all and frames decoded so far, after each shard
 
     Returns the report that is also written to `out/<dataset>/report.json`.
     Raises ShardError where the folder holds shards of another configuration, or cannot be written.
@@ -82,7 +82,7 @@ def run(
         if workers > cores:
             say(f"{workers} workers asked for, {cores} cores here: {cores} at work")
         counts, seconds = Counter(), Counter()
-        progress(done, len(videos), counts)
+        progress(done, len(videos), counts["frames"])
         while missing:
             tasks = [
                 Task(
@@ -102,7 +102,7 @@ def run(
                     seconds.update(shard_seconds)
                     counts.update(shard_counts)
                     done += len(batches[int(name[:5])])
-                    progress(done, len(videos), counts)
+                    progress(done, len(videos), counts["frames"])
             except _WorkerLost:
                 lost = _clean(folder)
                 if lost <= suspects:  # not even alone could they be finished

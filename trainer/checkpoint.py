@@ -1,9 +1,9 @@
 """Checkpoints: a folder that is whole or not there, from which the network can be rebuilt without anything else.
 
-    <run>/checkpoints/00000200/
-        weights.safetensors   weights and buffers; its metadata holds checkpoint.json once more
-        checkpoint.json       settings, step, data set, configuration of the shards, versions
-        optimiser.pt          state of the optimiser, to resume
+<run>/checkpoints/00000200/
+    weights.safetensors   weights and buffers; its metadata holds checkpoint.json once more
+    checkpoint.json       settings, step, data set, configuration of the shards, versions
+    optimiser.pt          state of the optimiser, to resume
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def save(run: Path, step: int, network: nn.Module, optimiser: torch.optim.Optimi
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(parent)
-    for old in parent.iterdir():
+    for old in (*parent.glob("[0-9]*"), *parent.glob(".*.tmp")):
         if old != target:
             shutil.rmtree(old)
     return target

@@ -10,7 +10,6 @@ import math
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -33,7 +32,10 @@ class Shards:
     dataset, config, config_hash, crop_grid: as in every one of the shards (int16 [crops, 2] y, x)
     split:  name of the split, None where the data set has none
     videos: int64 [videos, 2], shard and video in it; clips: int64 [clips, 2], likewise
+    owner:  int64 [clips], row of `videos` that a clip is of
     part:   uint8 [videos], 0 none, 1 train, 2 validation, 3 test
+    whole:  the split marks no video as train, so that pretraining uses them all
+    trains: bool [videos], whether pretraining may use it
 
     Raises TrainerError for an unknown split, ShardError for unreadable or mixed shards.
     """
@@ -41,40 +43,29 @@ class Shards:
     def __init__(self, folder: str | os.PathLike, split: str | int | None = None):
         self.readers = open_shards(folder)
         first = self.readers[0]
-        self.dataset = Path(first.path).parent.name
         self.config, self.config_hash, self.crop_grid = first.config, first.config_hash, first.crop_grid
+        self.dataset: str = first.config["dataset"]
         self.videos = _pairs([reader.n_videos for reader in self.readers])
         self.clips = _pairs([reader.n_clips for reader in self.readers])
+        before = np.cumsum([0] + [reader.n_videos for reader in self.readers])[:-1]
+        self.owner = before[self.clips[:, 0]] + self._all("clips/video")
         column = _split_column(first.splits, split)
         self.split = None if column is None else first.splits[column]
-        self.part = (
-            np.zeros(len(self.videos), np.uint8)
-            if column is None
-            else np.concatenate([reader.arrays["videos/split"][:, column] for reader in self.readers])
-        )
+        self.part = np.zeros(len(self.videos), np.uint8) if column is None else self._all("videos/split")[:, column]
+        self.whole = not (self.part == TRAIN).any()
+        self.trains = (self.part == TRAIN) | self.whole
+
+    def _all(self, key: str) -> np.ndarray:
+        return np.concatenate([reader.arrays[key] for reader in self.readers])
 
     def text(self, key: str) -> list[str]:
         """A text of every video by its full name, e.g. "videos/label"."""
         return [text for reader in self.readers for text in reader.arrays[key]]
 
-    @property
-    def whole(self) -> bool:
-        """Whether the split marks no video as train, so that pretraining uses them all."""
-        return not (self.part == TRAIN).any()
-
-    def training_videos(self) -> np.ndarray:
-        """The videos that pretraining may use, int64 [n, 2]."""
-        return self.videos if self.whole else self.videos[self.part == TRAIN]
-
-    def training_clips(self) -> np.ndarray:
-        """The labelled clips of those videos, int64 [n, 2]."""
-        allowed = {tuple(pair) for pair in self.training_videos().tolist()}
-        owner = np.concatenate([reader.arrays["clips/video"] for reader in self.readers])
-        return self.clips[[pair in allowed for pair in zip(self.clips[:, 0].tolist(), owner.tolist(), strict=True)]]
-
 
 def _pairs(counts: list[int]) -> np.ndarray:
-    return np.array([(shard, item) for shard, n in enumerate(counts) for item in range(n)], np.int64).reshape(-1, 2)
+    shard = np.repeat(np.arange(len(counts)), counts)
+    return np.stack([shard, np.concatenate([np.arange(n) for n in counts])], axis=1)
 
 
 def _split_column(splits: tuple[str, ...], split: str | int | None) -> int | None:

@@ -42,7 +42,7 @@ class Settings:
     weight_decay: float | None = None  # on all parameters [method]
     schedule: str | None = None  # step: lr / 10 every drop_every epochs; cosine: 5 % warm-up, then to 0 [method]
     drop_every: int | None = None  # epochs between two drops of the step schedule [method]
-    bf16: bool | None = None  # bfloat16 autocast of the backbone on CUDA; losses stay in float32 [False]
+    bf16: bool | None = None  # bfloat16 autocast of the network on CUDA; losses stay in float32 [False]
 
     targets: str | None = None  # statistics: raw, scaled or classes [classes]
     parts: str | None = None  # statistics: motion, appearance or both [both]
@@ -133,6 +133,8 @@ def train(
     settings = settings or Settings()
     settings = _resolve_resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
     device = pick_device(settings.device)
+    if settings.bf16 and device.type != "cuda":  # torch 2.13's CPU convolution returns garbage gradients in bfloat16
+        raise TrainerError(f"bf16 needs a CUDA device, and this is {device}; leave it out")
     source = data.Shards(shards, settings.split)
     method = METHODS[settings.method]
     samples, left_out, reason = method.samples(source)
@@ -166,8 +168,8 @@ def train(
         checkpoint.save(folder, first, network, optimiser, meta)  # so that a run can be resumed from its first step
     parameters = sum(weight.numel() for weight in network.backbone.parameters())
     say(
-        f"{settings.method} with {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) "
-        f"on {device}: {len(samples)} samples of {source.dataset}, {settings.epochs} epochs of {per_epoch} steps -> {folder}"
+        f"{settings.method}, {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) on {device}, "
+        f"{len(samples)} samples of {source.dataset}, {settings.epochs} epochs of {per_epoch} steps -> {folder}"
     )
     if source.whole:
         say(f"{source.dataset} marks no video as train{f' in split {source.split}' * bool(source.split)}: all are used")
@@ -178,7 +180,7 @@ def train(
         _warn_of_inexact(saved.meta["environment"], meta["environment"])
 
     torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
-    bf16 = torch.autocast("cuda", torch.bfloat16, enabled=settings.bf16 and device.type == "cuda")
+    precision = torch.autocast("cuda", torch.bfloat16, enabled=settings.bf16)
     clips = data.TrainingClips(source, samples, method, settings.seed)
     indices = data.batch_indices(len(samples), settings.batch_size, settings.seed, range(first, last))
     loader = data.loader(clips, settings.workers, device, batch_sampler=indices)
@@ -188,7 +190,7 @@ def train(
         open(folder / "log.csv", "a", newline="", buffering=1) as file,
         tqdm(total=last, initial=first, unit="step", disable=not sys.stderr.isatty()) as bar,
     ):
-        log = csv.writer(file)
+        log = csv.writer(file, lineterminator="\n")
         start = time.perf_counter()
         for step, batch in enumerate(loader, first):
             loaded = time.perf_counter()
@@ -197,7 +199,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = lr
             batch = data.to_device(batch, device)
-            with bf16:
+            with precision:
                 metrics = network(augment(batch["clip"], batch["view"], source.config["crop"]), batch["labels"])
             optimiser.zero_grad()
             metrics["loss"].backward()
@@ -207,7 +209,7 @@ def train(
 
             values = dict(zip(metrics, values, strict=True))
             if not math.isfinite(values["loss"]):
-                raise TrainerError(_not_finite(step, values["loss"], batch["id"], folder))
+                raise TrainerError(_not_finite("the loss", step, batch["id"], folder))
             total = done - start
             row = {
                 "step": step + 1,
@@ -229,6 +231,8 @@ def train(
                 say(_line(row, values, last))
 
             if stop.caught or step + 1 == last or (step + 1) % settings.checkpoint_every == 0:
+                if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
+                    raise TrainerError(_not_finite("a weight", step, batch["id"], folder))
                 os.fsync(file.fileno())  # a checkpoint never runs ahead of its log
                 checkpoint.save(folder, step + 1, network, optimiser, meta)
             if stop.caught and step + 1 < last:
@@ -258,16 +262,16 @@ def say(text: str) -> None:
 
 
 def _line(row: dict, values: dict, last: int) -> str:
-    metrics = " | ".join(f"{name} {value:.4f}" for name, value in values.items())
+    metrics = " | ".join(f"{name} {values[name]:.4f}" for name in ("loss", "accuracy", "chance") if name in values)
     return (
         f"step {row['step']}/{last} | epoch {row['epoch']} | {metrics} | data {row['data_ms']} ms | "
         f"compute {row['compute_ms']} ms | {row['clips_per_s']} clips/s"
     )
 
 
-def _not_finite(step: int, loss: float, ids: list[str], folder: Path) -> str:
+def _not_finite(what: str, step: int, ids: list[str], folder: Path) -> str:
     return (
-        f"loss is {loss} at step {step + 1}, whose batch holds {', '.join(ids)}; "
+        f"{what} is not finite at step {step + 1}, whose batch holds {', '.join(ids)}; "
         f"log and last checkpoint are in {folder}. Try a smaller --lr"
     )
 

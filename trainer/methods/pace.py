@@ -31,7 +31,7 @@ class Pace(nn.Module):
     @staticmethod
     def samples(shards) -> tuple[np.ndarray, int, str]:
         """The videos long enough for every pace, int64 [n, 2], how many were left out, and why."""
-        videos = shards.training_videos()
+        videos = shards.videos[shards.trains]
         usable = [bool((shards.readers[shard].arrays["pace/pace"][video] != NO_ROW).all()) for shard, video in videos]
         return videos[usable], usable.count(False), "too short for the fastest pace"
 

@@ -60,9 +60,9 @@ class Statistics(nn.Module):
     @staticmethod
     def samples(shards) -> tuple[np.ndarray, int, str]:
         """The labelled clips, int64 [n, 2], how many videos were left out, and why."""
-        clips = shards.training_clips()
-        owners = {(shard, int(shards.readers[shard].arrays["clips/video"][clip])) for shard, clip in clips.tolist()}
-        return clips, len(shards.training_videos()) - len(owners), "without a labelled clip"
+        used = shards.trains[shards.owner]
+        left_out = shards.trains.sum() - len(np.unique(shards.owner[used]))
+        return shards.clips[used], int(left_out), "without a labelled clip"
 
     @staticmethod
     def read(reader: ShardReader, clip: int, epoch: int, view: dict) -> tuple[np.ndarray, dict]:
@@ -74,23 +74,24 @@ class Statistics(nn.Module):
         return reader.clip_frames(clip), {"motion": motion, "valid": valid, "appearance": appearance}
 
     def forward(self, clips: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        """clips [B, 3, T, H, W]; labels: motion int64 [B, 14], valid [B, 14], appearance int64 [B, 13]."""
+        """clips [B, 3, T, H, W]; labels: motion int64 [B, 14], valid [B, 14], appearance int64 [B, 13] -> loss,
+        accuracy and chance over all valid labels, the loss of each part, the accuracy of each kind of label."""
         features = [*self.backbone(clips).values()][-1].mean((2, 3, 4))
-        metrics = {"loss": 0.0}
+        loss, right, known, chance, metrics = 0, 0, 0, 0, {}
         for part in self.parts:
             ids = labels[part]
             valid = labels["valid"] > 0 if part == "motion" else torch.ones_like(ids, dtype=torch.bool)
-            loss, predicted = part_loss(self.heads[part](features).float(), ids, valid, SIZES[part], self.targets)
-            metrics["loss"] = metrics["loss"] + WEIGHTS[part] * loss
-            metrics[f"{part}_loss"] = loss.detach()
-            right = (predicted == ids) & valid
+            own_loss, predicted = part_loss(self.heads[part](features).float(), ids, valid, SIZES[part], self.targets)
+            loss = loss + WEIGHTS[part] * own_loss
+            hit = (predicted == ids) & valid
+            right, known = right + hit.sum(), known + valid.sum()
+            chance = chance + (valid / torch.tensor(SIZES[part], device=ids.device)).sum()
+            metrics[f"{part}_loss"] = own_loss
             for kind in dict.fromkeys(KINDS[part]):
                 columns = [column for column, name in enumerate(KINDS[part]) if name == kind]
-                metrics[f"{kind}_accuracy"] = right[:, columns].sum() / valid[:, columns].sum().clamp(min=1)
-            chance = 1 / torch.tensor(SIZES[part], device=ids.device)
-            metrics[f"{part}_accuracy"] = right.sum() / valid.sum().clamp(min=1)
-            metrics[f"{part}_chance"] = (chance * valid).sum() / valid.sum().clamp(min=1)
-        return metrics
+                metrics[kind] = hit[:, columns].sum() / valid[:, columns].sum().clamp(min=1)
+        known = known.clamp(min=1)
+        return {"loss": loss, "accuracy": right / known, "chance": chance / known, **metrics}
 
 
 def part_loss(

@@ -1,0 +1,382 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from labelgen.errors import VsslError
+from labelgen.manifest import ManifestError, load, select
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+HMDB_CLASSES = 51
+
+
+def put(root, *files):
+    for file in files:
+        path = Path(root, file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return path
+
+
+def manifest(folder, text):
+    """Path of a manifest of the user's own, named `mine`, beside the videos in folder/v."""
+    return str(write(folder / "mine.yaml", "name: mine\n" + text))
+
+
+def fails(match, dataset, root):
+    with pytest.raises(ManifestError, match=match) as error:
+        load(dataset, root)
+    assert isinstance(error.value, VsslError)
+    assert "expected" in str(error.value) or "cannot read" in str(error.value)
+
+
+def rows(dataset):
+    return [(v.id, v.label, v.group, v.split) for v in dataset.videos]
+
+
+# --- each official layout ---
+
+
+@pytest.fixture
+def ucf(tmp_path):
+    write(tmp_path / "ucfTrainTestlist/classInd.txt", "1 Zumba\r\n2 Archery\r\n")
+    a, b, c = ("Archery/v_Archery_g01_c01.avi", "Archery/v_Archery_g02_c01.avi", "Zumba/v_Zumba_g03_c04.avi")
+    for k, test in (1, a), (2, b), (3, c):
+        train = [f"{v} 2\r\n" for v in (a, b, c) if v != test]
+        write(tmp_path / f"ucfTrainTestlist/trainlist0{k}.txt", "".join(train))
+        write(tmp_path / f"ucfTrainTestlist/testlist0{k}.txt", test + "\r\n\r\n")
+    put(tmp_path / "UCF-101", a, c.replace(".avi", ".MP4"), "Archery/own.avi", "Archery/.hidden.avi", "Archery/a.txt")
+    return tmp_path
+
+
+def test_ucf101_layout(ucf):
+    dataset = load("ucf101", ucf)
+    assert rows(dataset) == [
+        ("Archery/own.avi", "Archery", "", (0, 0, 0)),
+        ("Archery/v_Archery_g01_c01.avi", "Archery", "g01", (3, 1, 1)),
+        ("Zumba/v_Zumba_g03_c04.MP4", "Zumba", "g03", (1, 1, 3)),
+    ]
+    assert dataset.classes == ("Zumba", "Archery")
+    assert dataset.splits == ("1", "2", "3")
+    assert dataset.missing == ("Archery/v_Archery_g02_c01.avi",)
+    assert dataset.unlisted == ("Archery/own.avi",)
+    assert dataset.videos[1].path == ucf / "UCF-101/Archery/v_Archery_g01_c01.avi"
+    summary = dataset.summary()
+    for text in ("2 of 13,320", "missing: 1 (Archery/v_", "unlisted: 1 (", "split 1: train 1, validation 0, test 1"):
+        assert text in summary
+
+
+def test_ucf101_broken(ucf):
+    put(ucf / "UCF-101", "Dance/x.avi")
+    fails("label of 'Dance/x.avi': 'Dance'; expected a declared class", "ucf101", ucf)
+    (ucf / "UCF-101/Dance/x.avi").unlink()
+    put(ucf / "UCF-101", "Zumba/v_Zumba_g03_c04.mkv")
+    fails("two videos for", "ucf101", ucf)
+    (ucf / "UCF-101/Zumba/v_Zumba_g03_c04.mkv").unlink()
+    listed = ucf / "ucfTrainTestlist/testlist01.txt"
+    listed.write_text("Zumba/v_Zumba_g03_c04.avi\n")
+    fails("two parts of split 1", "ucf101", ucf)
+    listed.unlink()
+    fails("cannot read list file.*testlist01.txt", "ucf101", ucf)
+
+
+def test_hmdb51_layout(tmp_path):
+    lists = tmp_path / "testTrainMulti_7030_splits"
+    classes = load_classes("hmdb51")
+    assert len(classes) == HMDB_CLASSES
+    names = ["My_kick_film_kick_ball_f_cm_np1_le_bad_0.avi", "B_kick_ball_u_nm_np2_fr_goo_12.avi", "C_x_1.avi"]
+    for label in classes:
+        for k in (1, 2, 3):
+            lines = [f"{n} {(k + i) % 3} \n" for i, n in enumerate(names)] if label == "kick_ball" else []
+            write(lists / f"{label}_test_split{k}.txt", "".join(lines))
+    put(tmp_path / "videos/kick_ball", *names[:2])
+    dataset = load("hmdb51", tmp_path)
+    assert rows(dataset) == [
+        ("kick_ball/" + names[1], "kick_ball", "B", (3, 0, 1)),  # flags 2 0 1
+        ("kick_ball/" + names[0], "kick_ball", "My_kick_film", (1, 3, 0)),  # flags 1 2 0
+    ]
+    assert dataset.missing == ("C_x_1.avi",)
+    assert dataset.classes == classes
+    (lists / "wave_test_split3.txt").write_text("a.avi 3\n")
+    fails("expected a file name and 0, 1 or 2", "hmdb51", tmp_path)
+
+
+def load_classes(name):
+    import yaml
+
+    text = (Path(__file__).resolve().parents[2] / f"data_manifests/{name}.yaml").read_text()
+    return tuple(yaml.safe_load(text)["classes"]["names"])
+
+
+def test_kinetics400_layout(tmp_path):
+    header = "label,youtube_id,time_start,time_end,split"
+    train = f'{header},is_cc\n"petting animal (not cat)",-a_b,7,17,train,0\nzumba,0012,0,10,train,1\n'
+    write(tmp_path / "kinetics-400_train.csv", train)
+    write(tmp_path / "kinetics-400_val.csv", f"{header}\r\nzumba,ccc,101,111,val\r\n")
+    write(tmp_path / "kinetics-400_test.csv", "youtube_id,time_start,time_end,split\nddd,1,11,test\neee,2,12,test\n")
+    put(
+        tmp_path,
+        "train/petting_animal_not_cat/-a_b_000007_000017.mkv",
+        "train/petting_animal_not_cat/new_000007_000017.mkv",
+        "val/zumba/ccc_000101_000111.mp4",
+        "test/ddd_000001_000011.webm",
+    )
+    dataset = load("kinetics400", tmp_path)
+    pet = "petting animal (not cat)"
+    assert [(v.label, v.split) for v in dataset.videos] == [("", (3,)), (pet, (1,)), (pet, (0,)), ("zumba", (2,))]
+    assert dataset.classes == (pet, "zumba")
+    assert dataset.missing == ("0012_000000_000010", "eee_000002_000012")
+    assert dataset.unlisted == ("train/petting_animal_not_cat/new_000007_000017.mkv",)
+
+    (tmp_path / "kinetics-400_train.csv").unlink()
+    dataset = load("kinetics400", tmp_path)
+    assert [v.split for v in dataset.videos] == [(3,), (0,), (0,), (2,)]
+    write(tmp_path / "kinetics-400_val.csv", f"{header}\nzumba,ccc,101,111,vla\n")
+    fails("split of 'val/zumba/ccc.*': 'vla'", "kinetics400", tmp_path)
+    for path in tmp_path.glob("*.csv"):
+        path.unlink()
+    fails("CSV file not found", "kinetics400", tmp_path)
+
+
+def test_demo_layout(tmp_path):
+    put(tmp_path, "train/b/1.mp4", "train/a/1.mp4", "test/a/2.mp4")
+    dataset = load("demo", tmp_path)
+    assert rows(dataset) == [
+        ("test/a/2.mp4", "a", "", (3,)),
+        ("train/a/1.mp4", "a", "", (1,)),
+        ("train/b/1.mp4", "b", "", (1,)),
+    ]
+    assert (dataset.splits, dataset.classes, dataset.missing, dataset.unlisted) == (("1",), ("a", "b"), (), ())
+    put(tmp_path, "trian/a/3.mp4")
+    fails("split of 'trian/a/3.mp4': 'trian'", "demo", tmp_path)
+
+
+def test_folder(tmp_path):
+    put(tmp_path, "b.MP4", "a.mov", "notes.txt", ".cache/c.mp4", ".d.mp4")
+    os.mkfifo(tmp_path / "f.avi")
+    (tmp_path / "folder.avi").mkdir()
+    dataset = load("folder", tmp_path)
+    assert rows(dataset) == [("a.mov", "", "", ()), ("b.MP4", "", "", ()), ("f.avi", "", "", ())]
+    assert (dataset.classes, dataset.splits) == ((), ())
+    assert "no labels" in dataset.summary()
+    put(tmp_path, "z/1.mkv", "y/deep/er/1.mkv")
+    dataset = load("folder", tmp_path)
+    assert [v.label for v in dataset.videos] == ["", "", "", "y", "z"]
+    assert dataset.classes == ("y", "z")
+
+
+def test_weizmann_leaves_one_actor_out(tmp_path):
+    put(tmp_path, "run/lena_run1.avi", "run/lena_run2.avi", "run/ido_run.avi", "walk/eli_walk.avi")
+    dataset = load("weizmann", tmp_path)
+    assert dataset.splits == ("1", "2", "3")
+    assert [(v.group, v.split) for v in dataset.videos] == [
+        ("ido", (1, 3, 1)),
+        ("lena", (1, 1, 3)),
+        ("lena", (1, 1, 3)),
+        ("eli", (3, 1, 1)),
+    ]
+    put(tmp_path, "run/nobody.avi")
+    fails("video without a group: 'run/nobody.avi'", "weizmann", tmp_path)
+
+
+def test_grid_labels_from_csv(tmp_path):
+    write(tmp_path / "labels.csv", "video,command,colour\r\na.mp4,bin,red\r\nb.mp4,lay,blue\r\n")
+    put(tmp_path / "videos", "a.mp4", "c.mp4")
+    dataset = load("grid", tmp_path)
+    assert rows(dataset) == [("a.mp4", "bin", "", ()), ("c.mp4", "", "", ())]
+    assert (dataset.classes, dataset.missing, dataset.unlisted) == (("bin", "lay"), ("b.mp4",), ("c.mp4",))
+    assert "1 of 2 videos" in dataset.summary()
+
+
+def test_label_and_group_patterns(tmp_path):
+    put(tmp_path, "s1/run_1.avi", "s2/walk_1.avi")
+    mine = manifest(
+        tmp_path, "label: {pattern: '^(?P<label>[a-z]+)_'}\ngroup: {folder: 1}\nclasses: {names: [walk, run]}"
+    )
+    dataset = load(mine, tmp_path)
+    assert [(v.label, v.group) for v in dataset.videos] == [("run", "s1"), ("walk", "s2")]
+    assert dataset.classes == ("walk", "run")
+    put(tmp_path, "s1/007.avi")
+    fails("label pattern does not match the file name: 's1/007.avi'", mine, tmp_path)
+
+
+# --- files ---
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    folder = os.fsencode(tmp_path)
+    open(folder + b"/caf\xe9.avi", "w").close()
+    (video,) = load("folder", tmp_path).videos
+    assert video.id == "caf\\xe9.avi"
+    video.id.encode("utf-8")
+    assert os.fsencode(video.path) == folder + b"/caf\xe9.avi" and video.path.exists()
+    put(tmp_path, "caf\\xe9.avi")
+    fails("two videos with one id", "folder", tmp_path)
+
+
+def test_links(tmp_path):
+    put(tmp_path, "far/x.avi", "root/a/1.avi")
+    root = tmp_path / "root"
+    (root / "b").symlink_to(tmp_path / "far")
+    (root / "a/up").symlink_to(root)
+    (root / "a/self.avi").symlink_to(root / "a/self.avi")
+    (root / "dangling.avi").symlink_to(root / "nowhere")
+    (root / "2.avi").symlink_to(root / "a/1.avi")
+    assert [v.id for v in load("folder", root).videos] == ["2.avi", "a/1.avi", "b/x.avi"]
+
+
+def test_where_videos_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VSSL_DATA", raising=False)
+    put(tmp_path, "data/folder/a.avi", "elsewhere/folder/b.avi", "c/c.avi")
+    assert load("folder").videos[0].path == tmp_path / "data/folder/a.avi"
+    monkeypatch.setenv("VSSL_DATA", str(tmp_path / "elsewhere"))
+    assert load("folder").videos[0].path == tmp_path / "elsewhere/folder/b.avi"
+    assert load("folder", "c").videos[0].path == tmp_path / "c/c.avi"
+    fails("folder not found.*absent.*--root", "folder", "absent")
+    (tmp_path / "empty").mkdir()
+    fails("no videos found in", "folder", "empty")
+
+
+# --- the manifest ---
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("lable: {folder: 1}", "unknown key.*'lable'; expected name or source"),
+        ("label: {folder: first}", "wrong type.*label, folder: 'first'; expected a whole number, not str"),
+        ("label: {folder: true}", "a whole number, not bool"),
+        ("label: {folder: 0}", "expected 1 for the first"),
+        ("videos: [a]", "wrong type.*expected a mapping"),
+        ("videos: {extensions: avi}", "expected a list"),
+        ("classes: {names: [yes]}", "expected text, not bool.*quotes"),
+        ("classes: {file: c.txt}", "expected names, or file and pattern"),
+        ("classes: {names: [a, a]}", "class declared twice"),
+        ("label: {pattern: '(?P<label>'}", "bad regular expression"),
+        ("label: {pattern: '(.*)'}", r"expected a part named \(\?P<label>"),
+        ("group: {pattern: '(?P<group>zz+)'}", "no video has a group by"),
+        ("label: {column: a}", "expected a csv section"),
+        (
+            "csv: {files: [t.csv], video: '{video}'}\nlabel: {column: b}",
+            "CSV column not found: 'b'; expected a or video",
+        ),
+        ("csv: {files: [t.csv], video: '{id}'}", "column not found in .*'id'"),
+        ("csv: {files: [t.csv], video: '{video:06d}'}", "video in .*line 2: 'run/x.avi'"),
+        ("csv: {files: [t.csv], video: '{video'}", "csv video"),
+        ("csv: {files: [t.csv], video: 'c{video}'}\nlabel: {column: a}", "no video has a label by: 'column a'"),
+        ("csv: {files: [u.csv], video: '{video}'}", "CSV file not found"),
+        ("csv: {files: [t.csv]}", "expected files and video"),
+        ("splits: {folder: 1, column: a}", "expected one of lists"),
+        ("splits: {folder: 1, names: ['1']}", "expected lists or flags"),
+        ("splits: {flags: 'a{class}'}", "expected classes"),
+        ("splits: {leave_out: group}", "with a group in the manifest"),
+        ("splits: {leave_out: group}\ngroup: {folder: 1}", "one group only: 'run'"),
+        ("splits: {lists: {training: a.txt}}", "unknown key"),
+        ("splits: {lists: {train: a.txt}}", "cannot read list file"),
+        ("name: a/b", "name in manifest"),
+        ("a: [", "cannot read the manifest"),
+    ],
+)
+def test_errors(tmp_path, text, match):
+    put(tmp_path, "run/x.avi")
+    write(tmp_path / "t.csv", "video,a\nrun/x.avi,1\n")
+    fails(match, manifest(tmp_path, text), tmp_path)
+
+
+def test_unknown_manifest(tmp_path):
+    fails(
+        "unknown data set: 'ucf'; expected demo, folder, grid, hmdb51, kinetics400, ucf101, weizmann", "ucf", tmp_path
+    )
+    fails("manifest not found", str(tmp_path / "no.yaml"), tmp_path)
+
+
+def test_conflicting_rows(tmp_path):
+    put(tmp_path, "x.avi")
+    mine = manifest(tmp_path, "csv: {files: ['*.csv'], video: '{video}'}\nlabel: {column: a}")
+    write(tmp_path / "1.csv", "video,a\nx.avi,1\nx.avi,1\n")
+    assert load(mine, tmp_path).videos[0].label == "1"
+    write(tmp_path / "2.csv", "video,a\nx,2\n")
+    fails("two list entries for 'x.avi'", mine, tmp_path)
+    write(tmp_path / "2.csv", "video,a\nx.avi,2\n")
+    fails("two different rows for one video", mine, tmp_path)
+
+
+# --- select ---
+
+
+def test_select(ucf):
+    dataset = load("ucf101", ucf)
+
+    def chosen(which):
+        return [v.id[-11:-4] for v in select(dataset.videos, dataset.splits, which)]
+
+    archery, zumba = "g01_c01", "g03_c04"
+    assert len(chosen(None)) == 3
+    assert chosen("1") == chosen("3") == [archery, zumba]
+    assert chosen("train") == chosen("1/train") == [zumba]
+    assert chosen("test") == chosen("2/train")[:1] == [archery]
+    assert chosen("3/test") == [zumba]
+    with pytest.raises(ManifestError, match="'4'; expected 1, 2, 3, train, validation, test"):
+        chosen("4")
+    with pytest.raises(ManifestError, match="no video in split: 'val'"):
+        chosen("val")
+    with pytest.raises(ManifestError, match="no splits"):
+        select(dataset.videos, (), "train")
+
+
+# --- real data ---
+
+
+def real(name):
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no real data: {name}")
+    return load(name, DATA / name)
+
+
+def test_real_ucf101():
+    dataset = real("ucf101")
+    assert [(v.label, v.group) for v in dataset.videos] == [
+        ("ApplyEyeMakeup", "g01"),
+        ("BaseballPitch", "g01"),
+        ("Rowing", "g16"),
+        ("SoccerJuggling", "g23"),
+    ]
+    assert len(dataset.missing) == 13320 - 4 and not dataset.unlisted
+    assert len(dataset.classes) == 101 and dataset.classes[-1] == "YoYo"
+    assert dataset.videos[0].split == (3, 1, 1)
+    assert "4 of 13,320 videos" in dataset.summary()
+
+
+def test_real_hmdb51():
+    dataset = real("hmdb51")
+    assert [(v.label, v.group, v.split) for v in dataset.videos] == [
+        ("wave", "RATRACE", (1, 3, 1)),
+        ("wave", "SchoolRulesHowTheyHelpUs", (0, 0, 1)),
+    ]
+    assert len(dataset.missing) == 6766 - 2 and len(dataset.classes) == HMDB_CLASSES
+
+
+def test_real_kinetics400():
+    dataset = real("kinetics400")
+    assert [(v.label, v.split) for v in dataset.videos] == [("using segway", (2,))] * 2
+    assert len(dataset.missing) == 19906 - 2 and not dataset.unlisted
+    assert dataset.classes == tuple((DATA / "kinetics400/label_map_k400.txt").read_text().splitlines())
+
+
+def test_real_weizmann():
+    dataset = real("weizmann")
+    assert (len(dataset.videos), len(dataset.classes), len(dataset.splits)) == (50, 10, 5)
+    assert {v.group for v in dataset.videos} == {"daria", "denis", "eli", "ido", "ira"}
+    assert all(sum(v.split[k] == 3 for v in dataset.videos) == 10 for k in range(5))
+
+
+def test_real_grid():
+    dataset = real("grid")
+    assert len(dataset.videos) == 600 and not dataset.missing and not dataset.unlisted
+    assert dataset.classes == ("bin", "lay", "place", "set")

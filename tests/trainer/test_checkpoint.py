@@ -1,0 +1,75 @@
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainer import checkpoint
+from trainer.errors import TrainerError
+from trainer.loop import Settings, train
+
+
+@pytest.fixture
+def run(demo, here):
+    return train(Settings(width=0.06, epochs=1, workers=0), demo)
+
+
+def test_loads_from_run_folder_and_file(run):
+    file = run / "checkpoints/00000001/weights.safetensors"
+    loaded = [checkpoint.load(path) for path in (run, run.name, file.parent, file)]
+    assert len({one.file for one in loaded}) == 1 and {one.run for one in loaded} == {run}
+    assert loaded[0].meta == json.loads((file.parent / "checkpoint.json").read_text())
+    meta = loaded[0].meta
+    assert meta["settings"]["method"] == "pace" and meta["dataset"] == "demo" and meta["step"] == meta["steps"] == 1
+
+
+def test_a_lone_weights_file_is_enough(run, tmp_path):
+    copy = tmp_path / "elsewhere.safetensors"
+    copy.write_bytes(checkpoint.load(run).file.read_bytes())
+    loaded = checkpoint.load(copy)
+    assert loaded.run == tmp_path and loaded.meta == checkpoint.load(run).meta
+    with pytest.raises(TrainerError, match="optimiser.pt: cannot be read"):
+        loaded.optimiser_state()
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(run, here, monkeypatch):
+    network = torch.nn.Linear(2, 2)
+    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(run, 2, network, optimiser, {})
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000001"]
+    monkeypatch.undo()
+    os.chdir(here)
+    (run / "checkpoints/.dead.tmp").mkdir()  # left behind by a killed process
+    checkpoint.save(run, 2, network, optimiser, {})
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000002"]
+
+
+def test_errors_name_what_is_wrong(tmp_path, here):
+    with pytest.raises(TrainerError, match="runs/nothing: neither a run, a checkpoint folder nor a .safetensors file"):
+        checkpoint.load("nothing")
+    with pytest.raises(TrainerError, match="no run with a checkpoint in runs/; train one"):
+        checkpoint.newest_run()
+    (tmp_path / "bad.safetensors").write_bytes(b"not a checkpoint at all")
+    with pytest.raises(TrainerError, match="not a readable checkpoint"):
+        checkpoint.load(tmp_path / "bad.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(TrainerError, match="checkpoint schema none, expected 1"):
+        checkpoint.load(tmp_path / "foreign.safetensors")
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(TrainerError, match="the run has no checkpoint yet"):
+        checkpoint.load(tmp_path / "empty")
+
+
+def test_json_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "x.json"
+    checkpoint.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        checkpoint.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,240 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.trainer.synthetic import CONFIG, write_shard
+from trainer import checkpoint, loop
+from trainer.errors import Interrupted, TrainerError
+from trainer.loop import Settings, learning_rate, resolve, train
+
+TIMES = ("data_ms", "compute_ms", "total_ms", "clips_per_s")
+SMALL = {"width": 0.06, "batch_size": 3, "workers": 0, "device": "cpu"}
+
+
+def rows(run):
+    with open(run / "log.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+
+
+def assert_same_run(one, other):
+    assert rows(one) == rows(other)
+    first, second = checkpoint.load(one), checkpoint.load(other)
+    assert first.meta["step"] == second.meta["step"]
+    assert all(torch.equal(weight, second.weights[name]) for name, weight in first.weights.items())
+    states = first.optimiser_state()["state"], second.optimiser_state()["state"]
+    assert all(torch.equal(states[0][i]["momentum_buffer"], states[1][i]["momentum_buffer"]) for i in states[0])
+
+
+def at_step(monkeypatch, step, action):
+    """Do something in the middle of a step."""
+
+    def hook(now, *args):
+        if now == step:
+            action()
+        return learning_rate(now, *args)
+
+    monkeypatch.setattr(loop, "learning_rate", hook)
+
+
+@pytest.fixture(scope="module")
+def unbroken(demo, tmp_path_factory):
+    """A pace run of 40 steps, two an epoch."""
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    torch.set_num_threads(1)
+    return train(Settings(**SMALL, epochs=20), demo, run)
+
+
+def test_a_run_is_logged_and_kept(unbroken):
+    log = rows(unbroken)
+    assert [int(row["step"]) for row in log] == list(range(1, 41))
+    assert [int(row["epoch"]) for row in log] == [step // 2 for step in range(40)]
+    assert [float(log[i]["lr"]) for i in (0, 11, 12, 24, 36)] == [1e-3, 1e-3, 1e-4, 1e-5, 1e-6]
+    assert list(log[0]) == ["step", "epoch", "lr", "loss", "accuracy", "chance"]
+    assert [path.name for path in (unbroken / "checkpoints").iterdir()] == ["00000040"]
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 17, 38])
+def test_stopped_in_any_step_and_resumed_equals_unbroken(unbroken, demo, here, monkeypatch, step):
+    at_step(monkeypatch, step, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(
+        Interrupted, match=f"stopped by SIGTERM after step {step + 1} of 40; go on with: .*--resume"
+    ) as stop:
+        train(Settings(**SMALL, epochs=20), demo)
+    assert stop.value.exit_code == 143
+    assert [int(row["step"]) for row in rows(here / "runs/pace-r3d10-1")] == list(range(1, step + 2))
+    monkeypatch.undo()
+    os.chdir(here)
+    assert_same_run(train(None, demo, resume="pace-r3d10-1"), unbroken)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
+    ids=lambda value: str(value),
+)
+def test_a_killed_process_resumes_bit_for_bit(unbroken, demo, here, number, code):
+    program = (
+        "import sys, torch\n"
+        "from trainer.errors import Interrupted\n"
+        "from trainer.loop import Settings, train\n"
+        "torch.set_num_threads(1)\n"
+        "try:\n"
+        "    settings = Settings(width=.06, batch_size=3, workers=2, device='cpu', epochs=20, checkpoint_every=7)\n"
+        f"    train(settings, {str(demo)!r})\n"
+        "except Interrupted as stop:\n"
+        "    sys.exit(stop.exit_code)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, env=_environment())
+    log = here / "runs/pace-r3d10-1/log.csv"
+    while not log.exists() or log.read_text().count("\n") < 12:
+        assert process.poll() is None
+        time.sleep(0.002)
+    (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)  # Ctrl-C reaches the workers, too
+    assert process.wait(60) == code
+    saved = checkpoint.load("pace-r3d10-1").meta["step"]
+    assert 7 <= saved < 40 and (number != signal.SIGKILL or saved % 7 == 0)
+    assert_same_run(train(Settings(workers=1), demo, resume="runs/pace-r3d10-1"), unbroken)
+
+
+def _environment():
+    root = str(loop.Path(loop.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": root}
+
+
+def test_a_torn_log_is_mended(unbroken, demo, here, monkeypatch):
+    def die():
+        raise OSError("disk is gone")
+
+    at_step(monkeypatch, 9, die)
+    with pytest.raises(OSError, match="disk is gone"):
+        train(Settings(**SMALL, epochs=20, checkpoint_every=4), demo, "torn")
+    assert checkpoint.load("torn").meta["step"] == 8
+    with open("runs/torn/log.csv", "a") as file:
+        file.write("1")  # a row cut off after its first digit
+    monkeypatch.undo()
+    os.chdir(here)
+    assert_same_run(train(None, demo, resume="torn"), unbroken)
+
+
+def test_resuming_a_finished_run_changes_nothing(unbroken, demo):
+    before = (unbroken / "log.csv").read_bytes()
+    assert train(None, demo, resume=unbroken) == unbroken
+    assert (unbroken / "log.csv").read_bytes() == before
+
+
+def test_resume_refuses_other_settings_and_shards(unbroken, demo, tmp_path):
+    with pytest.raises(TrainerError, match=r"seed is 1, the run has 0; lr is 0.5, the run has 0.001"):
+        train(Settings(lr=0.5, seed=1, epochs=20), demo, resume=unbroken)
+    write_shard(tmp_path / "demo" / "00000.h5", [64, 64], config={**CONFIG, "seed": 1})
+    with pytest.raises(TrainerError, match=r"config_hash of .* is [0-9a-f]{16}, the run has [0-9a-f]{16}"):
+        train(None, tmp_path, resume=unbroken)
+    write_shard(tmp_path / "again" / "demo" / "00000.h5", [64, 64])
+    with pytest.raises(TrainerError, match="samples of .* is 2, the run has 6"):
+        train(None, tmp_path / "again", resume=unbroken)
+
+
+def test_runs_are_numbered_named_and_never_overwritten(demo, here):
+    once = Settings(**SMALL, epochs=1)
+    assert [str(train(once, demo, run)) for run in (None, None, "mine", here / "there" / "x")] == [
+        "runs/pace-r3d10-1",
+        "runs/pace-r3d10-2",
+        "runs/mine",
+        str(here / "there" / "x"),
+    ]
+    with pytest.raises(TrainerError, match="runs/mine: exists; go on with --resume runs/mine, or choose another name"):
+        train(once, demo, "mine")
+    assert checkpoint.newest_run() == loop.Path("runs/mine")
+
+
+@pytest.mark.parametrize("targets", ["raw", "scaled", "classes"])
+def test_statistics_trains_and_resumes(demo, here, monkeypatch, targets):
+    settings = Settings(
+        **(SMALL | {"batch_size": 9}), method="statistics", targets=targets, epochs=2, schedule="cosine"
+    )
+    whole = train(settings, demo)
+    at_step(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted):
+        train(settings, demo)
+    assert_same_run(train(None, demo, resume="statistics-r3d10-2"), whole)
+
+
+def test_seed_changes_the_run(demo, here):
+    once = SMALL | {"epochs": 1}
+    losses = [rows(train(Settings(**once, seed=seed), demo))[0]["loss"] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_bf16_is_for_cuda(demo, here):
+    with pytest.raises(TrainerError, match="bf16 needs a CUDA device, and this is cpu"):
+        train(Settings(**SMALL, bf16=True), demo)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_trains_on_cuda(unbroken, demo, here, bf16):
+    options = SMALL | {"device": "cuda", "workers": 2, "bf16": bf16}
+    first = rows(train(Settings(**options, epochs=20), demo))[0]
+    assert float(first["loss"]) == pytest.approx(float(rows(unbroken)[0]["loss"]), abs=0.05 if bf16 else 1e-3)
+
+
+def test_data_sets_smaller_than_a_batch_train(tmp_path, here):
+    write_shard(tmp_path / "one" / "00000.h5", [64])
+    assert len(rows(train(Settings(width=0.06, epochs=2, workers=0), tmp_path / "one"))) == 2
+
+
+def test_nothing_to_train_on(tmp_path, here):
+    write_shard(tmp_path / "short" / "00000.h5", [20, 12, 30])
+    with pytest.raises(TrainerError, match="nothing that pace can use: 3 videos too short for the fastest pace"):
+        train(Settings(**SMALL), tmp_path / "short")
+
+
+def test_stops_where_the_loss_is_not_finite(demo, here):
+    for every in (1, 200):
+        with pytest.raises(TrainerError, match=r"not finite at step \d+, whose batch holds 0000\d_\d, .* smaller --lr"):
+            train(Settings(**SMALL, epochs=20, lr=1e18, checkpoint_every=every), demo, f"wild{every}")
+        weights = checkpoint.load(f"wild{every}").weights
+        assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+def test_learning_rate_by_hand():
+    step = resolve(Settings(lr=1.0, epochs=20))
+    assert [learning_rate(s, step, 10) for s in (0, 59, 60, 119, 120, 199)] == [1, 1, 0.1, 0.1, 0.01, 0.001]
+    cosine = resolve(Settings(lr=1.0, epochs=10, schedule="cosine"))
+    rates = [learning_rate(s, cosine, 10) for s in range(100)]
+    assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1]) and rates[-1] < 1e-3
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_defaults_are_the_papers():
+    pace, statistics = resolve(Settings()), resolve(Settings(method="statistics"))
+    assert (pace.method, pace.backbone, pace.lr, pace.batch_size, pace.epochs) == ("pace", "r3d10", 1e-3, 30, 20)
+    assert (pace.momentum, pace.schedule, pace.drop_every, statistics.lr) == (0.9, "step", 6, 5e-4)
+    assert resolve(pace) == pace
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "pacman"}, "unknown method 'pacman', expected one of: pace, statistics"),
+        ({"backbone": "r4d"}, "unknown backbone 'r4d', expected one of: r3d10"),
+        ({"targets": "raw"}, "targets is no setting of method pace"),
+        ({"batch_size": 0}, "batch_size is 0, expected more than 0"),
+        ({"lr": float("nan")}, "lr is nan, expected more than 0"),
+        ({"seed": -1}, "seed is -1, expected 0 or more"),
+        ({"schedule": "linear"}, "schedule is 'linear', expected step or cosine"),
+    ],
+)
+def test_settings_that_make_no_sense(options, message):
+    with pytest.raises(TrainerError, match=message):
+        resolve(Settings(**options))
+
+
+def test_unknown_device():
+    with pytest.raises(TrainerError, match="device 'gpu' cannot be used"):
+        loop.pick_device("gpu")
