@@ -13,6 +13,12 @@ from labelgen.config import Config
 
 _DEFAULT = {field.name: field.default for field in fields(Config)}
 
+_SIZES = {"112": (128, 171, 112), "224": (256, 340, 224)}  # height, width, crop
+
+
+def _paces(ctx, param, value: str) -> tuple[str, ...]:
+    return tuple(pace.strip() for pace in value.split(","))
+
 
 def _clips(ctx, param, value: str) -> int | None:
     if value == "all":
@@ -32,17 +38,29 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option("--workers", default=1, type=click.IntRange(1), help="Processes; at most one per core is started.")
 @click.option("--videos-per-shard", type=click.IntRange(1), help="[default: about 64 shards of at most 32 videos]")
 @click.option(
-    "--clips",
-    default="all",
-    callback=_clips,
-    help="Labelled 16-frame clips per video: all that do not overlap, or K at random.",
+    "--clips", default="all", callback=_clips, help="Labelled 16-frame clips per video: all that do not overlap, or K."
 )
-@click.option("--height", default=_DEFAULT["height"], help="Height of the stored frames, pixels.")
-@click.option("--width", default=_DEFAULT["width"], help="Width of the stored frames, pixels.")
-@click.option("--crop", default=_DEFAULT["crop"], help="Side of the labelled crops, pixels.")
+@click.option(
+    "--size",
+    default="112",
+    type=click.Choice(list(_SIZES)),
+    help="Height, width, crop: 128, 171, 112 or 256, 340, 224.",
+)
+@click.option("--height", type=int, help="Height of the stored frames, pixels.  [default: --size]")
+@click.option("--width", type=int, help="Width of the stored frames, pixels.  [default: --size]")
+@click.option("--crop", type=int, help="Side of the labelled crops, pixels.  [default: --size]")
+@click.option("--fps", type=float, help="Resample to a constant frame rate.  [default: every frame of the file]")
+@click.option("--jpeg-quality", default=_DEFAULT["jpeg_quality"], help="Of the stored frames, 1 to 100.")
+@click.option("--flow", default=_DEFAULT["flow"], help="Optical flow: tvl1, opencv-tvl1 or dis.")
+@click.option("--paces", default=",".join(_DEFAULT["paces"]), callback=_paces, help="Set of paces: 1/2,1,2 or 1,-1.")
+@click.option("--order-clips", default=_DEFAULT["order_clips"], help="Clips per order row, 2 to 5.")
+@click.option("--rows", default=_DEFAULT["rows"], help="Pace and order rows per video.")
+@click.option(
+    "--allow-wrap", is_flag=True, help="Pace rows of short videos go on from the first frame, and are marked."
+)
 @click.option("--seed", default=_DEFAULT["seed"], help="Seed of every random draw.")
 @click.option("--stall", default=300.0, help="Give a video up after so many seconds without a frame.")
-def labelgen(dataset, root, out, split, workers, videos_per_shard, stall, **settings):
+def labelgen(dataset, root, out, split, workers, videos_per_shard, stall, size, **settings):
     """Label videos: optical flow, motion, appearance, difficulty, pace and order, into HDF5 shards.
 
     The same command again goes on where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
@@ -51,6 +69,8 @@ def labelgen(dataset, root, out, split, workers, videos_per_shard, stall, **sett
     from labelgen.manifest import default_root, load, select
     from labelgen.run import run
 
+    for name, preset in zip(("height", "width", "crop"), _SIZES[size], strict=True):
+        settings[name] = preset if settings[name] is None else settings[name]
     config = Config(**settings)
     if dataset == "demo":
         from labelgen.demo import render

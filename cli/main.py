@@ -9,6 +9,7 @@ import click
 from cli.demo import demo
 from cli.evaluate import evaluate
 from cli.labelgen import labelgen
+from cli.show import shards_group, show
 from cli.train import train
 from labelgen.errors import ConfigError, VsslError
 
@@ -36,5 +37,5 @@ def main():
     """
 
 
-for command in (labelgen, train, evaluate, demo):
+for command in (labelgen, train, evaluate, show, shards_group, demo):
     main.add_command(command)

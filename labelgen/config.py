@@ -20,7 +20,7 @@ class Config:
     crop: int = 112  # side of the labelled crops, pixels
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
     jpeg_quality: int = 90  # 1..100
-    flow: str = "tvl1"
+    flow: str = "tvl1"  # backend, a key of labelgen.flow.BACKENDS
     clips: int | None = None  # labelled clips per video, at random; None labels all that do not overlap
     paces: tuple[str, ...] = ("1", "2", "3", "4")
     order_clips: int = 3  # clips per order row

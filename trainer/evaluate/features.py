@@ -55,7 +55,8 @@ def extract(
     batches = data.loader(views, workers, device, batch_size=batch_size)
     for batch in tqdm(batches, "features", unit="batch", leave=False, disable=not sys.stderr.isatty()):
         index = batch["index"].numpy()
-        with torch.inference_mode():
+        # TF32 would make features depend on the batch size, through the choice of algorithm
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             stages = backbone(centre(batch["clip"].to(device, non_blocking=True), shards.config["crop"]))
             for stage, output in stages.items():
                 for pooling, values in pool(output).items():

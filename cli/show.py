@@ -1,0 +1,100 @@
+"""`vssl show`: pictures of what labelgen computed; `vssl shards`: what is in its files."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import click
+
+_SHARDS = click.option(
+    "--shards", type=click.Path(path_type=Path), default=Path("out"), help="Folder that labelgen wrote."
+)
+
+
+@click.group()
+def show():
+    """Draw labels and curriculum as PNG files."""
+
+
+@show.command()
+@_SHARDS
+@click.option("--out", type=click.Path(path_type=Path), default=Path("sheets"), help="Folder for the pictures.")
+@click.option(
+    "--video", "names", multiple=True, help="Id of a video, or the end of it; repeatable.  [default: a random few]"
+)
+@click.option("--count", default=4, type=click.IntRange(1), help="Random videos, where none is named.")
+@click.option("--seed", default=0, help="Seed of the random choice.")
+def labels(shards, out, names, count, seed):
+    """One sheet per video, of its middle clip: frames, flow, boundaries, winning blocks, colours, difficulty."""
+    from labelgen.errors import ShardError
+    from labelgen.shards import open_shards
+    from labelgen.show import label_sheet
+
+    clips = {}  # id -> shard and clips of the video
+    for shard in open_shards(shards):
+        for clip, video in enumerate(shard.arrays["clips/video"]):
+            clips.setdefault(shard.arrays["videos/id"][video], (shard, []))[1].append(clip)
+    if not clips:
+        raise ShardError(f"{shards}: no video has a labelled clip, they are all shorter than 16 frames")
+    chosen = [name for name in clips if any(name.endswith(end) for end in names)]
+    for end in names:
+        if not any(name.endswith(end) for name in clips):
+            raise ShardError(
+                f"{shards}: no video with a labelled clip is called {end!r}; ids look like {next(iter(clips))!r}"
+            )
+    for name in chosen or random.Random(seed).sample(sorted(clips), min(count, len(clips))):
+        shard, its = clips[name]
+        _write(out / f"{name.replace('/', '-')}.png", label_sheet(shard, its[len(its) // 2]))
+
+
+@show.command()
+@_SHARDS
+@click.option("--out", type=click.Path(path_type=Path), default=Path("sheets"), help="Folder for the picture.")
+def curriculum(shards, out):
+    """The easiest, middle and hardest clips."""
+    from labelgen.shards import open_shards
+    from labelgen.show import curriculum_sheet
+
+    _write(out / "curriculum.png", curriculum_sheet(open_shards(shards)))
+
+
+def _write(path: Path, picture) -> None:
+    import cv2
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1])
+    os.replace(temporary, path)
+    click.echo(path)
+
+
+@click.group("shards")
+def shards_group():
+    """Look into the files that labelgen wrote, and check them."""
+
+
+@shards_group.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
+def info(folder):
+    """What is inside: sizes, counts, label histograms, failures."""
+    from labelgen.inspect import describe
+    from labelgen.shards import open_shards
+
+    click.echo(describe(open_shards(folder)))
+
+
+@shards_group.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
+def verify(folder):
+    """Read everything again: every frame decodes, every offset and label is in range, hashes are as written."""
+    from labelgen.errors import ShardError
+    from labelgen.inspect import problems
+    from labelgen.shards import open_shards
+
+    readers = open_shards(folder)
+    found = [problem for reader in readers for problem in problems(reader)]
+    if found:
+        raise ShardError("\n".join([f"{len(found)} problems; delete these shards and run labelgen again", *found]))
+    click.echo(f"{len(readers)} shards are sound")

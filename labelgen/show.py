@@ -1,0 +1,175 @@
+"""Pictures of what was computed: labels of a clip, and clips from easy to hard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from labelgen.boundaries import motion_boundaries
+from labelgen.flow import flow
+from labelgen.patterns import centre_crop, patterns
+from labelgen.shards import ShardReader
+
+_ZOOM = 2
+_GAP = 6
+_U, _V, _DIVERSE, _STABLE = (255, 60, 40), (40, 200, 60), (255, 200, 0), (60, 130, 255)
+_NAMES = ("grid", "rings", "triangles")
+
+
+def flow_colors(field: np.ndarray, largest: float | None = None) -> np.ndarray:
+    """Flow [H, W, 2] as RGB uint8 [H, W, 3]: hue is the direction (red to the right, then counter-clockwise), saturation the
+    length relative to `largest` (pixels per frame; default: the 99th percentile)."""
+    length = np.hypot(field[..., 0], field[..., 1])
+    largest = largest or max(float(np.percentile(length, 99)), 1e-3)
+    hue = np.degrees(np.arctan2(-field[..., 1], field[..., 0])) % 360 / 2
+    saturation = np.clip(length / largest * 255, 0, 255)
+    hsv = np.stack([hue, saturation, np.full_like(hue, 255)], -1).astype(np.uint8)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
+    """Everything stored for one clip, centre crop, as one picture, RGB uint8.
+
+    Frames; flow (recomputed from the stored frames) and motion boundaries M_u, M_v; for each pattern the blocks that move
+    most, with their orientation, and the most diverse and most stable blocks, with their dominant colours.
+    """
+    arrays = shard.arrays
+    video, start = int(arrays["clips/video"][clip]), int(arrays["clips/start"][clip])
+    frames, fields, summed = _motion(shard, clip)
+    height, width = shard.frame_size
+    size = shard.config["crop"]
+    centre = centre_crop(height, width, size)
+    motion, valid = arrays["statistics/motion"][clip, centre, 0], arrays["statistics/valid"][clip, centre, 0]
+    appearance = arrays["statistics/appearance"][clip, centre, 0]
+    corner = shard.crop_grid[centre]
+
+    shown = [_titled(frames[t], f"frame {start + t}") for t in (0, 5, 10, 15)]
+    largest = [int(motion[label]) if valid[label] else 7 for label in (12, 13)]
+    maps = [_titled(flow_colors(fields[t]), f"flow {t}") for t in largest] + [
+        _titled(_grey(np.hypot(summed[0], summed[1])), "boundary of u"),
+        _titled(_grey(np.hypot(summed[2], summed[3])), "boundary of v"),
+    ]
+    blocks = [_titled(frames[8], "centre crop", [(patterns(size)[0] >= 0, (255, 255, 255), "")], corner)]
+    colours = [_legend(frames[0].shape, arrays["curriculum/score"][clip], motion, valid, appearance[12])]
+    for pattern in range(3):
+        p_u, o_u, p_v, o_v = motion[4 * pattern : 4 * pattern + 4]
+        ids = patterns(size)[pattern]
+        marks = []
+        if valid[4 * pattern]:
+            marks.append((ids == p_u, _U, int(o_u)))
+        if valid[4 * pattern + 2]:
+            marks.append((ids == p_v, _V, int(o_v)))
+        blocks.append(_titled(frames[8], f"{_NAMES[pattern]}: u {p_u}/{o_u}, v {p_v}/{o_v}", marks, corner))
+        p_l, c_l, p_s, c_s = appearance[4 * pattern : 4 * pattern + 4]
+        marks = [(ids == p_l, _DIVERSE, _color(c_l)), (ids == p_s, _STABLE, _color(c_s))]
+        colours.append(_titled(frames[8], f"{_NAMES[pattern]}: diverse {p_l}/{c_l}, stable {p_s}/{c_s}", marks, corner))
+    label = arrays["videos/label"][video]
+    title = f"{arrays['videos/id'][video]}{f' ({label})' if label else ''}, frames {start} to {start + 15}"
+    return _page(title, [shown, maps, blocks, colours])
+
+
+def curriculum_sheet(shards: Sequence[ShardReader], columns: int = 6) -> np.ndarray:
+    """The easiest, middle and hardest clips with their motion boundaries, as one picture, RGB uint8.
+
+    Raises ValueError where no clip moves.
+    """
+    clips = [(shard, clip) for shard in shards for clip in range(shard.n_clips)]
+    score = np.array([shard.arrays["curriculum/score"][clip] for shard, clip in clips])
+    order = np.argsort(-score, kind="stable")[: np.count_nonzero(~np.isnan(score))]
+    if not len(order):
+        raise ValueError("no clip has a difficulty: none of them moves")
+    columns = min(columns, len(order))
+    middle = (len(order) - columns) // 2
+    rows = []
+    for word, chosen in (("easy", order[:columns]), ("middle", order[middle:][:columns]), ("hard", order[-columns:])):
+        pictures, maps = [], []
+        for index in chosen:
+            shard, clip = clips[index]
+            frames, _, summed = _motion(shard, clip)
+            pictures.append(_titled(frames[8], f"{word}: {score[index]:.3f}"))
+            maps.append(
+                _titled(_grey(np.maximum(np.hypot(summed[0], summed[1]), np.hypot(summed[2], summed[3]))), "boundaries")
+            )
+        rows += [pictures, maps]
+    return _page(f"{len(order)} clips by the share of motion in one block", rows)
+
+
+def _motion(shard: ShardReader, clip: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    frames = shard.frames(shard.clip_frames(clip))
+    luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    backend = shard.config["flow"]["backend"]
+    fields = [flow(first, second, backend=backend) for first, second in zip(luma, luma[1:], strict=False)]
+    return frames, fields, np.stack([motion_boundaries(field) for field in fields]).sum(0)
+
+
+def _grey(magnitude: np.ndarray) -> np.ndarray:
+    scaled = np.clip(magnitude / max(float(np.percentile(magnitude, 99.5)), 1e-3) * 255, 0, 255)
+    return np.repeat(scaled.astype(np.uint8)[..., None], 3, -1)
+
+
+def _color(index: int) -> tuple[int, int, int]:
+    return tuple(255 if index & bit else 0 for bit in (4, 2, 1))
+
+
+def _titled(picture: np.ndarray, title: str, marks=(), corner=(0, 0)) -> np.ndarray:
+    """A tile: the picture enlarged, with outlined blocks, each with an arrow (sector) or a swatch (colour) at its centre."""
+    tile = cv2.resize(picture, None, fx=_ZOOM, fy=_ZOOM, interpolation=cv2.INTER_CUBIC)
+    offset = (int(corner[1]) * _ZOOM - 1, int(corner[0]) * _ZOOM - 1)
+    for inset, (mask, color, sign) in enumerate(marks):
+        mask = cv2.resize(mask.astype(np.uint8), None, fx=_ZOOM, fy=_ZOOM, interpolation=cv2.INTER_NEAREST)
+        depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)
+        outline = (depth > 4 * inset).astype(np.uint8)  # the second mark inside the first, where they share a block
+        contours, _ = cv2.findContours(outline, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(tile, contours, -1, color, 2, offset=offset)
+        y, x = (
+            int(at) + shift
+            for at, shift in zip(np.unravel_index(depth.argmax(), depth.shape), offset[::-1], strict=True)
+        )
+        x += 12 * inset
+        if isinstance(sign, tuple):
+            cv2.rectangle(tile, (x - 6, y - 6), (x + 6, y + 6), sign, -1)
+            cv2.rectangle(tile, (x - 6, y - 6), (x + 6, y + 6), color, 1)
+        elif sign != "":
+            angle = math.radians(45 * sign + 22.5)
+            tip = (round(x + 16 * math.cos(angle)), round(y - 16 * math.sin(angle)))
+            cv2.arrowedLine(tile, (2 * x - tip[0], 2 * y - tip[1]), tip, color, 2, tipLength=0.4)
+    return np.vstack([_text(tile.shape[1], title), tile])
+
+
+def _text(width: int, text: str, size: float = 0.42) -> np.ndarray:
+    strip = np.full((18, width, 3), 255, np.uint8)
+    return cv2.putText(strip, text, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def _legend(shape, score, motion, valid, color) -> np.ndarray:
+    width = shape[1] * _ZOOM
+    lines = [
+        f"difficulty {score:.3f}",
+        f"largest flow of u: {motion[12] if valid[12] else 'none'}",
+        f"largest flow of v: {motion[13] if valid[13] else 'none'}",
+        f"colour of the crop: {color}",
+        "",
+        "red: most motion of u",
+        "green: most motion of v",
+        "yellow: most diverse",
+        "blue: most stable",
+    ]
+    box = np.vstack([_text(width, line) for line in lines])
+    full = np.full((18 + shape[0] * _ZOOM, width, 3), 255, np.uint8)
+    rows = min(len(box), len(full))
+    full[:rows] = box[:rows]
+    return full
+
+
+def _page(title: str, rows: list[list[np.ndarray]]) -> np.ndarray:
+    height, width = rows[0][0].shape[:2]
+    page = np.full((24 + len(rows) * (height + _GAP), max(map(len, rows)) * (width + _GAP), 3), 255, np.uint8)
+    page[:18] = _text(page.shape[1], title, 0.5)
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            y, x = 24 + r * (height + _GAP), c * (width + _GAP)
+            page[y : y + height, x : x + width] = tile
+    return page
