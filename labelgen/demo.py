@@ -26,10 +26,11 @@ from labelgen.sampling import generator
 PERIODS = {"bounce": 24, "orbit": 32, "pulse": 24, "rock": 22, "spin": 45, "swing": 26}
 CLASSES = tuple(PERIODS)
 FPS = 30
-HEIGHT, WIDTH = 96, 128
+SIDE = 96  # pixels; the pictures are square
 _VERSION = 1  # of the pictures: a change of anything drawn counts it up
 _JITTER = 0.12  # of a period; below 1/7, or one video's pace 3 could be another one's pace 4
-_SPRITE = 22  # root-mean-square radius in pixels at which the object is drawn, before it is scaled down
+_SPRITE = 32  # root-mean-square radius in pixels at which the object is drawn, before it is scaled down
+_BACKGROUND = 0.3  # of its contrast is kept, so that a small network's few clips suffice to find the motion
 
 
 def trajectory(motion: str, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -41,14 +42,14 @@ def trajectory(motion: str, n: int, rng: np.random.Generator) -> np.ndarray:
     speed = rng.choice([-1, 1]) / (PERIODS[motion] * rng.uniform(1 - _JITTER, 1 + _JITTER))
     phase[CLASSES.index(motion)] += speed * np.arange(n)
     bounce, orbit, pulse, rock, spin, swing = 2 * np.pi * phase
-    x = rng.uniform(-6, 6) + 12 * np.cos(orbit) + 15 * np.sin(swing)
-    y = rng.uniform(-4, 4) + 12 * np.sin(orbit) + 24 * (bounce / np.pi % 2 - 1) ** 2 - 12
+    x = rng.uniform(-7, 7) + 14 * np.cos(orbit) + 18 * np.sin(swing)
+    y = rng.uniform(-5, 5) + 14 * np.sin(orbit) + 28 * (bounce / np.pi % 2 - 1) ** 2 - 14
     return np.stack([x, y, 0.35 * np.sin(pulse), spin + 0.55 * np.sin(rock)], axis=1)
 
 
 def render(
     root: Path,
-    train: int = 60,
+    train: int = 120,
     test: int = 20,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -98,21 +99,22 @@ def _check(root: Path, names: list[str], settings: str) -> None:
 
 
 def _frames(split: str, motion: str, rng: np.random.Generator) -> np.ndarray:
-    """The pictures of one video, RGB uint8 [n, HEIGHT, WIDTH, 3]."""
+    """The pictures of one video, RGB uint8 [n, SIDE, SIDE, 3]."""
     n = int(rng.integers(64, 97))
     poses = trajectory(motion, n, rng)
-    size = rng.uniform(16, 20) / _SPRITE
+    size = rng.uniform(24, 28) / _SPRITE
     flicker = np.sin(2 * np.pi * (rng.random() + np.arange(n) / rng.uniform(60, 200)))
     gain = rng.uniform(0.85, 1.1) * (1 + 0.04 * flicker)
-    background = _texture(split, HEIGHT, WIDTH, rng)
+    background = cv2.GaussianBlur(_texture(split, SIDE, SIDE, rng), None, 2)
+    background += (1 - _BACKGROUND) * (background.mean((0, 1)) - background)
     sprite = _sprite(split, rng)
     centre = np.array([len(sprite) - 1] * 2) / 2
-    video = np.empty((n, HEIGHT, WIDTH, 3), np.uint8)
+    video = np.empty((n, SIDE, SIDE, 3), np.uint8)
     for picture, (x, y, log_scale, angle), brightness in zip(video, poses, gain, strict=True):
         scale = size * np.exp(log_scale)
         matrix = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        offset = np.array([x + (WIDTH - 1) / 2, y + (HEIGHT - 1) / 2]) - matrix @ centre
-        pasted = cv2.warpAffine(sprite, np.column_stack([matrix, offset]), (WIDTH, HEIGHT))
+        offset = np.array([x + (SIDE - 1) / 2, y + (SIDE - 1) / 2]) - matrix @ centre
+        pasted = cv2.warpAffine(sprite, np.column_stack([matrix, offset]), (SIDE, SIDE))
         cv2.convertScaleAbs(background * (1 - pasted[..., 3:]) + pasted[..., :3], picture, brightness)
     return video
 

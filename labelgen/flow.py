@@ -39,7 +39,7 @@ def tvl1(
     attachment:    weight of the data term per grey level (lambda in [1]); smaller is smoother
     tightness:     coupling of the two solutions (theta)
     step:          time step of the dual ascent (tau); at most 0.25 converges
-    scale:         size of a pyramid level relative to the next finer one, in (0, 1)
+    scale:         size of a pyramid level relative to the next finer one, in (0, 1), made for 0.5 to 0.9
     warps:         linearisations of the image per pyramid level
     iterations:    primal-dual iterations per linearisation
 
@@ -95,7 +95,7 @@ def opencv_tvl1(
 
 
 def dis(first: np.ndarray, second: np.ndarray, *, preset: int = cv2.DISOPTICAL_FLOW_PRESET_FAST) -> np.ndarray:
-    """OpenCV's DIS flow, about ten times as fast as `tvl1` and twice as far off. Takes uint8 luma."""
+    """OpenCV's DIS flow, several times as fast as `tvl1`, with more than twice its error. Takes uint8 luma."""
     return _opencv(first, second, cv2.DISOpticalFlow_create, preset=preset)
 
 
@@ -411,7 +411,7 @@ def _median9(a, b, c, d, e, f, g, h, i, out):
 
 @_kernel
 def _median(image, height, width, out):
-    """Median of 9 pixels out of 5 x 5, every other one: as good here as that of all 25, and much cheaper."""
+    """Median of 9 pixels out of 5 x 5, every other one: nearly as good as that of all 25, and much cheaper."""
     _replicate(image, height, width)
     stride = _stride(width)
     b, e, s = PAD * stride + PAD, (height + PAD) * stride - PAD, 2 * stride

@@ -38,7 +38,8 @@ class Settings:
     epochs: int | None = None  # passes over all samples [method]
     batch_size: int | None = None  # clips per step at most [method]
     lr: float | None = None  # learning rate at the start [method]
-    momentum: float | None = None  # of SGD [method]
+    optimizer: str | None = None  # sgd, adamw [sgd]
+    momentum: float | None = None  # of SGD; AdamW's first beta [method]
     weight_decay: float | None = None  # on all parameters [method]
     schedule: str | None = None  # step: lr / 10 every drop_every epochs; cosine: 5 % warm-up, then to 0 [method]
     drop_every: int | None = None  # epochs between two drops of the step schedule [method]
@@ -61,11 +62,16 @@ _DEFAULTS = {
     "width": 1.0,
     "split": "1",
     "seed": 0,
+    "optimizer": "sgd",
     "bf16": False,
     "workers": WORKERS,
     "device": "auto",
     "checkpoint_every": 200,
     "log_every": 10,
+}
+_OPTIMIZERS = {
+    "sgd": (torch.optim.SGD, lambda momentum: {"momentum": momentum}),
+    "adamw": (torch.optim.AdamW, lambda momentum: {"betas": (momentum, 0.999)}),
 }
 _MAY_CHANGE = ("workers", "device", "checkpoint_every", "log_every")
 
@@ -87,8 +93,9 @@ def resolve(settings: Settings) -> Settings:
     for name in ("seed", "momentum", "weight_decay", "workers"):
         if not values[name] >= 0:
             raise TrainerError(f"{name} is {values[name]}, expected 0 or more")
-    if values["schedule"] not in ("step", "cosine"):
-        raise TrainerError(f"schedule is {values['schedule']!r}, expected step or cosine")
+    for name, known in (("schedule", ("step", "cosine")), ("optimizer", tuple(_OPTIMIZERS))):
+        if values[name] not in known:
+            raise TrainerError(f"{name} is {values[name]!r}, expected one of: {', '.join(known)}")
     return Settings(**values)
 
 
@@ -144,8 +151,9 @@ def train(
     last = settings.epochs * per_epoch
 
     network = build(settings, source.config).to(device, memory_format=torch.channels_last_3d)
-    optimiser = torch.optim.SGD(
-        network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    create, momentum = _OPTIMIZERS[settings.optimizer]
+    optimiser = create(
+        network.parameters(), settings.lr, weight_decay=settings.weight_decay, **momentum(settings.momentum)
     )
     meta = {
         "settings": asdict(settings),

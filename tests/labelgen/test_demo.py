@@ -105,7 +105,7 @@ def test_single_frame_does_not_tell_the_class(frame):
 @pytest.mark.parametrize("motion", demo.CLASSES)
 def test_motion_shows_in_every_clip_and_stays_in_the_picture(motion):
     x, y, log_scale, angle = np.moveaxis(poses(motion, 100), 2, 0)
-    assert np.abs(x).max() < demo.WIDTH / 2 - 16 and np.abs(y).max() < demo.HEIGHT / 2 - 16
+    assert max(np.abs(x).max(), np.abs(y).max()) < demo.SIDE / 2 - 8  # most of the object stays in the picture
     edge = 16 * np.exp(log_scale) * np.exp(1j * angle)  # the path of a point on the outline, in pixels
     path = x + 1j * y + edge
     clips = np.lib.stride_tricks.sliding_window_view(path, 16, axis=1)
