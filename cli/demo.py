@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -10,17 +12,19 @@ import click
 
 @click.command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), help="Videos, shards and run go here.")
-@click.pass_context
-def demo(ctx, folder):
+def demo(folder):
     """Render the demo videos, label them, pretrain a small network on them and evaluate it.
 
     The commands are printed as they run; each can be run by itself, with other options.
     """
     place = shlex.quote(str(folder))
     for line in (
-        f"labelgen --dataset demo --root {place}/videos --out {place}/out --workers 2 --height 64 --width 86 --crop 56",
-        f"train --shards {place}/out --method pace --width 0.25 --run {place}/run",
+        f"labelgen --dataset demo --root {place}/videos --out {place}/out --workers 2 --height 72 --width 72 --crop 56",
+        f"train --shards {place}/out --method pace --jitter none --width 0.25 --epochs 20 --batch-size 32 "
+        f"--optimizer adamw --lr 0.002 --schedule cosine --run {place}/run",
         f"eval retrieval --shards {place}/out --checkpoint {place}/run",
     ):
         click.secho(f"$ vssl {line}", bold=True)
-        ctx.find_root().command.main(shlex.split(line), standalone_mode=False, prog_name="vssl")
+        status = subprocess.run([sys.executable, "-m", "cli.main", *shlex.split(line)]).returncode
+        if status:
+            sys.exit(status)

@@ -39,3 +39,6 @@ def main():
 
 for command in (labelgen, train, evaluate, show, shards_group, demo):
     main.add_command(command)
+
+if __name__ == "__main__":
+    main(prog_name="vssl")

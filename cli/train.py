@@ -18,7 +18,14 @@ import click
 @click.option("--batch-size", type=int, help="Clips per step.  [default: the method's]")
 @click.option("--lr", type=float, help="Learning rate at the start.  [default: the method's]")
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="[default: sgd]")
-@click.option("--schedule", type=click.Choice(["step", "cosine"]), help="Of the learning rate.  [default: the method's]")
+@click.option(
+    "--schedule", type=click.Choice(["step", "cosine"]), help="Of the learning rate.  [default: the method's]"
+)
+@click.option(
+    "--jitter",
+    type=click.Choice(["none", "clip", "frame"]),
+    help="Colours, one draw per clip or frame.  [default: the method's]",
+)
 @click.option("--targets", help="statistics: raw, scaled or classes.  [default: classes]")
 @click.option("--parts", help="statistics: motion, appearance or both.  [default: both]")
 @click.option("--bf16", is_flag=True, default=None, help="bfloat16 autocast of the backbone, on CUDA.")

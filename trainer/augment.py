@@ -12,12 +12,12 @@ JITTER_PROBABILITY = 0.8
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def draw(rng: np.random.Generator, crop_grid: np.ndarray, frames: int, jitter: str | None) -> dict:
+def draw(rng: np.random.Generator, crop_grid: np.ndarray, frames: int, jitter: str) -> dict:
     """The view of one clip: `crop` (row of crop_grid), `corner` int64 [2] (y, x), `mirror` 0 or 1 with equal chance
-    and, with `jitter` "frame" or "clip", `jitter` float32 [frames, 4], see color_jitter."""
+    and, with jitter "frame" or "clip" and not "none", `jitter` float32 [frames, 4], see color_jitter."""
     row = int(rng.integers(len(crop_grid)))
     view = {"crop": row, "corner": crop_grid[row].astype(np.int64), "mirror": int(rng.integers(2))}
-    if jitter:
+    if jitter != "none":
         draws = frames if jitter == "frame" else 1
         width = np.array([BRIGHTNESS, CONTRAST, SATURATION, HUE])
         factors = np.array([1, 1, 1, 0]) + rng.uniform(-width, width, (draws, 4))

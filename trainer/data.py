@@ -101,15 +101,15 @@ def batch_indices(samples: int, batch_size: int, seed: int, steps: range) -> Ite
 class TrainingClips(Dataset):
     """Clips of one method's samples (int64 [n, 2]); an item is asked for by (epoch, sample)."""
 
-    def __init__(self, shards: Shards, samples: np.ndarray, method, seed: int):
-        self.shards, self.samples, self.method, self.seed = shards, samples, method, seed
+    def __init__(self, shards: Shards, samples: np.ndarray, method, seed: int, jitter: str):
+        self.shards, self.samples, self.method, self.seed, self.jitter = shards, samples, method, seed, jitter
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, sample = key
         shard, item = self.samples[sample]
         reader = self.shards.readers[shard]
         rng = np.random.default_rng((_VIEW, self.seed, epoch, sample))
-        view = augment.draw(rng, self.shards.crop_grid, CLIP_LENGTH, self.method.jitter)
+        view = augment.draw(rng, self.shards.crop_grid, CLIP_LENGTH, self.jitter)
         frames, labels = self.method.read(reader, item, epoch, view)
         video = np.searchsorted(reader.arrays["videos/first_frame"], frames.flat[0], "right") - 1
         return {
@@ -146,13 +146,15 @@ def view_frames(n_frames: int, views: int) -> np.ndarray:
 
 def loader(dataset: Dataset, workers: int, device: torch.device, **options) -> DataLoader:
     """A DataLoader whose workers use one thread each and leave Ctrl-C and SIGTERM to the main process."""
+    cv2.setNumThreads(
+        1
+    )  # here, before the fork: in a worker it would wait for ever for threads that it did not inherit
     return DataLoader(
         dataset, num_workers=workers, worker_init_fn=_quiet_worker, pin_memory=device.type == "cuda", **options
     )
 
 
 def _quiet_worker(_: int) -> None:
-    cv2.setNumThreads(1)
     # a signal to the whole process group must not kill the workers before the main process has finished its step
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -43,6 +43,7 @@ class Settings:
     weight_decay: float | None = None  # on all parameters [method]
     schedule: str | None = None  # step: lr / 10 every drop_every epochs; cosine: 5 % warm-up, then to 0 [method]
     drop_every: int | None = None  # epochs between two drops of the step schedule [method]
+    jitter: str | None = None  # colour jitter: none, one per clip, one per frame [method]
     bf16: bool | None = None  # bfloat16 autocast of the network on CUDA; losses stay in float32 [False]
 
     targets: str | None = None  # statistics: raw, scaled or classes [classes]
@@ -93,7 +94,11 @@ def resolve(settings: Settings) -> Settings:
     for name in ("seed", "momentum", "weight_decay", "workers"):
         if not values[name] >= 0:
             raise TrainerError(f"{name} is {values[name]}, expected 0 or more")
-    for name, known in (("schedule", ("step", "cosine")), ("optimizer", tuple(_OPTIMIZERS))):
+    for name, known in (
+        ("jitter", ("none", "clip", "frame")),
+        ("schedule", ("step", "cosine")),
+        ("optimizer", tuple(_OPTIMIZERS)),
+    ):
         if values[name] not in known:
             raise TrainerError(f"{name} is {values[name]!r}, expected one of: {', '.join(known)}")
     return Settings(**values)
@@ -189,7 +194,7 @@ def train(
 
     torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
     precision = torch.autocast("cuda", torch.bfloat16, enabled=settings.bf16)
-    clips = data.TrainingClips(source, samples, method, settings.seed)
+    clips = data.TrainingClips(source, samples, method, settings.seed, settings.jitter)
     indices = data.batch_indices(len(samples), settings.batch_size, settings.seed, range(first, last))
     loader = data.loader(clips, settings.workers, device, batch_sampler=indices)
     network.train()

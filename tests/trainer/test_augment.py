@@ -24,7 +24,7 @@ def test_crop_is_the_slice_mirrored_or_not():
 
 def test_all_frames_of_a_clip_share_crop_and_mirror():
     still = torch.randint(0, 256, (6, 1, 40, 48, 3), dtype=torch.uint8).expand(-1, 16, -1, -1, -1)
-    views = [augment.draw(np.random.default_rng(i), GRID, 16, None) for i in range(6)]
+    views = [augment.draw(np.random.default_rng(i), GRID, 16, "none") for i in range(6)]
     assert len({(view["crop"], view["mirror"]) for view in views}) > 2 and "jitter" not in views[0]
     out = augment.augment(still, torch.utils.data.default_collate(views), 32)
     assert out.shape == (6, 3, 16, 32, 32) and out.dtype == torch.float32
@@ -48,7 +48,7 @@ def test_jitter_is_drawn_per_frame_or_per_clip():
 
 
 def test_crops_and_mirror_are_uniform():
-    views = [augment.draw(np.random.default_rng(i), GRID, 16, None) for i in range(1800)]
+    views = [augment.draw(np.random.default_rng(i), GRID, 16, "none") for i in range(1800)]
     counts = np.bincount([view["crop"] for view in views], minlength=len(GRID))
     assert (np.abs(counts - 200) < 60).all()
     assert np.mean([view["mirror"] for view in views]) == pytest.approx(0.5, abs=0.05)

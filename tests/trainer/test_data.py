@@ -69,7 +69,7 @@ def test_a_sample_depends_on_seed_epoch_and_sample_alone(demo):
     source = data.Shards(demo)
     samples, left_out, _ = Pace.samples(source)
     assert len(samples) == 6 and left_out == 2
-    one, other = (data.TrainingClips(source, samples, Pace, seed=3) for _ in range(2))
+    one, other = (data.TrainingClips(source, samples, Pace, 3, "frame") for _ in range(2))
     torch.manual_seed(1)
     first = one[2, 4]
     one[0, 0], torch.rand(3)
@@ -77,14 +77,14 @@ def test_a_sample_depends_on_seed_epoch_and_sample_alone(demo):
     assert torch.equal(first["clip"], second["clip"])
     assert all(np.array_equal(first["view"][name], second["view"][name]) for name in first["view"])
     views = [
-        data.TrainingClips(source, samples, Pace, seed)[epoch, 4]["view"] for seed, epoch in ((3, 2), (4, 2), (3, 3))
+        data.TrainingClips(source, samples, Pace, seed, "frame")[epoch, 4]["view"] for seed, epoch in ((3, 2), (4, 2), (3, 3))
     ]
     assert len({view["jitter"].tobytes() for view in views}) == 3
 
 
 def test_workers_change_nothing(demo):
     source = data.Shards(demo)
-    clips = data.TrainingClips(source, Statistics.samples(source)[0], Statistics, 0)
+    clips = data.TrainingClips(source, Statistics.samples(source)[0], Statistics, 0, "none")
     batches = []
     for workers in (0, 2):
         indices = data.batch_indices(len(clips.samples), 4, 0, range(5))
@@ -96,7 +96,7 @@ def test_workers_change_nothing(demo):
 
 def test_pace_sample_shows_the_frames_of_its_row(demo):
     source = data.Shards(demo)
-    clips = data.TrainingClips(source, Pace.samples(source)[0], Pace, 0)
+    clips = data.TrainingClips(source, Pace.samples(source)[0], Pace, 0, "frame")
     reader = source.readers[0]
     for epoch in range(6):
         item = clips[epoch, 1]  # the second video of the first shard
@@ -110,7 +110,7 @@ def test_pace_sample_shows_the_frames_of_its_row(demo):
 def test_statistics_labels_are_those_of_the_crop_and_mirror_drawn(demo):
     source = data.Shards(demo)
     samples = Statistics.samples(source)[0]
-    clips = data.TrainingClips(source, samples, Statistics, 0)
+    clips = data.TrainingClips(source, samples, Statistics, 0, "none")
     seen = set()
     for sample, (shard, clip) in enumerate(samples):
         item = clips[0, sample]

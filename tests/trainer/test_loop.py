@@ -227,7 +227,7 @@ def test_defaults_are_the_papers():
         ({"batch_size": 0}, "batch_size is 0, expected more than 0"),
         ({"lr": float("nan")}, "lr is nan, expected more than 0"),
         ({"seed": -1}, "seed is -1, expected 0 or more"),
-        ({"schedule": "linear"}, "schedule is 'linear', expected step or cosine"),
+        ({"schedule": "linear"}, "schedule is 'linear', expected one of: step, cosine"),
     ],
 )
 def test_settings_that_make_no_sense(options, message):

@@ -2,7 +2,6 @@
 
 A method is an nn.Module made of (backbone, shard configuration, settings) with
     defaults                            the published settings
-    jitter                              colour jitter: None, "frame" or "clip"
     samples(shards)                     its samples, int64 [n, 2] (shard, item), how many videos it leaves out, and why
     read(reader, item, epoch, view)     frames and labels of one sample
     forward(clips, labels)              scalars by name: "loss", "accuracy" and "chance" where there are any, and others

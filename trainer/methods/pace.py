@@ -20,8 +20,8 @@ class Pace(nn.Module):
         "weight_decay": 5e-4,  # not stated in the paper
         "schedule": "step",
         "drop_every": 6,
+        "jitter": "frame",  # one common to all frames would leave the shortcut open that it is there to close
     }
-    jitter = "frame"  # a jitter common to all frames would leave the shortcut open that it is there to close
 
     def __init__(self, backbone: nn.Module, config: dict, settings):
         super().__init__()

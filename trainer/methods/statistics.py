@@ -41,9 +41,9 @@ class Statistics(nn.Module):
         "schedule": "step",
         "drop_every": 6,
         "targets": "classes",
+        "jitter": "none",  # the labels are colours
         "parts": "both",
     }
-    jitter = None  # the labels are colours
 
     def __init__(self, backbone: nn.Module, config: dict, settings):
         super().__init__()
