@@ -51,7 +51,9 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option("--crop", type=int, help="Side of the labelled crops, pixels.  [default: --size]")
 @click.option("--fps", type=float, help="Resample to a constant frame rate.  [default: every frame of the file]")
 @click.option("--jpeg-quality", default=_DEFAULT["jpeg_quality"], help="Of the stored frames, 1 to 100.")
-@click.option("--flow", default=_DEFAULT["flow"], help="Optical flow: tvl1, opencv-tvl1 or dis.")
+@click.option(
+    "--flow", default=_DEFAULT["flow"], type=click.Choice(["tvl1", "opencv-tvl1", "dis"]), help="Optical flow."
+)
 @click.option("--paces", default=",".join(_DEFAULT["paces"]), callback=_paces, help="Set of paces: 1/2,1,2 or 1,-1.")
 @click.option("--order-clips", default=_DEFAULT["order_clips"], help="Clips per order row, 2 to 5.")
 @click.option("--rows", default=_DEFAULT["rows"], help="Pace and order rows per video.")

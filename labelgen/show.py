@@ -13,7 +13,7 @@ from labelgen.flow import flow
 from labelgen.patterns import centre_crop, patterns
 from labelgen.shards import ShardReader
 
-_ZOOM = 2
+_TILE = 340  # pixels: frames are enlarged to about this width
 _GAP = 6
 _U, _V, _DIVERSE, _STABLE = (255, 60, 40), (40, 200, 60), (255, 200, 0), (60, 130, 255)
 _NAMES = ("grid", "rings", "triangles")
@@ -105,6 +105,10 @@ def _motion(shard: ShardReader, clip: int) -> tuple[np.ndarray, list[np.ndarray]
     return frames, fields, np.stack([motion_boundaries(field) for field in fields]).sum(0)
 
 
+def _zoom(width: int) -> int:
+    return max(1, round(_TILE / width))
+
+
 def _grey(magnitude: np.ndarray) -> np.ndarray:
     scaled = np.clip(magnitude / max(float(np.percentile(magnitude, 99.5)), 1e-3) * 255, 0, 255)
     return np.repeat(scaled.astype(np.uint8)[..., None], 3, -1)
@@ -116,10 +120,11 @@ def _color(index: int) -> tuple[int, int, int]:
 
 def _titled(picture: np.ndarray, title: str, marks=(), corner=(0, 0)) -> np.ndarray:
     """A tile: the picture enlarged, with outlined blocks, each with an arrow (sector) or a swatch (colour) at its centre."""
-    tile = cv2.resize(picture, None, fx=_ZOOM, fy=_ZOOM, interpolation=cv2.INTER_CUBIC)
-    offset = (int(corner[1]) * _ZOOM - 1, int(corner[0]) * _ZOOM - 1)
+    zoom = _zoom(picture.shape[1])
+    tile = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    offset = (int(corner[1]) * zoom - 1, int(corner[0]) * zoom - 1)
     for inset, (mask, color, sign) in enumerate(marks):
-        mask = cv2.resize(mask.astype(np.uint8), None, fx=_ZOOM, fy=_ZOOM, interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(mask.astype(np.uint8), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
         depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)
         outline = (depth > 4 * inset).astype(np.uint8)  # the second mark inside the first, where they share a block
         contours, _ = cv2.findContours(outline, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -145,9 +150,9 @@ def _text(width: int, text: str, size: float = 0.42) -> np.ndarray:
 
 
 def _legend(shape, score, motion, valid, color) -> np.ndarray:
-    width = shape[1] * _ZOOM
+    width = shape[1] * _zoom(shape[1])
     lines = [
-        f"difficulty {score:.3f}",
+        f"share of motion in one block: {score:.3f}",
         f"largest flow of u: {motion[12] if valid[12] else 'none'}",
         f"largest flow of v: {motion[13] if valid[13] else 'none'}",
         f"colour of the crop: {color}",
@@ -158,7 +163,7 @@ def _legend(shape, score, motion, valid, color) -> np.ndarray:
         "blue: most stable",
     ]
     box = np.vstack([_text(width, line) for line in lines])
-    full = np.full((18 + shape[0] * _ZOOM, width, 3), 255, np.uint8)
+    full = np.full((18 + shape[0] * _zoom(shape[1]), width, 3), 255, np.uint8)
     rows = min(len(box), len(full))
     full[:rows] = box[:rows]
     return full

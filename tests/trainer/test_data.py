@@ -77,7 +77,8 @@ def test_a_sample_depends_on_seed_epoch_and_sample_alone(demo):
     assert torch.equal(first["clip"], second["clip"])
     assert all(np.array_equal(first["view"][name], second["view"][name]) for name in first["view"])
     views = [
-        data.TrainingClips(source, samples, Pace, seed, "frame")[epoch, 4]["view"] for seed, epoch in ((3, 2), (4, 2), (3, 3))
+        data.TrainingClips(source, samples, Pace, seed, "frame")[epoch, 4]["view"]
+        for seed, epoch in ((3, 2), (4, 2), (3, 3))
     ]
     assert len({view["jitter"].tobytes() for view in views}) == 3
 

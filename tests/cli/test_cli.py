@@ -1,0 +1,98 @@
+"""The commands as a user types them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
+
+
+def vssl(*arguments, cwd=ROOT, **environment):
+    command = [sys.executable, "-m", "cli.main", *map(str, arguments)]
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Two classes of four videos of 64 frames."""
+    for label in ("left", "right"):
+        for index in range(4):
+            path = tmp_path / "videos" / label / f"{index}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            strip = np.random.default_rng(index).integers(0, 256, (6, 40, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("mpeg4", rate=25)
+                stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+                for t in range(64):
+                    shown = np.ascontiguousarray(np.roll(strip, t if label == "right" else -t, 1)[:, :64])
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+                container.mux(stream.encode())
+    return tmp_path / "videos"
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['vssl', '--help']\n"
+        "from cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'torch', 'numba', 'cv2', 'av', 'h5py', 'joblib', 'yaml', 'tqdm'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "labelgen" in done.stdout, done.stderr
+
+
+def test_the_three_commands(videos, tmp_path):
+    size = ("--height", 40, "--width", 48, "--crop", 32)
+    done = vssl("labelgen", "--dataset", "folder", "--root", videos, "--workers", 2, *size, cwd=tmp_path)
+    assert done.returncode == 0 and "8 of 8 videos labelled" in done.stdout, done.stderr
+    done = vssl("train", "--shards", "out/", "--width", 0.05, "--epochs", 2, "--workers", 1, cwd=tmp_path)
+    assert done.returncode == 0 and "no --method given: pace" in done.stdout, done.stderr
+    assert (tmp_path / "runs" / "pace-r3d10-1" / "log.csv").read_text().count("\n") == 3
+    done = vssl("eval", "retrieval", cwd=tmp_path)
+    assert done.returncode == 0 and "each video searches all others" in done.stdout, done.stderr
+    result = json.loads((tmp_path / "runs" / "pace-r3d10-1" / "retrieval-folder.json").read_text())
+    assert {row["network"] for row in result["rows"]} == {"pretrained", "random", "chance"}
+    for command in (("show", "labels"), ("show", "curriculum"), ("shards", "info"), ("shards", "verify")):
+        done = vssl(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "sheets").glob("*.png"))) == 5
+
+
+def test_exit_codes_and_messages(videos, tmp_path):
+    (videos / "left" / "broken.mp4").write_text("no video")
+    size = ("--height", 40, "--width", 48, "--crop", 32, "--clips", 1)
+    done = vssl("labelgen", "--dataset", "folder", "--root", videos, *size, cwd=tmp_path)
+    assert done.returncode == 3 and "left/broken.mp4: decode: cannot be decoded at opening" in done.stdout, done.stderr
+    done = vssl("labelgen", "--dataset", "folder", "--root", videos, *size, "--seed", 5, cwd=tmp_path)
+    assert done.returncode == 1 and "seed: 0 there, 5 now" in done.stderr
+    done = vssl("labelgen", "--dataset", "folder", "--root", videos, "--crop", 100)
+    assert done.returncode == 2 and "crop is 100" in done.stderr
+    done = vssl("labelgen", "--dataset", "folder", "--root", videos, "--flow", "magic")
+    assert done.returncode == 2 and "'magic'" in done.stderr
+    done = vssl("labelgen", "--dataset", "imagenet")
+    assert done.returncode == 1 and "unknown data set: 'imagenet'" in done.stderr
+    assert vssl("labelgen").returncode == 2
+    done = vssl("train", "--shards", tmp_path / "none")
+    assert done.returncode == 1 and "no such folder" in done.stderr
+    done = vssl("eval", "retrieval", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real videos are not here")
+def test_kinetics_of_which_only_two_validation_videos_are_there(tmp_path):
+    small = ("--height", 40, "--width", 48, "--crop", 32, "--clips", 1)
+    done = vssl("labelgen", "--dataset", "kinetics400", "--workers", 64, *small, cwd=tmp_path, VSSL_DATA=str(DATA))
+    assert done.returncode == 0 and "2 of 2 videos labelled" in done.stdout, done.stderr
+    done = vssl("train", "--shards", "out/", "--width", 0.05, "--epochs", 1, "--workers", 1, cwd=tmp_path)
+    assert done.returncode == 0 and "marks no video as train" in done.stdout + done.stderr
+    assert vssl("eval", "retrieval", cwd=tmp_path).returncode == 0
