@@ -15,13 +15,20 @@ import click
 def demo(folder):
     """Render the demo videos, label them, pretrain a small network on them and evaluate it.
 
-    The commands are printed as they run; each can be run by itself, with other options.
+    The commands are printed as they run; each can be run by itself, with other options. The same command again goes on
+    where it stopped.
     """
     place = shlex.quote(str(folder))
+    if (folder / "run").exists():
+        how = f"--resume {place}/run"
+    else:
+        how = (
+            "--method pace --jitter none --width 0.25 --epochs 20 --batch-size 32 "
+            f"--optimizer adamw --lr 0.002 --schedule cosine --run {place}/run"
+        )
     for line in (
         f"labelgen --dataset demo --root {place}/videos --out {place}/out --workers 2 --height 72 --width 72 --crop 56",
-        f"train --shards {place}/out --method pace --jitter none --width 0.25 --epochs 20 --batch-size 32 "
-        f"--optimizer adamw --lr 0.002 --schedule cosine --run {place}/run",
+        f"train --shards {place}/out {how}",
         f"eval retrieval --shards {place}/out --checkpoint {place}/run",
     ):
         click.secho(f"$ vssl {line}", bold=True)

@@ -61,7 +61,12 @@ def _clips(ctx, param, value: str) -> int | None:
     "--allow-wrap", is_flag=True, help="Pace rows of short videos go on from the first frame, and are marked."
 )
 @click.option("--seed", default=_DEFAULT["seed"], help="Seed of every random draw.")
-@click.option("--stall", default=300.0, help="Give a video up after so many seconds without a frame.")
+@click.option(
+    "--stall",
+    default=300.0,
+    type=click.FloatRange(0, min_open=True),
+    help="Give a video up after so many seconds without a frame.",
+)
 def labelgen(dataset, root, out, split, workers, videos_per_shard, stall, size, **settings):
     """Label videos: optical flow, motion, appearance, difficulty, pace and order, into HDF5 shards.
 

@@ -23,6 +23,11 @@ class _Group(click.Group):
         except VsslError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(1)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a folder that may not be written, a file that went away
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
