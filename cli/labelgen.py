@@ -89,7 +89,11 @@ def labelgen(dataset, root, out, split, workers, videos_per_shard, stall, size, 
     click.echo(data.summary())
     videos = select(data.videos, data.splits, split)
     with Progress("labelled") as progress:
-        report = run(data, videos, out, config, workers, videos_per_shard, stall, progress, progress.say)
+        try:
+            report = run(data, videos, out, config, workers, videos_per_shard, stall, progress, progress.say)
+        except KeyboardInterrupt:
+            progress.say("stopped; finished shards are kept, the same command goes on from them")
+            sys.exit(130)
     print_report(report, out / data.name)
     if report["failures"]:
         sys.exit(3)

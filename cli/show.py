@@ -37,7 +37,7 @@ def labels(shards, out, names, count, seed):
         for clip, video in enumerate(shard.arrays["clips/video"]):
             clips.setdefault(shard.arrays["videos/id"][video], (shard, []))[1].append(clip)
     if not clips:
-        raise ShardError(f"{shards}: no video has a labelled clip, they are all shorter than 16 frames")
+        raise ShardError(f"{shards}: no video has a labelled clip, all are shorter than 16 frames or failed")
     chosen = [name for name in clips if any(name.endswith(end) for end in names)]
     for end in names:
         if not any(name.endswith(end) for name in clips):
@@ -46,7 +46,7 @@ def labels(shards, out, names, count, seed):
             )
     for name in chosen or random.Random(seed).sample(sorted(clips), min(count, len(clips))):
         shard, its = clips[name]
-        _write(out / f"{name.replace('/', '-')}.png", label_sheet(shard, its[len(its) // 2]))
+        _write(out / f"{name}.png", label_sheet(shard, its[len(its) // 2]))
 
 
 @show.command()
@@ -54,10 +54,15 @@ def labels(shards, out, names, count, seed):
 @click.option("--out", type=click.Path(path_type=Path), default=Path("sheets"), help="Folder for the picture.")
 def curriculum(shards, out):
     """The easiest, middle and hardest clips."""
+    from labelgen.errors import ShardError
     from labelgen.shards import open_shards
     from labelgen.show import curriculum_sheet
 
-    _write(out / "curriculum.png", curriculum_sheet(open_shards(shards)))
+    try:
+        sheet = curriculum_sheet(open_shards(shards))
+    except ValueError as error:
+        raise ShardError(f"{shards}: {error}") from error
+    _write(out / "curriculum.png", sheet)
 
 
 def _write(path: Path, picture) -> None:

@@ -157,7 +157,7 @@ def _missing(folder: Path, paths: list[Path], identity: dict) -> list[int]:
             differing = [
                 f"{key}: {found.config.get(key)} there, {identity.get(key)} now"
                 for key in sorted(identity.keys() | found.config.keys())
-                if json.dumps(found.config.get(key)) != json.dumps(identity.get(key))
+                if json.dumps(found.config.get(key), sort_keys=True) != json.dumps(identity.get(key), sort_keys=True)
             ]
             raise ShardError(
                 f"{path} was made with configuration {found.config_hash}, this run's is {expected} ({'; '.join(differing)}); "

@@ -260,7 +260,8 @@ class ShardReader:
 def open_shards(folder: str | os.PathLike) -> list[ShardReader]:
     """All shards of one data set in order. `folder` holds the `.h5` files, or one sub-folder that does.
 
-    Raises ShardError when there is none, when several data sets lie side by side, or when configurations differ.
+    Raises ShardError when there is none, when several data sets lie side by side, when configurations differ, or when
+    shards are missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -282,5 +283,12 @@ def open_shards(folder: str | os.PathLike) -> list[ShardReader]:
             raise ShardError(
                 f"{reader.path} was made with configuration {reader.config_hash}, {readers[0].path} with "
                 f"{readers[0].config_hash}; label one of the two into another folder"
+            )
+    config = readers[0].config
+    if "videos_per_shard" in config:
+        expected = -(-int(config["videos"].split()[0]) // config["videos_per_shard"])
+        if len(readers) != expected:
+            raise ShardError(
+                f"{folder}: {len(readers)} of {expected} shards are there; run the same `vssl labelgen` command again to finish"
             )
     return readers

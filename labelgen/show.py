@@ -80,7 +80,7 @@ def curriculum_sheet(shards: Sequence[ShardReader], columns: int = 6) -> np.ndar
     score = np.array([shard.arrays["curriculum/score"][clip] for shard, clip in clips])
     order = np.argsort(-score, kind="stable")[: np.count_nonzero(~np.isnan(score))]
     if not len(order):
-        raise ValueError("no clip has a difficulty: none of them moves")
+        raise ValueError("no clip has a difficulty: there is none, or none of them moves")
     columns = min(columns, len(order))
     middle = (len(order) - columns) // 2
     rows = []

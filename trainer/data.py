@@ -53,6 +53,11 @@ class Shards:
         self.split = None if column is None else first.splits[column]
         self.part = np.zeros(len(self.videos), np.uint8) if column is None else self._all("videos/split")[:, column]
         self.whole = not (self.part == TRAIN).any()
+        if self.whole and (self.part == TEST).any():
+            raise TrainerError(
+                f"{folder}: split {self.split} marks {(self.part == TEST).sum()} videos as test and none as train; "
+                "choose another --split, or label the training videos"
+            )
         self.trains = (self.part == TRAIN) | self.whole
 
     def _all(self, key: str) -> np.ndarray:

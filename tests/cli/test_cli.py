@@ -65,7 +65,7 @@ def test_the_three_commands(videos, tmp_path):
     for command in (("show", "labels"), ("show", "curriculum"), ("shards", "info"), ("shards", "verify")):
         done = vssl(*command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "sheets").glob("*.png"))) == 5
+    assert len(list((tmp_path / "sheets").rglob("*.png"))) == 5
 
 
 def test_exit_codes_and_messages(videos, tmp_path):

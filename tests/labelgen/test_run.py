@@ -221,6 +221,13 @@ def test_a_changed_list_of_videos_is_refused(folder, unbroken, tmp_path):
         label(tmp_path / "v", tmp_path)
 
 
+def test_a_folder_with_missing_shards_is_not_read(folder, tmp_path):
+    label(folder, tmp_path)
+    (tmp_path / "folder" / "00001.h5").unlink()
+    with pytest.raises(ShardError, match="2 of 3 shards are there"):
+        open_shards(tmp_path)
+
+
 def test_two_runs_do_not_share_a_folder(folder, unbroken):
     with run._locked(unbroken[0] / "folder"), pytest.raises(ShardError, match="another labelgen is writing"):
         label(folder, unbroken[0])

@@ -138,3 +138,14 @@ def test_trainer_needs_neither_pyav_nor_numba():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_test_videos_alone_are_not_trained_on(demo, monkeypatch):
+    original = data.Shards._all
+    monkeypatch.setattr(
+        data.Shards,
+        "_all",
+        lambda self, key: original(self, key) * 0 + 3 if key == "videos/split" else original(self, key),
+    )
+    with pytest.raises(TrainerError, match="as test and none as train"):
+        data.Shards(demo)
