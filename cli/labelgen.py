@@ -38,7 +38,7 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option("--workers", default=1, type=click.IntRange(1), help="Processes; at most one per core is started.")
 @click.option("--videos-per-shard", type=click.IntRange(1), help="[default: about 64 shards of at most 32 videos]")
 @click.option(
-    "--clips", default="all", callback=_clips, help="Labelled 16-frame clips per video: all that do not overlap, or K."
+    "--clips", default="all", callback=_clips, help="Labelled clips per video: all that do not overlap, or K at random."
 )
 @click.option(
     "--size",

@@ -56,7 +56,7 @@ def render(
 ) -> None:
     """Render `train` and `test` videos of each class as root/{train,test}/{class}/{000...}.mp4.
 
-    A video has 64 to 96 frames of 96 x 128 pixels, 30 per second. The same arguments give the same bytes. The
+    A video has 64 to 96 frames of 96 x 96 pixels, 30 per second. The same arguments give the same bytes. The
     videos are rendered beside `root` and renamed as a whole: where `root` is, it is complete, and rendering
     it again returns at once. `progress(done, total)` is called after each video.
 
