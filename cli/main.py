@@ -10,7 +10,7 @@ from cli.demo import demo
 from cli.evaluate import evaluate
 from cli.labelgen import labelgen
 from cli.show import shards_group, show
-from cli.train import train
+from cli.train import finetune, train
 from labelgen.errors import ConfigError, VsslError
 
 
@@ -42,7 +42,7 @@ def main():
     """
 
 
-for command in (labelgen, train, evaluate, show, shards_group, demo):
+for command in (labelgen, train, finetune, evaluate, show, shards_group, demo):
     main.add_command(command)
 
 if __name__ == "__main__":

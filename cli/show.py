@@ -95,11 +95,9 @@ def info(folder):
 def verify(folder):
     """Read everything again: every frame decodes, every offset and label is in range, hashes are as written."""
     from labelgen.errors import ShardError
-    from labelgen.inspect import problems
-    from labelgen.shards import open_shards
+    from labelgen.inspect import verify as read_again
 
-    readers = open_shards(folder)
-    found = [problem for reader in readers for problem in problems(reader)]
+    count, found = read_again(folder)
     if found:
         raise ShardError("\n".join([f"{len(found)} problems; delete these shards and run labelgen again", *found]))
-    click.echo(f"{len(readers)} shards are sound")
+    click.echo(f"{count} shards are sound")

@@ -13,7 +13,7 @@ import mmap
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +29,7 @@ NO_ROW = 255  # stored in /pace/pace and /order/permutation where a video is too
 _COPY_BYTES = 1 << 24
 
 # Every data set of a shard that is made of numbers, with its type; /frames/jpeg, which is not loaded, stands apart.
-_NUMBERS = {
+NUMBERS = {
     "frames/offset": np.int64,
     "videos/split": np.uint8,
     "videos/first_frame": np.int64,
@@ -52,6 +52,8 @@ _NUMBERS = {
 _TEXTS = ["videos/id", "videos/path", "videos/label", "videos/group"] + [
     f"failures/{name}" for name in ("id", "path", "stage", "reason")
 ]
+_ATTRIBUTES = ("schema_version", "config", "config_hash", "crop_grid", "splits", "versions")
+_AGAIN = "delete it and run labelgen again"
 
 
 def config_hash(config: dict) -> str:
@@ -73,12 +75,18 @@ def write(path: Path, arrays: dict, jpeg: BinaryIO, config: dict, crop_grid: np.
     os.close(handle)
     try:
         try:
-            digest = _write_hdf5(name, arrays, jpeg, config, crop_grid, splits)
+            frames_digest = _write_hdf5(name, arrays, jpeg, config, crop_grid, splits)
         except RuntimeError as error:  # what h5py raises where the disk is full at closing
             raise OSError(f"HDF5: {error}") from error
         with open(name, "rb+") as file:
             os.fsync(file.fileno())
-        _check_equal(ShardReader(name), arrays, digest)
+        reader = ShardReader(name)
+        for what, read, written in (
+            ("frames", reader.jpeg_sha256(), frames_digest),
+            ("labels", labels_sha256(reader.arrays), labels_sha256(arrays)),
+        ):
+            if read != written:
+                raise ShardError(f"{path}: the {what} read back differ from those written; check the disk")
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
@@ -108,7 +116,8 @@ def _write_hdf5(name, arrays, jpeg, config, crop_grid, splits) -> str:
             digest.update(block)
             frames[start : start + len(block)] = np.frombuffer(block, np.uint8)
         file["frames"].attrs["sha256"] = digest.hexdigest()
-        for key, dtype in _NUMBERS.items():
+        file.attrs["labels_sha256"] = labels_sha256(arrays)
+        for key, dtype in NUMBERS.items():
             file.create_dataset(key, data=np.asarray(arrays[key], dtype))
         for key in _TEXTS:
             encoded = [text.encode() for text in arrays[key]]
@@ -118,17 +127,15 @@ def _write_hdf5(name, arrays, jpeg, config, crop_grid, splits) -> str:
     return digest.hexdigest()
 
 
-def _check_equal(reader: ShardReader, arrays: dict, digest: str) -> None:
-    if reader.jpeg_sha256() != digest:
-        raise ShardError(f"{reader.path}: the frames read back differ from those written; check the disk")
-    for key, dtype in _NUMBERS.items():
-        if not np.array_equal(
-            reader.arrays[key], np.asarray(arrays[key], dtype), equal_nan=dtype in (np.float32, np.float64)
-        ):
-            raise ShardError(f"{reader.path}: {key} read back differs from what was written; check the disk")
+def labels_sha256(arrays: dict) -> str:
+    """SHA-256 of every data set but the frames; equals `ShardReader.sha256["labels"]` unless the file was damaged."""
+    digest = hashlib.sha256()
+    for key, dtype in NUMBERS.items():
+        array = np.ascontiguousarray(arrays[key], dtype)
+        digest.update(f"{key} {array.shape}\0".encode() + array.tobytes())
     for key in _TEXTS:
-        if list(reader.arrays[key]) != list(arrays[key]):
-            raise ShardError(f"{reader.path}: {key} read back differs from what was written; check the disk")
+        digest.update(f"{key} {len(arrays[key])}\0".encode() + "".join(f"{text}\0" for text in arrays[key]).encode())
+    return digest.hexdigest()
 
 
 def _umask() -> int:
@@ -161,6 +168,7 @@ class ShardReader:
     config:    the whole configuration the labels were made with; config_hash: its hash
     crop_grid: int16 [crops, 2], y and x of each crop's corner; splits: names of the official splits
     paces:     the set of paces as fractions, e.g. (Fraction(1), Fraction(2)); a pace label is an index into it
+    sha256:    {"frames", "labels"}: the digests of what was written, see `jpeg_sha256` and `labels_sha256`
 
     Raises ShardError when the file is not a whole shard of this schema.
     """
@@ -169,26 +177,41 @@ class ShardReader:
         self.path = str(path)
         try:
             with h5py.File(self.path, "r") as file:
-                version = int(file.attrs["schema_version"])
-                if version != SCHEMA_VERSION:
-                    raise ShardError(
-                        f"{path}: shard schema {version}, expected {SCHEMA_VERSION}; label the videos again with this version"
-                    )
-                self.config: dict = json.loads(file.attrs["config"])
-                self.config_hash: str = str(file.attrs["config_hash"])
-                self.crop_grid: np.ndarray = file.attrs["crop_grid"]
-                self.splits: tuple[str, ...] = tuple(json.loads(file.attrs["splits"]))
-                self.versions: dict = json.loads(file.attrs["versions"])
-                self.sha256: str = str(file["frames"].attrs["sha256"])
-                self.arrays: dict = {key: file[key][...] for key in _NUMBERS}
-                self.arrays |= {key: tuple(file[key].asstr()[...].tolist()) for key in _TEXTS}
-                jpeg = file["frames/jpeg"]
-                self._jpeg_start, size = jpeg.id.get_offset() or 0, jpeg.shape[0]
-        except (OSError, KeyError, ValueError) as error:
-            raise ShardError(f"{path}: not a readable shard ({error}); delete it and run labelgen again") from error
-        if size != self.arrays["frames/offset"][-1] or os.path.getsize(self.path) < self._jpeg_start + size:
-            raise ShardError(f"{path}: frames are cut short; delete it and run labelgen again")
+                self._read(file)
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:  # whatever h5py makes of damage
+            raise ShardError(f"{path}: not a readable shard ({error.args[-1]}); {_AGAIN}") from error
+        offset = self.arrays["frames/offset"]
+        if (
+            not len(offset)
+            or self._jpeg_size != offset[-1]
+            or self._jpeg_start + self._jpeg_size > os.path.getsize(path)
+        ):
+            raise ShardError(f"{path}: frames are cut short; {_AGAIN}")
+
+    def _read(self, file: h5py.File) -> None:
+        version = int(file.attrs.get("schema_version", SCHEMA_VERSION))
+        if version != SCHEMA_VERSION:
+            raise ShardError(
+                f"{self.path}: shard schema {version}, expected {SCHEMA_VERSION}; label the videos again with this version"
+            )
+        absent = [name for name in _ATTRIBUTES if name not in file.attrs]
+        absent += [name for name in ("frames/jpeg", *NUMBERS, *_TEXTS) if name not in file]
+        if absent:
+            raise ShardError(f"{self.path}: not a whole shard, without {', '.join(absent)}; {_AGAIN}")
+        self.config: dict = json.loads(file.attrs["config"])
+        self.config_hash: str = str(file.attrs["config_hash"])
+        self.crop_grid: np.ndarray = file.attrs["crop_grid"]
+        self.splits: tuple[str, ...] = tuple(json.loads(file.attrs["splits"]))
+        self.versions: dict = json.loads(file.attrs["versions"])
         self.paces = tuple(Fraction(pace) for pace in self.config["paces"])
+        self.sha256: dict[str, str] = {
+            "frames": str(file["frames"].attrs.get("sha256")),
+            "labels": str(file.attrs.get("labels_sha256")),
+        }
+        self.arrays: dict = {key: file[key][...] for key in NUMBERS}
+        self.arrays |= {key: tuple(file[key].asstr()[...].tolist()) for key in _TEXTS}
+        jpeg = file["frames/jpeg"]
+        self._jpeg_start, self._jpeg_size = jpeg.id.get_offset() or 0, jpeg.shape[0]
 
     def __reduce__(self):
         return ShardReader, (self.path,)
@@ -214,11 +237,14 @@ class ShardReader:
         start, stop = self.arrays["frames/offset"][frame : frame + 2] + self._jpeg_start
         return _mapped(self.path)[start:stop]
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
-        """Decoded frames of the shard, RGB uint8 [len(indices), height, width, 3]; equal indices are decoded once."""
+    def frames(self, indices: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        """Decoded frames of the shard, RGB uint8 [len(indices), height, width, 3]; equal indices are decoded once.
+
+        out: where to write them; None for a new array."""
         import cv2
 
-        out = np.empty((len(indices), *self.frame_size, 3), np.uint8)
+        if out is None:
+            out = np.empty((len(indices), *self.frame_size, 3), np.uint8)
         done: dict[int, int] = {}
         for position, frame in enumerate(map(int, indices)):
             if frame in done:
@@ -248,7 +274,7 @@ class ShardReader:
         return self.arrays["videos/first_frame"][video] + starts[:, None] + np.arange(CLIP_LENGTH)
 
     def jpeg_sha256(self) -> str:
-        """SHA-256 of all frames as they now stand in the file; equals `sha256` unless the file was damaged."""
+        """SHA-256 of all frames as they now stand in the file; equals `sha256["frames"]` unless the file was damaged."""
         start, stop = self._jpeg_start, self._jpeg_start + int(self.arrays["frames/offset"][-1])
         data = _mapped(self.path)
         digest = hashlib.sha256()
@@ -263,6 +289,17 @@ def open_shards(folder: str | os.PathLike) -> list[ShardReader]:
     Raises ShardError when there is none, when several data sets lie side by side, when configurations differ, or when
     shards are missing.
     """
+    readers = [ShardReader(path) for path in shard_paths(folder)]
+    for fault in disagreements({reader.path: reader.config for reader in readers}):
+        raise ShardError(fault)
+    return readers
+
+
+def shard_paths(folder: str | os.PathLike) -> list[Path]:
+    """The files of the shards of one data set in order, see `open_shards`.
+
+    Raises ShardError when there is none, or when several data sets lie side by side.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ShardError(
@@ -276,19 +313,27 @@ def open_shards(folder: str | os.PathLike) -> list[ShardReader]:
         if len(subfolders) > 1:
             names = ", ".join(str(sub) for sub in subfolders)
             raise ShardError(f"{folder}: holds several data sets; name one with --shards: {names}")
-        return open_shards(subfolders[0])
-    readers = [ShardReader(path) for path in paths]
-    for reader in readers[1:]:
-        if reader.config_hash != readers[0].config_hash:
-            raise ShardError(
-                f"{reader.path} was made with configuration {reader.config_hash}, {readers[0].path} with "
-                f"{readers[0].config_hash}; label one of the two into another folder"
+        return shard_paths(subfolders[0])
+    return paths
+
+
+def disagreements(configs: dict[str, dict]) -> Iterator[str]:
+    """What keeps shards from being one whole data set: other configurations than the first one's, missing shards.
+
+    configs: the configuration of each shard by its path.
+    """
+    first, *others = configs
+    config, expected_hash = configs[first], config_hash(configs[first])
+    for path in others:
+        if (found := config_hash(configs[path])) != expected_hash:
+            yield (
+                f"{path} was made with configuration {found}, {first} with {expected_hash}; "
+                "label one of the two into another folder"
             )
-    config = readers[0].config
     if "videos_per_shard" in config:
         expected = -(-int(config["videos"].split()[0]) // config["videos_per_shard"])
-        if len(readers) != expected:
-            raise ShardError(
-                f"{folder}: {len(readers)} of {expected} shards are there; run the same `vssl labelgen` command again to finish"
+        if len(configs) != expected:
+            yield (
+                f"{os.path.dirname(first)}: {len(configs)} of {expected} shards are there; run the same `vssl labelgen` "
+                "command again to finish"
             )
-    return readers

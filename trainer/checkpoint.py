@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from trainer.errors import TrainerError
 
-SCHEMA = 1
+SCHEMA = 2
 RUNS = Path("runs")
 
 
@@ -46,9 +47,14 @@ class Checkpoint:
             raise TrainerError(f"{path}: cannot be read ({error}); training cannot go on from here") from error
 
 
-def save(run: Path, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, meta: dict) -> Path:
-    """Write the checkpoint of a step and remove the older ones. Whenever the process ends, one whole one is there."""
-    parent = run / "checkpoints"
+def save(
+    run: Path, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, meta: dict, best: bool = False
+) -> Path:
+    """Write the checkpoint of a step and remove the older ones. Whenever the process ends, one whole one is there.
+
+    best: into the run's best/ instead of checkpoints/.
+    """
+    parent = run / ("best" if best else "checkpoints")
     target = parent / f"{step:08d}"
     if target.exists():
         return target
@@ -111,14 +117,17 @@ def newest_run() -> Path:
     return max(checkpoints, key=lambda path: path.stat().st_mtime).parents[1]
 
 
-def load(path: str | os.PathLike) -> Checkpoint:
+def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
     """Read the newest checkpoint of a run, a checkpoint folder or a .safetensors file.
+
+    best: of a run that has one, the checkpoint of the best held-out accuracy.
 
     Raises TrainerError when there is none or when it was not written by this version of vssl.
     """
     path = run_path(path)
     if (path / "checkpoints").is_dir():
-        found = sorted((path / "checkpoints").glob("[0-9]*"), key=lambda folder: int(folder.name))
+        kind = "best" if best and (path / "best").is_dir() else "checkpoints"
+        found = sorted((path / kind).glob("[0-9]*"), key=lambda folder: int(folder.name))
         if not found:
             raise TrainerError(f"{path}: the run has no checkpoint yet; start it anew under another name")
         path = found[-1]
@@ -134,8 +143,37 @@ def load(path: str | os.PathLike) -> Checkpoint:
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         found = meta.get("schema") if isinstance(meta, dict) else "none"
         raise TrainerError(f"{file}: checkpoint schema {found}, expected {SCHEMA}; train it again with this version")
-    run = file.parents[2] if file.parents[1].name == "checkpoints" else file.parent
+    run = file.parents[2] if file.parents[1].name in ("checkpoints", "best") else file.parent
     return Checkpoint(file, run, meta, weights)
+
+
+def backbone_weights(saved: Checkpoint) -> dict[str, Tensor]:
+    """The backbone's weights by their names in it, the averaged ones where the run has them."""
+    prefix = "ema.backbone." if any(name.startswith("ema.backbone.") for name in saved.weights) else "backbone."
+    return {name.removeprefix(prefix): value for name, value in saved.weights.items() if name.startswith(prefix)}
+
+
+def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str], None]) -> dict:
+    """Copy the weights of a checkpoint's backbone into this one, say which matched, and return where they are from.
+
+    Raises TrainerError when less than 95 % of the backbone's parameters have a weight of the same name and shape there.
+    """
+    saved = load(path, best=True)
+    weights, own = backbone_weights(saved), backbone.state_dict()
+    matched = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+    missing, unexpected = sorted(own.keys() - matched.keys()), sorted(weights.keys() - matched.keys())
+    sizes = {name: weight.numel() for name, weight in backbone.named_parameters()}
+    share = sum(size for name, size in sizes.items() if name in matched) / sum(sizes.values())
+    report = f"{saved.file}: {len(matched)} of {len(own)} tensors matched ({100 * share:.1f} % of the parameters)"
+    report += "".join(
+        f"; {word}: {', '.join(names)}" for word, names in (("missing", missing), ("unexpected", unexpected)) if names
+    )
+    if share < 0.95:
+        raise TrainerError(f"{report}; at least 95 % must match, is it another backbone or width?")
+    say(report)
+    backbone.load_state_dict(own | matched)
+    kept = ("dataset", "split", "samples", "steps", "step", "config_hash")
+    return {"file": str(saved.file), "settings": saved.meta["settings"], **{name: saved.meta[name] for name in kept}}
 
 
 def versions() -> dict[str, str]:

@@ -6,14 +6,18 @@ that was resumed in the middle of an epoch.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from labelgen.shards import open_shards
@@ -22,7 +26,7 @@ from trainer.errors import TrainerError
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # values of videos/split
 CLIP_LENGTH = 16
-_ORDER, _VIEW = 1, 2  # keeps the two kinds of draws apart
+_ORDER, _VIEW, _OTHER, _HOLDOUT = 1, 2, 3, 4  # keep the kinds of draws apart
 
 
 class Shards:
@@ -32,6 +36,7 @@ class Shards:
     dataset, config, config_hash, crop_grid: as in every one of the shards (int16 [crops, 2] y, x)
     split:  name of the split, None where the data set has none
     videos: int64 [videos, 2], shard and video in it; clips: int64 [clips, 2], likewise
+    before: int64 [shards], row of a shard's first video; frame_size: height and width of the stored frames
     owner:  int64 [clips], row of `videos` that a clip is of
     part:   uint8 [videos], 0 none, 1 train, 2 validation, 3 test
     whole:  the split marks no video as train, so that pretraining uses them all
@@ -47,8 +52,8 @@ class Shards:
         self.dataset: str = first.config["dataset"]
         self.videos = _pairs([reader.n_videos for reader in self.readers])
         self.clips = _pairs([reader.n_clips for reader in self.readers])
-        before = np.cumsum([0] + [reader.n_videos for reader in self.readers])[:-1]
-        self.owner = before[self.clips[:, 0]] + self._all("clips/video")
+        self.before = np.cumsum([0] + [reader.n_videos for reader in self.readers])[:-1]
+        self.owner = self.before[self.clips[:, 0]] + self._all("clips/video")
         column = _split_column(first.splits, split)
         self.split = None if column is None else first.splits[column]
         self.part = np.zeros(len(self.videos), np.uint8) if column is None else self._all("videos/split")[:, column]
@@ -59,6 +64,51 @@ class Shards:
                 "choose another --split, or label the training videos"
             )
         self.trains = (self.part == TRAIN) | self.whole
+        self.frame_size = first.frame_size
+
+    def hold_out(self, share: float, seed: int) -> np.ndarray:
+        """Take about a share of the training videos out of `trains`, whole groups (a video without a group is one), drawn
+        from the seed, one group at least. Returns which, bool [videos]. Raises TrainerError when there is only one group."""
+        groups = np.array(
+            [group or name for group, name in zip(*map(self.text, ("videos/group", "videos/id")), strict=True)]
+        )
+        names, counts = np.unique(groups[self.trains], return_counts=True)
+        if len(names) < 2:
+            raise TrainerError(
+                f"{self.dataset}: its {counts.sum()} training videos are one group, no part can be held out"
+            )
+        order = np.random.default_rng((_HOLDOUT, seed)).permutation(len(names))
+        chosen = order[: max(1, np.searchsorted(np.cumsum(counts[order]), share * counts.sum(), "right"))]
+        held = self.trains & np.isin(groups, names[chosen])
+        self.trains = self.trains & ~held
+        return held
+
+    def labelled_clips(self) -> tuple[np.ndarray, int, str]:
+        """The labelled clips of the training videos, int64 [n, 2], how many videos are left out, and why."""
+        used = self.trains[self.owner]
+        left_out = int(self.trains.sum() - len(np.unique(self.owner[used])))
+        return self.clips[used], left_out, "without a labelled clip"
+
+    def easier_half(self, samples: np.ndarray, method) -> np.ndarray:
+        """Indices int64 of the easier half of a method's samples, easiest first; clips without motion come last [thesis 3.2].
+        Raises TrainerError when the samples are no labelled clips."""
+        if not method.of_labelled_clips:
+            raise TrainerError(
+                f"a curriculum needs labelled clips, which {method.__name__} does not draw; leave it out"
+            )
+        scores = np.array([self.readers[shard].arrays["curriculum/score"][clip] for shard, clip in samples])
+        return np.argsort(-scores, kind="stable")[: math.ceil(len(scores) / 2)]  # NaN is sorted last
+
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        """The class labels of all videos, sorted."""
+        return sorted(set(self.text("videos/label")) - {""})
+
+    @functools.cached_property
+    def targets(self) -> np.ndarray:
+        """Index into `classes` of every video, -1 without a label; int64 [videos]."""
+        index = {name: i for i, name in enumerate(self.classes)}
+        return np.array([index.get(label, -1) for label in self.text("videos/label")])
 
     def _all(self, key: str) -> np.ndarray:
         return np.concatenate([reader.arrays[key] for reader in self.readers])
@@ -85,44 +135,172 @@ def _split_column(splits: tuple[str, ...], split: str | int | None) -> int | Non
     raise TrainerError(f"unknown split {name!r}: {has}")
 
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    return math.ceil(samples / batch_size)
+class Batches:
+    """Which samples each step shows, a pure function of the step.
 
+    Without a curriculum each epoch is one random pass over all samples, cut into batches that differ by at most one
+    sample, none larger than batch_size: nothing is dropped and no rest of one or two samples upsets batch
+    normalisation. The first `easy_steps` steps pass over the samples `easy` (int64 indices) alone, with batches of the
+    same sizes, so that the total number of samples is that without a curriculum.
 
-def batch_indices(samples: int, batch_size: int, seed: int, steps: range) -> Iterator[list[tuple[int, int]]]:
-    """(epoch, sample) of every item of every batch of the given steps.
-
-    Each epoch is one random pass over all samples, cut into batches that differ by at most one sample, none larger than
-    batch_size: nothing is dropped and no rest of one or two samples upsets batch normalisation.
+    parts: micro-batches of a step (gradient accumulation), processes, number of this process. The joined batch of a step
+    does not depend on them.
     """
-    per_epoch = steps_per_epoch(samples, batch_size)
-    for epoch in range(steps.start // per_epoch, math.ceil(steps.stop / per_epoch)):
-        order = np.random.default_rng((_ORDER, seed, epoch)).permutation(samples)
-        for step, batch in enumerate(np.array_split(order, per_epoch), epoch * per_epoch):
-            if step in steps:
-                yield [(epoch, int(sample)) for sample in batch]
+
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        easy: np.ndarray | None = None,
+        easy_steps: int = 0,
+        parts: tuple[int, int, int] = (1, 1, 0),
+    ):
+        self.samples, self.seed, self.easy, self.easy_steps = samples, seed, easy, easy_steps
+        self.per_epoch = math.ceil(samples / batch_size)
+        self.micro, self.world, self.rank = parts
+        if samples // self.per_epoch < self.micro * self.world:
+            raise TrainerError(
+                f"a batch of {samples // self.per_epoch} samples cannot be shared among {self.world} processes and "
+                f"{self.micro} accumulated parts; raise --batch-size or lower --accumulate"
+            )
+        self._pass = functools.lru_cache(maxsize=4)(self._permuted)
+
+    def _begin(self, step: int) -> int:
+        """Samples shown before a step."""
+        epoch, place = divmod(step, self.per_epoch)
+        small, longer = divmod(self.samples, self.per_epoch)
+        return epoch * self.samples + place * small + min(place, longer)
+
+    def _permuted(self, number: int, easy: bool) -> np.ndarray:
+        rng = np.random.default_rng((_ORDER, self.seed, number))
+        return rng.permutation(self.easy) if easy else rng.permutation(self.samples)
+
+    def joined(self, step: int) -> np.ndarray:
+        """(pass, sample) of every item of a step, int64 [n, 2]. Passes are counted from 0 and tell draws apart."""
+        easy = step < self.easy_steps
+        length = len(self.easy) if easy else self.samples
+        cut = 0 if easy else self._begin(self.easy_steps)
+        before = 0 if easy or not self.easy_steps else math.ceil(cut / len(self.easy))
+        numbers, places = np.divmod(np.arange(self._begin(step), self._begin(step + 1)) - cut, length)
+        numbers += before
+        return np.array([(k, self._pass(k, easy)[place]) for k, place in zip(numbers.tolist(), places, strict=True)])
+
+    def size(self, step: int) -> int:
+        """Samples of a step, over all processes."""
+        return self._begin(step + 1) - self._begin(step)
+
+    def shares(self, step: int) -> list[float]:
+        """Part of the step's samples that each micro-batch holds, over all processes."""
+        n = self.size(step)
+        return [len(part) / n for part in np.array_split(np.arange(n), self.micro)]
+
+    def sampler(self, steps: range) -> Iterator[np.ndarray]:
+        """Items of this process of every micro-batch of the steps, int64 [n, 2] each."""
+        for step in steps:
+            for part in np.array_split(self.joined(step), self.micro):
+                yield np.array_split(part, self.world)[self.rank]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one sample is shown.
+
+    epoch: number of the pass over the samples; rng: generator of this (seed, epoch, sample); views: one per clip, see
+    augment.draw; options: the method's
+    """
+
+    epoch: int
+    rng: np.random.Generator
+    views: list[dict]
+    options: dict
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method's forward gets, on the device.
+
+    clips:    float32 [B, n, 3, T, size, size], n clips of T frames per sample, augmented
+    labels:   what the method's read returned, by name, stacked [B, ...]
+    video:    int64 [B], row of Shards.videos that a sample is of
+    progress: share of the training that is done, 0 to 1
+    fetch:    clips of other videos: (rows int64 [B], read) -> float32 [B, 1, 3, T, size, size], see TrainingClips.fetch
+    """
+
+    clips: Tensor
+    labels: dict[str, Tensor]
+    video: Tensor
+    progress: float
+    fetch: Callable
 
 
 class TrainingClips(Dataset):
-    """Clips of one method's samples (int64 [n, 2]); an item is asked for by (epoch, sample)."""
+    """Clips of one method's samples (int64 [n, 2]); a batch is asked for by its keys, int64 [B, 2] (epoch, sample).
 
-    def __init__(self, shards: Shards, samples: np.ndarray, method, seed: int, jitter: str):
-        self.shards, self.samples, self.method, self.seed, self.jitter = shards, samples, method, seed, jitter
+    method: class of trainer.methods; tag tells the draws of different uses of the same samples apart.
+    """
 
-    def __getitem__(self, key: tuple[int, int]) -> dict:
-        epoch, sample = key
-        shard, item = self.samples[sample]
-        reader = self.shards.readers[shard]
-        rng = np.random.default_rng((_VIEW, self.seed, epoch, sample))
-        view = augment.draw(rng, self.shards.crop_grid, CLIP_LENGTH, self.jitter)
-        frames, labels = self.method.read(reader, item, epoch, view)
-        video = np.searchsorted(reader.arrays["videos/first_frame"], frames.flat[0], "right") - 1
+    def __init__(
+        self, shards: Shards, samples: np.ndarray, method, options: dict, seed: int, jitter: str, tag: int = 0
+    ):
+        self.shards, self.samples, self.method, self.options = shards, samples, method, options
+        self.seed, self.jitter, self.tag = seed, jitter, tag
+        self.n, self.length = method.shape(shards.config, options)
+
+    def _draw(self, kind: int, key: np.ndarray, n: int) -> Draw:
+        epoch, sample = map(int, key)
+        rng = np.random.default_rng((kind, self.tag, self.seed, epoch, sample))
+        views = [augment.draw(rng, self.shards.crop_grid, self.length, self.jitter) for _ in range(n)]
+        return Draw(epoch, rng, views, self.options)
+
+    def __getitems__(self, keys: np.ndarray) -> dict:
+        """One batch: "id" list, "key" and "video" int64, "clips" uint8 [B, n, T, H, W, 3], "view", "labels"."""
+        clips = np.empty((len(keys), self.n, self.length, *self.shards.frame_size, 3), np.uint8)
+        ids, rows, views, labels = [], [], [], []
+        for target, key in zip(clips, keys, strict=True):
+            shard, item = self.samples[key[1]]
+            reader = self.shards.readers[shard]
+            draw = self._draw(_VIEW, key, self.n)
+            frames, label = self.method.read(reader, item, draw)
+            reader.frames(frames.ravel(), target.reshape(-1, *target.shape[2:]))
+            video = np.searchsorted(reader.arrays["videos/first_frame"], frames.flat[0], "right") - 1
+            ids.append(reader.arrays["videos/id"][video])
+            rows.append(self.shards.before[shard] + video)
+            views.append(_stacked(draw.views))
+            labels.append(label)
         return {
-            "id": reader.arrays["videos/id"][video],
-            "clip": torch.from_numpy(reader.frames(frames)),
-            "view": view,
-            "labels": labels,
+            "id": ids,
+            "key": torch.from_numpy(np.asarray(keys)),
+            "video": torch.tensor(rows),
+            "clips": torch.from_numpy(clips),
+            "view": _tensors(_stacked(views)),
+            "labels": _tensors(_stacked(labels)),
         }
+
+    def fetch(self, keys: np.ndarray, rows: np.ndarray, read: Callable) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clips uint8 [B, 1, T, H, W, 3] of the videos of these rows, chosen while a step is computed, and their views.
+
+        read: (reader, video, index in the batch, Draw) -> frames int64 [1, T]; the draws depend on seed and key alone.
+        """
+        draws = [self._draw(_OTHER, key, 1) for key in keys]
+        clips = np.empty((len(keys), 1, self.length, *self.shards.frame_size, 3), np.uint8)
+
+        def one(i: int) -> None:
+            shard, video = self.shards.videos[rows[i]]
+            reader = self.shards.readers[shard]
+            reader.frames(read(reader, video, i, draws[i]).ravel(), clips[i].reshape(-1, *clips.shape[3:]))
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves Python's lock
+            list(pool.map(one, range(len(keys))))
+        return torch.from_numpy(clips), _tensors(_stacked([_stacked(draw.views) for draw in draws]))
+
+
+def _stacked(dicts: list[dict]) -> dict[str, np.ndarray]:
+    return {name: np.stack([values[name] for values in dicts]) for name in dicts[0]}
+
+
+def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class VideoViews(Dataset):
@@ -135,12 +313,15 @@ class VideoViews(Dataset):
     def __len__(self) -> int:
         return len(self.videos) * self.views
 
-    def __getitem__(self, index: int) -> dict:
-        shard, video = self.videos[index // self.views]
-        reader = self.shards.readers[shard]
-        frames = view_frames(int(reader.arrays["videos/n_frames"][video]), self.views)[index % self.views]
-        first = reader.arrays["videos/first_frame"][video]
-        return {"index": index, "clip": torch.from_numpy(reader.frames(first + frames))}
+    def __getitems__(self, indices: list[int]) -> dict:
+        """One batch: "index" int64 [B], "clips" uint8 [B, 16, H, W, 3]."""
+        clips = np.empty((len(indices), CLIP_LENGTH, *self.shards.frame_size, 3), np.uint8)
+        for target, index in zip(clips, indices, strict=True):
+            shard, video = self.videos[index // self.views]
+            reader = self.shards.readers[shard]
+            frames = view_frames(int(reader.arrays["videos/n_frames"][video]), self.views)[index % self.views]
+            reader.frames(reader.arrays["videos/first_frame"][video] + frames, target)
+        return {"index": torch.tensor(indices), "clips": torch.from_numpy(clips)}
 
 
 def view_frames(n_frames: int, views: int) -> np.ndarray:
@@ -155,8 +336,17 @@ def loader(dataset: Dataset, workers: int, device: torch.device, **options) -> D
         1
     )  # here, before the fork: in a worker it would wait for ever for threads that it did not inherit
     return DataLoader(
-        dataset, num_workers=workers, worker_init_fn=_quiet_worker, pin_memory=device.type == "cuda", **options
+        dataset,
+        num_workers=workers,
+        worker_init_fn=_quiet_worker,
+        pin_memory=device.type == "cuda",
+        collate_fn=_as_is,
+        **options,
     )
+
+
+def _as_is(batch: dict) -> dict:
+    return batch
 
 
 def _quiet_worker(_: int) -> None:

@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The one training loop: pretraining, finetuning and probes."""
 
 from __future__ import annotations
 
@@ -9,116 +9,33 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from trainer import checkpoint, data
+from trainer import checkpoint, data, distributed
 from trainer.augment import augment
-from trainer.backbones import BACKBONES
 from trainer.errors import Interrupted, TrainerError
-from trainer.methods import METHODS, build
+from trainer.methods import METHODS, Network
+from trainer.settings import Settings, resolve, resumed
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run is made of. None: as the run has it when resuming, else the method's own default, else the one here.
-
-    Fields of one method only may be given with that method alone.
-    """
-
-    method: str | None = None  # a name of trainer.methods.METHODS [pace]
-    backbone: str | None = None  # a name of trainer.backbones.BACKBONES [r3d10]
-    width: float | None = None  # multiplies the backbone's channels [1.0]
-    split: str | None = None  # official split, name or 1-based number [the first]
-    seed: int | None = None  # of initial weights and all draws [0]
-
-    epochs: int | None = None  # passes over all samples [method]
-    batch_size: int | None = None  # clips per step at most [method]
-    lr: float | None = None  # learning rate at the start [method]
-    optimizer: str | None = None  # sgd, adamw [sgd]
-    momentum: float | None = None  # of SGD; AdamW's first beta [method]
-    weight_decay: float | None = None  # on all parameters [method]
-    schedule: str | None = None  # step: lr / 10 every drop_every epochs; cosine: 5 % warm-up, then to 0 [method]
-    drop_every: int | None = None  # epochs between two drops of the step schedule [method]
-    jitter: str | None = None  # colour jitter: none, one per clip, one per frame [method]
-    bf16: bool | None = None  # bfloat16 autocast of the network on CUDA; losses stay in float32 [False]
-
-    targets: str | None = None  # statistics: raw, scaled or classes [classes]
-    parts: str | None = None  # statistics: motion, appearance or both [both]
-
-    # the following do not change what is computed, and may change on resume
-    workers: int | None = None  # processes that decode frames [half of the cores, 1 to 8]
-    device: str | None = None  # auto, cpu, cuda, cuda:1, ... [auto: cuda where there is one]
-    checkpoint_every: int | None = None  # steps between checkpoints; one at the end in any case [200]
-    log_every: int | None = None  # steps between two plain lines where there is no terminal [10]
-
-
-WORKERS = min(8, max(1, (os.cpu_count() or 1) // 2))
-_DEFAULTS = {
-    "method": "pace",
-    "backbone": "r3d10",
-    "width": 1.0,
-    "split": "1",
-    "seed": 0,
-    "optimizer": "sgd",
-    "bf16": False,
-    "workers": WORKERS,
-    "device": "auto",
-    "checkpoint_every": 200,
-    "log_every": 10,
-}
 _OPTIMIZERS = {
     "sgd": (torch.optim.SGD, lambda momentum: {"momentum": momentum}),
     "adamw": (torch.optim.AdamW, lambda momentum: {"betas": (momentum, 0.999)}),
 }
-_MAY_CHANGE = ("workers", "device", "checkpoint_every", "log_every")
-
-
-def resolve(settings: Settings) -> Settings:
-    """The settings with every default filled in. Raises TrainerError for values that make no sense."""
-    given = {name: value for name, value in asdict(settings).items() if value is not None}
-    for name, known in (("method", METHODS), ("backbone", BACKBONES)):
-        if given.get(name, _DEFAULTS[name]) not in known:
-            raise TrainerError(f"unknown {name} {given[name]!r}, expected one of: {', '.join(known)}")
-    method = given.get("method", _DEFAULTS["method"])
-    defaults = {**_DEFAULTS, **METHODS[method].defaults}
-    for name in given.keys() - defaults.keys():
-        raise TrainerError(f"{name} is no setting of method {method}")
-    values = {**defaults, **given}
-    for name in ("width", "epochs", "batch_size", "lr", "drop_every", "checkpoint_every", "log_every"):
-        if not values[name] > 0:
-            raise TrainerError(f"{name} is {values[name]}, expected more than 0")
-    for name in ("seed", "momentum", "weight_decay", "workers"):
-        if not values[name] >= 0:
-            raise TrainerError(f"{name} is {values[name]}, expected 0 or more")
-    for name, known in (
-        ("jitter", ("none", "clip", "frame")),
-        ("schedule", ("step", "cosine")),
-        ("optimizer", tuple(_OPTIMIZERS)),
-    ):
-        if values[name] not in known:
-            raise TrainerError(f"{name} is {values[name]!r}, expected one of: {', '.join(known)}")
-    return Settings(**values)
-
-
-def _resolve_resumed(given: Settings, stored: dict, run: Path) -> Settings:
-    """The stored settings of a run, with what is given and may change. Raises TrainerError for other differences."""
-    given = {name: value for name, value in asdict(given).items() if value is not None}
-    differences = [
-        f"{name} is {value!r}, the run has {stored[name]!r}"
-        for name, value in given.items()
-        if name not in _MAY_CHANGE and value != stored[name]
-    ]
-    if differences:
-        raise TrainerError(f"cannot resume {run}: {'; '.join(differences)}. Leave the options out, or start a new run")
-    return resolve(replace(Settings(**stored), **given))
+_TRAINING, _HELD_OUT = 0, 1  # tags of the draws
 
 
 def learning_rate(step: int, settings: Settings, per_epoch: int) -> float:
     """Learning rate of a step, counted from 0; per_epoch: steps per epoch."""
+    if settings.schedule == "constant":
+        return settings.lr
     if settings.schedule == "step":
         return settings.lr / 10 ** (step // per_epoch // settings.drop_every)
     total = settings.epochs * per_epoch
@@ -133,153 +50,385 @@ def train(
     shards: str | os.PathLike = "out",
     run: str | os.PathLike | None = None,
     resume: str | os.PathLike | None = None,
+    initial: str | os.PathLike | None = None,
+    expected: dict | None = None,
 ) -> Path:
-    """Train a method on the shards and return the run's folder, which holds log.csv and checkpoints/.
+    """Train one or several methods on the shards and return the run's folder, which holds log.csv and checkpoints/.
 
-    run:    name (in runs/) or path of the new run, default runs/<method>-<backbone>-<n>
-    resume: run to go on with; what was given in settings must be what the run has
+    run:     name (in runs/) or path of the new run, default runs/<method>-<backbone>-<n>
+    resume:  run to go on with; what was given in settings must be what the run has
+    initial: checkpoint whose backbone the training starts from
+    expected: configuration of the shards that the settings are meant for; others are told, not refused
 
-    Raises TrainerError, ShardError; Interrupted after SIGINT or SIGTERM, when a checkpoint has been written.
+    Under `torchrun` all processes call it alike; the first one writes. Raises TrainerError, ShardError; Interrupted after
+    SIGINT or SIGTERM, when a checkpoint has been written.
     """
     saved = checkpoint.load(resume) if resume is not None else None
     settings = settings or Settings()
-    settings = _resolve_resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
-    device = pick_device(settings.device)
-    if settings.bf16 and device.type != "cuda":  # torch 2.13's CPU convolution returns garbage gradients in bfloat16
-        raise TrainerError(f"bf16 needs a CUDA device, and this is {device}; leave it out")
-    source = data.Shards(shards, settings.split)
-    method = METHODS[settings.method]
-    samples, left_out, reason = method.samples(source)
-    if not len(samples):
-        raise TrainerError(f"{shards}: nothing that {settings.method} can use: {left_out} videos {reason}")
-    per_epoch = data.steps_per_epoch(len(samples), settings.batch_size)
-    last = settings.epochs * per_epoch
+    if initial is not None:
+        of = checkpoint.load(initial, best=True).meta["settings"]
+        settings = replace(
+            settings, **{name: of[name] for name in ("backbone", "width") if getattr(settings, name) is None}
+        )
+    settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
+    with distributed.session(settings.device) as device:
+        settings = replace(settings, precision=_precision(settings, device))
+        training = _Training(settings, shards, device)
+        for name, value in (expected or {}).items():
+            if training.source.config.get(name) != value:
+                say(f"the recipe is for shards with {name} {value}, these have {training.source.config.get(name)}")
+        return training.run(run, saved, initial)
 
-    network = build(settings, source.config).to(device, memory_format=torch.channels_last_3d)
-    create, momentum = _OPTIMIZERS[settings.optimizer]
-    optimiser = create(
-        network.parameters(), settings.lr, weight_decay=settings.weight_decay, **momentum(settings.momentum)
-    )
-    meta = {
-        "settings": asdict(settings),
-        "dataset": source.dataset,
-        "split": source.split,
-        "samples": len(samples),
-        "steps": last,
-        "config_hash": source.config_hash,
-        "config": source.config,
-        "environment": {"device": device.type, "threads": torch.get_num_threads(), **checkpoint.versions()},
-    }
-    if saved:
-        _check_same_data(saved, meta, shards)
-        folder, first = saved.run, saved.meta["step"]
-        network.load_state_dict(saved.weights)
-        optimiser.load_state_dict(saved.optimiser_state())
-        _cut_log(folder / "log.csv", first)
-    else:
-        folder, first = _new_run(run, settings), 0
-        checkpoint.save(folder, first, network, optimiser, meta)  # so that a run can be resumed from its first step
-    parameters = sum(weight.numel() for weight in network.backbone.parameters())
-    say(
-        f"{settings.method}, {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) on {device}, "
-        f"{len(samples)} samples of {source.dataset}, {settings.epochs} epochs of {per_epoch} steps -> {folder}"
-    )
-    if source.whole:
-        say(f"{source.dataset} marks no video as train{f' in split {source.split}' * bool(source.split)}: all are used")
-    if left_out:
-        say(f"left out: {left_out} videos {reason}")
-    if saved:
-        say(f"resuming after step {first} of {last}")
-        _warn_of_inexact(saved.meta["environment"], meta["environment"])
 
-    torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
-    precision = torch.autocast("cuda", torch.bfloat16, enabled=settings.bf16)
-    clips = data.TrainingClips(source, samples, method, settings.seed, settings.jitter)
-    indices = data.batch_indices(len(samples), settings.batch_size, settings.seed, range(first, last))
-    loader = data.loader(clips, settings.workers, device, batch_sampler=indices)
-    network.train()
-    with (
-        _StopSignals() as stop,
-        open(folder / "log.csv", "a", newline="", buffering=1) as file,
-        tqdm(total=last, initial=first, unit="step", disable=not sys.stderr.isatty()) as bar,
-    ):
-        log = csv.writer(file, lineterminator="\n")
+class _Training:
+    """Everything that a run needs, and the loop over its steps."""
+
+    def __init__(self, settings: Settings, shards: str | os.PathLike, device: torch.device):
+        self.settings, self.shards, self.device = settings, shards, device
+        self.source = data.Shards(shards, settings.split)
+        held = self.source.hold_out(settings.holdout, settings.seed) if settings.holdout else None
+        self.parts = {name: self._clips(name, _TRAINING) for name in settings.methods}
+        sizes = [len(clips.samples) for clips in self.parts.values()]
+        self.per_epoch = max(math.ceil(size / settings.batch_size) for size in sizes)
+        self.last = settings.epochs * self.per_epoch
+        self.batches = {name: self._batches(clips) for name, clips in self.parts.items()}
+        self.held_out = None
+        if held is not None:
+            self.source.trains = held
+            self.held_out = {name: self._clips(name, _HELD_OUT) for name in settings.methods}
+
+        self.network = Network(settings, self.source)
+        if settings.sync_bn and distributed.world() > 1 and device.type == "cuda":
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.network.to(device, memory_format=torch.channels_last_3d)
+        if settings.compile:
+            self.network.backbone.compile()
+        create, momentum = _OPTIMIZERS[settings.optimizer]
+        self.optimiser = create(
+            [weight for weight in self.network.parameters() if weight.requires_grad],
+            settings.lr,
+            weight_decay=settings.weight_decay,
+            **momentum(settings.momentum),
+        )
+
+    def _clips(self, name: str, tag: int) -> data.TrainingClips:
+        """The samples of a method among the videos that the source now trains on."""
+        method, options = METHODS[name], self.settings.options[name]
+        samples, left_out, reason = method.samples(self.source, options)
+        if not len(samples):
+            what = "hold out" if tag else "use"
+            raise TrainerError(f"{self.shards}: nothing that {name} can {what}: {left_out} videos {reason}")
+        if left_out and not tag:
+            say(f"{name} leaves out: {left_out} videos {reason}")
+        jitter = self.settings.jitter or method.defaults["jitter"]
+        return data.TrainingClips(self.source, samples, method, options, self.settings.seed, jitter, tag)
+
+    def _batches(self, clips: data.TrainingClips) -> data.Batches:
+        settings, easy, easy_steps = self.settings, None, 0
+        if settings.curriculum:
+            easy = self.source.easier_half(clips.samples, clips.method)
+            easy_steps = round(settings.curriculum * self.last)
+        parts = settings.accumulate, distributed.world(), distributed.rank()
+        return data.Batches(len(clips.samples), settings.batch_size, settings.seed, easy, easy_steps, parts)
+
+    def _meta(self) -> dict:
+        return {
+            "settings": asdict(self.settings),
+            "dataset": self.source.dataset,
+            "split": self.source.split,
+            "samples": {name: len(clips.samples) for name, clips in self.parts.items()},
+            "videos": len(self.source.videos),
+            "classes": self.source.classes,
+            "steps": self.last,
+            "config_hash": self.source.config_hash,
+            "config": self.source.config,
+            "environment": {
+                "device": self.device.type,
+                "processes": distributed.world(),
+                "threads": torch.get_num_threads(),
+                **checkpoint.versions(),
+            },
+        }
+
+    def run(self, name, saved: checkpoint.Checkpoint | None, initial) -> Path:
+        settings, network, meta = self.settings, self.network, self._meta()
+        if saved:
+            _check_same_data(saved, meta, self.shards)
+            folder, first = saved.run, saved.meta["step"]
+            meta["initial"] = saved.meta["initial"]
+            network.load_state_dict(saved.weights)
+            self.optimiser.load_state_dict(saved.optimiser_state())
+            if distributed.rank() == 0:
+                _cut_log(folder / "log.csv", first)
+                _cut_log(folder / "holdout.csv", first)
+        else:
+            meta["initial"] = checkpoint.start_from(initial, network.backbone, say) if initial is not None else None
+            folder, first = _new_run(name, settings), 0
+            self._save(folder, first, meta)  # so that a run can be resumed from its first step
+        self._introduce(folder, saved, meta)
+        with ExitStack() as stack:
+            stop = stack.enter_context(_StopSignals())
+            log = stack.enter_context(_Log(folder, first, self.last, settings.log_every, meta))
+            self._steps(folder, first, meta, stop, log)
+        say(f"trained {self.last} steps -> {folder}")
+        return folder
+
+    def _introduce(self, folder: Path, saved: checkpoint.Checkpoint | None, meta: dict) -> None:
+        settings, source = self.settings, self.source
+        parameters = sum(weight.numel() for weight in self.network.backbone.parameters())
+        samples = ", ".join(f"{len(clips.samples)} samples" for clips in self.parts.values())
+        say(
+            f"{settings.method}, {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) on "
+            f"{self.device}{f' x {distributed.world()}' if distributed.world() > 1 else ''} in {settings.precision}, "
+            f"{samples} of {source.dataset}, {settings.epochs} epochs of {self.per_epoch} steps -> {folder}"
+        )
+        if source.whole:
+            say(
+                f"{source.dataset} marks no video as train{f' in split {source.split}' * bool(source.split)}: all are used"
+            )
+        for warning in version_warnings(settings.precision, torch.__version__, torch.backends.cudnn.version()):
+            say(f"warning: {warning}")
+        if saved:
+            say(f"resuming after step {saved.meta['step']} of {self.last}")
+            _warn_of_inexact(saved.meta["environment"], meta["environment"])
+
+    def _steps(self, folder: Path, first: int, meta: dict, stop: _StopSignals, log: _Log) -> None:
+        settings, network, device = self.settings, self.network, self.device
+        torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
+        allow_tf32 = settings.precision != "float32"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+        forward = network
+        if distributed.world() > 1:
+            forward = DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=True)
+        network.train()
+        loaders = {
+            name: iter(self._loader(name, self.batches[name].sampler(range(first, self.last)))) for name in self.parts
+        }
         start = time.perf_counter()
-        for step, batch in enumerate(loader, first):
-            loaded = time.perf_counter()
-            epoch = step // per_epoch
-            lr = learning_rate(step, settings, per_epoch)
-            for group in optimiser.param_groups:
+        for step in range(first, self.last):
+            lr = learning_rate(step, settings, self.per_epoch)
+            for group in self.optimiser.param_groups:
                 group["lr"] = lr
-            batch = data.to_device(batch, device)
-            with precision:
-                metrics = network(augment(batch["clip"], batch["view"], source.config["crop"]), batch["labels"])
-            optimiser.zero_grad()
-            metrics["loss"].backward()
-            optimiser.step()
-            values = torch.stack([value.detach() for value in metrics.values()]).tolist()  # waits for the device
+            seed_step(settings.seed, step)
+            self.optimiser.zero_grad()
+            values, waited, ids = {}, 0.0, []
+            for micro in range(settings.accumulate):
+                begin = time.perf_counter()
+                raw = {name: next(loader) for name, loader in loaders.items()}
+                waited += time.perf_counter() - begin
+                ids += [name for part in raw.values() for name in part["id"]]
+                batches = {name: self._batch(name, part, step / self.last) for name, part in raw.items()}
+                last_part = micro + 1 == settings.accumulate
+                with nullcontext() if last_part or forward is network else forward.no_sync():
+                    with self._autocast():
+                        metrics = forward(batches)
+                    share = next(iter(self.batches.values())).shares(step)[micro]
+                    (metrics["loss"] * share).backward()
+                for key, value in metrics.items():
+                    values[key] = values.get(key, 0) + share * value.detach().float()
+            self.optimiser.step()
+            network.after_step((step + 1) / self.last)
+            numbers = distributed.average(torch.stack([*values.values()])).tolist()  # waits for the device
+            values = dict(zip(values, numbers, strict=True))
             done = time.perf_counter()
-
-            values = dict(zip(metrics, values, strict=True))
             if not math.isfinite(values["loss"]):
-                raise TrainerError(_not_finite("the loss", step, batch["id"], folder))
-            total = done - start
-            row = {
-                "step": step + 1,
-                "epoch": epoch,
-                "lr": f"{lr:g}",
-                **{name: f"{value:.9g}" for name, value in values.items()},
-                "data_ms": f"{1000 * (loaded - start):.1f}",
-                "compute_ms": f"{1000 * (done - loaded):.1f}",
-                "total_ms": f"{1000 * total:.1f}",
-                "clips_per_s": f"{len(batch['id']) / total:.1f}",
-            }
-            start = done  # so that logging and checkpoints count in the next step's total
-            if file.tell() == 0:
-                log.writerow(row)
-            log.writerow(row.values())
-            bar.set_postfix(loss=f"{values['loss']:.4f}", clips_per_s=row["clips_per_s"], refresh=False)
-            bar.update()
-            if bar.disable and (step + 1 == last or (step + 1) % settings.log_every == 0):
-                say(_line(row, values, last))
+                raise TrainerError(_not_finite("the loss", step, ids, folder))
+            if settings.curriculum:
+                values["easier_half"] = float(step < round(settings.curriculum * self.last))
+            clips = sum(self.batches[name].size(step) * part.n for name, part in self.parts.items())
+            log.step(step, step // self.per_epoch, lr, values, waited, done - start, clips)
+            start = done  # so that logging, scoring and checkpoints count in the next step's total
 
-            if stop.caught or step + 1 == last or (step + 1) % settings.checkpoint_every == 0:
+            if self.held_out and (step + 1) % self.per_epoch == 0:
+                if log.held_out(step + 1, self.score(step)) and all(
+                    clips.method.supervised for clips in self.parts.values()
+                ):
+                    self._save(folder, step + 1, meta, best=True)
+                network.train()
+            number = distributed.any_of(int(stop.caught or 0), device)
+            if number or step + 1 == self.last or (step + 1) % settings.checkpoint_every == 0:
                 if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
-                    raise TrainerError(_not_finite("a weight", step, batch["id"], folder))
-                os.fsync(file.fileno())  # a checkpoint never runs ahead of its log
-                checkpoint.save(folder, step + 1, network, optimiser, meta)
-            if stop.caught and step + 1 < last:
+                    raise TrainerError(_not_finite("a weight", step, ids, folder))
+                log.sync()  # a checkpoint never runs ahead of its log
+                self._save(folder, step + 1, meta)
+            if number and step + 1 < self.last:
                 raise Interrupted(
-                    f"stopped by {stop.caught.name} after step {step + 1} of {last}; "
-                    f"go on with: vssl train --shards {shards} --resume {folder}",
-                    128 + stop.caught,
+                    f"stopped by {signal.Signals(number).name} after step {step + 1} of {self.last}; "
+                    f"go on with: vssl train --shards {self.shards} --resume {folder}",
+                    128 + number,
                 )
-    say(f"trained {last} steps -> {folder}")
-    return folder
+
+    def _loader(self, name: str, sampler, held_out: bool = False):
+        clips = (self.held_out if held_out else self.parts)[name]
+        return data.loader(clips, self.settings.workers, self.device, batch_sampler=sampler)
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    def _batch(self, name: str, raw: dict, progress: float, held_out: bool = False) -> data.Batch:
+        clips = (self.held_out if held_out else self.parts)[name]
+        crop = self.source.config["crop"]
+
+        def on_device(pixels, view):
+            pixels, view = data.to_device(pixels, self.device), data.to_device(view, self.device)
+            x = augment(pixels.flatten(0, 1), {key: value.flatten(0, 1) for key, value in view.items()}, crop)
+            return x.unflatten(0, pixels.shape[:2])
+
+        def fetch(rows, read):
+            return on_device(*clips.fetch(raw["key"].numpy(), rows.cpu().numpy(), read))
+
+        labels, video = data.to_device(raw["labels"], self.device), raw["video"].to(self.device)
+        return data.Batch(on_device(raw["clips"], raw["view"]), labels, video, progress, fetch)
+
+    @torch.no_grad()
+    def score(self, step: int) -> dict[str, float]:
+        """Means of the metrics over all held-out samples, of the network in evaluation mode. Same draws every time."""
+        self.network.eval()
+        seed_step(self.settings.seed, step)
+        totals: dict[str, float] = {}
+        for name, clips in self.held_out.items():
+            batches = data.Batches(
+                len(clips.samples), self.settings.batch_size, 0, parts=(1, distributed.world(), distributed.rank())
+            )
+            for number, raw in enumerate(self._loader(name, batches.sampler(range(batches.per_epoch)), held_out=True)):
+                with self._autocast():
+                    metrics = self.network({name: self._batch(name, raw, step / self.last, held_out=True)})
+                prefix = f"{name}." * (len(self.held_out) > 1)
+                share = batches.size(number) / len(clips.samples)
+                for key, value in metrics.items():
+                    value = float(distributed.average(value.detach().float()))
+                    totals[prefix + key] = totals.get(prefix + key, 0.0) + share * value
+        return totals
+
+    def _save(self, folder: Path, step: int, meta: dict, best: bool = False) -> None:
+        if distributed.rank() == 0:
+            checkpoint.save(folder, step, self.network, self.optimiser, meta, best)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one, else the CPU. Raises TrainerError for no device."""
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainerError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
+def seed_step(seed: int, step: int) -> None:
+    """Make what is drawn inside a step, such as dropout, a function of seed, step and process alone."""
+    words = np.random.SeedSequence((seed, step, distributed.rank())).generate_state(2)
+    torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+def _precision(settings: Settings, device: torch.device) -> str:
+    if settings.precision == "auto":
+        return "bf16" if device.type == "cuda" else "float32"
+    if settings.precision != "float32" and device.type != "cuda":
+        # torch 2.13's CPU convolution returns garbage gradients in bfloat16
+        raise TrainerError(f"{settings.precision} needs a CUDA device, and this is {device}; leave it out")
+    return settings.precision
+
+
+def version_warnings(precision: str, version: str, cudnn: int | None) -> list[str]:
+    """What is known to be slow or wrong about 3D convolutions in these versions of torch and cuDNN (e.g. 91002)."""
+    warnings = []
+    if precision != "bf16" or cudnn is None:
+        return warnings
+    if version.startswith("2.9.") and cudnn < 91500:
+        warnings.append(
+            f"torch {version} does not use cuDNN {cudnn} for bf16 3D convolutions, which makes them several times slower "
+            "(pytorch issue 166122); use torch 2.10 or later, cuDNN 9.15 or later, or --precision tf32"
+        )
+    elif 90800 <= cudnn < 91300:
+        warnings.append(
+            f"cuDNN {cudnn} gives wrong results for some bf16 3D convolutions (pytorch issue 163539); "
+            "use cuDNN 9.13 or later, or --precision tf32"
+        )
+    return warnings
 
 
 def say(text: str) -> None:
-    """Print a line without breaking a progress bar."""
-    tqdm.write(text)
-    sys.stdout.flush()
+    """Print a line, of the first process only, without breaking a progress bar."""
+    if distributed.rank() == 0:
+        tqdm.write(text)
+        sys.stdout.flush()
 
 
-def _line(row: dict, values: dict, last: int) -> str:
-    metrics = " | ".join(f"{name} {values[name]:.4f}" for name in ("loss", "accuracy", "chance") if name in values)
-    return (
-        f"step {row['step']}/{last} | epoch {row['epoch']} | {metrics} | data {row['data_ms']} ms | "
-        f"compute {row['compute_ms']} ms | {row['clips_per_s']} clips/s"
-    )
+class _Log:
+    """log.csv, holdout.csv, TensorBoard where it is installed, and the screen."""
+
+    def __init__(self, folder: Path, first: int, last: int, every: int, meta: dict):
+        self.folder, self.last, self.every, self.on = folder, last, every, distributed.rank() == 0
+        self.bar = tqdm(total=last, initial=first, unit="step", disable=not (self.on and sys.stderr.isatty()))
+        self.board = _tensorboard(folder, first) if self.on else None
+        self.file = (folder / "log.csv").open("a", newline="", buffering=1) if self.on else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+        for opened in (self.file, self.board):
+            if opened:
+                opened.close()
+
+    def step(self, step: int, epoch: int, lr: float, values: dict, waited: float, total: float, clips: int) -> None:
+        if not self.on:
+            return
+        row = {
+            "step": step + 1,
+            "epoch": epoch,
+            "lr": f"{lr:g}",
+            **{name: f"{value:.9g}" for name, value in values.items()},
+            "data_ms": f"{1000 * waited:.1f}",
+            "compute_ms": f"{1000 * (total - waited):.1f}",
+            "total_ms": f"{1000 * total:.1f}",
+            "clips_per_s": f"{clips / total:.1f}",
+        }
+        writer = csv.writer(self.file, lineterminator="\n")
+        if self.file.tell() == 0:
+            writer.writerow(row)
+        writer.writerow(row.values())
+        if self.board:
+            for name, value in (
+                *values.items(),
+                ("lr", lr),
+                ("clips_per_s", clips / total),
+                ("data_ms", 1000 * waited),
+            ):
+                self.board.add_scalar(f"train/{name}", value, step + 1)
+        self.bar.set_postfix(loss=f"{values['loss']:.4f}", clips_per_s=row["clips_per_s"], refresh=False)
+        self.bar.update()
+        if self.bar.disable and (step + 1 == self.last or (step + 1) % self.every == 0):
+            say(
+                f"step {step + 1}/{self.last} | epoch {epoch} | {_shown(values)} | data {row['data_ms']} ms | "
+                f"compute {row['compute_ms']} ms | {row['clips_per_s']} clips/s"
+            )
+
+    def held_out(self, step: int, values: dict) -> bool:
+        """Write the metrics of the held-out samples down; whether their accuracy is the best so far."""
+        if not self.on:
+            return False
+        path = self.folder / "holdout.csv"
+        before = [float(row.get("accuracy", -1)) for row in csv.DictReader(path.open())] if path.exists() else []
+        with open(path, "a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if file.tell() == 0:
+                writer.writerow(["step", *values])
+            writer.writerow([step, *(f"{value:.9g}" for value in values.values())])
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(f"holdout/{name}", value, step)
+        say(f"held out after step {step}: {_shown(values)}")
+        return values.get("accuracy", -1) > max(before, default=-1)
+
+    def sync(self) -> None:
+        if self.on:
+            os.fsync(self.file.fileno())
+
+
+def _shown(values: dict) -> str:
+    names = [name for name in values if name.split(".")[-1] in ("loss", "accuracy", "chance")]
+    return " | ".join(f"{name} {values[name]:.4f}" for name in names)
+
+
+def _tensorboard(folder: Path, first: int):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder / "tensorboard", purge_step=first + 1)
 
 
 def _not_finite(what: str, step: int, ids: list[str], folder: Path) -> str:
@@ -290,6 +439,8 @@ def _not_finite(what: str, step: int, ids: list[str], folder: Path) -> str:
 
 
 def _new_run(name: str | os.PathLike | None, settings: Settings) -> Path:
+    if distributed.rank() > 0:
+        return Path()  # the first process has it
     if name is not None:
         folder = checkpoint.run_path(name)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -322,11 +473,13 @@ def _warn_of_inexact(before: dict, now: dict) -> None:
 
 
 def _cut_log(path: Path, steps: int) -> None:
-    """Drop the rows after the checkpoint, which are about to be made again."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(lines[: steps + 1]) if steps else "")
-    temporary.replace(path)
+    """Drop the rows after the checkpoint, which are about to be made again, and a row that was cut off."""
+    if path.exists():
+        head, *rows = path.read_text().splitlines(keepends=True) or [""]
+        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= steps]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join([head, *kept]) if kept else "")
+        temporary.replace(path)
 
 
 class _StopSignals:

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 
 from trainer import checkpoint
 from trainer.errors import TrainerError
-from trainer.loop import Settings, train
+from trainer.loop import train
+from trainer.settings import Settings
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_errors_name_what_is_wrong(tmp_path, here):
     with pytest.raises(TrainerError, match="not a readable checkpoint"):
         checkpoint.load(tmp_path / "bad.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(TrainerError, match="checkpoint schema none, expected 1"):
+    with pytest.raises(TrainerError, match="checkpoint schema none, expected 2"):
         checkpoint.load(tmp_path / "foreign.safetensors")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(TrainerError, match="the run has no checkpoint yet"):

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -12,28 +13,95 @@ from trainer.methods.pace import Pace
 from trainer.methods.statistics import Statistics
 
 
-def flatten(batches):
-    return [key for batch in batches for key in batch]
+PACE, STATISTICS = Pace.options, Statistics.options
+
+
+def keys(batches: data.Batches, steps: range) -> list[list[tuple[int, int]]]:
+    return [[tuple(key) for key in batch.tolist()] for batch in batches.sampler(steps)]
 
 
 @pytest.mark.parametrize(("samples", "batch_size"), [(10, 3), (10, 10), (7, 30), (31, 30), (1, 4)])
 def test_each_epoch_is_one_pass_in_even_batches(samples, batch_size):
-    per_epoch = data.steps_per_epoch(samples, batch_size)
-    batches = list(data.batch_indices(samples, batch_size, 5, range(2 * per_epoch)))
-    assert len(batches) == 2 * per_epoch
-    sizes = [len(batch) for batch in batches]
+    batches = data.Batches(samples, batch_size, 5)
+    per_epoch = batches.per_epoch
+    steps = keys(batches, range(2 * per_epoch))
+    sizes = [len(step) for step in steps]
+    assert sizes == [batches.size(step) for step in range(2 * per_epoch)]
     assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
     for epoch in (0, 1):
-        keys = flatten(batches[epoch * per_epoch : (epoch + 1) * per_epoch])
-        assert sorted(keys) == [(epoch, sample) for sample in range(samples)]
+        shown = sum(steps[epoch * per_epoch : (epoch + 1) * per_epoch], [])
+        assert sorted(shown) == [(epoch, sample) for sample in range(samples)]
 
 
 def test_resumed_in_mid_epoch_skips_exactly():
-    whole = list(data.batch_indices(10, 3, 0, range(12)))
+    whole = keys(data.Batches(10, 3, 0), range(12))
     for first in range(13):
-        assert list(data.batch_indices(10, 3, 0, range(first, 12))) == whole[first:]
-    assert flatten(whole[:4]) != [(0, sample) for _, sample in flatten(whole[4:8])]
-    assert whole != list(data.batch_indices(10, 3, 1, range(12)))
+        assert keys(data.Batches(10, 3, 0), range(first, 12)) == whole[first:]
+    assert sum(whole[:4], []) != [(0, sample) for _, sample in sum(whole[4:8], [])]
+    assert whole != keys(data.Batches(10, 3, 1), range(12))
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_processes_and_accumulated_parts_share_the_batch_of_one(micro):
+    whole = keys(data.Batches(10, 5, 0), range(4))
+    parts = [keys(data.Batches(10, 5, 0, parts=(micro, 2, rank)), range(4)) for rank in (0, 1)]
+    joined = [first + second for first, second in zip(*parts, strict=True)]
+    assert [sum(joined[i : i + micro], []) for i in range(0, 4 * micro, micro)] == whole
+    assert data.Batches(10, 5, 0, parts=(micro, 2, 0)).shares(0) == ([1] if micro == 1 else [3 / 5, 2 / 5])
+    with pytest.raises(TrainerError, match="a batch of 5 samples cannot be shared among 3 processes and 2 accumulated"):
+        data.Batches(10, 5, 0, parts=(2, 3, 0))
+
+
+@pytest.mark.parametrize("easy_steps", [1, 3, 6])
+def test_curriculum_shows_the_easier_half_first_and_as_many_samples(easy_steps):
+    easy = np.array([7, 2, 5, 0, 9])
+    batches = data.Batches(10, 4, 0, easy, easy_steps)
+    steps = keys(batches, range(12))
+    assert [len(step) for step in steps] == [len(step) for step in keys(data.Batches(10, 4, 0), range(12))]
+    first, rest = sum(steps[:easy_steps], []), sum(steps[easy_steps:], [])
+    for number in range(0, len(first) - 4, 5):  # whole passes over the easier half
+        assert sorted(sample for _, sample in first[number : number + 5]) == sorted(easy)
+    assert sorted(sample for _, sample in rest[:10]) == list(range(10))
+    assert len(set(first + rest)) == len(first + rest)  # no draw twice
+    for start in range(13):
+        assert keys(data.Batches(10, 4, 0, easy, easy_steps), range(start, 12)) == steps[start:]
+
+
+def test_easier_half_by_score_with_static_clips_last(demo):
+    source = data.Shards(demo)
+    samples = Statistics.samples(source, STATISTICS)[0]
+    scores = np.linspace(1, 2, len(samples)).astype(np.float32)
+    scores[-3:] = np.nan
+    for (shard, clip), score in zip(samples, scores, strict=True):
+        source.readers[shard].arrays["curriculum/score"][clip] = score
+    half = source.easier_half(samples, Statistics)
+    assert half.tolist() == list(range(len(samples) - 4, len(samples) - 4 - len(half), -1))
+    assert len(half) == math.ceil(len(samples) / 2)
+    with pytest.raises(TrainerError, match="a curriculum needs labelled clips, which Pace does not draw"):
+        source.easier_half(samples, Pace)
+
+
+def test_held_out_videos_are_whole_groups_of_about_the_share(demo, monkeypatch):
+    groups = {f"0000{shard}_{video}": f"g{(shard * 6 + video) % 4}" for shard in (0, 1) for video in range(7)}
+    original = data.Shards.text
+    monkeypatch.setattr(
+        data.Shards,
+        "text",
+        lambda self, key: (
+            [groups[name] for name in original(self, "videos/id")] if "group" in key else original(self, key)
+        ),
+    )
+    source, again = data.Shards(demo), data.Shards(demo)
+    before = source.trains.copy()
+    held = source.hold_out(0.5, 0)
+    assert not (held & source.trains).any() and ((held | source.trains) == before).all()
+    names = np.array(source.text("videos/group"))
+    assert not set(names[held]) & set(names[source.trains]) and 0 < held.sum() <= 4
+    assert (again.hold_out(0.5, 0) == held).all()
+    assert len({tuple(data.Shards(demo).hold_out(0.5, seed)) for seed in range(8)}) > 1
+    monkeypatch.setattr(data.Shards, "text", lambda self, key: ["one"] * len(original(self, key)))
+    with pytest.raises(TrainerError, match="its 8 training videos are one group, no part can be held out"):
+        data.Shards(demo).hold_out(0.5, 0)
 
 
 def test_split_by_name_number_and_default(demo):
@@ -49,7 +117,7 @@ def test_without_official_training_videos_all_are_used(tmp_path):
     write_shard(tmp_path / "a" / "00000.h5", [64, 64], splits=())
     source = data.Shards(tmp_path / "a")
     assert source.split is None and source.whole and source.trains.all()
-    assert len(Statistics.samples(source)[0]) == 8
+    assert len(Statistics.samples(source, STATISTICS)[0]) == 8
     with pytest.raises(TrainerError, match="unknown split 'split1': the data set has no splits"):
         data.Shards(tmp_path / "a", "split1")
     write_shard(tmp_path / "b" / "00000.h5", [64, 64], split=[2, 2])
@@ -58,7 +126,7 @@ def test_without_official_training_videos_all_are_used(tmp_path):
 
 def test_training_clips_belong_to_training_videos(demo):
     source = data.Shards(demo)
-    clips, left_out, _ = Statistics.samples(source)
+    clips, left_out, _ = Statistics.samples(source, STATISTICS)
     assert len(clips) == 4 + 4 + 4 + 2 + 4 + 4 + 4 + 1 and left_out == 0
     for shard, clip in clips:
         arrays = source.readers[shard].arrays
@@ -67,62 +135,77 @@ def test_training_clips_belong_to_training_videos(demo):
 
 def test_a_sample_depends_on_seed_epoch_and_sample_alone(demo):
     source = data.Shards(demo)
-    samples, left_out, _ = Pace.samples(source)
+    samples, left_out, _ = Pace.samples(source, PACE)
     assert len(samples) == 6 and left_out == 2
-    one, other = (data.TrainingClips(source, samples, Pace, 3, "frame") for _ in range(2))
+    one, other = (data.TrainingClips(source, samples, Pace, PACE, 3, "frame") for _ in range(2))
     torch.manual_seed(1)
-    first = one[2, 4]
-    one[0, 0], torch.rand(3)
-    second = other[2, 4]
-    assert torch.equal(first["clip"], second["clip"])
-    assert all(np.array_equal(first["view"][name], second["view"][name]) for name in first["view"])
+    first = one.__getitems__([(0, 1), (2, 4)])
+    torch.rand(3)
+    second = other.__getitems__([(2, 4)])
+    assert torch.equal(first["clips"][1], second["clips"][0])
+    assert all(torch.equal(first["view"][name][1], second["view"][name][0]) for name in first["view"])
     views = [
-        data.TrainingClips(source, samples, Pace, seed, "frame")[epoch, 4]["view"]
-        for seed, epoch in ((3, 2), (4, 2), (3, 3))
+        data.TrainingClips(source, samples, Pace, PACE, seed, "frame", tag).__getitems__([(epoch, 4)])["view"]
+        for seed, epoch, tag in ((3, 2, 0), (4, 2, 0), (3, 3, 0), (3, 2, 1))
     ]
-    assert len({view["jitter"].tobytes() for view in views}) == 3
+    assert len({view["jitter"].numpy().tobytes() for view in views}) == 4
 
 
 def test_workers_change_nothing(demo):
     source = data.Shards(demo)
-    clips = data.TrainingClips(source, Statistics.samples(source)[0], Statistics, 0, "none")
+    clips = data.TrainingClips(source, Statistics.samples(source, STATISTICS)[0], Statistics, STATISTICS, 0, "none")
     batches = []
     for workers in (0, 2):
-        indices = data.batch_indices(len(clips.samples), 4, 0, range(5))
-        batches.append(list(data.loader(clips, workers, torch.device("cpu"), batch_sampler=indices)))
+        sampler = data.Batches(len(clips.samples), 4, 0).sampler(range(5))
+        batches.append(list(data.loader(clips, workers, torch.device("cpu"), batch_sampler=sampler)))
     for one, other in zip(*batches, strict=True):
-        assert one["id"] == other["id"] and torch.equal(one["clip"], other["clip"])
+        assert one["id"] == other["id"] and torch.equal(one["clips"], other["clips"])
         assert all(torch.equal(one["labels"][name], other["labels"][name]) for name in one["labels"])
 
 
 def test_pace_sample_shows_the_frames_of_its_row(demo):
     source = data.Shards(demo)
-    clips = data.TrainingClips(source, Pace.samples(source)[0], Pace, 0, "frame")
+    clips = data.TrainingClips(source, Pace.samples(source, PACE)[0], Pace, PACE, 0, "frame")
     reader = source.readers[0]
     for epoch in range(6):
-        item = clips[epoch, 1]  # the second video of the first shard
+        item = clips.__getitems__([(epoch, 1)])  # the second video of the first shard
         row = epoch % CONFIG["rows"]
         pace, start = reader.arrays["pace/pace"][1, row], reader.arrays["pace/start"][1, row]
-        assert item["labels"]["pace"] == pace and item["id"] == "00000_1"
+        assert item["labels"]["pace"] == pace and item["id"] == ["00000_1"] and item["video"] == 1
         shown = video_frames(1, 70)[start + np.arange(16) * (pace + 1)]
-        assert np.abs(item["clip"].numpy().astype(int) - shown).mean() < 6  # JPEG
+        assert np.abs(item["clips"][0, 0].numpy().astype(int) - shown).mean() < 6  # JPEG
 
 
 def test_statistics_labels_are_those_of_the_crop_and_mirror_drawn(demo):
     source = data.Shards(demo)
-    samples = Statistics.samples(source)[0]
-    clips = data.TrainingClips(source, samples, Statistics, 0, "none")
-    seen = set()
+    samples = Statistics.samples(source, STATISTICS)[0]
+    clips = data.TrainingClips(source, samples, Statistics, STATISTICS, 0, "none")
+    batch = clips.__getitems__([(0, sample) for sample in range(len(samples))])
+    view, seen = {name: value[:, 0].numpy() for name, value in batch["view"].items()}, set()
     for sample, (shard, clip) in enumerate(samples):
-        item = clips[0, sample]
-        view, arrays = item["view"], source.readers[shard].arrays
-        assert (view["corner"] == GRID[view["crop"]]).all()
-        here = clip, view["crop"], view["mirror"]
-        assert (item["labels"]["motion"] == arrays["statistics/motion"][here]).all()
-        assert (item["labels"]["appearance"] == arrays["statistics/appearance"][here]).all()
-        assert (item["labels"]["valid"] == arrays["statistics/valid"][here]).all()
-        seen.add((view["crop"], view["mirror"]))
+        crop, mirror, arrays = view["crop"][sample], view["mirror"][sample], source.readers[shard].arrays
+        assert (view["corner"][sample] == GRID[crop]).all()
+        for name in ("motion", "appearance", "valid"):
+            assert (batch["labels"][name][sample].numpy() == arrays[f"statistics/{name}"][clip, crop, mirror]).all()
+        owner = arrays["clips/video"][clip]
+        assert batch["video"][sample] == source.before[shard] + owner and batch["id"][sample] == f"0000{shard}_{owner}"
+        seen.add((crop, mirror))
     assert len(seen) > 8
+
+
+def test_fetched_clips_show_what_is_asked_for_with_draws_of_their_own(demo):
+    source = data.Shards(demo)
+    clips = data.TrainingClips(source, Pace.samples(source, PACE)[0], Pace, PACE, 0, "none")
+
+    def read(reader, video, i, draw):
+        return reader.arrays["videos/first_frame"][video] + np.arange(16)[None] + i
+
+    frames, view = clips.fetch(np.array([(0, 1), (3, 2)]), np.array([7, 1]), read)
+    for shown, name, video, start in ((frames[0, 0], 101, 64, 0), (frames[1, 0], 1, 70, 1)):
+        expected = video_frames(name, video)[start : start + 16]
+        assert np.abs(shown.numpy().astype(int) - expected).mean() < 6
+    again = clips.fetch(np.array([(3, 2)]), np.array([0]), lambda *_: np.arange(16)[None])[1]
+    assert all(torch.equal(view[name][1], again[name][0]) for name in view)
 
 
 def test_evaluation_views():
@@ -133,7 +216,7 @@ def test_evaluation_views():
 
 def test_trainer_needs_neither_pyav_nor_numba():
     code = (
-        "import sys, trainer.loop, trainer.evaluate.retrieval, trainer.evaluate.features;"
+        "import sys, trainer.loop, trainer.settings, trainer.evaluate.retrieval, trainer.evaluate.features;"
         "print([name for name in ('av', 'numba', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

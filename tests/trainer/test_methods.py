@@ -1,14 +1,17 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.trainer.synthetic import CONFIG
-from trainer.errors import TrainerError
-from trainer.methods import METHODS, build
-from trainer.methods.statistics import SIZES, Statistics, part_loss
+from trainer.backbones import BACKBONES
+from trainer.data import Batch, Draw, Shards
+from trainer.methods import METHODS, Network
+from trainer.methods.statistics import SIZES, part_loss
+from trainer.settings import Settings, resolve
 
 
 class Pixels(nn.Module):
@@ -20,17 +23,29 @@ class Pixels(nn.Module):
         return {"conv1": x}
 
 
+SHARDS = SimpleNamespace(config=CONFIG)
+
+
+def make(name, **options):
+    return METHODS[name](Pixels(), METHODS[name].options | options, SHARDS)
+
+
+def run(method, clips, labels):
+    """The method's metrics; clips [B, 3, T, H, W], one per sample."""
+    return method(Pixels(), Batch(clips[:, None], labels, torch.arange(len(clips)), 0.0, None))
+
+
 def test_pace_uniform_logits_give_log_of_the_number_of_paces():
-    method = METHODS["pace"](Pixels(), CONFIG, None)
+    method = make("pace")
     nn.init.zeros_(method.head.weight), nn.init.zeros_(method.head.bias)
-    out = method(torch.randn(8, 3, 16, 4, 4), {"pace": torch.arange(8) % 4})
+    out = run(method, torch.randn(8, 3, 16, 4, 4), {"pace": torch.arange(8)[:, None] % 4})
     assert out["loss"].item() == pytest.approx(math.log(4)) and out["chance"] == 0.25
     assert out["accuracy"] == 0.25  # class 0 for all
 
 
 def test_pace_equals_slow_cross_entropy():
     torch.manual_seed(0)
-    method = METHODS["pace"](Pixels(), CONFIG, None)
+    method = make("pace")
     clips, pace = torch.randn(5, 3, 16, 4, 4), torch.tensor([0, 3, 1, 2, 3])
     expected = 0.0
     for clip, label in zip(clips, pace.tolist(), strict=True):
@@ -39,7 +54,7 @@ def test_pace_equals_slow_cross_entropy():
             for row, b in zip(method.head.weight.tolist(), method.head.bias.tolist(), strict=True)
         ]
         expected -= logits[label] - math.log(sum(map(math.exp, logits)))
-    assert method(clips, {"pace": pace})["loss"].item() == pytest.approx(expected / 5, rel=1e-5)
+    assert run(method, clips, {"pace": pace[:, None]})["loss"].item() == pytest.approx(expected / 5, rel=1e-5)
 
 
 def slow_loss(outputs, ids, valid, sizes, targets):
@@ -91,44 +106,71 @@ def test_statistics_hand_worked():
 @pytest.mark.parametrize("parts", ["motion", "appearance", "both"])
 def test_statistics_weighs_its_branches_and_ignores_invalid_labels(targets, parts):
     torch.manual_seed(0)
-    method = Statistics(Pixels(), CONFIG, SimpleNamespace(targets=targets, parts=parts))
+    method = make("statistics", targets=targets, parts=parts)
     clips = torch.randn(4, 3, 16, 4, 4)
     labels = {part: torch.stack([torch.randint(n, (4,)) for n in SIZES[part]], 1) for part in SIZES}
     labels["valid"] = (torch.rand(4, 14) < 0.5).long()
-    out = method(clips, labels)
+    out = run(method, clips, labels)
     expected = 1.0 * out.get("motion_loss", 0) + 0.1 * out.get("appearance_loss", 0)
     assert out["loss"].item() == pytest.approx(expected.item())
     changed = labels | {"motion": torch.where(labels["valid"] > 0, labels["motion"], 0)}
-    assert method(clips, changed)["loss"].item() == out["loss"].item()
+    assert run(method, clips, changed)["loss"].item() == out["loss"].item()
     out["loss"].backward()
     assert all(weight.grad is not None for weight in method.parameters())
 
 
 def test_statistics_accuracy_and_chance():
-    method = Statistics(Pixels(), CONFIG, SimpleNamespace(targets="classes", parts="motion"))
+    method = make("statistics", parts="motion")
     nn.init.zeros_(method.heads["motion"].weight), nn.init.zeros_(method.heads["motion"].bias)  # predicts 0 everywhere
     motion = torch.ones(2, 14, dtype=torch.int64)
     motion[:, 0] = 0
     valid = torch.zeros(2, 14, dtype=torch.int64)
     valid[:, [0, 1, 12]] = 1  # one block of 16, one orientation of 8, one flow of 15
-    out = method(torch.randn(2, 3, 16, 4, 4), {"motion": motion, "valid": valid})
+    out = run(method, torch.randn(2, 3, 16, 4, 4), {"motion": motion, "valid": valid})
     assert out["accuracy"].item() == pytest.approx(1 / 3)
     assert out["chance"].item() == pytest.approx((1 / 16 + 1 / 8 + 1 / 15) / 3)
     assert (out["block"], out["orientation"], out["flow"]) == (1, 0, 0)
 
 
-def test_unknown_statistics_options():
-    with pytest.raises(TrainerError, match="targets is 'ids', expected raw, scaled or classes"):
-        Statistics(Pixels(), CONFIG, SimpleNamespace(targets="ids", parts="both"))
-    with pytest.raises(TrainerError, match="parts is 'all'"):
-        Statistics(Pixels(), CONFIG, SimpleNamespace(targets="raw", parts="all"))
-
-
-def test_build_depends_on_the_seed_alone():
+def test_initial_weights_depend_on_the_seed_alone(demo):
     def weights(seed):
-        settings = SimpleNamespace(method="pace", backbone="r3d10", width=0.06, seed=seed)
-        return torch.cat([weight.flatten() for weight in build(settings, CONFIG).parameters()])
+        settings = resolve(Settings(method="pace+statistics", width=0.06, seed=seed))
+        return torch.cat([weight.flatten() for weight in Network(settings, Shards(demo)).parameters()])
 
     first = weights(0)
     torch.rand(5)
     assert torch.equal(weights(0), first) and not torch.equal(weights(1), first)
+
+
+def test_recognition_reads_a_clip_and_knows_its_class(demo):
+    shards = Shards(demo)
+    recognition = METHODS["recognition"]
+    samples, left_out, _ = recognition.samples(shards, recognition.options)
+    assert len(samples) == 8 and left_out == 0 and shards.classes == ["swim", "walk"]
+    for n, video in ((64, 0), (30, 2)):
+        shard = 0 if n == 64 else 1
+        starts = set()
+        for seed in range(40):
+            draw = Draw(0, np.random.default_rng(seed), [], recognition.options)
+            frames, labels = recognition.read(shards.readers[shard], video, draw)
+            frames = frames - shards.readers[shard].arrays["videos/first_frame"][video]
+            assert frames.shape == (1, 16) and (np.diff(frames) == 1).all() and labels == {}
+            starts.add(int(frames[0, 0]))
+        assert min(starts) >= 0 and max(starts) <= n - 16 and len(starts) > 8
+    frames, _ = recognition.read(shards.readers[1], 5, Draw(0, np.random.default_rng(0), [], {}))  # 9 frames
+    assert (frames[0] - shards.readers[1].arrays["videos/first_frame"][5]).tolist() == [*range(9), *range(7)]
+
+
+def test_recognition_loss_and_frozen_backbone(demo):
+    shards = Shards(demo)
+    backbone = BACKBONES["r3d10"](0.06)
+    method = METHODS["recognition"](backbone, {"freeze": True, "dropout": 0.0}, shards)
+    nn.init.zeros_(method.head.weight), nn.init.zeros_(method.head.bias)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    backbone.train()
+    clips = torch.randn(3, 1, 3, 16, 32, 32)
+    out = method(backbone, Batch(clips, {}, torch.tensor([0, 1, 2]), 0.0, None))
+    assert out["loss"].item() == pytest.approx(math.log(2)) and out["accuracy"].item() == pytest.approx(2 / 3)
+    out["loss"].backward()
+    assert all(weight.grad is None for weight in backbone.parameters()) and method.head.weight.grad.abs().sum() > 0
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())

@@ -1,59 +1,109 @@
-"""3D residual networks: R3D as in the clip-order and the statistics papers."""
+"""3D residual networks, plain and factorised into (2+1)D convolutions."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.backbones.layers import Stages, conv3d, scaled, separable, triple
 
-def _conv(inputs: int, outputs: int, kernel, stride=1, padding=0) -> nn.Sequential:
-    conv = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, nn.BatchNorm3d(outputs))
+Conv = Callable[..., nn.Module]  # (inputs, outputs, kernel, stride=1) -> a convolution with batch normalisation
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3x3 convolutions and a shortcut, which is a strided 1x1x1 convolution where the shape changes."""
+    """Two convolutions of kernel 3 and a shortcut, which is a convolution of kernel 1 where the shape changes."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, conv: Conv, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.conv1 = _conv(inputs, outputs, 3, stride, 1)
-        self.conv2 = _conv(outputs, outputs, 3, 1, 1)
-        self.shortcut = nn.Identity() if stride == 1 else _conv(inputs, outputs, 1, stride)
+        self.conv1 = conv(inputs, outputs, 3, stride)
+        self.conv2 = conv(outputs, outputs, 3)
+        self.shortcut = shortcut(conv, inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
 
 
-class ResNet3D(nn.Module):
-    """A stem 3x7x7 of stride (1, 2, 2) without max pooling, then one basic block per stage.
+def shortcut(conv: Conv, inputs: int, outputs: int, stride: int) -> nn.Module:
+    """What a residual block adds to its output: its input, or where the shape changes a convolution of kernel 1."""
+    return nn.Identity() if stride == 1 and inputs == outputs else conv(inputs, outputs, 1, stride)
 
-    forward: float [B, 3, T, H, W] -> features by stage, shallow to deep; for 16 x 112 x 112 at width 1
-    conv1, conv2 [B, 64, 16, 56, 56], conv3 [B, 128, 8, 28, 28], conv4 [B, 256, 4, 14, 14], conv5 [B, 512, 2, 7, 7].
-    features: channels of the last stage.
+
+def residual_stages(block: Callable[[int, int, int], nn.Module], inputs: int, channels, depths) -> dict[str, nn.Module]:
+    """Stages conv2 to conv5 of a residual network; all but conv2 begin with stride 2.
+
+    block:    makes one block from its inputs, outputs and stride
+    channels: outputs of each stage
+    depths:   blocks of each stage
     """
-
-    def __init__(self, channels: tuple[int, int, int, int]):
-        super().__init__()
-        first, second, third, fourth = channels
-        self.conv1 = _conv(3, first, (3, 7, 7), (1, 2, 2), (1, 3, 3))
-        self.conv2 = BasicBlock(first, first, 1)
-        self.conv3 = BasicBlock(first, second, 2)
-        self.conv4 = BasicBlock(second, third, 2)
-        self.conv5 = BasicBlock(third, fourth, 2)
-        self.features = fourth
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        stages = {"conv1": F.relu(self.conv1(x))}
-        for name in ("conv2", "conv3", "conv4", "conv5"):
-            x = next(reversed(stages.values()))
-            stages[name] = getattr(self, name)(x)
-        return stages
+    stages = {}
+    names = ("conv2", "conv3", "conv4", "conv5")
+    for name, outputs, depth, stride in zip(names, channels, depths, (1, 2, 2, 2), strict=True):
+        rest = [block(outputs, outputs, 1) for _ in range(depth - 1)]
+        stages[name] = nn.Sequential(block(inputs, outputs, stride), *rest)
+        inputs = outputs
+    return stages
 
 
-def r3d10(width: float = 1.0) -> ResNet3D:
-    """R3D with one block per stage: "R3D" of Xu et al., CVPR 2019; 14,361,792 parameters at width 1.
+def conv2plus1d(inputs: int, outputs: int, kernel, stride=1) -> nn.Sequential:
+    """A factorised 3D convolution with about as many weights as the plain one, then batch normalisation."""
+    return separable(inputs, middle_channels(inputs, outputs, kernel), outputs, kernel, stride)
 
-    width multiplies all channel counts (64, 128, 256, 512).
+
+def middle_channels(inputs: int, outputs: int, kernel) -> int:
+    """Channels between the spatial and the temporal part: floor(t d^2 i o / (d^2 i + t o)), at least 1.
+
+    Tran et al., CVPR 2018, section 3.5; kernel t x d x d.
     """
-    return ResNet3D(tuple(max(1, round(channels * width)) for channels in (64, 128, 256, 512)))
+    t, d, _ = triple(kernel)
+    return max(1, t * d * d * inputs * outputs // (d * d * inputs + t * outputs))
+
+
+def _resnet(width: float, conv: Conv, depth: int, stem=(3, 7, 7)) -> Stages:
+    channels = scaled(width, 64, 128, 256, 512)
+    conv1 = nn.Sequential(conv(3, channels[0], stem, (1, 2, 2)), nn.ReLU())
+    stages = residual_stages(partial(BasicBlock, conv), channels[0], channels, [depth] * 4)
+    return Stages(channels[-1], conv1=conv1, **stages)
+
+
+def r3d10(width: float = 1.0) -> Stages:
+    """R3D with one block per stage and no max pooling: 14,361,792 parameters.
+
+    "R3D" of Xu et al., CVPR 2019, and "R3D-18" of Wang's thesis, 2020, section 3.3.
+    width multiplies all channel counts; so it does in every backbone.
+    For 16 x 112 x 112: conv1, conv2 [64, 16, 56, 56], conv3 [128, 8, 28, 28], conv4 [256, 4, 14, 14],
+    conv5 [512, 2, 7, 7].
+    """
+    return _resnet(width, conv3d, 1)
+
+
+def r2plus1d10(width: float = 1.0) -> Stages:
+    """R(2+1)D with one block per stage: r3d10 with every convolution factorised, 14,365,303 parameters.
+
+    The stem and the shortcuts follow the same rule for the middle channels (83 in the stem), as in the published code
+    of Xu et al., CVPR 2019; the stages' shapes are those of r3d10.
+    """
+    return _resnet(width, conv2plus1d, 1)
+
+
+def r3d18(width: float = 1.0) -> Stages:
+    """R3D with two blocks per stage, 33,166,272 parameters; the stages' shapes are those of r3d10."""
+    return _resnet(width, conv3d, 2)
+
+
+def r2plus1d18(width: float = 1.0) -> Stages:
+    """R(2+1)D with two blocks per stage, 33,178,423 parameters; the stages' shapes are those of r3d10."""
+    return _resnet(width, conv2plus1d, 2)
+
+
+def resnet3d18(width: float = 1.0) -> Stages:
+    """3D ResNet-18 with a stem of 7x7x7 and max pooling, 33,203,904 parameters.
+
+    Hara et al., CVPR 2018, as used by 3DRotNet and Skip-Clip. For 16 x 112 x 112: conv1 [64, 16, 56, 56],
+    conv2 [64, 8, 28, 28] with the pooling, conv3 [128, 4, 14, 14], conv4 [256, 2, 7, 7], conv5 [512, 1, 4, 4].
+    """
+    network = _resnet(width, conv3d, 2, stem=(7, 7, 7))
+    network.conv2.insert(0, nn.MaxPool3d(3, 2, 1))
+    return network

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from trainer import data
 from trainer.augment import centre
-from trainer.checkpoint import Checkpoint
-from trainer.loop import Settings
-from trainer.methods import build
+from trainer.checkpoint import Checkpoint, backbone_weights
+from trainer.methods import build_backbone
+from trainer.settings import Settings
 
 VIEWS = 10
 
@@ -23,9 +23,9 @@ VIEWS = 10
 def backbones(saved: Checkpoint) -> dict[str, nn.Module]:
     """The backbone of a checkpoint, and the same one with the weights that its training began with."""
     settings = Settings(**saved.meta["settings"])
-    pretrained, random = (build(settings, saved.meta["config"]) for _ in range(2))
-    pretrained.load_state_dict(saved.weights)
-    return {"pretrained": pretrained.backbone, "random": random.backbone}
+    pretrained, random = (build_backbone(settings) for _ in range(2))
+    pretrained.load_state_dict(backbone_weights(saved))
+    return {"pretrained": pretrained, "random": random}
 
 
 def pool(stage: Tensor) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ def extract(
         index = batch["index"].numpy()
         # TF32 would make features depend on the batch size, through the choice of algorithm
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            stages = backbone(centre(batch["clip"].to(device, non_blocking=True), shards.config["crop"]))
+            stages = backbone(centre(batch["clips"].to(device, non_blocking=True), shards.config["crop"]))
             for stage, output in stages.items():
                 for pooling, values in pool(output).items():
                     key = stage, pooling

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer import data
+from trainer import data, distributed
 from trainer.checkpoint import load, newest_run, versions, write_json
 from trainer.errors import TrainerError
 from trainer.evaluate import features
-from trainer.loop import WORKERS, pick_device
+from trainer.settings import WORKERS
 
 KS = (1, 5, 10, 20, 50)
 _CHUNK = 4096  # queries x gallery items compared at a time
@@ -41,7 +41,7 @@ def retrieval(
     queries hit by k. Raises TrainerError when there are no labels, ShardError, or what checkpoint.load raises.
     """
     saved = load(newest_run() if checkpoint is None else checkpoint)
-    device = pick_device(device)
+    device = distributed.pick_device(device)
     source = data.Shards(shards, split)
     labels = np.array(source.text("videos/label"))
     query, gallery, protocol, notes = _parts(source, labels)

@@ -1,23 +1,65 @@
-"""Pretext methods by name.
+"""Pretext methods by name, and the network that trains one or several of them on one backbone."""
 
-A method is an nn.Module made of (backbone, shard configuration, settings) with
-    defaults                            the published settings
-    samples(shards)                     its samples, int64 [n, 2] (shard, item), how many videos it leaves out, and why
-    read(reader, item, epoch, view)     frames and labels of one sample
-    forward(clips, labels)              scalars by name: "loss", "accuracy" and "chance" where there are any, and others
-"""
+from __future__ import annotations
+
+import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.backbones import BACKBONES
+from trainer.data import Batch, Shards
+from trainer.methods.method import Method
 from trainer.methods.pace import Pace
+from trainer.methods.recognition import Recognition
 from trainer.methods.statistics import Statistics
 
-METHODS = {"pace": Pace, "statistics": Statistics}
+METHODS: dict[str, type[Method]] = {"statistics": Statistics, "pace": Pace, "recognition": Recognition}
 
 
-def build(settings, config: dict) -> nn.Module:
-    """The method's network with the initial weights of settings.seed; config: the shards' configuration."""
+class Network(nn.Module):
+    """One backbone, the heads of its methods side by side and, with settings.ema, averaged weights of all of it."""
+
+    def __init__(self, settings, shards: Shards):
+        super().__init__()
+        self.backbone = build_backbone(settings)
+        self.methods = nn.ModuleDict(
+            {name: METHODS[name](self.backbone, settings.options[name], shards) for name in settings.method.split("+")}
+        )
+        self.weights, self.decay = dict(zip(self.methods, settings.weights, strict=True)), settings.ema
+        self.ema = None
+        if self.decay:
+            self.ema = copy.deepcopy(nn.ModuleDict({"backbone": self.backbone, "methods": self.methods}))
+            self.ema.requires_grad_(False)
+
+    def forward(self, batches: dict[str, Batch]) -> dict[str, Tensor]:
+        """The methods' metrics; of several methods the weighted sum of the losses, and each metric as "method.name"."""
+        metrics = {name: self.methods[name](self.backbone, batch) for name, batch in batches.items()}
+        if len(metrics) == 1:
+            return next(iter(metrics.values()))
+        loss = sum(self.weights[name] * own["loss"] for name, own in metrics.items())
+        return {"loss": loss} | {f"{name}.{key}": value for name, own in metrics.items() for key, value in own.items()}
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Averages, after a step of the optimiser."""
+        for method in self.methods.values():
+            method.after_step(self.backbone, progress)
+        if self.ema is not None:
+            average(self.ema, {"backbone": self.backbone, "methods": self.methods}, self.decay)
+
+
+@torch.no_grad()
+def average(target: nn.Module, source: nn.Module | dict[str, nn.Module], decay: float) -> None:
+    """target = decay * target + (1 - decay) * source for parameters; buffers are copied."""
+    source = nn.ModuleDict(source) if isinstance(source, dict) else source
+    for old, new in zip(target.parameters(), source.parameters(), strict=True):
+        old.lerp_(new.to(old.dtype), 1 - decay)
+    for old, new in zip(target.buffers(), source.buffers(), strict=True):
+        old.copy_(new)
+
+
+def build_backbone(settings) -> nn.Module:
+    """The backbone with the initial weights of settings.seed."""
     torch.manual_seed(settings.seed)
-    return METHODS[settings.method](BACKBONES[settings.backbone](settings.width), config, settings)
+    return BACKBONES[settings.backbone](settings.width)

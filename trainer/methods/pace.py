@@ -1,16 +1,23 @@
-"""Pace prediction: at which speed is the clip played? [thesis 4.2.2; J. Wang et al., ECCV 2020]"""
+"""Pace prediction: at which speed is the clip played? [thesis 4.2; J. Wang, J. Jiao, Y.-H. Liu, ECCV 2020]"""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labelgen.shards import NO_ROW, ShardReader
+from labelgen.shards import CLIP_LENGTH, NO_ROW, ShardReader
+from trainer import distributed
+from trainer.data import Batch, Draw, Shards
+from trainer.methods.method import Method
 
 
-class Pace(nn.Module):
-    """Classify the pace of a clip by cross entropy; one clip per video and epoch, row = epoch modulo rows."""
+class Pace(Method):
+    """Classify the pace of a clip; with options.contrast also tell clips that belong together from others.
+
+    One sample per video and epoch, of row = epoch modulo rows; with "same-context" the video gives two clips, of two rows.
+    """
 
     defaults = {
         "epochs": 20,
@@ -22,33 +29,75 @@ class Pace(nn.Module):
         "drop_every": 6,
         "jitter": "frame",  # one common to all frames would leave the shortcut open that it is there to close
     }
+    options = {
+        "contrast": "none",  # what a clip's positives are: the other clip of its video, or all clips of its pace
+        "contrast_weight": 0.1,
+        "temperature": 0.1,  # not stated in the thesis
+        "literal": False,  # as the thesis writes it: dot products of whole feature maps, no projection, no temperature
+    }
+    choices = {"contrast": ("none", "same-context", "same-pace")}
 
-    def __init__(self, backbone: nn.Module, config: dict, settings):
+    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
         super().__init__()
-        self.backbone = backbone
-        self.head = nn.Linear(backbone.features, len(config["paces"]))
+        self.contrast, self.weight = options["contrast"], options["contrast_weight"]
+        self.temperature, self.literal = options["temperature"], options["literal"]
+        self.head = nn.Linear(backbone.features, len(shards.config["paces"]))
+        self.projection = None
+        if self.contrast != "none" and not self.literal:
+            width = backbone.features
+            self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 128))
 
     @staticmethod
-    def samples(shards) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for every pace, int64 [n, 2], how many were left out, and why."""
+    def shape(config: dict, options: dict) -> tuple[int, int]:
+        return (2 if options["contrast"] == "same-context" else 1), CLIP_LENGTH
+
+    @staticmethod
+    def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
+        """The videos long enough for every pace."""
         videos = shards.videos[shards.trains]
         usable = [bool((shards.readers[shard].arrays["pace/pace"][video] != NO_ROW).all()) for shard, video in videos]
         return videos[usable], usable.count(False), "too short for the fastest pace"
 
     @staticmethod
-    def read(reader: ShardReader, video: int, epoch: int, view: dict) -> tuple[np.ndarray, dict]:
-        """Frames int64 [16] and label of a video in an epoch."""
+    def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
         paces = reader.arrays["pace/pace"][video]
-        row = epoch % len(paces)
-        return reader.pace_frames(video, row), {"pace": int(paces[row])}
+        n = len(draw.views)
+        rows = [(n * draw.epoch + clip) % len(paces) for clip in range(n)]
+        return np.stack([reader.pace_frames(video, row) for row in rows]), {"pace": paces[rows].astype(np.int64)}
 
-    def forward(self, clips: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        """clips [B, 3, T, H, W], labels["pace"] int64 [B] -> loss and metrics."""
-        features = [*self.backbone(clips).values()][-1].mean((2, 3, 4))
-        logits = self.head(features).float()
-        pace = labels["pace"]
-        return {
-            "loss": F.cross_entropy(logits, pace),
-            "accuracy": (logits.argmax(1) == pace).float().mean(),
+    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """labels: pace int64 [B, n]."""
+        last = [*backbone(batch.clips.flatten(0, 1)).values()][-1]  # [B n, C, T, H, W]
+        pooled = last.mean((2, 3, 4))
+        logits, pace = self.head(pooled).float(), batch.labels["pace"].flatten()
+        classification = distributed.mean(F.cross_entropy(logits, pace, reduction="none"))
+        metrics = {
+            "loss": classification,
+            "accuracy": distributed.mean((logits.argmax(1) == pace).float()),
             "chance": logits.new_tensor(1 / logits.shape[1]),
         }
+        if self.contrast != "none":
+            z = last.flatten(1).float() if self.literal else F.normalize(self.projection(pooled).float(), dim=1)
+            group = pace if self.contrast == "same-pace" else batch.video.repeat_interleave(batch.clips.shape[1])
+            contrast = contrastive(z, group, 1.0 if self.literal else self.temperature)
+            metrics |= {"loss": classification + self.weight * contrast, "contrast": contrast}
+        return metrics
+
+
+def contrastive(z: Tensor, group: Tensor, temperature: float) -> Tensor:
+    """Mean of -log(e^s(i,j) / (e^s(i,j) + sum over k of other groups of e^s(i,k))), s = z_i z_j / temperature, over all
+    ordered pairs i, j of one group: first over a clip's positives j, then over the clips i that have one. [thesis eq. 4.3
+    with the video as group, eq. 4.4 with the pace]
+
+    z: float32 [N, d]; group: int64 [N]; both are joined over all processes.
+    """
+    everything, begin = distributed.gather(z)
+    groups, _ = distributed.gather(group)
+    own = torch.arange(len(z), device=z.device) + begin
+    similarity = z @ everything.T / temperature  # [N, all]
+    same = group[:, None] == groups
+    positive = same.index_put((torch.arange(len(z), device=z.device), own), same.new_tensor(False))
+    others = similarity.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
+    terms = F.softplus(others - similarity).masked_fill(~positive, 0)
+    count = positive.sum(1)
+    return distributed.mean(terms.sum(1) / count.clamp(min=1), count > 0)

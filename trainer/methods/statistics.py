@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from labelgen.shards import ShardReader
-from trainer.errors import TrainerError
+from trainer import distributed
+from trainer.data import Batch, Draw, Shards
+from trainer.methods.method import Method
 
 # How many values each label takes, and what it says. Motion: p_u o_u p_v o_v of the three patterns, I_u, I_v;
 # appearance: p_l c_l p_s c_s of the three patterns, C.
@@ -24,12 +26,10 @@ KINDS = {
 WEIGHTS = {"motion": 1.0, "appearance": 0.1}
 
 
-class Statistics(nn.Module):
+class Statistics(Method):
     """Predict the 14 motion and 13 appearance labels of a clip, each set by a branch of its own.
 
-    settings.parts:   "motion", "appearance" or "both"; the losses are weighted 1.0 and 0.1
-    settings.targets: "raw": squared error of the ids, as published; "scaled": of ids scaled to 0..1; "classes": one
-                      classifier per label, cross entropy (ours). Labels marked invalid are left out.
+    The losses of the two are weighted 1.0 and 0.1; labels marked invalid are left out.
     """
 
     defaults = {
@@ -40,58 +40,54 @@ class Statistics(nn.Module):
         "weight_decay": 5e-4,  # not stated in the paper
         "schedule": "step",
         "drop_every": 6,
-        "targets": "classes",
         "jitter": "none",  # the labels are colours
-        "parts": "both",
     }
+    options = {
+        "targets": "classes",  # raw: squared error of the ids, as published; scaled: of ids scaled to 0..1; classes: one
+        "parts": "both",  # classifier per label, cross entropy (ours)
+    }
+    of_labelled_clips = True
+    choices = {"targets": ("raw", "scaled", "classes"), "parts": (*SIZES, "both")}
 
-    def __init__(self, backbone: nn.Module, config: dict, settings):
+    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
         super().__init__()
-        if settings.targets not in ("raw", "scaled", "classes"):
-            raise TrainerError(f"targets is {settings.targets!r}, expected raw, scaled or classes")
-        if settings.parts not in (*SIZES, "both"):
-            raise TrainerError(f"parts is {settings.parts!r}, expected motion, appearance or both")
-        self.targets = settings.targets
-        self.parts = tuple(SIZES) if settings.parts == "both" else (settings.parts,)
-        self.backbone = backbone
+        self.targets = options["targets"]
+        self.parts = tuple(SIZES) if options["parts"] == "both" else (options["parts"],)
         outputs = {part: sum(SIZES[part]) if self.targets == "classes" else len(SIZES[part]) for part in self.parts}
         self.heads = nn.ModuleDict({part: nn.Linear(backbone.features, n) for part, n in outputs.items()})
 
     @staticmethod
-    def samples(shards) -> tuple[np.ndarray, int, str]:
-        """The labelled clips, int64 [n, 2], how many videos were left out, and why."""
-        used = shards.trains[shards.owner]
-        left_out = shards.trains.sum() - len(np.unique(shards.owner[used]))
-        return shards.clips[used], int(left_out), "without a labelled clip"
+    def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
+        """The labelled clips."""
+        return shards.labelled_clips()
 
     @staticmethod
-    def read(reader: ShardReader, clip: int, epoch: int, view: dict) -> tuple[np.ndarray, dict]:
-        """Frames int64 [16] of a labelled clip, and the labels of the very crop and mirror drawn."""
-        here = clip, view["crop"], view["mirror"]
-        motion, valid, appearance = (
-            reader.arrays[f"statistics/{name}"][here].astype(np.int64) for name in ("motion", "valid", "appearance")
-        )
-        return reader.clip_frames(clip), {"motion": motion, "valid": valid, "appearance": appearance}
+    def read(reader: ShardReader, clip: int, draw: Draw) -> tuple[np.ndarray, dict]:
+        """Frames of a labelled clip, and the labels of the very crop and mirror drawn."""
+        here = clip, draw.views[0]["crop"], draw.views[0]["mirror"]
+        labels = {name: reader.arrays[f"statistics/{name}"][here] for name in ("motion", "valid", "appearance")}
+        return reader.clip_frames(clip)[None], {name: label.astype(np.int64) for name, label in labels.items()}
 
-    def forward(self, clips: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        """clips [B, 3, T, H, W]; labels: motion int64 [B, 14], valid [B, 14], appearance int64 [B, 13] -> loss,
-        accuracy and chance over all valid labels, the loss of each part, the accuracy of each kind of label."""
-        features = [*self.backbone(clips).values()][-1].mean((2, 3, 4))
-        loss, right, known, chance, metrics = 0, 0, 0, 0, {}
+    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """labels: motion int64 [B, 14], valid [B, 14], appearance int64 [B, 13] -> loss, accuracy and chance over all
+        valid labels, the loss of each part, the accuracy of each kind of label."""
+        features = [*backbone(batch.clips.flatten(0, 1)).values()][-1].mean((2, 3, 4))
+        loss, metrics, hits, known, guess = 0, {}, [], [], []
         for part in self.parts:
-            ids = labels[part]
-            valid = labels["valid"] > 0 if part == "motion" else torch.ones_like(ids, dtype=torch.bool)
+            ids = batch.labels[part]
+            valid = batch.labels["valid"] > 0 if part == "motion" else torch.ones_like(ids, dtype=torch.bool)
             own_loss, predicted = part_loss(self.heads[part](features).float(), ids, valid, SIZES[part], self.targets)
             loss = loss + WEIGHTS[part] * own_loss
-            hit = (predicted == ids) & valid
-            right, known = right + hit.sum(), known + valid.sum()
-            chance = chance + (valid / torch.tensor(SIZES[part], device=ids.device)).sum()
+            hit = (predicted == ids).float()
+            hits.append(hit), known.append(valid)
+            guess.append((1 / torch.tensor(SIZES[part], device=ids.device)).expand(ids.shape))
             metrics[f"{part}_loss"] = own_loss
             for kind in dict.fromkeys(KINDS[part]):
                 columns = [column for column, name in enumerate(KINDS[part]) if name == kind]
-                metrics[kind] = hit[:, columns].sum() / valid[:, columns].sum().clamp(min=1)
-        known = known.clamp(min=1)
-        return {"loss": loss, "accuracy": right / known, "chance": chance / known, **metrics}
+                metrics[kind] = distributed.mean(hit[:, columns], valid[:, columns])
+        known = torch.cat(known, 1)
+        accuracy, chance = (distributed.mean(torch.cat(terms, 1), known) for terms in (hits, guess))
+        return {"loss": loss, "accuracy": accuracy, "chance": chance, **metrics}
 
 
 def part_loss(
@@ -109,4 +105,4 @@ def part_loss(
         scale = torch.tensor(sizes, device=ids.device) - 1 if targets == "scaled" else 1
         terms = (outputs - ids / scale) ** 2
         predicted = (outputs.detach() * scale).round().long()
-    return (terms * valid).sum() / valid.sum().clamp(min=1), predicted
+    return distributed.mean(terms, valid), predicted

@@ -1,0 +1,125 @@
+import pytest
+import yaml
+
+from trainer.errors import TrainerError
+from trainer.settings import RECIPES, Settings, over, parse_options, recipe, resolve, resumed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "pacman"}, "unknown method 'pacman', expected one of: statistics, pace"),
+        ({"method": "pace+pace"}, "each method may be named once"),
+        ({"backbone": "r4d"}, "unknown backbone 'r4d', expected one of: c3d_light"),
+        ({"options": {"statistics": {}}}, "options of 'statistics' are given, and the method is pace"),
+        ({"options": {"pace": {"targets": "raw"}}}, "targets is no option of method pace: it has contrast"),
+        (
+            {"options": {"pace": {"contrast": "all"}}},
+            "contrast is 'all', expected one of: none, same-context, same-pace",
+        ),
+        ({"options": {"pace": {"temperature": "hot"}}}, "temperature is 'hot', a str, expected a float"),
+        ({"batch_size": 0}, "batch_size is 0, expected more than 0"),
+        ({"batch_size": 1.5}, "batch_size is 1.5, a float, expected a int"),
+        ({"epochs": True}, "epochs is True, a bool, expected a int"),
+        ({"lr": float("nan")}, "lr is nan, expected more than 0"),
+        ({"seed": -1}, "seed is -1, expected 0 or more"),
+        ({"holdout": 1.0}, "holdout is 1.0, expected 0 or more and less than 1"),
+        ({"schedule": "linear"}, "schedule is 'linear', expected one of: step, cosine, constant"),
+        ({"weights": [1.0, 2.0]}, r"weights are \[1.0, 2.0\], expected one more than 0 for each of pace"),
+        ({"method": "pace+statistics", "weights": [1.0, 0.0]}, "expected one more than 0 for each"),
+    ],
+)
+def test_settings_that_make_no_sense(options, message):
+    with pytest.raises(TrainerError, match=message):
+        resolve(Settings(**options))
+
+
+def test_resolving_twice_changes_nothing():
+    for settings in (Settings(), Settings(method="pace+statistics", weights=[1, 2], lr=1, split=2)):
+        once = resolve(settings)
+        assert resolve(once) == once
+    assert once.weights == [1.0, 2.0] and once.lr == 1.0 and once.split == "2" and once.jitter is None
+
+
+def test_options_from_the_command_line():
+    assert parse_options(("contrast=same-pace", "temperature=1e-1"), "pace") == {
+        "pace": {"contrast": "same-pace", "temperature": 0.1}
+    }
+    assert parse_options(("pace.literal=true", "targets=raw"), "pace+statistics") == {
+        "pace": {"literal": True},
+        "statistics": {"targets": "raw"},
+    }
+    for text, message in (
+        ("contrast", "expected name=value"),
+        ("colour=red", "no option 'colour'; known: pace.contrast"),
+    ):
+        with pytest.raises(TrainerError, match=message):
+            parse_options((text,), "pace")
+
+
+def write(path, settings, **more):
+    content = {"about": "a test", "settings": settings, **more}
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_a_recipe_is_read_and_the_command_line_wins(tmp_path):
+    entries = {
+        "method": {"value": "pace", "source": "here"},
+        "lr": {"value": "1e-2", "source": "there"},
+        "options": {"contrast": {"value": "same-context", "source": "assumed"}},
+    }
+    file = write(tmp_path / "one.yaml", entries, shards={"crop": {"value": 112, "source": "x"}})
+    settings, expected = recipe(file)
+    assert settings == Settings(method="pace", lr=0.01, options={"pace": {"contrast": "same-context"}})
+    assert expected == {"crop": 112}
+    given = Settings(lr=0.5, options={"pace": {"temperature": 1.0}})
+    assert over(settings, given).options == {"pace": {"contrast": "same-context", "temperature": 1.0}}
+    assert over(settings, given).lr == 0.5 and over(settings, Settings()) == settings
+    with pytest.raises(TrainerError, match="the recipe is for method pace, not statistics"):
+        over(settings, Settings(method="statistics"))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"speed": {"value": 1, "source": "x"}}, "unknown key 'speed', expected one of: method"),
+        ({"lr": 0.1}, r"lr is 0.1, expected {value: ..., source: ...}"),
+        ({"lr": {"value": 0.1}}, "lr is .*, expected {value"),
+        ({"lr": {"value": "fast", "source": "x"}}, "lr is 'fast', a str, expected a float"),
+        ({"epochs": {"value": 1.5, "source": "x"}}, "epochs is 1.5, a float, expected a int"),
+        ({"options": {"colour": {"value": 1, "source": "x"}}}, "colour is no option of method pace"),
+        ("all", "settings is 'all', expected a mapping"),
+    ],
+)
+def test_recipes_with_mistakes(tmp_path, entries, message):
+    with pytest.raises(TrainerError, match=message):
+        recipe(write(tmp_path / "bad.yaml", entries))
+
+
+def test_unknown_recipes_and_files(tmp_path):
+    with pytest.raises(TrainerError, match="no recipe 'pacy'; there are: .*; or name a .yaml file"):
+        recipe("pacy")
+    (tmp_path / "x.yaml").write_text("a: [")
+    with pytest.raises(TrainerError, match="not a YAML file"):
+        recipe(str(tmp_path / "x.yaml"))
+    (tmp_path / "x.yaml").write_text("speed: 1")
+    with pytest.raises(TrainerError, match="expected the keys about, settings and, if any, shards"):
+        recipe(str(tmp_path / "x.yaml"))
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_recipe_resolves(file):
+    settings, _ = recipe(file.stem)
+    assert settings.method and settings.backbone and settings.lr and settings.epochs and settings.batch_size
+    assert resolve(settings)
+
+
+def test_resuming_takes_what_the_run_has(tmp_path):
+    from dataclasses import asdict
+
+    stored = asdict(resolve(Settings(lr=0.1)))
+    assert resumed(Settings(workers=5, lr=0.1), stored, tmp_path).workers == 5
+    assert resumed(Settings(options={"pace": {"contrast": "none"}}), stored, tmp_path).lr == 0.1
+    with pytest.raises(TrainerError, match="lr is 0.2, the run has 0.1; contrast is 'same-pace', the run has 'none'"):
+        resumed(Settings(lr=0.2, options={"pace": {"contrast": "same-pace"}}), stored, tmp_path)

@@ -1,0 +1,115 @@
+"""Several processes as one: what a step over the joined batch needs under `torchrun`.
+
+DistributedDataParallel averages gradients over processes. A loss that is built from `mean` and `gather` alone therefore
+has the gradients of one process with the joined batch, also where the processes hold unequal numbers of samples.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.errors import TrainerError
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def pick_device(name: str, size: int = 1) -> torch.device:
+    """The device of that name, of this process where `size` processes share the machine's; "auto" is CUDA where there is
+    one, else the CPU. Raises TrainerError for no device."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        if size > 1 and device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise TrainerError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+@contextmanager
+def session(device: str) -> Iterator[torch.device]:
+    """The process's device, with the group of all processes that `torchrun` started set up around the block (NCCL on
+    CUDA, gloo else)."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = pick_device(device, size)
+    if size == 1 or dist.is_initialized():
+        yield chosen
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield chosen
+    finally:
+        dist.destroy_process_group()
+
+
+def mean(terms: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean of the valid terms (all where valid bool is None) of all processes, 0 where there are none.
+
+    Its average over the processes, values and gradients, is that mean; in one process it is the mean itself.
+    """
+    valid = torch.ones_like(terms, dtype=torch.bool) if valid is None else valid
+    count = valid.sum().to(terms.dtype)
+    if world() > 1:
+        dist.all_reduce(count)
+    return torch.where(valid, terms, 0).sum() * world() / count.clamp(min=1)
+
+
+def gather(x: Tensor) -> tuple[Tensor, int]:
+    """Rows of all processes, float or int [N, ...], in the order of their ranks, and where this process's begin.
+
+    Gradients reach the process that a row came from. Processes may hold unequal numbers of rows.
+    """
+    if world() == 1:
+        return x, 0
+    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    counts = [int(count) for count in counts]
+    return _Gather.apply(x, counts), sum(counts[: rank()])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x: Tensor, counts: list[int]) -> Tensor:
+        context.begin, context.own = sum(counts[: rank()]), len(x)
+        padded = x.new_zeros(max(counts), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[context.begin : context.begin + context.own], None
+
+
+def any_of(flag: int, device: torch.device) -> int:
+    """The largest flag of all processes."""
+    if world() == 1:
+        return flag
+    flags = torch.tensor([flag], device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return int(flags)
+
+
+def average(values: Tensor) -> Tensor:
+    """Mean of a tensor over the processes."""
+    if world() > 1:
+        dist.all_reduce(values)
+        values = values / world()
+    return values
