@@ -304,29 +304,43 @@ def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 class VideoViews(Dataset):
-    """`views` clips of 16 frames of each video, evenly spread, for evaluation: item i is view i % views of video
-    i // views. Starts are round(linspace(0, L - 16, views)); a video shorter than 16 frames is played in a loop."""
+    """Clips of 16 frames of videos (int64 [n, 2]), for evaluation, a video's adjacent and in order.
 
-    def __init__(self, shards: Shards, videos: np.ndarray, views: int):
-        self.shards, self.videos, self.views = shards, videos, views
+    frames: (number of frames of the video) -> frames int64 [clips, 16] to show of it
+    owner:  int64 [clips], index into `videos` of each clip
+    """
+
+    def __init__(self, shards: Shards, videos: np.ndarray, frames: Callable[[int], np.ndarray]):
+        self.shards, self.videos = shards, videos
+        lengths = [int(shards.readers[shard].arrays["videos/n_frames"][video]) for shard, video in videos]
+        shown = [frames(length) for length in lengths]
+        self.owner = np.repeat(np.arange(len(videos)), [len(clips) for clips in shown])
+        self.frames = np.concatenate(shown) if shown else np.empty((0, CLIP_LENGTH), np.int64)
 
     def __len__(self) -> int:
-        return len(self.videos) * self.views
+        return len(self.owner)
 
     def __getitems__(self, indices: list[int]) -> dict:
         """One batch: "index" int64 [B], "clips" uint8 [B, 16, H, W, 3]."""
         clips = np.empty((len(indices), CLIP_LENGTH, *self.shards.frame_size, 3), np.uint8)
         for target, index in zip(clips, indices, strict=True):
-            shard, video = self.videos[index // self.views]
+            shard, video = self.videos[self.owner[index]]
             reader = self.shards.readers[shard]
-            frames = view_frames(int(reader.arrays["videos/n_frames"][video]), self.views)[index % self.views]
-            reader.frames(reader.arrays["videos/first_frame"][video] + frames, target)
+            reader.frames(reader.arrays["videos/first_frame"][video] + self.frames[index], target)
         return {"index": torch.tensor(indices), "clips": torch.from_numpy(clips)}
 
 
-def view_frames(n_frames: int, views: int) -> np.ndarray:
-    """Frames of each evaluation view within its video, int64 [views, 16]."""
+def spread_frames(n_frames: int, views: int = 10) -> np.ndarray:
+    """Frames of `views` clips evenly spread over a video, int64 [views, 16]: starts round(linspace(0, L - 16, views)); a
+    video shorter than 16 frames is played in a loop."""
     starts = np.rint(np.linspace(0, max(0, n_frames - CLIP_LENGTH), views)).astype(np.int64)
+    return (starts[:, None] + np.arange(CLIP_LENGTH)) % n_frames
+
+
+def sliding_frames(n_frames: int, step: int = 8) -> np.ndarray:
+    """Frames of all clips that begin `step` frames apart and fit, int64 [clips, 16]; of a video shorter than 16 frames
+    one, played in a loop."""
+    starts = np.arange(0, max(1, n_frames - CLIP_LENGTH + 1), step)
     return (starts[:, None] + np.arange(CLIP_LENGTH)) % n_frames
 
 

@@ -94,8 +94,9 @@ class _Training:
         self.batches = {name: self._batches(clips) for name, clips in self.parts.items()}
         self.held_out = None
         if held is not None:
-            self.source.trains = held
+            trains, self.source.trains = self.source.trains, held
             self.held_out = {name: self._clips(name, _HELD_OUT) for name in settings.methods}
+            self.source.trains = trains
 
         self.network = Network(settings, self.source)
         if settings.sync_bn and distributed.world() > 1 and device.type == "cuda":

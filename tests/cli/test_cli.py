@@ -59,8 +59,8 @@ def test_the_three_commands(videos, tmp_path):
     assert done.returncode == 0 and "no --method given: pace" in done.stdout, done.stderr
     assert (tmp_path / "runs" / "pace-r3d10-1" / "log.csv").read_text().count("\n") == 3
     done = vssl("eval", "retrieval", cwd=tmp_path)
-    assert done.returncode == 0 and "each video searches all others" in done.stdout, done.stderr
-    result = json.loads((tmp_path / "runs" / "pace-r3d10-1" / "retrieval-folder.json").read_text())
+    assert done.returncode == 0 and "each video against all others" in done.stdout, done.stderr
+    result = json.loads((tmp_path / "runs" / "pace-r3d10-1" / "results" / "retrieval-folder.json").read_text())
     assert {row["network"] for row in result["rows"]} == {"pretrained", "random", "chance"}
     for command in (("show", "labels"), ("show", "curriculum"), ("shards", "info"), ("shards", "verify")):
         done = vssl(*command, cwd=tmp_path)

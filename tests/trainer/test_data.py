@@ -12,7 +12,6 @@ from trainer.errors import TrainerError
 from trainer.methods.pace import Pace
 from trainer.methods.statistics import Statistics
 
-
 PACE, STATISTICS = Pace.options, Statistics.options
 
 
@@ -209,9 +208,11 @@ def test_fetched_clips_show_what_is_asked_for_with_draws_of_their_own(demo):
 
 
 def test_evaluation_views():
-    assert data.view_frames(34, 10)[:, 0].tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
-    assert data.view_frames(16, 3).tolist() == [list(range(16))] * 3
-    assert data.view_frames(6, 2).tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 1, 2, 3]] * 2
+    assert data.spread_frames(34)[:, 0].tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert data.spread_frames(16, 3).tolist() == [list(range(16))] * 3
+    assert data.sliding_frames(40)[:, 0].tolist() == [0, 8, 16, 24] and data.sliding_frames(39)[-1, 0] == 16
+    assert data.sliding_frames(3).tolist() == [[0, 1, 2] * 5 + [0]]
+    assert data.spread_frames(6, 2).tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 1, 2, 3]] * 2
 
 
 def test_trainer_needs_neither_pyav_nor_numba():

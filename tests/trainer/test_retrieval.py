@@ -1,4 +1,6 @@
+import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from torch.nn import functional as F
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate import features
-from trainer.evaluate.retrieval import KS, accuracy, chance, format_table, nearest, retrieval, video_features
+from trainer.evaluate import features, protocol
+from trainer.evaluate.features import Compute
+from trainer.evaluate.retrieval import KS, chance, format_table, hits, nearest, retrieval
 from trainer.loop import train
 from trainer.methods import build_backbone
 from trainer.settings import Settings
@@ -21,68 +24,69 @@ def unit(x):
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def slow_nearest(vectors, owner, queries, gallery, k):
+def slow_nearest(queries, gallery, k):
     found = []
-    for q in queries:
+    for vector, video in zip(*queries, strict=True):
         similarity = [
-            (-float(vectors[q] @ vectors[g]), place, g) for place, g in enumerate(gallery) if owner[g] != owner[q]
+            (-float(vector @ item), place)
+            for place, (item, owner) in enumerate(zip(*gallery, strict=True))
+            if owner != video
         ]
-        found.append([g for _, _, g in sorted(similarity)[:k]])
+        found.append([place for _, place in sorted(similarity)[:k]])
     return np.array(found)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_nearest_equals_brute_force_with_ties(chunk):
     rng = np.random.default_rng(0)
-    # small integers: similarities are exact in float32, and many are equal, some of them negative or zero
-    vectors = rng.integers(-2, 3, (60, 3)).astype(np.float32)
-    owner = np.repeat(np.arange(20), 3)
-    queries, gallery = rng.permutation(60)[:25], rng.permutation(60)[:40]
-    found = nearest(vectors, owner, queries, gallery, 12, CPU, chunk)
-    assert (found == slow_nearest(vectors, owner, queries, gallery, 12)).all()
+    # of length 2 with few values: cosines are exact in float32, and many are equal, some of them negative or zero
+    vectors = np.array(
+        [[2, 0, 0, 0], [0, 2, 0, 0], [1, 1, 1, 1], [1, -1, 1, -1], [-1, 1, 1, 1], [0, 0, 0, -2]], np.float32
+    )
+    vectors, video = vectors[rng.integers(6, size=60)], np.repeat(np.arange(20), 3)
+    one, other = rng.permutation(60)[:25], rng.permutation(60)[:40]
+    queries, gallery = (vectors[one], video[one]), (vectors[other], video[other])
+    scaled = vectors[other] * rng.choice([0.5, 1, 4], 40).astype(np.float32)[:, None]  # exact, too
+    found = nearest(queries, (scaled, video[other]), 12, CPU, chunk)
+    assert (found == slow_nearest((vectors[one] / 2, video[one]), (vectors[other] / 2, video[other]), 12)).all()
+    assert found.shape == (25, 12) and gallery[1][found].shape == (25, 12)
 
 
-def masks(n, queries):
-    query = np.zeros(n, bool)
-    query[:queries] = True
-    return query, ~query
+def split_half(vectors, targets):
+    """Queries are the first half of the videos [videos, views, d], the gallery the second."""
+    n, views = len(targets) // 2, vectors.shape[1]
+    video = np.repeat(np.arange(n), views)
+    queries, gallery = ((half.reshape(n * views, -1), video) for half in (vectors[:n], vectors[n:]))
+    found = nearest(queries, (gallery[0], video + n), 50, CPU)
+    return 100 * hits(found, video, video, (targets[:n], targets[n:])).mean(0)
 
 
 def test_planted_classes_are_found_and_noise_is_chance():
     rng = np.random.default_rng(0)
     targets = rng.permutation(np.arange(400) % 5)
-    query, gallery = masks(400, 200)
     planted = unit(np.eye(5)[targets][:, None] + 0.01 * rng.normal(size=(400, 3, 5)))
-    assert accuracy(planted, targets, query, gallery, CPU) == ({str(k): 100.0 for k in KS}, 50)
-    top, _ = accuracy(unit(rng.normal(size=(400, 3, 64))), targets, query, gallery, CPU)
-    assert top["1"] == pytest.approx(20, abs=4) and top["5"] == pytest.approx(67, abs=6)
-    assert chance(targets, query, gallery, 3)["1"] == pytest.approx(20, abs=2)
+    assert (split_half(planted, targets) == 100).all()
+    top = split_half(unit(rng.normal(size=(400, 3, 64))), targets)
+    assert top[0] == pytest.approx(20, abs=4) and top[4] == pytest.approx(67, abs=6)
+    assert chance(targets[:200], targets[200:], 3, False)[1] == pytest.approx(20, abs=2)
 
 
 def test_a_query_never_finds_its_own_video():
-    targets = np.arange(4) // 2
-    vectors = unit(np.random.default_rng(0).normal(size=(4, 1, 8))).repeat(3, axis=1)  # own views would be the best
-    everything = np.ones(4, bool)
-    alone = np.arange(4)
-    assert accuracy(vectors, alone, everything, everything, CPU) == ({str(k): 0.0 for k in KS}, 9)
-    assert accuracy(vectors, targets, everything, everything, CPU)[0]["50"] == 100
+    vectors = unit(np.random.default_rng(0).normal(size=(4, 8))).repeat(3, axis=0)  # own views would be the best
+    video = np.repeat(np.arange(4), 3)
+    found = nearest((vectors, video), (vectors, video), 50, CPU)
+    assert found.shape == (12, 9) and (video[found] != video[:, None]).all()
+    assert not hits(found, video, video, (np.arange(4), np.arange(4))).any()
+    assert hits(found, video, video, (np.arange(4) // 2, np.arange(4) // 2))[:, -1].all()
 
 
 def test_chance_by_hand():
-    targets = np.array([0, 1, 0, 0, 1, 2])
-    query, gallery = masks(6, 2)  # gallery classes 0, 0, 1, 2
-    top = chance(targets, query, gallery, 1)
-    assert top["1"] == pytest.approx(100 * (2 / 4 + 1 / 4) / 2) and top["5"] == 100
-    only_two = chance(np.array([3, 0, 0, 1]), *masks(4, 1), 1)
-    assert set(only_two.values()) == {0.0}
-    everything = np.ones(4, bool)
-    assert chance(np.array([0, 0, 1, 1]), everything, everything, 1)["1"] == pytest.approx(100 / 3)
-    assert chance(np.array([0, 0, 1, 1]), everything, everything, 10)["1"] == pytest.approx(100 * 10 / 30)
-
-
-def test_video_features():
-    clips = np.array([[[1, 0], [0, 1]], [[1, 0], [-1, 0]]], np.float32)
-    assert video_features(clips) == pytest.approx(np.array([[0.5**0.5, 0.5**0.5], [0, 0]]))
+    top = chance(np.array([0, 1]), np.array([0, 0, 1, 2]), 1, False)
+    assert top[1] == pytest.approx(100 * (2 / 4 + 1 / 4) / 2) and top[5] == 100
+    assert set(chance(np.array([3]), np.array([0, 0, 1]), 1, False).values()) == {0.0}
+    pairs = np.array([0, 0, 1, 1])
+    assert chance(pairs, pairs, 1, True)[1] == pytest.approx(100 / 3)
+    assert chance(pairs, pairs, 10, True)[1] == pytest.approx(100 * 10 / 30)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,7 @@ def run(demo, tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(demo, run):
     torch.set_num_threads(1)
-    return retrieval(demo, run, batch_size=16, workers=0, device="cpu")
+    return retrieval(demo, run, compute=Compute(16, 0, "cpu"))
 
 
 def test_equals_slow_protocol(demo, run, result):
@@ -101,7 +105,7 @@ def test_equals_slow_protocol(demo, run, result):
     source = data.Shards(demo)
     frames = [reader.frames(range(len(reader.arrays["frames/offset"]) - 1)) for reader in source.readers]
     labels = source.text("videos/label")
-    backbone = features.backbones(checkpoint.load(run))["pretrained"].eval()
+    backbone = features.networks(checkpoint.load(run))["pretrained"].eval()
     vectors = []
     for shard, video in source.videos:
         arrays = source.readers[shard].arrays
@@ -112,49 +116,54 @@ def test_equals_slow_protocol(demo, run, result):
             with torch.no_grad():
                 x = torch.tensor((clip / 255 - 0.45) / 0.225).float().permute(3, 0, 1, 2)[None]
                 stage = backbone(x)["conv4"]
-            clip_vectors.append(F.normalize(F.adaptive_max_pool3d(stage, (2, 3, 3)).flatten(), dim=0).numpy())
+            clip_vectors.append(F.adaptive_max_pool3d(stage, (2, 3, 3)).flatten().numpy())
         vectors.append(clip_vectors)
     for level in ("clip", "video"):
-        hits = dict.fromkeys(KS, 0)
+        found = dict.fromkeys(KS, 0)
         queries = [v for v in range(13) if source.part[v] == 3]
         for v in queries:
             mean = [unit(np.mean(vectors[v], 0))]
-            for vector in vectors[v] if level == "clip" else mean:
+            for vector in [unit(vector) for vector in vectors[v]] if level == "clip" else mean:
                 scored = []
                 for g in range(13):
                     if source.part[g] == 1:
-                        items = vectors[g] if level == "clip" else [unit(np.mean(vectors[g], 0))]
+                        items = (
+                            [unit(item) for item in vectors[g]] if level == "clip" else [unit(np.mean(vectors[g], 0))]
+                        )
                         scored += [(float(vector @ item), labels[g]) for item in items]
                 order = [label for _, label in sorted(scored, key=lambda pair: -pair[0])]
                 for k in KS:
-                    hits[k] += labels[v] in order[:k]
+                    found[k] += labels[v] in order[:k]
         count = len(queries) * (10 if level == "clip" else 1)
-        expected = {str(k): 100 * hit / count for k, hit in hits.items()}
-        (row,) = [
+        expected = {f"top-{k}": 100 * hit / count for k, hit in found.items()}
+        rows = [
             row
             for row in result["rows"]
             if (row["network"], row.get("stage"), row.get("pooling"), row["level"])
             == ("pretrained", "conv4", "max", level)
         ]
-        assert row["top"] == pytest.approx(expected) and row["dimensions"] == 15 * 18
+        assert {row["metric"]: row["value"] for row in rows} == pytest.approx(expected)
+        assert all(row["dimensions"] == 15 * 18 and row["low"] <= row["value"] <= row["high"] for row in rows)
 
 
 def test_protocol_is_told(run, result):
     protocol = result["protocol"]
-    assert (protocol["queries"], protocol["gallery"], protocol["classes"]) == (5, 8, 2)
-    assert protocol["mode"] == "test part searches train part" and protocol["split"] == "split1"
+    assert protocol["items"] == "5 query and 8 gallery videos" and protocol["classes"] == 2
+    assert protocol["mode"] == "test part against train part" and protocol["split"] == "split1"
     assert protocol["pretraining"]["method"] == "pace" and protocol["pretraining"]["steps"] == 1
-    assert protocol["majority"] == 40  # 5 of 8 gallery videos swim, 2 of 5 queries do
-    assert len(result["rows"]) == 2 * 5 * 2 * 2 + 2
+    assert protocol["largest_class"] == 40  # 5 of 8 gallery videos swim, 2 of 5 queries do
+    assert len(result["rows"]) == (2 * 5 * 2 * 2 + 2) * len(KS)
     assert result["notes"] == ["video level: only 8 gallery items; larger k search them all"]
-    assert json.loads((run / "retrieval-demo.json").read_text()) == result
-    assert not list(run.glob(".features-*"))
+    assert [len(shown["nearest"]) for shown in result["neighbours"]] == [5] * 5
+    assert json.loads((run / "results/retrieval-demo-split1.json").read_text()) == result
+    with open(run / "results/retrieval-demo-split1.csv", newline="") as file:
+        assert [float(row["value"]) for row in csv.DictReader(file)] == [row["value"] for row in result["rows"]]
     table = format_table(result).splitlines()
-    assert max(map(len, table)) <= 120 and sum(line.startswith("random") for line in table) == 10
+    assert max(map(len, table)) <= 140 and sum(line.startswith("random") for line in table) == 10
 
 
 def test_random_row_is_the_network_that_training_began_with(demo, run):
-    networks = features.backbones(checkpoint.load(run))
+    networks = features.networks(checkpoint.load(run))
     fresh = build_backbone(Settings(backbone="r3d10", width=0.06, seed=0))
     same = zip(networks["random"].parameters(), fresh.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in same)
@@ -162,40 +171,112 @@ def test_random_row_is_the_network_that_training_began_with(demo, run):
     assert not any(torch.equal(one, other) for one, other in pairs if one.ndim > 1)
 
 
-def test_features_do_not_depend_on_batch_size_or_workers(demo, run, tmp_path):
-    source = data.Shards(demo)
-    backbone = features.backbones(checkpoint.load(run))["pretrained"]
-    all_features = []
-    for batch_size, workers in ((1, 0), (7, 2), (64, 0)):
-        folder = tmp_path / str(batch_size)
-        folder.mkdir()
-        all_features.append(features.extract(backbone, source, source.videos[:4], folder, batch_size, workers, CPU))
-    for other in all_features[1:]:
-        for key, values in all_features[0].items():
+def test_features_do_not_depend_on_batch_size_workers_or_order(demo, run):
+    source, saved = data.Shards(demo), checkpoint.load(run)
+    backbone = features.networks(saved)["pretrained"]
+
+    def extract(videos, *compute):
+        shutil.rmtree(run / "features", ignore_errors=True)
+        return features.features(
+            saved, "pretrained", backbone, source, videos, "spread", Compute(*compute, "cpu")
+        ).arrays
+
+    first = {key: np.array(values) for key, values in extract(source.videos[:4], 1, 0).items()}
+    for other in (extract(source.videos[:4], 7, 2), extract(source.videos[:4], 64, 0)):
+        for key, values in first.items():
             assert values.shape == other[key].shape and np.abs(values - other[key]).max() < 1e-5
-    backwards = features.extract(backbone, source, source.videos[3::-1], tmp_path, 7, 0, CPU)
-    assert all(np.abs(values - backwards[key][::-1]).max() < 1e-5 for key, values in all_features[0].items())
+    backwards = extract(source.videos[3::-1], 7, 0)
+    for key, values in first.items():
+        turned = backwards[key].reshape(4, 10, -1)[::-1].reshape(40, -1)
+        assert np.abs(values - turned).max() < 1e-5
+
+
+def test_features_are_extracted_once_and_kept_whole(demo, run, monkeypatch):
+    source, saved = data.Shards(demo), checkpoint.load(run)
+    networks = features.networks(saved)
+    shutil.rmtree(run / "features", ignore_errors=True)
+
+    def extract(name, videos=source.videos[:2]):
+        return features.features(saved, name, networks[name], source, videos, "spread", Compute(8, 0, "cpu"))
+
+    monkeypatch.setattr(features, "stage_outputs", stop_after_one := StopAfterOne(features.stage_outputs))
+    with pytest.raises(KeyboardInterrupt):
+        extract("pretrained")
+    assert list((run / "features").iterdir()) == []
+    monkeypatch.undo()
+    first = extract("pretrained")
+    assert stop_after_one.calls == 1 and first.owner.tolist() == [0] * 10 + [1] * 10
+    monkeypatch.setattr(features, "stage_outputs", None)
+    again = extract("pretrained")
+    assert all((first.arrays[key] == again.arrays[key]).all() for key in first.arrays)
+    for name, videos in (("random", source.videos[:2]), ("pretrained", source.videos[1:3])):
+        with pytest.raises(TypeError):  # other weights, other videos: not the kept ones
+            extract(name, videos)
+
+
+class StopAfterOne:
+    def __init__(self, original):
+        self.original, self.calls = original, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        yield next(iter(self.original(*args)))
+        raise KeyboardInterrupt
 
 
 def test_without_two_parts_each_video_searches_all_others(tmp_path, run):
     write_shard(tmp_path / "free" / "00000.h5", [20, 20, 20, 20], splits=(), labels=["a", "b", "a", ""])
-    result = retrieval(tmp_path, run, workers=0)
-    assert result["protocol"]["mode"] == "each video searches all others" and result["protocol"]["split"] is None
-    assert result["protocol"]["queries"] == result["protocol"]["gallery"] == 3
+    result = retrieval(tmp_path, run)
+    assert result["protocol"]["mode"] == "each video against all others" and result["protocol"]["split"] is None
+    assert result["protocol"]["items"] == "3 query and 3 gallery videos"
     assert "1 videos without label left out" in result["notes"]
-    assert (run / "retrieval-free.json").exists()
+    assert (run / "results/retrieval-free.json").exists()
 
 
 def test_validation_part_stands_in_for_the_test_part(tmp_path, run):
     write_shard(tmp_path / "val" / "00000.h5", [20, 20, 20], split=[1, 2, 1])
-    protocol = retrieval(tmp_path, run, workers=0)["protocol"]
-    assert protocol["mode"] == "validation part searches train part"
-    assert (protocol["queries"], protocol["gallery"]) == (1, 2)
+    protocol = retrieval(tmp_path, run)["protocol"]
+    assert protocol["mode"] == "validation part against train part"
+    assert protocol["items"] == "1 query and 2 gallery videos"
+
+
+def test_one_data_set_searches_another(tmp_path, run):
+    write_shard(tmp_path / "a" / "00000.h5", [20, 20, 20], split=[1, 3, 3], labels=["x", "y", "z"])
+    write_shard(tmp_path / "b" / "00000.h5", [20] * 4, split=[1, 1, 1, 3], labels=["y", "y", "q", "z"])
+    result = retrieval(checkpoint=run, query=tmp_path / "a", gallery=tmp_path / "b")
+    assert result["protocol"]["items"] == "1 query and 3 gallery videos" and result["protocol"]["gallery"] == "b"
+    assert result["notes"][0] == "1 queries left out, whose class b lacks"
+    top = {(row["level"], row["metric"]): row["value"] for row in result["rows"] if row["network"] == "chance"}
+    assert top["video", "top-1"] == pytest.approx(200 / 3) and top["video", "top-5"] == 100
+    assert (run / "results/retrieval-b-by-a-split1.json").exists()
+    with pytest.raises(TrainerError, match="b and a have no class in common"):
+        retrieval(checkpoint=run, query=tmp_path / "b", gallery=tmp_path / "a")
+    with pytest.raises(TrainerError, match="--query and --gallery go together"):
+        retrieval(checkpoint=run, query=tmp_path / "a")
+
+
+def test_interval_by_video():
+    owner = np.repeat(np.arange(50), 10)
+    clear = protocol.accuracy(np.ones(500, bool), owner)
+    assert clear == {"value": 100.0, "low": 100.0, "high": 100.0}
+    hit = np.repeat(np.arange(50) % 2 == 0, 10)  # whole videos hit or miss: ten clips count as one draw
+    by_video = protocol.accuracy(hit, owner)
+    assert by_video["value"] == 50 and by_video["high"] - by_video["low"] == pytest.approx(
+        2 * 1.96 * 50 / 50**0.5, rel=0.15
+    )
+    by_clip = protocol.accuracy(hit, np.arange(500))
+    assert by_clip["high"] - by_clip["low"] == pytest.approx(2 * 1.96 * 50 / 500**0.5, rel=0.15)
+
+
+def test_video_means_by_hand():
+    arrays = {("conv5", "max"): np.array([[1, 0], [0, 3], [3, 4], [-1, 0], [1, 0]], np.float32)}
+    means = features.Features(arrays, np.array([0, 0, 1, 2, 2])).video_means(("conv5", "max"))
+    assert means == pytest.approx(np.array([[0.1**0.5, 0.9**0.5], [0.6, 0.8], [0, 0]]))
 
 
 def test_no_labels(tmp_path, run):
     write_shard(tmp_path / "bare" / "00000.h5", [20, 20], labels=["", ""])
-    with pytest.raises(TrainerError, match="bare: its videos have no class labels, which retrieval needs"):
+    with pytest.raises(TrainerError, match="bare: its videos have no class labels, which this protocol needs"):
         retrieval(tmp_path, run)
     write_shard(tmp_path / "one" / "00000.h5", [20, 20], splits=(), labels=["", "a"])
     with pytest.raises(TrainerError, match="one: only one labelled video"):

@@ -1,8 +1,14 @@
-"""Features of videos, from every stage of a backbone."""
+"""Features of videos from every stage of a backbone, extracted once and kept in the run."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +17,51 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from trainer import data
+from trainer import data, distributed
 from trainer.augment import centre
 from trainer.checkpoint import Checkpoint, backbone_weights
 from trainer.methods import build_backbone
 from trainer.settings import Settings
 
-VIEWS = 10
+VIEWS = {"spread": data.spread_frames, "sliding": data.sliding_frames}
 
 
-def backbones(saved: Checkpoint) -> dict[str, nn.Module]:
+@dataclass(frozen=True)
+class Compute:
+    """How features are computed; nothing here changes them."""
+
+    batch_size: int = 32
+    workers: int = 1
+    device: str = "auto"
+
+
+COMPUTE = Compute()
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of clips, in the order of their videos.
+
+    arrays: float32 [clips, d] by (stage, pooling), memory maps: of a large data set they are larger than memory
+    owner:  int64 [clips], index of each clip's video among those asked for
+    """
+
+    arrays: dict[tuple[str, str], np.ndarray]
+    owner: np.ndarray
+
+    def video_means(self, key: tuple[str, str]) -> np.ndarray:
+        """Mean of each video's clips, L2-normalised, float32 [videos, d] [thesis 2.4.4]."""
+        starts = np.flatnonzero(np.diff(self.owner, prepend=-1))
+        sums = np.add.reduceat(self.arrays[key], starts, axis=0)
+        return normalised(sums)
+
+
+def normalised(x: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32 [..., d]; zeros stay."""
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def networks(saved: Checkpoint) -> dict[str, nn.Module]:
     """The backbone of a checkpoint, and the same one with the weights that its training began with."""
     settings = Settings(**saved.meta["settings"])
     pretrained, random = (build_backbone(settings) for _ in range(2))
@@ -29,43 +70,99 @@ def backbones(saved: Checkpoint) -> dict[str, nn.Module]:
 
 
 def pool(stage: Tensor) -> dict[str, Tensor]:
-    """[B, C, T, H, W] -> L2-normalised float32: `max` over 2 x 3 x 3 cells [B, 18 C], `mean` over all [B, C]."""
-    pooled = {"max": F.adaptive_max_pool3d(stage, (2, 3, 3)).flatten(1), "mean": stage.mean((2, 3, 4))}
-    return {name: F.normalize(features.float(), dim=1) for name, features in pooled.items()}
+    """[B, C, T, H, W] -> float32 `max` over 2 x 3 x 3 cells [B, 18 C], `mean` over all cells [B, C]."""
+    stage = stage.float()
+    return {"max": F.adaptive_max_pool3d(stage, (2, 3, 3)).flatten(1), "mean": stage.mean((2, 3, 4))}
 
 
-def extract(
+def features(
+    saved: Checkpoint,
+    network: str,
     backbone: nn.Module,
     shards: data.Shards,
     videos: np.ndarray,
-    folder: Path,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-) -> dict[tuple[str, str], np.ndarray]:
-    """Features of 10 evenly spread clips of each video, centre crop, batch norm in evaluation mode.
+    views: str,
+    compute: Compute,
+) -> Features:
+    """Features of the clips of videos (int64 [n, 2]: shard, video), from the run's folder where they have been extracted
+    before for the same weights, shards, videos and views.
 
-    videos: int64 [n, 2] (shard, video). Returns float32 [n, 10, d] by (stage, pooling), L2-normalised, as memory maps
-    of files written to `folder`: for a large data set they are larger than memory.
+    network: the name of the backbone ("pretrained", "random"); views: a name of VIEWS.
+    Centre crop, batch normalisation in evaluation mode, float32.
     """
+    clips = data.VideoViews(shards, videos, VIEWS[views])
+    folder = saved.run / "features" / _key(backbone, shards, videos, views)
+    if not (folder / "about.json").exists():
+        about = {
+            "network": network,
+            "dataset": shards.dataset,
+            "views": views,
+            "videos": len(videos),
+            "clips": len(clips),
+        }
+        _keep(folder, about, lambda temporary: _extract(backbone, clips, temporary, compute))
+    return Features(
+        {tuple(path.stem.split("-")): np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))},
+        clips.owner,
+    )
+
+
+def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: str) -> str:
+    """Hash of everything that decides the features."""
+    digest = hashlib.sha256()
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(json.dumps([type(backbone).__name__, views, shards.config_hash]).encode())
+    for reader in shards.readers:
+        digest.update(json.dumps(reader.sha256, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(videos, np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _keep(folder: Path, about: dict, extract: Callable[[Path], None]) -> None:
+    """Have a folder written whole or not at all; left-overs of a killed process are removed."""
+    folder.parent.mkdir(exist_ok=True)
+    for left in folder.parent.glob(".*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
+    try:
+        extract(temporary)
+        (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute) -> None:
+    arrays: dict[tuple[str, str], np.ndarray] = {}
+    for index, stages in stage_outputs(backbone, clips, compute):
+        for stage, output in stages.items():
+            for pooling, values in pool(output).items():
+                if (stage, pooling) not in arrays:
+                    file, shape = folder / f"{stage}-{pooling}.npy", (len(clips), values.shape[1])
+                    arrays[stage, pooling] = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+                arrays[stage, pooling][index] = values.cpu().numpy()
+    for array in arrays.values():
+        array.flush()
+
+
+def stage_outputs(
+    backbone: nn.Module, clips: data.VideoViews, compute: Compute
+) -> Iterable[tuple[np.ndarray, dict[str, Tensor]]]:
+    """Every clip once: its index int64 [B] and what each stage gives for it, [B, C, T, H, W]. Centre crop, float32, batch
+    normalisation in evaluation mode."""
+    device = distributed.pick_device(compute.device)
     backbone.eval().to(device, memory_format=torch.channels_last_3d)
-    views = data.VideoViews(shards, videos, VIEWS)
-    features: dict[tuple[str, str], np.ndarray] = {}
-    seen = np.zeros(len(views), np.int64)
-    batches = data.loader(views, workers, device, batch_size=batch_size)
+    seen = np.zeros(len(clips), np.int64)
+    batches = data.loader(clips, compute.workers, device, batch_size=compute.batch_size)
     for batch in tqdm(batches, "features", unit="batch", leave=False, disable=not sys.stderr.isatty()):
         index = batch["index"].numpy()
         # TF32 would make features depend on the batch size, through the choice of algorithm
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            stages = backbone(centre(batch["clips"].to(device, non_blocking=True), shards.config["crop"]))
-            for stage, output in stages.items():
-                for pooling, values in pool(output).items():
-                    key = stage, pooling
-                    if key not in features:
-                        file, shape = folder / f"{stage}-{pooling}.npy", (len(views), values.shape[1])
-                        features[key] = np.lib.format.open_memmap(file, "w+", np.float32, shape)
-                    features[key][index] = values.cpu().numpy()
+            x = centre(batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"])
+            yield index, backbone(x)
         seen[index] += 1
     if not (seen == 1).all():
         raise AssertionError(f"{np.count_nonzero(seen != 1)} of {len(seen)} clips were not scored exactly once")
-    return {key: values.reshape(len(videos), VIEWS, -1) for key, values in features.items()}

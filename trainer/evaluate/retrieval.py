@@ -7,169 +7,196 @@ is of its class. Reported beside the network with random weights, and what a ran
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from trainer import data, distributed
-from trainer.checkpoint import load, newest_run, versions, write_json
 from trainer.errors import TrainerError
-from trainer.evaluate import features
-from trainer.settings import WORKERS
+from trainer.evaluate import protocol
+from trainer.evaluate.features import COMPUTE, Compute, Features, features, networks
 
 KS = (1, 5, 10, 20, 50)
 _CHUNK = 4096  # queries x gallery items compared at a time
+_SHOWN = 24  # queries whose neighbours are kept in the result
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a search: videos of a data set.
+
+    source: the data set; videos: int64 [n], rows of source.videos; labels: str [n]; first: number of the first, which
+    tells the videos of two data sets apart
+    """
+
+    source: data.Shards
+    videos: np.ndarray
+    labels: np.ndarray
+    first: int = 0
+
+    def items(self, found: Features, key: tuple[str, str], level: str) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors float32 [items, d] and the video of each, int64 [items], counted from `first`."""
+        if level == "clip":
+            return found.arrays[key], found.owner + self.first
+        return found.video_means(key), np.arange(len(self.videos)) + self.first
 
 
 def retrieval(
     shards: str | os.PathLike = "out",
     checkpoint: str | os.PathLike | None = None,
     split: str | int | None = None,
-    batch_size: int = 32,
-    workers: int = WORKERS,
-    device: str = "auto",
+    compute: Compute = COMPUTE,
+    query: str | os.PathLike | None = None,
+    gallery: str | os.PathLike | None = None,
 ) -> dict:
-    """Retrieval accuracy of a checkpoint's backbone on a labelled data set; also written as JSON into the run's folder.
+    """Retrieval accuracy of a checkpoint's backbone on a labelled data set; written into the run's folder, too.
 
     checkpoint: run, checkpoint folder or .safetensors file, None for the newest run.
-    Gallery: the training part of the split; queries: its test part, else its validation part. Where there are no two
-    such parts, every labelled video queries all others.
+    Queries and gallery: see protocol.parts. query, gallery: folders of two data sets instead, the test part (or all) of the
+    first searches the training part (or all) of the second; classes are compared by name, queries whose class the
+    gallery lacks are left out and counted.
 
-    Returns {"protocol", "rows", "notes"}; a row is one network, stage, pooling and level with "top", per cent of
-    queries hit by k. Raises TrainerError when there are no labels, ShardError, or what checkpoint.load raises.
+    Raises TrainerError when there are no labels, ShardError, or what checkpoint.load raises.
     """
-    saved = load(newest_run() if checkpoint is None else checkpoint)
-    device = distributed.pick_device(device)
-    source = data.Shards(shards, split)
-    labels = np.array(source.text("videos/label"))
-    query, gallery, protocol, notes = _parts(source, labels)
-    used = np.flatnonzero(query | gallery)
-    classes, targets = np.unique(labels[used], return_inverse=True)
-    query, gallery = query[used], gallery[used]
+    saved = protocol.open_checkpoint(checkpoint)
+    if (query is None) != (gallery is None):
+        raise TrainerError("--query and --gallery go together: name the shards of both data sets")
+    if query is None:
+        asking, searched, mode, notes = _one(data.Shards(shards, split))
+    else:
+        asking, searched, mode, notes = _two(data.Shards(query, split), data.Shards(gallery, split))
+    classes, targets = np.unique(np.concatenate([asking.labels, searched.labels]), return_inverse=True)
+    targets = targets[: len(asking.labels)], targets[len(asking.labels) :]
+    device = distributed.pick_device(compute.device)
 
-    rows = []
-    for network, backbone in features.backbones(saved).items():
-        with tempfile.TemporaryDirectory(prefix=".features-", dir=saved.run) as folder:
-            extracted = features.extract(
-                backbone, source, source.videos[used], Path(folder), batch_size, workers, device
-            )
-            for (stage, pooling), clips in extracted.items():
-                for level, vectors in (("clip", clips), ("video", video_features(clips)[:, None])):
-                    top, k_max = accuracy(vectors, targets, query, gallery, device)
-                    row = {"network": network, "stage": stage, "pooling": pooling, "level": level}
-                    rows.append({**row, "dimensions": vectors.shape[2], "top": top})
-                    if k_max < KS[-1]:
-                        notes.append(f"{level} level: only {k_max} gallery items; larger k search them all")
-    for level, views in (("clip", features.VIEWS), ("video", 1)):
-        rows.append({"network": "chance", "level": level, "top": chance(targets, query, gallery, views)})
+    rows, shown = [], []
+    for network, backbone in networks(saved).items():
+        found = [
+            features(saved, network, backbone, side.source, side.source.videos[side.videos], "spread", compute)
+            for side in (asking, searched)
+        ]
+        for key in found[0].arrays:
+            for level in ("clip", "video"):
+                queries, items = (
+                    side.items(own, key, level) for side, own in zip((asking, searched), found, strict=True)
+                )
+                nearest_items = nearest(queries, items, KS[-1], device)
+                hit = hits(nearest_items, queries[1] - asking.first, items[1] - searched.first, targets)
+                row = {"network": network, "stage": key[0], "pooling": key[1], "level": level}
+                for k in KS:
+                    own = protocol.accuracy(hit[:, min(k, hit.shape[1]) - 1], queries[1])
+                    rows.append({**row, "metric": f"top-{k}", **own, "dimensions": queries[0].shape[1]})
+                if hit.shape[1] < KS[-1]:
+                    notes.append(f"{level} level: only {hit.shape[1]} gallery items; larger k search them all")
+                if network == "pretrained" and key == list(found[0].arrays)[-2] and level == "video":
+                    shown = _neighbours(asking, searched, nearest_items)
+    same = asking.first == searched.first
+    for level, views in (("clip", 10), ("video", 1)):
+        for k, value in chance(*targets, views, same).items():
+            rows.append({"network": "chance", "level": level, "metric": f"top-{k}", "value": value})
+    if value == 0:
+        notes.append("no query has another video of its class in the gallery: nothing can be found")
 
-    settings = saved.meta["settings"]
-    result = {
-        "protocol": {
-            "dataset": source.dataset,
-            "split": source.split,
-            **protocol,
-            "queries": int(query.sum()),
-            "gallery": int(gallery.sum()),
-            "classes": len(classes),
-            "majority": 100 * float((targets[query] == np.bincount(targets[gallery]).argmax()).mean()),
-            "views": f"{features.VIEWS} clips of {data.CLIP_LENGTH} frames, centre crop {source.config['crop']}",
-            "pretraining": {
-                "method": settings["method"],
-                "dataset": saved.meta["dataset"],
-                "split": saved.meta["split"],
-                "samples": saved.meta["samples"],
-                "steps": saved.meta["step"],
-                "steps_planned": saved.meta["steps"],
-                "batch_size": settings["batch_size"],
-                "seed": settings["seed"],
-            },
-            "backbone": settings["backbone"],
-            "width": settings["width"],
-            "parameters": sum(weight.numel() for weight in backbone.parameters()),
-            "checkpoint": str(saved.file),
-            "versions": versions(),
-        },
-        "rows": rows,
-        "notes": list(dict.fromkeys(notes)),
-    }
-    write_json(saved.run / f"retrieval-{source.dataset}.json", result)
+    counts = np.bincount(targets[1], minlength=len(classes))
+    told = protocol.describe(
+        saved,
+        asking.source,
+        backbone,
+        mode=mode,
+        views="10 clips of 16 frames",
+        items=f"{len(asking.videos)} query and {len(searched.videos)} gallery videos",
+        classes=len(classes),
+        largest_class=100 * float((targets[0] == counts.argmax()).mean()),
+        gallery=searched.source.dataset,
+    )
+    result = {"protocol": told, "rows": rows, "notes": list(dict.fromkeys(notes)), "neighbours": shown}
+    protocol.write(result, saved.run, "retrieval" if query is None else f"retrieval-{searched.source.dataset}-by")
     return result
 
 
-def _parts(source: data.Shards, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict, list[str]]:
-    """Masks bool [videos] of queries and gallery, how they were chosen, and notes for the reader."""
-    labelled = labels != ""
-    if not labelled.any():
-        raise TrainerError(f"{source.dataset}: its videos have no class labels, which retrieval needs")
-    gallery = labelled & (source.part == data.TRAIN)
-    for name, value in (("test", data.TEST), ("validation", data.VALIDATION)):
-        query = labelled & (source.part == value)
-        if query.any() and gallery.any():
-            unused = np.count_nonzero(~labelled & np.isin(source.part, (data.TRAIN, value)))
-            notes = [f"{unused} videos without label left out"] if unused else []
-            return query, gallery, {"mode": f"{name} part searches train part"}, notes
-    if labelled.sum() < 2:
-        raise TrainerError(f"{source.dataset}: only one labelled video, there is nothing to search")
-    unused = np.count_nonzero(~labelled)
-    notes = [f"{unused} videos without label left out"] if unused else []
-    return labelled, labelled, {"mode": "each video searches all others"}, notes
+def _one(source: data.Shards) -> tuple[Side, Side, str, list[str]]:
+    test, train, mode, notes = protocol.parts(source)
+    labels = np.array(source.text("videos/label"))
+    if not (test & train).any():
+        sides = (
+            Side(source, np.flatnonzero(mask), labels[mask], first) for mask, first in ((test, 0), (train, len(test)))
+        )
+        return *sides, mode, notes
+    side = Side(source, np.flatnonzero(test), labels[test])
+    return side, side, mode, notes
 
 
-def video_features(clips: np.ndarray) -> np.ndarray:
-    """L2-normalised clips [videos, views, d] -> their mean, L2-normalised again, float32 [videos, d]."""
-    mean = clips.mean(1)
-    return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+def _two(asking: data.Shards, searched: data.Shards) -> tuple[Side, Side, str, list[str]]:
+    queries, gallery = protocol.parts(asking)[0], protocol.parts(searched)[1]
+    labels, theirs = (np.array(source.text("videos/label")) for source in (asking, searched))
+    known = queries & np.isin(labels, theirs[gallery])
+    if not known.any():
+        raise TrainerError(f"{asking.dataset} and {searched.dataset} have no class in common")
+    notes = [f"{(queries & ~known).sum()} queries left out, whose class {searched.dataset} lacks"] * bool(
+        (queries & ~known).any()
+    )
+    query = Side(asking, np.flatnonzero(known), labels[known])
+    return (
+        query,
+        Side(searched, np.flatnonzero(gallery), theirs[gallery], len(labels)),
+        "one data set searches another",
+        notes,
+    )
 
 
-def accuracy(
-    vectors: np.ndarray, targets: np.ndarray, query: np.ndarray, gallery: np.ndarray, device: torch.device
-) -> tuple[dict[str, float], int]:
-    """Per cent of queries with an item of their class among the k nearest, by k, and the largest k there is.
+def _neighbours(asking: Side, searched: Side, nearest_items: np.ndarray) -> list[dict]:
+    """A few queries, evenly spread, with the videos found for them, by name and class."""
+    names, theirs = asking.source.text("videos/id"), searched.source.text("videos/id")
+    chosen = np.unique(np.linspace(0, len(asking.videos) - 1, _SHOWN).astype(int))
+    return [
+        {
+            "query": names[asking.videos[q]],
+            "label": str(asking.labels[q]),
+            "nearest": [[theirs[searched.videos[g]], str(searched.labels[g])] for g in nearest_items[q, :5]],
+        }
+        for q in chosen
+    ]
 
-    vectors: L2-normalised float32 [videos, views, d]; targets int64, query and gallery bool [videos]. A query never
-    finds a view of its own video.
-    """
-    videos, views, _ = vectors.shape
-    owner = np.repeat(np.arange(videos), views)
-    queries, items = np.flatnonzero(query[owner]), np.flatnonzero(gallery[owner])
-    k_max = min(KS[-1], len(items) - views * bool((query & gallery).any()))
-    found = nearest(vectors.reshape(videos * views, -1), owner, queries, items, k_max, device)
-    hit = np.logical_or.accumulate(targets[owner[found]] == targets[owner[queries]][:, None], axis=1)
-    if len(hit) != query.sum() * views:
-        raise AssertionError(f"{query.sum() * views} queries in, {len(hit)} out")
-    return {str(k): 100 * float(hit[:, min(k, k_max) - 1].mean()) for k in KS}, k_max
+
+def hits(found: np.ndarray, query_video: np.ndarray, item_video: np.ndarray, targets: tuple) -> np.ndarray:
+    """Whether one of the k nearest is of the query's class, bool [queries, k] for k = 1, 2, ..."""
+    return np.logical_or.accumulate(targets[1][item_video[found]] == targets[0][query_video][:, None], axis=1)
 
 
 def nearest(
-    vectors: np.ndarray,
-    owner: np.ndarray,
-    queries: np.ndarray,
-    gallery: np.ndarray,
+    queries: tuple[np.ndarray, np.ndarray],
+    gallery: tuple[np.ndarray, np.ndarray],
     k: int,
     device: torch.device,
     chunk: int = _CHUNK,
 ) -> np.ndarray:
-    """The k gallery items most similar to each query, best first; of equals the one that stands first.
+    """The gallery items whose cosine to each query is largest, best first; of equals the one that stands first.
 
-    vectors: float32 [n, d]; owner: int [n], a query never finds an item of its own owner; queries, gallery: int64
-    indices into vectors. Returns indices int64 [queries, k]. Exact, in memory bounded by chunk.
+    queries, gallery: vectors float32 [n, d] of any length, and the video of each, int64 [n]: a query never finds an item
+    of its own video. Returns indices into the gallery, int64 [queries, k]; fewer columns where there are fewer items for
+    some query. Exact, in memory bounded by chunk.
     """
+    own = np.bincount(gallery[1], minlength=max(queries[1].max(initial=0), gallery[1].max(initial=0)) + 1)
+    k = min(k, len(gallery[1]) - int(own[queries[1]].max()))
     excluded = torch.iinfo(torch.int64).min
-    found = np.empty((len(queries), k), np.int64)
-    for start in range(0, len(queries), chunk):
-        mine = queries[start : start + chunk]
-        query = torch.from_numpy(vectors[mine]).to(device)
-        best = torch.full((len(mine), k), excluded, device=device)
-        for begin in range(0, len(gallery), chunk):
-            theirs = gallery[begin : begin + chunk]
-            keys = _sort_keys(query @ torch.from_numpy(vectors[theirs]).to(device).T, begin)
-            keys[torch.from_numpy(owner[mine][:, None] == owner[theirs]).to(device)] = excluded
+    found = np.empty((len(queries[1]), k), np.int64)
+    for start in range(0, len(queries[1]), chunk):
+        query, query_video = _chunk(queries, start, chunk, device)
+        best = torch.full((len(query), k), excluded, device=device)
+        for begin in range(0, len(gallery[1]), chunk):
+            item, item_video = _chunk(gallery, begin, chunk, device)
+            keys = _sort_keys(query @ item.T, begin)
+            keys[query_video[:, None] == item_video] = excluded
             best = torch.cat([best, keys], 1).topk(k).values
-        found[start : start + chunk] = gallery[0xFFFFFFFF - (best & 0xFFFFFFFF).cpu().numpy()]
+        found[start : start + chunk] = 0xFFFFFFFF - (best & 0xFFFFFFFF).cpu().numpy()
     return found
+
+
+def _chunk(items: tuple[np.ndarray, np.ndarray], begin: int, size: int, device: torch.device):
+    vectors, video = (torch.from_numpy(np.array(array[begin : begin + size])).to(device) for array in items)
+    return F.normalize(vectors, dim=1), video
 
 
 def _sort_keys(similarity: torch.Tensor, first: int) -> torch.Tensor:
@@ -181,37 +208,25 @@ def _sort_keys(similarity: torch.Tensor, first: int) -> torch.Tensor:
     return (ordered << 32) | (0xFFFFFFFF - position)
 
 
-def chance(targets: np.ndarray, query: np.ndarray, gallery: np.ndarray, views: int) -> dict[str, float]:
-    """Per cent of queries that a random order of the gallery would hit, by k (hypergeometric)."""
-    own = (query & gallery)[query]
-    items = views * (gallery.sum() - own)
-    same = views * (np.bincount(targets[gallery], minlength=targets.max() + 1)[targets[query]] - own)
+def chance(query: np.ndarray, gallery: np.ndarray, views: int, same: bool) -> dict[int, float]:
+    """Per cent of queries that a random order of the gallery would hit, by k (hypergeometric).
+
+    query, gallery: classes of their videos, int64; same: they are the same videos, of which a query finds all others.
+    """
+    own = int(same)
+    items = views * (len(gallery) - own)
+    same_class = views * (np.bincount(gallery, minlength=query.max() + 1)[query] - own)
     drawn = np.arange(KS[-1])[:, None]
-    step = np.maximum(items - same - drawn, 0) / np.maximum(items - drawn, 1)
+    step = np.maximum(items - same_class - drawn, 0) / np.maximum(items - drawn, 1)
     miss = np.cumprod(np.where(drawn < items, step, 1), axis=0)
-    return {str(k): 100 * float(1 - miss[k - 1].mean()) for k in KS}
+    return {k: 100 * float(1 - miss[k - 1].mean()) for k in KS}
 
 
 def format_table(result: dict) -> str:
     """The result of `retrieval` for the screen: one line per network, stage and pooling."""
-    p = result["protocol"]
-    source = p["pretraining"]
-    lines = [
-        f"retrieval on {p['dataset']}" + f", split {p['split']}" * bool(p["split"]) + f": {p['mode']}",
-        f"{p['queries']} query and {p['gallery']} gallery videos of {p['classes']} classes; {p['views']}; "
-        f"largest class {p['majority']:.1f} %",
-        f"{p['backbone']} (width {p['width']:g}, {p['parameters']:,} parameters), {source['method']} on "
-        f"{source['dataset']}, {source['steps']} of {source['steps_planned']} steps, seed {source['seed']}",
-        "",
-        "% hit among the k nearest        clip level" + " " * 25 + "video level",
-        f"{'network':<11}{'stage':<7}{'pooling':<9}"
-        + "   ".join("".join(f"{f'k={k}':>6}" for k in KS) for _ in range(2)),
-    ]
-    groups: dict[tuple, dict[str, dict]] = {}
-    for row in result["rows"]:
-        key = row["network"], row.get("stage", ""), row.get("pooling", "")
-        groups.setdefault(key, {})[row["level"]] = row["top"]
-    for (network, stage, pooling), levels in groups.items():
-        numbers = "   ".join("".join(f"{levels[level][str(k)]:6.1f}" for k in KS) for level in ("clip", "video"))
-        lines.append(f"{network:<11}{stage:<7}{pooling:<9}{numbers}")
-    return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
+    lines = protocol.header(result, "retrieval")
+    lines += ["% hit among the k nearest, with half of the 95 % interval of k = 1"]
+    rows = [row if row["metric"] == "top-1" else {**row, "low": None} for row in result["rows"]]
+    rows = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    lines += protocol.table(rows, ("network", "stage", "pooling"), ("level", "metric"))
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])

@@ -9,12 +9,26 @@ from torch import Tensor, nn
 
 from trainer.backbones import BACKBONES
 from trainer.data import Batch, Shards
-from trainer.methods.method import Method
+from trainer.methods.ascnet import ASCNet
+from trainer.methods.method import Method, average
+from trainer.methods.order import Order
 from trainer.methods.pace import Pace
 from trainer.methods.recognition import Recognition
+from trainer.methods.rotation import Rotation
+from trainer.methods.skip_clip import SkipClip
 from trainer.methods.statistics import Statistics
+from trainer.methods.tce import TCE
 
-METHODS: dict[str, type[Method]] = {"statistics": Statistics, "pace": Pace, "recognition": Recognition}
+METHODS: dict[str, type[Method]] = {
+    "statistics": Statistics,
+    "pace": Pace,
+    "order": Order,
+    "skip_clip": SkipClip,
+    "tce": TCE,
+    "ascnet": ASCNet,
+    "rotation": Rotation,
+    "recognition": Recognition,
+}
 
 
 class Network(nn.Module):
@@ -46,17 +60,10 @@ class Network(nn.Module):
         for method in self.methods.values():
             method.after_step(self.backbone, progress)
         if self.ema is not None:
-            average(self.ema, {"backbone": self.backbone, "methods": self.methods}, self.decay)
-
-
-@torch.no_grad()
-def average(target: nn.Module, source: nn.Module | dict[str, nn.Module], decay: float) -> None:
-    """target = decay * target + (1 - decay) * source for parameters; buffers are copied."""
-    source = nn.ModuleDict(source) if isinstance(source, dict) else source
-    for old, new in zip(target.parameters(), source.parameters(), strict=True):
-        old.lerp_(new.to(old.dtype), 1 - decay)
-    for old, new in zip(target.buffers(), source.buffers(), strict=True):
-        old.copy_(new)
+            source = nn.ModuleDict({"backbone": self.backbone, "methods": self.methods})
+            average(self.ema, source, self.decay)
+            for old, new in zip(self.ema.buffers(), source.buffers(), strict=True):
+                old.copy_(new)
 
 
 def build_backbone(settings) -> nn.Module:

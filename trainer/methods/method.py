@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from labelgen.shards import CLIP_LENGTH, ShardReader
@@ -49,3 +50,10 @@ class Method(nn.Module):
 
     def after_step(self, backbone: nn.Module, progress: float) -> None:
         """What follows a step of the optimiser, such as an average of weights; progress: share of the training done."""
+
+
+@torch.no_grad()
+def average(target: nn.Module, source: nn.Module, decay: float) -> None:
+    """target = decay * target + (1 - decay) * source, for parameters; buffers stay as they are."""
+    for old, new in zip(target.parameters(), source.parameters(), strict=True):
+        old.lerp_(new.to(old.dtype), 1 - decay)

@@ -3,14 +3,18 @@ diverse, which the most stable, what are their colours? [thesis 2.2; J. Wang et 
 
 from __future__ import annotations
 
+import copy
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labelgen.shards import ShardReader
+from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
+from trainer.errors import TrainerError
 from trainer.methods.method import Method
 
 # How many values each label takes, and what it says. Motion: p_u o_u p_v o_v of the three patterns, I_u, I_v;
@@ -29,7 +33,8 @@ WEIGHTS = {"motion": 1.0, "appearance": 0.1}
 class Statistics(Method):
     """Predict the 14 motion and 13 appearance labels of a clip, each set by a branch of its own.
 
-    The losses of the two are weighted 1.0 and 0.1; labels marked invalid are left out.
+    The losses of the two are weighted 1.0 and 0.1; labels marked invalid are left out. A branch is a linear layer on the
+    mean of the last stage over its cells; with options.hidden it is that of light C3D [thesis table 2.1], see `branch`.
     """
 
     defaults = {
@@ -45,6 +50,7 @@ class Statistics(Method):
     options = {
         "targets": "classes",  # raw: squared error of the ids, as published; scaled: of ids scaled to 0..1; classes: one
         "parts": "both",  # classifier per label, cross entropy (ours)
+        "hidden": 0,  # width of two fully connected layers in each branch, published: 2048; 0: none
     }
     of_labelled_clips = True
     choices = {"targets": ("raw", "scaled", "classes"), "parts": (*SIZES, "both")}
@@ -54,7 +60,15 @@ class Statistics(Method):
         self.targets = options["targets"]
         self.parts = tuple(SIZES) if options["parts"] == "both" else (options["parts"],)
         outputs = {part: sum(SIZES[part]) if self.targets == "classes" else len(SIZES[part]) for part in self.parts}
-        self.heads = nn.ModuleDict({part: nn.Linear(backbone.features, n) for part, n in outputs.items()})
+        self.hidden = options["hidden"]
+        if self.hidden < 0:
+            raise TrainerError(f"hidden is {self.hidden}, expected 0 (no hidden layers) or the width of the two")
+        if self.hidden:
+            cells = pooled_cells(backbone, shards.config["crop"])
+            heads = {part: branch(cells, self.hidden, n) for part, n in outputs.items()}
+        else:
+            heads = {part: nn.Linear(backbone.features, n) for part, n in outputs.items()}
+        self.heads = nn.ModuleDict(heads)
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
@@ -71,7 +85,8 @@ class Statistics(Method):
     def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """labels: motion int64 [B, 14], valid [B, 14], appearance int64 [B, 13] -> loss, accuracy and chance over all
         valid labels, the loss of each part, the accuracy of each kind of label."""
-        features = [*backbone(batch.clips.flatten(0, 1)).values()][-1].mean((2, 3, 4))
+        last = [*backbone(batch.clips.flatten(0, 1)).values()][-1]  # [B, C, T, H, W]
+        features = last if self.hidden else last.mean((2, 3, 4))
         loss, metrics, hits, known, guess = 0, {}, [], [], []
         for part in self.parts:
             ids = batch.labels[part]
@@ -88,6 +103,28 @@ class Statistics(Method):
         known = torch.cat(known, 1)
         accuracy, chance = (distributed.mean(torch.cat(terms, 1), known) for terms in (hits, guess))
         return {"loss": loss, "accuracy": accuracy, "chance": chance, **metrics}
+
+
+def pool() -> nn.Module:
+    """Pool 5 of light C3D: the largest of 2 x 2 x 2 cells, sizes rounded up. [thesis table 2.1]"""
+    return nn.MaxPool3d(2, ceil_mode=True)
+
+
+def pooled_cells(backbone: nn.Module, crop: int) -> int:
+    """How many values `pool` leaves of the last stage for a clip of crop x crop pixels; nothing is computed."""
+    shapes = copy.deepcopy(backbone).to("meta").eval()
+    clip = torch.empty(1, 3, CLIP_LENGTH, crop, crop, device="meta")
+    return math.prod(pool()([*shapes(clip).values()][-1]).shape)
+
+
+def branch(cells: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Last stage [B, C, T, H, W] -> [B, outputs]: pooling to `cells` values, two hidden layers with ReLU, the outputs.
+
+    As published [thesis table 2.1 and 2.2.4] but for the initial weights, which the thesis does not state: PyTorch's. The
+    original C3D has dropout here; the thesis names none, so there is none.
+    """
+    layers = [nn.Linear(cells, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)]
+    return nn.Sequential(pool(), nn.Flatten(), *layers)
 
 
 def part_loss(

@@ -1,0 +1,162 @@
+"""Appearance and speed consistency: a clip predicts the appearance of another clip of its video that is played at another
+speed, and the speed of a clip of a similar video that is played at its own. [ascnet; D. Huang et al., ICCV 2021]"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from labelgen.shards import CLIP_LENGTH, ShardReader
+from trainer import distributed
+from trainer.data import Batch, Draw, Shards
+from trainer.errors import TrainerError
+from trainer.methods.method import Method, average
+
+HIDDEN, EMBEDDING = 1024, 128  # widths of the heads
+
+
+class ASCNet(Method):
+    """Two consistencies without negatives, as in BYOL: an online network f, g, h follows an averaged one f', g'.
+
+    A sample is a video: clips c_i and c_j, each with its own start and view, at two different speeds. Appearance:
+    L_a = |h_a(g_a(f(c_i))) - g_a'(f'(c_j))|^2. Speed: L_m = |h_m(g_m(f(c_i))) - g_m'(f'(c_k))|^2, where c_k is a clip at
+    the speed of c_i of the other video whose entry in the bank is nearest to g_a'(f'(c_j)); before every video has an
+    entry, c_k is of the video itself. All vectors have unit length. L = gamma L_m + (1 - gamma) L_a. [ascnet alg. 1, whose
+    line 18 lacks the projection g_m]
+    """
+
+    defaults = {  # the poster states none of these
+        "epochs": 200,  # assumed
+        "batch_size": 64,  # assumed
+        "lr": 1e-2,  # assumed
+        "momentum": 0.9,  # assumed
+        "weight_decay": 1e-4,  # assumed
+        "schedule": "cosine",  # assumed
+        "drop_every": 100,  # assumed, for another schedule
+        "jitter": "clip",  # assumed; without it the colours of a video give its other clip away
+        "sync_bn": True,  # assumed
+    }
+    options = {
+        "speeds": [1, 2],
+        "gamma": 0.5,  # assumed; weight of the speed loss, the rest is that of the appearance
+        "decay": 0.99,  # assumed; of the averaged network at the start, rising to 1
+    }
+
+    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+        super().__init__()
+        self.gamma, self.decay = options["gamma"], options["decay"]
+        self.projections = nn.ModuleDict({name: _mlp(backbone.features) for name in ("appearance", "speed")})
+        self.predictors = nn.ModuleDict({name: _mlp(EMBEDDING) for name in self.projections})
+        self.target = copy.deepcopy(nn.ModuleDict({"backbone": backbone, "projections": self.projections}))
+        self.target.requires_grad_(False)
+        self.videos = len(self.samples(shards, options)[0])
+        self.register_buffer("bank", torch.zeros(len(shards.videos), EMBEDDING))
+        self.register_buffer("filled", torch.zeros(len(shards.videos), dtype=torch.bool))
+
+    @staticmethod
+    def shape(config: dict, options: dict) -> tuple[int, int]:
+        return 2, CLIP_LENGTH
+
+    @staticmethod
+    def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
+        """The videos long enough for the highest speed. Raises TrainerError for options that make no sense."""
+        speeds = options["speeds"]
+        if not all(type(speed) is int and speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
+            raise TrainerError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")
+        for name in ("gamma", "decay"):
+            if not 0 <= options[name] <= 1:
+                raise TrainerError(f"{name} is {options[name]}, expected 0 to 1")
+        videos = shards.videos[shards.trains]
+        needed = max(speeds) * (CLIP_LENGTH - 1) + 1
+        usable = [bool(shards.readers[shard].arrays["videos/n_frames"][video] >= needed) for shard, video in videos]
+        return videos[usable], usable.count(False), f"shorter than {needed} frames"
+
+    @staticmethod
+    def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
+        speeds = draw.rng.choice(draw.options["speeds"], 2, replace=False)
+        return np.stack([_clip(reader, video, speed, draw.rng) for speed in speeds]), {"speed": speeds.astype(np.int64)}
+
+    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """labels: speed int64 [B, 2]. spread: standard deviation of the averaged network's appearance over the samples,
+        mean over the dimensions, times the root of their number: 0 where all are one, 1 where they point everywhere."""
+        if self.training and len(batch.clips) < 2:
+            raise TrainerError(
+                "a process has 1 sample of a step, and ascnet's batch normalisation needs 2; raise --batch-size or lower "
+                "--accumulate"
+            )
+        first, second = batch.clips.unbind(1)
+        x = _pooled(backbone, first)
+        predicted = {name: _unit(self.predictors[name](g(x))) for name, g in self.projections.items()}
+        with torch.no_grad():
+            appearance = self._averaged("appearance", second)
+            speed = self._averaged("speed", self._similar(batch, appearance))
+            everything, _ = distributed.gather(appearance)
+            rows, _ = distributed.gather(batch.video)
+            if self.training:
+                self.bank[rows], self.filled[rows] = everything, True
+        losses = {
+            name: distributed.mean((predicted[name] - target).square().sum(1))
+            for name, target in (("appearance", appearance), ("speed", speed))
+        }
+        return {
+            "loss": self.gamma * losses["speed"] + (1 - self.gamma) * losses["appearance"],
+            **losses,
+            "spread": everything.std(0, correction=0).mean() * math.sqrt(EMBEDDING),
+        }
+
+    def _averaged(self, name: str, clips: Tensor) -> Tensor:
+        """Unit vectors float32 [B, EMBEDDING] of clips [B, 3, T, H, W] by the averaged network."""
+        return _unit(self.target["projections"][name](_pooled(self.target["backbone"], clips)))
+
+    def _similar(self, batch: Batch, appearance: Tensor) -> Tensor:
+        """Clips c_k [B, 3, T, H, W] of the most similar videos, at the speed of c_i."""
+        speeds = batch.labels["speed"][:, 0].tolist()
+
+        def read(reader: ShardReader, video: int, i: int, draw: Draw) -> np.ndarray:
+            return _clip(reader, video, speeds[i], draw.rng)[None]
+
+        return batch.fetch(self.neighbours(appearance, batch.video), read)[:, 0]
+
+    def neighbours(self, appearance: Tensor, own: Tensor) -> Tensor:
+        """Rows int64 [B] of the videos with the nearest entries, other than the own rows int64 [B]; these where there is
+        no other entry, and as long as the bank is not full."""
+        with torch.autocast(appearance.device.type, enabled=False):
+            similarity = appearance @ self.bank.T
+        similarity = similarity.masked_fill(~self.filled, -torch.inf).scatter(1, own[:, None], -torch.inf)
+        highest, rows = similarity.max(1)
+        return torch.where((self.filled.sum() >= self.videos) & (highest > -torch.inf), rows, own)
+
+    def after_step(self, backbone: nn.Module, progress: float) -> None:
+        online = nn.ModuleDict({"backbone": backbone, "projections": self.projections})
+        average(self.target, online, target_decay(self.decay, progress))
+
+
+def target_decay(start: float, progress: float) -> float:
+    """Decay of the averaged network: 1 - (1 - start) (cos(pi progress) + 1) / 2. [Grill et al., BYOL, NeurIPS 2020, 3.3]"""
+    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
+
+
+def _clip(reader: ShardReader, video: int, speed: int, rng: np.random.Generator) -> np.ndarray:
+    """Frames int64 [16] of a clip at a speed, with a uniform start."""
+    offsets = speed * np.arange(CLIP_LENGTH)
+    start = rng.integers(reader.arrays["videos/n_frames"][video] - offsets[-1])
+    return reader.arrays["videos/first_frame"][video] + start + offsets
+
+
+def _mlp(inputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, HIDDEN, bias=False), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, EMBEDDING)
+    )
+
+
+def _pooled(backbone: nn.Module, clips: Tensor) -> Tensor:
+    return [*backbone(clips).values()][-1].mean((2, 3, 4))
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=1)

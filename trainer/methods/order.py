@@ -1,0 +1,82 @@
+"""Clip order prediction: in which order are the clips of a video shown? [D. Xu et al., CVPR 2019]"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from labelgen.shards import CLIP_LENGTH, NO_ROW, ShardReader
+from trainer import distributed
+from trainer.data import Batch, Draw, Shards
+from trainer.methods.method import Method
+
+
+class Order(Method):
+    """Classify the permutation of a video's clips from the features of every pair of them. [vcop 3.1 to 3.3]
+
+    One sample per video and epoch, of row = epoch modulo rows. Each clip has a random crop of its own, which its frames
+    share. As in the paper no clip is mirrored: mirrored one by one, the clips would not go on in one direction.
+    """
+
+    defaults = {
+        "epochs": 300,
+        "batch_size": 8,
+        "lr": 1e-3,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "schedule": "constant",
+        "drop_every": 100,  # assumed, for another schedule
+        "jitter": "none",
+    }
+
+    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+        super().__init__()
+        clips, width = shards.config["order_clips"], 512
+        self.pair = nn.Linear(2 * backbone.features, width)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(math.comb(clips, 2) * width, math.factorial(clips))
+
+    @staticmethod
+    def shape(config: dict, options: dict) -> tuple[int, int]:
+        return config["order_clips"], CLIP_LENGTH
+
+    @staticmethod
+    def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
+        """The videos long enough for the clips and the frames between them."""
+        videos = shards.videos[shards.trains]
+        usable = [
+            bool((shards.readers[shard].arrays["order/permutation"][video] != NO_ROW).all()) for shard, video in videos
+        ]
+        return videos[usable], usable.count(False), "too short for the clips of an order"
+
+    @staticmethod
+    def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
+        """Frames of the clips in the order shown, and which of the orders it is; no view stays mirrored."""
+        labels = reader.arrays["order/permutation"][video]
+        row = draw.epoch % len(labels)
+        for view in draw.views:
+            view["mirror"] = 0
+        return reader.order_frames(video, row)[reader.orders[labels[row]]], {"order": labels[row].astype(np.int64)}
+
+    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """labels: order int64 [B]."""
+        n = batch.clips.shape[1]
+        features = [*backbone(batch.clips.flatten(0, 1)).values()][-1].mean((2, 3, 4)).unflatten(0, (-1, n))
+        logits, order = self.logits(features), batch.labels["order"]
+        return {
+            "loss": distributed.mean(F.cross_entropy(logits, order, reduction="none")),
+            "accuracy": distributed.mean((logits.argmax(1) == order).float()),
+            "chance": logits.new_tensor(1 / logits.shape[1]),
+        }
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Clip features in the order shown, [B, n, C] -> float32 [B, n!]; pairs in the order (0, 1), (0, 2), (1, 2), ...
+        [vcop eq. 3]"""
+        n = features.shape[1]
+        first, second = torch.triu_indices(n, n, 1, device=features.device)
+        pairs = torch.cat([features[:, first], features[:, second]], 2)  # [B, n (n - 1) / 2, 2 C]
+        return self.head(self.dropout(F.relu(self.pair(pairs)).flatten(1))).float()

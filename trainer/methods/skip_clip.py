@@ -1,0 +1,144 @@
+"""Skip-Clip: which future frame comes first, given a clip of what went before? [A. El-Nouby et al., 2019]"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from labelgen.shards import CLIP_LENGTH, ShardReader
+from trainer import distributed
+from trainer.backbones import resnet18
+from trainer.data import Batch, Draw, Shards
+from trainer.errors import TrainerError
+from trainer.methods.method import Method
+from trainer.methods.rotation import rotations
+
+
+class SkipClip(Method):
+    """Score future frames by their likeness to a context clip, so that a nearer one scores higher than a later one and
+    any of them higher than frames of other videos; and tell by how many quarter turns copies of them are rotated.
+
+    A sample is one clip with one view: 16 frames of context and `targets` frames after it, `spacing` apart. The backbone
+    encodes the context, h = g(c), averaged over time. Single frames have an encoder of their own, z = f(x): a 2D ResNet-18
+    with as many features as the backbone, 512 at most, a convolution of kernel 1 and adaptive average pooling to the cells
+    of h. The frames that are ranked stay upright, since a rotation would take their cells away from those of the context.
+    """
+
+    defaults = {  # the poster states the backbone alone
+        "backbone": "resnet3d18",
+        "epochs": 100,  # assumed
+        "batch_size": 32,  # assumed
+        "lr": 1e-2,  # assumed
+        "momentum": 0.9,  # assumed
+        "weight_decay": 5e-4,  # assumed
+        "schedule": "step",  # assumed
+        "drop_every": 40,  # assumed
+        "jitter": "none",  # assumed
+    }
+    options = {  # all assumed
+        "targets": 8,
+        "spacing": 4,  # frames from the context to the first target, and from each to the next
+        "rank_margin": 0.1,
+        "negative_margin": 0.1,
+        "negative_weight": 1.0,  # of the loss against other videos; that of the ranking has weight 1
+        "rotation_weight": 0.5,
+    }
+
+    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+        super().__init__()
+        self.rank_margin, self.negative_margin = options["rank_margin"], options["negative_margin"]
+        self.negative_weight, self.rotation_weight = options["negative_weight"], options["rotation_weight"]
+        self.encoder = resnet18(min(1, backbone.features / 512))
+        self.match = nn.Conv3d(self.encoder.features, backbone.features, 1)
+        self.head = nn.Linear(backbone.features, 4)
+
+    @staticmethod
+    def shape(config: dict, options: dict) -> tuple[int, int]:
+        return 1, CLIP_LENGTH + options["targets"]
+
+    @staticmethod
+    def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
+        """The videos long enough for context and targets. Raises TrainerError for options that make no sense."""
+        for name, least in (("targets", 2), ("spacing", 1), *((name, 0) for name in SkipClip.options)):
+            if not options[name] >= least:
+                raise TrainerError(f"{name} is {options[name]}, expected {least} or more")
+        videos, needed = shards.videos[shards.trains], _length(options)
+        usable = [bool(shards.readers[shard].arrays["videos/n_frames"][video] >= needed) for shard, video in videos]
+        return videos[usable], usable.count(False), f"shorter than {needed} frames"
+
+    @staticmethod
+    def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
+        """turns: quarter turns of each target's copy, 0 to 3; negatives: random numbers, one per negative."""
+        targets = draw.options["targets"]
+        after = CLIP_LENGTH - 1 + draw.options["spacing"] * np.arange(1, targets + 1)
+        start = draw.rng.integers(reader.arrays["videos/n_frames"][video] - _length(draw.options) + 1)
+        frames = reader.arrays["videos/first_frame"][video] + start + np.concatenate([np.arange(CLIP_LENGTH), after])
+        return frames[None], {
+            "turns": draw.rng.integers(4, size=targets),
+            "negatives": draw.rng.integers(2**31, size=targets),
+        }
+
+    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """labels: turns int64 [B, targets], negatives int64 [B, targets]. accuracy: share of the pairs of targets that are
+        ranked right; loss: the weighted sum of the parts rank, negative and rotation."""
+        context, targets = batch.clips[:, 0].tensor_split([CLIP_LENGTH], 2)
+        h = [*backbone(context).values()][-1].mean(2)
+        frames = targets.transpose(1, 2).flatten(0, 1)[:, :, None]  # [B M, 3, 1, S, S]
+        turns = batch.labels["turns"].flatten()
+        turned = rotations(frames).unflatten(0, (-1, 4))[torch.arange(len(turns), device=turns.device), turns]
+        z, z_turned = self.encode(torch.cat([frames, turned]), h.shape[2:]).chunk(2)
+        z = z.unflatten(0, (len(h), -1))
+        logits = self.head(z_turned.mean((2, 3))).float()
+        scores = gamma(h, z)
+        terms, right = ranking(scores, self.rank_margin)
+        others, known = negatives(z, batch.video, batch.labels["negatives"])
+        against = gamma(h, others).mean(1, keepdim=True)
+        parts = {
+            "rank": distributed.mean(terms),
+            "negative": distributed.mean(F.relu(against - scores + self.negative_margin).mean(1), known),
+            "rotation": distributed.mean(F.cross_entropy(logits, turns, reduction="none")),
+        }
+        return {
+            "loss": parts["rank"] + self.negative_weight * parts["negative"] + self.rotation_weight * parts["rotation"],
+            "accuracy": distributed.mean(right),
+            "chance": scores.new_tensor(1 / 2),
+            **parts,
+            "rotation_accuracy": distributed.mean((logits.argmax(1) == turns).float()),
+        }
+
+    def encode(self, frames: Tensor, cells: tuple[int, int]) -> Tensor:
+        """f: frames [N, 3, 1, S, S] -> [N, C, *cells]."""
+        return F.adaptive_avg_pool2d(self.match([*self.encoder(frames).values()][-1]).squeeze(2), cells)
+
+
+def _length(options: dict) -> int:
+    return CLIP_LENGTH + options["targets"] * options["spacing"]
+
+
+def gamma(h: Tensor, z: Tensor) -> Tensor:
+    """Mean over the cells of the cosine of aligned cells: [B, C, H, W] and [B, M, C, H, W] -> float32 [B, M]."""
+    return F.cosine_similarity(h[:, None].float(), z.float(), dim=2).mean((2, 3))
+
+
+def ranking(scores: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """max(0, -score_i + score_j + margin) of all pairs of a nearer frame i and a later one j, float32 [B, M (M - 1) / 2],
+    and where score_i > score_j, 0 or 1. scores: float32 [B, M], nearest frame first."""
+    near, late = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
+    difference = scores[:, near] - scores[:, late]
+    return F.relu(margin - difference), (difference > 0).float()
+
+
+def negatives(z: Tensor, video: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """For each sample as many frames of other videos as `draws` has columns, drawn from the targets of the batch that is
+    joined over all processes, [B, M, C, H, W]; and whether there is another video, bool [B].
+
+    z: targets [B, M, C, H, W]; video: int64 [B]; draws: uniform whole numbers int64 [B, M], far larger than the batch.
+    """
+    everything, videos = distributed.gather(z.float())[0], distributed.gather(video)[0]
+    own = video[:, None] == videos
+    rows = own.int().argsort(dim=1, stable=True)  # those of other videos first
+    count = (~own).sum(1)
+    row, frame = torch.unravel_index(draws % (count * z.shape[1]).clamp(min=1)[:, None], (len(videos), z.shape[1]))
+    return everything[rows.gather(1, row), frame], count > 0

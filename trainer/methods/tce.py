@@ -1,0 +1,184 @@
+"""Temporally coherent embeddings: adjacent frames are alike, other videos are not. [J. Knights et al., ICPR 2020]"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from labelgen.shards import ShardReader
+from trainer import distributed
+from trainer.data import Batch, Draw, Shards
+from trainer.errors import TrainerError
+from trainer.methods.method import Method
+from trainer.methods.rotation import rotations
+
+EMBEDDING = 128
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+class TCE(Method):
+    """Tell the frame after the anchor from a bank of other videos, ever harder ones, by unit vectors; and by how many
+    quarter turns a copy of the anchor is rotated.
+
+    A sample is two adjacent frames of a video, each with a view of its own, or for 3D backbones two clips of `frames`
+    frames, the second from where the first ends. The bank has one slot per video, which holds the anchor's vector of its
+    last visit; a slot of zeros has not been visited yet and is no negative. The rotated frame is a copy, so that anchor and
+    bank stay upright like the positive.
+    """
+
+    defaults = {
+        "backbone": "resnet18",
+        "epochs": 50,
+        "batch_size": 100,
+        "lr": 0.03,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,  # of the authors' code
+        "schedule": "step",
+        "drop_every": 25,
+        "jitter": "clip",
+    }
+    options = {
+        "frames": 1,  # per clip; 16 for a 3D backbone
+        "loss": "infonce",  # or nce: each negative by itself against noise, as in instance discrimination
+        "temperature": 0.07,
+        "negatives": 8192,  # per anchor at most
+        "lo": -1.0,  # the threshold of mining rises from lo to hi; both -1: no mining
+        "hi": 1.0,
+        "rotation_weight": 1.0,  # of the authors' code
+    }
+    choices = {"loss": ("infonce", "nce")}
+
+    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+        super().__init__()
+        temporal = any(isinstance(part, nn.Conv3d) and part.kernel_size[0] > 1 for part in backbone.modules())
+        if temporal and options["frames"] == 1:
+            raise TrainerError(
+                "tce's frames is 1, from which a 3D backbone cannot learn its weights over time; "
+                "set frames to 16, or choose --backbone resnet18 or resnet50"
+            )
+        if len(self.samples(shards, options)[0]) < 2:
+            raise TrainerError(
+                f"tce tells videos apart, and {shards.dataset} has 1 that it can train on; it needs 2 or more"
+            )
+        self.loss, self.temperature, self.rotation_weight = (
+            options[name] for name in ("loss", "temperature", "rotation_weight")
+        )
+        self.negatives, self.lo, self.hi = options["negatives"], options["lo"], options["hi"]
+        self.projection = nn.Linear(backbone.features, EMBEDDING)
+        self.head = nn.Linear(backbone.features, 4)
+        n = len(shards.videos)
+        self.register_buffer("bank", torch.zeros(n, EMBEDDING))
+        place = torch.arange(n, dtype=torch.float64) * GOLDEN % 1
+        self.register_buffer("place", place.float(), persistent=False)
+
+    @staticmethod
+    def shape(config: dict, options: dict) -> tuple[int, int]:
+        return 2, options["frames"]
+
+    @staticmethod
+    def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
+        """The videos long enough for two clips. Raises TrainerError for options that make no sense."""
+        for name, fits, expected in (
+            ("frames", options["frames"] >= 1, "1 or more"),
+            ("temperature", options["temperature"] > 0, "more than 0"),
+            ("negatives", options["negatives"] >= 1, "1 or more"),
+            ("lo", -1 <= options["lo"] <= options["hi"], f"-1 to hi, which is {options['hi']}"),
+            ("hi", options["hi"] <= 1, "1 or less"),
+            ("rotation_weight", options["rotation_weight"] >= 0, "0 or more"),
+        ):
+            if not fits:
+                raise TrainerError(f"{name} is {options[name]}, expected {expected}")
+        videos, needed = shards.videos[shards.trains], 2 * options["frames"]
+        usable = [bool(shards.readers[shard].arrays["videos/n_frames"][video] >= needed) for shard, video in videos]
+        return videos[usable], usable.count(False), f"shorter than {needed} frames"
+
+    @staticmethod
+    def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
+        """turns: quarter turns of the anchor's copy, 0 to 3; point: where the choice of negatives begins, 0 to 1."""
+        length = draw.options["frames"]
+        start = draw.rng.integers(reader.arrays["videos/n_frames"][video] - 2 * length + 1)
+        frames = reader.arrays["videos/first_frame"][video] + start + np.arange(2 * length).reshape(2, length)
+        return frames, {"turns": draw.rng.integers(4), "point": draw.rng.random(dtype=np.float32)}
+
+    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """labels: turns int64 [B], point float32 [B]. accuracy: of picking the positive among the negatives, of which
+        hardness is the mean similarity; loss: the weighted sum of the parts contrast and rotation."""
+        anchor, positive = batch.clips.unbind(1)
+        turns = batch.labels["turns"]
+        turned = rotations(anchor).unflatten(0, (-1, 4))[torch.arange(len(turns), device=turns.device), turns]
+        pooled = [*backbone(torch.cat([anchor, positive, turned])).values()][-1].mean((2, 3, 4))
+        x, x_turned = pooled.tensor_split([2 * len(turns)])
+        anchor, positive = F.normalize(self.projection(x).float(), dim=1).chunk(2)
+        similarity, known = self.similarity(anchor, positive, batch)
+        contrast = {"infonce": infonce, "nce": nce}[self.loss](similarity / self.temperature, self.temperature)
+        logits = self.head(x_turned).float()
+        parts = {
+            "contrast": distributed.mean(contrast),
+            "rotation": distributed.mean(F.cross_entropy(logits, turns, reduction="none")),
+        }
+        if self.training:
+            self.remember(anchor.detach(), batch.video)
+        return {
+            "loss": parts["contrast"] + self.rotation_weight * parts["rotation"],
+            "accuracy": distributed.mean((similarity.argmax(1) == 0).float()),
+            "chance": distributed.mean(1 / (1 + known.sum(1).float())),
+            **parts,
+            "rotation_accuracy": distributed.mean((logits.argmax(1) == turns).float()),
+            "hardness": distributed.mean(similarity[:, 1:].detach(), known),
+        }
+
+    def similarity(self, anchor: Tensor, positive: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cosines of each anchor with its positive and its negatives, float32 [B, 1 + K], -inf where there is none, and
+        which negatives there are, bool [B, K]. anchor, positive: unit vectors float32 [B, EMBEDDING]."""
+        with torch.autocast(anchor.device.type, enabled=False):
+            bank = anchor @ self.bank.T  # [B, videos]
+        slots = torch.arange(len(self.bank), device=bank.device)
+        candidate = self.bank.any(1) & (slots != batch.video[:, None])
+        limit = threshold(batch.progress, self.lo, self.hi)
+        turn = (self.place + batch.labels["point"][:, None]) % 1
+        chosen, known = mine(bank.detach(), candidate, turn, limit, self.negatives)
+        negative = bank.gather(1, chosen).masked_fill(~known, -torch.inf)
+        return torch.cat([(anchor * positive).sum(1, keepdim=True), negative], 1), known
+
+    def remember(self, anchor: Tensor, video: Tensor) -> None:
+        """Put the anchors of all processes into their videos' slots."""
+        anchor, video = distributed.gather(anchor)[0], distributed.gather(video)[0]
+        self.bank = self.bank.index_copy(0, video, anchor)  # the old one is still needed for the gradients
+
+
+def threshold(progress: float, lo: float, hi: float) -> float:
+    """Similarity that a negative must exceed: lo + (hi - lo) (1 - exp(-5 progress))."""
+    return lo + (hi - lo) * (1 - math.exp(-5 * progress))
+
+
+def mine(similarity: Tensor, candidate: Tensor, turn: Tensor, limit: float, k: int) -> tuple[Tensor, Tensor]:
+    """The k candidates of the highest `turn` among those with a similarity above the limit, and where fewer than k are
+    above it, the k most similar. Returns their columns int64 [B, min(k, n)], and which of these are candidates at all.
+
+    similarity: float32 [B, n] in -1..1; candidate: bool [B, n]; turn: float32 [B, n] in 0..1
+    """
+    rank = torch.where(similarity > limit, 2 + turn, similarity).masked_fill(~candidate, -torch.inf)
+    rank, chosen = rank.topk(min(k, rank.shape[1]), sorted=False)
+    return chosen, rank > -torch.inf
+
+
+def infonce(logits: Tensor, _: float) -> Tensor:
+    """-log(e^l_0 / sum_j e^l_j), float32 [B]. logits: [B, 1 + K], the positive first, -inf where there is no negative."""
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction="none")
+
+
+def nce(logits: Tensor, temperature: float) -> Tensor:
+    """-log h_0 - sum_j log(1 - h_j), h = e^l / (e^l + K c), float32 [B]: is it the positive or one of K noise samples?
+    0 where K is 0.
+
+    c is the mean of e^(similarity / temperature) over random unit vectors, whose similarities have variance 1 / EMBEDDING
+    and are nearly normal. [Z. Wu et al., CVPR 2018, eq. 5 to 7; they take c from the first batch and a random bank]
+    """
+    count = (logits[:, 1:] > -torch.inf).sum(1)
+    noise = count.clamp(min=1).log() + 1 / (2 * EMBEDDING * temperature**2)
+    odds = logits - noise[:, None]  # log(h / (1 - h))
+    return (F.softplus(-odds[:, 0]) + F.softplus(odds[:, 1:]).sum(1)) * (count > 0)
