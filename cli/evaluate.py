@@ -55,3 +55,31 @@ def retrieval(**options):
     from trainer.evaluate import retrieval as protocol
 
     _run(protocol, **options)
+
+
+@evaluate.command()
+@_with_options
+def scenes(**options):
+    """Train a linear SVM on all videos but one, and test it on that one."""
+    from trainer.evaluate import scenes as protocol
+
+    _run(protocol, **options)
+
+
+@evaluate.command()
+@_with_options
+@click.option("--pairs", type=click.Path(path_type=Path), help="CSV file: fold,first,second,same.")
+def similarity(**options):
+    """Tell from frozen features whether two videos show the same action."""
+    from trainer.evaluate import similarity as protocol
+
+    _run(protocol, **options)
+
+
+@evaluate.command()
+@_with_options
+def smoothness(**options):
+    """Measure how alike moments of a video are, the further they lie apart."""
+    from trainer.evaluate import smoothness as protocol
+
+    _run(protocol, **options)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 from numba import njit
 
-from labelgen.patterns import BLOCKS, mirrored_blocks, patterns
+from labelgen.patterns import BLOCKS, atoms, mirrored_blocks
 
 LABELS = 13
 _BLOCKS = np.array(BLOCKS)
@@ -23,63 +21,43 @@ def appearance_statistics(frames: np.ndarray, corners: np.ndarray, crop: int) ->
     histograms (256 bins per channel) overlap least over the frames, p_s the one where they overlap most, c_l and c_s the
     dominant of 8 colours of that block, C that of the crop. Ties go to the lowest id.
     """
-    atoms, members = _atoms(crop)
+    atom, members = atoms(crop)
     labels = np.empty((len(corners), 2, LABELS), np.uint8)
-    _appearance_statistics(np.ascontiguousarray(frames), corners, atoms, members, _BLOCKS, mirrored_blocks(), labels)
+    counts = np.empty((len(members), 256), np.uint16 if crop * crop < 1 << 16 else np.uint32)
+    frames = np.ascontiguousarray(frames)
+    _appearance_statistics(frames, corners, atom, members, _BLOCKS, mirrored_blocks(), labels, counts)
     return labels
 
 
-@functools.cache
-def _atoms(crop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pieces that no pattern cuts: atom of each pixel uint8 [crop, crop], and its block in each pattern uint8 [atoms, 3].
-    A pixel is then counted once, not once per pattern."""
-    ids = patterns(crop).reshape(3, -1)
-    members, atoms = np.unique(ids.T, axis=0, return_inverse=True)
-    return atoms.reshape(crop, crop).astype(np.uint8), members
-
-
 @njit(cache=True, nogil=True)
-def _appearance_statistics(frames, corners, atoms, members, blocks, mirror, labels):
+def _appearance_statistics(frames, corners, atom, members, blocks, mirror, labels, counts):
     length, height, width, _ = frames.shape
-    crop, n_atoms = atoms.shape[0], len(members)
-    colour = np.empty((length, height, width), np.uint8)
-    for t in range(length):
-        for y in range(height):
-            for x in range(width):
-                r, g, b = frames[t, y, x]
-                colour[t, y, x] = (r >> 7 << 2) | (g >> 7 << 1) | (b >> 7)
+    crop, n_atoms = len(atom), len(members)
     planes = np.empty((3, length, height, width), np.uint8)
     for channel in range(3):
         planes[channel] = frames[..., channel]
+    colour = _colours(frames)
 
-    counts = np.empty((n_atoms, 256), np.uint16)
-    histogram = np.empty((28, 256), np.uint16)  # blocks of the three patterns, one after the other
-    smallest, largest = np.empty((28, 256), np.uint16), np.empty((28, 256), np.uint16)
-    colours = np.empty((n_atoms, 8), np.int64)
-    block_colours = np.empty((28, 8), np.int64)
+    histogram = np.empty((28, 256), counts.dtype)  # blocks of the three patterns, one after the other
+    smallest, largest = np.empty_like(histogram), np.empty_like(histogram)
+    atom_colours, block_colours = np.empty((n_atoms, 8), np.int32), np.empty((28, 8), np.int32)
     score = np.empty(28)
     for c in range(len(corners)):
         top, left = corners[c]
         score[:] = 0
         for channel in range(3):
+            smallest[:], largest[:] = crop * crop, 0
             for t in range(length):
                 counts[:] = 0
                 for y in range(crop):
                     line = planes[channel, t, top + y, left : left + crop]
                     for x in range(crop):
-                        counts[atoms[y, x], line[x]] += 1
-                histogram[:] = 0
-                for atom in range(n_atoms):
-                    base = 0
-                    for pattern in range(3):
-                        histogram[base + members[atom, pattern]] += counts[atom]
-                        base += blocks[pattern]
-                if t == 0:
-                    smallest[:] = histogram
-                    largest[:] = histogram
-                else:
-                    smallest[:] = np.minimum(smallest, histogram)
-                    largest[:] = np.maximum(largest, histogram)
+                        counts[atom[y, x], line[x]] += 1
+                _join_atoms(counts, members, blocks, histogram)
+                for block in range(28):
+                    for k in range(256):
+                        smallest[block, k] = min(smallest[block, k], histogram[block, k])
+                        largest[block, k] = max(largest[block, k], histogram[block, k])
             for block in range(28):
                 low, high = np.int64(0), np.int64(0)
                 for k in range(256):
@@ -87,18 +65,12 @@ def _appearance_statistics(frames, corners, atoms, members, blocks, mirror, labe
                     high += largest[block, k]
                 score[block] += low / high
 
-        colours[:] = 0
-        for t in range(length):
-            for y in range(crop):
-                line = colour[t, top + y, left : left + crop]
-                for x in range(crop):
-                    colours[atoms[y, x], line[x]] += 1
-        block_colours[:] = 0
-        for atom in range(n_atoms):
-            base = 0
-            for pattern in range(3):
-                block_colours[base + members[atom, pattern]] += colours[atom]
-                base += blocks[pattern]
+        atom_colours[:] = 0
+        for y in range(crop):
+            for x in range(crop):
+                for k in range(8):
+                    atom_colours[atom[y, x], k] += colour[top + y, left + x, k]
+        _join_atoms(atom_colours, members, blocks, block_colours)
 
         for mirrored in range(2):
             base = 0
@@ -125,3 +97,29 @@ def _appearance_statistics(frames, corners, atoms, members, blocks, mirror, labe
 @njit(cache=True, nogil=True)
 def _at(mirror, pattern, block, mirrored):
     return mirror[pattern, block] if mirrored else block
+
+
+@njit(cache=True, nogil=True)
+def _colours(frames):
+    """In how many of the frames each pixel has each of the 8 colours."""
+    length, height, width, _ = frames.shape
+    colour = np.zeros((height, width, 8), np.int32)
+    for t in range(length):
+        for y in range(height):
+            for x in range(width):
+                r, g, b = frames[t, y, x]
+                colour[y, x, (r >> 7 << 2) | (g >> 7 << 1) | (b >> 7)] += 1
+    return colour
+
+
+@njit(cache=True, nogil=True)
+def _join_atoms(counts, members, blocks, joined):
+    """Histograms of the blocks of all patterns from those of their atoms."""
+    joined[:] = 0
+    for a in range(len(members)):
+        base = 0
+        for pattern in range(3):
+            block = base + members[a, pattern]
+            for k in range(counts.shape[1]):  # a loop: several times as fast as adding slices
+                joined[block, k] += counts[a, k]
+            base += blocks[pattern]

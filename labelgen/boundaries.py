@@ -21,15 +21,17 @@ def _motion_boundaries(flow):
     # The two outer terms are added first: a mirrored flow then gives the mirrored result to the last bit.
     height, width = flow.shape[:2]
     out = np.empty((4, height, width), f32)
-    across, along = np.empty(width, f32), np.empty(width, f32)
+    across, along = np.empty(width + 2, f32), np.empty(width + 2, f32)
     for component in range(2):
         for y in range(height):
             above, line, below = flow[max(y - 1, 0)], flow[y], flow[min(y + 1, height - 1)]
             for x in range(width):
-                across[x] = (above[x, component] + below[x, component]) + line[x, component]
-                along[x] = below[x, component] - above[x, component]
+                across[x + 1] = (above[x, component] + below[x, component]) + line[x, component]
+                along[x + 1] = below[x, component] - above[x, component]
+            for sums in (across, along):
+                sums[0], sums[width + 1] = sums[1], sums[width]
+            along_x, along_y = out[2 * component, y], out[2 * component + 1, y]
             for x in range(width):
-                left, right = max(x - 1, 0), min(x + 1, width - 1)
-                out[2 * component, y, x] = (across[right] - across[left]) / f32(6)
-                out[2 * component + 1, y, x] = ((along[left] + along[right]) + along[x]) / f32(6)
+                along_x[x] = (across[x + 2] - across[x]) / f32(6)
+                along_y[x] = ((along[x] + along[x + 2]) + along[x + 1]) / f32(6)
     return out

@@ -26,3 +26,7 @@ class ConfigError(VsslError, ValueError):
 
 class ShardError(VsslError):
     """A shard is missing, damaged or does not belong with the others."""
+
+
+class ClusterError(VsslError):
+    """A Dask cluster cannot be reached, has no workers, or they lack what the work needs."""

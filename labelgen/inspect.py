@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
+from labelgen.appearance import LABELS as APPEARANCE_LABELS
+from labelgen.errors import ShardError
 from labelgen.motion import LABELS as MOTION_LABELS
 from labelgen.patterns import BLOCKS, crop_grid
 from labelgen.sampling import CLIP_LENGTH, order_permutations, pace_offsets
-from labelgen.shards import NO_ROW, ShardReader, config_hash
+from labelgen.shards import NO_ROW, NUMBERS, ShardReader, config_hash, disagreements, labels_sha256, shard_paths
 
 _MOTION_SIZES = np.array([size for blocks in BLOCKS for size in (blocks, 8, blocks, 8)] + [CLIP_LENGTH - 1] * 2)
 _APPEARANCE_SIZES = np.array([size for blocks in BLOCKS for size in (blocks, 8, blocks, 8)] + [8])
@@ -82,69 +84,119 @@ def _failures(shard: ShardReader) -> list[str]:
     return [f"  {video}: {stage}: {reason}" for video, stage, reason in zip(*columns, strict=True)]
 
 
+def verify(folder: str | os.PathLike) -> tuple[int, list[str]]:
+    """Read all shards of a folder again: how many there are, and everything that is wrong with them, a line each.
+
+    Raises ShardError where there is none.
+    """
+    paths, found, configs = shard_paths(folder), [], {}
+    for path in paths:
+        try:
+            shard = ShardReader(path)
+        except ShardError as error:
+            found.append(str(error))
+            continue
+        configs[shard.path] = shard.config
+        found += problems(shard)
+    if len(configs) == len(paths):
+        found += disagreements(configs)
+    return len(paths), found
+
+
 def problems(shard: ShardReader) -> Iterator[str]:
-    """Everything that is wrong with a shard, one line each: hashes, frames, offsets, ranges."""
+    """Everything that is wrong with one shard, a line each: hashes, frames, offsets, shapes, ranges."""
     arrays, path = shard.arrays, shard.path
-    if shard.jpeg_sha256() != shard.sha256:
+    if shard.jpeg_sha256() != shard.sha256["frames"]:
         yield f"{path}: the frames are not those that were written (SHA-256)"
+    if labels_sha256(arrays) != shard.sha256["labels"]:
+        yield f"{path}: the labels are not those that were written (SHA-256)"
     if config_hash(shard.config) != shard.config_hash:
         yield f"{path}: the configuration does not have its hash {shard.config_hash}"
+        return  # it says what the rest must be like
     offset = arrays["frames/offset"]
     if offset[0] != 0 or (np.diff(offset) <= 0).any():
-        yield f"{path}: frame offsets do not grow from 0"
-        return
-    for frame in range(len(offset) - 1):
-        picture = cv2.imdecode(shard.jpeg(frame), cv2.IMREAD_COLOR)
-        if picture is None or picture.shape[:2] != shard.frame_size:
-            yield f"{path}: frame {frame} does not decode to {shard.frame_size}"
-    n_frames, first = arrays["videos/n_frames"], arrays["videos/first_frame"]
-    if (first != np.cumsum(n_frames) - n_frames).any() or n_frames.sum() != len(offset) - 1:
-        yield f"{path}: videos and frames do not match"
-    lengths = {key: len(arrays[key]) for key in arrays}
-    for group, count in (("videos", len(n_frames)), ("pace", len(n_frames)), ("order", len(n_frames))):
-        if any(n != count for key, n in lengths.items() if key.startswith(group + "/")):
-            yield f"{path}: /{group} does not have {count} rows in every data set"
-    clips = len(arrays["clips/video"])
-    if any(n != clips for key, n in lengths.items() if key.startswith(("clips/", "statistics/", "curriculum/"))):
-        yield f"{path}: labels do not have {clips} rows in every data set"
-    yield from (f"{path}: {what} out of range" for what, fault in _ranges(shard) if fault)
+        yield f"{path}: frames/offset does not grow from 0"
+    else:
+        for frame in range(len(offset) - 1):
+            if _picture_size(shard.jpeg(frame)) != shard.frame_size:
+                yield f"{path}: frame {frame} does not decode to {shard.frame_size}"
+    misshapen = [
+        f"{path}: {key} is {arrays[key].dtype} {arrays[key].shape}, expected {NUMBERS[key].__name__} {shape}"
+        for key, shape in _shapes(shard).items()
+        if arrays[key].dtype != NUMBERS[key] or arrays[key].shape != shape
+    ]
+    yield from misshapen
+    if not misshapen:
+        yield from (f"{path}: {key} is out of range" for key, fault in _ranges(shard) if fault)
+
+
+def _picture_size(jpeg: np.ndarray) -> tuple[int, ...]:
+    try:
+        picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+    except cv2.error:  # a header that asks for an absurd size
+        return ()
+    return () if picture is None else picture.shape[:2]
+
+
+def _shapes(shard: ShardReader) -> dict[str, tuple[int, ...]]:
+    """The shape that every data set of numbers must have, from the texts, the configuration and the first frames."""
+    arrays, config = shard.arrays, shard.config
+    videos, clips, crops, rows = shard.n_videos, shard.n_clips, len(shard.crop_grid), config["rows"]
+    shapes = {key: (videos,) for key in NUMBERS if key.startswith("videos/")}
+    shapes |= {key: (clips,) for key in NUMBERS if key.startswith(("clips/", "curriculum/"))}
+    shapes |= {key: (videos, rows) for key in NUMBERS if key.startswith(("pace/", "order/"))}
+    return shapes | {
+        "frames/offset": (int(arrays["videos/n_frames"].sum()) + 1,),
+        "videos/split": (videos, len(shard.splits)),
+        "statistics/motion": (clips, crops, 2, MOTION_LABELS),
+        "statistics/valid": (clips, crops, 2, MOTION_LABELS),
+        "statistics/appearance": (clips, crops, 2, APPEARANCE_LABELS),
+        "order/start": (videos, rows, config["order_clips"]),
+    }
 
 
 def _ranges(shard: ShardReader) -> Iterator[tuple[str, bool]]:
+    """Each data set, and whether a value of it cannot be."""
     arrays, config = shard.arrays, shard.config
     n_frames = arrays["videos/n_frames"]
     grid = crop_grid(config["height"], config["width"], config["crop"])
-    yield "crop grid", not np.array_equal(shard.crop_grid, grid)
-    yield "split", bool((arrays["videos/split"] > 3).any())
+    yield "crop_grid", not np.array_equal(shard.crop_grid, grid)
+    for group, names in (("videos", ("id", "path", "label", "group")), ("failures", ("id", "path", "stage", "reason"))):
+        lengths = {len(arrays[f"{group}/{name}"]) for name in names}
+        yield f"number of /{group}", len(lengths) > 1
+    yield "videos/n_frames", bool((n_frames < 1).any())
+    yield "videos/first_frame", bool((arrays["videos/first_frame"] != np.cumsum(n_frames) - n_frames).any())
+    yield "videos/split", bool((arrays["videos/split"] > 3).any())
     video, start = arrays["clips/video"], arrays["clips/start"]
-    inside = (video >= 0) & (video < len(n_frames)) & (start >= 0)
-    yield "clip", not inside.all() or bool((start + CLIP_LENGTH > n_frames[video]).any())
-    shape = (len(video), len(grid), 2, MOTION_LABELS)
-    motion, valid = arrays["statistics/motion"], arrays["statistics/valid"]
-    yield "motion label", motion.shape != shape or bool((motion >= _MOTION_SIZES).any())
-    yield "validity", valid.shape != shape or bool((valid > 1).any())
-    yield "appearance label", bool((arrays["statistics/appearance"] >= _APPEARANCE_SIZES).any())
+    inside = (video >= 0) & (video < len(n_frames))
+    yield "clips/video", not inside.all()
+    yield "clips/start", bool((start < 0).any() or (start[inside] + CLIP_LENGTH > n_frames[video[inside]]).any())
+    yield "statistics/motion", bool((arrays["statistics/motion"] >= _MOTION_SIZES).any())
+    yield "statistics/valid", bool((arrays["statistics/valid"] > 1).any())
+    yield "statistics/appearance", bool((arrays["statistics/appearance"] >= _APPEARANCE_SIZES).any())
     score = arrays["curriculum/score"]
-    yield "difficulty", bool(((score < 1 / 16 - 1e-6) | (score > 1)).any())
+    yield "curriculum/score", bool(((score < 1 / 16 - 1e-6) | (score > 1)).any())
+    yield from _row_ranges(shard)
+
+
+def _row_ranges(shard: ShardReader) -> Iterator[tuple[str, bool]]:
+    arrays, config = shard.arrays, shard.config
+    lengths = arrays["videos/n_frames"][:, None].astype(np.int64)
     pace, begin, wrapped = arrays["pace/pace"], arrays["pace/start"], arrays["pace/wrapped"]
-    spans = [(int(pace_offsets(p).min()), int(pace_offsets(p).max())) for p in shard.paces]
-    rows = [(v, r) for v, r in np.argwhere(pace != NO_ROW) if pace[v, r] >= len(spans)]
-    yield "pace", bool(rows) or config["rows"] != pace.shape[1]
-    yield (
-        "pace row",
-        not rows
-        and any(
-            not wrapped[v, r]
-            and not 0 <= begin[v, r] + spans[pace[v, r]][0] <= begin[v, r] + spans[pace[v, r]][1] < n_frames[v]
-            for v, r in np.argwhere(pace != NO_ROW)
-        ),
-    )
+    used = pace != NO_ROW
+    known = pace < len(shard.paces)
+    yield "pace/pace", bool((used & ~known).any() or (used.any(1) != used.all(1)).any())
+    yield "pace/wrapped", bool((wrapped > config["allow_wrap"]).any())
+    offsets = np.array([(pace_offsets(p).min(), pace_offsets(p).max()) for p in shard.paces])
+    low, high = np.moveaxis(offsets[np.where(known, pace, 0)], -1, 0)
+    low, high = np.where(wrapped, 0, low), np.where(wrapped, 0, high)
+    outside = (begin + low < 0) | (begin + high >= lengths)
+    yield "pace/start", bool((outside & known).any() or (begin[~used] != -1).any())
+
     order, permutation = arrays["order/start"], arrays["order/permutation"]
     used = permutation != NO_ROW
-    yield "permutation", bool((permutation[used] >= len(order_permutations(config["order_clips"]))).any())
-    ends = np.broadcast_to(n_frames[:, None, None], order.shape)[used]
-    apart = np.diff(order[used], axis=-1)
-    yield (
-        "order row",
-        bool((order[used] < 0).any() or (order[used] + CLIP_LENGTH > ends).any() or (apart < CLIP_LENGTH).any()),
-    )
+    classes = len(order_permutations(config["order_clips"]))
+    yield "order/permutation", bool((permutation[used] >= classes).any() or (used.any(1) != used.all(1)).any())
+    outside = (order < 0) | (order + CLIP_LENGTH > lengths[..., None])
+    overlapping = np.diff(order, axis=-1) < CLIP_LENGTH
+    yield "order/start", bool(outside[used].any() or overlapping[used].any() or (order[~used] != -1).any())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from labelgen.patterns import BLOCKS, areas, patterns
+from labelgen.patterns import BLOCKS, areas, atoms, mirrored_blocks
 
 LABELS = 14
 MIN_MOTION = 1e-3  # pixels per frame and pixel: below this mean magnitude a block does not move
@@ -28,8 +28,8 @@ def motion_statistics(boundaries: np.ndarray, corners: np.ndarray, crop: int) ->
     """
     labels = np.zeros((len(corners), 2, LABELS), np.uint8)
     valid = np.zeros_like(labels)
-    summed = boundaries.sum(0)
-    _motion_statistics(boundaries, summed, corners, patterns(crop), areas(crop), _BLOCKS, labels, valid)
+    shapes = *atoms(crop), areas(crop), _BLOCKS, mirrored_blocks()
+    _motion_statistics(boundaries, boundaries.sum(0), corners, *shapes, labels, valid)
     return labels, valid
 
 
@@ -48,9 +48,9 @@ def sector(x, y):
 
 
 @njit(cache=True, nogil=True)
-def _motion_statistics(boundaries, summed, corners, ids, area, blocks, labels, valid):
+def _motion_statistics(boundaries, summed, corners, atom, members, area, blocks, mirror, labels, valid):
     flows, _, height, width = boundaries.shape
-    crop = ids.shape[1]
+    crop = len(atom)
     magnitude = np.empty((2, height, width), np.int64)
     sectors = np.empty((2, 2, height, width), np.uint8)  # plain, mirrored
     for component in range(2):
@@ -65,20 +65,22 @@ def _motion_statistics(boundaries, summed, corners, ids, area, blocks, labels, v
 
     when, moves = np.zeros((len(corners), 2), np.uint8), np.zeros((len(corners), 2), np.uint8)
     _largest_flow(boundaries, corners, crop, when)
-    votes = np.empty((3, 16, 8), np.int64)
+    atom_votes, votes = np.empty((2, len(members), 8), np.int64), np.empty((3, 16, 8), np.int64)
     for c in range(len(corners)):
         top, left = corners[c]
         for component in range(2):
+            atom_votes[:] = 0
+            for y in range(crop):
+                for x in range(crop):
+                    weight = magnitude[component, top + y, left + x]
+                    atom_votes[0, atom[y, x], sectors[component, 0, top + y, left + x]] += weight
+                    atom_votes[1, atom[y, x], sectors[component, 1, top + y, left + x]] += weight
             for mirrored in range(2):
                 votes[:] = 0
-                for y in range(crop):
-                    for x in range(crop):
-                        weight = magnitude[component, top + y, left + x]
-                        direction = sectors[component, mirrored, top + y, left + x]
-                        column = crop - 1 - x if mirrored else x
-                        votes[0, ids[0, y, column], direction] += weight
-                        votes[1, ids[1, y, column], direction] += weight
-                        votes[2, ids[2, y, column], direction] += weight
+                for a in range(len(members)):
+                    for pattern in range(3):
+                        block = mirror[pattern, members[a, pattern]] if mirrored else members[a, pattern]
+                        votes[pattern, block] += atom_votes[mirrored, a]
                 for pattern in range(3):
                     block, most = 0, -1.0
                     for b in range(blocks[pattern]):

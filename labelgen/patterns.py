@@ -42,6 +42,16 @@ def areas(crop: int) -> np.ndarray:
 
 
 @functools.cache
+def atoms(crop: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pieces that no pattern cuts, so that a pixel is counted once and not once per pattern.
+
+    Returns the atom of every pixel, uint8 [crop, crop], and each atom's block in each pattern, uint8 [atoms, 3].
+    """
+    members, atom = np.unique(patterns(crop).reshape(3, -1).T, axis=0, return_inverse=True)
+    return _frozen(atom.reshape(crop, crop).astype(np.uint8)), _frozen(members)
+
+
+@functools.cache
 def mirrored_blocks() -> np.ndarray:
     """uint8 [3, 16]: the block that takes each block's place when the crop is mirrored."""
     ids = patterns(8)

@@ -5,26 +5,26 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
+import functools
 import hashlib
 import inspect
 import json
 import os
-import pickle
-import subprocess
-import sys
+import socket
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from labelgen import shards
 from labelgen.config import Config
-from labelgen.errors import ConfigError, DecodeError, ShardError
+from labelgen.errors import ClusterError, ConfigError, DecodeError, ShardError
 from labelgen.manifest import Dataset, Video
+from labelgen.workers import ProcessLost, WorkerLost, apart, pool
 
 STALL_SECONDS = 300  # a video that yields no frame for so long hangs, and its process is ended
 
@@ -40,7 +40,7 @@ class Task:
     config: Config
     identity: dict  # the whole configuration, as it is stored in the shard
     stall: float
-    isolated: bool  # each video in a process of its own, because one of them has ended its worker before
+    isolated: bool = False  # each video in a process of its own, because one of them has ended its worker before
 
 
 def run(
@@ -53,70 +53,57 @@ def run(
     stall: float = STALL_SECONDS,
     progress: Callable[[int, int, int], None] = lambda done, total, frames: None,
     say: Callable[[str], None] = lambda text: None,
+    split: str = "all",
+    scheduler: str | None = None,
 ) -> dict:
     """Label `videos` of `dataset` into shards `out/<dataset>/00000.h5` ...; shards that are there are kept.
 
     workers: processes; at most one per core is started
     videos_per_shard: None makes about 64 shards of at most 32 videos
     progress: called with videos done, videos in all and frames decoded so far, after each shard
+    split: name of the part of the data set that `videos` is, for the configuration
+    scheduler: address of a Dask scheduler, whose workers are used in place of processes of this machine
 
     Returns the report that is also written to `out/<dataset>/report.json`.
-    Raises ShardError where the folder holds shards of another configuration, or cannot be written.
+    Raises ShardError where the folder holds shards of another configuration, or cannot be written, ClusterError where
+    the Dask cluster cannot be used.
     """
     if workers < 1 or (videos_per_shard is not None and videos_per_shard < 1):
         raise ConfigError(f"workers is {workers}, videos-per-shard is {videos_per_shard}; expected at least 1")
     per_shard = videos_per_shard or min(32, -(-len(videos) // 64))
-    identity = _identity(dataset, videos, config, per_shard)
-    folder = Path(out) / dataset.name
+    identity = _identity(dataset, videos, split, config, per_shard)
+    folder = Path(os.path.abspath(out)) / dataset.name
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
+    batches = [videos[at : at + per_shard] for at in range(0, len(videos), per_shard)]
+    paths = [folder / f"{index:05d}.h5" for index in range(len(batches))]
+    common = (dataset.root, dataset.splits, config, identity, stall)
+    tasks = [Task(path, batch, *common) for path, batch in zip(paths, batches, strict=True)]
     with _locked(folder):
-        batches = [videos[at : at + per_shard] for at in range(0, len(videos), per_shard)]
-        paths = [folder / f"{index:05d}.h5" for index in range(len(batches))]
-        missing = _missing(folder, paths, identity)
+        _check_configuration(folder, identity)
         suspects = _clean(folder)
-        done = len(videos) - sum(len(batches[index]) for index in missing)
+        tasks = [task for task in tasks if not task.path.exists()]
+        done = len(videos) - sum(len(task.videos) for task in tasks)
         if done:
-            say(f"{folder}: {len(paths) - len(missing)} of {len(paths)} shards are there ({done} videos)")
-        cores = len(os.sched_getaffinity(0))
-        if workers > cores:
-            say(f"{workers} workers asked for, {cores} cores here: {cores} at work")
-        counts, seconds = Counter(), Counter()
-        progress(done, len(videos), counts["frames"])
-        while missing:
-            tasks = [
-                Task(
-                    paths[i],
-                    batches[i],
-                    dataset.root,
-                    dataset.splits,
-                    config,
-                    identity,
-                    stall,
-                    paths[i].name in suspects,
-                )
-                for i in missing
-            ]
-            try:
-                for name, shard_seconds, shard_counts in _parallel(tasks, min(workers, cores, len(tasks))):
+            say(f"{folder}: {len(paths) - len(tasks)} of {len(paths)} shards are there ({done} videos)")
+        progress(done, len(videos), 0)
+        counts, seconds, at_work = Counter(), Counter(), 0
+        if tasks:
+            with pool(workers, scheduler, say) as (each, at_work):
+                if scheduler is None:
+                    from labelgen.record import compile_kernels
+
+                    compile_kernels()  # here once: the workers load them from Numba's cache
+                make = functools.partial(each, label_shard if scheduler is None else label_shard_apart)
+                for task, shard_seconds, shard_counts in _make_all(tasks, make, folder, suspects, say):
                     seconds.update(shard_seconds)
                     counts.update(shard_counts)
-                    done += len(batches[int(name[:5])])
+                    done += len(task.videos)
                     progress(done, len(videos), counts["frames"])
-            except _WorkerLost:
-                lost = _clean(folder)
-                if lost <= suspects:  # not even alone could they be finished
-                    raise ShardError(
-                        f"{folder}: the worker was killed at {', '.join(sorted(lost)) or 'its start'}; check memory"
-                    ) from None
-                suspects |= lost
-                say(f"a worker was lost; {', '.join(sorted(lost))}: trying each video in a process of its own")
-            missing = [index for index in missing if not paths[index].exists()]
-            done = len(videos) - sum(len(batches[index]) for index in missing)
         report = _report(dataset, videos, paths, identity)
         elapsed = time.perf_counter() - begin
         report["this_run"] = {
-            "workers": min(workers, cores),
+            "workers": at_work,
             "seconds": round(elapsed, 3),
             "seconds_per_stage": {stage: round(value, 3) for stage, value in seconds.items()},
             **{name: counts[name] for name in ("frames", "flow pairs", "clips")},
@@ -127,19 +114,44 @@ def run(
     return report
 
 
-def _identity(dataset: Dataset, videos: tuple[Video, ...], config: Config, per_shard: int) -> dict:
+def _make_all(tasks: list[Task], make: Callable, folder: Path, suspects: set[str], say: Callable):
+    """Make all shards, whatever happens to the workers; yields each task with its seconds and counts.
+
+    make: takes tasks and yields the results of `label_shard` as they come
+    suspects: names of shards whose making has ended a process before.
+    """
+    try:
+        while tasks:
+            waiting = {str(task.path): replace(task, isolated=task.path.name in suspects) for task in tasks}
+            try:
+                for path, seconds, counts in make(list(waiting.values())):
+                    yield waiting.pop(path), seconds, counts
+            except WorkerLost:
+                lost = _clean(folder)
+                if lost <= suspects:  # not even alone could they be finished
+                    raise ShardError(
+                        f"{folder}: the worker was killed at {', '.join(sorted(lost)) or 'its start'}; check memory"
+                    ) from None
+                suspects |= lost
+                say(f"a worker was lost; {', '.join(sorted(lost))}: trying each video in a process of its own")
+            tasks = list(waiting.values())
+    finally:
+        _clean(folder)
+
+
+def _identity(dataset: Dataset, videos: tuple[Video, ...], split: str, config: Config, per_shard: int) -> dict:
     """The whole configuration: settings, flow parameters, and a digest of which videos there are."""
     from labelgen.flow import BACKENDS
 
     digest = hashlib.sha256()
     for video in videos:
-        digest.update(
-            f"{video.id}\0{os.stat(video.path).st_size}\0{video.label}\0{video.group}\0{video.split}\n".encode()
-        )
+        size = os.stat(video.path).st_size if video.path.exists() else "none"
+        digest.update(f"{video.id}\0{size}\0{video.label}\0{video.group}\0{video.split}\n".encode())
     parameters = inspect.signature(BACKENDS[config.flow]).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {
         "dataset": dataset.name,
+        "split": split,
         "videos": f"{len(videos)} {digest.hexdigest()[:16]}",
         "videos_per_shard": per_shard,
         **asdict(config),
@@ -148,8 +160,8 @@ def _identity(dataset: Dataset, videos: tuple[Video, ...], config: Config, per_s
     }
 
 
-def _missing(folder: Path, paths: list[Path], identity: dict) -> list[int]:
-    """Indices of the shards that are not there yet. Raises ShardError where one of another configuration is."""
+def _check_configuration(folder: Path, identity: dict) -> None:
+    """Raises ShardError where a shard of another configuration is in the folder."""
     expected = shards.config_hash(identity)
     for path in sorted(folder.glob("[0-9]*.h5")):
         found = shards.ShardReader(path)
@@ -163,7 +175,6 @@ def _missing(folder: Path, paths: list[Path], identity: dict) -> list[int]:
                 f"{path} was made with configuration {found.config_hash}, this run's is {expected} ({'; '.join(differing)}); "
                 "name another folder with --out, or delete this one"
             )
-    return [index for index, path in enumerate(paths) if not path.exists()]
 
 
 def _clean(folder: Path) -> set[str]:
@@ -186,34 +197,29 @@ def _locked(folder: Path):
         yield
 
 
-class _WorkerLost(Exception):
-    pass
+def label_shard_apart(task: Task) -> tuple[str, Counter, Counter]:
+    """`label_shard` in a process of its own, which a video may end without harm to the Dask worker and its other threads.
 
-
-def _parallel(tasks: list[Task], workers: int):
-    """Results of `label_shard` as they come. Raises _WorkerLost where a worker process was killed."""
-    import joblib
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    from labelgen.record import compile_kernels
-
-    compile_kernels()  # here once: the workers load them from Numba's cache
-    # With n_jobs=1 joblib would stay in this process, which a broken video may kill: two processes, one of them busy.
-    parallel = joblib.Parallel(
-        n_jobs=max(workers, 2),
-        backend="loky",
-        batch_size=1,
-        pre_dispatch=workers if workers == 1 else 2 * workers,
-        return_as="generator_unordered",
-    )
+    Raises ClusterError where this machine does not see the videos and the shards.
+    """
+    for place in (task.root, task.path.parent / ".lock"):
+        if not place.exists():
+            raise ClusterError(
+                f"{place} is not there on {socket.gethostname()}; all Dask workers need the folders of the videos and "
+                "of the shards under the same paths"
+            )
     try:
-        yield from parallel(joblib.delayed(label_shard)(task) for task in tasks)
-    except TerminatedWorkerError as error:
-        raise _WorkerLost from error
+        return apart(label_shard, task)
+    except ProcessLost:
+        pass
+    try:
+        return apart(label_shard, replace(task, isolated=True))
+    except ProcessLost as lost:
+        raise ShardError(f"{task.path}: {lost} even with each video apart; check memory") from None
 
 
 def label_shard(task: Task) -> tuple[str, Counter, Counter]:
-    """Make one shard; returns its name, the seconds per stage and the counts. Videos that fail are recorded in it.
+    """Make one shard; returns its path, the seconds per stage and the counts. Videos that fail are recorded in it.
 
     Raises ShardError where the shard cannot be written.
     """
@@ -263,7 +269,7 @@ def _label_shard(task: Task) -> tuple[str, Counter, Counter]:
             grid = crop_grid(task.config.height, task.config.width, task.config.crop)
             arrays = shard_arrays(records, failures, task.root, task.config)
             shards.write(task.path, arrays, spool, task.identity, grid, task.splits)
-    return task.path.name, clock.seconds, clock.counts
+    return str(task.path), clock.seconds, clock.counts
 
 
 @contextlib.contextmanager
@@ -315,22 +321,13 @@ def _null(_open=[]):  # noqa: B006 - faulthandler needs a file that stays open
 def _label_apart(video: Video, task: Task, spool, clock):
     """`_label_here` in a process of its own, whose death is this video's failure alone."""
     spool.flush()
-    with tempfile.NamedTemporaryFile(
-        prefix=f".{task.path.name}.", suffix=".record.tmp", dir=task.path.parent
-    ) as result:
-        request = pickle.dumps((video, task, spool.name, result.name))
-        command = [sys.executable, "-c", "from labelgen.run import _answer; _answer()"]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        done = subprocess.run(command, input=request, env=environment, stdout=subprocess.DEVNULL)
-        answer = result.read()
-    spool.seek(0, os.SEEK_END)
-    if not answer:
-        if done.returncode < 0:
-            raise _VideoLost(f"killed its process (signal {-done.returncode})")
-        raise _VideoLost(
-            f"no frame for {task.stall:g} s" if done.returncode == 1 else f"its process ended with {done.returncode}"
-        )
-    outcome, seconds, counts = pickle.loads(answer)
+    try:
+        outcome, seconds, counts = apart(_label_to_file, video, task, spool.name)
+    except ProcessLost as lost:
+        stalled = lost.status == 1  # how faulthandler ends a process
+        raise _VideoLost(f"no frame for {task.stall:g} s" if stalled else str(lost)) from None
+    finally:
+        spool.seek(0, os.SEEK_END)
     clock.seconds.update(seconds)
     clock.counts.update(counts)
     if isinstance(outcome, Exception):
@@ -338,20 +335,16 @@ def _label_apart(video: Video, task: Task, spool, clock):
     return outcome
 
 
-def _answer() -> None:
-    import cv2
-
+def _label_to_file(video: Video, task: Task, name: str) -> tuple:
     from labelgen.record import Clock
 
-    cv2.setNumThreads(1)
-    video, task, spool_name, result_name = pickle.load(sys.stdin.buffer)
     clock = Clock()
     try:
-        with open(spool_name, "ab") as spool:
+        with open(name, "ab") as spool:
             outcome = _label_here(video, task, spool, clock)
     except Exception as error:
         outcome = error
-    Path(result_name).write_bytes(pickle.dumps((outcome, clock.seconds, clock.counts)))
+    return outcome, clock.seconds, clock.counts
 
 
 def _report(dataset: Dataset, videos: tuple[Video, ...], paths: list[Path], identity: dict) -> dict:

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from labelgen.errors import ShardError
-from labelgen.sampling import CLIP_LENGTH, pace_frames
+from labelgen.sampling import CLIP_LENGTH, order_permutations, pace_frames
 
 SCHEMA_VERSION = 1
 NO_ROW = 255  # stored in /pace/pace and /order/permutation where a video is too short; its starts are -1
@@ -267,6 +267,12 @@ class ShardReader:
         start, pace = self.arrays["pace/start"][video, row], self.arrays["pace/pace"][video, row]
         frames = pace_frames(int(start), self.paces[pace]) % self.arrays["videos/n_frames"][video]
         return self.arrays["videos/first_frame"][video] + frames
+
+    @property
+    def orders(self) -> np.ndarray:
+        """The orders that clips are shown in, uint8 [n!, n]: row k, of the permutation labelled k, holds at position i the
+        original index of the clip shown there."""
+        return order_permutations(self.arrays["order/start"].shape[2])
 
     def order_frames(self, video: int, row: int) -> np.ndarray:
         """Frame indices int64 [n, 16] of a video's order row, the clips in their original order."""

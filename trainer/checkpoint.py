@@ -148,7 +148,8 @@ def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         found = meta.get("schema") if isinstance(meta, dict) else "none"
         raise TrainerError(f"{file}: checkpoint schema {found}, expected {SCHEMA}; train it again with this version")
-    run = file.parents[2] if file.parents[1].name in ("checkpoints", "best") else file.parent
+    folder = file.parent.parent  # of a bare file name there is no parents[1]
+    run = folder.parent if folder.name in ("checkpoints", "best") else file.parent
     return Checkpoint(file, run, meta, weights)
 
 

@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from labelgen.shards import open_shards
 from trainer import augment
@@ -255,9 +256,9 @@ class TrainingClips(Dataset):
 
     def __getitems__(self, keys: np.ndarray) -> dict:
         """One batch: "id" list, "key" and "video" int64, "clips" uint8 [B, n, T, H, W, 3], "view", "labels"."""
-        clips = np.empty((len(keys), self.n, self.length, *self.shards.frame_size, 3), np.uint8)
+        array, clips = _frames(len(keys), self.n, self.length, *self.shards.frame_size, 3)
         ids, rows, views, labels = [], [], [], []
-        for target, key in zip(clips, keys, strict=True):
+        for target, key in zip(array, keys, strict=True):
             shard, item = self.samples[key[1]]
             reader = self.shards.readers[shard]
             draw = self._draw(_VIEW, key, self.n)
@@ -272,7 +273,7 @@ class TrainingClips(Dataset):
             "id": ids,
             "key": torch.from_numpy(np.asarray(keys)),
             "video": torch.tensor(rows),
-            "clips": torch.from_numpy(clips),
+            "clips": clips,
             "view": _tensors(_stacked(views)),
             "labels": _tensors(_stacked(labels)),
         }
@@ -322,12 +323,12 @@ class VideoViews(Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict:
         """One batch: "index" int64 [B], "clips" uint8 [B, 16, H, W, 3]."""
-        clips = np.empty((len(indices), CLIP_LENGTH, *self.shards.frame_size, 3), np.uint8)
-        for target, index in zip(clips, indices, strict=True):
+        array, clips = _frames(len(indices), CLIP_LENGTH, *self.shards.frame_size, 3)
+        for target, index in zip(array, indices, strict=True):
             shard, video = self.videos[self.owner[index]]
             reader = self.shards.readers[shard]
             reader.frames(reader.arrays["videos/first_frame"][video] + self.frames[index], target)
-        return {"index": torch.tensor(indices), "clips": torch.from_numpy(clips)}
+        return {"index": torch.tensor(indices), "clips": clips}
 
 
 def spread_frames(n_frames: int, views: int = 10) -> np.ndarray:
@@ -342,6 +343,43 @@ def sliding_frames(n_frames: int, step: int = 8) -> np.ndarray:
     one, played in a loop."""
     starts = np.arange(0, max(1, n_frames - CLIP_LENGTH + 1), step)
     return (starts[:, None] + np.arange(CLIP_LENGTH)) % n_frames
+
+
+def _frames(*shape: int) -> tuple[np.ndarray, Tensor | _Lent]:
+    """A uint8 array to decode into, and what a batch holds of it, which the main process receives as a tensor."""
+    if get_worker_info() is None:
+        array = np.empty(shape, np.uint8)
+        return array, torch.from_numpy(array)
+    lent = _Lent(shape)
+    return lent.frames.numpy(), lent
+
+
+class _Lent:
+    """Frames in memory that a worker shares with the main process and uses again once that has dropped them: for new
+    shared memory, which it would get otherwise for every batch, the kernel takes a third of the time of decoding."""
+
+    rooms: list[Tensor] = []  # of this worker, uint8 [size + 1]; the last byte is 1 as long as the room is lent
+
+    def __init__(self, shape: tuple[int, ...]):
+        size = math.prod(shape)
+        _Lent.rooms = [room for room in _Lent.rooms if room[-1] or len(room) > size]
+        room = next((room for room in _Lent.rooms if not room[-1]), None)
+        if room is None:
+            room = torch.empty(size + 1, dtype=torch.uint8).share_memory_()
+            _Lent.rooms.append(room)
+        room[-1] = 1
+        self.frames = room[:size].view(shape)
+
+    def __reduce__(self):
+        return _received, (self.frames,)
+
+
+def _received(frames: Tensor) -> Tensor:
+    """Lent frames in the main process; their room is given back when no tensor uses it any more."""
+    lent = torch.empty(0, dtype=torch.uint8).set_(frames.untyped_storage())[-1]
+    array = frames.numpy()  # lives as long as the storage of the tensor made of it
+    weakref.finalize(array, lent.zero_).atexit = False
+    return torch.from_numpy(array)
 
 
 def loader(dataset: Dataset, workers: int, device: torch.device, **options) -> DataLoader:

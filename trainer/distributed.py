@@ -7,13 +7,15 @@ has the gradients of one process with the joined batch, also where the processes
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from labelgen.errors import VsslError
 from trainer.errors import TrainerError
 
 
@@ -96,6 +98,29 @@ class _Gather(torch.autograd.Function):
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient[context.begin : context.begin + context.own], None
+
+
+def by_first(action: Callable[[], Any]) -> Any:
+    """What the action returns that the first process alone takes, for all processes, once it is done. So is its error."""
+    if world() == 1:
+        return action()
+    done = [None, None]
+    if rank() == 0:
+        try:
+            done[0] = action()
+        except (VsslError, OSError) as error:
+            done[1] = error
+    dist.broadcast_object_list(done)
+    if done[1] is not None:
+        raise done[1]
+    return done[0]
+
+
+def share(tensors: Iterable[Tensor]) -> None:
+    """Give the tensors of the first process to all, in place."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def any_of(flag: int, device: torch.device) -> int:

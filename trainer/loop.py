@@ -22,7 +22,7 @@ from tqdm import tqdm
 from trainer import checkpoint, data, distributed
 from trainer.augment import augment
 from trainer.errors import Interrupted, TrainerError
-from trainer.methods import METHODS, Network
+from trainer.methods import METHODS, Network, build_backbone
 from trainer.settings import Settings, resolve, resumed
 
 _OPTIMIZERS = {
@@ -73,17 +73,17 @@ def train(
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
     with distributed.session(settings.device) as device:
         settings = replace(settings, precision=_precision(settings, device))
-        training = _Training(settings, shards, device)
+        training = _Training(settings, shards, device, None if saved else initial)
         for name, value in (expected or {}).items():
             if training.source.config.get(name) != value:
                 say(f"the recipe is for shards with {name} {value}, these have {training.source.config.get(name)}")
-        return training.run(run, saved, initial)
+        return training.run(run, saved)
 
 
 class _Training:
     """Everything that a run needs, and the loop over its steps."""
 
-    def __init__(self, settings: Settings, shards: str | os.PathLike, device: torch.device):
+    def __init__(self, settings: Settings, shards: str | os.PathLike, device: torch.device, initial=None):
         self.settings, self.shards, self.device = settings, shards, device
         self.source = data.Shards(shards, settings.split)
         held = self.source.hold_out(settings.holdout, settings.seed) if settings.holdout else None
@@ -96,9 +96,16 @@ class _Training:
         if held is not None:
             trains, self.source.trains = self.source.trains, held
             self.held_out = {name: self._clips(name, _HELD_OUT) for name in settings.methods}
+            parts = 1, distributed.world(), distributed.rank()
+            self.scored = {
+                name: data.Batches(len(clips.samples), settings.batch_size, 0, parts=parts)
+                for name, clips in self.held_out.items()
+            }
             self.source.trains = trains
 
-        self.network = Network(settings, self.source)
+        backbone = build_backbone(settings)
+        self.initial = checkpoint.start_from(initial, backbone, say) if initial is not None else None
+        self.network = Network(settings, self.source, backbone)
         if settings.sync_bn and distributed.world() > 1 and device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.network.to(device, memory_format=torch.channels_last_3d)
@@ -151,7 +158,7 @@ class _Training:
             },
         }
 
-    def run(self, name, saved: checkpoint.Checkpoint | None, initial) -> Path:
+    def run(self, name, saved: checkpoint.Checkpoint | None) -> Path:
         settings, network, meta = self.settings, self.network, self._meta()
         if saved:
             _check_same_data(saved, meta, self.shards)
@@ -163,8 +170,8 @@ class _Training:
                 _cut_log(folder / "log.csv", first)
                 _cut_log(folder / "holdout.csv", first)
         else:
-            meta["initial"] = checkpoint.start_from(initial, network.backbone, say) if initial is not None else None
-            folder, first = _new_run(name, settings), 0
+            meta["initial"] = self.initial
+            folder, first = distributed.by_first(lambda: _new_run(name, settings)), 0
             self._save(folder, first, meta)  # so that a run can be resumed from its first step
         self._introduce(folder, saved, meta)
         with ExitStack() as stack:
@@ -220,13 +227,13 @@ class _Training:
                 ids += [name for part in raw.values() for name in part["id"]]
                 batches = {name: self._batch(name, part, step / self.last) for name, part in raw.items()}
                 last_part = micro + 1 == settings.accumulate
+                shares = {name: self.batches[name].shares(step)[micro] for name in batches}
                 with nullcontext() if last_part or forward is network else forward.no_sync():
                     with self._autocast():
-                        metrics = forward(batches)
-                    share = next(iter(self.batches.values())).shares(step)[micro]
-                    (metrics["loss"] * share).backward()
+                        metrics = forward(batches, shares)
+                    metrics["loss"].backward()
                 for key, value in metrics.items():
-                    values[key] = values.get(key, 0) + share * value.detach().float()
+                    values[key] = values.get(key, 0) + value.detach()
             self.optimiser.step()
             network.after_step((step + 1) / self.last)
             numbers = distributed.average(torch.stack([*values.values()])).tolist()  # waits for the device
@@ -241,9 +248,9 @@ class _Training:
             start = done  # so that logging, scoring and checkpoints count in the next step's total
 
             if self.held_out and (step + 1) % self.per_epoch == 0:
-                if log.held_out(step + 1, self.score(step)) and all(
-                    clips.method.supervised for clips in self.parts.values()
-                ):
+                scores = self.score(step)
+                best = distributed.by_first(lambda scores=scores, step=step: log.held_out(step + 1, scores))
+                if best and all(clips.method.supervised for clips in self.parts.values()):
                     self._save(folder, step + 1, meta, best=True)
                 network.train()
             number = distributed.any_of(int(stop.caught or 0), device)
@@ -285,12 +292,11 @@ class _Training:
     def score(self, step: int) -> dict[str, float]:
         """Means of the metrics over all held-out samples, of the network in evaluation mode. Same draws every time."""
         self.network.eval()
+        distributed.share(self.network.buffers())
         seed_step(self.settings.seed, step)
         totals: dict[str, float] = {}
         for name, clips in self.held_out.items():
-            batches = data.Batches(
-                len(clips.samples), self.settings.batch_size, 0, parts=(1, distributed.world(), distributed.rank())
-            )
+            batches = self.scored[name]
             for number, raw in enumerate(self._loader(name, batches.sampler(range(batches.per_epoch)), held_out=True)):
                 with self._autocast():
                     metrics = self.network({name: self._batch(name, raw, step / self.last, held_out=True)})
@@ -302,8 +308,7 @@ class _Training:
         return totals
 
     def _save(self, folder: Path, step: int, meta: dict, best: bool = False) -> None:
-        if distributed.rank() == 0:
-            checkpoint.save(folder, step, self.network, self.optimiser, meta, best)
+        distributed.by_first(lambda: checkpoint.save(folder, step, self.network, self.optimiser, meta, best))
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -399,8 +404,6 @@ class _Log:
 
     def held_out(self, step: int, values: dict) -> bool:
         """Write the metrics of the held-out samples down; whether their accuracy is the best so far."""
-        if not self.on:
-            return False
         path = self.folder / "holdout.csv"
         before = [float(row.get("accuracy", -1)) for row in csv.DictReader(path.open())] if path.exists() else []
         with open(path, "a", newline="") as file:
@@ -440,8 +443,6 @@ def _not_finite(what: str, step: int, ids: list[str], folder: Path) -> str:
 
 
 def _new_run(name: str | os.PathLike | None, settings: Settings) -> Path:
-    if distributed.rank() > 0:
-        return Path()  # the first process has it
     if name is not None:
         folder = checkpoint.run_path(name)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -484,7 +485,8 @@ def _cut_log(path: Path, steps: int) -> None:
 
 
 class _StopSignals:
-    """Notes SIGINT and SIGTERM in `caught`, so that a step can be ended and saved; a second one acts at once."""
+    """Notes SIGINT and SIGTERM in `caught`, so that a step can be ended and saved; in one process a second one acts at
+    once."""
 
     def __enter__(self):
         self.caught: signal.Signals | None = None
@@ -495,8 +497,10 @@ class _StopSignals:
 
     def _note(self, number, _frame) -> None:
         self.caught = signal.Signals(number)
-        os.write(2, f"\n{self.caught.name}: stopping after this step (again to stop at once)\n".encode())
-        self.__exit__()
+        alone = distributed.world() == 1  # a launcher passes signals on, which its processes may have had before
+        os.write(2, f"\n{self.caught.name}: stopping after this step{' (again to stop at once)' * alone}\n".encode())
+        if alone:
+            self.__exit__()
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():

@@ -20,26 +20,10 @@ from labelgen.manifest import load
 from labelgen.patterns import crop_grid
 from labelgen.record import Clock, label_video
 from labelgen.shards import ShardReader, open_shards
+from tests.labelgen.synthetic import write_video
 
 SMALL = Config(height=48, width=64, crop=32)
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def video(path, n_frames, seed=0):
-    """A textured picture that moves to the right by two pixels a frame."""
-    from fractions import Fraction
-
-    import av
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    texture = cv2.resize(np.random.default_rng(seed).integers(0, 256, (16, 80, 3), np.uint8), (400, 96))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=Fraction(25), options={"qscale": "2"})
-        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
-        for t in range(n_frames):
-            picture = np.ascontiguousarray(np.roll(texture, 2 * t, 1)[:, :128])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +31,7 @@ def folder(tmp_path_factory):
     """Five videos, of 70, 40, 12 and 90 frames, and one that is none."""
     root = tmp_path_factory.mktemp("videos")
     for index, n_frames in enumerate((70, 40, 12, 90)):
-        video(root / "right" / f"{index}.mp4", n_frames, index)
+        write_video(root / "right" / f"{index}.mp4", n_frames, index)
     (root / "right" / "9.mp4").write_text("no video")
     return root
 

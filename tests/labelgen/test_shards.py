@@ -118,11 +118,12 @@ def test_a_changed_frame_changes_the_digest(tmp_path):
     path = tmp_path / "00000.h5"
     write(path)
     reader = shards.ShardReader(path)
-    assert reader.jpeg_sha256() == reader.sha256
+    assert reader.jpeg_sha256() == reader.sha256["frames"]
+    assert shards.labels_sha256(reader.arrays) == reader.sha256["labels"]
     with h5py.File(path, "r+") as file:
         file["frames/jpeg"][100] ^= 1
     shards._mapped.cache_clear()
-    assert reader.jpeg_sha256() != reader.sha256
+    assert reader.jpeg_sha256() != reader.sha256["frames"]
 
 
 def test_open_shards(tmp_path):

@@ -10,6 +10,7 @@ from labelgen.boundaries import motion_boundaries
 from labelgen.curriculum import curriculum_score
 from labelgen.motion import motion_statistics, sector
 from labelgen.patterns import areas, centre_crop, crop_grid, mirror_flow, mirrored_blocks, patterns
+from tests.labelgen import reference
 
 CROP = 112
 ONE_CROP = np.zeros((1, 2), np.int16)
@@ -35,6 +36,13 @@ def test_patterns_are_partitions_of_the_documented_shapes():
     assert rings[56, 56] == rings[42, 42] == 0 and rings[41, 56] == 1 and rings[14, 14] == 2 and rings[0, 50] == 3
     spots = {(30, 5): 0, (5, 30): 1, (5, 80): 2, (30, 106): 3, (80, 5): 4, (106, 30): 5, (106, 80): 6, (80, 106): 7}
     assert {spot: triangles[spot] for spot in spots} == spots
+
+
+@pytest.mark.parametrize("crop", [16, 56, 112, 224])
+def test_patterns_equal_the_definition_pixel_by_pixel(crop):
+    for ids, blocks in zip(patterns(crop), reference.partitions(crop), strict=True):
+        for block, pixels in enumerate(blocks):
+            assert (np.flatnonzero(ids == block) == pixels).all()
 
 
 @pytest.mark.parametrize("crop", [16, 56, 112, 224])
@@ -76,22 +84,9 @@ def test_ramp_gives_one():
     assert motion_boundaries(np.dstack([x, 0 * x]))[0, 5, 0] == 0.5  # the border is replicated
 
 
-def reference_boundaries(flow):
-    padded = np.pad(flow.astype(np.float64), ((1, 1), (1, 1), (0, 0)), mode="edge")
-    height, width = flow.shape[:2]
-    out = np.zeros((4, height, width))
-    for component in range(2):
-        for dy in (-1, 0, 1):
-            for dx in (-1, 0, 1):
-                part = padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width, component]
-                out[2 * component] += dx * part / 6
-                out[2 * component + 1] += dy * part / 6
-    return out
-
-
 def test_boundaries_equal_the_plain_sum():
     flow = np.random.default_rng(0).normal(0, 3, (23, 31, 2)).astype(np.float32)
-    np.testing.assert_allclose(motion_boundaries(flow), reference_boundaries(flow), atol=1e-5)
+    np.testing.assert_allclose(motion_boundaries(flow), reference.boundaries(flow[None])[0], atol=1e-5)
 
 
 def test_constant_flow_has_no_boundary():
@@ -140,39 +135,17 @@ def test_equal_blocks_give_the_lowest_id_and_a_still_clip_no_label():
     assert labels[0, 0, 4] == 0
 
 
-def reference_motion(flows, crop):
-    """The 14 labels of flows [T, crop, crop, 2] and their boundaries [T, 4, crop, crop], by masks and loops."""
-    boundaries = flows
-    summed = boundaries.astype(np.float64).sum(0)
-    labels = []
-    for ids in patterns(crop):
-        for component in range(2):
-            dx, dy = summed[2 * component], summed[2 * component + 1]
-            magnitude = np.hypot(dx, dy)
-            block = int(np.argmax([magnitude[ids == b].mean() for b in range(ids.max() + 1)]))
-            angle = np.degrees(np.arctan2(-dy, dx)) % 360
-            inside = ids == block
-            votes = [magnitude[inside & (angle // 45 == k)].sum() for k in range(8)]
-            labels += [block, int(np.argmax(votes))]
-    for component in range(2):
-        totals = np.hypot(boundaries[:, 2 * component], boundaries[:, 2 * component + 1]).sum((1, 2))
-        labels.append(int(np.argmax(totals)))
-    return labels
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_motion_statistics_equal_the_reference_for_every_crop_and_mirror(seed):
     rng = np.random.default_rng(seed)
     flows = np.moveaxis(smooth(rng, 5, 2, 72, 91), 1, -1)
-    boundaries = np.stack([motion_boundaries(flow) for flow in flows])
-    mirrored = np.stack([motion_boundaries(flow) for flow in mirror_flow(flows)])
+    plain, mirrored = reference.boundaries(flows), reference.boundaries(mirror_flow(flows))
     corners = crop_grid(72, 91, 56)
-    labels, valid = motion_statistics(boundaries, corners, 56)
-    assert valid.all()
-    for (y, x), (plain, flipped) in zip(corners, labels, strict=True):
-        x_mirrored = 91 - 56 - x
-        assert plain.tolist() == reference_motion(boundaries[..., y : y + 56, x : x + 56], 56)
-        assert flipped.tolist() == reference_motion(mirrored[..., y : y + 56, x_mirrored : x_mirrored + 56], 56)
+    labels, valid = motion_statistics(np.stack([motion_boundaries(flow) for flow in flows]), corners, 56)
+    for c, (y, x) in enumerate(corners):
+        for m, (derivatives, left) in enumerate(((plain, x), (mirrored, 91 - 56 - x))):
+            expected, moves, _ = reference.motion(derivatives, y, left, 56)
+            assert (labels[c, m] == expected).all() and (valid[c, m] == moves).all() and moves.all()
 
 
 def test_a_constant_flow_added_changes_no_motion_label():
@@ -188,27 +161,6 @@ def test_a_constant_flow_added_changes_no_motion_label():
 # --- appearance statistics
 
 
-def reference_appearance(frames):
-    """The 13 labels of frames [T, crop, crop, 3], by masks and np.histogram."""
-
-    def dominant(pixels):
-        colour = 4 * (pixels[:, 0] >= 128) + 2 * (pixels[:, 1] >= 128) + (pixels[:, 2] >= 128)
-        return int(np.argmax(np.bincount(colour, minlength=8)))
-
-    labels = []
-    for ids in patterns(frames.shape[1]):
-        scores = []
-        for block in range(ids.max() + 1):
-            per_channel = []
-            for channel in range(3):
-                histograms = np.stack([np.bincount(f[ids == block][:, channel], minlength=256) for f in frames])
-                per_channel.append(histograms.min(0).sum() / histograms.max(0).sum())
-            scores.append(sum(per_channel))
-        for block in (int(np.argmin(scores)), int(np.argmax(scores))):
-            labels += [block, dominant(frames[:, ids == block].reshape(-1, 3))]
-    return labels + [dominant(frames.reshape(-1, 3))]
-
-
 @pytest.mark.parametrize("seed", range(2))
 def test_appearance_statistics_equal_the_reference_for_every_crop_and_mirror(seed):
     rng = np.random.default_rng(seed)
@@ -218,8 +170,8 @@ def test_appearance_statistics_equal_the_reference_for_every_crop_and_mirror(see
     labels = appearance_statistics(frames, corners, 32)
     for (y, x), (plain, flipped) in zip(corners, labels, strict=True):
         crop = frames[:, y : y + 32, x : x + 32]
-        assert plain.tolist() == reference_appearance(crop)
-        assert flipped.tolist() == reference_appearance(crop[:, :, ::-1])
+        assert (plain == reference.appearance(crop)[0]).all()
+        assert (flipped == reference.appearance(crop[:, :, ::-1])[0]).all()
 
 
 def test_dominant_colour_is_of_the_fullest_of_8_bins_not_of_the_commonest_colour():

@@ -20,15 +20,17 @@ def video_frames(seed: int, n: int) -> np.ndarray:
     return np.stack([np.roll(texture, t * speed, axis=1)[:, :48] for t in range(n)])
 
 
-def write_shard(path: Path, lengths, split=None, labels=None, names=None, config=CONFIG, splits=("split1",)) -> None:
-    """One shard with a video per length; split uint8 [videos, splits], default all train."""
+def write_shard(
+    path: Path, lengths, split=None, labels=None, names=None, config=CONFIG, splits=("split1",), frames=video_frames
+) -> None:
+    """One shard with a video per length; split uint8 [videos, splits], default all train; frames: (seed, n) -> RGB."""
     rng = np.random.default_rng(len(lengths))
     paces = tuple(map(shards.Fraction, config["paces"]))
     names = names or [f"{path.stem}_{i}" for i in range(len(lengths))]
     buffer, offsets = io.BytesIO(), [0]
     clips, pace, order = [], [], []
     for video, n in enumerate(lengths):
-        for frame in video_frames(int(path.stem) * 100 + video, n):
+        for frame in frames(int(path.stem) * 100 + video, n):
             jpeg = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
             offsets.append(buffer.write(jpeg.tobytes()) + offsets[-1])
         clips += [(video, start) for start in sampling.clip_starts(n, None, rng)]

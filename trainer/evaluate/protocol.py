@@ -134,7 +134,7 @@ def table(rows: list[dict], index: tuple[str, ...], columns: tuple[str, ...]) ->
         text = f"{row['value']:.1f}" + (f" ±{(row['high'] - row['low']) / 2:.1f}" if "low" in row else "")
         lines.setdefault(place, {})[tuple(row.get(key, "") for key in columns)] = text
     body = [[*place, *(cells.get(name, "") for name in names)] for place, cells in lines.items()]
-    heads = [[*index, *(name[level] for name in names)] for level in range(len(columns))]
+    heads = [[*index, *(str(name[level]) for name in names)] for level in range(len(columns))]
     for head in heads[:-1]:  # a name that spans several columns stands over the first of them
         head[: len(index)] = [""] * len(index)
         head[len(index) :] = [

@@ -34,9 +34,9 @@ METHODS: dict[str, type[Method]] = {
 class Network(nn.Module):
     """One backbone, the heads of its methods side by side and, with settings.ema, averaged weights of all of it."""
 
-    def __init__(self, settings, shards: Shards):
+    def __init__(self, settings, shards: Shards, backbone: nn.Module | None = None):
         super().__init__()
-        self.backbone = build_backbone(settings)
+        self.backbone = build_backbone(settings) if backbone is None else backbone
         self.methods = nn.ModuleDict(
             {name: METHODS[name](self.backbone, settings.options[name], shards) for name in settings.method.split("+")}
         )
@@ -46,9 +46,17 @@ class Network(nn.Module):
             self.ema = copy.deepcopy(nn.ModuleDict({"backbone": self.backbone, "methods": self.methods}))
             self.ema.requires_grad_(False)
 
-    def forward(self, batches: dict[str, Batch]) -> dict[str, Tensor]:
-        """The methods' metrics; of several methods the weighted sum of the losses, and each metric as "method.name"."""
-        metrics = {name: self.methods[name](self.backbone, batch) for name, batch in batches.items()}
+    def forward(self, batches: dict[str, Batch], shares: dict[str, float] | None = None) -> dict[str, Tensor]:
+        """The methods' metrics; of several methods the weighted sum of the losses, and each metric as "method.name".
+
+        shares: factors for each method's metrics, the parts of a step's samples that these batches hold.
+        """
+        metrics = {}
+        for name, batch in batches.items():
+            share = shares[name] if shares else 1.0
+            metrics[name] = {
+                key: share * value.float() for key, value in self.methods[name](self.backbone, batch).items()
+            }
         if len(metrics) == 1:
             return next(iter(metrics.values()))
         loss = sum(self.weights[name] * own["loss"] for name, own in metrics.items())

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer.data import Batch, Draw, Shards
+
+
+def float32(function: Callable) -> Callable:
+    """Decorator: compute in float32 whatever precision the network runs in; for similarities and what follows them."""
+
+    @functools.wraps(function)
+    def run(*arguments, **named):
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            tensors = (x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments)
+            return function(*tensors, **named)
+
+    return run
 
 
 class Method(nn.Module):

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from labelgen.shards import CLIP_LENGTH, NO_ROW, ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
-from trainer.methods.method import Method
+from trainer.errors import TrainerError
+from trainer.methods.method import Method, float32
 
 
 class Pace(Method):
@@ -54,6 +55,8 @@ class Pace(Method):
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
         """The videos long enough for every pace."""
+        if options["contrast"] == "same-context" and shards.config["rows"] < 2:
+            raise TrainerError("same-context needs two pace rows per video, the shards have 1; label with --rows 2 or more")
         videos = shards.videos[shards.trains]
         usable = [bool((shards.readers[shard].arrays["pace/pace"][video] != NO_ROW).all()) for shard, video in videos]
         return videos[usable], usable.count(False), "too short for the fastest pace"
@@ -84,6 +87,7 @@ class Pace(Method):
         return metrics
 
 
+@float32
 def contrastive(z: Tensor, group: Tensor, temperature: float) -> Tensor:
     """Mean of -log(e^s(i,j) / (e^s(i,j) + sum over k of other groups of e^s(i,k))), s = z_i z_j / temperature, over all
     ordered pairs i, j of one group: first over a clip's positives j, then over the clips i that have one. [thesis eq. 4.3

@@ -17,7 +17,7 @@ from trainer.methods.method import Method
 from trainer.methods.rotation import rotations
 
 EMBEDDING = 128
-GOLDEN = (math.sqrt(5) - 1) / 2
+PRIME = 2**31 - 1
 
 
 class TCE(Method):
@@ -70,10 +70,7 @@ class TCE(Method):
         self.negatives, self.lo, self.hi = options["negatives"], options["lo"], options["hi"]
         self.projection = nn.Linear(backbone.features, EMBEDDING)
         self.head = nn.Linear(backbone.features, 4)
-        n = len(shards.videos)
-        self.register_buffer("bank", torch.zeros(n, EMBEDDING))
-        place = torch.arange(n, dtype=torch.float64) * GOLDEN % 1
-        self.register_buffer("place", place.float(), persistent=False)
+        self.register_buffer("bank", torch.zeros(len(shards.videos), EMBEDDING))
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
@@ -98,14 +95,14 @@ class TCE(Method):
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
-        """turns: quarter turns of the anchor's copy, 0 to 3; point: where the choice of negatives begins, 0 to 1."""
+        """turns: quarter turns of the anchor's copy, 0 to 3; draws: two random numbers from which negatives are drawn."""
         length = draw.options["frames"]
         start = draw.rng.integers(reader.arrays["videos/n_frames"][video] - 2 * length + 1)
         frames = reader.arrays["videos/first_frame"][video] + start + np.arange(2 * length).reshape(2, length)
-        return frames, {"turns": draw.rng.integers(4), "point": draw.rng.random(dtype=np.float32)}
+        return frames, {"turns": draw.rng.integers(4), "draws": draw.rng.integers(1, PRIME, 2)}
 
     def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """labels: turns int64 [B], point float32 [B]. accuracy: of picking the positive among the negatives, of which
+        """labels: turns int64 [B], draws int64 [B, 2]. accuracy: of picking the positive among the negatives, of which
         hardness is the mean similarity; loss: the weighted sum of the parts contrast and rotation."""
         anchor, positive = batch.clips.unbind(1)
         turns = batch.labels["turns"]
@@ -139,8 +136,8 @@ class TCE(Method):
         slots = torch.arange(len(self.bank), device=bank.device)
         candidate = self.bank.any(1) & (slots != batch.video[:, None])
         limit = threshold(batch.progress, self.lo, self.hi)
-        turn = (self.place + batch.labels["point"][:, None]) % 1
-        chosen, known = mine(bank.detach(), candidate, turn, limit, self.negatives)
+        priority = pairwise_random(slots, batch.labels["draws"])
+        chosen, known = mine(bank.detach(), candidate, priority, limit, self.negatives)
         negative = bank.gather(1, chosen).masked_fill(~known, -torch.inf)
         return torch.cat([(anchor * positive).sum(1, keepdim=True), negative], 1), known
 
@@ -155,13 +152,20 @@ def threshold(progress: float, lo: float, hi: float) -> float:
     return lo + (hi - lo) * (1 - math.exp(-5 * progress))
 
 
-def mine(similarity: Tensor, candidate: Tensor, turn: Tensor, limit: float, k: int) -> tuple[Tensor, Tensor]:
-    """The k candidates of the highest `turn` among those with a similarity above the limit, and where fewer than k are
+def pairwise_random(slots: Tensor, draws: Tensor) -> Tensor:
+    """Uniform random numbers in 0..1 of slots int64 [n] for each row of draws int64 [B, 2], float32 [B, n]; those of two
+    slots are independent. Whichever process has a row, its numbers are the same. [Carter, Wegman 1979]"""
+    a, b = draws[:, :, None].unbind(1)
+    return (slots * a + b) % PRIME / PRIME
+
+
+def mine(similarity: Tensor, candidate: Tensor, priority: Tensor, limit: float, k: int) -> tuple[Tensor, Tensor]:
+    """The k candidates of the highest priority among those with a similarity above the limit, and where fewer than k are
     above it, the k most similar. Returns their columns int64 [B, min(k, n)], and which of these are candidates at all.
 
-    similarity: float32 [B, n] in -1..1; candidate: bool [B, n]; turn: float32 [B, n] in 0..1
+    similarity: float32 [B, n] in -1..1; candidate: bool [B, n]; priority: float32 [B, n] in 0..1
     """
-    rank = torch.where(similarity > limit, 2 + turn, similarity).masked_fill(~candidate, -torch.inf)
+    rank = torch.where(similarity > limit, 2 + priority, similarity).masked_fill(~candidate, -torch.inf)
     rank, chosen = rank.topk(min(k, rank.shape[1]), sorted=False)
     return chosen, rank > -torch.inf
 

@@ -1,0 +1,153 @@
+"""Labels of whole video files against the slow reference: every crop, plain and mirrored, on real clips and demo videos."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from labelgen import decode, demo
+from labelgen.boundaries import motion_boundaries
+from labelgen.config import Config
+from labelgen.flow import flow
+from labelgen.manifest import Video
+from labelgen.motion import motion_statistics
+from labelgen.patterns import crop_grid, mirror_flow
+from labelgen.record import MAX_FLOW, Clock, label_video
+from tests.labelgen import reference
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+DEMO = "train/swing/000.mp4"
+REAL = (
+    "weizmann/wave2/denis_wave2.avi",
+    "ucf101/UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi",
+    "hmdb51/videos/wave/RATRACE_wave_f_nm_np1_fr_goo_37.avi",
+    "clips/ta_chi.mp4",
+)
+ROUNDING = 1e-6  # margins below are decided by the last bits
+EVEN = Config(width=172)  # the mirror image of each crop of the grid is on the grid, too
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The middle clip of a video: frames and clipped flows made here, labels made by `label_video`."""
+
+    config: Config
+    frames: np.ndarray
+    flows: np.ndarray
+    motion: np.ndarray
+    valid: np.ndarray
+    appearance: np.ndarray
+
+    def expected(self, mirrored):
+        """Motion labels, validity, margins [crops, 14], appearance labels, margins [crops, 13] of the reference."""
+        flows, frames = (mirror_flow(self.flows), self.frames[:, :, ::-1]) if mirrored else (self.flows, self.frames)
+        derivatives, rows, crop = reference.boundaries(flows), [], self.config.crop
+        for y, x in crop_grid(self.config.height, self.config.width, crop).astype(int):
+            x = self.config.width - crop - x if mirrored else x
+            picture = frames[:, y : y + crop, x : x + crop]
+            rows.append((*reference.motion(derivatives, y, x, crop), *reference.appearance(picture)))
+        return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+def middle_clip(path, config):
+    record = label_video(Video(path.name, path, "", "", ()), config, lambda encoded: None, Clock())
+    middle = len(record.start) // 2
+    start = record.start[middle]
+    frames = np.stack(list(decode.frames(path, config.height, config.width))[start : start + 16])
+    luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    flows = np.stack([flow(*pair).clip(-MAX_FLOW, MAX_FLOW) for pair in zip(luma, luma[1:], strict=False)])
+    return Clip(config, frames, flows, *(labels[middle] for labels in (record.motion, record.valid, record.appearance)))
+
+
+@pytest.fixture(scope="module")
+def demo_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo") / "videos"
+    demo.render(root, train=1, test=0)
+    return root
+
+
+@pytest.fixture(scope="module", params=[DEMO, *REAL])
+def path(request, demo_root):
+    found = (demo_root if request.param == DEMO else DATA) / request.param
+    if not found.exists():
+        pytest.skip("the real videos are not here")
+    return found
+
+
+@pytest.fixture(scope="module")
+def clip(path):
+    return middle_clip(path, Config())
+
+
+@pytest.mark.parametrize("mirrored", [0, 1])
+def test_labels_equal_recomputation_from_the_cropped_and_mirrored_clip(clip, mirrored):
+    motion, valid, motion_margin, appearance, appearance_margin = clip.expected(mirrored)
+    assert len(motion) == 21 and (clip.valid[:, mirrored] == valid).all() and valid.any()
+    decided, told = motion_margin > ROUNDING, appearance_margin > ROUNDING
+    assert decided.mean() > 0.99 and told.mean() > 0.9
+    assert (clip.motion[:, mirrored] == motion)[decided].all()
+    assert (clip.appearance[:, mirrored] == appearance)[told].all()
+
+
+def test_a_constant_flow_added_changes_no_motion_label(clip):
+    corners = crop_grid(clip.config.height, clip.config.width, clip.config.crop)
+    moved = clip.flows + np.array([3.5, -1.25], np.float32)
+    labels, valid = motion_statistics(np.stack([motion_boundaries(field) for field in moved]), corners, 112)
+    decided = clip.expected(False)[2] > 1e-4  # adding costs a few of the last bits
+    assert (valid == clip.valid).all() and decided.mean() > 0.99
+    assert (labels[:, 0] == clip.motion[:, 0])[decided].all()
+
+
+def write(path, stream, pictures):
+    """Encode av.VideoFrames without loss, in the size, rate and pixel format of `stream`."""
+    with av.open(str(path), "w") as container:
+        out = container.add_stream("ffv1", rate=stream.average_rate)
+        out.width, out.height, out.pix_fmt = stream.width, stream.height, stream.pix_fmt
+        for picture in pictures:
+            container.mux(out.encode(picture))
+        container.mux(out.encode())
+    return path
+
+
+def mirror(frame):
+    """A decoded frame, mirrored plane by plane."""
+    out = av.VideoFrame(frame.width, frame.height, frame.format.name)
+    for source, target in zip(frame.planes, out.planes, strict=True):
+        lines = np.frombuffer(source, np.uint8).reshape(source.height, source.line_size)[:, : source.width]
+        mirrored = np.zeros((target.height, target.line_size), np.uint8)
+        mirrored[:, : target.width] = lines[:, ::-1]
+        target.update(mirrored)
+    return out
+
+
+def test_a_mirrored_file_has_the_mirrored_labels_of_the_original(path, tmp_path):
+    """Wherever both files decide clearly. TV-L1 discretised by forward differences is not exactly symmetric, and the
+    chroma of the mirrored file is shifted by half a pixel, so that close decisions may differ."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        mirrored_path = write(tmp_path / "mirrored.mkv", stream, map(mirror, container.decode(stream)))
+    original, mirrored = middle_clip(path, EVEN), middle_clip(mirrored_path, EVEN)
+    corners = crop_grid(EVEN.height, EVEN.width, EVEN.crop)
+    turned = [int(np.flatnonzero((corners == (y, EVEN.width - EVEN.crop - x)).all(1))[0]) for y, x in corners]
+    here, there = original.expected(True), [column[turned] for column in mirrored.expected(False)]
+    for name, margin, enough, share in (("motion", 2, 0.25, 0.1), ("appearance", 4, 0.05, 0.3)):
+        clear = np.minimum(here[margin], there[margin]) > enough
+        if name == "motion":
+            clear &= (here[1] & there[1]) > 0
+        assert clear.mean() > share, name
+        assert (getattr(original, name)[:, 1] == getattr(mirrored, name)[turned, 0])[clear].all(), name
+        assert (getattr(original, name)[:, 0] == getattr(mirrored, name)[turned, 1])[clear].all(), name
+    assert (original.valid[:, 1] == mirrored.valid[turned, 0]).mean() > 0.99
+
+
+def test_a_still_clip_has_no_motion_label(path, tmp_path):
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frame = next(container.decode(stream))
+        frame.pts = None
+        still = write(tmp_path / "still.mkv", stream, [frame] * 33)
+    record = label_video(Video("still", still, "", "", ()), Config(), lambda encoded: None, Clock())
+    assert record.start == [0, 16] and not np.any(record.valid) and np.isnan(record.score).all()

@@ -1,0 +1,199 @@
+"""The contrastive part of `pace`."""
+
+import math
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.trainer.synthetic import CONFIG, video_frames
+from tests.trainer.test_loop import assert_same_run, at_step, rows
+from trainer import data
+from trainer.data import Batch
+from trainer.errors import Interrupted, TrainerError
+from trainer.loop import train
+from trainer.methods.pace import Pace, contrastive
+from trainer.settings import Settings, resolve
+
+OPTIONS = {"contrast": "same-context", "contrast_weight": 0.1, "temperature": 0.1, "literal": False}
+
+
+class Pixels(nn.Module):
+    """A backbone whose last stage is the clip."""
+
+    features = 3
+
+    def forward(self, x):
+        return {"conv1": x}
+
+
+def exponentials(z, temperature):
+    """e^(z_i z_j / temperature) of all i, j."""
+    return [[math.exp(sum(a * b for a, b in zip(x, y, strict=True)) / temperature) for y in z] for x in z]
+
+
+def same_context(z, temperature):
+    """Eq. 4.3: clips 2 k and 2 k + 1 are of one video, and all clips of other videos are the negatives."""
+    total = 0.0
+    for i, e in enumerate(exponentials(z, temperature)):
+        positive = e[i ^ 1]
+        total -= math.log(positive / (positive + sum(e[j] for j in range(len(z)) if j // 2 != i // 2)))
+    return total / len(z)
+
+
+def same_pace(z, pace, temperature):
+    """Eq. 4.4: mean over the clips that have a positive, of each the mean over its positives."""
+    of_clips = []
+    for i, e in enumerate(exponentials(z, temperature)):
+        negatives = sum(e[k] for k in range(len(z)) if pace[k] != pace[i])
+        positives = [j for j in range(len(z)) if j != i and pace[j] == pace[i]]
+        terms = [-math.log(e[j] / (e[j] + negatives)) for j in positives]
+        if terms:
+            of_clips.append(sum(terms) / len(terms))
+    return sum(of_clips) / len(of_clips) if of_clips else 0.0
+
+
+def unit(*shape):
+    return nn.functional.normalize(torch.randn(*shape), dim=1)
+
+
+@pytest.mark.parametrize("videos", [1, 2, 5])
+@pytest.mark.parametrize("width", [1, 4, 128])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_same_context_equals_slow_loop(videos, width, temperature):
+    torch.manual_seed(videos + width)
+    z = unit(2 * videos, width)
+    loss = contrastive(z, torch.arange(videos).repeat_interleave(2), temperature)
+    assert loss.item() == pytest.approx(same_context(z.tolist(), temperature), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("pace", [[0, 1, 1, 1], [0, 0, 1, 1, 2, 3, 3], [2, 2, 2], [0, 1, 2], [3]])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_same_pace_equals_slow_loop(pace, temperature):
+    torch.manual_seed(len(pace))
+    z = unit(len(pace), 6).requires_grad_()
+    loss = contrastive(z, torch.tensor(pace), temperature)
+    assert loss.item() == pytest.approx(same_pace(z.tolist(), pace, temperature), rel=1e-4, abs=1e-6)
+    loss.backward()
+    assert z.grad.isfinite().all()  # also where no clip has a positive, or none a negative
+
+
+def test_equal_features():
+    """All similarities are equal: -log of one over one and the number of negatives."""
+    z, video = torch.ones(8, 1), torch.arange(4).repeat_interleave(2)
+    assert contrastive(z, video, 0.1).item() == pytest.approx(math.log(1 + 6))
+    pace = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    expected = (3 * math.log(1 + 5) + 2 * math.log(1 + 6) + 3 * math.log(1 + 5)) / 8
+    assert contrastive(z, pace, 0.1).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_orthogonal_videos(temperature):
+    """Two equal clips of each of n orthogonal videos: log(1 + (2 n - 2) e^(-1 / temperature))."""
+    for n in (1, 2, 8):
+        loss = contrastive(torch.eye(n).repeat_interleave(2, 0), torch.arange(n).repeat_interleave(2), temperature)
+        expected = math.log1p((2 * n - 2) * math.exp(-1 / temperature))
+        assert loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+def test_a_clip_without_a_positive_is_left_out_but_is_a_negative():
+    z = torch.eye(3)  # all similarities 0
+    assert contrastive(z, torch.tensor([0, 0, 1]), 1.0).item() == pytest.approx(math.log(2))  # not 2/3 of it
+    far = torch.tensor([[1.0, 0], [1, 0], [-50, 0]])
+    assert contrastive(far, torch.tensor([0, 0, 1]), 1.0).item() == pytest.approx(0, abs=1e-12)
+    assert contrastive(z, torch.tensor([0, 1, 2]), 1.0) == 0
+
+
+def test_a_clip_is_neither_its_own_positive_nor_its_own_negative():
+    z = torch.tensor([[9.0], [1.0], [2.0]])  # with itself the first clip has 81, far more than any other pair
+    expected = [math.log1p(math.exp(18 - 9)), math.log1p(math.exp(2 - 9))]  # s(0, 2) - s(0, 1), s(1, 2) - s(1, 0)
+    assert contrastive(z, torch.tensor([0, 0, 1]), 1.0).item() == pytest.approx(sum(expected) / 2)
+
+
+def build(**options):
+    torch.manual_seed(0)
+    return Pace(Pixels(), OPTIONS | options, SimpleNamespace(config=CONFIG))
+
+
+def batch(clips, pace, video):
+    return Batch(clips, {"pace": pace}, video, 0.0, None)
+
+
+@pytest.mark.parametrize("contrast", ["same-context", "same-pace"])
+def test_loss_is_the_weighted_sum_and_the_features_are_projected_and_normalised(contrast):
+    method = build(contrast=contrast, contrast_weight=0.3, temperature=0.2)
+    n = 2 if contrast == "same-context" else 1
+    clips, pace = torch.randn(4, n, 3, 2, 4, 4), torch.tensor([0, 1, 0, 3, 3, 0, 2, 0])[: 4 * n].reshape(4, n)
+    out = method(Pixels(), batch(clips, pace, torch.arange(4) + 5))
+    pooled = clips.flatten(0, 1).mean((2, 3, 4))
+    z = [[x / math.hypot(*row) for x in row] for row in method.projection(pooled).tolist()]
+    expected = same_context(z, 0.2) if n == 2 else same_pace(z, pace.flatten().tolist(), 0.2)
+    assert out["contrast"].item() == pytest.approx(expected, rel=1e-4)
+    cross_entropy = nn.functional.cross_entropy(method.head(pooled), pace.flatten())
+    assert out["loss"].item() == pytest.approx(cross_entropy.item() + 0.3 * expected, rel=1e-4)
+    with torch.no_grad():
+        method.projection[2].weight *= 3
+        method.projection[2].bias *= 3
+    assert method(Pixels(), batch(clips, pace, torch.arange(4)))["contrast"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_projection_is_as_wide_as_the_features_and_ends_in_128():
+    assert [tuple(weight.shape) for weight in build().projection.parameters()] == [(3, 3), (3,), (128, 3), (128,)]
+    assert build(contrast="none").projection is None and build(literal=True).projection is None
+
+
+def test_literal_is_the_dot_product_of_whole_maps():
+    """Trap: of means over the map, of normalised vectors, or divided by a temperature."""
+    method = build(literal=True, temperature=0.01)
+    clips, video = torch.randn(3, 2, 3, 2, 2, 2) / 4, torch.tensor([7, 3, 8])
+    out = method(Pixels(), batch(clips, torch.zeros(3, 2, dtype=torch.int64), video))
+    assert out["contrast"].item() == pytest.approx(same_context(clips.reshape(6, 24).tolist(), 1.0), rel=1e-4)
+
+
+def test_two_samples_of_one_video_are_no_negatives():
+    """The group is the video, not the place in the batch."""
+    method = build(literal=True)
+    clips = torch.zeros(2, 2, 3, 2, 2, 2)
+    pace = torch.zeros(2, 2, dtype=torch.int64)
+    assert method(Pixels(), batch(clips, pace, torch.tensor([4, 4])))["contrast"] == 0
+    other = method(Pixels(), batch(clips, pace, torch.tensor([4, 5])))["contrast"]
+    assert other.item() == pytest.approx(math.log(3))
+
+
+def test_same_context_shows_two_different_rows_of_one_video(demo):
+    source = data.Shards(demo)
+    assert (
+        Pace.shape(source.config, OPTIONS) == (2, 16)
+        and Pace.shape(source.config, OPTIONS | {"contrast": "none"})[0] == 1
+    )
+    clips = data.TrainingClips(source, Pace.samples(source, OPTIONS)[0], Pace, OPTIONS, 0, "none")
+    starts, paces = (source.readers[0].arrays[f"pace/{name}"][1] for name in ("start", "pace"))
+    for epoch, shown_rows in enumerate([(0, 1), (2, 3), (0, 1)]):
+        items = clips.__getitems__(np.array([(epoch, 1)]))
+        assert items["id"] == ["00000_1"] and items["labels"]["pace"].tolist() == [paces[list(shown_rows)].tolist()]
+        for clip, row in zip(items["clips"][0], shown_rows, strict=True):
+            shown = video_frames(1, 70)[starts[row] + np.arange(16) * (paces[row] + 1)]
+            assert np.abs(clip.numpy().astype(int) - shown).mean() < 6  # JPEG
+
+
+@pytest.mark.parametrize("options", [{"contrast": "same-context"}, {"contrast": "same-pace", "literal": True}], ids=str)
+def test_a_stopped_and_resumed_run_equals_the_unbroken_one(demo, here, monkeypatch, options):
+    settings = Settings(width=0.06, batch_size=3, epochs=2, workers=0, device="cpu", options={"pace": options})
+    whole = train(settings, demo)
+    assert all(math.isfinite(float(row["contrast"])) for row in rows(whole))
+    at_step(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(settings, demo)
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert_same_run(train(None, demo, resume="pace-r3d10-2"), whole)
+
+
+def test_options_that_make_no_sense():
+    with pytest.raises(TrainerError, match="contrast is 'context', expected one of: none, same-context, same-pace"):
+        resolve(Settings(options={"pace": {"contrast": "context"}}))
+    with pytest.raises(TrainerError, match="temperature is 'low', a str, expected a float"):
+        resolve(Settings(options={"pace": {"temperature": "low"}}))

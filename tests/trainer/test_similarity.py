@@ -1,0 +1,134 @@
+import math
+
+import numpy as np
+import pytest
+
+from tests.trainer.planted import Noise, SeesClass, write_colored
+from trainer import data
+from trainer.errors import TrainerError
+from trainer.evaluate import similarity
+from trainer.evaluate.features import Compute
+from trainer.evaluate.similarity import area_under_curve, cross_validated, measures, pair_measures, read_pairs
+from trainer.loop import train
+from trainer.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def run(demo, tmp_path_factory):
+    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
+
+
+def test_the_twelve_measures_by_hand():
+    """a = (1, 4, 0), b = (4, 1, 0)."""
+    by_hand = [
+        8,
+        math.sqrt(8),
+        math.sqrt(2 + 2),
+        math.sqrt(4 / 5 + 4 / 5),
+        8 / 17,
+        math.sqrt(9 / 5 + 9 / 5),
+        6,
+        math.sqrt(1 + 1),
+        (1 * math.log(1 / 4) + 4 * math.log(4) + 4 * math.log(4) + 1 * math.log(1 / 4)) / 2,
+        math.sqrt(18),
+        2 / math.sqrt(5) + 2 / math.sqrt(5),
+        2 / 25,
+    ]
+    assert measures(np.array([[1.0, 4, 0]]), np.array([[4.0, 1, 0]]))[0] == pytest.approx(by_hand)
+
+
+def slow_measures(a, b):
+    e = 1e-12
+    each = list(zip(a.tolist(), b.tolist(), strict=True))
+    dot = sum(x * y for x, y in each)
+    return [
+        dot,
+        math.sqrt(dot),
+        math.sqrt(sum(math.sqrt(x) * math.sqrt(y) for x, y in each)),
+        math.sqrt(sum(x * y / (x + y) for x, y in each if x + y > 0)),
+        dot / math.sqrt(sum(x * x for x, _ in each) * sum(y * y for _, y in each)),
+        math.sqrt(sum((x - y) ** 2 / (x + y) for x, y in each if x + y > 0)),
+        sum(abs(x - y) for x, y in each),
+        math.sqrt(sum((math.sqrt(x) - math.sqrt(y)) ** 2 for x, y in each)),
+        sum(x * math.log((x + e) / (y + e)) + y * math.log((y + e) / (x + e)) for x, y in each) / 2,
+        math.sqrt(sum((x - y) ** 2 for x, y in each)),
+        sum(math.sqrt(max(x, y)) / math.sqrt(x + y) for x, y in each if x + y > 0),
+        sum(min(x, y) for x, y in each) / (sum(a.tolist()) * sum(b.tolist())),
+    ]
+
+
+def test_measures_equal_a_slow_loop_and_are_symmetric():
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.normal(size=(9, 20)), 0).astype(np.float32)  # with zeros
+    first, second = rng.integers(9, size=700), rng.integers(9, size=700)
+    found = pair_measures(x, first, second)
+    for i in range(0, 700, 50):
+        assert found[i] == pytest.approx(slow_measures(x[first[i]], x[second[i]]), rel=1e-6, abs=1e-9)
+    assert found == pytest.approx(pair_measures(x, second, first))
+    same = pair_measures(x, first, first)
+    assert same[:, [5, 6, 7, 8, 9]] == pytest.approx(0) and same[:, 4] == pytest.approx(1)
+    with pytest.raises(TrainerError, match="features have negative values"):
+        measures(-x, x)
+
+
+def test_cross_validation_trains_on_the_other_folds_only():
+    """A value that tells the truth in all folds but one, where it lies: scored wrong there, right elsewhere."""
+    rng = np.random.default_rng(0)
+    same, fold = rng.random(400) < 0.5, np.repeat(np.arange(1, 5), 100)
+    x = np.where(same, 1.0, -1.0)[:, None] + 0.1 * rng.normal(size=(400, 1))
+    x[fold == 3] *= -1
+    right = (cross_validated(x, same, fold) > 0) == same
+    assert not right[fold == 3].any() and right[fold != 3].all()
+    assert area_under_curve(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True])) == 0.875
+
+
+def write_pairs(path, videos: int, folds: int, seed=0):
+    rng = np.random.default_rng(seed)
+    lines = ["fold,first,second,same"]
+    for i in range(60 * folds):
+        a = int(rng.integers(videos))
+        others = [b for b in range(videos) if b != a and (b % 4 == a % 4) == (i % 2 == 0)]
+        lines.append(f"{i % folds + 1},00000_{a},00000_{rng.choice(others)},{int(i % 2 == 0)}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_planted_classes_and_noise(tmp_path, run, monkeypatch):
+    write_colored(tmp_path / "colors" / "00000.h5", 32, splits=())
+    pairs = write_pairs(tmp_path / "pairs.csv", 32, 5)
+    monkeypatch.setattr(similarity, "networks", lambda _: {"pretrained": SeesClass(), "random": Noise()})
+    result = similarity.similarity(tmp_path, run, compute=Compute(8, 0, "cpu"), pairs=pairs)
+    top = {(row["network"], row["metric"]): row["value"] for row in result["rows"]}
+    assert top["pretrained", "accuracy"] == 100 and top["pretrained", "AUC"] == 100
+    assert top["random", "accuracy"] == pytest.approx(50, abs=10) and top["random", "AUC"] == pytest.approx(50, abs=12)
+    assert result["protocol"]["items"] == "300 pairs of 32 videos, 50.0 % of them the same" and result["notes"] == []
+    assert result["rows"][0]["stage"] == "conv3+conv4+conv5"
+    assert "similarity on colors" in similarity.format_table(result)
+    again = similarity.similarity(tmp_path, run, compute=Compute(3, 2, "cpu"), pairs=pairs)
+    assert again["rows"] == result["rows"]
+
+
+def test_pairs_are_read_by_any_spelling_and_mistakes_are_told(tmp_path, demo):
+    source = data.Shards(demo)
+
+    def read(text):
+        (tmp_path / "pairs.csv").write_text(text)
+        return read_pairs(tmp_path / "pairs.csv", source)
+
+    head = "fold,first,second,same\n"
+    good = "1,00000_0,00000_1,1\n2,00000_0,00001_2,0\n1,00000_0,00001_2,0\n2,00001_0,00001_2,1\n3,00001_0,nobody,1\n"
+    fold, first, second, same, notes = read(head + good)
+    assert fold.tolist() == [1, 2, 1, 2] and first.tolist() == [0, 0, 0, 6] and second.tolist() == [1, 8, 8, 8]
+    assert same.tolist() == [True, False, False, True] and notes[0].startswith("1 pairs left out")
+    for text, message in (
+        ("a,b\n1,2\n", "columns .'a', 'b'., expected fold, first, second, same"),
+        (head + "1,00000_0,00000_1,yes\n", "line 2: .* expected a number as fold and 0 or 1 as same"),
+        (head + "1,x,y,1\n", "none of its 1 pairs has both videos in the shards, whose ids look like '00000_0'"),
+        (head + "1,00000_0,00000_1,1\n2,00000_0,00000_1,1\n", "without fold 1 there are not both"),
+    ):
+        with pytest.raises(TrainerError, match=message):
+            read(text)
+    with pytest.raises(TrainerError, match="cannot be read"):
+        read_pairs(tmp_path / "none.csv", source)
+    with pytest.raises(TrainerError, match="similarity needs the list of pairs: --pairs FILE"):
+        similarity.similarity(demo)

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from torch import nn
+
+from tests.trainer.planted import Noise, SeesClass, write_colored
+from trainer.errors import TrainerError
+from trainer.evaluate import smoothness
+from trainer.evaluate.features import Compute
+from trainer.evaluate.smoothness import by_distance, format_table, whole_clips
+from trainer.loop import train
+from trainer.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def run(demo, tmp_path_factory):
+    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
+
+
+def test_by_distance_equals_slow_pairs():
+    rng = np.random.default_rng(0)
+    owner = np.array([0] * 4 + [1] * 6 + [2])
+    x = rng.normal(size=(11, 5))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    inside, outside = by_distance(x, owner)
+    pairs = [(i, j, float(x[i] @ x[j])) for i in range(11) for j in range(11)]
+    for step in range(6):
+        values = [s for i, j, s in pairs if owner[i] == owner[j] and j - i == step]
+        assert inside[step] == pytest.approx(np.mean(values), rel=1e-5)
+    assert outside == pytest.approx(np.mean([s for i, j, s in pairs if owner[i] != owner[j]]), rel=1e-5)
+    assert np.isnan(by_distance(x[:4], owner[:4])[1])
+
+
+def test_clips_follow_one_another():
+    assert whole_clips(47)[:, 0].tolist() == [0, 16] and whole_clips(15).shape == (0, 16)
+
+
+def test_planted_features(tmp_path, run, monkeypatch):
+    """A network that sees the class is the same at any distance; noise per clip is the same only within a clip."""
+    write_colored(tmp_path / "colors" / "00000.h5", 8, length=64, splits=())
+    monkeypatch.setattr(smoothness, "networks", lambda _: {"pretrained": SeesClass(), "random": Noise()})
+    result = smoothness.smoothness(tmp_path, run, compute=Compute(4, 0, "cpu"))
+    found = {(row["network"], row["distance"]): row["value"] for row in result["rows"]}
+    assert [found["pretrained", step] for step in (8, 16, 24, 56)] == pytest.approx([100] * 4)
+    assert found["pretrained", "other video"] == pytest.approx(100 * 8 / 56)  # one of seven others has its class
+    assert found["random", 16] < found["random", 8] and found["random", 16] == pytest.approx(found["random", 40], abs=8)
+    assert result["protocol"]["items"] == "32 clips of 8 videos" and "other video" in format_table(result)
+    again = smoothness.smoothness(tmp_path, run, compute=Compute(3, 2, "cpu"))
+    assert again["rows"] == result["rows"]
+
+
+class Brightness(nn.Module):
+    """2D: each frame by itself."""
+
+    def forward(self, x):
+        mean = x.mean((1, 3, 4))[:, None, :, None, None]
+        return {"conv5": nn.functional.pad(mean + 3, (0, 0, 0, 0, 0, 0, 0, 1), value=1.0)}
+
+
+def test_frames_of_a_2d_network_are_moments(tmp_path, run, monkeypatch):
+    write_colored(tmp_path / "colors" / "00000.h5", 3, length=32, splits=())
+    monkeypatch.setattr(smoothness, "networks", lambda _: {"pretrained": Brightness()})
+    rows = smoothness.smoothness(tmp_path, run, compute=Compute(4, 0, "cpu"))["rows"]
+    assert [row["distance"] for row in rows] == [*range(1, 32), "other video"]
+
+
+def test_too_short(tmp_path, run):
+    write_colored(tmp_path / "short" / "00000.h5", 3, length=9, splits=())
+    with pytest.raises(TrainerError, match="short: no video has 16 frames"):
+        smoothness.smoothness(tmp_path, run)

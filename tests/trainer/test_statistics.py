@@ -1,0 +1,139 @@
+"""The fully connected branches of `statistics`."""
+
+import copy
+import math
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.trainer.test_loop import assert_same_run, at_step
+from trainer import checkpoint, data
+from trainer.backbones import BACKBONES
+from trainer.data import Batch
+from trainer.errors import Interrupted, TrainerError
+from trainer.loop import train
+from trainer.methods.statistics import SIZES, Statistics, branch, pooled_cells
+from trainer.settings import Settings
+
+OPTIONS = {"targets": "raw", "parts": "both", "hidden": 0}
+SMALL = {"width": 0.06, "batch_size": 9, "epochs": 2, "workers": 0, "device": "cpu"}
+
+
+def linear(x, weight, bias):
+    return [sum(w * v for w, v in zip(row, x, strict=True)) + b for row, b in zip(weight, bias, strict=True)]
+
+
+def slow_branch(last, weights):
+    """Table 2.1 below conv 5: max over 2 x 2 x 2 with sizes rounded up, fc 6, fc 7, outputs; last [C, T, H, W]."""
+    c, t, h, w = last.shape
+    cells = [
+        max(
+            last[channel, k, i, j].item()
+            for k in range(z, min(z + 2, t))
+            for i in range(y, min(y + 2, h))
+            for j in range(x, min(x + 2, w))
+        )
+        for channel in range(c)
+        for z in range(0, t, 2)
+        for y in range(0, h, 2)
+        for x in range(0, w, 2)
+    ]
+    w6, b6, w7, b7, w8, b8 = (weight.tolist() for weight in weights)
+    fc6 = [max(0.0, value) for value in linear(cells, w6, b6)]
+    fc7 = [max(0.0, value) for value in linear(fc6, w7, b7)]
+    return linear(fc7, w8, b8)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 7, 7), (3, 1, 4, 3), (1, 3, 2, 2)])
+def test_branch_equals_slow_loop(shape):
+    torch.manual_seed(0)
+    cells = shape[0] * math.prod(math.ceil(size / 2) for size in shape[1:])
+    head, last = branch(cells, 5, 4), torch.randn(3, *shape)
+    expected = [slow_branch(clip, head.parameters()) for clip in last]
+    assert torch.allclose(head(last), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_light_c3d_has_the_published_sizes():
+    with torch.device("meta"):
+        shards = SimpleNamespace(config={"crop": 112})
+        method = Statistics(BACKBONES["c3d_light"](), OPTIONS | {"hidden": 2048}, shards)
+    layers = {name: tuple(weight.shape) for name, weight in method.named_parameters() if "weight" in name}
+    for part, outputs in (("motion", 14), ("appearance", 13)):  # 256 x 1 x 4 x 4 = 4096 cells of pool 5
+        assert [layers.pop(f"heads.{part}.{k}.weight") for k in (2, 4, 6)] == [
+            (2048, 4096),
+            (2048, 2048),
+            (outputs, 2048),
+        ]
+    assert not layers
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_branches_fit_every_backbone_and_leave_it_as_it_was(name):
+    torch.manual_seed(0)
+    backbone = BACKBONES[name](0.06)
+    before, drawn = copy.deepcopy(backbone.state_dict()), torch.get_rng_state()
+    cells = pooled_cells(backbone, 48)
+    assert torch.equal(torch.get_rng_state(), drawn) and backbone.training
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    last = [*backbone(torch.randn(2, 3, 16, 48, 48)).values()][-1]
+    assert branch(cells, 4, 2)(last).shape == (2, 2)
+
+
+@pytest.mark.parametrize("targets", ["raw", "scaled", "classes"])
+def test_each_part_has_a_branch_of_its_own_that_learns(targets):
+    torch.manual_seed(0)
+    backbone = BACKBONES["c3d_light"](0.06)
+    method = Statistics(backbone, OPTIONS | {"targets": targets, "hidden": 8}, SimpleNamespace(config={"crop": 32}))
+    labels = {part: torch.stack([torch.randint(n, (4,)) for n in SIZES[part]], 1) for part in SIZES}
+    labels["valid"] = torch.ones(4, 14, dtype=torch.int64)
+    clips = torch.randn(4, 1, 3, 16, 32, 32)
+    out = method(backbone, Batch(clips, labels, torch.zeros(4, dtype=torch.int64), 0.0, None))
+    for part, other in (("motion", "appearance"), ("appearance", "motion")):
+        method.zero_grad()
+        out[f"{part}_loss"].backward(retain_graph=True)
+        assert all(weight.grad.any() for weight in method.heads[part].parameters())
+        assert not any(weight.grad is not None and weight.grad.any() for weight in method.heads[other].parameters())
+
+
+def test_hidden_branches_see_where_and_linear_heads_do_not():
+    class Same(torch.nn.Module):
+        features = 3
+
+        def forward(self, x):
+            return {"conv1": x}
+
+    torch.manual_seed(0)
+    clips = torch.randn(2, 1, 3, 16, 8, 8)
+    moved = clips.roll((4, 4), (4, 5))  # whole cells of the pooling
+    labels = {part: torch.ones(2, len(SIZES[part]), dtype=torch.int64) for part in SIZES}
+    labels["valid"] = torch.ones(2, 14, dtype=torch.int64)
+    for hidden, same in ((0, True), (8, False)):
+        method = Statistics(Same(), OPTIONS | {"hidden": hidden}, SimpleNamespace(config={"crop": 8}))
+        loss, loss_moved = (
+            method(Same(), Batch(x, labels, torch.zeros(2), 0.0, None))["loss"].item() for x in (clips, moved)
+        )
+        assert (loss == pytest.approx(loss_moved, rel=1e-5)) == same
+
+
+@pytest.mark.parametrize("method", ["statistics", "pace+statistics"])
+def test_a_stopped_and_resumed_run_equals_the_unbroken_one(demo, here, monkeypatch, method):
+    settings = Settings(**SMALL, method=method, options={"statistics": {"hidden": 16, "targets": "scaled"}})
+    whole = train(settings, demo)
+    assert checkpoint.load(whole).weights["methods.statistics.heads.motion.4.weight"].shape == (16, 16)
+    at_step(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(settings, demo)
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    with pytest.raises(TrainerError, match="hidden is 8, the run has 16"):
+        train(Settings(options={"statistics": {"hidden": 8}}), demo, resume=f"{method}-r3d10-2")
+    assert_same_run(train(None, demo, resume=f"{method}-r3d10-2"), whole)
+
+
+def test_hidden_must_be_a_width(demo, here):
+    with pytest.raises(TrainerError, match=r"hidden is -1, expected 0 \(no hidden layers\) or the width of the two"):
+        Statistics(None, OPTIONS | {"hidden": -1}, data.Shards(demo))
+    with pytest.raises(TrainerError, match="hidden is 0.5, a float, expected a int"):
+        train(Settings(**SMALL, method="statistics", options={"statistics": {"hidden": 0.5}}), demo)

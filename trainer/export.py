@@ -1,0 +1,194 @@
+"""The backbone of a run as a file of its own: weights to start from, or a network that runs without vssl."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from labelgen.shards import CLIP_LENGTH
+from trainer import checkpoint
+from trainer.augment import MEAN, STD
+from trainer.errors import TrainerError
+from trainer.methods import build_backbone
+from trainer.settings import Settings
+
+TOLERANCE = 1e-4  # of the largest value of a stage
+_SUFFIXES = {".onnx": "onnx", ".pt": "torchscript"}
+
+
+def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = None) -> tuple[dict, float]:
+    """Write the backbone alone to `out`, and what one needs to know to use it to `out`.json.
+
+    run:  run, checkpoint folder or .safetensors file; of a run with held-out videos the best checkpoint, of one with
+          averaged weights these
+    form: a name of FORMATS, default by the suffix of `out`: .onnx, .pt (torchscript), else safetensors
+
+    ONNX and TorchScript take float32 [B, 3, 16, crop, crop] with any B and give the stages by name. The file is read
+    back and run on random clips; returns the content of the JSON file and the largest absolute difference from the
+    network itself. Raises TrainerError, with nothing written, when it is above TOLERANCE or a package is missing.
+    """
+    out = Path(out)
+    form = form or _SUFFIXES.get(out.suffix, "safetensors")
+    if form not in FORMATS:
+        raise TrainerError(f"unknown format {form!r}, expected one of: {', '.join(FORMATS)}")
+    if out.is_dir() or not out.parent.is_dir():
+        raise TrainerError(f"{out}: expected the name of a file in a folder that exists")
+    saved = checkpoint.load(run, best=True)
+    backbone, crop = _backbone(saved), saved.meta["config"]["crop"]
+    clips = torch.randn(3, 3, CLIP_LENGTH, crop, crop, generator=torch.Generator().manual_seed(0))
+    write, read = FORMATS[form]
+    handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
+    os.close(handle)
+    try:
+        with torch.no_grad():
+            write(backbone, clips[:2], saved, name)  # another batch size than the one that is compared
+            eager = backbone(clips)
+            difference = compare(eager, read(name)(clips))
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, out)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    about = _about(saved, form, backbone, eager)
+    checkpoint.write_json(out.with_name(f"{out.name}.json"), about)
+    return about, difference
+
+
+def compare(eager: dict[str, Tensor], exported: dict[str, Tensor]) -> float:
+    """Largest absolute difference of the stages. Raises TrainerError where it is above TOLERANCE times the stage's
+    largest absolute value, or not a number."""
+    if eager.keys() != exported.keys():
+        raise TrainerError(f"the exported network gives {', '.join(exported)}, expected {', '.join(eager)}")
+    differences = []
+    for stage, values in eager.items():
+        differences.append(float((values - exported[stage]).abs().max()))
+        limit = TOLERANCE * float(values.abs().max())
+        if not differences[-1] <= limit:
+            raise TrainerError(
+                f"the exported network differs from the network itself by {differences[-1]:.3g} in {stage}, "
+                f"expected at most {limit:.3g}; nothing is written"
+            )
+    return max(differences)
+
+
+def _backbone(saved: checkpoint.Checkpoint) -> nn.Module:
+    backbone = build_backbone(Settings(**saved.meta["settings"]))
+    backbone.load_state_dict(checkpoint.backbone_weights(saved))
+    return backbone.eval().requires_grad_(False)
+
+
+def _about(saved: checkpoint.Checkpoint, form: str, backbone: nn.Module, stages: dict[str, Tensor]) -> dict:
+    meta, settings, config = saved.meta, saved.meta["settings"], saved.meta["config"]
+    return {
+        "format": form,
+        "backbone": settings["backbone"],
+        "width": settings["width"],
+        "parameters": sum(weight.numel() for weight in backbone.parameters()),
+        "input": {
+            "layout": "B, 3 (RGB), T, H, W; float32; (value / 255 - mean) / std",
+            "mean": MEAN,
+            "std": STD,
+            "frames": CLIP_LENGTH,
+            "fps": config.get("fps"),
+            "resize": [config["height"], config["width"]],
+            "crop": [config["crop"], config["crop"]],
+        },
+        "stages": {name: list(stage.shape[1:]) for name, stage in stages.items()},
+        "source": {"run": saved.run.name, "method": settings["method"], "options": settings["options"]}
+        | {name: meta[name] for name in ("dataset", "split", "samples", "step", "steps", "config_hash")}
+        | {"environment": meta["environment"]},
+    }
+
+
+def _write_safetensors(backbone: nn.Module, _: Tensor, saved: checkpoint.Checkpoint, path: str) -> None:
+    # names and metadata of a checkpoint, so that finetuning and evaluation take it as one
+    weights = {f"backbone.{name}": weight.contiguous() for name, weight in backbone.state_dict().items()}
+    save_file(weights, path, {"vssl": json.dumps(saved.meta)})
+
+
+def _read_safetensors(path: str) -> Callable:
+    return _backbone(checkpoint.load(path))
+
+
+def _write_onnx(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint, path: str) -> None:
+    _onnxruntime()
+    names = list(dict(backbone.named_children()))
+    batch = {0: torch.export.Dim("batch")}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # tells that torchvision is not installed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of packages about each other
+        program = torch.onnx.export(
+            _Tuple(backbone).eval(),
+            (clips,),
+            dynamo=True,
+            input_names=["clips"],
+            output_names=names,
+            dynamic_shapes={"clips": batch},
+            verbose=False,
+        )
+        program.save(path, external_data=False)
+
+
+def _read_onnx(path: str) -> Callable:
+    session = _onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(clips: Tensor) -> dict[str, Tensor]:
+        outputs = session.run(names, {"clips": clips.numpy()})
+        return {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
+
+    return run
+
+
+def _onnxruntime():
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise TrainerError(
+            f"ONNX needs the packages onnx, onnxscript and onnxruntime, and {error.name} is missing; "
+            "install them with: pip install 'vssl[export]'"
+        ) from error
+    return onnxruntime
+
+
+class _Tuple(nn.Module):
+    """The stages of a backbone as a tuple: ONNX names its outputs by their places."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.backbone(clips).values())
+
+
+def _write_torchscript(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint, path: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.trace(backbone, (clips,), strict=False).save(path)  # not strict: a dict is returned
+
+
+def _read_torchscript(path: str) -> Callable:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.load(path)
+
+
+FORMATS = {
+    "safetensors": (_write_safetensors, _read_safetensors),
+    "onnx": (_write_onnx, _read_onnx),
+    "torchscript": (_write_torchscript, _read_torchscript),
+}
