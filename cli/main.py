@@ -8,6 +8,7 @@ import click
 
 from cli.demo import demo
 from cli.evaluate import evaluate
+from cli.export import export
 from cli.labelgen import labelgen
 from cli.show import shards_group, show
 from cli.train import finetune, train
@@ -42,7 +43,7 @@ def main():
     """
 
 
-for command in (labelgen, train, finetune, evaluate, show, shards_group, demo):
+for command in (labelgen, train, finetune, evaluate, export, show, shards_group, demo):
     main.add_command(command)
 
 if __name__ == "__main__":

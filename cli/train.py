@@ -9,10 +9,13 @@ import click
 
 _OPTIONS = (
     click.option("--shards", type=click.Path(path_type=Path), default=Path("out"), help="Folder that labelgen wrote."),
-    click.option("--recipe", help="Settings of a paper, or a YAML file; options given here win (docs/training.md)."),
-    click.option("--set", "options", multiple=True, help="Option of the method, name=value; repeatable."),
+    click.option("--recipe", help="Settings of a paper by name, or a YAML file; options given here win."),
     click.option(
-        "--backbone", help="c3d, r3d10, r2plus1d18, s3dg, resnet18, ...  [default: r3d10, or the checkpoint's]"
+        "--set", "options", multiple=True, help="Option of the method, name=value; repeatable (docs/training.md)."
+    ),
+    click.option(
+        "--backbone",
+        help="c3d, r3d10, r2plus1d18, s3dg, resnet18, ...  [default: the checkpoint's, the method's or r3d10]",
     ),
     click.option("--width", type=float, help="Multiplies the backbone's channels.  [default: 1, or the checkpoint's]"),
     click.option("--split", help="Official split whose training videos are used.  [default: the first]"),
@@ -36,6 +39,13 @@ _OPTIONS = (
 )
 
 
+def _numbers(ctx, param, value: str | None) -> list[float] | None:
+    try:
+        return None if value is None else [float(number) for number in value.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}; expected numbers, such as 1,0.5") from error
+
+
 def _with_options(command):
     for option in reversed(_OPTIONS):
         command = option(command)
@@ -43,15 +53,17 @@ def _with_options(command):
 
 
 @click.command()
-@click.option("--method", help="One of the methods of docs/training.md, or several: pace+statistics.  [default: pace]")
+@click.option(
+    "--method",
+    help="statistics, pace, order, skip_clip, tce, ascnet, rotation; or several: pace+statistics.  [default: pace]",
+)
 @click.option("--curriculum", type=float, help="Share of the steps that see the easier half of the clips only.")
-@click.option("--weights", help="Of the losses of several methods: 1,0.5.")
+@click.option("--weights", callback=_numbers, help="Of the losses of several methods: 1,0.5.")
 @_with_options
 def train(method, weights, **options):
     """Pretrain a 3D CNN on the training videos of the shards."""
     if method is None and options["recipe"] is None and options["resume"] is None:
         click.echo("no --method given: pace")
-    weights = [float(weight) for weight in weights.split(",")] if weights else None
     _train(method, weights=weights, **options)
 
 

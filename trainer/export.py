@@ -105,7 +105,7 @@ def _about(saved: checkpoint.Checkpoint, form: str, backbone: nn.Module, stages:
             "crop": [config["crop"], config["crop"]],
         },
         "stages": {name: list(stage.shape[1:]) for name, stage in stages.items()},
-        "source": {"run": saved.run.name, "method": settings["method"], "options": settings["options"]}
+        "source": {"run": saved.run.resolve().name, "method": settings["method"], "options": settings["options"]}
         | {name: meta[name] for name in ("dataset", "split", "samples", "step", "steps", "config_hash")}
         | {"environment": meta["environment"]},
     }

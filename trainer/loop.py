@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -96,12 +97,12 @@ class _Training:
         if held is not None:
             trains, self.source.trains = self.source.trains, held
             self.held_out = {name: self._clips(name, _HELD_OUT) for name in settings.methods}
+            self.source.trains = trains
             parts = 1, distributed.world(), distributed.rank()
             self.scored = {
                 name: data.Batches(len(clips.samples), settings.batch_size, 0, parts=parts)
                 for name, clips in self.held_out.items()
             }
-            self.source.trains = trains
 
         backbone = build_backbone(settings)
         self.initial = checkpoint.start_from(initial, backbone, say) if initial is not None else None
@@ -160,24 +161,27 @@ class _Training:
 
     def run(self, name, saved: checkpoint.Checkpoint | None) -> Path:
         settings, network, meta = self.settings, self.network, self._meta()
+        first = saved.meta["step"] if saved else 0
+        loaders = self._loaders(first)
         if saved:
             _check_same_data(saved, meta, self.shards)
-            folder, first = saved.run, saved.meta["step"]
+            folder = saved.run
             meta["initial"] = saved.meta["initial"]
+            optimiser = saved.optimiser_state()  # an exported backbone has none, and is no run to go on with
             network.load_state_dict(saved.weights)
-            self.optimiser.load_state_dict(saved.optimiser_state())
+            self.optimiser.load_state_dict(optimiser)
             if distributed.rank() == 0:
                 _cut_log(folder / "log.csv", first)
                 _cut_log(folder / "holdout.csv", first)
         else:
             meta["initial"] = self.initial
-            folder, first = distributed.by_first(lambda: _new_run(name, settings)), 0
+            folder = distributed.by_first(lambda: _new_run(name, settings))
             self._save(folder, first, meta)  # so that a run can be resumed from its first step
         self._introduce(folder, saved, meta)
         with ExitStack() as stack:
             stop = stack.enter_context(_StopSignals())
             log = stack.enter_context(_Log(folder, first, self.last, settings.log_every, meta))
-            self._steps(folder, first, meta, stop, log)
+            self._steps(loaders, folder, first, meta, stop, log)
         say(f"trained {self.last} steps -> {folder}")
         return folder
 
@@ -200,18 +204,16 @@ class _Training:
             say(f"resuming after step {saved.meta['step']} of {self.last}")
             _warn_of_inexact(saved.meta["environment"], meta["environment"])
 
-    def _steps(self, folder: Path, first: int, meta: dict, stop: _StopSignals, log: _Log) -> None:
+    def _steps(self, loaders: dict, folder: Path, first: int, meta: dict, stop: _StopSignals, log: _Log) -> None:
         settings, network, device = self.settings, self.network, self.device
         torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
         allow_tf32 = settings.precision != "float32"
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allow_tf32
         forward = network
         if distributed.world() > 1:
-            forward = DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=True)
+            with warnings.catch_warnings(action="ignore"):  # torch 2.13 renames it; older ones know this name alone
+                forward = DistributedDataParallel(network, broadcast_buffers=False)
         network.train()
-        loaders = {
-            name: iter(self._loader(name, self.batches[name].sampler(range(first, self.last)))) for name in self.parts
-        }
         start = time.perf_counter()
         for step in range(first, self.last):
             lr = learning_rate(step, settings, self.per_epoch)
@@ -266,9 +268,24 @@ class _Training:
                     128 + number,
                 )
 
-    def _loader(self, name: str, sampler, held_out: bool = False):
-        clips = (self.held_out if held_out else self.parts)[name]
-        return data.loader(clips, self.settings.workers, self.device, batch_sampler=sampler)
+    def _loaders(self, first: int) -> dict:
+        """Iterators over the raw batches of the steps from `first`, by method; those of held-out samples are made ready.
+
+        All processes that decode start here, before anything is exchanged between processes: a fork may hang for ever when
+        a thread of gloo is just entering Python (CPython issue 112275).
+        """
+        workers, self.held_out_loaders = self.settings.workers, {}
+        for name, clips in (self.held_out or {}).items():
+            keys: list = []  # none yet, so that the processes wait
+            loader = data.loader(clips, workers, self.device, batch_sampler=keys, persistent_workers=workers > 0)
+            iter(loader)
+            keys += self.scored[name].sampler(range(self.scored[name].per_epoch))
+            self.held_out_loaders[name] = loader
+        samplers = {name: self.batches[name].sampler(range(first, self.last)) for name in self.parts}
+        return {
+            name: iter(data.loader(clips, workers, self.device, batch_sampler=samplers[name]))
+            for name, clips in self.parts.items()
+        }
 
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
@@ -297,7 +314,7 @@ class _Training:
         totals: dict[str, float] = {}
         for name, clips in self.held_out.items():
             batches = self.scored[name]
-            for number, raw in enumerate(self._loader(name, batches.sampler(range(batches.per_epoch)), held_out=True)):
+            for number, raw in enumerate(self.held_out_loaders[name]):
                 with self._autocast():
                     metrics = self.network({name: self._batch(name, raw, step / self.last, held_out=True)})
                 prefix = f"{name}." * (len(self.held_out) > 1)

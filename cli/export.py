@@ -1,0 +1,32 @@
+"""`vssl export`: a trained backbone for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File to write; FILE.json is put beside it."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["safetensors", "onnx", "torchscript"]),
+    help="[default: by the suffix of FILE: .onnx, .pt (torchscript), else safetensors]",
+)
+def export(run, out, form):
+    """Write the backbone of RUN alone: weights for `vssl finetune`, or a network that runs without vssl.
+
+    The file is read back and compared with the network itself on random clips.
+    """
+    from trainer.export import export as export_backbone
+
+    about, difference = export_backbone(run, out, form)
+    click.echo(
+        f"{about['backbone']} (width {about['width']:g}, {about['parameters']:,} parameters) of {about['source']['run']} "
+        f"as {about['format']} -> {out}, {out}.json; largest difference from the network: {difference:.3g}"
+    )
