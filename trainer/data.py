@@ -256,19 +256,21 @@ class TrainingClips(Dataset):
 
     def __getitems__(self, keys: np.ndarray) -> dict:
         """One batch: "id" list, "key" and "video" int64, "clips" uint8 [B, n, T, H, W, 3], "view", "labels"."""
-        array, clips = _frames(len(keys), self.n, self.length, *self.shards.frame_size, 3)
-        ids, rows, views, labels = [], [], [], []
-        for target, key in zip(array, keys, strict=True):
+        shown, ids, rows, views, labels = [], [], [], [], []
+        for key in keys:  # apart from the decoding, which fills the processor's caches
             shard, item = self.samples[key[1]]
             reader = self.shards.readers[shard]
             draw = self._draw(_VIEW, key, self.n)
             frames, label = self.method.read(reader, item, draw)
-            reader.frames(frames.ravel(), target.reshape(-1, *target.shape[2:]))
+            shown.append((reader, frames.ravel()))
             video = np.searchsorted(reader.arrays["videos/first_frame"], frames.flat[0], "right") - 1
             ids.append(reader.arrays["videos/id"][video])
             rows.append(self.shards.before[shard] + video)
             views.append(_stacked(draw.views))
             labels.append(label)
+        array, clips = _frames(len(keys), self.n, self.length, *self.shards.frame_size, 3)
+        for target, (reader, frames) in zip(array, shown, strict=True):
+            reader.frames(frames, target.reshape(-1, *target.shape[2:]))
         return {
             "id": ids,
             "key": torch.from_numpy(np.asarray(keys)),
@@ -392,13 +394,28 @@ def loader(dataset: Dataset, workers: int, device: torch.device, **options) -> D
         num_workers=workers,
         worker_init_fn=_quiet_worker,
         pin_memory=device.type == "cuda",
-        collate_fn=_as_is,
+        collate_fn=_sent,
         **options,
     )
 
 
-def _as_is(batch: dict) -> dict:
-    return batch
+def _sent(batch: dict):
+    return batch if get_worker_info() is None else _Sent(batch)
+
+
+class _Sent:
+    """A batch that a worker sends. Its small tensors travel by value: to share the memory of one takes longer than to
+    decode a frame, in both processes."""
+
+    def __init__(self, batch: dict):
+        self.batch = batch
+
+    def __reduce__(self):
+        return _arrived, (_each(self.batch, Tensor, Tensor.numpy),)
+
+
+def _arrived(batch: dict) -> dict:
+    return _each(batch, np.ndarray, torch.from_numpy)
 
 
 def _quiet_worker(_: int) -> None:
@@ -409,6 +426,11 @@ def _quiet_worker(_: int) -> None:
 
 def to_device(batch, device: torch.device):
     """The same nested dict with every tensor on the device."""
+    return _each(batch, Tensor, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each(batch, kind: type, change: Callable):
+    """The same nested dict with every value of that kind changed."""
     if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    return batch.to(device, non_blocking=True) if isinstance(batch, torch.Tensor) else batch
+        return {key: _each(value, kind, change) for key, value in batch.items()}
+    return change(batch) if isinstance(batch, kind) else batch

@@ -116,6 +116,8 @@ def resolve(settings: Settings) -> Settings:
         raise TrainerError(
             f"weights are {values['weights']}, expected one more than 0 for each of {', '.join(methods)}"
         )
+    if len(methods) == 1 and values["weights"] != [1.0]:
+        raise TrainerError(f"weights are {values['weights']}, and there is only one method; raise its --lr instead")
     for name in _POSITIVE:
         if not values[name] > 0:
             raise TrainerError(f"{name} is {values[name]}, expected more than 0")

@@ -1,0 +1,408 @@
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.trainer.synthetic import write_shard
+from tests.trainer.test_loop import SMALL, assert_same_run, at_step, rows
+from trainer import checkpoint, data
+from trainer.data import Batch, Shards, TrainingClips
+from trainer.errors import Interrupted, TrainerError
+from trainer.loop import train
+from trainer.methods import ascnet
+from trainer.methods.ascnet import ASCNet, target_decay
+from trainer.settings import Settings, resolve
+
+OPTIONS = ASCNet.options
+SPEEDS = torch.tensor([[1, 2], [2, 1], [1, 2], [2, 1], [2, 1]])
+
+
+class Colour(nn.Module):
+    """A backbone of four features with weights."""
+
+    features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 1)
+
+    def forward(self, x):
+        return {"conv1": self.conv(x)}
+
+
+@pytest.fixture
+def shards(demo):
+    return Shards(demo)
+
+
+@pytest.fixture
+def make(shards, monkeypatch):
+    """A backbone and the method on it, with heads small enough for loops."""
+
+    def build(**options):
+        monkeypatch.setattr(ascnet, "HIDDEN", 6)
+        monkeypatch.setattr(ascnet, "EMBEDDING", 4)
+        torch.manual_seed(0)
+        backbone = Colour()
+        return backbone, ASCNet(backbone, OPTIONS | options, shards)
+
+    return build
+
+
+def batch(clips, other, video=None, speeds=SPEEDS):
+    """clips [B, 2, 3, T, H, W]; other: what a fetch gives, [B, 3, T, H, W], or a function of it."""
+    video = torch.arange(len(clips)) if video is None else video
+    fetch = other if callable(other) else lambda rows, read: other[:, None]
+    return Batch(clips, {"speed": speeds[: len(clips)]}, video, 0.0, fetch)
+
+
+def slow_linear(layer, row):
+    out = [sum(w * x for w, x in zip(weights, row, strict=True)) for weights in layer.weight.tolist()]
+    return out if layer.bias is None else [y + b for y, b in zip(out, layer.bias.tolist(), strict=True)]
+
+
+def slow_mlp(mlp, batch):
+    """Linear, batch normalisation over the batch, ReLU, linear."""
+    hidden = [slow_linear(mlp[0], row) for row in batch]
+    scale, shift = mlp[1].weight.tolist(), mlp[1].bias.tolist()
+    for d in range(len(hidden[0])):
+        values = [row[d] for row in hidden]
+        mean = sum(values) / len(values)
+        variance = sum((value - mean) ** 2 for value in values) / len(values)
+        for row in hidden:
+            row[d] = max(0.0, (row[d] - mean) / math.sqrt(variance + 1e-5) * scale[d] + shift[d])
+    return [slow_linear(mlp[3], row) for row in hidden]
+
+
+def slow_unit(rows):
+    return [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in rows]
+
+
+def slow_features(backbone, clips):
+    """Mean over time and space of a 1 x 1 x 1 convolution."""
+    features = []
+    for clip in clips:
+        mean = [sum(channel.flatten().tolist()) / channel.numel() for channel in clip]
+        weights = backbone.conv.weight.flatten(1).tolist()
+        features.append(
+            [
+                sum(w * x for w, x in zip(row, mean, strict=True)) + b
+                for row, b in zip(weights, backbone.conv.bias.tolist(), strict=True)
+            ]
+        )
+    return features
+
+
+def slow_losses(backbone, method, clips_i, clips_j, clips_k):
+    """Algorithm 1: lines 6 to 20."""
+    losses = []
+    for name, positive in (("appearance", clips_j), ("speed", clips_k)):
+        online = slow_mlp(method.projections[name], slow_features(backbone, clips_i))
+        predicted = slow_unit(slow_mlp(method.predictors[name], online))
+        averaged = method.target["backbone"], method.target["projections"][name]
+        wanted = slow_unit(slow_mlp(averaged[1], slow_features(averaged[0], positive)))
+        distances = [
+            sum((p - w) ** 2 for p, w in zip(a, b, strict=True)) for a, b in zip(predicted, wanted, strict=True)
+        ]
+        losses.append(sum(distances) / len(distances))
+    return losses
+
+
+@pytest.mark.parametrize(("n", "gamma"), [(2, 0.5), (5, 0.5), (4, 0.2)])
+def test_loss_equals_slow_loop(make, n, gamma):
+    backbone, method = make(gamma=gamma)
+    for weight in method.parameters():  # the averaged network is another one than the online network
+        weight.data += 0.3 * torch.randn_like(weight)
+    clips, other = torch.randn(n, 2, 3, 2, 3, 3), torch.randn(n, 3, 2, 3, 3)
+    out = method(backbone, batch(clips, other))
+    appearance, speed = slow_losses(backbone, method, clips[:, 0], clips[:, 1], other)
+    assert out["appearance"].item() == pytest.approx(appearance, rel=1e-4)
+    assert out["speed"].item() == pytest.approx(speed, rel=1e-4)
+    assert out["loss"].item() == pytest.approx(gamma * speed + (1 - gamma) * appearance, rel=1e-4)
+
+
+def constant(mlp, *vector):
+    nn.init.zeros_(mlp[3].weight)
+    mlp[3].bias.data = torch.tensor(vector)
+
+
+@pytest.mark.parametrize(
+    ("appearance", "speed", "loss"),
+    [((1.0, 0, 0, 0), (0.0, 2, 0, 0), 1), ((3.0, 0, 0, 0), (5.0, 0, 0, 0), 0), ((0.0, 0, 1, 0), (-1.0, 0, 0, 0), 3)],
+)
+def test_unit_vectors_that_agree_are_at_right_angles_or_opposite(make, appearance, speed, loss):
+    """Squared distances 0, 2 and 4."""
+    backbone, method = make()
+    constant(method.predictors["appearance"], *appearance)
+    constant(method.predictors["speed"], *speed)
+    for target in method.target["projections"].values():
+        constant(target, 2.0, 0.0, 0.0, 0.0)
+    out = method(backbone, batch(torch.randn(3, 2, 3, 2, 3, 3), torch.randn(3, 3, 2, 3, 3)))
+    assert out["loss"].item() == pytest.approx(loss, abs=1e-6)
+    assert out["spread"].item() == pytest.approx(0, abs=1e-6)  # all are one
+
+
+def test_spread_is_1_for_opposite_diagonals(make, monkeypatch):
+    backbone, method = make()
+    diagonal = torch.ones(4, 4) / 2
+    monkeypatch.setattr(method, "_averaged", lambda *_: diagonal * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
+    out = method(backbone, batch(torch.randn(4, 2, 3, 2, 3, 3), torch.randn(4, 3, 2, 3, 3)))
+    assert out["spread"].item() == pytest.approx(1)
+
+
+def test_gradients_reach_the_online_network_alone(make):
+    backbone, method = make()
+    online = [*backbone.parameters(), *method.projections.parameters(), *method.predictors.parameters()]
+    for _ in range(2):  # the second time against a bank with entries
+        for weight in online:
+            weight.grad = None
+        out = method(backbone, batch(torch.randn(5, 2, 3, 2, 3, 3), torch.randn(5, 3, 2, 3, 3)))
+        out["loss"].backward()
+        assert all(weight.grad.abs().sum() > 0 for weight in online)
+    assert all(not weight.requires_grad and weight.grad is None for weight in method.target.parameters())
+    assert len([*method.parameters()]) + len([*backbone.parameters()]) == len(online) + len(
+        [*method.target.parameters()]
+    )
+    assert not method.bank.requires_grad and method.bank.grad_fn is None
+
+
+def fill(method, entries):
+    for row, entry in entries.items():
+        method.bank[row], method.filled[row] = torch.tensor(entry), True
+    method.videos = len(entries)
+
+
+def test_neighbours_by_hand(make):
+    _, method = make()
+    fill(method, {0: [1.0, 0, 0, 0], 2: [0.0, 1, 0, 0], 5: [0.8, 0.6, 0, 0]})
+    method.bank[7] = torch.tensor([9.0, 9, 9, 9])  # not filled: a test video, say
+    a = torch.tensor([[1.0, 0, 0, 0], [1.0, 0, 0, 0], [0.0, 1, 0, 0], [0.0, 1, 0, 0], [0.6, 0.8, 0, 0]])
+    assert method.neighbours(a, torch.tensor([1, 0, 2, 5, 5])).tolist() == [0, 5, 5, 2, 2]
+
+
+def test_neighbours_are_the_videos_themselves_until_the_bank_is_full(make):
+    _, method = make()
+    fill(method, {0: [1.0, 0, 0, 0], 2: [0.0, 1, 0, 0]})
+    a = torch.tensor([[1.0, 0, 0, 0], [1.0, 0, 0, 0]])
+    assert method.neighbours(a, torch.tensor([0, 1])).tolist() == [2, 0]
+    method.videos = 3
+    assert method.neighbours(a, torch.tensor([0, 1])).tolist() == [0, 1]
+    method.filled[2], method.videos = False, 1  # one video alone
+    assert method.neighbours(a, torch.tensor([0, 1])).tolist() == [0, 0]
+
+
+def test_neighbours_are_compared_in_float32(make):
+    """bfloat16 keeps 8 bits: 1 and 0.999 are one."""
+    _, method = make()
+    fill(method, {0: [0.999, 0.0447, 0, 0], 1: [1.0, 0, 0, 0], 2: [0.999, 0.0447, 0, 0]})
+    with torch.autocast("cpu", torch.bfloat16):
+        assert method.neighbours(torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([4])).tolist() == [1]
+
+
+def test_the_bank_holds_the_averaged_appearance_of_the_second_clip(make, shards):
+    backbone, method = make()
+    video = torch.tensor([3, 0, 4, 7, 6])
+    asked = []
+
+    def fetch(rows, read):
+        asked.append(rows.tolist())
+        return torch.randn(5, 1, 3, 2, 3, 3)
+
+    method.videos = 5
+    clips = torch.randn(5, 2, 3, 2, 3, 3)
+    method(backbone, batch(clips, fetch, video))
+    expected = slow_unit(
+        slow_mlp(method.target["projections"]["appearance"], slow_features(method.target["backbone"], clips[:, 1]))
+    )
+    assert np.allclose(method.bank[video], expected, atol=1e-5)
+    assert method.filled.nonzero()[:, 0].tolist() == [0, 3, 4, 6, 7] and not method.bank[~method.filled].any()
+    similarity = np.array(expected) @ np.array(expected).T - 9 * np.eye(5)
+    method(backbone, batch(clips, fetch, video))
+    assert asked == [video.tolist(), video[similarity.argmax(1)].tolist()]
+
+
+def test_held_out_samples_change_nothing(make):
+    backbone, method = make()
+    fill(method, {0: [1.0, 0, 0, 0], 2: [0.0, 1, 0, 0]})
+    asked = []
+
+    def fetch(rows, read):
+        asked.extend(rows.tolist())
+        return torch.randn(3, 1, 3, 2, 3, 3)
+
+    method.eval(), backbone.eval()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    with torch.no_grad():
+        method(backbone, batch(torch.randn(3, 2, 3, 2, 3, 3), fetch, torch.tensor([8, 9, 10])))
+        method(backbone, batch(torch.randn(1, 2, 3, 2, 3, 3), torch.randn(1, 3, 2, 3, 3), torch.tensor([8])))
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    assert set(asked) <= {0, 2}
+
+
+def test_two_speeds_of_one_video(shards):
+    samples = ASCNet.samples(shards, OPTIONS)[0]
+    clips = TrainingClips(shards, samples, ASCNet, OPTIONS, 0, "clip")
+    orders, starts, crops = set(), set(), set()
+    for epoch in range(12):
+        for sample, (shard, video) in enumerate(samples):
+            draw = clips._draw(1, (epoch, sample), 2)
+            frames, labels = ASCNet.read(shards.readers[shard], video, draw)
+            arrays = shards.readers[shard].arrays
+            first, length = (int(arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
+            assert sorted(labels["speed"]) == [1, 2] and labels["speed"].dtype == np.int64
+            for clip, speed in zip(frames, labels["speed"], strict=True):
+                assert clip.tolist() == [clip[0] + speed * i for i in range(16)]
+                assert first <= clip[0] and clip[-1] < first + length
+            orders.add(tuple(labels["speed"]))
+            starts.add(tuple(frames[:, 0] - first))
+            crops.add(tuple(view["crop"] for view in draw.views))
+    assert orders == {(1, 2), (2, 1)} and len(starts) > 60  # drawn one by one
+    assert any(a != b for a, b in crops) and len(crops) > 30
+
+
+def test_starts_reach_both_ends_of_the_video(tmp_path):
+    write_shard(tmp_path / "short" / "00000.h5", [33])
+    source = Shards(tmp_path / "short")
+    clips = TrainingClips(source, source.videos, ASCNet, OPTIONS, 0, "none")
+    starts = {1: set(), 2: set()}
+    for epoch in range(150):
+        frames, labels = ASCNet.read(source.readers[0], 0, clips._draw(1, (epoch, 0), 2))
+        for clip, speed in zip(frames, labels["speed"].tolist(), strict=True):
+            starts[speed].add(int(clip[0]))
+    assert starts == {1: set(range(18)), 2: {0, 1, 2}}
+
+
+def test_the_fetched_clip_has_the_speed_of_the_first(make, shards):
+    backbone, method = make()
+    samples = ASCNet.samples(shards, OPTIONS)[0]
+    clips = TrainingClips(shards, samples, ASCNet, OPTIONS, 0, "none")
+    raw = clips.__getitems__(np.array([(0, sample) for sample in range(5)]))
+    fill(method, {row: torch.randn(4).tolist() for row in (0, 1, 2, 3, 4, 6, 7)})
+    shown = []
+
+    def fetch(rows, read):
+        def noted(reader, video, i, draw):
+            frames = read(reader, video, i, draw)
+            shown.append((i, reader, video, frames))
+            return frames
+
+        frames, view = clips.fetch(raw["key"].numpy(), rows.numpy(), noted)
+        assert frames.shape == (5, 1, 16, 40, 48, 3) and view["corner"].shape == (5, 1, 2)
+        assert [tuple(shards.videos[row]) for row in rows] == [
+            (shards.readers.index(reader), video) for _, reader, video, _ in sorted(shown, key=lambda one: one[0])
+        ]
+        assert not (rows == raw["video"]).any()
+        return torch.randn(5, 1, 3, 2, 3, 3)
+
+    method(backbone, batch(torch.randn(5, 2, 3, 2, 3, 3), fetch, raw["video"], raw["labels"]["speed"]))
+    assert len(shown) == 5 and {*raw["labels"]["speed"][:, 0].tolist()} == {1, 2}
+    for i, reader, video, frames in shown:
+        speed, first = int(raw["labels"]["speed"][i, 0]), reader.arrays["videos/first_frame"][video]
+        assert frames.tolist() == [[frames[0, 0] + speed * t for t in range(16)]]
+        assert first <= frames[0, 0] and frames[0, -1] < first + reader.arrays["videos/n_frames"][video]
+
+
+def test_the_target_starts_as_the_online_network_and_follows_it(make):
+    backbone, method = make()
+    pairs = [*zip([*backbone.parameters(), *method.projections.parameters()], method.target.parameters(), strict=True)]
+    assert all(torch.equal(online, target) and online is not target for online, target in pairs)
+    before = []
+    for online, target in pairs:
+        online.data += torch.randn_like(online)
+        before.append(target.clone())
+    method.projections["speed"][1].running_mean += 1  # of other weights
+    method.after_step(backbone, 0.5)
+    for (online, target), old in zip(pairs, before, strict=True):
+        assert torch.allclose(target, 0.995 * old + 0.005 * online, atol=1e-6)
+        before[0] = pairs[0][1].clone()
+    assert not method.target["projections"]["speed"][1].running_mean.any()
+    method.after_step(backbone, 1.0)
+    assert torch.equal(pairs[0][1], before[0])  # the last step leaves it
+
+
+def test_decay_by_hand():
+    assert [target_decay(0.99, progress) for progress in (0, 1 / 3, 0.5, 1)] == pytest.approx([0.99, 0.9925, 0.995, 1])
+
+
+def test_short_videos_are_left_out(shards, tmp_path):
+    for speeds, left in (([1, 2], 1), ([1, 3], 2), ([2, 1, 4], 2)):
+        samples, left_out, reason = ASCNet.samples(shards, OPTIONS | {"speeds": speeds})
+        assert (left_out, reason) == (left, f"shorter than {15 * max(speeds) + 1} frames") and len(samples) + left == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"speeds": [1]}, r"speeds is \[1\], expected two or more different whole numbers from 1, e.g. \[1, 2\]"),
+        ({"speeds": [1, 1]}, "two or more different"),
+        ({"speeds": [0, 1]}, "whole numbers from 1"),
+        ({"speeds": [1, 0.5]}, "whole numbers from 1"),
+        ({"gamma": 1.5}, "gamma is 1.5, expected 0 to 1"),
+        ({"decay": -0.1}, "decay is -0.1, expected 0 to 1"),
+    ],
+)
+def test_options_that_make_no_sense(demo, here, options, message):
+    with pytest.raises(TrainerError, match=message):
+        train(Settings(**SMALL, method="ascnet", options={"ascnet": options}), demo)
+
+
+def test_options_of_another_type():
+    with pytest.raises(TrainerError, match="speeds is 2, a int, expected a list"):
+        resolve(Settings(method="ascnet", options={"ascnet": {"speeds": 2}}))
+
+
+def test_one_sample_cannot_be_normalised(demo, here):
+    with pytest.raises(TrainerError, match="has 1 sample of a step, and ascnet's batch normalisation needs 2"):
+        train(Settings(**(SMALL | {"batch_size": 1}), method="ascnet", epochs=1), demo)
+
+
+def test_trains_resumes_and_never_stores_a_held_out_video(demo, here, monkeypatch):
+    settings = Settings(**SMALL, method="ascnet", epochs=4, holdout=0.3, options={"ascnet": {"speeds": [1, 2]}})
+    whole = train(settings, demo, "whole")
+    assert [*rows(whole)[0]] == ["step", "epoch", "lr", "loss", "appearance", "speed", "spread"]
+    with open(whole / "holdout.csv") as file:
+        assert file.readline().strip() == "step,loss,appearance,speed,spread" and len(file.readlines()) == 4
+    source = Shards(demo)
+    source.hold_out(0.3, 0)
+    trained = sorted(source.before[shard] + video for shard, video in ASCNet.samples(source, OPTIONS)[0])
+    filled = checkpoint.load(whole).weights["methods.ascnet.filled"]
+    assert filled.nonzero()[:, 0].tolist() == trained and len(trained) < 7
+    for step in (0, 3, 5):  # before, at and after the step from which neighbours are other videos
+        name = f"part{step}"
+        at_step(monkeypatch, step, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(settings, demo, name)
+        monkeypatch.undo()
+        monkeypatch.chdir(here)
+        assert_same_run(train(None, demo, resume=name), whole)
+        assert (here / "runs" / name / "holdout.csv").read_bytes() == (whole / "holdout.csv").read_bytes()
+
+
+def test_neighbours_change_from_the_videos_themselves_to_others_after_one_epoch(demo, here, monkeypatch):
+    asked, fetch = [], data.TrainingClips.fetch
+
+    def noted(self, keys, rows, read):
+        own = [self.shards.before[shard] + video for shard, video in self.samples[keys[:, 1]]]
+        asked.append((rows == np.array(own)).tolist())
+        return fetch(self, keys, rows, read)
+
+    monkeypatch.setattr(data.TrainingClips, "fetch", noted)
+    train(Settings(**SMALL, method="ascnet", epochs=2), demo, "run")
+    assert [len(step) for step in asked] == [3, 2, 2] * 2
+    assert all(sum(asked[:3], [])) and not any(sum(asked[3:], []))
+
+
+def test_averaged_networks_start_from_the_given_checkpoint(demo, here):
+    """Not from the random weights that it replaces."""
+    once = SMALL | {"epochs": 1}
+    trained = checkpoint.load(train(Settings(**once, lr=0.1), demo, "first")).weights
+    settings = Settings(**once, method="ascnet", ema=0.9, lr=1e-9, seed=5, options={"ascnet": {"decay": 1.0}})
+    weights = checkpoint.load(train(settings, demo, "second", initial="first")).weights
+    names = [name for name in trained if name.startswith("backbone.") and name.endswith("weight")]
+    for name in names:
+        assert torch.equal(weights[f"methods.ascnet.target.{name}"], trained[name])
+        assert torch.allclose(weights[f"ema.{name}"], trained[name], atol=1e-6)
+    assert len(names) > 20

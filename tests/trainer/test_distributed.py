@@ -1,0 +1,302 @@
+"""Two processes equal one: gradients, banks, logs, stops.
+
+Batch normalisation is the exception by design: on the CPU each process normalises over its own samples (on CUDA --sync-bn
+joins them). Here the backbone is c3d_light, which has none, and that of the heads stays in evaluation mode, as does dropout,
+whose draws differ between processes.
+"""
+
+import csv
+import datetime
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.trainer.synthetic import write_shard
+from tests.trainer.test_loop import TIMES
+from trainer import checkpoint, distributed
+from trainer.loop import train
+from trainer.methods import METHODS
+from trainer.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"backbone": "c3d_light", "width": 0.06, "workers": 0, "device": "cpu"}
+VARIANTS = {
+    "statistics": [{"targets": "classes"}, {"targets": "raw"}],
+    "pace": [{"contrast": "none"}, {"contrast": "same-context"}, {"contrast": "same-pace"}],
+    "tce": [{"frames": 16, "negatives": 2}, {"frames": 16, "loss": "nce"}],
+}
+CASES = {
+    "-".join([method, *map(str, options.values())]): {"method": method, "options": {method: options}}
+    for method in METHODS
+    for options in VARIANTS.get(method, [{}])
+}
+CASES["tce-frames"] = {"method": "tce", "backbone": "resnet18"}
+CASES["joint"] = {"method": "ascnet+statistics", "weights": [1.0, 0.5], "ema": 0.9}
+CASES["accumulated"] = {"method": "rotation", "accumulate": 2}
+
+
+def steps(case: dict) -> int:
+    """Of a case: 5 for the 22 labelled clips, at most 5 in a step, 3 for three times the 5 videos."""
+    return 5 if METHODS[case["method"].split("+")[-1]].of_labelled_clips else 3
+
+
+def spawned(kind: int, folder: Path) -> None:
+    """What process 0 and 1 do together, and process 2 alone."""
+    torch.set_num_threads(1)
+    for layer in (nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        layer.train = lambda self, mode=True: nn.Module.train(self, False)
+    results, runs = {}, folder / ("one" if kind == 2 else "two")
+    if kind < 2:
+        limit = datetime.timedelta(seconds=60)
+        dist.init_process_group("gloo", f"file://{folder}/group", limit, world_size=2, rank=kind)
+    for name, case in CASES.items():
+        epochs = {5: 1, 3: 3}[steps(case)]
+        settings = Settings(**SMALL | case, batch_size=5, epochs=epochs, holdout=0.0)
+        results[name] = outcome(train, settings, folder / "five", runs / name)
+    if kind < 2:
+        results["taken"] = outcome(train, Settings(**SMALL, epochs=1), folder / "five", runs / "joint")
+        results["reduced"] = reduced(kind)
+        results["forks"] = forks(folder / "five", runs / "forks")
+        dist.destroy_process_group()
+    torch.save(results, folder / f"{kind}.pt")
+
+
+def outcome(action, *arguments) -> str:
+    try:
+        return str(action(*arguments))
+    except Exception:
+        return traceback.format_exc()
+
+
+def assert_close_logs(path: Path, other: Path, steps: int) -> None:
+    logs = [[*csv.DictReader(file.read_text().splitlines())] for file in (path, other)]
+    assert len(logs[0]) == len(logs[1]) == steps
+    for two, one in zip(*logs, strict=True):
+        two, one = ({key: float(row[key]) for key in row if key not in TIMES} for row in (two, one))
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Folder of the runs, and what the processes returned."""
+    folder = tmp_path_factory.mktemp("two")
+    write_shard(folder / "five" / "00000.h5", [80, 70, 75, 90, 66, 80, 80], split=[1, 1, 3, 1, 1, 1, 3])
+    torch.multiprocessing.spawn(spawned, (folder,), nprocs=3)
+    return folder, [torch.load(folder / f"{kind}.pt") for kind in range(3)]
+
+
+def test_every_method_is_here():
+    assert {case["method"] for case in CASES.values()} >= METHODS.keys()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_equal_one(results, name):
+    """3 and 2 samples in two processes against 5 in one: what is logged, weights, banks, averages and, in the momentum, the
+    gradients."""
+    folder, returned = results
+    for kind, path in enumerate(("two", "two", "one")):
+        assert returned[kind][name] == str(folder / path / name), returned[kind][name]
+    assert_close_logs(*(folder / path / name / "log.csv" for path in ("two", "one")), steps(CASES[name]))
+    two, one = (checkpoint.load(folder / path / name) for path in ("two", "one"))
+    for key, value in one.weights.items():
+        torch.testing.assert_close(
+            two.weights[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key} {text}"
+        )
+    states = [saved.optimiser_state()["state"] for saved in (two, one)]
+    assert states[0].keys() == states[1].keys()
+    for number, state in states[1].items():
+        scale = state["momentum_buffer"].abs().max().item()
+        torch.testing.assert_close(
+            states[0][number]["momentum_buffer"], state["momentum_buffer"], rtol=1e-3, atol=1e-4 * scale
+        )
+    assert any(state["momentum_buffer"].any() for state in states[1].values())
+
+
+def test_an_error_of_the_first_process_is_that_of_all(results):
+    folder, returned = results
+    for kind in range(2):
+        assert f"TrainerError: {folder / 'two' / 'joint'}: exists" in returned[kind]["taken"]
+
+
+def forks(shards: Path, run: Path) -> list[str]:
+    """What a run with held-out samples does, in order: fork a process that decodes, exchange something."""
+    done = []
+
+    def noted(owner, name, what):
+        original = getattr(owner, name)
+        setattr(owner, name, lambda *given, **named: (done.append(what), original(*given, **named))[1])
+
+    torch.multiprocessing.set_start_method("fork", force=True)  # the default, but not in a spawned process
+    noted(os, "fork", "fork")
+    for name in ("all_reduce", "broadcast", "broadcast_object_list"):
+        noted(dist, name, "exchange")
+    train(Settings(**SMALL | {"workers": 1}, epochs=2, batch_size=4, holdout=0.4), shards, run)
+    return done
+
+
+def test_no_process_is_forked_after_something_was_exchanged(results):
+    """Before Python 3.11.8 it may hang: a thread of gloo that holds a lock of the interpreter is not there in the child."""
+    for returned in results[1][:2]:
+        assert returned["forks"][:2] == ["fork", "fork"] and {*returned["forks"][2:]} == {"exchange"}
+
+
+ROWS = (3, 2)  # of the two processes
+VALID = {
+    "all": [[1, 1, 1], [1, 1]],
+    "some": [[0, 1, 1], [1, 0]],
+    "one process": [[1, 0, 1], [0, 0]],
+    "none": [[0, 0, 0], [0, 0]],
+}
+
+
+def samples(count: int) -> torch.Tensor:
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
+
+
+def reduced(rank: int) -> dict:
+    """Means and gathers of two processes, and their gradients as DistributedDataParallel averages them."""
+    x, found = samples(sum(ROWS)).split(ROWS)[rank], {}
+    for name, valid in VALID.items():
+        w = torch.ones(4, requires_grad=True)
+        value = distributed.mean((x * w).square().sum(1), torch.tensor(valid[rank]) > 0)
+        value.backward()
+        found[name] = distributed.average(value.detach()), distributed.average(w.grad)
+    w = torch.ones(4, requires_grad=True)
+    value = distributed.mean((x * w).square())
+    value.backward()
+    found["terms"] = distributed.average(value.detach()), distributed.average(w.grad)
+
+    w = torch.ones(4, requires_grad=True)
+    everything, begin = distributed.gather(x * w)
+    own = everything[begin : begin + len(x)]
+    value = distributed.mean((own @ everything.T).exp().sum(1))
+    value.backward()
+    found["pairs"] = distributed.average(value.detach()), distributed.average(w.grad)
+    found["gathered"] = everything.detach(), begin
+    found["whole numbers"] = distributed.gather(torch.arange(rank, 2))[0]  # 2 rows, and 1
+    found["nobody here"] = distributed.gather(x[: 2 * rank])[0]  # 0 rows, and 2
+    found["largest"] = distributed.any_of(rank * 15, torch.device("cpu"))
+    return found
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_mean_equals_a_loop(results, name):
+    total, gradient, count = 0.0, [0.0] * 4, 0
+    for row, valid in zip(samples(5).tolist(), sum(VALID[name], []), strict=True):
+        if valid:
+            total += sum(value**2 for value in row)
+            gradient = [sum_ + 2 * value**2 for sum_, value in zip(gradient, row, strict=True)]
+            count += 1
+    for returned in results[1][:2]:
+        mean, slope = returned["reduced"][name]
+        assert mean.item() == pytest.approx(total / max(1, count), rel=1e-5)
+        assert slope.tolist() == pytest.approx([value / max(1, count) for value in gradient], rel=1e-5)
+
+
+def test_mean_of_a_matrix_is_over_all_its_terms(results):
+    x = samples(5)
+    for returned in results[1][:2]:
+        mean, slope = returned["reduced"]["terms"]
+        assert mean.item() == pytest.approx(x.square().mean().item(), rel=1e-5)
+        assert slope.tolist() == pytest.approx((2 * x.square().sum(0) / x.numel()).tolist(), rel=1e-5)
+
+
+def test_gather_and_its_gradient_equal_a_loop(results):
+    x = samples(5).tolist()
+    total, gradient = 0.0, [0.0] * 4
+    for a, b in itertools.product(x, x):
+        term = sum(p * q for p, q in zip(a, b, strict=True))
+        total += torch.tensor(term).exp().item()
+        for d in range(4):  # of exp(sum_d w_d^2 a_d b_d) at w = 1
+            gradient[d] += 2 * a[d] * b[d] * torch.tensor(term).exp().item()
+    for rank, returned in enumerate(results[1][:2]):
+        found = returned["reduced"]
+        assert found["gathered"][0].tolist() == x and found["gathered"][1] == (0, 3)[rank]
+        assert found["pairs"][0].item() == pytest.approx(total / 5, rel=1e-5)
+        assert found["pairs"][1].tolist() == pytest.approx([value / 5 for value in gradient], rel=1e-4)
+        assert found["whole numbers"].tolist() == [0, 1, 1] and found["whole numbers"].dtype == torch.int64
+        assert found["nobody here"].tolist() == x[3:]
+        assert found["largest"] == 15
+
+
+def test_one_process_needs_no_group():
+    x = samples(5)
+    assert distributed.gather(x) == (x, 0) and distributed.mean(x).item() == pytest.approx(x.mean().item())
+    assert distributed.mean(x, x > 9).item() == 0 and distributed.any_of(15, torch.device("cpu")) == 15
+
+
+@pytest.fixture
+def launched(demo, here):
+    """Start `vssl train` in two processes, in an empty folder; what still runs in the end is stopped."""
+    started = []
+
+    def launch(*options) -> subprocess.Popen:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+        vssl = ["-m", "--", "cli.main", "train", "--shards", demo, "--workers", 1, "--device", "cpu", *options]
+        variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen([*map(str, torchrun + vssl)], env=variables, start_new_session=True, **pipes))
+        return started[-1]
+
+    yield launch
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def processes(launcher: int) -> list[int]:
+    """Process ids of rank 0 and 1."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    ranks = {}
+    for child in map(int, children):
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks |= {int(text[5:]): child for text in variables if text.startswith(b"RANK=")}
+    return [ranks[0], ranks[1]]
+
+
+def wait_for(process, log: Path, lines: int) -> None:
+    while not log.exists() or log.read_text().count("\n") < lines:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+def test_torchrun_stops_resumes_and_equals_one_process(launched, here, alone):
+    """A signal to the second process alone, and, as a cluster sends it, one to all of them and to their launcher, which sends
+    it to them once more."""
+    options = ("--backbone", "c3d_light", "--width", 0.06, "--batch-size", 3, "--epochs", 60, "--holdout", 0.4)
+    log = here / "runs/two/log.csv"
+    process, before = launched(*options, "--run", "two"), 0
+    for chosen in ([1], [0, 1]):
+        wait_for(process, log, before + 10)
+        ranks = processes(process.pid)
+        for target in [ranks[i] for i in chosen] + [process.pid] * (len(chosen) > 1):
+            os.kill(target, signal.SIGTERM)
+        printed = process.communicate(timeout=60)[0]
+        step = checkpoint.load("two").meta["step"]
+        assert before + 9 <= step < 60 and process.returncode, printed
+        assert f"stopped by SIGTERM after step {step} of 60; go on with: vssl train --shards" in printed
+        assert printed.count("--resume runs/two") and log.read_text().count("\n") == step + 1
+        process, before = launched("--resume", "two"), step
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and printed.count("trained 60 steps -> runs/two") == 1, printed
+    for name in ("log.csv", "holdout.csv"):
+        assert_close_logs(here / "runs/two" / name, alone / name, 60)
+
+
+@pytest.fixture(scope="module")
+def alone(demo, tmp_path_factory):
+    """The same run of one process."""
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("alone") / "run"
+    return train(Settings(**SMALL, batch_size=3, epochs=60, holdout=0.4), demo, run)

@@ -1,0 +1,394 @@
+import math
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn import functional as F
+
+from tests.trainer.synthetic import write_shard
+from tests.trainer.test_loop import SMALL, assert_same_run, at_step, rows
+from trainer import checkpoint, distributed
+from trainer.backbones import BACKBONES
+from trainer.data import Batch, Draw, Shards, TrainingClips
+from trainer.errors import Interrupted, TrainerError
+from trainer.loop import train
+from trainer.methods.tce import EMBEDDING, PRIME, TCE, infonce, mine, nce, pairwise_random, threshold
+from trainer.settings import Settings, resolve
+
+
+class Colour(nn.Module):
+    """A backbone of four features with weights, and without batch normalisation."""
+
+    features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 2, 3), stride=(1, 2, 3))  # tells a frame from its rotations
+
+    def forward(self, x):
+        return {"conv1": self.conv(x).relu()}
+
+
+def make(demo, **options):
+    torch.manual_seed(0)
+    backbone = Colour()
+    return backbone, TCE(backbone, TCE.options | options, Shards(demo))
+
+
+def batch(n, video=None, progress=0.0):
+    generator = torch.Generator().manual_seed(n)
+    labels = {"turns": torch.arange(n) % 4, "draws": torch.randint(1, PRIME, (n, 2), generator=generator)}
+    clips = torch.randn(n, 2, 3, 1, 6, 6, generator=generator)
+    return Batch(clips, labels, torch.arange(n) if video is None else video, progress, None)
+
+
+def fill(method, *rows):
+    generator = torch.Generator().manual_seed(7)
+    for row in rows:
+        method.bank[row] = F.normalize(torch.randn(EMBEDDING, generator=generator), dim=0)
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def slow_vectors(backbone, method, clips):
+    """Unit vectors of clips [N, 3, 1, S, S], one by one."""
+    vectors = []
+    for clip in clips:
+        features = [sum(c.flatten().tolist()) / c.numel() for c in backbone(clip[None])["conv1"][0]]
+        pairs = zip(method.projection.weight.tolist(), method.projection.bias.tolist(), strict=True)
+        vector = [dot(row, features) + bias for row, bias in pairs]
+        vectors.append([x / math.sqrt(dot(vector, vector)) for x in vector])
+    return vectors
+
+
+def slow_rotation(backbone, method, clip, turns):
+    """Cross entropy of the rotation head on the clip after so many quarter turns."""
+    image = torch.from_numpy(np.rot90(clip.numpy(), turns, (2, 3)).copy())
+    features = [sum(c.flatten().tolist()) / c.numel() for c in backbone(image[None])["conv1"][0]]
+    pairs = zip(method.head.weight.tolist(), method.head.bias.tolist(), strict=True)
+    logits = [dot(row, features) + bias for row, bias in pairs]
+    return math.log(sum(map(math.exp, logits))) - logits[turns]
+
+
+def slow_infonce(positive, negatives, temperature):
+    terms = [math.exp(s / temperature) for s in [positive, *negatives]]
+    return -math.log(terms[0] / sum(terms))
+
+
+def slow_nce(positive, negatives, temperature):
+    """Is it data or one of K samples of noise? P = e^(s/T) / Z with Z = n c of n videos, noise 1 / n."""
+    n, k = 1000, len(negatives)
+    z = n * math.exp(1 / (2 * EMBEDDING * temperature**2))
+    data = [math.exp(s / temperature) / z for s in [positive, *negatives]]
+    h = [p / (p + k / n) for p in data]
+    return -math.log(h[0]) - sum(math.log(1 - x) for x in h[1:])
+
+
+@pytest.mark.parametrize("loss", ["infonce", "nce"])
+@pytest.mark.parametrize(("n", "filled"), [(1, (3,)), (3, (0, 1, 2, 5, 9)), (5, range(13))])
+def test_loss_equals_slow_loop(demo, loss, n, filled):
+    """Fails for a bank that is viewed instead of transposed, and for the own or an unvisited slot as a negative."""
+    backbone, method = make(demo, loss=loss, temperature=0.2, rotation_weight=0.5)
+    fill(method, *filled)
+    data, bank = batch(n), method.bank.tolist()
+    anchors, positives = (slow_vectors(backbone, method, data.clips[:, i]) for i in range(2))
+    slow = {"infonce": slow_infonce, "nce": slow_nce}[loss]
+    contrast = rotation = right = chance = 0.0
+    hardness = []
+    for i in range(n):
+        negatives = [dot(anchors[i], bank[j]) for j in filled if j != i]
+        positive = dot(anchors[i], positives[i])
+        contrast += slow(positive, negatives, 0.2) / n
+        rotation += slow_rotation(backbone, method, data.clips[i, 0], i % 4) / n
+        right += (positive > max(negatives)) / n
+        chance += 1 / (1 + len(negatives)) / n
+        hardness += negatives
+    out = method(backbone, data)
+    assert out["contrast"].item() == pytest.approx(contrast, rel=1e-4)
+    assert out["rotation"].item() == pytest.approx(rotation, rel=1e-4)
+    assert out["loss"].item() == pytest.approx(contrast + 0.5 * rotation, rel=1e-4)
+    assert out["accuracy"].item() == pytest.approx(right) and out["chance"].item() == pytest.approx(chance)
+    assert out["hardness"].item() == pytest.approx(sum(hardness) / len(hardness), abs=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 3, 100])
+def test_equal_similarities_give_log_of_their_number(k):
+    logits = torch.full((2, 1 + k), 5.0)
+    assert infonce(logits, 0.07).tolist() == pytest.approx([math.log(1 + k)] * 2)
+    absent = torch.full((2, 4), -torch.inf)
+    assert torch.equal(infonce(torch.cat([logits, absent], 1), 0.07), infonce(logits, 0.07))
+    assert torch.equal(nce(torch.cat([logits, absent], 1), 0.07), nce(logits, 0.07))
+
+
+@pytest.mark.parametrize("form", [infonce, nce])
+def test_without_negatives_there_is_nothing_to_learn(form):
+    logits = torch.tensor([[3.0, -torch.inf], [3.0, 1.0]], requires_grad=True)
+    terms = form(logits, 0.5)
+    terms.sum().backward()
+    assert terms[0] == 0 < terms[1] and torch.equal(logits.grad[0], torch.zeros(2)) and logits.grad.isfinite().all()
+
+
+def test_the_constant_of_nce_is_that_of_random_unit_vectors():
+    """With e^l = K c the odds are even."""
+    torch.manual_seed(0)
+    similarity = F.normalize(torch.randn(200_000, EMBEDDING), dim=1)[:, 0]
+    for temperature in (0.07, 0.2):
+        c = (similarity.double() / temperature).exp().mean().item()
+        even = nce(torch.tensor([[math.log(c), -20.0]]), temperature)  # the negative costs nothing
+        assert even.item() == pytest.approx(math.log(2), abs=0.01)
+
+
+def test_threshold_by_hand():
+    assert [threshold(p, -1.0, 1.0) for p in (0, 0.2, 1)] == pytest.approx([-1, 0.264241, 0.986524], abs=1e-6)
+    assert threshold(0.2, 0.5, 0.5) == 0.5
+    values = [threshold(p / 50, -0.3, 0.8) for p in range(51)]
+    assert values == sorted(values) and -0.3 <= values[0] < values[-1] < 0.8
+
+
+def test_mine_by_hand():
+    similarity = torch.tensor([[0.9, 0.1, 0.5, -0.2, 0.7]])
+    priority = torch.tensor([[0.1, 0.9, 0.3, 0.8, 0.2]])
+    candidate = torch.tensor([[True, True, True, True, False]])
+
+    def chosen(limit, k):
+        columns, known = mine(similarity, candidate, priority, limit, k)
+        return sorted(columns[known].tolist())
+
+    assert chosen(-1.0, 2) == [1, 3]  # all pass: the two of the highest priority
+    assert chosen(0.0, 2) == [1, 2]  # 0, 1, 2 pass
+    assert chosen(0.3, 2) == [0, 2]  # 0, 2 pass
+    assert chosen(0.6, 2) == [0, 2]  # one passes: the hardest two
+    assert chosen(0.95, 1) == [0] and chosen(0.95, 3) == [0, 1, 2]
+    assert chosen(0.3, 4) == chosen(0.3, 99) == [0, 1, 2, 3]
+
+
+def slow_mine(similarity, candidate, priority, limit, k):
+    columns = [j for j, known in enumerate(candidate) if known]
+    passing = [j for j in columns if similarity[j] > limit]
+    key, among = (priority, passing) if len(passing) >= k else (similarity, columns)
+    return sorted(sorted(among, key=lambda j: key[j])[-k:])
+
+
+@pytest.mark.parametrize("limit", [-1.0, -0.2, 0.0, 0.3, 0.9])
+@pytest.mark.parametrize("k", [1, 4, 20])
+def test_mine_equals_slow_loop(limit, k):
+    torch.manual_seed(k)
+    similarity, priority, candidate = torch.rand(6, 15) * 2 - 1, torch.rand(6, 15), torch.rand(6, 15) < 0.8
+    columns, known = mine(similarity, candidate, priority, limit, k)
+    for i in range(6):
+        expected = slow_mine(*(x[i].tolist() for x in (similarity, candidate, priority)), limit, k)
+        assert sorted(columns[i][known[i]].tolist()) == expected
+
+
+def test_mining_acts(demo):
+    """The negatives of an anchor get harder, up to the hardest; without a rising threshold they stay as they are."""
+    backbone, method = make(demo, negatives=3)
+    _, random = make(demo, negatives=3, hi=-1.0)
+    fill(method, *range(13)), fill(random, *range(13))
+    data = batch(8)
+    levels = [replace(data, progress=p) for p in (0.0, 0.14, 1.0)]
+    hardness = [method.eval()(backbone, level)["hardness"].item() for level in levels]
+    assert hardness[0] < hardness[1] < hardness[2]
+    anchors = F.normalize(method.projection(backbone(data.clips[:, 0])["conv1"].mean((2, 3, 4))), dim=1)
+    others = (anchors @ method.bank.T).scatter(1, data.video[:, None], -2)
+    assert hardness[2] == pytest.approx(others.topk(3).values.mean().item(), abs=1e-5)
+    assert len({random.eval()(backbone, level)["hardness"].item() for level in levels}) == 1
+
+
+def test_random_negatives_are_all_others_alike(demo):
+    """Each of 12 other videos is one of 4 negatives in a third of the draws; slots in any two, as often as they should."""
+    _, method = make(demo, negatives=4, hi=-1.0)
+    fill(method, *range(13))
+    n = 4000
+    draws = torch.from_numpy(np.random.default_rng(0).integers(1, PRIME, (n, 2)))
+    vector = method.bank[:1].expand(n, -1)
+    similarity, known = method.similarity(vector, vector, Batch(None, {"draws": draws}, torch.full((n,), 5), 0.0, None))
+    assert known.all()
+    drawn = (similarity[:, 1:, None] - method.bank @ method.bank[0]).abs().argmin(2)
+    seen = F.one_hot(drawn, 13).sum(1).double()
+    together = (seen.T @ seen / n).numpy()
+    expected = np.full((13, 13), 4 / 12 * 3 / 11)
+    np.fill_diagonal(expected, 4 / 12)
+    expected[5] = expected[:, 5] = 0
+    assert together == pytest.approx(expected, abs=0.04)
+
+
+def test_pairwise_random_by_hand():
+    values = pairwise_random(torch.tensor([0, 1, 10**6]), torch.tensor([[3, 5], [PRIME - 1, 1]]))
+    expected = [[5, 8, 3 * 10**6 + 5], [1, 0, (1 - 10**6) % PRIME]]
+    assert values.numpy() == pytest.approx(np.array(expected) / PRIME, abs=1e-6)
+
+
+def test_the_bank_holds_vectors_not_graphs(demo):
+    backbone, method = make(demo)
+    slots = []
+    for video in ([4, 0, 2], [1, 4, 12]):
+        data = batch(3, torch.tensor(video))
+        with torch.no_grad():
+            expected = F.normalize(method.projection(backbone(data.clips[:, 0])["conv1"].mean((2, 3, 4))), dim=1)
+        method(backbone, data)["loss"].backward()
+        assert not method.bank.requires_grad and method.bank.grad_fn is None
+        assert torch.allclose(method.bank[video], expected)
+        slots += video
+        assert method.bank.any(1).nonzero().flatten().tolist() == sorted(set(slots))
+    assert not any(parameter is method.bank for parameter in method.parameters())
+    assert "bank" in method.state_dict()
+
+
+def test_validation_changes_nothing(demo):
+    backbone, method = make(demo)
+    fill(method, 1, 2, 3)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    with torch.no_grad():
+        metrics = method.eval()(backbone, batch(3, torch.tensor([5, 6, 7])))
+    assert metrics["chance"] == 0.25
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+@pytest.mark.parametrize("frames", [1, 16])
+def test_the_positive_follows_the_anchor(demo, frames):
+    """Never one frame twice, all of the video's frames, each as often as the next one."""
+    firsts, turns, reader = [], [], Shards(demo).readers[0]
+    for seed in range(400):
+        draw = Draw(0, np.random.default_rng(seed), [{}, {}], TCE.options | {"frames": frames})
+        clips, labels = TCE.read(reader, 1, draw)
+        start = int(clips[0, 0]) - 64  # video 0 has 64 frames, video 1 has 70
+        assert clips.tolist() == [
+            [64 + start + i for i in range(frames)],
+            [64 + start + frames + i for i in range(frames)],
+        ]
+        firsts.append(start), turns.append(int(labels["turns"]))
+        assert labels["draws"].shape == (2,) and 0 < labels["draws"].min() <= labels["draws"].max() < PRIME
+    assert set(firsts) == set(range(70 - 2 * frames + 1)) and set(turns) == {0, 1, 2, 3}
+    assert all(turns.count(turn) > 60 for turn in range(4))
+
+
+def test_anchor_and_positive_have_views_of_their_own(demo):
+    shards = Shards(demo)
+    samples, left_out, _ = TCE.samples(shards, TCE.options)
+    assert len(samples) == 8 and left_out == 0
+    clips = TrainingClips(shards, samples, TCE, TCE.options, 0, "none")
+    raw = clips.__getitems__(np.array([(0, i) for i in range(8)]))
+    assert raw["clips"].shape == (8, 2, 1, 40, 48, 3) and raw["labels"]["turns"].shape == (8,)
+    assert (raw["view"]["corner"][:, 0] != raw["view"]["corner"][:, 1]).any()
+    assert (raw["view"]["mirror"][:, 0] != raw["view"]["mirror"][:, 1]).any()
+    assert (raw["clips"][:, 0] != raw["clips"][:, 1]).flatten(1).any(1).all()  # the texture moves
+    assert raw["video"].tolist() == [0, 1, 2, 3, 4, 6, 7, 8]
+
+
+def test_short_videos_are_left_out(demo):
+    samples, left_out, reason = TCE.samples(Shards(demo), TCE.options | {"frames": 16})
+    assert (len(samples), left_out, reason) == (7, 1, "shorter than 32 frames")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frames": 0}, "frames is 0, expected 1 or more"),
+        ({"temperature": 0.0}, "temperature is 0.0, expected more than 0"),
+        ({"temperature": float("nan")}, "temperature is nan, expected more than 0"),
+        ({"negatives": 0}, "negatives is 0, expected 1 or more"),
+        ({"lo": 0.5, "hi": 0.2}, "lo is 0.5, expected -1 to hi, which is 0.2"),
+        ({"lo": -2.0}, "lo is -2.0, expected -1 to hi"),
+        ({"hi": 1.5}, "hi is 1.5, expected 1 or less"),
+        ({"rotation_weight": -1.0}, "rotation_weight is -1.0, expected 0 or more"),
+    ],
+)
+def test_options_that_make_no_sense(demo, options, message):
+    with pytest.raises(TrainerError, match=message):
+        TCE.samples(Shards(demo), TCE.options | options)
+
+
+def test_unknown_loss():
+    with pytest.raises(TrainerError, match="loss is 'mse', expected one of: infonce, nce"):
+        resolve(Settings(method="tce", options={"tce": {"loss": "mse"}}))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_one_frame_is_for_2d_backbones(demo, name):
+    torch.manual_seed(0)
+    backbone, shards = BACKBONES[name](0.06), Shards(demo)
+    if name.startswith("resnet") and "3d" not in name:
+        assert TCE(backbone, TCE.options, shards)(backbone, batch(3))["loss"].isfinite()
+        return
+    with pytest.raises(TrainerError, match="frames is 1, .* 3D backbone .*; set frames to 16, or choose --backbone"):
+        TCE(backbone, TCE.options, shards)
+    TCE(backbone, TCE.options | {"frames": 16}, shards)
+
+
+def test_one_video_cannot_be_told_apart(tmp_path, here):
+    write_shard(tmp_path / "one" / "00000.h5", [64])
+    with pytest.raises(TrainerError, match="tce tells videos apart, and one has 1"):
+        train(Settings(**SMALL, method="tce", epochs=1), tmp_path / "one")
+
+
+def test_defaults_are_the_papers():
+    settings = resolve(Settings(method="tce"))
+    assert (settings.backbone, settings.lr, settings.batch_size, settings.epochs) == ("resnet18", 0.03, 100, 50)
+    assert (settings.schedule, settings.drop_every) == ("step", 25)
+    assert (TCE.options["negatives"], TCE.options["temperature"], EMBEDDING) == (8192, 0.07, 128)
+
+
+@pytest.mark.parametrize("options", [{}, {"frames": 16, "loss": "nce", "negatives": 3}])
+def test_trains_and_resumes(demo, here, monkeypatch, options):
+    backbone = "r3d10" if options else "resnet18"
+    settings = Settings(**SMALL, method="tce", backbone=backbone, epochs=3, holdout=0.2, options={"tce": options})
+    whole = train(settings, demo)
+    assert "hardness" in rows(whole)[0]
+    bank = checkpoint.load(whole).weights["methods.tce.bank"]
+    visited = bank.any(1)
+    assert bank[visited].norm(dim=1) == pytest.approx(torch.ones(int(visited.sum())).numpy(), abs=1e-5)
+    assert 0 < visited.sum() == checkpoint.load(whole).meta["samples"]["tce"] < 8
+    at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted):
+        train(settings, demo)
+    assert_same_run(train(None, demo, resume=f"tce-{backbone}-2"), whole)
+
+
+def in_two_processes(folder, work, *arguments):
+    """What work(rank, *arguments) returns, tensors, in each of two processes that are joined by gloo."""
+    mp.start_processes(_joined, (folder, work, arguments), nprocs=2, start_method="fork")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def _joined(rank, folder, work, arguments):
+    dist.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
+    torch.save(work(rank, *arguments), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def step(backbone, method, data):
+    """Metrics and gradients, averaged over the processes as DistributedDataParallel does."""
+    out = method(backbone, data)
+    out["loss"].backward()
+    gradients = [weight.grad for weight in (*backbone.parameters(), *method.parameters())]
+    return [distributed.average(value.detach().clone()) for value in (*out.values(), *gradients)]
+
+
+def share(data, rank):
+    """4 of 6 samples for the first process, 2 for the second."""
+    part = slice(0, 4) if rank == 0 else slice(4, None)
+    labels = {name: value[part] for name, value in data.labels.items()}
+    return replace(data, clips=data.clips[part], video=data.video[part], labels=labels)
+
+
+def work(rank, demo):
+    backbone, method = make(demo, negatives=3, hi=0.0)
+    fill(method, *range(5, 13))
+    data = batch(6, torch.tensor([4, 11, 0, 7, 2, 1]), progress=0.1)
+    values = step(backbone, method, data if rank is None else share(data, rank))
+    return [method.bank, *values]
+
+
+def test_two_processes_equal_one(demo, tmp_path):
+    """Banks, metrics and gradients."""
+    for other in in_two_processes(tmp_path, work, demo):
+        for a, b in zip(work(None, demo), other, strict=True):
+            assert b.numpy() == pytest.approx(a.numpy(), abs=1e-5)
