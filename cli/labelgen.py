@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from dataclasses import fields
@@ -36,6 +37,13 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out"), help="Shards go to OUT/NAME/.")
 @click.option("--split", help="Label only the videos of an official split (1), a part (train), or both (1/train).")
 @click.option("--workers", default=1, type=click.IntRange(1), help="Processes; at most one per core is started.")
+@click.option(
+    "--backend",
+    default="loky",
+    type=click.Choice(["loky", "dask"]),
+    help="This machine, or a Dask cluster (docs/shards.md).",
+)
+@click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask.")
 @click.option("--videos-per-shard", type=click.IntRange(1), help="[default: about 64 shards of at most 32 videos]")
 @click.option(
     "--clips", default="all", callback=_clips, help="Labelled clips per video: all that do not overlap, or K at random."
@@ -67,15 +75,19 @@ def _clips(ctx, param, value: str) -> int | None:
     type=click.FloatRange(0, min_open=True),
     help="Give a video up after so many seconds without a frame.",
 )
-def labelgen(dataset, root, out, split, workers, videos_per_shard, stall, size, **settings):
+def labelgen(dataset, root, out, split, workers, backend, scheduler, videos_per_shard, stall, size, **settings):
     """Label videos: optical flow, motion, appearance, difficulty, pace and order, into HDF5 shards.
 
     The same command again goes on where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
     listed), 1 error, 2 wrong usage.
     """
-    from labelgen.manifest import default_root, load, select
+    from labelgen.manifest import default_root, load, select, split_name
     from labelgen.run import run
 
+    if (backend == "dask") != (scheduler is not None):
+        raise click.UsageError(
+            f"--backend is {backend}, --scheduler {scheduler}; give both --backend dask and --scheduler"
+        )
     for name, preset in zip(("height", "width", "crop"), _SIZES[size], strict=True):
         settings[name] = preset if settings[name] is None else settings[name]
     config = Config(**settings)
@@ -88,15 +100,26 @@ def labelgen(dataset, root, out, split, workers, videos_per_shard, stall, size, 
     data = load(dataset, root)
     click.echo(data.summary())
     videos = select(data.videos, data.splits, split)
+    split = split_name(data.splits, split)
+    handler = signal.signal(signal.SIGINT, _stop)
     with Progress("labelled") as progress:
         try:
-            report = run(data, videos, out, config, workers, videos_per_shard, stall, progress, progress.say)
+            report = run(
+                data, videos, out, config, workers, videos_per_shard, stall, progress, progress.say, split, scheduler
+            )
         except KeyboardInterrupt:
             progress.say("stopped; finished shards are kept, the same command goes on from them")
             sys.exit(130)
+        signal.signal(signal.SIGINT, handler)
     print_report(report, out / data.name)
     if report["failures"]:
         sys.exit(3)
+
+
+def _stop(*_) -> None:
+    """Ctrl-C: the first one stops the run in order, those that follow must not disturb that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 class Progress:

@@ -55,6 +55,8 @@ class FrameStream(Iterator[np.ndarray]):
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
             where = f"after {self.count} frames" if self.count else "at opening"
             reason = getattr(error, "strerror", None) or error
+            if os.path.islink(self.path) and not os.path.exists(self.path):
+                reason = f"a link to {os.readlink(self.path)}, which is not there"
             raise DecodeError(self.path, f"cannot be decoded {where}: {reason}") from error
         if not self.count:
             raise DecodeError(self.path, "no frame in the video stream")

@@ -38,7 +38,7 @@ def describe(shards: Sequence[ShardReader]) -> str:
     ]
     if len(frames):
         lines.append(f"frames per video: {frames.min()} to {frames.max()}, median {np.median(frames):g}")
-    if set(labels) != {""}:
+    if set(labels) - {""}:
         lines.append(
             f"classes {len(labels)}: " + ", ".join(f"{name or 'none'} {n}" for name, n in sorted(labels.items())[:12])
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from string import Formatter
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import yaml
 
@@ -63,9 +63,6 @@ class Video:
     split: tuple[int, ...]  # one per official split: 0 none, 1 train, 2 validation, 3 test
 
 
-V = TypeVar("V")  # select() takes whatever has a `split`
-
-
 @dataclass(frozen=True)
 class Dataset:
     """The videos of a data set and how they compare with its official lists."""
@@ -77,6 +74,7 @@ class Dataset:
     classes: tuple[str, ...]  # official order, else sorted; () when unlabelled
     missing: tuple[str, ...]  # listed officially, not found
     unlisted: tuple[str, ...]  # ids found, in no official list
+    others: tuple[str, ...] = ()  # files beside the videos whose extension is no video's
     expected: int = 0  # official number of videos; 0 when it is not fixed
 
     def summary(self) -> str:
@@ -85,9 +83,13 @@ class Dataset:
         total = self.expected or (listed + len(self.missing) if self.missing or self.unlisted else 0)
         count = f"{listed:,} of {total:,}" if total else f"{listed:,}"
         lines = [f"{self.name}: {count} videos in {self.root}"]
-        lines += [f"  {what}: {_some(ids)}" for what in ("missing", "unlisted") if (ids := getattr(self, what))]
+        what_else = {"missing": self.missing, "unlisted": self.unlisted, "no video by their names": self.others}
+        lines += [f"  {what}: {_some(names)}" for what, names in what_else.items() if names]
         found = len({video.label for video in self.videos} - {""})
         lines.append(f"  classes: {found:,} of {len(self.classes):,}" if self.classes else "  no labels")
+        unlabelled = [video.id for video in self.videos if not video.label]
+        if self.classes and unlabelled:
+            lines.append(f"  without a label: {_some(unlabelled)}")
         for k, name in enumerate(self.splits[:10]):
             counts = [sum(video.split[k] == part for video in self.videos) for part in (1, 2, 3)]
             parts = zip(PARTS, counts, strict=True)
@@ -113,7 +115,7 @@ def load(dataset: str, root: str | Path | None = None) -> Dataset:
     root = Path(os.path.abspath(Path(root).expanduser()))
     where = spec.get("videos", {})
     extensions = {"." + e.lower().lstrip(".") for e in where.get("extensions", EXTENSIONS)}
-    paths = _find_videos(root / where.get("folder", "."), extensions)
+    paths, others = _find_videos(root / where.get("folder", "."), extensions)
     ids = sorted(paths)
 
     rows = _csv_rows(spec, root)
@@ -145,11 +147,12 @@ def load(dataset: str, root: str | Path | None = None) -> Dataset:
         classes=classes,
         missing=tuple(sorted((rows.keys() | members.keys()) - located.keys())),
         unlisted=tuple(sorted(unlisted)),
+        others=tuple(sorted(others)),
         expected=spec.get("expected", {}).get("videos", 0),
     )
 
 
-def select(videos: Iterable[V], splits: Sequence[str], which: str | None) -> tuple[V, ...]:
+def select(videos: Iterable[Video], splits: Sequence[str], which: str | None) -> tuple[Video, ...]:
     """The videos of a split ("1"), of a part of the first ("train", "val", "test") or of any ("2/test").
 
     None selects all. Raises ManifestError when `which` does not exist or no video is left.
@@ -157,21 +160,37 @@ def select(videos: Iterable[V], splits: Sequence[str], which: str | None) -> tup
     videos = tuple(videos)
     if which is None:
         return videos
-    choices = {name: (k, (1, 2, 3)) for k, name in enumerate(splits)}
+    k, part = _find_split(splits, which)
+    chosen = tuple(video for video in videos if video.split[k] in ((part,) if part else (1, 2, 3)))
+    if not chosen:
+        _fail("no video in split", which, f"at least one of {len(videos):,} videos", "Choose another split")
+    return chosen
+
+
+def split_name(splits: Sequence[str], which: str | None) -> str:
+    """What `select` selects, in the one form of several that mean the same: "2", "1/train", or "all".
+
+    Raises ManifestError when `which` does not exist.
+    """
+    if which is None:
+        return "all"
+    k, part = _find_split(splits, which)
+    return f"{splits[k]}/{PARTS[part - 1]}" if part else splits[k]
+
+
+def _find_split(splits: Sequence[str], which: str) -> tuple[int, int]:
+    """Index of the split and its part, 0 for all parts."""
+    choices = {name: (k, 0) for k, name in enumerate(splits)}
     for k, name in enumerate(splits):
         for word in ("train", "val", "validation", "test"):
-            choices.setdefault(f"{name}/{word}", (k, (_PART_WORDS[word],)))
-            choices.setdefault(word, (0, (_PART_WORDS[word],)))
+            choices.setdefault(f"{name}/{word}", (k, _PART_WORDS[word]))
+            choices.setdefault(word, (0, _PART_WORDS[word]))
     if which not in choices:
         if not splits:
             _fail("unknown split", which, "none, as the data set has no splits", "Leave --split out")
         known = ", ".join([*splits, *PARTS])
         _fail("unknown split", which, f"{known}, or both as in {splits[0]}/train", "Choose one of these")
-    k, parts = choices[which]
-    chosen = tuple(video for video in videos if video.split[k] in parts)
-    if not chosen:
-        _fail("no video in split", which, f"at least one of {len(videos):,} videos", "Choose another split")
-    return chosen
+    return choices[which]
 
 
 def _fail(what: str, value: object, expected: str, do: str) -> NoReturn:
@@ -266,12 +285,14 @@ def _check_pattern(pattern: str, name: str, where: str) -> None:
 # --- the files ---
 
 
-def _find_videos(folder: Path, extensions: set[str]) -> dict[str, str]:
-    """id -> path of all that has a video extension, exists and is no folder; hidden names are left out."""
+def _find_videos(folder: Path, extensions: set[str]) -> tuple[dict[str, str], list[str]]:
+    """id -> path of all that has a video extension and is no folder, links to nowhere included; and the ids of all other
+    files. Hidden names are left out."""
     if not os.path.isdir(folder):
         _fail("folder not found", folder, "a folder with the videos", "Give --root DIR or set VSSL_DATA")
     paths: dict[str, str] = {}
-    # os.walk, but with loops of links cut, dangling links left out, and no system call for a plain file.
+    others: list[str] = []
+    # os.walk, but with loops of links cut, and no system call for a plain file.
     stack: list[tuple[str, str, tuple]] = [(str(folder), "", ())]
     while stack:
         directory, prefix, above = stack.pop()
@@ -287,18 +308,19 @@ def _find_videos(folder: Path, extensions: set[str]) -> dict[str, str]:
             name = entry.name
             if name.startswith("."):
                 continue
-            link = entry.is_symlink()
-            if os.path.isdir(entry.path) if link else entry.is_dir():
+            id = os.fsencode(prefix + name).decode("utf-8", "backslashreplace")
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 stack.append((entry.path, f"{prefix}{name}/", (*above, here)))
-            elif os.path.splitext(name)[1].lower() in extensions and (not link or os.path.exists(entry.path)):
-                id = os.fsencode(prefix + name).decode("utf-8", "backslashreplace")
-                if id in paths:
-                    _fail("two videos with one id", id, "distinct names", f"Rename {paths[id]!r} or {entry.path!r}")
+            elif os.path.splitext(name)[1].lower() not in extensions:
+                others.append(id)
+            elif id in paths:
+                _fail("two videos with one id", id, "distinct names", f"Rename {paths[id]!r} or {entry.path!r}")
+            else:
                 paths[id] = entry.path
     if not paths:
         kinds = " ".join(sorted(extensions))
         _fail("no videos found in", folder, f"files with one of the extensions {kinds}", "Check the folder or --root")
-    return paths
+    return paths, others
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -454,6 +476,13 @@ def _values(what: str, spec: dict, ids: list[str], row_of: dict, labels: Sequenc
             folders = id.split("/")[:-1]
             value = folders[level - 1] if len(folders) >= level else ""
         values.append(value)
+    # A folder of videos without sub-folders is a data set without labels; but deeper levels are asked for on purpose.
+    if level and not any(values) and (level > 1 or what != "label"):
+        deepest = max(ids, key=lambda id: id.count("/"))
+        levels = deepest.count("/")
+        _fail(
+            f"{what} by folder level", level, f"a level that is there: {deepest!r} has {levels}", "Correct the manifest"
+        )
     if (column or pattern) and what != "split" and not any(values):  # the lists at hand may be of other parts
         _fail(f"no video has a {what} by", pattern or f"column {column}", f"one for {ids[0]!r}", "Correct the manifest")
     return values

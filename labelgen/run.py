@@ -101,15 +101,7 @@ def run(
                     done += len(task.videos)
                     progress(done, len(videos), counts["frames"])
         report = _report(dataset, videos, paths, identity)
-        elapsed = time.perf_counter() - begin
-        report["this_run"] = {
-            "workers": at_work,
-            "seconds": round(elapsed, 3),
-            "seconds_per_stage": {stage: round(value, 3) for stage, value in seconds.items()},
-            **{name: counts[name] for name in ("frames", "flow pairs", "clips")},
-            "frames_per_second": round(counts["frames"] / elapsed, 1),
-            "flow_pairs_per_second": round(counts["flow pairs"] / elapsed, 1),
-        }
+        report["this_run"] = _this_run(at_work, time.perf_counter() - begin, seconds, counts)
         _write_json(folder / "report.json", report)
     return report
 
@@ -166,15 +158,21 @@ def _check_configuration(folder: Path, identity: dict) -> None:
     for path in sorted(folder.glob("[0-9]*.h5")):
         found = shards.ShardReader(path)
         if found.config_hash != expected:
-            differing = [
-                f"{key}: {found.config.get(key)} there, {identity.get(key)} now"
-                for key in sorted(identity.keys() | found.config.keys())
-                if json.dumps(found.config.get(key), sort_keys=True) != json.dumps(identity.get(key), sort_keys=True)
-            ]
+            here, there = _flat(identity), _flat(found.config)
+            keys = [key for key in sorted(here | there) if here.get(key) != there.get(key)]
+            keys = [
+                key for key in keys if key in here and key in there
+            ] or keys  # backends have parameters of their own
+            differing = [f"{key}: {there.get(key)} there, {here.get(key)} now" for key in keys]
             raise ShardError(
                 f"{path} was made with configuration {found.config_hash}, this run's is {expected} ({'; '.join(differing)}); "
                 "name another folder with --out, or delete this one"
             )
+
+
+def _flat(config: dict) -> dict[str, str]:
+    flow = {f"flow {key}": value for key, value in config["flow"].items()}
+    return {key: json.dumps(value) for key, value in (config | flow).items() if key != "flow"}
 
 
 def _clean(folder: Path) -> set[str]:
@@ -236,9 +234,10 @@ def _label_shard(task: Task) -> tuple[str, Counter, Counter]:
     import cv2
 
     from labelgen.patterns import crop_grid
-    from labelgen.record import Clock, relative_path, shard_arrays
+    from labelgen.record import Clock, compile_kernels, relative_path, shard_arrays
 
     cv2.setNumThreads(1)
+    compile_kernels()  # loading them is not to count as a video's stall
     clock, records, failures = Clock(), [], []
     label = _label_apart if task.isolated else _label_here
     with _spool(task.path) as spool:
@@ -336,8 +335,9 @@ def _label_apart(video: Video, task: Task, spool, clock):
 
 
 def _label_to_file(video: Video, task: Task, name: str) -> tuple:
-    from labelgen.record import Clock
+    from labelgen.record import Clock, compile_kernels
 
+    compile_kernels()
     clock = Clock()
     try:
         with open(name, "ab") as spool:
@@ -380,6 +380,17 @@ def _report(dataset: Dataset, videos: tuple[Video, ...], paths: list[Path], iden
         },
         **totals,
         "failures": failures,
+    }
+
+
+def _this_run(workers: int, elapsed: float, seconds: Counter, counts: Counter) -> dict:
+    return {
+        "workers": workers,
+        "seconds": round(elapsed, 3),
+        "seconds_per_stage": {stage: round(value, 3) for stage, value in seconds.items()},
+        **{name: counts[name] for name in ("frames", "flow pairs", "clips")},
+        "frames_per_second": round(counts["frames"] / elapsed, 1),
+        "flow_pairs_per_second": round(counts["flow pairs"] / elapsed, 1),
     }
 
 

@@ -11,10 +11,12 @@ import numpy as np
 from labelgen.boundaries import motion_boundaries
 from labelgen.flow import flow
 from labelgen.patterns import centre_crop, patterns
+from labelgen.record import MAX_FLOW
 from labelgen.shards import ShardReader
 
 _TILE = 340  # pixels: frames are enlarged to about this width
 _GAP = 6
+_WHEEL = 40  # radius of the colour wheel, pixels
 _U, _V, _DIVERSE, _STABLE = (255, 60, 40), (40, 200, 60), (255, 200, 0), (60, 130, 255)
 _NAMES = ("grid", "rings", "triangles")
 
@@ -48,7 +50,8 @@ def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
 
     shown = [_titled(frames[t], f"frame {start + t}") for t in (0, 5, 10, 15)]
     largest = [int(motion[label]) if valid[label] else 7 for label in (12, 13)]
-    maps = [_titled(flow_colors(fields[t]), f"flow {t}") for t in largest] + [
+    maps = [_titled(flow_colors(fields[t]), f"flow {t}, largest {name}") for t, name in zip(largest, "uv", strict=True)]
+    maps += [
         _titled(_grey(np.hypot(summed[0], summed[1])), "boundary of u"),
         _titled(_grey(np.hypot(summed[2], summed[3])), "boundary of v"),
     ]
@@ -90,9 +93,8 @@ def curriculum_sheet(shards: Sequence[ShardReader], columns: int = 6) -> np.ndar
             shard, clip = clips[index]
             frames, _, summed = _motion(shard, clip)
             pictures.append(_titled(frames[8], f"{word}: {score[index]:.3f}"))
-            maps.append(
-                _titled(_grey(np.maximum(np.hypot(summed[0], summed[1]), np.hypot(summed[2], summed[3]))), "boundaries")
-            )
+            larger = np.maximum(np.hypot(summed[0], summed[1]), np.hypot(summed[2], summed[3]))
+            maps.append(_titled(_grey(larger), shard.arrays["videos/id"][shard.arrays["clips/video"][clip]][-50:]))
         rows += [pictures, maps]
     return _page(f"{len(order)} clips by the share of motion in one block", rows)
 
@@ -101,7 +103,8 @@ def _motion(shard: ShardReader, clip: int) -> tuple[np.ndarray, list[np.ndarray]
     frames = shard.frames(shard.clip_frames(clip))
     luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     backend = shard.config["flow"]["backend"]
-    fields = [flow(first, second, backend=backend) for first, second in zip(luma, luma[1:], strict=False)]
+    pairs = zip(luma, luma[1:], strict=False)
+    fields = [np.clip(flow(*pair, backend=backend), -MAX_FLOW, MAX_FLOW) for pair in pairs]
     return frames, fields, np.stack([motion_boundaries(field) for field in fields]).sum(0)
 
 
@@ -123,10 +126,11 @@ def _titled(picture: np.ndarray, title: str, marks=(), corner=(0, 0)) -> np.ndar
     zoom = _zoom(picture.shape[1])
     tile = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     offset = (int(corner[1]) * zoom - 1, int(corner[0]) * zoom - 1)
-    for inset, (mask, color, sign) in enumerate(marks):
-        mask = cv2.resize(mask.astype(np.uint8), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
+    for index, (block, color, sign) in enumerate(marks):
+        inset = sum(np.array_equal(block, other[0]) for other in marks[:index])  # the second inside the first
+        mask = cv2.resize(block.astype(np.uint8), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
         depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)
-        outline = (depth > 4 * inset).astype(np.uint8)  # the second mark inside the first, where they share a block
+        outline = (depth > 4 * inset).astype(np.uint8)
         contours, _ = cv2.findContours(outline, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(tile, contours, -1, color, 2, offset=offset)
         y, x = (
@@ -153,16 +157,18 @@ def _legend(shape, score, motion, valid, color) -> np.ndarray:
     width = shape[1] * _zoom(shape[1])
     lines = [
         f"share of motion in one block: {score:.3f}",
-        f"largest flow of u: {motion[12] if valid[12] else 'none'}",
-        f"largest flow of v: {motion[13] if valid[13] else 'none'}",
+        f"largest flow of u: {motion[12] if valid[12] else 'none'}, of v: {motion[13] if valid[13] else 'none'}",
         f"colour of the crop: {color}",
         "",
-        "red: most motion of u",
-        "green: most motion of v",
-        "yellow: most diverse",
-        "blue: most stable",
+        "red, green: most motion of u, v (block/direction)",
+        "yellow, blue: most diverse, most stable (block/colour)",
+        "flow: colour by direction, paler where shorter",
     ]
     box = np.vstack([_text(width, line) for line in lines])
+    y, x = np.mgrid[-_WHEEL : _WHEEL + 1, -_WHEEL : _WHEEL + 1].astype(np.float32)
+    wheel = np.full((2 * _WHEEL + 1, width, 3), 255, np.uint8)
+    wheel[:, : len(x)] = np.where((np.hypot(x, y) > _WHEEL)[..., None], 255, flow_colors(np.dstack([x, y]), _WHEEL))
+    box = np.vstack([box, wheel])
     full = np.full((18 + shape[0] * _zoom(shape[1]), width, 3), 255, np.uint8)
     rows = min(len(box), len(full))
     full[:rows] = box[:rows]

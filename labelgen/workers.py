@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import pickle
 import signal
@@ -14,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from labelgen.errors import ClusterError
+
+_CLUSTER_SECONDS = 10  # to wait for a Dask scheduler, and for a worker
 
 
 class WorkerLost(Exception):
@@ -65,15 +68,12 @@ def _each_here(function: Callable, items: Sequence, workers: int) -> Iterator:
 
 @contextlib.contextmanager
 def _deaf():
-    """Processes started here ignore Ctrl-C: it goes to the whole group, and ending the workers is this process's work."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Processes started here never see Ctrl-C, which goes to the whole group: ending them is this process's affair."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextlib.contextmanager
@@ -81,9 +81,10 @@ def _client(scheduler: str):
     try:
         from distributed import Client
     except ImportError as error:
-        raise ClusterError(f"--backend dask needs Dask: pip install 'vssl[dask]' ({error})") from error
+        raise ClusterError(f"--backend dask needs Dask: pip install 'dask[distributed]' ({error})") from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what goes wrong is raised
     try:
-        client = Client(scheduler, timeout=10, set_as_default=False)
+        client = Client(scheduler, timeout=_CLUSTER_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"{scheduler}: no Dask scheduler answers there ({error}); expected an address such as tcp://HOST:8786, as "
@@ -91,7 +92,7 @@ def _client(scheduler: str):
         ) from error
     with client:
         try:
-            client.wait_for_workers(1, timeout=10)
+            client.wait_for_workers(1, timeout=_CLUSTER_SECONDS)
         except TimeoutError as error:
             raise ClusterError(
                 f"{scheduler}: the Dask cluster has no worker; start some with `dask worker {scheduler}`"
@@ -105,11 +106,11 @@ def _each_on_cluster(function: Callable, items: Sequence, client) -> Iterator:
 
     futures = client.map(function, items, pure=False)
     try:
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):
             yield future.result()
     except (KilledWorker, CancelledError, ImportError) as error:
         raise ClusterError(
-            f"the Dask cluster failed: {error}; finished shards are kept: the same command goes on from them"
+            f"the Dask cluster failed ({error}); finished shards are kept: the same command goes on from them"
         ) from error
     finally:
         client.cancel(futures)
@@ -125,7 +126,7 @@ class ProcessLost(Exception):
 
 def apart(function: Callable, *arguments):
     """`function(*arguments)` in a new process with one thread; raises what it raises, or ProcessLost where it dies."""
-    command = [sys.executable, "-c", "from labelgen.workers import _answer; _answer()"]
+    command = [sys.executable, "-c", f"from labelgen.workers import _answer; _answer({os.getpid()})"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment |= dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     done = subprocess.run(command, input=pickle.dumps((function, arguments)), env=environment, stdout=subprocess.PIPE)
@@ -137,12 +138,11 @@ def apart(function: Callable, *arguments):
     return answer
 
 
-def _answer() -> None:
+def _answer(parent: int) -> None:
     """The other side of `apart`."""
     import cv2
 
     cv2.setNumThreads(1)
-    parent = os.getppid()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # what a library prints must not mix with the answer

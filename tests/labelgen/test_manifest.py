@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from labelgen.errors import VsslError
-from labelgen.manifest import ManifestError, load, select
+from labelgen.manifest import ManifestError, load, select, split_name
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 HMDB_CLASSES = 51
@@ -162,12 +162,13 @@ def test_folder(tmp_path):
     (tmp_path / "folder.avi").mkdir()
     dataset = load("folder", tmp_path)
     assert rows(dataset) == [("a.mov", "", "", ()), ("b.MP4", "", "", ()), ("f.avi", "", "", ())]
-    assert (dataset.classes, dataset.splits) == ((), ())
-    assert "no labels" in dataset.summary()
+    assert (dataset.classes, dataset.splits, dataset.others) == ((), (), ("notes.txt",))
+    assert "no labels" in dataset.summary() and "no video by their names: 1 (notes.txt)" in dataset.summary()
     put(tmp_path, "z/1.mkv", "y/deep/er/1.mkv")
     dataset = load("folder", tmp_path)
     assert [v.label for v in dataset.videos] == ["", "", "", "y", "z"]
     assert dataset.classes == ("y", "z")
+    assert "classes: 2 of 2\n  without a label: 3 (a.mov, b.MP4, f.avi)" in dataset.summary()
 
 
 def test_weizmann_leaves_one_actor_out(tmp_path):
@@ -227,7 +228,8 @@ def test_links(tmp_path):
     (root / "a/self.avi").symlink_to(root / "a/self.avi")
     (root / "dangling.avi").symlink_to(root / "nowhere")
     (root / "2.avi").symlink_to(root / "a/1.avi")
-    assert [v.id for v in load("folder", root).videos] == ["2.avi", "a/1.avi", "b/x.avi"]
+    # what is named like a video is counted, be it there or not: labelgen lists it as failed
+    assert [v.id for v in load("folder", root).videos] == ["2.avi", "a/1.avi", "a/self.avi", "b/x.avi", "dangling.avi"]
 
 
 def test_where_videos_are_looked_for(tmp_path, monkeypatch):
@@ -277,6 +279,9 @@ def test_where_videos_are_looked_for(tmp_path, monkeypatch):
         ("splits: {flags: 'a{class}'}", "expected classes"),
         ("splits: {leave_out: group}", "with a group in the manifest"),
         ("splits: {leave_out: group}\ngroup: {folder: 1}", "one group only: 'run'"),
+        ("label: {folder: 2}", "label by folder level: '2'; expected a level that is there: 'run/x.avi' has 1"),
+        ("group: {folder: 3}", "group by folder level: '3'"),
+        ("splits: {folder: 2}", "split by folder level: '2'"),
         ("splits: {lists: {training: a.txt}}", "unknown key"),
         ("splits: {lists: {train: a.txt}}", "cannot read list file"),
         ("name: a/b", "name in manifest"),
@@ -291,7 +296,7 @@ def test_errors(tmp_path, text, match):
 
 def test_unknown_manifest(tmp_path):
     fails(
-        "unknown data set: 'ucf'; expected demo, folder, grid, hmdb51, kinetics400, ucf101, weizmann", "ucf", tmp_path
+        "unknown data set: 'ucf'; expected .*demo, folder, grid, hmdb51, kinetics400, ucf101, weizmann", "ucf", tmp_path
     )
     fails("manifest not found", str(tmp_path / "no.yaml"), tmp_path)
 
@@ -328,6 +333,10 @@ def test_select(ucf):
         chosen("val")
     with pytest.raises(ManifestError, match="no splits"):
         select(dataset.videos, (), "train")
+    names = {
+        which: split_name(dataset.splits, which) for which in (None, "1", "train", "1/train", "val", "2/validation")
+    }
+    assert list(names.values()) == ["all", "1", "1/train", "1/train", "1/validation", "2/validation"]
 
 
 # --- real data ---

@@ -201,8 +201,25 @@ def test_a_changed_list_of_videos_is_refused(folder, unbroken, tmp_path):
         (tmp_path / "v" / path.name).symlink_to(path)
     label(tmp_path / "v", tmp_path)
     (tmp_path / "v" / "0.mp4").unlink()
-    with pytest.raises(ShardError, match="videos: 5 .* there, 4 .* now"):
+    with pytest.raises(ShardError, match='videos: "5 .*" there, "4 .*" now'):
         label(tmp_path / "v", tmp_path)
+
+
+def test_the_split_is_named_in_the_configuration(folder, tmp_path):
+    data = load("folder", folder)
+    run.run(data, data.videos, tmp_path, SMALL, 1, 5, split="1/train")
+    with pytest.raises(ShardError, match=r'split: "1/train" there, "2/train" now\)'):
+        run.run(data, data.videos, tmp_path, SMALL, 1, 5, split="2/train")
+
+
+def test_links_to_nowhere_are_listed_as_failed(tmp_path):
+    write_video(tmp_path / "v" / "0.mp4", 20)
+    (tmp_path / "v" / "1.mp4").symlink_to(tmp_path / "gone.mp4")
+    report = label(tmp_path / "v", tmp_path)
+    assert report["videos"]["asked"] == 2 and report["videos"]["failed"] == 1
+    (failure,) = report["failures"]
+    assert (failure["id"], failure["stage"]) == ("1.mp4", "decode")
+    assert failure["reason"].endswith(f"a link to {tmp_path / 'gone.mp4'}, which is not there")
 
 
 def test_a_folder_with_missing_shards_is_not_read(folder, tmp_path):

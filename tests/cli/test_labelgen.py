@@ -1,0 +1,288 @@
+"""Options of `vssl labelgen` as a user types them, and what `vssl show` and `vssl shards` make of the result."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cli.main import main
+from labelgen.shards import NO_ROW, open_shards
+from tests.labelgen.synthetic import write_video
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ("--height", 48, "--width", 64, "--crop", 32)
+
+
+def vssl(*arguments):
+    """Exit status and everything printed."""
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    return done.exit_code, done.output
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Videos of 120, 70, 20 and 12 frames, 25 a second."""
+    root = tmp_path_factory.mktemp("videos")
+    write_video(root / "left" / "0.mp4", 120, 0, step=-2)
+    for index, n_frames in enumerate((70, 20, 12), start=1):
+        write_video(root / "right" / f"{index}.mp4", n_frames, index)
+    return root
+
+
+def labelgen(videos, out, *options):
+    """Label the videos into one shard and open it."""
+    common = ("--dataset", "folder", "--root", videos, "--out", out, "--videos-per-shard", 10)
+    code, output = vssl("labelgen", *common, *options)
+    assert code == 0 and "4 of 4 videos labelled, 0 failed" in output, output
+    (shard,) = open_shards(out)
+    return shard, output
+
+
+@pytest.fixture(scope="module")
+def plain(videos, tmp_path_factory):
+    """Labelled with the default options, but small."""
+    out = tmp_path_factory.mktemp("plain")
+    return out, *labelgen(videos, out, *TINY)
+
+
+# --- options
+
+
+def test_without_options(plain):
+    out, shard, output = plain
+    assert shard.arrays["videos/n_frames"].tolist() == [120, 70, 20, 12]
+    assert np.bincount(shard.arrays["clips/video"], minlength=4).tolist() == [7, 4, 1, 0]
+    # 61 frames for pace 4, 64 for three clips
+    assert "too short: 1 videos for a clip, 2 for pace, 2 for order; 0 clips without motion" in output
+    assert shard.config["flow"]["backend"] == "tvl1" and len(shard.crop_grid) == 15
+    assert shard.config["split"] == "all" and shard.arrays["pace/pace"].shape == (4, 32)
+
+
+def test_size_224(videos, tmp_path):
+    shard, _ = labelgen(videos, tmp_path, "--size", 224, "--clips", 1, "--flow", "dis")
+    assert shard.frame_size == (256, 340) and shard.frames([0]).shape == (1, 256, 340, 3)
+    assert len(shard.crop_grid) == 5 * 15 and shard.arrays["statistics/motion"].shape[1:] == (75, 2, 14)
+    assert shard.config["crop"] == 224 and [16, 58] in shard.crop_grid.tolist()
+
+
+def test_height_width_and_crop_overrule_the_size(videos, tmp_path):
+    shard, _ = labelgen(videos, tmp_path, "--size", 224, "--height", 72, "--crop", 64, "--clips", 1, "--flow", "dis")
+    assert shard.frame_size == (72, 340) and shard.config["crop"] == 64
+
+
+def test_fps(videos, tmp_path, plain):
+    shard, output = labelgen(videos, tmp_path, *TINY, "--fps", 12.5, "--rows", 3)
+    assert shard.arrays["videos/n_frames"].tolist() == [60, 35, 10, 6]
+    assert shard.arrays["videos/fps"].tolist() == [12.5] * 4 and plain[1].arrays["videos/fps"].tolist() == [25] * 4
+    every_other = np.abs(shard.frames(range(30)).astype(int) - plain[1].frames(range(0, 60, 2)))
+    assert every_other.max() == 0
+    assert shard.arrays["order/permutation"].shape == (4, 3)
+    assert "too short: 2 videos for a clip, 4 for pace, 4 for order" in output
+
+
+def test_flow(videos, tmp_path, plain):
+    shard, _ = labelgen(videos, tmp_path, *TINY, "--flow", "dis")
+    assert shard.config["flow"]["backend"] == "dis"
+    agree = shard.arrays["statistics/motion"] == plain[1].arrays["statistics/motion"]
+    assert 0.3 < agree.mean() < 1
+    assert (shard.arrays["statistics/appearance"] == plain[1].arrays["statistics/appearance"]).all()
+
+
+def test_paces(videos, tmp_path):
+    shard, output = labelgen(videos, tmp_path, *TINY, "--clips", 1, "--flow", "dis", "--paces", "1/2,1,-1")
+    assert [str(pace) for pace in shard.paces] == ["1/2", "1", "-1"]
+    assert "3 videos for pace" not in output and "1 for pace" in output  # 16 frames are enough
+    for pace, step in enumerate((0.5, 1, -1)):
+        row = np.flatnonzero(shard.arrays["pace/pace"][2] == pace)[0]
+        frames = shard.pace_frames(2, row) - shard.arrays["videos/first_frame"][2]
+        assert (frames == frames[0] + np.floor(np.arange(16) * step)).all() and 0 <= frames.min() <= frames.max() < 20
+
+
+def test_allow_wrap(videos, tmp_path):
+    shard, output = labelgen(videos, tmp_path, *TINY, "--clips", 1, "--flow", "dis", "--allow-wrap")
+    assert "0 for pace" in output and (shard.arrays["pace/pace"] != NO_ROW).all()
+    wrapped = shard.arrays["pace/wrapped"].mean(1)
+    assert wrapped[:2].tolist() == [0, 0] and 0 < wrapped[2] < wrapped[3] == 1
+
+
+@pytest.mark.parametrize(("clips", "classes", "short"), [(2, 2, 2), (5, 120, 3)])
+def test_order_clips(videos, tmp_path, clips, classes, short):
+    options = ("--clips", 1, "--flow", "dis", "--order-clips", clips, "--rows", 1000)
+    shard, output = labelgen(videos, tmp_path, *TINY, *options)
+    assert f"{short} for order" in output and shard.arrays["order/start"].shape == (4, 1000, clips)
+    assert set(shard.arrays["order/permutation"][0]) == set(range(classes))
+    assert (shard.arrays["order/permutation"][4 - short :] == NO_ROW).all()
+    assert shard.order_frames(0, 0).shape == (clips, 16)
+
+
+def test_clips(videos, tmp_path, plain):
+    shard, _ = labelgen(videos, tmp_path, *TINY, "--clips", 2)
+    assert np.bincount(shard.arrays["clips/video"], minlength=4).tolist() == [2, 2, 2, 0]
+    assert shard.arrays["clips/start"].tolist() != plain[1].arrays["clips/start"].tolist()
+    other, _ = labelgen(videos, tmp_path / "seed", *TINY, "--clips", 2, "--seed", 1)
+    assert other.arrays["clips/start"].tolist() != shard.arrays["clips/start"].tolist()
+
+
+def test_jpeg_quality(videos, tmp_path, plain):
+    shard, _ = labelgen(videos, tmp_path, *TINY, "--jpeg-quality", 30)
+    assert shard.arrays["frames/offset"][-1] < 0.6 * plain[1].arrays["frames/offset"][-1]
+    for kind in ("motion", "appearance"):  # labels are those of the decoded video
+        assert (shard.arrays[f"statistics/{kind}"] == plain[1].arrays[f"statistics/{kind}"]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", 113), "'113' is not one of '112', '224'"),
+        (("--height", 8), "height is 8; expected 16 to 4096"),
+        (("--width", 0), "width is 0; expected 16 to 4096"),
+        (("--crop", 100), "crop is 100; expected a multiple of 8"),
+        (
+            ("--crop", 136),
+            "crop is 136; expected a multiple of 8 from 16 to the smaller side of the frames (128 x 171)",
+        ),
+        (("--fps", 0), "fps is 0.0; expected frames per second"),
+        (("--fps", "nan"), "fps is nan; expected frames per second"),
+        (("--fps", "fast"), "'fast' is not a valid float"),
+        (("--flow", "magic"), "'magic' is not one of"),
+        (("--paces", "1"), "paces are 1; expected at least two different paces"),
+        (("--paces", "1,0"), "none of them 0"),
+        (("--paces", "1,1/0"), "paces are 1, 1/0; expected numbers such as"),
+        (("--paces", "2,4/2"), "two different paces"),
+        (("--order-clips", 1), "order-clips is 1; expected 2 to 5"),
+        (("--order-clips", 6), "order-clips is 6; expected 2 to 5"),
+        (("--clips", 0), "clips is 0; expected 'all' or a number"),
+        (("--clips", "some"), "'some'; expected 'all' or a number"),
+        (("--rows", 0), "rows is 0; expected 1 to 65535"),
+        (("--jpeg-quality", 0), "jpeg-quality is 0; expected 1 to 100"),
+        (("--jpeg-quality", 101), "jpeg-quality is 101; expected 1 to 100"),
+        (("--workers", 0), "0 is not in the range x>=1"),
+        (("--videos-per-shard", 0), "0 is not in the range x>=1"),
+        (("--stall", 0), "0.0 is not in the range x>0"),
+        (("--backend", "dask"), "give both --backend dask and --scheduler"),
+        (("--scheduler", "tcp://127.0.0.1:1"), "give both --backend dask and --scheduler"),
+        (("--backend", "slurm"), "'slurm' is not one of 'loky', 'dask'"),
+    ],
+)
+def test_bad_values_are_refused(videos, tmp_path, options, message):
+    code, output = vssl("labelgen", "--dataset", "folder", "--root", videos, "--out", tmp_path / "out", *options)
+    assert code == 2 and message in " ".join(output.split()), output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seed", 3), "seed: 0 there, 3 now"),
+        (("--jpeg-quality", 80), "jpeg_quality: 90 there, 80 now"),
+        (("--paces", "1,2"), 'paces: ["1", "2", "3", "4"] there, ["1", "2"] now'),
+        (("--fps", 10), "fps: null there, 10.0 now"),
+        (("--flow", "dis"), 'flow backend: "tvl1" there, "dis" now'),
+        (("--clips", 2), "clips: null there, 2 now"),
+        (("--allow-wrap",), "allow_wrap: false there, true now"),
+        (("--width", 72), "width: 64 there, 72 now"),
+    ],
+)
+def test_another_configuration_in_the_same_folder_is_an_error(videos, plain, options, message):
+    before = {path.name: path.read_bytes() for path in (plain[0] / "folder").glob("*.h5")}
+    common = ("--dataset", "folder", "--root", videos, "--out", plain[0], "--videos-per-shard", 10)
+    code, output = vssl("labelgen", *common, *TINY, *options)
+    assert code == 1 and message in output and "name another folder with --out" in output
+    assert {path.name: path.read_bytes() for path in (plain[0] / "folder").glob("*.h5")} == before
+
+
+def test_the_split_that_was_labelled_is_named(videos, tmp_path):
+    manifest = tmp_path / "mine.yaml"
+    manifest.write_text("name: mine\nlabel: {folder: 1}\ngroup: {folder: 1}\nsplits: {leave_out: group}\n")
+    common = ("labelgen", "--dataset", manifest, "--root", videos, "--out", tmp_path, *TINY, "--flow", "dis")
+    code, output = vssl(*common, "--split", "1/test")
+    assert code == 0 and "1 of 1 videos labelled" in output, output
+    assert vssl(*common, "--split", "test")[0] == 0  # the same
+    code, output = vssl(*common, "--split", "2/train")
+    assert code == 1 and 'split: "1/test" there, "2/train" now' in output, output
+    code, output = vssl(*common, "--split", "3")
+    assert code == 1 and "unknown split: '3'; expected 1, 2, train" in output, output
+
+
+# --- Ctrl-C
+
+
+@pytest.mark.parametrize("sign", [".lock", ".*.jpeg.tmp"])  # workers are started, videos are labelled
+def test_ctrl_c_twice_stops_in_order(videos, tmp_path, sign):
+    command = [sys.executable, "-m", "cli.main", "labelgen", "--dataset", "folder", "--root", videos, "--out", tmp_path]
+    command += ["--videos-per-shard", "10", "--workers", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.glob(f"folder/{sign}")):
+        time.sleep(0.01)
+    for _ in range(3):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    message = process.communicate()[1]
+    assert process.returncode == 130, message
+    assert message == "stopped; finished shards are kept, the same command goes on from them\n"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == [".lock"]
+    labelgen(videos, tmp_path)
+
+
+# --- show, shards
+
+
+def pictures(folder):
+    return {str(path.relative_to(folder)): cv2.imread(str(path)) for path in sorted(folder.rglob("*.png"))}
+
+
+def test_show_labels(plain, tmp_path):
+    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path)
+    sheets = pictures(tmp_path)
+    # the video of 12 frames has no clip
+    assert code == 0 and list(sheets) == ["left/0.mp4.png", "right/1.mp4.png", "right/2.mp4.png"], output
+    assert all(str(tmp_path / name) in output for name in sheets)
+    for sheet in sheets.values():  # four rows of four tiles, each the frame enlarged
+        assert sheet.shape == (24 + 4 * (48 * 5 + 18 + 6), 4 * (64 * 5 + 6), 3)
+        assert sheet.std() > 20 and (sheet == 255).all(2).mean() < 0.5
+    different = [np.abs(a.astype(int) - b).mean() for a in sheets.values() for b in sheets.values() if a is not b]
+    assert min(different) > 5
+
+
+def test_show_labels_of_chosen_videos(plain, tmp_path):
+    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path, "--video", "right/2.mp4")
+    assert code == 0 and list(pictures(tmp_path)) == ["right/2.mp4.png"], output
+    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path, "--video", "right/3.mp4")
+    assert code == 1 and "no video with a labelled clip is called 'right/3.mp4'" in output
+    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path / "one", "--count", 1, "--seed", 5)
+    assert code == 0 and len(pictures(tmp_path / "one")) == 1
+
+
+def test_show_curriculum(plain, tmp_path):
+    code, output = vssl("show", "curriculum", "--shards", plain[0], "--out", tmp_path)
+    (sheet,) = pictures(tmp_path).values()
+    assert code == 0 and output.strip() == str(tmp_path / "curriculum.png")
+    # easy, middle, hard: six of twelve clips each, with their boundaries below
+    assert sheet.shape == (24 + 6 * (48 * 5 + 18 + 6), 6 * (64 * 5 + 6), 3) and sheet.std() > 20
+
+
+def test_shards_info_and_verify(plain, tmp_path):
+    code, output = vssl("shards", "info", plain[0])
+    assert code == 0 and "folder: 1 shards" in output and "frames 222" in output and "I_v" in output
+    code, output = vssl("shards", "verify", plain[0])
+    assert code == 0 and output == "1 shards are sound\n"
+    code, output = vssl("shards", "verify", tmp_path)
+    assert code == 1 and "holds no shards" in output
+    data = (plain[0] / "folder" / "00000.h5").read_bytes()
+    (tmp_path / "00000.h5").write_bytes(data)
+    (tmp_path / "00001.h5").write_bytes(data[:-100])
+    with h5py.File(tmp_path / "00000.h5", "r+") as file:
+        file["statistics/motion"][0, 0, 0, 0] = 99
+    code, output = vssl("shards", "verify", tmp_path)
+    assert code == 1 and output.startswith("Error: 3 problems; delete these shards and run labelgen again\n"), output
+    assert "00000.h5: statistics/motion is out of range" in output and "00001.h5: not a readable shard" in output

@@ -1,0 +1,157 @@
+"""The label generator on a Dask cluster: the shards of the local run, whatever happens to workers and videos."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numba
+import pytest
+
+from labelgen import run
+from labelgen.config import Config
+from labelgen.decode import count_frames
+from labelgen.errors import ClusterError, DecodeError
+from labelgen.manifest import load
+from labelgen.shards import ShardReader
+from labelgen.workers import ProcessLost, apart
+from tests.labelgen.synthetic import write_video
+from tests.labelgen.test_run import ROOT, SABOTAGE
+
+distributed = pytest.importorskip("distributed")
+
+SMALL = Config(height=48, width=64, crop=32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Five videos and one that is none."""
+    root = tmp_path_factory.mktemp("videos")
+    for index, n_frames in enumerate((70, 40, 12, 90, 64)):
+        write_video(root / "right" / f"{index}.mp4", n_frames, index)
+    (root / "right" / "9.mp4").write_text("no video")
+    return root
+
+
+@pytest.fixture(scope="module")
+def local(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("local")
+    return out, label(folder, out)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
+    with distributed.LocalCluster(**options) as cluster:
+        yield cluster
+
+
+def label(root, out, cluster=None, **options):
+    data = load("folder", root)
+    address = cluster.scheduler_address if cluster else None
+    return run.run(data, data.videos, out, SMALL, 1, 2, scheduler=address, **options)
+
+
+def content(out):
+    return {path.name: path.read_bytes() for path in sorted((out / "folder").glob("*.h5"))}
+
+
+def test_a_cluster_writes_the_same_bytes_wherever_the_command_runs(folder, local, cluster, tmp_path, monkeypatch):
+    said, done = [], []
+    monkeypatch.chdir(tmp_path)  # the workers have another current folder
+    report = label(folder, "out", cluster, say=said.append, progress=lambda *counts: done.append(counts[:2]))
+    assert content(tmp_path / "out") == content(local[0])
+    assert said == [f"{cluster.scheduler_address}: 2 Dask workers, 2 shards at a time; --workers is unused"]
+    assert done == [(0, 6), (2, 6), (4, 6), (6, 6)] and report["this_run"]["workers"] == 2
+    assert report["this_run"]["flow pairs"] == local[1]["this_run"]["flow pairs"]
+    assert {key: report[key] for key in report if key != "this_run"} == {
+        key: local[1][key] for key in report if key != "this_run"
+    }
+
+
+@pytest.mark.parametrize(
+    "action, reason",
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed its process (signal 11)"),
+        ("time.sleep(1000)", "no frame for 4 s"),
+    ],
+)
+def test_a_video_that_kills_or_hangs_the_process_of_its_shard_is_the_only_one_lost(
+    folder, local, tmp_path, monkeypatch, action, reason
+):
+    """What a Dask worker does, without a cluster."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SABOTAGE.format(action=action))
+    monkeypatch.syspath_prepend(tmp_path / "site")  # of the processes to be started
+    data, shard = load("folder", folder), ShardReader(local[0] / "folder" / "00000.h5")
+    (tmp_path / ".lock").touch()
+    path = tmp_path / "00000.h5"
+    task = run.Task(path, data.videos[:2], data.root, data.splits, SMALL, shard.config, stall=4)
+    assert run.label_shard_apart(task)[0] == str(path)
+    found = ShardReader(path)
+    assert found.arrays["videos/id"] == ("right/0.mp4",) and (found.jpeg(69) == shard.jpeg(69)).all()
+    assert found.arrays["failures/id"] == ("right/1.mp4",) and found.arrays["failures/reason"] == (reason,)
+
+
+def test_workers_that_do_not_see_the_files_are_told(folder, cluster, tmp_path):
+    data = replace(load("folder", folder), root=tmp_path / "elsewhere")
+    with pytest.raises(ClusterError, match=f"elsewhere is not there on {socket.gethostname()}; all Dask workers need"):
+        run.run(data, data.videos, tmp_path, SMALL, scheduler=cluster.scheduler_address)
+
+
+def test_a_cluster_that_cannot_be_used_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("labelgen.workers._CLUSTER_SECONDS", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    data = load("folder", folder)
+    for scheduler in (address, "nonsense://x"):
+        with pytest.raises(ClusterError, match=f"{scheduler}: no Dask scheduler answers there"):
+            run.run(data, data.videos, tmp_path, SMALL, scheduler=scheduler)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty:  # noqa: SIM117
+        with pytest.raises(ClusterError, match="the Dask cluster has no worker; start some with `dask worker"):
+            label(folder, tmp_path, empty)
+
+
+def test_a_process_of_its_own_gives_results_and_errors_and_its_death_is_told():
+    assert apart(divmod, 7, 2) == (3, 1) and apart(os.getpid) != os.getpid()
+    with pytest.raises(DecodeError, match="none.mp4: cannot be decoded at opening: No such file"):
+        apart(count_frames, "none.mp4")
+    with pytest.raises(ProcessLost, match=r"killed its process \(signal 6\)"):
+        apart(os.abort)
+    assert apart(cv2.getNumThreads) == apart(numba.get_num_threads) == 1
+
+
+def test_a_process_of_its_own_ends_with_its_parent():
+    code = "import time; from labelgen.workers import apart; apart(time.sleep, 1000)"
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    while not (child := children.read_text()):
+        time.sleep(0.05)
+    time.sleep(1)
+    parent.kill()
+    parent.wait()
+    while Path(f"/proc/{child.strip()}").exists():  # until the test's own time limit
+        time.sleep(0.05)
+
+
+def test_a_dask_worker_that_is_killed_loses_nothing(folder, local, cluster, tmp_path):
+    def kill():
+        while not list(tmp_path.glob("folder/.*.jpeg.tmp")):  # a shard is being made
+            time.sleep(0.01)
+        os.kill(victim, signal.SIGKILL)
+
+    with distributed.Client(cluster) as client:
+        victim = next(iter(client.run(os.getpid).values()))
+    thread = threading.Thread(target=kill)
+    thread.start()
+    label(folder, tmp_path, cluster)
+    thread.join()
+    assert content(tmp_path) == content(local[0])
+    assert not list(tmp_path.glob("folder/.*.tmp"))
