@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import mmap
 import os
 import platform
@@ -160,11 +161,33 @@ def _mapped(path: str) -> np.ndarray:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
+class _Stored:
+    """A uint8 array that stays in the file and is read where it is indexed: the labels of all crops of all clips are by far
+    the largest ones, and a trainer needs one row of them at a time."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, path: str, start: int, shape: tuple[int, ...]):
+        self._path, self._start, self.shape = path, start, shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        stop = self._start + math.prod(self.shape)
+        return np.array(_mapped(self._path)[self._start : stop].reshape(self.shape), dtype or self.dtype)
+
+    def __getitem__(self, index) -> np.ndarray:
+        stop = self._start + math.prod(self.shape)
+        return np.array(_mapped(self._path)[self._start : stop].reshape(self.shape)[index])
+
+
 class ShardReader:
     """One shard, read-only. HDF5 is open only while the labels are loaded; frames come from a memory map of the file,
     so that a reader may be used after fork, in threads, and may be pickled.
 
-    arrays:    every data set by its full name ("videos/id", "statistics/motion", ...), see docs/shards.md
+    arrays:    every data set by its full name ("videos/id", "statistics/motion", ...), see docs/shards.md; those of
+               /statistics stay in the file until they are indexed
     config:    the whole configuration the labels were made with; config_hash: its hash
     crop_grid: int16 [crops, 2], y and x of each crop's corner; splits: names of the official splits
     paces:     the set of paces as fractions, e.g. (Fraction(1), Fraction(2)); a pace label is an index into it
@@ -208,10 +231,18 @@ class ShardReader:
             "frames": str(file["frames"].attrs.get("sha256")),
             "labels": str(file.attrs.get("labels_sha256")),
         }
-        self.arrays: dict = {key: file[key][...] for key in NUMBERS}
+        self.arrays: dict = {key: self._stored(file[key]) for key in NUMBERS}
         self.arrays |= {key: tuple(file[key].asstr()[...].tolist()) for key in _TEXTS}
         jpeg = file["frames/jpeg"]
         self._jpeg_start, self._jpeg_size = jpeg.id.get_offset() or 0, jpeg.shape[0]
+
+    def _stored(self, dataset: h5py.Dataset) -> np.ndarray | _Stored:
+        start = dataset.id.get_offset()
+        if dataset.name.startswith("/statistics/") and start is not None and dataset.dtype == np.uint8:
+            if start + dataset.size > os.path.getsize(self.path):
+                raise ValueError(f"{dataset.name} is cut short")
+            return _Stored(self.path, start, dataset.shape)
+        return dataset[...]
 
     def __reduce__(self):
         return ShardReader, (self.path,)

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -253,6 +254,15 @@ def test_one_data_set_searches_another(tmp_path, run):
         retrieval(checkpoint=run, query=tmp_path / "b", gallery=tmp_path / "a")
     with pytest.raises(TrainerError, match="--query and --gallery go together"):
         retrieval(checkpoint=run, query=tmp_path / "a")
+
+
+def test_the_default_split_is_the_runs_own_on_its_data_set(tmp_path, run):
+    for name in ("demo", "other"):
+        split = [[1, 3], [1, 3], [3, 1]]
+        write_shard(tmp_path / name / "00000.h5", [20] * 3, split=split, splits=("a", "b"))
+    saved = SimpleNamespace(meta={"dataset": "demo", "split": "b"})
+    for name, split, opened in (("demo", None, "b"), ("demo", 1, "a"), ("other", None, "a")):
+        assert protocol.open_shards(saved, tmp_path / name, split).split == opened
 
 
 def test_interval_by_video():

@@ -26,6 +26,15 @@ def open_checkpoint(path: str | os.PathLike | None) -> Checkpoint:
     return load(newest_run() if path is None else path, best=True)
 
 
+def open_shards(saved: Checkpoint, shards: str | os.PathLike, split: str | int | None) -> data.Shards:
+    """The data set, seen through the split asked for; by default, on the data set that the run was trained on, through the
+    run's own: the test videos of another one were among its training videos."""
+    source = data.Shards(shards, split)
+    if split is None and source.dataset == saved.meta["dataset"] and saved.meta["split"] not in (None, source.split):
+        return data.Shards(shards, saved.meta["split"])
+    return source
+
+
 def parts(source: data.Shards) -> tuple[np.ndarray, np.ndarray, str, list[str]]:
     """Masks bool [videos] of the labelled videos that are tested and of those learnt from (or searched), how they were
     chosen, and notes for the reader.

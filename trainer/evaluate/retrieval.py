@@ -64,7 +64,7 @@ def retrieval(
     if (query is None) != (gallery is None):
         raise TrainerError("--query and --gallery go together: name the shards of both data sets")
     if query is None:
-        asking, searched, mode, notes = _one(data.Shards(shards, split))
+        asking, searched, mode, notes = _one(protocol.open_shards(saved, shards, split))
     else:
         asking, searched, mode, notes = _two(data.Shards(query, split), data.Shards(gallery, split))
     classes, targets = np.unique(np.concatenate([asking.labels, searched.labels]), return_inverse=True)

@@ -28,7 +28,7 @@ def scenes(
     whatever the split. Raises TrainerError for fewer than two classes and for more than MOST_VIDEOS videos.
     """
     saved = protocol.open_checkpoint(checkpoint)
-    source = data.Shards(shards, split)
+    source = protocol.open_shards(saved, shards, split)
     videos = np.flatnonzero(source.targets >= 0)
     targets = source.targets[videos]
     if len(np.unique(targets)) < 2:

@@ -37,7 +37,7 @@ def similarity(
     if pairs is None:
         raise TrainerError("similarity needs the list of pairs: --pairs FILE (fold,first,second,same)")
     saved = protocol.open_checkpoint(checkpoint)
-    source = data.Shards(shards, split)
+    source = protocol.open_shards(saved, shards, split)
     fold, first, second, same, notes = read_pairs(Path(pairs), source)
     videos, index = np.unique(np.concatenate([first, second]), return_inverse=True)
     first, second = index[: len(first)], index[len(first) :]

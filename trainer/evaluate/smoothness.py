@@ -29,7 +29,7 @@ def smoothness(
     else all).
     """
     saved = protocol.open_checkpoint(checkpoint)
-    source = data.Shards(shards, split)
+    source = protocol.open_shards(saved, shards, split)
     rows_of = (
         np.flatnonzero(source.part == data.TEST) if (source.part == data.TEST).any() else np.arange(len(source.videos))
     )

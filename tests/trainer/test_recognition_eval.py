@@ -1,0 +1,326 @@
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from cli.main import main
+from tests.trainer.planted import Noise, SeesClass, write_colored
+from tests.trainer.synthetic import CONFIG, video_frames, write_shard
+from trainer import checkpoint, data
+from trainer.errors import TrainerError
+from trainer.evaluate import all_protocols, features, recognition
+from trainer.evaluate.features import Compute
+from trainer.evaluate.protocol import accuracy
+from trainer.loop import train
+from trainer.methods import Network
+from trainer.settings import Settings
+
+ONE = Compute(8, 0, "cpu")
+TINY = Settings(method="recognition", width=0.06, epochs=1, workers=0, lr=0.02, batch_size=8, holdout=0.0)
+FLOW = {**CONFIG, "flow": {"backend": "tvl1"}}
+LENGTHS = [40, 20, 17, 9, 33, 24] * 3
+LABELS = [f"class{video % 6}" for video in range(18)]
+# three splits, each of which tests six other videos
+SPLIT = np.where(np.arange(18)[:, None] // 6 == np.arange(3), 3, 1)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "six"
+    write_shard(folder / "00000.h5", LENGTHS, SPLIT, LABELS, config=FLOW, splits=("a", "b", "c"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(shards, tmp_path_factory):
+    """One finetuned run per split, the first with averaged weights."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs")
+    return [train(replace(TINY, split=name, ema=0.5), shards, folder / name) for name in "abc"]
+
+
+@pytest.fixture(scope="module")
+def pretrained(demo, tmp_path_factory):
+    return train(Settings(width=0.06, epochs=1, workers=0), demo, tmp_path_factory.mktemp("runs") / "pace")
+
+
+def chosen(result, **wanted) -> list[dict]:
+    return [row for row in result["rows"] if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def test_equals_slow_protocol(shards, runs):
+    """The protocol once more: the trained modules themselves, one clip at a time, counted by hand."""
+    result = recognition.recognition(shards, runs[0], compute=ONE)
+    source, saved = data.Shards(shards, "a"), checkpoint.load(runs[0], best=True)
+    network = Network(Settings(**saved.meta["settings"]), source)
+    network.load_state_dict(saved.weights)
+    averaged = network.ema.eval()  # evaluation uses the averaged weights, backbone and classifier
+    frames = source.readers[0].frames(range(source.readers[0].arrays["videos/n_frames"].sum()))
+    counts, right = np.zeros((6, 6), int), {"clip": [], "video": []}
+    top, clips = {"clip": [], "video": []}, recognition._score(shards, saved, None, ONE).clips
+    for video in range(6):
+        first, n = (int(source.readers[0].arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
+        total = np.zeros(6)
+        for start in np.linspace(0, max(0, n - 16), 10).round().astype(int):
+            clip = np.stack([frames[first + (start + t) % n][4:36, 8:40] for t in range(16)])
+            x = torch.tensor((clip / 255 - 0.45) / 0.225).float().permute(3, 0, 1, 2)[None]
+            with torch.no_grad():
+                logits = averaged["methods"]["recognition"].logits(averaged["backbone"], x)[0].double().numpy()
+            probability = np.exp(logits) / np.exp(logits).sum()
+            assert clips[len(right["clip"])] == pytest.approx(probability, abs=1e-5)
+            right["clip"].append(probability.argmax() == video)
+            top["clip"].append(video in np.argsort(-probability)[:5])
+            total += probability / 10
+        counts[video, total.argmax()] += 1
+        right["video"].append(total.argmax() == video)
+        top["video"].append(video in np.argsort(-total)[:5])
+    assert result["confusion"] == {"classes": [f"class{i}" for i in range(6)], "counts": counts.tolist()}
+    for level, items in (("clip", 60), ("video", 6)):
+        assert len(right[level]) == items
+        for metric, hits in (("accuracy", right), ("top-5", top)):
+            (row,) = chosen(result, level=level, metric=metric)
+            assert row["value"] == pytest.approx(100 * sum(hits[level]) / items)
+            assert row["low"] <= row["value"] <= row["high"]
+    classes = {row["class"]: row["value"] for row in chosen(result, metric="class accuracy")}
+    assert classes == {f"class{i}": 100.0 * right["video"][i] for i in range(6)}
+
+
+def planted_run(folder, source, head, **meta) -> None:
+    """A run whose classifier is planted, for the planted backbones."""
+    saved = checkpoint.load(source)
+    weights = {
+        **saved.weights,
+        "methods.recognition.head.weight": head,
+        "methods.recognition.head.bias": head[:, 0] * 0,
+    }
+    weights = {name: value.contiguous() for name, value in weights.items() if not name.startswith("ema.")}
+    folder.mkdir()
+    meta = {"vssl": json.dumps({**saved.meta, **meta})}
+    save_file(weights, folder / "weights.safetensors", meta)
+
+
+@pytest.mark.parametrize("compute", [ONE, Compute(3, 2, "cpu")])
+def test_planted_classes_and_noise(tmp_path, runs, monkeypatch, compute):
+    """Colors of five videos each, in shards whose labels stand in another order than in the network."""
+    write_colored(tmp_path / "colors" / "00000.h5", 20, split=[1, 1, 1, 1, *[3] * 16])
+    names = ["color3", "color1", "color0", "color2", "nothing", "else"]
+    order = torch.tensor([3, 1, 0, 2])
+    for name, backbone, head in (
+        ("sees", SeesClass, torch.cat([torch.eye(4)[order] * 9, torch.zeros(2, 4)])),
+        ("noise", Noise, torch.cat([torch.eye(16)[order] * 9, torch.full((2, 16), -9.0)])),
+    ):
+        monkeypatch.setattr(recognition, "networks", lambda _, backbone=backbone: {"pretrained": backbone()})
+        planted_run(tmp_path / name, runs[0], head, classes=names)
+        result = recognition.recognition(tmp_path / "colors", tmp_path / name, compute=compute)
+        assert result["protocol"]["items"] == "16 videos" and result["protocol"]["classes"] == 4
+        found = {row["level"]: row for row in chosen(result, metric="accuracy")}
+        counts = np.array(result["confusion"]["counts"])
+        assert counts.sum() == 16 and counts[:4].sum(1).tolist() == [4] * 4
+        if name == "sees":
+            assert all((row["value"], row["low"], row["high"]) == (100, 100, 100) for row in found.values())
+            assert (np.diag(counts) == [4, 4, 4, 4, 0, 0]).all()
+        else:
+            assert all(row["value"] < 50 and row["low"] <= 25 for row in found.values())
+            assert 10 < found["clip"]["value"] < 40
+        assert [row["class"] for row in chosen(result, metric="class accuracy")] == names[:4]
+
+
+def test_levels_by_hand():
+    """Video 0: two clips say class 1 weakly, one class 0 strongly; the mean softmax says 0. Video 1: equal, the first."""
+    clips = np.array([[0.4, 0.6], [0.4, 0.6], [1.0, 0.0], [0.5, 0.5]])
+    nothing = dict.fromkeys(("saved", "source", "mode", "notes"))
+    scored = recognition.Scored(
+        classes=["a", "b"],
+        videos=np.array([4, 9]),
+        targets=np.array([0, 1]),
+        clips=clips,
+        owner=np.array([0, 0, 0, 1]),
+        **nothing,
+    )
+    assert scored.level("video")[0] == pytest.approx(np.array([[0.6, 0.4], [0.5, 0.5]]))
+    assert scored.hits("clip")[0].tolist() == [False, False, True, False]
+    assert scored.hits("video")[0].tolist() == [True, False]
+    assert scored.hits("clip", 2)[0].all() and scored.hits("clip")[1].tolist() == [4, 4, 4, 9]
+
+
+def test_softmax_by_hand():
+    weight, bias = np.array([[1, 0], [0, 2]], np.float32), np.array([0, np.log(3)], np.float32)
+    found = recognition.softmax(np.array([[0, 0], [1, 0.5], [2000, 0]], np.float32), weight, bias)
+    assert found == pytest.approx(np.array([[1 / 4, 3 / 4], [1 / 4, 3 / 4], [1, 0]]))
+
+
+def test_order_of_the_shards_has_no_effect(shards, runs, tmp_path):
+    turned = tmp_path / "six"
+    for shard, part in (("00000", range(17, 8, -1)), ("00001", range(8, -1, -1))):
+        part = list(part)
+        write_shard(
+            turned / f"{shard}.h5",
+            [LENGTHS[i] for i in part],
+            SPLIT[part],
+            [LABELS[i] for i in part],
+            [f"00000_{i}" for i in part],
+            splits=("a", "b", "c"),
+            frames=lambda seed, n, part=part: video_frames(part[seed % 100], n),
+        )
+    assert data.Shards(turned).text("videos/id") == [f"00000_{i}" for i in range(17, -1, -1)]
+    one, other = (recognition.recognition(folder, runs[1], compute=ONE) for folder in (shards, turned))
+    assert one["confusion"] == other["confusion"]
+    for first, second in zip(one["rows"], other["rows"], strict=True):
+        assert first["value"] == second["value"]
+
+
+def test_mean_of_three_splits(shards, runs):
+    result = recognition.recognition(shards, runs, compute=ONE)
+    assert result["protocol"]["mode"].startswith("each video once over splits a, b, c")
+    assert result["protocol"]["split"] is None and result["protocol"]["items"] == "18 videos"
+    alone = [recognition.recognition(shards, run, compute=ONE) for run in runs]
+    for level in ("clip", "video"):
+        for metric in ("accuracy", "top-5"):
+            rows = {row["split"]: row["value"] for row in chosen(result, level=level, metric=metric)}
+            single = [chosen(one, level=level, metric=metric)[0]["value"] for one in alone]
+            assert rows == dict(zip("abc", single, strict=True)) | {"all": pytest.approx(np.mean(single))}
+    assert (np.array(result["confusion"]["counts"]) == sum(np.array(one["confusion"]["counts"]) for one in alone)).all()
+    assert [row["videos"] for row in chosen(result, metric="class accuracy")] == [3] * 6
+    assert json.loads((runs[0] / "results/recognition-six.json").read_text()) == result
+    assert all((run / f"results/recognition-six-{name}.json").exists() for run, name in zip(runs, "abc", strict=True))
+    two = recognition.recognition(shards, runs[:2], compute=ONE)
+    assert two["protocol"]["mode"].startswith("mean over splits a, b,")
+    assert [row["split"] for row in chosen(two, level="clip", metric="accuracy")] == ["a", "b", "mean"]
+
+
+def test_runs_that_cannot_be_averaged(shards, runs, demo, tmp_path):
+    with pytest.raises(TrainerError, match="of splits a, a; a mean needs each one once"):
+        recognition.recognition(shards, [runs[0], runs[0]])
+    with pytest.raises(TrainerError, match="--split b: each of several checkpoints is tested on its own split"):
+        recognition.recognition(shards, runs, split="b")
+    with pytest.raises(TrainerError, match="trained on six, .* holds demo; a mean is over splits of one"):
+        recognition.recognition(demo, runs)
+    settings = checkpoint.load(runs[1]).meta["settings"]
+    head = torch.zeros(6, 31)
+    planted_run(tmp_path / "longer", runs[1], head, settings={**settings, "epochs": 7})
+    with pytest.raises(TrainerError, match="epochs is 1, of .* it is 7; average like runs"):
+        recognition.recognition(shards, [tmp_path / "longer", runs[0]])
+    planted_run(tmp_path / "renamed", runs[1], head, classes=["other"] * 6)
+    with pytest.raises(TrainerError, match="other classes than"):
+        recognition.recognition(shards, [runs[0], tmp_path / "renamed"])
+
+
+def test_what_cannot_be_tested(shards, runs, demo, pretrained):
+    with pytest.raises(
+        TrainerError, match="trained with pace has no classifier; finetune it first: vssl finetune --ch"
+    ):
+        recognition.recognition(demo, pretrained)
+    with pytest.raises(
+        TrainerError, match="--split b: the run was trained on split a of six, .* vssl finetune --split b"
+    ):
+        recognition.recognition(shards, runs[0], split="b")
+    with pytest.raises(TrainerError, match="demo: the network knows the class of none of its 5 videos to test"):
+        recognition.recognition(demo, runs[0])
+    assert recognition.recognition(shards, runs[0], split=1, compute=ONE)["protocol"]["split"] == "a"
+
+
+def test_unknown_classes_are_left_out_and_counted(tmp_path, runs):
+    labels = ["class3", "ski", "class0", "", "class3", "ski"]
+    write_shard(tmp_path / "other" / "00000.h5", [20] * 6, labels=labels, splits=())
+    result = recognition.recognition(tmp_path / "other", runs[0], compute=ONE)
+    assert result["notes"] == [
+        "1 videos without label left out",
+        "2 videos left out, whose class the network does not know",
+    ]
+    assert result["protocol"]["mode"] == "all labelled videos" and result["protocol"]["items"] == "3 videos"
+    counts = np.array(result["confusion"]["counts"])
+    assert counts.sum(1).tolist() == [1, 0, 0, 2, 0, 0]
+    assert [row["class"] for row in chosen(result, metric="class accuracy")] == ["class0", "class3"]
+    assert "ski" not in recognition.format_table(result)
+
+
+def test_training_videos_are_never_scored_silently(tmp_path):
+    write_shard(tmp_path / "free" / "00000.h5", [20] * 12, labels=[f"c{i % 2}" for i in range(12)], splits=())
+    kept = train(TINY, tmp_path, tmp_path / "kept")
+    result = recognition.recognition(tmp_path, kept, compute=ONE)
+    assert result["protocol"]["mode"] == "TRAINING videos, no others are left"
+    assert result["notes"] == ["12 of the 12 tested videos are training videos of recognition (with their labels)"]
+    held = train(replace(TINY, holdout=0.34), tmp_path, tmp_path / "held")
+    result = recognition.recognition(tmp_path, held, compute=ONE)
+    assert result["protocol"]["mode"] == "no test part: the labelled videos that were not trained on"
+    assert result["protocol"]["items"] == "4 videos"
+    assert result["notes"] == ["the videos held out of training also chose its checkpoint: the value is too high"]
+    assert (kept / "results/recognition-free.json").exists()
+
+
+def test_what_pretraining_saw_is_told(shards, tmp_path):
+    first = train(Settings(method="rotation", width=0.06, epochs=1, workers=0, split="a"), shards, tmp_path / "first")
+    second = train(replace(TINY, split="b"), shards, tmp_path / "second", initial=first)
+    result = recognition.recognition(shards, second, compute=ONE)
+    assert result["notes"] == ["6 of the 6 tested videos are training videos of rotation, split a (without labels)"]
+    text = recognition.format_table(result)
+    assert "started from rotation on six" in text and result["notes"][0] in text
+
+
+def test_table_and_files(shards, runs):
+    result = recognition.recognition(shards, runs[0], compute=ONE)
+    with open(runs[0] / "results/recognition-six-a.csv", newline="") as file:
+        assert [float(row["value"]) for row in csv.DictReader(file)] == [row["value"] for row in result["rows"]]
+    lines = recognition.format_table(result).splitlines()
+    assert lines[0] == "recognition on six, split a" and "started from random weights" in lines
+    assert max(map(len, lines)) <= 180 and sum(line.startswith("class") for line in lines) == 7
+    assert (
+        recognition._mistakes({"classes": ["x", "y", "z"], "counts": [[1, 2, 3], [0, 4, 0], [0] * 3]}, "x")
+        == "z 3, y 2"
+    )
+
+
+# all protocols
+
+
+def test_all_protocols_on_a_pretraining_run(demo, pretrained):
+    done = {
+        name: reason
+        for name, table, reason in all_protocols.all_protocols(demo, pretrained, compute=ONE)
+        if (table is None) == (reason is not None)
+    }
+    assert list(done) == list(all_protocols.PROTOCOLS)
+    left_out = {name: reason for name, reason in done.items() if reason}
+    assert set(left_out) == {"recognition", "similarity"}
+    assert "vssl finetune" in left_out["recognition"] and "--pairs" in left_out["similarity"]
+    for name in ("retrieval", "knn", "linear", "smoothness"):
+        assert (pretrained / f"results/{name}-demo-split1.json").exists()
+
+
+def test_eval_all_from_the_command_line(shards, runs, tmp_path):
+    """A finetuned run on its own split, not the first."""
+    shutil.rmtree(runs[1] / "results", ignore_errors=True)
+    done = CliRunner().invoke(
+        main, ["eval", "all", "--shards", str(shards), "--checkpoint", str(runs[1]), "--workers", "0"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "recognition on six, split b" in done.output and "linear probe on six, split b" in done.output
+    assert done.output.splitlines()[-1].startswith("left out: similarity: similarity needs the list of pairs")
+    assert (runs[1] / "results/recognition-six-b.json").exists()
+    bad = CliRunner().invoke(main, ["eval", "all", "--shards", str(tmp_path), "--checkpoint", str(runs[1])])
+    assert bad.exit_code == 1 and "no shards" in bad.output
+
+
+def test_recognition_from_the_command_line(shards, runs):
+    options = ["eval", "recognition", "--shards", str(shards), "--workers", "0"]
+    done = CliRunner().invoke(main, options + [word for run in runs for word in ("--checkpoint", str(run))])
+    assert done.exit_code == 0 and "each video once over splits a, b, c" in done.output
+    wrong = CliRunner().invoke(main, [*options, "--checkpoint", str(runs[0]), "--split", "c"])
+    assert wrong.exit_code == 1 and "Error: --split c: the run was trained on split a" in wrong.output
+
+
+def test_intervals_are_by_video(shards, runs):
+    result = recognition.recognition(shards, runs[2], compute=ONE)
+    source, saved = data.Shards(shards, "c"), checkpoint.load(runs[2], best=True)
+    scored = recognition._score(shards, saved, None, ONE)
+    assert scored.videos.tolist() == list(range(12, 18)) and (source.part[scored.videos] == data.TEST).all()
+    (row,) = chosen(result, level="clip", metric="accuracy")
+    hit = scored.clips.argmax(1) == scored.targets[scored.owner]
+    assert row == {"level": "clip", "metric": "accuracy", **accuracy(hit, np.repeat(np.arange(6), 10))}
+    assert features.networks(saved)["pretrained"].features == recognition.head(saved)[0].shape[1]

@@ -1,0 +1,259 @@
+"""Which videos a classifier on frozen features is tested on and learns from, and the accuracy over several such folds."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from trainer import data
+from trainer.checkpoint import Checkpoint
+from trainer.errors import TrainerError
+from trainer.evaluate import protocol
+from trainer.evaluate.features import Compute, Features, features
+
+FOLDS = 5
+MOST_GROUPS = 30  # with more of them, leaving each out in turn costs more than it tells
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How videos are tested.
+
+    source: the data set; parts: (test, train) of every fold, int64 rows of source.videos; mode: in words; notes: for the
+    reader; splits: the official split of each fold, where all of them are used; pooled: every labelled video is tested
+    once, so that all predictions count as one test
+    """
+
+    source: data.Shards
+    parts: list[tuple[np.ndarray, np.ndarray]]
+    mode: str
+    notes: list[str]
+    splits: tuple[str, ...] = ()
+    pooled: bool = True
+
+    def features(self, saved: Checkpoint, network: str, backbone: nn.Module, compute: Compute) -> list[Extracted]:
+        """Features of the 10 clips of every video that takes part: of one fold test and train apart, as retrieval keeps
+        them, of several all together."""
+        rows = (
+            self.parts[0] if len(self.parts) == 1 else [np.unique(np.concatenate([*map(np.concatenate, self.parts)]))]
+        )
+        return [
+            Extracted(
+                videos, features(saved, network, backbone, self.source, self.source.videos[videos], "spread", compute)
+            )
+            for videos in rows
+        ]
+
+    def describe(self, saved: Checkpoint, backbone: nn.Module, **own) -> dict:
+        """What protocol.describe tells, and which videos were tested."""
+        targets = self.source.targets[self.tested]
+        return protocol.describe(
+            saved,
+            self.source,
+            backbone,
+            split=None if self.splits else self.source.split,
+            mode=self.mode,
+            items=f"{len(targets)} tested videos",
+            classes=len(np.unique(targets)),
+            largest_class=round(100 * float(np.bincount(targets).max() / len(targets)), 1),
+            **own,
+        )
+
+    @property
+    def tested(self) -> np.ndarray:
+        """The tested videos of all folds, int64 rows of source.videos."""
+        return np.concatenate([test for test, _ in self.parts])
+
+    def scores(self, hits: list[np.ndarray], owners: list[np.ndarray]) -> list[dict]:
+        """Accuracy of every split, where there are several, and of all folds together: "value", "low", "high", and "split".
+
+        hits: bool [items] of each fold, owners: int64 [items], the row of source.videos of each item.
+        """
+        for (test, _), owner in zip(self.parts, owners, strict=True):
+            if not np.array_equal(np.unique(owner), np.sort(test)):
+                raise AssertionError(f"{len(test)} videos to score, {len(np.unique(owner))} scored")
+        return accuracies(hits, owners, self.splits, self.pooled)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Features of videos, int64 rows of source.videos."""
+
+    videos: np.ndarray
+    found: Features
+
+    def items(self, key: tuple[str, str], level: str) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors float32 [items, d] of a stage and pooling, at level "clip" or "video", and the video of each, int64."""
+        if level == "clip":
+            return self.found.arrays[key], self.videos[self.found.owner]
+        return self.found.video_means(key), self.videos
+
+
+def of_videos(items: list[tuple[np.ndarray, np.ndarray]], videos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors and videos among `items` (see Extracted.items) that belong to `videos`."""
+    vectors, owner = next(own for own in items if np.isin(videos, own[1]).all())
+    chosen = np.isin(owner, videos)
+    return (vectors, owner) if chosen.all() else (vectors[chosen], owner[chosen])
+
+
+def plan(shards: str | os.PathLike, split: str | int | None, saved: Checkpoint) -> Plan:
+    """Folds of a labelled data set, on which the network of `saved` is tested.
+
+    A split's test (else validation) part against its train part. split "all": each official split in turn. Where the data
+    set has no two such parts: leave one group out, or, without groups or with more than MOST_GROUPS of them, FOLDS
+    stratified folds that keep groups together.
+
+    Raises TrainerError when there are no labels or too few to learn from.
+    """
+    source = protocol.open_shards(saved, shards, None if split == "all" else split)
+    names = source.readers[0].splits
+    if split == "all" and len(names) > 1:
+        return _of_all_splits(shards, names)
+    test, train, mode, notes = protocol.parts(source)
+    if split is None and len(names) > 1:
+        notes = [*notes, f"split {source.split} alone, one of {len(names)}; --split all uses each in turn"]
+    if not (test & train).any():
+        return _checked(source, [(test, train)], mode, notes)
+    mode, held = _cross_validation(source, test)
+    return _checked(source, [(fold, test & ~fold) for fold in held], mode, notes)
+
+
+def _of_all_splits(shards: str | os.PathLike, names: tuple[str, ...]) -> Plan:
+    sources = [data.Shards(shards, name) for name in names]
+    found = [protocol.parts(source) for source in sources]
+    for name, (test, train, *_) in zip(names, found, strict=True):
+        if (test & train).any():
+            raise TrainerError(f"{sources[0].dataset}: split {name} has no test part; name one that has, with --split")
+    tested = np.sum([test for test, *_ in found], axis=0)
+    pooled = covers(sources[0], tested)
+    mode = f"{'each video once' if pooled else 'mean'} over splits {', '.join(names)}, {found[0][2]}"
+    notes = list(dict.fromkeys(note for *_, own in found for note in own))
+    return _checked(sources[0], [own[:2] for own in found], mode, notes, names, pooled)
+
+
+def covers(source: data.Shards, tested: np.ndarray) -> bool:
+    """Whether every labelled video is tested exactly once; tested: int64 [videos], how often each is."""
+    return bool((tested[source.targets >= 0] == 1).all())
+
+
+def _checked(source: data.Shards, masks: list[tuple], mode: str, notes: list[str], *splits) -> Plan:
+    unknown = 0
+    for test, train in masks:
+        classes = np.unique(source.targets[train])
+        if len(classes) < 2:
+            raise TrainerError(
+                f"{source.dataset}: {train.sum()} labelled videos of {len(classes)} classes to learn from, two or more are needed"
+            )
+        unknown += int((~np.isin(source.targets[test], classes)).sum())
+    if unknown:
+        notes = [*notes, f"{unknown} test videos count as wrong: their class has no training video"]
+    return Plan(source, [(np.flatnonzero(test), np.flatnonzero(train)) for test, train in masks], mode, notes, *splits)
+
+
+def _cross_validation(source: data.Shards, labelled: np.ndarray) -> tuple[str, list[np.ndarray]]:
+    """Mode in words, and the videos that each fold tests, bool [videos]."""
+    groups, named = groups_of(source), np.array(source.text("videos/group"))[labelled]
+    names = np.unique(groups[labelled])
+    if 2 <= len(names) <= MOST_GROUPS and (named != "").all():
+        return f"leave one group out, {len(names)} groups", [labelled & (groups == name) for name in names]
+    rows, held = np.flatnonzero(labelled), []
+    for fold in grouped_folds(source.targets[rows], groups[rows]):
+        held.append(np.zeros(len(labelled), bool))
+        held[-1][rows[fold]] = True
+    if not held:
+        raise TrainerError(
+            f"{source.dataset}: {len(rows)} labelled videos, {len(names)} groups and no class with two videos: no folds"
+        )
+    kept = ", groups kept together" if (named != "").any() else ""
+    return f"{len(held)} stratified folds of videos{kept}", held
+
+
+def groups_of(source: data.Shards) -> np.ndarray:
+    """Source group of every video; a video without one is a group of its own."""
+    return np.array(
+        [group or name for group, name in zip(*map(source.text, ("videos/group", "videos/id")), strict=True)]
+    )
+
+
+def grouped_folds(targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """Indices int64 of each of up to FOLDS stratified folds that keep groups whole; none where that cannot be."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    number = min(FOLDS, len(np.unique(groups)), int(np.bincount(targets).max()))
+    if number < 2:
+        return []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        folds = [held for _, held in StratifiedGroupKFold(number).split(targets, targets, groups)]
+    return [held for held in folds if 0 < len(held) < len(targets)]
+
+
+def accuracies(
+    hits: list[np.ndarray], owners: list[np.ndarray], splits: Sequence[str | None], pooled: bool
+) -> list[dict]:
+    """Accuracy of every split, where there are several, as "split", and of all together: "all" when their predictions are
+    pooled, else "mean" of the splits."""
+    if not splits:
+        return [protocol.accuracy(np.concatenate(hits), np.concatenate(owners))]
+    rows = [
+        {"split": name, **protocol.accuracy(hit, owner)} for name, hit, owner in zip(splits, hits, owners, strict=True)
+    ]
+    if pooled:
+        return [*rows, {"split": "all", **protocol.accuracy(np.concatenate(hits), np.concatenate(owners))}]
+    return [*rows, {"split": "mean", **mean_accuracy(hits, owners)}]
+
+
+def mean_accuracy(hits: list[np.ndarray], owners: list[np.ndarray]) -> dict[str, float]:
+    """Mean of the accuracies of several splits, with the 95 % interval of a bootstrap over videos: one that is tested in
+    several splits is drawn for all of them at once. Arguments as in protocol.accuracy, one per split."""
+    videos = np.unique(np.concatenate(owners))
+    places = [np.searchsorted(videos, owner) for owner in owners]
+    right = np.array([np.bincount(p, hit, len(videos)) for hit, p in zip(hits, places, strict=True)])
+    items = np.array([np.bincount(p, minlength=len(videos)) for p in places])
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(protocol.RESAMPLES):
+        drawn = np.bincount(rng.integers(len(videos), size=len(videos)), minlength=len(videos))
+        tested = items @ drawn
+        means.append(100 * float(np.mean((right @ drawn)[tested > 0] / tested[tested > 0])))
+    low, high = np.percentile(means, (2.5, 97.5))
+    return {"value": 100 * float(np.mean([hit.mean() for hit in hits])), "low": float(low), "high": float(high)}
+
+
+def seen(saved: Checkpoint, shards: str | os.PathLike, source: data.Shards, tested: np.ndarray) -> list[str]:
+    """Notes about tested videos (int64 rows of source.videos) that the network was trained on, now or before."""
+    notes = []
+    for meta in (saved.meta, saved.meta.get("initial")):
+        used = 0 if meta is None else int(trained_on(meta, shards, source)[np.unique(tested)].sum())
+        if used:
+            method = meta["settings"]["method"]
+            labels = "with their labels" if "recognition" in method.split("+") else "without labels"
+            split = f", split {meta['split']}" * bool(meta["split"])
+            notes.append(
+                f"{used} of the {len(np.unique(tested))} tested videos are training videos of {method}{split} ({labels})"
+            )
+    return notes
+
+
+def trained_on(meta: dict, shards: str | os.PathLike, source: data.Shards) -> np.ndarray:
+    """Which videos of the source a run (its meta, see loop) was trained on, bool [videos]; when its split is unknown here,
+    all of the data set."""
+    if meta["dataset"] != source.dataset:
+        return np.zeros(len(source.videos), bool)
+    if meta["split"] not in (source.readers[0].splits or (None,)):
+        return np.ones(len(source.videos), bool)
+    own = data.Shards(shards, meta["split"])
+    same = meta["config_hash"] == source.config_hash and meta.get("videos", len(own.videos)) == len(own.videos)
+    if meta["settings"]["holdout"] and same:
+        own.hold_out(meta["settings"]["holdout"], meta["settings"]["seed"])
+    return own.trains
+
+
+def overall(result: dict) -> list[dict]:
+    """The rows of a result without those of single splits."""
+    return [row for row in result["rows"] if row.get("split") in (None, "all", "mean")]
