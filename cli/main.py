@@ -10,6 +10,7 @@ from cli.demo import demo
 from cli.evaluate import evaluate
 from cli.export import export
 from cli.labelgen import labelgen
+from cli.report import compare, report
 from cli.show import shards_group, show
 from cli.train import finetune, train
 from labelgen.errors import ConfigError, VsslError
@@ -43,7 +44,7 @@ def main():
     """
 
 
-for command in (labelgen, train, finetune, evaluate, export, show, shards_group, demo):
+for command in (labelgen, train, finetune, evaluate, export, report, compare, show, shards_group, demo):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def describe(saved: Checkpoint, source: data.Shards, backbone, **own) -> dict:
         "split": source.split,
         **own,
         "crop": source.config["crop"],
+        "config_hash": source.config_hash,
         "pretraining": pretraining,
         "initial": meta.get("initial"),
         "backbone": settings["backbone"],

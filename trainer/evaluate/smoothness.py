@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+from torch import nn
 from torch.nn import functional as F
 
 from trainer import data
@@ -22,32 +23,24 @@ def smoothness(
     split: str | int | None = None,
     compute: Compute = COMPUTE,
 ) -> dict:
-    """Mean cosine of two moments of a video by their distance in frames, and of moments of different videos.
+    """Mean cosine of two moments by their distance in frames, and of moments of different videos.
 
-    A moment is one cell of the last stage along time, averaged over space: a frame of a 2D backbone, 8 frames of a 3D one
-    that halves time three times. Clips of 16 frames that do not overlap, of at most 200 videos (the split's test part,
-    else all).
+    A moment is the last stage averaged over space: of a 2D backbone, which leaves the time axis alone, each frame; of a 3D
+    one each clip of 16 frames, averaged over time, the clips 8 frames apart (cells of one clip are no moments: those near
+    its ends have seen padding). Of at most 200 videos of 16 frames or more (the split's test part, else all).
     """
     saved = protocol.open_checkpoint(checkpoint)
     source = protocol.open_shards(saved, shards, split)
-    rows_of = (
-        np.flatnonzero(source.part == data.TEST) if (source.part == data.TEST).any() else np.arange(len(source.videos))
-    )
-    chosen = rows_of[np.unique(np.linspace(0, len(rows_of) - 1, MOST_VIDEOS).astype(int))]
-    clips = data.VideoViews(source, source.videos[chosen], whole_clips)
-    if not len(clips):
+    lengths = np.array([source.readers[shard].arrays["videos/n_frames"][video] for shard, video in source.videos])
+    tested = source.part == data.TEST
+    asked = np.flatnonzero((lengths >= data.CLIP_LENGTH) & (tested if tested.any() else True))
+    if not len(asked):
         raise TrainerError(f"{source.dataset}: no video has 16 frames")
+    videos = source.videos[asked[np.unique(np.linspace(0, len(asked) - 1, MOST_VIDEOS).astype(int))]]
     rows = []
     for network, backbone in networks(saved).items():
-        moments = None
-        for index, stages in stage_outputs(backbone, clips, compute):
-            stage, output = list(stages.items())[-1]
-            values = F.normalize(output.float().mean((3, 4)), dim=1).transpose(1, 2).cpu().numpy()  # [B, T', C]
-            if moments is None:
-                moments = np.empty((len(clips), *values.shape[1:]), np.float32)
-            moments[index] = values
-        spacing = data.CLIP_LENGTH // moments.shape[1]
-        inside, outside = by_distance(moments.reshape(-1, moments.shape[2]), np.repeat(clips.owner, moments.shape[1]))
+        stage, spacing, moments, owner = _moments(backbone, source, videos, compute)
+        inside, outside = by_distance(moments, owner)
         row = {"network": network, "stage": stage, "metric": "cosine"}
         distances = [step for step in range(1, len(inside)) if step * spacing <= FARTHEST and np.isfinite(inside[step])]
         rows += [{**row, "distance": step * spacing, "value": 100 * float(inside[step])} for step in distances]
@@ -58,12 +51,30 @@ def smoothness(
         source,
         backbone,
         mode="100 x mean cosine of two moments by their distance in frames",
-        views="clips of 16 frames, none overlapping",
-        items=f"{len(clips)} clips of {len(chosen)} videos",
+        views="frames" if spacing == 1 else f"clips of 16 frames, {spacing} frames apart",
+        items=f"{len(moments)} moments of {len(videos)} videos",
     )
     result = {"protocol": told, "rows": rows, "notes": []}
     protocol.write(result, saved.run, "smoothness")
     return result
+
+
+def _moments(
+    backbone: nn.Module, source: data.Shards, videos: np.ndarray, compute: Compute
+) -> tuple[str, int, np.ndarray, np.ndarray]:
+    """Name of the last stage, frames from one moment to the next, and the moments: L2-normalised float32 [n, d], a video's
+    adjacent and in order, and the video of each int64 [n]."""
+    one = data.VideoViews(source, videos[:1], lambda n: whole_clips(n)[:1])
+    _, stages = next(iter(stage_outputs(backbone, one, Compute(1, 0, compute.device))))
+    stage, last = list(stages.items())[-1]
+    frames = last.shape[2] == data.CLIP_LENGTH
+    clips = data.VideoViews(source, videos, whole_clips if frames else data.sliding_frames)
+    moments = np.empty((len(clips), last.shape[2] if frames else 1, last.shape[1]), np.float32)
+    for index, stages in stage_outputs(backbone, clips, compute):
+        x = stages[stage].float().mean((3, 4))  # [B, C, T']
+        moments[index] = F.normalize(x if frames else x.mean(2, keepdim=True), dim=1).transpose(1, 2).cpu().numpy()
+    owner = np.repeat(clips.owner, moments.shape[1])
+    return stage, 1 if frames else 8, moments.reshape(len(owner), -1), owner
 
 
 def whole_clips(n_frames: int) -> np.ndarray:

@@ -1,0 +1,69 @@
+"""`vssl report` and `vssl compare`: runs as pages and tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--shards",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Shards that it was trained or evaluated on, for pictures; repeatable.  [default: out, where there is one]",
+)
+@click.option("--count", default=2, type=click.IntRange(0), help="Sheets of labels.")
+@click.option("--seed", default=0, help="Seed of their random choice.")
+def report(run, shards, count, seed):
+    """Write a run's page, RUN/report.html: training, results, pictures.  [default: the newest run]"""
+    from trainer.checkpoint import load, newest_run
+    from trainer.report import report as write
+
+    run = newest_run() if run is None else run
+    shards = shards or ((Path("out"),) if Path("out").is_dir() else ())
+    path = write(run, shards, *_sheets(load(run).meta["config_hash"], shards, count, seed))
+    click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _sheets(config_hash, shards, count, seed):
+    """Sheets of labels of random clips, and of the curriculum, from the shards of this configuration."""
+    import random
+
+    from labelgen.shards import open_shards
+    from labelgen.show import curriculum_sheet, label_sheet
+    from trainer.report import Sheet
+
+    readers = next((own for own in map(open_shards, shards) if own[0].config_hash == config_hash), [])
+    clips = [(reader, clip) for reader in readers for clip in range(reader.n_clips)]
+    labels = []
+    for reader, clip in random.Random(seed).sample(clips, min(count, len(clips))):
+        video, start = reader.arrays["clips/video"][clip], reader.arrays["clips/start"][clip]
+        name = f"{reader.arrays['videos/id'][video]}, frames {start} to {start + 15}"
+        shown = "frames, flow, motion boundaries, blocks of most motion, most diverse and most stable blocks"
+        labels.append(Sheet(name, f"Labels of {name}: {shown}", label_sheet(reader, clip)))
+    try:
+        sheet = curriculum_sheet(readers) if clips else None
+    except ValueError:  # no clip moves
+        sheet = None
+    name = "The easiest, middle and hardest clips, with their motion boundaries"
+    return labels, None if sheet is None else Sheet(name, name, sheet)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Write the tables to this .html or .csv file, too.")
+def compare(runs, out):
+    """Set runs side by side: what they are, and all numbers measured under the same conditions.
+
+    A mark tells where a run's 95 % interval lies wholly above or below that of the first run.
+    """
+    from trainer import compare as comparison
+
+    result = comparison.compare(runs)
+    click.echo(comparison.format_table(result))
+    if out:
+        comparison.write(result, out)
+        click.echo(out)

@@ -1,0 +1,152 @@
+import csv
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from cli.main import main
+from tests.trainer.pages import BROKEN, CONTRASTS, OVERFLOW, Chromium, Page, needs_browser
+from trainer.compare import compare, format_table, mark, write
+from trainer.errors import TrainerError
+from trainer.evaluate.features import Compute
+from trainer.evaluate.retrieval import retrieval
+from trainer.loop import train
+from trainer.settings import Settings
+
+CPU = Compute(16, 0, "cpu")
+
+
+@pytest.fixture(scope="module")
+def runs(demo, tmp_path_factory):
+    """Two runs that differ in method and width, with their own retrieval results; the second one's networks have other
+    dimensions, the third equals the first but for its seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    settings = (
+        Settings(width=0.06, epochs=1, workers=0),
+        Settings(method="rotation", width=0.12, epochs=2, workers=0),
+        Settings(width=0.06, epochs=1, workers=0, seed=1),
+    )
+    made = [train(own, demo, folder / name) for own, name in zip(settings, ("a", "b", "c"), strict=True)]
+    for run in made[:2]:
+        retrieval(demo, run, compute=CPU)
+    return made
+
+
+def row(value, low=None, high=None, **what):
+    return {**what, "value": value} | ({} if low is None else {"low": low, "high": high})
+
+
+@pytest.mark.parametrize(
+    "first, other, expected",
+    [
+        (row(50, 40, 60), row(70, 61, 80), "▲"),
+        (row(50, 40, 60), row(70, 60, 80), ""),  # they touch
+        (row(50, 40, 60), row(30, 20, 39.9), "▼"),
+        (row(50, 40, 60), row(50, 40, 60), ""),
+        (row(50), row(70, 61, 80), ""),
+        (row(50, 40, 60), row(70), ""),
+        (row(50, 40, 60), row(100, 100, 100), ""),  # without width
+        (row(0, 0, 0), row(50, 40, 60), ""),
+    ],
+)
+def test_mark(first, other, expected):
+    assert mark(first, other) == expected
+
+
+def put(run, name, rows, **changes):
+    """A result in a run's folder, with the protocol of its retrieval result, but for these changes."""
+    content = json.loads((run / "results" / "retrieval-demo-split1.json").read_text())
+    content = {"protocol": content["protocol"] | changes, "rows": rows, "notes": []}
+    (run / "results" / f"{name}-demo-split1.json").write_text(json.dumps(content))
+
+
+def test_real_results_side_by_side(runs):
+    result = compare(runs[:2])
+    assert result["names"] == ["a", "b"] and len(result["tables"]) == 1
+    stored = [json.loads((run / "results" / "retrieval-demo-split1.json").read_text())["rows"] for run in runs[:2]]
+    own = result["tables"][0]
+    of_networks = [r for r in stored[0] if r["network"] == "pretrained"]
+    assert len([r for r in own["rows"] if r["what"]["network"] == "pretrained"]) == len(of_networks) == 100
+    for line in own["rows"]:
+        for name, rows in zip("ab", stored, strict=True):
+            same = [r for r in rows if all(r.get(key) == value for key, value in line["what"].items())]
+            assert same == [line["of"][name]]  # once, and the widths' other dimensions do not keep them apart
+        assert line["marks"]["a"] == "" and line["marks"]["b"] == mark(line["of"]["a"], line["of"]["b"])
+    assert not any(line["what"]["network"] == "chance" for line in own["rows"])
+    assert any("random weights or order and the same in all runs" in note for note in result["notes"])
+    about = result["runs"]
+    assert about["a"]["method"] == "pace" and about["b"]["method"] == "rotation" and about["b"]["epochs"] == 2
+    assert about["a"]["pretrained on"] == "demo" and about["a"]["parameters"] != about["b"]["parameters"]
+    told = format_table(result)
+    assert "Retrieval on demo, split split1" in told and "views: 10 clips of 16 frames" in told
+
+
+def test_marks_values_and_what_stands_alone(runs):
+    what = {"network": "pretrained", "level": "video", "metric": "accuracy"}
+    put(runs[0], "linear", [row(50, 40, 60, **what, stage="conv4"), row(20, 10, 30, **what, stage="conv3")])
+    put(runs[1], "linear", [row(80, 70, 90, **what, stage="conv4", C="10")])
+    put(runs[0], "knn", [row(50, 40, 60, **what)])
+    result = compare(runs[:2])
+    own = next(one for one in result["tables"] if one["title"].startswith("Linear"))
+    assert [(r["what"]["stage"], r["marks"]["b"]) for r in own["rows"]] == [("conv4", "▲")]
+    assert "Linear probe on demo, split split1: 1 of 2 rows left out, measured for one run alone" in result["notes"]
+    assert "k-NN on demo, split split1: measured for a alone" in result["notes"]
+    assert "50.0 [40.0, 60.0]    80.0 [70.0, 90.0] ▲" in format_table(result)
+    turned = compare(runs[1::-1])
+    assert "80.0 [70.0, 90.0]    50.0 [40.0, 60.0] ▼" in format_table(turned) and turned["names"] == ["b", "a"]
+
+
+@pytest.mark.parametrize("change", [{"views": "1 clip"}, {"config_hash": "other"}, {"crop": 64}, {"items": "9 videos"}])
+def test_other_conditions_are_never_in_one_row(runs, change):
+    what = {"network": "pretrained", "metric": "accuracy"}
+    put(runs[0], "scenes", [row(50, 40, 60, **what)])
+    put(runs[1], "scenes", [row(80, 70, 90, **what)], **change)
+    result = compare(runs[:2])
+    assert not any(own["title"].startswith("Scenes") for own in result["tables"])
+    told = next(note for note in result["notes"] if note.startswith("Scenes"))
+    ((key, value),) = change.items()
+    assert f"measured under different conditions, {key} is " in told and f"{value} (b)" in told
+
+
+def test_three_runs(runs):
+    what = {"network": "pretrained", "metric": "accuracy"}
+    (runs[2] / "results").mkdir(exist_ok=True)
+    for run, value in zip(runs, (50, 20, 90), strict=True):
+        source = json.loads((runs[0] / "results" / "retrieval-demo-split1.json").read_text())["protocol"]
+        content = {"protocol": source, "rows": [row(value, value - 5, value + 5, **what)], "notes": []}
+        (run / "results" / "similarity-demo-split1.json").write_text(json.dumps(content))
+    own = next(one for one in compare(runs)["tables"] if one["title"].startswith("Similarity"))
+    assert own["rows"][0]["marks"] == {"a": "", "b": "▼", "c": "▲"}
+
+
+def test_wrong_use(runs, tmp_path):
+    for chosen in (runs[:1], [runs[0], runs[0]], []):
+        with pytest.raises(TrainerError, match="name two or more, each once"):
+            compare(chosen)
+    with pytest.raises(TrainerError, match=r"ends in .txt, expected .html or .csv"):
+        write(compare(runs[:2]), tmp_path / "x.txt")
+
+
+def test_files_by_the_command(runs, tmp_path):
+    for ending in ("csv", "html"):
+        out = tmp_path / f"table.{ending}"
+        done = CliRunner().invoke(main, ["compare", str(runs[0]), str(runs[1]), "--out", str(out)])
+        assert done.exit_code == 0, done.output
+    result = compare(runs[:2])
+    lines = list(csv.DictReader((tmp_path / "table.csv").open()))
+    expected = [of for own in result["tables"] for one in own["rows"] for of in one["of"].values()]
+    assert [float(line["value"]) for line in lines] == [of["value"] for of in expected]
+    found = Page((tmp_path / "table.html").read_text(encoding="ascii"))
+    assert len(found.all("table")) == 1 + len(result["tables"]) == len(found.all("caption"))
+    assert all(f"{of['value']:.1f}" in found.text for of in expected)
+
+
+@needs_browser
+def test_page_in_a_browser(runs, tmp_path):
+    write(compare(runs[:2]), tmp_path / "table.html")
+    with Chromium() as browser:
+        for width in (400, 1400):
+            for dark in (False, True):
+                browser.open(tmp_path / "table.html", width, dark)
+                assert browser.run(OVERFLOW) == 0 and browser.run(BROKEN) == [] == browser.run(CONTRASTS)
+                assert browser.errors() == []

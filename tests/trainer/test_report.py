@@ -1,0 +1,344 @@
+"""The page of a real, small run: well-formed, complete, and sound in a browser."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from cli.main import main
+from labelgen.shards import open_shards
+from tests.trainer.pages import BROKEN, CONTRASTS, OPEN, OVERFLOW, Chromium, Page, needs_browser
+from tests.trainer.planted import colored
+from tests.trainer.synthetic import CONFIG, video_frames, write_shard
+from trainer import plots, report
+from trainer.backbones import BACKBONES
+from trainer.errors import TrainerError
+from trainer.evaluate.attention import attention
+from trainer.evaluate.features import Compute
+from trainer.evaluate.recognition import recognition
+from trainer.evaluate.retrieval import retrieval
+from trainer.evaluate.smoothness import smoothness
+from trainer.loop import train
+from trainer.methods import METHODS
+from trainer.page import Html, html, page, table
+from trainer.published import PUBLISHED, published_html
+from trainer.report import Sheet, binned, read_log
+from trainer.results import headline, read_results
+from trainer.settings import Settings
+
+CPU = Compute(16, 0, "cpu")
+NASTY = '<b>"jump" & run</b>'
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """12 videos of 4 classes in the layout of UCF101's shards; names and labels hold what HTML takes for its own."""
+    folder = tmp_path_factory.mktemp("out") / "ucf101"
+    names = [f"v/<i>{i}</i>&.avi" for i in range(12)]
+    labels = [(NASTY, "walk", "wave", "çığlık")[i % 4] for i in range(12)]
+    config = {**CONFIG, "flow": {"backend": "dis"}}
+    parts = [1] * 8 + [3] * 4
+    write_shard(folder / "00000.h5", [64] * 12, parts, labels, names, config, frames=colored)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(shards, tmp_path_factory):
+    """A pretrained run with results, and one beside it that was finetuned from it."""
+    runs = tmp_path_factory.mktemp("runs")
+    settings = Settings(width=0.06, epochs=3, batch_size=2, workers=0, lr=0.01, holdout=0.3)
+    own = train(settings, shards, runs / "first & <only>")
+    retrieval(shards, own, compute=CPU)
+    smoothness(shards, own, compute=CPU)
+    attention(shards, own, compute=CPU, count=2)
+    settings = Settings(method="recognition", epochs=2, batch_size=4, workers=0, lr=0.01, holdout=0.0)
+    recognition(shards, train(settings, shards, runs / "finetuned", initial=own), compute=CPU)
+    return own
+
+
+@pytest.fixture(scope="module")
+def path(run, shards):
+    sheet = Sheet("A sheet of <labels>", "What it shows", video_frames(0, 1)[0].repeat(20, 0).repeat(20, 1))
+    return report.report(run, [shards], [sheet], sheet)
+
+
+def test_page_is_well_formed_and_says_what_it_shows(path):
+    text = path.read_text(encoding="ascii")
+    found = Page(text)
+    assert found.all("html")[0]["lang"] == "en" and not found.all("script", "iframe", "object")
+    assert all(image["alt"] and image["src"].startswith("data:") for image in found.all("img"))
+    assert all(svg.get("aria-label") or svg.get("aria-hidden") for svg in found.all("svg"))
+    assert all(head["scope"] in ("col", "row") for head in found.all("th"))
+    assert len(found.all("caption")) == len(found.all("table")) > 8
+    assert all(box["tabindex"] == "0" and box["aria-label"] for box in found.all("div") if box.get("role") == "region")
+    levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
+    links = [link["href"].removeprefix("#") for link in found.all("a")]
+    assert len(set(ids)) == len(ids) and set(links) <= set(ids) and len(links) == 1 + len(found.all("section"))
+    assert not re.search(r"(?:src|href)=.https?:|@import|url\(", text)
+
+
+def test_texts_are_escaped(path):
+    text, found = path.read_text(), Page(path.read_text())
+    assert "<i>" not in text and NASTY not in text and "<only>" not in text
+    for shown in (NASTY, "çığlık", "v/<i>8</i>&.avi", "first & <only>", "A sheet of <labels>"):
+        assert shown in found.text or any(shown in str(attrs.values()) for _, attrs in found.tags)
+
+
+def test_numbers_on_the_page_are_those_of_the_results(run, path):
+    found = Page(path.read_text())
+    result = next(result for result in read_results(run) if result.name == "retrieval")
+    row = headline(result)
+    assert (row["metric"], row["level"], row["stage"], row["pooling"]) == ("top-1", "video", "conv5", "max")
+    assert f"{row['value']:.1f} % 95 %: {row['low']:.1f} to {row['high']:.1f}" in found.text
+    for row in result.content["rows"]:
+        assert f"{row['value']:.1f}" in found.text
+    wrong = sum(name != q["label"] for q in result.content["neighbours"] for _, name in q["nearest"])
+    right = sum(name == q["label"] for q in result.content["neighbours"] for _, name in q["nearest"])
+    kinds = [attrs.get("class") for attrs in found.all("li")]
+    assert (kinds.count("wrong"), kinds.count("right")) == (wrong, right) and (found.text.count("✗") - 1) == wrong
+    shown = [image["alt"] for image in found.all("img")]
+    assert sum(alt.startswith(("Query", "Found")) for alt in shown) == 4 + wrong + right
+    assert sum("side by side" in alt for alt in shown) == 2 and "What it shows" in shown
+    assert "Recognition on ucf101, split split1, finetuned as finetuned" in found.text
+    assert "Confusion matrix of 4 classes" in str(found.all("svg")) and "this run" in found.text
+
+
+def test_middle_frame_of_a_video_is_the_one_in_the_shard(path, shards):
+    import base64
+
+    reader = open_shards(shards)[0]
+    row = reader.arrays["videos/id"].index("v/<i>9</i>&.avi")
+    middle = reader.jpeg(int(reader.arrays["videos/first_frame"][row]) + 32).tobytes()
+    image = next(image for image in Page(path.read_text()).all("img") if image["alt"] == "Query v/<i>9</i>&.avi")
+    assert base64.b64decode(image["src"].partition(",")[2]) == middle and (image["width"], image["height"]) == (
+        "48",
+        "40",
+    )
+
+
+def test_what_is_missing_is_said_with_a_command_that_exists(shards, tmp_path):
+    bare = train(Settings(width=0.06, epochs=1, workers=0), shards, tmp_path / "bare")
+    text = Page(report.report(bare).read_text()).text
+    missing = text[text.rindex("What is not here") :]
+    commands = re.findall(r"vssl ([a-z ]+) ", missing)
+    assert {command.split()[1] for command in commands if command.startswith("eval")} == set(report.TITLES)
+    for command in commands:
+        done = CliRunner().invoke(main, [*command.split()[: 2 if command.startswith("eval") else 1], "--help"])
+        assert done.exit_code == 0, command
+    assert "Sheets of labels" in missing and "curriculum" in missing
+    with pytest.raises(TrainerError, match="neither a run"):
+        report.report(tmp_path / "nothing")
+
+
+def test_joint_training_and_a_run_without_a_step(shards, tmp_path):
+    own = train(Settings(method="pace+rotation", width=0.06, epochs=1, workers=0, ema=0.5), shards, tmp_path / "joint")
+    text = Page(report.report(own).read_text()).text
+    assert "pace.accuracy, %" in text and "rotation.loss" in text and "Published numbers: we know none" in text
+    (own / "log.csv").unlink()
+    assert "No step is logged yet." in Page(report.report(own).read_text()).text
+
+
+def test_a_damaged_result_and_an_older_one(run, shards, tmp_path):
+    own = train(Settings(width=0.06, epochs=1, workers=0), shards, tmp_path / "own")
+    (own / "results").mkdir()
+    content = json.loads((run / "results" / "retrieval-ucf101-split1.json").read_text())
+    file = own / "results" / "retrieval-ucf101-split1.json"
+    file.write_text(json.dumps(content))
+    assert "Measured at step 9; the checkpoint is now that of step 1." in Page(report.report(own).read_text()).text
+    file.write_text("{}")
+    with pytest.raises(TrainerError, match="retrieval-ucf101-split1.json: not a result"):
+        report.report(own)
+
+
+def test_command(run, shards, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    done = CliRunner().invoke(main, ["report", str(run), "--shards", str(shards), "--count", "1"])
+    assert done.exit_code == 0 and "report.html (" in done.output, done.output
+    found = Page((run / "report.html").read_text())
+    assert sum("motion boundaries, blocks of most motion" in image["alt"] for image in found.all("img")) == 1
+    assert sum("easiest, middle and hardest" in image["alt"] for image in found.all("img")) == 1
+    other = CliRunner().invoke(main, ["report", str(run)])
+    assert other.exit_code == 0 and "Pictures of the videos of ucf101" in Page((run / "report.html").read_text()).text
+
+
+# --- parts
+
+
+def test_log_without_its_broken_last_row(tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n2,0.25\n3")
+    assert {name: values.tolist() for name, values in read_log(tmp_path / "log.csv").items()} == {
+        "step": [1, 2],
+        "loss": [0.5, 0.25],
+    }
+    assert read_log(tmp_path / "none.csv") == {}
+
+
+def test_binned_curve_equals_plain_means():
+    rng = np.random.default_rng(0)
+    x, y, weights = np.arange(1, 1001.0), rng.normal(size=1000), rng.random(1000)
+    last, mean, low, high = binned(x, y, weights)
+    assert len(last) == 240 and last[-1] == 1000 and (np.diff(last) > 0).all()
+    begin = 0
+    for k, end in enumerate(last.astype(int)):
+        own, w = y[begin:end], weights[begin:end]
+        assert mean[k] == pytest.approx(sum(own * w) / sum(w)) and (low[k], high[k]) == (own.min(), own.max())
+        begin = end
+    np.testing.assert_array_equal(binned(x[:5], y[:5])[1], y[:5])
+
+
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [(0, 100, [0, 50, 100]), (0, 1, [0, 0.5, 1]), (1.7, 2.5, [1.8, 2, 2.2, 2.4]), (-1, 1, [-1, -0.5, 0, 0.5, 1])],
+)
+def test_ticks(low, high, expected):
+    assert plots.ticks(low, high) == expected
+
+
+def test_ticks_are_few_and_inside():
+    for seed in range(50):
+        low, high = np.sort(np.random.default_rng(seed).normal(size=2) * 10 ** (seed % 7 - 3))
+        found = plots.ticks(low, high)
+        assert 1 <= len(found) <= 5 and all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
+
+
+def test_curve_goes_through_its_points():
+    drawn = plots.lines([plots.Series("a", [0, 5, 10], [0, 1, 2], "dots")], "a curve", zero=True)
+    places = [
+        tuple(map(float, pair)) for pair in re.findall(r'<circle class="mark dots" cx="([\d.]+)" cy="([\d.]+)"', drawn)
+    ]
+    (x0, y0), (x1, y1), (x2, y2) = places
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.1) and y0 - y1 == pytest.approx(y1 - y2, abs=0.1) and y0 > y1
+    grid = {float(y) for y in re.findall(r'class="grid" d="M42 ([\d.]+)H', drawn)}
+    assert {y0, y1, y2} <= grid  # 0, 1 and 2 are ticks
+    assert "step 5: 1" in drawn and Page(drawn)
+    assert Page(plots.lines([plots.Series("one", [3], [3])], "one point")).all("circle")
+
+
+def test_intervals_stand_where_their_numbers_are():
+    drawn = plots.intervals([("conv5", [plots.Point("chance", 10), plots.Point("pretrained", 40, 20, 100)])], "plot")
+    low, high = map(float, re.search(r'interval pretrained" d="M([\d.]+) [\d.]+H([\d.]+)"', drawn).groups())
+    value, chance = (
+        float(re.search(r'mark pretrained" cx="([\d.]+)"', drawn)[1]),
+        float(re.search(r'level" d="M([\d.]+)', drawn)[1]),
+    )
+    assert (value - low) / (high - low) == pytest.approx(20 / 80, abs=0.01)
+    assert (value - chance) / (high - low) == pytest.approx(30 / 80, abs=0.01)
+    assert "95 % interval 20.0 to 100.0" in drawn
+
+
+def test_matrix_shades_every_count_once():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 3, (100, 100)) * (rng.random((100, 100)) < 0.05)
+    drawn = plots.matrix([f"class {i}" for i in range(100)], counts, "matrix")
+    assert (
+        drawn.count("z") - drawn.count("z<") == np.count_nonzero(counts)
+        and len(drawn) < 40 * np.count_nonzero(counts) + 2000
+    )
+    small = plots.matrix(["a", "b"], np.array([[3, 1], [0, 4]]), "matrix")
+    assert re.findall(r'fill-opacity="([\d.]+)"', small) == ["0.3", "0.8", "1"]
+    assert re.findall(r">(\d)</text>", small) == ["3", "1", "4"]
+
+
+def test_escaping_and_tables():
+    assert html('<a href="x">') == "&lt;a href=&quot;x&quot;&gt;" and html(Html("<b>")) == "<b>"
+    found = Page(table("T", ("Name", "N"), [("a<b", 1), ("c", 2)], (1,), ["published", ""]))
+    assert found.text == "T Name N a<b 1 c 2"
+    assert [row.get("class") for row in found.all("tr")] == [None, "published", None]
+    assert page("ü", "", "", [], "\udc80").isascii()
+
+
+# --- published numbers
+
+
+def test_published_numbers_are_of_known_methods_and_sources():
+    content = yaml.safe_load(PUBLISHED.read_text())
+    numbers = [(group, number) for group in content["groups"] for number in group["numbers"]]
+    assert len(numbers) > 60
+    for group, number in numbers:
+        assert number.keys() <= {"method", "variant", "backbone", "pretraining", "values", "source"}
+        assert (
+            number["method"] in (*METHODS, "none")
+            and number["backbone"] in BACKBONES
+            and group["protocol"] in report.TITLES
+        )
+        assert number["source"].split()[0] in content["papers"] and ("pretraining" in number) == (
+            number["method"] != "none"
+        )
+        for values in number["values"].values():
+            several = values if isinstance(values, list) else [values]
+            assert len(several) == (5 if group["protocol"] == "retrieval" else 1)
+            known = [value for value in several if value is not None]
+            assert known == sorted(known) and all(0 < value < 100 for value in known)
+
+
+def shown(method, backbone, initial=None, results=()):
+    settings = {"method": method, "backbone": backbone, "width": 1.0}
+    return Page(published_html(settings, initial, results)).text
+
+
+def test_published_numbers_of_the_same_method_and_backbone():
+    text = shown("statistics", "r2plus1d10")
+    for number in ["73.6", "34.1", "76.5", "37.9", "77.8", "40.5", "56.0", "21.2", "77.1", "61.6"]:
+        assert f" {number} " in text
+    for number in ["73.9", "72.4", "69.3", "58.8"]:  # of other methods and backbones
+        assert f" {number} " not in text
+    assert "29.95" in shown("statistics", "c3d_light") and "80.5" in shown("ascnet", "r3d18")
+    assert shown("rotation", "c3d") == "" == shown("recognition", "r3d18", None)
+    finetuned = {"settings": {"method": "pace"}, "dataset": "ucf101"}
+    assert "75.9" in shown("recognition", "r2plus1d10", finetuned)
+
+
+def test_own_numbers_stand_first_and_published_ones_are_grey(run, path):
+    tags, rows = Page(path.read_text()).tags, []
+    for tag, attrs in tags:
+        if tag == "table":
+            rows.append([])
+        elif tag == "tr":
+            rows[-1].append(attrs.get("class"))
+    mixed = [kinds[1:] for kinds in rows if "published" in kinds and None in kinds[1:]]
+    assert mixed and all(kinds == sorted(kinds, key=str) for kinds in mixed)  # None, then published
+
+
+# --- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Chromium() as running:
+        yield running
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("dark", [False, True])
+def test_page_in_a_browser(path, browser, width, dark):
+    browser.open(path, width, dark)
+    assert browser.run("innerWidth") == width
+    assert browser.run(f"matchMedia('(prefers-color-scheme: {'dark' if dark else 'light'})').matches")
+    assert browser.run("document.images.length") > 20 and browser.run(BROKEN) == []
+    assert browser.run(OVERFLOW) == 0
+    browser.run(OPEN)
+    assert browser.run(OVERFLOW) == 0 and browser.run(CONTRASTS) == []
+    assert browser.errors() == [] and browser.requests() == [path.resolve().as_uri()]
+
+
+@needs_browser
+def test_the_browser_would_tell(path, browser, tmp_path):
+    """Each of the checks above can fail."""
+    bad = tmp_path / "bad.html"
+    extra = (
+        '<p style="width:2000px;color:#777;background:#888">pale</p><img src="data:image/png;base64,AAAA" alt="none">'
+    )
+    bad.write_text(
+        path.read_text().replace("</main>", f'{extra}<img src="https://localhost:1/x.png" alt="far"></main>')
+    )
+    browser.open(bad, 400)
+    assert browser.run(OVERFLOW) > 100 and browser.run(BROKEN) == ["none", "far"]
+    assert [entry[1] for entry in browser.run(CONTRASTS)] == ["pale"]
+    assert any("Content Security Policy" in said for said in browser.errors())

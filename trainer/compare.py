@@ -1,0 +1,221 @@
+"""Runs side by side: what they are, and every number that was measured for several of them under the same conditions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer import checkpoint
+from trainer.errors import TrainerError
+from trainer.page import Html, html, items, page, paragraph, table
+from trainer.published import pretraining
+from trainer.report import parameters
+from trainer.results import MEASURED, Result, flat, read_results, value_cell
+
+# of a protocol, what tells of the network; all else are conditions, which must be equal where numbers stand in one row
+_OF_THE_NETWORK = (
+    "pretraining",
+    "initial",
+    "backbone",
+    "width",
+    "parameters",
+    "checkpoint",
+    "checkpoints",
+    "versions",
+)
+_MARKS = {"▲": "above the first value", "▼": "below the first value"}
+RULE = (
+    "▲ ▼: the whole 95 % interval lies above, below that of the first value in the row. Intervals that overlap may still "
+    "differ; they cover the choice of test videos, not the training seed; one without width (all or none right) is not "
+    "marked; of many rows some differ by chance."
+)
+
+
+def compare(runs: Sequence[str | os.PathLike]) -> dict:
+    """What several runs are, and the numbers that at least two of them share.
+
+    "names": of the runs; "runs": what each is, by name; "tables": one per protocol, data set, split and conditions (the
+    configuration of the shards, views, items, ...), with "title", "conditions" and "rows": each the network, stage, pooling,
+    level, metric, ... that were measured ("what"), the rows of the runs by name ("of") and a mark for those whose interval
+    lies wholly above ("▲") or below ("▼") that of the first run in the row ("marks"). "notes": what is in no table, and why.
+
+    Raises TrainerError for fewer than two runs, for one named twice, for a damaged result, and what checkpoint.load raises.
+    """
+    saved = [checkpoint.load(run, best=True) for run in runs]
+    folders = [own.run.resolve() for own in saved]
+    if len(set(folders)) < len(folders) or len(folders) < 2:
+        raise TrainerError(f"runs to compare are {', '.join(map(str, runs))}: name two or more, each once")
+    short = [folder.name for folder in folders]
+    names = short if len(set(short)) == len(short) else list(map(str, folders))
+    results = {name: read_results(own.run) for name, own in zip(names, saved, strict=True)}
+    tables, notes = [], []
+    for title in dict.fromkeys(result.title for own in results.values() for result in own):
+        by = {name: result for name in names for result in results[name] if result.title == title}
+        groups: dict[tuple, dict[str, Result]] = {}
+        for name, result in by.items():
+            groups.setdefault(tuple(conditions(result).items()), {})[name] = result
+        if len(by) == 1:
+            notes.append(f"{title}: measured for {next(iter(by))} alone")
+        elif len(groups) > 1:
+            notes.append(f"{title}: measured under different conditions, {_difference(by)}")
+        for same, group in groups.items():
+            if len(group) > 1:
+                tables.append(_table(title, dict(same), group, notes))
+    return {
+        "names": names,
+        "runs": {name: _about(own) for name, own in zip(names, saved, strict=True)},
+        "tables": [own for own in tables if own["rows"]],
+        "notes": notes,
+    }
+
+
+def conditions(result: Result) -> dict[str, str]:
+    """All of a result's protocol that does not tell of the network."""
+    own = {key: value for key, value in result.protocol.items() if key not in _OF_THE_NETWORK}
+    return {key: str(value) for key, value in sorted(flat(own))}
+
+
+def _difference(by: dict[str, Result]) -> str:
+    of = {name: conditions(result) for name, result in by.items()}
+    keys = dict.fromkeys(key for own in of.values() for key in own)
+    unlike = [key for key in keys if len({own.get(key) for own in of.values()}) > 1]
+    return "; ".join(f"{key} is " + ", ".join(f"{own.get(key)} ({name})" for name, own in of.items()) for key in unlike)
+
+
+def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -> dict:
+    found: dict[tuple, dict[str, dict]] = {}
+    for name, result in group.items():
+        for row in result.content["rows"]:
+            what = tuple((key, value) for key, value in row.items() if key not in MEASURED)
+            found.setdefault(tuple(sorted(what, key=str)), {})[name] = row
+    rows, equal = [], 0
+    for of in found.values():
+        first = next(iter(of.values()))
+        if len(of) == 1:
+            continue
+        if first.get("network") in ("random", "chance") and len({row["value"] for row in of.values()}) == 1:
+            equal += 1
+        else:
+            what = {key: value for key, value in first.items() if key not in MEASURED}
+            rows.append({"what": what, "of": of, "marks": {name: mark(first, row) for name, row in of.items()}})
+    alone = sum(len(of) == 1 for of in found.values())
+    for count, why in (
+        (equal, "of random weights or order and the same in all runs"),
+        (alone, "measured for one run alone"),
+    ):
+        if count:
+            notes.append(f"{title}: {count} of {len(found)} rows left out, {why}")
+    return {"title": title, "conditions": same, "rows": rows}
+
+
+def mark(first: dict, row: dict) -> str:
+    """ "▲" where the interval of a row lies wholly above the first one's, "▼" where below, else "". One without width, as the
+    bootstrap gives where all or none is right, tells nothing and is not marked."""
+    if not {"low", "high"} <= row.keys() & first.keys() or row["low"] == row["high"] or first["low"] == first["high"]:
+        return ""
+    return "▲" if row["low"] > first["high"] else "▼" if row["high"] < first["low"] else ""
+
+
+def _about(saved: checkpoint.Checkpoint) -> dict[str, object]:
+    """What a run is, and its budget."""
+    meta, settings = saved.meta, saved.meta["settings"]
+    method, dataset = pretraining(settings, meta["initial"])
+    finetuned = settings["method"] == "recognition"
+    return {
+        "method": method + ", finetuned" * finetuned,
+        "options": ", ".join(f"{name} {value}" for name, value in flat(settings["options"])),
+        "backbone": settings["backbone"],
+        "width": f"{settings['width']:g}",
+        "parameters": f"{parameters(saved):,}",
+        "pretrained on": (dataset or "nothing") if finetuned else meta["dataset"],
+        "trained on": meta["dataset"] + f", split {meta['split']}" * bool(meta["split"]),
+        "samples per epoch": " + ".join(f"{n:,}" for n in meta["samples"].values()),
+        "epochs": settings["epochs"],
+        "batch size": settings["batch_size"],
+        "steps": f"{meta['step']:,} of {meta['steps']:,}",
+        "seed": settings["seed"],
+        "shards": meta["config_hash"],
+        "torch": meta["environment"]["torch"],
+    }
+
+
+def _cells(table: dict, names: list[str], cell) -> tuple[list[str], list[list]]:
+    """Head and rows of a table; cell: (row of a result, mark) -> text."""
+    keys = list(dict.fromkeys(key for row in table["rows"] for key in row["what"]))
+    body = [
+        [*(row["what"].get(key, "") for key in keys)]
+        + [cell(row["of"][name], row["marks"][name]) if name in row["of"] else "-" for name in names]
+        for row in table["rows"]
+    ]
+    return [*keys, *names], body
+
+
+def format_table(result: dict) -> str:
+    """The result of `compare` for the screen."""
+    names, about = result["names"], result["runs"]
+    lines = _aligned([["", *names], *([key, *(about[name][key] for name in names)] for key in about[names[0]])])
+    for own in result["tables"]:
+        head, rows = _cells(own, names, lambda row, sign: f"{_value(row)} {sign or ' '}")
+        lines += ["", own["title"], "; ".join(f"{key}: {value}" for key, value in own["conditions"].items())]
+        lines += _aligned([head, *rows])
+    return "\n".join([*lines, "", RULE, *(f"note: {note}" for note in result["notes"])])
+
+
+def _value(row: dict) -> str:
+    return f"{row['value']:.1f}" + (f" [{row['low']:.1f}, {row['high']:.1f}]" if "low" in row else "")
+
+
+def _aligned(rows: list[list]) -> list[str]:
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in texts]
+
+
+def write(result: dict, path: Path) -> None:
+    """Write the result of `compare` as a page (.html) or as a table, one line per run and number (.csv). Raises TrainerError
+    for another ending."""
+    if path.suffix not in (".html", ".csv"):
+        raise TrainerError(f"{path}: ends in {path.suffix or 'nothing'}, expected .html or .csv")
+    checkpoint.write_text(path, _page(result) if path.suffix == ".html" else _csv(result))
+
+
+def _page(result: dict) -> str:
+    names, about = result["names"], result["runs"]
+
+    def cell(row: dict, sign: str) -> Html:
+        told = f' <abbr title="{_MARKS[sign]}">{sign}</abbr>' if sign else ""
+        return Html(value_cell(row) + told)
+
+    rows = [[key, *(about[name][key] for name in names)] for key in about[names[0]]]
+    sections = [("runs", "The runs", table("What was trained", ["", *names], rows))]
+    for i, own in enumerate(result["tables"]):
+        told = "; ".join(f"{key}: {value}" for key, value in own["conditions"].items())
+        head, body = _cells(own, names, cell)
+        numbers = range(len(head) - len(names), len(head))
+        content = paragraph(told, "muted") + table(
+            f"{own['title']}, with the 95 % interval by video", head, body, numbers
+        )
+        sections.append((f"table-{i}", own["title"], content))
+    if result["notes"]:
+        sections.append(("notes", "Notes", items(map(html, result["notes"]))))
+    foot = "Made by vssl {vssl}, Python {python}, torch {torch}.".format(**checkpoint.versions())
+    return page(f"{len(names)} runs compared", RULE, "", sections, foot)
+
+
+def _csv(result: dict) -> str:
+    lines = [
+        {"protocol": own["title"], **row["what"], "run": name, **{k: of.get(k) for k in ("value", "low", "high")}}
+        | {"mark": row["marks"][name]}
+        for own in result["tables"]
+        for row in own["rows"]
+        for name, of in row["of"].items()
+    ]
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    writer = csv.DictWriter(text, columns or ["protocol"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

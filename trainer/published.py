@@ -1,0 +1,96 @@
+"""What papers report for the same method and backbone, beside the results of a run; the numbers stand in published.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from trainer.page import Html, details, items, paragraph, table
+from trainer.results import TITLES, Result, own_rows, value_cell
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+
+
+def published_html(settings: dict, initial: dict | None, results: Sequence[Result]) -> Html:
+    """Tables of the published numbers of a run's method and backbone, by protocol, and this run's own on the same data sets.
+
+    settings: the run's; initial: what it started from, see checkpoint.start_from: of a finetuned run the method is that of
+    its pretraining. Empty where no paper has such a number.
+    """
+    method, backbone = pretraining(settings, initial)[0], settings["backbone"]
+    content = yaml.safe_load(PUBLISHED.read_text())
+    out = ""
+    for protocol in dict.fromkeys(group["protocol"] for group in content["groups"]):
+        groups = [group for group in content["groups"] if group["protocol"] == protocol]
+        entries = [
+            (group["how"], entry)
+            for group in groups
+            for entry in group["numbers"]
+            if entry["backbone"] == backbone and entry["method"] in (method, "none")
+        ]
+        if any(entry["method"] == method for _, entry in entries):
+            own = [result for result in results if result.name == protocol]
+            out += _table(protocol, backbone, entries, own, content["ks"])
+    if not out:
+        return Html()
+    about = f"What papers report for {method} with {backbone}, and for {backbone} from random weights, in grey."
+    about += " Their protocols differ, from ours and from one another."
+    about += f" Their networks have width 1, this one {settings['width']:g}." * (settings["width"] != 1)
+    sources = items(f"{name}: {text}" for name, text in content["papers"].items())
+    return Html(paragraph(about) + out + details("Sources", sources))
+
+
+def pretraining(settings: dict, initial: dict | None) -> tuple[str, str | None]:
+    """Method and data set that a backbone was pretrained with; "none" for one that was trained with labels from the start."""
+    if settings["method"] != "recognition":
+        return settings["method"], None
+    return (initial["settings"]["method"], initial["dataset"]) if initial else ("none", None)
+
+
+def _table(protocol: str, backbone: str, entries: list[tuple[str, dict]], results: list[Result], ks: list[int]) -> Html:
+    metrics = [f"top-{k}" for k in ks] if protocol == "retrieval" else ["accuracy"]
+    out, datasets = "", sorted({dataset for _, entry in entries for dataset in entry["values"]})
+    for dataset in datasets:
+        own = [row for result in results if result.protocol["dataset"] == dataset for row in _own(result, metrics)]
+        rows = [_row(how, entry, entry["values"][dataset]) for how, entry in entries if dataset in entry["values"]]
+        head = ("Where", *metrics, "Method", "Pretrained on", "Protocol")
+        kinds = [*([""] * len(own)), *(["published"] * len(rows))]
+        caption = f"{TITLES[protocol]} on {dataset}, {backbone}, %" + "; not measured for this run" * (not own)
+        out += table(caption, head, [*own, *rows], range(1, 1 + len(metrics)), kinds)
+    return Html(out)
+
+
+def _row(how: str, entry: dict, values: float | list) -> list[str]:
+    values = values if isinstance(values, list) else [values]
+    shown = ["" if v is None else f"{v:.1f}" if round(v, 1) == v else f"{v:g}" for v in values]
+    method = "random weights" if entry["method"] == "none" else entry["method"]
+    method += f", {entry['variant']}" if "variant" in entry else ""
+    return [entry["source"], *shown, method, entry.get("pretraining", ""), how]
+
+
+def _own(result: Result, metrics: list[str]) -> list[list]:
+    """This run's rows for the table: the two last stages, max pooling, each level."""
+    p = result.protocol
+    rows = [row for row in own_rows(result) if row["metric"] in metrics and row.get("pooling", "max") == "max"]
+    last = list(dict.fromkeys(row["stage"] for row in rows if "stage" in row))[-2:]
+    lines: dict[tuple, dict[str, Html]] = {}
+    for row in rows:
+        if row.get("stage") in (*last, None):
+            lines.setdefault((row.get("stage"), row.get("level")), {})[row["metric"]] = value_cell(row)
+    method, dataset = pretraining(p["pretraining"], p["initial"])
+    found = []
+    for (stage, level), cells in lines.items():
+        how = "; ".join(filter(None, (level and f"{level} level", p["views"], p["mode"])))
+        by = ", ".join(filter(None, (method, stage)))
+        found.append(
+            [
+                "this run",
+                *(cells.get(metric, "") for metric in metrics),
+                by,
+                dataset or p["pretraining"]["dataset"],
+                how,
+            ]
+        )
+    return found
