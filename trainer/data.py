@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from labelgen.shards import open_shards
+from labelgen.shards import NO_ROW, open_shards
 from trainer import augment
 from trainer.errors import TrainerError
 
@@ -89,6 +89,21 @@ class Shards:
         used = self.trains[self.owner]
         left_out = int(self.trains.sum() - len(np.unique(self.owner[used])))
         return self.clips[used], left_out, "without a labelled clip"
+
+    def long_enough(self, frames: int) -> tuple[np.ndarray, int, str]:
+        """The training videos of at least so many frames, int64 [n, 2], how many are left out, and why."""
+        long = self._all("videos/n_frames") >= frames
+        return self.videos[self.trains & long], int((self.trains & ~long).sum()), f"shorter than {frames} frames"
+
+    def with_rows(self, key: str) -> tuple[np.ndarray, int, str]:
+        """The training videos that have rows of "pace/pace" or "order/permutation", int64 [n, 2], how many are left out, and
+        why."""
+        has = (self._all(key) != NO_ROW).all(1)
+        return (
+            self.videos[self.trains & has],
+            int((self.trains & ~has).sum()),
+            f"too short for the {key.split('/')[0]} rows",
+        )
 
     def easier_half(self, samples: np.ndarray, method) -> np.ndarray:
         """Indices int64 of the easier half of a method's samples, easiest first; clips without motion come last [thesis 3.2].
@@ -266,7 +281,7 @@ class TrainingClips(Dataset):
             video = np.searchsorted(reader.arrays["videos/first_frame"], frames.flat[0], "right") - 1
             ids.append(reader.arrays["videos/id"][video])
             rows.append(self.shards.before[shard] + video)
-            views.append(_stacked(draw.views))
+            views += draw.views
             labels.append(label)
         array, clips = _frames(len(keys), self.n, self.length, *self.shards.frame_size, 3)
         for target, (reader, frames) in zip(array, shown, strict=True):
@@ -276,7 +291,7 @@ class TrainingClips(Dataset):
             "key": torch.from_numpy(np.asarray(keys)),
             "video": torch.tensor(rows),
             "clips": clips,
-            "view": _tensors(_stacked(views)),
+            "view": {name: view.unflatten(0, (-1, self.n)) for name, view in _tensors(_stacked(views)).items()},
             "labels": _tensors(_stacked(labels)),
         }
 

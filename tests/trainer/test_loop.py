@@ -195,7 +195,7 @@ def test_data_sets_smaller_than_a_batch_train(tmp_path, here):
 
 def test_nothing_to_train_on(tmp_path, here):
     write_shard(tmp_path / "short" / "00000.h5", [20, 12, 30])
-    with pytest.raises(TrainerError, match="nothing that pace can use: 3 videos too short for the fastest pace"):
+    with pytest.raises(TrainerError, match="nothing that pace can use: 3 videos too short for the pace rows"):
         train(Settings(**SMALL), tmp_path / "short")
 
 

@@ -186,7 +186,7 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one(demo, here, monkeypat
 
 def test_nothing_to_train_on(tmp_path, here):
     write_shard(tmp_path / "short" / "00000.h5", [63, 12, 40])
-    with pytest.raises(TrainerError, match="nothing that order can use: 3 videos too short for the clips of an order"):
+    with pytest.raises(TrainerError, match="nothing that order can use: 3 videos too short for the order rows"):
         train(Settings(method="order", width=0.06, workers=0, device="cpu"), tmp_path / "short")
 
 

@@ -119,6 +119,8 @@ def test_gamma_equals_slow_loop(channels, height, width, targets):
     expected = [[slow_gamma(h[b], frame) for frame in z[b]] for b in range(2)]
     assert gamma(h, z).numpy() == pytest.approx(np.array(expected), abs=1e-5)
     assert gamma(h, 7 * h[:, None]).numpy() == pytest.approx(1, abs=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gamma(h.bfloat16(), z), gamma(h.bfloat16().float(), z))
 
 
 def test_gamma_by_hand():

@@ -121,16 +121,16 @@ def test_loss_equals_slow_loop(demo, loss, n, filled):
 @pytest.mark.parametrize("k", [1, 3, 100])
 def test_equal_similarities_give_log_of_their_number(k):
     logits = torch.full((2, 1 + k), 5.0)
-    assert infonce(logits, 0.07).tolist() == pytest.approx([math.log(1 + k)] * 2)
+    assert infonce(logits).tolist() == pytest.approx([math.log(1 + k)] * 2)
     absent = torch.full((2, 4), -torch.inf)
-    assert torch.equal(infonce(torch.cat([logits, absent], 1), 0.07), infonce(logits, 0.07))
+    assert torch.equal(infonce(torch.cat([logits, absent], 1)), infonce(logits))
     assert torch.equal(nce(torch.cat([logits, absent], 1), 0.07), nce(logits, 0.07))
 
 
-@pytest.mark.parametrize("form", [infonce, nce])
+@pytest.mark.parametrize("form", [infonce, lambda logits: nce(logits, 0.5)])
 def test_without_negatives_there_is_nothing_to_learn(form):
     logits = torch.tensor([[3.0, -torch.inf], [3.0, 1.0]], requires_grad=True)
-    terms = form(logits, 0.5)
+    terms = form(logits)
     terms.sum().backward()
     assert terms[0] == 0 < terms[1] and torch.equal(logits.grad[0], torch.zeros(2)) and logits.grad.isfinite().all()
 
@@ -224,6 +224,15 @@ def test_pairwise_random_by_hand():
     values = pairwise_random(torch.tensor([0, 1, 10**6]), torch.tensor([[3, 5], [PRIME - 1, 1]]))
     expected = [[5, 8, 3 * 10**6 + 5], [1, 0, (1 - 10**6) % PRIME]]
     assert values.numpy() == pytest.approx(np.array(expected) / PRIME, abs=1e-6)
+
+
+def test_similarities_are_float32_under_autocast(demo):
+    _, method = make(demo)
+    fill(method, *range(13))
+    data, (anchor, positive) = batch(3), F.normalize(torch.randn(2, 3, EMBEDDING), dim=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        similarity, _ = method.similarity(anchor, positive, data)
+    assert torch.equal(similarity, method.similarity(anchor, positive, data)[0])
 
 
 def test_the_bank_holds_vectors_not_graphs(demo):

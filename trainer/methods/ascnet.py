@@ -71,10 +71,7 @@ class ASCNet(Method):
         for name in ("gamma", "decay"):
             if not 0 <= options[name] <= 1:
                 raise TrainerError(f"{name} is {options[name]}, expected 0 to 1")
-        videos = shards.videos[shards.trains]
-        needed = max(speeds) * (CLIP_LENGTH - 1) + 1
-        usable = [bool(shards.readers[shard].arrays["videos/n_frames"][video] >= needed) for shard, video in videos]
-        return videos[usable], usable.count(False), f"shorter than {needed} frames"
+        return shards.long_enough(max(speeds) * (CLIP_LENGTH - 1) + 1)
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:

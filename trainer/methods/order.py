@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labelgen.shards import CLIP_LENGTH, NO_ROW, ShardReader
+from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.methods.method import Method
@@ -47,11 +47,7 @@ class Order(Method):
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
         """The videos long enough for the clips and the frames between them."""
-        videos = shards.videos[shards.trains]
-        usable = [
-            bool((shards.readers[shard].arrays["order/permutation"][video] != NO_ROW).all()) for shard, video in videos
-        ]
-        return videos[usable], usable.count(False), "too short for the clips of an order"
+        return shards.with_rows("order/permutation")
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labelgen.shards import CLIP_LENGTH, NO_ROW, ShardReader
+from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
@@ -56,10 +56,10 @@ class Pace(Method):
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
         """The videos long enough for every pace."""
         if options["contrast"] == "same-context" and shards.config["rows"] < 2:
-            raise TrainerError("same-context needs two pace rows per video, the shards have 1; label with --rows 2 or more")
-        videos = shards.videos[shards.trains]
-        usable = [bool((shards.readers[shard].arrays["pace/pace"][video] != NO_ROW).all()) for shard, video in videos]
-        return videos[usable], usable.count(False), "too short for the fastest pace"
+            raise TrainerError(
+                "same-context needs two pace rows per video, the shards have 1; label with --rows 2 or more"
+            )
+        return shards.with_rows("pace/pace")
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:

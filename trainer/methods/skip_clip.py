@@ -64,9 +64,7 @@ class SkipClip(Method):
         for name, least in (("targets", 2), ("spacing", 1), *((name, 0) for name in SkipClip.options)):
             if not options[name] >= least:
                 raise TrainerError(f"{name} is {options[name]}, expected {least} or more")
-        videos, needed = shards.videos[shards.trains], _length(options)
-        usable = [bool(shards.readers[shard].arrays["videos/n_frames"][video] >= needed) for shard, video in videos]
-        return videos[usable], usable.count(False), f"shorter than {needed} frames"
+        return shards.long_enough(_length(options))
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:

@@ -35,19 +35,19 @@ class TCE(Method):
         "epochs": 50,
         "batch_size": 100,
         "lr": 0.03,
-        "momentum": 0.9,
+        "momentum": 0.9,  # of the authors' code
         "weight_decay": 1e-4,  # of the authors' code
         "schedule": "step",
         "drop_every": 25,
-        "jitter": "clip",
+        "jitter": "none",  # ours; the authors' code has one, with which the embedding collapses on small data
     }
     options = {
         "frames": 1,  # per clip; 16 for a 3D backbone
         "loss": "infonce",  # or nce: each negative by itself against noise, as in instance discrimination
         "temperature": 0.07,
         "negatives": 8192,  # per anchor at most
-        "lo": -1.0,  # the threshold of mining rises from lo to hi; both -1: no mining
-        "hi": 1.0,
+        "lo": -1.0,  # of the authors' code; the threshold of mining rises from lo to hi, both -1: no mining
+        "hi": 1.0,  # of the authors' code
         "rotation_weight": 1.0,  # of the authors' code
     }
     choices = {"loss": ("infonce", "nce")}
@@ -89,9 +89,7 @@ class TCE(Method):
         ):
             if not fits:
                 raise TrainerError(f"{name} is {options[name]}, expected {expected}")
-        videos, needed = shards.videos[shards.trains], 2 * options["frames"]
-        usable = [bool(shards.readers[shard].arrays["videos/n_frames"][video] >= needed) for shard, video in videos]
-        return videos[usable], usable.count(False), f"shorter than {needed} frames"
+        return shards.long_enough(2 * options["frames"])
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
@@ -111,7 +109,8 @@ class TCE(Method):
         x, x_turned = pooled.tensor_split([2 * len(turns)])
         anchor, positive = F.normalize(self.projection(x).float(), dim=1).chunk(2)
         similarity, known = self.similarity(anchor, positive, batch)
-        contrast = {"infonce": infonce, "nce": nce}[self.loss](similarity / self.temperature, self.temperature)
+        scaled = similarity / self.temperature
+        contrast = infonce(scaled) if self.loss == "infonce" else nce(scaled, self.temperature)
         logits = self.head(x_turned).float()
         parts = {
             "contrast": distributed.mean(contrast),
@@ -170,7 +169,7 @@ def mine(similarity: Tensor, candidate: Tensor, priority: Tensor, limit: float, 
     return chosen, rank > -torch.inf
 
 
-def infonce(logits: Tensor, _: float) -> Tensor:
+def infonce(logits: Tensor) -> Tensor:
     """-log(e^l_0 / sum_j e^l_j), float32 [B]. logits: [B, 1 + K], the positive first, -inf where there is no negative."""
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction="none")
 
