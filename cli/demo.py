@@ -30,6 +30,7 @@ def demo(folder):
         f"labelgen --dataset demo --root {place}/videos --out {place}/out --workers 2 --height 72 --width 72 --crop 56",
         f"train --shards {place}/out {how}",
         f"eval retrieval --shards {place}/out --checkpoint {place}/run",
+        f"report {place}/run --shards {place}/out",
     ):
         click.secho(f"$ vssl {line}", bold=True)
         status = subprocess.run([sys.executable, "-m", "cli.main", *shlex.split(line)]).returncode

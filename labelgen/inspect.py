@@ -171,9 +171,9 @@ def _ranges(shard: ShardReader) -> Iterator[tuple[str, bool]]:
     inside = (video >= 0) & (video < len(n_frames))
     yield "clips/video", not inside.all()
     yield "clips/start", bool((start < 0).any() or (start[inside] + CLIP_LENGTH > n_frames[video[inside]]).any())
-    yield "statistics/motion", bool((np.asarray(arrays["statistics/motion"]) >= _MOTION_SIZES).any())
-    yield "statistics/valid", bool((np.asarray(arrays["statistics/valid"]) > 1).any())
-    yield "statistics/appearance", bool((np.asarray(arrays["statistics/appearance"]) >= _APPEARANCE_SIZES).any())
+    yield "statistics/motion", bool((arrays["statistics/motion"] >= _MOTION_SIZES).any())
+    yield "statistics/valid", bool((arrays["statistics/valid"] > 1).any())
+    yield "statistics/appearance", bool((arrays["statistics/appearance"] >= _APPEARANCE_SIZES).any())
     score = arrays["curriculum/score"]
     yield "curriculum/score", bool(((score < 1 / 16 - 1e-6) | (score > 1)).any())
     yield from _row_ranges(shard)

@@ -161,7 +161,7 @@ def _mapped(path: str) -> np.ndarray:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-class _Stored:
+class _Stored(np.lib.mixins.NDArrayOperatorsMixin):
     """A uint8 array that stays in the file and is read where it is indexed: the labels of all crops of all clips are by far
     the largest ones, and a trainer needs one row of them at a time."""
 
@@ -176,6 +176,10 @@ class _Stored:
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         stop = self._start + math.prod(self.shape)
         return np.array(_mapped(self._path)[self._start : stop].reshape(self.shape), dtype or self.dtype)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        arrays = (np.asarray(x) if isinstance(x, _Stored) else x for x in inputs)
+        return getattr(ufunc, method)(*arrays, **options)
 
     def __getitem__(self, index) -> np.ndarray:
         stop = self._start + math.prod(self.shape)

@@ -167,7 +167,7 @@ def test_truncated_empty_and_foreign_files_do_not_end_the_search(folder):
     whole = (folder / "00000.h5").read_bytes()
     (folder / "00000.h5").write_bytes(whole[: len(whole) // 2])
     (folder / "00001.h5").write_bytes(b"")
-    change_last = np.asarray(ShardReader(folder / "00002.h5").arrays["statistics/motion"])
+    change_last = ShardReader(folder / "00002.h5").arrays["statistics/motion"]
     with h5py.File(folder / "00002.h5", "r+") as file:
         file["statistics/motion"][...] = 15 - change_last
     found = problems(folder)
