@@ -88,6 +88,7 @@ def write(path: Path, arrays: dict, jpeg: BinaryIO, config: dict, crop_grid: np.
         ):
             if read != written:
                 raise ShardError(f"{path}: the {what} read back differ from those written; check the disk")
+        _mapped.cache_clear()  # or the memory of a process that writes many shards would grow
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
@@ -316,11 +317,11 @@ class ShardReader:
 
     def jpeg_sha256(self) -> str:
         """SHA-256 of all frames as they now stand in the file; equals `sha256["frames"]` unless the file was damaged."""
-        start, stop = self._jpeg_start, self._jpeg_start + int(self.arrays["frames/offset"][-1])
-        data = _mapped(self.path)
-        digest = hashlib.sha256()
-        for block in range(start, stop, _COPY_BYTES):
-            digest.update(data[block : min(block + _COPY_BYTES, stop)])
+        digest, size = hashlib.sha256(), int(self.arrays["frames/offset"][-1])
+        with open(self.path, "rb") as file:  # not through the map, whose pages would stay in this process
+            file.seek(self._jpeg_start)
+            for done in range(0, size, _COPY_BYTES):
+                digest.update(file.read(min(_COPY_BYTES, size - done)))
         return digest.hexdigest()
 
 
