@@ -18,6 +18,7 @@ lint: .venv/installed  ## check style
 
 bench: .venv/installed  ## print the tables of measurements
 	$(BIN)/python benchmarks/flow.py
+	$(BIN)/python benchmarks/labelgen.py
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

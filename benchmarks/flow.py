@@ -14,12 +14,15 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-import cv2
-import numba
-import numpy as np
+HERE = Path(__file__).resolve().parent
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # `labelgen` is the package, no script here
 
-from labelgen import decode
-from labelgen.flow import dis, opencv_tvl1, tvl1
+import cv2  # noqa: E402
+import numba  # noqa: E402
+import numpy as np  # noqa: E402
+
+from labelgen import decode  # noqa: E402
+from labelgen.flow import dis, opencv_tvl1, tvl1  # noqa: E402
 
 PAIRS = ("RubberWhale", "Dimetrodon", "Venus", "Grove2")
 SMALL = 128, 171
@@ -117,10 +120,9 @@ def machine() -> str:
 
 
 def main() -> int:
-    here = Path(__file__).resolve().parents[1]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, default=here.parent / "shared/data/flow", help="folder of Middlebury pairs"
+        "--data", type=Path, default=HERE.parents[1] / "shared/data/flow", help="folder of Middlebury pairs"
     )
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of OpenCV's TV-L1; the others get more")
     parser.add_argument("--parameters", action="store_true", help="compare parameters of TV-L1 instead of backends")

@@ -13,8 +13,10 @@ _SHARDS = click.option(
 _CHECKPOINT = click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="Run, checkpoint folder or file.  [default: the newest run]"
 )
-_SPLIT = click.option("--split", help="Official split.  [default: the first]")
-_FOLDS = click.option("--split", help="Official split, or all: each of them in turn.  [default: the first]")
+_SPLIT = click.option("--split", help="Official split.  [default: the one that the run was trained on, else the first]")
+_FOLDS = click.option(
+    "--split", help="Official split, or all: each of them in turn.  [default: as the run, else the first]"
+)
 _PAIRS = click.option("--pairs", type=click.Path(path_type=Path), help="CSV file: fold,first,second,same.")
 _COMMON = (
     click.option("--batch-size", default=32, type=click.IntRange(1), help="Clips at a time; no effect on the result."),
@@ -56,7 +58,7 @@ def evaluate():
 @click.option(
     "--query", type=click.Path(path_type=Path), help="Shards of another data set, whose videos are searched for"
 )
-@click.option("--gallery", type=click.Path(path_type=Path), help="in this one.")
+@click.option("--gallery", type=click.Path(path_type=Path), help="Shards of the data set that --query searches.")
 def retrieval(**options):
     """Find videos of the same class by nearest neighbours of frozen features."""
     from trainer.evaluate import retrieval as protocol

@@ -78,6 +78,8 @@ def finetune(initial, freeze, scratch, options, **others):
     """Train a classifier of the videos' labels on a pretrained backbone, and the backbone with it."""
     from trainer.checkpoint import newest_run
 
+    if sum((initial is not None, scratch, others["resume"] is not None)) > 1:
+        raise click.UsageError("--checkpoint, --scratch and --resume exclude each other")
     if initial is None and not scratch and others["resume"] is None:
         initial = newest_run()
     _train("recognition", initial=initial, options=(*options, *(["freeze=true"] if freeze else [])), **others)

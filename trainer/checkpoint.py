@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import platform
 import shutil
 import tempfile
@@ -43,7 +44,7 @@ class Checkpoint:
         path = self.file.with_name("optimiser.pt")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise TrainerError(f"{path}: cannot be read ({error}); training cannot go on from here") from error
 
 
@@ -70,6 +71,9 @@ def save(
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         temporary.rename(target)
+    except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise TrainerError(f"{target}: cannot be written ({error})") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -132,7 +136,7 @@ def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
     path = run_path(path)
     if (path / "checkpoints").is_dir():
         kind = "best" if best and (path / "best").is_dir() else "checkpoints"
-        found = sorted((path / kind).glob("[0-9]*"), key=lambda folder: int(folder.name))
+        found = sorted((own for own in (path / kind).iterdir() if own.name.isdecimal()), key=lambda own: int(own.name))
         if not found:
             raise TrainerError(f"{path}: the run has no checkpoint yet; start it anew under another name")
         path = found[-1]
@@ -143,13 +147,14 @@ def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
         with safe_open(file, "pt") as opened:
             meta = json.loads((opened.metadata() or {}).get("vssl", "null"))
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise TrainerError(f"{file}: not a readable checkpoint ({error})") from error
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         found = meta.get("schema") if isinstance(meta, dict) else "none"
         raise TrainerError(f"{file}: checkpoint schema {found}, expected {SCHEMA}; train it again with this version")
+    # results of a file that stands alone, such as an exported one, go into a folder of its name
     folder = file.parent.parent  # of a bare file name there is no parents[1]
-    run = folder.parent if folder.name in ("checkpoints", "best") else file.parent
+    run = folder.parent if folder.name in ("checkpoints", "best") else file.with_suffix("")
     return Checkpoint(file, run, meta, weights)
 
 

@@ -52,6 +52,13 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
     names = short if len(set(short)) == len(short) else list(map(str, folders))
     results = {name: read_results(own.run) for name, own in zip(names, saved, strict=True)}
     tables, notes = [], []
+    for name, own in zip(names, saved, strict=True):
+        for result in results[name]:
+            measured = result.protocol.get("pretraining", {}).get("steps", own.meta["step"])
+            if measured != own.meta["step"]:
+                notes.append(
+                    f"{result.title}, {name}: measured at step {measured}, the run is now at {own.meta['step']}"
+                )
     for title in dict.fromkeys(result.title for own in results.values() for result in own):
         by = {name: result for name in names for result in results[name] if result.title == title}
         groups: dict[tuple, dict[str, Result]] = {}

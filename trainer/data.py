@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
+import multiprocessing
 import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from labelgen.errors import VsslError
 from labelgen.shards import NO_ROW, open_shards
 from trainer import augment
 from trainer.errors import TrainerError
@@ -250,6 +253,19 @@ class Batch:
     fetch: Callable
 
 
+def _telling(get: Callable) -> Callable:
+    """Decorator: an error is returned; raised in a decoding process it would arrive as a text with a traceback in it."""
+
+    @functools.wraps(get)
+    def items(self, keys):
+        try:
+            return get(self, keys)
+        except VsslError as error:
+            return error
+
+    return items
+
+
 class TrainingClips(Dataset):
     """Clips of one method's samples (int64 [n, 2]); a batch is asked for by its keys, int64 [B, 2] (epoch, sample).
 
@@ -265,10 +281,13 @@ class TrainingClips(Dataset):
 
     def _draw(self, kind: int, key: np.ndarray, n: int) -> Draw:
         epoch, sample = map(int, key)
-        rng = np.random.default_rng((kind, self.tag, self.seed, epoch, sample))
+        key = kind, self.tag, self.seed, epoch, sample
+        # the same generator either way; of an array it is made in half the time
+        rng = np.random.default_rng(np.array(key, np.uint32) if max(key) < 1 << 32 else key)
         views = [augment.draw(rng, self.shards.crop_grid, self.length, self.jitter) for _ in range(n)]
         return Draw(epoch, rng, views, self.options)
 
+    @_telling
     def __getitems__(self, keys: np.ndarray) -> dict:
         """One batch: "id" list, "key" and "video" int64, "clips" uint8 [B, n, T, H, W, 3], "view", "labels"."""
         shown, ids, rows, views, labels = [], [], [], [], []
@@ -338,6 +357,7 @@ class VideoViews(Dataset):
     def __len__(self) -> int:
         return len(self.owner)
 
+    @_telling
     def __getitems__(self, indices: list[int]) -> dict:
         """One batch: "index" int64 [B], "clips" uint8 [B, 16, H, W, 3]."""
         array, clips = _frames(len(indices), CLIP_LENGTH, *self.shards.frame_size, 3)
@@ -414,8 +434,35 @@ def loader(dataset: Dataset, workers: int, device: torch.device, **options) -> D
     )
 
 
-def _sent(batch: dict):
-    return batch if get_worker_info() is None else _Sent(batch)
+def told(batch: dict | VsslError) -> dict:
+    """The batch, or the error that a decoding process met raised here, as it was."""
+    if isinstance(batch, VsslError):
+        raise batch
+    return batch
+
+
+_ending = multiprocessing.RawValue("b", 0)  # shared with the decoding processes
+
+
+@contextmanager
+def ending_workers() -> Iterator[None]:
+    """End the decoding processes with the block: else they ignore SIGTERM, and after an error Python would wait for them for
+    ever."""
+    before = set(multiprocessing.active_children())
+    _ending.value = 0
+    try:
+        yield
+    finally:
+        _ending.value = 1
+        left = set(multiprocessing.active_children()) - before
+        for process in left:
+            process.terminate()
+        for process in left:
+            process.join()
+
+
+def _sent(batch: dict | VsslError):
+    return batch if get_worker_info() is None or isinstance(batch, VsslError) else _Sent(batch)
 
 
 class _Sent:
@@ -436,7 +483,7 @@ def _arrived(batch: dict) -> dict:
 def _quiet_worker(_: int) -> None:
     # a signal to the whole process group must not kill the workers before the main process has finished its step
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if _ending.value else None)
 
 
 def to_device(batch, device: torch.device):

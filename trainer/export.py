@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -178,7 +179,9 @@ class _Tuple(nn.Module):
 def _write_torchscript(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint, path: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.trace(backbone, (clips,), strict=False).save(path)  # not strict: a dict is returned
+        buffer = io.BytesIO()  # written by Python: where the disk is full torch's own writer ends the process
+        torch.jit.save(torch.jit.trace(backbone, (clips,), strict=False), buffer)  # not strict: a dict is returned
+    Path(path).write_bytes(buffer.getvalue())
 
 
 def _read_torchscript(path: str) -> Callable:

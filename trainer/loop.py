@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -72,7 +73,7 @@ def train(
             settings, **{name: of[name] for name in ("backbone", "width") if getattr(settings, name) is None}
         )
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
-    with distributed.session(settings.device) as device:
+    with distributed.session(settings.device) as device, data.ending_workers():
         settings = replace(settings, precision=_precision(settings, device))
         training = _Training(settings, shards, device, None if saved else initial)
         for name, value in (expected or {}).items():
@@ -176,7 +177,11 @@ class _Training:
         else:
             meta["initial"] = self.initial
             folder = distributed.by_first(lambda: _new_run(name, settings))
-            self._save(folder, first, meta)  # so that a run can be resumed from its first step
+            try:
+                self._save(folder, first, meta)  # so that a run can be resumed from its first step
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)  # a run without a checkpoint is none
+                raise
         self._introduce(folder, saved, meta)
         with ExitStack() as stack:
             stop = stack.enter_context(_StopSignals())
@@ -224,7 +229,7 @@ class _Training:
             values, waited, ids = {}, 0.0, []
             for micro in range(settings.accumulate):
                 begin = time.perf_counter()
-                raw = {name: next(loader) for name, loader in loaders.items()}
+                raw = {name: data.told(next(loader)) for name, loader in loaders.items()}
                 waited += time.perf_counter() - begin
                 ids += [name for part in raw.values() for name in part["id"]]
                 batches = {name: self._batch(name, part, step / self.last) for name, part in raw.items()}
@@ -316,7 +321,7 @@ class _Training:
             batches = self.scored[name]
             for number, raw in enumerate(self.held_out_loaders[name]):
                 with self._autocast():
-                    metrics = self.network({name: self._batch(name, raw, step / self.last, held_out=True)})
+                    metrics = self.network({name: self._batch(name, data.told(raw), step / self.last, held_out=True)})
                 prefix = f"{name}." * (len(self.held_out) > 1)
                 share = batches.size(number) / len(clips.samples)
                 for key, value in metrics.items():

@@ -87,6 +87,7 @@ def report(
         f"step {meta['step']:,} of {meta['steps']:,} on {_data(meta)}"
     )
     foot = "Made by vssl {vssl}, Python {python}, torch {torch}.".format(**checkpoint.versions())
+    saved.run.mkdir(parents=True, exist_ok=True)  # a checkpoint that stands alone has no folder yet
     path = saved.run / "report.html"
     checkpoint.write_text(path, page(saved.run.resolve().name, lead, _tiles(of), [s for s in sections if s[2]], foot))
     return path
@@ -96,7 +97,10 @@ def _started_from(run: Path) -> list[Path]:
     """Runs beside this one whose training started from one of its checkpoints."""
     own, found = run.resolve(), []
     for path in sorted(own.parent.glob("*/checkpoints/[0-9]*/checkpoint.json")):
-        initial = json.loads(path.read_text()).get("initial")
+        try:
+            initial = json.loads(path.read_text()).get("initial")
+        except (OSError, ValueError, AttributeError):
+            continue  # another run's damage; its own report tells of it
         if initial and own in Path(initial["file"]).resolve().parents:
             found.append(path.parents[2])
     return found

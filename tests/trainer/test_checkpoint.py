@@ -29,7 +29,7 @@ def test_a_lone_weights_file_is_enough(run, tmp_path):
     copy = tmp_path / "elsewhere.safetensors"
     copy.write_bytes(checkpoint.load(run).file.read_bytes())
     loaded = checkpoint.load(copy)
-    assert loaded.run == tmp_path and loaded.meta == checkpoint.load(run).meta
+    assert loaded.run == tmp_path / "elsewhere" and loaded.meta == checkpoint.load(run).meta
     with pytest.raises(TrainerError, match="optimiser.pt: cannot be read"):
         loaded.optimiser_state()
 

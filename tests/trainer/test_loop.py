@@ -1,6 +1,8 @@
 import csv
+import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +10,10 @@ import time
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from labelgen.errors import ShardError
+from labelgen.shards import ShardReader
 from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint, data, distributed, loop
 from trainer.errors import Interrupted, TrainerError
@@ -298,3 +303,25 @@ def test_warnings_about_versions(precision, torch_version, cudnn, says):
 def test_unknown_device():
     with pytest.raises(TrainerError, match="device 'gpu' cannot be used"):
         distributed.pick_device("gpu")
+
+
+def test_a_damaged_frame_is_told_as_it_is_and_leaves_no_process_behind(demo, tmp_path, here):
+    shutil.copytree(demo, tmp_path / "demo")
+    path = tmp_path / "demo" / "00000.h5"
+    reader = ShardReader(path)
+    start = reader.jpeg(100).ctypes.data - reader.jpeg(0).ctypes.data  # of a frame in the middle
+    offset = path.read_bytes().index(reader.jpeg(0)[:400].tobytes()) + start
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(60_000))
+    for workers in (0, 2):
+        with pytest.raises(ShardError, match=r"^\S*00000.h5: frame \d+ does not decode to"):
+            train(Settings(**SMALL | {"workers": workers}, epochs=20), tmp_path / "demo")
+    assert not [child for child in multiprocessing.active_children() if child.join(5) or child.is_alive()]
+
+
+def test_a_run_that_could_not_be_begun_leaves_no_folder(demo, here, monkeypatch):
+    monkeypatch.setattr(checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(SafetensorError("No space left")))
+    with pytest.raises(TrainerError, match="00000000: cannot be written .No space left"):
+        train(Settings(**SMALL, epochs=1), demo, "full")
+    assert not (here / "runs" / "full").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from trainer import data, distributed
 from trainer.augment import centre
 from trainer.checkpoint import Checkpoint, backbone_weights
+from trainer.errors import TrainerError
 from trainer.methods import build_backbone
 from trainer.settings import Settings
 
@@ -121,18 +123,28 @@ def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: st
 
 def _keep(folder: Path, about: dict, extract: Callable[[Path], None]) -> None:
     """Have a folder written whole or not at all; left-overs of a killed process are removed."""
-    folder.parent.mkdir(exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(".*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
+        if not _alive(left.name.split("-")[0][1:]):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}-", suffix=".tmp", dir=folder.parent))
     try:
         extract(temporary)
         (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n")
         temporary.chmod(0o755)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not (folder / "about.json").exists():  # else another process was faster with the same features
+                raise
+            shutil.rmtree(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _alive(process: str) -> bool:
+    return process.isdecimal() and Path(f"/proc/{process}").exists()
 
 
 def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute) -> None:
@@ -140,9 +152,13 @@ def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute:
     for index, stages in stage_outputs(backbone, clips, compute):
         for stage, output in stages.items():
             for pooling, values in pool(output).items():
+                if not values.isfinite().all():
+                    raise TrainerError(f"stage {stage} gives values that are not finite: the weights are damaged")
                 if (stage, pooling) not in arrays:
                     file, shape = folder / f"{stage}-{pooling}.npy", (len(clips), values.shape[1])
                     arrays[stage, pooling] = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+                    with open(file, "r+b") as opened:  # or a full disk would kill the process where the map is written
+                        os.posix_fallocate(opened.fileno(), 0, os.path.getsize(file))
                 arrays[stage, pooling][index] = values.cpu().numpy()
     for array in arrays.values():
         array.flush()
@@ -157,12 +173,13 @@ def stage_outputs(
     backbone.eval().to(device, memory_format=torch.channels_last_3d)
     seen = np.zeros(len(clips), np.int64)
     batches = data.loader(clips, compute.workers, device, batch_size=compute.batch_size)
-    for batch in tqdm(batches, "features", unit="batch", leave=False, disable=not sys.stderr.isatty()):
-        index = batch["index"].numpy()
-        # TF32 would make features depend on the batch size, through the choice of algorithm
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            x = centre(batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"])
-            yield index, backbone(x)
-        seen[index] += 1
+    with data.ending_workers():
+        for batch in tqdm(batches, "features", unit="batch", leave=False, disable=not sys.stderr.isatty()):
+            index = data.told(batch)["index"].numpy()
+            # TF32 would make features depend on the batch size, through the choice of algorithm
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                x = centre(batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"])
+                yield index, backbone(x)
+            seen[index] += 1
     if not (seen == 1).all():
         raise AssertionError(f"{np.count_nonzero(seen != 1)} of {len(seen)} clips were not scored exactly once")

@@ -109,7 +109,7 @@ def write(result: dict, run: Path, name: str) -> None:
     protocol = result["protocol"]
     parts = [name, protocol["dataset"], protocol["split"]]
     folder = run / "results"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     stem = "-".join(str(part).replace("/", "_") for part in parts if part)
     columns = list(dict.fromkeys(column for row in result["rows"] for column in row))
     text = io.StringIO()
