@@ -177,7 +177,9 @@ def shard_arrays(records: list[Record], failures: list[dict], root: Path, config
     n_splits = len(videos[0].split) if videos else 0
 
     def stacked(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return np.concatenate([np.zeros((0, *shape), np.uint8)] + [np.stack(getattr(r, name)) for r in records if r.start])
+        return np.concatenate(
+            [np.zeros((0, *shape), np.uint8)] + [np.stack(getattr(r, name)) for r in records if r.start]
+        )
 
     return {
         "frames/offset": np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
