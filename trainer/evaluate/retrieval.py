@@ -108,7 +108,7 @@ def retrieval(
         views="10 clips of 16 frames",
         items=f"{len(asking.videos)} query and {len(searched.videos)} gallery videos",
         classes=len(classes),
-        largest_class=100 * float((targets[0] == counts.argmax()).mean()),
+        largest_class=round(100 * float((targets[0] == counts.argmax()).mean()), 1),
         gallery=searched.source.dataset,
     )
     result = {"protocol": told, "rows": rows, "notes": list(dict.fromkeys(notes)), "neighbours": shown}

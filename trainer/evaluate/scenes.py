@@ -67,7 +67,7 @@ def scenes(
         views="all clips of 16 frames with 8 overlapping, averaged",
         items=f"{len(videos)} videos",
         classes=len(np.unique(targets)),
-        largest_class=100 * float(np.bincount(targets).max() / len(targets)),
+        largest_class=round(100 * float(np.bincount(targets).max() / len(targets)), 1),
     )
     result = {"protocol": told, "rows": rows, "notes": notes}
     protocol.write(result, saved.run, "scenes")
