@@ -19,6 +19,8 @@ lint: .venv/installed  ## check style
 bench: .venv/installed  ## print the tables of measurements
 	$(BIN)/python benchmarks/flow.py
 	$(BIN)/python benchmarks/labelgen.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/train.py
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
