@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.trainer.synthetic import CONFIG, GRID, video_frames, write_shard
-from trainer import data
+from trainer import augment, data
 from trainer.errors import TrainerError
 from trainer.methods.pace import Pace
 from trainer.methods.statistics import Statistics
@@ -150,6 +150,15 @@ def test_a_sample_depends_on_seed_epoch_and_sample_alone(demo):
     assert len({view["jitter"].numpy().tobytes() for view in views}) == 4
 
 
+@pytest.mark.parametrize("seed", [3, 1 << 40])
+def test_draws_are_those_of_numpys_generator_of_the_key(demo, seed):
+    source = data.Shards(demo)
+    clips = data.TrainingClips(source, Pace.samples(source, PACE)[0], Pace, PACE, seed, "frame", 1)
+    view = clips.__getitems__([(5, 2)])["view"]
+    expected = augment.draw(np.random.default_rng((2, 1, seed, 5, 2)), source.crop_grid, 16, "frame")
+    assert all(np.array_equal(view[name][0, 0], expected[name]) for name in expected)
+
+
 def test_workers_change_nothing(demo):
     source = data.Shards(demo)
     clips = data.TrainingClips(source, Statistics.samples(source, STATISTICS)[0], Statistics, STATISTICS, 0, "none")
@@ -160,6 +169,35 @@ def test_workers_change_nothing(demo):
     for one, other in zip(*batches, strict=True):
         assert one["id"] == other["id"] and torch.equal(one["clips"], other["clips"])
         assert all(torch.equal(one["labels"][name], other["labels"][name]) for name in one["labels"])
+
+
+def test_a_worker_writes_again_where_a_batch_was_dropped_and_nowhere_else(demo):
+    source = data.Shards(demo)
+    clips = data.TrainingClips(source, Pace.samples(source, PACE)[0], Pace, PACE, 0, "frame")
+    batches = list(data.Batches(len(clips.samples), 4, 0).sampler(range(20)))
+    kept = {}
+    for number, batch in enumerate(data.loader(clips, 1, torch.device("cpu"), batch_sampler=batches)):
+        if number % 3 == 0:
+            kept[number] = batch["clips"][1]  # a part keeps the whole
+    assert all(torch.equal(frames, clips.__getitems__(batches[n])["clips"][1]) for n, frames in kept.items())
+
+
+def test_room_is_lent_until_no_tensor_uses_it(monkeypatch):
+    monkeypatch.setattr(data._Lent, "rooms", [])
+
+    def received(*shape) -> torch.Tensor:
+        receive, given = data._Lent(shape).__reduce__()
+        return receive(*given)
+
+    first, second = received(2, 3).fill_(1), received(2, 3).fill_(2)
+    address, part = first.data_ptr(), first[1]
+    del first
+    third = received(2, 3).fill_(3)
+    assert part.tolist() == [1] * 3 and second.tolist() == [[2] * 3] * 2 and len(data._Lent.rooms) == 3
+    del part
+    assert received(2, 3).data_ptr() == address and len(data._Lent.rooms) == 3
+    del third, second
+    assert received(3, 3).shape == (3, 3) and len(data._Lent.rooms) == 1  # those too small are given up
 
 
 def test_pace_sample_shows_the_frames_of_its_row(demo):
