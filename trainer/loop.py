@@ -300,8 +300,8 @@ class _Training:
         crop = self.source.config["crop"]
 
         def on_device(pixels, view):
-            pixels, view = data.to_device(pixels, self.device), data.to_device(view, self.device)
-            x = augment(pixels.flatten(0, 1), {key: value.flatten(0, 1) for key, value in view.items()}, crop)
+            view = {key: value.flatten(0, 1) for key, value in view.items()}
+            x = augment(data.to_device(pixels, self.device).flatten(0, 1), view, crop)
             return x.unflatten(0, pixels.shape[:2])
 
         def fetch(rows, read):
