@@ -273,23 +273,27 @@ class ShardReader:
         start, stop = self.arrays["frames/offset"][frame : frame + 2] + self._jpeg_start
         return _mapped(self.path)[start:stop]
 
-    def frames(self, indices: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+    def frames(
+        self, indices: Sequence[int], out: np.ndarray | None = None, corner: Sequence[int] = (0, 0)
+    ) -> np.ndarray:
         """Decoded frames of the shard, RGB uint8 [len(indices), height, width, 3]; equal indices are decoded once.
 
-        out: where to write them; None for a new array."""
+        out: where to write them; None for a new array. If it is smaller than the frames, it gets the crop with its upper
+        left pixel at corner (y, x)."""
         import cv2
 
         if out is None:
             out = np.empty((len(indices), *self.frame_size, 3), np.uint8)
+        (y, x), (height, width) = corner, out.shape[1:3]
         done: dict[int, int] = {}
         for position, frame in enumerate(map(int, indices)):
             if frame in done:
                 out[position] = out[done[frame]]
                 continue
             decoded = cv2.imdecode(self.jpeg(frame), cv2.IMREAD_COLOR_RGB)
-            if decoded is None or decoded.shape != out.shape[1:]:
+            if decoded is None or decoded.shape != (*self.frame_size, 3):
                 raise ShardError(f"{self.path}: frame {frame} does not decode to {self.frame_size}; run labelgen again")
-            out[position] = decoded
+            out[position] = decoded[y : y + height, x : x + width]
             done[frame] = position
         return out
 

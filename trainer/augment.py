@@ -26,10 +26,12 @@ def draw(rng: np.random.Generator, crop_grid: np.ndarray, frames: int, jitter: s
     return view
 
 
-def augment(clips: Tensor, view: dict[str, Tensor], size: int) -> Tensor:
-    """uint8 [B, T, H, W, 3] and the batch of views drawn for it, on the CPU -> network input float32
-    [B, 3, T, size, size], where the clips are."""
-    x = crop(clips, view["corner"], view["mirror"], size).float().div_(255)
+def augment(clips: Tensor, view: dict[str, Tensor]) -> Tensor:
+    """Crops uint8 [B, T, S, S, 3] and the batch of views drawn for them, on the CPU -> network input float32
+    [B, 3, T, S, S], mirrored and jittered, where the crops are."""
+    mirrored = view["mirror"].tolist()
+    x = torch.stack([clip.flip(2) if flip else clip for clip, flip in zip(clips, mirrored, strict=True)])
+    x = x.float().div_(255)
     if "jitter" in view:
         x = color_jitter(x, view["jitter"].to(x.device, non_blocking=True))
     return _network_input(x)
@@ -44,16 +46,6 @@ def centre(clips: Tensor, size: int) -> Tensor:
 def _network_input(x: Tensor) -> Tensor:
     # in place, since new memory takes longer than the arithmetic; the permuted view is already channels_last_3d
     return x.sub_(MEAN).div_(STD).permute(0, 4, 1, 2, 3)
-
-
-def crop(clips: Tensor, corner: Tensor, mirror: Tensor, size: int) -> Tensor:
-    """[B, T, H, W, 3] -> [B, T, size, size, 3]: one crop per clip at corner int64 [B, 2] (y, x), flipped left to right
-    where mirror [B] is 1."""
-    out = clips.new_empty(*clips.shape[:2], size, size, clips.shape[-1])
-    for target, clip, (y, x), mirrored in zip(out, clips, corner.tolist(), mirror.tolist(), strict=True):
-        seen = clip[:, y : y + size, x : x + size]
-        target.copy_(seen.flip(2) if mirrored else seen)
-    return out
 
 
 def color_jitter(clips: Tensor, factors: Tensor) -> Tensor:

@@ -277,7 +277,7 @@ class TrainingClips(Dataset):
     ):
         self.shards, self.samples, self.method, self.options = shards, samples, method, options
         self.seed, self.jitter, self.tag = seed, jitter, tag
-        self.n, self.length = method.shape(shards.config, options)
+        (self.n, self.length), self.size = method.shape(shards.config, options), shards.config["crop"]
 
     def _draw(self, kind: int, key: np.ndarray, n: int) -> Draw:
         epoch, sample = map(int, key)
@@ -289,22 +289,24 @@ class TrainingClips(Dataset):
 
     @_telling
     def __getitems__(self, keys: np.ndarray) -> dict:
-        """One batch: "id" list, "key" and "video" int64, "clips" uint8 [B, n, T, H, W, 3], "view", "labels"."""
+        """One batch: "id" list, "key" and "video" int64, "clips" uint8 [B, n, T, size, size, 3], cropped as "view" says,
+        "labels"."""
         shown, ids, rows, views, labels = [], [], [], [], []
         for key in keys:  # apart from the decoding, which fills the processor's caches
             shard, item = self.samples[key[1]]
             reader = self.shards.readers[shard]
             draw = self._draw(_VIEW, key, self.n)
             frames, label = self.method.read(reader, item, draw)
-            shown.append((reader, frames.ravel()))
+            shown.append((reader, frames, draw.views))
             video = np.searchsorted(reader.arrays["videos/first_frame"], frames.flat[0], "right") - 1
             ids.append(reader.arrays["videos/id"][video])
             rows.append(self.shards.before[shard] + video)
             views += draw.views
             labels.append(label)
-        array, clips = _frames(len(keys), self.n, self.length, *self.shards.frame_size, 3)
-        for target, (reader, frames) in zip(array, shown, strict=True):
-            reader.frames(frames, target.reshape(-1, *target.shape[2:]))
+        array, clips = _frames(len(keys), self.n, self.length, self.size, self.size, 3)
+        for sample, (reader, frames, drawn) in zip(array, shown, strict=True):
+            for target, indices, view in zip(sample, frames, drawn, strict=True):
+                reader.frames(indices, target, view["corner"])
         return {
             "id": ids,
             "key": torch.from_numpy(np.asarray(keys)),
@@ -315,17 +317,18 @@ class TrainingClips(Dataset):
         }
 
     def fetch(self, keys: np.ndarray, rows: np.ndarray, read: Callable) -> tuple[Tensor, dict[str, Tensor]]:
-        """Clips uint8 [B, 1, T, H, W, 3] of the videos of these rows, chosen while a step is computed, and their views.
+        """Clips uint8 [B, 1, T, size, size, 3] of the videos of these rows, chosen while a step is computed, and their
+        views.
 
         read: (reader, video, index in the batch, Draw) -> frames int64 [1, T]; the draws depend on seed and key alone.
         """
         draws = [self._draw(_OTHER, key, 1) for key in keys]
-        clips = np.empty((len(keys), 1, self.length, *self.shards.frame_size, 3), np.uint8)
+        clips = np.empty((len(keys), 1, self.length, self.size, self.size, 3), np.uint8)
 
         def one(i: int) -> None:
             shard, video = self.shards.videos[rows[i]]
             reader = self.shards.readers[shard]
-            reader.frames(read(reader, video, i, draws[i]).ravel(), clips[i].reshape(-1, *clips.shape[3:]))
+            reader.frames(read(reader, video, i, draws[i])[0], clips[i, 0], draws[i].views[0]["corner"])
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves Python's lock
             list(pool.map(one, range(len(keys))))

@@ -297,11 +297,10 @@ class _Training:
 
     def _batch(self, name: str, raw: dict, progress: float, held_out: bool = False) -> data.Batch:
         clips = (self.held_out if held_out else self.parts)[name]
-        crop = self.source.config["crop"]
 
         def on_device(pixels, view):
             view = {key: value.flatten(0, 1) for key, value in view.items()}
-            x = augment(data.to_device(pixels, self.device).flatten(0, 1), view, crop)
+            x = augment(data.to_device(pixels, self.device).flatten(0, 1), view)
             return x.unflatten(0, pixels.shape[:2])
 
         def fetch(rows, read):

@@ -61,6 +61,9 @@ def test_round_trip(tmp_path):
     assert reader.config == CONFIG and reader.splits == ("1", "2") and reader.paces == (Fraction(1, 2), Fraction(2))
     assert reader.crop_grid.tolist() == [[0, 0], [8, 8]] and (reader.n_videos, reader.n_clips) == (2, 3)
     assert (reader.frames([59, 0, 59]) == pictures[[59, 0, 59]]).all()
+    height, width = pictures.shape[1] - 3, pictures.shape[2] - 5
+    crops = reader.frames([59, 0, 59], np.empty((3, height, width, 3), np.uint8), (1, 4))
+    assert (crops == pictures[[59, 0, 59], 1 : 1 + height, 4 : 4 + width]).all()
     assert reader.clip_frames(1).tolist() == list(range(16, 32)) and reader.clip_frames(2)[0] == 40
     assert reader.pace_frames(0, 1).tolist() == list(range(3, 35, 2))
     assert reader.pace_frames(1, 1).tolist() == [40 + (15 + 2 * i) % 20 for i in range(16)]

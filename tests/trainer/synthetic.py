@@ -20,6 +20,12 @@ def video_frames(seed: int, n: int) -> np.ndarray:
     return np.stack([np.roll(texture, t * speed, axis=1)[:, :48] for t in range(n)])
 
 
+def cropped(frames: np.ndarray, corner) -> np.ndarray:
+    """The crop of frames [..., 40, 48, 3] at a corner (y, x), [..., 32, 32, 3]."""
+    y, x = corner
+    return frames[..., y : y + 32, x : x + 32, :]
+
+
 def write_shard(
     path: Path, lengths, split=None, labels=None, names=None, config=CONFIG, splits=("split1",), frames=video_frames
 ) -> None:

@@ -290,7 +290,7 @@ def test_the_fetched_clip_has_the_speed_of_the_first(make, shards):
             return frames
 
         frames, view = clips.fetch(raw["key"].numpy(), rows.numpy(), noted)
-        assert frames.shape == (5, 1, 16, 40, 48, 3) and view["corner"].shape == (5, 1, 2)
+        assert frames.shape == (5, 1, 16, 32, 32, 3) and view["corner"].shape == (5, 1, 2)
         assert [tuple(shards.videos[row]) for row in rows] == [
             (shards.readers.index(reader), video) for _, reader, video, _ in sorted(shown, key=lambda one: one[0])
         ]

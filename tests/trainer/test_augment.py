@@ -13,26 +13,16 @@ def numbered(clips=3, frames=4, height=9, width=11):
     return torch.arange(clips * frames * height * width * 3).reshape(clips, frames, height, width, 3)
 
 
-def test_crop_is_the_slice_mirrored_or_not():
-    clips = numbered()
-    corner, mirror = torch.tensor([[0, 0], [2, 3], [4, 6]]), torch.tensor([0, 1, 0])
-    cropped = augment.crop(clips, corner, mirror, 5)
-    assert torch.equal(cropped[0], clips[0, :, 0:5, 0:5])
-    assert torch.equal(cropped[1], clips[1, :, 2:7, 3:8].flip(2))
-    assert torch.equal(cropped[2], clips[2, :, 4:9, 6:11])
-
-
-def test_all_frames_of_a_clip_share_crop_and_mirror():
-    still = torch.randint(0, 256, (6, 1, 40, 48, 3), dtype=torch.uint8).expand(-1, 16, -1, -1, -1)
+def test_all_frames_of_a_clip_share_the_mirror():
+    still = torch.randint(0, 256, (6, 1, 32, 32, 3), dtype=torch.uint8).expand(-1, 16, -1, -1, -1)
     views = [augment.draw(np.random.default_rng(i), GRID, 16, "none") for i in range(6)]
     assert len({(view["crop"], view["mirror"]) for view in views}) > 2 and "jitter" not in views[0]
-    out = augment.augment(still, torch.utils.data.default_collate(views), 32)
+    out = augment.augment(still, torch.utils.data.default_collate(views))
     assert out.shape == (6, 3, 16, 32, 32) and out.dtype == torch.float32
     assert torch.equal(out, out[:, :, :1].expand_as(out))
-    y, x = GRID[views[0]["crop"]]
-    expected = still[0, 0, y : y + 32, x : x + 32].float() / 255
-    expected = expected.flip(1) if views[0]["mirror"] else expected
-    assert torch.allclose(out[0, :, 0].permute(1, 2, 0) * augment.STD + augment.MEAN, expected, atol=1e-6)
+    for clip, view in enumerate(views):
+        expected = still[clip, 0].flip(1) if view["mirror"] else still[clip, 0]
+        assert torch.allclose(out[clip, :, 0].permute(1, 2, 0) * augment.STD + augment.MEAN, expected / 255, atol=1e-6)
 
 
 def test_jitter_is_drawn_per_frame_or_per_clip():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.synthetic import CONFIG, GRID, video_frames, write_shard
+from tests.trainer.synthetic import CONFIG, GRID, cropped, video_frames, write_shard
 from trainer import augment, data
 from trainer.errors import TrainerError
 from trainer.methods.pace import Pace
@@ -209,7 +209,7 @@ def test_pace_sample_shows_the_frames_of_its_row(demo):
         row = epoch % CONFIG["rows"]
         pace, start = reader.arrays["pace/pace"][1, row], reader.arrays["pace/start"][1, row]
         assert item["labels"]["pace"] == pace and item["id"] == ["00000_1"] and item["video"] == 1
-        shown = video_frames(1, 70)[start + np.arange(16) * (pace + 1)]
+        shown = cropped(video_frames(1, 70)[start + np.arange(16) * (pace + 1)], item["view"]["corner"][0, 0])
         assert np.abs(item["clips"][0, 0].numpy().astype(int) - shown).mean() < 6  # JPEG
 
 
@@ -238,9 +238,9 @@ def test_fetched_clips_show_what_is_asked_for_with_draws_of_their_own(demo):
         return reader.arrays["videos/first_frame"][video] + np.arange(16)[None] + i
 
     frames, view = clips.fetch(np.array([(0, 1), (3, 2)]), np.array([7, 1]), read)
-    for shown, name, video, start in ((frames[0, 0], 101, 64, 0), (frames[1, 0], 1, 70, 1)):
-        expected = video_frames(name, video)[start : start + 16]
-        assert np.abs(shown.numpy().astype(int) - expected).mean() < 6
+    for i, (name, video) in enumerate(((101, 64), (1, 70))):
+        expected = cropped(video_frames(name, video)[i : i + 16], view["corner"][i, 0])
+        assert np.abs(frames[i, 0].numpy().astype(int) - expected).mean() < 6
     again = clips.fetch(np.array([(3, 2)]), np.array([0]), lambda *_: np.arange(16)[None])[1]
     assert all(torch.equal(view[name][1], again[name][0]) for name in view)
 

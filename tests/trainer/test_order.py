@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.synthetic import CONFIG, video_frames, write_shard
+from labelgen.shards import ShardReader
+from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
 from tests.trainer.test_loop import assert_same_run, at_step
-from trainer import augment, data
+from trainer import data
 from trainer.backbones import BACKBONES
 from trainer.data import Batch
 from trainer.errors import Interrupted, TrainerError
@@ -107,9 +108,10 @@ def test_a_sample_shows_the_clips_of_its_row_in_the_order_of_its_label(source, c
             row = epoch % CONFIG["rows"]
             starts, label = (reader.arrays[f"order/{name}"][video, row] for name in ("start", "permutation"))
             assert items["labels"]["order"][k] == label and items["id"][k] == reader.arrays["videos/id"][video]
-            whole = video_frames(shard * 100 + video, reader.arrays["videos/n_frames"][video])
-            shown = np.stack([whole[starts[original] : starts[original] + 16] for original in ORDERS[label]])
-            assert np.abs(items["clips"][k].numpy().astype(int) - shown).mean() < 6  # JPEG
+            frames = video_frames(shard * 100 + video, reader.arrays["videos/n_frames"][video])
+            shown = np.stack([frames[starts[original] : starts[original] + 16] for original in ORDERS[label]])
+            for clip, whole, corner in zip(items["clips"][k], shown, items["view"]["corner"][k], strict=True):
+                assert np.abs(clip.numpy().astype(int) - cropped(whole, corner)).mean() < 6  # JPEG
             seen.add(ORDERS[label])
     assert {(1, 2, 0), (2, 0, 1)} <= seen
 
@@ -138,16 +140,17 @@ def test_clips_of_a_tuple_never_overlap(source):
             assert np.diff(frames).tolist() == [*[1] * 15, 9] * 2 + [1] * 15
 
 
-def test_each_clip_has_a_crop_of_its_own_that_its_frames_share_and_none_is_mirrored(clips):
+def test_each_clip_has_a_crop_of_its_own_that_its_frames_share_and_none_is_mirrored(clips, monkeypatch):
+    def coordinates(reader, indices, out, corner):  # y and x in place of colours, cropped as the frames are
+        y, x = corner[0] + np.arange(32)[:, None], corner[1] + np.arange(32)
+        out[..., 0], out[..., 1] = y, x
+
+    monkeypatch.setattr(ShardReader, "frames", coordinates)
     items = clips.__getitems__(np.array([(epoch, sample) for epoch in range(4) for sample in range(6)]))
     view = items["view"]
     assert view["corner"].shape == (24, 3, 2) and (view["mirror"] == 0).all() and "jitter" not in view
-    height, width = CONFIG["height"], CONFIG["width"]
-    coordinates = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), 2)
-    pixels = coordinates.expand(72, 16, height, width, 2)  # y and x in place of colours
-    corner, mirror = view["corner"].flatten(0, 1), view["mirror"].flatten(0, 1)
-    begin = augment.crop(pixels, corner, mirror, 32)[:, :, 0, 0].unflatten(0, (24, 3))  # [24, 3, 16, 2]
-    assert (begin == begin[:, :, :1]).all()
+    begin = items["clips"][:, :, :, 0, 0, :2]  # [24, 3, 16, 2]
+    assert (begin == view["corner"][:, :, None]).all()
     of_clips = begin[:, :, 0].tolist()
     assert sum(len(set(map(tuple, corners))) > 1 for corners in of_clips) > 20  # 9 crops: all equal in 1 of 81 samples
     assert len({tuple(corner) for corners in of_clips for corner in corners}) == 9

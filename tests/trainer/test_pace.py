@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.synthetic import CONFIG, video_frames
+from tests.trainer.synthetic import CONFIG, cropped, video_frames
 from tests.trainer.test_loop import assert_same_run, at_step, rows
 from trainer import data
 from trainer.data import Batch
@@ -174,8 +174,8 @@ def test_same_context_shows_two_different_rows_of_one_video(demo):
     for epoch, shown_rows in enumerate([(0, 1), (2, 3), (0, 1)]):
         items = clips.__getitems__(np.array([(epoch, 1)]))
         assert items["id"] == ["00000_1"] and items["labels"]["pace"].tolist() == [paces[list(shown_rows)].tolist()]
-        for clip, row in zip(items["clips"][0], shown_rows, strict=True):
-            shown = video_frames(1, 70)[starts[row] + np.arange(16) * (paces[row] + 1)]
+        for clip, corner, row in zip(items["clips"][0], items["view"]["corner"][0], shown_rows, strict=True):
+            shown = cropped(video_frames(1, 70)[starts[row] + np.arange(16) * (paces[row] + 1)], corner)
             assert np.abs(clip.numpy().astype(int) - shown).mean() < 6  # JPEG
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.synthetic import video_frames
+from tests.trainer.synthetic import cropped, video_frames
 from tests.trainer.test_loop import assert_same_run, at_step, rows
 from trainer import data
 from trainer.backbones import BACKBONES
@@ -122,8 +122,9 @@ def test_a_sample_is_a_labelled_clip(demo):
     assert len(samples) == 27 and left_out == 0
     clips = data.TrainingClips(source, samples, Rotation, {}, 0, "none")
     items = clips.__getitems__(np.array([(0, 5), (3, 5)]))  # the second clip of the second video
-    assert items["clips"].shape == (2, 1, 16, 40, 48, 3) and items["labels"] == {} and items["id"] == ["00000_1"] * 2
-    assert np.abs(items["clips"][:, 0].numpy().astype(int) - video_frames(1, 70)[16:32]).mean() < 6  # JPEG
+    assert items["clips"].shape == (2, 1, 16, 32, 32, 3) and items["labels"] == {} and items["id"] == ["00000_1"] * 2
+    for clip, corner in zip(items["clips"][:, 0], items["view"]["corner"][:, 0], strict=True):
+        assert np.abs(clip.numpy().astype(int) - cropped(video_frames(1, 70)[16:32], corner)).mean() < 6  # JPEG
 
 
 @pytest.mark.parametrize("backbone", ["r3d10", "resnet18"])

@@ -222,7 +222,7 @@ def test_context_and_targets_share_a_view(demo):
     assert len(SkipClip.samples(shards, SkipClip.options | {"spacing": 3})[0]) == 7  # 40 frames
     clips = TrainingClips(shards, samples, SkipClip, SkipClip.options, 0, "none")
     raw = clips.__getitems__(np.array([(0, 0), (0, 1)]))
-    assert raw["clips"].shape == (2, 1, 24, 40, 48, 3)
+    assert raw["clips"].shape == (2, 1, 24, 32, 32, 3)
     assert raw["view"]["corner"].shape == (2, 1, 2) and raw["view"]["mirror"].shape == (2, 1)
 
 

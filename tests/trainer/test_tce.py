@@ -285,7 +285,7 @@ def test_anchor_and_positive_have_views_of_their_own(demo):
     assert len(samples) == 8 and left_out == 0
     clips = TrainingClips(shards, samples, TCE, TCE.options, 0, "none")
     raw = clips.__getitems__(np.array([(0, i) for i in range(8)]))
-    assert raw["clips"].shape == (8, 2, 1, 40, 48, 3) and raw["labels"]["turns"].shape == (8,)
+    assert raw["clips"].shape == (8, 2, 1, 32, 32, 3) and raw["labels"]["turns"].shape == (8,)
     assert (raw["view"]["corner"][:, 0] != raw["view"]["corner"][:, 1]).any()
     assert (raw["view"]["mirror"][:, 0] != raw["view"]["mirror"][:, 1]).any()
     assert (raw["clips"][:, 0] != raw["clips"][:, 1]).flatten(1).any(1).all()  # the texture moves
