@@ -27,6 +27,10 @@ class _Group(click.Group):
             sys.exit(1)
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt:
+            kept = "; finished features are kept, and not computed again" * (ctx.invoked_subcommand == "eval")
+            click.echo(f"\nvssl {ctx.invoked_subcommand}: interrupted{kept}", err=True)
+            sys.exit(130)
         except OSError as error:  # a folder that may not be written, a file that went away
             click.echo(f"Error: {error}", err=True)
             sys.exit(1)

@@ -24,11 +24,17 @@ _OPTIONS = (
     click.option("--batch-size", type=int, help="Samples per step.  [default: the method's]"),
     click.option("--accumulate", type=int, help="Parts in which a step is computed.  [default: 1]"),
     click.option("--lr", type=float, help="Learning rate at the start.  [default: the method's]"),
-    click.option("--optimizer", help="sgd or adamw.  [default: sgd]"),
-    click.option("--schedule", help="step, cosine or constant.  [default: the method's]"),
+    click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="[default: sgd]"),
+    click.option("--schedule", type=click.Choice(["step", "cosine", "constant"]), help="[default: the method's]"),
     click.option("--ema", type=float, help="Decay of averaged weights, which evaluation then uses."),
-    click.option("--jitter", help="Colour jitter: none, clip or frame.  [default: the method's]"),
-    click.option("--precision", help="bf16, tf32 or float32.  [default: bf16 on CUDA, else float32]"),
+    click.option(
+        "--jitter", type=click.Choice(["none", "clip", "frame"]), help="Colour jitter.  [default: the method's]"
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "bf16", "tf32", "float32"]),
+        help="[default: bf16 on CUDA, else float32]",
+    ),
     click.option("--compile", is_flag=True, default=None, help="torch.compile the backbone."),
     click.option("--sync-bn", is_flag=True, default=None, help="Batch normalisation over all processes, on CUDA."),
     click.option("--seed", type=int, help="Seed of the initial weights and of every draw.  [default: 0]"),

@@ -14,8 +14,9 @@ import pickle
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,10 +25,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trainer.backbones import BACKBONES
 from trainer.errors import TrainerError
+from trainer.settings import Settings, resolve
 
 SCHEMA = 2
 RUNS = Path("runs")
+_META = ("step", "settings", "dataset", "split", "samples", "videos", "classes", "steps", "config_hash", "config")
+_META += ("environment", "initial")
+_OTHER = "it was changed, or written by another version of vssl; use another one, or train again"
 
 
 @dataclass(frozen=True)
@@ -63,17 +69,15 @@ def save(
     meta = {"schema": SCHEMA, "step": step, **meta}
     temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=parent))
     try:
-        weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-        save_file(weights, temporary / "weights.safetensors", {"vssl": json.dumps(meta)})
-        torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
-        (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=2) + "\n")
-        temporary.chmod(0o755)
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-        temporary.rename(target)
-    except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise TrainerError(f"{target}: cannot be written ({error})") from error
+        with writing(target):
+            weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+            save_file(weights, temporary / "weights.safetensors", {"vssl": json.dumps(meta)})
+            torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
+            (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=2) + "\n")
+            temporary.chmod(0o755)
+            for path in (*temporary.iterdir(), temporary):
+                _sync(path)
+            temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -82,6 +86,15 @@ def save(
         if old != target:
             shutil.rmtree(old)
     return target
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file that a block writes in its errors, which on a full disk most do not. Raises TrainerError."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last two: what the libraries make of a full disk
+        raise TrainerError(f"{path}: cannot be written ({error})") from error
 
 
 def _sync(path: Path) -> None:
@@ -101,7 +114,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(handle, "w") as file:
+        with writing(path), os.fdopen(handle, "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -131,7 +144,7 @@ def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
 
     best: of a run that has one, the checkpoint of the best held-out accuracy.
 
-    Raises TrainerError when there is none or when it was not written by this version of vssl.
+    Raises TrainerError when there is none, or when metadata and backbone are not as this version of vssl writes them.
     """
     path = run_path(path)
     if (path / "checkpoints").is_dir():
@@ -152,10 +165,39 @@ def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         found = meta.get("schema") if isinstance(meta, dict) else "none"
         raise TrainerError(f"{file}: checkpoint schema {found}, expected {SCHEMA}; train it again with this version")
+    _check_meta(file, meta)
     # results of a file that stands alone, such as an exported one, go into a folder of its name
     folder = file.parent.parent  # of a bare file name there is no parents[1]
     run = folder.parent if folder.name in ("checkpoints", "best") else file.with_suffix("")
-    return Checkpoint(file, run, meta, weights)
+    saved = Checkpoint(file, run, meta, weights)
+    with torch.device("meta"):
+        backbone = BACKBONES[meta["settings"]["backbone"]](meta["settings"]["width"])
+    check_fit(file, backbone, backbone_weights(saved))
+    return saved
+
+
+def _check_meta(file: Path, meta: dict) -> None:
+    wrong = [name for name in _META if name not in meta]
+    if not wrong:
+        wrong = sorted({field.name for field in fields(Settings)} ^ meta["settings"].keys())
+        wrong += [name for name in ("height", "width", "crop") if name not in meta["config"]]
+    if wrong:
+        raise TrainerError(f"{file}: {', '.join(wrong)} missing or unknown in its metadata; {_OTHER}")
+    try:
+        resolve(Settings(**meta["settings"]))
+    except TrainerError as error:
+        raise TrainerError(f"{file}: {error}; {_OTHER}") from error
+
+
+def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Raises TrainerError that names the file where names or shapes of its weights are not the module's."""
+    own = {name: value.shape for name, value in module.state_dict().items()}
+    found = {name: value.shape for name, value in weights.items()}
+    if wrong := sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name)):
+        more = f" and {len(wrong) - 1} others" * (len(wrong) > 1)
+        raise TrainerError(
+            f"{file}: {wrong[0]}{more} missing, unknown or of another shape than its settings say; {_OTHER}"
+        )
 
 
 def backbone_weights(saved: Checkpoint) -> dict[str, Tensor]:

@@ -51,10 +51,11 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
     os.close(handle)
     try:
         with torch.no_grad():
-            write(backbone, clips[:2], saved, name)  # another batch size than the one that is compared
+            with checkpoint.writing(out):
+                write(backbone, clips[:2], saved, name)  # another batch size than the one that is compared
             eager = backbone(clips)
             difference = compare(eager, read(name)(clips))
-        with open(name, "rb+") as file:
+        with checkpoint.writing(out), open(name, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, out)
@@ -106,16 +107,20 @@ def _about(saved: checkpoint.Checkpoint, form: str, backbone: nn.Module, stages:
             "crop": [config["crop"], config["crop"]],
         },
         "stages": {name: list(stage.shape[1:]) for name, stage in stages.items()},
-        "source": {"run": saved.run.resolve().name, "method": settings["method"], "options": settings["options"]}
+        "source": {"run": _origin(saved), "method": settings["method"], "options": settings["options"]}
         | {name: meta[name] for name in ("dataset", "split", "samples", "step", "steps", "config_hash")}
         | {"environment": meta["environment"]},
     }
 
 
+def _origin(saved: checkpoint.Checkpoint) -> str:
+    return saved.meta.get("run", saved.run.resolve().name)  # an exported file knows its run
+
+
 def _write_safetensors(backbone: nn.Module, _: Tensor, saved: checkpoint.Checkpoint, path: str) -> None:
     # names and metadata of a checkpoint, so that finetuning and evaluation take it as one
     weights = {f"backbone.{name}": weight.contiguous() for name, weight in backbone.state_dict().items()}
-    save_file(weights, path, {"vssl": json.dumps(saved.meta)})
+    save_file(weights, path, {"vssl": json.dumps(saved.meta | {"run": _origin(saved)})})
 
 
 def _read_safetensors(path: str) -> Callable:

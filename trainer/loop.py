@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
 import threading
 import time
 import warnings
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from labelgen.shards import ShardReader, shard_paths
 from trainer import checkpoint, data, distributed
 from trainer.augment import augment
 from trainer.errors import Interrupted, TrainerError
@@ -65,7 +69,12 @@ def train(
     Under `torchrun` all processes call it alike; the first one writes. Raises TrainerError, ShardError; Interrupted after
     SIGINT or SIGTERM, when a checkpoint has been written.
     """
+    if run is not None and resume is not None:
+        raise TrainerError(f"both a run to resume, {resume}, and a new run, {run}; leave one of them out")
     saved = checkpoint.load(resume) if resume is not None else None
+    if saved:
+        first = ShardReader(shard_paths(shards)[0])
+        _check_same_data(saved, {"dataset": first.config["dataset"], "config_hash": first.config_hash}, shards)
     settings = settings or Settings()
     if initial is not None:
         of = checkpoint.load(initial, best=True).meta["settings"]
@@ -89,6 +98,8 @@ class _Training:
         self.settings, self.shards, self.device = settings, shards, device
         self.source = data.Shards(shards, settings.split)
         held = self.source.hold_out(settings.holdout, settings.seed) if settings.holdout else None
+        if held is not None:
+            say(f"{held.sum()} training videos are held out, {self.source.trains.sum()} are trained on")
         self.parts = {name: self._clips(name, _TRAINING) for name in settings.methods}
         sizes = [len(clips.samples) for clips in self.parts.values()]
         self.per_epoch = max(math.ceil(size / settings.batch_size) for size in sizes)
@@ -164,26 +175,25 @@ class _Training:
         settings, network, meta = self.settings, self.network, self._meta()
         first = saved.meta["step"] if saved else 0
         loaders = self._loaders(first)
+        meta["initial"] = saved.meta["initial"] if saved else self.initial
         if saved:
-            _check_same_data(saved, meta, self.shards)
-            folder = saved.run
-            meta["initial"] = saved.meta["initial"]
+            _check_same_data(saved, {name: meta[name] for name in ("split", "samples")}, self.shards)
+            checkpoint.check_fit(saved.file, network, saved.weights)
             optimiser = saved.optimiser_state()  # an exported backbone has none, and is no run to go on with
-            network.load_state_dict(saved.weights)
-            self.optimiser.load_state_dict(optimiser)
-            if distributed.rank() == 0:
-                _cut_log(folder / "log.csv", first)
-                _cut_log(folder / "holdout.csv", first)
-        else:
-            meta["initial"] = self.initial
-            folder = distributed.by_first(lambda: _new_run(name, settings))
-            try:
-                self._save(folder, first, meta)  # so that a run can be resumed from its first step
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)  # a run without a checkpoint is none
-                raise
-        self._introduce(folder, saved, meta)
+        folder = saved.run if saved else distributed.by_first(lambda: _new_run(name, settings))
         with ExitStack() as stack:
+            distributed.by_first(lambda: stack.enter_context(_locked(folder)))
+            if saved:
+                network.load_state_dict(saved.weights)
+                self.optimiser.load_state_dict(optimiser)
+                distributed.by_first(lambda: [_cut_log(folder / log, first) for log in ("log.csv", "holdout.csv")])
+            else:
+                try:
+                    self._save(folder, first, meta)  # so that a run can be resumed from its first step
+                except BaseException:
+                    shutil.rmtree(folder, ignore_errors=True)  # a run without a checkpoint is none
+                    raise
+            self._introduce(folder, saved, meta)
             stop = stack.enter_context(_StopSignals())
             log = stack.enter_context(_Log(folder, first, self.last, settings.log_every, meta))
             self._steps(loaders, folder, first, meta, stop, log)
@@ -269,7 +279,7 @@ class _Training:
             if number and step + 1 < self.last:
                 raise Interrupted(
                     f"stopped by {signal.Signals(number).name} after step {step + 1} of {self.last}; "
-                    f"go on with: vssl train --shards {self.shards} --resume {folder}",
+                    f"go on with: vssl train --shards {_quoted(self.shards)} --resume {_quoted(folder)}",
                     128 + number,
                 )
 
@@ -386,9 +396,10 @@ class _Log:
 
     def __exit__(self, *_):
         self.bar.close()
-        for opened in (self.file, self.board):
+        for name, opened in (("log.csv", self.file), ("tensorboard", self.board)):
             if opened:
-                opened.close()
+                with checkpoint.writing(self.folder / name):
+                    opened.close()
 
     def step(self, step: int, epoch: int, lr: float, values: dict, waited: float, total: float, clips: int) -> None:
         if not self.on:
@@ -403,10 +414,11 @@ class _Log:
             "total_ms": f"{1000 * total:.1f}",
             "clips_per_s": f"{clips / total:.1f}",
         }
-        writer = csv.writer(self.file, lineterminator="\n")
-        if self.file.tell() == 0:
-            writer.writerow(row)
-        writer.writerow(row.values())
+        with checkpoint.writing(self.folder / "log.csv"):
+            writer = csv.writer(self.file, lineterminator="\n")
+            if self.file.tell() == 0:
+                writer.writerow(row)
+            writer.writerow(row.values())
         if self.board:
             for name, value in (
                 *values.items(),
@@ -427,7 +439,7 @@ class _Log:
         """Write the metrics of the held-out samples down; whether their accuracy is the best so far."""
         path = self.folder / "holdout.csv"
         before = [float(row.get("accuracy", -1)) for row in csv.DictReader(path.open())] if path.exists() else []
-        with open(path, "a", newline="") as file:
+        with checkpoint.writing(path), open(path, "a", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             if file.tell() == 0:
                 writer.writerow(["step", *values])
@@ -440,7 +452,8 @@ class _Log:
 
     def sync(self) -> None:
         if self.on:
-            os.fsync(self.file.fileno())
+            with checkpoint.writing(self.folder / "log.csv"):
+                os.fsync(self.file.fileno())
 
 
 def _shown(values: dict) -> str:
@@ -467,7 +480,9 @@ def _new_run(name: str | os.PathLike | None, settings: Settings) -> Path:
     if name is not None:
         folder = checkpoint.run_path(name)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise TrainerError(f"{folder}: exists; go on with --resume {folder}, or choose another name with --run")
+            raise TrainerError(
+                f"{folder}: exists; go on with --resume {_quoted(folder)}, or choose another name with --run"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     n = 1
@@ -480,11 +495,27 @@ def _new_run(name: str | os.PathLike | None, settings: Settings) -> Path:
             n += 1
 
 
-def _check_same_data(saved: checkpoint.Checkpoint, meta: dict, shards: str | os.PathLike) -> None:
-    for name in ("dataset", "split", "config_hash", "samples"):
-        if saved.meta[name] != meta[name]:
+def _quoted(path: str | os.PathLike) -> str:
+    return shlex.quote(str(path))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training a run. The lock is this process's alone: decoding processes, which may outlive it
+    for a moment, do not hold it."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainerError(f"{folder}: another process is training this run; wait for it, or stop it") from None
+        yield
+
+
+def _check_same_data(saved: checkpoint.Checkpoint, found: dict, shards: str | os.PathLike) -> None:
+    for name, value in found.items():
+        if saved.meta[name] != value:
             raise TrainerError(
-                f"cannot resume {saved.run}: {name} of {shards} is {meta[name]}, the run has {saved.meta[name]}; "
+                f"cannot resume {saved.run}: {name} of {shards} is {value}, the run has {saved.meta[name]}; "
                 "name its shards with --shards, or start a new run"
             )
 
@@ -496,13 +527,22 @@ def _warn_of_inexact(before: dict, now: dict) -> None:
 
 
 def _cut_log(path: Path, steps: int) -> None:
-    """Drop the rows after the checkpoint, which are about to be made again, and a row that was cut off."""
-    if path.exists():
+    """Drop the rows after the checkpoint, which are about to be made again, and a row that was cut off. Raises TrainerError
+    for rows that are not numbers."""
+    if not path.exists():
+        return
+    try:
         head, *rows = path.read_text().splitlines(keepends=True) or [""]
-        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= steps]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join([head, *kept]) if kept else "")
-        temporary.replace(path)
+        rows = [row for row in rows if row.endswith("\n")]
+        numbers = [[float(cell) for cell in row.split(",")] for row in rows]
+        if any(len(row) != len(head.split(",")) for row in numbers):
+            raise ValueError("a row has not as many numbers as the first line has names")
+    except ValueError as error:
+        raise TrainerError(
+            f"{path}: damaged ({error}); mend it or move it away, and resume again: what follows is logged anew"
+        ) from error
+    kept = [text for text, row in zip(rows, numbers, strict=True) if row[0] <= steps]
+    checkpoint.write_text(path, "".join([head, *kept]) if kept else "")
 
 
 class _StopSignals:

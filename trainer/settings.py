@@ -85,7 +85,7 @@ _CHOICES = {
     "jitter": ("none", "clip", "frame"),
     "precision": ("auto", "bf16", "tf32", "float32"),
 }
-_POSITIVE = ("width", "epochs", "batch_size", "accumulate", "lr", "drop_every", "checkpoint_every", "log_every")
+_POSITIVE = ("epochs", "batch_size", "accumulate", "lr", "drop_every", "checkpoint_every", "log_every")
 _NOT_NEGATIVE = ("seed", "momentum", "weight_decay", "workers")
 _SHARES = ("holdout", "curriculum", "ema")
 _MAY_CHANGE = ("compile", "workers", "device", "checkpoint_every", "log_every")
@@ -121,6 +121,8 @@ def resolve(settings: Settings) -> Settings:
     for name in _POSITIVE:
         if not values[name] > 0:
             raise TrainerError(f"{name} is {values[name]}, expected more than 0")
+    if values["width"] < 0.01:
+        raise TrainerError(f"width is {values['width']}, expected 0.01 or more")
     for name in _NOT_NEGATIVE:
         if not values[name] >= 0:
             raise TrainerError(f"{name} is {values[name]}, expected 0 or more")
@@ -134,7 +136,11 @@ def resolve(settings: Settings) -> Settings:
 
 
 def _typed(name: str, value, kind: type):
-    """The value, whole numbers as float where one is meant. Raises TrainerError for another type."""
+    """The value, whole numbers as float where one is meant. Raises TrainerError for another type, nan and what is too large
+    for a generator's seed or a float."""
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int | float) and not abs(number) < 1 << 63:
+            raise TrainerError(f"{name} is {number}, expected a finite number smaller than 2^63")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is str and name == "split":

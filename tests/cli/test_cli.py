@@ -9,6 +9,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from click.testing import CliRunner
+
+from cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -38,9 +41,10 @@ def videos(tmp_path):
     return tmp_path / "videos"
 
 
-def test_help_imports_nothing_heavy():
+@pytest.mark.parametrize("arguments", [[], ["train"]])
+def test_help_imports_nothing_heavy(arguments):
     code = (
-        "import sys; sys.argv = ['vssl', '--help']\n"
+        f"import sys; sys.argv = ['vssl', *{arguments}, '--help']\n"
         "from cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
@@ -49,6 +53,26 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "labelgen" in done.stdout, done.stderr
+
+
+def test_choices_are_those_of_the_settings():
+    from cli.train import train
+    from trainer.settings import _CHOICES
+
+    offered = {option.name: tuple(option.type.choices) for option in train.params if hasattr(option.type, "choices")}
+    assert offered == _CHOICES
+
+
+def test_an_interrupted_command_says_what_is_kept(monkeypatch):
+    from trainer.evaluate import knn
+
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(knn, "knn", interrupted)
+    done = CliRunner().invoke(main, ["eval", "knn"])
+    assert done.exit_code == 130
+    assert done.output == "\nvssl eval: interrupted; finished features are kept, and not computed again\n"
 
 
 def test_the_three_commands(videos, tmp_path):

@@ -42,7 +42,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(run, here, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(TrainerError, match=r"checkpoints/00000002: cannot be written \(no space left on device\)"):
         checkpoint.save(run, 2, network, optimiser, {})
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000001"]
     monkeypatch.undo()
@@ -66,6 +66,44 @@ def test_errors_name_what_is_wrong(tmp_path, here):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(TrainerError, match="the run has no checkpoint yet"):
         checkpoint.load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda meta, weights: meta.pop("samples"), "samples missing or unknown in its metadata"),
+        (lambda meta, weights: meta["settings"].update(speed=2), "speed missing or unknown"),
+        (lambda meta, weights: meta["settings"].pop("width"), "width missing or unknown"),
+        (lambda meta, weights: meta["config"].pop("crop"), "crop missing or unknown"),
+        (lambda meta, weights: meta["settings"].update(method="chess"), "unknown method 'chess', expected one of"),
+        (
+            lambda meta, weights: meta["settings"].update(width=0.1),
+            "conv1.0.0.weight and 59 others missing, unknown",
+        ),
+        (
+            lambda meta, weights: weights.pop("backbone.conv1.0.0.weight"),
+            "conv1.0.0.weight missing, unknown or of",
+        ),
+        (
+            lambda meta, weights: weights.update({"backbone.x": torch.zeros(1)}),
+            "x missing, unknown or of another",
+        ),
+    ],
+)
+def test_a_changed_checkpoint_is_told(run, tmp_path, change, message):
+    saved = checkpoint.load(run)
+    change(saved.meta, saved.weights)
+    save_file(saved.weights, tmp_path / "changed.safetensors", {"vssl": json.dumps(saved.meta)})
+    with pytest.raises(TrainerError, match=f"changed.safetensors: {message}.*; use another one, or train again"):
+        checkpoint.load(tmp_path / "changed.safetensors")
+
+
+def test_a_head_that_does_not_fit_cannot_be_resumed(run, demo):
+    saved = checkpoint.load(run)
+    del saved.weights["methods.pace.head.weight"]
+    save_file(saved.weights, saved.file, {"vssl": json.dumps(saved.meta)})
+    with pytest.raises(TrainerError, match="weights.safetensors: methods.pace.head.weight missing"):
+        train(None, demo, resume=run)
 
 
 def test_json_is_whole_or_not_there(tmp_path):

@@ -18,6 +18,7 @@ from trainer.loop import train
 from trainer.methods import build_backbone
 from trainer.settings import Settings
 
+ROOT_ON_PATH = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 SMALL = {"width": 0.06, "batch_size": 6, "workers": 0, "device": "cpu"}
 
 
@@ -109,6 +110,25 @@ def test_the_description_says_how_to_use_it(run, tmp_path):
     source = about["source"]
     assert (source["run"], source["method"], source["dataset"], source["step"]) == ("one", "pace", "demo", 2)
     assert source["environment"]["torch"] == torch.__version__
+
+
+def test_a_file_exported_again_keeps_its_origin(run, tmp_path):
+    first, _ = export(run, tmp_path / "first.safetensors")
+    second, _ = export(tmp_path / "first.safetensors", tmp_path / "second.safetensors")
+    third, _ = export(tmp_path / "second.safetensors", tmp_path / "third.pt")
+    assert first["source"] == second["source"] == third["source"] and first["source"]["run"] == "one"
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+def test_a_full_disk_names_the_file(run, tmp_path, name):
+    code = (
+        "import resource, sys; from trainer.export import export\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"  # the kernel's, in place of a full disk
+        "export(*sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, run, name], cwd=tmp_path, env=ROOT_ON_PATH, capture_output=True)
+    assert f"trainer.errors.TrainerError: {name}: cannot be written (" in done.stderr.decode()
+    assert b"File too large" in done.stderr and not os.listdir(tmp_path)
 
 
 def test_a_difference_is_an_error_that_leaves_no_file(run, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import csv
 import multiprocessing
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -146,6 +147,88 @@ def test_resume_refuses_other_settings_and_shards(unbroken, demo, tmp_path):
     write_shard(tmp_path / "again" / "demo" / "00000.h5", [64, 64])
     with pytest.raises(TrainerError, match="samples of .* is {'pace': 2}, the run has {'pace': 6}"):
         train(None, tmp_path / "again", resume=unbroken)
+
+
+def test_other_data_is_told_before_its_split(unbroken, tmp_path):
+    write_shard(tmp_path / "other" / "00000.h5", [64, 64], splits=())
+    for settings in (None, Settings(split="2")):
+        with pytest.raises(TrainerError, match="dataset of .* is other, the run has demo"):
+            train(settings, tmp_path, resume=unbroken)
+
+
+def test_a_run_to_resume_has_its_folder(unbroken, demo):
+    with pytest.raises(TrainerError, match="both a run to resume, .*, and a new run, other; leave one of them out"):
+        train(None, demo, "other", resume=unbroken)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(demo, here, monkeypatch):
+    """In the middle of a step another process tries to resume the run."""
+    program = f"from trainer.loop import train; train(None, {str(demo)!r}, resume='one')"
+    tried = []
+
+    def other():
+        command = [sys.executable, "-c", program]
+        tried.append(subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=100))
+
+    at_step(monkeypatch, 1, other)
+    run = train(Settings(**SMALL | {"workers": 1}, epochs=2), demo, "one")
+    assert "TrainerError: runs/one: another process is training this run; wait for it" in tried[0].stderr
+    assert [int(row["step"]) for row in rows(run)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("log", "row", "reason"),
+    [
+        ("log.csv", b"two,0,0.1\n", "could not convert string to float: 'two'"),
+        ("log.csv", b"1,0\n", "a row has not as many numbers as the first line has names"),
+        ("log.csv", b"\xff\x00\xfe\n", "'utf-8' codec can't decode"),
+        ("holdout.csv", b"1,x,0,0\n", "could not convert string to float: 'x'"),
+    ],
+)
+def test_a_damaged_log_is_told(demo, here, log, row, reason):
+    run = train(Settings(**SMALL, epochs=1, holdout=0.3), demo, "damaged")
+    with open(run / log, "ab") as file:
+        file.write(row)
+    before = (run / log).read_bytes()
+    with pytest.raises(TrainerError, match=rf"damaged/{log}: damaged \({reason}.*\); mend it or move it away, and res"):
+        train(None, demo, resume=run)
+    assert (run / log).read_bytes() == before
+    (run / log).unlink()
+    train(None, demo, resume=run)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "holdout.csv"])
+def test_a_full_disk_names_the_log(tmp_path, name):
+    """With the kernel's limit of a file's size in its place."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    try:
+        with (
+            pytest.raises(TrainerError, match=rf"{name}: cannot be written \(.*File too large"),
+            loop._Log(tmp_path, 0, 2, 2, {}) as log,
+        ):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+            if name == "log.csv":
+                log.step(0, 0, 0.1, {"loss": 1.0}, 0.1, 0.2, 3)
+            else:
+                log.held_out(1, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def test_what_is_held_out_is_told(demo, here, capsys):
+    train(Settings(**SMALL, epochs=1, holdout=0.5), demo)
+    assert "4 training videos are held out, 4 are trained on" in capsys.readouterr().out
+
+
+def test_hints_may_be_pasted(demo, here, monkeypatch):
+    shutil.copytree(demo, "my shards")
+    at_step(monkeypatch, 0, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted, match="vssl train --shards 'my shards' --resume 'runs/a b'$"):
+        train(Settings(**SMALL, epochs=1), "my shards", "a b")
+
+
+def test_the_largest_seed_trains(demo, here):
+    train(Settings(**SMALL, epochs=1, holdout=0.3, seed=2**63 - 1), demo)
 
 
 def test_runs_are_numbered_named_and_never_overwritten(demo, here):
