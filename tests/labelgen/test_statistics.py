@@ -158,6 +158,17 @@ def test_a_constant_flow_added_changes_no_motion_label():
     assert (before == after).all()
 
 
+def test_statistics_of_a_large_crop_equal_the_reference():
+    """More pixels than 16 bits count, and sums of large motions."""
+    rng, crop = np.random.default_rng(0), 392
+    flows = 20 * np.moveaxis(smooth(rng, 2, 2, crop, crop), 1, -1)
+    labels, valid = motion_statistics(np.stack([motion_boundaries(flow) for flow in flows]), ONE_CROP, crop)
+    expected, moves, _ = reference.motion(reference.boundaries(flows), 0, 0, crop)
+    assert (labels[0, 0] == expected).all() and (valid[0, 0] == moves).all()
+    frames = (rng.integers(0, 2, (3, crop, crop, 3)) * rng.integers(0, 256, crop)[:, None]).astype(np.uint8)
+    assert (appearance_statistics(frames, ONE_CROP, crop)[0, 0] == reference.appearance(frames)[0]).all()
+
+
 # --- appearance statistics
 
 

@@ -143,6 +143,7 @@ def test_unit_vectors_that_agree_are_at_right_angles_or_opposite(make, appearanc
     out = method(backbone, batch(torch.randn(3, 2, 3, 2, 3, 3), torch.randn(3, 3, 2, 3, 3)))
     assert out["loss"].item() == pytest.approx(loss, abs=1e-6)
     assert out["spread"].item() == pytest.approx(0, abs=1e-6)  # all are one
+    assert out["constant"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_spread_is_1_for_opposite_diagonals(make, monkeypatch):
@@ -151,6 +152,7 @@ def test_spread_is_1_for_opposite_diagonals(make, monkeypatch):
     monkeypatch.setattr(method, "_averaged", lambda *_: diagonal * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
     out = method(backbone, batch(torch.randn(4, 2, 3, 2, 3, 3), torch.randn(4, 3, 2, 3, 3)))
     assert out["spread"].item() == pytest.approx(1)
+    assert out["constant"].item() == pytest.approx(2)  # the mean is 0
 
 
 def test_gradients_reach_the_online_network_alone(make):
@@ -362,9 +364,9 @@ def test_one_sample_cannot_be_normalised(demo, here):
 def test_trains_resumes_and_never_stores_a_held_out_video(demo, here, monkeypatch):
     settings = Settings(**SMALL, method="ascnet", epochs=4, holdout=0.3, options={"ascnet": {"speeds": [1, 2]}})
     whole = train(settings, demo, "whole")
-    assert [*rows(whole)[0]] == ["step", "epoch", "lr", "loss", "appearance", "speed", "spread"]
+    assert [*rows(whole)[0]] == ["step", "epoch", "lr", "loss", "appearance", "speed", "spread", "constant"]
     with open(whole / "holdout.csv") as file:
-        assert file.readline().strip() == "step,loss,appearance,speed,spread" and len(file.readlines()) == 4
+        assert file.readline().strip() == "step,loss,appearance,speed,spread,constant" and len(file.readlines()) == 4
     source = Shards(demo)
     source.hold_out(0.3, 0)
     trained = sorted(source.before[shard] + video for shard, video in ASCNet.samples(source, OPTIONS)[0])

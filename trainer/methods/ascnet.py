@@ -80,7 +80,9 @@ class ASCNet(Method):
 
     def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """labels: speed int64 [B, 2]. spread: standard deviation of the averaged network's appearance over the samples,
-        mean over the dimensions, times the root of their number: 0 where all are one, 1 where they point everywhere."""
+        mean over the dimensions, times the root of their number: 0 where all are one, 1 where they point everywhere.
+        constant: the appearance loss of the best prediction that is the same for all samples of the step, 2 - 2 |mean|:
+        below it the network has learnt more than where the averaged one points on the whole."""
         if self.training and len(batch.clips) < 2:
             raise TrainerError(
                 "a process has 1 sample of a step, and ascnet's batch normalisation needs 2; raise --batch-size or lower "
@@ -104,6 +106,7 @@ class ASCNet(Method):
             "loss": self.gamma * losses["speed"] + (1 - self.gamma) * losses["appearance"],
             **losses,
             "spread": everything.std(0, correction=0).mean() * math.sqrt(EMBEDDING),
+            "constant": 2 - 2 * everything.mean(0).norm(),
         }
 
     def _averaged(self, name: str, clips: Tensor) -> Tensor:
