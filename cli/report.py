@@ -24,8 +24,8 @@ def report(run, shards, count, seed):
 
     run = newest_run() if run is None else run
     shards = shards or ((Path("out"),) if Path("out").is_dir() else ())
-    path = write(run, shards, *_sheets(load(run).meta["config_hash"], shards, count, seed))
-    click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    path, notes = write(run, shards, *_sheets(load(run).meta["config_hash"], shards, count, seed))
+    click.echo("\n".join([f"{path} ({path.stat().st_size / 1e6:.1f} MB)", *(f"note: {note}" for note in notes)]))
 
 
 def _sheets(config_hash, shards, count, seed):

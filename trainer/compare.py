@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer import checkpoint
 from trainer.errors import TrainerError
+from trainer.evaluate.protocol import shown
 from trainer.page import Html, html, items, page, paragraph, table
 from trainer.published import pretraining
 from trainer.report import parameters
@@ -29,8 +30,7 @@ _OF_THE_NETWORK = (
 _MARKS = {"▲": "above the first value", "▼": "below the first value"}
 RULE = (
     "▲ ▼: the whole 95 % interval lies above, below that of the first value in the row. Intervals that overlap may still "
-    "differ; they cover the choice of test videos, not the training seed; one without width (all or none right) is not "
-    "marked; of many rows some differ by chance."
+    "differ; they cover the choice of test videos, not the training seed; of many rows some differ by chance."
 )
 
 
@@ -42,7 +42,7 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
     level, metric, ... that were measured ("what"), the rows of the runs by name ("of") and a mark for those whose interval
     lies wholly above ("▲") or below ("▼") that of the first run in the row ("marks"). "notes": what is in no table, and why.
 
-    Raises TrainerError for fewer than two runs, for one named twice, for a damaged result, and what checkpoint.load raises.
+    Raises TrainerError for fewer than two runs, for one named twice, and what checkpoint.load raises.
     """
     saved = [checkpoint.load(run, best=True) for run in runs]
     folders = [own.run.resolve() for own in saved]
@@ -50,11 +50,13 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
         raise TrainerError(f"runs to compare are {', '.join(map(str, runs))}: name two or more, each once")
     short = [folder.name for folder in folders]
     names = short if len(set(short)) == len(short) else list(map(str, folders))
-    results = {name: read_results(own.run) for name, own in zip(names, saved, strict=True)}
-    tables, notes = [], []
+    results, tables, notes = {}, [], []
+    for name, own in zip(names, saved, strict=True):
+        results[name], damaged = read_results(own.run)
+        notes += damaged
     for name, own in zip(names, saved, strict=True):
         for result in results[name]:
-            measured = result.protocol.get("pretraining", {}).get("steps", own.meta["step"])
+            measured = result.protocol["pretraining"]["steps"]
             if measured != own.meta["step"]:
                 notes.append(
                     f"{result.title}, {name}: measured at step {measured}, the run is now at {own.meta['step']}"
@@ -110,7 +112,7 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
             rows.append({"what": what, "of": of, "marks": {name: mark(first, row) for name, row in of.items()}})
     alone = sum(len(of) == 1 for of in found.values())
     for count, why in (
-        (equal, "of random weights or order and the same in all runs"),
+        (equal, "of random weights or chance and the same in all runs"),
         (alone, "measured for one run alone"),
     ):
         if count:
@@ -119,9 +121,8 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
 
 
 def mark(first: dict, row: dict) -> str:
-    """ "▲" where the interval of a row lies wholly above the first one's, "▼" where below, else "". One without width, as the
-    bootstrap gives where all or none is right, tells nothing and is not marked."""
-    if not {"low", "high"} <= row.keys() & first.keys() or row["low"] == row["high"] or first["low"] == first["high"]:
+    """ "▲" where the interval of a row lies wholly above the first one's, "▼" where below, else ""."""
+    if not {"low", "high"} <= row.keys() & first.keys():
         return ""
     return "▲" if row["low"] > first["high"] else "▼" if row["high"] < first["low"] else ""
 
@@ -165,14 +166,10 @@ def format_table(result: dict) -> str:
     names, about = result["names"], result["runs"]
     lines = _aligned([["", *names], *([key, *(about[name][key] for name in names)] for key in about[names[0]])])
     for own in result["tables"]:
-        head, rows = _cells(own, names, lambda row, sign: f"{_value(row)} {sign or ' '}")
+        head, rows = _cells(own, names, lambda row, sign: f"{shown(row)} {sign or ' '}")
         lines += ["", own["title"], "; ".join(f"{key}: {value}" for key, value in own["conditions"].items())]
         lines += _aligned([head, *rows])
     return "\n".join([*lines, "", RULE, *(f"note: {note}" for note in result["notes"])])
-
-
-def _value(row: dict) -> str:
-    return f"{row['value']:.1f}" + (f" [{row['low']:.1f}, {row['high']:.1f}]" if "low" in row else "")
 
 
 def _aligned(rows: list[list]) -> list[str]:

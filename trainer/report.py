@@ -44,6 +44,8 @@ class _Run:
     results: list[Result]
     shards: Sequence[str | os.PathLike]
     readers: dict[str, list[ShardReader]]
+    log: dict[str, np.ndarray]
+    held: dict[str, np.ndarray]
     labels: Sequence[Sheet]
     curriculum: Sheet | None
 
@@ -53,27 +55,36 @@ def report(
     shards: Sequence[str | os.PathLike] = (),
     labels: Sequence[Sheet] = (),
     curriculum: Sheet | None = None,
-) -> Path:
-    """Write <run>/report.html, one file that needs no network, and return its path.
+) -> tuple[Path, list[str]]:
+    """Write <run>/report.html, one file that needs no network, and return its path, and notes: what of the run is damaged
+    and left out, which of the shards are not used.
 
     run: name or folder; shards: of the data sets whose videos are shown; labels, curriculum: sheets of the
     shards that the run was trained on. Recognition results of runs beside it that started from it are shown, too.
 
-    Raises TrainerError where there is no run or a result is damaged, ShardError for shards that cannot be read.
+    Raises TrainerError where there is no run, ShardError for shards that cannot be read.
     """
     saved = checkpoint.load(run, best=True)
-    finetuned = [result for folder in _started_from(saved.run) for result in read_results(folder)]
-    results = [*read_results(saved.run), *(result for result in finetuned if result.name == "recognition")]
-    readers = {own[0].config["dataset"]: own for own in map(open_shards, shards)}
-    of = _Run(saved, str(run), results, shards, readers, labels, curriculum)
+    results, damaged = read_results(saved.run)
+    for folder in _started_from(saved.run):
+        finetuned, others = read_results(folder)
+        results += [result for result in finetuned if result.name == "recognition"]
+        damaged += others
+    needed = ("step", "epoch", "lr", "data_ms", "total_ms", _RATE)
+    needed += ("easier_half",) * bool(saved.meta["settings"]["curriculum"])
+    (log, cut), (held, gaps) = read_log(saved.run / "log.csv", needed), read_log(saved.run / "holdout.csv", ("step",))
+    gaps = [told for told in (cut, gaps) if told]
+    opened = {str(folder): open_shards(folder) for folder in shards}
+    readers = {own[0].config["dataset"]: own for own in opened.values()}
+    of = _Run(saved, str(run), results, shards, readers, log, held, labels, curriculum)
     measured = "".join(_result(of, result) for result in results if result.name != "attention")
     about = paragraph(
         "Values are per cent; behind them, and as lines in the plots, stand 95 % intervals by test video."
     )
     published = published_html(saved.meta["settings"], saved.meta["initial"], results)
     sections = [
-        ("trained", "What was trained", _trained(saved)),
-        ("results", "Results", about + measured if measured else ""),
+        ("trained", "What was trained", _trained(of, gaps)),
+        ("results", "Results", (about if measured else "") + measured + (items(damaged) if damaged else "")),
         ("neighbours", "Nearest neighbours", "".join(_neighbours(of, result) for result in results)),
         ("attention", "Attention", "".join(_attention(of, result) for result in results)),
         ("classes", "Classes", "".join(map(classes_html, results))),
@@ -90,7 +101,20 @@ def report(
     saved.run.mkdir(parents=True, exist_ok=True)  # a checkpoint that stands alone has no folder yet
     path = saved.run / "report.html"
     checkpoint.write_text(path, page(saved.run.resolve().name, lead, _tiles(of), [s for s in sections if s[2]], foot))
-    return path
+    return path, [*gaps, *damaged, *_unused(of, opened)]
+
+
+def _unused(run: _Run, opened: dict[str, list[ShardReader]]) -> list[str]:
+    """Notes on shards, by folder, from which nothing can be on the page."""
+    shown = [result.protocol for result in run.results if result.content.get("neighbours")]
+    datasets = {p[key] for p in shown for key in ("dataset", "gallery") if key in p}
+    used = [id(own) for dataset, own in run.readers.items() if dataset in datasets]
+    return [
+        f"{folder} is not used: the page shows no videos of {own[0].config['dataset']} from there, and the run was not "
+        "trained on this configuration of shards"
+        for folder, own in opened.items()
+        if own[0].config_hash != run.saved.meta["config_hash"] and id(own) not in used
+    ]
 
 
 def _started_from(run: Path) -> list[Path]:
@@ -98,10 +122,10 @@ def _started_from(run: Path) -> list[Path]:
     own, found = run.resolve(), []
     for path in sorted(own.parent.glob("*/checkpoints/[0-9]*/checkpoint.json")):
         try:
-            initial = json.loads(path.read_text()).get("initial")
-        except (OSError, ValueError, AttributeError):
-            continue  # another run's damage; its own report tells of it
-        if initial and own in Path(initial["file"]).resolve().parents:
+            initial = Path(json.loads(path.read_text())["initial"]["file"]).resolve()
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # from random weights; or another run's damage, of which its own report tells
+        if own in initial.parents:
             found.append(path.parents[2])
     return found
 
@@ -119,8 +143,7 @@ def _data(meta: dict) -> str:
 
 def _tiles(run: _Run) -> Html:
     """The first numbers to look at."""
-    tiles = []
-    log, held = (read_log(run.saved.run / name) for name in ("log.csv", "holdout.csv"))
+    tiles, log, held = [], run.log, run.held
     if "accuracy" in (held or log):
         last = (held or log)["accuracy"][-1 if held else -max(1, len(log["step"]) // 10) :]
         told = "held-out videos" if held else "last tenth of the training"
@@ -139,9 +162,8 @@ def _tiles(run: _Run) -> Html:
 # --- what was trained
 
 
-def _trained(saved: checkpoint.Checkpoint) -> Html:
-    meta, settings = saved.meta, saved.meta["settings"]
-    log, held = (read_log(saved.run / name) for name in ("log.csv", "holdout.csv"))
+def _trained(run: _Run, damaged: Sequence[str]) -> Html:
+    meta, settings, log = run.saved.meta, run.saved.meta["settings"], run.log
     samples = (f"{n:,}" + f" ({name})" * (len(meta["samples"]) > 1) for name, n in meta["samples"].items())
     told = [
         ("Data", f"{_data(meta)}, {meta['videos']:,} videos in the shards"),
@@ -155,22 +177,46 @@ def _trained(saved: checkpoint.Checkpoint) -> Html:
         by = f"{initial['settings']['method']} on {_data(initial)}, step {initial['step']:,}: {initial['file']}"
         told.insert(0, ("Started from", by))
     if log:
+        log["total_ms"] = np.maximum(log["total_ms"], 0.1)  # what the log resolves: means are weighted with it
         minutes, waited = log["total_ms"].sum() / 6e4, log["data_ms"].sum() / log["total_ms"].sum()
         spent = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.1f} minutes"
         told.append(("Time", f"{spent}, {100 * waited:.1f} % of it waiting for data"))
-    out = facts("The run", told) + _curves(log, held, settings["curriculum"])
+    out = facts("The run", told) + (items(damaged) if damaged else "")
+    if log:
+        out += _curves(log, run.held, settings["curriculum"])
+    elif not damaged:
+        out += paragraph("No step is logged yet.", "muted")
     out += details("All settings", table("Settings of the run", ("Setting", "Value"), flat(settings)))
     configuration = table("Configuration of the shards", ("Setting", "Value"), flat(meta["config"]))
     return Html(out + details("How the labels were made", configuration))
 
 
-def read_log(path: Path) -> dict[str, np.ndarray]:
-    """Columns of log.csv or holdout.csv, float64 [rows]; none where the file is missing or has no whole row."""
-    if not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]
-    return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
+def read_log(path: Path, needed: Sequence[str] = ()) -> tuple[dict[str, np.ndarray], str]:
+    """Columns of log.csv or holdout.csv, float64 [rows], and what of it is damaged, in words. No columns where the file is
+    missing, cannot be read, lacks one of `needed` or has no whole row."""
+    try:
+        with open(path, newline="") as file:
+            head, *lines = [*csv.reader(file)] or [[]]
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, ValueError, csv.Error) as error:
+        return {}, f"{path.name} cannot be read ({error})"
+    missing = [name for name in needed if name not in head]
+    if missing and head:
+        return {}, f"{path.name} is damaged: it has no column {', '.join(missing)}"
+    rows = [row for row in map(_numbers, lines) if len(row) == len(head)]
+    left = len(lines) - len(rows)
+    told = f"{path.name}: {left} of {len(lines)} rows are damaged and left out" if left else ""
+    return dict(zip(head, np.array(rows).T, strict=False)), told
+
+
+def _numbers(line: Sequence[str]) -> list[float]:
+    """Numbers of a line; none where one of them is no number that can be drawn."""
+    try:
+        numbers = [float(text) for text in line]
+    except ValueError:
+        return []
+    return numbers if all(abs(number) < 1e30 for number in numbers) else []
 
 
 def binned(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
@@ -182,8 +228,6 @@ def binned(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> t
 
 
 def _curves(log: dict, held: dict, curriculum: float) -> Html:
-    if not log:
-        return paragraph("No step is logged yet.", "muted")
     metrics = [name for name in log if name not in _NO_METRICS and not name.endswith("chance")]
     main = [name for name in metrics if name.split(".")[-1] in ("loss", "accuracy")]
     several = len(log["step"]) > _POINTS
@@ -306,7 +350,7 @@ def _query(query: dict, of_queries: Callable, of_gallery: Callable) -> Html:
 def _attention(run: _Run, result: Result) -> Html:
     if result.name != "attention":
         return Html()
-    out = "".join(_attention_sheet(result.run, sheet) for sheet in result.content["sheets"])
+    out = "".join(_attention_sheet(result.run, sheet) for sheet in result.content.get("sheets", ()))
     about = (
         "Brighter: the network is more active there. The motion boundaries show where the clip moves. The numbers "
         "are 100 x the correlation of the two over the map's cells."

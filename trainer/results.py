@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer import plots
-from trainer.errors import TrainerError
+from trainer.evaluate.protocol import shown
 from trainer.page import Html, details, figure, grid, html, items, paragraph, scroll, table
 from trainer.plots import Point, Series
 
@@ -26,6 +26,26 @@ TITLES = {
 }
 MEASURED = ("value", "low", "high", "dimensions", "C", "videos")  # what of a row does not say what was measured
 _OTHER = "other video"
+_NUMBER = int | float
+_SHAPE = {  # of a file; names with ? may be missing
+    "protocol": {
+        "dataset": str,
+        "split": str | None,
+        "gallery?": str,
+        "mode": str,
+        "views": str,
+        "pretraining": {"method": str, "dataset": str, "steps": int},
+        "initial": dict | None,
+    },
+    "rows": [
+        {"metric": str, "value": _NUMBER, "low?": _NUMBER, "high?": _NUMBER, "distance?": int | str}
+        | dict.fromkeys(("network?", "stage?", "pooling?", "level?", "split?", "class?", "video?"), str)
+    ],
+    "notes": [str],
+    "neighbours?": [{"query": str, "label": str, "nearest": [[str]]}],
+    "sheets?": [{"video": str, "label": str, "file": str, "shown": [str]}],
+    "confusion?": {"classes": [str], "counts": [[int]]},
+}
 _MANY_ROWS, _MANY_CLASSES = 8, 60
 
 
@@ -50,19 +70,52 @@ class Result:
         return title + f", split {p['split']}" * bool(p["split"])
 
 
-def read_results(run: Path) -> list[Result]:
-    """The results of a run, in the order of TITLES. Raises TrainerError for a file that no `vssl eval` wrote."""
-    found = []
+def read_results(run: Path) -> tuple[list[Result], list[str]]:
+    """The results of a run, in the order of TITLES, and a note about each file that no `vssl eval` wrote."""
+    found, notes = [], []
     for path in sorted((run / "results").glob("*.json")):
         try:
             content = json.loads(path.read_text())
-            of = [str(content["protocol"][key]) for key in ("dataset", "split") if content["protocol"][key]]
-            content["rows"], content["notes"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise TrainerError(f"{path}: not a result of vssl eval ({error!r}); delete it and measure again") from error
+            _check(content)
+        except (OSError, ValueError, RecursionError) as error:
+            notes.append(f"{path}: not a result of vssl eval, or damaged ({error}); delete it and measure again")
+            continue
+        of = [content["protocol"][key] for key in ("dataset", "split") if content["protocol"][key]]
         found.append(Result(path.stem.removesuffix("-" + "-".join(of).replace("/", "_")), content, run))
     order = [*TITLES]
-    return sorted(found, key=lambda result: order.index(result.name) if result.name in order else len(order))
+    return sorted(found, key=lambda result: order.index(result.name) if result.name in order else len(order)), notes
+
+
+def _check(content: object) -> None:
+    """Raise ValueError for what is not the content of a result."""
+    _fit(content, _SHAPE, "it")
+    if initial := content["protocol"]["initial"]:
+        _fit(initial, {"settings": {"method": str}, "dataset": str}, "initial")
+    for row in content["rows"]:
+        numbers = [row.get(key, 0) for key in ("value", "low", "high")]
+        other = isinstance(row.get("distance"), str) and row["distance"] != _OTHER
+        if other or ("low" in row) != ("high" in row) or not all(abs(number) < 1e6 for number in numbers):
+            raise ValueError(f"row {str(row):.60}")
+    if not all(len(pair) == 2 for query in content.get("neighbours", ()) for pair in query["nearest"]):
+        raise ValueError("neighbours without their class")
+    if confusion := content.get("confusion"):
+        classes, counts = confusion["classes"], np.array(confusion["counts"])  # ValueError where rows differ in length
+        if counts.shape != (len(classes),) * 2 or not counts.any():
+            raise ValueError(f"{len(classes)} classes, confusions {counts.shape}")
+
+
+def _fit(value: object, shape: object, name: str) -> None:
+    if not isinstance(value, type(shape) if isinstance(shape, (dict, list)) else shape):
+        raise ValueError(f"{name} is {value!r:.60}")
+    if isinstance(shape, list):
+        for one in value:
+            _fit(one, shape[0], name)
+    elif isinstance(shape, dict):
+        for key, own in shape.items():
+            if key.removesuffix("?") in value:
+                _fit(value[key.removesuffix("?")], own, key.removesuffix("?"))
+            elif not key.endswith("?"):
+                raise ValueError(f"no {key}")
 
 
 def overall(result: Result) -> list[dict]:
@@ -100,8 +153,8 @@ def beside(result: Result, row: dict) -> dict[str, float]:
 
 def value_cell(row: dict) -> Html:
     """A value with its interval."""
-    interval = f" <small>{row['low']:.1f} to {row['high']:.1f}</small>" if "low" in row else ""
-    return Html(f"{row['value']:.1f}{interval}")
+    value, _, interval = shown(row).partition(" ")
+    return Html(value + f" <small>{interval}</small>" * bool(interval))
 
 
 def flat(values: dict, before: str = "") -> list[tuple[str, object]]:
@@ -147,7 +200,7 @@ def _values(result: Result) -> Html:
         told = "; ".join(f"{name}: " + ", ".join(f"{p.kind} {p.value:.1f}" for p in ps) for name, ps in points.items())
         caption = f"{metric}, %" + f", {level} level" * bool(level)
         found.append(figure(caption, plots.intervals([*points.items()], f"{caption}. {told}")))
-    names = {"pretrained": "this network, 95 % interval", "random": "random weights", "chance": "random order"}
+    names = {"pretrained": "this network, 95 % interval", "random": "random weights", "chance": "chance"}
     legend = plots.legend([(kind, name) for kind, name in names.items() if kind in kinds])
     return Html(legend + grid([*found, _by_k(result)]))
 
@@ -166,24 +219,22 @@ def _points(rows: list[dict]) -> dict[str, list[Point]]:
 def _by_k(result: Result) -> str:
     """Plot of the row that stands for the result by the k of its metrics top-k."""
     row = headline(result)
-    if not row or not row["metric"].startswith("top-"):
+    if not row or not row["metric"].removeprefix("top-").isdecimal():
         return ""
-    metrics = [
-        metric for metric in dict.fromkeys(row["metric"] for row in own_rows(result)) if metric.startswith("top-")
-    ]
     keys = row.keys() - {"metric", *MEASURED}
-    lines: dict[str, list[float]] = {}
-    for metric in metrics:
-        own = next(r for r in own_rows(result) if r["metric"] == metric and all(r.get(key) == row[key] for key in keys))
-        for network, value in {"pretrained": own["value"], **beside(result, own)}.items():
-            lines.setdefault(network, []).append(value)
+    lines: dict[str, dict[int, float]] = {}
+    for own in own_rows(result):
+        k = own["metric"].removeprefix("top-")
+        if k.isdecimal() and all(own.get(key) == row[key] for key in keys):
+            for network, value in {"pretrained": own["value"], **beside(result, own)}.items():
+                lines.setdefault(network, {})[int(k)] = value
     kinds = {"pretrained": "dots line", "random": "dots", "chance": "level"}
-    ks = [int(metric.removeprefix("top-")) for metric in metrics]
-    series = [Series(network, ks, values, kinds[network]) for network, values in lines.items()]
-    told = "; ".join(f"{network}: " + ", ".join(f"{v:.1f}" for v in values) for network, values in lines.items())
+    series = [Series(network, [*of_k], [*of_k.values()], kinds[network]) for network, of_k in lines.items()]
+    told = "; ".join(f"{s.name}: " + ", ".join(f"{value:.1f}" for value in s.y) for s in series)
+    ks = ", ".join(map(str, lines["pretrained"]))
     named = " ".join(str(row[key]) for key in ("level", "stage", "pooling") if key in row)
     caption = f"hit among the k nearest, %, {named}"
-    return figure(caption, plots.lines(series, f"{caption}, k = {', '.join(map(str, ks))}. {told}", "k", zero=True))
+    return figure(caption, plots.lines(series, f"{caption}, k = {ks}. {told}", "k", zero=True))
 
 
 def _distances(result: Result) -> Html:
@@ -193,15 +244,18 @@ def _distances(result: Result) -> Html:
         return Html()
     series, told = [], []
     for network, kind in (("pretrained", "line"), ("random", "dots")):
-        own = [row for row in rows if row["network"] == network]
-        x, y = zip(*((row["distance"], row["value"]) for row in own if row["distance"] != _OTHER), strict=True)
+        own = [row for row in rows if row.get("network") == network]
+        points = [(row["distance"], row["value"]) for row in own if row["distance"] != _OTHER]
+        if not points:  # one moment of each video
+            return Html()
+        x, y = zip(*points, strict=True)
         series.append(Series(network, x, y, kind))
         told.append(f"{network}: from {y[0]:.1f} at {x[0]} frames to {y[-1]:.1f} at {x[-1]}")
         others = [row["value"] for row in own if row["distance"] == _OTHER]
         series += [Series(f"{network}, {_OTHER}", (x[0], x[-1]), (value,) * 2, f"{kind} level") for value in others]
     kinds = [("line", "this network"), ("dots", "random weights"), ("level", "moments of different videos")]
     plot = plots.lines(series, "; ".join(told), "frames")
-    return Html(plots.legend(kinds) + grid([figure("100 x cosine of two moments, by the frames between them", plot)]))
+    return Html(plots.legend(kinds) + grid([figure("100 x cosine of two moments, by their distance", plot)]))
 
 
 def _tables(rows: list[dict]) -> list[tuple[list[str], list[list], int]]:

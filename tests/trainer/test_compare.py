@@ -45,8 +45,9 @@ def row(value, low=None, high=None, **what):
         (row(50, 40, 60), row(50, 40, 60), ""),
         (row(50), row(70, 61, 80), ""),
         (row(50, 40, 60), row(70), ""),
-        (row(50, 40, 60), row(100, 100, 100), ""),  # without width
-        (row(0, 0, 0), row(50, 40, 60), ""),
+        (row(90, 60, 95), row(60, 55, 66), ""),  # they meet where intervals as wide on both sides would not
+        (row(60, 40, 64), row(90, 65, 95), "▲"),  # and do not where those would
+        (row(100, 72.2, 100), row(50, 40, 60), "▼"),
     ],
 )
 def test_mark(first, other, expected):
@@ -73,7 +74,7 @@ def test_real_results_side_by_side(runs):
             assert same == [line["of"][name]]  # once, and the widths' other dimensions do not keep them apart
         assert line["marks"]["a"] == "" and line["marks"]["b"] == mark(line["of"]["a"], line["of"]["b"])
     assert not any(line["what"]["network"] == "chance" for line in own["rows"])
-    assert any("random weights or order and the same in all runs" in note for note in result["notes"])
+    assert any("random weights or chance and the same in all runs" in note for note in result["notes"])
     about = result["runs"]
     assert about["a"]["method"] == "pace" and about["b"]["method"] == "rotation" and about["b"]["epochs"] == 2
     assert about["a"]["pretrained on"] == "demo" and about["a"]["parameters"] != about["b"]["parameters"]
@@ -117,6 +118,17 @@ def test_three_runs(runs):
         (run / "results" / "similarity-demo-split1.json").write_text(json.dumps(content))
     own = next(one for one in compare(runs)["tables"] if one["title"].startswith("Similarity"))
     assert own["rows"][0]["marks"] == {"a": "", "b": "▼", "c": "▲"}
+
+
+def test_a_damaged_result_is_left_out(runs, tmp_path):
+    tables = len(compare(runs[:2])["tables"])
+    file = runs[0] / "results" / "attention-demo-split1.json"
+    file.write_bytes(b"\x80\x00")
+    result = compare(runs[:2])
+    assert len(result["tables"]) == tables and result["notes"][0].startswith(
+        f"{file}: not a result of vssl eval, or dam"
+    )
+    file.unlink()
 
 
 def test_wrong_use(runs, tmp_path):

@@ -123,7 +123,8 @@ def test_planted_classes_and_noise(tmp_path, runs, monkeypatch, compute):
         counts = np.array(result["confusion"]["counts"])
         assert counts.sum() == 16 and counts[:4].sum(1).tolist() == [4] * 4
         if name == "sees":
-            assert all((row["value"], row["low"], row["high"]) == (100, 100, 100) for row in found.values())
+            low = pytest.approx(100 * 16 / (16 + 1.96**2))
+            assert all((row["value"], row["low"], row["high"]) == (100, low, 100) for row in found.values())
             assert (np.diag(counts) == [4, 4, 4, 4, 0, 0]).all()
         else:
             assert all(row["value"] < 50 and row["low"] <= 25 for row in found.values())

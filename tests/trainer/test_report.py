@@ -17,6 +17,7 @@ from tests.trainer.synthetic import CONFIG, video_frames, write_shard
 from trainer import plots, report
 from trainer.backbones import BACKBONES
 from trainer.errors import TrainerError
+from trainer.evaluate import protocol
 from trainer.evaluate.attention import attention
 from trainer.evaluate.features import Compute
 from trainer.evaluate.recognition import recognition
@@ -63,7 +64,7 @@ def run(shards, tmp_path_factory):
 @pytest.fixture(scope="module")
 def path(run, shards):
     sheet = Sheet("A sheet of <labels>", "What it shows", video_frames(0, 1)[0].repeat(20, 0).repeat(20, 1))
-    return report.report(run, [shards], [sheet], sheet)
+    return report.report(run, [shards], [sheet], sheet)[0]
 
 
 def test_page_is_well_formed_and_says_what_it_shows(path):
@@ -92,12 +93,12 @@ def test_texts_are_escaped(path):
 
 def test_numbers_on_the_page_are_those_of_the_results(run, path):
     found = Page(path.read_text())
-    result = next(result for result in read_results(run) if result.name == "retrieval")
+    result = next(result for result in read_results(run)[0] if result.name == "retrieval")
     row = headline(result)
     assert (row["metric"], row["level"], row["stage"], row["pooling"]) == ("top-1", "video", "conv5", "max")
     assert f"{row['value']:.1f} % 95 %: {row['low']:.1f} to {row['high']:.1f}" in found.text
     for row in result.content["rows"]:
-        assert f"{row['value']:.1f}" in found.text
+        assert protocol.shown(row) in found.text
     wrong = sum(name != q["label"] for q in result.content["neighbours"] for _, name in q["nearest"])
     right = sum(name == q["label"] for q in result.content["neighbours"] for _, name in q["nearest"])
     kinds = [attrs.get("class") for attrs in found.all("li")]
@@ -124,7 +125,7 @@ def test_middle_frame_of_a_video_is_the_one_in_the_shard(path, shards):
 
 def test_what_is_missing_is_said_with_a_command_that_exists(shards, tmp_path):
     bare = train(Settings(width=0.06, epochs=1, workers=0), shards, tmp_path / "bare")
-    text = Page(report.report(bare).read_text()).text
+    text = Page(report.report(bare)[0].read_text()).text
     missing = text[text.rindex("What is not here") :]
     commands = re.findall(r"vssl ([a-z ]+) ", missing)
     assert {command.split()[1] for command in commands if command.startswith("eval")} == set(report.TITLES)
@@ -138,10 +139,10 @@ def test_what_is_missing_is_said_with_a_command_that_exists(shards, tmp_path):
 
 def test_joint_training_and_a_run_without_a_step(shards, tmp_path):
     own = train(Settings(method="pace+rotation", width=0.06, epochs=1, workers=0, ema=0.5), shards, tmp_path / "joint")
-    text = Page(report.report(own).read_text()).text
+    text = Page(report.report(own)[0].read_text()).text
     assert "pace.accuracy, %" in text and "rotation.loss" in text and "Published numbers: we know none" in text
     (own / "log.csv").unlink()
-    assert "No step is logged yet." in Page(report.report(own).read_text()).text
+    assert "No step is logged yet." in Page(report.report(own)[0].read_text()).text
 
 
 def test_a_damaged_result_and_an_older_one(run, shards, tmp_path):
@@ -150,10 +151,61 @@ def test_a_damaged_result_and_an_older_one(run, shards, tmp_path):
     content = json.loads((run / "results" / "retrieval-ucf101-split1.json").read_text())
     file = own / "results" / "retrieval-ucf101-split1.json"
     file.write_text(json.dumps(content))
-    assert "Measured at step 9; the checkpoint is now that of step 1." in Page(report.report(own).read_text()).text
-    file.write_text("{}")
-    with pytest.raises(TrainerError, match="retrieval-ucf101-split1.json: not a result"):
-        report.report(own)
+    assert "Measured at step 9; the checkpoint is now that of step 1." in Page(report.report(own)[0].read_text()).text
+    content["rows"][0]["value"] = "0"
+    for damaged in (b"", b"{}", b"[1]", b"\xff\x00\x80", file.read_bytes()[:-9], json.dumps(content).encode()):
+        file.write_bytes(damaged)
+        path, notes = report.report(own)
+        assert len(notes) == 1 and notes[0].startswith(f"{file}: not a result of vssl eval, or damaged (")
+        assert notes[0] in html_text(path) and "Measured at step 9" not in html_text(path)
+
+
+def html_text(path):
+    return Page(path.read_text()).text
+
+
+@pytest.mark.parametrize("name", ["log.csv", "holdout.csv"])
+def test_damaged_logs(run, shards, tmp_path, name):
+    run = shutil.copytree(run, tmp_path / "run")
+    file = run / name
+    first, *rows = file.read_text().splitlines()
+    cells = rows[0].split(",")
+    broken = [
+        "",
+        "\x00,1",
+        "a" + rows[0],
+        rows[0] + ",1",
+        ",".join(["nan", *cells[1:]]),
+        ",".join(["1e99", *cells[1:]]),
+    ]
+    file.write_text("\n".join([first, *broken, *rows]))
+    path, notes = report.report(run, [shards])
+    assert notes == [f"{name}: 6 of {6 + len(rows)} rows are damaged and left out"] and notes[0] in html_text(path)
+    for damaged in (b"\x80\xff", "\n".join([first.replace("step", "stop"), *rows]).encode()):
+        file.write_bytes(damaged)
+        path, (note,) = report.report(run, [shards])
+        assert note.startswith((f"{name} cannot be read (", f"{name} is damaged: it has no column step"))
+        assert note in html_text(path) and ("clips per second" in html_text(path)) == (name == "holdout.csv")
+    file.write_text("")
+    assert report.report(run, [shards])[1] == []
+
+
+def test_shards_that_are_not_used(run, shards, tmp_path):
+    write_shard(tmp_path / "other" / "00000.h5", [20, 20])
+    path, notes = report.report(run, [shards, tmp_path / "other"])
+    assert len(notes) == 1 and notes[0].startswith(
+        f"{tmp_path / 'other'} is not used: the page shows no videos of other"
+    )
+    done = CliRunner().invoke(main, ["report", str(run), "--shards", str(tmp_path / "other")])
+    assert done.exit_code == 0 and f"note: {notes[0]}" in done.output.splitlines()
+    report.report(run, [shards])
+
+
+def test_videos_of_one_moment_each(run, shards, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    write_shard(tmp_path / "short" / "00000.h5", [20, 20], splits=())
+    assert {row["distance"] for row in smoothness(tmp_path / "short", run, compute=CPU)["rows"]} == {"other video"}
+    assert "Smoothness on short" in html_text(report.report(run, [shards])[0])
 
 
 def test_command(run, shards, tmp_path):
@@ -172,11 +224,10 @@ def test_command(run, shards, tmp_path):
 
 def test_log_without_its_broken_last_row(tmp_path):
     (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n2,0.25\n3")
-    assert {name: values.tolist() for name, values in read_log(tmp_path / "log.csv").items()} == {
-        "step": [1, 2],
-        "loss": [0.5, 0.25],
-    }
-    assert read_log(tmp_path / "none.csv") == {}
+    log, told = read_log(tmp_path / "log.csv")
+    assert {name: values.tolist() for name, values in log.items()} == {"step": [1, 2], "loss": [0.5, 0.25]}
+    assert told == "log.csv: 1 of 3 rows are damaged and left out"
+    assert read_log(tmp_path / "none.csv") == ({}, "")
 
 
 def test_binned_curve_equals_plain_means():

@@ -43,11 +43,14 @@ def test_planted_classes_and_noise(tmp_path, run, monkeypatch):
     saved = checkpoint.load(run)
     monkeypatch.setattr(scenes, "networks", lambda _: {"pretrained": SeesClass(), "random": Noise()})
     result = scenes.scenes(tmp_path, run, compute=ONE)
-    top = {(row["network"], row["stage"], row["pooling"]): row for row in result["rows"] if row["metric"] == "accuracy"}
+    *measured, chance = (row for row in result["rows"] if row["metric"] == "accuracy")
+    assert chance == {"network": "chance", "metric": "accuracy", "value": 25} and "chance" in format_table(result)
+    assert "note: leaving videos out makes" in format_table(result) and result["notes"][0].endswith(": 0.0 %")
+    top = {(row["network"], row["stage"], row["pooling"]): row for row in measured}
     assert len(top) == 2 * 3 * 2
     for (network, _, _), row in top.items():
         if network == "pretrained":
-            assert (row["value"], row["low"], row["high"]) == (100, 100, 100)
+            assert (row["value"], row["high"]) == (100, 100) and row["low"] == pytest.approx(100 * 40 / (40 + 1.96**2))
         else:
             assert row["value"] < 55 and row["low"] < 25 + 15
     assert {row["class"]: row["value"] for row in result["rows"] if row["metric"] == "class accuracy"} == {

@@ -44,6 +44,8 @@ def test_planted_features(tmp_path, run, monkeypatch):
     assert found["pretrained", "other video"] == pytest.approx(100 * 8 / 56)  # one of seven others has its class
     assert [found["random", step] for step in (8, 16, 40)] == pytest.approx([found["random", "other video"]] * 3, abs=6)
     assert found["random", 8] < 90 and len(found) == 14
+    told = "a moment is conv5, mean over space and time, of a clip of 16 frames, one every 8 frames"
+    assert result["protocol"]["views"] == told and told in format_table(result)
     assert result["protocol"]["items"] == "56 moments of 8 videos" and "other video" in format_table(result)
     again = smoothness.smoothness(tmp_path, run, compute=Compute(3, 2, "cpu"))
     assert again["rows"] == result["rows"]
@@ -60,8 +62,9 @@ class Brightness(nn.Module):
 def test_frames_of_a_2d_network_are_moments(tmp_path, run, monkeypatch):
     write_colored(tmp_path / "colors" / "00000.h5", 3, length=32, splits=())
     monkeypatch.setattr(smoothness, "networks", lambda _: {"pretrained": Brightness()})
-    rows = smoothness.smoothness(tmp_path, run, compute=Compute(4, 0, "cpu"))["rows"]
-    assert [row["distance"] for row in rows] == [*range(1, 32), "other video"]
+    result = smoothness.smoothness(tmp_path, run, compute=Compute(4, 0, "cpu"))
+    assert result["protocol"]["views"] == "a moment is conv5, mean over space, of a frame"
+    assert [row["distance"] for row in result["rows"]] == [*range(1, 32), "other video"]
 
 
 def test_too_short(tmp_path, run):

@@ -152,7 +152,18 @@ def _checked(source: data.Shards, masks: list[tuple], mode: str, notes: list[str
         unknown += int((~np.isin(source.targets[test], classes)).sum())
     if unknown:
         notes = [*notes, f"{unknown} test videos count as wrong: their class has no training video"]
+    if len(masks) > 1:
+        notes = [*notes, rarer(source.targets, masks)]
     return Plan(source, [(np.flatnonzero(test), np.flatnonzero(train)) for test, train in masks], mode, notes, *splits)
+
+
+def rarer(targets: np.ndarray, masks: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Note on videos that are tested and learnt from in turn: targets int64 [n], masks bool [n] of each fold's test and train."""
+    right = [targets[test] == np.bincount(targets[train]).argmax() for test, train in masks]
+    return (
+        "leaving videos out makes their own class rarer in training, so that on noise an accuracy can fall below 1 / classes; "
+        f"always the most frequent class of the others: {100 * np.concatenate(right).mean():.1f} %"
+    )
 
 
 def _cross_validation(source: data.Shards, labelled: np.ndarray) -> tuple[str, list[np.ndarray]]:
@@ -209,8 +220,8 @@ def accuracies(
 
 
 def mean_accuracy(hits: list[np.ndarray], owners: list[np.ndarray]) -> dict[str, float]:
-    """Mean of the accuracies of several splits, with the 95 % interval of a bootstrap over videos: one that is tested in
-    several splits is drawn for all of them at once. Arguments as in protocol.accuracy, one per split."""
+    """Mean of the accuracies of several splits, with its protocol.interval: a video that is tested in several splits is drawn
+    for all of them at once. Arguments as in protocol.accuracy, one per split."""
     videos = np.unique(np.concatenate(owners))
     places = [np.searchsorted(videos, owner) for owner in owners]
     right = np.array([np.bincount(p, hit, len(videos)) for hit, p in zip(hits, places, strict=True)])
@@ -221,8 +232,7 @@ def mean_accuracy(hits: list[np.ndarray], owners: list[np.ndarray]) -> dict[str,
         drawn = np.bincount(rng.integers(len(videos), size=len(videos)), minlength=len(videos))
         tested = items @ drawn
         means.append(100 * float(np.mean((right @ drawn)[tested > 0] / tested[tested > 0])))
-    low, high = np.percentile(means, (2.5, 97.5))
-    return {"value": 100 * float(np.mean([hit.mean() for hit in hits])), "low": float(low), "high": float(high)}
+    return protocol.interval(100 * float(np.mean([hit.mean() for hit in hits])), means, len(videos))
 
 
 def seen(saved: Checkpoint, shards: str | os.PathLike, source: data.Shards, tested: np.ndarray) -> list[str]:

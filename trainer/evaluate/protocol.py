@@ -1,14 +1,15 @@
 """What all protocols share: which videos are compared, what is told with every number, intervals, tables and files.
 
 A result is a plain dict: "protocol" (how it was measured), "rows" and "notes", and what else a protocol has to tell. A row
-is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and "low", "high", the
-bootstrap 95 % interval by video, where it is an accuracy.
+is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and "low", "high", the ends
+of its 95 % interval by video, where it is an accuracy.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from pathlib import Path
 
@@ -93,15 +94,33 @@ def describe(saved: Checkpoint, source: data.Shards, backbone, **own) -> dict:
 
 
 def accuracy(hit: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """Per cent of items that hit (bool [n], owner int [n] the video of each), with the 95 % interval of a bootstrap over
-    videos: "value", "low", "high"."""
+    """Per cent of items that hit (bool [n], owner int [n] the video of each), with its `interval`: "value", "low", "high"."""
     _, owner = np.unique(owner, return_inverse=True)
     hits, items = np.bincount(owner, hit), np.bincount(owner)
     rng = np.random.default_rng(0)
     drawn = [rng.integers(len(items), size=len(items)) for _ in range(RESAMPLES)]
     means = [100 * hits[videos].sum() / items[videos].sum() for videos in drawn]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return {"value": 100 * float(np.mean(hit)), "low": float(low), "high": float(high)}
+    return interval(100 * float(np.mean(hit)), means, len(items))
+
+
+def interval(value: float, means: list[float], videos: int) -> dict[str, float]:
+    """A value in per cent with its 95 % interval, "low" to "high", by the values of RESAMPLES draws of its videos; where all
+    are the same, as of videos that are all right, the Wilson interval [Wilson, 1927] of as many videos."""
+    low, high = map(float, np.percentile(means, (2.5, 97.5)))
+    if low == high:
+        low, high = 100 * _wilson(value / 100, videos), 100 - 100 * _wilson(1 - value / 100, videos)
+    return {"value": value, "low": low, "high": high}
+
+
+def _wilson(share: float, n: int) -> float:
+    """Lower end of the 95 % interval of a share of n."""
+    z = 1.96**2 / n
+    return (share + z / 2 - math.sqrt(share * (1 - share) * z + z * z / 4)) / (1 + z)
+
+
+def shown(row: dict) -> str:
+    """The value of a row, with its interval where it has one: 69.1 [64.0, 73.8]."""
+    return f"{row['value']:.1f}" + (f" [{row['low']:.1f}, {row['high']:.1f}]" if "low" in row else "")
 
 
 def write(result: dict, run: Path, name: str) -> None:
@@ -136,13 +155,12 @@ def header(result: dict, title: str) -> list[str]:
 
 def table(rows: list[dict], index: tuple[str, ...], columns: tuple[str, ...]) -> list[str]:
     """Lines of a table for the screen: one line per combination of the index keys, one column per combination of the
-    column keys, values in per cent with the half width of their interval where there is one."""
+    column keys, values as `shown`."""
     names = list(dict.fromkeys(tuple(row.get(key, "") for key in columns) for row in rows))
     lines: dict[tuple, dict[tuple, str]] = {}
     for row in rows:
         place = tuple(str(row.get(key, "")) for key in index)
-        text = f"{row['value']:.1f}" + (f" ±{(row['high'] - row['low']) / 2:.1f}" if "low" in row else "")
-        lines.setdefault(place, {})[tuple(row.get(key, "") for key in columns)] = text
+        lines.setdefault(place, {})[tuple(row.get(key, "") for key in columns)] = shown(row)
     body = [[*place, *(cells.get(name, "") for name in names)] for place, cells in lines.items()]
     heads = [[*index, *(str(name[level]) for name in names)] for level in range(len(columns))]
     for head in heads[:-1]:  # a name that spans several columns stands over the first of them

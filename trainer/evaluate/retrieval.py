@@ -19,7 +19,7 @@ from trainer.evaluate import protocol
 from trainer.evaluate.features import COMPUTE, Compute, Features, features, networks
 
 KS = (1, 5, 10, 20, 50)
-_CHUNK = 4096  # queries x gallery items compared at a time
+_CHUNK = 1024  # queries x gallery items compared at a time
 _SHOWN = 24  # queries whose neighbours are kept in the result
 
 
@@ -225,8 +225,7 @@ def chance(query: np.ndarray, gallery: np.ndarray, views: int, same: bool) -> di
 def format_table(result: dict) -> str:
     """The result of `retrieval` for the screen: one line per network, stage and pooling."""
     lines = protocol.header(result, "retrieval")
-    lines += ["% hit among the k nearest, with half of the 95 % interval of k = 1"]
-    rows = [row if row["metric"] == "top-1" else {**row, "low": None} for row in result["rows"]]
-    rows = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    lines += ["% hit among the k nearest, with the 95 % interval of k = 1"]
+    rows = [{key: row[key] for key in row if key != "low" or row["metric"] == "top-1"} for row in result["rows"]]
     lines += protocol.table(rows, ("network", "stage", "pooling"), ("level", "metric"))
     return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])

@@ -10,6 +10,7 @@ from trainer import data
 from trainer.errors import TrainerError
 from trainer.evaluate import protocol
 from trainer.evaluate.features import COMPUTE, Compute, features, networks
+from trainer.evaluate.folds import rarer
 
 MOST_VIDEOS = 2000  # as many SVMs are trained as there are videos
 _YUPENN = {"videos": 420, "classes": 14}
@@ -22,7 +23,7 @@ def scenes(
     compute: Compute = COMPUTE,
 ) -> dict:
     """Accuracy of a linear SVM (scikit-learn's LinearSVC, C = 1) that is trained on all labelled videos but one and tested
-    on that one, for each video and the three deepest stages.
+    on that one, for each video and the three deepest stages; beside it a guess among the classes ("chance").
 
     Clips of 16 frames with 8 overlapping, their features averaged and L2-normalised. All videos of the data set take part,
     whatever the split. Raises TrainerError for fewer than two classes and for more than MOST_VIDEOS videos.
@@ -37,7 +38,8 @@ def scenes(
         raise TrainerError(
             f"{source.dataset}: {len(videos)} videos, leaving one out is for {MOST_VIDEOS} at most; use `vssl eval linear`"
         )
-    notes = _left_out(source, videos)
+    alone = np.eye(len(videos), dtype=bool)
+    notes = [*_left_out(source, videos), rarer(targets, [*zip(alone, ~alone, strict=True)])]
     rows, predictions = [], {}
     for network, backbone in networks(saved).items():
         found = features(saved, network, backbone, source, source.videos[videos], "sliding", compute)
@@ -46,6 +48,7 @@ def scenes(
             row = {"network": network, "stage": stage, "pooling": pooling, "metric": "accuracy"}
             rows.append(row | protocol.accuracy(predicted == targets, np.arange(len(videos))))
             predictions[network, stage, pooling] = predicted
+    rows.append({"network": "chance", "metric": "accuracy", "value": 100 / len(np.unique(targets))})
     best = max((row for row in rows if row["network"] == "pretrained"), key=lambda row: row["value"])
     predicted = predictions["pretrained", best["stage"], best["pooling"]]
     for target in np.unique(targets):
@@ -63,6 +66,7 @@ def scenes(
         saved,
         source,
         backbone,
+        split=None,
         mode="linear SVM, leave one video out",
         views="all clips of 16 frames with 8 overlapping, averaged",
         items=f"{len(videos)} videos",

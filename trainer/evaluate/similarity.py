@@ -54,6 +54,7 @@ def similarity(
         saved,
         source,
         backbone,
+        split=None,
         mode=f"linear SVM on 12 (dis)similarities x {STAGES} stages, {len(np.unique(fold))} folds",
         views="all clips of 16 frames with 8 overlapping, averaged",
         items=f"{len(same)} pairs of {len(videos)} videos, {100 * same.mean():.1f} % of them the same",

@@ -46,12 +46,15 @@ def smoothness(
         rows += [{**row, "distance": step * spacing, "value": 100 * float(inside[step])} for step in distances]
         if np.isfinite(outside):
             rows.append({**row, "distance": "other video", "value": 100 * float(outside)})
+    over, moment = "space and time", f"a clip of 16 frames, one every {spacing} frames"
+    if spacing == 1:
+        over, moment = "space", "a frame"
     told = protocol.describe(
         saved,
         source,
         backbone,
-        mode="100 x mean cosine of two moments by their distance in frames",
-        views="frames" if spacing == 1 else f"clips of 16 frames, {spacing} frames apart",
+        mode="100 x mean cosine of two moments of a video by the frames from the first of one to the first of the other",
+        views=f"a moment is {stage}, mean over {over}, of {moment}",
         items=f"{len(moments)} moments of {len(videos)} videos",
     )
     result = {"protocol": told, "rows": rows, "notes": []}
