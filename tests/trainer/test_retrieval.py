@@ -1,6 +1,9 @@
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -310,3 +313,37 @@ def test_no_labels(tmp_path, run):
     write_shard(tmp_path / "one" / "00000.h5", [20, 20], splits=(), labels=["", "a"])
     with pytest.raises(TrainerError, match="one: only one labelled video"):
         retrieval(tmp_path / "one", run)
+
+
+_LARGE = """
+import resource
+import numpy as np, torch
+from trainer.evaluate.retrieval import nearest
+torch.set_num_threads(1)
+vectors, video, device = np.load({file!r}, mmap_mode="r"), np.arange(6000), torch.device("cpu")
+nearest((vectors[:4], video[:4]), (vectors[:9], video[:9]), 5, device)  # what torch loads at its first use
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (used + (256 << 20),) * 2)
+np.save({out!r}, nearest((vectors[:3000], video[:3000]), (vectors[3000:], video[3000:]), 50, device))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_large_features_are_searched_in_bounded_memory_exactly(tmp_path):
+    """256 MB beside the memory map, where the features take 221 MB and all similarities 72 MB for every copy."""
+    rng, file, out = np.random.default_rng(0), tmp_path / "features.npy", tmp_path / "found.npy"
+    vectors = np.lib.format.open_memmap(file, "w+", np.float32, (6000, 9216))
+    for part in np.array_split(vectors, 20):
+        part[:] = rng.standard_normal(part.shape, np.float32)
+    vectors.flush()
+    program = _LARGE.format(file=str(file), out=str(out))
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    queries, gallery = vectors[:3000:300].astype(float), vectors[3000:]
+    similarity = np.concatenate(
+        [
+            queries @ (part / np.linalg.norm(part.astype(float), axis=1)[:, None]).T
+            for part in np.array_split(gallery, 10)
+        ],
+        1,
+    )
+    assert (np.load(out)[::300] == np.argsort(-similarity, 1, kind="stable")[:, :50]).all()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from trainer import data, distributed
 from trainer.augment import centre
-from trainer.checkpoint import Checkpoint, backbone_weights
+from trainer.checkpoint import Checkpoint, backbone_weights, writing
 from trainer.errors import TrainerError
 from trainer.methods import build_backbone
 from trainer.settings import Settings
@@ -157,7 +157,10 @@ def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute:
                 if (stage, pooling) not in arrays:
                     file, shape = folder / f"{stage}-{pooling}.npy", (len(clips), values.shape[1])
                     arrays[stage, pooling] = np.lib.format.open_memmap(file, "w+", np.float32, shape)
-                    with open(file, "r+b") as opened:  # or a full disk would kill the process where the map is written
+                    with (
+                        writing(file),
+                        open(file, "r+b") as opened,
+                    ):  # or a full disk would kill the process where the map is written
                         os.posix_fallocate(opened.fileno(), 0, os.path.getsize(file))
                 arrays[stage, pooling][index] = values.cpu().numpy()
     for array in arrays.values():

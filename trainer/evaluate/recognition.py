@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ def _check_classifier(saved: Checkpoint) -> None:
     if "recognition" not in method.split("+"):
         raise TrainerError(
             f"{saved.file}: a network trained with {method} has no classifier; finetune it first: "
-            f"vssl finetune --checkpoint {saved.run}"
+            f"vssl finetune --checkpoint {shlex.quote(str(saved.run))}"
         )
 
 
