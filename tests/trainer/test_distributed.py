@@ -1,8 +1,8 @@
 """Two processes equal one: gradients, banks, logs, stops.
 
-Batch normalisation is the exception by design: on the CPU each process normalises over its own samples (on CUDA --sync-bn
-joins them). Here the backbone is c3d_light, which has none, and that of the heads stays in evaluation mode, as does dropout,
-whose draws differ between processes.
+Batch normalisation is the exception by design: on the CPU each process normalises over its own samples. Here the backbone
+is c3d_light, which has none, and that of the heads stays in evaluation mode, as does dropout, whose draws differ between
+processes. On CUDA --sync-bn joins the samples: there r3d10 trains with it, in two processes on one GPU.
 """
 
 import csv
@@ -43,6 +43,8 @@ CASES = {
 CASES["tce-frames"] = {"method": "tce", "backbone": "resnet18"}
 CASES["joint"] = {"method": "ascnet+statistics", "weights": [1.0, 0.5], "ema": 0.9}
 CASES["accumulated"] = {"method": "rotation", "accumulate": 2}
+ON_CUDA = {"backbone": "r3d10", "device": "cuda:0", "precision": "float32", "sync_bn": True}
+CUDA_CASES = {name: CASES[name] | ON_CUDA for name in ("pace-same-context", "order", "ascnet", "skip_clip", "tce-16-2")}
 
 
 def steps(case: dict) -> int:
@@ -50,23 +52,24 @@ def steps(case: dict) -> int:
     return 5 if METHODS[case["method"].split("+")[-1]].of_labelled_clips else 3
 
 
-def spawned(kind: int, folder: Path) -> None:
+def spawned(kind: int, folder: Path, cases: dict, not_trained: tuple) -> None:
     """What process 0 and 1 do together, and process 2 alone."""
     torch.set_num_threads(1)
-    for layer in (nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+    for layer in not_trained:
         layer.train = lambda self, mode=True: nn.Module.train(self, False)
     results, runs = {}, folder / ("one" if kind == 2 else "two")
     if kind < 2:
         limit = datetime.timedelta(seconds=60)
         dist.init_process_group("gloo", f"file://{folder}/group", limit, world_size=2, rank=kind)
-    for name, case in CASES.items():
+    for name, case in cases.items():
         epochs = {5: 1, 3: 3}[steps(case)]
         settings = Settings(**SMALL | case, batch_size=5, epochs=epochs, holdout=0.0)
         results[name] = outcome(train, settings, folder / "five", runs / name)
-    if kind < 2:
+    if kind < 2 and cases == CASES:
         results["taken"] = outcome(train, Settings(**SMALL, epochs=1), folder / "five", runs / "joint")
         results["reduced"] = reduced(kind)
         results["forks"] = forks(folder / "five", runs / "forks")
+    if kind < 2:
         dist.destroy_process_group()
     torch.save(results, folder / f"{kind}.pt")
 
@@ -89,9 +92,19 @@ def assert_close_logs(path: Path, other: Path, steps: int) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Folder of the runs, and what the processes returned."""
-    folder = tmp_path_factory.mktemp("two")
+    normalisation = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
+    return spawn(tmp_path_factory.mktemp("two"), CASES, (nn.Dropout, *normalisation))
+
+
+@pytest.fixture(scope="module")
+def results_on_cuda(tmp_path_factory):
+    """The same of two processes that share a GPU (by gloo: NCCL wants one for each), with batch normalisation."""
+    return spawn(tmp_path_factory.mktemp("cuda"), CUDA_CASES, (nn.Dropout,))
+
+
+def spawn(folder: Path, cases: dict, not_trained: tuple) -> tuple[Path, list]:
     write_shard(folder / "five" / "00000.h5", [80, 70, 75, 90, 66, 80, 80], split=[1, 1, 3, 1, 1, 1, 3])
-    torch.multiprocessing.spawn(spawned, (folder,), nprocs=3)
+    torch.multiprocessing.spawn(spawned, (folder, cases, not_trained), nprocs=3)
     return folder, [torch.load(folder / f"{kind}.pt") for kind in range(3)]
 
 
@@ -103,7 +116,16 @@ def test_every_method_is_here():
 def test_two_processes_equal_one(results, name):
     """3 and 2 samples in two processes against 5 in one: what is logged, weights, banks, averages and, in the momentum, the
     gradients."""
-    folder, returned = results
+    assert_two_equal_one(name, *results)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", CUDA_CASES)
+def test_two_processes_on_a_gpu_equal_one(results_on_cuda, name):
+    assert_two_equal_one(name, *results_on_cuda)
+
+
+def assert_two_equal_one(name: str, folder: Path, returned: list) -> None:
     for kind, path in enumerate(("two", "two", "one")):
         assert returned[kind][name] == str(folder / path / name), returned[kind][name]
     assert_close_logs(*(folder / path / name / "log.csv" for path in ("two", "one")), steps(CASES[name]))

@@ -1,4 +1,5 @@
 import math
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -194,6 +195,15 @@ def test_the_most_frequent_class_of_the_others():
         assert folds.rarer(targets, masks).endswith(f": {100 * np.mean(np.concatenate(right)):.1f} %")
     balanced = np.arange(12) % 3
     assert folds.rarer(balanced, [(np.arange(12) == i, np.arange(12) != i) for i in range(12)]).endswith(": 0.0 %")
+
+
+def test_fits_that_do_not_converge_are_counted(run, planted, tmp_path, monkeypatch, recwarn):
+    write_colored(tmp_path / "a" / "00000.h5", 10, splits=())
+    assert not any("unconverged" in note for note in linear.linear(tmp_path, run, compute=ONE)["notes"])
+    monkeypatch.setattr(linear, "ITERATIONS", 1)
+    notes = linear.linear(tmp_path, run, compute=ONE)["notes"]
+    assert any(re.match(r"\d+ fits, those that choose C included, ended unconverged after 1 iter", n) for n in notes)
+    assert not any("converge" in str(warning.message) for warning in recwarn)
 
 
 def test_groups_are_left_out_in_turn(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from trainer.evaluate import protocol
 from trainer.evaluate.features import COMPUTE, Compute, networks
 from trainer.evaluate.folds import Plan, grouped_folds, groups_of, of_videos, overall, plan, seen
 
+ITERATIONS = 2000  # of L-BFGS, at most
 STRENGTHS = 10.0 ** np.arange(-1, 5)  # C, of features whose rows have about length 1
 
 
@@ -27,18 +29,27 @@ def linear(
     cross-validation of the training part that keeps source groups whole, the smallest of equals.
     Which videos are tested: see folds.plan. Raises what it and protocol.open_checkpoint raise.
     """
+    from sklearn.exceptions import ConvergenceWarning
+
     saved = protocol.open_checkpoint(checkpoint)
     folds = plan(shards, split, saved)
-    rows = []
+    rows, unfinished = [], 0
     for network, backbone in networks(saved).items():
         extracted = folds.features(saved, network, backbone, compute)
         for stage, pooling in extracted[0].found.arrays:
             row = {"network": network, "stage": stage, "pooling": pooling, "level": "video", "metric": "accuracy"}
             items = [own.items((stage, pooling), "video") for own in extracted]
-            rows += [{**row, **score} for score in _scores(folds, items)]
+            with warnings.catch_warnings(record=True) as met:
+                warnings.simplefilter("always", ConvergenceWarning)
+                rows += [{**row, **score} for score in _scores(folds, items)]
+            unfinished += sum(warning.category is ConvergenceWarning for warning in met)
     groups = groups_of(folds.source)
     alone = sum(len(np.unique(groups[train])) == 1 for _, train in folds.parts)
     notes = [f"in {alone} folds all training videos are one group: C was chosen by single videos"] if alone else []
+    if unfinished:
+        notes.append(
+            f"{unfinished} fits, those that choose C included, ended unconverged after {ITERATIONS} iterations"
+        )
     told = folds.describe(
         saved, backbone, views="10 clips of 16 frames, averaged", classifier="logistic regression, L2, standardised"
     )
@@ -91,7 +102,8 @@ def predictions(x: np.ndarray, targets: np.ndarray, test: np.ndarray, strengths)
     if len(x) < x.shape[1]:  # the weights lie in the span of the rows of x: the same fit in fewer coordinates
         basis = np.linalg.svd(x, full_matrices=False)[2].T
         x, test = x @ basis, test @ basis
-    return np.stack([LogisticRegression(C=c, tol=1e-5, max_iter=2000).fit(x, targets).predict(test) for c in strengths])
+    models = [LogisticRegression(C=c, tol=1e-5, max_iter=ITERATIONS).fit(x, targets) for c in strengths]
+    return np.stack([model.predict(test) for model in models])
 
 
 def format_table(result: dict) -> str:
