@@ -149,10 +149,7 @@ def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
     path = run_path(path)
     if (path / "checkpoints").is_dir():
         kind = "best" if best and (path / "best").is_dir() else "checkpoints"
-        found = sorted((own for own in (path / kind).iterdir() if own.name.isdecimal()), key=lambda own: int(own.name))
-        if not found:
-            raise TrainerError(f"{path}: the run has no checkpoint yet; start it anew under another name")
-        path = found[-1]
+        path = _newest(path, kind)
     file = path / "weights.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise TrainerError(f"{path}: neither a run, a checkpoint folder nor a .safetensors file")
@@ -174,6 +171,21 @@ def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
         backbone = BACKBONES[meta["settings"]["backbone"]](meta["settings"]["width"])
     check_fit(file, backbone, backbone_weights(saved))
     return saved
+
+
+def check_newest(saved: Checkpoint) -> None:
+    """Raises TrainerError where it is not the newest of its run, which another process may just have trained further."""
+    if not (saved.run / "checkpoints").is_dir():
+        raise TrainerError(f"{saved.file}: belongs to no run whose training could go on")
+    if saved.file.parent.name != (newest := _newest(saved.run, "checkpoints")).name:
+        raise TrainerError(f"{saved.file.parent}: the run has another checkpoint, {newest}; resume it from there")
+
+
+def _newest(run: Path, kind: str) -> Path:
+    found = [own for own in (run / kind).iterdir() if own.name.isdecimal()]
+    if not found:
+        raise TrainerError(f"{run}: the run has no checkpoint yet; start it anew under another name")
+    return max(found, key=lambda own: int(own.name))
 
 
 def _check_meta(file: Path, meta: dict) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from labelgen.shards import CLIP_LENGTH
@@ -46,17 +46,18 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
     saved = checkpoint.load(run, best=True)
     backbone, crop = _backbone(saved), saved.meta["config"]["crop"]
     clips = torch.randn(3, 3, CLIP_LENGTH, crop, crop, generator=torch.Generator().manual_seed(0))
-    write, read = FORMATS[form]
+    convert, read = FORMATS[form]
+    with torch.no_grad():
+        content = convert(backbone, clips[:2], saved)  # another batch size than the one that is compared
     handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
-    os.close(handle)
     try:
+        with checkpoint.writing(out), os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         with torch.no_grad():
-            with checkpoint.writing(out):
-                write(backbone, clips[:2], saved, name)  # another batch size than the one that is compared
             eager = backbone(clips)
             difference = compare(eager, read(name)(clips))
-        with checkpoint.writing(out), open(name, "rb+") as file:
-            os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, out)
     except BaseException:
@@ -117,17 +118,17 @@ def _origin(saved: checkpoint.Checkpoint) -> str:
     return saved.meta.get("run", saved.run.resolve().name)  # an exported file knows its run
 
 
-def _write_safetensors(backbone: nn.Module, _: Tensor, saved: checkpoint.Checkpoint, path: str) -> None:
+def _safetensors(backbone: nn.Module, _: Tensor, saved: checkpoint.Checkpoint) -> bytes:
     # names and metadata of a checkpoint, so that finetuning and evaluation take it as one
     weights = {f"backbone.{name}": weight.contiguous() for name, weight in backbone.state_dict().items()}
-    save_file(weights, path, {"vssl": json.dumps(saved.meta | {"run": _origin(saved)})})
+    return save(weights, {"vssl": json.dumps(saved.meta | {"run": _origin(saved)})})
 
 
 def _read_safetensors(path: str) -> Callable:
     return _backbone(checkpoint.load(path))
 
 
-def _write_onnx(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint, path: str) -> None:
+def _onnx(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint) -> bytes:
     _onnxruntime()
     names = list(dict(backbone.named_children()))
     batch = {0: torch.export.Dim("batch")}
@@ -143,7 +144,7 @@ def _write_onnx(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint
             dynamic_shapes={"clips": batch},
             verbose=False,
         )
-        program.save(path, external_data=False)
+        return program.model_proto.SerializeToString()
 
 
 def _read_onnx(path: str) -> Callable:
@@ -181,12 +182,12 @@ class _Tuple(nn.Module):
         return tuple(self.backbone(clips).values())
 
 
-def _write_torchscript(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint, path: str) -> None:
+def _torchscript(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        buffer = io.BytesIO()  # written by Python: where the disk is full torch's own writer ends the process
-        torch.jit.save(torch.jit.trace(backbone, (clips,), strict=False), buffer)  # not strict: a dict is returned
-    Path(path).write_bytes(buffer.getvalue())
+        traced = torch.jit.trace(backbone, (clips,), strict=False)  # not strict: a dict is returned
+        torch.jit.save(traced, buffer := io.BytesIO())
+    return buffer.getvalue()
 
 
 def _read_torchscript(path: str) -> Callable:
@@ -196,7 +197,7 @@ def _read_torchscript(path: str) -> Callable:
 
 
 FORMATS = {
-    "safetensors": (_write_safetensors, _read_safetensors),
-    "onnx": (_write_onnx, _read_onnx),
-    "torchscript": (_write_torchscript, _read_torchscript),
+    "safetensors": (_safetensors, _read_safetensors),
+    "onnx": (_onnx, _read_onnx),
+    "torchscript": (_torchscript, _read_torchscript),
 }

@@ -73,6 +73,7 @@ def train(
         raise TrainerError(f"both a run to resume, {resume}, and a new run, {run}; leave one of them out")
     saved = checkpoint.load(resume) if resume is not None else None
     if saved:
+        checkpoint.check_newest(saved)
         first = ShardReader(shard_paths(shards)[0])
         _check_same_data(saved, {"dataset": first.config["dataset"], "config_hash": first.config_hash}, shards)
     settings = settings or Settings()
@@ -179,13 +180,13 @@ class _Training:
         if saved:
             _check_same_data(saved, {name: meta[name] for name in ("split", "samples")}, self.shards)
             checkpoint.check_fit(saved.file, network, saved.weights)
-            optimiser = saved.optimiser_state()  # an exported backbone has none, and is no run to go on with
         folder = saved.run if saved else distributed.by_first(lambda: _new_run(name, settings))
         with ExitStack() as stack:
             distributed.by_first(lambda: stack.enter_context(_locked(folder)))
             if saved:
+                distributed.by_first(lambda: checkpoint.check_newest(saved))  # read before the run was locked
+                self.optimiser.load_state_dict(saved.optimiser_state())
                 network.load_state_dict(saved.weights)
-                self.optimiser.load_state_dict(optimiser)
                 distributed.by_first(lambda: [_cut_log(folder / log, first) for log in ("log.csv", "holdout.csv")])
             else:
                 try:
@@ -508,6 +509,8 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TrainerError(f"{folder}: another process is training this run; wait for it, or stop it") from None
+        except OSError as error:  # a file system without locks
+            say(f"warning: {folder}: cannot be locked ({error}); make sure that no other process trains this run")
         yield
 
 

@@ -132,12 +132,13 @@ def test_a_full_disk_names_the_file(run, tmp_path, name):
 
 
 def test_a_difference_is_an_error_that_leaves_no_file(run, tmp_path, monkeypatch):
-    write, read = FORMATS["torchscript"]
+    convert, read = FORMATS["torchscript"]
 
     def wrong(backbone, *rest):
         backbone.conv5[0].conv2[1].bias += 1e-3
-        write(backbone, *rest)
+        content = convert(backbone, *rest)
         backbone.conv5[0].conv2[1].bias -= 1e-3
+        return content
 
     monkeypatch.setitem(FORMATS, "torchscript", (wrong, read))
     (tmp_path / "x.pt").write_text("what was there before")

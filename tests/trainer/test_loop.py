@@ -1,4 +1,5 @@
 import csv
+import errno
 import multiprocessing
 import os
 import re
@@ -174,6 +175,41 @@ def test_a_run_is_trained_by_one_process_at_a_time(demo, here, monkeypatch):
     run = train(Settings(**SMALL | {"workers": 1}, epochs=2), demo, "one")
     assert "TrainerError: runs/one: another process is training this run; wait for it" in tried[0].stderr
     assert [int(row["step"]) for row in rows(run)] == [1, 2, 3, 4]
+
+
+def test_a_run_that_went_on_meanwhile_is_left_as_it_is(demo, here, monkeypatch):
+    """Between a process's reading of the checkpoint and its lock another one trains the run to its end."""
+    at_step(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted):
+        train(Settings(**SMALL, epochs=2), demo, "one")
+    locked = loop._locked
+
+    def late(folder):
+        monkeypatch.setattr(loop, "_locked", locked)
+        train(None, demo, resume="one")
+        return locked(folder)
+
+    monkeypatch.setattr(loop, "_locked", late)
+    with pytest.raises(TrainerError, match=r"00000002: the run has another checkpoint, runs/one/checkpoints/00000004;"):
+        train(None, demo, resume="one")
+    assert [int(row["step"]) for row in rows(here / "runs/one")] == [1, 2, 3, 4]
+
+
+def test_a_file_system_without_locks_trains(demo, here, monkeypatch, capsys):
+    def none(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(loop.fcntl, "lockf", none)
+    assert len(rows(train(Settings(**SMALL, epochs=1), demo, "one"))) == 2
+    assert "warning: runs/one: cannot be locked ([Errno 37] No locks available)" in capsys.readouterr().out
+
+
+def test_a_file_of_weights_is_no_run_to_go_on_with(unbroken, demo, here):
+    copy = here / "elsewhere.safetensors"
+    copy.write_bytes(checkpoint.load(unbroken).file.read_bytes())
+    with pytest.raises(TrainerError, match=r"elsewhere.safetensors: belongs to no run whose training could go on"):
+        train(None, demo, resume=copy)
+    assert os.listdir(here) == [copy.name]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,11 @@ def linear(
             with warnings.catch_warnings(record=True) as met:
                 warnings.simplefilter("always", ConvergenceWarning)
                 rows += [{**row, **score} for score in _scores(folds, items)]
-            unfinished += sum(warning.category is ConvergenceWarning for warning in met)
+            for warning in met:
+                if warning.category is ConvergenceWarning:
+                    unfinished += 1
+                else:
+                    warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     groups = groups_of(folds.source)
     alone = sum(len(np.unique(groups[train])) == 1 for _, train in folds.parts)
     notes = [f"in {alone} folds all training videos are one group: C was chosen by single videos"] if alone else []
