@@ -41,11 +41,10 @@ def _compute(batch_size, workers, device):
 
 
 def _run(protocol, batch_size, workers, device, **options):
-    """The protocol of this module on these options; its table on the screen."""
+    """The protocol of this module on these options; its table on the screen, and where it is written."""
     compute = _compute(batch_size, workers, device)
-    click.echo(
-        protocol.format_table(getattr(protocol, protocol.__name__.rpartition(".")[2])(compute=compute, **options))
-    )
+    result = getattr(protocol, protocol.__name__.rpartition(".")[2])(compute=compute, **options)
+    click.echo(f"{protocol.format_table(result)}\n\n{result['file']}")
 
 
 @click.group("eval")

@@ -16,7 +16,7 @@ import click
     "--format",
     "form",
     type=click.Choice(["safetensors", "onnx", "torchscript"]),
-    help="[default: by the suffix of FILE: .onnx, .pt (torchscript), else safetensors]",
+    help="[default: by the suffix of FILE: .safetensors, .onnx, .pt (torchscript)]",
 )
 def export(run, out, form):
     """Write the backbone of RUN alone: weights for `vssl finetune`, or a network that runs without vssl.

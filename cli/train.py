@@ -75,7 +75,10 @@ def train(method, weights, **options):
 
 @click.command()
 @click.option(
-    "--checkpoint", "initial", type=click.Path(path_type=Path), help="Run to start from.  [default: the newest]"
+    "--checkpoint",
+    "initial",
+    type=click.Path(path_type=Path),
+    help="Run to start from.  [default: the newest pretrained]",
 )
 @click.option("--freeze", is_flag=True, help="Train the classifier alone: a linear probe.")
 @click.option("--scratch", is_flag=True, help="Start from random weights instead.")
@@ -87,7 +90,7 @@ def finetune(initial, freeze, scratch, options, **others):
     if sum((initial is not None, scratch, others["resume"] is not None)) > 1:
         raise click.UsageError("--checkpoint, --scratch and --resume exclude each other")
     if initial is None and not scratch and others["resume"] is None:
-        initial = newest_run()
+        initial = newest_run(finetuned=False)
     _train("recognition", initial=initial, options=(*options, *(["freeze=true"] if freeze else [])), **others)
 
 

@@ -131,12 +131,25 @@ def run_path(name: str | os.PathLike) -> Path:
     return RUNS / path if len(path.parts) == 1 and not path.exists() else path
 
 
-def newest_run() -> Path:
-    """The run in runs/ whose checkpoint was written last. Raises TrainerError when there is none."""
-    checkpoints = list(RUNS.glob("*/checkpoints/[0-9]*"))
+def newest_run(finetuned: bool = True) -> Path:
+    """The run in runs/ whose checkpoint was written last; finetuned: runs that were trained with labels count, too.
+
+    Raises TrainerError when there is none.
+    """
+    checkpoints = [path for path in RUNS.glob("*/checkpoints/[0-9]*") if finetuned or not _has_labels(path)]
     if not checkpoints:
-        raise TrainerError(f"no run with a checkpoint in {RUNS}/; train one with `vssl train`, or name a checkpoint")
+        raise TrainerError(
+            f"no {'' if finetuned else 'pretrained '}run with a checkpoint in {RUNS}/; train one with `vssl train`, or "
+            "name a checkpoint"
+        )
     return max(checkpoints, key=lambda path: path.stat().st_mtime).parents[1]
+
+
+def _has_labels(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "checkpoint.json").read_text())["settings"]["method"] == "recognition"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # damaged: whoever loads it is told so
 
 
 def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
@@ -226,16 +239,23 @@ def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str]
     saved = load(path, best=True)
     weights, own = backbone_weights(saved), backbone.state_dict()
     matched = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
-    missing, unexpected = sorted(own.keys() - matched.keys()), sorted(weights.keys() - matched.keys())
+    other = {
+        "missing": own.keys() - weights.keys(),
+        "of another shape": own.keys() & weights.keys() - matched.keys(),
+        "unexpected": weights.keys() - own.keys(),
+    }
     sizes = {name: weight.numel() for name, weight in backbone.named_parameters()}
     share = sum(size for name, size in sizes.items() if name in matched) / sum(sizes.values())
     report = f"{saved.file}: {len(matched)} of {len(own)} tensors matched ({100 * share:.1f} % of the parameters)"
-    report += "".join(
-        f"; {word}: {', '.join(names)}" for word, names in (("missing", missing), ("unexpected", unexpected)) if names
-    )
     if share < 0.95:
-        raise TrainerError(f"{report}; at least 95 % must match, is it another backbone or width?")
-    say(report)
+        has, counts = (
+            saved.meta["settings"],
+            ", ".join(f"{len(names)} {word}" for word, names in other.items() if names),
+        )
+        raise TrainerError(
+            f"{report}, at least 95 % must; {counts}: it holds {has['backbone']} of width {has['width']:g}"
+        )
+    say(report + "".join(f"; {word}: {', '.join(sorted(names))}" for word, names in other.items() if names))
     backbone.load_state_dict(own | matched)
     kept = ("dataset", "split", "samples", "steps", "step", "config_hash")
     return {"file": str(saved.file), "settings": saved.meta["settings"], **{name: saved.meta[name] for name in kept}}

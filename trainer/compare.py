@@ -168,8 +168,13 @@ def format_table(result: dict) -> str:
     for own in result["tables"]:
         head, rows = _cells(own, names, lambda row, sign: f"{shown(row)} {sign or ' '}")
         lines += ["", own["title"], "; ".join(f"{key}: {value}" for key, value in own["conditions"].items())]
-        lines += _aligned([head, *rows])
+        lines += [*_aligned([head, *rows]), _marked(own)]
     return "\n".join([*lines, "", RULE, *(f"note: {note}" for note in result["notes"])])
+
+
+def _marked(table: dict) -> str:
+    marked = sum(any(row["marks"].values()) for row in table["rows"])
+    return f"{marked} of {len(table['rows'])} rows differ from the first run by more than the intervals"
 
 
 def _aligned(rows: list[list]) -> list[str]:
@@ -197,6 +202,7 @@ def _page(result: dict) -> str:
     sections = [("runs", "The runs", table("What was trained", ["", *names], rows))]
     for i, own in enumerate(result["tables"]):
         told = "; ".join(f"{key}: {value}" for key, value in own["conditions"].items())
+        told = f"{_marked(own)}. {told}"
         head, body = _cells(own, names, cell)
         numbers = range(len(head) - len(names), len(head))
         content = paragraph(told, "muted") + table(

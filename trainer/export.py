@@ -23,7 +23,7 @@ from trainer.methods import build_backbone
 from trainer.settings import Settings
 
 TOLERANCE = 1e-4  # of the largest value of a stage
-_SUFFIXES = {".onnx": "onnx", ".pt": "torchscript"}
+_SUFFIXES = {".safetensors": "safetensors", ".onnx": "onnx", ".pt": "torchscript"}
 
 
 def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = None) -> tuple[dict, float]:
@@ -31,18 +31,22 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
 
     run:  run, checkpoint folder or .safetensors file; of a run with held-out videos the best checkpoint, of one with
           averaged weights these
-    form: a name of FORMATS, default by the suffix of `out`: .onnx, .pt (torchscript), else safetensors
+    form: a name of FORMATS, default by the suffix of `out`: .safetensors, .onnx, .pt (torchscript)
 
     ONNX and TorchScript take float32 [B, 3, 16, crop, crop] with any B and give the stages by name. The file is read
     back and run on random clips; returns the content of the JSON file and the largest absolute difference from the
     network itself. Raises TrainerError, with nothing written, when it is above TOLERANCE or a package is missing.
     """
     out = Path(out)
-    form = form or _SUFFIXES.get(out.suffix, "safetensors")
-    if form not in FORMATS:
-        raise TrainerError(f"unknown format {form!r}, expected one of: {', '.join(FORMATS)}")
     if out.is_dir() or not out.parent.is_dir():
         raise TrainerError(f"{out}: expected the name of a file in a folder that exists")
+    form = form or _SUFFIXES.get(out.suffix)
+    if form is None:
+        raise TrainerError(
+            f"{out}: ends in {out.suffix or 'nothing'}, expected {', '.join(_SUFFIXES)}; or say --format"
+        )
+    if form not in FORMATS:
+        raise TrainerError(f"unknown format {form!r}, expected one of: {', '.join(FORMATS)}")
     saved = checkpoint.load(run, best=True)
     backbone, crop = _backbone(saved), saved.meta["config"]["crop"]
     clips = torch.randn(3, 3, CLIP_LENGTH, crop, crop, generator=torch.Generator().manual_seed(0))
@@ -99,6 +103,7 @@ def _about(saved: checkpoint.Checkpoint, form: str, backbone: nn.Module, stages:
         "width": settings["width"],
         "parameters": sum(weight.numel() for weight in backbone.parameters()),
         "input": {
+            "name": "clips",
             "layout": "B, 3 (RGB), T, H, W; float32; (value / 255 - mean) / std",
             "mean": MEAN,
             "std": STD,

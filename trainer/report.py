@@ -154,7 +154,8 @@ def _tiles(run: _Run) -> Html:
             named = ", ".join(str(row[key]) for key in ("metric", "level", "stage", "pooling") if key in row)
             others = (f"{name} {value:.1f}" for name, value in beside(result, row).items())
             told = " · ".join([f"95 %: {row['low']:.1f} to {row['high']:.1f}", *others])
-            tiles.append((f"{result.title}: {named}", f"{row['value']:.1f} %", told))
+            of = f" ({result.run.name})" * (result.run != run.saved.run)
+            tiles.append((f"{result.title}{of}: {named}", f"{row['value']:.1f} %", told))
     cells = (f"<li><span>{html(a)}</span><strong>{html(b)}</strong><small>{html(c)}</small></li>" for a, b, c in tiles)
     return Html(f'<ul class="tiles">{"".join(cells)}</ul>\n' if tiles else "")
 
@@ -388,6 +389,6 @@ def _missing(run: _Run, published: bool) -> Html:
             command += " --pairs FILE"
         if not any(result.name.partition("-")[0] == protocol for result in run.results):
             lines.append((title, command))
-    told = [Html(f"{html(what)}: <code>{html(command)}</code>") for what, command in lines]
+    told = [Html(f"{html(what)}: <code>{html(command)}</code>") for what, command in dict.fromkeys(lines)]
     told += ["Published numbers: we know none of this method with this backbone"] * (not published)
     return items(told) if told else Html()

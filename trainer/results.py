@@ -65,7 +65,7 @@ class Result:
     def title(self) -> str:
         p, title = self.protocol, TITLES.get(self.name, self.name)
         title += f" on {p['dataset']}"
-        if p.get("gallery", p["dataset"]) != p["dataset"]:
+        if self.name.startswith("retrieval-"):
             title = f"Retrieval from {p['gallery']} by {p['dataset']}"
         return title + f", split {p['split']}" * bool(p["split"])
 

@@ -168,7 +168,8 @@ def _options(methods: list[str], given: dict) -> dict:
 
 
 def parse_options(texts: tuple[str, ...], method: str) -> dict:
-    """`--set` texts "name=value" or "method.name=value" -> {method: {name: value}}; values are read as YAML.
+    """`--set` texts "name=value" or "method.name=value" -> {method: {name: value}}; values are read as YAML, lists without
+    their brackets, too.
 
     Raises TrainerError for a text of another form and for a name that no method, or more than one, has.
     """
@@ -184,7 +185,9 @@ def parse_options(texts: tuple[str, ...], method: str) -> dict:
             raise TrainerError(
                 f"--set {text!r}: {'several methods have' if owners else 'no'} option {bare!r}; known: {known}"
             )
-        options.setdefault(owners[0], {})[bare] = _number(value)
+        default = getattr(METHODS.get(owners[0]), "options", {}).get(bare)
+        listed = isinstance(default, list) and not value.startswith("[")
+        options.setdefault(owners[0], {})[bare] = _number(f"[{value}]" if listed else value)
     return options
 
 

@@ -57,6 +57,12 @@ def test_errors_name_what_is_wrong(tmp_path, here):
         checkpoint.load("nothing")
     with pytest.raises(TrainerError, match="no run with a checkpoint in runs/; train one"):
         checkpoint.newest_run()
+    for name, method in (("pretrained", "pace"), ("finetuned", "recognition")):  # the newer last
+        folder = here / "runs" / name / "checkpoints" / "00000001"
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.json").write_text(json.dumps({"settings": {"method": method}}))
+        assert checkpoint.newest_run() == folder.parents[1].relative_to(here)
+    assert checkpoint.newest_run(finetuned=False).name == "pretrained"
     (tmp_path / "bad.safetensors").write_bytes(b"not a checkpoint at all")
     with pytest.raises(TrainerError, match="not a readable checkpoint"):
         checkpoint.load(tmp_path / "bad.safetensors")

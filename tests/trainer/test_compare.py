@@ -79,6 +79,8 @@ def test_real_results_side_by_side(runs):
     assert about["a"]["method"] == "pace" and about["b"]["method"] == "rotation" and about["b"]["epochs"] == 2
     assert about["a"]["pretrained on"] == "demo" and about["a"]["parameters"] != about["b"]["parameters"]
     told = format_table(result)
+    marked = sum(any(line["marks"].values()) for line in own["rows"])
+    assert f"\n{marked} of {len(own['rows'])} rows differ from the first run by more than the intervals\n" in told
     assert "Retrieval on demo, split split1" in told and "views: 10 clips of 16 frames" in told
 
 

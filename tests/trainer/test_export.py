@@ -95,9 +95,10 @@ def test_an_exported_backbone_is_finetuned(run, network, demo, here, capsys):
 
 
 def test_the_description_says_how_to_use_it(run, tmp_path):
-    about, _ = export(run, tmp_path / "b.weights")
+    about, _ = export(run, tmp_path / "b.weights", "safetensors")
     assert about["format"] == "safetensors" and about["backbone"] == "r3d10" and about["width"] == 0.06
     assert about["input"] == {
+        "name": "clips",
         "layout": "B, 3 (RGB), T, H, W; float32; (value / 255 - mean) / std",
         "mean": 0.45,
         "std": 0.225,
@@ -167,6 +168,8 @@ def test_what_cannot_be_exported(run, tmp_path, monkeypatch):
         export(run, tmp_path / "nowhere" / "x.pt")
     with pytest.raises(TrainerError, match="expected the name of a file"):
         export(run, tmp_path)
+    with pytest.raises(TrainerError, match=r"x.pth: ends in .pth, expected .safetensors, .onnx, .pt; or say --format"):
+        export(run, tmp_path / "x.pth")
     with pytest.raises(TrainerError, match="unknown format 'tflite', expected one of: safetensors, onnx, torchscript"):
         export(run, tmp_path / "x.tflite", "tflite")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -180,5 +183,5 @@ def test_the_command(run, here):
     assert done.exit_code == 0, done.output
     assert done.output.startswith("r3d10 (width 0.06, 54,002 parameters) of one as torchscript -> x, x.json; largest")
     assert json.loads(Path("x.json").read_text())["format"] == "torchscript" and Path("x").exists()
-    done = CliRunner().invoke(main, ["export", "nothing", "--out", "y"])
-    assert done.exit_code == 1 and "nothing: neither a run" in done.output and not Path("y").exists()
+    done = CliRunner().invoke(main, ["export", "nothing", "--out", "y.pt"])
+    assert done.exit_code == 1 and "nothing: neither a run" in done.output and not Path("y.pt").exists()

@@ -400,7 +400,8 @@ def test_finetuning_starts_from_the_backbone_and_refuses_another(unbroken, demo,
     assert re.search(r"safetensors: (\d+) of \1 tensors matched \(100.0 % of the parameters\)", capsys.readouterr().out)
     meta = checkpoint.load("tuned").meta
     assert meta["settings"]["width"] == 0.06 and meta["initial"]["settings"]["method"] == "pace"
-    with pytest.raises(TrainerError, match=r"tensors matched \(.* % of the parameters\); missing: .*at least 95 %"):
+    refused = r"parameters\), at least 95 % must; \d+ of another shape: it holds r3d10 of width 0.06"
+    with pytest.raises(TrainerError, match=refused):
         train(Settings(**SMALL | {"width": 0.1}, method="recognition", epochs=1), demo, "other", initial=unbroken)
 
 

@@ -197,3 +197,9 @@ def test_options_that_make_no_sense():
         resolve(Settings(options={"pace": {"contrast": "context"}}))
     with pytest.raises(TrainerError, match="temperature is 'low', a str, expected a float"):
         resolve(Settings(options={"pace": {"temperature": "low"}}))
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("contrast_weight", -1.0)])
+def test_values_that_make_no_sense(demo, name, value):
+    with pytest.raises(TrainerError, match=f"{name} is {value}, expected"):
+        Pace.samples(data.Shards(demo), OPTIONS | {name: value})

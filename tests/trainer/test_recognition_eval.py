@@ -188,7 +188,8 @@ def test_mean_of_three_splits(shards, runs):
             assert rows == dict(zip("abc", single, strict=True)) | {"all": pytest.approx(np.mean(single))}
     assert (np.array(result["confusion"]["counts"]) == sum(np.array(one["confusion"]["counts"]) for one in alone)).all()
     assert [row["videos"] for row in chosen(result, metric="class accuracy")] == [3] * 6
-    assert json.loads((runs[0] / "results/recognition-six.json").read_text()) == result
+    written = runs[0] / "results/recognition-six.json"
+    assert json.loads(written.read_text()) | {"file": str(written)} == result
     assert all((run / f"results/recognition-six-{name}.json").exists() for run, name in zip(runs, "abc", strict=True))
     two = recognition.recognition(shards, runs[:2], compute=ONE)
     assert two["protocol"]["mode"].startswith("mean over splits a, b,")

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate import features, protocol
+from trainer.evaluate import features, protocol, scenes
 from trainer.evaluate.features import Compute
 from trainer.evaluate.retrieval import KS, chance, format_table, hits, nearest, retrieval
 from trainer.loop import train
 from trainer.methods import build_backbone
+from trainer.results import read_results
 from trainer.settings import Settings
 
 CPU = torch.device("cpu")
@@ -159,7 +160,8 @@ def test_protocol_is_told(run, result):
     assert len(result["rows"]) == (2 * 5 * 2 * 2 + 2) * len(KS)
     assert result["notes"] == ["video level: only 8 gallery items; larger k search them all"]
     assert [len(shown["nearest"]) for shown in result["neighbours"]] == [5] * 5
-    assert json.loads((run / "results/retrieval-demo-split1.json").read_text()) == result
+    written = run / "results/retrieval-demo-split1.json"
+    assert json.loads(written.read_text()) | {"file": str(written)} == result
     with open(run / "results/retrieval-demo-split1.csv", newline="") as file:
         assert [float(row["value"]) for row in csv.DictReader(file)] == [row["value"] for row in result["rows"]]
     table = format_table(result).splitlines()
@@ -237,6 +239,15 @@ def test_without_two_parts_each_video_searches_all_others(tmp_path, run):
     assert (run / "results/retrieval-free.json").exists()
 
 
+def test_searching_training_videos_is_told(demo, tmp_path):
+    free = tmp_path / "demo"
+    write_shard(free / "00000.h5", [64] * 6, splits=())
+    found = retrieval(free, train(Settings(width=0.06, epochs=1, workers=0), free, tmp_path / "run"))
+    assert "6 of the 6 tested videos are training videos of pace (without labels)" in found["notes"]
+    scored = scenes.scenes(free, tmp_path / "run", compute=Compute(8, 0, "cpu"))
+    assert "6 of the 6 tested videos are training videos of pace (without labels)" in scored["notes"]
+
+
 def test_validation_part_stands_in_for_the_test_part(tmp_path, run):
     write_shard(tmp_path / "val" / "00000.h5", [20, 20, 20], split=[1, 2, 1])
     protocol = retrieval(tmp_path, run)["protocol"]
@@ -249,10 +260,12 @@ def test_one_data_set_searches_another(tmp_path, run):
     write_shard(tmp_path / "b" / "00000.h5", [20] * 4, split=[1, 1, 1, 3], labels=["y", "y", "q", "z"])
     result = retrieval(checkpoint=run, query=tmp_path / "a", gallery=tmp_path / "b")
     assert result["protocol"]["items"] == "1 query and 3 gallery videos" and result["protocol"]["gallery"] == "b"
+    assert result["protocol"]["mode"] == "a (test part) against b (train part)"
     assert result["notes"][0] == "1 queries left out, whose class b lacks"
     top = {(row["level"], row["metric"]): row["value"] for row in result["rows"] if row["network"] == "chance"}
     assert top["video", "top-1"] == pytest.approx(200 / 3) and top["video", "top-5"] == 100
     assert (run / "results/retrieval-b-by-a-split1.json").exists()
+    assert "Retrieval from b by a, split split1" in [own.title for own in read_results(run)[0]]
     with pytest.raises(TrainerError, match="b and a have no class in common"):
         retrieval(checkpoint=run, query=tmp_path / "b", gallery=tmp_path / "a")
     with pytest.raises(TrainerError, match="--query and --gallery go together"):

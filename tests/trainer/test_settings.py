@@ -57,6 +57,8 @@ def test_options_from_the_command_line():
         "pace": {"literal": True},
         "statistics": {"targets": "raw"},
     }
+    for text in ("speeds=1,2,4", "speeds=[1, 2, 4]"):
+        assert parse_options((text,), "ascnet") == {"ascnet": {"speeds": [1, 2, 4]}}
     for text, message in (
         ("contrast", "expected name=value"),
         ("colour=red", "no option 'colour'; known: pace.contrast"),

@@ -22,7 +22,7 @@ def all_protocols(
     compute: Compute = COMPUTE,
     options: dict[str, dict] | None = None,
 ) -> Iterator[tuple[str, str | None, str | None]]:
-    """Run PROTOCOLS; of each its name and its table, or None and why it was left out.
+    """Run PROTOCOLS; of each its name and its table with its file, or None and why it was left out.
 
     split: default the run's own on the data set that it was trained on, else the first; options: further arguments of
     single protocols, by name. Raises TrainerError or ShardError when the checkpoint or the shards cannot be read at all.
@@ -38,4 +38,4 @@ def all_protocols(
         except VsslError as error:
             yield name, None, str(error)
         else:
-            yield name, module.format_table(result), None
+            yield name, f"{module.format_table(result)}\n\n{result['file']}", None

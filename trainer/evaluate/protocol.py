@@ -124,7 +124,7 @@ def shown(row: dict) -> str:
 
 
 def write(result: dict, run: Path, name: str) -> None:
-    """Write <run>/results/<name>-<data set>[-split].json, and its rows as .csv beside it."""
+    """Write <run>/results/<name>-<data set>[-split].json, and its rows as .csv beside it; result["file"] is then its path."""
     protocol = result["protocol"]
     parts = [name, protocol["dataset"], protocol["split"]]
     folder = run / "results"
@@ -137,6 +137,7 @@ def write(result: dict, run: Path, name: str) -> None:
     table.writerows(result["rows"])
     write_text(folder / f"{stem}.csv", text.getvalue())
     write_json(folder / f"{stem}.json", result)
+    result["file"] = str(folder / f"{stem}.json")
 
 
 def header(result: dict, title: str) -> list[str]:

@@ -17,6 +17,7 @@ from trainer import data, distributed
 from trainer.errors import TrainerError
 from trainer.evaluate import protocol
 from trainer.evaluate.features import COMPUTE, Compute, Features, features, networks
+from trainer.evaluate.folds import seen
 
 KS = (1, 5, 10, 20, 50)
 _CHUNK = 1024  # queries x gallery items compared at a time
@@ -99,6 +100,7 @@ def retrieval(
     if value == 0:
         notes.append("no query has another video of its class in the gallery: nothing can be found")
 
+    notes += seen(saved, shards if query is None else query, asking.source, asking.videos)
     counts = np.bincount(targets[1], minlength=len(classes))
     told = protocol.describe(
         saved,
@@ -129,7 +131,11 @@ def _one(source: data.Shards) -> tuple[Side, Side, str, list[str]]:
 
 
 def _two(asking: data.Shards, searched: data.Shards) -> tuple[Side, Side, str, list[str]]:
-    queries, gallery = protocol.parts(asking)[0], protocol.parts(searched)[1]
+    (queries, _, asked, _), (_, gallery, found, _) = protocol.parts(asking), protocol.parts(searched)
+    sides = [
+        f"{source.dataset} ({'all videos' if mode.startswith('each') else mode.split(' against ')[i]})"
+        for i, (source, mode) in enumerate(((asking, asked), (searched, found)))
+    ]
     labels, theirs = (np.array(source.text("videos/label")) for source in (asking, searched))
     known = queries & np.isin(labels, theirs[gallery])
     if not known.any():
@@ -141,7 +147,7 @@ def _two(asking: data.Shards, searched: data.Shards) -> tuple[Side, Side, str, l
     return (
         query,
         Side(searched, np.flatnonzero(gallery), theirs[gallery], len(labels)),
-        "one data set searches another",
+        " against ".join(sides),
         notes,
     )
 

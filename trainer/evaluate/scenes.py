@@ -10,7 +10,7 @@ from trainer import data
 from trainer.errors import TrainerError
 from trainer.evaluate import protocol
 from trainer.evaluate.features import COMPUTE, Compute, features, networks
-from trainer.evaluate.folds import rarer
+from trainer.evaluate.folds import rarer, seen
 
 MOST_VIDEOS = 2000  # as many SVMs are trained as there are videos
 _YUPENN = {"videos": 420, "classes": 14}
@@ -40,6 +40,7 @@ def scenes(
         )
     alone = np.eye(len(videos), dtype=bool)
     notes = [*_left_out(source, videos), rarer(targets, [*zip(alone, ~alone, strict=True)])]
+    notes += seen(saved, shards, source, videos)
     rows, predictions = [], {}
     for network, backbone in networks(saved).items():
         found = features(saved, network, backbone, source, source.videos[videos], "sliding", compute)

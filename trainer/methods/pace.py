@@ -54,7 +54,13 @@ class Pace(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for every pace."""
+        """The videos long enough for every pace. Raises TrainerError for options that make no sense."""
+        for name, fits, expected in (
+            ("temperature", options["temperature"] > 0, "more than 0"),
+            ("contrast_weight", options["contrast_weight"] >= 0, "0 or more"),
+        ):
+            if not fits:
+                raise TrainerError(f"{name} is {options[name]}, expected {expected}")
         if options["contrast"] == "same-context" and shards.config["rows"] < 2:
             raise TrainerError(
                 "same-context needs two pace rows per video, the shards have 1; label with --rows 2 or more"
