@@ -34,7 +34,12 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Folder of the videos.  [default: $VSSL_DATA/NAME, data/NAME]"
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), help="Shards go to OUT/NAME/.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out"),
+    help="Shards go to OUT/NAME/; with --dataset folder, NAME is that of --root.",
+)
 @click.option("--split", help="Label only the videos of an official split (1), a part (train), or both (1/train).")
 @click.option("--workers", default=1, type=click.IntRange(1), help="Processes; at most one per core is started.")
 @click.option(
@@ -170,7 +175,7 @@ def print_report(report: dict, folder: Path) -> None:
         f"{report['too_short_for_order']} for order; {report['clips_without_motion']} clips without motion"
     )
     for failure in report["failures"]:
-        click.echo(f"  {failure['id']}: {failure['stage']}: {failure['reason']}")
+        click.echo(f"  {failure['id']}: {failure['stage']}: {failure['reason']} ({failure['shard']})")
     if now["frames"]:
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in now["seconds_per_stage"].items())
         click.echo(

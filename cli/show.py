@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from pathlib import Path
@@ -80,8 +81,20 @@ def shards_group():
     """Look into the files that labelgen wrote, and check them."""
 
 
+@contextlib.contextmanager
+def _folder_is_an_argument():
+    """The other commands take the folder of the shards as an option, of which the library's advice speaks."""
+    from labelgen.errors import ShardError
+
+    try:
+        yield
+    except ShardError as error:
+        raise ShardError(str(error).replace("with --shards", "after the command")) from error
+
+
 @shards_group.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
+@_folder_is_an_argument()
 def info(folder):
     """What is inside: sizes, counts, label histograms, failures."""
     from labelgen.inspect import describe
@@ -92,6 +105,7 @@ def info(folder):
 
 @shards_group.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
+@_folder_is_an_argument()
 def verify(folder):
     """Read everything again: every frame decodes, every offset and label is in range, hashes are as written."""
     from labelgen.errors import ShardError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 import av
@@ -28,6 +29,7 @@ class FrameStream(Iterator[np.ndarray]):
         self.path, self._height, self._width = os.fspath(path), height, width
         self.native_height = self.native_width = self.count = 0
         self.fps = float(fps or 0)
+        self._read, self._last = 0, None  # frames of the file so far, and the last one; `fps` may yield more or fewer
         self._reformatter = VideoReformatter()  # kept: a new one per frame costs more than the decoding
         self._frames = self._decode(fps)
 
@@ -49,9 +51,11 @@ class FrameStream(Iterator[np.ndarray]):
                 stream = container.streams.video[0]
                 stream.thread_count = 1  # parallelism is by video
                 self.fps = float(fps or stream.average_rate or stream.guessed_rate or 0)
-                decoded = container.decode(stream)
+                decoded = self._counted(container.decode(stream))
                 for frame in decoded if fps is None else _resample(decoded, fps):
                     yield self._upright(frame)
+                if self.count and (lack := self._lack(container, stream)):
+                    raise DecodeError(self.path, f"the file ends {lack}")
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
             where = f"after {self.count} frames" if self.count else "at opening"
             reason = getattr(error, "strerror", None) or error
@@ -60,6 +64,33 @@ class FrameStream(Iterator[np.ndarray]):
             raise DecodeError(self.path, f"cannot be decoded {where}: {reason}") from error
         if not self.count:
             raise DecodeError(self.path, "no frame in the video stream")
+
+    def _counted(self, decoded: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for frame in decoded:
+            self._read, self._last = self._read + 1, frame
+            yield frame
+
+    def _lack(self, container: av.container.InputContainer, stream: av.VideoStream) -> str:
+        """Where the file breaks off, which FFmpeg takes for its end; "" where it is whole or does not tell its length."""
+        last, promised = self._last, stream.frames
+        time, each = last.time or 0, 1 / (stream.average_rate or 1000)
+        average = time / max(1, self._read - 1)  # longer than one frame where most of an AVI's frames are repeated ones
+        end = float(time + max((last.duration or 0) * (last.time_base or 0), each, average))
+        if promised:
+            # Frames alone do not tell: an AVI may count repeated ones, an MP4 those before the start of its edit list.
+            # The duration of a broken AVI is no promise, FFmpeg derives it from the size of the file.
+            duration = promised if container.format.name == "avi" else stream.duration or 0
+            if promised - self._read > max(2, 0.02 * promised) and end < 0.98 * duration * stream.time_base:
+                return f"after {self._read} of {promised} frames"
+        else:
+            seconds = 0.0
+            if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # of Matroska
+                seconds = sum(float(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True))
+            elif stream.duration is None and len(container.streams) == 1:  # where a stream has one, it may be a guess
+                seconds = (container.duration or 0) / av.time_base
+            if end < seconds - max(0.5, 0.05 * seconds):
+                return f"after {end:.1f} of {seconds:.1f} s"
+        return f"within frame {self._read}" if last.is_corrupt else ""
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
         turns = round(frame.rotation / 90) % 4  # counter-clockwise quarters

@@ -81,7 +81,8 @@ def _histogram(name: str, values: np.ndarray, size: int) -> str:
 
 def _failures(shard: ShardReader) -> list[str]:
     columns = (shard.arrays[f"failures/{name}"] for name in ("id", "stage", "reason"))
-    return [f"  {video}: {stage}: {reason}" for video, stage, reason in zip(*columns, strict=True)]
+    name = os.path.basename(shard.path)
+    return [f"  {video}: {stage}: {reason} ({name})" for video, stage, reason in zip(*columns, strict=True)]
 
 
 def verify(folder: str | os.PathLike) -> tuple[int, list[str]]:

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import yaml
 
-from labelgen.errors import ManifestError
+from labelgen.errors import ConfigError, ManifestError
 
 # fmt: off
 EXTENSIONS = (
@@ -107,12 +107,16 @@ def default_root(name: str) -> Path:
 def load(dataset: str, root: str | Path | None = None) -> Dataset:
     """Find the videos of `dataset`: the name of a built-in manifest, or the path of a manifest (.yaml).
 
-    They are looked for in `root`, else `$VSSL_DATA/NAME`, else `data/NAME`. Raises ManifestError for whatever
-    in the manifest or in the folder is not as expected; videos that are listed but absent are no error.
+    They are looked for in `root`, else `$VSSL_DATA/NAME`, else `data/NAME`. A data set of the manifest `folder` is named
+    after its root. Raises ConfigError where there is no such manifest, ManifestError for whatever in the manifest or in
+    the folder is not as expected; videos that are listed but absent are no error.
     """
     spec = _read_manifest(dataset)
     root = default_root(spec["name"]) if root is None else root
     root = Path(os.path.abspath(Path(root).expanduser()))
+    name = spec["name"]
+    if dataset == "folder":  # or the results of one folder would take the place of another's
+        name = re.sub(r"[^\w.-]", "-", root.name).strip("-.") or name
     where = spec.get("videos", {})
     extensions = {"." + e.lower().lstrip(".") for e in where.get("extensions", EXTENSIONS)}
     paths, others = _find_videos(root / where.get("folder", "."), extensions)
@@ -140,7 +144,7 @@ def load(dataset: str, root: str | Path | None = None) -> Dataset:
         unlisted = set(ids) - set(located.values()) if "csv" in spec else set()
     fields = zip(ids, labels, groups, split, strict=True)
     return Dataset(
-        name=spec["name"],
+        name=name,
         root=root,
         videos=tuple(Video(id, Path(paths[id]), *rest) for id, *rest in fields),
         splits=names,
@@ -155,7 +159,7 @@ def load(dataset: str, root: str | Path | None = None) -> Dataset:
 def select(videos: Iterable[Video], splits: Sequence[str], which: str | None) -> tuple[Video, ...]:
     """The videos of a split ("1"), of a part of the first ("train", "val", "test") or of any ("2/test").
 
-    None selects all. Raises ManifestError when `which` does not exist or no video is left.
+    None selects all. Raises ConfigError when `which` does not exist, ManifestError when no video is left.
     """
     videos = tuple(videos)
     if which is None:
@@ -170,7 +174,7 @@ def select(videos: Iterable[Video], splits: Sequence[str], which: str | None) ->
 def split_name(splits: Sequence[str], which: str | None) -> str:
     """What `select` selects, in the one form of several that mean the same: "2", "1/train", or "all".
 
-    Raises ManifestError when `which` does not exist.
+    Raises ConfigError when `which` does not exist.
     """
     if which is None:
         return "all"
@@ -187,9 +191,11 @@ def _find_split(splits: Sequence[str], which: str) -> tuple[int, int]:
             choices.setdefault(word, (0, _PART_WORDS[word]))
     if which not in choices:
         if not splits:
-            _fail("unknown split", which, "none, as the data set has no splits", "Leave --split out")
+            raise ConfigError(
+                f"unknown split: {which!r}; expected none, as the data set has no splits. Leave --split out."
+            )
         known = ", ".join([*splits, *PARTS])
-        _fail("unknown split", which, f"{known}, or both as in {splits[0]}/train", "Choose one of these")
+        raise ConfigError(f"unknown split: {which!r}; expected {known}, or both as in {splits[0]}/train.")
     return choices[which]
 
 
@@ -208,12 +214,14 @@ def _read_manifest(dataset: str) -> dict:
     if dataset.endswith((".yaml", ".yml")):
         source = Path(dataset).expanduser()
         if not source.is_file():
-            _fail("manifest not found", dataset, "a file", "Check the path")
+            raise ConfigError(f"manifest not found: {dataset!r}; expected a file. Check the path.")
     else:
         builtin = {f.name[:-5]: f for f in resources.files("data_manifests").iterdir() if f.name[-5:] == ".yaml"}
         if dataset not in builtin:
             names = ", ".join(sorted(builtin))
-            _fail("unknown data set", dataset, names, "Take one of these or the path of your own manifest (.yaml)")
+            raise ConfigError(
+                f"unknown data set: {dataset!r}; expected {names}, or the path of your own manifest (.yaml)."
+            )
         source = builtin[dataset]
     try:
         spec = yaml.safe_load(source.read_text(encoding="utf-8"))

@@ -80,7 +80,7 @@ def run(
     common = (dataset.root, dataset.splits, config, identity, stall)
     tasks = [Task(path, batch, *common) for path, batch in zip(paths, batches, strict=True)]
     with _locked(folder):
-        _check_configuration(folder, identity)
+        _check_configuration(folder, identity, {video.id for video in videos})
         suspects = _clean(folder)
         tasks = [task for task in tasks if not task.path.exists()]
         done = len(videos) - sum(len(task.videos) for task in tasks)
@@ -152,7 +152,7 @@ def _identity(dataset: Dataset, videos: tuple[Video, ...], split: str, config: C
     }
 
 
-def _check_configuration(folder: Path, identity: dict) -> None:
+def _check_configuration(folder: Path, identity: dict, videos: set[str]) -> None:
     """Raises ShardError where a shard of another configuration is in the folder."""
     expected = shards.config_hash(identity)
     for path in sorted(folder.glob("[0-9]*.h5")):
@@ -163,11 +163,27 @@ def _check_configuration(folder: Path, identity: dict) -> None:
             keys = [
                 key for key in keys if key in here and key in there
             ] or keys  # backends have parameters of their own
-            differing = [f"{key}: {there.get(key)} there, {here.get(key)} now" for key in keys]
+            differing = [f"{key}: {there.get(key)} there, {here.get(key)} now" for key in keys if key != "videos"]
+            if "videos" in keys:
+                differing.append(_other_videos(folder, found.config["videos"], identity["videos"], videos))
             raise ShardError(
                 f"{path} was made with configuration {found.config_hash}, this run's is {expected} ({'; '.join(differing)}); "
                 "name another folder with --out, or delete this one"
             )
+
+
+def _other_videos(folder: Path, there: str, here: str, videos: set[str]) -> str:
+    """In words, how the videos differ from those of the shards: counts, and the first one that is gone or new."""
+    paths = sorted(folder.glob("[0-9]*.h5"))
+    arrays = [shards.ShardReader(path).arrays for path in paths]
+    stored = {video for array in arrays for key in ("videos/id", "failures/id") for video in array[key]}
+    count = int(there.split()[0])
+    text = f"videos: {count} there, {here.split()[0]} now, whose paths, sizes or labels are not the same"
+    if gone := stored - videos:
+        text += f"; gone is {min(gone)}"
+    if len(stored) == count and (new := videos - stored):
+        text += f"; new is {min(new)}"
+    return text
 
 
 def _flat(config: dict) -> dict[str, str]:
@@ -364,7 +380,8 @@ def _report(dataset: Dataset, videos: tuple[Video, ...], paths: list[Path], iden
         for video, name, stage, reason in zip(
             *(arrays[f"failures/{key}"] for key in ("id", "path", "stage", "reason")), strict=True
         ):
-            failures.append({"id": video, "path": name, "stage": stage, "reason": reason, "kept": video in kept})
+            failure = {"id": video, "path": name, "stage": stage, "reason": reason}
+            failures.append(failure | {"kept": video in kept, "shard": path.name})
     return {
         "dataset": dataset.name,
         "config": identity,

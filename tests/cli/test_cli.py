@@ -84,7 +84,7 @@ def test_the_three_commands(videos, tmp_path):
     assert (tmp_path / "runs" / "pace-r3d10-1" / "log.csv").read_text().count("\n") == 3
     done = vssl("eval", "retrieval", cwd=tmp_path)
     assert done.returncode == 0 and "each video against all others" in done.stdout, done.stderr
-    result = json.loads((tmp_path / "runs" / "pace-r3d10-1" / "results" / "retrieval-folder.json").read_text())
+    result = json.loads((tmp_path / "runs" / "pace-r3d10-1" / "results" / "retrieval-videos.json").read_text())
     assert {row["network"] for row in result["rows"]} == {"pretrained", "random", "chance"}
     for command in (("show", "labels"), ("show", "curriculum"), ("shards", "info"), ("shards", "verify")):
         done = vssl(*command, cwd=tmp_path)
@@ -97,6 +97,7 @@ def test_exit_codes_and_messages(videos, tmp_path):
     size = ("--height", 40, "--width", 48, "--crop", 32, "--clips", 1)
     done = vssl("labelgen", "--dataset", "folder", "--root", videos, *size, cwd=tmp_path)
     assert done.returncode == 3 and "left/broken.mp4: decode: cannot be decoded at opening" in done.stdout, done.stderr
+    assert "(00004.h5)" in done.stdout
     done = vssl("labelgen", "--dataset", "folder", "--root", videos, *size, "--seed", 5, cwd=tmp_path)
     assert done.returncode == 1 and "seed: 0 there, 5 now" in done.stderr
     done = vssl("labelgen", "--dataset", "folder", "--root", videos, "--crop", 100)
@@ -104,7 +105,7 @@ def test_exit_codes_and_messages(videos, tmp_path):
     done = vssl("labelgen", "--dataset", "folder", "--root", videos, "--flow", "magic")
     assert done.returncode == 2 and "'magic'" in done.stderr
     done = vssl("labelgen", "--dataset", "imagenet")
-    assert done.returncode == 1 and "unknown data set: 'imagenet'" in done.stderr
+    assert done.returncode == 2 and "unknown data set: 'imagenet'" in done.stderr
     assert vssl("labelgen").returncode == 2
     done = vssl("train", "--shards", tmp_path / "none")
     assert done.returncode == 1 and "no such folder" in done.stderr

@@ -31,7 +31,7 @@ def vssl(*arguments):
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     """Videos of 120, 70, 20 and 12 frames, 25 a second."""
-    root = tmp_path_factory.mktemp("videos")
+    root = tmp_path_factory.mktemp("data") / "videos"  # the name of the data set
     write_video(root / "left" / "0.mp4", 120, 0, step=-2)
     for index, n_frames in enumerate((70, 20, 12), start=1):
         write_video(root / "right" / f"{index}.mp4", n_frames, index)
@@ -193,11 +193,11 @@ def test_bad_values_are_refused(videos, tmp_path, options, message):
     ],
 )
 def test_another_configuration_in_the_same_folder_is_an_error(videos, plain, options, message):
-    before = {path.name: path.read_bytes() for path in (plain[0] / "folder").glob("*.h5")}
+    before = {path.name: path.read_bytes() for path in (plain[0] / "videos").glob("*.h5")}
     common = ("--dataset", "folder", "--root", videos, "--out", plain[0], "--videos-per-shard", 10)
     code, output = vssl("labelgen", *common, *TINY, *options)
     assert code == 1 and message in output and "name another folder with --out" in output
-    assert {path.name: path.read_bytes() for path in (plain[0] / "folder").glob("*.h5")} == before
+    assert {path.name: path.read_bytes() for path in (plain[0] / "videos").glob("*.h5")} == before
 
 
 def test_the_split_that_was_labelled_is_named(videos, tmp_path):
@@ -210,7 +210,7 @@ def test_the_split_that_was_labelled_is_named(videos, tmp_path):
     code, output = vssl(*common, "--split", "2/train")
     assert code == 1 and 'split: "1/test" there, "2/train" now' in output, output
     code, output = vssl(*common, "--split", "3")
-    assert code == 1 and "unknown split: '3'; expected 1, 2, train" in output, output
+    assert code == 2 and "unknown split: '3'; expected 1, 2, train" in output, output
 
 
 # --- Ctrl-C
@@ -222,7 +222,7 @@ def test_ctrl_c_twice_stops_in_order(videos, tmp_path, sign):
     command += ["--videos-per-shard", "10", "--workers", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(tmp_path.glob(f"folder/{sign}")):
+    while not list(tmp_path.glob(f"videos/{sign}")):
         time.sleep(0.01)
     for _ in range(3):
         os.killpg(process.pid, signal.SIGINT)
@@ -230,7 +230,7 @@ def test_ctrl_c_twice_stops_in_order(videos, tmp_path, sign):
     message = process.communicate()[1]
     assert process.returncode == 130, message
     assert message == "stopped; finished shards are kept, the same command goes on from them\n"
-    assert [path.name for path in (tmp_path / "folder").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "videos").iterdir()] == [".lock"]
     labelgen(videos, tmp_path)
 
 
@@ -273,12 +273,17 @@ def test_show_curriculum(plain, tmp_path):
 
 def test_shards_info_and_verify(plain, tmp_path):
     code, output = vssl("shards", "info", plain[0])
-    assert code == 0 and "folder: 1 shards" in output and "frames 222" in output and "I_v" in output
+    assert code == 0 and "videos: 1 shards" in output and "frames 222" in output and "I_v" in output
     code, output = vssl("shards", "verify", plain[0])
     assert code == 0 and output == "1 shards are sound\n"
     code, output = vssl("shards", "verify", tmp_path)
     assert code == 1 and "holds no shards" in output
-    data = (plain[0] / "folder" / "00000.h5").read_bytes()
+    for command in ("info", "verify"):  # the folder is an argument there
+        code, output = vssl("shards", command, tmp_path / "none")
+        assert code == 1 and output.endswith("or name it after the command\n"), output
+    code, output = vssl("show", "labels", "--shards", tmp_path / "none")
+    assert code == 1 and output.endswith("or name it with --shards\n")
+    data = (plain[0] / "videos" / "00000.h5").read_bytes()
     (tmp_path / "00000.h5").write_bytes(data)
     (tmp_path / "00001.h5").write_bytes(data[:-100])
     with h5py.File(tmp_path / "00000.h5", "r+") as file:

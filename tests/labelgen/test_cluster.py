@@ -32,7 +32,7 @@ SMALL = Config(height=48, width=64, crop=32)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Five videos and one that is none."""
-    root = tmp_path_factory.mktemp("videos")
+    root = tmp_path_factory.mktemp("data") / "videos"  # the name of the data set
     for index, n_frames in enumerate((70, 40, 12, 90, 64)):
         write_video(root / "right" / f"{index}.mp4", n_frames, index)
     (root / "right" / "9.mp4").write_text("no video")
@@ -59,7 +59,7 @@ def label(root, out, cluster=None, **options):
 
 
 def content(out):
-    return {path.name: path.read_bytes() for path in sorted((out / "folder").glob("*.h5"))}
+    return {path.name: path.read_bytes() for path in sorted((out / "videos").glob("*.h5"))}
 
 
 def test_a_cluster_writes_the_same_bytes_wherever_the_command_runs(folder, local, cluster, tmp_path, monkeypatch):
@@ -89,7 +89,7 @@ def test_a_video_that_kills_or_hangs_the_process_of_its_shard_is_the_only_one_lo
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SABOTAGE.format(action=action))
     monkeypatch.syspath_prepend(tmp_path / "site")  # of the processes to be started
-    data, shard = load("folder", folder), ShardReader(local[0] / "folder" / "00000.h5")
+    data, shard = load("folder", folder), ShardReader(local[0] / "videos" / "00000.h5")
     (tmp_path / ".lock").touch()
     path = tmp_path / "00000.h5"
     task = run.Task(path, data.videos[:2], data.root, data.splits, SMALL, shard.config, stall=4)
@@ -143,7 +143,7 @@ def test_a_process_of_its_own_ends_with_its_parent():
 
 def test_a_dask_worker_that_is_killed_loses_nothing(folder, local, cluster, tmp_path):
     def kill():
-        while not list(tmp_path.glob("folder/.*.jpeg.tmp")):  # a shard is being made
+        while not list(tmp_path.glob("videos/.*.jpeg.tmp")):  # a shard is being made
             time.sleep(0.01)
         os.kill(victim, signal.SIGKILL)
 
@@ -154,4 +154,4 @@ def test_a_dask_worker_that_is_killed_loses_nothing(folder, local, cluster, tmp_
     label(folder, tmp_path, cluster)
     thread.join()
     assert content(tmp_path) == content(local[0])
-    assert not list(tmp_path.glob("folder/.*.tmp"))
+    assert not list(tmp_path.glob("videos/.*.tmp"))

@@ -9,6 +9,7 @@ import pytest
 
 from labelgen.decode import count_frames, frames
 from labelgen.errors import DecodeError
+from tests.labelgen import synthetic
 
 CODECS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "codecs"
 codecs = pytest.mark.skipif(not CODECS.is_dir(), reason="the codec collection is not here")
@@ -81,6 +82,65 @@ def test_what_cannot_be_decoded_says_why(tmp_path):
         container.mux(stream.encode(sound))
     with pytest.raises(DecodeError, match="no video stream"):
         next(frames(tmp_path / "sound.wav"))
+
+
+FORMATS = {
+    "a.avi": {},
+    "bframes.avi": {"bf": "2"},
+    "sound.avi": {"sound": 6},
+    "a.mkv": {},
+    "bframes.mkv": {"codec": "libx264"},
+    "sound.mkv": {"codec": "libx264", "sound": 6},
+    "a.webm": {"codec": "libvpx", "deadline": "realtime"},
+    "a.mp4": {"muxer": {"movflags": "faststart"}},
+    "bframes.mp4": {"codec": "libx264", "muxer": {"movflags": "faststart"}},
+    "sound.mp4": {"codec": "libx264", "sound": 6, "muxer": {"movflags": "faststart"}},
+    "a.mpg": {"codec": "mpeg2video"},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_breaks_off_is_told_from_a_whole_one(tmp_path, name):
+    path = synthetic.write_video(tmp_path / name, 80, **FORMATS[name])
+    assert len(list(frames(path))) == 80 and len(list(frames(path, fps=12.5))) == 40
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    counts = []
+    for fps in (None, 12.5):
+        stream = frames(path, fps=fps)
+        with pytest.raises(DecodeError, match=r"the file ends (after|within)|cannot be decoded after"):
+            list(stream)
+        counts.append(stream.count)
+    assert 0 < counts[0] < 75 and counts[0] == count_frames(path) and counts[1] == pytest.approx(counts[0] / 2, abs=1)
+
+
+def test_the_reason_says_how_much_is_there(tmp_path):
+    for name, reason in (("a.avi", r"after \d\d of 80 frames$"), ("a.mkv", r"after [12]\.\d of 3\.2 s$")):
+        path = synthetic.write_video(tmp_path / name, 80)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(DecodeError, match=f"{name}: the file ends {reason}"):
+            list(frames(path))
+
+
+def test_frames_that_an_edit_list_hides_are_not_missed(tmp_path):
+    path = synthetic.write_video(tmp_path / "long.mp4", 100, codec="libx264")
+    with av.open(str(path)) as whole, av.open(str(tmp_path / "cut.mp4"), "w") as cut:
+        stream = whole.streams.video[0]
+        copy = cut.add_stream_from_template(stream)
+        for packet in whole.demux(stream):
+            if packet.dts is not None:
+                packet.pts -= int(2 / stream.time_base)
+                packet.dts -= int(2 / stream.time_base)
+                packet.stream = copy
+                cut.mux(packet)
+    assert count_frames(tmp_path / "cut.mp4") == 50
+
+
+def test_repeated_frames_of_an_avi_are_not_missed(tmp_path):
+    path = write_video(tmp_path / "a.avi", pictures(20), codec="ffv1")  # 1000 a second, nearly all empty
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames > 700
+    assert len(list(frames(path))) == 20
 
 
 def test_metadata_that_is_not_utf8_does_not_stop_a_video(tmp_path):

@@ -198,7 +198,10 @@ def test_missing_and_foreign_shards(folder):
 def test_description(sound):
     text = inspect.describe(open_shards(sound))
     assert (
-        "folder: 3 shards" in text and "videos 5, frames 246" in text and "failures 1\n  train/9.mp4: decode: " in text
+        "folder: 3 shards" in text
+        and "videos 5, frames 246" in text
+        and "failures 1\n  train/9.mp4: decode: " in text
+        and "(00002.h5)\n" in text
     )
     assert "pace           % of each id:" in text and "; 2 videos too short" in text
     assert "p_u grid" in text and "C              % of each id:" in text and "jpeg_quality=90" in text

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from labelgen.errors import VsslError
-from labelgen.manifest import ManifestError, load, select, split_name
+from labelgen.errors import ConfigError, ManifestError, VsslError
+from labelgen.manifest import load, select, split_name
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 HMDB_CLASSES = 51
@@ -29,7 +29,7 @@ def manifest(folder, text):
 
 
 def fails(match, dataset, root):
-    with pytest.raises(ManifestError, match=match) as error:
+    with pytest.raises((ManifestError, ConfigError), match=match) as error:
         load(dataset, root)
     assert isinstance(error.value, VsslError)
     assert "expected" in str(error.value) or "cannot read" in str(error.value)
@@ -241,8 +241,20 @@ def test_where_videos_are_looked_for(tmp_path, monkeypatch):
     assert load("folder").videos[0].path == tmp_path / "elsewhere/folder/b.avi"
     assert load("folder", "c").videos[0].path == tmp_path / "c/c.avi"
     fails("folder not found.*absent.*--root", "folder", "absent")
+    assert load("folder").name == "folder"
     (tmp_path / "empty").mkdir()
     fails("no videos found in", "folder", "empty")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("clips", "clips"), ("my videos (2)", "my-videos--2"), ("v1.0_ü", "v1.0_ü"), ("%", "folder")]
+)
+def test_a_folder_names_its_data_set(tmp_path, monkeypatch, folder, name):
+    put(tmp_path, f"{folder}/a.avi")
+    assert load("folder", tmp_path / folder).name == name
+    monkeypatch.chdir(tmp_path / folder)
+    assert load("folder", ".").name == name
+    assert load(manifest(tmp_path / folder, ""), ".").name == "mine"
 
 
 # --- the manifest ---
@@ -327,11 +339,11 @@ def test_select(ucf):
     assert chosen("train") == chosen("1/train") == [zumba]
     assert chosen("test") == chosen("2/train")[:1] == [archery]
     assert chosen("3/test") == [zumba]
-    with pytest.raises(ManifestError, match="'4'; expected 1, 2, 3, train, validation, test"):
+    with pytest.raises(ConfigError, match="'4'; expected 1, 2, 3, train, validation, test"):
         chosen("4")
     with pytest.raises(ManifestError, match="no video in split: 'val'"):
         chosen("val")
-    with pytest.raises(ManifestError, match="no splits"):
+    with pytest.raises(ConfigError, match="no splits"):
         select(dataset.videos, (), "train")
     names = {
         which: split_name(dataset.splits, which) for which in (None, "1", "train", "1/train", "val", "2/validation")

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Five videos, of 70, 40, 12 and 90 frames, and one that is none."""
-    root = tmp_path_factory.mktemp("videos")
+    root = tmp_path_factory.mktemp("data") / "videos"  # the name of the data set
     for index, n_frames in enumerate((70, 40, 12, 90)):
         write_video(root / "right" / f"{index}.mp4", n_frames, index)
     (root / "right" / "9.mp4").write_text("no video")
@@ -42,7 +42,7 @@ def label(root, out, workers=1, config=SMALL, **options):
 
 
 def content(out):
-    return {path.name: path.read_bytes() for path in sorted((out / "folder").glob("*.h5"))}
+    return {path.name: path.read_bytes() for path in sorted((out / "videos").glob("*.h5"))}
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def test_report_counts_everything(folder, unbroken):
     assert (report["without_clip"], report["too_short_for_pace"], report["too_short_for_order"]) == (1, 2, 2)
     assert report["failures"][0]["id"] == "right/9.mp4" and report["failures"][0]["stage"] == "decode"
     assert report["this_run"]["flow pairs"] == 11 * 15
-    assert json.loads((out / "folder" / "report.json").read_text()) == report
-    assert {p.name for p in (out / "folder").iterdir()} == {"00000.h5", "00001.h5", "00002.h5", "report.json", ".lock"}
+    assert json.loads((out / "videos" / "report.json").read_text()) == report
+    assert {p.name for p in (out / "videos").iterdir()} == {"00000.h5", "00001.h5", "00002.h5", "report.json", ".lock"}
 
 
 def test_shards_hold_the_videos(folder, unbroken):
@@ -109,7 +109,7 @@ def test_two_workers_write_the_same_bytes(folder, unbroken, tmp_path):
 
 
 def test_a_finished_folder_is_left_alone(folder, unbroken):
-    before = {p: p.stat().st_mtime_ns for p in (unbroken[0] / "folder").glob("*.h5")}
+    before = {p: p.stat().st_mtime_ns for p in (unbroken[0] / "videos").glob("*.h5")}
     report = label(folder, unbroken[0])
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert report["this_run"]["frames"] == 0 and report["videos"] == unbroken[1]["videos"]
@@ -125,7 +125,7 @@ def test_killed_and_run_again(folder, unbroken, tmp_path, workers, delay):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
-    while process.poll() is None and not list(tmp_path.glob("folder/.*.tmp")):
+    while process.poll() is None and not list(tmp_path.glob("videos/.*.tmp")):
         time.sleep(0.01)
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGKILL)
@@ -134,7 +134,7 @@ def test_killed_and_run_again(folder, unbroken, tmp_path, workers, delay):
         assert data == content(unbroken[0])[name]  # whatever carries the final name is whole
     assert subprocess.run(command, env=environment, capture_output=True).returncode == 3
     assert content(tmp_path) == content(unbroken[0])
-    assert not list(tmp_path.glob("folder/.*.tmp"))
+    assert not list(tmp_path.glob("videos/.*.tmp"))
 
 
 SABOTAGE = """
@@ -178,14 +178,14 @@ def test_a_video_that_kills_or_hangs_its_worker_is_the_only_one_lost(
     environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
-    report = json.loads((tmp_path / "folder" / "report.json").read_text())
+    report = json.loads((tmp_path / "videos" / "report.json").read_text())
     assert [(f["id"], f["reason"]) for f in report["failures"] if f["stage"] == "process"] == [("right/1.mp4", reason)]
     assert report["videos"]["labelled"] == 3
     good, here = content(unbroken[0]), content(tmp_path)
     assert here["00001.h5"] == good["00001.h5"] and here["00002.h5"] == good["00002.h5"]
     (kept,) = (r for r in open_shards(tmp_path) if r.path.endswith("00000.h5"))
     assert kept.arrays["videos/id"] == ("right/0.mp4",)
-    assert (kept.jpeg(69) == ShardReader(unbroken[0] / "folder" / "00000.h5").jpeg(69)).all()
+    assert (kept.jpeg(69) == ShardReader(unbroken[0] / "videos" / "00000.h5").jpeg(69)).all()
 
 
 def test_another_configuration_is_refused_with_both_values(folder, unbroken):
@@ -200,9 +200,38 @@ def test_a_changed_list_of_videos_is_refused(folder, unbroken, tmp_path):
     for path in (folder / "right").iterdir():
         (tmp_path / "v" / path.name).symlink_to(path)
     label(tmp_path / "v", tmp_path)
-    (tmp_path / "v" / "0.mp4").unlink()
-    with pytest.raises(ShardError, match='videos: "5 .*" there, "4 .*" now'):
+    words = "whose paths, sizes or labels are not the same"
+    (tmp_path / "v" / "1.mp4").rename(tmp_path / "v" / "a.mp4")
+    with pytest.raises(ShardError, match=rf"\(videos: 5 there, 5 now, {words}; gone is 1.mp4; new is a.mp4\)"):
         label(tmp_path / "v", tmp_path)
+    (tmp_path / "v" / "a.mp4").unlink()
+    with pytest.raises(ShardError, match=rf"\(videos: 5 there, 4 now, {words}; gone is 1.mp4\)"):
+        label(tmp_path / "v", tmp_path)
+    (tmp_path / "v" / "1.mp4").write_text("of another size")
+    with pytest.raises(ShardError, match=rf"\(videos: 5 there, 5 now, {words}\)"):
+        label(tmp_path / "v", tmp_path)
+
+
+def test_two_folders_of_one_name_are_not_mixed(folder, tmp_path):
+    write_video(tmp_path / "other" / "videos" / "x.mp4", 20)
+    write_video(tmp_path / "ucf101" / "x.mp4", 20)
+    label(folder, tmp_path)
+    with pytest.raises(ShardError, match="videos: 5 there, 1 now"):
+        label(tmp_path / "other" / "videos", tmp_path)
+    assert label(tmp_path / "ucf101", tmp_path)["dataset"] == "ucf101"
+    assert len(list((tmp_path / "ucf101").glob("*.h5"))) == 1
+
+
+def test_a_file_that_breaks_off_is_kept_and_listed(tmp_path):
+    path = write_video(tmp_path / "v" / "0.avi", 80)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for options in ({}, {"fps": 12.5}, {"clips": 1}):
+        out = tmp_path / f"out{len(options)}{list(options)}"
+        report = label(tmp_path / "v", out, config=Config(height=48, width=64, crop=32, **options))
+        (failure,) = report["failures"]
+        assert (failure["stage"], failure["kept"], failure["shard"]) == ("decode", True, "00000.h5")
+        assert failure["reason"].startswith(f"kept the first {report['frames']} frames: the file ends after ")
+        assert failure["reason"].endswith(" of 80 frames") and report["videos"]["cut_short"] == 1
 
 
 def test_the_split_is_named_in_the_configuration(folder, tmp_path):
@@ -224,13 +253,13 @@ def test_links_to_nowhere_are_listed_as_failed(tmp_path):
 
 def test_a_folder_with_missing_shards_is_not_read(folder, tmp_path):
     label(folder, tmp_path)
-    (tmp_path / "folder" / "00001.h5").unlink()
+    (tmp_path / "videos" / "00001.h5").unlink()
     with pytest.raises(ShardError, match="2 of 3 shards are there"):
         open_shards(tmp_path)
 
 
 def test_two_runs_do_not_share_a_folder(folder, unbroken):
-    with run._locked(unbroken[0] / "folder"), pytest.raises(ShardError, match="another labelgen is writing"):
+    with run._locked(unbroken[0] / "videos"), pytest.raises(ShardError, match="another labelgen is writing"):
         label(folder, unbroken[0])
 
 
@@ -247,7 +276,7 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_shards_only(folder, unbroken
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 1 and "cannot be written: File too large" in done.stderr, done.stderr
     assert all(data == content(unbroken[0])[name] for name, data in content(tmp_path).items())
-    assert not list(tmp_path.glob("folder/.*.tmp"))
+    assert not list(tmp_path.glob("videos/.*.tmp"))
     label(folder, tmp_path)
     assert content(tmp_path) == content(unbroken[0])
 
