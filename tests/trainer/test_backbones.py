@@ -1,4 +1,9 @@
 import copy
+import ctypes.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +12,7 @@ from torch.nn import functional as F
 
 from trainer.backbones import BACKBONES
 from trainer.backbones.layers import separable
+from trainer.backbones.resnet2d import conv2d
 from trainer.backbones.resnet3d import BasicBlock, conv3d, middle_channels
 from trainer.backbones.s3dg import Inception, SelfGating
 
@@ -157,6 +163,55 @@ def test_2d_networks_keep_the_memory_layout(name):
     stages = network(clips(2, 3, 4, 64, 64).to(memory_format=torch.channels_last_3d))
     assert layouts and all(layouts)
     assert all(stage.is_contiguous(memory_format=torch.channels_last_3d) for stage in stages.values())
+
+
+SMALL_STEPS = """
+import torch
+from trainer.backbones import BACKBONES
+for width in (0.01, 0.06):  # 1 to 5 channels, the smallest width that is allowed, and 4 to 31
+    for name in BACKBONES:
+        network = BACKBONES[name](width).to(memory_format=torch.channels_last_3d)
+        for _ in range(2):
+            clips = torch.randn(2, 3, 16, 112, 112).to(memory_format=torch.channels_last_3d)
+            network(clips)["conv5"].square().sum().backward()
+        print(name, width, flush=True)
+"""
+
+
+@pytest.mark.parametrize("instructions", ["DEFAULT", "AVX2"])
+def test_few_channels_train_within_their_memory(instructions):
+    """oneDNN chooses other kernels for other processors: those of AVX2 are tried on newer ones, too."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions, "MALLOC_CHECK_": "3", "PYTHONFAULTHANDLER": "1"}
+    if library := ctypes.util.find_library("c_malloc_debug"):  # glibc's; without it MALLOC_CHECK_ does nothing
+        environment["LD_PRELOAD"] = library
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_STEPS],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 2 * len(BACKBONES)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 6, 16])
+def test_strided_convolutions_of_kernel_1_have_the_gradients_of_their_definition(channels):
+    x = clips(2, channels, 4, 9, 8).requires_grad_()
+    frames = x.detach()[:, :, 0].clone().requires_grad_()
+    volume, image = conv3d(channels, 5, 1, 2)[0], conv2d(channels, 5, 1, 2)[0]
+    volume(x).square().sum().backward()
+    image(frames).square().sum().backward()
+    for module, given, picked in (
+        (volume, x, "bithw,oi->bothw"),
+        (image, frames, "bihw,oi->bohw"),
+    ):
+        exact, weight = given.detach().double().requires_grad_(), module.weight.detach().double().requires_grad_()
+        every_other = exact[(slice(None), slice(None), *[slice(None, None, 2)] * (given.ndim - 2))]
+        torch.einsum(picked, every_other, weight.flatten(1)).square().sum().backward()
+        assert torch.allclose(given.grad.double(), exact.grad, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(module.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_middle_channels_by_hand():

@@ -37,12 +37,23 @@ def triple(size: int | tuple[int, int, int]) -> tuple[int, int, int]:
     return (size, size, size) if isinstance(size, int) else size
 
 
+def subsample(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Every stride-th value of x [N, C, ...] along each of its last axes, a view.
+
+    A convolution of kernel 1 is computed on it with stride 1: with a stride, oneDNN writes beyond its memory or returns wrong
+    gradients where the input channels are fewer than its blocks of 8 or 16 (uxlfoundation/oneDNN issue 6035).
+    """
+    return x[(..., *(slice(None, None, step) for step in stride))]
+
+
 class Conv3d(nn.Conv3d):
     """nn.Conv3d without bias that computes purely temporal kernels on the CPU in two dimensions, time and space: PyTorch
-    2.13 takes 3 to 10 times as long in three. Exported networks keep the plain operator."""
+    2.13 takes 3 to 10 times as long in three. Exported networks keep the plain operator. Kernels of 1 see only the values
+    that their stride picks, see `subsample`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # kernels of 1 stay: with a stride of (2, 1) and few channels PyTorch 2.13 writes beyond its memory there
+        if self.kernel_size == (1, 1, 1):
+            return F.conv3d(subsample(x, self.stride), self.weight)
         temporal = self.kernel_size[0] > 1 and self.kernel_size[1:] == self.stride[1:] == (1, 1)
         if not (temporal and x.is_cpu) or torch.compiler.is_exporting() or torch.jit.is_tracing():
             return super().forward(x)

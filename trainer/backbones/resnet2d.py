@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.backbones.layers import Stages, initialised, scaled
+from trainer.backbones.layers import Stages, initialised, scaled, subsample
 from trainer.backbones.resnet3d import BasicBlock, residual_stages, shortcut
 
 
@@ -33,7 +33,10 @@ class FrameConv(nn.Conv3d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight.squeeze(2), None, self.stride[1:], self.padding[1:])
+        weight = self.weight.squeeze(2)
+        if self.kernel_size == (1, 1, 1):
+            return F.conv2d(subsample(x, self.stride[1:]), weight)
+        return F.conv2d(x, weight, None, self.stride[1:], self.padding[1:])
 
 
 def conv2d(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
