@@ -191,16 +191,14 @@ def _find_split(splits: Sequence[str], which: str) -> tuple[int, int]:
             choices.setdefault(word, (0, _PART_WORDS[word]))
     if which not in choices:
         if not splits:
-            raise ConfigError(
-                f"unknown split: {which!r}; expected none, as the data set has no splits. Leave --split out."
-            )
+            _fail("unknown split", which, "none, as the data set has no splits", "Leave --split out", ConfigError)
         known = ", ".join([*splits, *PARTS])
-        raise ConfigError(f"unknown split: {which!r}; expected {known}, or both as in {splits[0]}/train.")
+        _fail("unknown split", which, f"{known}, or both as in {splits[0]}/train", "Choose one of these", ConfigError)
     return choices[which]
 
 
-def _fail(what: str, value: object, expected: str, do: str) -> NoReturn:
-    raise ManifestError(f"{what}: {str(value)!r}; expected {expected}. {do}.")
+def _fail(what: str, value: object, expected: str, do: str, error: type = ManifestError) -> NoReturn:
+    raise error(f"{what}: {str(value)!r}; expected {expected}. {do}.")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -214,14 +212,13 @@ def _read_manifest(dataset: str) -> dict:
     if dataset.endswith((".yaml", ".yml")):
         source = Path(dataset).expanduser()
         if not source.is_file():
-            raise ConfigError(f"manifest not found: {dataset!r}; expected a file. Check the path.")
+            _fail("manifest not found", dataset, "a file", "Check the path", ConfigError)
     else:
         builtin = {f.name[:-5]: f for f in resources.files("data_manifests").iterdir() if f.name[-5:] == ".yaml"}
         if dataset not in builtin:
             names = ", ".join(sorted(builtin))
-            raise ConfigError(
-                f"unknown data set: {dataset!r}; expected {names}, or the path of your own manifest (.yaml)."
-            )
+            do = "Take one of these or the path of your own manifest (.yaml)"
+            _fail("unknown data set", dataset, names, do, ConfigError)
         source = builtin[dataset]
     try:
         spec = yaml.safe_load(source.read_text(encoding="utf-8"))

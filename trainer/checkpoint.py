@@ -136,7 +136,7 @@ def newest_run(finetuned: bool = True) -> Path:
 
     Raises TrainerError when there is none.
     """
-    checkpoints = [path for path in RUNS.glob("*/checkpoints/[0-9]*") if finetuned or not _has_labels(path)]
+    checkpoints = [path for path in RUNS.glob("*/checkpoints/[0-9]*") if finetuned or _pretrained(path)]
     if not checkpoints:
         raise TrainerError(
             f"no {'' if finetuned else 'pretrained '}run with a checkpoint in {RUNS}/; train one with `vssl train`, or "
@@ -145,11 +145,16 @@ def newest_run(finetuned: bool = True) -> Path:
     return max(checkpoints, key=lambda path: path.stat().st_mtime).parents[1]
 
 
-def _has_labels(folder: Path) -> bool:
+def _pretrained(folder: Path) -> bool:
     try:
-        return json.loads((folder / "checkpoint.json").read_text())["settings"]["method"] == "recognition"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # damaged: whoever loads it is told so
+        return not with_labels(json.loads((folder / "checkpoint.json").read_text())["settings"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return True  # damaged: whoever loads it is told so
+
+
+def with_labels(settings: dict) -> bool:
+    """Whether a run of these settings learns the class labels."""
+    return "recognition" in settings["method"].split("+")
 
 
 def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
@@ -248,10 +253,8 @@ def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str]
     share = sum(size for name, size in sizes.items() if name in matched) / sum(sizes.values())
     report = f"{saved.file}: {len(matched)} of {len(own)} tensors matched ({100 * share:.1f} % of the parameters)"
     if share < 0.95:
-        has, counts = (
-            saved.meta["settings"],
-            ", ".join(f"{len(names)} {word}" for word, names in other.items() if names),
-        )
+        counts = ", ".join(f"{len(names)} {word}" for word, names in other.items() if names)
+        has = saved.meta["settings"]
         raise TrainerError(
             f"{report}, at least 95 % must; {counts}: it holds {has['backbone']} of width {has['width']:g}"
         )

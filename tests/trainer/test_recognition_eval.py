@@ -313,8 +313,21 @@ def test_recognition_from_the_command_line(shards, runs):
     options = ["eval", "recognition", "--shards", str(shards), "--workers", "0"]
     done = CliRunner().invoke(main, options + [word for run in runs for word in ("--checkpoint", str(run))])
     assert done.exit_code == 0 and "each video once over splits a, b, c" in done.output
+    assert done.output.splitlines()[-1] == str(runs[0] / "results/recognition-six.json")
     wrong = CliRunner().invoke(main, [*options, "--checkpoint", str(runs[0]), "--split", "c"])
     assert wrong.exit_code == 1 and "Error: --split c: the run was trained on split a" in wrong.output
+
+
+def test_finetuning_starts_from_the_newest_pretrained_run(shards, runs, pretrained, tmp_path, monkeypatch):
+    for place in (pretrained, runs[0]):  # the finetuned one is the newer
+        shutil.copytree(place, tmp_path / "runs" / place.name)
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.newest_run().name == runs[0].name
+    options = ["finetune", "--shards", str(shards), "--epochs", "1", "--workers", "0", "--device", "cpu"]
+    done = CliRunner().invoke(main, [*options, "--run", "tuned"])
+    assert done.exit_code == 0 and checkpoint.load("tuned").meta["initial"]["settings"]["method"] == "pace", done.output
+    wrong = CliRunner().invoke(main, [*options, "--scratch", "--set", "dropout=1"])
+    assert wrong.exit_code == 1 and "dropout is 1.0, expected 0 or more and less than 1" in wrong.output
 
 
 def test_intervals_are_by_video(shards, runs):

@@ -107,6 +107,7 @@ def test_numbers_on_the_page_are_those_of_the_results(run, path):
     assert sum(alt.startswith(("Query", "Found")) for alt in shown) == 4 + wrong + right
     assert sum("side by side" in alt for alt in shown) == 2 and "What it shows" in shown
     assert "Recognition on ucf101, split split1, finetuned as finetuned" in found.text
+    assert "Recognition on ucf101, split split1 (finetuned): accuracy, video" in found.text
     assert "Confusion matrix of 4 classes" in str(found.all("svg")) and "this run" in found.text
 
 
@@ -135,6 +136,14 @@ def test_what_is_missing_is_said_with_a_command_that_exists(shards, tmp_path):
     assert "Sheets of labels" in missing and "curriculum" in missing
     with pytest.raises(TrainerError, match="neither a run"):
         report.report(tmp_path / "nothing")
+
+
+def test_what_is_missing_for_several_results_is_said_once(run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
+    result = run / "results" / "retrieval-ucf101-split1.json"
+    shutil.copy(result, result.with_name("retrieval-ucf101-by-ucf101-split1.json"))
+    text = html_text(report.report(run)[0])
+    assert text.count("Retrieval from ucf101 by ucf101") and text.count("Pictures of the videos of ucf101") == 1
 
 
 def test_joint_training_and_a_run_without_a_step(shards, tmp_path):

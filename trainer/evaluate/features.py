@@ -157,10 +157,8 @@ def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute:
                 if (stage, pooling) not in arrays:
                     file, shape = folder / f"{stage}-{pooling}.npy", (len(clips), values.shape[1])
                     arrays[stage, pooling] = np.lib.format.open_memmap(file, "w+", np.float32, shape)
-                    with (
-                        writing(file),
-                        open(file, "r+b") as opened,
-                    ):  # or a full disk would kill the process where the map is written
+                    # or a full disk would kill the process where the map is written
+                    with writing(file), open(file, "r+b") as opened:
                         os.posix_fallocate(opened.fileno(), 0, os.path.getsize(file))
                 arrays[stage, pooling][index] = values.cpu().numpy()
     for array in arrays.values():

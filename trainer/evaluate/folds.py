@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from trainer import data
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import Checkpoint, with_labels
 from trainer.errors import TrainerError
 from trainer.evaluate import protocol
 from trainer.evaluate.features import Compute, Features, features
@@ -242,7 +242,7 @@ def seen(saved: Checkpoint, shards: str | os.PathLike, source: data.Shards, test
         used = 0 if meta is None else int(trained_on(meta, shards, source)[np.unique(tested)].sum())
         if used:
             method = meta["settings"]["method"]
-            labels = "with their labels" if "recognition" in method.split("+") else "without labels"
+            labels = "with their labels" if with_labels(meta["settings"]) else "without labels"
             split = f", split {meta['split']}" * bool(meta["split"])
             notes.append(
                 f"{used} of the {len(np.unique(tested))} tested videos are training videos of {method}{split} ({labels})"

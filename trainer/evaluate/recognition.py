@@ -12,7 +12,7 @@ import torch
 
 from labelgen.shards import open_shards
 from trainer import data
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import Checkpoint, with_labels
 from trainer.errors import TrainerError
 from trainer.evaluate import protocol
 from trainer.evaluate.features import COMPUTE, Compute, features, networks
@@ -96,10 +96,9 @@ def recognition(
 
 
 def _check_classifier(saved: Checkpoint) -> None:
-    method = saved.meta["settings"]["method"]
-    if "recognition" not in method.split("+"):
+    if not with_labels(saved.meta["settings"]):
         raise TrainerError(
-            f"{saved.file}: a network trained with {method} has no classifier; finetune it first: "
+            f"{saved.file}: a network trained with {saved.meta['settings']['method']} has no classifier; finetune it first: "
             f"vssl finetune --checkpoint {shlex.quote(str(saved.run))}"
         )
 

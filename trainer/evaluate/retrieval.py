@@ -131,11 +131,7 @@ def _one(source: data.Shards) -> tuple[Side, Side, str, list[str]]:
 
 
 def _two(asking: data.Shards, searched: data.Shards) -> tuple[Side, Side, str, list[str]]:
-    (queries, _, asked, _), (_, gallery, found, _) = protocol.parts(asking), protocol.parts(searched)
-    sides = [
-        f"{source.dataset} ({'all videos' if mode.startswith('each') else mode.split(' against ')[i]})"
-        for i, (source, mode) in enumerate(((asking, asked), (searched, found)))
-    ]
+    queries, gallery = protocol.parts(asking)[0], protocol.parts(searched)[1]
     labels, theirs = (np.array(source.text("videos/label")) for source in (asking, searched))
     known = queries & np.isin(labels, theirs[gallery])
     if not known.any():
@@ -147,9 +143,15 @@ def _two(asking: data.Shards, searched: data.Shards) -> tuple[Side, Side, str, l
     return (
         query,
         Side(searched, np.flatnonzero(gallery), theirs[gallery], len(labels)),
-        " against ".join(sides),
+        f"{_told(asking, queries)} against {_told(searched, gallery)}",
         notes,
     )
+
+
+def _told(source: data.Shards, chosen: np.ndarray) -> str:
+    names = {data.TRAIN: "train part", data.VALIDATION: "validation part", data.TEST: "test part"}
+    first, *others = set(source.part[chosen])
+    return f"{source.dataset} ({'all videos' if others else names.get(first, 'all videos')})"
 
 
 def _neighbours(asking: Side, searched: Side, nearest_items: np.ndarray) -> list[dict]:

@@ -15,7 +15,7 @@ from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
-from trainer.methods.method import Method, average
+from trainer.methods.method import Method, average, check_options
 
 HIDDEN, EMBEDDING = 1024, 128  # widths of the heads
 
@@ -68,9 +68,7 @@ class ASCNet(Method):
         speeds = options["speeds"]
         if not all(type(speed) is int and speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
             raise TrainerError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")
-        for name in ("gamma", "decay"):
-            if not 0 <= options[name] <= 1:
-                raise TrainerError(f"{name} is {options[name]}, expected 0 to 1")
+        check_options(options, *((name, 0 <= options[name] <= 1, "0 to 1") for name in ("gamma", "decay")))
         return shards.long_enough(max(speeds) * (CLIP_LENGTH - 1) + 1)
 
     @staticmethod

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer.data import Batch, Draw, Shards
+from trainer.errors import TrainerError
 
 
 def float32(function: Callable) -> Callable:
@@ -23,6 +24,13 @@ def float32(function: Callable) -> Callable:
             return function(*tensors, **named)
 
     return run
+
+
+def check_options(options: dict, *checks: tuple[str, bool, str]) -> None:
+    """Raises TrainerError for the first option that does not fit; checks: its name, whether it fits, what is expected."""
+    for name, fits, expected in checks:
+        if not fits:
+            raise TrainerError(f"{name} is {options[name]}, expected {expected}")
 
 
 class Method(nn.Module):

@@ -11,7 +11,7 @@ from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
-from trainer.methods.method import Method, float32
+from trainer.methods.method import Method, check_options, float32
 
 
 class Pace(Method):
@@ -55,12 +55,11 @@ class Pace(Method):
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
         """The videos long enough for every pace. Raises TrainerError for options that make no sense."""
-        for name, fits, expected in (
+        check_options(
+            options,
             ("temperature", options["temperature"] > 0, "more than 0"),
             ("contrast_weight", options["contrast_weight"] >= 0, "0 or more"),
-        ):
-            if not fits:
-                raise TrainerError(f"{name} is {options[name]}, expected {expected}")
+        )
         if options["contrast"] == "same-context" and shards.config["rows"] < 2:
             raise TrainerError(
                 "same-context needs two pace rows per video, the shards have 1; label with --rows 2 or more"

@@ -11,7 +11,7 @@ from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
-from trainer.methods.method import Method
+from trainer.methods.method import Method, check_options
 
 
 class Recognition(Method):
@@ -46,8 +46,7 @@ class Recognition(Method):
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
         """The videos that have a label. Raises TrainerError for options that make no sense."""
-        if not 0 <= options["dropout"] < 1:
-            raise TrainerError(f"dropout is {options['dropout']}, expected 0 or more and less than 1")
+        check_options(options, ("dropout", 0 <= options["dropout"] < 1, "0 or more and less than 1"))
         if len(shards.classes) < 2:
             raise TrainerError(f"{shards.dataset} has {len(shards.classes)} classes, recognition needs two or more")
         labelled = shards.targets >= 0

@@ -13,7 +13,7 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
-from trainer.methods.method import Method
+from trainer.methods.method import Method, check_options
 from trainer.methods.rotation import rotations
 
 EMBEDDING = 128
@@ -79,16 +79,15 @@ class TCE(Method):
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
         """The videos long enough for two clips. Raises TrainerError for options that make no sense."""
-        for name, fits, expected in (
+        check_options(
+            options,
             ("frames", options["frames"] >= 1, "1 or more"),
             ("temperature", options["temperature"] > 0, "more than 0"),
             ("negatives", options["negatives"] >= 1, "1 or more"),
             ("lo", -1 <= options["lo"] <= options["hi"], f"-1 to hi, which is {options['hi']}"),
             ("hi", options["hi"] <= 1, "1 or less"),
             ("rotation_weight", options["rotation_weight"] >= 0, "0 or more"),
-        ):
-            if not fits:
-                raise TrainerError(f"{name} is {options[name]}, expected {expected}")
+        )
         return shards.long_enough(2 * options["frames"])
 
     @staticmethod
