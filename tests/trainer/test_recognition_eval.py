@@ -1,6 +1,8 @@
 import csv
 import json
+import os
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -319,8 +321,10 @@ def test_recognition_from_the_command_line(shards, runs):
 
 
 def test_finetuning_starts_from_the_newest_pretrained_run(shards, runs, pretrained, tmp_path, monkeypatch):
-    for place in (pretrained, runs[0]):  # the finetuned one is the newer
+    for age, place in ((60, pretrained), (0, runs[0])):  # the finetuned one is the newer
         shutil.copytree(place, tmp_path / "runs" / place.name)
+        for folder in (tmp_path / "runs" / place.name / "checkpoints").iterdir():
+            os.utime(folder, (time.time() - age,) * 2)
     monkeypatch.chdir(tmp_path)
     assert checkpoint.newest_run().name == runs[0].name
     options = ["finetune", "--shards", str(shards), "--epochs", "1", "--workers", "0", "--device", "cpu"]
