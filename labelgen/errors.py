@@ -28,5 +28,9 @@ class ShardError(VsslError):
     """A shard is missing, damaged or does not belong with the others."""
 
 
+class WriteError(VsslError, OSError):
+    """A file cannot be written: the disk is full, or the folder may not be written."""
+
+
 class ClusterError(VsslError):
     """A Dask cluster cannot be reached, has no workers, or they lack what the work needs."""

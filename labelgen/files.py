@@ -1,0 +1,102 @@
+"""Files that are whole or as they were before, and folders that one process at a time may write."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from labelgen.errors import VsslError, WriteError
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, *errors: type[Exception]) -> Iterator[None]:
+    """Name the file that a block writes in its errors, which on a full disk most do not.
+
+    errors: what the libraries that write it raise besides OSError. Raises WriteError in their place.
+    """
+    try:
+        yield
+    except VsslError:
+        raise
+    except (OSError, *errors) as error:
+        raise WriteError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, *errors: type[Exception]) -> Iterator[Path]:
+    """A new file beside `path`, to be written in the block; at its end it is synced and takes the place of `path`, with the
+    permissions that a new file has. Where the block fails, `path` is as it was before, and nothing else is left.
+
+    errors: see `writing`. Raises WriteError where the disk is full or the folder may not be written.
+    """
+    path = Path(path)
+    with writing(path, *errors):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        try:
+            yield Path(name)
+            os.chmod(name, 0o666 & ~_umask())
+            sync(name)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file, UTF-8, see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, content: object) -> None:
+    """Write a JSON file, see `replacing`."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_png(path: str | os.PathLike, picture: np.ndarray) -> None:
+    """Write a picture, RGB uint8 [H, W, 3], as PNG, see `replacing`."""
+    import cv2
+
+    with replacing(path) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1])
+
+
+@contextlib.contextmanager
+def locked(folder: Path, error: Exception, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep other processes from writing into a folder; raises `error` where one does.
+
+    The lock is this process's alone: processes that it started, which may outlive it for a moment, do not hold it. A file
+    system without locks is told with `say`.
+    """
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX allows either
+            raise error from None
+        except OSError as reason:
+            say(f"warning: {folder}: cannot be locked ({reason}); make sure that no other process writes here")
+        yield
