@@ -1,0 +1,29 @@
+"""Fill the tables in the pages: each stands between `<!-- table: NAME -->` and `<!-- end -->`, and is printed by the code that it describes."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TABLES: dict[str, str] = {}  # name -> function without arguments that gives lines of Markdown
+
+
+def filled(text: str) -> str:
+    """The text of a page with every table printed anew. Raises KeyError for a table that nothing prints."""
+
+    def table(match: re.Match) -> str:
+        lines = pkgutil.resolve_name(TABLES[match[1]])()
+        return "\n".join([f"<!-- table: {match[1]} -->", *lines, "<!-- end -->"])
+
+    return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if (new := filled(text)) != text:
+            page.write_text(new, encoding="utf-8")
+            print(page.relative_to(ROOT))
