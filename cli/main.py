@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -14,6 +15,9 @@ from cli.report import compare, report
 from cli.show import shards_group, show
 from cli.train import finetune, train
 from labelgen.errors import ConfigError, VsslError
+
+# Threads of PyTorch that wait for work spin by default, which slows a step two to three times where another process runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class _Group(click.Group):

@@ -1,4 +1,4 @@
-"""Fill the tables in the pages: each stands between `<!-- table: NAME -->` and `<!-- end -->`, and is printed by the code that it describes."""
+"""Print the tables of the pages anew: each stands between `<!-- table: NAME -->` and `<!-- end -->`."""
 
 from __future__ import annotations
 
