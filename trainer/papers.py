@@ -79,18 +79,26 @@ def _recipes() -> Iterator[str]:
     found = []
     for path in sorted(RECIPES.glob("*.yaml")):
         content, (_, shards) = yaml.safe_load(path.read_text()), recipe(path.stem)
-        settings = content["settings"] | content["settings"].pop("options", {})
+        options = content["settings"].pop("options", {})
+        settings = content["settings"] | options
         assumed = [f"{name} {_value(v['value'])}" for name, v in settings.items() if v["source"] == "assumed"]
-        assumed += [_labelgen({name: v["value"]}) for name, v in content["shards"].items() if v["source"] == "assumed"]
-        found.append([f"`{path.stem}`", f"`{_labelgen(shards)}`", ", ".join(assumed) or "nothing"])
+        assumed += [
+            labelgen_options({name: v["value"]}) for name, v in content["shards"].items() if v["source"] == "assumed"
+        ]
+        found.append([f"`{path.stem}`", f"`{labelgen_options(shards)}`", ", ".join(assumed) or "nothing"])
     yield from _markdown(["recipe", "`vssl labelgen --dataset DATASET` with", "assumed"], found)
 
 
-def _labelgen(shards: dict) -> str:
+def labelgen_options(shards: dict) -> str:
+    """The shard configuration of a recipe as options of `vssl labelgen`."""
     options = []
     for name, value in shards.items():
-        text = "all" if value is None else ",".join(value) if isinstance(value, list) else str(value)
-        options.append(f"--{name.replace('_', '-')} {shlex.quote(text)}")
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):  # a flag
+            options += [option] * value
+        else:
+            text = "all" if value is None else ",".join(value) if isinstance(value, list) else str(value)
+            options.append(f"{option} {shlex.quote(text)}")
     return " ".join(options)
 
 

@@ -12,7 +12,7 @@ from trainer import papers
 from trainer.backbones import BACKBONES
 from trainer.methods import METHODS
 from trainer.published import PUBLISHED
-from trainer.settings import RECIPES
+from trainer.settings import RECIPES, recipe
 
 CONTENT = yaml.safe_load(papers.PAPERS.read_text())
 ENTRIES = {(source, item): entry for source, items in CONTENT["items"].items() for item, entry in items.items()}
@@ -103,6 +103,14 @@ def test_every_command_exists():
         assert accepted(command, missing), command
     assert not accepted("vssl eval nonsense", ()) and not accepted("vssl train --nonsense 1", ())
     assert not accepted("vssl train --recipe nonsense", ())
+
+
+def test_shards_of_a_recipe_become_options_of_labelgen():
+    shards = {"crop": 112, "clips": None, "paces": ["1/2", "-1"], "allow_wrap": True, "order_clips": 3}
+    assert papers.labelgen_options(shards) == "--crop 112 --clips all --paces 1/2,-1 --allow-wrap --order-clips 3"
+    assert papers.labelgen_options({"allow_wrap": False}) == ""
+    for path in RECIPES.glob("*.yaml"):
+        assert accepted(f"vssl labelgen {papers.labelgen_options(recipe(path.stem)[1])}", ())
 
 
 def test_every_recipe_runs_a_row_or_stands_in_a_command():
