@@ -1,0 +1,177 @@
+"""The experiments of the papers: nothing of the sources is left out, what is named exists, and numbers agree."""
+
+import re
+import shlex
+
+import click
+import pytest
+import yaml
+
+from cli.main import main
+from trainer import papers
+from trainer.backbones import BACKBONES
+from trainer.methods import METHODS
+from trainer.published import PUBLISHED
+from trainer.settings import RECIPES, recipe
+
+CONTENT = yaml.safe_load(papers.PAPERS.read_text())
+ENTRIES = {(source, item): entry for source, items in CONTENT["items"].items() for item, entry in items.items()}
+NAMES = {path.stem for path in RECIPES.glob("*.yaml")}
+# The numbers of the tables and figures in each source; tce's has no figure 4.
+INVENTORY = {
+    "thesis": {
+        "tab.": [f"{chapter}.{n}" for chapter, last in ((2, 8), (3, 9), (4, 10)) for n in range(1, last + 1)],
+        "fig.": [f"{chapter}.{n}" for chapter, last in ((2, 10), (3, 9), (4, 8)) for n in range(1, last + 1)],
+    },
+    "vcop": {"tab.": ["1", "2", "3", "4"], "fig.": ["1", "2", "3", "4", "5", "6"]},
+    "skip-clip": {"tab.": ["1", "2", "3"], "fig.": []},
+    "tce": {"tab.": ["1"], "fig.": ["1", "2", "3", "5"]},
+    "ascnet": {"tab.": ["1", "2"], "fig.": []},
+}
+
+
+def numbered(item):
+    """("tab.", "2.4") of each table and figure that an item's name holds; "fig. 2.1 to 2.3" are three."""
+    kind = None
+    for word in re.findall(r"tab\.|fig\.|[\d.]+ to [\d.]+|\d[\d.]*", item):
+        if word in ("tab.", "fig."):
+            kind = word
+        elif " to " in word:
+            (*chapter, first), (*_, last) = (end.split(".") for end in word.split(" to "))
+            yield from ((kind, ".".join([*chapter, str(n)])) for n in range(int(first), int(last) + 1))
+        elif kind:
+            yield kind, word
+
+
+def pretrained(run):
+    """Method and backbone of what runs a row."""
+    return tuple(run.split("-")[:2]) if run else (None, None)
+
+
+@pytest.mark.parametrize("source", INVENTORY)
+def test_no_table_and_no_figure_is_left_out_or_twice(source):
+    found = [each for item in CONTENT["items"][source] for each in numbered(item)]
+    assert sorted(found) == sorted((kind, n) for kind, numbers in INVENTORY[source].items() for n in numbers)
+    assert CONTENT["items"].keys() == CONTENT["sources"].keys() == INVENTORY.keys()
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=[" ".join(key) for key in ENTRIES])
+def test_an_entry(entry):
+    known = {"title", "protocol", "dataset", "columns", "rows", "commands", "needs", "missing_recipe", "assumes"}
+    assert {"title"} <= entry.keys() <= known | {"remarks", "cannot"}
+    assert ("cannot" in entry) != ("commands" in entry)
+    columns = entry.get("columns", [])
+    for row in entry.get("rows", []):
+        assert len(row) in (len(columns) + 1, len(columns) + 2), row
+    for _, run, numbers in papers.rows(entry):
+        if run is None:
+            continue
+        method, backbone = pretrained(run)
+        assert method in (*METHODS, "none") and backbone in BACKBONES
+        assert method == "none" or run in NAMES or run in entry["missing_recipe"], run
+        assert all(0 <= x <= 100 for x in numbers if isinstance(x, float)), numbers
+    for name in entry.get("missing_recipe", []):
+        assert name in [run for _, run, _ in papers.rows(entry)] or f" {name} " in " ".join(entry["commands"]) + " "
+
+
+def accepted(command, missing):
+    """Whether the command line knows the command and all its options; recipes that are missing count as known."""
+    program, *words = shlex.split(command)
+    assert program == "vssl"
+    found = main
+    while isinstance(found, click.Group):
+        found = found.commands.get(words.pop(0))
+    if found is None:
+        return False
+    options = {name for parameter in found.params for name in parameter.opts}
+    for option, value in zip(words, [*words[1:], ""], strict=True):
+        if option.startswith("--") and option not in options:
+            return False
+        if option == "--recipe" and value not in {*NAMES, *missing, "RECIPE"}:
+            return False
+    return True
+
+
+def test_every_command_exists():
+    commands = {
+        (command, tuple(entry.get("missing_recipe", ())))
+        for entry in ENTRIES.values()
+        for command in entry.get("commands", ())
+    }
+    assert len(commands) > 30
+    for command, missing in commands:
+        assert accepted(command, missing), command
+    assert not accepted("vssl eval nonsense", ()) and not accepted("vssl train --nonsense 1", ())
+    assert not accepted("vssl train --recipe nonsense", ())
+
+
+def test_shards_of_a_recipe_become_options_of_labelgen():
+    shards = {"crop": 112, "clips": None, "paces": ["1/2", "-1"], "allow_wrap": True, "order_clips": 3}
+    assert papers.labelgen_options(shards) == "--crop 112 --clips all --paces 1/2,-1 --allow-wrap --order-clips 3"
+    assert papers.labelgen_options({"allow_wrap": False}) == ""
+    for path in RECIPES.glob("*.yaml"):
+        assert accepted(f"vssl labelgen {papers.labelgen_options(recipe(path.stem)[1])}", ())
+
+
+def test_every_recipe_runs_a_row_or_stands_in_a_command():
+    used = {run for entry in ENTRIES.values() for _, run, _ in papers.rows(entry)}
+    used |= {word for entry in ENTRIES.values() for command in entry.get("commands", ()) for word in command.split()}
+    assert NAMES - used == set()
+
+
+def entries_of(source):
+    """The entries that a source of published.yaml, such as "vcop tables 2 and 3", names."""
+    paper, _, numbers = source.partition(" ")
+    wanted = {("tab.", n) for n in re.findall(r"\d[\d.]*", numbers)}
+    return [entry for (own, item), entry in ENTRIES.items() if own == paper and wanted & set(numbered(item))]
+
+
+def numbers_of(entry, label, numbers, dataset):
+    """The numbers of a row that are of a data set: those of its column, or all, where table or label name it."""
+    columns = entry["columns"]
+    if dataset in columns:
+        return [numbers[columns.index(dataset)]]
+    of_it = entry.get("dataset") == dataset or dataset in label.lower()
+    return [x for x in numbers if x is not None] if of_it else []
+
+
+def test_numbers_agree_with_those_of_the_report():
+    content, checked = yaml.safe_load(PUBLISHED.read_text()), 0
+    for published in (number for group in content["groups"] for number in group["numbers"]):
+        for dataset, values in published["values"].items():
+            values = [x for x in values if x is not None] if isinstance(values, list) else [values]
+            rows = [
+                numbers_of(entry, label, numbers, dataset)
+                for entry in entries_of(published["source"])
+                for label, run, numbers in papers.rows(entry)
+                if pretrained(run) == (published["method"], published["backbone"])
+            ]
+            assert any(row == values or (len(values) == 1 and values[0] in row) for row in rows), (published, rows)
+            checked += len(values)
+    assert checked > 250
+
+
+def test_the_page_is_the_printed_one():
+    page = papers.PAPERS.parents[1] / "docs" / "papers.md"
+    assert page.read_text() == "\n".join(papers.table()) + "\n", (
+        "print it again: python -m trainer.papers > docs/papers.md"
+    )
+
+
+def test_the_page_names_every_number_and_what_recipes_assume():
+    lines = papers.table()
+    text = "\n".join(lines)
+    for (source, item), entry in ENTRIES.items():
+        assert f"### {source} {item}: {entry['title']}" in lines
+        for label, _, numbers in papers.rows(entry):
+            for value in numbers:
+                assert value is None or str(value) in text, (item, label, value)
+    for name in NAMES:
+        (line,) = (line for line in lines if line.startswith(f"| `{name}` |"))
+        has = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["settings"]
+        assert ("momentum 0.9" in line) == (has["momentum"]["source"] == "assumed")
+
+
+def test_what_is_missing_is_told_until_it_is_there():
+    entry = {"missing_recipe": ["pace-r3d10-ucf101", "nonsense"]}
+    assert papers.missing(entry) == ["nonsense"]
