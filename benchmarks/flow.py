@@ -22,7 +22,8 @@ import numba  # noqa: E402
 import numpy as np  # noqa: E402
 
 from labelgen import decode  # noqa: E402
-from labelgen.flow import dis, opencv_tvl1, tvl1  # noqa: E402
+from labelgen.flow import tvl1  # noqa: E402
+from labelgen.flow.opencv import dis, opencv_tvl1  # noqa: E402
 
 PAIRS = ("RubberWhale", "Dimetrodon", "Venus", "Grove2")
 SMALL = 128, 171

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import combinations, islice
+from itertools import combinations, islice, pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -37,16 +37,18 @@ from joblib.externals.loky import get_reusable_executor  # noqa: E402
 from scipy.ndimage import prewitt  # noqa: E402
 
 from labelgen import decode, manifest, shards  # noqa: E402
-from labelgen.appearance import appearance_statistics  # noqa: E402
-from labelgen.boundaries import motion_boundaries  # noqa: E402
-from labelgen.config import Config  # noqa: E402
-from labelgen.flow import BACKENDS, flow  # noqa: E402
+from labelgen.config import CLIP_LENGTH, Config  # noqa: E402
+from labelgen.flow import BACKENDS, luma  # noqa: E402
+from labelgen.labels.appearance import appearance_statistics  # noqa: E402
+from labelgen.labels.boundaries import motion_boundaries  # noqa: E402
+from labelgen.labels.clip import clipped_flow  # noqa: E402
+from labelgen.labels.motion import motion_statistics  # noqa: E402
+from labelgen.labels.patterns import BLOCKS, centre_crop, crop_grid, patterns  # noqa: E402
 from labelgen.manifest import Dataset, Video  # noqa: E402
-from labelgen.motion import motion_statistics  # noqa: E402
-from labelgen.patterns import BLOCKS, centre_crop, crop_grid, patterns  # noqa: E402
-from labelgen.record import MAX_FLOW, Clock, label_video, shard_arrays  # noqa: E402
 from labelgen.run import run  # noqa: E402
-from labelgen.sampling import CLIP_LENGTH  # noqa: E402
+from labelgen.run.plan import configuration  # noqa: E402
+from labelgen.run.shard import shard_arrays  # noqa: E402
+from labelgen.run.video import Clock, label_video  # noqa: E402
 
 CONFIG = Config()
 CORNERS = crop_grid(CONFIG.height, CONFIG.width, CONFIG.crop)
@@ -172,8 +174,9 @@ def label_to_shard(dataset: Dataset, video: Video) -> float:
     spent = Counter()
     with tempfile.TemporaryDirectory() as out, open(Path(out, "frames"), "wb+") as spool, processor_time(spent, ""):
         record = label_video(video, CONFIG, spool.write, Clock())
-        arrays = shard_arrays([record], [], dataset.root, CONFIG)
-        shards.write(Path(out, "00000.h5"), arrays, spool, {"paces": CONFIG.paces}, CORNERS, dataset.splits)
+        arrays = shard_arrays([record], [], dataset.root, CONFIG, len(dataset.splits))
+        config = configuration(dataset, [video], "all", CONFIG, 1)
+        shards.write(Path(out, "00000.h5"), arrays, spool, config, CORNERS, dataset.splits)
     return spent.total()
 
 
@@ -191,9 +194,9 @@ def published_way(path: Path, seconds: Counter) -> Iterator[tuple[list[np.ndarra
     for start in range(0, len(frames) - CLIP_LENGTH + 1, CLIP_LENGTH):
         clip = frames[start : start + CLIP_LENGTH]
         with processor_time(seconds, "flow"):
-            luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
+            grey = [luma(frame) for frame in clip]
             solver = cv2.optflow.DualTVL1OpticalFlow_create()
-            flows = [solver.calc(*pair, None) for pair in zip(luma[:-1], luma[1:], strict=True)]
+            flows = [solver.calc(*pair, None) for pair in pairwise(grey)]
         with processor_time(seconds, "labels"):
             labels = published_labels(clip, flows)
         yield clip, flows, labels
@@ -295,9 +298,9 @@ def backends(data: Path, repeats: int) -> None:
         frames = list(islice(decode.frames(path, CONFIG.height, CONFIG.width), CLIP_LENGTH))
         if len(frames) < CLIP_LENGTH:
             continue
-        luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+        grey = [luma(frame) for frame in frames]
         for backend in BACKENDS:
-            flows = [flow(*pair, backend).clip(-MAX_FLOW, MAX_FLOW) for pair in zip(luma[:-1], luma[1:], strict=True)]
+            flows = [clipped_flow(*pair, backend) for pair in pairwise(grey)]
             boundaries = np.stack([motion_boundaries(flow) for flow in flows])
             motion, moves = motion_statistics(boundaries, CORNERS, CONFIG.crop)
             labels[backend].append(motion[:, 0])

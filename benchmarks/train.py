@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
@@ -41,7 +42,8 @@ from torch.nn import functional as F  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from labelgen import sampling, shards  # noqa: E402
+from labelgen import shards  # noqa: E402
+from labelgen.labels.pace import pace_rows  # noqa: E402
 from trainer import data  # noqa: E402
 from trainer.augment import MEAN, STD  # noqa: E402
 from trainer.backbones import BACKBONES  # noqa: E402
@@ -92,7 +94,7 @@ def sgd(network: nn.Module) -> torch.optim.SGD:
 
 
 def write_shard(folder: Path, videos: int, size: int) -> None:
-    """One shard of videos of FRAMES frames; of the labels only those of pace are drawn, the others are zeros."""
+    """One shard of videos of FRAMES frames; of the labels only those of pace are there."""
     rng = np.random.default_rng(0)
     height, width = FRAME_SIZES[size]
     spool, offsets, pace = io.BytesIO(), [0], []
@@ -103,11 +105,10 @@ def write_shard(folder: Path, videos: int, size: int) -> None:
             shown = np.ascontiguousarray(np.roll(texture, frame, axis=1)[:, :width])
             jpeg = cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
             offsets.append(offsets[-1] + spool.write(jpeg.tobytes()))
-        pace.append(sampling.pace_rows(FRAMES, tuple(map(shards.Fraction, PACES)), 32, rng))
+        pace.append(pace_rows(FRAMES, tuple(map(Fraction, PACES)), 32, 16, rng))
     start, label, wrapped = (np.stack(column) for column in zip(*pace, strict=True))
     names = [f"{video:05}" for video in range(videos)]
-    arrays = {key: np.zeros(0, dtype) for key, dtype in shards.NUMBERS.items()}
-    arrays |= {f"failures/{name}": [] for name in ("id", "path", "stage", "reason")}
+    arrays = {f"failures/{name}": [] for name in ("id", "path", "stage", "reason")}
     arrays |= {
         "frames/offset": offsets,
         **{f"videos/{name}": names for name in ("id", "path", "group")},
@@ -119,13 +120,12 @@ def write_shard(folder: Path, videos: int, size: int) -> None:
         "pace/start": start,
         "pace/pace": label,
         "pace/wrapped": wrapped,
-        "order/start": np.full((videos, 32, 3), -1),
-        "order/permutation": np.full((videos, 32), shards.NO_ROW),
+        "clips/video": [],
+        "clips/start": [],
     }
-    config = {"dataset": "textures", "height": height, "width": width, "crop": size, "paces": PACES}
+    config = {"dataset": "textures", "height": height, "width": width, "crop": size, "paces": PACES, "clip_length": 16}
     corners = [(y, x) for y in np.linspace(0, height - size, 3) for x in np.linspace(0, width - size, 7)]
     folder.mkdir()
-    shards._versions = dict  # it names PyAV, which may be missing where only training is measured
     shards.write(folder / "00000.h5", arrays, spool, config, np.int16(corners), ())
 
 

@@ -151,8 +151,8 @@ def _boundaries(frames, config):
     import cv2
     import numpy as np
 
-    from labelgen.boundaries import motion_boundaries
     from labelgen.flow import flow
+    from labelgen.labels.boundaries import motion_boundaries
 
     luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     fields = (flow(first, second, config["flow"]["backend"]) for first, second in pairwise(luma))

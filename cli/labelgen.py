@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from labelgen.config import Config
+from labelgen.flow import BACKENDS
 
 _DEFAULT = {field.name: field.default for field in fields(Config)}
 
@@ -50,6 +51,7 @@ def _clips(ctx, param, value: str) -> int | None:
 )
 @click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask.")
 @click.option("--videos-per-shard", type=click.IntRange(1), help="[default: about 64 shards of at most 32 videos]")
+@click.option("--clip-length", default=_DEFAULT["clip_length"], help="Frames of a clip, a multiple of 8.")
 @click.option(
     "--clips", default="all", callback=_clips, help="Labelled clips per video: all that do not overlap, or K at random."
 )
@@ -64,9 +66,7 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option("--crop", type=int, help="Side of the labelled crops, pixels.  [default: --size]")
 @click.option("--fps", type=float, help="Resample to a constant frame rate.  [default: every frame of the file]")
 @click.option("--jpeg-quality", default=_DEFAULT["jpeg_quality"], help="Of the stored frames, 1 to 100.")
-@click.option(
-    "--flow", default=_DEFAULT["flow"], type=click.Choice(["tvl1", "opencv-tvl1", "dis"]), help="Optical flow."
-)
+@click.option("--flow", default=_DEFAULT["flow"], type=click.Choice(list(BACKENDS)), help="Optical flow.")
 @click.option("--paces", default=",".join(_DEFAULT["paces"]), callback=_paces, help="Set of paces: 1/2,1,2 or 1,-1.")
 @click.option("--order-clips", default=_DEFAULT["order_clips"], help="Clips per order row, 2 to 5.")
 @click.option("--rows", default=_DEFAULT["rows"], help="Pace and order rows per video.")
@@ -106,6 +106,8 @@ def labelgen(dataset, root, out, split, workers, backend, scheduler, videos_per_
     click.echo(data.summary())
     videos = select(data.videos, data.splits, split)
     split = split_name(data.splits, split)
+    if scheduler is not None and workers > 1:
+        click.echo("--workers is not used: the cluster's workers make the shards", err=True)
     handler = signal.signal(signal.SIGINT, _stop)
     with Progress("labelled") as progress:
         try:
@@ -170,10 +172,12 @@ def print_report(report: dict, folder: Path) -> None:
         f"{videos['cut_short']} cut short; {report['frames']} frames, {report['clips']} clips, "
         f"{report['shards']} shards, {report['bytes'] / 1e6:.1f} MB"
     )
-    click.echo(
-        f"too short: {report['without_clip']} videos for a clip, {report['too_short_for_pace']} for pace, "
-        f"{report['too_short_for_order']} for order; {report['clips_without_motion']} clips without motion"
-    )
+    short = {"a clip": report["without_clip"]}
+    short |= {name[14:]: count for name, count in report.items() if name.startswith("too_short_for_")}
+    (what, count), *rest = short.items()
+    others = "".join(f", {count} for {what}" for what, count in rest)
+    counts = "".join(f"; {n} {name.replace('_', ' ')}" for name, n in report.items() if name.startswith("clips_"))
+    click.echo(f"too short: {count} videos for {what}{others}{counts}")
     for failure in report["failures"]:
         click.echo(f"  {failure['id']}: {failure['stage']}: {failure['reason']} ({failure['shard']})")
     if now["frames"]:

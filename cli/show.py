@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
 from pathlib import Path
 
@@ -38,7 +36,7 @@ def labels(shards, out, names, count, seed):
         for clip, video in enumerate(shard.arrays["clips/video"]):
             clips.setdefault(shard.arrays["videos/id"][video], (shard, []))[1].append(clip)
     if not clips:
-        raise ShardError(f"{shards}: no video has a labelled clip, all are shorter than 16 frames or failed")
+        raise ShardError(f"{shards}: no video has a labelled clip, all are too short or failed")
     chosen = [name for name in clips if any(name.endswith(end) for end in names)]
     for end in names:
         if not any(name.endswith(end) for name in clips):
@@ -67,12 +65,10 @@ def curriculum(shards, out):
 
 
 def _write(path: Path, picture) -> None:
-    import cv2
+    from labelgen.files import write_png
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1])
-    os.replace(temporary, path)
+    write_png(path, picture)
     click.echo(path)
 
 
@@ -81,35 +77,22 @@ def shards_group():
     """Look into the files that labelgen wrote, and check them."""
 
 
-@contextlib.contextmanager
-def _folder_is_an_argument():
-    """The other commands take the folder of the shards as an option, of which the library's advice speaks."""
-    from labelgen.errors import ShardError
-
-    try:
-        yield
-    except ShardError as error:
-        raise ShardError(str(error).replace("with --shards", "after the command")) from error
-
-
 @shards_group.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
-@_folder_is_an_argument()
 def info(folder):
     """What is inside: sizes, counts, label histograms, failures."""
-    from labelgen.inspect import describe
     from labelgen.shards import open_shards
+    from labelgen.shards.describe import describe
 
     click.echo(describe(open_shards(folder)))
 
 
 @shards_group.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
-@_folder_is_an_argument()
 def verify(folder):
     """Read everything again: every frame decodes, every offset and label is in range, hashes are as written."""
     from labelgen.errors import ShardError
-    from labelgen.inspect import verify as read_again
+    from labelgen.shards.verify import verify as read_again
 
     count, found = read_again(folder)
     if found:

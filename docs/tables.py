@@ -8,7 +8,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TABLES: dict[str, str] = {}  # name -> function without arguments that gives lines of Markdown
+TABLES: dict[str, str] = {  # name -> function without arguments that gives lines of Markdown
+    "shards": "labelgen.shards.schema:table",
+    "manifests": "labelgen.manifest.form:table",
+}
 
 
 def filled(text: str) -> str:

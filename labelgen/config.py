@@ -7,6 +7,8 @@ from fractions import Fraction
 
 from labelgen.errors import ConfigError
 
+CLIP_LENGTH = 16  # the default of Config.clip_length
+
 
 @dataclass(frozen=True)
 class Config:
@@ -21,6 +23,7 @@ class Config:
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
     jpeg_quality: int = 90  # 1..100
     flow: str = "tvl1"  # backend, a key of labelgen.flow.BACKENDS
+    clip_length: int = CLIP_LENGTH  # frames of a clip
     clips: int | None = None  # labelled clips per video, at random; None labels all that do not overlap
     paces: tuple[str, ...] = ("1", "2", "3", "4")
     order_clips: int = 3  # clips per order row
@@ -28,7 +31,7 @@ class Config:
     allow_wrap: bool = False  # pace rows of videos too short for the widest pace run on from the first frame
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         limits = {
             "height": (16, 4096),
             "width": (16, 4096),
@@ -45,6 +48,8 @@ class Config:
                 f"crop is {self.crop}; expected a multiple of 8 from 16 to the smaller side of the frames "
                 f"({self.height} x {self.width})"
             )
+        if self.clip_length % 8 or not 8 <= self.clip_length <= 256:  # ids of flows are stored as uint8
+            raise ConfigError(f"clip-length is {self.clip_length}; expected a multiple of 8 from 8 to 256 frames")
         if self.clips is not None and self.clips < 1:
             raise ConfigError(f"clips is {self.clips}; expected 'all' or a number of clips per video, at least 1")
         if self.fps is not None and not 0 < self.fps <= 1000:

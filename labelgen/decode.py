@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import av
 import av.logging
@@ -14,6 +14,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from labelgen.errors import DecodeError
 
 av.logging.set_level(av.logging.PANIC)  # every failure is raised, with its reason; nothing is printed past us
+VERSION = 1  # counts up with every change that may change a pixel of a frame
+_NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 _RESIZE = Interpolation.AREA | Interpolation.ACCURATE_RND
 
 
@@ -25,11 +27,12 @@ class FrameStream(Iterator[np.ndarray]):
     count: frames yielded so far
     """
 
-    def __init__(self, path: str | os.PathLike, height: int | None, width: int | None, fps: float | None):
+    def __init__(self, path: str | os.PathLike[str], height: int | None, width: int | None, fps: float | None) -> None:
         self.path, self._height, self._width = os.fspath(path), height, width
         self.native_height = self.native_width = self.count = 0
         self.fps = float(fps or 0)
-        self._read, self._last = 0, None  # frames of the file so far, and the last one; `fps` may yield more or fewer
+        self._read = 0  # frames of the file so far; `fps` may yield more or fewer
+        self._last: av.VideoFrame | None = None
         self._reformatter = VideoReformatter()  # kept: a new one per frame costs more than the decoding
         self._frames = self._decode(fps)
 
@@ -42,7 +45,7 @@ class FrameStream(Iterator[np.ndarray]):
         """Close the file; iteration ends."""
         self._frames.close()
 
-    def _decode(self, fps: float | None) -> Iterator[np.ndarray]:
+    def _decode(self, fps: float | None) -> Generator[np.ndarray, None, None]:
         try:
             # text metadata that is not UTF-8 must not stop a video
             with av.open(self.path, metadata_errors="replace") as container:
@@ -54,7 +57,7 @@ class FrameStream(Iterator[np.ndarray]):
                 decoded = self._counted(container.decode(stream))
                 for frame in decoded if fps is None else _resample(decoded, fps):
                     yield self._upright(frame)
-                if self.count and (lack := self._lack(container, stream)):
+                if self.count and self._last and (lack := self._lack(container, stream, self._last)):
                     raise DecodeError(self.path, f"the file ends {lack}")
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
             where = f"after {self.count} frames" if self.count else "at opening"
@@ -70,17 +73,17 @@ class FrameStream(Iterator[np.ndarray]):
             self._read, self._last = self._read + 1, frame
             yield frame
 
-    def _lack(self, container: av.container.InputContainer, stream: av.VideoStream) -> str:
+    def _lack(self, container: av.container.InputContainer, stream: av.VideoStream, last: av.VideoFrame) -> str:
         """Where the file breaks off, which FFmpeg takes for its end; "" where it is whole or does not tell its length."""
-        last, promised = self._last, stream.frames
-        time, each = last.time or 0, 1 / (stream.average_rate or 1000)
+        promised = stream.frames
+        time, each = float(last.time or 0), float(1 / (stream.average_rate or 1000))
         average = time / max(1, self._read - 1)  # longer than one frame where most of an AVI's frames are repeated ones
-        end = float(time + max((last.duration or 0) * (last.time_base or 0), each, average))
+        end = time + max(float((last.duration or 0) * (last.time_base or 0)), each, average)
         if promised:
             # Frames alone do not tell: an AVI may count repeated ones, an MP4 those before the start of its edit list.
             # The duration of a broken AVI is no promise, FFmpeg derives it from the size of the file.
             duration = promised if container.format.name == "avi" else stream.duration or 0
-            if promised - self._read > max(2, 0.02 * promised) and end < 0.98 * duration * stream.time_base:
+            if promised - self._read > max(2, 0.02 * promised) and end < 0.98 * duration * (stream.time_base or 0):
                 return f"after {self._read} of {promised} frames"
         else:
             seconds = 0.0
@@ -104,7 +107,7 @@ class FrameStream(Iterator[np.ndarray]):
 
 
 def frames(
-    path: str | os.PathLike, height: int | None = None, width: int | None = None, fps: float | None = None
+    path: str | os.PathLike[str], height: int | None = None, width: int | None = None, fps: float | None = None
 ) -> FrameStream:
     """Decode a video: an iterator of RGB uint8 arrays [height, width, 3] in presentation order.
 
@@ -135,10 +138,16 @@ def _resample(decoded: Iterator[av.VideoFrame], fps: float) -> Iterator[av.Video
         k += 1
 
 
-def count_frames(path: str | os.PathLike, fps: float | None = None) -> int:
+class _FrameCounter(FrameStream):
+    """Decodes, and makes no pictures."""
+
+    def _upright(self, frame: av.VideoFrame) -> np.ndarray:
+        return _NO_PICTURE
+
+
+def count_frames(path: str | os.PathLike[str], fps: float | None = None) -> int:
     """Number of frames that `frames` yields, by decoding them; those before an error where decoding stops early."""
-    stream = FrameStream(path, None, None, fps)
-    stream._upright = lambda frame: None
+    stream = _FrameCounter(path, None, None, fps)
     try:
         for _ in stream:
             pass

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from labelgen.errors import ConfigError
-from labelgen.sampling import generator
+from labelgen.labels.sampling import generator
 
 # frames per turn of a motion's clock
 PERIODS = {"bounce": 24, "orbit": 32, "pulse": 24, "rock": 22, "spin": 45, "swing": 26}

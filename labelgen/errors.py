@@ -1,5 +1,7 @@
 """The project's errors: whatever a user can cause is a VsslError whose message says what to do."""
 
+from __future__ import annotations
+
 
 class VsslError(Exception):
     """Base of every error that bad input, a full disk or a wrong option can cause."""
@@ -12,11 +14,11 @@ class ManifestError(VsslError, ValueError):
 class DecodeError(VsslError):
     """A video file cannot be decoded; `reason` says why, without the path."""
 
-    def __init__(self, path: str, reason: str):
+    def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.reason = reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
         return DecodeError, (str(self)[: -len(self.reason) - 2], self.reason)
 
 

@@ -16,7 +16,7 @@ from labelgen.errors import VsslError, WriteError
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike, *errors: type[Exception]) -> Iterator[None]:
+def writing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterator[None]:
     """Name the file that a block writes in its errors, which on a full disk most do not.
 
     errors: what the libraries that write it raise besides OSError. Raises WriteError in their place.
@@ -30,7 +30,7 @@ def writing(path: str | os.PathLike, *errors: type[Exception]) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike, *errors: type[Exception]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterator[Path]:
     """A new file beside `path`, to be written in the block; at its end it is synced and takes the place of `path`, with the
     permissions that a new file has. Where the block fails, `path` is as it was before, and nothing else is left.
 
@@ -57,7 +57,7 @@ def _umask() -> int:
     return mask
 
 
-def sync(path: str | os.PathLike) -> None:
+def sync(path: str | os.PathLike[str]) -> None:
     """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -66,18 +66,18 @@ def sync(path: str | os.PathLike) -> None:
         os.close(handle)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file, UTF-8, see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike, content: object) -> None:
+def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write a JSON file, see `replacing`."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_png(path: str | os.PathLike, picture: np.ndarray) -> None:
+def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     """Write a picture, RGB uint8 [H, W, 3], as PNG, see `replacing`."""
     import cv2
 

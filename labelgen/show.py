@@ -8,10 +8,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from labelgen.boundaries import motion_boundaries
-from labelgen.flow import flow
-from labelgen.patterns import centre_crop, patterns
-from labelgen.record import MAX_FLOW
+from labelgen.labels.clip import clip_of_frames
+from labelgen.labels.patterns import centre_crop, patterns
 from labelgen.shards import ShardReader
 
 _TILE = 340  # pixels: frames are enlarged to about this width
@@ -19,6 +17,9 @@ _GAP = 6
 _WHEEL = 40  # radius of the colour wheel, pixels
 _U, _V, _DIVERSE, _STABLE = (255, 60, 40), (40, 200, 60), (255, 200, 0), (60, 130, 255)
 _NAMES = ("grid", "rings", "triangles")
+
+Color = tuple[int, int, int]
+Mark = tuple[np.ndarray, Color, int | Color | str]  # a block, its outline, and its sector, colour or ""
 
 
 def flow_colors(field: np.ndarray, largest: float | None = None) -> np.ndarray:
@@ -40,7 +41,9 @@ def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
     """
     arrays = shard.arrays
     video, start = int(arrays["clips/video"][clip]), int(arrays["clips/start"][clip])
-    frames, fields, summed = _motion(shard, clip)
+    seen = clip_of_frames(shard.frames(shard.clip_frames(clip)), shard.config)
+    frames, fields, summed = seen.frames, seen.flows, seen.boundaries.sum(0)
+    middle = frames[len(frames) // 2]
     height, width = shard.frame_size
     size = shard.config["crop"]
     centre = centre_crop(height, width, size)
@@ -48,29 +51,29 @@ def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
     appearance = arrays["statistics/appearance"][clip, centre, 0]
     corner = shard.crop_grid[centre]
 
-    shown = [_titled(frames[t], f"frame {start + t}") for t in (0, 5, 10, 15)]
-    largest = [int(motion[label]) if valid[label] else 7 for label in (12, 13)]
+    shown = [_titled(frames[t], f"frame {start + t}") for t in np.linspace(0, len(frames) - 1, 4, dtype=int)]
+    largest = [int(motion[label]) if valid[label] else len(fields) // 2 for label in (12, 13)]
     maps = [_titled(flow_colors(fields[t]), f"flow {t}, largest {name}") for t, name in zip(largest, "uv", strict=True)]
     maps += [
         _titled(_grey(np.hypot(summed[0], summed[1])), "boundary of u"),
         _titled(_grey(np.hypot(summed[2], summed[3])), "boundary of v"),
     ]
-    blocks = [_titled(frames[8], "centre crop", [(patterns(size)[0] >= 0, (255, 255, 255), "")], corner)]
+    blocks = [_titled(middle, "centre crop", [(patterns(size)[0] >= 0, (255, 255, 255), "")], corner)]
     colours = [_legend(frames[0].shape, arrays["curriculum/score"][clip], motion, valid, appearance[12])]
     for pattern in range(3):
         p_u, o_u, p_v, o_v = motion[4 * pattern : 4 * pattern + 4]
         ids = patterns(size)[pattern]
-        marks = []
+        marks: list[Mark] = []
         if valid[4 * pattern]:
             marks.append((ids == p_u, _U, int(o_u)))
         if valid[4 * pattern + 2]:
             marks.append((ids == p_v, _V, int(o_v)))
-        blocks.append(_titled(frames[8], f"{_NAMES[pattern]}: u {p_u}/{o_u}, v {p_v}/{o_v}", marks, corner))
+        blocks.append(_titled(middle, f"{_NAMES[pattern]}: u {p_u}/{o_u}, v {p_v}/{o_v}", marks, corner))
         p_l, c_l, p_s, c_s = appearance[4 * pattern : 4 * pattern + 4]
         marks = [(ids == p_l, _DIVERSE, _color(c_l)), (ids == p_s, _STABLE, _color(c_s))]
-        colours.append(_titled(frames[8], f"{_NAMES[pattern]}: diverse {p_l}/{c_l}, stable {p_s}/{c_s}", marks, corner))
+        colours.append(_titled(middle, f"{_NAMES[pattern]}: diverse {p_l}/{c_l}, stable {p_s}/{c_s}", marks, corner))
     label = arrays["videos/label"][video]
-    title = f"{arrays['videos/id'][video]}{f' ({label})' if label else ''}, frames {start} to {start + 15}"
+    title = f"{arrays['videos/id'][video]}{f' ({label})' if label else ''}, frames {start} to {start + len(frames) - 1}"
     return _page(title, [shown, maps, blocks, colours])
 
 
@@ -91,21 +94,13 @@ def curriculum_sheet(shards: Sequence[ShardReader], columns: int = 6) -> np.ndar
         pictures, maps = [], []
         for index in chosen:
             shard, clip = clips[index]
-            frames, _, summed = _motion(shard, clip)
-            pictures.append(_titled(frames[8], f"{word}: {score[index]:.3f}"))
+            moving = clip_of_frames(shard.frames(shard.clip_frames(clip)), shard.config)
+            summed = moving.boundaries.sum(0)
+            pictures.append(_titled(moving.frames[len(moving.frames) // 2], f"{word}: {score[index]:.3f}"))
             larger = np.maximum(np.hypot(summed[0], summed[1]), np.hypot(summed[2], summed[3]))
             maps.append(_titled(_grey(larger), shard.arrays["videos/id"][shard.arrays["clips/video"][clip]][-50:]))
         rows += [pictures, maps]
     return _page(f"{len(order)} clips by the share of motion in one block", rows)
-
-
-def _motion(shard: ShardReader, clip: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    frames = shard.frames(shard.clip_frames(clip))
-    luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    backend = shard.config["flow"]["backend"]
-    pairs = zip(luma, luma[1:], strict=False)
-    fields = [np.clip(flow(*pair, backend=backend), -MAX_FLOW, MAX_FLOW) for pair in pairs]
-    return frames, fields, np.stack([motion_boundaries(field) for field in fields]).sum(0)
 
 
 def _zoom(width: int) -> int:
@@ -117,11 +112,12 @@ def _grey(magnitude: np.ndarray) -> np.ndarray:
     return np.repeat(scaled.astype(np.uint8)[..., None], 3, -1)
 
 
-def _color(index: int) -> tuple[int, int, int]:
-    return tuple(255 if index & bit else 0 for bit in (4, 2, 1))
+def _color(index: int) -> Color:
+    red, green, blue = (255 if index & bit else 0 for bit in (4, 2, 1))
+    return red, green, blue
 
 
-def _titled(picture: np.ndarray, title: str, marks=(), corner=(0, 0)) -> np.ndarray:
+def _titled(picture: np.ndarray, title: str, marks: Sequence[Mark] = (), corner: Sequence[int] = (0, 0)) -> np.ndarray:
     """A tile: the picture enlarged, with outlined blocks, each with an arrow (sector) or a swatch (colour) at its centre."""
     zoom = _zoom(picture.shape[1])
     tile = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
@@ -141,7 +137,7 @@ def _titled(picture: np.ndarray, title: str, marks=(), corner=(0, 0)) -> np.ndar
         if isinstance(sign, tuple):
             cv2.rectangle(tile, (x - 6, y - 6), (x + 6, y + 6), sign, -1)
             cv2.rectangle(tile, (x - 6, y - 6), (x + 6, y + 6), color, 1)
-        elif sign != "":
+        elif isinstance(sign, int):
             angle = math.radians(45 * sign + 22.5)
             tip = (round(x + 16 * math.cos(angle)), round(y - 16 * math.sin(angle)))
             cv2.arrowedLine(tile, (2 * x - tip[0], 2 * y - tip[1]), tip, color, 2, tipLength=0.4)
@@ -153,7 +149,7 @@ def _text(width: int, text: str, size: float = 0.42) -> np.ndarray:
     return cv2.putText(strip, text, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
 
 
-def _legend(shape, score, motion, valid, color) -> np.ndarray:
+def _legend(shape: Sequence[int], score: float, motion: np.ndarray, valid: np.ndarray, color: int) -> np.ndarray:
     width = shape[1] * _zoom(shape[1])
     lines = [
         f"share of motion in one block: {score:.3f}",

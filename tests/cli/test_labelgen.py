@@ -132,6 +132,32 @@ def test_clips(videos, tmp_path, plain):
     assert other.arrays["clips/start"].tolist() != shard.arrays["clips/start"].tolist()
 
 
+@pytest.mark.parametrize("length", [8, 40])
+def test_clip_length(videos, tmp_path, plain, length):
+    options = ("--flow", "dis", "--clip-length", length, "--order-clips", 2, "--paces", "1,2")
+    shard, output = labelgen(videos, tmp_path, *TINY, *options)
+    lengths = shard.arrays["videos/n_frames"]
+    assert shard.clip_length == length and shard.config["clip_length"] == length
+    assert np.bincount(shard.arrays["clips/video"], minlength=4).tolist() == (lengths // length).tolist()
+    assert shard.clip_frames(1).tolist() == list(range(length, 2 * length))
+    flows = shard.arrays["statistics/motion"][..., 12:]
+    assert length // 2 < flows.max() < length - 1
+    for video in range(4):
+        long = lengths[video] > 2 * (length - 1)
+        assert (shard.arrays["pace/pace"][video] != NO_ROW).all() == long
+        assert not long or len(shard.pace_frames(video, 0)) == length
+        assert (shard.arrays["order/permutation"][video] != NO_ROW).all() == (lengths[video] >= 2 * length + 8)
+    assert shard.order_frames(0, 0).shape == (2, length)
+    assert (shard.order_frames(0, 0)[1] - shard.order_frames(0, 0)[0] == length + 8).all()
+    assert vssl("shards", "verify", tmp_path) == (0, "1 shards are sound\n")
+    assert f"clips {shard.n_clips} of {length} frames" in vssl("shards", "info", tmp_path)[1]
+    code, output = vssl("show", "labels", "--shards", tmp_path, "--out", tmp_path, "--count", 1)
+    assert code == 0, output
+    with h5py.File(shard.path, "r+") as file:
+        file["statistics/motion"][0, 0, 0, 12] = length - 1
+    assert "statistics/motion is out of range" in vssl("shards", "verify", tmp_path)[1]
+
+
 def test_jpeg_quality(videos, tmp_path, plain):
     shard, _ = labelgen(videos, tmp_path, *TINY, "--jpeg-quality", 30)
     assert shard.arrays["frames/offset"][-1] < 0.6 * plain[1].arrays["frames/offset"][-1]
@@ -162,6 +188,9 @@ def test_jpeg_quality(videos, tmp_path, plain):
         (("--order-clips", 6), "order-clips is 6; expected 2 to 5"),
         (("--clips", 0), "clips is 0; expected 'all' or a number"),
         (("--clips", "some"), "'some'; expected 'all' or a number"),
+        (("--clip-length", 20), "clip-length is 20; expected a multiple of 8 from 8 to 256"),
+        (("--clip-length", 0), "clip-length is 0; expected a multiple of 8 from 8 to 256"),
+        (("--clip-length", 264), "clip-length is 264; expected a multiple of 8 from 8 to 256"),
         (("--rows", 0), "rows is 0; expected 1 to 65535"),
         (("--jpeg-quality", 0), "jpeg-quality is 0; expected 1 to 100"),
         (("--jpeg-quality", 101), "jpeg-quality is 101; expected 1 to 100"),
@@ -190,13 +219,14 @@ def test_bad_values_are_refused(videos, tmp_path, options, message):
         (("--clips", 2), "clips: null there, 2 now"),
         (("--allow-wrap",), "allow_wrap: false there, true now"),
         (("--width", 72), "width: 64 there, 72 now"),
+        (("--clip-length", 24), "clip_length: 16 there, 24 now"),
     ],
 )
 def test_another_configuration_in_the_same_folder_is_an_error(videos, plain, options, message):
     before = {path.name: path.read_bytes() for path in (plain[0] / "videos").glob("*.h5")}
     common = ("--dataset", "folder", "--root", videos, "--out", plain[0], "--videos-per-shard", 10)
     code, output = vssl("labelgen", *common, *TINY, *options)
-    assert code == 1 and message in output and "name another folder with --out" in output
+    assert code == 1 and message in output and "name another output folder" in output
     assert {path.name: path.read_bytes() for path in (plain[0] / "videos").glob("*.h5")} == before
 
 
@@ -278,11 +308,9 @@ def test_shards_info_and_verify(plain, tmp_path):
     assert code == 0 and output == "1 shards are sound\n"
     code, output = vssl("shards", "verify", tmp_path)
     assert code == 1 and "holds no shards" in output
-    for command in ("info", "verify"):  # the folder is an argument there
-        code, output = vssl("shards", command, tmp_path / "none")
-        assert code == 1 and output.endswith("or name it after the command\n"), output
-    code, output = vssl("show", "labels", "--shards", tmp_path / "none")
-    assert code == 1 and output.endswith("or name it with --shards\n")
+    for command in (("shards", "info"), ("shards", "verify"), ("show", "labels", "--shards")):
+        code, output = vssl(*command, tmp_path / "none")
+        assert code == 1 and output.endswith("or name another folder\n"), output
     data = (plain[0] / "videos" / "00000.h5").read_bytes()
     (tmp_path / "00000.h5").write_bytes(data)
     (tmp_path / "00001.h5").write_bytes(data[:-100])

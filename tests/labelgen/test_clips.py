@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from labelgen import decode, demo
-from labelgen.boundaries import motion_boundaries
 from labelgen.config import Config
 from labelgen.flow import flow
+from labelgen.labels.boundaries import motion_boundaries
+from labelgen.labels.clip import MAX_FLOW, clip_boundaries, clip_of_frames
+from labelgen.labels.motion import motion_statistics
+from labelgen.labels.patterns import crop_grid, mirror_flow
 from labelgen.manifest import Video
-from labelgen.motion import motion_statistics
-from labelgen.patterns import crop_grid, mirror_flow
-from labelgen.record import MAX_FLOW, Clock, label_video
+from labelgen.run.video import Clock, label_video
 from tests.labelgen import reference
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -59,7 +60,12 @@ def middle_clip(path, config):
     frames = np.stack(list(decode.frames(path, config.height, config.width))[start : start + 16])
     luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     flows = np.stack([flow(*pair).clip(-MAX_FLOW, MAX_FLOW) for pair in zip(luma, luma[1:], strict=False)])
-    return Clip(config, frames, flows, *(labels[middle] for labels in (record.motion, record.valid, record.appearance)))
+    return Clip(
+        config,
+        frames,
+        flows,
+        *(record.labels[f"statistics/{name}"][middle] for name in ("motion", "valid", "appearance")),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +105,21 @@ def test_a_constant_flow_added_changes_no_motion_label(clip):
     decided = clip.expected(False)[2] > 1e-4  # adding costs a few of the last bits
     assert (valid == clip.valid).all() and decided.mean() > 0.99
     assert (labels[:, 0] == clip.motion[:, 0])[decided].all()
+
+
+def test_boundaries_of_stored_frames_are_those_of_the_labels(clip):
+    config = {"flow": {"backend": "tvl1"}}
+    summed = np.stack([motion_boundaries(field) for field in clip.flows]).sum(0)
+    found = clip_boundaries(clip.frames, config)
+    assert (found == np.hypot(summed[[0, 2]], summed[[1, 3]])).all()
+
+
+def test_flow_of_stored_frames_is_clipped(monkeypatch):
+    monkeypatch.setattr(
+        "labelgen.labels.clip.flow", lambda first, second, backend: np.full((16, 16, 2), 30, np.float32)
+    )
+    made = clip_of_frames(np.zeros((8, 16, 16, 3), np.uint8), {"flow": {"backend": "tvl1"}})
+    assert len(made.flows) == 7 and (np.stack(made.flows) == MAX_FLOW).all() and made.boundaries.shape == (7, 4, 16, 16)
 
 
 def write(path, stream, pictures):
@@ -150,4 +171,5 @@ def test_a_still_clip_has_no_motion_label(path, tmp_path):
         frame.pts = None
         still = write(tmp_path / "still.mkv", stream, [frame] * 33)
     record = label_video(Video("still", still, "", "", ()), Config(), lambda encoded: None, Clock())
-    assert record.start == [0, 16] and not np.any(record.valid) and np.isnan(record.score).all()
+    assert record.start == [0, 16] and not np.any(record.labels["statistics/valid"])
+    assert np.isnan(record.labels["curriculum/score"]).all()

@@ -19,8 +19,10 @@ from labelgen.config import Config
 from labelgen.decode import count_frames
 from labelgen.errors import ClusterError, DecodeError
 from labelgen.manifest import load
+from labelgen.run.plan import Task
+from labelgen.run.process import ProcessLost, in_new_process
+from labelgen.run.shard import label_shard_on_cluster
 from labelgen.shards import ShardReader
-from labelgen.workers import ProcessLost, apart
 from tests.labelgen.synthetic import write_video
 from tests.labelgen.test_run import ROOT, SABOTAGE
 
@@ -67,7 +69,7 @@ def test_a_cluster_writes_the_same_bytes_wherever_the_command_runs(folder, local
     monkeypatch.chdir(tmp_path)  # the workers have another current folder
     report = label(folder, "out", cluster, say=said.append, progress=lambda *counts: done.append(counts[:2]))
     assert content(tmp_path / "out") == content(local[0])
-    assert said == [f"{cluster.scheduler_address}: 2 Dask workers, 2 shards at a time; --workers is unused"]
+    assert said == [f"{cluster.scheduler_address}: 2 Dask workers, 2 shards at a time"]
     assert done == [(0, 6), (2, 6), (4, 6), (6, 6)] and report["this_run"]["workers"] == 2
     assert report["this_run"]["flow pairs"] == local[1]["this_run"]["flow pairs"]
     assert {key: report[key] for key in report if key != "this_run"} == {
@@ -92,8 +94,8 @@ def test_a_video_that_kills_or_hangs_the_process_of_its_shard_is_the_only_one_lo
     data, shard = load("folder", folder), ShardReader(local[0] / "videos" / "00000.h5")
     (tmp_path / ".lock").touch()
     path = tmp_path / "00000.h5"
-    task = run.Task(path, data.videos[:2], data.root, data.splits, SMALL, shard.config, stall=4)
-    assert run.label_shard_apart(task)[0] == str(path)
+    task = Task(path, data.videos[:2], data.root, data.splits, SMALL, shard.config, stall=4)
+    assert label_shard_on_cluster(task)[0] == str(path)
     found = ShardReader(path)
     assert found.arrays["videos/id"] == ("right/0.mp4",) and (found.jpeg(69) == shard.jpeg(69)).all()
     assert found.arrays["failures/id"] == ("right/1.mp4",) and found.arrays["failures/reason"] == (reason,)
@@ -106,7 +108,7 @@ def test_workers_that_do_not_see_the_files_are_told(folder, cluster, tmp_path):
 
 
 def test_a_cluster_that_cannot_be_used_is_named(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("labelgen.workers._CLUSTER_SECONDS", 1)
+    monkeypatch.setattr("labelgen.run.workers._CLUSTER_SECONDS", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -120,16 +122,16 @@ def test_a_cluster_that_cannot_be_used_is_named(folder, tmp_path, monkeypatch):
 
 
 def test_a_process_of_its_own_gives_results_and_errors_and_its_death_is_told():
-    assert apart(divmod, 7, 2) == (3, 1) and apart(os.getpid) != os.getpid()
+    assert in_new_process(divmod, 7, 2) == (3, 1) and in_new_process(os.getpid) != os.getpid()
     with pytest.raises(DecodeError, match="none.mp4: cannot be decoded at opening: No such file"):
-        apart(count_frames, "none.mp4")
+        in_new_process(count_frames, "none.mp4")
     with pytest.raises(ProcessLost, match=r"killed its process \(signal 6\)"):
-        apart(os.abort)
-    assert apart(cv2.getNumThreads) == apart(numba.get_num_threads) == 1
+        in_new_process(os.abort)
+    assert in_new_process(cv2.getNumThreads) == in_new_process(numba.get_num_threads) == 1
 
 
 def test_a_process_of_its_own_ends_with_its_parent():
-    code = "import time; from labelgen.workers import apart; apart(time.sleep, 1000)"
+    code = "import time; from labelgen.run.process import in_new_process; in_new_process(time.sleep, 1000)"
     parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     while not (child := children.read_text()):

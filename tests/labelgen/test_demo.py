@@ -5,7 +5,7 @@ import pytest
 
 from labelgen import decode, demo
 from labelgen.errors import ConfigError
-from labelgen.sampling import generator
+from labelgen.labels.sampling import generator
 
 
 def poses(motion, videos, n=64, seed=0):

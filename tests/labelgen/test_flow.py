@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.flow import PAIRS, end_point_error, read_pair, shrink_pair
 from labelgen.errors import ConfigError
-from labelgen.flow import BACKENDS, flow, opencv_tvl1, tvl1
+from labelgen.flow import BACKENDS, flow, tvl1
+from labelgen.flow.opencv import opencv_tvl1
 
 ROOT = Path(__file__).parents[2]
 MIDDLEBURY = ROOT.parent / "shared/data/flow"

@@ -6,11 +6,13 @@ import h5py
 import numpy as np
 import pytest
 
-from labelgen import inspect, run
+from labelgen import run
 from labelgen.config import Config
 from labelgen.errors import ShardError
 from labelgen.manifest import load
 from labelgen.shards import ShardReader, config_hash, open_shards
+from labelgen.shards.describe import describe
+from labelgen.shards.verify import verify
 from tests.labelgen.synthetic import write_video
 
 
@@ -34,7 +36,7 @@ def folder(sound, tmp_path):
 
 def problems(folder):
     """The problems without the folder's name; there are always three shards."""
-    count, found = inspect.verify(folder)
+    count, found = verify(folder)
     assert count == 3
     return [line.replace(f"{folder}/", "") for line in found]
 
@@ -49,7 +51,7 @@ LABELS_CHANGED = "00001.h5: the labels are not those that were written (SHA-256)
 
 
 def test_sound_shards_have_no_problem(sound):
-    assert inspect.verify(sound) == (3, []) == inspect.verify(sound.parent)
+    assert verify(sound) == (3, []) == verify(sound.parent)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_truncated_empty_and_foreign_files_do_not_end_the_search(folder):
 
 def test_missing_and_foreign_shards(folder):
     (folder / "00001.h5").unlink()
-    assert inspect.verify(folder)[1] == [
+    assert verify(folder)[1] == [
         f"{folder}: 2 of 3 shards are there; run the same `vssl labelgen` command again to finish"
     ]
     shutil.copy(folder / "00000.h5", folder / "00001.h5")
@@ -192,11 +194,11 @@ def test_missing_and_foreign_shards(folder):
     assert found.startswith("00001.h5 was made with configuration")
     (folder / "empty").mkdir()
     with pytest.raises(ShardError, match="holds no shards"):
-        inspect.verify(folder / "empty")
+        verify(folder / "empty")
 
 
 def test_description(sound):
-    text = inspect.describe(open_shards(sound))
+    text = describe(open_shards(sound))
     assert (
         "folder: 3 shards" in text
         and "videos 5, frames 246" in text

@@ -5,6 +5,7 @@ import pytest
 
 from labelgen.errors import ConfigError, ManifestError, VsslError
 from labelgen.manifest import load, select, split_name
+from labelgen.manifest.form import table
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 HMDB_CLASSES = 51
@@ -240,7 +241,7 @@ def test_where_videos_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("VSSL_DATA", str(tmp_path / "elsewhere"))
     assert load("folder").videos[0].path == tmp_path / "elsewhere/folder/b.avi"
     assert load("folder", "c").videos[0].path == tmp_path / "c/c.avi"
-    fails("folder not found.*absent.*--root", "folder", "absent")
+    fails("folder not found.*absent.*another root", "folder", "absent")
     assert load("folder").name == "folder"
     (tmp_path / "empty").mkdir()
     fails("no videos found in", "folder", "empty")
@@ -401,3 +402,8 @@ def test_real_grid():
     dataset = real("grid")
     assert len(dataset.videos) == 600 and not dataset.missing and not dataset.unlisted
     assert dataset.classes == ("bin", "lay", "place", "set")
+
+
+def test_the_table_of_the_docs_is_printed_from_the_manifests():
+    docs = Path(__file__).parents[2] / "docs" / "manifests.md"
+    assert "\n".join(table()) in docs.read_text(), "print it with labelgen.manifest.form.table()"

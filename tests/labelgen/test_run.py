@@ -16,9 +16,9 @@ from labelgen import decode, run
 from labelgen.config import Config
 from labelgen.errors import ConfigError, ShardError
 from labelgen.flow import flow
+from labelgen.labels.patterns import crop_grid
 from labelgen.manifest import load
-from labelgen.patterns import crop_grid
-from labelgen.record import Clock, label_video
+from labelgen.run.video import Clock, label_video
 from labelgen.shards import ShardReader, open_shards
 from tests.labelgen.synthetic import write_video
 
@@ -90,7 +90,7 @@ def test_a_clip_never_sees_the_frame_after_its_last(folder):
     clock = Clock()
     record = label_video(data.videos[0], SMALL, lambda encoded: None, clock)
     assert record.start == [0, 16, 32, 48] and clock.counts["flow pairs"] == 4 * 15
-    assert record.motion[0].shape == (len(crop_grid(48, 64, 32)), 2, 14)
+    assert record.labels["statistics/motion"][0].shape == (len(crop_grid(48, 64, 32)), 2, 14)
 
 
 def test_random_clips_that_overlap_get_the_labels_they_would_get_alone(folder):
@@ -99,8 +99,9 @@ def test_random_clips_that_overlap_get_the_labels_they_would_get_alone(folder):
     assert len(some.start) == 6 and min(np.diff(some.start)) < 16
     every = label_video(data.videos[3], Config(height=48, width=64, crop=32, clips=75), lambda encoded: None, Clock())
     assert every.start == list(range(75))
-    for start, motion, appearance in zip(some.start, some.motion, some.appearance, strict=True):
-        assert (motion == every.motion[start]).all() and (appearance == every.appearance[start]).all()
+    for name in ("statistics/motion", "statistics/appearance"):
+        for start, labels in zip(some.start, some.labels[name], strict=True):
+            assert (labels == every.labels[name][start]).all()
 
 
 def test_two_workers_write_the_same_bytes(folder, unbroken, tmp_path):
@@ -150,7 +151,7 @@ def _sabotage():
     decode.FrameStream._decode = broken
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "labelgen.record":
+        if name == "labelgen.run.video":
             sys.meta_path.remove(self)
             _sabotage()
 sys.meta_path.insert(0, Finder())
@@ -259,8 +260,13 @@ def test_a_folder_with_missing_shards_is_not_read(folder, tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(folder, unbroken):
-    with run._locked(unbroken[0] / "videos"), pytest.raises(ShardError, match="another labelgen is writing"):
-        label(folder, unbroken[0])
+    path = str(unbroken[0] / "videos" / ".lock")
+    code = f"import fcntl; file = open({path!r}, 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ShardError, match="another labelgen is writing"):
+            label(folder, unbroken[0])
+        other.communicate(b"\n")
 
 
 def test_a_full_disk_stops_the_run_and_leaves_whole_shards_only(folder, unbroken, tmp_path):
@@ -274,7 +280,7 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_shards_only(folder, unbroken
         "--videos-per-shard", "2", "--height", "48", "--width", "64", "--crop", "32",
     ]  # fmt: skip
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 1 and "cannot be written: File too large" in done.stderr, done.stderr
+    assert done.returncode == 1 and "cannot be written (File too large)" in done.stderr, done.stderr
     assert all(data == content(unbroken[0])[name] for name, data in content(tmp_path).items())
     assert not list(tmp_path.glob("videos/.*.tmp"))
     label(folder, tmp_path)
@@ -294,6 +300,14 @@ def test_options_are_checked():
         Config(height=0)
 
 
-def test_labelgen_imports_no_torch():
-    code = "import labelgen.run, labelgen.record, sys; assert not {'torch', 'trainer'} & set(sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("labelgen.run.video", {"torch", "trainer"}),
+        ("labelgen.shards", {"torch", "trainer", "numba", "av", "cv2"}),
+        ("cli.main", {"torch", "numba", "numpy", "h5py"}),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(module, absent):
+    code = f"import {module}, sys; assert not {absent} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)

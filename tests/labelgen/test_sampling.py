@@ -5,7 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from labelgen.sampling import clip_starts, generator, order_permutations, order_rows, pace_frames, pace_rows
+from labelgen.labels.order import order_permutations, order_rows
+from labelgen.labels.pace import pace_frames, pace_rows
+from labelgen.labels.sampling import clip_starts, generator
 
 PACES = tuple(Fraction(p) for p in (1, 2, 3, 4))
 
@@ -27,39 +29,39 @@ def test_generator_depends_on_its_arguments_alone():
 
 
 def test_pace_frames_by_hand():
-    assert pace_frames(5, Fraction(3)).tolist() == list(range(5, 51, 3))
-    assert pace_frames(0, Fraction(1, 3)).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5]
-    assert pace_frames(20, Fraction(-1)).tolist() == list(range(20, 4, -1))
-    assert pace_frames(0, Fraction(3, 2))[:5].tolist() == [0, 1, 3, 4, 6]
+    assert pace_frames(5, Fraction(3), 16).tolist() == list(range(5, 51, 3))
+    assert pace_frames(0, Fraction(1, 3), 16).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5]
+    assert pace_frames(20, Fraction(-1), 16).tolist() == list(range(20, 4, -1))
+    assert pace_frames(0, Fraction(3, 2), 16)[:5].tolist() == [0, 1, 3, 4, 6]
 
 
 @pytest.mark.parametrize(
     "paces", [PACES, tuple(map(Fraction, ("1/3", "1/2", "1", "2", "3"))), (Fraction(1), Fraction(-1), Fraction(-4))]
 )
 def test_pace_rows_are_balanced_and_stay_inside(paces):
-    start, label, wrapped = pace_rows(61, paces, 20000, rng(), False)
+    start, label, wrapped = pace_rows(61, paces, 20000, 16, rng(), False)
     assert chi_square(label, len(paces)) < 30  # a fair draw exceeds this less than once in 10,000 runs
-    frames = np.stack([pace_frames(s, paces[p]) for s, p in zip(start, label, strict=True)])
+    frames = np.stack([pace_frames(s, paces[p], 16) for s, p in zip(start, label, strict=True)])
     assert frames.min() == 0 and frames.max() == 60 and not wrapped.any()
 
 
 def test_pace_start_is_uniform_among_those_that_fit():
-    start, label, _ = pace_rows(61, PACES, 20000, rng())
+    start, label, _ = pace_rows(61, PACES, 20000, 16, rng())
     assert start[label == 3].tolist() == [0] * (label == 3).sum()
     assert chi_square(start[label == 2], 16) < 50 and start[label == 2].max() == 15
 
 
 def test_short_videos_have_no_pace_rows_unless_wrapped():
-    assert pace_rows(60, PACES, 4, rng()) is None
-    start, label, wrapped = pace_rows(60, PACES, 2000, rng(), allow_wrap=True)
+    assert pace_rows(60, PACES, 4, 16, rng()) is None
+    start, label, wrapped = pace_rows(60, PACES, 2000, 16, rng(), allow_wrap=True)
     assert (wrapped == (label == 3)).all() and wrapped.any() and start.min() >= 0 and start.max() < 60
 
 
 def test_order_rows_never_overlap_and_are_balanced():
-    start, permutation = order_rows(80, 3, 20000, rng())
+    start, permutation = order_rows(80, 3, 20000, 16, rng())
     assert (np.diff(start) == 24).all() and start.min() == 0 and (start + 16).max() == 80
     assert chi_square(permutation, 6) < 30 and chi_square(start[:, 0], 17) < 55
-    assert order_rows(63, 3, 4, rng()) is None and order_rows(64, 3, 4, rng())[0].tolist() == [[0, 24, 48]] * 4
+    assert order_rows(63, 3, 4, 16, rng()) is None and order_rows(64, 3, 4, 16, rng())[0].tolist() == [[0, 24, 48]] * 4
 
 
 def test_permutations_are_lexicographic():
@@ -68,8 +70,8 @@ def test_permutations_are_lexicographic():
 
 
 def test_clip_starts():
-    assert clip_starts(50, None, rng()).tolist() == [0, 16, 32]
-    assert clip_starts(15, None, rng()).tolist() == [] and clip_starts(15, 3, rng()).tolist() == []
-    assert clip_starts(16, 5, rng()).tolist() == [0]
-    drawn = clip_starts(100, 10, rng())
+    assert clip_starts(50, None, 16, rng()).tolist() == [0, 16, 32]
+    assert clip_starts(15, None, 16, rng()).tolist() == [] and clip_starts(15, 3, 16, rng()).tolist() == []
+    assert clip_starts(16, 5, 16, rng()).tolist() == [0]
+    drawn = clip_starts(100, 10, 16, rng())
     assert len(set(drawn)) == 10 and (np.diff(drawn) > 0).all() and drawn.min() >= 0 and drawn.max() <= 84

@@ -11,8 +11,9 @@ import pytest
 
 from labelgen import shards
 from labelgen.errors import ShardError
+from labelgen.shards.reader import forget
 
-CONFIG = {"height": 32, "width": 40, "crop": 16, "paces": ["1/2", "2"]}
+CONFIG = {"height": 32, "width": 40, "crop": 16, "paces": ["1/2", "2"], "clip_length": 16}
 
 
 def example(n_frames=(40, 20), seed=0):
@@ -73,6 +74,21 @@ def test_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["00000.h5"]
 
 
+def test_a_shard_without_a_kind_says_so(tmp_path):
+    arrays, jpeg, _ = example()
+    few = {name: values for name, values in arrays.items() if not name.startswith(("pace/", "statistics/"))}
+    shards.write(tmp_path / "00000.h5", few, jpeg, CONFIG, np.array([[0, 0], [8, 8]]), ["1", "2"])
+    reader = shards.ShardReader(tmp_path / "00000.h5")
+    assert [kind.name for kind in reader.kinds] == ["curriculum", "order"] and reader.arrays.keys() == few.keys()
+    assert reader.order_frames(0, 0).shape == (2, 16)
+    with pytest.raises(ShardError, match="00000.h5: holds no pace/start; label the videos again"):
+        reader.pace_frames(0, 0)
+    del few["order/start"]
+    with pytest.raises(KeyError, match="order/start"):  # a kind is there as a whole
+        shards.write(tmp_path / "00001.h5", few, jpeg, CONFIG, np.array([[0, 0], [8, 8]]), ["1", "2"])
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.h5"]
+
+
 def test_same_content_gives_the_same_bytes(tmp_path):
     write(tmp_path / "a.h5")
     write(tmp_path / "b.h5")
@@ -125,7 +141,7 @@ def test_a_changed_frame_changes_the_digest(tmp_path):
     assert shards.labels_sha256(reader.arrays) == reader.sha256["labels"]
     with h5py.File(path, "r+") as file:
         file["frames/jpeg"][100] ^= 1
-    shards._mapped.cache_clear()
+    forget()
     assert reader.jpeg_sha256() != reader.sha256["frames"]
 
 
@@ -143,7 +159,7 @@ def test_open_shards(tmp_path):
         shards.open_shards(tmp_path / "one")
     (tmp_path / "two").mkdir()
     write(tmp_path / "two" / "00000.h5")
-    with pytest.raises(ShardError, match="several data sets; name one with --shards: .*one, .*two"):
+    with pytest.raises(ShardError, match="several data sets; name one of them: .*one, .*two"):
         shards.open_shards(tmp_path)
 
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from labelgen.appearance import appearance_statistics
-from labelgen.boundaries import motion_boundaries
-from labelgen.curriculum import curriculum_score
-from labelgen.motion import motion_statistics, sector
-from labelgen.patterns import areas, centre_crop, crop_grid, mirror_flow, mirrored_blocks, patterns
+from labelgen.labels.appearance import appearance_statistics
+from labelgen.labels.boundaries import motion_boundaries
+from labelgen.labels.curriculum import curriculum_score
+from labelgen.labels.motion import motion_statistics, sector
+from labelgen.labels.patterns import areas, centre_crop, crop_grid, mirror_flow, mirrored_blocks, patterns
 from tests.labelgen import reference
 
 CROP = 112
@@ -167,6 +167,13 @@ def test_statistics_of_a_large_crop_equal_the_reference():
     assert (labels[0, 0] == expected).all() and (valid[0, 0] == moves).all()
     frames = (rng.integers(0, 2, (3, crop, crop, 3)) * rng.integers(0, 256, crop)[:, None]).astype(np.uint8)
     assert (appearance_statistics(frames, ONE_CROP, crop)[0, 0] == reference.appearance(frames)[0]).all()
+
+
+def test_flows_of_a_long_clip_are_told_apart():
+    boundaries = np.zeros((255, 4, 16, 16), np.float32)
+    boundaries[254, 0], boundaries[200, 2] = 1, 1
+    labels, valid = motion_statistics(boundaries, ONE_CROP, 16)
+    assert (labels[0, :, 12:] == [254, 200]).all() and valid[..., 12:].all()
 
 
 # --- appearance statistics

@@ -6,9 +6,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from labelgen import sampling, shards
+from labelgen import shards
+from labelgen.config import Config
+from labelgen.labels import kinds
+from labelgen.labels.sampling import clip_starts
+from labelgen.shards.schema import sizes
 
-CONFIG = {"height": 40, "width": 48, "crop": 32, "paces": ["1", "2", "3", "4"], "rows": 4, "order_clips": 3, "seed": 0}
+CONFIG = {
+    **{"height": 40, "width": 48, "crop": 32, "clip_length": 16},
+    **{"paces": ["1", "2", "3", "4"], "rows": 4, "order_clips": 3, "seed": 0},
+}
 GRID = np.array([(y, x) for y in (0, 4, 8) for x in (0, 8, 16)], np.int16)
 
 
@@ -31,24 +38,21 @@ def write_shard(
 ) -> None:
     """One shard with a video per length; split uint8 [videos, splits], default all train; frames: (seed, n) -> RGB."""
     rng = np.random.default_rng(len(lengths))
-    paces = tuple(map(shards.Fraction, config["paces"]))
     names = names or [f"{path.stem}_{i}" for i in range(len(lengths))]
+    numbers = {name: config[name] for name in ("height", "width", "crop", "clip_length", "rows", "order_clips")}
+    settings = Config(**numbers, paces=tuple(config["paces"]))
     buffer, offsets = io.BytesIO(), [0]
-    clips, pace, order = [], [], []
+    clips, drawn = [], []
     for video, n in enumerate(lengths):
         for frame in frames(int(path.stem) * 100 + video, n):
             jpeg = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
             offsets.append(buffer.write(jpeg.tobytes()) + offsets[-1])
-        clips += [(video, start) for start in sampling.clip_starts(n, None, rng)]
-        rows = config["rows"]
-        none = np.zeros(rows, np.int32), np.full(rows, 255, np.uint8), np.zeros(rows, np.uint8)
-        pace.append(sampling.pace_rows(n, paces, rows, rng) or none)
-        order.append(sampling.order_rows(n, 3, rows, rng) or (np.zeros((rows, 3)), np.full(rows, 255)))
+        clips += [(video, start) for start in clip_starts(n, None, config["clip_length"], rng)]
+        drawn.append({})
+        for kind in kinds():
+            if kind.of_video is not None:
+                drawn[-1] |= kind.of_video(n, settings, rng) or {}
     n = len(lengths)
-    common = (16, 8) * 2 + (4, 8) * 2 + (8, 8) * 2
-    sizes = {"motion": (*common, 15, 15), "appearance": (*common, 8)}
-    shape = len(clips), len(GRID), 2
-    statistics = {name: rng.integers(0, size, (*shape, len(size))) for name, size in sizes.items()}
     arrays = {
         "frames/offset": offsets,
         "videos/id": names,
@@ -63,16 +67,17 @@ def write_shard(
         "videos/height": [40] * n,
         "clips/video": [video for video, _ in clips],
         "clips/start": [start for _, start in clips],
-        "statistics/motion": statistics["motion"],
-        "statistics/appearance": statistics["appearance"],
-        "statistics/valid": rng.random((*shape, 14)) < 0.8,
-        "curriculum/score": np.zeros(len(clips)),
-        "pace/start": [start for start, _, _ in pace],
-        "pace/pace": [label for _, label, _ in pace],
-        "pace/wrapped": [wrapped for _, _, wrapped in pace],
-        "order/start": [start for start, _ in order],
-        "order/permutation": [permutation for _, permutation in order],
         **{f"failures/{name}": [] for name in ("id", "path", "stage", "reason")},
     }
+    length = sizes(arrays, config, len(GRID), len(splits))
+    for kind in kinds():
+        for field in kind.fields:
+            shape = field.shape(length)
+            if kind.of_video is not None:
+                arrays[field.name] = np.stack(
+                    [np.broadcast_to(rows.get(field.name, field.missing), shape[1:]) for rows in drawn]
+                )
+            else:
+                arrays[field.name] = rng.integers(0, field.limit(config), shape) if field.limit else np.zeros(shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     shards.write(path, arrays, buffer, {"dataset": path.parent.name, **config}, GRID, splits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from labelgen.patterns import BLOCKS, atoms, mirrored_blocks
+from labelgen.labels.patterns import BLOCKS, atoms, mirrored_blocks
 
 LABELS = 13
 _BLOCKS = np.array(BLOCKS)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from labelgen.patterns import BLOCKS, areas, atoms, mirrored_blocks
+from labelgen.labels.patterns import BLOCKS, MIN_MOTION, areas, atoms, mirrored_blocks
 
 LABELS = 14
-MIN_MOTION = 1e-3  # pixels per frame and pixel: below this mean magnitude a block does not move
-
 _BLOCKS = np.array(BLOCKS)
 # Magnitudes are summed as integers of 2^-20: sums do not depend on the order of the pixels, so neither do ties.
 _UNIT = float(1 << 20)
@@ -29,7 +27,7 @@ def motion_statistics(boundaries: np.ndarray, corners: np.ndarray, crop: int) ->
     labels = np.zeros((len(corners), 2, LABELS), np.uint8)
     valid = np.zeros_like(labels)
     shapes = *atoms(crop), areas(crop), _BLOCKS, mirrored_blocks()
-    _motion_statistics(boundaries, boundaries.sum(0), corners, *shapes, labels, valid)
+    _motion_statistics(boundaries, boundaries.sum(0), corners, *shapes, MIN_MOTION, labels, valid)
     return labels, valid
 
 
@@ -48,7 +46,7 @@ def sector(x, y):
 
 
 @njit(cache=True, nogil=True)
-def _motion_statistics(boundaries, summed, corners, atom, members, area, blocks, mirror, labels, valid):
+def _motion_statistics(boundaries, summed, corners, atom, members, area, blocks, mirror, least, labels, valid):
     flows, _, height, width = boundaries.shape
     crop = len(atom)
     magnitude = np.empty((2, height, width), np.int64)
@@ -93,7 +91,7 @@ def _motion_statistics(boundaries, summed, corners, atom, members, area, blocks,
                             orientation = k
                     at = 4 * pattern + 2 * component
                     labels[c, mirrored, at], labels[c, mirrored, at + 1] = block, orientation
-                    if most >= MIN_MOTION:
+                    if most >= least:
                         valid[c, mirrored, at : at + 2] = 1
                         moves[c, component] = 1
             for mirrored in range(2):

@@ -1,4 +1,4 @@
-"""Processes that do the work: on this machine (joblib), on a Dask cluster, or one for a single call."""
+"""Processes that do the work: on this machine (joblib) or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import contextlib
 import functools
 import logging
 import os
-import pickle
 import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from labelgen.errors import ClusterError
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _CLUSTER_SECONDS = 10  # to wait for a Dask scheduler, and for a worker
 
@@ -24,7 +23,9 @@ class WorkerLost(Exception):
 
 
 @contextlib.contextmanager
-def pool(workers: int, scheduler: str | None, say: Callable[[str], None]) -> Iterator[tuple[Callable, int]]:
+def pool(
+    workers: int, scheduler: str | None, say: Callable[[str], None]
+) -> Iterator[tuple[Callable[..., Iterator[Any]], int]]:
     """Processes for many calls: a function `each(function, items)`, and how many calls it makes at a time.
 
     workers: processes of this machine, at most one per core; scheduler: address of a Dask cluster to use in their place
@@ -41,11 +42,11 @@ def pool(workers: int, scheduler: str | None, say: Callable[[str], None]) -> Ite
         return
     with _client(scheduler) as client:
         threads = client.nthreads()
-        say(f"{scheduler}: {len(threads)} Dask workers, {sum(threads.values())} shards at a time; --workers is unused")
+        say(f"{scheduler}: {len(threads)} Dask workers, {sum(threads.values())} shards at a time")
         yield functools.partial(_each_on_cluster, client=client), sum(threads.values())
 
 
-def _each_here(function: Callable, items: Sequence, workers: int) -> Iterator:
+def _each_here(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -59,7 +60,7 @@ def _each_here(function: Callable, items: Sequence, workers: int) -> Iterator:
         return_as="generator_unordered",
     )
     try:
-        with _deaf():
+        with _ignoring_interrupts():
             results = parallel(joblib.delayed(function)(item) for item in items)
         yield from results
     except TerminatedWorkerError as error:
@@ -67,7 +68,7 @@ def _each_here(function: Callable, items: Sequence, workers: int) -> Iterator:
 
 
 @contextlib.contextmanager
-def _deaf():
+def _ignoring_interrupts() -> Iterator[None]:
     """Processes started here never see Ctrl-C, which goes to the whole group: ending them is this process's affair."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -77,11 +78,11 @@ def _deaf():
 
 
 @contextlib.contextmanager
-def _client(scheduler: str):
+def _client(scheduler: str) -> Iterator[Client]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise ClusterError(f"--backend dask needs Dask: pip install 'dask[distributed]' ({error})") from error
+        raise ClusterError(f"a Dask cluster needs Dask: pip install 'dask[distributed]' ({error})") from error
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what goes wrong is raised
     try:
         client = Client(scheduler, timeout=_CLUSTER_SECONDS, set_as_default=False)
@@ -100,7 +101,7 @@ def _client(scheduler: str):
         yield client
 
 
-def _each_on_cluster(function: Callable, items: Sequence, client) -> Iterator:
+def _each_on_cluster(function: Callable[[Any], Any], items: Sequence[Any], client: Client) -> Iterator[Any]:
     # Dask's own interface: joblib's waits for ever where one call ends several workers.
     from distributed import CancelledError, KilledWorker, as_completed
 
@@ -114,47 +115,3 @@ def _each_on_cluster(function: Callable, items: Sequence, client) -> Iterator:
         ) from error
     finally:
         client.cancel(futures)
-
-
-class ProcessLost(Exception):
-    """The process of a call died; `status` is its exit status, negative for a signal."""
-
-    def __init__(self, status: int):
-        super().__init__(f"killed its process (signal {-status})" if status < 0 else f"its process ended with {status}")
-        self.status = status
-
-
-def apart(function: Callable, *arguments):
-    """`function(*arguments)` in a new process with one thread; raises what it raises, or ProcessLost where it dies."""
-    command = [sys.executable, "-c", f"from labelgen.workers import _answer; _answer({os.getpid()})"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    environment |= dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    done = subprocess.run(command, input=pickle.dumps((function, arguments)), env=environment, stdout=subprocess.PIPE)
-    if done.returncode:
-        raise ProcessLost(done.returncode)
-    good, answer = pickle.loads(done.stdout)
-    if not good:
-        raise answer
-    return answer
-
-
-def _answer(parent: int) -> None:
-    """The other side of `apart`."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)  # what a library prints must not mix with the answer
-        function, arguments = pickle.load(sys.stdin.buffer)
-        try:
-            answer = True, function(*arguments)
-        except Exception as error:
-            answer = False, error
-        pickle.dump(answer, out)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

@@ -7,7 +7,8 @@ import functools
 import numpy as np
 
 BLOCKS = (16, 4, 8)  # number of blocks: grid, rings, triangles
-_GRID_STEP = 8  # pixels between neighbouring crops
+GRID_STEP = 8  # pixels between neighbouring crops
+MIN_MOTION = 1e-3  # pixels per frame and pixel: below this mean magnitude a block does not move
 
 
 @functools.cache
@@ -68,10 +69,8 @@ def crop_grid(height: int, width: int, crop: int) -> np.ndarray:
     Raises ValueError where the crop does not fit into the frame.
     """
     if crop > min(height, width):
-        raise ValueError(
-            f"crop of {crop} pixels does not fit into frames of {height} x {width}; choose a smaller --crop"
-        )
-    corners = [np.arange((size - crop) // 2 % _GRID_STEP, size - crop + 1, _GRID_STEP) for size in (height, width)]
+        raise ValueError(f"crop of {crop} pixels does not fit into frames of {height} x {width}")
+    corners = [np.arange((size - crop) // 2 % GRID_STEP, size - crop + 1, GRID_STEP) for size in (height, width)]
     return _frozen(np.stack(np.meshgrid(*corners, indexing="ij"), -1).reshape(-1, 2).astype(np.int16))
 
 

@@ -1,151 +1,16 @@
-"""Optical flow between two frames: a fast TV-L1 of our own, and OpenCV's TV-L1 and DIS behind the same call.
-
-References
-----------
-[1] C. Zach, T. Pock, H. Bischof, "A duality based approach for realtime TV-L1 optical flow", DAGM 2007.
-[2] J. Sanchez, E. Meinhardt-Llopis, G. Facciolo, "TV-L1 optical flow estimation", IPOL 2013, 10.5201/ipol.2013.26
-[3] D. Sun, S. Roth, M. Black, "Secrets of optical flow estimation and their principles", CVPR 2010
-    (the median after each warp, the 5-point derivative, bicubic warping).
-[4] S. Baker, I. Matthews, "Lucas-Kanade 20 years on", IJCV 2004 (the gradient of the image that is not warped).
-[5] X. Bresson, T. Chan, "Fast dual minimization of the vectorial total variation norm", IPI 2008.
-[6] A. Chambolle, "Total variation minimization and a class of binary MRF models", EMMCVPR 2005 (projected dual step).
-"""
+"""The kernels of `tvl1`, and the order in which they run; the references are those of tv_l1.py."""
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numba import njit
 
-from labelgen.errors import ConfigError
-
 f32 = np.float32
 
-
-def tvl1(
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    attachment: float = 0.3,
-    tightness: float = 0.2,
-    step: float = 0.25,
-    scale: float = 0.8,
-    warps: int = 4,
-    iterations: int = 10,
-) -> np.ndarray:
-    """TV-L1 optical flow from `first` to `second`: first[y, x] is seen again at second[y + v, x + u].
-
-    first, second: luma [H, W], 0..255, uint8 or floating point, at least 16 x 16 pixels
-    attachment:    weight of the data term per grey level (lambda in [1]); smaller is smoother
-    tightness:     coupling of the two solutions (theta)
-    step:          time step of the dual ascent (tau); at most 0.25 converges
-    scale:         size of a pyramid level relative to the next finer one, in (0, 1), made for 0.5 to 0.9
-    warps:         linearisations of the image per pyramid level
-    iterations:    primal-dual iterations per linearisation
-
-    Returns float32 [H, W, 2], (u, v) in pixels. The same input gives the same flow on every run.
-    Raises ValueError for images that differ in shape, are not 2-D, are too small, or hold values that are not finite.
-
-    Minimises sum |grad (u, v)| + attachment |second(x + u) - first(x)| coarse to fine as in [1, 2], with the total
-    variation of both components taken together [5]. docs/flow.md tells where this differs from [1] and why.
-    """
-    first, second = _pair(first, second)
-    for name, image in (("first", first), ("second", second)):
-        if not np.isfinite(image).all():
-            raise ValueError(f"{name} holds {image[~np.isfinite(image)][0]}; expected finite luma, 0..255")
-    if not 0 < scale < 1:
-        raise ValueError(f"scale is {scale}; expected a value between 0 and 1")
-    numbers = {"attachment": attachment, "tightness": tightness, "step": step, "warps": warps, "iterations": iterations}
-    for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"{name} is {value}; expected a value above 0")
-    height, width = first.shape
-    sizes = [(height, width)]
-    while min(sizes[-1]) * scale >= SMALLEST:
-        shrunk = scale ** len(sizes)
-        sizes.append((round(height * shrunk), round(width * shrunk)))
-    sigma = 0.6 * np.sqrt(scale**-2 - 1)  # [2]: what shrinking to the next level must blur away
-    bound, rate = f32(attachment * tightness), f32(step / tightness)
-    images = np.stack([first, second]).astype(f32)
-    return _tvl1(images, np.array(sizes), sigma, bound, f32(tightness), rate, warps, iterations)
-
-
-def opencv_tvl1(
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    attachment: float = 0.15,
-    tightness: float = 0.3,
-    step: float = 0.25,
-    scale: float = 0.8,
-    warps: int = 5,
-) -> np.ndarray:
-    """OpenCV's DualTVL1OpticalFlow with its own defaults, the reference for accuracy; see `tvl1`. Takes uint8 luma.
-
-    Raises ConfigError where OpenCV lacks its contributed modules.
-    """
-    if not hasattr(cv2, "optflow"):
-        raise ConfigError(
-            "flow backend 'opencv-tvl1' needs cv2.optflow, which this OpenCV lacks; "
-            "install opencv-contrib-python-headless in place of other opencv packages"
-        )
-    create = cv2.optflow.DualTVL1OpticalFlow_create
-    settings = {"lambda_": attachment, "theta": tightness, "tau": step, "scaleStep": scale, "warps": warps}
-    return _opencv(first, second, create, **settings)
-
-
-def dis(first: np.ndarray, second: np.ndarray, *, preset: int = cv2.DISOPTICAL_FLOW_PRESET_FAST) -> np.ndarray:
-    """OpenCV's DIS flow, several times as fast as `tvl1`, with more than twice its error. Takes uint8 luma."""
-    return _opencv(first, second, cv2.DISOpticalFlow_create, preset=preset)
-
-
-BACKENDS = {"tvl1": tvl1, "opencv-tvl1": opencv_tvl1, "dis": dis}
-
-
-def flow(first: np.ndarray, second: np.ndarray, backend: str = "tvl1") -> np.ndarray:
-    """Optical flow, float32 [H, W, 2] in pixels, between two luma images uint8 [H, W], see `tvl1`.
-
-    Raises ConfigError for a backend that is not in BACKENDS, ValueError for images that cannot be used.
-    """
-    if backend not in BACKENDS:
-        raise ConfigError(f"flow backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
-    return BACKENDS[backend](first, second)
-
-
-def _pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    first, second = np.asarray(first), np.asarray(second)
-    for name, image in (("first", first), ("second", second)):
-        if image.ndim != 2 or min(image.shape) < SMALLEST:
-            expected = f"luma [H, W] of at least {SMALLEST} x {SMALLEST} pixels"
-            raise ValueError(f"{name} has shape {image.shape}; expected {expected}")
-        if image.dtype.kind not in "uif":
-            raise ValueError(f"{name} has dtype {image.dtype}; expected uint8 or floating point")
-    if first.shape != second.shape:
-        raise ValueError(f"images differ in shape: first {first.shape}, second {second.shape}; expected the same")
-    return first, second
-
-
-def _opencv(first, second, create, **settings) -> np.ndarray:
-    first, second = _pair(first, second)
-    for name, image in (("first", first), ("second", second)):
-        if image.dtype != np.uint8:
-            raise ValueError(f"{name} has dtype {image.dtype}; expected uint8 for OpenCV's flow")
-    # A solver of its own for each pair, which costs next to nothing: DualTVL1OpticalFlow keeps the number of pyramid
-    # levels of the smallest pair that it has seen, and gives other flows ever after.
-    solver = create(**settings)
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        return solver.calc(np.ascontiguousarray(first), np.ascontiguousarray(second), None)
-    finally:
-        cv2.setNumThreads(threads)
-
-
-# The kernels below work on planes. A plane is a flat float32 array with an image of `height` x `width` inside a border
+# The kernels work on planes. A plane is a flat float32 array with an image of `height` x `width` inside a border
 # of PAD pixels; its rows are _stride(width) long. Stencils then run over many rows in one loop without looking for the
 # image's border, which makes them several times as fast on small images as loops over rows.
 
-SMALLEST = 16  # side of the coarsest pyramid level, at least
 PAD = 2
 BAND = 8192  # pixels worked on at a time: their state, 40 bytes each, stays in the second-level cache
 
@@ -441,7 +306,7 @@ def _pyramid(images, sizes, begin, sigma):
 
 
 @_kernel
-def _tvl1(images, sizes, sigma, bound, tightness, rate, warps, iterations):
+def solve(images, sizes, sigma, bound, tightness, rate, warps, iterations):
     levels = len(sizes)
     begin = np.zeros(levels + 1, np.int64)
     for level in range(levels):

@@ -1,0 +1,52 @@
+"""Optical flow between two frames: a fast TV-L1 of our own, and OpenCV's TV-L1 and DIS behind the same call."""
+
+from __future__ import annotations
+
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+from labelgen.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from labelgen.flow.backend import Backend
+    from labelgen.flow.tv_l1 import tvl1 as tvl1
+
+# A new backend is its file and one line here; what stands in these files is imported where it is used.
+BACKENDS = {
+    "tvl1": "labelgen.flow.tv_l1:BACKEND",
+    "opencv-tvl1": "labelgen.flow.opencv:TVL1",
+    "dis": "labelgen.flow.opencv:DIS",
+}
+
+
+def find(name: str) -> Backend:
+    """A flow backend by its name. Raises ConfigError for one that is not in BACKENDS."""
+    if name not in BACKENDS:
+        raise ConfigError(f"flow backend is {name!r}; expected one of {', '.join(BACKENDS)}")
+    found: Backend = pkgutil.resolve_name(BACKENDS[name])
+    return found
+
+
+def flow(first: np.ndarray, second: np.ndarray, backend: str = "tvl1") -> np.ndarray:
+    """Optical flow, float32 [H, W, 2] in pixels, between two luma images uint8 [H, W], see `tvl1`.
+
+    Raises ConfigError for a backend that is not in BACKENDS, ValueError for images that cannot be used.
+    """
+    return find(backend).function(first, second)
+
+
+def luma(frame: np.ndarray) -> np.ndarray:
+    """Luma uint8 [H, W], 0..255, of an RGB frame uint8 [H, W, 3]."""
+    import cv2
+
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "tvl1":  # imported when asked for: it needs Numba, the list of names does not
+        from labelgen.flow.tv_l1 import tvl1
+
+        return tvl1
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

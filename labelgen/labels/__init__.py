@@ -1,0 +1,20 @@
+"""Label kinds: what is computed of each clip and each video."""
+
+from __future__ import annotations
+
+import pkgutil
+
+from labelgen.labels.kind import Kind
+
+# A new kind is its file and one line here. Reading a shard imports these files: they import Numba where they compute.
+LABELS = {
+    "statistics": "labelgen.labels.statistics:STATISTICS",
+    "curriculum": "labelgen.labels.curriculum:CURRICULUM",
+    "pace": "labelgen.labels.pace:PACE",
+    "order": "labelgen.labels.order:ORDER",
+}
+
+
+def kinds() -> list[Kind]:
+    """All label kinds, in the order of their data sets in a shard."""
+    return [pkgutil.resolve_name(where) for where in LABELS.values()]

@@ -1,0 +1,54 @@
+"""One clip as labels see it: its frames, their flow and the motion boundaries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from labelgen.flow import flow, luma
+from labelgen.labels.boundaries import motion_boundaries
+from labelgen.labels.kind import Settings
+
+MAX_FLOW = 20  # pixels per frame: components beyond are clipped
+VERSION = 1  # counts up with every change of luma, clipping or boundaries that may change a label
+
+
+@dataclass(frozen=True)
+class Clip:
+    """frames:     RGB uint8 [T, H, W, 3]
+    flows:      T - 1 times float32 [H, W, 2], pixels per frame, see `clipped_flow`
+    boundaries: float32 [T - 1, 4, H, W], see `motion_boundaries`
+    """
+
+    frames: np.ndarray
+    flows: Sequence[np.ndarray]
+    boundaries: np.ndarray
+
+    @classmethod
+    def of(cls, frames: Sequence[np.ndarray], flows: Sequence[np.ndarray]) -> Clip:
+        """A clip of its frames, each RGB uint8 [H, W, 3], and its flows."""
+        # Filled one by one: twice the memory for np.stack has malloc return it to the system and fault it in again, 3 ms.
+        boundaries = np.empty((len(flows), 4, *frames[0].shape[:2]), np.float32)
+        for i, field in enumerate(flows):
+            boundaries[i] = motion_boundaries(field)
+        return cls(np.stack(frames), flows, boundaries)
+
+
+def clipped_flow(first: np.ndarray, second: np.ndarray, backend: str) -> np.ndarray:
+    """Flow between two luma images uint8 [H, W], its components clipped to MAX_FLOW; float32 [H, W, 2]."""
+    return np.clip(flow(first, second, backend), -MAX_FLOW, MAX_FLOW)
+
+
+def clip_of_frames(frames: Sequence[np.ndarray] | np.ndarray, config: Settings) -> Clip:
+    """The clip of RGB frames uint8 [T, H, W, 3], its flow computed as the configuration of a shard says."""
+    backend = config["flow"]["backend"]
+    return Clip.of(list(frames), [clipped_flow(*pair, backend) for pair in pairwise(map(luma, frames))])
+
+
+def clip_boundaries(frames: Sequence[np.ndarray] | np.ndarray, config: Settings) -> np.ndarray:
+    """Magnitudes of the summed motion boundaries M_u and M_v of RGB frames uint8 [T, H, W, 3], float32 [2, H, W]."""
+    summed = clip_of_frames(frames, config).boundaries.sum(0)
+    return np.hypot(summed[0::2], summed[1::2])

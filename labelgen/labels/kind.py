@@ -1,0 +1,90 @@
+"""What a label kind declares. Whatever writes, reads, checks, counts or prints labels loops over these declarations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from labelgen.config import Config
+    from labelgen.labels.clip import Clip
+
+NO_ROW = 255  # an id that is none: the video is too short
+
+Arrays = Mapping[str, Any]  # the data sets of a shard by their full names
+Settings = Mapping[str, Any]  # the configuration as a shard stores it
+Labels = dict[str, Any]  # a clip's or a video's part of each data set of a kind
+
+
+@dataclass(frozen=True)
+class Field:
+    """One data set of a shard.
+
+    name:    with its group, "pace/start"
+    dtype:   NumPy type, str for texts
+    axes:    "clips" or "videos", then other names (of what a shard has many of, or of a setting) and plain lengths
+    about:   what it says, for docs/shards.md
+    limit:   of ids: what all are below, a number or one per column, from the configuration
+    missing: what a video without labels of the kind has; no labelled one has it in all fields of the kind
+    in_file: stays in the file until it is indexed, because it is large; uint8
+    """
+
+    name: str
+    dtype: type
+    axes: tuple[str | int, ...]
+    about: str
+    limit: Callable[[Settings], int | np.ndarray] | None = None
+    missing: int = 0
+    in_file: bool = False
+
+    def shape(self, sizes: Mapping[str, Any]) -> tuple[int, ...]:
+        """Its shape, where `sizes` has the length of every named axis."""
+        return tuple(axis if isinstance(axis, int) else int(sizes[axis]) for axis in self.axes)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of labels.
+
+    name:      its group in the shard, and its key in LABELS
+    version:   counts up with every change that may change a stored byte; part of the configuration of the shards
+    settings:  settings that a reader of the labels needs, stored as JSON attributes of the group
+    constants: whatever else changes a stored byte and is no setting; part of the configuration, too
+    fields:    its data sets, all per clip or all per video
+    of_clip:   (clip, config) -> the labels of one clip, for a kind with fields per clip
+    of_video:  (number of frames, config, generator of this video and kind) -> the labels of one video, None where it is too
+               short, for a kind with fields per video
+    faults:    (arrays, configuration) -> name of each data set, and whether a value cannot be that types, shapes and limits
+               allow
+    lines:     (arrays of all shards joined, configuration) -> lines for a reader, such as histograms
+    counts:    arrays -> what the report counts, in words joined by "_"
+    """
+
+    name: str
+    version: int
+    fields: tuple[Field, ...]
+    settings: tuple[str, ...] = ()
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    of_clip: Callable[[Clip, Config], Labels] | None = None
+    of_video: Callable[[int, Config, np.random.Generator], Labels | None] | None = None
+    faults: Callable[[Arrays, Settings], Iterator[tuple[str, bool]]] = lambda arrays, config: iter(())
+    lines: Callable[[Arrays, Settings], Iterator[str]] = lambda arrays, config: iter(())
+    counts: Callable[[Arrays], dict[str, int]] = lambda arrays: {}
+
+    def too_short(self, arrays: Arrays) -> np.ndarray:
+        """Which videos have no labels of this kind, bool [videos]."""
+        missing = np.ones(len(arrays["videos/n_frames"]), bool)
+        for one in self.fields:
+            absent = np.asarray(arrays[one.name]) == one.missing
+            missing &= absent.all(axis=tuple(range(1, absent.ndim)))
+        return missing
+
+
+def histogram(name: str, values: np.ndarray, size: int) -> str:
+    """A line that says how often each of `size` ids is there, in per cent."""
+    shares = np.bincount(values, minlength=size) / max(1, len(values)) * 100
+    line = f"{name:14} % of each id: " + " ".join(f"{share:.0f}" for share in shares[:30])
+    return f"{line} ..." if size > 30 else line

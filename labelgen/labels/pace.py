@@ -1,0 +1,105 @@
+"""Pace: at which speed a clip of a video is played [thesis 4.2.2]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from labelgen.labels.kind import NO_ROW, Arrays, Field, Kind, Labels, Settings, histogram
+
+if TYPE_CHECKING:
+    from labelgen.config import Config
+
+
+def pace_offsets(pace: Fraction, length: int) -> np.ndarray:
+    """Offsets floor(i * pace), int64 [length], relative to the first frame shown. Negative paces play backwards."""
+    return np.array([i * pace.numerator // pace.denominator for i in range(length)], np.int64)
+
+
+def pace_frames(start: int, pace: Fraction, length: int) -> np.ndarray:
+    """Frames of a clip at a pace, int64 [length]: start + floor(i * pace) [thesis 4.2.2]."""
+    return start + pace_offsets(pace, length)
+
+
+def pace_rows(
+    n_frames: int,
+    paces: tuple[Fraction, ...],
+    rows: int,
+    length: int,
+    rng: np.random.Generator,
+    allow_wrap: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Draw `rows` pace clips of a video: pace first, uniformly from the set, then the start among those that fit.
+
+    Returns start int32 [rows], label uint8 [rows] (index into `paces`) and wrapped uint8 [rows]; None when the video is
+    too short for the widest pace. With `allow_wrap` such a video is kept: a row that does not fit runs on from the
+    video's first frame and is marked.
+    """
+    offsets = [pace_offsets(pace, length) for pace in paces]
+    spans = [int(offset.max() - offset.min()) for offset in offsets]
+    if n_frames <= max(spans) and not allow_wrap:
+        return None
+    label = rng.integers(len(paces), size=rows)
+    position = rng.random(rows)
+    start = np.empty(rows, np.int32)
+    wrapped = np.zeros(rows, np.uint8)
+    for row, pace in enumerate(label):
+        fitting = n_frames - spans[pace]
+        if fitting > 0:
+            # a clip that plays backwards starts at the highest of its frames
+            start[row] = int(position[row] * fitting) - int(offsets[pace].min())
+        else:
+            start[row], wrapped[row] = int(position[row] * n_frames), 1
+    return start, label.astype(np.uint8), wrapped
+
+
+def _of_video(n_frames: int, config: Config, rng: np.random.Generator) -> Labels | None:
+    rows = pace_rows(n_frames, config.fractions, config.rows, config.clip_length, rng, config.allow_wrap)
+    return rows and dict(zip(("pace/start", "pace/pace", "pace/wrapped"), rows, strict=True))
+
+
+def _faults(arrays: Arrays, config: Settings) -> Iterator[tuple[str, bool]]:
+    lengths = arrays["videos/n_frames"][:, None].astype(np.int64)
+    pace, begin, wrapped = arrays["pace/pace"], arrays["pace/start"], arrays["pace/wrapped"]
+    paces = [Fraction(text) for text in config["paces"]]
+    used, known = pace != NO_ROW, pace < len(paces)
+    yield "pace/pace", bool((used.any(1) != used.all(1)).any())
+    yield "pace/wrapped", bool((wrapped > config["allow_wrap"]).any())
+    offsets = [pace_offsets(p, config["clip_length"]) for p in paces]
+    limits = np.array([(offset.min(), offset.max()) for offset in offsets])
+    low, high = np.moveaxis(limits[np.where(known, pace, 0)], -1, 0)
+    low, high = np.where(wrapped, 0, low), np.where(wrapped, 0, high)
+    outside = (begin + low < 0) | (begin + high >= lengths)
+    yield "pace/start", bool((outside & known).any() or (begin[~used] != -1).any())
+
+
+def _lines(arrays: Arrays, config: Settings) -> Iterator[str]:
+    rows = arrays["pace/pace"]
+    shares = histogram("pace", rows[rows != NO_ROW], len(config["paces"]))
+    yield f"{shares}; {PACE.too_short(arrays).sum()} videos too short"
+
+
+_ROWS = ("videos", "rows")
+PACE = Kind(
+    name="pace",
+    version=1,
+    settings=("paces",),
+    fields=(
+        Field("pace/start", np.int32, _ROWS, "frame `i` of the clip is `start + floor(i * pace)`", missing=-1),
+        Field(
+            "pace/pace",
+            np.uint8,
+            _ROWS,
+            "index into the attribute `paces` of `/pace` (JSON, fractions as text)",
+            lambda config: len(config["paces"]),
+            missing=NO_ROW,
+        ),
+        Field("pace/wrapped", np.uint8, _ROWS, "1 where the clip goes on from the first frame", lambda config: 2),
+    ),
+    of_video=_of_video,
+    faults=_faults,
+    lines=_lines,
+)

@@ -1,0 +1,163 @@
+"""The videos of a data set, and the parts of them that its splits name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from labelgen.errors import ConfigError
+from labelgen.manifest.files import EXTENSIONS, find_videos, locate
+from labelgen.manifest.form import read_manifest
+from labelgen.manifest.lists import PART_WORDS, class_names, csv_rows, list_members
+from labelgen.manifest.messages import fail, some
+from labelgen.manifest.values import spell_classes, split_by_value, values
+from labelgen.shards import NONE, PARTS, TEST, TRAIN, VALIDATION
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video file."""
+
+    id: str  # path below the video folder, POSIX, with extension; unique, valid UTF-8
+    path: Path  # absolute
+    label: str  # "" when there is none
+    group: str  # "" when there is none
+    split: tuple[int, ...]  # one per official split, see labelgen.shards.PARTS
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The videos of a data set and how they compare with its official lists."""
+
+    name: str
+    root: Path
+    videos: tuple[Video, ...]  # sorted by id
+    splits: tuple[str, ...]  # names of the official splits
+    classes: tuple[str, ...]  # official order, else sorted; () when unlabelled
+    missing: tuple[str, ...]  # listed officially, not found
+    unlisted: tuple[str, ...]  # ids found, in no official list
+    others: tuple[str, ...] = ()  # files beside the videos whose extension is no video's
+    expected: Mapping[str, int] = field(default_factory=dict)  # official numbers: videos, classes, ...
+
+    def summary(self) -> str:
+        """A few lines for the terminal: found, missing, unlisted, classes, and the parts of each split."""
+        listed = len(self.videos) - len(self.unlisted)
+        total = self.expected.get("videos") or (listed + len(self.missing) if self.missing or self.unlisted else 0)
+        count = f"{listed:,} of {total:,}" if total else f"{listed:,}"
+        lines = [f"{self.name}: {count} videos in {self.root}"]
+        what_else = {"missing": self.missing, "unlisted": self.unlisted, "no video by their names": self.others}
+        lines += [f"  {what}: {some(names)}" for what, names in what_else.items() if names]
+        found = len({video.label for video in self.videos} - {""})
+        lines.append(f"  classes: {found:,} of {len(self.classes):,}" if self.classes else "  no labels")
+        unlabelled = [video.id for video in self.videos if not video.label]
+        if self.classes and unlabelled:
+            lines.append(f"  without a label: {some(unlabelled)}")
+        for k, name in enumerate(self.splits[:10]):
+            counts = Counter(video.split[k] for video in self.videos)
+            parts = (f"{PARTS[part]} {counts[part]:,}" for part in (TRAIN, VALIDATION, TEST))
+            lines.append(f"  split {name}: " + ", ".join(parts))
+        if len(self.splits) > 10:
+            lines.append(f"  and {len(self.splits) - 10:,} more splits")
+        return "\n".join(lines)
+
+
+def default_root(name: str) -> Path:
+    """Where the videos of a data set are looked for: $VSSL_DATA/NAME, else data/NAME."""
+    return Path(os.environ.get("VSSL_DATA") or "data") / name
+
+
+def load(dataset: str, root: str | Path | None = None) -> Dataset:
+    """Find the videos of `dataset`: the name of a built-in manifest, or the path of a manifest (.yaml).
+
+    They are looked for in `root`, else `$VSSL_DATA/NAME`, else `data/NAME`. A data set of the manifest `folder` is named
+    after its root. Raises ConfigError where there is no such manifest, ManifestError for whatever in the manifest or in
+    the folder is not as expected; videos that are listed but absent are no error.
+    """
+    spec = read_manifest(dataset)
+    root = default_root(spec["name"]) if root is None else root
+    root = Path(os.path.abspath(Path(root).expanduser()))
+    name = spec["name"]
+    if dataset == "folder":  # or the results of one folder would take the place of another's
+        name = re.sub(r"[^\w.-]", "-", root.name).strip("-.") or name
+    where = spec.get("videos", {})
+    extensions = {"." + e.lower().lstrip(".") for e in where.get("extensions", EXTENSIONS)}
+    paths, others = find_videos(root / where.get("folder", "."), extensions)
+    ids = sorted(paths)
+
+    rows = csv_rows(spec, root)
+    classes = class_names(spec, root)
+    names, members = list_members(spec.get("splits", {}), root, classes)
+    located = locate({**rows, **members}, paths, extensions)
+    row_of = {id: rows[entry] for entry, id in located.items() if entry in rows}
+
+    labels = values("label", spec, ids, row_of)
+    column = spec.get("label", {}).get("column")
+    known = classes or sorted({row[column] for row in rows.values()} - {""} if column else ())
+    labels = spell_classes(ids, labels, known, declared=bool(classes))
+    classes = classes or tuple(sorted({*known, *labels} - {""}))
+    groups = values("group", spec, ids, row_of, labels)
+
+    if names:
+        split_of = {id: tuple(members[entry]) for entry, id in located.items() if entry in members}
+        split = [split_of.get(id, (NONE,) * len(names)) for id in ids]
+        unlisted = set(ids) - set(located.values())
+    else:
+        names, split = split_by_value(spec.get("splits", {}), ids, groups, row_of)
+        unlisted = set(ids) - set(located.values()) if "csv" in spec else set()
+    fields = zip(ids, labels, groups, split, strict=True)
+    return Dataset(
+        name=name,
+        root=root,
+        videos=tuple(Video(id, Path(paths[id]), label, group, parts) for id, label, group, parts in fields),
+        splits=names,
+        classes=classes,
+        missing=tuple(sorted((rows.keys() | members.keys()) - located.keys())),
+        unlisted=tuple(sorted(unlisted)),
+        others=tuple(sorted(others)),
+        expected=spec.get("expected", {}),
+    )
+
+
+def select(videos: Iterable[Video], splits: Sequence[str], which: str | None) -> tuple[Video, ...]:
+    """The videos of a split ("1"), of a part of the first ("train", "val", "test") or of any ("2/test").
+
+    None selects all. Raises ConfigError when `which` does not exist, ManifestError when no video is left.
+    """
+    videos = tuple(videos)
+    if which is None:
+        return videos
+    k, part = _find_split(splits, which)
+    chosen = tuple(video for video in videos if video.split[k] in ((part,) if part else (TRAIN, VALIDATION, TEST)))
+    if not chosen:
+        fail("no video in split", which, f"at least one of {len(videos):,} videos", "Choose another split")
+    return chosen
+
+
+def split_name(splits: Sequence[str], which: str | None) -> str:
+    """What `select` selects, in the one form of several that mean the same: "2", "1/train", or "all".
+
+    Raises ConfigError when `which` does not exist.
+    """
+    if which is None:
+        return "all"
+    k, part = _find_split(splits, which)
+    return f"{splits[k]}/{PARTS[part]}" if part else splits[k]
+
+
+def _find_split(splits: Sequence[str], which: str) -> tuple[int, int]:
+    """Index of the split and its part, 0 for all parts."""
+    choices = {name: (k, 0) for k, name in enumerate(splits)}
+    for k, name in enumerate(splits):
+        for word in ("train", "val", "validation", "test"):
+            choices.setdefault(f"{name}/{word}", (k, PART_WORDS[word]))
+            choices.setdefault(word, (0, PART_WORDS[word]))
+    if which not in choices:
+        if not splits:
+            fail("unknown split", which, "none, as the data set has no splits", "Choose none", ConfigError)
+        known = ", ".join([*splits, *PARTS[1:]])
+        fail("unknown split", which, f"{known}, or both as in {splits[0]}/train", "Choose one of these", ConfigError)
+    return choices[which]

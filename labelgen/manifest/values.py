@@ -1,0 +1,84 @@
+"""Label, group and parts of every video, from its row in a table, its file name or its folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from labelgen.manifest.lists import PART_WORDS
+from labelgen.manifest.messages import fail, some
+from labelgen.shards import TEST, TRAIN
+
+Rows = Mapping[str, Mapping[str, str]]  # the row of a table that a video has, by its id
+
+
+def values(what: str, spec: Mapping[str, Any], ids: list[str], row_of: Rows, labels: Sequence[str] = ()) -> list[str]:
+    """The label or group of every video: from its CSV row, else its file name, else its folder, else ""."""
+    source = spec.get(what, {})
+    column, pattern, level = source.get("column"), source.get("pattern"), source.get("folder")
+    compiled: dict[str, re.Pattern[str]] = {}
+    values = []
+    for i, id in enumerate(ids):
+        value = row_of[id][column] if column and id in row_of else ""
+        if not value and pattern:
+            label = labels[i] if labels else ""
+            if label not in compiled:
+                compiled[label] = re.compile(pattern.replace("{label}", re.escape(label)) if labels else pattern)
+            match = compiled[label].search(id.rpartition("/")[2])
+            if not match and what == "label":
+                fail("label pattern does not match the file name", id, pattern, "Correct the pattern or the name")
+            value = (match[what] or "") if match else ""
+        if not value and level:
+            folders = id.split("/")[:-1]
+            value = folders[level - 1] if len(folders) >= level else ""
+        values.append(value)
+    # A folder of videos without sub-folders is a data set without labels; but deeper levels are asked for on purpose.
+    if level and not any(values) and (level > 1 or what != "label"):
+        deepest = max(ids, key=lambda id: id.count("/"))
+        levels = deepest.count("/")
+        fail(
+            f"{what} by folder level", level, f"a level that is there: {deepest!r} has {levels}", "Correct the manifest"
+        )
+    if (column or pattern) and what != "split" and not any(values):  # the lists at hand may be of other parts
+        fail(f"no video has a {what} by", pattern or f"column {column}", f"one for {ids[0]!r}", "Correct the manifest")
+    return values
+
+
+def spell_classes(ids: list[str], labels: list[str], known: Sequence[str], declared: bool) -> list[str]:
+    """Labels as their classes are spelt: folder names often lose blanks and punctuation ("using_segway")."""
+
+    def plain(name: str) -> str:
+        return "".join(c for c in name.casefold() if c.isalnum())
+
+    by_plain: dict[str, str | None] = {}
+    for name in known:
+        by_plain[plain(name)] = None if plain(name) in by_plain else name
+    spelt = {name: name for name in ("", *known)}
+    for id, label in zip(ids, labels, strict=True):
+        if label not in spelt:
+            spelt[label] = by_plain.get(plain(label)) or label
+            if declared and spelt[label] not in known:
+                fail(f"label of {id!r}", label, f"a declared class: {some(known)}", "Move the file or add the class")
+    return [spelt[label] for label in labels]
+
+
+def split_by_value(
+    splits: Mapping[str, Any], ids: list[str], groups: list[str], row_of: Rows
+) -> tuple[tuple[str, ...], list[tuple[int, ...]]]:
+    """Names of the splits and each video's parts, from a CSV column, a folder level or the groups."""
+    if "leave_out" in splits:
+        if "" in groups:
+            fail("video without a group", ids[groups.index("")], "a group for every video", "Correct the pattern")
+        names = sorted(set(groups))
+        if len(names) < 2:
+            fail("one group only", names[0], "two or more to leave one out", "Add videos or remove splits")
+        row = {g: tuple(TEST if g == name else TRAIN for name in names) for g in names}
+        return tuple(str(k + 1) for k in range(len(names))), [row[g] for g in groups]
+    if not splits:
+        return (), [()] * len(ids)
+    words = values("split", {"split": splits}, ids, row_of)
+    for id, word in zip(ids, words, strict=True):
+        if word.lower() not in PART_WORDS:
+            fail(f"split of {id!r}", word, "train, val, validation, test or none", "Rename it")
+    return ("1",), [(PART_WORDS[word.lower()],) for word in words]

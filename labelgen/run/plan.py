@@ -1,0 +1,119 @@
+"""Which shards there are to make, and the configuration that all of them share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labelgen import decode, shards
+from labelgen.config import Config
+from labelgen.errors import ShardError
+from labelgen.flow import BACKENDS
+from labelgen.flow import find as find_backend
+from labelgen.labels import LABELS, clip, kinds, sampling
+from labelgen.labels.patterns import GRID_STEP
+from labelgen.manifest import Dataset, Video
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to make."""
+
+    path: Path
+    videos: tuple[Video, ...]
+    root: Path
+    splits: tuple[str, ...]
+    config: Config
+    identity: dict[str, Any]  # the whole configuration, as it is stored in the shard
+    stall: float
+    isolated: bool = False  # each video in a process of its own, because one of them has ended its worker before
+    labels: Mapping[str, str] = field(default_factory=lambda: dict(LABELS))  # a worker has its own registries:
+    flows: Mapping[str, str] = field(default_factory=lambda: dict(BACKENDS))  # what was added here is added there
+
+
+def tasks(
+    dataset: Dataset,
+    videos: tuple[Video, ...],
+    folder: Path,
+    config: Config,
+    identity: dict[str, Any],
+    stall: float,
+) -> list[Task]:
+    """Every shard of the videos, whether it is there or not: `folder`/00000.h5 ..."""
+    size = identity["videos_per_shard"]
+    batches = [videos[at : at + size] for at in range(0, len(videos), size)]
+    common = (dataset.root, dataset.splits, config, identity, stall)
+    return [Task(folder / f"{index:05d}.h5", batch, *common) for index, batch in enumerate(batches)]
+
+
+def configuration(
+    dataset: Dataset, videos: Sequence[Video], split: str, config: Config, per_shard: int
+) -> dict[str, Any]:
+    """All that decides the bytes of the shards: which videos there are, the settings, and the version, constants and
+    parameters of whatever computes."""
+    digest = hashlib.sha256()
+    for video in videos:
+        size = os.stat(video.path).st_size if video.path.exists() else "none"
+        digest.update(f"{video.id}\0{size}\0{video.label}\0{video.group}\0{video.split}\n".encode())
+    backend = find_backend(config.flow)
+    return {
+        "dataset": dataset.name,
+        "expected": dict(dataset.expected),
+        "split": split,
+        "videos": f"{len(videos)} {digest.hexdigest()[:16]}",
+        "videos_per_shard": per_shard,
+        **asdict(config),
+        "paces": list(config.paces),
+        "frames": {"version": decode.VERSION},
+        "draws": {"version": sampling.VERSION},
+        "crop_step": GRID_STEP,
+        "flow": {"backend": config.flow, "version": backend.version, **backend.parameters},
+        "boundaries": {"version": clip.VERSION, "max_flow": clip.MAX_FLOW},
+        "labels": {kind.name: {"version": kind.version, **kind.constants} for kind in kinds()},
+    }
+
+
+def check_configuration(folder: Path, identity: dict[str, Any], videos: set[str]) -> None:
+    """Raises ShardError where a shard of another configuration is in the folder."""
+    expected = shards.config_hash(identity)
+    for path in sorted(folder.glob("[0-9]*.h5")):
+        found = shards.ShardReader(path)
+        if found.config_hash != expected:
+            here, there = _flat(identity), _flat(found.config)
+            keys = [key for key in sorted(here | there) if here.get(key) != there.get(key)]
+            # backends have parameters of their own, which say nothing beside the backend's name
+            keys = [key for key in keys if key in here and key in there] or keys
+            differing = [f"{key}: {there.get(key)} there, {here.get(key)} now" for key in keys if key != "videos"]
+            if "videos" in keys:
+                differing.append(_other_videos(folder, found.config["videos"], identity["videos"], videos))
+            raise ShardError(
+                f"{path} was made with configuration {found.config_hash}, this run's is {expected} ({'; '.join(differing)}); "
+                "name another output folder, or delete this one"
+            )
+
+
+def _other_videos(folder: Path, there: str, here: str, videos: set[str]) -> str:
+    """In words, how the videos differ from those of the shards: counts, and the first one that is gone or new."""
+    paths = sorted(folder.glob("[0-9]*.h5"))
+    arrays = [shards.ShardReader(path).arrays for path in paths]
+    stored = {video for array in arrays for key in ("videos/id", "failures/id") for video in array[key]}
+    count = int(there.split()[0])
+    text = f"videos: {count} there, {here.split()[0]} now, whose paths, sizes or labels are not the same"
+    if gone := stored - videos:
+        text += f"; gone is {min(gone)}"
+    if len(stored) == count and (new := videos - stored):
+        text += f"; new is {min(new)}"
+    return text
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Every value as JSON under the names that lead to it: {"flow": {"backend": "dis"}} is "flow backend"."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key} ") if isinstance(value, Mapping) else {prefix + key: json.dumps(value)}
+    return flat

@@ -1,0 +1,159 @@
+"""One shard: its videos one after the other, joined and written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from labelgen import shards
+from labelgen.config import Config
+from labelgen.errors import ClusterError, DecodeError, ShardError, WriteError
+from labelgen.files import writing
+from labelgen.labels import kinds
+from labelgen.labels.patterns import crop_grid
+from labelgen.manifest import Video
+from labelgen.run.guard import VideoLost, label_here, label_in_new_process, register
+from labelgen.run.plan import Task
+from labelgen.run.process import ProcessLost, in_new_process
+from labelgen.shards.schema import sizes
+
+if TYPE_CHECKING:
+    from labelgen.run.video import Record
+
+Made = tuple[str, Counter[str], Counter[str]]  # path, seconds per stage, counts
+
+
+def label_shard_on_cluster(task: Task) -> Made:
+    """`label_shard` in a process of its own, which a video may end without harm to the Dask worker and its other threads.
+
+    Raises ClusterError where this machine does not see the videos and the shards.
+    """
+    for place in (task.root, task.path.parent / ".lock"):
+        if not place.exists():
+            raise ClusterError(
+                f"{place} is not there on {socket.gethostname()}; all Dask workers need the folders of the videos and "
+                "of the shards under the same paths"
+            )
+    made: Made
+    try:
+        made = in_new_process(label_shard, task)
+    except ProcessLost:
+        try:
+            made = in_new_process(label_shard, replace(task, isolated=True))
+        except ProcessLost as lost:
+            raise ShardError(f"{task.path}: {lost} even with each video in its own process; check memory") from None
+    return made
+
+
+def label_shard(task: Task) -> Made:
+    """Make one shard; returns its path, the seconds per stage and the counts. Videos that fail are recorded in it.
+
+    Raises ShardError where the shard cannot be written.
+    """
+    try:
+        with writing(task.path):
+            return _label_shard(task)
+    except WriteError as error:
+        raise ShardError(f"{error}; finished shards are kept: make room and run the same command again") from error
+
+
+def _label_shard(task: Task) -> Made:
+    import cv2
+
+    from labelgen.run.video import Clock, compile_kernels
+
+    register(task)
+    cv2.setNumThreads(1)
+    compile_kernels(task.config.flow)  # loading them is not to count as a video's stall
+    clock, records, failures = Clock(), [], []
+    label = label_in_new_process if task.isolated else label_here
+    with _spool(task.path) as spool:
+        for video in task.videos:
+            begin = spool.tell()
+            stage, reason = "", ""
+            try:
+                record = label(video, task, spool, clock)
+                records.append(record)
+                if record.cut_short:
+                    stage, reason = "decode", f"kept the first {len(record.jpeg_sizes)} frames: {record.cut_short}"
+            except (ShardError, OSError):
+                raise  # the disk, not the video
+            except DecodeError as error:
+                stage, reason = "decode", error.reason
+            except VideoLost as error:
+                stage, reason = "process", str(error)
+            except Exception as error:  # whatever one video does, the others are labelled
+                stage, reason = "label", f"{type(error).__name__}: {error}"
+            if reason:
+                path = relative_path(video, task.root)
+                failures.append({"id": video.id, "path": path, "stage": stage, "reason": reason})
+                if not records or records[-1].video is not video:
+                    spool.seek(begin)
+                    spool.truncate()
+        with clock("write"):
+            arrays = shard_arrays(records, failures, task.root, task.config, len(task.splits))
+            grid = crop_grid(task.config.height, task.config.width, task.config.crop)
+            shards.write(task.path, arrays, spool, task.identity, grid, task.splits)
+    return str(task.path), clock.seconds, clock.counts
+
+
+@contextlib.contextmanager
+def _spool(path: Path) -> Iterator[BinaryIO]:
+    """A file beside the shard for its frames; while it is there, the shard is being made."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".jpeg.tmp", dir=path.parent)
+    try:
+        os.close(handle)
+        with open(name, "wb+") as spool:
+            yield spool
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def relative_path(video: Video, root: Path) -> str:
+    """Path of a video below the data set's root; bytes that are not UTF-8 are written as escapes."""
+    return os.fsencode(os.path.relpath(video.path, root)).decode("utf-8", "backslashreplace")
+
+
+def shard_arrays(
+    records: Sequence[Record], failures: Sequence[dict[str, str]], root: Path, config: Config, splits: int
+) -> dict[str, Any]:
+    """Join the records of a shard's videos into the data sets of its schema, see docs/shards.md."""
+    n_frames = np.array([len(record.jpeg_sizes) for record in records], np.int64)
+    videos = [record.video for record in records]
+    arrays: dict[str, Any] = {
+        "frames/offset": np.cumsum([0, *(size for record in records for size in record.jpeg_sizes)], dtype=np.int64),
+        "videos/id": [video.id for video in videos],
+        "videos/path": [relative_path(video, root) for video in videos],
+        "videos/label": [video.label for video in videos],
+        "videos/group": [video.group for video in videos],
+        "videos/split": np.array([video.split for video in videos]).reshape(len(videos), splits),
+        "videos/first_frame": np.cumsum(n_frames) - n_frames,
+        "videos/n_frames": n_frames,
+        "videos/fps": [record.fps for record in records],
+        "videos/width": [record.native_width for record in records],
+        "videos/height": [record.native_height for record in records],
+        "clips/video": np.repeat(np.arange(len(records)), [len(record.start) for record in records]),
+        "clips/start": [start for record in records for start in record.start],
+        **{f"failures/{name}": [failure[name] for failure in failures] for name in ("id", "path", "stage", "reason")},
+    }
+    crops = len(crop_grid(config.height, config.width, config.crop))
+    length = sizes(arrays, vars(config), crops, splits)
+    for kind in kinds():
+        for field in kind.fields:
+            if field.axes[0] == "clips":
+                rows = [values for record in records for values in record.labels.get(field.name, ())]
+            else:
+                rows = [record.labels.get(field.name, field.missing) for record in records]
+            arrays[field.name] = np.empty(field.shape(length), field.dtype)
+            for at, values in enumerate(rows):
+                arrays[field.name][at] = values
+    return arrays

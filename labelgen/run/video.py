@@ -1,0 +1,152 @@
+"""One video to one record: its frames as JPEG and all of its labels. The only place that knows the order of the steps."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import cv2
+import numpy as np
+
+from labelgen import decode
+from labelgen.config import Config
+from labelgen.errors import DecodeError
+from labelgen.flow import flow, luma
+from labelgen.labels import kinds
+from labelgen.labels.clip import Clip, clipped_flow
+from labelgen.labels.sampling import clip_starts, generator
+from labelgen.manifest import Video
+
+
+@dataclass
+class Record:
+    """What one shard stores of one video, without the JPEG bytes themselves.
+
+    jpeg_sizes: bytes of each frame; start: first frame of each labelled clip
+    labels:     by data set: of a kind per clip, a list with an array of each clip; of a kind per video, its array, and none where
+                the video is too short
+    cut_short:  why decoding stopped early, "" where it did not
+    """
+
+    video: Video
+    fps: float = 0
+    native_width: int = 0
+    native_height: int = 0
+    jpeg_sizes: list[int] = field(default_factory=list)
+    start: list[int] = field(default_factory=list)
+    labels: dict[str, Any] = field(default_factory=dict)
+    cut_short: str = ""
+
+
+class Clock:
+    """Seconds spent per stage, and how much was done in them."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - begin  # type: ignore[assignment]
+
+
+def label_video(video: Video, config: Config, write: Callable[[bytes], object], clock: Clock) -> Record:
+    """Decode and label one video; every frame's JPEG goes to `write` as soon as it is made.
+
+    A file that breaks off is kept up to there, see `Record.cut_short`. Memory does not grow with the video's length.
+
+    Raises DecodeError where not even one frame can be decoded.
+    """
+    stream = decode.frames(video.path, config.height, config.width, config.fps)
+    starts = _planned_starts(video, config)
+    start = next(starts, None)
+    window: dict[int, np.ndarray] = {}  # the frames that the current clip, or a later one that overlaps it, needs
+    flows: dict[int, np.ndarray] = {}
+    record = Record(video)
+    for t in count():
+        try:
+            with clock("decode"):
+                frame = next(stream, None)
+        except DecodeError as error:
+            if not t:
+                raise
+            record.cut_short = error.reason
+            break
+        if frame is None:
+            break
+        with clock("jpeg"):
+            quality = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality]
+            encoded = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
+        write(encoded)
+        record.jpeg_sizes.append(len(encoded))
+        window[t] = frame
+        while start is not None and t == start + config.clip_length - 1:
+            _label_clip(record, start, window, flows, config, clock)
+            start = next(starts, None)
+        for old in [key for key in window if start is None or key < start]:
+            del window[old]
+            flows.pop(old, None)
+    clock.counts["frames"] += len(record.jpeg_sizes)
+    record.fps, record.native_width, record.native_height = stream.fps, stream.native_width, stream.native_height
+    for kind in kinds():
+        if kind.of_video is not None:
+            rng = generator(config.seed, kind.name, video.id)
+            rows = kind.of_video(len(record.jpeg_sizes), config, rng)
+            if rows is not None:
+                record.labels |= {one.name: rows[one.name] for one in kind.fields}
+    return record
+
+
+def _planned_starts(video: Video, config: Config) -> Iterator[int]:
+    if config.clips is None:
+        return count(0, config.clip_length)
+    n_frames = decode.count_frames(video.path, config.fps)
+    rng = generator(config.seed, "clips", video.id)
+    return iter(clip_starts(n_frames, config.clips, config.clip_length, rng).tolist())
+
+
+def _label_clip(
+    record: Record,
+    start: int,
+    window: dict[int, np.ndarray],
+    flows: dict[int, np.ndarray],
+    config: Config,
+    clock: Clock,
+) -> None:
+    frames = [window[t] for t in range(start, start + config.clip_length)]
+    pairs = range(start, start + config.clip_length - 1)
+    with clock("flow"):
+        grey = [luma(frame) for frame in frames]
+        for i, t in enumerate(pairs):
+            if t not in flows:
+                flows[t] = clipped_flow(grey[i], grey[i + 1], config.flow)
+                clock.counts["flow pairs"] += 1
+    with clock("labels"):
+        clip = Clip.of(frames, [flows[t] for t in pairs])
+        record.start.append(start)
+        for kind in kinds():
+            if kind.of_clip is not None:
+                values = kind.of_clip(clip, config)
+                for one in kind.fields:
+                    record.labels.setdefault(one.name, []).append(values[one.name])
+        clock.counts["clips"] += 1
+
+
+def compile_kernels(backend: str) -> None:
+    """Run every Numba kernel once, so that processes started later find it in the cache."""
+    config = Config(height=16, width=16, crop=16, clip_length=8)
+    still = np.zeros((16, 16), np.uint8)
+    flow(still, still, backend)
+    clip = Clip.of([np.zeros((16, 16, 3), np.uint8)] * 8, [np.zeros((16, 16, 2), np.float32)] * 7)
+    for kind in kinds():
+        if kind.of_clip is not None:
+            kind.of_clip(clip, config)

@@ -1,0 +1,21 @@
+"""The HDF5 shard: the contract between the label generator and everything that reads its labels.
+
+One file holds the frames (JPEG) and all labels of a few videos. It is written beside its target, synced, re-read
+and renamed: the final name is the only sign that it is done. The layout is described in docs/shards.md.
+"""
+
+from labelgen.config import CLIP_LENGTH as CLIP_LENGTH
+from labelgen.labels.kind import NO_ROW as NO_ROW
+from labelgen.shards.folder import disagreements as disagreements
+from labelgen.shards.folder import open_shards as open_shards
+from labelgen.shards.folder import shard_paths as shard_paths
+from labelgen.shards.reader import ShardReader as ShardReader
+from labelgen.shards.schema import NONE as NONE
+from labelgen.shards.schema import PARTS as PARTS
+from labelgen.shards.schema import SCHEMA_VERSION as SCHEMA_VERSION
+from labelgen.shards.schema import TEST as TEST
+from labelgen.shards.schema import TRAIN as TRAIN
+from labelgen.shards.schema import VALIDATION as VALIDATION
+from labelgen.shards.schema import config_hash as config_hash
+from labelgen.shards.schema import labels_sha256 as labels_sha256
+from labelgen.shards.writer import write as write

@@ -1,0 +1,100 @@
+"""The data sets of a shard: those that every shard has, and those of the label kinds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from labelgen.labels import kinds
+from labelgen.labels.kind import Arrays, Field, Kind
+
+SCHEMA_VERSION = 2
+NONE, TRAIN, VALIDATION, TEST = range(4)  # values of videos/split
+PARTS = ("none", "train", "validation", "test")  # their words
+
+COMMON = (
+    Field("frames/offset", np.int64, ("offsets",), "frame `i` is `jpeg[offset[i]:offset[i + 1]]`"),
+    Field("videos/id", str, ("videos",), "unique in the data set"),
+    Field("videos/path", str, ("videos",), "relative to the root of the data set"),
+    Field("videos/label", str, ("videos",), "class, may be empty"),
+    Field("videos/group", str, ("videos",), "what the video is a part of, may be empty"),
+    Field(
+        "videos/split",
+        np.uint8,
+        ("videos", "splits"),
+        "part of each official split: " + ", ".join(f"{code} {word}" for code, word in enumerate(PARTS)),
+        lambda config: len(PARTS),
+    ),
+    Field("videos/first_frame", np.int64, ("videos",), "where the video's frames begin in the shard"),
+    Field("videos/n_frames", np.int32, ("videos",), "how many there are"),
+    Field("videos/fps", np.float64, ("videos",), "frames per second"),
+    Field("videos/width", np.int32, ("videos",), "pixels, of the upright video before it was resized"),
+    Field("videos/height", np.int32, ("videos",), "likewise"),
+    Field("clips/video", np.int32, ("clips",), "video of each labelled clip"),
+    Field("clips/start", np.int32, ("clips",), "its first frame, counted from the video's first"),
+    Field("failures/id", str, ("failures",), "videos that could not be labelled, or not to their end"),
+    Field("failures/path", str, ("failures",), "likewise"),
+    Field("failures/stage", str, ("failures",), "decode, label or process"),
+    Field("failures/reason", str, ("failures",), "what happened"),
+)
+
+
+def fields(of: Iterable[Kind] | None = None) -> tuple[Field, ...]:
+    """The data sets of a shard with these label kinds, all by default, but for /frames/jpeg, which is not loaded."""
+    return COMMON + tuple(field for kind in (kinds() if of is None else of) for field in kind.fields)
+
+
+def kinds_in(arrays: Arrays) -> list[Kind]:
+    """The label kinds of which there is any data set."""
+    return [kind for kind in kinds() if any(field.name in arrays for field in kind.fields)]
+
+
+def sizes(arrays: Arrays, config: Mapping[str, Any], crops: int, splits: int) -> dict[str, Any]:
+    """The length of every axis that a field may name, see `Field.shape`."""
+    return {
+        **config,
+        "offsets": int(np.sum(arrays["videos/n_frames"])) + 1,
+        "videos": len(arrays["videos/id"]),
+        "splits": splits,
+        "clips": len(arrays["clips/video"]),
+        "crops": crops,
+        "failures": len(arrays["failures/id"]),
+    }
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that change with any value of `config`, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def labels_sha256(arrays: Arrays) -> str:
+    """SHA-256 of every data set but the frames; equals `ShardReader.sha256["labels"]` unless the file was damaged."""
+    digest = hashlib.sha256()
+    for field in fields(kinds_in(arrays)):
+        values = arrays[field.name]
+        if field.dtype is str:
+            digest.update(f"{field.name} {len(values)}\0".encode() + "".join(f"{text}\0" for text in values).encode())
+        else:
+            array: np.ndarray = np.ascontiguousarray(values, field.dtype)
+            digest.update(f"{field.name} {array.shape}\0".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def table() -> list[str]:
+    """The lines of the Markdown table of all data sets, for docs/shards.md."""
+    lines = [
+        "| data set | type | axes | what |",
+        "|---|---|---|---|",
+        "| `/frames/jpeg` | uint8 | bytes | JPEG frames end to end, a video's frames adjacent; contiguous and uncompressed, "
+        "so it can be read by file offset |",
+    ]
+    for field in fields():
+        name = "UTF-8" if field.dtype is str else np.dtype(field.dtype).name
+        axes = ", ".join(str(axis) for axis in field.axes)
+        missing = f"; {field.missing} where the video is too short" if field.missing else ""
+        lines.append(f"| `/{field.name}` | {name} | {axes} | {field.about}{missing} |")
+    return lines
