@@ -154,9 +154,9 @@ def video_clip(path: Path, first: int, height: int, width: int) -> Iterator[np.n
 
 def compare(shards: data.Shards, paths: list[Path], most: int, repeats: int) -> None:
     """Print the table of one set of videos; `most`: clips at most."""
-    samples, _, _ = Statistics.samples(shards, Statistics.options)
+    samples, _, _ = Statistics.samples(shards, Statistics.option_values())
     chosen = np.random.default_rng(0).permutation(len(samples))[:most]
-    clips = data.TrainingClips(shards, samples, Statistics, Statistics.options, 0, "none")
+    clips = data.TrainingClips(shards, samples, Statistics, Statistics.option_values(), 0, "none")
     batches = np.array_split(np.stack([np.zeros_like(chosen), chosen], 1), -(-len(chosen) // BATCH))
     readers = [(shards.readers[shard], clip) for shard, clip in samples[chosen]]
     jpegs = [reader.jpeg(frame) for reader, clip in readers for frame in reader.clip_frames(clip)]

@@ -24,11 +24,11 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import product
+from itertools import chain, product, repeat
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -46,11 +46,12 @@ from labelgen import shards  # noqa: E402
 from labelgen.labels.pace import pace_rows  # noqa: E402
 from trainer import data  # noqa: E402
 from trainer.augment import MEAN, STD  # noqa: E402
-from trainer.backbones import BACKBONES  # noqa: E402
+from trainer.backbones import BACKBONES, create  # noqa: E402
 from trainer.backbones.layers import Conv3d  # noqa: E402
-from trainer.loop import train  # noqa: E402
 from trainer.methods.pace import Pace  # noqa: E402
+from trainer.methods.parts import embedding  # noqa: E402
 from trainer.settings import Settings  # noqa: E402
+from trainer.training import train  # noqa: E402
 
 PACES = ("1", "2", "3", "4")
 FRAMES = 64  # of a made-up video: enough for pace 4
@@ -79,11 +80,11 @@ class Classifier(nn.Module):
     def __init__(self, backbone: str, width: float):
         super().__init__()
         torch.manual_seed(0)
-        self.backbone = BACKBONES[backbone](width)
+        self.backbone = create(backbone, width)
         self.head = nn.Linear(self.backbone.features, len(PACES))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head([*self.backbone(x).values()][-1].mean((2, 3, 4)))
+        return self.head(embedding(self.backbone, x))
 
 
 def sgd(network: nn.Module) -> torch.optim.SGD:
@@ -137,7 +138,7 @@ class PlainClips(Dataset):
 
     def __init__(self, folder: Path):
         self.source = data.Shards(folder)
-        self.samples = Pace.samples(self.source, Pace.options)[0]
+        self.samples = Pace.samples(self.source, Pace.option_values())[0]
         self.crop = self.source.config["crop"]
 
     def __len__(self) -> int:
@@ -179,13 +180,12 @@ def plain_loop(backbone: str, folder: Path, setup: Setup, tf32: bool = False) ->
             layer.__class__ = nn.Conv3d  # theirs
     optimiser, criterion = sgd(network), nn.CrossEntropyLoss()
     network.train()
-    times, batches, start = [], _endless(loader), time.perf_counter()
+    times, batches, start = [], chain.from_iterable(repeat(loader)), time.perf_counter()
     for _ in range(setup.warm + setup.steps):
         begin = time.perf_counter()
         clips, labels = next(batches)
         waited = time.perf_counter() - begin
-        clips, labels = clips.to(setup.device), labels.to(setup.device)
-        loss = criterion(network(clips), labels)
+        loss = criterion(network(clips.to(setup.device)), labels.to(setup.device))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -194,11 +194,6 @@ def plain_loop(backbone: str, folder: Path, setup: Setup, tf32: bool = False) ->
         times.append((end - start, waited))
         start = end
     return np.array(times[setup.warm :]).T
-
-
-def _endless(loader: DataLoader) -> Iterator:
-    while True:
-        yield from loader
 
 
 def trainer_loop(backbone: str, folder: Path, setup: Setup, compiled: bool = False) -> np.ndarray:
@@ -318,16 +313,12 @@ def _precision(name: str) -> None:
 
 
 def _seconds(step: Callable[[], None], device: torch.device) -> float:
-    _wait(device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
     begin = time.perf_counter()
     step()
-    _wait(device)
+    wait()
     return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # --- peak
@@ -354,9 +345,8 @@ def peak(device: torch.device, precision: str) -> float:
 def machine(device: torch.device) -> str:
     if device.type == "cuda":
         versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-        return (
-            f"{torch.cuda.get_device_name(device)}; PyTorch {torch.__version__}, {versions}; {os.cpu_count()} CPU cores"
-        )
+        name = torch.cuda.get_device_name(device)
+        return f"{name}; PyTorch {torch.__version__}, {versions}; {os.cpu_count()} CPU cores"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
     return f"{model}, {torch.get_num_threads()} threads; PyTorch {torch.__version__}"
@@ -365,20 +355,18 @@ def machine(device: torch.device) -> str:
 PARTS = {"loops": loops, "formats": formats}
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--only", choices=list(PARTS), help="run one part")
     parser.add_argument("--backbones", default=",".join(BACKBONES), help="by comma")
     parser.add_argument("--shards", type=Path, help="folder of shards to train on; their crop is the size")
     parser.add_argument(
-        "--size", type=int, choices=list(FRAME_SIZES), help="of made-up shards: 56 on the CPU, 112 on CUDA"
+        "--size", type=int, choices=list(FRAME_SIZES), help="made-up shards': 56 on the CPU, 112 on CUDA"
     )
     parser.add_argument("--width", type=float, help="of the networks: 0.25 on the CPU, 1 on CUDA")
     parser.add_argument("--batch", type=int, help="clips a step: 8 on the CPU, 32 on CUDA")
-    parser.add_argument(
-        "--workers", type=int, default=min(16, max(1, (os.cpu_count() or 1) - 1)), help="loader processes"
-    )
+    parser.add_argument("--workers", type=int, default=min(16, max(1, (os.cpu_count() or 1) - 1)), help="processes")
     parser.add_argument("--steps", type=int, help="timed steps of each turn: 6 on the CPU, 30 on CUDA")
     parser.add_argument("--repeats", type=int, help="turns of the loops: 3 on the CPU, 1 on CUDA")
     arguments = parser.parse_args()
@@ -406,8 +394,7 @@ def main() -> int:
         for part in [PARTS[arguments.only]] if arguments.only else PARTS.values():
             print(f"\n{part.__name__}\n")
             part(backbones, folder, setup, peaks)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

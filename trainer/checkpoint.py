@@ -14,8 +14,7 @@ import pickle
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,8 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainer.backbones import BACKBONES
+from labelgen.errors import VsslError
+from labelgen.files import sync, writing
+from trainer import backbones
 from trainer.errors import TrainerError
+from trainer.methods import method_class
 from trainer.settings import Settings, resolve
 
 SCHEMA = 2
@@ -69,60 +71,23 @@ def save(
     meta = {"schema": SCHEMA, "step": step, **meta}
     temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=parent))
     try:
-        with writing(target):
+        with writing(target, SafetensorError, RuntimeError):  # what the libraries make of a full disk
             weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
             save_file(weights, temporary / "weights.safetensors", {"vssl": json.dumps(meta)})
             torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
             (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=2) + "\n")
             temporary.chmod(0o755)
             for path in (*temporary.iterdir(), temporary):
-                _sync(path)
+                sync(path)
             temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync(parent)
+    sync(parent)
     for old in (*parent.glob("[0-9]*"), *parent.glob(".*.tmp")):
         if old != target:
             shutil.rmtree(old)
     return target
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Name the file that a block writes in its errors, which on a full disk most do not. Raises TrainerError."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:  # the last two: what the libraries make of a full disk
-        raise TrainerError(f"{path}: cannot be written ({error})") from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with writing(path), os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def run_path(name: str | os.PathLike) -> Path:
@@ -148,13 +113,13 @@ def newest_run(finetuned: bool = True) -> Path:
 def _pretrained(folder: Path) -> bool:
     try:
         return not with_labels(json.loads((folder / "checkpoint.json").read_text())["settings"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, VsslError):
         return True  # damaged: whoever loads it is told so
 
 
 def with_labels(settings: dict) -> bool:
     """Whether a run of these settings learns the class labels."""
-    return "recognition" in settings["method"].split("+")
+    return any(method_class(name).supervised for name in settings["method"].split("+"))
 
 
 def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
@@ -186,7 +151,7 @@ def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
     run = folder.parent if folder.name in ("checkpoints", "best") else file.with_suffix("")
     saved = Checkpoint(file, run, meta, weights)
     with torch.device("meta"):
-        backbone = BACKBONES[meta["settings"]["backbone"]](meta["settings"]["width"])
+        backbone = backbones.create(meta["settings"]["backbone"], meta["settings"]["width"])
     check_fit(file, backbone, backbone_weights(saved))
     return saved
 
@@ -200,10 +165,10 @@ def check_newest(saved: Checkpoint) -> None:
 
 
 def _newest(run: Path, kind: str) -> Path:
-    found = [own for own in (run / kind).iterdir() if own.name.isdecimal()]
+    found = [folder for folder in (run / kind).iterdir() if folder.name.isdecimal()]
     if not found:
         raise TrainerError(f"{run}: the run has no checkpoint yet; start it anew under another name")
-    return max(found, key=lambda own: int(own.name))
+    return max(found, key=lambda folder: int(folder.name))
 
 
 def _check_meta(file: Path, meta: dict) -> None:
@@ -221,10 +186,10 @@ def _check_meta(file: Path, meta: dict) -> None:
 
 def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None:
     """Raises TrainerError that names the file where names or shapes of its weights are not the module's."""
-    own = {name: value.shape for name, value in module.state_dict().items()}
+    expected = {name: value.shape for name, value in module.state_dict().items()}
     found = {name: value.shape for name, value in weights.items()}
-    if wrong := sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name)):
-        more = f" and {len(wrong) - 1} others" * (len(wrong) > 1)
+    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
         raise TrainerError(
             f"{file}: {wrong[0]}{more} missing, unknown or of another shape than its settings say; {_OTHER}"
         )
@@ -242,16 +207,16 @@ def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str]
     Raises TrainerError when less than 95 % of the backbone's parameters have a weight of the same name and shape there.
     """
     saved = load(path, best=True)
-    weights, own = backbone_weights(saved), backbone.state_dict()
-    matched = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+    weights, before = backbone_weights(saved), backbone.state_dict()
+    matched = {name: value for name, value in weights.items() if name in before and value.shape == before[name].shape}
     other = {
-        "missing": own.keys() - weights.keys(),
-        "of another shape": own.keys() & weights.keys() - matched.keys(),
-        "unexpected": weights.keys() - own.keys(),
+        "missing": before.keys() - weights.keys(),
+        "of another shape": before.keys() & weights.keys() - matched.keys(),
+        "unexpected": weights.keys() - before.keys(),
     }
     sizes = {name: weight.numel() for name, weight in backbone.named_parameters()}
     share = sum(size for name, size in sizes.items() if name in matched) / sum(sizes.values())
-    report = f"{saved.file}: {len(matched)} of {len(own)} tensors matched ({100 * share:.1f} % of the parameters)"
+    report = f"{saved.file}: {len(matched)} of {len(before)} tensors matched ({100 * share:.1f} % of the parameters)"
     if share < 0.95:
         counts = ", ".join(f"{len(names)} {word}" for word, names in other.items() if names)
         has = saved.meta["settings"]
@@ -259,7 +224,7 @@ def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str]
             f"{report}, at least 95 % must; {counts}: it holds {has['backbone']} of width {has['width']:g}"
         )
     say(report + "".join(f"; {word}: {', '.join(sorted(names))}" for word, names in other.items() if names))
-    backbone.load_state_dict(own | matched)
+    backbone.load_state_dict(before | matched)
     kept = ("dataset", "split", "samples", "steps", "step", "config_hash")
     return {"file": str(saved.file), "settings": saved.meta["settings"], **{name: saved.meta[name] for name in kept}}
 
@@ -267,7 +232,7 @@ def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str]
 def versions() -> dict[str, str]:
     """What the numbers were made with."""
     try:
-        own = version("vssl")
+        vssl = version("vssl")
     except PackageNotFoundError:
-        own = "not installed"
-    return {"vssl": own, "python": platform.python_version(), "torch": torch.__version__}
+        vssl = "not installed"
+    return {"vssl": vssl, "python": platform.python_version(), "torch": torch.__version__}

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from labelgen.files import write_text
 from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.evaluate.protocol import shown
@@ -131,7 +132,7 @@ def _about(saved: checkpoint.Checkpoint) -> dict[str, object]:
     """What a run is, and its budget."""
     meta, settings = saved.meta, saved.meta["settings"]
     method, dataset = pretraining(settings, meta["initial"])
-    finetuned = settings["method"] == "recognition"
+    finetuned = checkpoint.with_labels(settings)
     return {
         "method": method + ", finetuned" * finetuned,
         "options": ", ".join(f"{name} {value}" for name, value in flat(settings["options"])),
@@ -188,7 +189,7 @@ def write(result: dict, path: Path) -> None:
     for another ending."""
     if path.suffix not in (".html", ".csv"):
         raise TrainerError(f"{path}: ends in {path.suffix or 'nothing'}, expected .html or .csv")
-    checkpoint.write_text(path, _page(result) if path.suffix == ".html" else _csv(result))
+    write_text(path, _page(result) if path.suffix == ".html" else _csv(result))
 
 
 def _page(result: dict) -> str:

@@ -28,8 +28,8 @@ def world() -> int:
 
 
 def pick_device(name: str, size: int = 1) -> torch.device:
-    """The device of that name, of this process where `size` processes share the machine's; "auto" is CUDA where there is
-    one, else the CPU. Raises TrainerError for no device."""
+    """The device of that name; "auto" is CUDA where there is one, else the CPU. Where `size` processes share the machine,
+    each has a CUDA device of its own. Raises TrainerError for a device that cannot be used."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         if size > 1 and device.type == "cuda" and device.index is None:
@@ -86,53 +86,54 @@ def gather(x: Tensor) -> tuple[Tensor, int]:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context, x: Tensor, counts: list[int]) -> Tensor:
-        context.begin, context.own = sum(counts[: rank()]), len(x)
+        context.begin, context.rows = sum(counts[: rank()]), len(x)
         padded = x.new_zeros(max(counts), *x.shape[1:])
         padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        return gradient[context.begin : context.begin + context.own], None
+        return gradient[context.begin : context.begin + context.rows], None
 
 
-def by_first(action: Callable[[], Any]) -> Any:
-    """What the action returns that the first process alone takes, for all processes, once it is done. So is its error."""
+def on_rank_zero(action: Callable[[], Any]) -> Any:
+    """Run the action in the first process alone, and return its result, or raise its error, in every process."""
     if world() == 1:
         return action()
-    done = [None, None]
+    outcome = [None, None]  # result, error
     if rank() == 0:
         try:
-            done[0] = action()
+            outcome[0] = action()
         except (VsslError, OSError) as error:
-            done[1] = error
-    dist.broadcast_object_list(done)
-    if done[1] is not None:
-        raise done[1]
-    return done[0]
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
 
 
-def share(tensors: Iterable[Tensor]) -> None:
-    """Give the tensors of the first process to all, in place."""
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Copy the tensors of the first process into those of all others."""
     if world() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def any_of(flag: int, device: torch.device) -> int:
-    """The largest flag of all processes."""
+def all_reduce_max(number: int, device: torch.device) -> int:
+    """The largest number of all processes."""
     if world() == 1:
-        return flag
-    flags = torch.tensor([flag], device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return int(flags)
+        return number
+    numbers = torch.tensor([number], device=device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)
 
 
-def average(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """Mean of a tensor over the processes."""
     if world() > 1:
         dist.all_reduce(values)

@@ -1,5 +1,9 @@
 """What can go wrong in training and evaluation."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 from labelgen.errors import VsslError
 
 
@@ -8,8 +12,8 @@ class TrainerError(VsslError):
 
 
 class Interrupted(VsslError):
-    """Training was stopped by a signal after a checkpoint was written; exit_code is 128 + the signal's number."""
+    """Training of a run was stopped by a signal after a checkpoint was written; exit_code is 128 + the signal's number."""
 
-    def __init__(self, message: str, exit_code: int):
+    def __init__(self, message: str, exit_code: int, run: Path):
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.run = exit_code, run

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from labelgen import files
 from labelgen.shards import CLIP_LENGTH
 from trainer import checkpoint
 from trainer.augment import MEAN, STD
 from trainer.errors import TrainerError
-from trainer.methods import build_backbone
+from trainer.network import build_backbone
 from trainer.settings import Settings
 
 TOLERANCE = 1e-4  # of the largest value of a stage
@@ -43,7 +43,7 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
     form = form or _SUFFIXES.get(out.suffix)
     if form is None:
         raise TrainerError(
-            f"{out}: ends in {out.suffix or 'nothing'}, expected {', '.join(_SUFFIXES)}; or say --format"
+            f"{out}: ends in {out.suffix or 'nothing'}, expected {', '.join(_SUFFIXES)}; or name the format"
         )
     if form not in FORMATS:
         raise TrainerError(f"unknown format {form!r}, expected one of: {', '.join(FORMATS)}")
@@ -53,22 +53,12 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
     convert, read = FORMATS[form]
     with torch.no_grad():
         content = convert(backbone, clips[:2], saved)  # another batch size than the one that is compared
-    handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
-    try:
-        with checkpoint.writing(out), os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        with torch.no_grad():
-            eager = backbone(clips)
-            difference = compare(eager, read(name)(clips))
-        os.chmod(name, 0o644)
-        os.replace(name, out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with files.replacing(out) as temporary, torch.no_grad():
+        temporary.write_bytes(content)
+        eager = backbone(clips)
+        difference = compare(eager, read(str(temporary))(clips))
     about = _about(saved, form, backbone, eager)
-    checkpoint.write_json(out.with_name(f"{out.name}.json"), about)
+    files.write_json(out.with_name(f"{out.name}.json"), about)
     return about, difference
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from labelgen.files import write_text
 from labelgen.shards import ShardReader, open_shards
 from trainer import checkpoint, plots
 from trainer.page import Html, details, facts, figure, grid, html, image, items, page, paragraph, picture, scroll, table
@@ -100,7 +101,7 @@ def report(
     foot = "Made by vssl {vssl}, Python {python}, torch {torch}.".format(**checkpoint.versions())
     saved.run.mkdir(parents=True, exist_ok=True)  # a checkpoint that stands alone has no folder yet
     path = saved.run / "report.html"
-    checkpoint.write_text(path, page(saved.run.resolve().name, lead, _tiles(of), [s for s in sections if s[2]], foot))
+    write_text(path, page(saved.run.resolve().name, lead, _tiles(of), [s for s in sections if s[2]], foot))
     return path, [*gaps, *damaged, *_unused(of, opened)]
 
 

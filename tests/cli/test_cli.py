@@ -57,10 +57,10 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_choices_are_those_of_the_settings():
     from cli.train import train
-    from trainer.settings import _CHOICES
+    from trainer.settings import DECLARATIONS
 
     offered = {option.name: tuple(option.type.choices) for option in train.params if hasattr(option.type, "choices")}
-    assert offered == _CHOICES
+    assert offered == {name: declared.choices for name, declared in DECLARATIONS.items() if declared.choices}
 
 
 def test_an_interrupted_command_says_what_is_kept(monkeypatch):

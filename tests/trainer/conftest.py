@@ -3,7 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.trainer.runs import SMALL
 from tests.trainer.synthetic import write_shard
+from trainer.settings import Settings
+from trainer.training import train
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,11 @@ def here(tmp_path, monkeypatch) -> Path:
 def one_thread():
     """Tiny networks are faster so, and tests do not depend on the number of cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def unbroken(demo, tmp_path_factory):
+    """A pace run of 40 steps, two an epoch."""
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    torch.set_num_threads(1)
+    return train(Settings(**SMALL, epochs=20), demo, run)

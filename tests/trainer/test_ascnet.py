@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
 from tests.trainer.synthetic import write_shard
-from tests.trainer.test_loop import SMALL, assert_same_run, at_step, rows
 from trainer import checkpoint, data
 from trainer.data import Batch, Shards, TrainingClips
 from trainer.errors import Interrupted, TrainerError
-from trainer.loop import train
 from trainer.methods import ascnet
 from trainer.methods.ascnet import ASCNet, target_decay
-from trainer.settings import Settings, resolve
+from trainer.settings import Settings
+from trainer.training import train
 
-OPTIONS = ASCNet.options
+OPTIONS = ASCNet.option_values()
 SPEEDS = torch.tensor([[1, 2], [2, 1], [1, 2], [2, 1], [2, 1]])
 
 
@@ -344,16 +344,12 @@ def test_short_videos_are_left_out(shards, tmp_path):
         ({"speeds": [1, 0.5]}, "whole numbers from 1"),
         ({"gamma": 1.5}, "gamma is 1.5, expected 0 to 1"),
         ({"decay": -0.1}, "decay is -0.1, expected 0 to 1"),
+        ({"speeds": 2}, "speeds is 2, a int, expected a list"),
     ],
 )
-def test_options_that_make_no_sense(demo, here, options, message):
+def test_options_that_make_no_sense(options, message):
     with pytest.raises(TrainerError, match=message):
-        train(Settings(**SMALL, method="ascnet", options={"ascnet": options}), demo)
-
-
-def test_options_of_another_type():
-    with pytest.raises(TrainerError, match="speeds is 2, a int, expected a list"):
-        resolve(Settings(method="ascnet", options={"ascnet": {"speeds": 2}}))
+        ASCNet.option_values(options)
 
 
 def test_one_sample_cannot_be_normalised(demo, here):

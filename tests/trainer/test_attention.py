@@ -17,8 +17,8 @@ from trainer.errors import TrainerError
 from trainer.evaluate import attention
 from trainer.evaluate.attention import attention_map, correlation, format_table, middle_clip
 from trainer.evaluate.features import Compute
-from trainer.loop import train
 from trainer.settings import Settings
+from trainer.training import train
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainer.backbones import BACKBONES
+from trainer.backbones import BACKBONES, create
 from trainer.backbones.layers import separable
 from trainer.backbones.resnet2d import conv2d
 from trainer.backbones.resnet3d import BasicBlock, conv3d, middle_channels
@@ -46,7 +46,7 @@ names = pytest.mark.parametrize("name", BACKBONES)
 
 def small(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return BACKBONES[name](0.06)
+    return create(name, 0.06)
 
 
 def clips(*shape: int) -> torch.Tensor:
@@ -66,7 +66,7 @@ def test_all_backbones_are_in_the_tables():
 @names
 def test_parameters_and_stages(name):
     with torch.device("meta"):
-        network = BACKBONES[name]()
+        network = create(name)
         stages = network(torch.empty(2, 3, 16, 112, 112))
     assert sum(weight.numel() for weight in network.parameters() if weight.requires_grad) == PARAMETERS[name]
     assert list(stages) == ["conv1", "conv2", "conv3", "conv4", "conv5"]
@@ -76,7 +76,7 @@ def test_parameters_and_stages(name):
 
 def test_s3dg_stages_at_the_published_size():
     with torch.device("meta"):
-        stages = BACKBONES["s3dg"]()(torch.empty(1, 3, 64, 224, 224))
+        stages = create("s3dg")(torch.empty(1, 3, 64, 224, 224))
     assert stages["conv1"].shape[1:] == (64, 32, 112, 112) and stages["conv5"].shape[1:] == (1024, 8, 7, 7)
 
 
@@ -84,7 +84,7 @@ def test_s3dg_stages_at_the_published_size():
 @pytest.mark.parametrize("width", [0.5, 0.06, 0.001, 2])
 def test_width_multiplies_the_channels(name, width):
     with torch.device("meta"):
-        network = BACKBONES[name](width)
+        network = create(name, width)
         stages = network(torch.empty(2, 3, 8, 32, 32))
     parts = [[channels] for channels, *_ in SHAPES[name]]
     if name == "s3dg":  # the four branches of its Inception blocks
@@ -110,7 +110,7 @@ def test_small_and_odd_inputs_reach_every_stage_and_gradients_every_weight(name,
 @names
 def test_initial_weights(name):
     torch.manual_seed(0)
-    for module in BACKBONES[name](0.25).modules():
+    for module in create(name, 0.25).modules():
         if isinstance(module, nn.Conv3d):
             outputs, _, *kernel = module.weight.shape
             deviation = (2 / (outputs * kernel[0] * kernel[1] * kernel[2])) ** 0.5
@@ -167,10 +167,10 @@ def test_2d_networks_keep_the_memory_layout(name):
 
 SMALL_STEPS = """
 import torch
-from trainer.backbones import BACKBONES
+from trainer.backbones import BACKBONES, create
 for width in (0.01, 0.06):  # 1 to 5 channels, the smallest width that is allowed, and 4 to 31
     for name in BACKBONES:
-        network = BACKBONES[name](width).to(memory_format=torch.channels_last_3d)
+        network = create(name, width).to(memory_format=torch.channels_last_3d)
         for _ in range(2):
             clips = torch.randn(2, 3, 16, 112, 112).to(memory_format=torch.channels_last_3d)
             network(clips)["conv5"].square().sum().backward()
@@ -223,7 +223,7 @@ def test_middle_channels_by_hand():
 
 
 def test_r2plus1d_follows_the_scaled_channels():
-    network = BACKBONES["r2plus1d10"](0.25)  # 16, 32, 64, 128 channels
+    network = create("r2plus1d10", 0.25)  # 16, 32, 64, 128 channels
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv3d)]
     spatial, temporal = convolutions[0], convolutions[1]
     assert spatial.weight.shape == (36, 3, 1, 7, 7) and spatial.stride == (1, 2, 2)  # 7056 / 195 = 36.2

@@ -5,10 +5,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from labelgen.errors import WriteError
 from trainer import checkpoint
 from trainer.errors import TrainerError
-from trainer.loop import train
 from trainer.settings import Settings
+from trainer.training import train
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(run, here, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainerError, match=r"checkpoints/00000002: cannot be written \(no space left on device\)"):
+    with pytest.raises(WriteError, match=r"checkpoints/00000002: cannot be written \(no space left on device\)"):
         checkpoint.save(run, 2, network, optimiser, {})
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000001"]
     monkeypatch.undo()
@@ -110,11 +111,3 @@ def test_a_head_that_does_not_fit_cannot_be_resumed(run, demo):
     save_file(saved.weights, saved.file, {"vssl": json.dumps(saved.meta)})
     with pytest.raises(TrainerError, match="weights.safetensors: methods.pace.head.weight missing"):
         train(None, demo, resume=run)
-
-
-def test_json_is_whole_or_not_there(tmp_path):
-    path = tmp_path / "x.json"
-    checkpoint.write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        checkpoint.write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]

@@ -10,8 +10,8 @@ from trainer.compare import compare, format_table, mark, write
 from trainer.errors import TrainerError
 from trainer.evaluate.features import Compute
 from trainer.evaluate.retrieval import retrieval
-from trainer.loop import train
 from trainer.settings import Settings
+from trainer.training import train
 
 CPU = Compute(16, 0, "cpu")
 

@@ -8,11 +8,14 @@ import torch
 
 from tests.trainer.synthetic import CONFIG, GRID, cropped, video_frames, write_shard
 from trainer import augment, data
+from trainer.data import transport
 from trainer.errors import TrainerError
 from trainer.methods.pace import Pace
 from trainer.methods.statistics import Statistics
+from trainer.settings import Settings, resolve
+from trainer.training.streams import training_streams
 
-PACE, STATISTICS = Pace.options, Statistics.options
+PACE, STATISTICS = Pace.option_values(), Statistics.option_values()
 
 
 def keys(batches: data.Batches, steps: range) -> list[list[tuple[int, int]]]:
@@ -43,12 +46,12 @@ def test_resumed_in_mid_epoch_skips_exactly():
 @pytest.mark.parametrize("micro", [1, 2])
 def test_processes_and_accumulated_parts_share_the_batch_of_one(micro):
     whole = keys(data.Batches(10, 5, 0), range(4))
-    parts = [keys(data.Batches(10, 5, 0, parts=(micro, 2, rank)), range(4)) for rank in (0, 1)]
+    parts = [keys(data.Batches(10, 5, 0, micro=micro, world=2, rank=rank), range(4)) for rank in (0, 1)]
     joined = [first + second for first, second in zip(*parts, strict=True)]
     assert [sum(joined[i : i + micro], []) for i in range(0, 4 * micro, micro)] == whole
-    assert data.Batches(10, 5, 0, parts=(micro, 2, 0)).shares(0) == ([1] if micro == 1 else [3 / 5, 2 / 5])
+    assert data.Batches(10, 5, 0, micro=micro, world=2).shares(0) == ([1] if micro == 1 else [3 / 5, 2 / 5])
     with pytest.raises(TrainerError, match="a batch of 5 samples cannot be shared among 3 processes and 2 accumulated"):
-        data.Batches(10, 5, 0, parts=(2, 3, 0))
+        data.Batches(10, 5, 0, micro=2, world=3)
 
 
 @pytest.mark.parametrize("easy_steps", [1, 3, 6])
@@ -73,11 +76,15 @@ def test_easier_half_by_score_with_static_clips_last(demo):
     scores[-3:] = np.nan
     for (shard, clip), score in zip(samples, scores, strict=True):
         source.readers[shard].arrays["curriculum/score"][clip] = score
-    half = source.easier_half(samples, Statistics)
+    half = source.easier_half(samples)
     assert half.tolist() == list(range(len(samples) - 4, len(samples) - 4 - len(half), -1))
     assert len(half) == math.ceil(len(samples) / 2)
-    with pytest.raises(TrainerError, match="a curriculum needs labelled clips, which Pace does not draw"):
-        source.easier_half(samples, Pace)
+
+
+def test_a_curriculum_is_for_labelled_clips(demo):
+    settings = resolve(Settings(method="pace", curriculum=0.5))
+    with pytest.raises(TrainerError, match="a curriculum needs labelled clips, which pace does not draw"):
+        training_streams(data.Shards(demo), settings)
 
 
 def test_held_out_videos_are_whole_groups_of_about_the_share(demo, monkeypatch):
@@ -182,22 +189,22 @@ def test_a_worker_writes_again_where_a_batch_was_dropped_and_nowhere_else(demo):
     assert all(torch.equal(frames, clips.__getitems__(batches[n])["clips"][1]) for n, frames in kept.items())
 
 
-def test_room_is_lent_until_no_tensor_uses_it(monkeypatch):
-    monkeypatch.setattr(data._Lent, "rooms", [])
+def test_a_buffer_is_lent_until_no_tensor_uses_it():
+    pool = transport.BufferPool()
 
     def received(*shape) -> torch.Tensor:
-        receive, given = data._Lent(shape).__reduce__()
+        receive, given = pool.lend(shape).__reduce__()
         return receive(*given)
 
     first, second = received(2, 3).fill_(1), received(2, 3).fill_(2)
     address, part = first.data_ptr(), first[1]
     del first
     third = received(2, 3).fill_(3)
-    assert part.tolist() == [1] * 3 and second.tolist() == [[2] * 3] * 2 and len(data._Lent.rooms) == 3
+    assert part.tolist() == [1] * 3 and second.tolist() == [[2] * 3] * 2 and len(pool.buffers) == 3
     del part
-    assert received(2, 3).data_ptr() == address and len(data._Lent.rooms) == 3
+    assert received(2, 3).data_ptr() == address and len(pool.buffers) == 3
     del third, second
-    assert received(3, 3).shape == (3, 3) and len(data._Lent.rooms) == 1  # those too small are given up
+    assert received(3, 3).shape == (3, 3) and len(pool.buffers) == 1  # those too small are given up
 
 
 def test_pace_sample_shows_the_frames_of_its_row(demo):
@@ -255,7 +262,7 @@ def test_evaluation_views():
 
 def test_trainer_needs_neither_pyav_nor_numba():
     code = (
-        "import sys, trainer.loop, trainer.settings, trainer.evaluate.retrieval, trainer.evaluate.features;"
+        "import sys, trainer.training, trainer.settings, trainer.evaluate.retrieval, trainer.evaluate.features;"
         "print([name for name in ('av', 'numba', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,12 +21,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.trainer.runs import TIMES
 from tests.trainer.synthetic import write_shard
-from tests.trainer.test_loop import TIMES
 from trainer import checkpoint, distributed
-from trainer.loop import train
-from trainer.methods import METHODS
+from trainer.methods import METHODS, method_class
 from trainer.settings import Settings
+from trainer.training import train
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"backbone": "c3d_light", "width": 0.06, "workers": 0, "device": "cpu"}
@@ -49,7 +49,7 @@ CUDA_CASES = {name: CASES[name] | ON_CUDA for name in ("pace-same-context", "ord
 
 def steps(case: dict) -> int:
     """Of a case: 5 for the 22 labelled clips, at most 5 in a step, 3 for three times the 5 videos."""
-    return 5 if METHODS[case["method"].split("+")[-1]].of_labelled_clips else 3
+    return 5 if method_class(case["method"].split("+")[-1]).of_labelled_clips else 3
 
 
 def spawned(kind: int, folder: Path, cases: dict, not_trained: tuple) -> None:
@@ -192,22 +192,22 @@ def reduced(rank: int) -> dict:
         w = torch.ones(4, requires_grad=True)
         value = distributed.mean((x * w).square().sum(1), torch.tensor(valid[rank]) > 0)
         value.backward()
-        found[name] = distributed.average(value.detach()), distributed.average(w.grad)
+        found[name] = distributed.all_reduce_mean(value.detach()), distributed.all_reduce_mean(w.grad)
     w = torch.ones(4, requires_grad=True)
     value = distributed.mean((x * w).square())
     value.backward()
-    found["terms"] = distributed.average(value.detach()), distributed.average(w.grad)
+    found["terms"] = distributed.all_reduce_mean(value.detach()), distributed.all_reduce_mean(w.grad)
 
     w = torch.ones(4, requires_grad=True)
     everything, begin = distributed.gather(x * w)
     own = everything[begin : begin + len(x)]
     value = distributed.mean((own @ everything.T).exp().sum(1))
     value.backward()
-    found["pairs"] = distributed.average(value.detach()), distributed.average(w.grad)
+    found["pairs"] = distributed.all_reduce_mean(value.detach()), distributed.all_reduce_mean(w.grad)
     found["gathered"] = everything.detach(), begin
     found["whole numbers"] = distributed.gather(torch.arange(rank, 2))[0]  # 2 rows, and 1
     found["nobody here"] = distributed.gather(x[: 2 * rank])[0]  # 0 rows, and 2
-    found["largest"] = distributed.any_of(rank * 15, torch.device("cpu"))
+    found["largest"] = distributed.all_reduce_max(rank * 15, torch.device("cpu"))
     return found
 
 
@@ -254,7 +254,7 @@ def test_gather_and_its_gradient_equal_a_loop(results):
 def test_one_process_needs_no_group():
     x = samples(5)
     assert distributed.gather(x) == (x, 0) and distributed.mean(x).item() == pytest.approx(x.mean().item())
-    assert distributed.mean(x, x > 9).item() == 0 and distributed.any_of(15, torch.device("cpu")) == 15
+    assert distributed.mean(x, x > 9).item() == 0 and distributed.all_reduce_max(15, torch.device("cpu")) == 15
 
 
 @pytest.fixture

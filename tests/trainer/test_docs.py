@@ -8,18 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from click.testing import CliRunner
 
 from cli.main import main
-from tests.trainer.test_loop import SMALL, assert_same_run, at_step, rows
-from trainer import loop, methods
+from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
+from trainer import backbones, checkpoint, methods, tables
 from trainer.backbones import BACKBONES
 from trainer.errors import Interrupted, TrainerError
-from trainer.loop import train
 from trainer.methods import METHODS
-from trainer.settings import RECIPES, Settings
+from trainer.recipes import RECIPES
+from trainer.settings import Settings
+from trainer.training import train
 
-DOCS = Path(loop.__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 TRAINING, ADDING = (DOCS / name for name in ("training.md", "adding-a-method.md"))
 
 
@@ -37,14 +38,56 @@ def imported(name, source, folder):
     return module
 
 
+def added(monkeypatch, registry, line, source, folder):
+    """The module of the source, registered by a line of the page as if it stood in the package."""
+    name, target = re.fullmatch(r' *"(\w+)": "([\w.:]+)",', line).groups()
+    module = target.partition(":")[0]
+    monkeypatch.setitem(sys.modules, module, None)  # so that it goes afterwards
+    monkeypatch.setitem(registry, name, target)
+    return imported(module, source, folder)
+
+
+def registry_line(name):
+    return next(line for line in ADDING.read_text().splitlines() if line.startswith(f'    "{name}": '))
+
+
 @pytest.fixture
 def arrow(tmp_path, monkeypatch):
     """The page's method, added as the page says."""
-    name = "trainer.methods.arrow"
-    monkeypatch.setitem(sys.modules, name, None)  # so that it goes afterwards
-    module = imported(name, code_blocks(ADDING)[0], tmp_path)
-    monkeypatch.setitem(METHODS, "arrow", module.Arrow)
-    return module.Arrow
+    return added(monkeypatch, METHODS, registry_line("arrow"), code_blocks(ADDING)[0], tmp_path).Arrow
+
+
+@pytest.fixture
+def plain(tmp_path, monkeypatch):
+    """The page's backbone, added as the page says."""
+    return added(monkeypatch, BACKBONES, registry_line("plain"), code_blocks(ADDING)[2], tmp_path).plain
+
+
+def vssl(*arguments):
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+FEW = ("--epochs", 1, "--width", 0.06, "--batch-size", 4, "--workers", 0, "--device", "cpu")
+
+
+def test_the_new_method_is_used_by_the_command_line(arrow, demo, here):
+    out = vssl("train", "--method", "arrow", "--shards", demo, "--set", "backwards=0.3", *FEW)
+    assert "arrow, r3d10 (width 0.06" in out and "-> runs/arrow-r3d10-1" in out
+    assert checkpoint.load("arrow-r3d10-1").meta["settings"]["options"] == {"arrow": {"backwards": 0.3}}
+    vssl("finetune", "--checkpoint", "arrow-r3d10-1", "--shards", demo, "--holdout", 0, *FEW)
+    assert "| `arrow` | is the clip played forwards or backwards |" in "\n".join(tables.methods())
+    assert "| `arrow` | `backwards` | 0.5 | more than 0 and less than 1 |" in "\n".join(tables.options())
+
+
+def test_the_new_backbone_is_used_by_the_command_line(plain, demo, here):
+    out = vssl("train", "--backbone", "plain", "--shards", demo, "--run", "one", *FEW)
+    assert "pace, plain (width 0.06" in out
+    assert checkpoint.load("one").meta["settings"]["backbone"] == "plain"
+    vssl("finetune", "--checkpoint", "one", "--shards", demo, "--holdout", 0, "--run", "two", *FEW)
+    vssl("eval", "knn", "--checkpoint", "one", "--shards", demo, "--workers", 0)
+    assert "| 256 | Three convolutions with stride 2, batch normalisation and ReLU |" in "\n".join(tables.backbones())
 
 
 def test_the_new_method_trains_and_resumes_bit_for_bit(arrow, demo, here, monkeypatch):
@@ -78,57 +121,22 @@ def test_the_tests_of_the_new_method_pass(arrow, demo, tmp_path, monkeypatch):
         test(demo)
 
 
-def test_the_page_registers_it_where_methods_are():
+def test_the_page_registers_where_methods_and_backbones_are():
     text = ADDING.read_text()
-    assert "    from trainer.methods.arrow import Arrow\n" in text and "`trainer/methods/__init__.py`" in text
-    assert "from trainer.methods.rotation import Rotation\n" in Path(methods.__file__).read_text()
+    assert (
+        "`METHODS` of `trainer/methods/__init__.py`" in text
+        and "`BACKBONES` of `trainer/backbones/__init__.py`" in text
+    )
+    for module, line in ((methods, '    "rotation": '), (backbones, '    "r3d10": ')):
+        assert f"\n{line}" in Path(module.__file__).read_text()
 
 
-def table(page, first):
-    """Cells of the rows of the table whose first heading is `first`, without its backquotes."""
-    lines = page.read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
-    found = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            return found
-        found.append([cell.strip().strip("`") for cell in line.strip("|").split("|")])
-    return found
-
-
-def test_the_table_of_defaults():
-    expected = []
-    for name, method in METHODS.items():
-        d = method.defaults
-        schedule = f"/ 10 every {d['drop_every']}" if d["schedule"] == "step" else d["schedule"]
-        numbers = (f"{d['lr']:g}", schedule, f"{d['momentum']:g}", f"{d['weight_decay']:g}")
-        backbone = d.get("backbone", "r3d10")
-        expected.append([name, *numbers, str(d["batch_size"]), str(d["epochs"]), d["jitter"], backbone])
-    assert table(TRAINING, "defaults of") == expected
-    assert [row[0] for row in table(TRAINING, "method")] == list(METHODS)
-
-
-def test_the_table_of_options():
-    expected = [
-        (name, option, str(value).lower() if isinstance(value, bool) else str(value))
-        for name, method in METHODS.items()
-        for option, value in method.options.items()
-    ]
-    assert [tuple(row[:3]) for row in table(TRAINING, "options of")] == expected
+def test_the_tables_are_printed_from_the_code():
     text = TRAINING.read_text()
-    for method in METHODS.values():
-        for choices in method.choices.values():
-            assert all(f"`{choice}`" in text for choice in choices)
-
-
-def test_the_table_of_backbones():
-    expected = []
-    for name, build in BACKBONES.items():
-        with torch.device("meta"):
-            backbone = build()
-        parameters = sum(weight.numel() for weight in backbone.parameters())
-        expected.append([name, f"{parameters:,}", str(backbone.features)])
-    assert [row[:3] for row in table(TRAINING, "backbone")] == expected
+    for name, lines in tables.TABLES.items():
+        block = "\n".join([f"<!-- table: {name} -->", *lines(), "<!-- end -->"])
+        assert block in text, f"the table of {name} is stale"
+    assert len(re.findall("<!-- table: ", text)) == len(tables.TABLES)
 
 
 def options_of(command):

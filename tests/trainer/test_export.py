@@ -14,9 +14,9 @@ from cli.main import main
 from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.export import FORMATS, TOLERANCE, compare, export
-from trainer.loop import train
-from trainer.methods import build_backbone
+from trainer.network import build_backbone
 from trainer.settings import Settings
+from trainer.training import train
 
 ROOT_ON_PATH = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 SMALL = {"width": 0.06, "batch_size": 6, "workers": 0, "device": "cpu"}
@@ -128,7 +128,7 @@ def test_a_full_disk_names_the_file(run, tmp_path, name):
         "export(*sys.argv[1:])"
     )
     done = subprocess.run([sys.executable, "-c", code, run, name], cwd=tmp_path, env=ROOT_ON_PATH, capture_output=True)
-    assert f"trainer.errors.TrainerError: {name}: cannot be written (" in done.stderr.decode()
+    assert f"labelgen.errors.WriteError: {name}: cannot be written (" in done.stderr.decode()
     assert b"File too large" in done.stderr and not os.listdir(tmp_path)
 
 
@@ -168,7 +168,9 @@ def test_what_cannot_be_exported(run, tmp_path, monkeypatch):
         export(run, tmp_path / "nowhere" / "x.pt")
     with pytest.raises(TrainerError, match="expected the name of a file"):
         export(run, tmp_path)
-    with pytest.raises(TrainerError, match=r"x.pth: ends in .pth, expected .safetensors, .onnx, .pt; or say --format"):
+    with pytest.raises(
+        TrainerError, match=r"x.pth: ends in .pth, expected .safetensors, .onnx, .pt; or name the format"
+    ):
         export(run, tmp_path / "x.pth")
     with pytest.raises(TrainerError, match="unknown format 'tflite', expected one of: safetensors, onnx, torchscript"):
         export(run, tmp_path / "x.tflite", "tflite")

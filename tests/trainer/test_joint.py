@@ -4,14 +4,16 @@ import signal
 import pytest
 import torch
 
-from tests.trainer.test_loop import SMALL, assert_same_run, at_step, rows
-from trainer import checkpoint, loop
+from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
+from trainer import checkpoint
 from trainer.data import Batch, Shards
 from trainer.errors import Interrupted, TrainerError
-from trainer.loop import train
-from trainer.methods import Network
 from trainer.methods.statistics import SIZES
-from trainer.settings import Settings, parse_options, resolve
+from trainer.network import Network
+from trainer.recipes import parse_options
+from trainer.settings import Settings, resolve
+from trainer.training import train
+from trainer.training.streams import training_streams
 
 PLAIN = SMALL | {"backbone": "c3d_light"}  # no batch normalisation, so that a batch may be cut
 
@@ -131,8 +133,8 @@ def test_accumulation_weighs_each_method_by_its_own_samples(demo, here):
 def test_methods_keep_their_own_jitter_unless_one_is_given(demo):
     for jitter, expected in ((None, ["frame", "none"]), ("clip", ["clip", "clip"])):
         settings = resolve(Settings(**PLAIN, method="pace+statistics", jitter=jitter))
-        training = loop._Training(settings, demo, torch.device("cpu"))
-        assert [clips.jitter for clips in training.parts.values()] == expected
+        streams = training_streams(Shards(demo), settings)
+        assert [stream.clips.jitter for stream in streams.values()] == expected
 
 
 def test_options_of_several_methods():

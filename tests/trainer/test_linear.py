@@ -16,8 +16,8 @@ from trainer.evaluate.features import Compute
 from trainer.evaluate.folds import grouped_folds, mean_accuracy, plan
 from trainer.evaluate.linear import STRENGTHS, predictions, probe
 from trainer.evaluate.retrieval import retrieval
-from trainer.loop import train
 from trainer.settings import Settings
+from trainer.training import train
 
 ONE = Compute(8, 0, "cpu")
 

@@ -1,63 +1,30 @@
 import csv
-import errno
 import multiprocessing
 import os
 import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import SafetensorError
 
-from labelgen.errors import ShardError
+from cli.main import main
+from labelgen.errors import ShardError, WriteError
 from labelgen.shards import ShardReader
-from tests.trainer.synthetic import CONFIG, write_shard
-from trainer import checkpoint, data, distributed, loop
+from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
+from tests.trainer.synthetic import write_shard
+from trainer import checkpoint, data, distributed
 from trainer.errors import Interrupted, TrainerError
-from trainer.loop import learning_rate, train
-from trainer.methods import Network
+from trainer.network import Network
 from trainer.settings import Settings, resolve
-
-TIMES = ("data_ms", "compute_ms", "total_ms", "clips_per_s")
-SMALL = {"width": 0.06, "batch_size": 3, "workers": 0, "device": "cpu"}
-
-
-def rows(run):
-    with open(run / "log.csv", newline="") as file:
-        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
-
-
-def assert_same_run(one, other):
-    assert rows(one) == rows(other)
-    first, second = checkpoint.load(one), checkpoint.load(other)
-    assert first.meta["step"] == second.meta["step"]
-    assert all(torch.equal(weight, second.weights[name]) for name, weight in first.weights.items())
-    states = first.optimiser_state()["state"], second.optimiser_state()["state"]
-    assert all(torch.equal(value, states[1][i][name]) for i in states[0] for name, value in states[0][i].items())
-
-
-def at_step(monkeypatch, step, action):
-    """Do something in the middle of a step."""
-
-    def hook(now, *args):
-        if now == step:
-            action()
-        return learning_rate(now, *args)
-
-    monkeypatch.setattr(loop, "learning_rate", hook)
-
-
-@pytest.fixture(scope="module")
-def unbroken(demo, tmp_path_factory):
-    """A pace run of 40 steps, two an epoch."""
-    run = tmp_path_factory.mktemp("unbroken") / "run"
-    torch.set_num_threads(1)
-    return train(Settings(**SMALL, epochs=20), demo, run)
+from trainer.training import train
+from trainer.training.log import Log
+from trainer.training.precision import version_warnings
+from trainer.training.schedule import learning_rate
 
 
 def test_a_run_is_logged_and_kept(unbroken):
@@ -69,178 +36,14 @@ def test_a_run_is_logged_and_kept(unbroken):
     assert [path.name for path in (unbroken / "checkpoints").iterdir()] == ["00000040"]
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 17, 38])
-def test_stopped_in_any_step_and_resumed_equals_unbroken(unbroken, demo, here, monkeypatch, step):
-    at_step(monkeypatch, step, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(
-        Interrupted, match=f"stopped by SIGTERM after step {step + 1} of 40; go on with: .*--resume"
-    ) as stop:
-        train(Settings(**SMALL, epochs=20), demo)
-    assert stop.value.exit_code == 143
-    assert [int(row["step"]) for row in rows(here / "runs/pace-r3d10-1")] == list(range(1, step + 2))
-    monkeypatch.undo()
-    os.chdir(here)
-    assert_same_run(train(None, demo, resume="pace-r3d10-1"), unbroken)
-
-
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
-    ids=lambda value: str(value),
-)
-def test_a_killed_process_resumes_bit_for_bit(unbroken, demo, here, number, code):
-    program = (
-        "import sys, torch\n"
-        "from trainer.errors import Interrupted\n"
-        "from trainer.loop import train\n"
-        "from trainer.settings import Settings\n"
-        "torch.set_num_threads(1)\n"
-        "try:\n"
-        "    settings = Settings(width=.06, batch_size=3, workers=2, device='cpu', epochs=20, checkpoint_every=7)\n"
-        f"    train(settings, {str(demo)!r})\n"
-        "except Interrupted as stop:\n"
-        "    sys.exit(stop.exit_code)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, env=_environment())
-    log = here / "runs/pace-r3d10-1/log.csv"
-    while not log.exists() or log.read_text().count("\n") < 12:
-        assert process.poll() is None
-        time.sleep(0.002)
-    (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)  # Ctrl-C reaches the workers, too
-    assert process.wait(60) == code
-    saved = checkpoint.load("pace-r3d10-1").meta["step"]
-    assert 7 <= saved < 40 and (number != signal.SIGKILL or saved % 7 == 0)
-    assert_same_run(train(Settings(workers=1), demo, resume="runs/pace-r3d10-1"), unbroken)
-
-
-def _environment():
-    root = str(loop.Path(loop.__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": root}
-
-
-def test_a_torn_log_is_mended(unbroken, demo, here, monkeypatch):
-    def die():
-        raise OSError("disk is gone")
-
-    at_step(monkeypatch, 9, die)
-    with pytest.raises(OSError, match="disk is gone"):
-        train(Settings(**SMALL, epochs=20, checkpoint_every=4), demo, "torn")
-    assert checkpoint.load("torn").meta["step"] == 8
-    with open("runs/torn/log.csv", "a") as file:
-        file.write("1")  # a row cut off after its first digit
-    monkeypatch.undo()
-    os.chdir(here)
-    assert_same_run(train(None, demo, resume="torn"), unbroken)
-
-
-def test_resuming_a_finished_run_changes_nothing(unbroken, demo):
-    before = (unbroken / "log.csv").read_bytes()
-    assert train(None, demo, resume=unbroken) == unbroken
-    assert (unbroken / "log.csv").read_bytes() == before
-
-
-def test_resume_refuses_other_settings_and_shards(unbroken, demo, tmp_path):
-    with pytest.raises(TrainerError, match=r"seed is 1, the run has 0; lr is 0.5, the run has 0.001"):
-        train(Settings(lr=0.5, seed=1, epochs=20), demo, resume=unbroken)
-    write_shard(tmp_path / "demo" / "00000.h5", [64, 64], config={**CONFIG, "seed": 1})
-    with pytest.raises(TrainerError, match=r"config_hash of .* is [0-9a-f]{16}, the run has [0-9a-f]{16}"):
-        train(None, tmp_path, resume=unbroken)
-    write_shard(tmp_path / "again" / "demo" / "00000.h5", [64, 64])
-    with pytest.raises(TrainerError, match="samples of .* is {'pace': 2}, the run has {'pace': 6}"):
-        train(None, tmp_path / "again", resume=unbroken)
-
-
-def test_other_data_is_told_before_its_split(unbroken, tmp_path):
-    write_shard(tmp_path / "other" / "00000.h5", [64, 64], splits=())
-    for settings in (None, Settings(split="2")):
-        with pytest.raises(TrainerError, match="dataset of .* is other, the run has demo"):
-            train(settings, tmp_path, resume=unbroken)
-
-
-def test_a_run_to_resume_has_its_folder(unbroken, demo):
-    with pytest.raises(TrainerError, match="both a run to resume, .*, and a new run, other; leave one of them out"):
-        train(None, demo, "other", resume=unbroken)
-
-
-def test_a_run_is_trained_by_one_process_at_a_time(demo, here, monkeypatch):
-    """In the middle of a step another process tries to resume the run."""
-    program = f"from trainer.loop import train; train(None, {str(demo)!r}, resume='one')"
-    tried = []
-
-    def other():
-        command = [sys.executable, "-c", program]
-        tried.append(subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=100))
-
-    at_step(monkeypatch, 1, other)
-    run = train(Settings(**SMALL | {"workers": 1}, epochs=2), demo, "one")
-    assert "TrainerError: runs/one: another process is training this run; wait for it" in tried[0].stderr
-    assert [int(row["step"]) for row in rows(run)] == [1, 2, 3, 4]
-
-
-def test_a_run_that_went_on_meanwhile_is_left_as_it_is(demo, here, monkeypatch):
-    """Between a process's reading of the checkpoint and its lock another one trains the run to its end."""
-    at_step(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(Interrupted):
-        train(Settings(**SMALL, epochs=2), demo, "one")
-    locked = loop._locked
-
-    def late(folder):
-        monkeypatch.setattr(loop, "_locked", locked)
-        train(None, demo, resume="one")
-        return locked(folder)
-
-    monkeypatch.setattr(loop, "_locked", late)
-    with pytest.raises(TrainerError, match=r"00000002: the run has another checkpoint, runs/one/checkpoints/00000004;"):
-        train(None, demo, resume="one")
-    assert [int(row["step"]) for row in rows(here / "runs/one")] == [1, 2, 3, 4]
-
-
-def test_a_file_system_without_locks_trains(demo, here, monkeypatch, capsys):
-    def none(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(loop.fcntl, "lockf", none)
-    assert len(rows(train(Settings(**SMALL, epochs=1), demo, "one"))) == 2
-    assert "warning: runs/one: cannot be locked ([Errno 37] No locks available)" in capsys.readouterr().out
-
-
-def test_a_file_of_weights_is_no_run_to_go_on_with(unbroken, demo, here):
-    copy = here / "elsewhere.safetensors"
-    copy.write_bytes(checkpoint.load(unbroken).file.read_bytes())
-    with pytest.raises(TrainerError, match=r"elsewhere.safetensors: belongs to no run whose training could go on"):
-        train(None, demo, resume=copy)
-    assert os.listdir(here) == [copy.name]
-
-
-@pytest.mark.parametrize(
-    ("log", "row", "reason"),
-    [
-        ("log.csv", b"two,0,0.1\n", "could not convert string to float: 'two'"),
-        ("log.csv", b"1,0\n", "a row has not as many numbers as the first line has names"),
-        ("log.csv", b"\xff\x00\xfe\n", "'utf-8' codec can't decode"),
-        ("holdout.csv", b"1,x,0,0\n", "could not convert string to float: 'x'"),
-    ],
-)
-def test_a_damaged_log_is_told(demo, here, log, row, reason):
-    run = train(Settings(**SMALL, epochs=1, holdout=0.3), demo, "damaged")
-    with open(run / log, "ab") as file:
-        file.write(row)
-    before = (run / log).read_bytes()
-    with pytest.raises(TrainerError, match=rf"damaged/{log}: damaged \({reason}.*\); mend it or move it away, and res"):
-        train(None, demo, resume=run)
-    assert (run / log).read_bytes() == before
-    (run / log).unlink()
-    train(None, demo, resume=run)
-
-
 @pytest.mark.parametrize("name", ["log.csv", "holdout.csv"])
 def test_a_full_disk_names_the_log(tmp_path, name):
     """With the kernel's limit of a file's size in its place."""
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     try:
         with (
-            pytest.raises(TrainerError, match=rf"{name}: cannot be written \(.*File too large"),
-            loop._Log(tmp_path, 0, 2, 2, {}) as log,
+            pytest.raises(WriteError, match=rf"{name}: cannot be written \(.*File too large"),
+            Log(tmp_path, 0, 2, 2) as log,
         ):
             resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
             if name == "log.csv":
@@ -259,8 +62,10 @@ def test_what_is_held_out_is_told(demo, here, capsys):
 def test_hints_may_be_pasted(demo, here, monkeypatch):
     shutil.copytree(demo, "my shards")
     at_step(monkeypatch, 0, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(Interrupted, match="vssl train --shards 'my shards' --resume 'runs/a b'$"):
-        train(Settings(**SMALL, epochs=1), "my shards", "a b")
+    small = ["--epochs", "1", "--width", "0.06", "--batch-size", "3", "--workers", "0", "--device", "cpu"]
+    done = CliRunner().invoke(main, ["train", "--shards", "my shards", "--run", "a b", *small])
+    assert done.exit_code == 130
+    assert "after step 1 of 2; go on with: vssl train --shards 'my shards' --resume 'runs/a b'\n" in done.output
 
 
 def test_the_largest_seed_trains(demo, here):
@@ -275,9 +80,9 @@ def test_runs_are_numbered_named_and_never_overwritten(demo, here):
         "runs/mine",
         str(here / "there" / "x"),
     ]
-    with pytest.raises(TrainerError, match="runs/mine: exists; go on with --resume runs/mine, or choose another name"):
+    with pytest.raises(TrainerError, match="runs/mine: exists; resume it, or choose another name"):
         train(once, demo, "mine")
-    assert checkpoint.newest_run() == loop.Path("runs/mine")
+    assert checkpoint.newest_run() == Path("runs/mine")
 
 
 @pytest.mark.parametrize("targets", ["raw", "scaled", "classes"])
@@ -325,7 +130,9 @@ def test_nothing_to_train_on(tmp_path, here):
 
 def test_stops_where_the_loss_is_not_finite(demo, here):
     for every in (1, 200):
-        with pytest.raises(TrainerError, match=r"not finite at step \d+, whose batch holds 0000\d_\d, .* smaller --lr"):
+        with pytest.raises(
+            TrainerError, match=r"not finite at step \d+, whose batch holds 0000\d_\d, .* smaller learning rate"
+        ):
             train(Settings(**SMALL, epochs=20, lr=1e18, checkpoint_every=every), demo, f"wild{every}")
         weights = checkpoint.load(f"wild{every}").weights
         assert all(torch.isfinite(weight).all() for weight in weights.values())
@@ -416,7 +223,7 @@ def test_finetuning_starts_from_the_backbone_and_refuses_another(unbroken, demo,
     ],
 )
 def test_warnings_about_versions(precision, torch_version, cudnn, says):
-    warnings = loop.version_warnings(precision, torch_version, cudnn)
+    warnings = version_warnings(precision, torch_version, cudnn)
     assert len(warnings) == (says is not None) and (says is None or says in warnings[0])
 
 
@@ -443,6 +250,6 @@ def test_a_damaged_frame_is_told_as_it_is_and_leaves_no_process_behind(demo, tmp
 
 def test_a_run_that_could_not_be_begun_leaves_no_folder(demo, here, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(SafetensorError("No space left")))
-    with pytest.raises(TrainerError, match="00000000: cannot be written .No space left"):
+    with pytest.raises(WriteError, match="00000000: cannot be written .No space left"):
         train(Settings(**SMALL, epochs=1), demo, "full")
     assert not (here / "runs" / "full").exists()

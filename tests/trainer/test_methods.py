@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from tests.trainer.synthetic import CONFIG
-from trainer.backbones import BACKBONES
+from trainer.backbones import create
 from trainer.data import Batch, Draw, Shards
-from trainer.methods import METHODS, Network
+from trainer.methods import method_class
 from trainer.methods.statistics import SIZES, part_loss
+from trainer.network import Network
 from trainer.settings import Settings, resolve
 
 
@@ -27,7 +28,7 @@ SHARDS = SimpleNamespace(config=CONFIG)
 
 
 def make(name, **options):
-    return METHODS[name](Pixels(), METHODS[name].options | options, SHARDS)
+    return method_class(name)(Pixels(), method_class(name).option_values(options), SHARDS)
 
 
 def run(method, clips, labels):
@@ -144,14 +145,14 @@ def test_initial_weights_depend_on_the_seed_alone(demo):
 
 def test_recognition_reads_a_clip_and_knows_its_class(demo):
     shards = Shards(demo)
-    recognition = METHODS["recognition"]
-    samples, left_out, _ = recognition.samples(shards, recognition.options)
+    recognition = method_class("recognition")
+    samples, left_out, _ = recognition.samples(shards, recognition.option_values())
     assert len(samples) == 8 and left_out == 0 and shards.classes == ["swim", "walk"]
     for n, video in ((64, 0), (30, 2)):
         shard = 0 if n == 64 else 1
         starts = set()
         for seed in range(40):
-            draw = Draw(0, np.random.default_rng(seed), [], recognition.options)
+            draw = Draw(0, np.random.default_rng(seed), [], recognition.option_values())
             frames, labels = recognition.read(shards.readers[shard], video, draw)
             frames = frames - shards.readers[shard].arrays["videos/first_frame"][video]
             assert frames.shape == (1, 16) and (np.diff(frames) == 1).all() and labels == {}
@@ -163,8 +164,8 @@ def test_recognition_reads_a_clip_and_knows_its_class(demo):
 
 def test_recognition_loss_and_frozen_backbone(demo):
     shards = Shards(demo)
-    backbone = BACKBONES["r3d10"](0.06)
-    method = METHODS["recognition"](backbone, {"freeze": True, "dropout": 0.0}, shards)
+    backbone = create("r3d10", 0.06)
+    method = method_class("recognition")(backbone, {"freeze": True, "dropout": 0.0}, shards)
     nn.init.zeros_(method.head.weight), nn.init.zeros_(method.head.bias)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     backbone.train()

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from labelgen.shards import ShardReader
+from tests.trainer.runs import assert_same_run, at_step
 from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
-from tests.trainer.test_loop import assert_same_run, at_step
 from trainer import data
-from trainer.backbones import BACKBONES
+from trainer.backbones import create
 from trainer.data import Batch
 from trainer.errors import Interrupted, TrainerError
-from trainer.loop import train
 from trainer.methods.order import Order
 from trainer.settings import Settings, resolve
+from trainer.training import train
 
 ORDERS = list(permutations(range(3)))  # lexicographic
 
@@ -158,7 +158,7 @@ def test_each_clip_has_a_crop_of_its_own_that_its_frames_share_and_none_is_mirro
 
 def test_clips_that_grow_brighter_are_put_in_order():
     torch.manual_seed(0)
-    backbone = BACKBONES["r3d10"](0.06)
+    backbone = create("r3d10", 0.06)
     order = Order(backbone, {}, SimpleNamespace(config={"order_clips": 3}))
     brightness = torch.tensor(ORDERS)[:, :, None, None, None, None] - 1.0
     tuples = batch(brightness.expand(6, 3, 3, 16, 32, 32), torch.arange(6))

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.runs import assert_same_run, at_step, rows
 from tests.trainer.synthetic import CONFIG, cropped, video_frames
-from tests.trainer.test_loop import assert_same_run, at_step, rows
 from trainer import data
 from trainer.data import Batch
 from trainer.errors import Interrupted, TrainerError
-from trainer.loop import train
 from trainer.methods.pace import Pace, contrastive
 from trainer.settings import Settings, resolve
+from trainer.training import train
 
 OPTIONS = {"contrast": "same-context", "contrast_weight": 0.1, "temperature": 0.1, "literal": False}
 
@@ -200,6 +200,6 @@ def test_options_that_make_no_sense():
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("contrast_weight", -1.0)])
-def test_values_that_make_no_sense(demo, name, value):
+def test_values_that_make_no_sense(name, value):
     with pytest.raises(TrainerError, match=f"{name} is {value}, expected"):
-        Pace.samples(data.Shards(demo), OPTIONS | {name: value})
+        Pace.option_values({name: value})

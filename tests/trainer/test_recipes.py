@@ -11,8 +11,9 @@ from cli.main import main
 from labelgen.config import Config
 from trainer import checkpoint
 from trainer.backbones import BACKBONES
-from trainer.methods import METHODS
-from trainer.settings import RECIPES, recipe, resolve
+from trainer.methods import METHODS, method_class
+from trainer.recipes import RECIPES, recipe
+from trainer.settings import resolve
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 SOURCE = re.compile(r"assumed|(thesis|vcop|skip-clip|tce|ascnet),? \S.*")
@@ -106,7 +107,7 @@ def test_the_published_values(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_left_to_defaults_and_all_has_a_source(name):
     settings, shards = recipe(name)
-    method = METHODS[settings.method]
+    method = method_class(settings.method)
     given = {part: {key for where, key, *_ in entries(name) if where == part} for part in ("settings", "options")}
     needed = set(ALWAYS)
     needed |= {"backbone", "width"} if settings.method != "recognition" else {"holdout"}

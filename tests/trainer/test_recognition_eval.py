@@ -19,9 +19,9 @@ from trainer.errors import TrainerError
 from trainer.evaluate import all_protocols, features, recognition
 from trainer.evaluate.features import Compute
 from trainer.evaluate.protocol import accuracy
-from trainer.loop import train
-from trainer.methods import Network
+from trainer.network import Network
 from trainer.settings import Settings
+from trainer.training import train
 
 ONE = Compute(8, 0, "cpu")
 TINY = Settings(method="recognition", width=0.06, epochs=1, workers=0, lr=0.02, batch_size=8, holdout=0.0)

@@ -23,13 +23,13 @@ from trainer.evaluate.features import Compute
 from trainer.evaluate.recognition import recognition
 from trainer.evaluate.retrieval import retrieval
 from trainer.evaluate.smoothness import smoothness
-from trainer.loop import train
 from trainer.methods import METHODS
 from trainer.page import Html, html, page, table
 from trainer.published import PUBLISHED, published_html
 from trainer.report import Sheet, binned, read_log
 from trainer.results import headline, read_results
 from trainer.settings import Settings
+from trainer.training import train
 
 CPU = Compute(16, 0, "cpu")
 NASTY = '<b>"jump" & run</b>'

@@ -17,10 +17,10 @@ from trainer.errors import TrainerError
 from trainer.evaluate import features, protocol, scenes
 from trainer.evaluate.features import Compute
 from trainer.evaluate.retrieval import KS, chance, format_table, hits, nearest, retrieval
-from trainer.loop import train
-from trainer.methods import build_backbone
+from trainer.network import build_backbone
 from trainer.results import read_results
 from trainer.settings import Settings
+from trainer.training import train
 
 CPU = torch.device("cpu")
 

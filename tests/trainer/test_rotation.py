@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.runs import assert_same_run, at_step, rows
 from tests.trainer.synthetic import cropped, video_frames
-from tests.trainer.test_loop import assert_same_run, at_step, rows
 from trainer import data
-from trainer.backbones import BACKBONES
+from trainer.backbones import create
 from trainer.data import Batch
 from trainer.errors import Interrupted
-from trainer.loop import train
-from trainer.methods.rotation import Rotation, rotations
+from trainer.methods.parts import rotations
+from trainer.methods.rotation import Rotation
 from trainer.settings import Settings
+from trainer.training import train
 
 SMALL = {"method": "rotation", "width": 0.06, "batch_size": 9, "workers": 0, "device": "cpu"}
 
@@ -105,7 +106,7 @@ def test_clips_with_a_bright_top_are_learnt():
     torch.manual_seed(0)
     clips = torch.zeros(6, 1, 3, 16, 32, 32)
     clips[..., :8, :] = 1 + torch.rand(6, 1, 1, 1, 1, 1)
-    backbone = BACKBONES["r3d10"](0.06)
+    backbone = create("r3d10", 0.06)
     method = Rotation(backbone, {}, None)
     optimiser = torch.optim.SGD([*backbone.parameters(), *method.parameters()], 0.1, 0.9)
     for _ in range(15):

@@ -8,8 +8,8 @@ from trainer.errors import TrainerError
 from trainer.evaluate import features, scenes
 from trainer.evaluate.features import Compute
 from trainer.evaluate.scenes import format_table, leave_one_out
-from trainer.loop import train
 from trainer.settings import Settings
+from trainer.training import train
 
 ONE = Compute(8, 0, "cpu")
 

@@ -1,8 +1,13 @@
+from dataclasses import asdict
+
 import pytest
 import yaml
 
+from cli.train import finetune, train
 from trainer.errors import TrainerError
-from trainer.settings import Settings, over, parse_options, recipe, resolve, resumed
+from trainer.methods import METHODS, method_class
+from trainer.recipes import parse_options, recipe
+from trainer.settings import DECLARATIONS, Settings, over, resolve, resumed
 
 
 @pytest.mark.parametrize(
@@ -119,10 +124,23 @@ def test_unknown_recipes_and_files(tmp_path):
 
 
 def test_resuming_takes_what_the_run_has(tmp_path):
-    from dataclasses import asdict
-
     stored = asdict(resolve(Settings(lr=0.1)))
     assert resumed(Settings(workers=5, lr=0.1), stored, tmp_path).workers == 5
     assert resumed(Settings(options={"pace": {"contrast": "none"}}), stored, tmp_path).lr == 0.1
     with pytest.raises(TrainerError, match="lr is 0.2, the run has 0.1; contrast is 'same-pace', the run has 'none'"):
         resumed(Settings(lr=0.2, options={"pace": {"contrast": "same-pace"}}), stored, tmp_path)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_defaults_of_every_method_make_sense(name):
+    assert None not in asdict(resolve(Settings(method=name))).values()
+    options = method_class(name).option_values()
+    assert method_class(name).option_values(options) == options
+
+
+@pytest.mark.parametrize("command", [train, finetune])
+def test_the_command_line_offers_what_is_declared(command):
+    offered = {parameter.name for parameter in command.params} - {"options"}  # --set
+    assert offered & DECLARATIONS.keys() == {
+        name for name, declared in DECLARATIONS.items() if command.name in declared.commands
+    }

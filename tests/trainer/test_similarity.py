@@ -9,8 +9,8 @@ from trainer.errors import TrainerError
 from trainer.evaluate import similarity
 from trainer.evaluate.features import Compute
 from trainer.evaluate.similarity import area_under_curve, cross_validated, measures, pair_measures, read_pairs
-from trainer.loop import train
 from trainer.settings import Settings
+from trainer.training import train
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from trainer.errors import TrainerError
 from trainer.evaluate import smoothness
 from trainer.evaluate.features import Compute
 from trainer.evaluate.smoothness import by_distance, format_table, whole_clips
-from trainer.loop import train
 from trainer.settings import Settings
+from trainer.training import train
 
 
 @pytest.fixture(scope="module")

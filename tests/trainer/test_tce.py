@@ -5,20 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
+from tests.trainer.processes import in_two_processes, share, step
+from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
 from tests.trainer.synthetic import write_shard
-from tests.trainer.test_loop import SMALL, assert_same_run, at_step, rows
-from trainer import checkpoint, distributed
-from trainer.backbones import BACKBONES
+from trainer import checkpoint
+from trainer.backbones import BACKBONES, create
 from trainer.data import Batch, Draw, Shards, TrainingClips
 from trainer.errors import Interrupted, TrainerError
-from trainer.loop import train
 from trainer.methods.tce import EMBEDDING, PRIME, TCE, infonce, mine, nce, pairwise_random, threshold
 from trainer.settings import Settings, resolve
+from trainer.training import train
 
 
 class Colour(nn.Module):
@@ -37,7 +36,7 @@ class Colour(nn.Module):
 def make(demo, **options):
     torch.manual_seed(0)
     backbone = Colour()
-    return backbone, TCE(backbone, TCE.options | options, Shards(demo))
+    return backbone, TCE(backbone, TCE.option_values(options), Shards(demo))
 
 
 def batch(n, video=None, progress=0.0):
@@ -266,7 +265,7 @@ def test_the_positive_follows_the_anchor(demo, frames):
     """Never one frame twice, all of the video's frames, each as often as the next one."""
     firsts, turns, reader = [], [], Shards(demo).readers[0]
     for seed in range(400):
-        draw = Draw(0, np.random.default_rng(seed), [{}, {}], TCE.options | {"frames": frames})
+        draw = Draw(0, np.random.default_rng(seed), [{}, {}], TCE.option_values({"frames": frames}))
         clips, labels = TCE.read(reader, 1, draw)
         start = int(clips[0, 0]) - 64  # video 0 has 64 frames, video 1 has 70
         assert clips.tolist() == [
@@ -281,9 +280,9 @@ def test_the_positive_follows_the_anchor(demo, frames):
 
 def test_anchor_and_positive_have_views_of_their_own(demo):
     shards = Shards(demo)
-    samples, left_out, _ = TCE.samples(shards, TCE.options)
+    samples, left_out, _ = TCE.samples(shards, TCE.option_values())
     assert len(samples) == 8 and left_out == 0
-    clips = TrainingClips(shards, samples, TCE, TCE.options, 0, "none")
+    clips = TrainingClips(shards, samples, TCE, TCE.option_values(), 0, "none")
     raw = clips.__getitems__(np.array([(0, i) for i in range(8)]))
     assert raw["clips"].shape == (8, 2, 1, 32, 32, 3) and raw["labels"]["turns"].shape == (8,)
     assert (raw["view"]["corner"][:, 0] != raw["view"]["corner"][:, 1]).any()
@@ -293,7 +292,7 @@ def test_anchor_and_positive_have_views_of_their_own(demo):
 
 
 def test_short_videos_are_left_out(demo):
-    samples, left_out, reason = TCE.samples(Shards(demo), TCE.options | {"frames": 16})
+    samples, left_out, reason = TCE.samples(Shards(demo), TCE.option_values({"frames": 16}))
     assert (len(samples), left_out, reason) == (7, 1, "shorter than 32 frames")
 
 
@@ -302,17 +301,17 @@ def test_short_videos_are_left_out(demo):
     [
         ({"frames": 0}, "frames is 0, expected 1 or more"),
         ({"temperature": 0.0}, "temperature is 0.0, expected more than 0"),
-        ({"temperature": float("nan")}, "temperature is nan, expected more than 0"),
+        ({"temperature": float("nan")}, "temperature is nan, expected a finite number"),
         ({"negatives": 0}, "negatives is 0, expected 1 or more"),
         ({"lo": 0.5, "hi": 0.2}, "lo is 0.5, expected -1 to hi, which is 0.2"),
-        ({"lo": -2.0}, "lo is -2.0, expected -1 to hi"),
-        ({"hi": 1.5}, "hi is 1.5, expected 1 or less"),
+        ({"lo": -2.0}, "lo is -2.0, expected -1 to 1"),
+        ({"hi": 1.5}, "hi is 1.5, expected -1 to 1"),
         ({"rotation_weight": -1.0}, "rotation_weight is -1.0, expected 0 or more"),
     ],
 )
-def test_options_that_make_no_sense(demo, options, message):
+def test_options_that_make_no_sense(options, message):
     with pytest.raises(TrainerError, match=message):
-        TCE.samples(Shards(demo), TCE.options | options)
+        TCE.option_values(options)
 
 
 def test_unknown_loss():
@@ -323,13 +322,13 @@ def test_unknown_loss():
 @pytest.mark.parametrize("name", BACKBONES)
 def test_one_frame_is_for_2d_backbones(demo, name):
     torch.manual_seed(0)
-    backbone, shards = BACKBONES[name](0.06), Shards(demo)
+    backbone, shards = create(name, 0.06), Shards(demo)
     if name.startswith("resnet") and "3d" not in name:
-        assert TCE(backbone, TCE.options, shards)(backbone, batch(3))["loss"].isfinite()
+        assert TCE(backbone, TCE.option_values(), shards)(backbone, batch(3))["loss"].isfinite()
         return
-    with pytest.raises(TrainerError, match="frames is 1, .* 3D backbone .*; set frames to 16, or choose --backbone"):
-        TCE(backbone, TCE.options, shards)
-    TCE(backbone, TCE.options | {"frames": 16}, shards)
+    with pytest.raises(TrainerError, match="frames is 1, .* 3D backbone .*; set frames to 16, or choose the backbone"):
+        TCE(backbone, TCE.option_values(), shards)
+    TCE(backbone, TCE.option_values({"frames": 16}), shards)
 
 
 def test_one_video_cannot_be_told_apart(tmp_path, here):
@@ -342,7 +341,7 @@ def test_defaults_are_the_papers():
     settings = resolve(Settings(method="tce"))
     assert (settings.backbone, settings.lr, settings.batch_size, settings.epochs) == ("resnet18", 0.03, 100, 50)
     assert (settings.schedule, settings.drop_every) == ("step", 25)
-    assert (TCE.options["negatives"], TCE.options["temperature"], EMBEDDING) == (8192, 0.07, 128)
+    assert (TCE.options["negatives"].default, TCE.options["temperature"].default, EMBEDDING) == (8192, 0.07, 128)
 
 
 @pytest.mark.parametrize("options", [{}, {"frames": 16, "loss": "nce", "negatives": 3}])
@@ -359,33 +358,6 @@ def test_trains_and_resumes(demo, here, monkeypatch, options):
     with pytest.raises(Interrupted):
         train(settings, demo)
     assert_same_run(train(None, demo, resume=f"tce-{backbone}-2"), whole)
-
-
-def in_two_processes(folder, work, *arguments):
-    """What work(rank, *arguments) returns, tensors, in each of two processes that are joined by gloo."""
-    mp.start_processes(_joined, (folder, work, arguments), nprocs=2, start_method="fork")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-def _joined(rank, folder, work, arguments):
-    dist.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
-    torch.save(work(rank, *arguments), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-def step(backbone, method, data):
-    """Metrics and gradients, averaged over the processes as DistributedDataParallel does."""
-    out = method(backbone, data)
-    out["loss"].backward()
-    gradients = [weight.grad for weight in (*backbone.parameters(), *method.parameters())]
-    return [distributed.average(value.detach().clone()) for value in (*out.values(), *gradients)]
-
-
-def share(data, rank):
-    """4 of 6 samples for the first process, 2 for the second."""
-    part = slice(0, 4) if rank == 0 else slice(4, None)
-    labels = {name: value[part] for name, value in data.labels.items()}
-    return replace(data, clips=data.clips[part], video=data.video[part], labels=labels)
 
 
 def work(rank, demo):

@@ -1,19 +1,37 @@
-"""Backbones by name: functions of a width multiplier that return a module giving its stage features by name."""
+"""Backbones by name: functions of a width multiplier that return a module giving its stage features by name. None is
+imported before it is asked for."""
 
-from trainer.backbones.c3d import c3d, c3d_light
-from trainer.backbones.resnet2d import resnet18, resnet50
-from trainer.backbones.resnet3d import r2plus1d10, r2plus1d18, r3d10, r3d18, resnet3d18
-from trainer.backbones.s3dg import s3dg
+from __future__ import annotations
+
+import pkgutil
+from typing import TYPE_CHECKING
+
+from trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 BACKBONES = {
-    "c3d_light": c3d_light,
-    "c3d": c3d,
-    "r3d10": r3d10,
-    "r2plus1d10": r2plus1d10,
-    "r3d18": r3d18,
-    "r2plus1d18": r2plus1d18,
-    "resnet3d18": resnet3d18,
-    "s3dg": s3dg,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
+    "c3d_light": "trainer.backbones.c3d:c3d_light",
+    "c3d": "trainer.backbones.c3d:c3d",
+    "r3d10": "trainer.backbones.resnet3d:r3d10",
+    "r2plus1d10": "trainer.backbones.resnet3d:r2plus1d10",
+    "r3d18": "trainer.backbones.resnet3d:r3d18",
+    "r2plus1d18": "trainer.backbones.resnet3d:r2plus1d18",
+    "resnet3d18": "trainer.backbones.resnet3d:resnet3d18",
+    "s3dg": "trainer.backbones.s3dg:s3dg",
+    "resnet18": "trainer.backbones.resnet2d:resnet18",
+    "resnet50": "trainer.backbones.resnet2d:resnet50",
 }
+
+
+def create(name: str, width: float = 1.0) -> nn.Module:
+    """The backbone of that name with new weights. Raises TrainerError for an unknown name."""
+    check_name(name)
+    return pkgutil.resolve_name(BACKBONES[name])(width)
+
+
+def check_name(name: str) -> None:
+    """Raises TrainerError for an unknown name."""
+    if name not in BACKBONES:
+        raise TrainerError(f"unknown backbone {name!r}, expected one of: {', '.join(BACKBONES)}")

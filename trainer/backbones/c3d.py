@@ -24,7 +24,7 @@ def _c3d(width: float, channels: tuple[tuple[int, ...], ...], batch_norm: bool) 
 
 
 def c3d_light(width: float = 1.0) -> Stages:
-    """C3D with five convolutions and no batch normalisation, 4,651,008 parameters: table 2.1 of Wang's thesis, 2020.
+    """C3D with five convolutions and no batch normalisation: table 2.1 of Wang's thesis.
 
     A stage is a convolution after the pooling before it. For 16 x 112 x 112: conv1 [64, 16, 112, 112],
     conv2 [128, 16, 56, 56], conv3 [256, 8, 28, 28], conv4 [256, 4, 14, 14], conv5 [256, 2, 7, 7].
@@ -34,7 +34,7 @@ def c3d_light(width: float = 1.0) -> Stages:
 
 
 def c3d(width: float = 1.0) -> Stages:
-    """C3D with eight convolutions, each with bias and batch normalisation, 27,661,440 parameters.
+    """C3D with eight convolutions, each with bias and batch normalisation.
 
     Tran et al., ICCV 2015, with the changes of Xu et al., CVPR 2019: pool 5 and the fully connected layers are gone,
     heads average conv5. A stage is one or two convolutions after the pooling before them. For 16 x 112 x 112:

@@ -68,7 +68,7 @@ def _resnet(width: float, block, channels: tuple[int, ...], depths: tuple[int, .
 
 
 def resnet18(width: float = 1.0) -> FrameStages:
-    """ResNet-18 of He et al., CVPR 2016, on every frame; 11,176,512 parameters.
+    """ResNet-18 of He et al., CVPR 2016, on every frame.
 
     For 16 x 112 x 112: conv1 [64, 16, 56, 56], conv2 [64, 16, 28, 28] with the max pooling, conv3 [128, 16, 14, 14],
     conv4 [256, 16, 7, 7], conv5 [512, 16, 4, 4].
@@ -77,7 +77,7 @@ def resnet18(width: float = 1.0) -> FrameStages:
 
 
 def resnet50(width: float = 1.0) -> FrameStages:
-    """ResNet-50 on every frame, with the stride in the 3x3 convolutions; 23,508,032 parameters.
+    """ResNet-50 on every frame, with the stride in the 3x3 convolutions.
 
     The stages' shapes are those of resnet18 with four times its channels from conv2 on.
     """

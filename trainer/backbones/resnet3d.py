@@ -69,9 +69,9 @@ def _resnet(width: float, conv: Conv, depth: int, stem=(3, 7, 7)) -> Stages:
 
 
 def r3d10(width: float = 1.0) -> Stages:
-    """R3D with one block per stage and no max pooling: 14,361,792 parameters.
+    """R3D with one block per stage: "R3D" of Xu et al., "R3D-18" of Wang's thesis.
 
-    "R3D" of Xu et al., CVPR 2019, and "R3D-18" of Wang's thesis, 2020, section 3.3.
+    Xu et al., CVPR 2019; thesis of 2020, section 3.3. There is no max pooling.
     width multiplies all channel counts; so it does in every backbone.
     For 16 x 112 x 112: conv1, conv2 [64, 16, 56, 56], conv3 [128, 8, 28, 28], conv4 [256, 4, 14, 14],
     conv5 [512, 2, 7, 7].
@@ -80,7 +80,7 @@ def r3d10(width: float = 1.0) -> Stages:
 
 
 def r2plus1d10(width: float = 1.0) -> Stages:
-    """R(2+1)D with one block per stage: r3d10 with every convolution factorised, 14,365,303 parameters.
+    """R(2+1)D with one block per stage: r3d10 with every convolution factorised.
 
     The stem and the shortcuts follow the same rule for the middle channels (83 in the stem), as in the published code
     of Xu et al., CVPR 2019; the stages' shapes are those of r3d10.
@@ -89,17 +89,23 @@ def r2plus1d10(width: float = 1.0) -> Stages:
 
 
 def r3d18(width: float = 1.0) -> Stages:
-    """R3D with two blocks per stage, 33,166,272 parameters; the stages' shapes are those of r3d10."""
+    """R3D with two blocks per stage.
+
+    The stages' shapes are those of r3d10.
+    """
     return _resnet(width, conv3d, 2)
 
 
 def r2plus1d18(width: float = 1.0) -> Stages:
-    """R(2+1)D with two blocks per stage, 33,178,423 parameters; the stages' shapes are those of r3d10."""
+    """R(2+1)D with two blocks per stage.
+
+    The stages' shapes are those of r3d10.
+    """
     return _resnet(width, conv2plus1d, 2)
 
 
 def resnet3d18(width: float = 1.0) -> Stages:
-    """3D ResNet-18 with a stem of 7x7x7 and max pooling, 33,203,904 parameters.
+    """3D ResNet-18 with a stem of 7x7x7 and max pooling.
 
     Hara et al., CVPR 2018, as used by 3DRotNet and Skip-Clip. For 16 x 112 x 112: conv1 [64, 16, 56, 56],
     conv2 [64, 8, 28, 28] with the pooling, conv3 [128, 4, 14, 14], conv4 [256, 2, 7, 7], conv5 [512, 1, 4, 4].

@@ -64,7 +64,7 @@ _INCEPTIONS = {  # rows in the order of Inception's channels
 
 
 def s3dg(width: float = 1.0) -> Stages:
-    """S3D-G with 1024 features, 9,125,072 parameters.
+    """S3D-G: separable Inception with self-gating.
 
     Every Inception branch and conv2 are gated, and the stem is one convolution of 3x7x7, as in the authors' code and
     in that of Wang's pace paper. Each stage but the first begins with a max pooling:

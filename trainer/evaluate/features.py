@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from labelgen.files import writing
 from trainer import data, distributed
 from trainer.augment import centre
-from trainer.checkpoint import Checkpoint, backbone_weights, writing
+from trainer.checkpoint import Checkpoint, backbone_weights
 from trainer.errors import TrainerError
-from trainer.methods import build_backbone
+from trainer.network import build_backbone
 from trainer.settings import Settings
 
 VIEWS = {"spread": data.spread_frames, "sliding": data.sliding_frames}
@@ -176,7 +177,7 @@ def stage_outputs(
     batches = data.loader(clips, compute.workers, device, batch_size=compute.batch_size)
     with data.ending_workers():
         for batch in tqdm(batches, "features", unit="batch", leave=False, disable=not sys.stderr.isatty()):
-            index = data.told(batch)["index"].numpy()
+            index = data.raise_if_error(batch)["index"].numpy()
             # TF32 would make features depend on the batch size, through the choice of algorithm
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 x = centre(batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"])

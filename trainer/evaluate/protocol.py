@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from labelgen.files import write_json, write_text
 from trainer import data
-from trainer.checkpoint import Checkpoint, load, newest_run, versions, write_json, write_text
+from trainer.checkpoint import Checkpoint, load, newest_run, versions
 from trainer.errors import TrainerError
 
 RESAMPLES = 1000

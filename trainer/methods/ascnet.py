@@ -3,19 +3,19 @@ speed, and the speed of a clip of a similar video that is played at its own. [as
 
 from __future__ import annotations
 
-import copy
 import math
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
-from trainer.methods.method import Method, average, check_options
+from trainer.methods.method import Method
+from trainer.methods.parts import averaged_copy, embedding, projection_head, remembered, unit, update_ema
+from trainer.options import Option, between
 
 HIDDEN, EMBEDDING = 1024, 128  # widths of the heads
 
@@ -30,6 +30,9 @@ class ASCNet(Method):
     line 18 lacks the projection g_m]
     """
 
+    task = "same video at another speed, similar video at the same speed"
+    sample = "a video: two clips at two speeds"
+    source = "D. Huang et al., ICCV 2021"
     defaults = {  # the poster states none of these
         "epochs": 200,  # assumed
         "batch_size": 64,  # assumed
@@ -42,21 +45,27 @@ class ASCNet(Method):
         "sync_bn": True,  # assumed
     }
     options = {
-        "speeds": [1, 2],
-        "gamma": 0.5,  # assumed; weight of the speed loss, the rest is that of the appearance
-        "decay": 0.99,  # assumed; of the averaged network at the start, rising to 1
+        "speeds": Option([1, 2], "two or more whole numbers"),
+        # assumed, as the following one
+        "gamma": Option(0.5, "weight of the speed loss; the rest is that of the appearance", between(0, 1)),
+        "decay": Option(0.99, "of the averaged network at the start, from which it rises to 1", between(0, 1)),
     }
 
     def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
         super().__init__()
         self.gamma, self.decay = options["gamma"], options["decay"]
-        self.projections = nn.ModuleDict({name: _mlp(backbone.features) for name in ("appearance", "speed")})
-        self.predictors = nn.ModuleDict({name: _mlp(EMBEDDING) for name in self.projections})
-        self.target = copy.deepcopy(nn.ModuleDict({"backbone": backbone, "projections": self.projections}))
-        self.target.requires_grad_(False)
+        self.projections = nn.ModuleDict({name: _head(backbone.features) for name in ("appearance", "speed")})
+        self.predictors = nn.ModuleDict({name: _head(EMBEDDING) for name in self.projections})
+        self.target = averaged_copy(nn.ModuleDict({"backbone": backbone, "projections": self.projections}))
         self.videos = len(self.samples(shards, options)[0])
         self.register_buffer("bank", torch.zeros(len(shards.videos), EMBEDDING))
         self.register_buffer("filled", torch.zeros(len(shards.videos), dtype=torch.bool))
+
+    @staticmethod
+    def check(options: dict) -> None:
+        speeds = options["speeds"]
+        if not all(type(speed) is int and speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
+            raise TrainerError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
@@ -64,12 +73,8 @@ class ASCNet(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for the highest speed. Raises TrainerError for options that make no sense."""
-        speeds = options["speeds"]
-        if not all(type(speed) is int and speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
-            raise TrainerError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")
-        check_options(options, *((name, 0 <= options[name] <= 1, "0 to 1") for name in ("gamma", "decay")))
-        return shards.long_enough(max(speeds) * (CLIP_LENGTH - 1) + 1)
+        """The videos long enough for the highest speed."""
+        return shards.long_enough(max(options["speeds"]) * (CLIP_LENGTH - 1) + 1)
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
@@ -83,19 +88,19 @@ class ASCNet(Method):
         below it the network has learnt more than where the averaged one points on the whole."""
         if self.training and len(batch.clips) < 2:
             raise TrainerError(
-                "a process has 1 sample of a step, and ascnet's batch normalisation needs 2; raise --batch-size or lower "
-                "--accumulate"
+                "a process has 1 sample of a step, and ascnet's batch normalisation needs 2; raise the batch size or "
+                "accumulate fewer parts"
             )
         first, second = batch.clips.unbind(1)
-        x = _pooled(backbone, first)
-        predicted = {name: _unit(self.predictors[name](g(x))) for name, g in self.projections.items()}
+        x = embedding(backbone, first)
+        predicted = {name: unit(self.predictors[name](g(x))) for name, g in self.projections.items()}
         with torch.no_grad():
             appearance = self._averaged("appearance", second)
             speed = self._averaged("speed", self._similar(batch, appearance))
             everything, _ = distributed.gather(appearance)
-            rows, _ = distributed.gather(batch.video)
             if self.training:
-                self.bank[rows], self.filled[rows] = everything, True
+                self.bank = remembered(self.bank, batch.video, appearance)
+                self.filled = remembered(self.filled, batch.video, torch.ones_like(batch.video, dtype=torch.bool))
         losses = {
             name: distributed.mean((predicted[name] - target).square().sum(1))
             for name, target in (("appearance", appearance), ("speed", speed))
@@ -109,7 +114,7 @@ class ASCNet(Method):
 
     def _averaged(self, name: str, clips: Tensor) -> Tensor:
         """Unit vectors float32 [B, EMBEDDING] of clips [B, 3, T, H, W] by the averaged network."""
-        return _unit(self.target["projections"][name](_pooled(self.target["backbone"], clips)))
+        return unit(self.target["projections"][name](embedding(self.target["backbone"], clips)))
 
     def _similar(self, batch: Batch, appearance: Tensor) -> Tensor:
         """Clips c_k [B, 3, T, H, W] of the most similar videos, at the speed of c_i."""
@@ -120,18 +125,18 @@ class ASCNet(Method):
 
         return batch.fetch(self.neighbours(appearance, batch.video), read)[:, 0]
 
-    def neighbours(self, appearance: Tensor, own: Tensor) -> Tensor:
-        """Rows int64 [B] of the videos with the nearest entries, other than the own rows int64 [B]; these where there is
-        no other entry, and as long as the bank is not full."""
+    def neighbours(self, appearance: Tensor, video: Tensor) -> Tensor:
+        """Rows int64 [B] of the videos with the nearest entries, other than the samples' rows `video` int64 [B]; these where
+        there is no other entry, and as long as the bank is not full."""
         with torch.autocast(appearance.device.type, enabled=False):
             similarity = appearance @ self.bank.T
-        similarity = similarity.masked_fill(~self.filled, -torch.inf).scatter(1, own[:, None], -torch.inf)
+        similarity = similarity.masked_fill(~self.filled, -torch.inf).scatter(1, video[:, None], -torch.inf)
         highest, rows = similarity.max(1)
-        return torch.where((self.filled.sum() >= self.videos) & (highest > -torch.inf), rows, own)
+        return torch.where((self.filled.sum() >= self.videos) & (highest > -torch.inf), rows, video)
 
     def after_step(self, backbone: nn.Module, progress: float) -> None:
         online = nn.ModuleDict({"backbone": backbone, "projections": self.projections})
-        average(self.target, online, target_decay(self.decay, progress))
+        update_ema(self.target, online, target_decay(self.decay, progress))
 
 
 def target_decay(start: float, progress: float) -> float:
@@ -146,15 +151,5 @@ def _clip(reader: ShardReader, video: int, speed: int, rng: np.random.Generator)
     return reader.arrays["videos/first_frame"][video] + start + offsets
 
 
-def _mlp(inputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, HIDDEN, bias=False), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, EMBEDDING)
-    )
-
-
-def _pooled(backbone: nn.Module, clips: Tensor) -> Tensor:
-    return [*backbone(clips).values()][-1].mean((2, 3, 4))
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.float(), dim=1)
+def _head(inputs: int) -> nn.Sequential:
+    return projection_head(inputs, HIDDEN, EMBEDDING, batch_norm=True)

@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
-
-
-def float32(function: Callable) -> Callable:
-    """Decorator: compute in float32 whatever precision the network runs in; for similarities and what follows them."""
-
-    @functools.wraps(function)
-    def run(*arguments, **named):
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            tensors = (x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments)
-            return function(*tensors, **named)
-
-    return run
-
-
-def check_options(options: dict, *checks: tuple[str, bool, str]) -> None:
-    """Raises TrainerError for the first option that does not fit; checks: its name, whether it fits, what is expected."""
-    for name, fits, expected in checks:
-        if not fits:
-            raise TrainerError(f"{name} is {options[name]}, expected {expected}")
+from trainer.options import Option
 
 
 class Method(nn.Module):
     """A pretext task. The module holds the heads; the backbone is shared with other methods and passed in.
 
+    task, sample, source: what is learnt, what one sample is, and where it is published, one line each
     defaults: settings as published: epochs, batch_size, lr, momentum, weight_decay, schedule, drop_every, jitter
-    options:  settings of this method alone, with their defaults (`vssl train --set name=value`)
-    choices:  the values that an option may take, where they are few
+    options:  settings of this method alone by name (`vssl train --set name=value`)
     of_labelled_clips: the samples are labelled clips, so that a curriculum may order them by difficulty
     supervised: learns class labels; the checkpoint with the best held-out accuracy is kept
 
-    A child is made of (backbone, options, shards).
+    A child is made of (backbone, options, shards), options by `option_values`.
     """
 
+    task: str
+    sample: str
+    source: str
     defaults: dict
-    options: dict = {}
-    choices: dict[str, tuple] = {}
+    options: dict[str, Option] = {}
     of_labelled_clips = False
     supervised = False
+
+    @classmethod
+    def option_values(cls, given: dict | None = None) -> dict:
+        """Every option's value: what is given, else its default. Raises TrainerError for unknown names, wrong types and
+        values that make no sense."""
+        given = given or {}
+        for name in given.keys() - cls.options.keys():
+            method = cls.__module__.rpartition(".")[2]
+            known = f"it has {', '.join(cls.options)}" if cls.options else "it has none"
+            raise TrainerError(f"{name} is no option of method {method}: {known}")
+        values = {
+            key: option.checked(key, given[key]) if key in given else option.default
+            for key, option in cls.options.items()
+        }
+        cls.check(values)
+        return values
+
+    @staticmethod
+    def check(options: dict) -> None:
+        """Raises TrainerError for options that make no sense together, or in a way that their declarations cannot say."""
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
@@ -73,10 +73,3 @@ class Method(nn.Module):
 
     def after_step(self, backbone: nn.Module, progress: float) -> None:
         """What follows a step of the optimiser, such as an average of weights; progress: share of the training done."""
-
-
-@torch.no_grad()
-def average(target: nn.Module, source: nn.Module, decay: float) -> None:
-    """target = decay * target + (1 - decay) * source, for parameters; buffers stay as they are."""
-    for old, new in zip(target.parameters(), source.parameters(), strict=True):
-        old.lerp_(new.to(old.dtype), 1 - decay)

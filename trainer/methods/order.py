@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from labelgen.shards import CLIP_LENGTH, ShardReader
-from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.methods.method import Method
+from trainer.methods.parts import classification, embedding
 
 
 class Order(Method):
@@ -22,6 +22,9 @@ class Order(Method):
     share. As in the paper no clip is mirrored: mirrored one by one, the clips would not go on in one direction.
     """
 
+    task = "in which order are the clips shown"
+    sample = "a video: row `epoch mod rows`, each clip with a crop of its own"
+    source = "D. Xu et al., CVPR 2019"
     defaults = {
         "epochs": 300,
         "batch_size": 8,
@@ -61,13 +64,8 @@ class Order(Method):
     def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """labels: order int64 [B]."""
         n = batch.clips.shape[1]
-        features = [*backbone(batch.clips.flatten(0, 1)).values()][-1].mean((2, 3, 4)).unflatten(0, (-1, n))
-        logits, order = self.logits(features), batch.labels["order"]
-        return {
-            "loss": distributed.mean(F.cross_entropy(logits, order, reduction="none")),
-            "accuracy": distributed.mean((logits.argmax(1) == order).float()),
-            "chance": logits.new_tensor(1 / logits.shape[1]),
-        }
+        features = embedding(backbone, batch.clips.flatten(0, 1)).unflatten(0, (-1, n))
+        return classification(self.logits(features), batch.labels["order"])
 
     def logits(self, features: Tensor) -> Tensor:
         """Clip features in the order shown, [B, n, C] -> float32 [B, n!]; pairs in the order (0, 1), (0, 2), (1, 2), ...

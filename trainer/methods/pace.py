@@ -11,7 +11,11 @@ from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
-from trainer.methods.method import Method, check_options, float32
+from trainer.methods.method import Method
+from trainer.methods.parts import classification, float32, last_stage, projection_head, unit
+from trainer.options import POSITIVE, Option, at_least
+
+CONTRASTS = ("none", "same-context", "same-pace")
 
 
 class Pace(Method):
@@ -20,6 +24,9 @@ class Pace(Method):
     One sample per video and epoch, of row = epoch modulo rows; with "same-context" the video gives two clips, of two rows.
     """
 
+    task = "at which speed is the clip played"
+    sample = "a video: the row `epoch mod rows` of its stored draws, or two rows"
+    source = "J. Wang et al., ECCV 2020"
     defaults = {
         "epochs": 20,
         "batch_size": 30,
@@ -31,12 +38,14 @@ class Pace(Method):
         "jitter": "frame",  # one common to all frames would leave the shortcut open that it is there to close
     }
     options = {
-        "contrast": "none",  # what a clip's positives are: the other clip of its video, or all clips of its pace
-        "contrast_weight": 0.1,
-        "temperature": 0.1,  # not stated in the thesis
-        "literal": False,  # as the thesis writes it: dot products of whole feature maps, no projection, no temperature
+        "contrast": Option("none", "which clips belong together: those of one video or of one pace", choices=CONTRASTS),
+        "contrast_weight": Option(0.1, "of that loss", at_least(0)),
+        "temperature": Option(0.1, "of that loss", POSITIVE),  # not stated in the thesis
+        "literal": Option(
+            False,
+            "that loss as the thesis writes it: dot products of whole feature maps, no projection, no temperature",
+        ),
     }
-    choices = {"contrast": ("none", "same-context", "same-pace")}
 
     def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
         super().__init__()
@@ -45,8 +54,7 @@ class Pace(Method):
         self.head = nn.Linear(backbone.features, len(shards.config["paces"]))
         self.projection = None
         if self.contrast != "none" and not self.literal:
-            width = backbone.features
-            self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 128))
+            self.projection = projection_head(backbone.features, backbone.features, 128)
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
@@ -54,16 +62,9 @@ class Pace(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for every pace. Raises TrainerError for options that make no sense."""
-        check_options(
-            options,
-            ("temperature", options["temperature"] > 0, "more than 0"),
-            ("contrast_weight", options["contrast_weight"] >= 0, "0 or more"),
-        )
+        """The videos long enough for every pace. Raises TrainerError where they have too few rows."""
         if options["contrast"] == "same-context" and shards.config["rows"] < 2:
-            raise TrainerError(
-                "same-context needs two pace rows per video, the shards have 1; label with --rows 2 or more"
-            )
+            raise TrainerError("same-context needs two pace rows per video, the shards have 1; label two rows or more")
         return shards.with_rows("pace/pace")
 
     @staticmethod
@@ -75,20 +76,14 @@ class Pace(Method):
 
     def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """labels: pace int64 [B, n]."""
-        last = [*backbone(batch.clips.flatten(0, 1)).values()][-1]  # [B n, C, T, H, W]
-        pooled = last.mean((2, 3, 4))
-        logits, pace = self.head(pooled).float(), batch.labels["pace"].flatten()
-        classification = distributed.mean(F.cross_entropy(logits, pace, reduction="none"))
-        metrics = {
-            "loss": classification,
-            "accuracy": distributed.mean((logits.argmax(1) == pace).float()),
-            "chance": logits.new_tensor(1 / logits.shape[1]),
-        }
+        last = last_stage(backbone, batch.clips.flatten(0, 1))  # [B n, C, T, H, W]
+        pooled, pace = last.mean((2, 3, 4)), batch.labels["pace"].flatten()
+        metrics = classification(self.head(pooled).float(), pace)
         if self.contrast != "none":
-            z = last.flatten(1).float() if self.literal else F.normalize(self.projection(pooled).float(), dim=1)
+            z = last.flatten(1).float() if self.literal else unit(self.projection(pooled))
             group = pace if self.contrast == "same-pace" else batch.video.repeat_interleave(batch.clips.shape[1])
             contrast = contrastive(z, group, 1.0 if self.literal else self.temperature)
-            metrics |= {"loss": classification + self.weight * contrast, "contrast": contrast}
+            metrics |= {"loss": metrics["loss"] + self.weight * contrast, "contrast": contrast}
         return metrics
 
 
@@ -102,10 +97,10 @@ def contrastive(z: Tensor, group: Tensor, temperature: float) -> Tensor:
     """
     everything, begin = distributed.gather(z)
     groups, _ = distributed.gather(group)
-    own = torch.arange(len(z), device=z.device) + begin
+    rows = torch.arange(len(z), device=z.device)
     similarity = z @ everything.T / temperature  # [N, all]
     same = group[:, None] == groups
-    positive = same.index_put((torch.arange(len(z), device=z.device), own), same.new_tensor(False))
+    positive = same.index_put((rows, begin + rows), same.new_tensor(False))
     others = similarity.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
     terms = F.softplus(others - similarity).masked_fill(~positive, 0)
     count = positive.sum(1)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from labelgen.shards import CLIP_LENGTH, ShardReader
-from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
-from trainer.methods.method import Method, check_options
+from trainer.methods.method import Method
+from trainer.methods.parts import classification, embedding
+from trainer.options import SHARE, Option
 
 
 class Recognition(Method):
     """Classify the action; one clip per video and epoch, of 16 frames with a uniform start, short videos in a loop."""
 
+    task = "which class is it, with labels (`vssl finetune`)"
+    sample = "a labelled video: 16 frames, in a loop if it is short"
+    source = ""
     defaults = {
         "epochs": 150,
         "batch_size": 16,
@@ -29,8 +32,8 @@ class Recognition(Method):
         "holdout": 0.1,
     }
     options = {
-        "freeze": False,  # train the classifier alone, on the features of a backbone in evaluation mode
-        "dropout": 0.5,  # before the classifier
+        "freeze": Option(False, "train the classifier alone, on features of the backbone in evaluation mode"),
+        "dropout": Option(0.5, "before the classifier", SHARE),
     }
     supervised = True
 
@@ -45,8 +48,7 @@ class Recognition(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos that have a label. Raises TrainerError for options that make no sense."""
-        check_options(options, ("dropout", 0 <= options["dropout"] < 1, "0 or more and less than 1"))
+        """The videos that have a label. Raises TrainerError where there are fewer than two classes."""
         if len(shards.classes) < 2:
             raise TrainerError(f"{shards.dataset} has {len(shards.classes)} classes, recognition needs two or more")
         labelled = shards.targets >= 0
@@ -60,16 +62,12 @@ class Recognition(Method):
 
     def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits, target = self.logits(backbone, batch.clips.flatten(0, 1)), self.targets[batch.video]
-        return {
-            "loss": distributed.mean(F.cross_entropy(logits, target, reduction="none")),
-            "accuracy": distributed.mean((logits.argmax(1) == target).float()),
-            "chance": logits.new_tensor(1 / logits.shape[1]),
-        }
+        return classification(logits, target)
 
     def logits(self, backbone: nn.Module, clips: Tensor) -> Tensor:
         """[B, 3, T, H, W] -> float32 [B, classes]."""
         if self.freeze:
             backbone.eval()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            features = [*backbone(clips).values()][-1].mean((2, 3, 4))
+            features = embedding(backbone, clips)
         return self.head(self.dropout(features)).float()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from labelgen.shards import ShardReader
-from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.methods.method import Method
+from trainer.methods.parts import classification, embedding, rotations
 
 
 class Rotation(Method):
@@ -20,6 +19,9 @@ class Rotation(Method):
     no rotation is drawn, the classes are balanced in every step, and a sample passes the backbone four times.
     """
 
+    task = "by how many quarter turns is the clip rotated"
+    sample = "a labelled clip in four rotations"
+    source = "L. Jing et al., 2018"
     defaults = {  # those of pace, but for the jitter: assumed
         "epochs": 20,
         "batch_size": 30,  # clips, each in four rotations
@@ -47,15 +49,5 @@ class Rotation(Method):
 
     def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
         clips = batch.clips.flatten(0, 1)
-        logits = self.head([*backbone(rotations(clips)).values()][-1].mean((2, 3, 4))).float()
         turns = torch.arange(4, device=clips.device).repeat(len(clips))
-        return {
-            "loss": distributed.mean(F.cross_entropy(logits, turns, reduction="none")),
-            "accuracy": distributed.mean((logits.argmax(1) == turns).float()),
-            "chance": logits.new_tensor(1 / 4),
-        }
-
-
-def rotations(clips: Tensor) -> Tensor:
-    """Square clips [B, 3, T, S, S] -> [4 B, 3, T, S, S]: each by 0, 1, 2, 3 quarter turns counter-clockwise."""
-    return torch.stack([torch.rot90(clips, turns, (3, 4)) for turns in range(4)], 1).flatten(0, 1)
+        return classification(self.head(embedding(backbone, rotations(clips))).float(), turns)

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer import distributed
-from trainer.backbones import resnet18
+from trainer.backbones.resnet2d import resnet18
 from trainer.data import Batch, Draw, Shards
-from trainer.errors import TrainerError
 from trainer.methods.method import Method
-from trainer.methods.rotation import rotations
+from trainer.methods.parts import classification, last_stage, rotated
+from trainer.options import Option, at_least
 
 
 class SkipClip(Method):
@@ -26,6 +26,9 @@ class SkipClip(Method):
     of h. The frames that are ranked stay upright, since a rotation would take their cells away from those of the context.
     """
 
+    task = "which future frame is nearer"
+    sample = "a video: 16 frames and `targets` later frames"
+    source = "A. El-Nouby et al., 2019"
     defaults = {  # the poster states the backbone alone
         "backbone": "resnet3d18",
         "epochs": 100,  # assumed
@@ -38,12 +41,12 @@ class SkipClip(Method):
         "jitter": "none",  # assumed
     }
     options = {  # all assumed
-        "targets": 8,
-        "spacing": 4,  # frames from the context to the first target, and from each to the next
-        "rank_margin": 0.1,
-        "negative_margin": 0.1,
-        "negative_weight": 1.0,  # of the loss against other videos; that of the ranking has weight 1
-        "rotation_weight": 0.5,
+        "targets": Option(8, "future frames", at_least(2)),
+        "spacing": Option(4, "frames from the context to the first of them, and from each to the next", at_least(1)),
+        "rank_margin": Option(0.1, "between a nearer and a later frame", at_least(0)),
+        "negative_margin": Option(0.1, "between a future frame and those of other videos", at_least(0)),
+        "negative_weight": Option(1.0, "of the loss against other videos; the ranking has weight 1", at_least(0)),
+        "rotation_weight": Option(0.5, "of the rotation of the frames", at_least(0)),
     }
 
     def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
@@ -60,10 +63,7 @@ class SkipClip(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for context and targets. Raises TrainerError for options that make no sense."""
-        for name, least in (("targets", 2), ("spacing", 1), *((name, 0) for name in SkipClip.options)):
-            if not options[name] >= least:
-                raise TrainerError(f"{name} is {options[name]}, expected {least} or more")
+        """The videos long enough for context and targets."""
         return shards.long_enough(_length(options))
 
     @staticmethod
@@ -80,35 +80,36 @@ class SkipClip(Method):
 
     def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B, targets], negatives int64 [B, targets]. accuracy: share of the pairs of targets that are
-        ranked right; loss: the weighted sum of the parts rank, negative and rotation."""
+        ranked right; loss: the weighted sum of the losses rank, negative and rotation."""
         context, targets = batch.clips[:, 0].tensor_split([CLIP_LENGTH], 2)
-        h = [*backbone(context).values()][-1].mean(2)
+        h = last_stage(backbone, context).mean(2)
         frames = targets.transpose(1, 2).flatten(0, 1)[:, :, None]  # [B M, 3, 1, S, S]
         turns = batch.labels["turns"].flatten()
-        turned = rotations(frames).unflatten(0, (-1, 4))[torch.arange(len(turns), device=turns.device), turns]
-        z, z_turned = self.encode(torch.cat([frames, turned]), h.shape[2:]).chunk(2)
+        z, z_turned = self.encode(torch.cat([frames, rotated(frames, turns)]), h.shape[2:]).chunk(2)
         z = z.unflatten(0, (len(h), -1))
-        logits = self.head(z_turned.mean((2, 3))).float()
+        rotation = classification(self.head(z_turned.mean((2, 3))).float(), turns)
         scores = gamma(h, z)
         terms, right = ranking(scores, self.rank_margin)
         others, known = negatives(z, batch.video, batch.labels["negatives"])
         against = gamma(h, others).mean(1, keepdim=True)
-        parts = {
+        losses = {
             "rank": distributed.mean(terms),
             "negative": distributed.mean(F.relu(against - scores + self.negative_margin).mean(1), known),
-            "rotation": distributed.mean(F.cross_entropy(logits, turns, reduction="none")),
+            "rotation": rotation["loss"],
         }
         return {
-            "loss": parts["rank"] + self.negative_weight * parts["negative"] + self.rotation_weight * parts["rotation"],
+            "loss": losses["rank"]
+            + self.negative_weight * losses["negative"]
+            + self.rotation_weight * losses["rotation"],
             "accuracy": distributed.mean(right),
             "chance": scores.new_tensor(1 / 2),
-            **parts,
-            "rotation_accuracy": distributed.mean((logits.argmax(1) == turns).float()),
+            **losses,
+            "rotation_accuracy": rotation["accuracy"],
         }
 
     def encode(self, frames: Tensor, cells: tuple[int, int]) -> Tensor:
         """f: frames [N, 3, 1, S, S] -> [N, C, *cells]."""
-        return F.adaptive_avg_pool2d(self.match([*self.encoder(frames).values()][-1]).squeeze(2), cells)
+        return F.adaptive_avg_pool2d(self.match(last_stage(self.encoder, frames)).squeeze(2), cells)
 
 
 def _length(options: dict) -> int:
@@ -135,8 +136,8 @@ def negatives(z: Tensor, video: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     z: targets [B, M, C, H, W]; video: int64 [B]; draws: uniform whole numbers int64 [B, M], far larger than the batch.
     """
     everything, videos = distributed.gather(z.float())[0], distributed.gather(video)[0]
-    own = video[:, None] == videos
-    rows = own.int().argsort(dim=1, stable=True)  # those of other videos first
-    count = (~own).sum(1)
+    same = video[:, None] == videos
+    rows = same.int().argsort(dim=1, stable=True)  # those of other videos first
+    count = (~same).sum(1)
     row, frame = torch.unravel_index(draws % (count * z.shape[1]).clamp(min=1)[:, None], (len(videos), z.shape[1]))
     return everything[rows.gather(1, row), frame], count > 0

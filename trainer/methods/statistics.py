@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from labelgen.shards import CLIP_LENGTH, ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
-from trainer.errors import TrainerError
 from trainer.methods.method import Method
+from trainer.methods.parts import last_stage
+from trainer.options import Option, at_least
 
 # How many values each label takes, and what it says. Motion: p_u o_u p_v o_v of the three patterns, I_u, I_v;
 # appearance: p_l c_l p_s c_s of the three patterns, C.
@@ -37,6 +38,9 @@ class Statistics(Method):
     mean of the last stage over its cells; with options.hidden it is that of light C3D [thesis table 2.1], see `branch`.
     """
 
+    task = "where, in which direction and when does most move; which block is most diverse, which most stable, of which colour"
+    sample = "a labelled clip, with the labels of its crop and mirror"
+    source = "J. Wang et al., CVPR 2019"
     defaults = {
         "epochs": 20,
         "batch_size": 30,
@@ -48,12 +52,15 @@ class Statistics(Method):
         "jitter": "none",  # the labels are colours
     }
     options = {
-        "targets": "classes",  # raw: squared error of the ids, as published; scaled: of ids scaled to 0..1; classes: one
-        "parts": "both",  # classifier per label, cross entropy (ours)
-        "hidden": 0,  # width of two fully connected layers in each branch, published: 2048; 0: none
+        "targets": Option(
+            "classes",
+            "classes: a classifier per label (ours); raw: regress the ids, as published; scaled: ids scaled to 0..1",
+            choices=("raw", "scaled", "classes"),
+        ),
+        "parts": Option("both", "the labels to learn; their losses have weights 1 and 0.1", choices=(*SIZES, "both")),
+        "hidden": Option(0, "width of two hidden layers per branch, published 2048; 0: none", at_least(0)),
     }
     of_labelled_clips = True
-    choices = {"targets": ("raw", "scaled", "classes"), "parts": (*SIZES, "both")}
 
     def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
         super().__init__()
@@ -61,8 +68,6 @@ class Statistics(Method):
         self.parts = tuple(SIZES) if options["parts"] == "both" else (options["parts"],)
         outputs = {part: sum(SIZES[part]) if self.targets == "classes" else len(SIZES[part]) for part in self.parts}
         self.hidden = options["hidden"]
-        if self.hidden < 0:
-            raise TrainerError(f"hidden is {self.hidden}, expected 0 (no hidden layers) or the width of the two")
         if self.hidden:
             cells = pooled_cells(backbone, shards.config["crop"])
             heads = {part: branch(cells, self.hidden, n) for part, n in outputs.items()}
@@ -85,21 +90,22 @@ class Statistics(Method):
     def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """labels: motion int64 [B, 14], valid [B, 14], appearance int64 [B, 13] -> loss, accuracy and chance over all
         valid labels, the loss of each part, the accuracy of each kind of label."""
-        last = [*backbone(batch.clips.flatten(0, 1)).values()][-1]  # [B, C, T, H, W]
+        last = last_stage(backbone, batch.clips.flatten(0, 1))  # [B, C, T, H, W]
         features = last if self.hidden else last.mean((2, 3, 4))
-        loss, metrics, hits, known, guess = 0, {}, [], [], []
+        losses, metrics, hits, known, guess = {}, {}, [], [], []
         for part in self.parts:
             ids = batch.labels[part]
             valid = batch.labels["valid"] > 0 if part == "motion" else torch.ones_like(ids, dtype=torch.bool)
-            own_loss, predicted = part_loss(self.heads[part](features).float(), ids, valid, SIZES[part], self.targets)
-            loss = loss + WEIGHTS[part] * own_loss
+            outputs = self.heads[part](features).float()
+            losses[part], predicted = part_loss(outputs, ids, valid, SIZES[part], self.targets)
             hit = (predicted == ids).float()
             hits.append(hit), known.append(valid)
             guess.append((1 / torch.tensor(SIZES[part], device=ids.device)).expand(ids.shape))
-            metrics[f"{part}_loss"] = own_loss
+            metrics[f"{part}_loss"] = losses[part]
             for kind in dict.fromkeys(KINDS[part]):
                 columns = [column for column, name in enumerate(KINDS[part]) if name == kind]
                 metrics[kind] = distributed.mean(hit[:, columns], valid[:, columns])
+        loss = sum(WEIGHTS[part] * value for part, value in losses.items())
         known = torch.cat(known, 1)
         accuracy, chance = (distributed.mean(torch.cat(terms, 1), known) for terms in (hits, guess))
         return {"loss": loss, "accuracy": accuracy, "chance": chance, **metrics}
@@ -114,7 +120,7 @@ def pooled_cells(backbone: nn.Module, crop: int) -> int:
     """How many values `pool` leaves of the last stage for a clip of crop x crop pixels; nothing is computed."""
     shapes = copy.deepcopy(backbone).to("meta").eval()
     clip = torch.empty(1, 3, CLIP_LENGTH, crop, crop, device="meta")
-    return math.prod(pool()([*shapes(clip).values()][-1]).shape)
+    return math.prod(pool()(last_stage(shapes, clip)).shape)
 
 
 def branch(cells: int, hidden: int, outputs: int) -> nn.Sequential:

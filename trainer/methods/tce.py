@@ -13,8 +13,9 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
-from trainer.methods.method import Method, check_options
-from trainer.methods.rotation import rotations
+from trainer.methods.method import Method
+from trainer.methods.parts import classification, embedding, remembered, rotated, unit
+from trainer.options import POSITIVE, Option, at_least, between
 
 EMBEDDING = 128
 PRIME = 2**31 - 1
@@ -30,6 +31,9 @@ class TCE(Method):
     bank stay upright like the positive.
     """
 
+    task = "adjacent frames are alike, other videos are not"
+    sample = "a video: two adjacent frames"
+    source = "J. Knights et al., ICPR 2020"
     defaults = {
         "backbone": "resnet18",
         "epochs": 50,
@@ -42,23 +46,23 @@ class TCE(Method):
         "jitter": "none",  # ours; the authors' code has one, with which the embedding collapses on small data
     }
     options = {
-        "frames": 1,  # per clip; 16 for a 3D backbone
-        "loss": "infonce",  # or nce: each negative by itself against noise, as in instance discrimination
-        "temperature": 0.07,
-        "negatives": 8192,  # per anchor at most
-        "lo": -1.0,  # of the authors' code; the threshold of mining rises from lo to hi, both -1: no mining
-        "hi": 1.0,  # of the authors' code
-        "rotation_weight": 1.0,  # of the authors' code
+        "frames": Option(1, "per clip; 16 for a 3D backbone", at_least(1)),
+        "loss": Option("infonce", "nce: each negative by itself against noise", choices=("infonce", "nce")),
+        "temperature": Option(0.07, "of the similarities", POSITIVE),
+        "negatives": Option(8192, "per anchor, at most", at_least(1)),
+        # of the authors' code, as the following two
+        "lo": Option(-1.0, "similarity that negatives must exceed at the start", between(-1, 1)),
+        "hi": Option(1.0, "and towards which it rises; both -1: any negative", between(-1, 1)),
+        "rotation_weight": Option(1.0, "of the rotation of the anchor", at_least(0)),
     }
-    choices = {"loss": ("infonce", "nce")}
 
     def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
         super().__init__()
-        temporal = any(isinstance(part, nn.Conv3d) and part.kernel_size[0] > 1 for part in backbone.modules())
+        temporal = any(isinstance(layer, nn.Conv3d) and layer.kernel_size[0] > 1 for layer in backbone.modules())
         if temporal and options["frames"] == 1:
             raise TrainerError(
                 "tce's frames is 1, from which a 3D backbone cannot learn its weights over time; "
-                "set frames to 16, or choose --backbone resnet18 or resnet50"
+                "set frames to 16, or choose the backbone resnet18 or resnet50"
             )
         if len(self.samples(shards, options)[0]) < 2:
             raise TrainerError(
@@ -73,21 +77,17 @@ class TCE(Method):
         self.register_buffer("bank", torch.zeros(len(shards.videos), EMBEDDING))
 
     @staticmethod
+    def check(options: dict) -> None:
+        if not options["lo"] <= options["hi"]:
+            raise TrainerError(f"lo is {options['lo']}, expected -1 to hi, which is {options['hi']}")
+
+    @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
         return 2, options["frames"]
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for two clips. Raises TrainerError for options that make no sense."""
-        check_options(
-            options,
-            ("frames", options["frames"] >= 1, "1 or more"),
-            ("temperature", options["temperature"] > 0, "more than 0"),
-            ("negatives", options["negatives"] >= 1, "1 or more"),
-            ("lo", -1 <= options["lo"] <= options["hi"], f"-1 to hi, which is {options['hi']}"),
-            ("hi", options["hi"] <= 1, "1 or less"),
-            ("rotation_weight", options["rotation_weight"] >= 0, "0 or more"),
-        )
+        """The videos long enough for two clips."""
         return shards.long_enough(2 * options["frames"])
 
     @staticmethod
@@ -100,29 +100,25 @@ class TCE(Method):
 
     def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B], draws int64 [B, 2]. accuracy: of picking the positive among the negatives, of which
-        hardness is the mean similarity; loss: the weighted sum of the parts contrast and rotation."""
+        hardness is the mean similarity; loss: the weighted sum of the losses contrast and rotation."""
         anchor, positive = batch.clips.unbind(1)
         turns = batch.labels["turns"]
-        turned = rotations(anchor).unflatten(0, (-1, 4))[torch.arange(len(turns), device=turns.device), turns]
-        pooled = [*backbone(torch.cat([anchor, positive, turned])).values()][-1].mean((2, 3, 4))
+        pooled = embedding(backbone, torch.cat([anchor, positive, rotated(anchor, turns)]))
         x, x_turned = pooled.tensor_split([2 * len(turns)])
-        anchor, positive = F.normalize(self.projection(x).float(), dim=1).chunk(2)
+        anchor, positive = unit(self.projection(x)).chunk(2)
         similarity, known = self.similarity(anchor, positive, batch)
         scaled = similarity / self.temperature
         contrast = infonce(scaled) if self.loss == "infonce" else nce(scaled, self.temperature)
-        logits = self.head(x_turned).float()
-        parts = {
-            "contrast": distributed.mean(contrast),
-            "rotation": distributed.mean(F.cross_entropy(logits, turns, reduction="none")),
-        }
+        rotation = classification(self.head(x_turned).float(), turns)
+        losses = {"contrast": distributed.mean(contrast), "rotation": rotation["loss"]}
         if self.training:
-            self.remember(anchor.detach(), batch.video)
+            self.bank = remembered(self.bank, batch.video, anchor.detach())
         return {
-            "loss": parts["contrast"] + self.rotation_weight * parts["rotation"],
+            "loss": losses["contrast"] + self.rotation_weight * losses["rotation"],
             "accuracy": distributed.mean((similarity.argmax(1) == 0).float()),
             "chance": distributed.mean(1 / (1 + known.sum(1).float())),
-            **parts,
-            "rotation_accuracy": distributed.mean((logits.argmax(1) == turns).float()),
+            **losses,
+            "rotation_accuracy": rotation["accuracy"],
             "hardness": distributed.mean(similarity[:, 1:].detach(), known),
         }
 
@@ -138,11 +134,6 @@ class TCE(Method):
         chosen, known = mine(bank.detach(), candidate, priority, limit, self.negatives)
         negative = bank.gather(1, chosen).masked_fill(~known, -torch.inf)
         return torch.cat([(anchor * positive).sum(1, keepdim=True), negative], 1), known
-
-    def remember(self, anchor: Tensor, video: Tensor) -> None:
-        """Put the anchors of all processes into their videos' slots."""
-        anchor, video = distributed.gather(anchor)[0], distributed.gather(video)[0]
-        self.bank = self.bank.index_copy(0, video, anchor)  # the old one is still needed for the gradients
 
 
 def threshold(progress: float, lo: float, hi: float) -> float:

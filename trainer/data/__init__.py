@@ -1,0 +1,26 @@
+"""Shards -> batches."""
+
+from labelgen.shards import CLIP_LENGTH
+from trainer.data.clips import Batch, Draw, TrainingClips, VideoViews, sliding_frames, spread_frames
+from trainer.data.index import TEST, TRAIN, VALIDATION, Shards
+from trainer.data.sampler import Batches
+from trainer.data.transport import ending_workers, loader, raise_if_error, to_device
+
+__all__ = [
+    "CLIP_LENGTH",
+    "TEST",
+    "TRAIN",
+    "VALIDATION",
+    "Batch",
+    "Batches",
+    "Draw",
+    "Shards",
+    "TrainingClips",
+    "VideoViews",
+    "ending_workers",
+    "loader",
+    "raise_if_error",
+    "sliding_frames",
+    "spread_frames",
+    "to_device",
+]

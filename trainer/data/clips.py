@@ -1,0 +1,189 @@
+"""Samples -> batches of frames, labels and views: the only place that reads pixels.
+
+Every random draw is a pure function of (seed, epoch, sample), whoever makes it: a worker, the main process, or a run
+that was resumed in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from labelgen.errors import VsslError
+from labelgen.shards import CLIP_LENGTH
+from trainer import augment
+from trainer.data.index import Shards
+from trainer.data.keys import OTHER_VIDEO, VIEW
+from trainer.data.transport import frame_buffer
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one sample is shown.
+
+    epoch: number of the pass over the samples; rng: generator of this (seed, epoch, sample); views: one per clip, see
+    augment.draw; options: the method's
+    """
+
+    epoch: int
+    rng: np.random.Generator
+    views: list[dict]
+    options: dict
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method's forward gets, on the device.
+
+    clips:    float32 [B, n, 3, T, size, size], n clips of T frames per sample, augmented
+    labels:   what the method's read returned, by name, stacked [B, ...]
+    video:    int64 [B], row of Shards.videos that a sample is of
+    progress: share of the training that is done, 0 to 1
+    fetch:    clips of other videos: (rows int64 [B], read) -> float32 [B, 1, 3, T, size, size], see TrainingClips.fetch
+    """
+
+    clips: Tensor
+    labels: dict[str, Tensor]
+    video: Tensor
+    progress: float
+    fetch: Callable
+
+
+def _returns_errors(get: Callable) -> Callable:
+    """Decorator: an error is returned; raised in a decoding process it would arrive as a text with a traceback in it."""
+
+    @functools.wraps(get)
+    def items(self, keys):
+        try:
+            return get(self, keys)
+        except VsslError as error:
+            return error
+
+    return items
+
+
+class TrainingClips(Dataset):
+    """Clips of one method's samples (int64 [n, 2]); a batch is asked for by its keys, int64 [B, 2] (epoch, sample).
+
+    method: class of trainer.methods; tag tells the draws of different uses of the same samples apart.
+    """
+
+    def __init__(
+        self, shards: Shards, samples: np.ndarray, method, options: dict, seed: int, jitter: str, tag: int = 0
+    ):
+        self.shards, self.samples, self.method, self.options = shards, samples, method, options
+        self.seed, self.jitter, self.tag = seed, jitter, tag
+        (self.n, self.length), self.size = method.shape(shards.config, options), shards.config["crop"]
+
+    def _draw(self, kind: int, key: np.ndarray, n: int) -> Draw:
+        epoch, sample = map(int, key)
+        key = kind, self.tag, self.seed, epoch, sample
+        # the same generator either way; of an array it is made in half the time
+        rng = np.random.default_rng(np.array(key, np.uint32) if max(key) < 1 << 32 else key)
+        views = [augment.draw(rng, self.shards.crop_grid, self.length, self.jitter) for _ in range(n)]
+        return Draw(epoch, rng, views, self.options)
+
+    @_returns_errors
+    def __getitems__(self, keys: np.ndarray) -> dict:
+        """One batch: "id" list, "key" and "video" int64, "clips" uint8 [B, n, T, size, size, 3], cropped as "view" says,
+        "labels"."""
+        shown, ids, rows, views, labels = [], [], [], [], []
+        for key in keys:  # apart from the decoding, which fills the processor's caches
+            shard, item = self.samples[key[1]]
+            reader = self.shards.readers[shard]
+            draw = self._draw(VIEW, key, self.n)
+            frames, label = self.method.read(reader, item, draw)
+            shown.append((reader, frames, draw.views))
+            video = np.searchsorted(reader.arrays["videos/first_frame"], frames.flat[0], "right") - 1
+            ids.append(reader.arrays["videos/id"][video])
+            rows.append(self.shards.before[shard] + video)
+            views += draw.views
+            labels.append(label)
+        array, clips = frame_buffer(len(keys), self.n, self.length, self.size, self.size, 3)
+        for sample, (reader, frames, drawn) in zip(array, shown, strict=True):
+            for target, indices, view in zip(sample, frames, drawn, strict=True):
+                reader.frames(indices, target, view["corner"])
+        return {
+            "id": ids,
+            "key": torch.from_numpy(np.asarray(keys)),
+            "video": torch.tensor(rows),
+            "clips": clips,
+            "view": {name: view.unflatten(0, (-1, self.n)) for name, view in _tensors(_stacked(views)).items()},
+            "labels": _tensors(_stacked(labels)),
+        }
+
+    def fetch(self, keys: np.ndarray, rows: np.ndarray, read: Callable) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clips uint8 [B, 1, T, size, size, 3] of the videos of these rows, chosen while a step is computed, and their
+        views.
+
+        read: (reader, video, index in the batch, Draw) -> frames int64 [1, T]; the draws depend on seed and key alone.
+        """
+        draws = [self._draw(OTHER_VIDEO, key, 1) for key in keys]
+        clips = np.empty((len(keys), 1, self.length, self.size, self.size, 3), np.uint8)
+
+        def one(i: int) -> None:
+            shard, video = self.shards.videos[rows[i]]
+            reader = self.shards.readers[shard]
+            reader.frames(read(reader, video, i, draws[i])[0], clips[i, 0], draws[i].views[0]["corner"])
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves Python's lock
+            list(pool.map(one, range(len(keys))))
+        return torch.from_numpy(clips), _tensors(_stacked([_stacked(draw.views) for draw in draws]))
+
+
+def _stacked(dicts: list[dict]) -> dict[str, np.ndarray]:
+    return {name: np.stack([values[name] for values in dicts]) for name in dicts[0]}
+
+
+def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class VideoViews(Dataset):
+    """Clips of 16 frames of videos (int64 [n, 2]), for evaluation, a video's adjacent and in order.
+
+    frames: (number of frames of the video) -> frames int64 [clips, 16] to show of it
+    owner:  int64 [clips], index into `videos` of each clip
+    """
+
+    def __init__(self, shards: Shards, videos: np.ndarray, frames: Callable[[int], np.ndarray]):
+        self.shards, self.videos = shards, videos
+        lengths = [int(shards.readers[shard].arrays["videos/n_frames"][video]) for shard, video in videos]
+        shown = [frames(length) for length in lengths]
+        self.owner = np.repeat(np.arange(len(videos)), [len(clips) for clips in shown])
+        self.frames = np.concatenate(shown) if shown else np.empty((0, CLIP_LENGTH), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    @_returns_errors
+    def __getitems__(self, indices: list[int]) -> dict:
+        """One batch: "index" int64 [B], "clips" uint8 [B, 16, H, W, 3]."""
+        array, clips = frame_buffer(len(indices), CLIP_LENGTH, *self.shards.frame_size, 3)
+        for target, index in zip(array, indices, strict=True):
+            shard, video = self.videos[self.owner[index]]
+            reader = self.shards.readers[shard]
+            reader.frames(reader.arrays["videos/first_frame"][video] + self.frames[index], target)
+        return {"index": torch.tensor(indices), "clips": clips}
+
+
+def spread_frames(n_frames: int, views: int = 10) -> np.ndarray:
+    """Frames of `views` clips evenly spread over a video, int64 [views, 16]: starts round(linspace(0, L - 16, views)); a
+    video shorter than 16 frames is played in a loop."""
+    starts = np.rint(np.linspace(0, max(0, n_frames - CLIP_LENGTH), views)).astype(np.int64)
+    return (starts[:, None] + np.arange(CLIP_LENGTH)) % n_frames
+
+
+def sliding_frames(n_frames: int, step: int = 8) -> np.ndarray:
+    """Frames of all clips that begin `step` frames apart and fit, int64 [clips, 16]; of a video shorter than 16 frames
+    one, played in a loop."""
+    starts = np.arange(0, max(1, n_frames - CLIP_LENGTH + 1), step)
+    return (starts[:, None] + np.arange(CLIP_LENGTH)) % n_frames

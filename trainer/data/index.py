@@ -1,0 +1,142 @@
+"""All shards of a data set as one, seen through one of its official splits."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import os
+
+import numpy as np
+
+from labelgen.shards import NO_ROW, ShardReader, open_shards
+from trainer.data.keys import HOLDOUT
+from trainer.errors import TrainerError
+
+TRAIN, VALIDATION, TEST = 1, 2, 3  # values of videos/split
+
+
+class Shards:
+    """All shards of a data set as one, seen through one of its official splits.
+
+    folder: what labelgen wrote; split: a split's name or 1-based number, None for the first; readers: of the folder, where it
+    is open already
+    dataset, config, config_hash, crop_grid: as in every one of the shards (int16 [crops, 2] y, x)
+    split:  name of the split, None where the data set has none
+    videos: int64 [videos, 2], shard and video in it; clips: int64 [clips, 2], likewise
+    before: int64 [shards], row of a shard's first video; frame_size: height and width of the stored frames
+    owner:  int64 [clips], row of `videos` that a clip is of
+    part:   uint8 [videos], 0 none, 1 train, 2 validation, 3 test
+    whole:  the split marks no video as train, so that pretraining uses them all
+    trains: bool [videos], whether pretraining may use it
+
+    Raises TrainerError for an unknown split, ShardError for unreadable or mixed shards.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, split: str | int | None = None, readers: list[ShardReader] | None = None
+    ):
+        self.folder, self.readers = folder, open_shards(folder) if readers is None else readers
+        first = self.readers[0]
+        self.config, self.config_hash, self.crop_grid = first.config, first.config_hash, first.crop_grid
+        self.dataset: str = first.config["dataset"]
+        self.videos = _pairs([reader.n_videos for reader in self.readers])
+        self.clips = _pairs([reader.n_clips for reader in self.readers])
+        self.before = np.cumsum([0] + [reader.n_videos for reader in self.readers])[:-1]
+        self.owner = self.before[self.clips[:, 0]] + self._all("clips/video")
+        column = _split_column(first.splits, split)
+        self.split = None if column is None else first.splits[column]
+        self.part = np.zeros(len(self.videos), np.uint8) if column is None else self._all("videos/split")[:, column]
+        self.whole = not (self.part == TRAIN).any()
+        if self.whole and (self.part == TEST).any():
+            raise TrainerError(
+                f"{folder}: split {self.split} marks {(self.part == TEST).sum()} videos as test and none as train; "
+                "choose another split, or label the training videos"
+            )
+        self.trains = (self.part == TRAIN) | self.whole
+        self.frame_size = first.frame_size
+
+    def with_training_videos(self, trains: np.ndarray) -> Shards:
+        """The same shards, of whose videos pretraining may use others, bool [videos]."""
+        other = copy.copy(self)
+        other.trains = trains
+        return other
+
+    def hold_out(self, share: float, seed: int) -> np.ndarray:
+        """Take about a share of the training videos out of `trains`, whole groups (a video without a group is one), drawn
+        from the seed, one group at least. Returns which, bool [videos]. Raises TrainerError when there is only one group."""
+        groups = np.array(
+            [group or name for group, name in zip(*map(self.text, ("videos/group", "videos/id")), strict=True)]
+        )
+        names, counts = np.unique(groups[self.trains], return_counts=True)
+        if len(names) < 2:
+            raise TrainerError(
+                f"{self.dataset}: its {counts.sum()} training videos are one group, no part can be held out"
+            )
+        order = np.random.default_rng((HOLDOUT, seed)).permutation(len(names))
+        chosen = order[: max(1, np.searchsorted(np.cumsum(counts[order]), share * counts.sum(), "right"))]
+        held = self.trains & np.isin(groups, names[chosen])
+        self.trains = self.trains & ~held
+        return held
+
+    def labelled_clips(self) -> tuple[np.ndarray, int, str]:
+        """The labelled clips of the training videos, int64 [n, 2], how many videos are left out, and why."""
+        used = self.trains[self.owner]
+        left_out = int(self.trains.sum() - len(np.unique(self.owner[used])))
+        return self.clips[used], left_out, "without a labelled clip"
+
+    def long_enough(self, frames: int) -> tuple[np.ndarray, int, str]:
+        """The training videos of at least so many frames, int64 [n, 2], how many are left out, and why."""
+        long = self._all("videos/n_frames") >= frames
+        return self.videos[self.trains & long], int((self.trains & ~long).sum()), f"shorter than {frames} frames"
+
+    def with_rows(self, key: str) -> tuple[np.ndarray, int, str]:
+        """The training videos that have rows of "pace/pace" or "order/permutation", int64 [n, 2], how many are left out, and
+        why."""
+        has = (self._all(key) != NO_ROW).all(1)
+        return (
+            self.videos[self.trains & has],
+            int((self.trains & ~has).sum()),
+            f"too short for the {key.split('/')[0]} rows",
+        )
+
+    def easier_half(self, clips: np.ndarray) -> np.ndarray:
+        """Indices int64 of the easier half of labelled clips int64 [n, 2], easiest first; clips without motion come last.
+        [thesis 3.2]"""
+        scores = np.array([self.readers[shard].arrays["curriculum/score"][clip] for shard, clip in clips])
+        return np.argsort(-scores, kind="stable")[: math.ceil(len(scores) / 2)]  # NaN is sorted last
+
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        """The class labels of all videos, sorted."""
+        return sorted(set(self.text("videos/label")) - {""})
+
+    @functools.cached_property
+    def targets(self) -> np.ndarray:
+        """Index into `classes` of every video, -1 without a label; int64 [videos]."""
+        index = {name: i for i, name in enumerate(self.classes)}
+        return np.array([index.get(label, -1) for label in self.text("videos/label")])
+
+    def _all(self, key: str) -> np.ndarray:
+        return np.concatenate([reader.arrays[key] for reader in self.readers])
+
+    def text(self, key: str) -> list[str]:
+        """A text of every video by its full name, e.g. "videos/label"."""
+        return [text for reader in self.readers for text in reader.arrays[key]]
+
+
+def _pairs(counts: list[int]) -> np.ndarray:
+    shard = np.repeat(np.arange(len(counts)), counts)
+    return np.stack([shard, np.concatenate([np.arange(n) for n in counts])], axis=1)
+
+
+def _split_column(splits: tuple[str, ...], split: str | int | None) -> int | None:
+    name = "1" if split is None else str(split)
+    if name in splits:
+        return splits.index(name)
+    if name.isdecimal() and 1 <= int(name) <= len(splits):
+        return int(name) - 1
+    if name == "1" and not splits:
+        return None
+    has = "the data set has " + (f"{', '.join(splits)} (or 1 to {len(splits)})" if splits else "no splits")
+    raise TrainerError(f"unknown split {name!r}: {has}")

@@ -1,0 +1,146 @@
+"""Batches on their way: the processes that decode, the memory that they share with the main process, the device."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from labelgen.errors import VsslError
+
+
+class BufferPool:
+    """Frames in memory that a worker shares with the main process. A buffer is used again once the main process has dropped
+    its frames: for new shared memory, which every batch would get otherwise, the kernel takes a third of the time of
+    decoding."""
+
+    def __init__(self):
+        self.buffers: list[Tensor] = []  # uint8 [size + 1]; the last byte is 1 as long as the buffer is lent
+
+    def lend(self, shape: tuple[int, ...]) -> LentFrames:
+        size = math.prod(shape)
+        self.buffers = [buffer for buffer in self.buffers if buffer[-1] or len(buffer) > size]
+        buffer = next((buffer for buffer in self.buffers if not buffer[-1]), None)
+        if buffer is None:
+            buffer = torch.empty(size + 1, dtype=torch.uint8).share_memory_()
+            self.buffers.append(buffer)
+        buffer[-1] = 1
+        return LentFrames(buffer[:size].view(shape))
+
+
+class LentFrames:
+    """Frames of a worker's pool that are sent as what they are: the main process receives a tensor."""
+
+    def __init__(self, frames: Tensor):
+        self.frames = frames
+
+    def __reduce__(self):
+        return _received, (self.frames,)
+
+
+def _received(frames: Tensor) -> Tensor:
+    """Lent frames in the main process; their buffer is given back when no tensor uses it any more."""
+    lent = torch.empty(0, dtype=torch.uint8).set_(frames.untyped_storage())[-1]
+    array = frames.numpy()  # lives as long as the storage of the tensor made of it
+    weakref.finalize(array, lent.zero_).atexit = False
+    return torch.from_numpy(array)
+
+
+_pool = BufferPool()  # of this worker
+
+
+def frame_buffer(*shape: int) -> tuple[np.ndarray, Tensor | LentFrames]:
+    """A uint8 array to decode into, and what a batch holds of it, which the main process receives as a tensor."""
+    if get_worker_info() is None:
+        array = np.empty(shape, np.uint8)
+        return array, torch.from_numpy(array)
+    lent = _pool.lend(shape)
+    return lent.frames.numpy(), lent
+
+
+def loader(dataset: Dataset, workers: int, device: torch.device, **options) -> DataLoader:
+    """A DataLoader whose workers use one thread each and leave Ctrl-C and SIGTERM to the main process."""
+    # here, before the fork: in a worker it would wait for ever for threads that it did not inherit
+    cv2.setNumThreads(1)
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        worker_init_fn=_quiet_worker,
+        pin_memory=device.type == "cuda",
+        collate_fn=_packed,
+        **options,
+    )
+
+
+def raise_if_error(batch: dict | VsslError) -> dict:
+    """The batch; what a decoding process sent is raised here where it is an error."""
+    if isinstance(batch, VsslError):
+        raise batch
+    return batch
+
+
+_ending = multiprocessing.RawValue("b", 0)  # shared with the decoding processes
+
+
+@contextmanager
+def ending_workers() -> Iterator[None]:
+    """End the decoding processes that the block starts: they ignore SIGTERM before, and after an error Python would wait
+    for them for ever."""
+    before = set(multiprocessing.active_children())
+    _ending.value = 0
+    try:
+        yield
+    finally:
+        _ending.value = 1
+        left = set(multiprocessing.active_children()) - before
+        for process in left:
+            process.terminate()
+        for process in left:
+            process.join()
+
+
+def _packed(batch: dict | VsslError):
+    return batch if get_worker_info() is None or isinstance(batch, VsslError) else _SentBatch(batch)
+
+
+class _SentBatch:
+    """A batch that a worker sends. Its small tensors travel by value: to share the memory of one takes longer than to
+    decode a frame, in both processes."""
+
+    def __init__(self, batch: dict):
+        self.batch = batch
+
+    def __reduce__(self):
+        return _unpacked, (_each(self.batch, Tensor, Tensor.numpy),)
+
+
+def _unpacked(batch: dict) -> dict:
+    return _each(batch, np.ndarray, torch.from_numpy)
+
+
+def _quiet_worker(_: int) -> None:
+    # a signal to the whole process group must not kill the workers before the main process has finished its step
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if _ending.value else None)
+
+
+def to_device(batch, device: torch.device):
+    """The same nested dict with every tensor on the device."""
+    return _each(batch, Tensor, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each(batch, kind: type, change: Callable):
+    """The same nested dict with every value of that kind changed."""
+    if isinstance(batch, dict):
+        return {key: _each(value, kind, change) for key, value in batch.items()}
+    return change(batch) if isinstance(batch, kind) else batch

@@ -1,0 +1,86 @@
+"""What several methods are made of: embeddings, heads, losses, rotations, memory banks, averaged networks."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer import distributed
+
+
+def last_stage(backbone: nn.Module, clips: Tensor) -> Tensor:
+    """Output of the backbone's last stage for clips [B, 3, T, H, W], float [B, C, T', H', W']."""
+    return [*backbone(clips).values()][-1]
+
+
+def embedding(backbone: nn.Module, clips: Tensor) -> Tensor:
+    """Mean of the last stage over its cells, float [B, C], of clips [B, 3, T, H, W]."""
+    return last_stage(backbone, clips).mean((2, 3, 4))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of [B, d] scaled to length 1, float32."""
+    return F.normalize(x.float(), dim=1)
+
+
+def projection_head(inputs: int, hidden: int, outputs: int, batch_norm: bool = False) -> nn.Sequential:
+    """Two linear layers with a ReLU between them, [B, inputs] -> [B, outputs]; with batch_norm it stands before the ReLU."""
+    norm = [nn.BatchNorm1d(hidden)] if batch_norm else []
+    return nn.Sequential(nn.Linear(inputs, hidden, bias=not batch_norm), *norm, nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def classification(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy "loss", "accuracy" and the "chance" of guessing, means over the samples of all processes.
+
+    logits: float32 [B, classes]; targets: int64 [B]
+    """
+    return {
+        "loss": distributed.mean(F.cross_entropy(logits, targets, reduction="none")),
+        "accuracy": distributed.mean((logits.argmax(1) == targets).float()),
+        "chance": logits.new_tensor(1 / logits.shape[1]),
+    }
+
+
+def rotations(clips: Tensor) -> Tensor:
+    """Square clips [B, 3, T, S, S] -> [4 B, 3, T, S, S]: each by 0, 1, 2, 3 quarter turns counter-clockwise."""
+    return torch.stack([torch.rot90(clips, turns, (3, 4)) for turns in range(4)], 1).flatten(0, 1)
+
+
+def rotated(clips: Tensor, turns: Tensor) -> Tensor:
+    """Square clips [B, 3, T, S, S], each turned by its own number of quarter turns, int64 [B] of 0 to 3."""
+    return rotations(clips).unflatten(0, (-1, 4))[torch.arange(len(turns), device=turns.device), turns]
+
+
+def remembered(bank: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """A memory bank [n, ...] with the values [B, ...] of all processes in their rows int64 [B]. The old bank stays as it is:
+    the gradients may still need it."""
+    return bank.index_copy(0, distributed.gather(rows)[0], distributed.gather(values)[0])
+
+
+def averaged_copy(network: nn.Module) -> nn.Module:
+    """A copy that `update_ema` makes the average of the network's weights over the steps; no gradients reach it."""
+    return copy.deepcopy(network).requires_grad_(False)
+
+
+@torch.no_grad()
+def update_ema(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    """averaged = decay * averaged + (1 - decay) * network, for parameters; buffers stay as they are."""
+    for average, current in zip(averaged.parameters(), network.parameters(), strict=True):
+        average.lerp_(current.to(average.dtype), 1 - decay)
+
+
+def float32(function: Callable) -> Callable:
+    """Decorator: compute in float32 whatever precision the network runs in; for similarities and what follows them."""
+
+    @functools.wraps(function)
+    def run(*arguments, **named):
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            tensors = (x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments)
+            return function(*tensors, **named)
+
+    return run

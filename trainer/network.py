@@ -1,0 +1,61 @@
+"""The network that trains one or several methods on one backbone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainer import backbones
+from trainer.data import Batch, Shards
+from trainer.methods import method_class
+from trainer.methods.parts import averaged_copy, update_ema
+from trainer.settings import Settings
+
+
+class Network(nn.Module):
+    """One backbone, the heads of its methods side by side and, with settings.ema, averaged weights of all of it."""
+
+    def __init__(self, settings: Settings, shards: Shards, backbone: nn.Module | None = None):
+        super().__init__()
+        self.backbone = build_backbone(settings) if backbone is None else backbone
+        self.methods = nn.ModuleDict(
+            {name: method_class(name)(self.backbone, settings.options[name], shards) for name in settings.methods}
+        )
+        self.weights, self.decay = dict(zip(self.methods, settings.weights, strict=True)), settings.ema
+        self.ema = None
+        if self.decay:
+            self.ema = averaged_copy(nn.ModuleDict({"backbone": self.backbone, "methods": self.methods}))
+
+    def forward(self, batches: dict[str, Batch], shares: dict[str, float] | None = None) -> dict[str, Tensor]:
+        """The methods' metrics; of several methods the weighted sum of the losses, and each metric as "method.name".
+
+        shares: factors for each method's metrics, the share of a step's samples that these batches hold.
+        """
+        metrics = {}
+        for name, batch in batches.items():
+            share = shares[name] if shares else 1.0
+            found = self.methods[name](self.backbone, batch)
+            metrics[name] = {key: share * value.float() for key, value in found.items()}
+        if len(metrics) == 1:
+            return next(iter(metrics.values()))
+        loss = sum(self.weights[name] * found["loss"] for name, found in metrics.items())
+        return {"loss": loss} | {
+            f"{name}.{key}": value for name, found in metrics.items() for key, value in found.items()
+        }
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Update averages, after a step of the optimiser; progress: share of the training that is done."""
+        for method in self.methods.values():
+            method.after_step(self.backbone, progress)
+        if self.ema is not None:
+            source = nn.ModuleDict({"backbone": self.backbone, "methods": self.methods})
+            update_ema(self.ema, source, self.decay)
+            for averaged, current in zip(self.ema.buffers(), source.buffers(), strict=True):
+                averaged.copy_(current)
+
+
+def build_backbone(settings: Settings) -> nn.Module:
+    """The backbone with the initial weights of settings.seed."""
+    torch.manual_seed(settings.seed)
+    return backbones.create(settings.backbone, settings.width)

@@ -1,0 +1,293 @@
+"""The one training loop: pretraining, finetuning and probes."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from labelgen.shards import ShardReader, shard_paths
+from trainer import checkpoint, data, distributed
+from trainer.errors import Interrupted, TrainerError
+from trainer.network import Network, build_backbone
+from trainer.settings import Settings, resolve, resumed
+from trainer.training.log import Log, cut_log, say
+from trainer.training.precision import pick_precision, version_warnings
+from trainer.training.run_folder import check_same_data, locked, new_run
+from trainer.training.schedule import learning_rate
+from trainer.training.signals import StopSignals
+from trainer.training.streams import easier_steps, held_out_streams, training_streams
+
+_OPTIMIZERS = {
+    "sgd": (torch.optim.SGD, lambda momentum: {"momentum": momentum}),
+    "adamw": (torch.optim.AdamW, lambda momentum: {"betas": (momentum, 0.999)}),
+}
+
+
+def train(
+    settings: Settings | None = None,
+    shards: str | os.PathLike = "out",
+    run: str | os.PathLike | None = None,
+    resume: str | os.PathLike | None = None,
+    initial: str | os.PathLike | None = None,
+    expected: dict | None = None,
+) -> Path:
+    """Train one or several methods on the shards and return the run's folder, which holds log.csv and checkpoints/.
+
+    run:     name (in runs/) or path of the new run, default runs/<method>-<backbone>-<n>
+    resume:  run to go on with; what was given in settings must be what the run has
+    initial: checkpoint whose backbone the training starts from
+    expected: configuration of the shards that the settings are meant for; a line tells where they have another one
+
+    Under `torchrun` all processes call it alike; the first one writes. Raises TrainerError, ShardError, WriteError;
+    Interrupted after SIGINT or SIGTERM, when a checkpoint has been written.
+    """
+    if run is not None and resume is not None:
+        raise TrainerError(f"both a run to resume, {resume}, and a new run, {run}; leave one of them out")
+    settings, saved = settings or Settings(), None
+    if resume is not None:
+        saved = checkpoint.load(resume)
+        checkpoint.check_newest(saved)
+        first = ShardReader(shard_paths(shards)[0])
+        check_same_data(saved, {"dataset": first.config["dataset"], "config_hash": first.config_hash}, shards)
+    if initial is not None:
+        of = checkpoint.load(initial, best=True).meta["settings"]
+        missing = {name: of[name] for name in ("backbone", "width") if getattr(settings, name) is None}
+        settings = replace(settings, **missing)
+    settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
+    with distributed.session(settings.device) as device, data.ending_workers():
+        settings = replace(settings, precision=pick_precision(settings.precision, device))
+        training = _Training(settings, shards, device, None if saved else initial)
+        for name, value in (expected or {}).items():
+            if training.source.config.get(name) != value:
+                say(f"the recipe is for shards with {name} {value}, these have {training.source.config.get(name)}")
+        return training.run(run, saved)
+
+
+class _Training:
+    """Data, network and optimiser of a run, and the loop over its steps."""
+
+    def __init__(self, settings: Settings, shards: str | os.PathLike, device: torch.device, initial=None):
+        self.settings, self.device = settings, device
+        self.source, self.held_out = data.Shards(shards, settings.split), {}
+        if settings.holdout:
+            held = self.source.hold_out(settings.holdout, settings.seed)
+            say(f"{held.sum()} training videos are held out, {self.source.trains.sum()} are trained on")
+        self.streams = training_streams(self.source, settings)
+        if settings.holdout:
+            self.held_out = held_out_streams(self.source.with_training_videos(held), settings)
+        self.per_epoch = max(stream.batches.per_epoch for stream in self.streams.values())
+        self.last = settings.epochs * self.per_epoch
+
+        backbone = build_backbone(settings)
+        self.initial = checkpoint.start_from(initial, backbone, say) if initial is not None else None
+        self.network = Network(settings, self.source, backbone)
+        if settings.sync_bn and distributed.world() > 1 and device.type == "cuda":
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.network.to(device, memory_format=torch.channels_last_3d)
+        if settings.compile:
+            self.network.backbone.compile()
+        create, momentum = _OPTIMIZERS[settings.optimizer]
+        weights = [weight for weight in self.network.parameters() if weight.requires_grad]
+        self.optimiser = create(weights, settings.lr, weight_decay=settings.weight_decay, **momentum(settings.momentum))
+
+    def run(self, name: str | os.PathLike | None, saved: checkpoint.Checkpoint | None) -> Path:
+        """Train a new run, or the saved one from its checkpoint on, to the last step."""
+        settings, network, meta = self.settings, self.network, self._meta()
+        first = saved.meta["step"] if saved else 0
+        # All processes that decode start here, before anything is exchanged between processes: a fork may hang for ever
+        # when a thread of gloo is just entering Python (CPython issue 112275).
+        workers, device = settings.workers, self.device
+        held_out = {name: stream.start_repeated(workers, device) for name, stream in self.held_out.items()}
+        loaders = {
+            name: stream.start(range(first, self.last), workers, device) for name, stream in self.streams.items()
+        }
+        meta["initial"] = saved.meta["initial"] if saved else self.initial
+        if saved:
+            check_same_data(saved, {name: meta[name] for name in ("split", "samples")}, self.source.folder)
+            checkpoint.check_fit(saved.file, network, saved.weights)
+        folder = saved.run if saved else distributed.on_rank_zero(lambda: new_run(name, settings))
+
+        with ExitStack() as stack:
+            distributed.on_rank_zero(lambda: stack.enter_context(locked(folder)))
+            save = partial(self._save, folder, meta)
+            if saved:
+                distributed.on_rank_zero(lambda: checkpoint.check_newest(saved))  # read before the run was locked
+                self.optimiser.load_state_dict(saved.optimiser_state())
+                network.load_state_dict(saved.weights)
+                distributed.on_rank_zero(lambda: [cut_log(folder / log, first) for log in ("log.csv", "holdout.csv")])
+            else:
+                try:
+                    save(first)  # so that a run can be resumed from its first step
+                except BaseException:
+                    shutil.rmtree(folder, ignore_errors=True)  # a run without a checkpoint is none
+                    raise
+            self._introduce(folder, saved, meta)
+            stop = stack.enter_context(StopSignals())
+            log = stack.enter_context(Log(folder, first, self.last, settings.log_every))
+            self._steps(first, loaders, held_out, log, stop, save)
+        say(f"trained {self.last} steps -> {folder}")
+        return folder
+
+    def _steps(self, first: int, loaders: dict, held_out: dict, log: Log, stop: StopSignals, save: Callable) -> None:
+        """All steps from the first on. loaders, held_out: raw batches by method; save: (steps done, best=False) -> None"""
+        settings, network, device = self.settings, self.network, self.device
+        torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
+        allow_tf32 = settings.precision != "float32"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+        forward = network
+        if distributed.world() > 1:
+            with warnings.catch_warnings(action="ignore"):  # torch 2.13 renames it; older ones know this name alone
+                forward = DistributedDataParallel(network, broadcast_buffers=False)
+        network.train()
+        start = time.perf_counter()
+        for step in range(first, self.last):
+            lr = learning_rate(step, settings, self.per_epoch)
+            for group in self.optimiser.param_groups:
+                group["lr"] = lr
+            values, waited, ids = self._step(step, loaders, forward)
+            done = time.perf_counter()
+            if not math.isfinite(values["loss"]):
+                raise TrainerError(_not_finite("the loss", step, ids, log.folder))
+            clips = sum(stream.batches.size(step) * stream.clips.n for stream in self.streams.values())
+            log.step(step, step // self.per_epoch, lr, values, waited, done - start, clips)
+            start = done  # so that logging, scoring and checkpoints count in the next step's total
+
+            if self.held_out and (step + 1) % self.per_epoch == 0:
+                scores = self._score(step, held_out)
+                best = distributed.on_rank_zero(lambda scores=scores, step=step: log.held_out(step + 1, scores))
+                if best and all(stream.clips.method.supervised for stream in self.streams.values()):
+                    save(step + 1, best=True)
+                network.train()
+            number = distributed.all_reduce_max(int(stop.caught or 0), device)
+            if number or step + 1 == self.last or (step + 1) % settings.checkpoint_every == 0:
+                if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
+                    raise TrainerError(_not_finite("a weight", step, ids, log.folder))
+                log.sync()  # a checkpoint never runs ahead of its log
+                save(step + 1)
+            if number and step + 1 < self.last:
+                message = f"stopped by {signal.Signals(number).name} after step {step + 1} of {self.last}"
+                raise Interrupted(message, 128 + number, log.folder)
+
+    def _step(self, step: int, loaders: dict, forward: nn.Module) -> tuple[dict[str, float], float, list[str]]:
+        """One step of the optimiser: means of the metrics, seconds of waiting for data, ids of the samples."""
+        settings = self.settings
+        seed_step(settings.seed, step)
+        self.optimiser.zero_grad()
+        sums, waited, ids = {}, 0.0, []
+        for micro in range(settings.accumulate):
+            begin = time.perf_counter()
+            raw = {name: data.raise_if_error(next(loader)) for name, loader in loaders.items()}
+            waited += time.perf_counter() - begin
+            ids += [name for batch in raw.values() for name in batch["id"]]
+            batches = {
+                name: self.streams[name].on_device(batch, step / self.last, self.device) for name, batch in raw.items()
+            }
+            shares = {name: self.streams[name].batches.shares(step)[micro] for name in batches}
+            last_micro = micro + 1 == settings.accumulate
+            with nullcontext() if last_micro or forward is self.network else forward.no_sync():
+                with self._autocast():
+                    metrics = forward(batches, shares)
+                metrics["loss"].backward()
+            for key, value in metrics.items():
+                sums[key] = sums.get(key, 0) + value.detach()
+        self.optimiser.step()
+        self.network.after_step((step + 1) / self.last)
+        numbers = distributed.all_reduce_mean(torch.stack([*sums.values()])).tolist()  # waits for the device
+        values = dict(zip(sums, numbers, strict=True))
+        if settings.curriculum:
+            values["easier_half"] = float(step < easier_steps(settings, self.last))
+        return values, waited, ids
+
+    @torch.no_grad()
+    def _score(self, step: int, loaders: dict) -> dict[str, float]:
+        """Means of the metrics over all held-out samples, of the network in evaluation mode. Same draws every time."""
+        self.network.eval()
+        distributed.broadcast(self.network.buffers())
+        seed_step(self.settings.seed, step)
+        totals: dict[str, float] = {}
+        for name, stream in self.held_out.items():
+            prefix = f"{name}." if len(self.held_out) > 1 else ""
+            for number, raw in enumerate(loaders[name]):
+                batch = stream.on_device(data.raise_if_error(raw), step / self.last, self.device)
+                with self._autocast():
+                    metrics = self.network({name: batch})
+                share = stream.batches.size(number) / len(stream.clips.samples)
+                for key, value in metrics.items():
+                    value = float(distributed.all_reduce_mean(value.detach().float()))
+                    totals[prefix + key] = totals.get(prefix + key, 0.0) + share * value
+        return totals
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    def _save(self, folder: Path, meta: dict, step: int, best: bool = False) -> None:
+        distributed.on_rank_zero(lambda: checkpoint.save(folder, step, self.network, self.optimiser, meta, best))
+
+    def _meta(self) -> dict:
+        return {
+            "settings": asdict(self.settings),
+            "dataset": self.source.dataset,
+            "split": self.source.split,
+            "samples": {name: len(stream.clips.samples) for name, stream in self.streams.items()},
+            "videos": len(self.source.videos),
+            "classes": self.source.classes,
+            "steps": self.last,
+            "config_hash": self.source.config_hash,
+            "config": self.source.config,
+            "environment": {
+                "device": self.device.type,
+                "processes": distributed.world(),
+                "threads": torch.get_num_threads(),
+                **checkpoint.versions(),
+            },
+        }
+
+    def _introduce(self, folder: Path, saved: checkpoint.Checkpoint | None, meta: dict) -> None:
+        """Print what is trained on what, and what a reader of its numbers should know."""
+        settings, source = self.settings, self.source
+        parameters = sum(weight.numel() for weight in self.network.backbone.parameters())
+        samples = ", ".join(f"{n} samples" for n in meta["samples"].values())
+        device = f"{self.device} x {distributed.world()}" if distributed.world() > 1 else f"{self.device}"
+        say(
+            f"{settings.method}, {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) on "
+            f"{device} in {settings.precision}, "
+            f"{samples} of {source.dataset}, {settings.epochs} epochs of {self.per_epoch} steps -> {folder}"
+        )
+        if source.whole:
+            where = f" in split {source.split}" if source.split else ""
+            say(f"{source.dataset} marks no video as train{where}: all are used")
+        for warning in version_warnings(settings.precision, torch.__version__, torch.backends.cudnn.version()):
+            say(f"warning: {warning}")
+        if saved:
+            say(f"resuming after step {saved.meta['step']} of {self.last}")
+            before, now = saved.meta["environment"], meta["environment"]
+            changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+            if changed:
+                say(f"not bit for bit the unbroken run, because of other conditions: {', '.join(changed)}")
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Make what is drawn inside a step, such as dropout, a function of seed, step and process alone."""
+    words = np.random.SeedSequence((seed, step, distributed.rank())).generate_state(2)
+    torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+def _not_finite(what: str, step: int, ids: list[str], folder: Path) -> str:
+    return (
+        f"{what} is not finite at step {step + 1}, whose batch holds {', '.join(ids)}; "
+        f"log and last checkpoint are in {folder}. Try a smaller learning rate"
+    )

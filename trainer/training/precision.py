@@ -1,0 +1,36 @@
+"""In which precision the network runs, and what is known to be wrong with it."""
+
+from __future__ import annotations
+
+import torch
+
+from trainer.errors import TrainerError
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """bf16 on CUDA and float32 elsewhere for "auto", else the precision of that name. Raises TrainerError for another one
+    than float32 without CUDA."""
+    if name == "auto":
+        return "bf16" if device.type == "cuda" else "float32"
+    if name != "float32" and device.type != "cuda":
+        # torch 2.13's CPU convolution returns garbage gradients in bfloat16
+        raise TrainerError(f"{name} needs a CUDA device, and this is {device}; leave it out")
+    return name
+
+
+def version_warnings(precision: str, version: str, cudnn: int | None) -> list[str]:
+    """What is known to be slow or wrong about 3D convolutions in these versions of torch and cuDNN (e.g. 91002)."""
+    warnings = []
+    if precision != "bf16" or cudnn is None:
+        return warnings
+    if version.startswith("2.9.") and cudnn < 91500:
+        warnings.append(
+            f"torch {version} does not use cuDNN {cudnn} for bf16 3D convolutions, which makes them several times slower "
+            "(pytorch issue 166122); use torch 2.10 or later, cuDNN 9.15 or later, or precision tf32"
+        )
+    elif 90800 <= cudnn < 91300:
+        warnings.append(
+            f"cuDNN {cudnn} gives wrong results for some bf16 3D convolutions (pytorch issue 163539); "
+            "use cuDNN 9.13 or later, or precision tf32"
+        )
+    return warnings

@@ -1,0 +1,108 @@
+"""The batches of each method, from its samples to the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader
+
+from trainer import data, distributed
+from trainer.augment import augment
+from trainer.errors import TrainerError
+from trainer.methods import method_class
+from trainer.settings import Settings
+from trainer.training.log import say
+
+_TRAINING, _HELD_OUT = 0, 1  # tags of the draws
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The batches of one method: its clips, and which of them each step shows to this process."""
+
+    clips: data.TrainingClips
+    batches: data.Batches
+
+    def start(self, steps: range, workers: int, device: torch.device) -> Iterator[dict]:
+        """The raw batches of these steps. The decoding processes start now."""
+        return iter(data.loader(self.clips, workers, device, batch_sampler=self.batches.sampler(steps)))
+
+    def start_repeated(self, workers: int, device: torch.device) -> DataLoader:
+        """The raw batches of the first epoch, the same at every iteration. The decoding processes start now and wait."""
+        keys: list = []  # none until the processes are there, so that they do not decode yet
+        loader = data.loader(self.clips, workers, device, batch_sampler=keys, persistent_workers=workers > 0)
+        iter(loader)
+        keys += self.batches.sampler(range(self.batches.per_epoch))
+        return loader
+
+    def on_device(self, raw: dict, progress: float, device: torch.device) -> data.Batch:
+        """What the method's forward gets of a raw batch: augmented clips, labels, on the device."""
+
+        def augmented(pixels, view):
+            view = {key: value.flatten(0, 1) for key, value in view.items()}
+            x = augment(data.to_device(pixels, device).flatten(0, 1), view)
+            return x.unflatten(0, pixels.shape[:2])
+
+        def fetch(rows, read):
+            return augmented(*self.clips.fetch(raw["key"].numpy(), rows.cpu().numpy(), read))
+
+        labels, video = data.to_device(raw["labels"], device), raw["video"].to(device)
+        return data.Batch(augmented(raw["clips"], raw["view"]), labels, video, progress, fetch)
+
+
+def training_streams(source: data.Shards, settings: Settings) -> dict[str, Stream]:
+    """A stream of each method, of the videos that pretraining may use. Raises TrainerError where a method has no samples."""
+    clips = {name: _clips(source, settings, name, _TRAINING) for name in settings.methods}
+    per_epoch = max(math.ceil(len(each.samples) / settings.batch_size) for each in clips.values())
+    easy_steps = easier_steps(settings, settings.epochs * per_epoch)
+    streams = {}
+    for name, each in clips.items():
+        easy = None
+        if settings.curriculum:
+            if not each.method.of_labelled_clips:
+                raise TrainerError(f"a curriculum needs labelled clips, which {name} does not draw; leave it out")
+            easy = source.easier_half(each.samples)
+        batches = data.Batches(
+            len(each.samples),
+            settings.batch_size,
+            settings.seed,
+            easy,
+            easy_steps,
+            micro=settings.accumulate,
+            world=distributed.world(),
+            rank=distributed.rank(),
+        )
+        streams[name] = Stream(each, batches)
+    return streams
+
+
+def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Stream]:
+    """A stream of each method over the held-out videos, whose first epoch is scored. Raises TrainerError where a method has
+    no samples among them."""
+    streams = {}
+    for name in settings.methods:
+        clips = _clips(held_out, settings, name, _HELD_OUT)
+        world, rank = distributed.world(), distributed.rank()
+        batches = data.Batches(len(clips.samples), settings.batch_size, 0, world=world, rank=rank)
+        streams[name] = Stream(clips, batches)
+    return streams
+
+
+def easier_steps(settings: Settings, steps: int) -> int:
+    """How many of the steps, the first ones, see the easier half of the clips only."""
+    return round(settings.curriculum * steps)
+
+
+def _clips(source: data.Shards, settings: Settings, name: str, tag: int) -> data.TrainingClips:
+    method, options = method_class(name), settings.options[name]
+    samples, left_out, reason = method.samples(source, options)
+    if not len(samples):
+        purpose = "hold out" if tag == _HELD_OUT else "use"
+        raise TrainerError(f"{source.folder}: nothing that {name} can {purpose}: {left_out} videos {reason}")
+    if left_out and tag == _TRAINING:
+        say(f"{name} leaves out: {left_out} videos {reason}")
+    jitter = settings.jitter or method.defaults["jitter"]
+    return data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag)
