@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint docs bench
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -12,9 +12,14 @@ demo: .venv/installed  ## labelgen, train and eval on demo data rendered here, i
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest
 
-lint: .venv/installed  ## check style
+lint: .venv/installed  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: .venv/installed  ## print the tables of README.md and docs/ anew
+	$(BIN)/python docs/tables.py
+	$(BIN)/python -m trainer.papers > docs/papers.md
 
 bench: .venv/installed  ## print the tables of measurements
 	$(BIN)/python benchmarks/flow.py

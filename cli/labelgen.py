@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -67,7 +68,7 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option("--fps", type=float, help="Resample to a constant frame rate.  [default: every frame of the file]")
 @click.option("--jpeg-quality", default=_DEFAULT["jpeg_quality"], help="Of the stored frames, 1 to 100.")
 @click.option("--flow", default=_DEFAULT["flow"], type=click.Choice(list(BACKENDS)), help="Optical flow.")
-@click.option("--paces", default=",".join(_DEFAULT["paces"]), callback=_paces, help="Set of paces: 1/2,1,2 or 1,-1.")
+@click.option("--paces", default=",".join(Config.paces), callback=_paces, help="Set of paces: 1/2,1,2 or 1,-1.")
 @click.option("--order-clips", default=_DEFAULT["order_clips"], help="Clips per order row, 2 to 5.")
 @click.option("--rows", default=_DEFAULT["rows"], help="Pace and order rows per video.")
 @click.option(
@@ -133,7 +134,8 @@ class Progress:
     """Videos done and frames per second: a bar on a terminal, elsewhere a plain line every ten seconds at most."""
 
     def __init__(self, verb: str):
-        self._verb, self._bar, self._begin, self._last = verb, None, time.monotonic(), 0.0
+        self._verb, self._begin, self._last = verb, time.monotonic(), 0.0
+        self._bar: Any = None  # tqdm, imported where a terminal needs it
 
     def __enter__(self):
         return self

@@ -20,7 +20,7 @@ import click
 def report(run, shards, count, seed):
     """Write a run's page, RUN/report.html: training, results, pictures.  [default: the newest run]"""
     from trainer.checkpoint import load, newest_run
-    from trainer.report import report as write
+    from trainer.pages.report import report as write
 
     run = newest_run() if run is None else run
     shards = shards or ((Path("out"),) if Path("out").is_dir() else ())
@@ -34,7 +34,7 @@ def _sheets(config_hash, shards, count, seed):
 
     from labelgen.shards import open_shards
     from labelgen.show import curriculum_sheet, label_sheet
-    from trainer.report import Sheet
+    from trainer.pages.report import Sheet
 
     readers = next((own for own in map(open_shards, shards) if own[0].config_hash == config_hash), [])
     clips = [(reader, clip) for reader in readers for clip in range(reader.n_clips)]
@@ -60,7 +60,7 @@ def compare(runs, out):
 
     A mark tells where a run's 95 % interval lies wholly above or below that of the first run.
     """
-    from trainer import compare as comparison
+    from trainer.pages import compare as comparison
 
     result = comparison.compare(runs)
     click.echo(comparison.format_table(result))

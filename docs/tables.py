@@ -11,6 +11,15 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLES: dict[str, str] = {  # name -> function without arguments that gives lines of Markdown
     "shards": "labelgen.shards.schema:table",
     "manifests": "labelgen.manifest.form:table",
+    "manifest-names": "labelgen.manifest.form:names",
+    "methods": "trainer.tables:methods",
+    "defaults": "trainer.tables:defaults",
+    "options": "trainer.tables:options",
+    "backbones": "trainer.tables:backbones",
+    "backbone-names": "trainer.tables:backbone_names",
+    "settings": "trainer.tables:settings",
+    "commands": "trainer.evaluate.tables:commands",
+    "protocols": "trainer.evaluate.tables:blocks",
 }
 
 

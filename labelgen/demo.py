@@ -104,7 +104,7 @@ def _frames(split: str, motion: str, rng: np.random.Generator) -> np.ndarray:
     poses = trajectory(motion, n, rng)
     size = rng.uniform(24, 28) / _SPRITE
     brightness = rng.uniform(0.95, 1.05)
-    background = cv2.GaussianBlur(_texture(split, SIDE, SIDE, rng), None, 2)
+    background = cv2.GaussianBlur(_texture(split, SIDE, SIDE, rng), (0, 0), 2)
     background += (1 - _BACKGROUND) * (background.mean((0, 1)) - background)
     sprite = _sprite(split, rng)
     centre = np.array([len(sprite) - 1] * 2) / 2
@@ -162,7 +162,7 @@ def _clouds(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _blobs(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    noise = cv2.GaussianBlur(rng.standard_normal((height, width)), None, rng.uniform(2, 4))
+    noise = cv2.GaussianBlur(rng.standard_normal((height, width)), (0, 0), rng.uniform(2, 4))
     return np.tanh(2 * noise / noise.std())
 
 
@@ -194,7 +194,7 @@ def _grain(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 def _cells(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Distance to the nearest of scattered points."""
     ground = (rng.random((height, width)) > rng.uniform(0.004, 0.012)).astype(np.uint8)
-    return cv2.GaussianBlur(cv2.distanceTransform(ground, cv2.DIST_L2, 5), None, 1)
+    return cv2.GaussianBlur(cv2.distanceTransform(ground, cv2.DIST_L2, 5), (0, 0), 1)
 
 
 def _rings(height: int, width: int, rng: np.random.Generator) -> np.ndarray:

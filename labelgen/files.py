@@ -25,7 +25,9 @@ def writing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterator[
         yield
     except VsslError:
         raise
-    except (OSError, *errors) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, *errors)):
+            raise
         raise WriteError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
@@ -82,7 +84,7 @@ def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     import cv2
 
     with replacing(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1])
+        temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
 
 
 @contextlib.contextmanager

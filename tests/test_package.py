@@ -40,6 +40,6 @@ def test_the_three_commands_run_from_the_wheel(tmp_path):
         told = run("-m", "cli.main", *command.split(), cwd=away, PYTHONPATH=str(site))
     assert (away / "runs/pace-r3d10-1/report.html").exists(), told
     recipes = run(
-        "-c", "from trainer.settings import RECIPES; print(len([*RECIPES.glob('*.yaml')]))", PYTHONPATH=str(site)
+        "-c", "from trainer.recipes import RECIPES; print(len([*RECIPES.glob('*.yaml')]))", PYTHONPATH=str(site)
     )
     assert int(recipes) == len([*(ROOT / "trainer" / "recipes").glob("*.yaml")])

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
 
 MEAN, STD = 0.45, 0.225  # of RGB values in 0..1
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.8, 0.8, 0.8, 0.2  # ranges of the colour jitter [thesis 4.3]
+BRIGHTNESS, CONTRAST, SATURATION, HUE = (
+    0.8,
+    0.8,
+    0.8,
+    0.2,
+)  # ranges of the colour jitter: the public code of pace's authors
 JITTER_PROBABILITY = 0.8
 _LUMA = (0.299, 0.587, 0.114)
+_SECTORS = (5.0, 3.0, 1.0)  # of the hue, for R, G, B
 
 
 def draw(rng: np.random.Generator, crop_grid: np.ndarray, frames: int, jitter: str) -> dict:
@@ -62,8 +70,13 @@ def color_jitter(clips: Tensor, factors: Tensor) -> Tensor:
     return _turn_hue(x, hue[..., 0])
 
 
+@functools.cache  # or each step would wait for its upload
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)
+
+
 def _luma(x: Tensor) -> Tensor:
-    return (x * x.new_tensor(_LUMA)).sum(-1, keepdim=True)
+    return (x * _constant(_LUMA, x.device)).sum(-1, keepdim=True)
 
 
 def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
@@ -76,5 +89,5 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    sectors = (hue[..., None] + 6 * turn[..., None] + x.new_tensor((5, 3, 1))) % 6
+    sectors = (hue[..., None] + 6 * turn[..., None] + _constant(_SECTORS, x.device)) % 6
     return high[..., None] - chroma[..., None] * torch.minimum(sectors, 4 - sectors).clamp(0, 1)

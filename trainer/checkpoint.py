@@ -28,7 +28,7 @@ from labelgen.errors import VsslError
 from labelgen.files import sync, writing
 from trainer import backbones
 from trainer.errors import TrainerError
-from trainer.methods import method_class
+from trainer.methods import METHODS, method_class
 from trainer.settings import Settings, resolve
 
 SCHEMA = 2
@@ -119,7 +119,8 @@ def _pretrained(folder: Path) -> bool:
 
 def with_labels(settings: dict) -> bool:
     """Whether a run of these settings learns the class labels."""
-    return any(method_class(name).supervised for name in settings["method"].split("+"))
+    names = settings["method"].split("+")
+    return any(name in METHODS and method_class(name).supervised for name in names)  # of others nothing is known
 
 
 def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from trainer.settings import RECIPES, recipe
+from trainer.recipes import RECIPES, recipe
 
 PAPERS = Path(__file__).with_name("papers.yaml")
 

@@ -54,6 +54,11 @@ def backbones() -> list[str]:
     return _table(("backbone", "parameters", "features", ""), rows)
 
 
+def backbone_names() -> list[str]:
+    """A Markdown line: the names of the backbones."""
+    return [", ".join(f"`{name}`" for name in BACKBONES)]
+
+
 def settings() -> list[str]:
     """Markdown lines: every setting of a run but the options of methods."""
     rows = [
@@ -68,9 +73,6 @@ def settings() -> list[str]:
         if name not in ("method", "backbone", "options")  # which have tables of their own
     ]
     return _table(("setting", "default", "values", "may change on resume", "what"), rows)
-
-
-TABLES = {"methods": methods, "defaults": defaults, "options": options, "backbones": backbones, "settings": settings}
 
 
 def _methods():

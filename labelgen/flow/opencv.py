@@ -33,14 +33,15 @@ def opencv_tvl1(
             "flow backend 'opencv-tvl1' needs cv2.optflow, which this OpenCV lacks; "
             "install opencv-contrib-python-headless in place of other opencv packages"
         )
-    create = cv2.optflow.DualTVL1OpticalFlow_create
+    create = cv2.optflow.DualTVL1OpticalFlow_create  # type: ignore[attr-defined]  # its stubs lack it
     settings = {"lambda_": attachment, "theta": tightness, "tau": step, "scaleStep": scale, "warps": warps}
     return _solved(first, second, create, **settings)
 
 
 def dis(first: np.ndarray, second: np.ndarray, *, preset: int = cv2.DISOPTICAL_FLOW_PRESET_FAST) -> np.ndarray:
     """OpenCV's DIS flow, several times as fast as `tvl1`, with more than twice its error. Takes uint8 luma."""
-    return _solved(first, second, cv2.DISOpticalFlow_create, preset=preset)
+    create = cv2.DISOpticalFlow_create  # type: ignore[attr-defined]  # its stubs lack it
+    return _solved(first, second, create, preset=preset)
 
 
 def _solved(first: np.ndarray, second: np.ndarray, create: Callable[..., Any], **settings: float) -> np.ndarray:

@@ -18,7 +18,9 @@ VERSION = 1  # counts up with every change of luma, clipping or boundaries that 
 
 @dataclass(frozen=True)
 class Clip:
-    """frames:     RGB uint8 [T, H, W, 3]
+    """What labels are computed from.
+
+    frames:     RGB uint8 [T, H, W, 3]
     flows:      T - 1 times float32 [H, W, 2], pixels per frame, see `clipped_flow`
     boundaries: float32 [T - 1, 4, H, W], see `motion_boundaries`
     """

@@ -54,6 +54,11 @@ def table() -> list[str]:
     return lines
 
 
+def names() -> list[str]:
+    """A Markdown line: the names of the built-in data sets."""
+    return [", ".join(f"`{name}`" for name in builtin_manifests())]
+
+
 def read_manifest(dataset: str) -> dict[str, Any]:
     """The content of a built-in manifest, by its name, or of a file (.yaml); see `load` for what is raised."""
     source: Path | Traversable

@@ -24,9 +24,11 @@ class VideoLost(Exception):
 
 
 def register(task: Task) -> None:
-    """Know the label kinds and flow backends of the process that made the task: those that it added at run time, too."""
-    LABELS.update(task.labels)
-    BACKENDS.update(task.flows)
+    """Know the label kinds and flow backends of the process that made the task, those that it added at run time, too."""
+    for registry, of_task in ((LABELS, task.labels), (BACKENDS, task.flows)):
+        names = dict(of_task)  # a copy: in the process that made the task they are one
+        registry.clear()
+        registry.update(names)
 
 
 def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Record:

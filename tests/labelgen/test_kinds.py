@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from joblib.externals.loky import get_reusable_executor
 
 from cli.main import main
 from labelgen import decode, flow, labels, shards
@@ -43,6 +44,7 @@ def new_kinds(tmp_path, monkeypatch):
     (tmp_path / "plugin").mkdir()
     (tmp_path / "plugin" / "brightness_labels.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path / "plugin")
+    get_reusable_executor().shutdown(wait=True)  # workers of other tests have another path
     monkeypatch.setitem(LABELS, "brightness", "brightness_labels:BRIGHTNESS")
     monkeypatch.setitem(LABELS, "still", "brightness_labels:STILL")
     yield

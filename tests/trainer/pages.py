@@ -54,7 +54,7 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.stack, self.tags, self.text = [], [], ""
-        self.feed(text)
+        self.feed(str(text))  # markup, added to text, would escape it
         assert not self.stack
         self.text = " ".join(self.text.split())
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.trainer.synthetic import write_shard
+from trainer import data
 
 COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40)])
 
@@ -22,6 +23,18 @@ def write_colored(path, videos: int, length=24, **options) -> list[str]:
     labels = [f"color{video % 4}" for video in range(videos)]
     write_shard(path, [length] * videos, labels=labels, frames=colored, **options)
     return labels
+
+
+def group(monkeypatch, groups: dict[str, str]) -> None:
+    """Have the videos (by id) belong to these source groups."""
+    original = data.Shards.text
+    monkeypatch.setattr(
+        data.Shards,
+        "text",
+        lambda self, key: (
+            [groups[name] for name in original(self, "videos/id")] if key == "videos/group" else original(self, key)
+        ),
+    )
 
 
 class SeesClass(nn.Module):

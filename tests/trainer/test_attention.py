@@ -7,16 +7,18 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from cli.evaluate import _boundaries
 from cli.main import main
 from labelgen.flow import flow
+from labelgen.labels.clip import clip_boundaries
 from tests.labelgen import reference
 from tests.trainer.planted import write_colored
 from tests.trainer.synthetic import CONFIG, write_shard
 from trainer.errors import TrainerError
-from trainer.evaluate import attention
-from trainer.evaluate.attention import attention_map, correlation, format_table, middle_clip
+from trainer.evaluate import features
+from trainer.evaluate.attention import Attention
+from trainer.evaluate.bench import measure
 from trainer.evaluate.features import Compute
+from trainer.evaluate.maps import attention_map, correlation, middle_clip
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -91,7 +93,7 @@ class Even(Bright):
 def lamps(tmp_path, monkeypatch):
     names = [f"lamp {i}" for i in range(3)]
     write_shard(tmp_path / "lamps" / "00000.h5", [20] * 3, names=names, frames=lamp, splits=())
-    monkeypatch.setattr(attention, "networks", lambda _: {"pretrained": Bright(), "random": Even()})
+    monkeypatch.setattr(features, "networks", lambda _: {"pretrained": Bright(), "random": Even()})
     return tmp_path / "lamps"
 
 
@@ -102,7 +104,7 @@ def where_white(frames, config):
 
 def test_planted_network(lamps, run):
     """One that is active where the picture is white follows boundaries that are there; one that is even has none to follow."""
-    result = attention.attention(lamps, run, compute=Compute(2, 0, "cpu"), boundaries=where_white)
+    result = measure("attention", lamps, run, compute=Compute(2, 0, "cpu"), boundaries=where_white)
     assert [sheet["video"] for sheet in result["sheets"]] == ["lamp 0", "lamp 1", "lamp 2"]
     assert [row["value"] for row in result["rows"]] == pytest.approx([100] * 3, abs=1)
     assert {row["network"] for row in result["rows"]} == {"pretrained"} and "3 maps have no correlation" in result[
@@ -115,13 +117,13 @@ def test_planted_network(lamps, run):
         y, x = np.unravel_index(cv2.blur(overlay, (25, 25)).argmax(), overlay.shape)
         assert (y * 4 // 224, x * 4 // 224) == (1, i)  # of the 4 x 4 cells of the crop
     stored = json.loads((run / "results" / "attention-lamps.json").read_text())
-    assert stored["sheets"] == result["sheets"] and sheet["file"] in format_table(result)
+    assert stored["sheets"] == result["sheets"] and sheet["file"] in Attention.format_table(result)
     for compute in (Compute(1, 0, "cpu"), Compute(3, 2, "cpu")):
-        assert attention.attention(lamps, run, compute=compute, boundaries=where_white)["rows"] == result["rows"]
+        assert measure("attention", lamps, run, compute=compute, boundaries=where_white)["rows"] == result["rows"]
 
 
 def test_chosen_stage_and_videos(lamps, run):
-    result = attention.attention(lamps, run, compute=Compute(4, 0, "cpu"), stage="conv4", videos=("2", "lamp 0"))
+    result = measure("attention", lamps, run, compute=Compute(4, 0, "cpu"), stage="conv4", videos=("2", "lamp 0"))
     assert [sheet["video"] for sheet in result["sheets"]] == ["lamp 0", "lamp 2"] and result["rows"] == []
     assert result["sheets"][0]["shown"] == ["frame 10", "pretrained conv4", "random conv4"]
     for options, message in (
@@ -129,7 +131,7 @@ def test_chosen_stage_and_videos(lamps, run):
         ({"videos": ("7",)}, "'7'"),
     ):
         with pytest.raises(TrainerError, match=message):
-            attention.attention(lamps, run, compute=Compute(4, 0, "cpu"), **options)
+            measure("attention", lamps, run, compute=Compute(4, 0, "cpu"), **options)
 
 
 def test_random_videos_are_of_the_test_part(tmp_path, run):
@@ -137,21 +139,22 @@ def test_random_videos_are_of_the_test_part(tmp_path, run):
     first, again, other = (
         {
             sheet["video"]
-            for sheet in attention.attention(tmp_path, run, compute=Compute(4, 0, "cpu"), count=2, seed=s)["sheets"]
+            for sheet in measure("attention", tmp_path, run, compute=Compute(4, 0, "cpu"), count=2, seed=s)["sheets"]
         }
         for s in (0, 0, 1)
     )
     assert first == again and first | other <= {"00000_5", "00000_6", "00000_7"} and len(first) == 2
 
 
-def test_boundaries_of_the_command_are_the_signed_sum_over_15_flows():
+def test_boundaries_of_the_command_are_the_signed_sum_over_15_clipped_flows():
     frames = np.full((16, 40, 48, 3), 60, np.uint8)
     texture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     for t in range(16):
         frames[t, 12:28, 4 + 2 * t :][:, :16] = texture[:, : 44 - 2 * t]
-    of_u, of_v = _boundaries(frames, {"flow": {"backend": "dis"}})
+    of_u, of_v = clip_boundaries(frames, {"flow": {"backend": "dis"}})
     luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    summed = reference.boundaries(np.stack([flow(luma[t], luma[t + 1], "dis") for t in range(15)])).sum(0)
+    flows = np.stack([flow(luma[t], luma[t + 1], "dis") for t in range(15)])
+    summed = reference.boundaries(np.clip(flows, -20, 20)).sum(0)
     np.testing.assert_allclose(of_u, np.hypot(summed[0], summed[1]), atol=1e-4)
     np.testing.assert_allclose(of_v, np.hypot(summed[2], summed[3]), atol=1e-4)
     assert of_u.sum() > 2 * of_v.sum() > 0  # it moves to the right

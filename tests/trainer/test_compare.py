@@ -6,10 +6,10 @@ from click.testing import CliRunner
 
 from cli.main import main
 from tests.trainer.pages import BROKEN, CONTRASTS, OVERFLOW, Chromium, Page, needs_browser
-from trainer.compare import compare, format_table, mark, write
 from trainer.errors import TrainerError
+from trainer.evaluate.bench import measure
 from trainer.evaluate.features import Compute
-from trainer.evaluate.retrieval import retrieval
+from trainer.pages.compare import compare, format_table, mark, write
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -28,7 +28,7 @@ def runs(demo, tmp_path_factory):
     )
     made = [train(own, demo, folder / name) for own, name in zip(settings, ("a", "b", "c"), strict=True)]
     for run in made[:2]:
-        retrieval(demo, run, compute=CPU)
+        measure("retrieval", demo, run, compute=CPU)
     return made
 
 

@@ -1,28 +1,27 @@
 import math
 import re
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from tests.trainer.planted import Noise, SeesClass, colored, write_colored
+from tests.trainer.planted import Noise, SeesClass, colored, group, write_colored
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data
-from trainer.errors import TrainerError
-from trainer.evaluate import features, folds, knn, linear, protocol
+from trainer.evaluate import classifiers, features, protocol_class
+from trainer.evaluate.bench import measure
+from trainer.evaluate.classifiers import STRENGTHS, predictions, probe
 from trainer.evaluate.features import Compute
-from trainer.evaluate.folds import grouped_folds, mean_accuracy, plan
-from trainer.evaluate.linear import STRENGTHS, predictions, probe
-from trainer.evaluate.retrieval import retrieval
+from trainer.evaluate.folds import grouped_folds
+from trainer.evaluate.knn import KS, TEMPERATURE, KNearest
+from trainer.evaluate.linear import Linear
+from trainer.evaluate.neighbours import votes
+from trainer.evaluate.tables import overall
 from trainer.settings import Settings
 from trainer.training import train
 
 ONE = Compute(8, 0, "cpu")
-
-
-OTHER = SimpleNamespace(meta={"dataset": "another", "split": None})  # a run on other data
 
 
 @pytest.fixture(scope="module")
@@ -48,27 +47,13 @@ class NoiseAlone(OneStage, Noise):
 @pytest.fixture
 def planted(monkeypatch):
     """The class as the pretrained network, noise as the random one."""
-    for module in (linear, knn):
-        monkeypatch.setattr(module, "networks", lambda _: {"pretrained": ClassAlone(), "random": NoiseAlone()})
+    monkeypatch.setattr(features, "networks", lambda _: {"pretrained": ClassAlone(), "random": NoiseAlone()})
 
 
 @pytest.fixture
 def noise(monkeypatch):
     """Noise alone, so that equal accuracies are no accident."""
-    for module in (linear, knn):
-        monkeypatch.setattr(module, "networks", lambda _: {"pretrained": NoiseAlone()})
-
-
-def group(monkeypatch, groups: dict[str, str]) -> None:
-    """Have the videos (by id) belong to these source groups."""
-    original = data.Shards.text
-    monkeypatch.setattr(
-        data.Shards,
-        "text",
-        lambda self, key: (
-            [groups[name] for name in original(self, "videos/id")] if key == "videos/group" else original(self, key)
-        ),
-    )
+    monkeypatch.setattr(features, "networks", lambda _: {"pretrained": NoiseAlone()})
 
 
 def values(result, *keys) -> dict:
@@ -145,118 +130,13 @@ def test_one_class_one_group_one_video_of_each_class():
     assert (probe(x, targets, np.full(40, "all"), x)[0] == targets).all()
 
 
-# folds
-
-
-def test_grouped_folds_hold_each_video_once_and_ignore_the_order():
-    rng = np.random.default_rng(0)
-    targets, groups = rng.integers(3, size=50), rng.integers(12, size=50)
-    held = grouped_folds(targets, groups)
-    assert sorted(np.concatenate(held)) == list(range(50)) and len(held) == 5
-    assert sum(len(set(groups[fold])) for fold in held) == len(set(groups))
-    order = rng.permutation(50)
-    again = grouped_folds(targets[order], groups[order])
-    assert {frozenset(fold) for fold in held} == {frozenset(order[fold]) for fold in again}
-    assert grouped_folds(np.arange(9), np.arange(9)) == [] and grouped_folds(np.zeros(9, int), np.zeros(9)) == []
-
-
-def test_mean_accuracy_by_hand_and_by_loops():
-    rng = np.random.default_rng(0)
-    owner = np.repeat(np.arange(12), 5)
-    hit = rng.random(60) < 0.6
-    assert mean_accuracy([hit], [owner]) == pytest.approx(protocol.accuracy(hit, owner))
-    all_right = [np.ones(4, bool), np.ones(6, bool)], [np.arange(4), np.arange(6)]  # six videos
-    assert mean_accuracy(*all_right) == {"value": 100, "low": pytest.approx(100 * 6 / (6 + 1.96**2)), "high": 100}
-    hits = [np.array([1, 1, 0, 1], bool), np.array([0, 1], bool)]
-    owners = [np.array([3, 4, 6, 7]), np.array([4, 9])]  # video 4 is tested twice
-    found = mean_accuracy(hits, owners)
-    assert found["value"] == pytest.approx(100 * (3 / 4 + 1 / 2) / 2)
-    videos, draws, means = [3, 4, 6, 7, 9], np.random.default_rng(0), []
-    for _ in range(protocol.RESAMPLES):
-        drawn, splits = [videos[i] for i in draws.integers(5, size=5)], []
-        for hit, owner in zip(hits, owners, strict=True):
-            tested = [hit[list(owner).index(video)] for video in drawn if video in owner]
-            splits += [sum(tested) / len(tested)] if tested else []
-        means.append(100 * sum(splits) / len(splits))
-    assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))))
-
-
-def test_the_most_frequent_class_of_the_others():
-    from sklearn.dummy import DummyClassifier
-
-    targets = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
-    for fold in (np.arange(10), np.arange(10) // 3, np.arange(10) % 5):
-        masks = [(fold == number, fold != number) for number in np.unique(fold)]
-        right = [
-            DummyClassifier(strategy="most_frequent").fit(targets[train], targets[train]).predict(targets[test])
-            == targets[test]
-            for test, train in masks
-        ]
-        assert folds.rarer(targets, masks).endswith(f": {100 * np.mean(np.concatenate(right)):.1f} %")
-    balanced = np.arange(12) % 3
-    assert folds.rarer(balanced, [(np.arange(12) == i, np.arange(12) != i) for i in range(12)]).endswith(": 0.0 %")
-
-
 def test_fits_that_do_not_converge_are_counted(run, planted, tmp_path, monkeypatch, recwarn):
     write_colored(tmp_path / "a" / "00000.h5", 10, splits=())
-    assert not any("unconverged" in note for note in linear.linear(tmp_path, run, compute=ONE)["notes"])
-    monkeypatch.setattr(linear, "ITERATIONS", 1)
-    notes = linear.linear(tmp_path, run, compute=ONE)["notes"]
+    assert not any("unconverged" in note for note in measure("linear", tmp_path, run, compute=ONE)["notes"])
+    monkeypatch.setattr(classifiers, "ITERATIONS", 1)
+    notes = measure("linear", tmp_path, run, compute=ONE)["notes"]
     assert any(re.match(r"\d+ fits, those that choose C included, ended unconverged after 1 iter", n) for n in notes)
     assert not any("converge" in str(warning.message) for warning in recwarn)
-
-
-def test_groups_are_left_out_in_turn(tmp_path, monkeypatch):
-    write_colored(tmp_path / "a" / "00000.h5", 10, splits=())
-    group(monkeypatch, {f"00000_{i}": f"actor{i // 4}" for i in range(10)})
-    found = plan(tmp_path, None, OTHER)
-    assert found.mode == "leave one group out, 3 groups" and found.pooled and not found.splits
-    assert found.notes == [
-        folds.rarer(found.source.targets, [(np.isin(range(10), t), np.isin(range(10), r)) for t, r in found.parts])
-    ]
-    assert [test.tolist() for test, _ in found.parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert all(sorted([*test, *train]) == list(range(10)) for test, train in found.parts)
-    monkeypatch.setattr(folds, "MOST_GROUPS", 2)
-    found = plan(tmp_path, None, OTHER)
-    assert found.mode == "3 stratified folds of videos, groups kept together"
-    assert sorted(np.concatenate([test for test, _ in found.parts])) == list(range(10))
-
-
-def test_without_groups_there_are_stratified_folds(tmp_path):
-    write_colored(tmp_path / "a" / "00000.h5", 20, splits=())
-    found = plan(tmp_path, None, OTHER)
-    assert found.mode == "5 stratified folds of videos"
-    assert [sorted(found.source.targets[test]) for test, _ in found.parts] == [[0, 1, 2, 3]] * 5
-
-
-def test_what_cannot_be_planned(tmp_path):
-    write_shard(tmp_path / "few" / "00000.h5", [20] * 3, splits=(), labels=["a", "b", "c"])
-    with pytest.raises(TrainerError, match="few: 3 labelled videos, 3 groups and no class with two videos: no folds"):
-        plan(tmp_path / "few", None, OTHER)
-    write_shard(tmp_path / "one" / "00000.h5", [20] * 3, split=[1, 1, 3], labels=["a", "a", "b"])
-    with pytest.raises(TrainerError, match="one: 2 labelled videos of 1 classes to learn from, two or more are needed"):
-        plan(tmp_path / "one", None, OTHER)
-    write_shard(tmp_path / "no" / "00000.h5", [20] * 4, [[1, 1], [3, 1]] * 2, list("aabb"), splits=("1", "2"))
-    with pytest.raises(TrainerError, match="no: split 2 has no test part"):
-        plan(tmp_path / "no", "all", OTHER)
-    assert plan(tmp_path / "no", None, OTHER).notes == ["split 1 alone, one of 2; --split all uses each in turn"]
-
-
-def test_trained_on(demo, run, tmp_path):
-    saved, source = checkpoint.load(run), data.Shards(demo)
-    assert (folds.trained_on(saved.meta, demo, source) == (source.part == data.TRAIN)).all()
-    assert folds.seen(saved, demo, source, np.flatnonzero(source.part == data.TEST)) == []
-    assert folds.seen(saved, demo, source, np.arange(13)) == [
-        "8 of the 13 tested videos are training videos of pace, split split1 (without labels)"
-    ]
-    other = {**saved.meta, "settings": {**saved.meta["settings"], "holdout": 0.3}, "initial": saved.meta}
-    held = data.Shards(demo)
-    held.hold_out(0.3, 0)
-    assert (folds.trained_on(other, demo, source) == held.trains).all() and held.trains.sum() == 6
-    notes = folds.seen(checkpoint.Checkpoint(saved.file, run, other, {}), demo, source, np.arange(13))
-    assert [note[:2] for note in notes] == ["6 ", "8 "]
-    assert not folds.trained_on({**saved.meta, "dataset": "other"}, demo, source).any()
-    assert folds.trained_on({**saved.meta, "split": "gone"}, demo, source).all()
 
 
 # both protocols
@@ -276,27 +156,27 @@ def test_planted_classes_and_noise(tmp_path, run, planted, monkeypatch, which):
         "groups": (40, "leave one group out, 5 groups"),
         "splits": (40, "each video once over splits 1, 2, test part against train part"),
     }[which]
-    for module, function in ((linear, linear.linear), (knn, knn.knn)):
-        result = function(tmp_path, run, split="all" if which == "splits" else None, compute=ONE)
+    for name in ("linear", "knn"):
+        result = measure(name, tmp_path, run, split="all" if which == "splits" else None, compute=ONE)
         assert result["protocol"]["items"] == f"{tested} tested videos" and result["protocol"]["mode"] == mode
         assert result["protocol"]["classes"] == 4 and result["protocol"]["largest_class"] == 25
-        assert len(folds.overall(result)) == 2 * 2 * (1 if module is linear else 6)
-        chance = [row for row in folds.overall(result) if row["network"] == "random"]
+        assert len(overall(result["rows"])) == 2 * 2 * (1 if name == "linear" else 6)
+        chance = [row for row in overall(result["rows"]) if row["network"] == "random"]
         assert 10 < np.mean([row["value"] for row in chance]) < 40 and all(row["low"] <= 30 for row in chance)
-        sure = [row for row in folds.overall(result) if row["network"] == "pretrained"]
+        sure = [row for row in overall(result["rows"]) if row["network"] == "pretrained"]
         assert all((row["value"], row["high"]) == (100, 100) and 80 < row["low"] < 92 for row in sure)
         assert sum(note.startswith("leaving videos out makes") for note in result["notes"]) == (which != "parts")
-        assert mode in module.format_table(result)
-        name = f"{module.__name__.rpartition('.')[2]}-colors{'-1' * (which == 'parts')}.json"
-        assert (run / "results" / name).exists()
+        assert mode in protocol_class(name).format_table(result)
+        file = f"{name}-colors-1.json" if which == "parts" else f"{name}-colors.json"
+        assert (run / "results" / file).exists()
 
 
 def test_no_group_helps_its_own_videos(tmp_path, run, planted, monkeypatch):
     """The network sees the group and the class is the group's: nothing that carries over to another group."""
     write_colored(tmp_path / "colors" / "00000.h5", 16, splits=())
     group(monkeypatch, {f"00000_{i}": f"actor{i % 4}" for i in range(16)})
-    for function in (linear.linear, knn.knn):
-        result = function(tmp_path, run, compute=ONE)
+    for name in ("linear", "knn"):
+        result = measure(name, tmp_path, run, compute=ONE)
         assert {row["value"] for row in result["rows"]} == {0}
         assert "16 test videos count as wrong: their class has no training video" in result["notes"]
 
@@ -307,9 +187,9 @@ def test_splits_that_leave_one_group_out_equal_leaving_groups_out(tmp_path, run,
     leave = np.where(actor[:, None] == np.arange(3), 3, 1)
     write_colored(tmp_path / "official" / "free" / "00000.h5", 24, split=leave, splits=("1", "2", "3"))
     group(monkeypatch, {f"00000_{i}": f"actor{actor[i]}" for i in range(24)})
-    for function in (linear.linear, knn.knn):
-        one = function(tmp_path / "free", run, compute=ONE)
-        other = function(tmp_path / "official", run, "all", compute=ONE)
+    for name in ("linear", "knn"):
+        one = measure(name, tmp_path / "free", run, compute=ONE)
+        other = measure(name, tmp_path / "official", run, "all", compute=ONE)
         keys = ("stage", "pooling", "level", "metric", "split")
         pooled = {key: value for key, value in values(other, *keys).items() if key[-1] == "all"}
         assert [*pooled.values()] == [*values(one, *keys).values()] and len(other["rows"]) == 4 * len(one["rows"])
@@ -319,18 +199,18 @@ def test_mean_over_splits_that_do_not_cover_the_videos(tmp_path, run, noise):
     split = np.ones((24, 2), int)
     split[:8, 0] = split[4:16, 1] = 3
     write_colored(tmp_path / "two" / "00000.h5", 24, split=split, splits=("1", "2"))
-    both = knn.knn(tmp_path, run, "all", compute=ONE)
+    both = measure("knn", tmp_path, run, "all", compute=ONE)
     assert both["protocol"]["mode"] == "mean over splits 1, 2, test part against train part"
     keys = ("stage", "pooling", "level", "metric")
-    single = [values(knn.knn(tmp_path, run, name, compute=ONE), *keys) for name in "12"]
+    single = [values(measure("knn", tmp_path, run, name, compute=ONE), *keys) for name in "12"]
     for key in single[0]:
         rows = {row["split"]: row["value"] for row in both["rows"] if key[1:] == tuple(row[name] for name in keys)}
         mean = (single[0][key] + single[1][key]) / 2
         assert rows == {"1": single[0][key], "2": single[1][key], "mean": pytest.approx(mean)}
 
 
-@pytest.mark.parametrize("function", [linear.linear, knn.knn])
-def test_the_order_of_the_shards_has_no_effect(tmp_path, run, noise, function):
+@pytest.mark.parametrize("protocol", ["linear", "knn"])
+def test_the_order_of_the_shards_has_no_effect(tmp_path, run, noise, protocol):
     found = []
     for name, order in (("one", range(24)), ("other", range(23, -1, -1))):
         for shard in (0, 1):
@@ -343,7 +223,7 @@ def test_the_order_of_the_shards_has_no_effect(tmp_path, run, noise, function):
                 splits=(),
                 frames=lambda seed, n, part=part: colored(part[seed % 100], n),
             )
-        found.append(function(tmp_path / name, run, compute=ONE))
+        found.append(measure(protocol, tmp_path / name, run, compute=ONE))
     assert values(found[0], "stage", "pooling", "level", "metric") == values(
         found[1], "stage", "pooling", "level", "metric"
     )
@@ -351,13 +231,13 @@ def test_the_order_of_the_shards_has_no_effect(tmp_path, run, noise, function):
 
 
 def test_features_are_shared_with_retrieval(demo, run, monkeypatch):
-    retrieval(demo, run, compute=ONE)
+    measure("retrieval", demo, run, compute=ONE)
     monkeypatch.setattr(features, "stage_outputs", None)  # nothing is extracted again
-    result = linear.linear(demo, run, compute=ONE)
+    result = measure("linear", demo, run, compute=ONE)
     assert result["protocol"]["items"] == "5 tested videos" and result["notes"] == []
     assert {row["dimensions"] for row in result["rows"] if row["stage"] == "conv4"} == {15, 15 * 18}
     assert all(float(row["C"]) in STRENGTHS for row in result["rows"])
-    table = linear.format_table(result).splitlines()
+    table = Linear.format_table(result).splitlines()
     assert max(map(len, table)) <= 140 and sum(line.startswith("random") for line in table) == 10
 
 
@@ -369,14 +249,22 @@ def test_votes_by_hand():
     cosine = np.array([0.9, 0.89, 0.85])
     gallery = np.stack([cosine, np.sqrt(1 - cosine**2)], 1).astype(np.float32) * [[2], [1], [5]]
     queries, found = np.array([[7, 0]], np.float32), np.array([[0, 1, 2]])
-    assert knn.votes(queries, gallery.astype(np.float32), found, np.array([1, 0, 0])).tolist() == [[1], [0], [0]]
+    assert votes(queries, gallery.astype(np.float32), found, np.array([1, 0, 0]), KS, TEMPERATURE).tolist() == [
+        [1],
+        [0],
+        [0],
+    ]
     far = np.array([[0.9, np.sqrt(0.19)], [0.7, np.sqrt(0.51)], [0.7, np.sqrt(0.51)]], np.float32)
-    assert knn.votes(queries, far, found, np.array([1, 0, 0])).tolist() == [[1], [1], [1]]  # 17 times closer wins
+    assert votes(queries, far, found, np.array([1, 0, 0]), KS, TEMPERATURE).tolist() == [
+        [1],
+        [1],
+        [1],
+    ]  # 17 times closer wins
 
 
 def test_knn_equals_slow_protocol(demo, run):
     """The protocol once more, with loops, from the clips' features."""
-    result = knn.knn(demo, run, compute=ONE)
+    result = measure("knn", demo, run, compute=ONE)
     source, saved = data.Shards(demo), checkpoint.load(run)
     backbone = features.networks(saved)["pretrained"]
     clips = features.features(saved, "pretrained", backbone, source, source.videos, "spread", ONE)
@@ -407,14 +295,14 @@ def test_knn_equals_slow_protocol(demo, run):
             )
             assert row["value"] == pytest.approx(100 * right / len(items["test"]))
     assert result["notes"] == ["video level: only 8 training items; larger k ask them all"]
-    assert "exp(cosine / 0.07)" in knn.format_table(result)
+    assert "exp(cosine / 0.07)" in KNearest.format_table(result)
 
 
-@pytest.mark.parametrize("function", [linear.linear, knn.knn])
-def test_batch_size_and_workers_have_no_effect(tmp_path, run, noise, function):
+@pytest.mark.parametrize("protocol", ["linear", "knn"])
+def test_batch_size_and_workers_have_no_effect(tmp_path, run, noise, protocol):
     write_colored(tmp_path / "colors" / "00000.h5", 16, splits=())
     found = []
     for compute in (ONE, Compute(3, 2, "cpu")):
         shutil.rmtree(run / "features", ignore_errors=True)
-        found.append(function(tmp_path, run, compute=compute)["rows"])
+        found.append(measure(protocol, tmp_path, run, compute=compute)["rows"])
     assert found[0] == found[1]

@@ -11,8 +11,8 @@ from cli.main import main
 from trainer import papers
 from trainer.backbones import BACKBONES
 from trainer.methods import METHODS
-from trainer.published import PUBLISHED
-from trainer.settings import RECIPES, recipe
+from trainer.pages.published import PUBLISHED
+from trainer.recipes import RECIPES, recipe
 
 CONTENT = yaml.safe_load(papers.PAPERS.read_text())
 ENTRIES = {(source, item): entry for source, items in CONTENT["items"].items() for item, entry in items.items()}
@@ -80,7 +80,7 @@ def accepted(command, missing):
     assert program == "vssl"
     found = main
     while isinstance(found, click.Group):
-        found = found.commands.get(words.pop(0))
+        found = found.get_command(click.Context(found), words.pop(0))
     if found is None:
         return False
     options = {name for parameter in found.params for name in parameter.opts}

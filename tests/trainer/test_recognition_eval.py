@@ -16,9 +16,11 @@ from tests.trainer.planted import Noise, SeesClass, write_colored
 from tests.trainer.synthetic import CONFIG, video_frames, write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate import all_protocols, features, recognition
+from trainer.evaluate import PROTOCOLS, features, predictions
+from trainer.evaluate.bench import Bench, measure, measure_all
 from trainer.evaluate.features import Compute
-from trainer.evaluate.protocol import accuracy
+from trainer.evaluate.numbers import accuracy
+from trainer.evaluate.recognition import Recognition, mistakes
 from trainer.network import Network
 from trainer.settings import Settings
 from trainer.training import train
@@ -58,14 +60,14 @@ def chosen(result, **wanted) -> list[dict]:
 
 def test_equals_slow_protocol(shards, runs):
     """The protocol once more: the trained modules themselves, one clip at a time, counted by hand."""
-    result = recognition.recognition(shards, runs[0], compute=ONE)
+    result = measure("recognition", shards, runs[0], compute=ONE)
     source, saved = data.Shards(shards, "a"), checkpoint.load(runs[0], best=True)
     network = Network(Settings(**saved.meta["settings"]), source)
     network.load_state_dict(saved.weights)
     averaged = network.ema.eval()  # evaluation uses the averaged weights, backbone and classifier
     frames = source.readers[0].frames(range(source.readers[0].arrays["videos/n_frames"].sum()))
     counts, right = np.zeros((6, 6), int), {"clip": [], "video": []}
-    top, clips = {"clip": [], "video": []}, recognition._score(shards, saved, None, ONE).clips
+    top, clips = {"clip": [], "video": []}, predictions.score(Bench(shards, saved.run, compute=ONE), saved).clips
     for video in range(6):
         first, n = (int(source.readers[0].arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
         total = np.zeros(6)
@@ -117,9 +119,9 @@ def test_planted_classes_and_noise(tmp_path, runs, monkeypatch, compute):
         ("sees", SeesClass, torch.cat([torch.eye(4)[order] * 9, torch.zeros(2, 4)])),
         ("noise", Noise, torch.cat([torch.eye(16)[order] * 9, torch.full((2, 16), -9.0)])),
     ):
-        monkeypatch.setattr(recognition, "networks", lambda _, backbone=backbone: {"pretrained": backbone()})
+        monkeypatch.setattr(features, "networks", lambda _, backbone=backbone: {"pretrained": backbone()})
         planted_run(tmp_path / name, runs[0], head, classes=names)
-        result = recognition.recognition(tmp_path / "colors", tmp_path / name, compute=compute)
+        result = measure("recognition", tmp_path / "colors", tmp_path / name, compute=compute)
         assert result["protocol"]["items"] == "16 videos" and result["protocol"]["classes"] == 4
         found = {row["level"]: row for row in chosen(result, metric="accuracy")}
         counts = np.array(result["confusion"]["counts"])
@@ -138,7 +140,7 @@ def test_levels_by_hand():
     """Video 0: two clips say class 1 weakly, one class 0 strongly; the mean softmax says 0. Video 1: equal, the first."""
     clips = np.array([[0.4, 0.6], [0.4, 0.6], [1.0, 0.0], [0.5, 0.5]])
     nothing = dict.fromkeys(("saved", "source", "mode", "notes"))
-    scored = recognition.Scored(
+    scored = predictions.Scored(
         classes=["a", "b"],
         videos=np.array([4, 9]),
         targets=np.array([0, 1]),
@@ -154,7 +156,7 @@ def test_levels_by_hand():
 
 def test_softmax_by_hand():
     weight, bias = np.array([[1, 0], [0, 2]], np.float32), np.array([0, np.log(3)], np.float32)
-    found = recognition.softmax(np.array([[0, 0], [1, 0.5], [2000, 0]], np.float32), weight, bias)
+    found = predictions.softmax(np.array([[0, 0], [1, 0.5], [2000, 0]], np.float32), weight, bias)
     assert found == pytest.approx(np.array([[1 / 4, 3 / 4], [1 / 4, 3 / 4], [1, 0]]))
 
 
@@ -172,17 +174,17 @@ def test_order_of_the_shards_has_no_effect(shards, runs, tmp_path):
             frames=lambda seed, n, part=part: video_frames(part[seed % 100], n),
         )
     assert data.Shards(turned).text("videos/id") == [f"00000_{i}" for i in range(17, -1, -1)]
-    one, other = (recognition.recognition(folder, runs[1], compute=ONE) for folder in (shards, turned))
+    one, other = (measure("recognition", folder, runs[1], compute=ONE) for folder in (shards, turned))
     assert one["confusion"] == other["confusion"]
     for first, second in zip(one["rows"], other["rows"], strict=True):
         assert first["value"] == second["value"]
 
 
 def test_mean_of_three_splits(shards, runs):
-    result = recognition.recognition(shards, runs, compute=ONE)
+    result = measure("recognition", shards, runs, compute=ONE)
     assert result["protocol"]["mode"].startswith("each video once over splits a, b, c")
     assert result["protocol"]["split"] is None and result["protocol"]["items"] == "18 videos"
-    alone = [recognition.recognition(shards, run, compute=ONE) for run in runs]
+    alone = [measure("recognition", shards, run, compute=ONE) for run in runs]
     for level in ("clip", "video"):
         for metric in ("accuracy", "top-5"):
             rows = {row["split"]: row["value"] for row in chosen(result, level=level, metric=metric)}
@@ -193,46 +195,45 @@ def test_mean_of_three_splits(shards, runs):
     written = runs[0] / "results/recognition-six.json"
     assert json.loads(written.read_text()) | {"file": str(written)} == result
     assert all((run / f"results/recognition-six-{name}.json").exists() for run, name in zip(runs, "abc", strict=True))
-    two = recognition.recognition(shards, runs[:2], compute=ONE)
+    two = measure("recognition", shards, runs[:2], compute=ONE)
     assert two["protocol"]["mode"].startswith("mean over splits a, b,")
     assert [row["split"] for row in chosen(two, level="clip", metric="accuracy")] == ["a", "b", "mean"]
 
 
 def test_runs_that_cannot_be_averaged(shards, runs, demo, tmp_path):
     with pytest.raises(TrainerError, match="of splits a, a; a mean needs each one once"):
-        recognition.recognition(shards, [runs[0], runs[0]])
-    with pytest.raises(TrainerError, match="--split b: each of several checkpoints is tested on its own split"):
-        recognition.recognition(shards, runs, split="b")
+        measure("recognition", shards, [runs[0], runs[0]])
+    with pytest.raises(TrainerError, match="split b: each of several checkpoints is tested on its own split"):
+        measure("recognition", shards, runs, split="b")
     with pytest.raises(TrainerError, match="trained on six, .* holds demo; a mean is over splits of one"):
-        recognition.recognition(demo, runs)
+        measure("recognition", demo, runs)
     settings = checkpoint.load(runs[1]).meta["settings"]
     head = torch.zeros(6, 31)
     planted_run(tmp_path / "longer", runs[1], head, settings={**settings, "epochs": 7})
     with pytest.raises(TrainerError, match="epochs is 1, of .* it is 7; average like runs"):
-        recognition.recognition(shards, [tmp_path / "longer", runs[0]])
+        measure("recognition", shards, [tmp_path / "longer", runs[0]])
     planted_run(tmp_path / "renamed", runs[1], head, classes=["other"] * 6)
     with pytest.raises(TrainerError, match="other classes than"):
-        recognition.recognition(shards, [runs[0], tmp_path / "renamed"])
+        measure("recognition", shards, [runs[0], tmp_path / "renamed"])
 
 
 def test_what_cannot_be_tested(shards, runs, demo, pretrained):
+    with pytest.raises(TrainerError, match="trained with pace has no classifier; finetune it first"):
+        measure("recognition", demo, pretrained)
     with pytest.raises(
-        TrainerError, match="trained with pace has no classifier; finetune it first: vssl finetune --ch"
+        TrainerError,
+        match="^split b: the run was trained on split a of six, whose training videos the other split tests$",
     ):
-        recognition.recognition(demo, pretrained)
-    with pytest.raises(
-        TrainerError, match="--split b: the run was trained on split a of six, .* vssl finetune --split b"
-    ):
-        recognition.recognition(shards, runs[0], split="b")
+        measure("recognition", shards, runs[0], split="b")
     with pytest.raises(TrainerError, match="demo: the network knows the class of none of its 5 videos to test"):
-        recognition.recognition(demo, runs[0])
-    assert recognition.recognition(shards, runs[0], split=1, compute=ONE)["protocol"]["split"] == "a"
+        measure("recognition", demo, runs[0])
+    assert measure("recognition", shards, runs[0], split=1, compute=ONE)["protocol"]["split"] == "a"
 
 
 def test_unknown_classes_are_left_out_and_counted(tmp_path, runs):
     labels = ["class3", "ski", "class0", "", "class3", "ski"]
     write_shard(tmp_path / "other" / "00000.h5", [20] * 6, labels=labels, splits=())
-    result = recognition.recognition(tmp_path / "other", runs[0], compute=ONE)
+    result = measure("recognition", tmp_path / "other", runs[0], compute=ONE)
     assert result["notes"] == [
         "1 videos without label left out",
         "2 videos left out, whose class the network does not know",
@@ -241,17 +242,17 @@ def test_unknown_classes_are_left_out_and_counted(tmp_path, runs):
     counts = np.array(result["confusion"]["counts"])
     assert counts.sum(1).tolist() == [1, 0, 0, 2, 0, 0]
     assert [row["class"] for row in chosen(result, metric="class accuracy")] == ["class0", "class3"]
-    assert "ski" not in recognition.format_table(result)
+    assert "ski" not in Recognition.format_table(result)
 
 
 def test_training_videos_are_never_scored_silently(tmp_path):
     write_shard(tmp_path / "free" / "00000.h5", [20] * 12, labels=[f"c{i % 2}" for i in range(12)], splits=())
     kept = train(TINY, tmp_path, tmp_path / "kept")
-    result = recognition.recognition(tmp_path, kept, compute=ONE)
+    result = measure("recognition", tmp_path, kept, compute=ONE)
     assert result["protocol"]["mode"] == "TRAINING videos, no others are left"
     assert result["notes"] == ["12 of the 12 tested videos are training videos of recognition (with their labels)"]
     held = train(replace(TINY, holdout=0.34), tmp_path, tmp_path / "held")
-    result = recognition.recognition(tmp_path, held, compute=ONE)
+    result = measure("recognition", tmp_path, held, compute=ONE)
     assert result["protocol"]["mode"] == "no test part: the labelled videos that were not trained on"
     assert result["protocol"]["items"] == "4 videos"
     assert result["notes"] == ["the videos held out of training also chose its checkpoint: the value is too high"]
@@ -261,23 +262,20 @@ def test_training_videos_are_never_scored_silently(tmp_path):
 def test_what_pretraining_saw_is_told(shards, tmp_path):
     first = train(Settings(method="rotation", width=0.06, epochs=1, workers=0, split="a"), shards, tmp_path / "first")
     second = train(replace(TINY, split="b"), shards, tmp_path / "second", initial=first)
-    result = recognition.recognition(shards, second, compute=ONE)
+    result = measure("recognition", shards, second, compute=ONE)
     assert result["notes"] == ["6 of the 6 tested videos are training videos of rotation, split a (without labels)"]
-    text = recognition.format_table(result)
+    text = Recognition.format_table(result)
     assert "started from rotation on six" in text and result["notes"][0] in text
 
 
 def test_table_and_files(shards, runs):
-    result = recognition.recognition(shards, runs[0], compute=ONE)
+    result = measure("recognition", shards, runs[0], compute=ONE)
     with open(runs[0] / "results/recognition-six-a.csv", newline="") as file:
         assert [float(row["value"]) for row in csv.DictReader(file)] == [row["value"] for row in result["rows"]]
-    lines = recognition.format_table(result).splitlines()
+    lines = Recognition.format_table(result).splitlines()
     assert lines[0] == "recognition on six, split a" and "started from random weights" in lines
     assert max(map(len, lines)) <= 180 and sum(line.startswith("class") for line in lines) == 7
-    assert (
-        recognition._mistakes({"classes": ["x", "y", "z"], "counts": [[1, 2, 3], [0, 4, 0], [0] * 3]}, "x")
-        == "z 3, y 2"
-    )
+    assert mistakes({"classes": ["x", "y", "z"], "counts": [[1, 2, 3], [0, 4, 0], [0] * 3]}, "x") == "z 3, y 2"
 
 
 # all protocols
@@ -285,12 +283,12 @@ def test_table_and_files(shards, runs):
 
 def test_all_protocols_on_a_pretraining_run(demo, pretrained):
     done = {
-        name: reason
-        for name, table, reason in all_protocols.all_protocols(demo, pretrained, compute=ONE)
-        if (table is None) == (reason is not None)
+        name: error
+        for name, table, error in measure_all(Bench(demo, pretrained, compute=ONE), {})
+        if (table is None) == (error is not None)
     }
-    assert list(done) == list(all_protocols.PROTOCOLS)
-    left_out = {name: reason for name, reason in done.items() if reason}
+    assert list(done) == list(PROTOCOLS)
+    left_out = {name: error.advice for name, error in done.items() if error}
     assert set(left_out) == {"recognition", "similarity"}
     assert "vssl finetune" in left_out["recognition"] and "--pairs" in left_out["similarity"]
     for name in ("retrieval", "knn", "linear", "smoothness"):
@@ -317,7 +315,11 @@ def test_recognition_from_the_command_line(shards, runs):
     assert done.exit_code == 0 and "each video once over splits a, b, c" in done.output
     assert done.output.splitlines()[-1] == str(runs[0] / "results/recognition-six.json")
     wrong = CliRunner().invoke(main, [*options, "--checkpoint", str(runs[0]), "--split", "c"])
-    assert wrong.exit_code == 1 and "Error: --split c: the run was trained on split a" in wrong.output
+    assert (
+        wrong.exit_code == 1
+        and "Error: split c: the run was trained on split a" in wrong.output
+        and "finetune --split c" in wrong.output
+    )
 
 
 def test_finetuning_starts_from_the_newest_pretrained_run(shards, runs, pretrained, tmp_path, monkeypatch):
@@ -335,11 +337,11 @@ def test_finetuning_starts_from_the_newest_pretrained_run(shards, runs, pretrain
 
 
 def test_intervals_are_by_video(shards, runs):
-    result = recognition.recognition(shards, runs[2], compute=ONE)
+    result = measure("recognition", shards, runs[2], compute=ONE)
     source, saved = data.Shards(shards, "c"), checkpoint.load(runs[2], best=True)
-    scored = recognition._score(shards, saved, None, ONE)
+    scored = predictions.score(Bench(shards, saved.run, compute=ONE), saved)
     assert scored.videos.tolist() == list(range(12, 18)) and (source.part[scored.videos] == data.TEST).all()
     (row,) = chosen(result, level="clip", metric="accuracy")
     hit = scored.clips.argmax(1) == scored.targets[scored.owner]
     assert row == {"level": "clip", "metric": "accuracy", **accuracy(hit, np.repeat(np.arange(6), 10))}
-    assert features.networks(saved)["pretrained"].features == recognition.head(saved)[0].shape[1]
+    assert features.networks(saved)["pretrained"].features == predictions.head(saved)[0].shape[1]

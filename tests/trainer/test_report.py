@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from cli.main import main
@@ -14,20 +13,16 @@ from labelgen.shards import open_shards
 from tests.trainer.pages import BROKEN, CONTRASTS, OPEN, OVERFLOW, Chromium, Page, needs_browser
 from tests.trainer.planted import colored
 from tests.trainer.synthetic import CONFIG, video_frames, write_shard
-from trainer import plots, report
-from trainer.backbones import BACKBONES
 from trainer.errors import TrainerError
-from trainer.evaluate import protocol
-from trainer.evaluate.attention import attention
+from trainer.evaluate import PROTOCOLS
+from trainer.evaluate.bench import measure
 from trainer.evaluate.features import Compute
-from trainer.evaluate.recognition import recognition
-from trainer.evaluate.retrieval import retrieval
-from trainer.evaluate.smoothness import smoothness
-from trainer.methods import METHODS
-from trainer.page import Html, html, page, table
-from trainer.published import PUBLISHED, published_html
-from trainer.report import Sheet, binned, read_log
-from trainer.results import headline, read_results
+from trainer.evaluate.results import headline, read_results
+from trainer.evaluate.tables import shown as shown_row
+from trainer.pages import plots, report
+from trainer.pages.page import fill, join, page, table
+from trainer.pages.report import Sheet
+from trainer.pages.trained import binned, read_log
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -53,11 +48,11 @@ def run(shards, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     settings = Settings(width=0.06, epochs=3, batch_size=2, workers=0, lr=0.01, holdout=0.3)
     own = train(settings, shards, runs / "first & <only>")
-    retrieval(shards, own, compute=CPU)
-    smoothness(shards, own, compute=CPU)
-    attention(shards, own, compute=CPU, count=2)
+    measure("retrieval", shards, own, compute=CPU)
+    measure("smoothness", shards, own, compute=CPU)
+    measure("attention", shards, own, compute=CPU, count=2)
     settings = Settings(method="recognition", epochs=2, batch_size=4, workers=0, lr=0.01, holdout=0.0)
-    recognition(shards, train(settings, shards, runs / "finetuned", initial=own), compute=CPU)
+    measure("recognition", shards, train(settings, shards, runs / "finetuned", initial=own), compute=CPU)
     return own
 
 
@@ -98,7 +93,7 @@ def test_numbers_on_the_page_are_those_of_the_results(run, path):
     assert (row["metric"], row["level"], row["stage"], row["pooling"]) == ("top-1", "video", "conv5", "max")
     assert f"{row['value']:.1f} % 95 %: {row['low']:.1f} to {row['high']:.1f}" in found.text
     for row in result.content["rows"]:
-        assert protocol.shown(row) in found.text
+        assert shown_row(row) in found.text
     wrong = sum(name != q["label"] for q in result.content["neighbours"] for _, name in q["nearest"])
     right = sum(name == q["label"] for q in result.content["neighbours"] for _, name in q["nearest"])
     kinds = [attrs.get("class") for attrs in found.all("li")]
@@ -129,7 +124,7 @@ def test_what_is_missing_is_said_with_a_command_that_exists(shards, tmp_path):
     text = Page(report.report(bare)[0].read_text()).text
     missing = text[text.rindex("What is not here") :]
     commands = re.findall(r"vssl ([a-z ]+) ", missing)
-    assert {command.split()[1] for command in commands if command.startswith("eval")} == set(report.TITLES)
+    assert {command.split()[1] for command in commands if command.startswith("eval")} == set(PROTOCOLS)
     for command in commands:
         done = CliRunner().invoke(main, [*command.split()[: 2 if command.startswith("eval") else 1], "--help"])
         assert done.exit_code == 0, command
@@ -213,7 +208,9 @@ def test_shards_that_are_not_used(run, shards, tmp_path):
 def test_videos_of_one_moment_each(run, shards, tmp_path):
     run = shutil.copytree(run, tmp_path / "run")
     write_shard(tmp_path / "short" / "00000.h5", [20, 20], splits=())
-    assert {row["distance"] for row in smoothness(tmp_path / "short", run, compute=CPU)["rows"]} == {"other video"}
+    assert {row["distance"] for row in measure("smoothness", tmp_path / "short", run, compute=CPU)["rows"]} == {
+        "other video"
+    }
     assert "Smoothness on short" in html_text(report.report(run, [shards])[0])
 
 
@@ -306,52 +303,12 @@ def test_matrix_shades_every_count_once():
 
 
 def test_escaping_and_tables():
-    assert html('<a href="x">') == "&lt;a href=&quot;x&quot;&gt;" and html(Html("<b>")) == "<b>"
+    assert fill('<a href="{}">{}</a>', '"x">', fill("<b>{:.1f}</b>", 2)) == '<a href="&#34;x&#34;&gt;"><b>2.0</b></a>'
+    assert join(["<i>", fill("<b>")]) + "<p>" == "&lt;i&gt;<b>&lt;p&gt;"
     found = Page(table("T", ("Name", "N"), [("a<b", 1), ("c", 2)], (1,), ["published", ""]))
     assert found.text == "T Name N a<b 1 c 2"
     assert [row.get("class") for row in found.all("tr")] == [None, "published", None]
     assert page("ü", "", "", [], "\udc80").isascii()
-
-
-# --- published numbers
-
-
-def test_published_numbers_are_of_known_methods_and_sources():
-    content = yaml.safe_load(PUBLISHED.read_text())
-    numbers = [(group, number) for group in content["groups"] for number in group["numbers"]]
-    assert len(numbers) > 60
-    for group, number in numbers:
-        assert number.keys() <= {"method", "variant", "backbone", "pretraining", "values", "source"}
-        assert (
-            number["method"] in (*METHODS, "none")
-            and number["backbone"] in BACKBONES
-            and group["protocol"] in report.TITLES
-        )
-        assert number["source"].split()[0] in content["papers"] and ("pretraining" in number) == (
-            number["method"] != "none"
-        )
-        for values in number["values"].values():
-            several = values if isinstance(values, list) else [values]
-            assert len(several) == (5 if group["protocol"] == "retrieval" else 1)
-            known = [value for value in several if value is not None]
-            assert known == sorted(known) and all(0 < value < 100 for value in known)
-
-
-def shown(method, backbone, initial=None, results=()):
-    settings = {"method": method, "backbone": backbone, "width": 1.0}
-    return Page(published_html(settings, initial, results)).text
-
-
-def test_published_numbers_of_the_same_method_and_backbone():
-    text = shown("statistics", "r2plus1d10")
-    for number in ["73.6", "34.1", "76.5", "37.9", "77.8", "40.5", "56.0", "21.2", "77.1", "61.6"]:
-        assert f" {number} " in text
-    for number in ["73.9", "72.4", "69.3", "58.8"]:  # of other methods and backbones
-        assert f" {number} " not in text
-    assert "29.95" in shown("statistics", "c3d_light") and "80.5" in shown("ascnet", "r3d18")
-    assert shown("rotation", "c3d") == "" == shown("recognition", "r3d18", None)
-    finetuned = {"settings": {"method": "pace"}, "dataset": "ucf101"}
-    assert "75.9" in shown("recognition", "r2plus1d10", finetuned)
 
 
 def test_own_numbers_stand_first_and_published_ones_are_grey(run, path):

@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate import features, protocol, scenes
+from trainer.evaluate import bench, features, numbers, tables
+from trainer.evaluate.bench import Bench, measure
 from trainer.evaluate.features import Compute
-from trainer.evaluate.retrieval import KS, chance, format_table, hits, nearest, retrieval
+from trainer.evaluate.neighbours import chance, hits, nearest
+from trainer.evaluate.results import read_results
+from trainer.evaluate.retrieval import KS, Retrieval
 from trainer.network import build_backbone
-from trainer.results import read_results
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -73,7 +75,7 @@ def test_planted_classes_are_found_and_noise_is_chance():
     assert (split_half(planted, targets) == 100).all()
     top = split_half(unit(rng.normal(size=(400, 3, 64))), targets)
     assert top[0] == pytest.approx(20, abs=4) and top[4] == pytest.approx(67, abs=6)
-    assert chance(targets[:200], targets[200:], 3, False)[1] == pytest.approx(20, abs=2)
+    assert chance(targets[:200], targets[200:], 3, False, KS)[1] == pytest.approx(20, abs=2)
 
 
 def test_a_query_never_finds_its_own_video():
@@ -86,12 +88,12 @@ def test_a_query_never_finds_its_own_video():
 
 
 def test_chance_by_hand():
-    top = chance(np.array([0, 1]), np.array([0, 0, 1, 2]), 1, False)
+    top = chance(np.array([0, 1]), np.array([0, 0, 1, 2]), 1, False, KS)
     assert top[1] == pytest.approx(100 * (2 / 4 + 1 / 4) / 2) and top[5] == 100
-    assert set(chance(np.array([3]), np.array([0, 0, 1]), 1, False).values()) == {0.0}
+    assert set(chance(np.array([3]), np.array([0, 0, 1]), 1, False, KS).values()) == {0.0}
     pairs = np.array([0, 0, 1, 1])
-    assert chance(pairs, pairs, 1, True)[1] == pytest.approx(100 / 3)
-    assert chance(pairs, pairs, 10, True)[1] == pytest.approx(100 * 10 / 30)
+    assert chance(pairs, pairs, 1, True, KS)[1] == pytest.approx(100 / 3)
+    assert chance(pairs, pairs, 10, True, KS)[1] == pytest.approx(100 * 10 / 30)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def run(demo, tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(demo, run):
     torch.set_num_threads(1)
-    return retrieval(demo, run, compute=Compute(16, 0, "cpu"))
+    return measure("retrieval", demo, run, compute=Compute(16, 0, "cpu"))
 
 
 def test_equals_slow_protocol(demo, run, result):
@@ -164,7 +166,7 @@ def test_protocol_is_told(run, result):
     assert json.loads(written.read_text()) | {"file": str(written)} == result
     with open(run / "results/retrieval-demo-split1.csv", newline="") as file:
         assert [float(row["value"]) for row in csv.DictReader(file)] == [row["value"] for row in result["rows"]]
-    table = format_table(result).splitlines()
+    table = Retrieval.format_table(result).splitlines()
     assert max(map(len, table)) <= 140 and sum(line.startswith("random") for line in table) == 10
 
 
@@ -232,7 +234,7 @@ class StopAfterOne:
 
 def test_without_two_parts_each_video_searches_all_others(tmp_path, run):
     write_shard(tmp_path / "free" / "00000.h5", [20, 20, 20, 20], splits=(), labels=["a", "b", "a", ""])
-    result = retrieval(tmp_path, run)
+    result = measure("retrieval", tmp_path, run)
     assert result["protocol"]["mode"] == "each video against all others" and result["protocol"]["split"] is None
     assert result["protocol"]["items"] == "3 query and 3 gallery videos"
     assert "1 videos without label left out" in result["notes"]
@@ -242,15 +244,15 @@ def test_without_two_parts_each_video_searches_all_others(tmp_path, run):
 def test_searching_training_videos_is_told(demo, tmp_path):
     free = tmp_path / "demo"
     write_shard(free / "00000.h5", [64] * 6, splits=())
-    found = retrieval(free, train(Settings(width=0.06, epochs=1, workers=0), free, tmp_path / "run"))
+    found = measure("retrieval", free, train(Settings(width=0.06, epochs=1, workers=0), free, tmp_path / "run"))
     assert "6 of the 6 tested videos are training videos of pace (without labels)" in found["notes"]
-    scored = scenes.scenes(free, tmp_path / "run", compute=Compute(8, 0, "cpu"))
+    scored = measure("scenes", free, tmp_path / "run", compute=Compute(8, 0, "cpu"))
     assert "6 of the 6 tested videos are training videos of pace (without labels)" in scored["notes"]
 
 
 def test_validation_part_stands_in_for_the_test_part(tmp_path, run):
     write_shard(tmp_path / "val" / "00000.h5", [20, 20, 20], split=[1, 2, 1])
-    protocol = retrieval(tmp_path, run)["protocol"]
+    protocol = measure("retrieval", tmp_path, run)["protocol"]
     assert protocol["mode"] == "validation part against train part"
     assert protocol["items"] == "1 query and 2 gallery videos"
 
@@ -258,7 +260,7 @@ def test_validation_part_stands_in_for_the_test_part(tmp_path, run):
 def test_one_data_set_searches_another(tmp_path, run):
     write_shard(tmp_path / "a" / "00000.h5", [20, 20, 20], split=[1, 3, 3], labels=["x", "y", "z"])
     write_shard(tmp_path / "b" / "00000.h5", [20] * 4, split=[1, 1, 1, 3], labels=["y", "y", "q", "z"])
-    result = retrieval(checkpoint=run, query=tmp_path / "a", gallery=tmp_path / "b")
+    result = measure("retrieval", checkpoint=run, query=tmp_path / "a", gallery=tmp_path / "b")
     assert result["protocol"]["items"] == "1 query and 3 gallery videos" and result["protocol"]["gallery"] == "b"
     assert result["protocol"]["mode"] == "a (test part) against b (train part)"
     assert result["notes"][0] == "1 queries left out, whose class b lacks"
@@ -267,37 +269,38 @@ def test_one_data_set_searches_another(tmp_path, run):
     assert (run / "results/retrieval-b-by-a-split1.json").exists()
     assert "Retrieval from b by a, split split1" in [own.title for own in read_results(run)[0]]
     with pytest.raises(TrainerError, match="b and a have no class in common"):
-        retrieval(checkpoint=run, query=tmp_path / "b", gallery=tmp_path / "a")
-    with pytest.raises(TrainerError, match="--query and --gallery go together"):
-        retrieval(checkpoint=run, query=tmp_path / "a")
+        measure("retrieval", checkpoint=run, query=tmp_path / "b", gallery=tmp_path / "a")
+    with pytest.raises(TrainerError, match="query and gallery go together"):
+        measure("retrieval", checkpoint=run, query=tmp_path / "a")
 
 
-def test_the_default_split_is_the_runs_own_on_its_data_set(tmp_path, run):
+def test_the_default_split_is_the_runs_own_on_its_data_set(tmp_path, monkeypatch):
     for name in ("demo", "other"):
         split = [[1, 3], [1, 3], [3, 1]]
         write_shard(tmp_path / name / "00000.h5", [20] * 3, split=split, splits=("a", "b"))
     saved = SimpleNamespace(meta={"dataset": "demo", "split": "b"})
+    monkeypatch.setattr(bench, "load", lambda *_, **__: saved)
     for name, split, opened in (("demo", None, "b"), ("demo", 1, "a"), ("other", None, "a")):
-        assert protocol.open_shards(saved, tmp_path / name, split).split == opened
+        assert Bench(tmp_path / name, "run", split).source().split == opened
 
 
 def test_interval_by_video():
     owner = np.repeat(np.arange(50), 10)
-    clear = protocol.accuracy(np.ones(500, bool), owner)
+    clear = numbers.accuracy(np.ones(500, bool), owner)
     assert clear == {"value": 100, "low": pytest.approx(100 * 50 / (50 + 1.96**2)), "high": 100}
     hit = np.repeat(np.arange(50) % 2 == 0, 10)  # whole videos hit or miss: ten clips count as one draw
-    by_video = protocol.accuracy(hit, owner)
+    by_video = numbers.accuracy(hit, owner)
     assert by_video["value"] == 50 and by_video["high"] - by_video["low"] == pytest.approx(
         2 * 1.96 * 50 / 50**0.5, rel=0.15
     )
-    by_clip = protocol.accuracy(hit, np.arange(500))
+    by_clip = numbers.accuracy(hit, np.arange(500))
     assert by_clip["high"] - by_clip["low"] == pytest.approx(2 * 1.96 * 50 / 500**0.5, rel=0.15)
 
 
 @pytest.mark.parametrize(("right", "of", "videos"), [(10, 10, 10), (0, 10, 10), (3, 10, 10), (1, 2, 1), (0, 1, 7)])
 def test_interval_where_all_videos_agree_is_that_of_wilson(right, of, videos):
     """Its ends are the shares p from which the one found lies 1.96 standard deviations sqrt(p (1 - p) / n) away."""
-    found = protocol.accuracy(np.tile(np.arange(of) < right, videos), np.repeat(np.arange(videos), of))
+    found = numbers.accuracy(np.tile(np.arange(of) < right, videos), np.repeat(np.arange(videos), of))
     share, z = right / of, 1.96**2 / videos
     ends = 100 * np.sort(np.roots([1 + z, -2 * share - z, share**2]).real)
     assert (found["low"], found["high"]) == pytest.approx(tuple(ends), abs=1e-4)
@@ -305,12 +308,14 @@ def test_interval_where_all_videos_agree_is_that_of_wilson(right, of, videos):
 
 
 def test_intervals_are_shown_by_their_ends(result):
-    assert protocol.shown({"value": 69.12, "low": 64, "high": 73.81}) == "69.1 [64.0, 73.8]"
-    assert protocol.shown(protocol.accuracy(np.ones(10, bool), np.arange(10))) == "100.0 [72.2, 100.0]"
-    assert protocol.shown({"value": 69.12}) == "69.1"
+    assert tables.shown({"value": 69.12, "low": 64, "high": 73.81}) == "69.1 [64.0, 73.8]"
+    assert tables.shown(numbers.accuracy(np.ones(10, bool), np.arange(10))) == "100.0 [72.2, 100.0]"
+    assert tables.shown({"value": 69.12}) == "69.1"
     first = result["rows"][0]
-    (line,) = (line for line in format_table(result).splitlines() if line.startswith("pretrained  conv1  max"))
-    assert line.split()[3:6] == protocol.shown(first).split() and line.count("[") == 2  # of k = 1, of clips and videos
+    (line,) = (
+        line for line in Retrieval.format_table(result).splitlines() if line.startswith("pretrained  conv1  max")
+    )
+    assert line.split()[3:6] == tables.shown(first).split() and line.count("[") == 2  # of k = 1, of clips and videos
 
 
 def test_video_means_by_hand():
@@ -322,16 +327,16 @@ def test_video_means_by_hand():
 def test_no_labels(tmp_path, run):
     write_shard(tmp_path / "bare" / "00000.h5", [20, 20], labels=["", ""])
     with pytest.raises(TrainerError, match="bare: its videos have no class labels, which this protocol needs"):
-        retrieval(tmp_path, run)
+        measure("retrieval", tmp_path, run)
     write_shard(tmp_path / "one" / "00000.h5", [20, 20], splits=(), labels=["", "a"])
     with pytest.raises(TrainerError, match="one: only one labelled video"):
-        retrieval(tmp_path / "one", run)
+        measure("retrieval", tmp_path / "one", run)
 
 
 _LARGE = """
 import resource
 import numpy as np, torch
-from trainer.evaluate.retrieval import nearest
+from trainer.evaluate.neighbours import nearest
 torch.set_num_threads(1)
 vectors, video, device = np.load({file!r}, mmap_mode="r"), np.arange(6000), torch.device("cpu")
 nearest((vectors[:4], video[:4]), (vectors[:9], video[:9]), 5, device)  # what torch loads at its first use

@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 
 from tests.trainer.planted import Noise, SeesClass, write_colored
-from tests.trainer.synthetic import write_shard
+from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
 from trainer.evaluate import features, scenes
+from trainer.evaluate.bench import measure
+from trainer.evaluate.classifiers import leave_one_out
 from trainer.evaluate.features import Compute
-from trainer.evaluate.scenes import format_table, leave_one_out
+from trainer.evaluate.scenes import Scenes
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -41,11 +43,13 @@ def test_a_class_of_one_video_is_never_predicted_for_it():
 def test_planted_classes_and_noise(tmp_path, run, monkeypatch):
     write_colored(tmp_path / "colors" / "00000.h5", 40, splits=())
     saved = checkpoint.load(run)
-    monkeypatch.setattr(scenes, "networks", lambda _: {"pretrained": SeesClass(), "random": Noise()})
-    result = scenes.scenes(tmp_path, run, compute=ONE)
+    monkeypatch.setattr(features, "networks", lambda _: {"pretrained": SeesClass(), "random": Noise()})
+    result = measure("scenes", tmp_path, run, compute=ONE)
     *measured, chance = (row for row in result["rows"] if row["metric"] == "accuracy")
-    assert chance == {"network": "chance", "metric": "accuracy", "value": 25} and "chance" in format_table(result)
-    assert "note: leaving videos out makes" in format_table(result) and result["notes"][0].endswith(": 0.0 %")
+    assert chance == {"network": "chance", "metric": "accuracy", "value": 25} and "chance" in Scenes.format_table(
+        result
+    )
+    assert "note: leaving videos out makes" in Scenes.format_table(result) and result["notes"][0].endswith(": 0.0 %")
     top = {(row["network"], row["stage"], row["pooling"]): row for row in measured}
     assert len(top) == 2 * 3 * 2
     for (network, _, _), row in top.items():
@@ -57,8 +61,8 @@ def test_planted_classes_and_noise(tmp_path, run, monkeypatch):
         f"color{k}": 100.0 for k in range(4)
     }
     assert result["protocol"]["items"] == "40 videos" and result["protocol"]["largest_class"] == 25
-    assert (saved.run / "results/scenes-colors.json").exists() and "leave one video out" in format_table(result)
-    again = scenes.scenes(tmp_path, run, compute=Compute(3, 2, "cpu"))
+    assert (saved.run / "results/scenes-colors.json").exists() and "leave one video out" in Scenes.format_table(result)
+    again = measure("scenes", tmp_path, run, compute=Compute(3, 2, "cpu"))
     assert again["rows"] == result["rows"]
 
 
@@ -75,10 +79,11 @@ def test_features_are_those_of_overlapping_clips(demo, run):
 def test_what_cannot_be_scored(tmp_path, run, monkeypatch):
     write_shard(tmp_path / "one" / "00000.h5", [20, 20], splits=(), labels=["a", "a"])
     with pytest.raises(TrainerError, match="one: 1 classes with labels, expected two or more"):
-        scenes.scenes(tmp_path / "one", run)
-    write_shard(tmp_path / "yupenn" / "00000.h5", [20] * 4, splits=(), labels=["a", "b", "a", ""])
-    result = scenes.scenes(tmp_path / "yupenn", run, compute=ONE)
+        measure("scenes", tmp_path / "one", run)
+    config = {**CONFIG, "expected": {"videos": 420, "classes": 14}}
+    write_shard(tmp_path / "yupenn" / "00000.h5", [20] * 4, splits=(), labels=["a", "b", "a", ""], config=config)
+    result = measure("scenes", tmp_path / "yupenn", run, compute=ONE)
     assert result["notes"][0] == "1 videos without label left out" and "not the whole data set" in result["notes"][1]
     monkeypatch.setattr(scenes, "MOST_VIDEOS", 2)
-    with pytest.raises(TrainerError, match="3 videos, leaving one out is for 2 at most; use `vssl eval linear`"):
-        scenes.scenes(tmp_path / "yupenn", run)
+    with pytest.raises(TrainerError, match="3 videos, leaving one out is for 2 at most"):
+        measure("scenes", tmp_path / "yupenn", run)

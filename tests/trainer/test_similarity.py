@@ -6,9 +6,12 @@ import pytest
 from tests.trainer.planted import Noise, SeesClass, write_colored
 from trainer import data
 from trainer.errors import TrainerError
-from trainer.evaluate import similarity
+from trainer.evaluate import features
+from trainer.evaluate.bench import measure
+from trainer.evaluate.classifiers import area_under_curve, cross_validated
 from trainer.evaluate.features import Compute
-from trainer.evaluate.similarity import area_under_curve, cross_validated, measures, pair_measures, read_pairs
+from trainer.evaluate.pairs import measures, pair_measures, read_pairs
+from trainer.evaluate.similarity import Similarity
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -96,19 +99,19 @@ def write_pairs(path, videos: int, folds: int, seed=0):
 def test_planted_classes_and_noise(tmp_path, run, monkeypatch):
     write_colored(tmp_path / "colors" / "00000.h5", 32, splits=())
     pairs = write_pairs(tmp_path / "pairs.csv", 32, 5)
-    monkeypatch.setattr(similarity, "networks", lambda _: {"pretrained": SeesClass(), "random": Noise()})
-    result = similarity.similarity(tmp_path, run, compute=Compute(8, 0, "cpu"), pairs=pairs)
+    monkeypatch.setattr(features, "networks", lambda _: {"pretrained": SeesClass(), "random": Noise()})
+    result = measure("similarity", tmp_path, run, compute=Compute(8, 0, "cpu"), pairs=pairs)
     top = {(row["network"], row["metric"]): row["value"] for row in result["rows"]}
     assert top["pretrained", "accuracy"] == 100 and top["pretrained", "AUC"] == 100
     assert top["random", "accuracy"] == pytest.approx(50, abs=10) and top["random", "AUC"] == pytest.approx(50, abs=12)
     assert result["protocol"]["items"] == "300 pairs of 32 videos, 50.0 % of them the same" and result["notes"] == []
     assert result["rows"][0]["stage"] == "conv3+conv4+conv5"
-    assert "similarity on colors" in similarity.format_table(result)
-    again = similarity.similarity(tmp_path, run, compute=Compute(3, 2, "cpu"), pairs=pairs)
+    assert "similarity on colors" in Similarity.format_table(result)
+    again = measure("similarity", tmp_path, run, compute=Compute(3, 2, "cpu"), pairs=pairs)
     assert again["rows"] == result["rows"]
 
 
-def test_pairs_are_read_by_any_spelling_and_mistakes_are_told(tmp_path, demo):
+def test_pairs_are_read_by_any_spelling_and_mistakes_are_told(tmp_path, demo, run):
     source = data.Shards(demo)
 
     def read(text):
@@ -130,5 +133,5 @@ def test_pairs_are_read_by_any_spelling_and_mistakes_are_told(tmp_path, demo):
             read(text)
     with pytest.raises(TrainerError, match="cannot be read"):
         read_pairs(tmp_path / "none.csv", source)
-    with pytest.raises(TrainerError, match="similarity needs the list of pairs: --pairs FILE"):
-        similarity.similarity(demo)
+    with pytest.raises(TrainerError, match="similarity needs the list of pairs$"):
+        measure("similarity", demo, run)

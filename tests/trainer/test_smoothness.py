@@ -4,9 +4,11 @@ from torch import nn
 
 from tests.trainer.planted import Noise, SeesClass, write_colored
 from trainer.errors import TrainerError
-from trainer.evaluate import smoothness
+from trainer.evaluate import features
+from trainer.evaluate.bench import measure
 from trainer.evaluate.features import Compute
-from trainer.evaluate.smoothness import by_distance, format_table, whole_clips
+from trainer.evaluate.moments import by_distance, whole_clips
+from trainer.evaluate.smoothness import Smoothness
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -37,17 +39,17 @@ def test_clips_follow_one_another():
 def test_planted_features(tmp_path, run, monkeypatch):
     """A network that sees the class is the same at any distance, noise that is new in each clip is far at any."""
     write_colored(tmp_path / "colors" / "00000.h5", 8, length=64, splits=())
-    monkeypatch.setattr(smoothness, "networks", lambda _: {"pretrained": SeesClass(), "random": Noise()})
-    result = smoothness.smoothness(tmp_path, run, compute=Compute(4, 0, "cpu"))
+    monkeypatch.setattr(features, "networks", lambda _: {"pretrained": SeesClass(), "random": Noise()})
+    result = measure("smoothness", tmp_path, run, compute=Compute(4, 0, "cpu"))
     found = {(row["network"], row["distance"]): row["value"] for row in result["rows"]}
     assert [found["pretrained", step] for step in range(8, 49, 8)] == pytest.approx([100] * 6)
     assert found["pretrained", "other video"] == pytest.approx(100 * 8 / 56)  # one of seven others has its class
     assert [found["random", step] for step in (8, 16, 40)] == pytest.approx([found["random", "other video"]] * 3, abs=6)
     assert found["random", 8] < 90 and len(found) == 14
     told = "a moment is conv5, mean over space and time, of a clip of 16 frames, one every 8 frames"
-    assert result["protocol"]["views"] == told and told in format_table(result)
-    assert result["protocol"]["items"] == "56 moments of 8 videos" and "other video" in format_table(result)
-    again = smoothness.smoothness(tmp_path, run, compute=Compute(3, 2, "cpu"))
+    assert result["protocol"]["views"] == told and told in Smoothness.format_table(result)
+    assert result["protocol"]["items"] == "56 moments of 8 videos" and "other video" in Smoothness.format_table(result)
+    again = measure("smoothness", tmp_path, run, compute=Compute(3, 2, "cpu"))
     assert again["rows"] == result["rows"]
 
 
@@ -61,8 +63,8 @@ class Brightness(nn.Module):
 
 def test_frames_of_a_2d_network_are_moments(tmp_path, run, monkeypatch):
     write_colored(tmp_path / "colors" / "00000.h5", 3, length=32, splits=())
-    monkeypatch.setattr(smoothness, "networks", lambda _: {"pretrained": Brightness()})
-    result = smoothness.smoothness(tmp_path, run, compute=Compute(4, 0, "cpu"))
+    monkeypatch.setattr(features, "networks", lambda _: {"pretrained": Brightness()})
+    result = measure("smoothness", tmp_path, run, compute=Compute(4, 0, "cpu"))
     assert result["protocol"]["views"] == "a moment is conv5, mean over space, of a frame"
     assert [row["distance"] for row in result["rows"]] == [*range(1, 32), "other video"]
 
@@ -70,4 +72,4 @@ def test_frames_of_a_2d_network_are_moments(tmp_path, run, monkeypatch):
 def test_too_short(tmp_path, run):
     write_colored(tmp_path / "short" / "00000.h5", 3, length=9, splits=())
     with pytest.raises(TrainerError, match="short: no video has 16 frames"):
-        smoothness.smoothness(tmp_path, run)
+        measure("smoothness", tmp_path, run)

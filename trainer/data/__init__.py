@@ -1,8 +1,8 @@
 """Shards -> batches."""
 
-from labelgen.shards import CLIP_LENGTH
+from labelgen.shards import CLIP_LENGTH, TEST, TRAIN, VALIDATION
 from trainer.data.clips import Batch, Draw, TrainingClips, VideoViews, sliding_frames, spread_frames
-from trainer.data.index import TEST, TRAIN, VALIDATION, Shards
+from trainer.data.index import Shards
 from trainer.data.sampler import Batches
 from trainer.data.transport import ending_workers, loader, raise_if_error, to_device
 

@@ -9,11 +9,9 @@ import os
 
 import numpy as np
 
-from labelgen.shards import NO_ROW, ShardReader, open_shards
+from labelgen.shards import NO_ROW, TEST, TRAIN, ShardReader, open_shards
 from trainer.data.keys import HOLDOUT
 from trainer.errors import TrainerError
-
-TRAIN, VALIDATION, TEST = 1, 2, 3  # values of videos/split
 
 
 class Shards:

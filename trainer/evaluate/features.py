@@ -45,7 +45,8 @@ COMPUTE = Compute()
 class Features:
     """Features of clips, in the order of their videos.
 
-    arrays: float32 [clips, d] by (stage, pooling), memory maps: of a large data set they are larger than memory
+    arrays: float32 [clips, d] by (stage, pooling), the stages in the order of the network, each pooled by "max", then by
+            "mean"; memory maps: of a large data set they are larger than memory
     owner:  int64 [clips], index of each clip's video among those asked for
     """
 
@@ -104,10 +105,19 @@ def features(
             "clips": len(clips),
         }
         _keep(folder, about, lambda temporary: _extract(backbone, clips, temporary, compute))
-    return Features(
-        {tuple(path.stem.split("-")): np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))},
-        clips.owner,
-    )
+    return Features({key: np.load(_file(folder, *key), mmap_mode="r") for key in _kept(folder)}, clips.owner)
+
+
+def _file(folder: Path, stage: str, pooling: str) -> Path:
+    return folder / f"{stage}-{pooling}.npy"
+
+
+def _kept(folder: Path) -> list[tuple[str, str]]:
+    """Stage and pooling of the arrays in a folder, in the order of the network."""
+    kept = json.loads((folder / "about.json").read_text()).get("arrays")
+    if kept is None:  # written before the order was; all networks named their stages conv1 to conv5 then
+        kept = sorted(path.stem.split("-") for path in folder.glob("*.npy"))
+    return [(stage, pooling) for stage, pooling in kept]
 
 
 def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: str) -> str:
@@ -122,15 +132,18 @@ def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: st
     return digest.hexdigest()[:16]
 
 
-def _keep(folder: Path, about: dict, extract: Callable[[Path], None]) -> None:
-    """Have a folder written whole or not at all; left-overs of a killed process are removed."""
+def _keep(folder: Path, about: dict, extract: Callable[[Path], list[tuple[str, str]]]) -> None:
+    """Have a folder written whole or not at all; left-overs of a killed process are removed.
+
+    extract: writes the arrays into a folder and returns their stages and poolings in order, which about.json keeps.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(".*.tmp"):
         if not _alive(left.name.split("-")[0][1:]):
             shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}-", suffix=".tmp", dir=folder.parent))
     try:
-        extract(temporary)
+        about = {**about, "arrays": extract(temporary)}
         (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n")
         temporary.chmod(0o755)
         try:
@@ -148,7 +161,7 @@ def _alive(process: str) -> bool:
     return process.isdecimal() and Path(f"/proc/{process}").exists()
 
 
-def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute) -> None:
+def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute) -> list[tuple[str, str]]:
     arrays: dict[tuple[str, str], np.ndarray] = {}
     for index, stages in stage_outputs(backbone, clips, compute):
         for stage, output in stages.items():
@@ -156,7 +169,7 @@ def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute:
                 if not values.isfinite().all():
                     raise TrainerError(f"stage {stage} gives values that are not finite: the weights are damaged")
                 if (stage, pooling) not in arrays:
-                    file, shape = folder / f"{stage}-{pooling}.npy", (len(clips), values.shape[1])
+                    file, shape = _file(folder, stage, pooling), (len(clips), values.shape[1])
                     arrays[stage, pooling] = np.lib.format.open_memmap(file, "w+", np.float32, shape)
                     # or a full disk would kill the process where the map is written
                     with writing(file), open(file, "r+b") as opened:
@@ -164,6 +177,7 @@ def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute:
                 arrays[stage, pooling][index] = values.cpu().numpy()
     for array in arrays.values():
         array.flush()
+    return list(arrays)
 
 
 def stage_outputs(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import nn
 
 from trainer import data
 from trainer.checkpoint import Checkpoint, with_labels
 from trainer.errors import TrainerError
-from trainer.evaluate import protocol
-from trainer.evaluate.features import Compute, Features, features
+from trainer.evaluate.bench import Bench, parts
+from trainer.evaluate.features import Features
+from trainer.evaluate.numbers import accuracies, distribution
+from trainer.evaluate.protocol import ProtocolError
+from trainer.evaluate.tables import with_split
 
 FOLDS = 5
 MOST_GROUPS = 30  # with more of them, leaving each out in turn costs more than it tells
@@ -36,33 +39,22 @@ class Plan:
     splits: tuple[str, ...] = ()
     pooled: bool = True
 
-    def features(self, saved: Checkpoint, network: str, backbone: nn.Module, compute: Compute) -> list[Extracted]:
+    def features(self, bench: Bench, network: str) -> list[Extracted]:
         """Features of the 10 clips of every video that takes part: of one fold test and train apart, as retrieval keeps
         them, of several all together."""
-        rows = (
-            self.parts[0] if len(self.parts) == 1 else [np.unique(np.concatenate([*map(np.concatenate, self.parts)]))]
-        )
-        return [
-            Extracted(
-                videos, features(saved, network, backbone, self.source, self.source.videos[videos], "spread", compute)
-            )
-            for videos in rows
-        ]
+        rows = self.parts[0]
+        if len(self.parts) > 1:
+            rows = [np.unique(np.concatenate([*map(np.concatenate, self.parts)]))]
+        return [Extracted(videos, bench.features(network, self.source, videos, "spread")) for videos in rows]
 
-    def describe(self, saved: Checkpoint, backbone: nn.Module, **own) -> dict:
-        """What protocol.describe tells, and which videos were tested."""
-        targets = self.source.targets[self.tested]
-        return protocol.describe(
-            saved,
-            self.source,
-            backbone,
-            split=None if self.splits else self.source.split,
-            mode=self.mode,
-            items=f"{len(targets)} tested videos",
-            classes=len(np.unique(targets)),
-            largest_class=round(100 * float(np.bincount(targets).max() / len(targets)), 1),
-            **own,
-        )
+    def conditions(self) -> dict[str, Any]:
+        """Which videos were tested, see Protocol.conditions."""
+        return {
+            "split": None if self.splits else self.source.split,
+            "mode": self.mode,
+            "items": f"{len(self.tested)} tested videos",
+            **distribution(self.source.targets[self.tested]),
+        }
 
     @property
     def tested(self) -> np.ndarray:
@@ -96,13 +88,13 @@ class Extracted:
 
 def of_videos(items: list[tuple[np.ndarray, np.ndarray]], videos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The vectors and videos among `items` (see Extracted.items) that belong to `videos`."""
-    vectors, owner = next(own for own in items if np.isin(videos, own[1]).all())
+    vectors, owner = next(part for part in items if np.isin(videos, part[1]).all())
     chosen = np.isin(owner, videos)
     return (vectors, owner) if chosen.all() else (vectors[chosen], owner[chosen])
 
 
-def plan(shards: str | os.PathLike, split: str | int | None, saved: Checkpoint) -> Plan:
-    """Folds of a labelled data set, on which the network of `saved` is tested.
+def plan(bench: Bench) -> Plan:
+    """Folds of a labelled data set, on which the network of the bench is tested.
 
     A split's test (else validation) part against its train part. split "all": each official split in turn. Where the data
     set has no two such parts: leave one group out, or, without groups or with more than MOST_GROUPS of them, FOLDS
@@ -110,12 +102,13 @@ def plan(shards: str | os.PathLike, split: str | int | None, saved: Checkpoint) 
 
     Raises TrainerError when there are no labels or too few to learn from.
     """
-    source = protocol.open_shards(saved, shards, None if split == "all" else split)
+    in_turn = bench.split == "all"
+    source = bench.open(bench.folder) if in_turn else bench.source()
     names = source.readers[0].splits
-    if split == "all" and len(names) > 1:
-        return _of_all_splits(shards, names)
-    test, train, mode, notes = protocol.parts(source)
-    if split is None and len(names) > 1:
+    if in_turn and len(names) > 1:
+        return _of_all_splits([bench.open(bench.folder, name) for name in names], names)
+    test, train, mode, notes = parts(source)
+    if bench.split is None and len(names) > 1:
         notes = [*notes, f"split {source.split} alone, one of {len(names)}; --split all uses each in turn"]
     if not (test & train).any():
         return _checked(source, [(test, train)], mode, notes)
@@ -123,17 +116,18 @@ def plan(shards: str | os.PathLike, split: str | int | None, saved: Checkpoint) 
     return _checked(source, [(fold, test & ~fold) for fold in held], mode, notes)
 
 
-def _of_all_splits(shards: str | os.PathLike, names: tuple[str, ...]) -> Plan:
-    sources = [data.Shards(shards, name) for name in names]
-    found = [protocol.parts(source) for source in sources]
+def _of_all_splits(sources: list[data.Shards], names: tuple[str, ...]) -> Plan:
+    found = [parts(source) for source in sources]
     for name, (test, train, *_) in zip(names, found, strict=True):
         if (test & train).any():
-            raise TrainerError(f"{sources[0].dataset}: split {name} has no test part; name one that has, with --split")
+            raise ProtocolError(
+                f"{sources[0].dataset}: split {name} has no test part", "name one that has, --split NAME"
+            )
     tested = np.sum([test for test, *_ in found], axis=0)
     pooled = covers(sources[0], tested)
     mode = f"{'each video once' if pooled else 'mean'} over splits {', '.join(names)}, {found[0][2]}"
-    notes = list(dict.fromkeys(note for *_, own in found for note in own))
-    return _checked(sources[0], [own[:2] for own in found], mode, notes, names, pooled)
+    notes = list(dict.fromkeys(note for *_, chosen in found for note in chosen))
+    return _checked(sources[0], [chosen[:2] for chosen in found], mode, notes, names, pooled)
 
 
 def covers(source: data.Shards, tested: np.ndarray) -> bool:
@@ -204,66 +198,28 @@ def grouped_folds(targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
     return [held for held in folds if 0 < len(held) < len(targets)]
 
 
-def accuracies(
-    hits: list[np.ndarray], owners: list[np.ndarray], splits: Sequence[str | None], pooled: bool
-) -> list[dict]:
-    """Accuracy of every split, where there are several, as "split", and of all together: "all" when their predictions are
-    pooled, else "mean" of the splits."""
-    if not splits:
-        return [protocol.accuracy(np.concatenate(hits), np.concatenate(owners))]
-    rows = [
-        {"split": name, **protocol.accuracy(hit, owner)} for name, hit, owner in zip(splits, hits, owners, strict=True)
-    ]
-    if pooled:
-        return [*rows, {"split": "all", **protocol.accuracy(np.concatenate(hits), np.concatenate(owners))}]
-    return [*rows, {"split": "mean", **mean_accuracy(hits, owners)}]
-
-
-def mean_accuracy(hits: list[np.ndarray], owners: list[np.ndarray]) -> dict[str, float]:
-    """Mean of the accuracies of several splits, with its protocol.interval: a video that is tested in several splits is drawn
-    for all of them at once. Arguments as in protocol.accuracy, one per split."""
-    videos = np.unique(np.concatenate(owners))
-    places = [np.searchsorted(videos, owner) for owner in owners]
-    right = np.array([np.bincount(p, hit, len(videos)) for hit, p in zip(hits, places, strict=True)])
-    items = np.array([np.bincount(p, minlength=len(videos)) for p in places])
-    rng = np.random.default_rng(0)
-    means = []
-    for _ in range(protocol.RESAMPLES):
-        drawn = np.bincount(rng.integers(len(videos), size=len(videos)), minlength=len(videos))
-        tested = items @ drawn
-        means.append(100 * float(np.mean((right @ drawn)[tested > 0] / tested[tested > 0])))
-    return protocol.interval(100 * float(np.mean([hit.mean() for hit in hits])), means, len(videos))
-
-
-def seen(saved: Checkpoint, shards: str | os.PathLike, source: data.Shards, tested: np.ndarray) -> list[str]:
+def seen(saved: Checkpoint, source: data.Shards, tested: np.ndarray) -> list[str]:
     """Notes about tested videos (int64 rows of source.videos) that the network was trained on, now or before."""
-    notes = []
+    notes, tested = [], np.unique(tested)
     for meta in (saved.meta, saved.meta.get("initial")):
-        used = 0 if meta is None else int(trained_on(meta, shards, source)[np.unique(tested)].sum())
+        used = 0 if meta is None else int(trained_on(meta, source)[tested].sum())
         if used:
-            method = meta["settings"]["method"]
+            by = with_split(meta["settings"]["method"], meta["split"])
             labels = "with their labels" if with_labels(meta["settings"]) else "without labels"
-            split = f", split {meta['split']}" * bool(meta["split"])
-            notes.append(
-                f"{used} of the {len(np.unique(tested))} tested videos are training videos of {method}{split} ({labels})"
-            )
+            notes.append(f"{used} of the {len(tested)} tested videos are training videos of {by} ({labels})")
     return notes
 
 
-def trained_on(meta: dict, shards: str | os.PathLike, source: data.Shards) -> np.ndarray:
-    """Which videos of the source a run (its meta, see loop) was trained on, bool [videos]; when its split is unknown here,
-    all of the data set."""
+def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
+    """Which videos of the source a run (its meta, see checkpoint) was trained on, bool [videos]; when its split is unknown
+    here, all of the data set."""
     if meta["dataset"] != source.dataset:
         return np.zeros(len(source.videos), bool)
     if meta["split"] not in (source.readers[0].splits or (None,)):
         return np.ones(len(source.videos), bool)
-    own = data.Shards(shards, meta["split"])
-    same = meta["config_hash"] == source.config_hash and meta.get("videos", len(own.videos)) == len(own.videos)
+    folder = Path(source.readers[0].path).parent
+    through = data.Shards(folder, meta["split"], source.readers)
+    same = meta["config_hash"] == source.config_hash and meta.get("videos", len(through.videos)) == len(through.videos)
     if meta["settings"]["holdout"] and same:
-        own.hold_out(meta["settings"]["holdout"], meta["settings"]["seed"])
-    return own.trains
-
-
-def overall(result: dict) -> list[dict]:
-    """The rows of a result without those of single splits."""
-    return [row for row in result["rows"] if row.get("split") in (None, "all", "mean")]
+        through.hold_out(meta["settings"]["holdout"], meta["settings"]["seed"])
+    return through.trains

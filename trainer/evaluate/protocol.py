@@ -1,181 +1,206 @@
-"""What all protocols share: which videos are compared, what is told with every number, intervals, tables and files.
+"""What a protocol declares, and how each is run.
 
-A result is a plain dict: "protocol" (how it was measured), "rows" and "notes", and what else a protocol has to tell. A row
-is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and "low", "high", the ends
-of its 95 % interval by video, where it is an accuracy.
+A protocol is its question, its items, its classifier and its table: a class in a file of its own, named in
+trainer.evaluate.PROTOCOLS. Its command with options and help, its place in `vssl eval all`, its table, its part of the
+pages and its block in docs/evaluation.md follow from what the class declares. Modules of protocols import NumPy and torch inside
+of functions, so that `vssl eval --help` lists them at once.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-import os
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
-from labelgen.files import write_json, write_text
-from trainer import data
-from trainer.checkpoint import Checkpoint, load, newest_run, versions
 from trainer.errors import TrainerError
+from trainer.evaluate import tables
 
-RESAMPLES = 1000
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
 
+    from trainer.data import Shards
+    from trainer.evaluate.bench import Bench
+    from trainer.evaluate.folds import Plan
 
-def open_checkpoint(path: str | os.PathLike | None) -> Checkpoint:
-    """A run, checkpoint folder or .safetensors file; None: the newest run."""
-    return load(newest_run() if path is None else path, best=True)
-
-
-def open_shards(saved: Checkpoint, shards: str | os.PathLike, split: str | int | None) -> data.Shards:
-    """The data set, seen through the split asked for; by default, on the data set that the run was trained on, through the
-    run's own: the test videos of another one were among its training videos."""
-    source = data.Shards(shards, split)
-    if split is None and source.dataset == saved.meta["dataset"] and saved.meta["split"] not in (None, source.split):
-        return data.Shards(shards, saved.meta["split"])
-    return source
+SPLIT = "Official split.  [default: the one that the run was trained on, else the first]"
 
 
-def parts(source: data.Shards) -> tuple[np.ndarray, np.ndarray, str, list[str]]:
-    """Masks bool [videos] of the labelled videos that are tested and of those learnt from (or searched), how they were
-    chosen, and notes for the reader.
+@dataclass(frozen=True)
+class Option:
+    """An option that a protocol has beside the common ones: an argument of its `choose`, --NAME on the command line.
 
-    The split's test part, else its validation part, and its training part. Where there are no two such parts both masks
-    are all labelled videos: a protocol then leaves one video, or one group of videos, out at a time. Raises TrainerError
-    when there are no labels.
+    kind: type of the value; default: without the option; least: the smallest number that is allowed; several: may be given
+    repeatedly, under the name `argument` a tuple; shared: `vssl eval all` has the option, too
     """
-    labelled = source.targets >= 0
-    if not labelled.any():
-        raise TrainerError(f"{source.dataset}: its videos have no class labels, which this protocol needs")
-    train = labelled & (source.part == data.TRAIN)
-    for name, value in (("test", data.TEST), ("validation", data.VALIDATION)):
-        test = labelled & (source.part == value)
-        if test.any() and train.any():
-            unused = np.count_nonzero(~labelled & np.isin(source.part, (data.TRAIN, value)))
-            return test, train, f"{name} part against train part", _left_out(unused)
-    if labelled.sum() < 2:
-        raise TrainerError(f"{source.dataset}: only one labelled video, there is nothing to compare it with")
-    return labelled, labelled, "each video against all others", _left_out(np.count_nonzero(~labelled))
+
+    name: str
+    kind: type
+    help: str
+    default: Any = None
+    least: int | None = None
+    argument: str | None = None
+    shared: bool = False
+
+    @property
+    def several(self) -> bool:
+        return self.argument is not None
 
 
-def _left_out(videos: int) -> list[str]:
-    return [f"{videos} videos without label left out"] if videos else []
+class ProtocolError(TrainerError):
+    """A protocol cannot be run on what it was given; `advice`: what on the command line helps."""
+
+    def __init__(self, message: str, advice: str):
+        super().__init__(message)
+        self.advice = advice
 
 
-def describe(saved: Checkpoint, source: data.Shards, backbone, **own) -> dict:
-    """What is told with every number: data set, split, pretraining and its budget, seed, parameters, versions."""
-    meta, settings = saved.meta, saved.meta["settings"]
-    pretraining = {
-        "method": settings["method"],
-        "options": settings["options"],
-        "dataset": meta["dataset"],
-        "split": meta["split"],
-        "samples": meta["samples"],
-        "steps": meta["step"],
-        "steps_planned": meta["steps"],
-        "epochs": settings["epochs"],
-        "batch_size": settings["batch_size"],
-        "seed": settings["seed"],
-    }
-    return {
-        "dataset": source.dataset,
-        "split": source.split,
-        **own,
-        "crop": source.config["crop"],
-        "config_hash": source.config_hash,
-        "pretraining": pretraining,
-        "initial": meta.get("initial"),
-        "backbone": settings["backbone"],
-        "width": settings["width"],
-        "parameters": sum(weight.numel() for weight in backbone.parameters()),
-        "checkpoint": str(saved.file),
-        "versions": versions(),
-    }
+class Protocol:
+    """One measurement of a run on shards; the docstring of a protocol's class is the help of its command.
+
+    title: its name for a reader; question, items, classifier, left_out, source: what docs/evaluation.md says of it
+    options: its own; split_help, several_runs: of the common ones
+    index, columns: keys of the rows that make lines and columns of its table
+    of_finetuned: it measures what a run was finetuned to do; the page of the run that it started from shows it, too
+    published: metrics of the numbers that papers report (trainer/pages/published.yaml)
+    about_sheets: a sentence above the pictures that it draws, where it does
+    needs_boundaries: `choose` is given a function `boundaries`, which computes the motion boundaries of a clip
+
+    bench: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which they
+    come up; extra: what a result holds beside numbers ("neighbours", "confusion", "sheets")
+    """
+
+    title: ClassVar[str]
+    question: ClassVar[str]
+    items: ClassVar[str]
+    classifier: ClassVar[str]
+    left_out: ClassVar[str]
+    source: ClassVar[str]
+    options: ClassVar[tuple[Option, ...]] = ()
+    split_help: ClassVar[str] = SPLIT
+    several_runs: ClassVar[bool] = False
+    index: ClassVar[tuple[str, ...]] = ("network", "stage", "pooling")
+    columns: ClassVar[tuple[str, ...]] = ("metric",)
+    of_finetuned: ClassVar[bool] = False
+    published: ClassVar[tuple[str, ...]] = ("accuracy",)
+    about_sheets: ClassVar[str] = ""
+    needs_boundaries: ClassVar[bool] = False
+
+    def __init__(self, bench: Bench, **options: Any):
+        self.bench = bench
+        self.notes: list[str] = []
+        self.extra: dict[str, Any] = {}
+        self.shards = self.choose(**options)
+
+    def choose(self, **options: Any) -> Shards:
+        """Choose the items by the protocol's options; the data set that is measured on. Raises VsslError where it cannot be."""
+        return self.bench.source()
+
+    def rows_of(self, network: str, backbone: nn.Module) -> Iterator[dict]:
+        """The numbers of one network, "pretrained" or "random"."""
+        raise NotImplementedError
+
+    def rows_beside(self, rows: list[dict]) -> Iterable[dict]:
+        """Numbers beside those of the networks, such as chance; rows: theirs."""
+        return ()
+
+    def conditions(self) -> dict[str, Any]:
+        """How it was measured, as far as the protocol decides: "mode", "views", "items", "classes", ..."""
+        raise NotImplementedError
+
+    def tested(self) -> np.ndarray | None:
+        """The tested videos, int64 rows of the data set; None where it does not matter which the network was trained on."""
+        return None
+
+    def file_name(self, name: str) -> str:
+        """Name of the result's file, without the data set and the split."""
+        return name
+
+    def measure(self) -> dict:
+        """The result: "protocol" (how it was measured), "rows", "notes" and what of `extra` there is.
+
+        A row is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and "low", "high", the
+        ends of its 95 % interval by video, where it is an accuracy.
+        """
+        rows = self.rows()
+        told = self.bench.describe(self.shards, **self.conditions())
+        notes = [*self.notes, *self.remarks(), *self.seen()]
+        return {"protocol": told, "rows": rows, "notes": list(dict.fromkeys(notes)), **self.extra}
+
+    def rows(self) -> list[dict]:
+        """The numbers of all networks, and those beside them."""
+        networks = self.bench.networks().items()
+        rows = [{"network": name, **row} for name, backbone in networks for row in self.rows_of(name, backbone)]
+        return rows + [*self.rows_beside(rows)]
+
+    def remarks(self) -> list[str]:
+        """Notes that stand only when everything is measured."""
+        return []
+
+    def seen(self) -> list[str]:
+        """Notes on tested videos that the network was trained on."""
+        from trainer.evaluate.folds import seen
+
+        tested = self.tested()
+        return [] if tested is None else seen(self.bench.saved, self.shards, tested)
+
+    @classmethod
+    def about(cls, result: dict) -> list[str]:
+        """Lines that say more of how a result was measured."""
+        return []
+
+    @classmethod
+    def table(cls, result: dict) -> list[str]:
+        """Lines of a result's table for the screen."""
+        return tables.table(result["rows"], cls.index, cls.columns)
+
+    @classmethod
+    def format_table(cls, result: dict) -> str:
+        """A result for the screen: how it was measured, the table, the notes."""
+        header = [*tables.header(result, cls.title[:1].lower() + cls.title[1:]), *cls.about(result)]
+        return "\n".join([*header, "", *cls.table(result), *(f"note: {note}" for note in result["notes"])])
+
+    @classmethod
+    def command(cls, name: str, run: str, shards: str) -> str:
+        """The command line that measures a run; run, shards: quoted for the shell."""
+        return f"vssl eval {name} --checkpoint {run} --shards {shards}"
 
 
-def accuracy(hit: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """Per cent of items that hit (bool [n], owner int [n] the video of each), with its `interval`: "value", "low", "high"."""
-    _, owner = np.unique(owner, return_inverse=True)
-    hits, items = np.bincount(owner, hit), np.bincount(owner)
-    rng = np.random.default_rng(0)
-    drawn = [rng.integers(len(items), size=len(items)) for _ in range(RESAMPLES)]
-    means = [100 * hits[videos].sum() / items[videos].sum() for videos in drawn]
-    return interval(100 * float(np.mean(hit)), means, len(items))
+class FoldProtocol(Protocol):
+    """A classifier on frozen features that learns from some videos and is tested on others, see folds.plan.
 
+    levels: of its items, "clip", "video"
+    """
 
-def interval(value: float, means: list[float], videos: int) -> dict[str, float]:
-    """A value in per cent with its 95 % interval, "low" to "high", by the values of RESAMPLES draws of its videos; where all
-    are the same, as of videos that are all right, the Wilson interval [Wilson, 1927] of as many videos."""
-    low, high = map(float, np.percentile(means, (2.5, 97.5)))
-    if low == high:
-        low, high = 100 * _wilson(value / 100, videos), 100 - 100 * _wilson(1 - value / 100, videos)
-    return {"value": value, "low": low, "high": high}
+    levels: ClassVar[tuple[str, ...]] = ("video",)
+    split_help = "Official split, or all: each of them in turn.  [default: as the run, else the first]"
+    plan: Plan
 
+    def choose(self) -> Shards:
+        from trainer.evaluate.folds import plan
 
-def _wilson(share: float, n: int) -> float:
-    """Lower end of the 95 % interval of a share of n."""
-    z = 1.96**2 / n
-    return (share + z / 2 - math.sqrt(share * (1 - share) * z + z * z / 4)) / (1 + z)
+        self.plan = plan(self.bench)
+        self.notes += self.plan.notes
+        return self.plan.source
 
+    def rows_of(self, network: str, backbone: nn.Module) -> Iterator[dict]:
+        extracted = self.plan.features(self.bench, network)
+        for stage, pooling in extracted[0].found.arrays:
+            for level in self.levels:
+                items = [part.items((stage, pooling), level) for part in extracted]
+                for score in self.scores(items, level):
+                    yield {"stage": stage, "pooling": pooling, "level": level, **score}
 
-def shown(row: dict) -> str:
-    """The value of a row, with its interval where it has one: 69.1 [64.0, 73.8]."""
-    return f"{row['value']:.1f}" + (f" [{row['low']:.1f}, {row['high']:.1f}]" if "low" in row else "")
+    def scores(self, items: list[tuple[np.ndarray, np.ndarray]], level: str) -> Iterable[dict]:
+        """The numbers of one kind of features, "metric" and what Plan.scores gives; items: see folds.of_videos."""
+        raise NotImplementedError
 
+    def conditions(self) -> dict[str, Any]:
+        return self.plan.conditions()
 
-def write(result: dict, run: Path, name: str) -> None:
-    """Write <run>/results/<name>-<data set>[-split].json, and its rows as .csv beside it; result["file"] is then its path."""
-    protocol = result["protocol"]
-    parts = [name, protocol["dataset"], protocol["split"]]
-    folder = run / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = "-".join(str(part).replace("/", "_") for part in parts if part)
-    columns = list(dict.fromkeys(column for row in result["rows"] for column in row))
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(result["rows"])
-    write_text(folder / f"{stem}.csv", text.getvalue())
-    write_json(folder / f"{stem}.json", result)
-    result["file"] = str(folder / f"{stem}.json")
+    def tested(self) -> np.ndarray:
+        return self.plan.tested
 
-
-def header(result: dict, title: str) -> list[str]:
-    """The protocol in words, for the screen."""
-    p = result["protocol"]
-    source = p["pretraining"]
-    lines = [f"{title} on {p['dataset']}" + f", split {p['split']}" * bool(p["split"])]
-    told = ("mode", "views", "classes", "items", "largest_class")
-    lines += ["; ".join(f"{key.replace('_', ' ')}: {p[key]}" for key in told if key in p)]
-    lines.append(
-        f"{p['backbone']} (width {p['width']:g}, {p['parameters']:,} parameters), {source['method']} on "
-        f"{source['dataset']}, {source['steps']} of {source['steps_planned']} steps, seed {source['seed']}"
-    )
-    return [*lines, ""]
-
-
-def table(rows: list[dict], index: tuple[str, ...], columns: tuple[str, ...]) -> list[str]:
-    """Lines of a table for the screen: one line per combination of the index keys, one column per combination of the
-    column keys, values as `shown`."""
-    names = list(dict.fromkeys(tuple(row.get(key, "") for key in columns) for row in rows))
-    lines: dict[tuple, dict[tuple, str]] = {}
-    for row in rows:
-        place = tuple(str(row.get(key, "")) for key in index)
-        lines.setdefault(place, {})[tuple(row.get(key, "") for key in columns)] = shown(row)
-    body = [[*place, *(cells.get(name, "") for name in names)] for place, cells in lines.items()]
-    heads = [[*index, *(str(name[level]) for name in names)] for level in range(len(columns))]
-    for head in heads[:-1]:  # a name that spans several columns stands over the first of them
-        head[: len(index)] = [""] * len(index)
-        head[len(index) :] = [
-            "" if i and names[i][:1] == names[i - 1][:1] else cell for i, cell in enumerate(head[len(index) :])
-        ]
-    grid = [*heads, *body]
-    widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < len(index) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in grid
-    ]
+    @classmethod
+    def table(cls, result: dict) -> list[str]:
+        return tables.table(tables.overall(result["rows"]), cls.index, cls.columns)

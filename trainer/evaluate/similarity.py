@@ -1,171 +1,81 @@
-"""Action similarity: do two videos show the same action? [thesis 3.6.4; Kliper-Gross, Hassner, Wolf, ICCV 2011, PAMI 2012]"""
+"""Action similarity: do two videos show the same action?"""
 
 from __future__ import annotations
 
-import csv
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from trainer.evaluate.protocol import Option, Protocol, ProtocolError
 
-from trainer import data
-from trainer.errors import TrainerError
-from trainer.evaluate import protocol
-from trainer.evaluate.features import COMPUTE, Compute, features, networks
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainer.data import Shards
 
 STAGES = 3  # the deepest ones: conv3, conv4, conv5
-_ASLAN = {"videos": 3631, "folds": 10, "pairs": 6000}
-_TINY = 1e-12
-_CHUNK = 256  # pairs whose features are in memory at a time
+COLUMNS = ("fold", "first", "second", "same")
 
 
-def similarity(
-    shards: str | os.PathLike = "out",
-    checkpoint: str | os.PathLike | None = None,
-    split: str | int | None = None,
-    compute: Compute = COMPUTE,
-    pairs: str | os.PathLike | None = None,
-) -> dict:
-    """Accuracy and area under the ROC curve of a linear SVM on the 12 (dis)similarities of two videos at three stages.
+class Similarity(Protocol):
+    """Tell from frozen features whether two videos show the same action."""
 
-    pairs: CSV file with the columns fold, first, second, same: two videos by id or file name, with or without extension,
-    and 1 for the same action, 0 for another. For each fold the SVM (scikit-learn's LinearSVC, C = 1) is trained on all
-    other folds, each of the 36 values standardised on them. Clips of 16 frames with 8 overlapping, averaged, normalised.
-
-    Raises TrainerError for a file of another form and for pairs whose videos are not in the shards.
-    """
-    if pairs is None:
-        raise TrainerError("similarity needs the list of pairs: --pairs FILE (fold,first,second,same)")
-    saved = protocol.open_checkpoint(checkpoint)
-    source = protocol.open_shards(saved, shards, split)
-    fold, first, second, same, notes = read_pairs(Path(pairs), source)
-    videos, index = np.unique(np.concatenate([first, second]), return_inverse=True)
-    first, second = index[: len(first)], index[len(first) :]
-    rows = []
-    for network, backbone in networks(saved).items():
-        found = features(saved, network, backbone, source, source.videos[videos], "sliding", compute)
-        keys = [key for key in sorted(found.arrays) if key[1] == "max"][-STAGES:]
-        measured = np.concatenate([pair_measures(found.video_means(key), first, second) for key in keys], axis=1)
-        score = cross_validated(measured, same, fold)
-        row = {"network": network, "stage": "+".join(stage for stage, _ in keys), "pooling": "max"}
-        rows.append({**row, "metric": "accuracy"} | protocol.accuracy((score > 0) == same, np.arange(len(same))))
-        rows.append({**row, "metric": "AUC", "value": 100 * area_under_curve(score, same)})
-    told = protocol.describe(
-        saved,
-        source,
-        backbone,
-        split=None,
-        mode=f"linear SVM on 12 (dis)similarities x {STAGES} stages, {len(np.unique(fold))} folds",
-        views="all clips of 16 frames with 8 overlapping, averaged",
-        items=f"{len(same)} pairs of {len(videos)} videos, {100 * same.mean():.1f} % of them the same",
+    title = "Similarity"
+    question = "Do two videos show the same action?"
+    items = (
+        "Pairs of videos of a CSV file, `--pairs`, with the columns `fold,first,second,same` (a line: "
+        "`1,clip_0001.avi,clip_0002.avi,1`); a video by its id or file name, with or without extension. A video is the mean of "
+        "its sliding clips. `--dataset aslan` takes the folder of the videos; its published folds of pairs have to be brought "
+        "into this form (we have not seen the original files, whose layout is not described in the papers)."
     )
-    result = {"protocol": told, "rows": rows, "notes": notes}
-    protocol.write(result, saved.run, "similarity")
-    return result
-
-
-def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Fold int64 [n], rows of source.videos of both videos int64 [n], same bool [n], and notes for the reader."""
-    names: dict[str, int] = {}
-    for row, name in enumerate(source.text("videos/id")):
-        for spelling in {name, Path(name).name, name.rsplit(".", 1)[0], Path(name).stem}:
-            names[spelling] = -1 if spelling in names else row  # -1: two videos of that name
-    found, missing = [], 0
-    try:
-        with open(path, newline="") as file:
-            table = csv.DictReader(file)
-            if set(table.fieldnames or ()) != {"fold", "first", "second", "same"}:
-                raise TrainerError(f"{path}: columns {table.fieldnames}, expected fold, first, second, same")
-            for line in table:
-                if line["same"] not in ("0", "1") or not (line["fold"] or "").isdecimal():
-                    raise TrainerError(
-                        f"{path}: line {table.line_num}: {line}, expected a number as fold and 0 or 1 as same"
-                    )
-                videos = [names.get(line[side], -1) for side in ("first", "second")]
-                if -1 in videos:
-                    missing += 1
-                else:
-                    found.append((int(line["fold"]), *videos, line["same"] == "1"))
-    except OSError as error:
-        raise TrainerError(f"{path}: cannot be read ({error.strerror})") from error
-    if not found:
-        raise TrainerError(
-            f"{path}: none of its {missing} pairs has both videos in the shards, whose ids look like {next(iter(names), '')!r}"
-        )
-    fold, first, second, same = (np.array(column) for column in zip(*found, strict=True))
-    for number in np.unique(fold):
-        if len(np.unique(same[fold != number])) < 2:
-            raise TrainerError(
-                f"{path}: without fold {number} there are not both same and different pairs to learn from"
-            )
-    notes = [f"{missing} pairs left out, whose videos are not in the shards"] if missing else []
-    has = {"videos": len(source.videos), "folds": len(np.unique(fold)), "pairs": len(fold)}
-    if source.dataset == "aslan" and has != _ASLAN:
-        notes.append(f"not the whole data set: {has}, published {_ASLAN}; not comparable with published numbers")
-    return fold, first, second, same, notes
-
-
-def pair_measures(x: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The 12 measures of each pair of rows of x (float32 [videos, d], not negative), float64 [pairs, 12]."""
-    parts = [measures(x[first[i : i + _CHUNK]], x[second[i : i + _CHUNK]]) for i in range(0, len(first), _CHUNK)]
-    return np.concatenate(parts)
-
-
-def measures(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The 12 (dis)similarities of vectors without negative values, [n, d] each -> float64 [n, 12], in the order of
-    [thesis tab. 3.9]. Where a quotient has no value (0 / 0) its term is 0; logarithms are taken of values + 1e-12."""
-    if (a < 0).any() or (b < 0).any():
-        raise TrainerError("features have negative values, for which these measures are not defined")
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    both, product, difference = a + b, a * b, a - b
-    safe = np.where(both > 0, both, 1)
-    log = np.log((a + _TINY) / (b + _TINY))
-    dot = product.sum(1)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.stack(
-        [
-            dot,
-            np.sqrt(dot),
-            np.sqrt(np.sqrt(product).sum(1)),
-            np.sqrt((product / safe).sum(1)),
-            dot / np.maximum(lengths, _TINY),
-            np.sqrt((difference**2 / safe).sum(1)),
-            np.abs(difference).sum(1),
-            np.sqrt(((np.sqrt(a) - np.sqrt(b)) ** 2).sum(1)),
-            (difference * log).sum(1) / 2,
-            np.sqrt((difference**2).sum(1)),
-            np.sqrt(np.maximum(a, b) / safe).sum(1),
-            np.minimum(a, b).sum(1) / np.maximum(a.sum(1) * b.sum(1), _TINY),
-        ],
-        axis=1,
+    classifier = (
+        "A linear SVM on 12 (dis)similarities of the two videos' features at the three deepest stages, standardised on the "
+        "training folds; accuracy and area under the ROC curve over all folds. The interval is over pairs."
     )
+    left_out = "Pairs of which a video is not in the shards; they are counted."
+    source = "Kliper-Gross et al., PAMI 2012; thesis 3.6.4."
+    options = (Option("pairs", Path, "CSV file: fold,first,second,same.", shared=True),)
 
+    def choose(self, pairs: str | os.PathLike | None = None) -> Shards:
+        import numpy as np
 
-def cross_validated(x: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Decision value of each row of x (float64 [n, d]) by an SVM trained on the other folds, float64 [n]; above 0: same."""
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import LinearSVC
+        from trainer.evaluate.pairs import read_pairs
 
-    score = np.full(len(x), np.nan)
-    for number in np.unique(fold):
-        held = fold == number
-        machine = make_pipeline(StandardScaler(), LinearSVC(random_state=0, max_iter=10_000))
-        score[held] = machine.fit(x[~held], same[~held]).decision_function(x[held])
-    if np.isnan(score).any():
-        raise AssertionError(f"{np.isnan(score).sum()} of {len(score)} pairs were not scored")
-    return score
+        if pairs is None:
+            raise ProtocolError("similarity needs the list of pairs", f"--pairs FILE ({','.join(COLUMNS)})")
+        source = self.bench.source()
+        self.fold, first, second, self.same, notes = read_pairs(Path(pairs), source)
+        self.videos, index = np.unique(np.concatenate([first, second]), return_inverse=True)
+        self.first, self.second = index[: len(first)], index[len(first) :]
+        self.notes += notes
+        return source
 
+    def rows_of(self, network: str, backbone: nn.Module) -> Iterator[dict]:
+        import numpy as np
 
-def area_under_curve(score: np.ndarray, same: np.ndarray) -> float:
-    """Probability that a same pair scores above a different one, ties half."""
-    from sklearn.metrics import roc_auc_score
+        from trainer.evaluate.classifiers import area_under_curve, cross_validated
+        from trainer.evaluate.numbers import accuracy
+        from trainer.evaluate.pairs import pair_measures
 
-    return float(roc_auc_score(same, score))
+        found = self.bench.features(network, self.shards, self.videos, "sliding")
+        keys = [key for key in found.arrays if key[1] == "max"][-STAGES:]
+        means = (found.video_means(key) for key in keys)
+        measured = np.concatenate([pair_measures(x, self.first, self.second) for x in means], axis=1)
+        score = cross_validated(measured, self.same, self.fold)
+        row = {"stage": "+".join(stage for stage, _ in keys), "pooling": "max"}
+        yield {**row, "metric": "accuracy", **accuracy((score > 0) == self.same, np.arange(len(self.same)))}
+        yield {**row, "metric": "AUC", "value": 100 * area_under_curve(score, self.same)}
 
+    def conditions(self) -> dict[str, Any]:
+        same, folds = 100 * self.same.mean(), len(set(self.fold.tolist()))
+        return {
+            "split": None,
+            "mode": f"linear SVM on 12 (dis)similarities x {STAGES} stages, {folds} folds",
+            "views": "all clips of 16 frames with 8 overlapping, averaged",
+            "items": f"{len(self.same)} pairs of {len(self.videos)} videos, {same:.1f} % of them the same",
+        }
 
-def format_table(result: dict) -> str:
-    """The result of `similarity` for the screen."""
-    lines = protocol.header(result, "similarity")
-    lines += protocol.table(result["rows"], ("network", "stage", "pooling"), ("metric",))
-    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+    @classmethod
+    def command(cls, name: str, run: str, shards: str) -> str:
+        return f"{super().command(name, run, shards)} --pairs FILE"

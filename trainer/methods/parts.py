@@ -42,7 +42,7 @@ def classification(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     return {
         "loss": distributed.mean(F.cross_entropy(logits, targets, reduction="none")),
         "accuracy": distributed.mean((logits.argmax(1) == targets).float()),
-        "chance": logits.new_tensor(1 / logits.shape[1]),
+        "chance": logits.new_full((), 1 / logits.shape[1]),
     }
 
 

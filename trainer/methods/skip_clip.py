@@ -102,7 +102,7 @@ class SkipClip(Method):
             + self.negative_weight * losses["negative"]
             + self.rotation_weight * losses["rotation"],
             "accuracy": distributed.mean(right),
-            "chance": scores.new_tensor(1 / 2),
+            "chance": scores.new_full((), 1 / 2),
             **losses,
             "rotation_accuracy": rotation["accuracy"],
         }

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from labelgen.files import write_text
 from trainer import checkpoint
 from trainer.errors import TrainerError
-from trainer.evaluate.protocol import shown
-from trainer.page import Html, html, items, page, paragraph, table
-from trainer.published import pretraining
-from trainer.report import parameters
-from trainer.results import MEASURED, Result, flat, read_results, value_cell
+from trainer.evaluate.results import MEASURED, Result, csv_text, flat, read_results
+from trainer.evaluate.tables import aligned, shown, with_split
+from trainer.pages.page import fill, items, join, page, paragraph, table
+from trainer.pages.published import pretraining
+from trainer.pages.report import made_by, parameters
+from trainer.pages.results import value_cell
 
 # of a protocol, what tells of the network; all else are conditions, which must be equal where numbers stand in one row
 _OF_THE_NETWORK = (
@@ -46,23 +47,23 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
     Raises TrainerError for fewer than two runs, for one named twice, and what checkpoint.load raises.
     """
     saved = [checkpoint.load(run, best=True) for run in runs]
-    folders = [own.run.resolve() for own in saved]
+    folders = [run.run.resolve() for run in saved]
     if len(set(folders)) < len(folders) or len(folders) < 2:
         raise TrainerError(f"runs to compare are {', '.join(map(str, runs))}: name two or more, each once")
     short = [folder.name for folder in folders]
     names = short if len(set(short)) == len(short) else list(map(str, folders))
     results, tables, notes = {}, [], []
-    for name, own in zip(names, saved, strict=True):
-        results[name], damaged = read_results(own.run)
+    for name, run in zip(names, saved, strict=True):
+        results[name], damaged = read_results(run.run)
         notes += damaged
-    for name, own in zip(names, saved, strict=True):
+    for name, run in zip(names, saved, strict=True):
         for result in results[name]:
             measured = result.protocol["pretraining"]["steps"]
-            if measured != own.meta["step"]:
+            if measured != run.meta["step"]:
                 notes.append(
-                    f"{result.title}, {name}: measured at step {measured}, the run is now at {own.meta['step']}"
+                    f"{result.title}, {name}: measured at step {measured}, the run is now at {run.meta['step']}"
                 )
-    for title in dict.fromkeys(result.title for own in results.values() for result in own):
+    for title in dict.fromkeys(result.title for of_run in results.values() for result in of_run):
         by = {name: result for name in names for result in results[name] if result.title == title}
         groups: dict[tuple, dict[str, Result]] = {}
         for name, result in by.items():
@@ -76,23 +77,25 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
                 tables.append(_table(title, dict(same), group, notes))
     return {
         "names": names,
-        "runs": {name: _about(own) for name, own in zip(names, saved, strict=True)},
-        "tables": [own for own in tables if own["rows"]],
+        "runs": {name: _about(run) for name, run in zip(names, saved, strict=True)},
+        "tables": [one for one in tables if one["rows"]],
         "notes": notes,
     }
 
 
 def conditions(result: Result) -> dict[str, str]:
     """All of a result's protocol that does not tell of the network."""
-    own = {key: value for key, value in result.protocol.items() if key not in _OF_THE_NETWORK}
-    return {key: str(value) for key, value in sorted(flat(own))}
+    kept = {key: value for key, value in result.protocol.items() if key not in _OF_THE_NETWORK}
+    return {key: str(value) for key, value in sorted(flat(kept))}
 
 
 def _difference(by: dict[str, Result]) -> str:
     of = {name: conditions(result) for name, result in by.items()}
-    keys = dict.fromkeys(key for own in of.values() for key in own)
-    unlike = [key for key in keys if len({own.get(key) for own in of.values()}) > 1]
-    return "; ".join(f"{key} is " + ", ".join(f"{own.get(key)} ({name})" for name, own in of.items()) for key in unlike)
+    keys = dict.fromkeys(key for told in of.values() for key in told)
+    unlike = [key for key in keys if len({told.get(key) for told in of.values()}) > 1]
+    return "; ".join(
+        f"{key} is " + ", ".join(f"{told.get(key)} ({name})" for name, told in of.items()) for key in unlike
+    )
 
 
 def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -> dict:
@@ -134,13 +137,13 @@ def _about(saved: checkpoint.Checkpoint) -> dict[str, object]:
     method, dataset = pretraining(settings, meta["initial"])
     finetuned = checkpoint.with_labels(settings)
     return {
-        "method": method + ", finetuned" * finetuned,
+        "method": f"{method}, finetuned" if finetuned else method,
         "options": ", ".join(f"{name} {value}" for name, value in flat(settings["options"])),
         "backbone": settings["backbone"],
         "width": f"{settings['width']:g}",
         "parameters": f"{parameters(saved):,}",
         "pretrained on": (dataset or "nothing") if finetuned else meta["dataset"],
-        "trained on": meta["dataset"] + f", split {meta['split']}" * bool(meta["split"]),
+        "trained on": with_split(meta["dataset"], meta["split"]),
         "samples per epoch": " + ".join(f"{n:,}" for n in meta["samples"].values()),
         "epochs": settings["epochs"],
         "batch size": settings["batch_size"],
@@ -165,23 +168,17 @@ def _cells(table: dict, names: list[str], cell) -> tuple[list[str], list[list]]:
 def format_table(result: dict) -> str:
     """The result of `compare` for the screen."""
     names, about = result["names"], result["runs"]
-    lines = _aligned([["", *names], *([key, *(about[name][key] for name in names)] for key in about[names[0]])])
-    for own in result["tables"]:
-        head, rows = _cells(own, names, lambda row, sign: f"{shown(row)} {sign or ' '}")
-        lines += ["", own["title"], "; ".join(f"{key}: {value}" for key, value in own["conditions"].items())]
-        lines += [*_aligned([head, *rows]), _marked(own)]
+    lines = aligned([["", *names], *([key, *(about[name][key] for name in names)] for key in about[names[0]])])
+    for one in result["tables"]:
+        head, rows = _cells(one, names, lambda row, sign: f"{shown(row)} {sign or ' '}")
+        lines += ["", one["title"], "; ".join(f"{key}: {value}" for key, value in one["conditions"].items())]
+        lines += [*aligned([head, *rows]), _marked(one)]
     return "\n".join([*lines, "", RULE, *(f"note: {note}" for note in result["notes"])])
 
 
 def _marked(table: dict) -> str:
     marked = sum(any(row["marks"].values()) for row in table["rows"])
     return f"{marked} of {len(table['rows'])} rows differ from the first run by more than the intervals"
-
-
-def _aligned(rows: list[list]) -> list[str]:
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in texts]
 
 
 def write(result: dict, path: Path) -> None:
@@ -195,38 +192,32 @@ def write(result: dict, path: Path) -> None:
 def _page(result: dict) -> str:
     names, about = result["names"], result["runs"]
 
-    def cell(row: dict, sign: str) -> Html:
-        told = f' <abbr title="{_MARKS[sign]}">{sign}</abbr>' if sign else ""
-        return Html(value_cell(row) + told)
+    def cell(row: dict, sign: str) -> Markup:
+        marked = fill(' <abbr title="{}">{}</abbr>', _MARKS[sign], sign) if sign else ""
+        return join((value_cell(row), marked))
 
     rows = [[key, *(about[name][key] for name in names)] for key in about[names[0]]]
     sections = [("runs", "The runs", table("What was trained", ["", *names], rows))]
-    for i, own in enumerate(result["tables"]):
-        told = "; ".join(f"{key}: {value}" for key, value in own["conditions"].items())
-        told = f"{_marked(own)}. {told}"
-        head, body = _cells(own, names, cell)
+    for i, one in enumerate(result["tables"]):
+        told = "; ".join(f"{key}: {value}" for key, value in one["conditions"].items())
+        told = f"{_marked(one)}. {told}"
+        head, body = _cells(one, names, cell)
         numbers = range(len(head) - len(names), len(head))
         content = paragraph(told, "muted") + table(
-            f"{own['title']}, with the 95 % interval by video", head, body, numbers
+            f"{one['title']}, with the 95 % interval by video", head, body, numbers
         )
-        sections.append((f"table-{i}", own["title"], content))
+        sections.append((f"table-{i}", one["title"], content))
     if result["notes"]:
-        sections.append(("notes", "Notes", items(map(html, result["notes"]))))
-    foot = "Made by vssl {vssl}, Python {python}, torch {torch}.".format(**checkpoint.versions())
-    return page(f"{len(names)} runs compared", RULE, "", sections, foot)
+        sections.append(("notes", "Notes", items(result["notes"])))
+    return page(f"{len(names)} runs compared", RULE, "", sections, made_by())
 
 
 def _csv(result: dict) -> str:
     lines = [
-        {"protocol": own["title"], **row["what"], "run": name, **{k: of.get(k) for k in ("value", "low", "high")}}
+        {"protocol": one["title"], **row["what"], "run": name, **{k: of.get(k) for k in ("value", "low", "high")}}
         | {"mark": row["marks"][name]}
-        for own in result["tables"]
-        for row in own["rows"]
+        for one in result["tables"]
+        for row in one["rows"]
         for name, of in row["of"].items()
     ]
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for line in lines for key in line))
-    writer = csv.DictWriter(text, columns or ["protocol"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(lines, ["protocol"])

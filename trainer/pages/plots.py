@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
+
+from trainer.pages.page import fill, join
 
 _WIDTH, _SMALL = 360, 300  # units of a plot, of one with curves; about as many pixels on a phone: text stays readable
 _LETTER = 6.8  # units that a letter takes
@@ -52,19 +54,22 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _svg(height: float, label: str, content: list[str], width: float = _WIDTH) -> str:
-    inside = "".join(content)
-    most = f"max-width:{1.4 * width:.0f}px"  # larger letters than the text around would look odd
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" style="{most}" role="img" aria-label="{escape(label)}">{inside}</svg>'
+def _svg(height: float, label: str, content: list[Markup], width: float = _WIDTH) -> Markup:
+    return fill(
+        '<svg viewBox="0 0 {:g} {:g}" style="max-width:{:.0f}px" role="img" aria-label="{}">{}</svg>',
+        width,
+        height,
+        1.4 * width,  # larger letters than the text around would look odd
+        label,
+        join(content),
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", extra: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{extra}>{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start", extra: Markup | str = "") -> Markup:
+    return fill('<text x="{:.1f}" y="{:.1f}" text-anchor="{}"{}>{}</text>', x, y, anchor, extra, text)
 
 
-def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool = False) -> str:
+def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool = False) -> Markup:
     """Curves over a common x axis; zero: the y axis begins at 0. label: what a screen reader says."""
     left, right, top, bottom, height = 42, 8, 8, 34, 190
     xs = np.concatenate([np.asarray(s.x, float) for s in series])
@@ -83,26 +88,23 @@ def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool
     out = []
     for tick in ticks(y_low, y_high):
         y = at(x_low, tick)[1]
-        out.append(
-            f'<path class="grid" d="M{left} {y:.1f}H{_SMALL - right}"/>' + _text(left - 6, y + 4, number(tick), "end")
-        )
+        out.append(fill('<path class="grid" d="M{} {:.1f}H{}"/>', left, y, _SMALL - right))
+        out.append(_text(left - 6, y + 4, number(tick), "end"))
     for tick in ticks(x_low, x_high):
         out.append(_text(at(tick, y_low)[0], height - bottom + 16, number(tick), "middle"))
     out.append(_text(_SMALL - right, height - 4, x_name, "end"))
     for s in series:
         if s.low is not None:
             there, back = np.stack(at(s.x, s.low), 1), np.stack(at(s.x, s.high), 1)[::-1]
-            out.append(f'<path class="band" d="{_path(np.concatenate([there, back]))}Z"/>')
+            out.append(fill('<path class="band" d="{}Z"/>', _path(np.concatenate([there, back]))))
     for s in series:
         places = np.stack(at(s.x, s.y), 1)
-        out.append(f'<path class="curve {s.kind}" d="{_path(places)}"/>')
+        out.append(fill('<path class="curve {}" d="{}"/>', s.kind, _path(places)))
         if "level" not in s.kind and ("dots" in s.kind or len(places) == 1):
-            named = zip(places, s.x, s.y, strict=True)
-            out += [
-                f'<circle class="mark {s.kind}" cx="{px:.1f}" cy="{py:.1f}" r="3.5">'
-                f"<title>{escape(s.name)}, {x_name} {number(x)}: {number(y)}</title></circle>"
-                for (px, py), x, y in named
-            ]
+            for (px, py), x, y in zip(places, s.x, s.y, strict=True):
+                told = f"{s.name}, {x_name} {number(x)}: {number(y)}"
+                template = '<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="3.5"><title>{}</title></circle>'
+                out.append(fill(template, s.kind, px, py, told))
     return _svg(height, label, out, _SMALL)
 
 
@@ -115,7 +117,7 @@ def _path(places: np.ndarray) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
 
 
-def intervals(rows: Sequence[tuple[str, Sequence[Point]]], label: str) -> str:
+def intervals(rows: Sequence[tuple[str, Sequence[Point]]], label: str) -> Markup:
     """One line per row, its points side by side on an axis of per cent from 0, with their intervals."""
     space = _LETTER * max((len(name) for name, _ in rows), default=0)
     left, right, top, step = min(130, 12 + space), 12, 6, 24
@@ -130,7 +132,7 @@ def intervals(rows: Sequence[tuple[str, Sequence[Point]]], label: str) -> str:
     bottom = top + step * len(rows)
     out = []
     for tick in ticks(lowest, largest, 5):
-        out.append(f'<path class="grid" d="M{at(tick):.1f} {top}V{bottom}"/>')
+        out.append(fill('<path class="grid" d="M{:.1f} {}V{}"/>', at(tick), top, bottom))
         out.append(_text(at(tick), bottom + 16, number(tick), "middle"))
     for i, (name, points) in enumerate(rows):
         centre = top + step * (i + 0.5)
@@ -140,23 +142,25 @@ def intervals(rows: Sequence[tuple[str, Sequence[Point]]], label: str) -> str:
             told = f"{name}, {p.kind}: {p.value:.1f} %"
             if p.low is not None:
                 told += f", 95 % interval {p.low:.1f} to {p.high:.1f}"
-                out.append(f'<path class="interval {p.kind}" d="M{at(p.low):.1f} {y:.1f}H{at(p.high):.1f}"/>')
+                template = '<path class="interval {}" d="M{:.1f} {:.1f}H{:.1f}"/>'
+                out.append(fill(template, p.kind, at(p.low), y, at(p.high)))
             out.append(_mark(p.kind, at(p.value), y, step, told))
     return _svg(height, label, out)
 
 
-def _mark(kind: str, x: float, y: float, step: float, told: str) -> str:
-    title = f"<title>{escape(told)}</title>"
+def _mark(kind: str, x: float, y: float, step: float, told: str) -> Markup:
+    title = fill("<title>{}</title>", told)
     if kind == "chance":
-        return f'<path class="curve level" d="M{x:.1f} {y - step / 2:.1f}V{y + step / 2:.1f}">{title}</path>'
-    return f'<circle class="mark {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4">{title}</circle>'
+        template = '<path class="curve level" d="M{0:.1f} {1:.1f}V{2:.1f}">{3}</path>'
+        return fill(template, x, y - step / 2, y + step / 2, title)
+    return fill('<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="4">{}</circle>', kind, x, y, title)
 
 
 def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def legend(kinds: Sequence[tuple[str, str]]) -> str:
+def legend(kinds: Sequence[tuple[str, str]]) -> Markup:
     """A list of what the marks of a plot mean: (kind of mark, words)."""
     marks = {
         "line": '<path class="curve" d="M0 6H26"/>',
@@ -166,55 +170,51 @@ def legend(kinds: Sequence[tuple[str, str]]) -> str:
         "random": '<path class="interval random" d="M0 6H26"/><circle class="mark random" cx="13" cy="6" r="4"/>',
         "chance": '<path class="curve level" d="M13 0V12"/>',
     }
-    entries = (
-        f'<li><svg viewBox="0 0 26 12" aria-hidden="true">{marks[kind]}</svg>{escape(text)}</li>'
-        for kind, text in kinds
-    )
-    return f'<ul class="legend">{"".join(entries)}</ul>\n'
+    template = '<li><svg viewBox="0 0 26 12" aria-hidden="true">{}</svg>{}</li>'
+    return fill('<ul class="legend">{}</ul>\n', join(fill(template, Markup(marks[kind]), text) for kind, text in kinds))
 
 
-def bars(rows: Sequence[tuple[str, float, str]], label: str) -> str:
+def bars(rows: Sequence[tuple[str, float, str]], label: str) -> Markup:
     """One bar per row (name, per cent, text behind it), from top to bottom."""
     left, right, step = min(140, 12 + _LETTER * max(len(name) for name, _, _ in rows)), 74, 20
     out = []
     for i, (name, value, text) in enumerate(rows):
         y, length = step * i + 3, value / 100 * (_WIDTH - left - right)
-        out.append(
-            _text(left - 8, y + 11, _short(name, 21), "end", "") + f'<path class="base" d="M{left:.1f} {y - 1}v16"/>'
-        )
+        out.append(_text(left - 8, y + 11, _short(name, 21), "end"))
+        out.append(fill('<path class="base" d="M{:.1f} {}v16"/>', left, y - 1))
         if value > 0:
-            out.append(f'<rect class="bar" x="{left:.1f}" y="{y}" width="{length:.1f}" height="14" rx="2"/>')
+            template = '<rect class="bar" x="{:.1f}" y="{}" width="{:.1f}" height="14" rx="2"/>'
+            out.append(fill(template, left, y, length))
         out.append(_text(left + length + 6, y + 11, text))
     return _svg(step * len(rows) + 4, label, out)
 
 
-def matrix(classes: Sequence[str], counts: np.ndarray, label: str) -> str:
+def matrix(classes: Sequence[str], counts: np.ndarray, label: str) -> Markup:
     """A confusion matrix, int [classes, classes], rows true and columns predicted, coloured by each row's share; names up to
     40 classes, counts in the cells up to 15."""
     n, named = len(classes), len(classes) <= 40
     margin = min(130.0, 14 + _LETTER * max(map(len, classes))) if named else 24.0
     cell = max(13.0 if named else 2.0, min(34.0, (_WIDTH - margin - 4) / n))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    out = [f'<rect class="frame" x="{margin:.1f}" y="{margin:.1f}" width="{n * cell:.1f}" height="{n * cell:.1f}"/>']
+    template = '<rect class="frame" x="{0:.1f}" y="{0:.1f}" width="{1:.1f}" height="{1:.1f}"/>'
+    out = [fill(template, margin, n * cell)]
     for level in range(1, 11):  # one path per shade: a matrix of 400 classes stays a small file
         cells = np.argwhere(np.ceil(10 * shares) == level)
         spots = "".join(
             f"M{margin + c * cell:.1f} {margin + r * cell:.1f}h{cell:.1f}v{cell:.1f}h-{cell:.1f}z" for r, c in cells
         )
         if spots:
-            out.append(f'<path class="cell" fill-opacity="{level / 10:g}" d="{spots}"/>')
+            out.append(fill('<path class="cell" fill-opacity="{:g}" d="{}"/>', level / 10, spots))
     if n <= 15:
         for (r, c), count in np.ndenumerate(counts):
             if count:
                 place = margin + (c + 0.5) * cell, margin + (r + 0.5) * cell + 4
-                out.append(_text(*place, str(count), "middle", ' class="count"'))
+                out.append(_text(*place, str(count), "middle", Markup(' class="count"')))
     if named:
         for i, name in enumerate(classes):
             place = margin + (i + 0.5) * cell
-            turned = f' transform="rotate(-90 {place + 4:.1f} {margin - 6:.1f})"'
-            out.append(
-                _text(margin - 6, place + 4, _short(name, 20), "end")
-                + _text(place + 4, margin - 6, _short(name, 20), "start", turned)
-            )
+            turned = fill(' transform="rotate(-90 {:.1f} {:.1f})"', place + 4, margin - 6)
+            out.append(_text(margin - 6, place + 4, _short(name, 20), "end"))
+            out.append(_text(place + 4, margin - 6, _short(name, 20), "start", turned))
     size = margin + n * cell + 4
     return _svg(size, label, out, size)

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from markupsafe import Markup
 
-from trainer.page import Html, details, items, paragraph, table
-from trainer.results import TITLES, Result, own_rows, value_cell
+from trainer.checkpoint import with_labels
+from trainer.evaluate import protocol_class
+from trainer.evaluate.results import Result, of_the_network
+from trainer.pages.page import details, items, join, paragraph, table
+from trainer.pages.results import value_cell
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 
 
-def published_html(settings: dict, initial: dict | None, results: Sequence[Result]) -> Html:
+def published_html(settings: dict, initial: dict | None, results: Sequence[Result]) -> Markup:
     """Tables of the published numbers of a run's method and backbone, by protocol, and this run's own on the same data sets.
 
     settings: the run's; initial: what it started from, see checkpoint.start_from: of a finetuned run the method is that of
@@ -21,7 +25,7 @@ def published_html(settings: dict, initial: dict | None, results: Sequence[Resul
     """
     method, backbone = pretraining(settings, initial)[0], settings["backbone"]
     content = yaml.safe_load(PUBLISHED.read_text())
-    out = ""
+    out = Markup()
     for protocol in dict.fromkeys(group["protocol"] for group in content["groups"]):
         groups = [group for group in content["groups"] if group["protocol"] == protocol]
         entries = [
@@ -31,35 +35,40 @@ def published_html(settings: dict, initial: dict | None, results: Sequence[Resul
             if entry["backbone"] == backbone and entry["method"] in (method, "none")
         ]
         if any(entry["method"] == method for _, entry in entries):
-            own = [result for result in results if result.name == protocol]
-            out += _table(protocol, backbone, entries, own, content["ks"])
+            measured = [result for result in results if result.name == protocol]
+            out += _table(protocol, backbone, entries, measured)
     if not out:
-        return Html()
+        return Markup()
     about = f"What papers report for {method} with {backbone}, and for {backbone} from random weights, in grey."
     about += " Their protocols differ, from ours and from one another."
-    about += f" Their networks have width 1, this one {settings['width']:g}." * (settings["width"] != 1)
+    if settings["width"] != 1:
+        about += f" Their networks have width 1, this one {settings['width']:g}."
     sources = items(f"{name}: {text}" for name, text in content["papers"].items())
-    return Html(paragraph(about) + out + details("Sources", sources))
+    return join((paragraph(about), out, details("Sources", sources)))
 
 
 def pretraining(settings: dict, initial: dict | None) -> tuple[str, str | None]:
     """Method and data set that a backbone was pretrained with; "none" for one that was trained with labels from the start."""
-    if settings["method"] != "recognition":
+    if not with_labels(settings):
         return settings["method"], None
     return (initial["settings"]["method"], initial["dataset"]) if initial else ("none", None)
 
 
-def _table(protocol: str, backbone: str, entries: list[tuple[str, dict]], results: list[Result], ks: list[int]) -> Html:
-    metrics = [f"top-{k}" for k in ks] if protocol == "retrieval" else ["accuracy"]
-    out, datasets = "", sorted({dataset for _, entry in entries for dataset in entry["values"]})
+def _table(protocol: str, backbone: str, entries: list[tuple[str, dict]], results: list[Result]) -> Markup:
+    metrics, title = protocol_class(protocol).published, protocol_class(protocol).title
+    out, datasets = Markup(), sorted({dataset for _, entry in entries for dataset in entry["values"]})
     for dataset in datasets:
-        own = [row for result in results if result.protocol["dataset"] == dataset for row in _own(result, metrics)]
+        measured = [
+            row for result in results if result.protocol["dataset"] == dataset for row in _this_run(result, metrics)
+        ]
         rows = [_row(how, entry, entry["values"][dataset]) for how, entry in entries if dataset in entry["values"]]
         head = ("Where", *metrics, "Method", "Pretrained on", "Protocol")
-        kinds = [*([""] * len(own)), *(["published"] * len(rows))]
-        caption = f"{TITLES[protocol]} on {dataset}, {backbone}, %" + "; not measured for this run" * (not own)
-        out += table(caption, head, [*own, *rows], range(1, 1 + len(metrics)), kinds)
-    return Html(out)
+        kinds = [*([""] * len(measured)), *(["published"] * len(rows))]
+        caption = f"{title} on {dataset}, {backbone}, %"
+        if not measured:
+            caption += "; not measured for this run"
+        out += table(caption, head, [*measured, *rows], range(1, 1 + len(metrics)), kinds)
+    return out
 
 
 def _row(how: str, entry: dict, values: float | list) -> list[str]:
@@ -70,12 +79,12 @@ def _row(how: str, entry: dict, values: float | list) -> list[str]:
     return [entry["source"], *shown, method, entry.get("pretraining", ""), how]
 
 
-def _own(result: Result, metrics: list[str]) -> list[list]:
+def _this_run(result: Result, metrics: Sequence[str]) -> list[list]:
     """This run's rows for the table: the two last stages, max pooling, each level."""
     p = result.protocol
-    rows = [row for row in own_rows(result) if row["metric"] in metrics and row.get("pooling", "max") == "max"]
+    rows = [row for row in of_the_network(result) if row["metric"] in metrics and row.get("pooling", "max") == "max"]
     last = list(dict.fromkeys(row["stage"] for row in rows if "stage" in row))[-2:]
-    lines: dict[tuple, dict[str, Html]] = {}
+    lines: dict[tuple, dict[str, Markup]] = {}
     for row in rows:
         if row.get("stage") in (*last, None):
             lines.setdefault((row.get("stage"), row.get("level")), {})[row["metric"]] = value_cell(row)

@@ -1,0 +1,198 @@
+"""What all protocols share: the registry, to which one is added here, the bench, the order of stages, the blocks of the docs."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from cli.main import main
+from labelgen.shards import ShardReader
+from tests.trainer.pages import Page
+from tests.trainer.synthetic import CONFIG, write_shard
+from trainer import checkpoint, data
+from trainer.errors import TrainerError
+from trainer.evaluate import PROTOCOLS, bench, features, protocol_class, tables
+from trainer.evaluate.bench import Bench, measure
+from trainer.evaluate.features import Compute
+from trainer.evaluate.protocol import Option, Protocol
+from trainer.settings import Settings
+from trainer.training import train
+
+ONE = Compute(8, 0, "cpu")
+CENTROID = '''
+"""Nearest centroid: which class has the nearest mean?"""
+
+from trainer.evaluate.protocol import FoldProtocol, Option
+
+
+class Centroid(FoldProtocol):
+    """Name the class whose mean is nearest."""
+
+    title = "Nearest centroid"
+    question = "Is the nearest class mean the right one?"
+    items = "Each video."
+    classifier = "The nearest mean of a class."
+    left_out = "Videos without a label."
+    source = "A test."
+    options = (Option("power", int, "Power of the distance.", default=2, least=1, shared=True),)
+
+    def choose(self, power=2):
+        self.power = power
+        return super().choose()
+
+    def scores(self, items, level):
+        import numpy as np
+
+        from trainer.evaluate.folds import of_videos
+
+        targets, hits = self.plan.source.targets, []
+        for test, train in self.plan.parts:
+            x, videos = of_videos(items, train)
+            classes = np.unique(targets[videos])
+            means = np.stack([x[targets[videos] == name].mean(0) for name in classes])
+            queries, of = of_videos(items, test)
+            distance = (np.abs(queries[:, None] - means) ** self.power).sum(2)
+            hits.append(classes[distance.argmin(1)] == targets[of])
+        return [{"metric": "accuracy", **score} for score in self.plan.scores(hits, [test for test, _ in self.plan.parts])]
+
+    def conditions(self):
+        return {**super().conditions(), "views": "10 clips of 16 frames, averaged", "classifier": f"power {self.power}"}
+'''
+
+
+@pytest.fixture(scope="module")
+def run(demo, tmp_path_factory):
+    torch.set_num_threads(1)
+    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Eight videos, of which one protocol computes the flow."""
+    folder = tmp_path_factory.mktemp("out") / "small"
+    config = {**CONFIG, "flow": {"backend": "dis"}}
+    write_shard(folder / "00000.h5", [20] * 8, [1] * 4 + [3] * 4, list("aabb") * 2, config=config)
+    return folder
+
+
+@pytest.fixture
+def centroid(tmp_path, monkeypatch):
+    """A protocol that is added by its file and one line."""
+    (tmp_path / "centroid_of_a_test.py").write_text(CENTROID)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PROTOCOLS, "centroid", "centroid_of_a_test:Centroid")
+    yield
+    sys.modules.pop("centroid_of_a_test", None)
+
+
+def vssl(*arguments):
+    done = CliRunner().invoke(main, [*map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_protocol_is_its_file_and_one_line(centroid, small, run):
+    common = ("--shards", small, "--checkpoint", run, "--workers", 0)
+    assert "centroid     Name the class whose mean is nearest." in vssl("eval", "--help")
+    told = vssl("eval", "centroid", "--help")
+    assert "--power INTEGER RANGE" in told and "Power of the distance.  [default:" in told and "or all" in told
+    told = vssl("eval", "centroid", *common, "--power", 3)
+    assert told.startswith(
+        "nearest centroid on small, split split1\nmode: test part against train part; views: 10 clips"
+    )
+    assert "pretrained  conv5  mean" in told and str(run / "results/centroid-small-split1.json") in told
+    result = json.loads((run / "results/centroid-small-split1.json").read_text())
+    assert result["protocol"]["classifier"] == "power 3" and len(result["rows"]) == 2 * 5 * 2
+    assert CliRunner().invoke(main, ["eval", "centroid", "--power", "0"]).exit_code == 2
+    together = vssl("eval", "all", *common, "--power", 4)
+    assert "nearest centroid on small, split split1" in together and "retrieval on small" in together
+    result = json.loads((run / "results/centroid-small-split1.json").read_text())
+    assert result["protocol"]["classifier"] == "power 4"
+    vssl("report", run, "--shards", small)
+    text = Page((run / "report.html").read_text()).text
+    assert "Nearest centroid on small, split split1: accuracy, video, conv5, max" in text
+    (run / "results/centroid-small-split1.json").unlink()
+    vssl("report", run, "--shards", small)
+    text = Page((run / "report.html").read_text()).text
+    assert f"Nearest centroid: vssl eval centroid --checkpoint {run} --shards {small}" in text
+    block = "\n".join(tables.blocks())
+    assert (
+        "### `vssl eval centroid`: Nearest centroid\n\n- **Question**: Is the nearest class mean the right one?"
+        in block
+    )
+
+
+def test_every_protocol_declares_what_the_docs_say():
+    words = ("title", "question", "items", "classifier", "left_out", "source", "__doc__")
+    for name in PROTOCOLS:
+        protocol = protocol_class(name)
+        assert all(getattr(protocol, word).strip() for word in words) and issubclass(protocol, Protocol)
+        assert len({option.argument or option.name for option in protocol.options}) == len(protocol.options)
+        assert all(isinstance(option, Option) and option.help for option in protocol.options)
+    with pytest.raises(TrainerError, match="unknown protocol 'luck': there are retrieval, knn, "):
+        protocol_class("luck")
+
+
+@pytest.mark.parametrize("command", [["retrieval"], ["knn", "--split", "all"], ["recognition"], ["all"]])
+def test_shards_are_opened_once_for_a_command(tmp_path, monkeypatch, command):
+    folder, opened = tmp_path / "two", []
+    config = {**CONFIG, "flow": {"backend": "dis"}}
+    for shard in (0, 1):
+        split = np.where(np.arange(8)[:, None] % 2 == np.arange(2), 3, 1)
+        write_shard(folder / f"0000{shard}.h5", [20] * 8, split, list("aabb") * 2, config=config, splits=("x", "y"))
+    method = {"recognition": "recognition"}.get(command[0], "rotation")
+    settings = Settings(method=method, width=0.06, epochs=1, workers=0, batch_size=8, holdout=0.3)
+    made = train(settings, folder, tmp_path / "run")
+    reading = ShardReader.__init__
+    monkeypatch.setattr(ShardReader, "__init__", lambda self, path: opened.append(str(path)) or reading(self, path))
+    vssl("eval", *command, "--shards", folder, "--checkpoint", made, "--workers", 0)
+    assert sorted(opened) == [str(folder / "00000.h5"), str(folder / "00001.h5")]
+
+
+class ManyStages(nn.Module):
+    """Stages whose names are sorted in another order than they stand in."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        mean = x.mean((2, 3, 4), keepdim=True)
+        return {name: mean + place for place, name in enumerate(("stem", "layer9", "layer10", "head"))}
+
+
+def test_stages_stand_in_the_order_of_the_network(demo, run, monkeypatch):
+    source, saved = data.Shards(demo), checkpoint.load(run)
+    order = [(stage, pooling) for stage in ("stem", "layer9", "layer10", "head") for pooling in ("max", "mean")]
+    for _ in range(2):  # extracted, then read again
+        found = features.features(saved, "pretrained", ManyStages(), source, source.videos[:2], "spread", ONE)
+        assert list(found.arrays) == order
+    about = next(run.glob("features/*/layer10-max.npy")).with_name("about.json")
+    assert [tuple(key) for key in json.loads(about.read_text())["arrays"]] == order
+    monkeypatch.setattr(bench.features, "networks", lambda _: {"pretrained": ManyStages()})
+    rows = measure("scenes", demo, run, compute=ONE)["rows"]
+    stages = [row["stage"] for row in rows if row["metric"] == "accuracy" and "stage" in row]
+    assert stages == ["layer9", "layer9", "layer10", "layer10", "head", "head"]
+
+
+def test_features_without_a_stored_order_are_read_by_name(demo, run):
+    source, saved = data.Shards(demo), checkpoint.load(run)
+    backbone = features.networks(saved)["pretrained"]
+    kept = features.features(saved, "pretrained", backbone, source, source.videos[:3], "spread", ONE)
+    for path in run.glob("features/*/about.json"):
+        about = json.loads(path.read_text())
+        about.pop("arrays")
+        path.write_text(json.dumps(about))
+    again = features.features(saved, "pretrained", backbone, source, source.videos[:3], "spread", ONE)
+    assert list(again.arrays) == list(kept.arrays) and ("conv1", "max") in again.arrays
+
+
+def test_one_bench_measures_several_protocols(demo, run):
+    both = Bench(demo, run, compute=ONE)
+    for name in ("knn", "smoothness"):
+        alone, shared = measure(name, demo, run, compute=ONE), both.measure(name)
+        assert alone == shared

@@ -1,0 +1,82 @@
+"""Linear classifiers on frozen features, by scikit-learn: logistic regression and support vector machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from trainer.evaluate.folds import grouped_folds
+
+ITERATIONS = 2000  # of L-BFGS, at most
+STRENGTHS = 10.0 ** np.arange(-1, 5)  # C, of features whose rows have about length 1
+
+
+def probe(x: np.ndarray, targets: np.ndarray, groups: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, float]:
+    """Class predicted for each row of test (float32 [m, d]), int64 [m], and the C that was chosen on the training part
+    (x float32 [n, d], targets int64 [n], groups [n])."""
+    right = np.zeros(len(STRENGTHS), np.int64)
+    if len(np.unique(groups)) == 1:
+        groups = np.arange(len(targets))
+    for held in grouped_folds(targets, groups):
+        kept = np.setdiff1d(np.arange(len(targets)), held)
+        predicted = predictions(x[kept], targets[kept], x[held], STRENGTHS)
+        right += (predicted == targets[held]).sum(1)
+    strength = STRENGTHS[right.argmax()]
+    return predictions(x, targets, test, [strength])[0], float(strength)
+
+
+def predictions(x: np.ndarray, targets: np.ndarray, test: np.ndarray, strengths: Iterable[float]) -> np.ndarray:
+    """Class predicted for each row of test by a logistic regression with each C, int64 [strengths, m]."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    if (targets == targets[0]).all():
+        return np.full((len(strengths), len(test)), targets[0])
+    scaler = StandardScaler().fit(x.astype(np.float64))
+    x, test = (scaler.transform(part.astype(np.float64)) / np.sqrt(x.shape[1]) for part in (x, test))
+    if len(x) < x.shape[1]:  # the weights lie in the span of the rows of x: the same fit in fewer coordinates
+        basis = np.linalg.svd(x, full_matrices=False)[2].T
+        x, test = x @ basis, test @ basis
+    models = [LogisticRegression(C=c, tol=1e-5, max_iter=ITERATIONS).fit(x, targets) for c in strengths]
+    return np.stack([model.predict(test) for model in models])
+
+
+def leave_one_out(x: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Class predicted for each row of x (float32 [n, d]) by a linear SVM trained on all other rows, int64 [n]."""
+    from sklearn.svm import LinearSVC
+
+    # an SVM depends on inner products alone: n coordinates hold them all, and fewer are faster to train on
+    u, s, _ = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+    x = u * s
+    predicted = np.empty(len(x), np.int64)
+    for i in range(len(x)):
+        others = np.arange(len(x)) != i
+        if len(np.unique(targets[others])) == 1:
+            predicted[i] = targets[others][0]
+        else:
+            predicted[i] = LinearSVC(random_state=0).fit(x[others], targets[others]).predict(x[i : i + 1])[0]
+    return predicted
+
+
+def cross_validated(x: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Decision value of each row of x (float64 [n, d]) by an SVM trained on the other folds, float64 [n]; above 0: same."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    score = np.full(len(x), np.nan)
+    for number in np.unique(fold):
+        held = fold == number
+        machine = make_pipeline(StandardScaler(), LinearSVC(random_state=0, max_iter=10_000))
+        score[held] = machine.fit(x[~held], same[~held]).decision_function(x[held])
+    if np.isnan(score).any():
+        raise AssertionError(f"{np.isnan(score).sum()} of {len(score)} pairs were not scored")
+    return score
+
+
+def area_under_curve(score: np.ndarray, same: np.ndarray) -> float:
+    """Probability that a same pair scores above a different one, ties half."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(same, score))

@@ -1,0 +1,90 @@
+"""Pairs of videos: their list, and how alike the two are."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from trainer import data
+from trainer.errors import TrainerError
+from trainer.evaluate.bench import incomplete
+
+_TINY = 1e-12
+_CHUNK = 256  # pairs whose features are in memory at a time
+
+
+def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Fold int64 [n], rows of source.videos of both videos int64 [n], same bool [n], and notes for the reader."""
+    names: dict[str, int] = {}
+    for row, name in enumerate(source.text("videos/id")):
+        for spelling in {name, Path(name).name, name.rsplit(".", 1)[0], Path(name).stem}:
+            names[spelling] = -1 if spelling in names else row  # -1: two videos of that name
+    found, missing = [], 0
+    try:
+        with open(path, newline="") as file:
+            table = csv.DictReader(file)
+            if set(table.fieldnames or ()) != {"fold", "first", "second", "same"}:
+                raise TrainerError(f"{path}: columns {table.fieldnames}, expected fold, first, second, same")
+            for line in table:
+                if line["same"] not in ("0", "1") or not (line["fold"] or "").isdecimal():
+                    raise TrainerError(
+                        f"{path}: line {table.line_num}: {line}, expected a number as fold and 0 or 1 as same"
+                    )
+                videos = [names.get(line[side], -1) for side in ("first", "second")]
+                if -1 in videos:
+                    missing += 1
+                else:
+                    found.append((int(line["fold"]), *videos, line["same"] == "1"))
+    except OSError as error:
+        raise TrainerError(f"{path}: cannot be read ({error.strerror})") from error
+    if not found:
+        raise TrainerError(
+            f"{path}: none of its {missing} pairs has both videos in the shards, whose ids look like {next(iter(names), '')!r}"
+        )
+    fold, first, second, same = (np.array(column) for column in zip(*found, strict=True))
+    for number in np.unique(fold):
+        if len(np.unique(same[fold != number])) < 2:
+            raise TrainerError(
+                f"{path}: without fold {number} there are not both same and different pairs to learn from"
+            )
+    notes = [f"{missing} pairs left out, whose videos are not in the shards"] if missing else []
+    notes += incomplete(source, {"videos": len(source.videos), "folds": len(np.unique(fold)), "pairs": len(fold)})
+    return fold, first, second, same, notes
+
+
+def pair_measures(x: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The 12 measures of each pair of rows of x (float32 [videos, d], not negative), float64 [pairs, 12]."""
+    parts = [measures(x[first[i : i + _CHUNK]], x[second[i : i + _CHUNK]]) for i in range(0, len(first), _CHUNK)]
+    return np.concatenate(parts)
+
+
+def measures(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The 12 (dis)similarities of vectors without negative values, [n, d] each -> float64 [n, 12], in the order of
+    [thesis tab. 3.9]. Where a quotient has no value (0 / 0) its term is 0; logarithms are taken of values + 1e-12."""
+    if (a < 0).any() or (b < 0).any():
+        raise TrainerError("features have negative values, for which these measures are not defined")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    both, product, difference = a + b, a * b, a - b
+    safe = np.where(both > 0, both, 1)
+    log = np.log((a + _TINY) / (b + _TINY))
+    dot = product.sum(1)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.stack(
+        [
+            dot,
+            np.sqrt(dot),
+            np.sqrt(np.sqrt(product).sum(1)),
+            np.sqrt((product / safe).sum(1)),
+            dot / np.maximum(lengths, _TINY),
+            np.sqrt((difference**2 / safe).sum(1)),
+            np.abs(difference).sum(1),
+            np.sqrt(((np.sqrt(a) - np.sqrt(b)) ** 2).sum(1)),
+            (difference * log).sum(1) / 2,
+            np.sqrt((difference**2).sum(1)),
+            np.sqrt(np.maximum(a, b) / safe).sum(1),
+            np.minimum(a, b).sum(1) / np.maximum(a.sum(1) * b.sum(1), _TINY),
+        ],
+        axis=1,
+    )

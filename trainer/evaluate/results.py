@@ -1,0 +1,187 @@
+"""Results as files of a run: <run>/results/<protocol>-<data set>[-<split>].json, with their rows as .csv beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from labelgen.files import write_json, write_text
+from trainer.evaluate import PROTOCOLS, protocol_class
+from trainer.evaluate.tables import overall, with_split
+
+if TYPE_CHECKING:
+    from trainer.evaluate.protocol import Protocol
+
+MEASURED = ("value", "low", "high", "dimensions", "C", "videos")  # what of a row does not say what was measured
+OTHER_VIDEO = "other video"
+_NUMBER = int | float
+_SHAPE = {  # of a file; names with ? may be missing
+    "protocol": {
+        "dataset": str,
+        "split": str | None,
+        "gallery?": str,
+        "mode": str,
+        "views": str,
+        "pretraining": {"method": str, "dataset": str, "steps": int},
+        "initial": dict | None,
+    },
+    "rows": [
+        {"metric": str, "value": _NUMBER, "low?": _NUMBER, "high?": _NUMBER, "distance?": int | str}
+        | dict.fromkeys(("network?", "stage?", "pooling?", "level?", "split?", "class?", "video?"), str)
+    ],
+    "notes": [str],
+    "neighbours?": [{"query": str, "label": str, "nearest": [[str]]}],
+    "sheets?": [{"video": str, "label": str, "file": str, "shown": [str]}],
+    "confusion?": {"classes": [str], "counts": [[int]]},
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One file of <run>/results: the name of the protocol, what the file holds, and the run's folder."""
+
+    name: str
+    content: dict
+    run: Path
+
+    @property
+    def protocol(self) -> dict:
+        return self.content["protocol"]
+
+    @property
+    def kind(self) -> str:
+        """The name of the protocol: that of the result, or of a search across data sets what it begins with."""
+        return self.name.partition("-")[0] if self.name.endswith("-by") else self.name
+
+    @property
+    def measured_by(self) -> type[Protocol] | None:
+        """The protocol, None where there is none of that name."""
+        return protocol_class(self.kind) if self.kind in PROTOCOLS else None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the protocol drew sheets, which have a section of their own on the page."""
+        return self.measured_by is not None and bool(self.content.get("sheets"))
+
+    @property
+    def title(self) -> str:
+        p, measured_by = self.protocol, self.measured_by
+        title = measured_by.title if measured_by else self.name
+        crossed = self.name != self.kind and "gallery" in p
+        title += f" from {p['gallery']} by {p['dataset']}" if crossed else f" on {p['dataset']}"
+        return with_split(title, p["split"])
+
+
+def write(result: dict, run: Path, name: str) -> None:
+    """Write a result and its rows; result["file"] is then the path of the first."""
+    protocol = result["protocol"]
+    folder = run / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [name, protocol["dataset"], protocol["split"]]
+    stem = "-".join(str(part).replace("/", "_") for part in parts if part)
+    write_text(folder / f"{stem}.csv", csv_text(result["rows"]))
+    write_json(folder / f"{stem}.json", result)
+    result["file"] = str(folder / f"{stem}.json")
+
+
+def csv_text(rows: Sequence[dict], columns: Iterable[str] = ()) -> str:
+    """Rows as the text of a CSV file; a column per key, the named ones first."""
+    text = io.StringIO()
+    table = csv.DictWriter(
+        text, list(dict.fromkeys([*columns, *(key for row in rows for key in row)])), lineterminator="\n"
+    )
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def read_results(run: Path) -> tuple[list[Result], list[str]]:
+    """The results of a run, in the order of PROTOCOLS, and a note about each file that no `vssl eval` wrote."""
+    found, notes = [], []
+    for path in sorted((run / "results").glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            _check(content)
+        except (OSError, ValueError, RecursionError) as error:
+            notes.append(f"{path}: not a result of vssl eval, or damaged ({error}); delete it and measure again")
+            continue
+        of = [content["protocol"][key] for key in ("dataset", "split") if content["protocol"][key]]
+        found.append(Result(path.stem.removesuffix("-" + "-".join(of).replace("/", "_")), content, run))
+    order = [*PROTOCOLS]
+    return sorted(found, key=lambda result: order.index(result.name) if result.name in order else len(order)), notes
+
+
+def _check(content: object) -> None:
+    """Raise ValueError for what is not the content of a result."""
+    _fit(content, _SHAPE, "it")
+    if initial := content["protocol"]["initial"]:
+        _fit(initial, {"settings": {"method": str}, "dataset": str}, "initial")
+    for row in content["rows"]:
+        numbers = [row.get(key, 0) for key in ("value", "low", "high")]
+        other = isinstance(row.get("distance"), str) and row["distance"] != OTHER_VIDEO
+        if other or ("low" in row) != ("high" in row) or not all(abs(number) < 1e6 for number in numbers):
+            raise ValueError(f"row {str(row):.60}")
+    if not all(len(pair) == 2 for query in content.get("neighbours", ()) for pair in query["nearest"]):
+        raise ValueError("neighbours without their class")
+    if confusion := content.get("confusion"):
+        classes, counts = confusion["classes"], np.array(confusion["counts"])  # ValueError where rows differ in length
+        if counts.shape != (len(classes),) * 2 or not counts.any():
+            raise ValueError(f"{len(classes)} classes, confusions {counts.shape}")
+
+
+def _fit(value: object, shape: object, name: str) -> None:
+    if not isinstance(value, type(shape) if isinstance(shape, (dict, list)) else shape):
+        raise ValueError(f"{name} is {value!r:.60}")
+    if isinstance(shape, list):
+        for one in value:
+            _fit(one, shape[0], name)
+    elif isinstance(shape, dict):
+        for key, wanted in shape.items():
+            if key.removesuffix("?") in value:
+                _fit(value[key.removesuffix("?")], wanted, key.removesuffix("?"))
+            elif not key.endswith("?"):
+                raise ValueError(f"no {key}")
+
+
+def of_the_network(result: Result) -> list[dict]:
+    """The rows of the run's own network, without those of single classes and videos."""
+    rows = [row for row in overall(result.content["rows"]) if row.get("network", "pretrained") == "pretrained"]
+    return [row for row in rows if not row.keys() & {"class", "video"}]
+
+
+def headline(result: Result) -> dict | None:
+    """The one row that stands for a result, by a rule that does not look at the values: the first metric, video level, the
+    last stage, max pooling, as far as there are several. None where no row has an interval."""
+    rows = [row for row in of_the_network(result) if "low" in row]
+    for key, wanted in (("metric", None), ("level", "video"), ("stage", None), ("pooling", "max")):
+        values = [row[key] for row in rows if key in row]
+        if values:
+            value = wanted if wanted in values else values[0] if key == "metric" else values[-1]
+            rows = [row for row in rows if row.get(key) == value]
+    return rows[0] if rows else None
+
+
+def beside(result: Result, row: dict) -> dict[str, float]:
+    """Values of the random network and of chance for what a row measured, by network."""
+    keys = row.keys() - {"network", *MEASURED}
+    return {
+        other["network"]: other["value"]
+        for other in overall(result.content["rows"])
+        if other.get("network") in ("random", "chance") and all(other.get(key, row[key]) == row[key] for key in keys)
+    }
+
+
+def flat(values: dict, before: str = "") -> list[tuple[str, object]]:
+    """Names and values of a nested dict, without those that are None."""
+    rows = []
+    for name, value in values.items():
+        if value is not None:
+            rows += flat(value, f"{before}{name}.") if isinstance(value, dict) else [(before + name, value)]
+    return rows

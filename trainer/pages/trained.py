@@ -1,0 +1,153 @@
+"""What was trained, and how it went: the facts, the curves and the settings of a run as a part of its page."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+
+from trainer.evaluate.results import flat
+from trainer.evaluate.tables import with_split
+from trainer.pages import plots
+from trainer.pages.page import details, facts, figure, grid, items, join, paragraph, table
+from trainer.pages.plots import Series, number
+
+_POINTS = 240  # of a curve at most; more steps are averaged
+_NO_METRICS = ("step", "epoch", "lr", "data_ms", "compute_ms", "total_ms", "clips_per_s", "easier_half")
+_RATE = "clips_per_s"
+
+
+def trained_html(meta: dict, log: dict[str, np.ndarray], held: dict[str, np.ndarray], damaged: Sequence[str]) -> Markup:
+    """Facts, curves and settings of a run.
+
+    meta: of its checkpoint; log, held: of its log.csv and holdout.csv, see read_log; damaged: what of them is, in words
+    """
+    settings, several = meta["settings"], len(meta["samples"]) > 1
+    samples = (f"{n:,} ({name})" if several else f"{n:,}" for name, n in meta["samples"].items())
+    told = [
+        ("Data", f"{with_split(meta['dataset'], meta['split'])}, {meta['videos']:,} videos in the shards"),
+        ("Samples per epoch", ", ".join(samples)),
+        ("Budget", f"{settings['epochs']} epochs, {meta['steps']:,} steps of at most {settings['batch_size']} samples"),
+        ("Optimiser", f"{settings['optimizer']}, learning rate {settings['lr']:g}, schedule {settings['schedule']}"),
+        ("Seed", settings["seed"]),
+        ("Made with", ", ".join(f"{key} {value}" for key, value in meta["environment"].items())),
+    ]
+    if initial := meta["initial"]:
+        trained_on = with_split(initial["dataset"], initial["split"])
+        by = f"{initial['settings']['method']} on {trained_on}, step {initial['step']:,}: {initial['file']}"
+        told.insert(0, ("Started from", by))
+    if log:
+        log = {**log, "total_ms": np.maximum(log["total_ms"], 0.1)}  # what the log resolves: means are weighted with it
+        minutes, waited = log["total_ms"].sum() / 6e4, log["data_ms"].sum() / log["total_ms"].sum()
+        spent = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.1f} minutes"
+        told.append(("Time", f"{spent}, {100 * waited:.1f} % of it waiting for data"))
+    out = [facts("The run", told)]
+    if damaged:
+        out.append(items(damaged))
+    if log:
+        out.append(_curves(log, held, settings["curriculum"]))
+    elif not damaged:
+        out.append(paragraph("No step is logged yet.", "muted"))
+    out.append(details("All settings", table("Settings of the run", ("Setting", "Value"), flat(settings))))
+    configuration = table("Configuration of the shards", ("Setting", "Value"), flat(meta["config"]))
+    return join([*out, details("How the labels were made", configuration)])
+
+
+def columns_needed(settings: dict) -> list[str]:
+    """What log.csv of a run of these settings must have."""
+    needed = ["step", "epoch", "lr", "data_ms", "total_ms", _RATE]
+    return [*needed, "easier_half"] if settings["curriculum"] else needed
+
+
+def read_log(path: Path, needed: Sequence[str] = ()) -> tuple[dict[str, np.ndarray], str]:
+    """Columns of log.csv or holdout.csv, float64 [rows], and what of it is damaged, in words. No columns where the file is
+    missing, cannot be read, lacks one of `needed` or has no whole row."""
+    try:
+        with open(path, newline="") as file:
+            head, *lines = [*csv.reader(file)] or [[]]
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, ValueError, csv.Error) as error:
+        return {}, f"{path.name} cannot be read ({error})"
+    missing = [name for name in needed if name not in head]
+    if missing and head:
+        return {}, f"{path.name} is damaged: it has no column {', '.join(missing)}"
+    rows = [row for row in map(_numbers, lines) if len(row) == len(head)]
+    left = len(lines) - len(rows)
+    told = f"{path.name}: {left} of {len(lines)} rows are damaged and left out" if left else ""
+    return dict(zip(head, np.array(rows).T, strict=False)), told
+
+
+def _numbers(line: Sequence[str]) -> list[float]:
+    """Numbers of a line; none where one of them is no number that can be drawn."""
+    try:
+        numbers = [float(text) for text in line]
+    except ValueError:
+        return []
+    return numbers if all(abs(number) < 1e30 for number in numbers) else []
+
+
+def binned(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+    """Of a curve float [n] at most 240 points: the last x, the (weighted) mean, the smallest and the largest y of each."""
+    parts = np.array_split(np.arange(len(x)), min(len(x), _POINTS))
+    weights = np.ones(len(x)) if weights is None else weights
+    points = [(x[p[-1]], np.average(y[p], weights=weights[p]), y[p].min(), y[p].max()) for p in parts]
+    return tuple(np.array(column) for column in zip(*points, strict=True))
+
+
+def _curves(log: dict, held: dict, curriculum: float) -> Markup:
+    metrics = [name for name in log if name not in _NO_METRICS and not name.endswith("chance")]
+    main = [name for name in metrics if name.split(".")[-1] in ("loss", "accuracy")]
+    several = len(log["step"]) > _POINTS
+    kinds = [("line", "training, mean and range of several steps" if several else "training")]
+    if held:
+        kinds.append(("dots", "held-out videos"))
+    if any("chance" in name for name in log):
+        kinds.append(("level", "guessing"))
+    out = [plots.legend(kinds), grid((_curve(name, log, held) for name in (*main, "lr", _RATE)), "small")]
+    if curriculum:
+        easier = int(log["easier_half"].sum())
+        out.append(paragraph(f"Curriculum: the first {easier:,} steps saw the easier half of the clips only."))
+    others = [name for name in metrics if name not in main]
+    if others:
+        out.append(details("More curves", grid((_curve(name, log, held) for name in others), "small")))
+    return join([*out, details("Numbers by epoch", _by_epoch(log, held))])
+
+
+def _curve(name: str, log: dict, held: dict) -> Markup:
+    share = name.endswith("accuracy")
+    scale, weights = 100 if share else 1, log["total_ms"] if name == _RATE else None
+    x, mean, low, high = binned(log["step"], scale * log[name], weights)
+    series = [Series("training", x, mean, "line", *((low, high) if len(log["step"]) > len(x) else ()))]
+    told = f"{name} over {len(log['step']):,} steps, from {number(mean[0])} to {number(mean[-1])}"
+    if name in held and name != "lr":
+        series.append(Series("held-out videos", held["step"], scale * held[name], "dots"))
+        told += f"; on held-out videos from {number(scale * held[name][0])} to {number(scale * held[name][-1])}"
+    chance = name.removesuffix("accuracy") + "chance"
+    if share and chance in log:
+        x, mean, *_ = binned(log["step"], scale * log[chance])
+        series.append(Series("guessing", x, mean, "level"))
+        told += f"; guessing gives {number(mean[-1])}"
+    title = {"lr": "learning rate", _RATE: "clips per second"}.get(name, name.replace("_", " "))
+    if share:
+        title += ", %"
+    return figure(title, plots.lines(series, told, zero=share or name in ("lr", _RATE)))
+
+
+def _by_epoch(log: dict, held: dict) -> Markup:
+    names = [name for name in log if name not in _NO_METRICS or name in ("lr", _RATE)]
+    scored = [name for name in held if name in ("loss", "accuracy")]
+    rows = []
+    for epoch in np.unique(log["epoch"]):
+        steps = log["epoch"] == epoch
+        weights = {_RATE: log["total_ms"][steps]}
+        means = [np.average(log[name][steps], weights=weights.get(name)) for name in names]
+        last = log["step"][steps][-1]
+        scores = [number(held[name][held["step"] == last][0]) for name in scored if (held["step"] == last).any()]
+        scores += [""] * (len(scored) - len(scores))
+        rows.append([f"{epoch + 1:.0f}", f"{last:,.0f}", *map(number, means), *scores])
+    head = ["Epoch", "Last step", *names, *(f"held-out {name}" for name in scored)]
+    return table("Means over the steps of each epoch", head, rows, range(len(head)))
