@@ -34,6 +34,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from labelgen.config import CLIP_LENGTH  # noqa: E402
 from trainer import data  # noqa: E402
 from trainer.methods.statistics import Statistics  # noqa: E402
 
@@ -148,7 +149,7 @@ def video_clip(path: Path, first: int, height: int, width: int) -> Iterator[np.n
             if frame.pts >= first:
                 yield cv2.resize(frame.to_ndarray(format="rgb24"), (width, height), interpolation=cv2.INTER_AREA)
                 count += 1
-                if count == data.CLIP_LENGTH:
+                if count == CLIP_LENGTH:
                     return
 
 
@@ -184,7 +185,7 @@ def compare(shards: data.Shards, paths: list[Path], most: int, repeats: int) -> 
     for title, seconds in (("imdecode", bare), ("vssl, worker", worker), ("vssl, with main", both), ("PyAV", video)):
         rate, ratio = len(jpegs) / np.median(seconds), bare / seconds
         share = f"{np.median(ratio):11.2f}  {ratio.min():.2f}..{ratio.max():.2f}"
-        print(f"{title:15} | {rate:8.0f} | {rate / data.CLIP_LENGTH:7.0f} | {share}")
+        print(f"{title:15} | {rate:8.0f} | {rate / CLIP_LENGTH:7.0f} | {share}")
     faster = video / worker
     print(f"\nvssl / PyAV: {np.median(faster):.1f}, {faster.min():.1f}..{faster.max():.1f}")
     print(f"on the clock the worker gave {len(chosen) / np.median(clock):.0f} clips/s")

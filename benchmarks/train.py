@@ -43,6 +43,7 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from labelgen import shards  # noqa: E402
+from labelgen.config import CLIP_LENGTH  # noqa: E402
 from labelgen.labels.pace import pace_rows  # noqa: E402
 from trainer import data  # noqa: E402
 from trainer.augment import MEAN, STD  # noqa: E402
@@ -292,7 +293,7 @@ def _step(backbone: str, setup: Setup, precision: str, form: torch.memory_format
     if compiled:
         network.backbone.compile()
     optimiser = sgd(network)
-    clips = torch.randn(setup.batch, 3, data.CLIP_LENGTH, setup.size, setup.size, device=device)
+    clips = torch.randn(setup.batch, 3, CLIP_LENGTH, setup.size, setup.size, device=device)
     clips = clips.contiguous(memory_format=form)
     labels = torch.arange(setup.batch, device=device) % len(PACES)
 
@@ -328,7 +329,7 @@ def flops_per_clip(backbone: str, setup: Setup) -> float:
     """Floating-point operations, forward and backward, of convolutions and matrix products; nothing is computed."""
     with torch.device("meta"):
         network = Classifier(backbone, setup.width)
-        clip = torch.empty(2, 3, data.CLIP_LENGTH, setup.size, setup.size)
+        clip = torch.empty(2, 3, CLIP_LENGTH, setup.size, setup.size)
     with FlopCounterMode(display=False) as counter:
         network(clip).sum().backward()
     return counter.get_total_flops() / 2

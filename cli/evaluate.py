@@ -38,6 +38,8 @@ def _option(declared):
     kind = {Path: _FOLDER}.get(declared.kind, declared.kind)
     if declared.least is not None:
         kind = click.IntRange(declared.least)
+    if kind is bool:
+        return click.Option([f"--{declared.name.replace('_', '-')}"], is_flag=True, help=declared.help)
     names = [f"--{declared.name.replace('_', '-')}", declared.argument or declared.name]
     return click.Option(names, type=kind, default=declared.default, multiple=declared.several, help=declared.help)
 

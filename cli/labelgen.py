@@ -42,6 +42,12 @@ def _clips(ctx, param, value: str) -> int | None:
     default=Path("out"),
     help="Shards go to OUT/NAME/; with --dataset folder, NAME is that of --root.",
 )
+@click.option(
+    "--group",
+    metavar="PATTERN",
+    help="Videos of one source (person, film, camera) show by their names that they belong together: a regular expression "
+    "with one part in brackets, such as '^([^_]+)_', searched in the file name, or in the path if it has a /.",
+)
 @click.option("--split", help="Label only the videos of an official split (1), a part (train), or both (1/train).")
 @click.option("--workers", default=1, type=click.IntRange(1), help="Processes; at most one per core is started.")
 @click.option(
@@ -81,7 +87,7 @@ def _clips(ctx, param, value: str) -> int | None:
     type=click.FloatRange(0, min_open=True),
     help="Give a video up after so many seconds without a frame.",
 )
-def labelgen(dataset, root, out, split, workers, backend, scheduler, videos_per_shard, stall, size, **settings):
+def labelgen(dataset, root, out, group, split, workers, backend, scheduler, videos_per_shard, stall, size, **settings):
     """Label videos: optical flow, motion, appearance, difficulty, pace and order, into HDF5 shards.
 
     The same command again goes on where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
@@ -103,8 +109,13 @@ def labelgen(dataset, root, out, split, workers, backend, scheduler, videos_per_
         root = root or default_root("demo")
         with Progress("rendered") as progress:
             render(root, progress=progress)
-    data = load(dataset, root)
+    data = load(dataset, root, group)
     click.echo(data.summary())
+    if dataset == "folder" and not any(video.group for video in data.videos):
+        click.echo(
+            "no groups: videos of one source (person, film, camera) can stand on both sides of a hold-out or a test, which makes "
+            "numbers look better than they are; name the sources with --group PATTERN"
+        )
     videos = select(data.videos, data.splits, split)
     split = split_name(data.splits, split)
     if scheduler is not None and workers > 1:

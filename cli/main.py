@@ -7,10 +7,13 @@ import sys
 
 import click
 
+from cli.cluster import cluster
 from cli.demo import demo
+from cli.embed import embed, search
 from cli.evaluate import evaluate
 from cli.export import export
 from cli.labelgen import labelgen
+from cli.map import map_
 from cli.report import compare, report
 from cli.show import shards_group, show
 from cli.train import finetune, train
@@ -52,7 +55,22 @@ def main():
     """
 
 
-for command in (labelgen, train, finetune, evaluate, export, report, compare, show, shards_group, demo):
+for command in (
+    labelgen,
+    train,
+    finetune,
+    evaluate,
+    export,
+    report,
+    compare,
+    show,
+    shards_group,
+    demo,
+    embed,
+    search,
+    cluster,
+    map_,
+):
     main.add_command(command)
 
 if __name__ == "__main__":

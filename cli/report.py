@@ -41,7 +41,7 @@ def _sheets(config_hash, shards, count, seed):
     labels = []
     for reader, clip in random.Random(seed).sample(clips, min(count, len(clips))):
         video, start = reader.arrays["clips/video"][clip], reader.arrays["clips/start"][clip]
-        name = f"{reader.arrays['videos/id'][video]}, frames {start} to {start + 15}"
+        name = f"{reader.arrays['videos/id'][video]}, frames {start} to {start + reader.clip_length - 1}"
         shown = "frames, flow, motion boundaries, blocks of most motion, most diverse and most stable blocks"
         labels.append(Sheet(name, f"Labels of {name}: {shown}", label_sheet(reader, clip)))
     try:

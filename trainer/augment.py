@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 MEAN, STD = 0.45, 0.225  # of RGB values in 0..1
-BRIGHTNESS, CONTRAST, SATURATION, HUE = (
-    0.8,
-    0.8,
-    0.8,
-    0.2,
-)  # ranges of the colour jitter: the public code of pace's authors
+# The colour jitter is that of the public code of pace's authors; the thesis has no numbers.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.8, 0.8, 0.8, 0.2  # its ranges
 JITTER_PROBABILITY = 0.8
 _LUMA = (0.299, 0.587, 0.114)
 _SECTORS = (5.0, 3.0, 1.0)  # of the hue, for R, G, B

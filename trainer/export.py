@@ -15,7 +15,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from labelgen import files
-from labelgen.shards import CLIP_LENGTH
 from trainer import checkpoint
 from trainer.augment import MEAN, STD
 from trainer.errors import TrainerError
@@ -33,9 +32,10 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
           averaged weights these
     form: a name of FORMATS, default by the suffix of `out`: .safetensors, .onnx, .pt (torchscript)
 
-    ONNX and TorchScript take float32 [B, 3, 16, crop, crop] with any B and give the stages by name. The file is read
-    back and run on random clips; returns the content of the JSON file and the largest absolute difference from the
-    network itself. Raises TrainerError, with nothing written, when it is above TOLERANCE or a package is missing.
+    ONNX and TorchScript take float32 [B, 3, T, crop, crop], T as of the clips of the shards, with any B and give the stages
+    by name. The file is read back and run on random clips; returns the content of the JSON file and the largest absolute
+    difference from the network itself. Raises TrainerError, with nothing written, when it is above TOLERANCE or a package
+    is missing.
     """
     out = Path(out)
     if out.is_dir() or not out.parent.is_dir():
@@ -49,7 +49,7 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
         raise TrainerError(f"unknown format {form!r}, expected one of: {', '.join(FORMATS)}")
     saved = checkpoint.load(run, best=True)
     backbone, crop = _backbone(saved), saved.meta["config"]["crop"]
-    clips = torch.randn(3, 3, CLIP_LENGTH, crop, crop, generator=torch.Generator().manual_seed(0))
+    clips = torch.randn(3, 3, _frames(saved), crop, crop, generator=torch.Generator().manual_seed(0))
     convert, read = FORMATS[form]
     with torch.no_grad():
         content = convert(backbone, clips[:2], saved)  # another batch size than the one that is compared
@@ -85,6 +85,10 @@ def _backbone(saved: checkpoint.Checkpoint) -> nn.Module:
     return backbone.eval().requires_grad_(False)
 
 
+def _frames(saved: checkpoint.Checkpoint) -> int:
+    return saved.meta["config"].get("clip_length", 16)  # always 16 before it was stored
+
+
 def _about(saved: checkpoint.Checkpoint, form: str, backbone: nn.Module, stages: dict[str, Tensor]) -> dict:
     meta, settings, config = saved.meta, saved.meta["settings"], saved.meta["config"]
     return {
@@ -97,7 +101,7 @@ def _about(saved: checkpoint.Checkpoint, form: str, backbone: nn.Module, stages:
             "layout": "B, 3 (RGB), T, H, W; float32; (value / 255 - mean) / std",
             "mean": MEAN,
             "std": STD,
-            "frames": CLIP_LENGTH,
+            "frames": _frames(saved),
             "fps": config.get("fps"),
             "resize": [config["height"], config["width"]],
             "crop": [config["crop"], config["crop"]],

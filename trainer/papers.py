@@ -16,6 +16,7 @@ from trainer.recipes import RECIPES, recipe
 
 PAPERS = Path(__file__).with_name("papers.yaml")
 
+_NOTES = {"lacks": "Left out", "differs": "Differs", "assumes": "Assumed", "remarks": "Remarks"}
 _INTRO = """\
 # The papers' experiments
 
@@ -24,8 +25,9 @@ from `trainer/papers.yaml` and the recipes, by `python -m trainer.papers > docs/
 
 RECIPE is each recipe named in the table, DATASET the data set in its name, BACKBONE that of a row of random weights; RUN is the
 run that a recipe gives, FINETUNED a finetuned one. Shards are labelled once per configuration, by the command beside each of
-[the recipes](#recipes), where the values stand that no source states. Numbers are per cent where nothing else is said; `-` is
-not printed there. A row that nothing runs is of a method that is not here."""
+[the recipes](#recipes), where the values stand that no source states; each recipe's file says more. Numbers are per cent where
+nothing else is said; `-` is not printed there. A row that nothing runs is of a method that is not here. *Differs* is what is
+done otherwise than in the source, *left out* what nothing here runs, with the reason, *assumed* what the source leaves open."""
 
 
 def table() -> list[str]:
@@ -46,22 +48,12 @@ def rows(entry: dict) -> Iterator[tuple[str, str | None, list]]:
         yield label, cells[0] if len(cells) > columns else None, cells[len(cells) - columns :]
 
 
-def missing(entry: dict) -> list[str]:
-    """The recipes that the entry waits for."""
-    return [name for name in entry.get("missing_recipe", ()) if not (RECIPES / f"{name}.yaml").is_file()]
-
-
 def _item(entry: dict) -> Iterator[str]:
-    lacks = [*entry.get("needs", ()), *(f"the recipe `{name}`" for name in missing(entry))]
     if "cannot" in entry:
         yield f"Not run here: {entry['cannot']}."
-    elif lacks:
-        yield f"Runs in part; to come: {'; '.join(lacks)}."
-    else:
-        yield "Runs today."
     if "protocol" in entry:
         yield f"Protocol: {entry['protocol']}."
-    for name, title in (("assumes", "Assumed"), ("remarks", "Remarks")):
+    for name, title in _NOTES.items():
         if name in entry:
             yield f"{title}: {'; '.join(entry[name])}."
     found = [[label, _run(run), *map(_cell, cells)] for label, run, cells in rows(entry)]

@@ -67,12 +67,33 @@ class Settings:
         SHARE,
         default_words="the method's or 0",
     )
+    fraction: float | None = _declared(
+        1.0,
+        "Share of the training videos that is used, drawn from the seed; a smaller one is a part of a larger one",
+        Range("more than 0 and at most 1", lambda x: 0 < x <= 1),
+    )
+    subset: str | None = _declared(
+        "all",
+        "Train on half of the labelled clips alone: the easier, the harder or a random one",
+        choices=("all", "easy", "hard", "random"),
+        commands=("train",),
+    )
     curriculum: float | None = _declared(
-        0.0, "Share of the steps that see the easier half of the clips only", SHARE, commands=("train",)
+        0.0,
+        "Share of the steps, the first ones, that see easier clips only; the learning rate then starts anew",
+        SHARE,
+        commands=("train",),
+    )
+    pacing: str | None = _declared(
+        "single",
+        "Of a curriculum, the share of the clips seen: half; or .04 x 1.9^k, in stages of fixed or varied length",
+        choices=("single", "fixed", "varied"),
+        commands=("train",),
     )
     seed: int | None = _declared(0, "Of the initial weights and of every draw", at_least(0))
 
-    epochs: int | None = _declared(None, "Passes over all samples", POSITIVE)
+    epochs: int | None = _declared(None, "Each shows every sample `repeats` times", POSITIVE)
+    repeats: int | None = _declared(1, "Showings of each sample in an epoch, each a draw of its own", POSITIVE)
     batch_size: int | None = _declared(None, "Samples per step at most, over all processes", POSITIVE)
     accumulate: int | None = _declared(1, "Parts in which a step is computed", POSITIVE)
     lr: float | None = _declared(None, "Learning rate at the start", POSITIVE)
@@ -151,6 +172,8 @@ def resolve(settings: Settings) -> Settings:
     for name, declaration in DECLARATIONS.items():
         if values[name] is not None:  # jitter of several methods
             check_value(name, values[name], declaration.range, declaration.choices)
+    if values["pacing"] != "single" and not values["curriculum"]:
+        raise TrainerError(f"pacing is {values['pacing']}, and curriculum is 0; set curriculum, such as 0.5")
     return Settings(**values)
 
 
@@ -178,6 +201,7 @@ def resumed(given: Settings, stored: dict, run: Path) -> Settings:
     """The stored settings of a run, with what is given and may change. Raises TrainerError for other differences."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     options = changes.pop("options", {})
+    stored = asdict(resolve(Settings(**stored)))  # one of an older version lacks settings
     differences = [
         (name, value, stored[name])
         for name, value in changes.items()

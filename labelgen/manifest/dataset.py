@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from labelgen.errors import ConfigError
-from labelgen.manifest.files import EXTENSIONS, find_videos, locate
-from labelgen.manifest.form import read_manifest
+from labelgen.manifest.files import EXTENSIONS, check_levels, find_videos, locate, put_replacements
+from labelgen.manifest.form import check_group, read_manifest
+from labelgen.manifest.layouts import choose
 from labelgen.manifest.lists import PART_WORDS, class_names, csv_rows, list_members
 from labelgen.manifest.messages import fail, some
-from labelgen.manifest.values import spell_classes, split_by_value, values
+from labelgen.manifest.values import name_numbers, spell_classes, split_by_value, values
 from labelgen.shards import NONE, PARTS, TEST, TRAIN, VALIDATION
 
 
@@ -42,13 +43,15 @@ class Dataset:
     unlisted: tuple[str, ...]  # ids found, in no official list
     others: tuple[str, ...] = ()  # files beside the videos whose extension is no video's
     expected: Mapping[str, int] = field(default_factory=dict)  # official numbers: videos, classes, ...
+    layout: str = ""  # which of the manifest's layouts the folder has; "" where it has one only
 
     def summary(self) -> str:
-        """A few lines for the terminal: found, missing, unlisted, classes, and the parts of each split."""
+        """A few lines for the terminal: found, missing, unlisted, classes, groups, and the parts of each split."""
         listed = len(self.videos) - len(self.unlisted)
         total = self.expected.get("videos") or (listed + len(self.missing) if self.missing or self.unlisted else 0)
         count = f"{listed:,} of {total:,}" if total else f"{listed:,}"
         lines = [f"{self.name}: {count} videos in {self.root}"]
+        lines += [f"  layout: {self.layout}"] if self.layout else []
         what_else = {"missing": self.missing, "unlisted": self.unlisted, "no video by their names": self.others}
         lines += [f"  {what}: {some(names)}" for what, names in what_else.items() if names]
         found = len({video.label for video in self.videos} - {""})
@@ -56,6 +59,9 @@ class Dataset:
         unlabelled = [video.id for video in self.videos if not video.label]
         if self.classes and unlabelled:
             lines.append(f"  without a label: {some(unlabelled)}")
+        if groups := len({video.group for video in self.videos} - {""}):
+            alone = [video.id for video in self.videos if not video.group]
+            lines.append(f"  groups: {groups:,}" + (f"; without one: {some(alone)}" if alone else ""))
         for k, name in enumerate(self.splits[:10]):
             counts = Counter(video.split[k] for video in self.videos)
             parts = (f"{PARTS[part]} {counts[part]:,}" for part in (TRAIN, VALIDATION, TEST))
@@ -70,12 +76,13 @@ def default_root(name: str) -> Path:
     return Path(os.environ.get("VSSL_DATA") or "data") / name
 
 
-def load(dataset: str, root: str | Path | None = None) -> Dataset:
+def load(dataset: str, root: str | Path | None = None, group: str | None = None) -> Dataset:
     """Find the videos of `dataset`: the name of a built-in manifest, or the path of a manifest (.yaml).
 
     They are looked for in `root`, else `$VSSL_DATA/NAME`, else `data/NAME`. A data set of the manifest `folder` is named
-    after its root. Raises ConfigError where there is no such manifest, ManifestError for whatever in the manifest or in
-    the folder is not as expected; videos that are listed but absent are no error.
+    after its root. `group` is a pattern in place of the manifest's, whose part that is the group need not be named if it is the
+    only one. Raises ConfigError where there is no such manifest or for such a pattern, ManifestError for whatever in the manifest
+    or in the folder is not as expected; videos that are listed but absent are no error.
     """
     spec = read_manifest(dataset)
     root = default_root(spec["name"]) if root is None else root
@@ -83,22 +90,42 @@ def load(dataset: str, root: str | Path | None = None) -> Dataset:
     name = spec["name"]
     if dataset == "folder":  # or the results of one folder would take the place of another's
         name = re.sub(r"[^\w.-]", "-", root.name).strip("-.") or name
+    spec, layout = choose(spec, root)
+    if group is not None:
+        check_group(group)
+        spec["group"] = {"pattern": group}
     where = spec.get("videos", {})
     extensions = {"." + e.lower().lstrip(".") for e in where.get("extensions", EXTENSIONS)}
-    paths, others = find_videos(root / where.get("folder", "."), extensions)
+    folder, lists = root / where.get("folder", "."), root / spec.get("lists", ".")
+    paths, others = find_videos(folder, extensions, where.get("within"))
+    if "replacements" in where:
+        put_replacements(paths, where["replacements"])
     ids = sorted(paths)
+    if "levels" in where:
+        check_levels(ids, where["levels"], folder)
 
-    rows = csv_rows(spec, root)
-    classes = class_names(spec, root)
-    names, members = list_members(spec.get("splits", {}), root, classes)
-    located = locate({**rows, **members}, paths, extensions)
+    rows = csv_rows(spec, lists)
+    classes = class_names(spec, lists)
+    names, members, numbers = list_members(spec.get("splits", {}), lists, classes)
+    located = locate(rows, members, paths, extensions, spec.get("csv", {}).get("may_lack"))
     row_of = {id: rows[entry] for entry, id in located.items() if entry in rows}
 
-    labels = values("label", spec, ids, row_of)
-    column = spec.get("label", {}).get("column")
-    known = classes or sorted({row[column] for row in rows.values()} - {""} if column else ())
-    labels = spell_classes(ids, labels, known, declared=bool(classes))
-    classes = classes or tuple(sorted({*known, *labels} - {""}))
+    if spec.get("label", {}).get("number"):
+        if unnumbered := members.keys() - numbers.keys():
+            fail(
+                f"line of the lists in {lists}",
+                min(unnumbered),
+                "a video and the number of its class",
+                "Correct the list",
+            )
+        number_of = {id: numbers[entry] for entry, id in located.items()}
+        labels, classes = name_numbers([number_of.get(id, "") for id in ids], ids)
+    else:
+        labels = values("label", spec, ids, row_of)
+        column = spec.get("label", {}).get("column")
+        known = classes or sorted({row[column] for row in rows.values()} - {""} if column else ())
+        labels = spell_classes(ids, labels, known, declared=bool(classes))
+        classes = classes or tuple(sorted({*known, *labels} - {""}))
     groups = values("group", spec, ids, row_of, labels)
 
     if names:
@@ -119,6 +146,7 @@ def load(dataset: str, root: str | Path | None = None) -> Dataset:
         unlisted=tuple(sorted(unlisted)),
         others=tuple(sorted(others)),
         expected=spec.get("expected", {}),
+        layout=layout,
     )
 
 

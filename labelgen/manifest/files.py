@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from labelgen.manifest.messages import fail
@@ -16,15 +18,26 @@ EXTENSIONS = (
 # fmt: on
 
 
-def find_videos(folder: Path, extensions: set[str]) -> tuple[dict[str, str], list[str]]:
+def search_folders(folder: Path, within: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Path and prefix of the ids of each folder that is searched: `folder`, or those of its sub-folders `within` it that are
+    there."""
+    if within is None:
+        return [(str(folder), "")]
+    return [(str(folder / name), f"{name}/") for name in within if os.path.isdir(folder / name)]
+
+
+def find_videos(
+    folder: Path, extensions: set[str], within: Sequence[str] | None = None
+) -> tuple[dict[str, str], list[str]]:
     """id -> path of all that has a video extension and is no folder, links to nowhere included; and the ids of all other
-    files. Hidden names are left out."""
+    files. Hidden names are left out; `within` names the sub-folders that are searched, None searches all."""
     if not os.path.isdir(folder):
         fail("folder not found", folder, "a folder with the videos", "Name another root or set VSSL_DATA")
     paths: dict[str, str] = {}
     others: list[str] = []
     # os.walk, but with loops of links cut, and no system call for a plain file.
-    stack: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(str(folder), "", ())]
+    stack: list[tuple[str, str, tuple[tuple[int, int], ...]]] = []
+    stack += [(path, prefix, ()) for path, prefix in search_folders(folder, within)]
     while stack:
         directory, prefix, above = stack.pop()
         try:
@@ -59,8 +72,37 @@ def find_videos(folder: Path, extensions: set[str]) -> tuple[dict[str, str], lis
     return paths, others
 
 
-def locate(entries: Iterable[str], ids: Collection[str], extensions: set[str]) -> dict[str, str]:
-    """List entry -> id. An entry is an id, a bare file name, or one of these but for the video extension."""
+def check_levels(ids: Iterable[str], levels: int, folder: Path) -> None:
+    """Raises ManifestError where a video does not lie that many folders deep: its label would be a wrong folder's name."""
+    for id in ids:
+        if (found := id.count("/")) != levels:
+            fail(
+                f"video at the wrong folder level in {folder}",
+                id,
+                f"{levels} folder{'s' * (levels != 1)} above every video, not {found}",
+                "Name the folder that holds the class folders as root, or choose another data set or a manifest of your own",
+            )
+
+
+def put_replacements(paths: dict[str, str], folder: str) -> None:
+    """Let the files below the sub-folder `folder` stand for those of the same name elsewhere, whose ids they take; one that
+    replaces nothing is listed right below `folder`, whose sub-folders are no classes."""
+    prefix = folder.rstrip("/") + "/"
+    better = {id.rpartition("/")[2]: paths.pop(id) for id in [id for id in paths if id.startswith(prefix)]}
+    originals = [id for id in paths if id.rpartition("/")[2] in better] if better else []
+    paths.update({id: better[id.rpartition("/")[2]] for id in originals})
+    paths.update({prefix + name: better[name] for name in better.keys() - {id.rpartition("/")[2] for id in originals}})
+
+
+def locate(
+    rows: Mapping[str, object],
+    members: Iterable[str],
+    ids: Collection[str],
+    extensions: set[str],
+    may_lack: str | None = None,
+) -> dict[str, str]:
+    """List entry -> id. An entry, of a table or of list files, is an id, a bare file name, or one of these but for the video
+    extension; a file that no entry names may lack what the regular expression `may_lack` matches in an entry of the table."""
 
     def stem(name: str) -> str:
         base, extension = os.path.splitext(name)
@@ -75,7 +117,7 @@ def locate(entries: Iterable[str], ids: Collection[str], extensions: set[str]) -
                 clashes[key] = f"{other} and {id}"
     located: dict[str, str] = {}
     owner: dict[str, str] = {}
-    for entry in entries:
+    for entry in chain(rows, members):
         found = entry if entry in ids else by_stem.get(stem(entry))
         if found is None:
             continue
@@ -84,4 +126,17 @@ def locate(entries: Iterable[str], ids: Collection[str], extensions: set[str]) -
         if (other := owner.setdefault(found, entry)) != entry:
             fail(f"two list entries for {found!r}", f"{other} and {entry}", "one", "Correct the lists")
         located[entry] = found
+    if may_lack is not None and len(owner) < len(ids):
+        lacking, short_owner = re.compile(may_lack), dict[str, str]()
+        for entry in [entry for entry in rows if entry not in located]:
+            short = lacking.sub("", entry)
+            found = by_stem.get(short)
+            if found is None or found in owner:
+                continue
+            if short in clashes:
+                fail(f"two videos for {entry!r} of the lists", clashes[short], "one", "Remove one")
+            if (other := short_owner.setdefault(found, entry)) == entry:
+                located[entry] = found
+            elif rows[other] != rows[entry]:
+                fail(f"two list entries for {found!r}", f"{other} and {entry}", "one", "Give the video its full name")
     return located

@@ -10,31 +10,41 @@ from typing import Any
 
 import yaml
 
-from labelgen.errors import ConfigError, ManifestError
+from labelgen.errors import ConfigError, ManifestError, VsslError
 from labelgen.manifest.messages import fail
 from labelgen.shards import PARTS
 
 # The form of a manifest: a type, [a type] for a non-empty list, a mapping of the keys that may be there.
 _VALUE = {"column": str, "pattern": str, "folder": int}
-_FORM = {
-    "name": str,
-    "source": str,
-    "licence": str,
-    "expected": dict.fromkeys(("videos", "classes", "folds", "pairs"), int),
-    "videos": {"folder": str, "extensions": [str]},
-    "csv": {"files": [str], "video": str},
-    "label": _VALUE,
+_WHERE = {  # where everything lies on disk: of the manifest, or of one of its layouts
+    "videos": {"folder": str, "extensions": [str], "within": [str], "levels": int, "replacements": str},
+    "lists": str,
+    "csv": {"files": [str], "video": str, "may_lack": str},
+    "label": {**_VALUE, "number": bool},
     "group": _VALUE,
     "classes": {"names": [str], "file": str, "pattern": str},
     "splits": {
         "names": [str],
         "lists": dict.fromkeys(PARTS[1:], str),
+        "optional": bool,
+        "by_name": bool,
         "flags": str,
         "column": str,
         "folder": int,
         "leave_out": str,
     },
 }
+_FORM = {
+    "name": str,
+    "like": str,
+    "source": str,
+    "licence": str,
+    "expected": dict.fromkeys(("videos", "classes", "folds", "pairs"), int),
+    **_WHERE,
+    "layouts": [{"name": str, **_WHERE}],
+}
+_KINDS = {str: "text", int: "a whole number", bool: "true or false"}
+_CHOICES = {"names", "optional", "by_name"}  # keys of splits that are no kind of split
 
 
 def builtin_manifests() -> dict[str, Traversable]:
@@ -77,8 +87,27 @@ def read_manifest(dataset: str) -> dict[str, Any]:
         spec = yaml.safe_load(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ManifestError(f"cannot read the manifest {dataset}: {error}") from error
-    _check_form(spec, _FORM, f"manifest {dataset}")
-    _check_meaning(spec, f"manifest {dataset}")
+    where = f"manifest {dataset}"
+    _check_form(spec, _FORM, where)
+    if not re.fullmatch(r"[\w-][\w.-]*", spec.get("name", "")):
+        fail(f"name in {where}", spec.get("name", ""), "letters, digits, - or _", "It names folders: give one")
+    if "like" in spec:
+        if spec["like"] not in builtin_manifests():
+            known = ", ".join(builtin_manifests())
+            fail(f"like in {where}", spec["like"], f"a built-in data set: {known}", "Correct the name")
+        model = read_manifest(spec["like"])
+        if "layouts" in model:  # what is given here holds for all of them
+            kept = [
+                {key: value for key, value in layout.items() if key == "name" or key not in spec}
+                for layout in model["layouts"]
+            ]
+            model["layouts"] = kept
+        spec = {**model, **spec}
+    layouts = spec.get("layouts", [{}])
+    for number, layout in enumerate(layouts, 1):
+        if "layouts" in spec and "name" not in layout:
+            fail(f"layout {number} of {where}", ", ".join(layout), "a name", "Give it one")
+        _check_meaning({**spec, **layout}, where)
     return spec
 
 
@@ -95,25 +124,31 @@ def _check_form(value: object, form: object, where: str) -> None:
             fail(f"wrong type in {where}", value, "a list with at least one entry", "Write [a, b]")
         for item in value:
             _check_form(item, form[0], where)
-    elif type(value) is not form:
-        kind = "text" if form is str else "a whole number"
-        fail(f"wrong type in {where}", value, f"{kind}, not {type(value).__name__}", "Correct it; text may need quotes")
+    elif isinstance(form, type) and type(value) is not form:
+        fail(
+            f"wrong type in {where}",
+            value,
+            f"{_KINDS[form]}, not {type(value).__name__}",
+            "Correct it; text may need quotes",
+        )
 
 
 def _check_meaning(spec: dict[str, Any], where: str) -> None:
     """What the form cannot say: keys that need each other, and values that cannot be right."""
-    if not re.fullmatch(r"[\w-][\w.-]*", spec.get("name", "")):
-        fail(f"name in {where}", spec.get("name", ""), "letters, digits, - or _", "It names folders: give one")
-    if "csv" in spec and spec["csv"].keys() != {"files", "video"}:
+    if "csv" in spec and spec["csv"].keys() - {"may_lack"} != {"files", "video"}:
         fail(f"csv in {where}", ", ".join(spec["csv"]), "files and video", "Give both")
     if spec.get("classes", {"names": []}).keys() not in ({"names"}, {"file", "pattern"}):
         fail(f"classes in {where}", ", ".join(spec["classes"]), "names, or file and pattern", "Give one form")
     splits = spec.get("splits", {"folder": 1})
-    kinds = splits.keys() - {"names"}
+    kinds = splits.keys() - _CHOICES
     if len(kinds) != 1:
         fail(f"splits in {where}", ", ".join(kinds), "one of lists, flags, column, folder, leave_out", "Keep one")
     if "names" in splits and not kinds & {"lists", "flags"}:
         fail(f"splits in {where}", "names", "lists or flags beside it", "Remove names")
+    if splits.keys() & {"optional", "by_name"} and "lists" not in splits:
+        fail(f"splits in {where}", ", ".join(splits), "lists beside optional or by_name", "Remove them")
+    if spec.get("label", {}).get("number") and ("lists" not in splits or len(spec["label"]) > 1):
+        fail(f"label in {where}", "number", "nothing beside it, and lists in splits", "Give one form")
     if "flags" in splits and "classes" not in spec:
         fail(f"splits in {where}", "flags", "classes in the manifest", "Declare the classes")
     if "leave_out" in splits and (splits["leave_out"] != "group" or "group" not in spec):
@@ -124,15 +159,27 @@ def _check_meaning(spec: dict[str, Any], where: str) -> None:
             fail(f"{key} in {where}", item["column"], "a csv section that has this column", "Add csv")
         if item.get("folder", 1) < 1:
             fail(f"{key} in {where}", item["folder"], "1 for the first folder level, 2 for the second", "Correct it")
+    if (pattern := spec.get("csv", {}).get("may_lack")) is not None:
+        _compile(pattern, f"csv, may_lack in {where}")
     for key, name in (("label", "label"), ("group", "group"), ("classes", "label")):
         if (pattern := spec.get(key, {}).get("pattern")) is not None:
             _check_pattern(pattern.replace("{label}", "x") if key == "group" else pattern, name, f"{key} in {where}")
 
 
 def _check_pattern(pattern: str, name: str, where: str) -> None:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        fail(f"bad regular expression for {where}", pattern, f"a valid one ({error})", "Correct it")
-    if name not in compiled.groupindex:
+    if name not in _compile(pattern, where).groupindex:
         fail(f"pattern for {where}", pattern, f"a part named (?P<{name}>...)", "Name the part that is wanted")
+
+
+def _compile(pattern: str, where: str, error_type: type[VsslError] = ManifestError) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        fail(f"bad regular expression for {where}", pattern, f"a valid one ({error})", "Correct it", error_type)
+
+
+def check_group(pattern: str) -> None:
+    """Raises ConfigError where a pattern, given in place of a manifest's, does not say what the group is."""
+    compiled = _compile(pattern.replace("{label}", "x"), "the group", ConfigError)
+    if compiled.groups != 1 and "group" not in compiled.groupindex:
+        fail("group pattern", pattern, "one part in brackets, or one named (?P<group>...)", "Correct it", ConfigError)

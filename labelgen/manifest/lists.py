@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import glob
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -36,10 +38,10 @@ def _lines(path: Path) -> Iterator[str]:
     return (line for raw in text.split("\n") if (line := raw.strip()))
 
 
-def class_names(spec: dict[str, Any], root: Path) -> tuple[str, ...]:
+def class_names(spec: Mapping[str, Any], root: Path) -> tuple[str, ...]:
     """The declared classes in their order; () when none are declared."""
     classes = spec.get("classes", {})
-    names = classes.get("names", [])
+    names = list(classes.get("names", []))
     if "file" in classes:
         pattern = re.compile(classes["pattern"])
         path = root / classes["file"]
@@ -52,12 +54,34 @@ def class_names(spec: dict[str, Any], root: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _part_files(splits: Mapping[str, Any], root: Path, name: str) -> Iterator[tuple[int, Path]]:
+    """Each list file of a split and its part; those of optional lists may be absent, their names are patterns."""
+    for part, template in splits.get("lists", {}).items():
+        file = template.replace("{split}", name)
+        found = sorted(glob.glob(file, root_dir=root)) if splits.get("optional") else [file]
+        yield from ((PART_WORDS[part], root / path) for path in found)
+
+
+def list_files(splits: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """The list files of the first split of which one has to be there; [] where there are no lists."""
+    name = splits.get("names", ["1"])[0]
+    if "flags" in splits:
+        return [_flags_file(splits, name, label) for label in classes[:1]]
+    return [template.replace("{split}", name) for template in splits.get("lists", {}).values()]
+
+
+def _flags_file(splits: Mapping[str, Any], name: str, label: str) -> str:
+    return splits["flags"].replace("{split}", name).replace("{class}", label)
+
+
 def list_members(
-    splits: dict[str, Any], root: Path, classes: Sequence[str]
-) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-    """Names of the splits, and list entry -> part in each split, from list files ("lists" or "flags")."""
+    splits: Mapping[str, Any], root: Path, classes: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, list[int]], dict[str, str]]:
+    """Names of the splits, list entry -> part in each split, and list entry -> number of its class, where it stands behind it,
+    from list files ("lists" or "flags")."""
     names = tuple(splits.get("names", ["1"])) if splits.keys() & {"lists", "flags"} else ()
     members: dict[str, list[int]] = {}
+    numbers: dict[str, str] = {}
 
     def add(entry: str, k: int, part: int, path: Path) -> None:
         parts = members.setdefault(entry, [NONE] * len(names))
@@ -66,53 +90,82 @@ def list_members(
         parts[k] = part
 
     for k, name in enumerate(names):
-        for part, template in splits.get("lists", {}).items():
-            path = root / template.replace("{split}", name)
+        for part, path in _part_files(splits, root, name):
             for line in _lines(path):
-                entry, _, number = line.rpartition(" ")  # "Class/file.avi 1", the number of the class
-                add(entry.strip() if entry and number.isdigit() else line, k, PART_WORDS[part], path)
+                # "Class/file.avi 1", the number of the class; some write a comma
+                match = re.fullmatch(r"(.*\S)(?:\s+|\s*,\s*)(\d+)", line)
+                entry = match[1] if match else line
+                if splits.get("by_name"):
+                    entry = entry.rpartition("/")[2]
+                if match and numbers.setdefault(entry, sys.intern(match[2])) != match[2]:
+                    fail(f"two class numbers for one video in {path}", entry, numbers[entry], "Correct the lists")
+                add(entry, k, part, path)
         if "flags" in splits:
             for label in classes:
-                path = root / splits["flags"].replace("{split}", name).replace("{class}", label)
+                path = root / _flags_file(splits, name, label)
                 for line in _lines(path):
                     entry, _, flag = line.rpartition(" ")
                     if flag not in ("0", "1", "2"):
                         fail(f"line in {path}", line, "a file name and 0, 1 or 2", "Take the file as published")
                     add(entry.strip(), k, (NONE, TRAIN, TEST)[int(flag)], path)
-    return names, members
+    return names, members, numbers
 
 
-def csv_rows(spec: dict[str, Any], root: Path) -> dict[str, dict[str, str]]:
-    """Which video -> the columns of its row that the manifest asks for."""
+def csv_files(table: Mapping[str, Any], root: Path) -> list[Path]:
+    """The files of the csv section that are there, in its order."""
+    found = [root / file for pattern in table["files"] for file in sorted(glob.glob(pattern, root_dir=root))]
+    return list(dict.fromkeys(found))
+
+
+def csv_header(path: Path) -> list[str]:
+    """The columns of a CSV file. Raises ManifestError where it cannot be read."""
+    with _table(path) as reader:
+        return list(reader.fieldnames or ())
+
+
+def csv_template(table: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
+    """The text that names a row's video, in parts: literal text, the column behind it or None, and its format."""
+    try:
+        return [(literal, field, style or "") for literal, field, style, _ in Formatter().parse(table["video"])]
+    except ValueError as error:
+        fail("csv video", table["video"], f"text with {{column}} in it ({error})", "Correct it")
+
+
+@contextmanager
+def _table(path: Path) -> Iterator[csv.DictReader[str]]:
+    try:
+        with path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+            yield csv.DictReader(file, restval="")
+    except (OSError, csv.Error) as error:
+        raise ManifestError(f"cannot read {path}: {error}") from error
+
+
+def csv_rows(spec: Mapping[str, Any], root: Path) -> dict[str, dict[str, str]]:
+    """Which video -> the columns of its row that the manifest asks for; equal rows are one and the same dict."""
     if "csv" not in spec:
         return {}
     wanted = {spec[key]["column"] for key in ("label", "group", "splits") if "column" in spec.get(key, {})}
-    files = [root / f for pattern in spec["csv"]["files"] for f in sorted(glob.glob(pattern, root_dir=root))]
+    files = csv_files(spec["csv"], root)
     if not files:
         fail("CSV file not found in", root, " or ".join(spec["csv"]["files"]), "Put it there as published")
-    try:
-        parsed = Formatter().parse(spec["csv"]["video"])
-        template = [(literal, field, style or "") for literal, field, style, _ in parsed]
-    except ValueError as error:
-        fail("csv video", spec["csv"]["video"], f"text with {{column}} in it ({error})", "Correct it")
+    template = csv_template(spec["csv"])
     fields = {field for _, field, _ in template if field is not None}
     rows: dict[str, dict[str, str]] = {}
+    distinct: dict[tuple[str, ...], dict[str, str]] = {}  # a large table repeats few labels and splits
     seen: set[str] = set()
-    for path in dict.fromkeys(files):
-        try:
-            with path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
-                reader = csv.DictReader(file, restval="")
-                header = set(reader.fieldnames or ())
-                if absent := fields - header:
-                    fail(f"column not found in {path}", ", ".join(absent), " or ".join(header), "Correct csv video")
-                seen |= header
-                for row in reader:
-                    entry = _fill(template, row, f"{path}, line {reader.line_num}")
-                    values = {column: (row.get(column) or "").strip() for column in wanted}
-                    if rows.setdefault(entry, values) != values:
-                        fail(f"two different rows for one video in {path}", entry, "one", "Remove one")
-        except (OSError, csv.Error) as error:
-            raise ManifestError(f"cannot read {path}: {error}") from error
+    for path in files:
+        with _table(path) as reader:
+            header = set(reader.fieldnames or ())
+            if absent := fields - header:
+                fail(f"column not found in {path}", ", ".join(absent), " or ".join(header), "Correct csv video")
+            seen |= header
+            for row in reader:
+                entry = _fill(template, row, f"{path}, line {reader.line_num}")
+                cells = tuple([(row.get(column) or "").strip() for column in wanted])
+                if (values := distinct.get(cells)) is None:
+                    values = distinct[cells] = dict(zip(wanted, cells, strict=True))
+                if rows.setdefault(entry, values) != values:
+                    fail(f"two different rows for one video in {path}", entry, "one", "Remove one")
     # A test list may come without labels, so a column has to be in one of the files only.
     if absent := wanted - seen:
         fail("CSV column not found", ", ".join(sorted(absent)), " or ".join(sorted(seen)), "Correct the manifest")

@@ -14,7 +14,8 @@ Rows = Mapping[str, Mapping[str, str]]  # the row of a table that a video has, b
 
 
 def values(what: str, spec: Mapping[str, Any], ids: list[str], row_of: Rows, labels: Sequence[str] = ()) -> list[str]:
-    """The label or group of every video: from its CSV row, else its file name, else its folder, else ""."""
+    """The label or group of every video: from its CSV row, else its file name (its path, for a pattern with a "/"), else its
+    folder, else ""."""
     source = spec.get(what, {})
     column, pattern, level = source.get("column"), source.get("pattern"), source.get("folder")
     compiled: dict[str, re.Pattern[str]] = {}
@@ -25,10 +26,10 @@ def values(what: str, spec: Mapping[str, Any], ids: list[str], row_of: Rows, lab
             label = labels[i] if labels else ""
             if label not in compiled:
                 compiled[label] = re.compile(pattern.replace("{label}", re.escape(label)) if labels else pattern)
-            match = compiled[label].search(id.rpartition("/")[2])
+            match = compiled[label].search(id if "/" in pattern else id.rpartition("/")[2])
             if not match and what == "label":
                 fail("label pattern does not match the file name", id, pattern, "Correct the pattern or the name")
-            value = (match[what] or "") if match else ""
+            value = (match[what if what in match.re.groupindex else 1] or "") if match else ""
         if not value and level:
             folders = id.split("/")[:-1]
             value = folders[level - 1] if len(folders) >= level else ""
@@ -45,12 +46,27 @@ def values(what: str, spec: Mapping[str, Any], ids: list[str], row_of: Rows, lab
     return values
 
 
+def name_numbers(numbers: Sequence[str], ids: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Labels from the numbers of the classes ("" where a video has none), and the classes in the numbers' order. A class is
+    called as the folder that holds its videos, or, where the folders do not tell the same classes apart, by its number."""
+    pairs = {
+        (number, id.rpartition("/")[0].rpartition("/")[2]) for number, id in zip(numbers, ids, strict=True) if number
+    }
+    name_of = {number: number for number, _ in sorted(pairs, key=lambda pair: int(pair[0]))}
+    spelt = {(number, plain(folder)) for number, folder in pairs}
+    folders = {folder for _, folder in spelt}
+    if len(spelt) == len(name_of) == len(folders) and not folders & PART_WORDS.keys():
+        name_of |= dict(sorted(pairs))
+    return [name_of.get(number, "") for number in numbers], tuple(name_of.values())
+
+
+def plain(name: str) -> str:
+    """A class name or a folder's without case, blanks and punctuation, which folders often lose ("using_segway")."""
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
 def spell_classes(ids: list[str], labels: list[str], known: Sequence[str], declared: bool) -> list[str]:
-    """Labels as their classes are spelt: folder names often lose blanks and punctuation ("using_segway")."""
-
-    def plain(name: str) -> str:
-        return "".join(c for c in name.casefold() if c.isalnum())
-
+    """Labels as their classes are spelt, see `plain`."""
     by_plain: dict[str, str | None] = {}
     for name in known:
         by_plain[plain(name)] = None if plain(name) in by_plain else name

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import functools
 import os
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from labelgen.flow import BACKENDS
@@ -35,18 +37,35 @@ def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Recor
     """`label_video` in this process, which is ended where no frame comes for too long; frames go to `spool`."""
     from labelgen.run.video import label_video
 
-    armed = _arm(task.stall)
+    with ended_if_stalled(task.stall) as alive:
 
-    def write(encoded: bytes) -> None:
+        def write(encoded: bytes) -> None:
+            spool.write(encoded)
+            alive()
+
+        return label_video(video, task.config, write, clock)
+
+
+@contextlib.contextmanager
+def ended_if_stalled(seconds: float) -> Iterator[Callable[[], None]]:
+    """In the block, this process is ended where the function that it yields has not been called for so many seconds."""
+    armed = _arm(seconds)
+
+    def alive() -> None:
         nonlocal armed
-        spool.write(encoded)
         if time.monotonic() - armed > 1:
-            armed = _arm(task.stall)
+            armed = _arm(seconds)
 
     try:
-        return label_video(video, task.config, write, clock)
+        yield alive
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def why_lost(lost: ProcessLost, stall: float) -> str:
+    """The reason for a list of failures: a process under `ended_if_stalled` died."""
+    stalled = lost.status == 1  # how faulthandler ends a process
+    return f"no frame for {stall:g} s" if stalled else str(lost)
 
 
 def _arm(seconds: float) -> float:
@@ -69,8 +88,7 @@ def label_in_new_process(video: Video, task: Task, spool: BinaryIO, clock: Clock
     try:
         outcome, seconds, counts = in_new_process(_label_to_file, video, task, spool.name)
     except ProcessLost as lost:
-        stalled = lost.status == 1  # how faulthandler ends a process
-        raise VideoLost(f"no frame for {task.stall:g} s" if stalled else str(lost)) from None
+        raise VideoLost(why_lost(lost, task.stall)) from None
     finally:
         spool.seek(0, os.SEEK_END)
     clock.seconds.update(seconds)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-import cv2
 import numpy as np
 
 from labelgen import decode
@@ -21,6 +20,7 @@ from labelgen.labels import kinds
 from labelgen.labels.clip import Clip, clipped_flow
 from labelgen.labels.sampling import clip_starts, generator
 from labelgen.manifest import Video
+from labelgen.shards import encode_frame
 
 
 @dataclass
@@ -84,8 +84,7 @@ def label_video(video: Video, config: Config, write: Callable[[bytes], object], 
         if frame is None:
             break
         with clock("jpeg"):
-            quality = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality]
-            encoded = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
+            encoded = encode_frame(frame, config.jpeg_quality)
         write(encoded)
         record.jpeg_sizes.append(len(encoded))
         window[t] = frame

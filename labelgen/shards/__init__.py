@@ -4,7 +4,6 @@ One file holds the frames (JPEG) and all labels of a few videos. It is written b
 and renamed: the final name is the only sign that it is done. The layout is described in docs/shards.md.
 """
 
-from labelgen.config import CLIP_LENGTH as CLIP_LENGTH
 from labelgen.labels.kind import NO_ROW as NO_ROW
 from labelgen.shards.folder import disagreements as disagreements
 from labelgen.shards.folder import open_shards as open_shards
@@ -18,4 +17,5 @@ from labelgen.shards.schema import TRAIN as TRAIN
 from labelgen.shards.schema import VALIDATION as VALIDATION
 from labelgen.shards.schema import config_hash as config_hash
 from labelgen.shards.schema import labels_sha256 as labels_sha256
+from labelgen.shards.writer import encode_frame as encode_frame
 from labelgen.shards.writer import write as write

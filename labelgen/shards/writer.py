@@ -23,6 +23,15 @@ from labelgen.shards.schema import SCHEMA_VERSION, config_hash, fields, kinds_in
 _PACKAGES = ("vssl", "numpy", "numba", "opencv-contrib-python-headless", "opencv-python", "av", "h5py")
 
 
+def encode_frame(frame: np.ndarray, quality: int) -> bytes:
+    """A frame, RGB uint8 [H, W, 3], as the JPEG that shards hold; quality: 1 to 100."""
+    import cv2
+
+    return cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[
+        1
+    ].tobytes()
+
+
 def write(
     path: Path,
     arrays: Arrays,

@@ -57,6 +57,15 @@ def plain(videos, tmp_path_factory):
 # --- options
 
 
+def test_groups_of_a_folder(videos, plain, tmp_path):
+    assert "no groups: videos of one source" in plain[2] and "name the sources with --group PATTERN" in plain[2]
+    shard, output = labelgen(videos, tmp_path / "grouped", *TINY, "--flow", "dis", "--group", "^([0-9])")
+    assert list(shard.arrays["videos/group"]) == ["0", "1", "2", "3"]
+    assert "\n  groups: 4\n" in output and "no groups" not in output
+    code, output = vssl("labelgen", "--dataset", "folder", "--root", videos, "--out", tmp_path, "--group", "^[0-9]")
+    assert code == 2 and "group pattern: '^[0-9]'; expected one part in brackets" in output
+
+
 def test_without_options(plain):
     out, shard, output = plain
     assert shard.arrays["videos/n_frames"].tolist() == [120, 70, 20, 12]

@@ -274,7 +274,7 @@ def test_expected_counts_come_from_the_manifest(tmp_path):
     write_video(tmp_path / "a" / "0.mp4", 18)
     data = load("aslan", tmp_path)
     expected = configuration(data, data.videos, "all", Config(), 2)["expected"]
-    assert expected == {"videos": 3631, "folds": 10, "pairs": 6000}
+    assert expected == {"videos": 3697, "folds": 10, "pairs": 6000}
 
 
 def test_versions_name_vssl(videos, tmp_path):

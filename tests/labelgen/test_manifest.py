@@ -139,9 +139,6 @@ def test_kinetics400_layout(tmp_path):
     assert [v.split for v in dataset.videos] == [(3,), (0,), (0,), (2,)]
     write(tmp_path / "kinetics-400_val.csv", f"{header}\nzumba,ccc,101,111,vla\n")
     fails("split of 'val/zumba/ccc.*': 'vla'", "kinetics400", tmp_path)
-    for path in tmp_path.glob("*.csv"):
-        path.unlink()
-    fails("CSV file not found", "kinetics400", tmp_path)
 
 
 def test_demo_layout(tmp_path):
@@ -170,20 +167,6 @@ def test_folder(tmp_path):
     assert [v.label for v in dataset.videos] == ["", "", "", "y", "z"]
     assert dataset.classes == ("y", "z")
     assert "classes: 2 of 2\n  without a label: 3 (a.mov, b.MP4, f.avi)" in dataset.summary()
-
-
-def test_weizmann_leaves_one_actor_out(tmp_path):
-    put(tmp_path, "run/lena_run1.avi", "run/lena_run2.avi", "run/ido_run.avi", "walk/eli_walk.avi")
-    dataset = load("weizmann", tmp_path)
-    assert dataset.splits == ("1", "2", "3")
-    assert [(v.group, v.split) for v in dataset.videos] == [
-        ("ido", (1, 3, 1)),
-        ("lena", (1, 1, 3)),
-        ("lena", (1, 1, 3)),
-        ("eli", (3, 1, 1)),
-    ]
-    put(tmp_path, "run/nobody.avi")
-    fails("video without a group: 'run/nobody.avi'", "weizmann", tmp_path)
 
 
 def test_grid_labels_from_csv(tmp_path):
@@ -264,7 +247,7 @@ def test_a_folder_names_its_data_set(tmp_path, monkeypatch, folder, name):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("lable: {folder: 1}", "unknown key.*'lable'; expected name or source"),
+        ("lable: {folder: 1}", "unknown key.*'lable'; expected name or like or source"),
         ("label: {folder: first}", "wrong type.*label, folder: 'first'; expected a whole number, not str"),
         ("label: {folder: true}", "a whole number, not bool"),
         ("label: {folder: 0}", "expected 1 for the first"),
@@ -308,9 +291,7 @@ def test_errors(tmp_path, text, match):
 
 
 def test_unknown_manifest(tmp_path):
-    fails(
-        "unknown data set: 'ucf'; expected .*demo, folder, grid, hmdb51, kinetics400, ucf101, weizmann", "ucf", tmp_path
-    )
+    fails("unknown data set: 'ucf'; expected .*folder, grid, hmdb51, kinetics400, .*ucf101, weizmann", "ucf", tmp_path)
     fails("manifest not found", str(tmp_path / "no.yaml"), tmp_path)
 
 

@@ -14,7 +14,7 @@ from labelgen.shards.schema import sizes
 
 CONFIG = {
     **{"height": 40, "width": 48, "crop": 32, "clip_length": 16},
-    **{"paces": ["1", "2", "3", "4"], "rows": 4, "order_clips": 3, "seed": 0},
+    **{"paces": ["1", "2", "3", "4"], "rows": 4, "order_clips": 3, "clips": None, "seed": 0},
 }
 GRID = np.array([(y, x) for y in (0, 4, 8) for x in (0, 8, 16)], np.int16)
 
@@ -40,14 +40,14 @@ def write_shard(
     rng = np.random.default_rng(len(lengths))
     names = names or [f"{path.stem}_{i}" for i in range(len(lengths))]
     numbers = {name: config[name] for name in ("height", "width", "crop", "clip_length", "rows", "order_clips")}
-    settings = Config(**numbers, paces=tuple(config["paces"]))
+    settings = Config(**numbers, paces=tuple(config["paces"]), allow_wrap=config.get("allow_wrap", False))
     buffer, offsets = io.BytesIO(), [0]
     clips, drawn = [], []
     for video, n in enumerate(lengths):
         for frame in frames(int(path.stem) * 100 + video, n):
             jpeg = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
             offsets.append(buffer.write(jpeg.tobytes()) + offsets[-1])
-        clips += [(video, start) for start in clip_starts(n, None, config["clip_length"], rng)]
+        clips += [(video, start) for start in clip_starts(n, config["clips"], config["clip_length"], rng)]
         drawn.append({})
         for kind in kinds():
             if kind.of_video is not None:

@@ -204,8 +204,11 @@ def test_neighbours_are_compared_in_float32(make):
         assert method.neighbours(torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([4])).tolist() == [1]
 
 
-def test_the_bank_holds_the_averaged_appearance_of_the_second_clip(make, shards):
+def test_the_bank_holds_the_online_appearance_of_the_first_clip_and_is_asked_by_the_averaged_one(make, shards):
+    """Algorithm 1, lines 12 and 13."""
     backbone, method = make()
+    for weight in method.target.parameters():  # another network than the online one
+        weight.data += 0.5 * torch.randn_like(weight)
     video = torch.tensor([3, 0, 4, 7, 6])
     asked = []
 
@@ -216,12 +219,12 @@ def test_the_bank_holds_the_averaged_appearance_of_the_second_clip(make, shards)
     method.videos = 5
     clips = torch.randn(5, 2, 3, 2, 3, 3)
     method(backbone, batch(clips, fetch, video))
-    expected = slow_unit(
-        slow_mlp(method.target["projections"]["appearance"], slow_features(method.target["backbone"], clips[:, 1]))
-    )
+    expected = slow_unit(slow_mlp(method.projections["appearance"], slow_features(backbone, clips[:, 0])))
     assert np.allclose(method.bank[video], expected, atol=1e-5)
     assert method.filled.nonzero()[:, 0].tolist() == [0, 3, 4, 6, 7] and not method.bank[~method.filled].any()
-    similarity = np.array(expected) @ np.array(expected).T - 9 * np.eye(5)
+    target = method.target["backbone"], method.target["projections"]["appearance"]
+    asking = slow_unit(slow_mlp(target[1], slow_features(target[0], clips[:, 1])))
+    similarity = np.array(asking) @ np.array(expected).T - 9 * np.eye(5)
     method(backbone, batch(clips, fetch, video))
     assert asked == [video.tolist(), video[similarity.argmax(1)].tolist()]
 

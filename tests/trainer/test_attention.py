@@ -19,6 +19,7 @@ from trainer.evaluate.attention import Attention
 from trainer.evaluate.bench import measure
 from trainer.evaluate.features import Compute
 from trainer.evaluate.maps import attention_map, correlation, middle_clip
+from trainer.evaluate.results import read_results
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -58,11 +59,11 @@ def test_correlation_by_hand():
 
 @pytest.mark.parametrize("length, first", [(64, 24), (17, 0), (16, 0)])
 def test_middle_clip(length, first):
-    assert middle_clip(length).tolist() == [list(range(first, first + 16))]
+    assert middle_clip(length, 16).tolist() == [list(range(first, first + 16))]
 
 
 def test_middle_clip_of_a_short_video_loops():
-    assert middle_clip(6).tolist() == [[0, 1, 2, 3, 4, 5] * 2 + [0, 1, 2, 3]]
+    assert middle_clip(6, 16).tolist() == [[0, 1, 2, 3, 4, 5] * 2 + [0, 1, 2, 3]]
 
 
 def lamp(seed: int, n: int) -> np.ndarray:
@@ -168,3 +169,19 @@ def test_command(tmp_path, run):
     )
     assert done.exit_code == 0, done.output
     assert "correlation" in done.output and [*(run / "results" / "attention").glob("s-*.png")]
+
+
+def test_middle_clip_at_other_paces():
+    assert middle_clip(64, 16, 2).tolist() == [list(range(16, 48, 2))]  # 31 frames, 33 others
+    assert middle_clip(20, 16, 3).tolist() == [[3 * i % 20 for i in range(16)]]
+
+
+def test_a_pace_has_a_result_of_its_own(demo, run):
+    shown = []
+    for pace in (1, 2):
+        result = measure("attention", demo, run, compute=Compute(8, 0, "cpu"), pace=pace, count=1)
+        shown.append(cv2.imread(str(run / "results" / result["sheets"][0]["file"])))
+    assert result["file"].endswith("attention-pace2-demo-split1.json") and "pace 2" in result["protocol"]["views"]
+    assert (run / "results/attention-demo-split1.json").exists() and (shown[0] != shown[1]).any()
+    titles = [one.title for one in read_results(run)[0]]
+    assert "Attention (pace2) on demo, split split1" in titles and "Attention on demo, split split1" in titles

@@ -72,7 +72,10 @@ def test_real_results_side_by_side(runs):
         for name, rows in zip("ab", stored, strict=True):
             same = [r for r in rows if all(r.get(key) == value for key, value in line["what"].items())]
             assert same == [line["of"][name]]  # once, and the widths' other dimensions do not keep them apart
-        assert line["marks"]["a"] == "" and line["marks"]["b"] == mark(line["of"]["a"], line["of"]["b"])
+        assert line["marks"]["a"] == "" and line["marks"]["b"] == mark(
+            line["of"]["a"], line["of"]["b"], line["differences"].get("b")
+        )
+        assert ("b" in line["differences"]) == ("low" in line["of"]["b"])
     assert not any(line["what"]["network"] == "chance" for line in own["rows"])
     assert any("random weights or chance and the same in all runs" in note for note in result["notes"])
     about = result["runs"]

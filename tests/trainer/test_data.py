@@ -1,4 +1,3 @@
-import math
 import subprocess
 import sys
 
@@ -57,7 +56,7 @@ def test_processes_and_accumulated_parts_share_the_batch_of_one(micro):
 @pytest.mark.parametrize("easy_steps", [1, 3, 6])
 def test_curriculum_shows_the_easier_half_first_and_as_many_samples(easy_steps):
     easy = np.array([7, 2, 5, 0, 9])
-    batches = data.Batches(10, 4, 0, easy, easy_steps)
+    batches = data.Batches(10, 4, 0, [(easy_steps, easy)])
     steps = keys(batches, range(12))
     assert [len(step) for step in steps] == [len(step) for step in keys(data.Batches(10, 4, 0), range(12))]
     first, rest = sum(steps[:easy_steps], []), sum(steps[easy_steps:], [])
@@ -66,19 +65,20 @@ def test_curriculum_shows_the_easier_half_first_and_as_many_samples(easy_steps):
     assert sorted(sample for _, sample in rest[:10]) == list(range(10))
     assert len(set(first + rest)) == len(first + rest)  # no draw twice
     for start in range(13):
-        assert keys(data.Batches(10, 4, 0, easy, easy_steps), range(start, 12)) == steps[start:]
+        assert keys(data.Batches(10, 4, 0, [(easy_steps, easy)]), range(start, 12)) == steps[start:]
 
 
-def test_easier_half_by_score_with_static_clips_last(demo):
+def test_clips_by_difficulty_with_static_ones_last(demo):
     source = data.Shards(demo)
     samples = Statistics.samples(source, STATISTICS)[0]
     scores = np.linspace(1, 2, len(samples)).astype(np.float32)
     scores[-3:] = np.nan
     for (shard, clip), score in zip(samples, scores, strict=True):
         source.readers[shard].arrays["curriculum/score"][clip] = score
-    half = source.easier_half(samples)
-    assert half.tolist() == list(range(len(samples) - 4, len(samples) - 4 - len(half), -1))
-    assert len(half) == math.ceil(len(samples) / 2)
+    n = len(samples)
+    assert source.by_difficulty(samples).tolist() == [*range(n - 4, -1, -1), *range(n - 3, n)]
+    easy, hard = (source.half(samples, which, 0).tolist() for which in ("easy", "hard"))
+    assert n == 27 and easy == samples[10:24].tolist() and hard == [*samples[:11].tolist(), *samples[24:].tolist()]
 
 
 def test_a_curriculum_is_for_labelled_clips(demo):
@@ -253,11 +253,11 @@ def test_fetched_clips_show_what_is_asked_for_with_draws_of_their_own(demo):
 
 
 def test_evaluation_views():
-    assert data.spread_frames(34)[:, 0].tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
-    assert data.spread_frames(16, 3).tolist() == [list(range(16))] * 3
-    assert data.sliding_frames(40)[:, 0].tolist() == [0, 8, 16, 24] and data.sliding_frames(39)[-1, 0] == 16
-    assert data.sliding_frames(3).tolist() == [[0, 1, 2] * 5 + [0]]
-    assert data.spread_frames(6, 2).tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 1, 2, 3]] * 2
+    assert data.spread_frames(34, 16)[:, 0].tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert data.spread_frames(16, 16, 3).tolist() == [list(range(16))] * 3
+    assert data.sliding_frames(40, 16)[:, 0].tolist() == [0, 8, 16, 24] and data.sliding_frames(39, 16)[-1, 0] == 16
+    assert data.sliding_frames(3, 16).tolist() == [[0, 1, 2] * 5 + [0]]
+    assert data.spread_frames(6, 16, 2).tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 1, 2, 3]] * 2
 
 
 def test_trainer_needs_neither_pyav_nor_numba():

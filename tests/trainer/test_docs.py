@@ -97,7 +97,7 @@ def test_the_new_method_trains_and_resumes_bit_for_bit(arrow, demo, here, monkey
     )
     whole = train(settings, demo)
     assert whole.name == "arrow-r3d10-1" and len(rows(whole)) > 4
-    assert {"loss", "accuracy", "chance", "easier_half"} <= rows(whole)[0].keys()
+    assert {"loss", "accuracy", "chance", "clips_share"} <= rows(whole)[0].keys()
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         at_step(patch, 2, lambda: signal.raise_signal(signal.SIGTERM))
         train(settings, demo, "stopped")

@@ -1,4 +1,4 @@
-"""The contrastive part of `pace`."""
+"""`pace`: which clips it reads, and its contrastive part."""
 
 import math
 import signal
@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.processes import in_two_processes, share, step
 from tests.trainer.runs import assert_same_run, at_step, rows
-from tests.trainer.synthetic import CONFIG, cropped, video_frames
+from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
 from trainer import data
-from trainer.data import Batch
+from trainer.data import Batch, Draw
 from trainer.errors import Interrupted, TrainerError
-from trainer.methods.pace import Pace, contrastive
+from trainer.methods.pace import Pace, contrastive, literal
 from trainer.settings import Settings, resolve
 from trainer.training import train
 
-OPTIONS = {"contrast": "same-context", "contrast_weight": 0.1, "temperature": 0.1, "literal": False}
+OPTIONS = Pace.option_values({"contrast": "same-context"})
 
 
 class Pixels(nn.Module):
@@ -51,6 +52,22 @@ def same_pace(z, pace, temperature):
         negatives = sum(e[k] for k in range(len(z)) if pace[k] != pace[i])
         positives = [j for j in range(len(z)) if j != i and pace[j] == pace[i]]
         terms = [-math.log(e[j] / (e[j] + negatives)) for j in positives]
+        if terms:
+            of_clips.append(sum(terms) / len(terms))
+    return sum(of_clips) / len(of_clips) if of_clips else 0.0
+
+
+def literal_loop(z, group):
+    """Eq. 4.3 and 4.4 as figure 4.4 draws them: the denominator is the sum over the map of all pairs."""
+    whole = 0.0
+    for k, x in enumerate(z):
+        for m, y in enumerate(z):
+            if k != m:
+                whole += math.exp(sum(a * b for a, b in zip(x, y, strict=True)))
+    of_clips = []
+    for i, x in enumerate(z):
+        positives = [z[j] for j in range(len(z)) if j != i and group[j] == group[i]]
+        terms = [-math.log(math.exp(sum(a * b for a, b in zip(x, y, strict=True))) / whole) for y in positives]
         if terms:
             of_clips.append(sum(terms) / len(terms))
     return sum(of_clips) / len(of_clips) if of_clips else 0.0
@@ -142,15 +159,105 @@ def test_loss_is_the_weighted_sum_and_the_features_are_projected_and_normalised(
 
 def test_the_projection_is_as_wide_as_the_features_and_ends_in_128():
     assert [tuple(weight.shape) for weight in build().projection.parameters()] == [(3, 3), (3,), (128, 3), (128,)]
-    assert build(contrast="none").projection is None and build(literal=True).projection is None
+    assert not any([*build(**options).projection.parameters()] for options in ({"contrast": "none"}, {"literal": True}))
 
 
-def test_literal_is_the_dot_product_of_whole_maps():
-    """Trap: of means over the map, of normalised vectors, or divided by a temperature."""
-    method = build(literal=True, temperature=0.01)
-    clips, video = torch.randn(3, 2, 3, 2, 2, 2) / 4, torch.tensor([7, 3, 8])
-    out = method(Pixels(), batch(clips, torch.zeros(3, 2, dtype=torch.int64), video))
-    assert out["contrast"].item() == pytest.approx(same_context(clips.reshape(6, 24).tolist(), 1.0), rel=1e-4)
+@pytest.mark.parametrize("group", [[0, 0, 1, 1, 2, 2], [0, 1, 1, 1], [0, 0, 1, 2, 3, 3], [2, 2, 2], [0, 1, 2], [3]])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+def test_literal_equals_slow_loop(group, scale):
+    torch.manual_seed(len(group))
+    z = (scale * torch.randn(len(group), 5)).requires_grad_()
+    loss = literal(z, torch.tensor(group))
+    assert loss.item() == pytest.approx(literal_loop(z.tolist(), group), rel=1e-4, abs=1e-6)
+    loss.backward()
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("contrast", "group"), [("same-context", [7, 7, 3, 3, 8, 8]), ("same-pace", [0, 2, 2])])
+def test_literal_is_the_dot_product_of_pooled_features(contrast, group):
+    """Trap: of whole maps, of normalised vectors, divided by a temperature, or against clips of other groups alone."""
+    method = build(contrast=contrast, literal=True, temperature=0.01)
+    clips = torch.randn(3, len(group) // 3, 3, 2, 2, 2)
+    pace, video = torch.tensor([0, 2, 2])[:, None].expand(3, clips.shape[1]), torch.tensor([7, 3, 8])
+    out = method(Pixels(), batch(clips, pace, video))
+    pooled = clips.flatten(0, 1).flatten(2).mean(2)
+    assert out["contrast"].item() == pytest.approx(literal_loop(pooled.tolist(), group), rel=1e-4)
+
+
+def test_literal_features_that_are_all_alike_cost_the_number_of_pairs():
+    """Of 2 N clips 2 N (2 N - 1) pairs: at 30 videos log 3540, and not hundreds as of whole maps."""
+    z = torch.randn(1, 512).expand(60, 512) * 0.04
+    assert literal(z, torch.arange(30).repeat_interleave(2)).item() == pytest.approx(math.log(60 * 59), rel=1e-5)
+
+
+class Mixed(nn.Module):
+    """A backbone of four features with weights."""
+
+    features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 1)
+
+    def forward(self, x):
+        return {"conv1": self.conv(x)}
+
+
+def work(rank, options):
+    torch.manual_seed(0)
+    backbone, n = Mixed(), 2 if options["contrast"] == "same-context" else 1
+    method = Pace(backbone, Pace.option_values(options), SimpleNamespace(config=CONFIG))
+    torch.manual_seed(1)
+    pace = torch.tensor([0, 1, 0, 3, 3, 0, 2, 0, 1, 1, 2, 0])[: 6 * n].reshape(6, n)
+    data = batch(torch.randn(6, n, 3, 2, 4, 4), pace, torch.tensor([4, 11, 0, 7, 2, 1]))
+    return step(backbone, method, data if rank is None else share(data, rank))
+
+
+@pytest.mark.parametrize("contrast", ["same-context", "same-pace"])
+@pytest.mark.parametrize("more", [{}, {"literal": True}, {"literal": True, "pace_weight": 0.0}], ids=str)
+def test_two_processes_equal_one(tmp_path, contrast, more):
+    """Metrics and gradients: positives, negatives and the denominator are those of the joined batch."""
+    options = {"contrast": contrast, **more}
+    for other in in_two_processes(tmp_path, work, options):
+        for a, b in zip(work(None, options), other, strict=True):
+            assert b.numpy() == pytest.approx(a.numpy(), rel=1e-4, abs=1e-5)
+
+
+def test_the_contrast_alone_classifies_nothing():
+    method = build(pace_weight=0.0, contrast_weight=0.3)
+    clips, pace = torch.randn(3, 2, 3, 2, 4, 4), torch.tensor([[0, 1], [2, 2], [3, 0]])
+    out = method(Pixels(), batch(clips, pace, torch.arange(3)))
+    assert out.keys() == {"loss", "contrast"} and not [*method.head.parameters()]
+    assert out["loss"].item() == pytest.approx(0.3 * out["contrast"].item())
+    other = method(Pixels(), batch(clips, pace.flip(1), torch.arange(3)))
+    assert other["loss"] == out["loss"]  # whatever the paces are
+    weighted = build(pace_weight=0.5)(Pixels(), batch(clips, pace, torch.arange(3)))
+    whole = build()(Pixels(), batch(clips, pace, torch.arange(3)))
+    classified = whole["loss"] - 0.1 * whole["contrast"]
+    assert weighted["loss"].item() == pytest.approx((0.5 * classified + 0.1 * whole["contrast"]).item())
+
+
+def test_random_backwards_reverses_every_second_clip_and_keeps_its_class(demo):
+    source = data.Shards(demo)
+    reader, plain = source.readers[0], OPTIONS
+    options, backwards = plain | {"random_backwards": True}, 0
+    for seed in range(200):
+        views = [{}, {}]
+        forwards, labels = Pace.read(reader, 1, Draw(seed, np.random.default_rng(seed), views, plain))
+        shown, same = Pace.read(reader, 1, Draw(seed, np.random.default_rng(seed), views, options))
+        assert np.array_equal(labels["pace"], same["pace"]) and shown.shape == forwards.shape
+        for clip, straight in zip(shown.tolist(), forwards.tolist(), strict=True):
+            assert clip in (straight, straight[::-1])
+            backwards += clip != straight
+    assert 160 < backwards < 240  # of 400, each drawn on its own
+
+
+def test_random_backwards_of_backward_paces_is_refused(tmp_path):
+    write_shard(tmp_path / "both" / "00000.h5", [64, 70], config=CONFIG | {"paces": ["1", "-1"]})
+    source = data.Shards(tmp_path / "both")
+    with pytest.raises(TrainerError, match="random_backwards .* and the shards have -1 as classes of their own"):
+        Pace.samples(source, Pace.option_values({"random_backwards": True}))
+    assert len(Pace.samples(source, Pace.option_values())[0]) == 2
 
 
 def test_two_samples_of_one_video_are_no_negatives():
@@ -158,6 +265,9 @@ def test_two_samples_of_one_video_are_no_negatives():
     method = build(literal=True)
     clips = torch.zeros(2, 2, 3, 2, 2, 2)
     pace = torch.zeros(2, 2, dtype=torch.int64)
+    assert method(Pixels(), batch(clips, pace, torch.tensor([4, 5])))["contrast"].item() == pytest.approx(math.log(12))
+    method = build()
+    nn.init.zeros_(method.projection[2].weight)
     assert method(Pixels(), batch(clips, pace, torch.tensor([4, 4])))["contrast"] == 0
     other = method(Pixels(), batch(clips, pace, torch.tensor([4, 5])))["contrast"]
     assert other.item() == pytest.approx(math.log(3))
@@ -179,7 +289,14 @@ def test_same_context_shows_two_different_rows_of_one_video(demo):
             assert np.abs(clip.numpy().astype(int) - shown).mean() < 6  # JPEG
 
 
-@pytest.mark.parametrize("options", [{"contrast": "same-context"}, {"contrast": "same-pace", "literal": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"contrast": "same-context", "random_backwards": True},
+        {"contrast": "same-pace", "literal": True, "pace_weight": 0.0},
+    ],
+    ids=str,
+)
 def test_a_stopped_and_resumed_run_equals_the_unbroken_one(demo, here, monkeypatch, options):
     settings = Settings(width=0.06, batch_size=3, epochs=2, workers=0, device="cpu", options={"pace": options})
     whole = train(settings, demo)
@@ -199,7 +316,22 @@ def test_options_that_make_no_sense():
         resolve(Settings(options={"pace": {"temperature": "low"}}))
 
 
-@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("contrast_weight", -1.0)])
+@pytest.mark.parametrize("options", [{}, {"contrast": "same-pace", "contrast_weight": 0.0}], ids=str)
+def test_without_classification_and_contrast_nothing_is_learnt(options):
+    with pytest.raises(TrainerError, match="pace_weight is 0 and there is no contrast"):
+        Pace.option_values({"pace_weight": 0.0, **options})
+
+
+def test_the_projection_has_the_parameters_that_its_docstring_tells():
+    projection = Pace(SimpleNamespace(features=512), OPTIONS, SimpleNamespace(config=CONFIG)).projection
+    assert sum(weight.numel() for weight in projection.parameters()) == 328_320 and "328,320" in Pace.__doc__
+
+
+def test_defaults_of_the_authors_code():
+    assert (Pace.defaults["weight_decay"], Pace.defaults["momentum"]) == (5e-3, 0.9)
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("contrast_weight", -1.0), ("pace_weight", -0.1)])
 def test_values_that_make_no_sense(name, value):
     with pytest.raises(TrainerError, match=f"{name} is {value}, expected"):
         Pace.option_values({name: value})

@@ -75,7 +75,7 @@ def test_planted_classes_are_found_and_noise_is_chance():
     assert (split_half(planted, targets) == 100).all()
     top = split_half(unit(rng.normal(size=(400, 3, 64))), targets)
     assert top[0] == pytest.approx(20, abs=4) and top[4] == pytest.approx(67, abs=6)
-    assert chance(targets[:200], targets[200:], 3, False, KS)[1] == pytest.approx(20, abs=2)
+    assert chance(targets[:200], targets[200:], 3, KS)[1] == pytest.approx(20, abs=2)
 
 
 def test_a_query_never_finds_its_own_video():
@@ -88,12 +88,12 @@ def test_a_query_never_finds_its_own_video():
 
 
 def test_chance_by_hand():
-    top = chance(np.array([0, 1]), np.array([0, 0, 1, 2]), 1, False, KS)
+    top = chance(np.array([0, 1]), np.array([0, 0, 1, 2]), 1, KS)
     assert top[1] == pytest.approx(100 * (2 / 4 + 1 / 4) / 2) and top[5] == 100
-    assert set(chance(np.array([3]), np.array([0, 0, 1]), 1, False, KS).values()) == {0.0}
+    assert set(chance(np.array([3]), np.array([0, 0, 1]), 1, KS).values()) == {0.0}
     pairs = np.array([0, 0, 1, 1])
-    assert chance(pairs, pairs, 1, True, KS)[1] == pytest.approx(100 / 3)
-    assert chance(pairs, pairs, 10, True, KS)[1] == pytest.approx(100 * 10 / 30)
+    assert chance(pairs, pairs, 1, KS, np.arange(4))[1] == pytest.approx(100 / 3)
+    assert chance(pairs, pairs, 10, KS, np.arange(4))[1] == pytest.approx(100 * 10 / 30)
 
 
 @pytest.fixture(scope="module")

@@ -132,8 +132,8 @@ def test_a_sample_is_a_labelled_clip(demo):
 def test_a_stopped_and_resumed_run_equals_the_unbroken_one(demo, here, monkeypatch, backbone):
     settings = Settings(**SMALL, backbone=backbone, epochs=2, curriculum=0.5, holdout=0.2)
     whole = train(settings, demo)
-    steps = [float(row["easier_half"]) for row in rows(whole)]
-    assert steps == sorted(steps, reverse=True) and 0 < sum(steps) < len(steps)
+    shares = [float(row["clips_share"]) for row in rows(whole)]
+    assert shares == sorted(shares) and set(shares) == {0.5, 1.0}
     at_step(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted):
         train(settings, demo)

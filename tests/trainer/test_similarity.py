@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from tests.trainer.planted import Noise, SeesClass, write_colored
 from trainer import data
@@ -135,3 +136,63 @@ def test_pairs_are_read_by_any_spelling_and_mistakes_are_told(tmp_path, demo, ru
         read_pairs(tmp_path / "none.csv", source)
     with pytest.raises(TrainerError, match="similarity needs the list of pairs$"):
         measure("similarity", demo, run)
+
+
+def view2(pairs: int = 6, samples: int = 12) -> np.ndarray:
+    """[pairs, 5, 10] as in ASLAN's View2.mat: ids, same, actions; half of each fold's pairs are the same action."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, samples + 1, (pairs, 2, 10))
+    same = np.broadcast_to((np.arange(pairs) < pairs // 2)[:, None, None], (pairs, 1, 10))
+    return np.concatenate([ids, same, rng.integers(1, 433, (pairs, 2, 10))], axis=1)
+
+
+def test_pairs_of_aslan(tmp_path):
+    write_colored(tmp_path / "aslan" / "00000.h5", 12, splits=(), names=[f"{k:04d}.avi" for k in range(1, 13)])
+    source = data.Shards(tmp_path / "aslan")
+    content = view2()
+    content[0, 0, 0] = 3697  # not there
+    savemat(tmp_path / "View2.mat", {"action_splits_pairs": content.astype(float)})
+    fold, first, second, same, notes = read_pairs(tmp_path / "View2.mat", source)
+    assert notes[0] == "1 pairs left out, whose videos are not in the shards"
+    expected = np.moveaxis(content, 2, 0).reshape(-1, 5)[1:]  # fold after fold
+    assert fold.tolist() == np.repeat(np.arange(1, 11), 6)[1:].tolist()
+    assert (first + 1).tolist() == expected[:, 0].tolist() and (second + 1).tolist() == expected[:, 1].tolist()
+    assert same.tolist() == (expected[:, 2] == 1).tolist()
+    (tmp_path / "pairs.csv").write_text(
+        "fold,first,second,same\n1,1,0002,1\n1,3,4.avi,0\n2,1,5,1\n2,1,0006.avi,0\n1,1,7,0\n"
+    )
+    _, first, second, _, notes = read_pairs(tmp_path / "pairs.csv", source)
+    assert (first.tolist(), second.tolist()) == ([0, 0, 0, 0], [1, 4, 5, 6]) and notes[0].startswith("1 pairs left out")
+
+
+def test_a_wrong_file_of_pairs_is_told(tmp_path, demo):
+    source = data.Shards(demo)
+    good = tmp_path / "good.mat"
+    savemat(good, {"action_splits_pairs": view2().astype(float)}, do_compression=True)
+    blob = good.read_bytes()
+
+    def told(name, content, message):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(TrainerError, match=message):
+            read_pairs(tmp_path / name, source)
+
+    told("pairs.csv", blob, "no CSV file .* expected fold,first,second,same or a .mat file")
+    told("View2.mat", b"<html>not found</html>", "no MATLAB file, expected ASLAN's View2.mat")
+    for size in (100, 130, 200, len(blob) - 5):
+        told("View2.mat", blob[:size], "damaged|nothing as action_splits_pairs")
+    told(
+        "View2.mat", b"MATLAB 7.3 MAT-file" + b" " * 105 + b"\x00\x02IM" + blob, "of a version that SciPy does not read"
+    )
+    savemat(tmp_path / "train_pairs.mat", {"train_pairs": view2()[:, :, 0]})
+    told(
+        "train_pairs.mat",
+        (tmp_path / "train_pairs.mat").read_bytes(),
+        "nothing as action_splits_pairs, expected 600 x 5 x 10",
+    )
+    for wrong in (view2()[:, :, 0], view2()[:, :4], view2() + 0.5, np.array([["a"]])):
+        savemat(tmp_path / "x.mat", {"action_splits_pairs": wrong})
+        told("x.mat", (tmp_path / "x.mat").read_bytes(), "action_splits_pairs")
+    with pytest.raises(TrainerError, match="cannot be read"):
+        read_pairs(tmp_path / "none.mat", source)
+    with pytest.raises(TrainerError, match="none of its 60 pairs has both videos in the shards"):
+        read_pairs(good, source)

@@ -1,5 +1,6 @@
 import math
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +9,16 @@ from torch import nn
 
 from tests.trainer.processes import in_two_processes, share, step
 from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
+from tests.trainer.synthetic import CONFIG
 from trainer.backbones import BACKBONES, create
 from trainer.data import Batch, Draw, Shards, TrainingClips
 from trainer.errors import Interrupted, TrainerError
+from trainer.methods.parts import rotated
 from trainer.methods.skip_clip import SkipClip, gamma, negatives, ranking
 from trainer.settings import Settings, resolve
 from trainer.training import train
+
+SHARDS = SimpleNamespace(config=CONFIG)
 
 
 class Patches(nn.Module):
@@ -32,7 +37,7 @@ def make(**options):
     """Backbone and method; its encoder of frames, here of one convolution, has twice the backbone's cells."""
     torch.manual_seed(0)
     backbone = Patches(5, 4, 8)
-    method = SkipClip(backbone, SkipClip.option_values(options), None)
+    method = SkipClip(backbone, SkipClip.option_values(options), SHARDS)
     method.encoder, method.match = Patches(6, 1, 4), nn.Conv3d(6, 5, 1)
     return backbone, method
 
@@ -112,6 +117,23 @@ def test_loss_equals_slow_loop(video, targets, size):
     assert (against == 0) == (len(set(video)) == 1)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_without_rotation_only_upright_frames_are_encoded(weight):
+    """Copies would change the batch normalisation of the others, and double the cost."""
+    backbone, method = make(rotation_weight=weight)
+    data, seen = batch(3, targets=2), []
+    method.encoder.register_forward_pre_hook(lambda _, frames: seen.append(frames[0]))
+    out = method(backbone, data)
+    upright = data.clips[:, 0, :, 16:].transpose(1, 2).flatten(0, 1)[:, :, None]
+    turned = rotated(upright, data.labels["turns"].flatten())
+    assert len(seen) == 1 and torch.equal(seen[0], torch.cat([upright, turned]) if weight else upright)
+    assert ("rotation" in out, "rotation_accuracy" in out, bool([*method.head.parameters()])) == (weight > 0,) * 3
+    out["loss"].backward()
+    assert all(parameter.grad is not None for parameter in method.parameters())  # or several processes would wait
+    if not weight:
+        assert out["loss"].item() == pytest.approx((out["rank"] + out["negative"]).item())
+
+
 @pytest.mark.parametrize(("channels", "height", "width", "targets"), [(1, 1, 1, 1), (3, 2, 1, 4), (4, 3, 5, 2)])
 def test_gamma_equals_slow_loop(channels, height, width, targets):
     torch.manual_seed(0)
@@ -184,7 +206,7 @@ def test_a_batch_of_one_video_learns_without_negatives():
 def test_every_backbone_has_its_cells_matched(name):
     torch.manual_seed(0)
     backbone = create(name, 0.06).eval()
-    method = SkipClip(backbone, SkipClip.option_values(), None).eval()
+    method = SkipClip(backbone, SkipClip.option_values(), SHARDS).eval()
     data = batch(2, size=64)
     h = [*backbone(data.clips[:, 0, :, :16]).values()][-1]
     assert method.encode(data.clips[:, 0, :, 16:17], h.shape[3:]).shape == (2, backbone.features, *h.shape[3:])
@@ -193,7 +215,7 @@ def test_every_backbone_has_its_cells_matched(name):
 
 def test_the_encoder_is_as_wide_as_the_backbone():
     full = create("resnet3d18", 1.0)
-    encoder = SkipClip(full, SkipClip.option_values(), None).encoder
+    encoder = SkipClip(full, SkipClip.option_values(), SHARDS).encoder
     assert sum(weight.numel() for weight in encoder.parameters()) == 11_176_512 and encoder.features == 512
 
 

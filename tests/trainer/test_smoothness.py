@@ -33,7 +33,7 @@ def test_by_distance_equals_slow_pairs():
 
 
 def test_clips_follow_one_another():
-    assert whole_clips(47)[:, 0].tolist() == [0, 16] and whole_clips(15).shape == (0, 16)
+    assert whole_clips(47, 16)[:, 0].tolist() == [0, 16] and whole_clips(15, 16).shape == (0, 16)
 
 
 def test_planted_features(tmp_path, run, monkeypatch):

@@ -1,13 +1,12 @@
 """Shards -> batches."""
 
-from labelgen.shards import CLIP_LENGTH, TEST, TRAIN, VALIDATION
+from labelgen.shards import TEST, TRAIN, VALIDATION
 from trainer.data.clips import Batch, Draw, TrainingClips, VideoViews, sliding_frames, spread_frames
 from trainer.data.index import Shards
 from trainer.data.sampler import Batches
 from trainer.data.transport import ending_workers, loader, raise_if_error, to_device
 
 __all__ = [
-    "CLIP_LENGTH",
     "TEST",
     "TRAIN",
     "VALIDATION",

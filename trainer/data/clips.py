@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from labelgen.errors import VsslError
-from labelgen.shards import CLIP_LENGTH
 from trainer import augment
-from trainer.data.index import Shards
+from trainer.data.index import Shards, clips_of
 from trainer.data.keys import OTHER_VIDEO, VIEW
 from trainer.data.transport import frame_buffer
 
@@ -29,7 +28,8 @@ from trainer.data.transport import frame_buffer
 class Draw:
     """How one sample is shown.
 
-    epoch: number of the pass over the samples; rng: generator of this (seed, epoch, sample); views: one per clip, see
+    epoch: number of the pass over the samples, several of which may make an epoch of the run (the setting `repeats`)
+    rng: generator of this (seed, epoch, sample); views: one per clip, see
     augment.draw; options: the method's
     """
 
@@ -100,6 +100,9 @@ class TrainingClips(Dataset):
             shard, item = self.samples[key[1]]
             reader = self.shards.readers[shard]
             draw = self._draw(VIEW, key, self.n)
+            if self.method.of_labelled_clips:
+                clips = clips_of(reader, item)  # of videos they are sorted: shifted, no pass shows only the beginnings
+                item = clips[(draw.epoch + item) % len(clips)]
             frames, label = self.method.read(reader, item, draw)
             shown.append((reader, frames, draw.views))
             video = np.searchsorted(reader.arrays["videos/first_frame"], frames.flat[0], "right") - 1
@@ -148,26 +151,27 @@ def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 class VideoViews(Dataset):
-    """Clips of 16 frames of videos (int64 [n, 2]), for evaluation, a video's adjacent and in order.
+    """Clips of T frames, as long as those of the shards, of videos (int64 [n, 2]), for evaluation, a video's adjacent and in
+    order.
 
-    frames: (number of frames of the video) -> frames int64 [clips, 16] to show of it
+    frames: (number of frames of the video, T) -> frames int64 [clips, T] to show of it
     owner:  int64 [clips], index into `videos` of each clip
     """
 
-    def __init__(self, shards: Shards, videos: np.ndarray, frames: Callable[[int], np.ndarray]):
+    def __init__(self, shards: Shards, videos: np.ndarray, frames: Callable[[int, int], np.ndarray]):
         self.shards, self.videos = shards, videos
         lengths = [int(shards.readers[shard].arrays["videos/n_frames"][video]) for shard, video in videos]
-        shown = [frames(length) for length in lengths]
+        shown = [frames(length, shards.clip_length) for length in lengths]
         self.owner = np.repeat(np.arange(len(videos)), [len(clips) for clips in shown])
-        self.frames = np.concatenate(shown) if shown else np.empty((0, CLIP_LENGTH), np.int64)
+        self.frames = np.concatenate(shown) if shown else np.empty((0, shards.clip_length), np.int64)
 
     def __len__(self) -> int:
         return len(self.owner)
 
     @_returns_errors
     def __getitems__(self, indices: list[int]) -> dict:
-        """One batch: "index" int64 [B], "clips" uint8 [B, 16, H, W, 3]."""
-        array, clips = frame_buffer(len(indices), CLIP_LENGTH, *self.shards.frame_size, 3)
+        """One batch: "index" int64 [B], "clips" uint8 [B, T, H, W, 3]."""
+        array, clips = frame_buffer(len(indices), self.frames.shape[1], *self.shards.frame_size, 3)
         for target, index in zip(array, indices, strict=True):
             shard, video = self.videos[self.owner[index]]
             reader = self.shards.readers[shard]
@@ -175,15 +179,15 @@ class VideoViews(Dataset):
         return {"index": torch.tensor(indices), "clips": clips}
 
 
-def spread_frames(n_frames: int, views: int = 10) -> np.ndarray:
-    """Frames of `views` clips evenly spread over a video, int64 [views, 16]: starts round(linspace(0, L - 16, views)); a
-    video shorter than 16 frames is played in a loop."""
-    starts = np.rint(np.linspace(0, max(0, n_frames - CLIP_LENGTH), views)).astype(np.int64)
-    return (starts[:, None] + np.arange(CLIP_LENGTH)) % n_frames
+def spread_frames(n_frames: int, length: int, views: int = 10) -> np.ndarray:
+    """Frames of `views` clips evenly spread over a video, int64 [views, length]: starts round(linspace(0, n_frames - length,
+    views)); a video shorter than a clip is played in a loop."""
+    starts = np.rint(np.linspace(0, max(0, n_frames - length), views)).astype(np.int64)
+    return (starts[:, None] + np.arange(length)) % n_frames
 
 
-def sliding_frames(n_frames: int, step: int = 8) -> np.ndarray:
-    """Frames of all clips that begin `step` frames apart and fit, int64 [clips, 16]; of a video shorter than 16 frames
-    one, played in a loop."""
-    starts = np.arange(0, max(1, n_frames - CLIP_LENGTH + 1), step)
-    return (starts[:, None] + np.arange(CLIP_LENGTH)) % n_frames
+def sliding_frames(n_frames: int, length: int) -> np.ndarray:
+    """Frames of all clips that overlap by half and fit, int64 [clips, length]; of a video shorter than a clip one, played in a
+    loop."""
+    starts = np.arange(0, max(1, n_frames - length + 1), length // 2)
+    return (starts[:, None] + np.arange(length)) % n_frames

@@ -10,7 +10,7 @@ import os
 import numpy as np
 
 from labelgen.shards import NO_ROW, TEST, TRAIN, ShardReader, open_shards
-from trainer.data.keys import HOLDOUT
+from trainer.data.keys import FRACTION, HALF, HOLDOUT
 from trainer.errors import TrainerError
 
 
@@ -19,7 +19,7 @@ class Shards:
 
     folder: what labelgen wrote; split: a split's name or 1-based number, None for the first; readers: of the folder, where it
     is open already
-    dataset, config, config_hash, crop_grid: as in every one of the shards (int16 [crops, 2] y, x)
+    dataset, config, config_hash, clip_length, crop_grid: as in every one of the shards (int16 [crops, 2] y, x)
     split:  name of the split, None where the data set has none
     videos: int64 [videos, 2], shard and video in it; clips: int64 [clips, 2], likewise
     before: int64 [shards], row of a shard's first video; frame_size: height and width of the stored frames
@@ -38,6 +38,7 @@ class Shards:
         first = self.readers[0]
         self.config, self.config_hash, self.crop_grid = first.config, first.config_hash, first.crop_grid
         self.dataset: str = first.config["dataset"]
+        self.clip_length = first.clip_length
         self.videos = _pairs([reader.n_videos for reader in self.readers])
         self.clips = _pairs([reader.n_clips for reader in self.readers])
         self.before = np.cumsum([0] + [reader.n_videos for reader in self.readers])[:-1]
@@ -77,11 +78,21 @@ class Shards:
         self.trains = self.trains & ~held
         return held
 
+    def keep(self, fraction: float, seed: int) -> None:
+        """Leave about that fraction of the training videos in `trains`, one at least, drawn from the seed; a smaller fraction
+        is a part of a larger one. [thesis 3.5.2, which takes one of every k]"""
+        ids, rows = np.array(self.text("videos/id")), np.flatnonzero(self.trains)
+        order = np.random.default_rng((FRACTION, seed)).permutation(rows[np.argsort(ids[rows])])
+        self.trains = np.isin(np.arange(len(ids)), order[: max(1, round(fraction * len(rows)))])
+
     def labelled_clips(self) -> tuple[np.ndarray, int, str]:
-        """The labelled clips of the training videos, int64 [n, 2], how many videos are left out, and why."""
+        """The samples of methods that learn from labelled clips, int64 [n, 2], how many videos are left out, and why: every
+        labelled clip of the training videos, or where some random ones of each video were labelled the videos, of which
+        every showing takes another clip [thesis 3.4.2]. `clips_of` tells which clips a sample stands for."""
         used = self.trains[self.owner]
-        left_out = int(self.trains.sum() - len(np.unique(self.owner[used])))
-        return self.clips[used], left_out, "without a labelled clip"
+        videos = np.unique(self.owner[used])
+        samples = self.clips[used] if self.config["clips"] is None else self.videos[videos]
+        return samples, int(self.trains.sum() - len(videos)), "without a labelled clip"
 
     def long_enough(self, frames: int) -> tuple[np.ndarray, int, str]:
         """The training videos of at least so many frames, int64 [n, 2], how many are left out, and why."""
@@ -98,11 +109,20 @@ class Shards:
             f"too short for the {key.split('/')[0]} rows",
         )
 
-    def easier_half(self, clips: np.ndarray) -> np.ndarray:
-        """Indices int64 of the easier half of labelled clips int64 [n, 2], easiest first; clips without motion come last.
-        [thesis 3.2]"""
-        scores = np.array([self.readers[shard].arrays["curriculum/score"][clip] for shard, clip in clips])
-        return np.argsort(-scores, kind="stable")[: math.ceil(len(scores) / 2)]  # NaN is sorted last
+    def by_difficulty(self, samples: np.ndarray) -> np.ndarray:
+        """Indices int64 of samples of labelled_clips, easiest first; those without motion come last. [thesis 3.2]"""
+        scores = np.array([_score(self.readers[shard], item) for shard, item in samples])
+        return np.argsort(-scores, kind="stable")  # NaN is sorted last
+
+    def half(self, samples: np.ndarray, which: str, seed: int) -> np.ndarray:
+        """The "easy", the "hard" or a "random" half (drawn from the seed) of samples of labelled_clips, in their order.
+        [thesis table 3.3]"""
+        if which == "random":
+            order = np.random.default_rng((HALF, seed)).permutation(len(samples))
+        else:
+            order = self.by_difficulty(samples)
+        size = math.ceil(len(order) / 2)
+        return samples[np.sort(order[-size:] if which == "hard" else order[:size])]
 
     @functools.cached_property
     def classes(self) -> list[str]:
@@ -121,6 +141,20 @@ class Shards:
     def text(self, key: str) -> list[str]:
         """A text of every video by its full name, e.g. "videos/label"."""
         return [text for reader in self.readers for text in reader.arrays[key]]
+
+
+def clips_of(reader: ShardReader, item: int) -> range:
+    """The labelled clips that a sample of Shards.labelled_clips stands for: itself, or those of the video."""
+    if reader.config["clips"] is None:
+        return range(item, item + 1)
+    return range(*np.searchsorted(reader.arrays["clips/video"], [item, item + 1]))
+
+
+def _score(reader: ShardReader, item: int) -> np.float32:
+    """Difficulty of a sample, larger is easier: of a video the mean of its clips that move."""
+    scores = reader.arrays["curriculum/score"][clips_of(reader, item)]
+    known = scores[~np.isnan(scores)]
+    return known.mean() if len(known) else np.float32(np.nan)
 
 
 def _pairs(counts: list[int]) -> np.ndarray:

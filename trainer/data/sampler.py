@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,11 +15,13 @@ from trainer.errors import TrainerError
 class Batches:
     """Which samples each step shows, a pure function of the step.
 
-    Without a curriculum each epoch is one random pass over all samples, cut into batches that differ by at most one
-    sample, none larger than batch_size: nothing is dropped and no rest of one or two samples upsets batch
-    normalisation. The first `easy_steps` steps pass over the samples `easy` (int64 indices) alone, with batches of the
-    same sizes, so that the total number of samples is that without a curriculum.
+    Without a curriculum each epoch is `repeats` random passes over all samples, cut into batches that differ by at most
+    one sample, none larger than batch_size: nothing is dropped and no rest of one or two samples upsets batch
+    normalisation. Pass r of epoch e has number e * repeats + r, which tells its draws from those of others.
 
+    stages: of a curriculum, each with the first step after it and the samples, int64 indices, that its steps pass over;
+        the steps after the last one pass over all. Batches have the same sizes, so that the total number of samples is
+        that without a curriculum, and passes are counted on.
     micro: micro-batches of a step (gradient accumulation); world: processes; rank: number of this process. The joined
     batch of a step does not depend on them.
     """
@@ -29,42 +31,50 @@ class Batches:
         samples: int,
         batch_size: int,
         seed: int,
-        easy: np.ndarray | None = None,
-        easy_steps: int = 0,
+        stages: Sequence[tuple[int, np.ndarray]] = (),
+        repeats: int = 1,
         micro: int = 1,
         world: int = 1,
         rank: int = 0,
     ):
-        self.samples, self.seed, self.easy, self.easy_steps = samples, seed, easy, easy_steps
-        self.per_epoch = math.ceil(samples / batch_size)
+        self.seed, self.shown = seed, samples * repeats  # in an epoch
+        self.per_epoch = math.ceil(self.shown / batch_size)
         self.micro, self.world, self.rank = micro, world, rank
-        if samples // self.per_epoch < self.micro * self.world:
+        if self.shown // self.per_epoch < self.micro * self.world:
             raise TrainerError(
-                f"a batch of {samples // self.per_epoch} samples cannot be shared among {self.world} processes and "
+                f"a batch of {self.shown // self.per_epoch} samples cannot be shared among {self.world} processes and "
                 f"{self.micro} accumulated parts; raise the batch size or accumulate fewer parts"
             )
+        self._stages = []  # first step, first pass, samples
+        step = number = 0
+        for stop, chosen in stages:
+            self._stages.append((step, number, chosen))
+            number += math.ceil((self._shown_before(stop) - self._shown_before(step)) / len(chosen))
+            step = stop
+        self._stages.append((step, number, np.arange(samples)))
         self._pass = functools.lru_cache(maxsize=4)(self._permuted)
 
     def _shown_before(self, step: int) -> int:
         """How many samples the steps before this one show."""
         epoch, place = divmod(step, self.per_epoch)
-        small, longer = divmod(self.samples, self.per_epoch)
-        return epoch * self.samples + place * small + min(place, longer)
+        small, longer = divmod(self.shown, self.per_epoch)
+        return epoch * self.shown + place * small + min(place, longer)
 
-    def _permuted(self, number: int, easy: bool) -> np.ndarray:
-        rng = np.random.default_rng((ORDER, self.seed, number))
-        return rng.permutation(self.easy) if easy else rng.permutation(self.samples)
+    def _permuted(self, number: int, stage: int) -> np.ndarray:
+        return np.random.default_rng((ORDER, self.seed, number)).permutation(self._stages[stage][2])
 
     def joined(self, step: int) -> np.ndarray:
         """(pass, sample) of every item of a step, int64 [n, 2]. Passes are counted from 0 and tell draws apart."""
-        easy = step < self.easy_steps
-        length = len(self.easy) if easy else self.samples
-        start = 0 if easy else self._shown_before(self.easy_steps)  # of the passes over these samples
-        easy_passes = 0 if easy or not self.easy_steps else math.ceil(start / len(self.easy))
-        items = np.arange(self._shown_before(step), self._shown_before(step + 1)) - start
-        passes, places = np.divmod(items, length)
-        passes += easy_passes
-        return np.array([(k, self._pass(k, easy)[place]) for k, place in zip(passes.tolist(), places, strict=True)])
+        stage = max(i for i, (first, _, _) in enumerate(self._stages) if first <= step)
+        first, number, samples = self._stages[stage]
+        items = np.arange(self._shown_before(step), self._shown_before(step + 1)) - self._shown_before(first)
+        passes, places = np.divmod(items, len(samples))
+        passes += number
+        return np.array([(k, self._pass(k, stage)[place]) for k, place in zip(passes.tolist(), places, strict=True)])
+
+    def passes(self, steps: int) -> int:
+        """How many passes the first steps begin."""
+        return int(self.joined(steps - 1)[-1, 0]) + 1
 
     def size(self, step: int) -> int:
         """Samples of a step, over all processes."""

@@ -20,6 +20,8 @@ PROTOCOLS = {
     "similarity": "trainer.evaluate.similarity:Similarity",
     "smoothness": "trainer.evaluate.smoothness:Smoothness",
     "attention": "trainer.evaluate.attention:Attention",
+    "pretext": "trainer.evaluate.pretext:Pretext",
+    "future": "trainer.evaluate.future:Future",
 }
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from trainer.data import Shards
 
-    # frames uint8 [16, H, W, 3], configuration of the shards -> magnitudes of M_u and M_v, float32 [2, H, W]
+    # frames uint8 [T, H, W, 3], configuration of the shards -> magnitudes of M_u and M_v, float32 [2, H, W]
     Boundaries = Callable[[np.ndarray, dict], np.ndarray]
 
 
@@ -24,19 +24,23 @@ class Attention(Protocol):
 
     title = "Attention"
     question = "Is the network active where the clip moves?"
-    items = "The middle clip of a few videos of the split's test part, or of all: those named by `--video`, else random ones."
+    items = (
+        "The middle clip of a few videos of the split's test part, or of all: those named by `--video`, else random ones. "
+        "`--pace 2` takes every second frame, and so on, around the same middle."
+    )
     classifier = (
         "None: absolute activations of a stage summed over channels and squared, mean over time, drawn over the frame "
         "beside the motion boundaries of the clip; 100 x the Pearson correlation of the map's cells with the mean of "
         "|M_u| + |M_v| over each."
     )
     left_out = "Correlations of maps or boundaries that are constant; they are counted."
-    source = "Zagoruyko and Komodakis, ICLR 2017; thesis 3.5, fig. 2.8, 3.7."
+    source = "Zagoruyko and Komodakis, ICLR 2017; thesis 3.5, fig. 2.8, 3.7, 4.8."
     options = (
         Option("stage", str, "Such as conv4.  [default: the last]"),
         Option(
             "video", str, "Id of a video, or the end of it; repeatable.  [default: a random few]", argument="videos"
         ),
+        Option("pace", int, "Every so manieth frame makes the clip.", default=1, least=1),
         Option("count", int, "Random videos, where none is named.", default=4, least=1),
         Option("seed", int, "Seed of the random choice.", default=0),
     )
@@ -53,19 +57,23 @@ class Attention(Protocol):
         self,
         stage: str | None = None,
         videos: Sequence[str] = (),
+        pace: int = 1,
         count: int = 4,
         seed: int = 0,
         boundaries: Boundaries | None = None,
     ) -> Shards:
-        """stage: default the last. videos: ids or ends of ids; default `count` random ones, drawn from `seed`. boundaries:
+        """stage: default the last. videos: ids or ends of ids; default `count` random ones, drawn from `seed`. pace: frames from
+        one of the clip to the next. boundaries:
         where given, M_u and M_v stand beside the maps, and the rows hold how far each map follows them, see maps.correlation."""
+        from functools import partial
+
         from trainer import data
         from trainer.evaluate.maps import choose_videos, middle_clip
 
         source = self.bench.source()
-        self.stage, self.boundaries = stage, boundaries
+        self.stage, self.boundaries, self.pace = stage, boundaries, pace
         self.videos = choose_videos(source, videos, count, seed)
-        self.clips = data.VideoViews(source, source.videos[self.videos], middle_clip)
+        self.clips = data.VideoViews(source, source.videos[self.videos], partial(middle_clip, pace=pace))
         self.maps: dict[str, np.ndarray] = {}
         self.constant = 0  # maps without a correlation
         return source
@@ -101,10 +109,11 @@ class Attention(Protocol):
                         self.constant += 1
                     else:
                         yield {**row, "value": value}
-            named = "-".join(filter(None, (source.dataset, source.split, self.stage, ids[video])))
+            named = "-".join(filter(None, (source.dataset, source.split, self.stage, self.at_pace(), ids[video])))
             path = folder / f"{named.replace('/', '_')}.png"
             label = f" ({labels[video]})" if labels[video] else ""
-            write_png(path, sheet(f"{ids[video]}{label}, 16 frames from {shown_frames[0]}", tiles))
+            at = f"{len(shown_frames)} frames from {shown_frames[0]}{self.at_pace(', ')}"
+            write_png(path, sheet(f"{ids[video]}{label}, {at}", tiles))
             shown = {"video": ids[video], "label": labels[video], "shown": list(tiles)}
             self.extra["sheets"].append({**shown, "file": f"attention/{path.name}"})
 
@@ -116,9 +125,15 @@ class Attention(Protocol):
     def conditions(self) -> dict[str, Any]:
         return {
             "mode": f"(sum of absolute activations)^2 of {self.stage}, mean over time",
-            "views": "the middle clip of 16 frames",
+            "views": f"the middle clip of {self.shards.clip_length} frames{self.at_pace(', ')}",
             "items": f"{len(self.videos)} videos",
         }
+
+    def at_pace(self, before: str = "") -> str:
+        return f"{before}pace {self.pace}" if self.pace > 1 else ""
+
+    def file_name(self, name: str) -> str:
+        return "-".join(filter(None, (name, self.at_pace().replace(" ", ""))))
 
     @classmethod
     def table(cls, result: dict) -> list[str]:

@@ -140,7 +140,7 @@ class Bench:
             for saved in self.runs:
                 self.alone(saved).measure(name, **options)
         result = protocol.measure()
-        write(result, self.saved.run, protocol.file_name(name))
+        write(result, self.saved.run, protocol.file_name(name), protocol.tally)
         return result
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from labelgen.files import writing
 from trainer import data, distributed
 from trainer.augment import centre
 from trainer.checkpoint import Checkpoint, backbone_weights
 from trainer.errors import TrainerError
+from trainer.evaluate.progress import Progress
 from trainer.network import build_backbone
 from trainer.settings import Settings
 
@@ -189,13 +188,14 @@ def stage_outputs(
     backbone.eval().to(device, memory_format=torch.channels_last_3d)
     seen = np.zeros(len(clips), np.int64)
     batches = data.loader(clips, compute.workers, device, batch_size=compute.batch_size)
-    with data.ending_workers():
-        for batch in tqdm(batches, "features", unit="batch", leave=False, disable=not sys.stderr.isatty()):
+    with data.ending_workers(), Progress("features", len(clips), "clip") as step:
+        for batch in batches:
             index = data.raise_if_error(batch)["index"].numpy()
             # TF32 would make features depend on the batch size, through the choice of algorithm
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 x = centre(batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"])
                 yield index, backbone(x)
             seen[index] += 1
+            step(len(index))
     if not (seen == 1).all():
         raise AssertionError(f"{np.count_nonzero(seen != 1)} of {len(seen)} clips were not scored exactly once")

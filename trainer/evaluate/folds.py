@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from trainer.checkpoint import Checkpoint, with_labels
 from trainer.errors import TrainerError
 from trainer.evaluate.bench import Bench, parts
 from trainer.evaluate.features import Features
-from trainer.evaluate.numbers import accuracies, distribution
+from trainer.evaluate.numbers import distribution
 from trainer.evaluate.protocol import ProtocolError
 from trainer.evaluate.tables import with_split
+from trainer.evaluate.tally import Tally
 
 FOLDS = 5
 MOST_GROUPS = 30  # with more of them, leaving each out in turn costs more than it tells
@@ -29,7 +30,7 @@ class Plan:
 
     source: the data set; parts: (test, train) of every fold, int64 rows of source.videos; mode: in words; notes: for the
     reader; splits: the official split of each fold, where all of them are used; pooled: every labelled video is tested
-    once, so that all predictions count as one test
+    once, so that all predictions count as one test; tally: of its predictions
     """
 
     source: data.Shards
@@ -38,6 +39,10 @@ class Plan:
     notes: list[str]
     splits: tuple[str, ...] = ()
     pooled: bool = True
+    tally: Tally = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "tally", Tally.of(self.source))
 
     def features(self, bench: Bench, network: str) -> list[Extracted]:
         """Features of the 10 clips of every video that takes part: of one fold test and train apart, as retrieval keeps
@@ -54,6 +59,7 @@ class Plan:
             "mode": self.mode,
             "items": f"{len(self.tested)} tested videos",
             **distribution(self.source.targets[self.tested]),
+            "intervals": self.tally.drawn(self.tested),
         }
 
     @property
@@ -61,15 +67,18 @@ class Plan:
         """The tested videos of all folds, int64 rows of source.videos."""
         return np.concatenate([test for test, _ in self.parts])
 
-    def scores(self, hits: list[np.ndarray], owners: list[np.ndarray]) -> list[dict]:
-        """Accuracy of every split, where there are several, and of all folds together: "value", "low", "high", and "split".
+    def scores(
+        self, hits: list[np.ndarray], owners: list[np.ndarray], named: list[np.ndarray] | None = None
+    ) -> list[dict]:
+        """Accuracy of every split, where there are several, and of all folds together, see Tally.accuracies.
 
-        hits: bool [items] of each fold, owners: int64 [items], the row of source.videos of each item.
+        hits: bool [items] of each fold; owners: int64 [items], the row of source.videos of each item; named: int64 [items],
+        the class that was named for it.
         """
         for (test, _), owner in zip(self.parts, owners, strict=True):
             if not np.array_equal(np.unique(owner), np.sort(test)):
                 raise AssertionError(f"{len(test)} videos to score, {len(np.unique(owner))} scored")
-        return accuracies(hits, owners, self.splits, self.pooled)
+        return self.tally.accuracies(hits, owners, self.splits, self.pooled, named)
 
 
 @dataclass(frozen=True)
@@ -96,17 +105,17 @@ def of_videos(items: list[tuple[np.ndarray, np.ndarray]], videos: np.ndarray) ->
 def plan(bench: Bench) -> Plan:
     """Folds of a labelled data set, on which the network of the bench is tested.
 
-    A split's test (else validation) part against its train part. split "all": each official split in turn. Where the data
+    A split's test (else validation) part against its train part. split "all", or no split where the official ones together
+    test each video once (see splits_in_turn): each of them in turn. Where the data
     set has no two such parts: leave one group out, or, without groups or with more than MOST_GROUPS of them, FOLDS
     stratified folds that keep groups together.
 
     Raises TrainerError when there are no labels or too few to learn from.
     """
-    in_turn = bench.split == "all"
-    source = bench.open(bench.folder) if in_turn else bench.source()
+    if sources := splits_in_turn(bench):
+        return _of_all_splits(sources)
+    source = bench.open(bench.folder) if bench.split == "all" else bench.source()
     names = source.readers[0].splits
-    if in_turn and len(names) > 1:
-        return _of_all_splits([bench.open(bench.folder, name) for name in names], names)
     test, train, mode, notes = parts(source)
     if bench.split is None and len(names) > 1:
         notes = [*notes, f"split {source.split} alone, one of {len(names)}; --split all uses each in turn"]
@@ -116,18 +125,37 @@ def plan(bench: Bench) -> Plan:
     return _checked(source, [(fold, test & ~fold) for fold in held], mode, notes)
 
 
-def _of_all_splits(sources: list[data.Shards], names: tuple[str, ...]) -> Plan:
-    found = [parts(source) for source in sources]
+def splits_in_turn(bench: Bench) -> list[data.Shards]:
+    """The data set seen through each of its official splits, where all are used: asked for as "all", or with no split asked for
+    where their test parts hold every labelled video exactly once, as those that leave out one group each. Else none."""
+    names = bench.open(bench.folder).readers[0].splits
+    if len(names) < 2 or bench.split not in (None, "all"):
+        return []
+    sources = [bench.open(bench.folder, name) for name in names]
+    if bench.split is None and (sources[0].targets >= 0).any():
+        found = [parts(source) for source in sources]
+        apart = not any((test & train).any() for test, train, *_ in found)
+        return sources if apart and covers(sources[0], np.sum([test for test, *_ in found], axis=0)) else []
+    return [] if bench.split is None else sources
+
+
+def of_splits(sources: list[data.Shards]) -> tuple[list[tuple[np.ndarray, np.ndarray]], str, list[str], bool]:
+    """Masks (test, train) of every split, how they were chosen in words, notes, and whether every video is tested once."""
+    found, names = [parts(source) for source in sources], [source.split for source in sources]
     for name, (test, train, *_) in zip(names, found, strict=True):
         if (test & train).any():
             raise ProtocolError(
                 f"{sources[0].dataset}: split {name} has no test part", "name one that has, --split NAME"
             )
-    tested = np.sum([test for test, *_ in found], axis=0)
-    pooled = covers(sources[0], tested)
+    pooled = covers(sources[0], np.sum([test for test, *_ in found], axis=0))
     mode = f"{'each video once' if pooled else 'mean'} over splits {', '.join(names)}, {found[0][2]}"
     notes = list(dict.fromkeys(note for *_, chosen in found for note in chosen))
-    return _checked(sources[0], [chosen[:2] for chosen in found], mode, notes, names, pooled)
+    return [chosen[:2] for chosen in found], mode, notes, pooled
+
+
+def _of_all_splits(sources: list[data.Shards]) -> Plan:
+    masks, mode, notes, pooled = of_splits(sources)
+    return _checked(sources[0], masks, mode, notes, tuple(source.split for source in sources), pooled)
 
 
 def covers(source: data.Shards, tested: np.ndarray) -> bool:
@@ -222,4 +250,6 @@ def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
     same = meta["config_hash"] == source.config_hash and meta.get("videos", len(through.videos)) == len(through.videos)
     if meta["settings"]["holdout"] and same:
         through.hold_out(meta["settings"]["holdout"], meta["settings"]["seed"])
+    if meta["settings"].get("fraction", 1) < 1 and same:
+        through.keep(meta["settings"]["fraction"], meta["settings"]["seed"])
     return through.trains

@@ -39,16 +39,18 @@ class KNearest(FoldProtocol):
         from trainer.evaluate.folds import of_videos
         from trainer.evaluate.neighbours import nearest, votes
 
-        hits, owners, targets = [], [], self.plan.source.targets
+        hits, owners, names, targets = [], [], [], self.plan.source.targets
         for test, train in self.plan.parts:
             queries, gallery = of_videos(items, test), of_videos(items, train)
             found = nearest(queries, gallery, KS[-1], self.bench.device)
             named = votes(queries[0], gallery[0], found, targets[gallery[1]], KS, TEMPERATURE)
             hits.append(named == targets[queries[1]])
             owners.append(queries[1])
+            names.append(named)
+            self.step()
             self.fewest[level] = min(self.fewest[level], found.shape[1])
         for place, k in enumerate(KS):
-            for score in self.plan.scores([hit[place] for hit in hits], owners):
+            for score in self.plan.scores([hit[place] for hit in hits], owners, [name[place] for name in names]):
                 yield {"metric": f"{k}-NN", **score, "dimensions": queries[0].shape[1]}
 
     def remarks(self) -> list[str]:
@@ -57,7 +59,8 @@ class KNearest(FoldProtocol):
 
     def conditions(self) -> dict[str, Any]:
         classifier = f"k nearest neighbours, cosine, votes exp(cosine / {TEMPERATURE:g})"
-        return {**super().conditions(), "views": "10 clips of 16 frames", "classifier": classifier}
+        views = f"10 clips of {self.shards.clip_length} frames"
+        return {**super().conditions(), "views": views, "classifier": classifier}
 
     @classmethod
     def table(cls, result: dict) -> list[str]:

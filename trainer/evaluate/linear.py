@@ -33,6 +33,7 @@ class Linear(FoldProtocol):
     left_out = "Videos without a label. Test videos whose class has no training video count as wrong."
     source = "Ours."
     index = ("network", "stage", "pooling", "C")
+    steps = 6  # classifiers.PROBE_STEPS
 
     def choose(self) -> Shards:
         self.unfinished = 0  # fits that did not converge
@@ -57,18 +58,20 @@ class Linear(FoldProtocol):
         from trainer.evaluate.classifiers import probe
         from trainer.evaluate.folds import groups_of, of_videos
 
-        source, hits, chosen = self.plan.source, [], []
+        source, hits, names, chosen = self.plan.source, [], [], []
         groups, ids = groups_of(source), np.array(source.text("videos/id"))
         for test, train in self.plan.parts:
             x, videos = of_videos(items, train)
             order = np.argsort(ids[videos])  # so that the order of the shards has no effect
             x, videos = x[order], videos[order]
-            predicted, strength = probe(x, source.targets[videos], groups[videos], of_videos(items, test)[0])
+            wanted = of_videos(items, test)[0]
+            predicted, strength = probe(x, source.targets[videos], groups[videos], wanted, self.step)
             hits.append(predicted == source.targets[test])
+            names.append(predicted)
             chosen.append(strength)
         alone = [f"{strength:g}" for strength in chosen] if self.plan.splits else []
         together = f"{min(chosen):g}" if len(set(chosen)) == 1 else f"{min(chosen):g} to {max(chosen):g}"
-        scores = self.plan.scores(hits, [test for test, _ in self.plan.parts])
+        scores = self.plan.scores(hits, [test for test, _ in self.plan.parts], names)
         for score, c in zip(scores, [*alone, together], strict=True):
             yield {"metric": "accuracy", **score, "dimensions": x.shape[1], "C": c}
 
@@ -89,4 +92,5 @@ class Linear(FoldProtocol):
 
     def conditions(self) -> dict[str, Any]:
         classifier = "logistic regression, L2, standardised"
-        return {**super().conditions(), "views": "10 clips of 16 frames, averaged", "classifier": classifier}
+        views = f"10 clips of {self.shards.clip_length} frames, averaged"
+        return {**super().conditions(), "views": views, "classifier": classifier}

@@ -31,9 +31,11 @@ def choose_videos(source: data.Shards, names: Sequence[str], count: int, seed: i
     return sorted(random.Random(seed).sample(sorted(rows, key=ids.__getitem__), min(count, len(rows))))
 
 
-def middle_clip(n_frames: int) -> np.ndarray:
-    """Frames of the clip in the middle of a video, int64 [1, 16]; a video shorter than that is played in a loop."""
-    return (max(0, n_frames - data.CLIP_LENGTH) // 2 + np.arange(data.CLIP_LENGTH))[None] % n_frames
+def middle_clip(n_frames: int, length: int, pace: int = 1) -> np.ndarray:
+    """Frames of the clip in the middle of a video, `pace` apart, int64 [1, length]; a video shorter than that is played in
+    a loop."""
+    span = pace * (length - 1) + 1
+    return (max(0, n_frames - span) // 2 + pace * np.arange(length))[None] % n_frames
 
 
 def stage_maps(

@@ -15,23 +15,23 @@ def last_stage_moments(
 ) -> tuple[str, int, np.ndarray, np.ndarray]:
     """Name of the last stage, frames from one moment to the next, and the moments: L2-normalised float32 [n, d], a video's
     adjacent and in order, and the video of each int64 [n]."""
-    one = data.VideoViews(source, videos[:1], lambda n: whole_clips(n)[:1])
+    one = data.VideoViews(source, videos[:1], lambda *lengths: whole_clips(*lengths)[:1])
     _, stages = next(iter(stage_outputs(backbone, one, Compute(1, 0, compute.device))))
     stage, last = list(stages.items())[-1]
-    frames = last.shape[2] == data.CLIP_LENGTH
+    frames = last.shape[2] == source.clip_length
     clips = data.VideoViews(source, videos, whole_clips if frames else data.sliding_frames)
     moments = np.empty((len(clips), last.shape[2] if frames else 1, last.shape[1]), np.float32)
     for index, stages in stage_outputs(backbone, clips, compute):
         x = stages[stage].float().mean((3, 4))  # [B, C, T']
         moments[index] = F.normalize(x if frames else x.mean(2, keepdim=True), dim=1).transpose(1, 2).cpu().numpy()
     owner = np.repeat(clips.owner, moments.shape[1])
-    return stage, 1 if frames else 8, moments.reshape(len(owner), -1), owner
+    return stage, 1 if frames else source.clip_length // 2, moments.reshape(len(owner), -1), owner
 
 
-def whole_clips(n_frames: int) -> np.ndarray:
-    """Frames of all clips of 16 frames that follow one another, int64 [clips, 16]; none of a shorter video."""
-    starts = np.arange(0, n_frames - data.CLIP_LENGTH + 1, data.CLIP_LENGTH)
-    return starts[:, None] + np.arange(data.CLIP_LENGTH)
+def whole_clips(n_frames: int, length: int) -> np.ndarray:
+    """Frames of all clips that follow one another, int64 [clips, length]; none of a shorter video."""
+    starts = np.arange(0, n_frames - length + 1, length)
+    return starts[:, None] + np.arange(length)
 
 
 def by_distance(moments: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,11 +13,18 @@ from torch.nn import functional as F
 from trainer import data
 from trainer.errors import TrainerError
 from trainer.evaluate.bench import parts
-from trainer.evaluate.features import Features, normalised
+from trainer.evaluate.features import normalised
+from trainer.evaluate.folds import of_splits, of_videos, splits_in_turn
+from trainer.evaluate.progress import Progress
+
+if TYPE_CHECKING:
+    from trainer.evaluate.bench import Bench
 
 _CHUNK = 1024  # queries x gallery items compared at a time
 _VOTERS = 256  # queries whose neighbours' vectors are in memory at a time
 _SHOWN = 24  # queries whose neighbours are kept in the result
+_MORE = 16  # candidates beyond k that are ranked again
+_NEAR = 2e-6  # cosines so near each other may stand in the wrong order in float32
 
 
 @dataclass(frozen=True)
@@ -32,27 +40,47 @@ class Side:
     labels: np.ndarray
     first: int = 0
 
-    def items(self, found: Features, key: tuple[str, str], level: str) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors float32 [items, d] and the video of each, int64 [items], counted from `first`."""
-        if level == "clip":
-            return found.arrays[key], found.owner + self.first
-        return found.video_means(key), np.arange(len(self.videos)) + self.first
+    def items(self, items: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """Its vectors float32 [n, d] among those of Extracted.items, and the video of each, int64 [n], counted from `first`."""
+        vectors, owner = of_videos(items, self.videos)
+        return vectors, np.searchsorted(self.videos, owner) + self.first
 
 
-def within(source: data.Shards) -> tuple[Side, Side, str, list[str]]:
-    """Queries and gallery of one data set, see bench.parts; how they were chosen, in words, and notes."""
-    test, train, mode, notes = parts(source)
-    labels = np.array(source.text("videos/label"))
-    if not (test & train).any():
-        sides = (
-            Side(source, np.flatnonzero(mask), labels[mask], first) for mask, first in ((test, 0), (train, len(test)))
-        )
-        return *sides, mode, notes
-    side = Side(source, np.flatnonzero(test), labels[test])
-    return side, side, mode, notes
+@dataclass(frozen=True)
+class Search:
+    """What is searched for where.
+
+    sides: queries and gallery of every fold, the same where each video searches all others; mode: how they were chosen, in
+    words; notes: for the reader; splits: the official split of each fold, where all of them are used; pooled: every query is
+    asked once
+    """
+
+    sides: list[tuple[Side, Side]]
+    mode: str
+    notes: list[str]
+    splits: tuple[str, ...] = ()
+    pooled: bool = True
 
 
-def across(asking: data.Shards, searched: data.Shards) -> tuple[Side, Side, str, list[str]]:
+def within(bench: Bench) -> Search:
+    """Queries and gallery of one data set, see bench.parts and folds.splits_in_turn."""
+    if sources := splits_in_turn(bench):
+        masks, mode, notes, pooled = of_splits(sources)
+        splits, source = tuple(source.split for source in sources), sources[0]
+    else:
+        source = bench.source()
+        test, train, mode, notes = parts(source)
+        masks, splits, pooled = [(test, train)], (), True
+    labels, sides = np.array(source.text("videos/label")), []
+    for test, train in masks:
+        asking = Side(source, np.flatnonzero(test), labels[test])
+        apart = not (test & train).any()
+        searched = Side(source, np.flatnonzero(train), labels[train], len(test)) if apart else asking
+        sides.append((asking, searched))
+    return Search(sides, mode, notes, splits, pooled)
+
+
+def across(asking: data.Shards, searched: data.Shards) -> Search:
     """The test part (or all) of one data set as queries, the training part (or all) of another as gallery; as of `within`.
 
     Classes are compared by name, queries whose class the gallery lacks are left out. Raises TrainerError where all are.
@@ -65,12 +93,8 @@ def across(asking: data.Shards, searched: data.Shards) -> tuple[Side, Side, str,
     lacking = int((queries & ~known).sum())
     notes = [f"{lacking} queries left out, whose class {searched.dataset} lacks"] if lacking else []
     query = Side(asking, np.flatnonzero(known), labels[known])
-    return (
-        query,
-        Side(searched, np.flatnonzero(gallery), theirs[gallery], len(labels)),
-        f"{_part_of(asking, queries)} against {_part_of(searched, gallery)}",
-        notes,
-    )
+    found = Side(searched, np.flatnonzero(gallery), theirs[gallery], len(labels))
+    return Search([(query, found)], f"{_part_of(asking, queries)} against {_part_of(searched, gallery)}", notes)
 
 
 def _part_of(source: data.Shards, chosen: np.ndarray) -> str:
@@ -80,17 +104,21 @@ def _part_of(source: data.Shards, chosen: np.ndarray) -> str:
     return f"{source.dataset} ({'all videos' if others else names.get(first, 'all videos')})"
 
 
-def examples(asking: Side, searched: Side, nearest_items: np.ndarray) -> list[dict]:
-    """A few queries, evenly spread, with the videos found for them, by name and class."""
-    names, theirs = asking.source.text("videos/id"), searched.source.text("videos/id")
-    chosen = np.unique(np.linspace(0, len(asking.videos) - 1, _SHOWN).astype(int))
+def examples(sides: list[tuple[Side, Side]], found: list[np.ndarray]) -> list[dict]:
+    """A few queries, evenly spread, with the videos found for them (int64 [queries, k] of every fold), by name and class."""
+    names, theirs = (side.source.text("videos/id") for side in sides[0])
+    queries = [
+        (*of_fold, nearest[q], q) for of_fold, nearest in zip(sides, found, strict=True) for q in range(len(nearest))
+    ]
     return [
         {
             "query": names[asking.videos[q]],
             "label": str(asking.labels[q]),
-            "nearest": [[theirs[searched.videos[g]], str(searched.labels[g])] for g in nearest_items[q, :5]],
+            "nearest": [[theirs[searched.videos[g]], str(searched.labels[g])] for g in nearest[:5]],
         }
-        for q in chosen
+        for asking, searched, nearest, q in (
+            queries[i] for i in np.unique(np.linspace(0, len(queries) - 1, _SHOWN).astype(int))
+        )
     ]
 
 
@@ -108,24 +136,57 @@ def nearest(
 ) -> np.ndarray:
     """The gallery items whose cosine to each query is largest, best first; of equals the one that stands first.
 
-    queries, gallery: vectors float32 [n, d] of any length, and the video of each, int64 [n]: a query never finds an item
-    of its own video. Returns indices into the gallery, int64 [queries, k]; fewer columns where there are fewer items for
-    some query. Exact, in memory bounded by chunk.
+    queries, gallery: vectors float32 [n, d] of any length, and the video (or group) of each, int64 [n]: a query never finds an
+    item of its own. Returns indices into the gallery, int64 [queries, k]; fewer columns where there are fewer items for some
+    query. Exact, in memory bounded by chunk: candidates are found in float32, and ranked in float64 where they are near ties.
     """
     items_of_video = np.bincount(gallery[1], minlength=max(queries[1].max(initial=0), gallery[1].max(initial=0)) + 1)
-    k = min(k, len(gallery[1]) - int(items_of_video[queries[1]].max()))
-    excluded = torch.iinfo(torch.int64).min
+    fewest = len(gallery[1]) - int(items_of_video[queries[1]].max())
+    k, candidates = min(k, fewest), min(k + _MORE, fewest)
     found = np.empty((len(queries[1]), k), np.int64)
-    for start in range(0, len(queries[1]), chunk):
-        query, query_video = _chunk(queries, start, chunk, device)
-        best = torch.full((len(query), k), excluded, device=device)
-        for begin in range(0, len(gallery[1]), chunk):
-            item, item_video = _chunk(gallery, begin, chunk, device)
-            keys = _sort_keys(query @ item.T, begin)
-            keys[query_video[:, None] == item_video] = excluded
-            best = torch.cat([best, keys], 1).topk(k).values
-        found[start : start + chunk] = 0xFFFFFFFF - (best & 0xFFFFFFFF).cpu().numpy()
+    with Progress("nearest neighbours", len(queries[1]), "query") as step:
+        for start in range(0, len(queries[1]), chunk):
+            best = _best(queries, gallery, candidates, start, chunk, device)
+            places = 0xFFFFFFFF - (best & 0xFFFFFFFF).numpy()
+            found[start : start + chunk] = places[:, :k]
+            unsure = start + np.flatnonzero(_near(best, k))
+            for query in unsure:
+                found[query] = _ranked(queries, gallery, query, np.sort(places[query - start]), k)
+            step(len(best))
     return found
+
+
+def _best(queries: tuple, gallery: tuple, k: int, start: int, chunk: int, device: torch.device) -> torch.Tensor:
+    """Sort keys of the k best items of each query of a chunk in float32, int64 [queries, k], on the CPU."""
+    excluded = torch.iinfo(torch.int64).min
+    query, query_video = _chunk(queries, start, chunk, device)
+    best = torch.full((len(query), k), excluded, device=device)
+    for begin in range(0, len(gallery[1]), chunk):
+        item, item_video = _chunk(gallery, begin, chunk, device)
+        keys = _sort_keys(query @ item.T, begin)
+        keys[query_video[:, None] == item_video] = excluded
+        best = torch.cat([best, keys], 1).topk(k).values
+    return best.cpu()
+
+
+def _near(best: torch.Tensor, k: int) -> np.ndarray:
+    """Which queries have two of their first k + 1 candidates nearer to each other than float32 can order, bool [queries]."""
+    return (-np.diff(_cosines(best)[:, : k + 1], axis=1) < _NEAR).any(1)
+
+
+def _cosines(keys: torch.Tensor) -> np.ndarray:
+    """The float32 values of sort keys, see _sort_keys."""
+    ordered = (keys >> 32).int()
+    return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32).numpy()
+
+
+def _ranked(queries: tuple, gallery: tuple, query: int, items: np.ndarray, k: int) -> np.ndarray:
+    """The k of these items (int64, ascending) with the largest cosine to a query in float64, best first; cosines that differ
+    by rounding alone are equal."""
+    one, part = queries[0][query].astype(np.float64), gallery[0][items].astype(np.float64)
+    lengths = np.linalg.norm(part, axis=1) * np.linalg.norm(one)
+    cosine = np.einsum("id,d->i", part, one) / np.maximum(lengths, 1e-24)
+    return items[np.argsort(-np.round(cosine, 12), kind="stable")[:k]]
 
 
 def _chunk(items: tuple[np.ndarray, np.ndarray], begin: int, size: int, device: torch.device):
@@ -142,14 +203,24 @@ def _sort_keys(similarity: torch.Tensor, first: int) -> torch.Tensor:
     return (ordered << 32) | (0xFFFFFFFF - position)
 
 
-def chance(query: np.ndarray, gallery: np.ndarray, views: int, same: bool, ks: Sequence[int]) -> dict[int, float]:
-    """Per cent of queries that a random order of the gallery would hit, for each k of ks (hypergeometric).
+def findable(query: np.ndarray, gallery: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """How many videos each query may find, int64 [queries], and how many of them are of its class.
 
-    query, gallery: classes of their videos, int64; same: they are the same videos, of which a query finds all others.
+    query, gallery: classes of their videos, int64; groups: where they are the same videos, int64 [videos]: a query finds none
+    of its own group.
     """
-    itself = int(same)
-    items = views * (len(gallery) - itself)
-    same_class = views * (np.bincount(gallery, minlength=query.max() + 1)[query] - itself)
+    items, same_class = np.full(len(query), len(gallery)), np.bincount(gallery, minlength=query.max() + 1)[query]
+    if groups is not None:
+        both = np.unique(np.stack([groups, query]), axis=1, return_inverse=True)[1].ravel()
+        items, same_class = items - np.bincount(groups)[groups], same_class - np.bincount(both)[both]
+    return items, same_class
+
+
+def chance(
+    query: np.ndarray, gallery: np.ndarray, views: int, ks: Sequence[int], groups: np.ndarray | None = None
+) -> dict[int, float]:
+    """Per cent of queries that a random order of the gallery would hit, for each k of ks (hypergeometric); see findable."""
+    items, same_class = (views * count for count in findable(query, gallery, groups))
     drawn = np.arange(max(ks))[:, None]
     step = np.maximum(items - same_class - drawn, 0) / np.maximum(items - drawn, 1)
     miss = np.cumprod(np.where(drawn < items, step, 1), axis=0)

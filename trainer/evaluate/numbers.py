@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +10,8 @@ RESAMPLES = 1000
 
 
 def accuracy(hit: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """Per cent of items that hit (bool [n], owner int [n] the video of each), with its `interval`: "value", "low", "high"."""
+    """Per cent of items that hit (bool or share [n], owner int [n] the video, or group, of each), with its `interval`:
+    "value", "low", "high"."""
     _, owner = np.unique(owner, return_inverse=True)
     hits, items = np.bincount(owner, hit), np.bincount(owner)
     rng = np.random.default_rng(0)
@@ -34,19 +34,6 @@ def mean_accuracy(hits: list[np.ndarray], owners: list[np.ndarray]) -> dict[str,
         tested = items @ drawn
         means.append(100 * float(np.mean((right @ drawn)[tested > 0] / tested[tested > 0])))
     return interval(100 * float(np.mean([hit.mean() for hit in hits])), means, len(videos))
-
-
-def accuracies(
-    hits: list[np.ndarray], owners: list[np.ndarray], splits: Sequence[str | None], pooled: bool
-) -> list[dict]:
-    """Accuracy of every split, where there are several, as "split", and of all together: "all" when their predictions are
-    pooled, else "mean" of the splits."""
-    if not splits:
-        return [accuracy(np.concatenate(hits), np.concatenate(owners))]
-    rows = [{"split": name, **accuracy(hit, owner)} for name, hit, owner in zip(splits, hits, owners, strict=True)]
-    if pooled:
-        return [*rows, {"split": "all", **accuracy(np.concatenate(hits), np.concatenate(owners))}]
-    return [*rows, {"split": "mean", **mean_accuracy(hits, owners)}]
 
 
 def interval(value: float, means: list[float], videos: int) -> dict[str, float]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,29 +19,24 @@ _CHUNK = 256  # pairs whose features are in memory at a time
 
 
 def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Fold int64 [n], rows of source.videos of both videos int64 [n], same bool [n], and notes for the reader."""
+    """Fold int64 [n], rows of source.videos of both videos int64 [n], same bool [n], and notes for the reader.
+
+    path: a CSV file with the columns fold, first, second, same, or ASLAN's View2.mat. Raises TrainerError for another file.
+    """
     names: dict[str, int] = {}
+    numbered: dict[str, int] = {}  # 0001.avi is sample 1
     for row, name in enumerate(source.text("videos/id")):
         for spelling in {name, Path(name).name, name.rsplit(".", 1)[0], Path(name).stem}:
             names[spelling] = -1 if spelling in names else row  # -1: two videos of that name
+        if (stem := Path(name).stem).isdecimal():
+            numbered[str(int(stem))] = -1 if str(int(stem)) in numbered else row
     found, missing = [], 0
-    try:
-        with open(path, newline="") as file:
-            table = csv.DictReader(file)
-            if set(table.fieldnames or ()) != {"fold", "first", "second", "same"}:
-                raise TrainerError(f"{path}: columns {table.fieldnames}, expected fold, first, second, same")
-            for line in table:
-                if line["same"] not in ("0", "1") or not (line["fold"] or "").isdecimal():
-                    raise TrainerError(
-                        f"{path}: line {table.line_num}: {line}, expected a number as fold and 0 or 1 as same"
-                    )
-                videos = [names.get(line[side], -1) for side in ("first", "second")]
-                if -1 in videos:
-                    missing += 1
-                else:
-                    found.append((int(line["fold"]), *videos, line["same"] == "1"))
-    except OSError as error:
-        raise TrainerError(f"{path}: cannot be read ({error.strerror})") from error
+    for number, *pair, alike in (_view2_pairs if path.suffix.lower() == ".mat" else _csv_pairs)(path):
+        videos = [names.get(name, numbered.get(name, -1)) for name in pair]
+        if -1 in videos:
+            missing += 1
+        else:
+            found.append((number, *videos, alike))
     if not found:
         raise TrainerError(
             f"{path}: none of its {missing} pairs has both videos in the shards, whose ids look like {next(iter(names), '')!r}"
@@ -52,6 +50,53 @@ def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray,
     notes = [f"{missing} pairs left out, whose videos are not in the shards"] if missing else []
     notes += incomplete(source, {"videos": len(source.videos), "folds": len(np.unique(fold)), "pairs": len(fold)})
     return fold, first, second, same, notes
+
+
+def _csv_pairs(path: Path) -> Iterator[tuple[int, str, str, bool]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            if set(table.fieldnames or ()) != {"fold", "first", "second", "same"}:
+                raise TrainerError(f"{path}: columns {table.fieldnames}, expected fold, first, second, same")
+            for line in table:
+                if line["same"] not in ("0", "1") or not (line["fold"] or "").isdecimal():
+                    raise TrainerError(
+                        f"{path}: line {table.line_num}: {line}, expected a number as fold and 0 or 1 as same"
+                    )
+                yield int(line["fold"]), line["first"] or "", line["second"] or "", line["same"] == "1"
+    except OSError as error:
+        raise TrainerError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TrainerError(f"{path}: no CSV file ({error}), expected fold,first,second,same or a .mat file") from error
+
+
+def _view2_pairs(path: Path) -> Iterator[tuple[int, str, str, bool]]:
+    """The pairs of ASLAN's View2.mat, as its ReadMe describes it: action_splits_pairs, 600 pairs x 5 x 10 folds; the five are
+    the ids of both samples, same (0 or 1), and the two actions."""
+    from scipy.io import loadmat  # scikit-learn brings SciPy
+    from scipy.io.matlab import MatReadError
+
+    name = "action_splits_pairs"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TrainerError(f"{path}: cannot be read ({error.strerror})") from error
+    if not content.startswith(b"MATLAB"):
+        raise TrainerError(
+            f"{path}: no MATLAB file, expected ASLAN's View2.mat, or a .csv file: fold,first,second,same"
+        )
+    try:
+        pairs = loadmat(io.BytesIO(content), variable_names=[name]).get(name)
+    except (OSError, ValueError, TypeError, IndexError, NotImplementedError, MatReadError, zlib.error) as error:
+        raise TrainerError(f"{path}: damaged, or of a version that SciPy does not read ({error})") from error
+    if not isinstance(pairs, np.ndarray) or pairs.dtype.kind not in "iuf" or pairs.ndim != 3 or pairs.shape[1] != 5:
+        there = "nothing" if pairs is None else f"{getattr(pairs, 'dtype', type(pairs))} {np.shape(pairs)}"
+        raise TrainerError(f"{path}: {there} as {name}, expected 600 x 5 x 10 numbers: View2.mat, not train_pairs.mat")
+    if not np.isin(pairs[:, 2], (0, 1)).all() or (pairs[:, :2] != np.floor(pairs[:, :2])).any():
+        raise TrainerError(f"{path}: {name}[:, :3] is not two whole numbers, and 0 or 1")
+    for fold in range(pairs.shape[2]):
+        for first, second, same in pairs[:, :3, fold].tolist():
+            yield fold + 1, str(int(first)), str(int(second)), same == 1
 
 
 def pair_measures(x: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:

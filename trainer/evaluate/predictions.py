@@ -12,8 +12,10 @@ from trainer import data
 from trainer.checkpoint import Checkpoint, with_labels
 from trainer.errors import TrainerError
 from trainer.evaluate.bench import Bench, parts
+from trainer.evaluate.features import stage_outputs
 from trainer.evaluate.folds import seen, trained_on
 from trainer.evaluate.protocol import ProtocolError
+from trainer.methods.parts import branch
 
 _HEAD = "methods.recognition.head."
 # settings that runs whose results are averaged may differ in
@@ -99,13 +101,42 @@ def score(bench: Bench, saved: Checkpoint) -> Scored:
     videos = np.flatnonzero(tested & (targets >= 0))
     if not len(videos):
         raise TrainerError(f"{source.dataset}: the network knows the class of none of its {unknown} videos to test")
-    found = bench.features("pretrained", source, videos, "spread", saved)
-    stage = [stage for stage, _ in found.arrays][-1]
-    clips = softmax(np.asarray(found.arrays[stage, "mean"]), *head(saved))
-    if np.bincount(found.owner, minlength=len(videos)).min() == 0 or len(clips) != len(found.owner):
-        raise AssertionError(f"{len(videos)} videos to score, {len(np.unique(found.owner))} scored")
+    if saved.meta["settings"]["options"]["recognition"].get("hidden"):
+        clips, owner = _through_hidden_layers(bench, saved, source, videos)
+    else:
+        found = bench.features("pretrained", source, videos, "spread", saved)
+        stage = [stage for stage, _ in found.arrays][-1]
+        clips, owner = softmax(np.asarray(found.arrays[stage, "mean"]), *head(saved)), found.owner
+    if np.bincount(owner, minlength=len(videos)).min() == 0 or len(clips) != len(owner):
+        raise AssertionError(f"{len(videos)} videos to score, {len(np.unique(owner))} scored")
     notes += seen(saved, source, videos)
-    return Scored(saved, source, classes, videos, targets[videos], clips, found.owner, mode, notes)
+    return Scored(saved, source, classes, videos, targets[videos], clips, owner, mode, notes)
+
+
+def _through_hidden_layers(
+    bench: Bench, saved: Checkpoint, source: data.Shards, videos: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Softmax float64 [clips, classes] of a classifier with hidden layers, which the stored features are no input of, and
+    each clip's index into videos. Raises TrainerError for clips of another size than the run's, which do not fit them."""
+    options, config = saved.meta["settings"]["options"]["recognition"], saved.meta["config"]
+    for name in ("crop", "clip_length"):
+        if source.config[name] != config[name]:
+            raise TrainerError(
+                f"{saved.file}: the hidden layers of its classifier fit {name} {config[name]}, {source.folder} has "
+                f"{source.config[name]}"
+            )
+    weights = _classifier(saved)
+    clips = data.VideoViews(source, source.videos[videos], data.spread_frames)
+    layers = branch(weights["2.weight"].shape[1], options["hidden"], len(saved.meta["classes"]), options["dropout"])
+    layers.load_state_dict(weights)
+    layers.double().eval().requires_grad_(False)
+    found = np.empty((len(clips), len(saved.meta["classes"])))
+    for index, stages in stage_outputs(bench.networks(saved)["pretrained"], clips, bench.compute):
+        logits = layers([*stages.values()][-1].double().cpu())
+        if not logits.isfinite().all():
+            raise TrainerError("the network gives values that are not finite: the weights are damaged")
+        found[index] = torch.softmax(logits, 1).numpy()
+    return found, clips.owner
 
 
 def _tested(bench: Bench, saved: Checkpoint) -> tuple[data.Shards, str, np.ndarray, list[str]]:
@@ -133,9 +164,14 @@ def _tested(bench: Bench, saved: Checkpoint) -> tuple[data.Shards, str, np.ndarr
 
 def head(saved: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
     """Weight float32 [classes, features] and bias [classes] of the classifier, averaged ones where the run has them."""
-    prefix = f"ema.{_HEAD}" if f"ema.{_HEAD}weight" in saved.weights else _HEAD
-    weight, bias = (saved.weights[prefix + name].float().numpy() for name in ("weight", "bias"))
-    return weight, bias
+    weights = _classifier(saved)
+    return weights["weight"].float().numpy(), weights["bias"].float().numpy()
+
+
+def _classifier(saved: Checkpoint) -> dict[str, torch.Tensor]:
+    """Weights of the classifier's layers by name, averaged ones where the run has them."""
+    prefix = f"ema.{_HEAD}" if any(name.startswith(f"ema.{_HEAD}") for name in saved.weights) else _HEAD
+    return {name.removeprefix(prefix): weight for name, weight in saved.weights.items() if name.startswith(prefix)}
 
 
 def softmax(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trainer.data import Shards
     from trainer.evaluate.bench import Bench
     from trainer.evaluate.folds import Plan
+    from trainer.evaluate.tally import Tally
 
 SPLIT = "Official split.  [default: the one that the run was trained on, else the first]"
 
@@ -67,7 +68,8 @@ class Protocol:
     needs_boundaries: `choose` is given a function `boundaries`, which computes the motion boundaries of a clip
 
     bench: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which they
-    come up; extra: what a result holds beside numbers ("neighbours", "confusion", "sheets")
+    come up; extra: what a result holds beside numbers ("neighbours", "confusion", "sheets"); tally: of the predictions behind
+    its accuracies, where there are any
     """
 
     title: ClassVar[str]
@@ -90,6 +92,7 @@ class Protocol:
         self.bench = bench
         self.notes: list[str] = []
         self.extra: dict[str, Any] = {}
+        self.tally: Tally | None = None
         self.shards = self.choose(**options)
 
     def choose(self, **options: Any) -> Shards:
@@ -169,27 +172,35 @@ class Protocol:
 class FoldProtocol(Protocol):
     """A classifier on frozen features that learns from some videos and is tested on others, see folds.plan.
 
-    levels: of its items, "clip", "video"
+    levels: of its items, "clip", "video"; steps: units of work of a fold, which `scores` tells `step` of
     """
 
     levels: ClassVar[tuple[str, ...]] = ("video",)
-    split_help = "Official split, or all: each of them in turn.  [default: as the run, else the first]"
+    steps: ClassVar[int] = 1
+    split_help = (
+        "Official split, or all: each of them in turn.  [default: all where together they test each video once, else as the run, "
+        "else the first]"
+    )
     plan: Plan
 
     def choose(self) -> Shards:
         from trainer.evaluate.folds import plan
 
         self.plan = plan(self.bench)
+        self.tally = self.plan.tally
         self.notes += self.plan.notes
         return self.plan.source
 
     def rows_of(self, network: str, backbone: nn.Module) -> Iterator[dict]:
+        from trainer.evaluate.progress import Progress
+
         extracted = self.plan.features(self.bench, network)
-        for stage, pooling in extracted[0].found.arrays:
-            for level in self.levels:
-                items = [part.items((stage, pooling), level) for part in extracted]
+        keys = [(key, level) for key in extracted[0].found.arrays for level in self.levels]
+        with Progress(f"{self.title}, {network}", len(keys) * len(self.plan.parts) * self.steps, "step") as self.step:
+            for key, level in keys:
+                items = [part.items(key, level) for part in extracted]
                 for score in self.scores(items, level):
-                    yield {"stage": stage, "pooling": pooling, "level": level, **score}
+                    yield {"stage": key[0], "pooling": key[1], "level": level, **score}
 
     def scores(self, items: list[tuple[np.ndarray, np.ndarray]], level: str) -> Iterable[dict]:
         """The numbers of one kind of features, "metric" and what Plan.scores gives; items: see folds.of_videos."""

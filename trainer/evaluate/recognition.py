@@ -52,9 +52,10 @@ class Recognition(Protocol):
         import numpy as np
 
         from trainer.evaluate.folds import covers
-        from trainer.evaluate.numbers import accuracies, accuracy
+        from trainer.evaluate.tally import Tally
 
         classes = self.scored[0].classes
+        self.tally = Tally.of(self.shards, classes)
         tested = np.sum([np.bincount(one.videos, minlength=len(self.shards.videos)) for one in self.scored], axis=0)
         self.pooled = not self.splits or covers(self.shards, tested)
         rows = []
@@ -62,7 +63,8 @@ class Recognition(Protocol):
             for metric, k in {"accuracy": 1, "top-5": 5}.items():
                 if len(classes) > k:
                     hits, owners = zip(*(one.hits(level, k) for one in self.scored), strict=True)
-                    scores = accuracies(hits, owners, self.splits, self.pooled)
+                    named = [one.level(level)[0].argmax(1) for one in self.scored] if k == 1 else None
+                    scores = self.tally.accuracies(hits, owners, self.splits, self.pooled, named)
                     rows += [{"level": level, "metric": metric, **score} for score in scores]
         hits, owners = (
             np.concatenate(of_runs) for of_runs in zip(*(one.hits("video") for one in self.scored), strict=True)
@@ -76,7 +78,7 @@ class Recognition(Protocol):
                 "class": classes[number],
                 "videos": int(of_class.sum()),
             }
-            rows.append({**row, **accuracy(hits[of_class], owners[of_class])})
+            rows.append({**row, **self.tally.accuracy(hits[of_class], owners[of_class])})
         counts = np.zeros((len(classes),) * 2, np.int64)
         predicted = np.concatenate([one.level("video")[0].argmax(1) for one in self.scored])
         np.add.at(counts, (self.targets, predicted), 1)
@@ -84,6 +86,8 @@ class Recognition(Protocol):
         return rows
 
     def conditions(self) -> dict[str, Any]:
+        import numpy as np
+
         from trainer.evaluate.numbers import distribution
 
         mode, split = self.scored[0].mode, self.shards.split
@@ -93,9 +97,10 @@ class Recognition(Protocol):
         return {
             "split": split,
             "mode": mode,
-            "views": "10 clips of 16 frames, mean softmax",
+            "views": f"10 clips of {self.shards.clip_length} frames, mean softmax",
             "items": f"{len(self.targets)} videos",
             **distribution(self.targets),
+            "intervals": self.tally.drawn(np.concatenate([one.videos for one in self.scored])),
             "checkpoints": [str(one.saved.file) for one in self.scored],
         }
 

@@ -1,8 +1,10 @@
-"""Results as files of a run: <run>/results/<protocol>-<data set>[-<split>].json, with their rows as .csv beside them."""
+"""Results as files of a run: <run>/results/<protocol>-<data set>[-<split>].json, with their rows as .csv beside them, and what
+became of every tested item as .npz, see trainer.evaluate.tally."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 from collections.abc import Iterable, Sequence
@@ -18,6 +20,7 @@ from trainer.evaluate.tables import overall, with_split
 
 if TYPE_CHECKING:
     from trainer.evaluate.protocol import Protocol
+    from trainer.evaluate.tally import Predictions, Tally
 
 MEASURED = ("value", "low", "high", "dimensions", "C", "videos")  # what of a row does not say what was measured
 OTHER_VIDEO = "other video"
@@ -45,11 +48,20 @@ _SHAPE = {  # of a file; names with ? may be missing
 
 @dataclass(frozen=True)
 class Result:
-    """One file of <run>/results: the name of the protocol, what the file holds, and the run's folder."""
+    """One file of <run>/results: the name of the protocol, what the file holds, the run's folder, and the file."""
 
     name: str
     content: dict
     run: Path
+    file: Path
+
+    @functools.cached_property
+    def predictions(self) -> Predictions | None:
+        """What is kept of every item; None where nothing is. Raises TrainerError where it is damaged."""
+        from trainer.evaluate.tally import Predictions
+
+        path = self.file.with_suffix(".npz")
+        return Predictions(path) if path.exists() else None
 
     @property
     def protocol(self) -> dict:
@@ -57,8 +69,8 @@ class Result:
 
     @property
     def kind(self) -> str:
-        """The name of the protocol: that of the result, or of a search across data sets what it begins with."""
-        return self.name.partition("-")[0] if self.name.endswith("-by") else self.name
+        """The name of the protocol, with which the name of the result begins."""
+        return self.name.partition("-")[0]
 
     @property
     def measured_by(self) -> type[Protocol] | None:
@@ -75,17 +87,23 @@ class Result:
         p, measured_by = self.protocol, self.measured_by
         title = measured_by.title if measured_by else self.name
         crossed = self.name != self.kind and "gallery" in p
-        title += f" from {p['gallery']} by {p['dataset']}" if crossed else f" on {p['dataset']}"
+        variant = "" if crossed or self.name == self.kind else f" ({self.name.partition('-')[2]})"
+        title += f" from {p['gallery']} by {p['dataset']}" if crossed else f"{variant} on {p['dataset']}"
         return with_split(title, p["split"])
 
 
-def write(result: dict, run: Path, name: str) -> None:
-    """Write a result and its rows; result["file"] is then the path of the first."""
+def write(result: dict, run: Path, name: str, tally: Tally | None = None) -> None:
+    """Write a result, its rows, and the predictions behind them (tally); result["file"] is then the path of the first."""
     protocol = result["protocol"]
     folder = run / "results"
     folder.mkdir(parents=True, exist_ok=True)
     parts = [name, protocol["dataset"], protocol["split"]]
     stem = "-".join(str(part).replace("/", "_") for part in parts if part)
+    kept = {i: row.pop("kept") for i, row in enumerate(result["rows"]) if "kept" in row}
+    if kept:
+        tally.write(folder / f"{stem}.npz", [*kept], [*kept.values()])
+    else:
+        (folder / f"{stem}.npz").unlink(missing_ok=True)  # of an earlier measurement
     write_text(folder / f"{stem}.csv", csv_text(result["rows"]))
     write_json(folder / f"{stem}.json", result)
     result["file"] = str(folder / f"{stem}.json")
@@ -113,7 +131,7 @@ def read_results(run: Path) -> tuple[list[Result], list[str]]:
             notes.append(f"{path}: not a result of vssl eval, or damaged ({error}); delete it and measure again")
             continue
         of = [content["protocol"][key] for key in ("dataset", "split") if content["protocol"][key]]
-        found.append(Result(path.stem.removesuffix("-" + "-".join(of).replace("/", "_")), content, run))
+        found.append(Result(path.stem.removesuffix("-" + "-".join(of).replace("/", "_")), content, run, path))
     order = [*PROTOCOLS]
     return sorted(found, key=lambda result: order.index(result.name) if result.name in order else len(order)), notes
 

@@ -42,8 +42,10 @@ class Scenes(Protocol):
 
         from trainer.evaluate.bench import incomplete, unlabelled
         from trainer.evaluate.folds import rarer
+        from trainer.evaluate.tally import Tally
 
         source = self.bench.source()
+        self.tally = Tally.of(source)
         self.videos = np.flatnonzero(source.targets >= 0)
         self.targets = source.targets[self.videos]
         number, classes = len(self.videos), len(np.unique(self.targets))
@@ -62,28 +64,28 @@ class Scenes(Protocol):
         return source
 
     def rows_of(self, network: str, backbone: nn.Module) -> Iterator[dict]:
-        import numpy as np
 
         from trainer.evaluate.classifiers import leave_one_out
-        from trainer.evaluate.numbers import accuracy
 
         found = self.bench.features(network, self.shards, self.videos, "sliding")
         for stage, pooling in [*found.arrays][-2 * STAGES :]:
-            predicted = leave_one_out(found.video_means((stage, pooling)), self.targets)
+            predicted = leave_one_out(
+                found.video_means((stage, pooling)), self.targets, f"{stage} {pooling}, {network}"
+            )
             if network == "pretrained":
                 self.predicted[stage, pooling] = predicted
-            score = accuracy(predicted == self.targets, np.arange(len(self.videos)))
+            score = self.tally.accuracy(predicted == self.targets, self.videos, predicted)
             yield {"stage": stage, "pooling": pooling, "metric": "accuracy", **score}
 
     def rows_beside(self, rows: list[dict]) -> Iterator[dict]:
-        """Chance, and the accuracy by class of the best stage and pooling."""
+        """Chance, and the accuracy by class of the last stage, pooled by maximum."""
         import numpy as np
 
         classes = np.unique(self.targets)
         yield {"network": "chance", "metric": "accuracy", "value": 100 / len(classes)}
-        best = max((row for row in rows if row["network"] == "pretrained"), key=lambda row: row["value"])
-        row = {key: best[key] for key in ("network", "stage", "pooling")} | {"metric": "class accuracy"}
-        predicted = self.predicted[best["stage"], best["pooling"]]
+        stage, pooling = [key for key in self.predicted if key[1] == "max"][-1]
+        row = {"network": "pretrained", "stage": stage, "pooling": pooling, "metric": "class accuracy"}
+        predicted = self.predicted[stage, pooling]
         for target in classes:
             value = 100 * float(np.mean(predicted[self.targets == target] == target))
             yield {**row, "class": self.shards.classes[target], "value": value}
@@ -94,9 +96,10 @@ class Scenes(Protocol):
         return {
             "split": None,
             "mode": "linear SVM, leave one video out",
-            "views": "all clips of 16 frames with 8 overlapping, averaged",
+            "views": f"all clips of {(length := self.shards.clip_length)} frames with {length // 2} overlapping, averaged",
             "items": f"{len(self.videos)} videos",
             **distribution(self.targets),
+            "intervals": self.tally.drawn(self.videos),
         }
 
     def tested(self) -> np.ndarray:

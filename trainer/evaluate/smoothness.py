@@ -24,14 +24,14 @@ class Smoothness(Protocol):
     question = "How alike are two moments of a video, by the frames between them?"
     items = (
         "Moments of at most 200 videos of the split's test part, else of all. A moment is the last stage, averaged over space "
-        "and made of length 1: of a frame for a 2D network; for a 3D one, which sees no frame by itself, of a clip of 16 "
-        "frames, averaged over time, too, the clips 8 frames apart, so that the nearest share half of their frames."
+        "and made of length 1: of a frame for a 2D network; for a 3D one, which sees no frame by itself, of a clip, "
+        "averaged over time, too, the clips half of their length apart."
     )
     classifier = (
         "None: 100 x the mean cosine by the distance of the first frames; `other video` is the mean over moments of "
         "different videos."
     )
-    left_out = "Videos shorter than 16 frames; distances of more than 128 frames."
+    left_out = "Videos shorter than a clip; distances of more than 128 frames."
     source = "Knights et al. (TCE), ICPR 2020, fig. 3."
     index = ("network", "stage")
     columns = ("distance",)
@@ -45,9 +45,9 @@ class Smoothness(Protocol):
         source = self.bench.source()
         lengths = np.array([source.readers[shard].arrays["videos/n_frames"][video] for shard, video in source.videos])
         tested = source.part == data.TEST
-        asked = np.flatnonzero((lengths >= data.CLIP_LENGTH) & (tested if tested.any() else True))
+        asked = np.flatnonzero((lengths >= source.clip_length) & (tested if tested.any() else True))
         if not len(asked):
-            raise TrainerError(f"{source.dataset}: no video has {data.CLIP_LENGTH} frames")
+            raise TrainerError(f"{source.dataset}: no video has {source.clip_length} frames")
         self.videos = source.videos[asked[np.unique(np.linspace(0, len(asked) - 1, MOST_VIDEOS).astype(int))]]
         return source
 
@@ -69,7 +69,7 @@ class Smoothness(Protocol):
             yield {**row, "distance": "other video", "value": 100 * float(outside)}
 
     def conditions(self) -> dict[str, Any]:
-        over, moment = "space and time", f"a clip of 16 frames, one every {self.spacing} frames"
+        over, moment = "space and time", f"a clip of {self.shards.clip_length} frames, one every {self.spacing} frames"
         if self.spacing == 1:
             over, moment = "space", "a frame"
         return {

@@ -4,17 +4,27 @@ speed, and the speed of a clip of a similar video that is played at its own. [as
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labelgen.shards import CLIP_LENGTH, ShardReader
+from labelgen.shards import ShardReader
 from trainer import distributed
+from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
 from trainer.methods.method import Method
-from trainer.methods.parts import averaged_copy, embedding, projection_head, remembered, unit, update_ema
+from trainer.methods.parts import (
+    averaged_copy,
+    check_normalised,
+    embedding,
+    projection_head,
+    remembered,
+    unit,
+    update_ema,
+)
 from trainer.options import Option, between
 
 HIDDEN, EMBEDDING = 1024, 128  # widths of the heads
@@ -25,15 +35,16 @@ class ASCNet(Method):
 
     A sample is a video: clips c_i and c_j, each with its own start and view, at two different speeds. Appearance:
     L_a = |h_a(g_a(f(c_i))) - g_a'(f'(c_j))|^2. Speed: L_m = |h_m(g_m(f(c_i))) - g_m'(f'(c_k))|^2, where c_k is a clip at
-    the speed of c_i of the other video whose entry in the bank is nearest to g_a'(f'(c_j)); before every video has an
-    entry, c_k is of the video itself. All vectors have unit length. L = gamma L_m + (1 - gamma) L_a. [ascnet alg. 1, whose
-    line 18 lacks the projection g_m]
+    the speed of c_i of the other video whose entry in the bank is nearest to g_a'(f'(c_j)). The bank holds what the online
+    network made of a video's last c_i, g_a(f(c_i)) [line 12]; before every video has an entry, c_k is of the video itself
+    (assumed). All vectors have unit length (assumed). L = gamma L_m + (1 - gamma) L_a. [ascnet alg. 1, whose line 18 lacks
+    the projection g_m]
     """
 
     task = "same video at another speed, similar video at the same speed"
     sample = "a video: two clips at two speeds"
     source = "D. Huang et al., ICCV 2021"
-    defaults = {  # the poster states none of these
+    defaults = {  # the poster states none of these; its backbones are 3D R18 and S3D-G, the default one is ours
         "epochs": 200,  # assumed
         "batch_size": 64,  # assumed
         "lr": 1e-2,  # assumed
@@ -51,14 +62,16 @@ class ASCNet(Method):
         "decay": Option(0.99, "of the averaged network at the start, from which it rises to 1", between(0, 1)),
     }
 
-    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+    def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
         self.gamma, self.decay = options["gamma"], options["decay"]
         self.projections = nn.ModuleDict({name: _head(backbone.features) for name in ("appearance", "speed")})
         self.predictors = nn.ModuleDict({name: _head(EMBEDDING) for name in self.projections})
         self.target = averaged_copy(nn.ModuleDict({"backbone": backbone, "projections": self.projections}))
         self.videos = len(self.samples(shards, options)[0])
+        self.bank: Tensor
         self.register_buffer("bank", torch.zeros(len(shards.videos), EMBEDDING))
+        self.filled: Tensor
         self.register_buffer("filled", torch.zeros(len(shards.videos), dtype=torch.bool))
 
     @staticmethod
@@ -69,37 +82,34 @@ class ASCNet(Method):
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
-        return 2, CLIP_LENGTH
+        return 2, config["clip_length"]
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
         """The videos long enough for the highest speed."""
-        return shards.long_enough(max(options["speeds"]) * (CLIP_LENGTH - 1) + 1)
+        return shards.long_enough(max(options["speeds"]) * (shards.config["clip_length"] - 1) + 1)
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
         speeds = draw.rng.choice(draw.options["speeds"], 2, replace=False)
         return np.stack([_clip(reader, video, speed, draw.rng) for speed in speeds]), {"speed": speeds.astype(np.int64)}
 
-    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: speed int64 [B, 2]. spread: standard deviation of the averaged network's appearance over the samples,
         mean over the dimensions, times the root of their number: 0 where all are one, 1 where they point everywhere.
         constant: the appearance loss of the best prediction that is the same for all samples of the step, 2 - 2 |mean|:
         below it the network has learnt more than where the averaged one points on the whole."""
-        if self.training and len(batch.clips) < 2:
-            raise TrainerError(
-                "a process has 1 sample of a step, and ascnet's batch normalisation needs 2; raise the batch size or "
-                "accumulate fewer parts"
-            )
+        check_normalised(self, "ascnet", len(batch.clips))
         first, second = batch.clips.unbind(1)
         x = embedding(backbone, first)
-        predicted = {name: unit(self.predictors[name](g(x))) for name, g in self.projections.items()}
+        online = {name: g(x) for name, g in self.projections.items()}
+        predicted = {name: unit(self.predictors[name](projected)) for name, projected in online.items()}
         with torch.no_grad():
             appearance = self._averaged("appearance", second)
             speed = self._averaged("speed", self._similar(batch, appearance))
             everything, _ = distributed.gather(appearance)
             if self.training:
-                self.bank = remembered(self.bank, batch.video, appearance)
+                self.bank = remembered(self.bank, batch.video, unit(online["appearance"]))
                 self.filled = remembered(self.filled, batch.video, torch.ones_like(batch.video, dtype=torch.bool))
         losses = {
             name: distributed.mean((predicted[name] - target).square().sum(1))
@@ -114,7 +124,8 @@ class ASCNet(Method):
 
     def _averaged(self, name: str, clips: Tensor) -> Tensor:
         """Unit vectors float32 [B, EMBEDDING] of clips [B, 3, T, H, W] by the averaged network."""
-        return unit(self.target["projections"][name](embedding(self.target["backbone"], clips)))
+        target: Any = self.target
+        return unit(target["projections"][name](embedding(target["backbone"], clips)))
 
     def _similar(self, batch: Batch, appearance: Tensor) -> Tensor:
         """Clips c_k [B, 3, T, H, W] of the most similar videos, at the speed of c_i."""
@@ -134,7 +145,7 @@ class ASCNet(Method):
         highest, rows = similarity.max(1)
         return torch.where((self.filled.sum() >= self.videos) & (highest > -torch.inf), rows, video)
 
-    def after_step(self, backbone: nn.Module, progress: float) -> None:
+    def after_step(self, backbone: Stages, progress: float) -> None:
         online = nn.ModuleDict({"backbone": backbone, "projections": self.projections})
         update_ema(self.target, online, target_decay(self.decay, progress))
 
@@ -145,8 +156,8 @@ def target_decay(start: float, progress: float) -> float:
 
 
 def _clip(reader: ShardReader, video: int, speed: int, rng: np.random.Generator) -> np.ndarray:
-    """Frames int64 [16] of a clip at a speed, with a uniform start."""
-    offsets = speed * np.arange(CLIP_LENGTH)
+    """Frames int64 [T] of a clip at a speed, with a uniform start."""
+    offsets = speed * np.arange(reader.clip_length)
     start = rng.integers(reader.arrays["videos/n_frames"][video] - offsets[-1])
     return reader.arrays["videos/first_frame"][video] + start + offsets
 

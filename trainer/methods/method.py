@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn
 
-from labelgen.shards import CLIP_LENGTH, ShardReader
+from labelgen.shards import ShardReader
+from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
 from trainer.options import Option
@@ -17,8 +18,10 @@ class Method(nn.Module):
     task, sample, source: what is learnt, what one sample is, and where it is published, one line each
     defaults: settings as published: epochs, batch_size, lr, momentum, weight_decay, schedule, drop_every, jitter
     options:  settings of this method alone by name (`vssl train --set name=value`)
-    of_labelled_clips: the samples are labelled clips, so that a curriculum may order them by difficulty
+    of_labelled_clips: the samples are those of Shards.labelled_clips, so that a curriculum may order them by difficulty;
+              `read` gets the clip
     supervised: learns class labels; the checkpoint with the best held-out accuracy is kept
+    notes:    what its options came to, lines that are told when training starts
 
     A child is made of (backbone, options, shards), options by `option_values`.
     """
@@ -30,6 +33,7 @@ class Method(nn.Module):
     options: dict[str, Option] = {}
     of_labelled_clips = False
     supervised = False
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def option_values(cls, given: dict | None = None) -> dict:
@@ -54,7 +58,13 @@ class Method(nn.Module):
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
         """Clips per sample and frames per clip."""
-        return 1, CLIP_LENGTH
+        return 1, config["clip_length"]
+
+    @classmethod
+    def stored_draws(cls, config: dict, options: dict) -> tuple[str, int] | None:
+        """Which setting of the shards says how many draws of a sample are stored, "rows" or "clips", and how many of them are
+        shown at a time. None where every showing is drawn anew."""
+        return ("clips", 1) if cls.of_labelled_clips and config["clips"] is not None else None
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
@@ -66,10 +76,10 @@ class Method(nn.Module):
         """Frames of one sample, int64 [clips, frames] in the shard, and its labels by name (numbers or arrays)."""
         raise NotImplementedError
 
-    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """Scalars by name: "loss", "accuracy" and "chance" where there are any, and others. Means over samples are taken
         by trainer.distributed.mean, other samples of the batch by trainer.distributed.gather."""
         raise NotImplementedError
 
-    def after_step(self, backbone: nn.Module, progress: float) -> None:
+    def after_step(self, backbone: Stages, progress: float) -> None:
         """What follows a step of the optimiser, such as an average of weights; progress: share of the training done."""

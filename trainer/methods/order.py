@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labelgen.shards import CLIP_LENGTH, ShardReader
+from labelgen.shards import ShardReader
+from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.methods.method import Method
 from trainer.methods.parts import classification, embedding
@@ -36,7 +37,7 @@ class Order(Method):
         "jitter": "none",
     }
 
-    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+    def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
         clips, width = shards.config["order_clips"], 512
         self.pair = nn.Linear(2 * backbone.features, width)
@@ -45,7 +46,11 @@ class Order(Method):
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
-        return config["order_clips"], CLIP_LENGTH
+        return config["order_clips"], config["clip_length"]
+
+    @classmethod
+    def stored_draws(cls, config: dict, options: dict) -> tuple[str, int]:
+        return "rows", 1
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
@@ -61,7 +66,7 @@ class Order(Method):
             view["mirror"] = 0
         return reader.order_frames(video, row)[reader.orders[labels[row]]], {"order": labels[row].astype(np.int64)}
 
-    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: order int64 [B]."""
         n = batch.clips.shape[1]
         features = embedding(backbone, batch.clips.flatten(0, 1)).unflatten(0, (-1, n))

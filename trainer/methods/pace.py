@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labelgen.shards import CLIP_LENGTH, ShardReader
+from labelgen.shards import ShardReader
 from trainer import distributed
+from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
 from trainer.methods.method import Method
-from trainer.methods.parts import classification, float32, last_stage, projection_head, unit
+from trainer.methods.parts import classification, embedding, float32, projection_head, unit
 from trainer.options import POSITIVE, Option, at_least
 
 CONTRASTS = ("none", "same-context", "same-pace")
@@ -22,6 +23,8 @@ class Pace(Method):
     """Classify the pace of a clip; with options.contrast also tell clips that belong together from others.
 
     One sample per video and epoch, of row = epoch modulo rows; with "same-context" the video gives two clips, of two rows.
+    The contrast is that of projections of the features, C-C-128 with a ReLU, unless it is literal: 328,320 parameters for
+    512 features, where [thesis table 4.6] speaks of about 4 thousand for its layer without giving sizes.
     """
 
     task = "at which speed is the clip played"
@@ -31,8 +34,8 @@ class Pace(Method):
         "epochs": 20,
         "batch_size": 30,
         "lr": 1e-3,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,  # not stated in the paper
+        "momentum": 0.9,  # of the authors' code
+        "weight_decay": 5e-3,  # of the authors' code
         "schedule": "step",
         "drop_every": 6,
         "jitter": "frame",  # one common to all frames would leave the shortcut open that it is there to close
@@ -40,31 +43,54 @@ class Pace(Method):
     options = {
         "contrast": Option("none", "which clips belong together: those of one video or of one pace", choices=CONTRASTS),
         "contrast_weight": Option(0.1, "of that loss", at_least(0)),
+        "pace_weight": Option(1.0, "of the classification; 0: the contrast alone, nothing is classified", at_least(0)),
         "temperature": Option(0.1, "of that loss", POSITIVE),  # not stated in the thesis
         "literal": Option(
             False,
-            "that loss as the thesis writes it: dot products of whole feature maps, no projection, no temperature",
+            "that loss as the thesis writes it: dot products of features, over all pairs of the batch, no projection, no "
+            "temperature",
         ),
+        "random_backwards": Option(False, "play every second clip, at random, backwards; its class is its pace alone"),
     }
 
-    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+    def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
-        self.contrast, self.weight = options["contrast"], options["contrast_weight"]
+        self.contrast, self.contrast_weight = options["contrast"], options["contrast_weight"]
         self.temperature, self.literal = options["temperature"], options["literal"]
-        self.head = nn.Linear(backbone.features, len(shards.config["paces"]))
-        self.projection = None
+        self.pace_weight = options["pace_weight"]
+        classes = len(shards.config["paces"])
+        self.head: nn.Module = nn.Linear(backbone.features, classes) if self.pace_weight else nn.Identity()
+        self.projection: nn.Module = nn.Identity()
         if self.contrast != "none" and not self.literal:
             self.projection = projection_head(backbone.features, backbone.features, 128)
 
     @staticmethod
+    def check(options: dict) -> None:
+        if not options["pace_weight"] and (options["contrast"] == "none" or not options["contrast_weight"]):
+            raise TrainerError(
+                "pace_weight is 0 and there is no contrast, so nothing is learnt; set contrast, or a weight"
+            )
+
+    @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
-        return (2 if options["contrast"] == "same-context" else 1), CLIP_LENGTH
+        return (2 if options["contrast"] == "same-context" else 1), config["clip_length"]
+
+    @classmethod
+    def stored_draws(cls, config: dict, options: dict) -> tuple[str, int]:
+        return "rows", cls.shape(config, options)[0]
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for every pace. Raises TrainerError where they have too few rows."""
+        """The videos long enough for every pace. Raises TrainerError where they have too few rows, and for random backwards
+        of paces some of which are backwards themselves."""
         if options["contrast"] == "same-context" and shards.config["rows"] < 2:
             raise TrainerError("same-context needs two pace rows per video, the shards have 1; label two rows or more")
+        backwards = [pace for pace in shards.config["paces"] if pace.startswith("-")]
+        if options["random_backwards"] and backwards:
+            raise TrainerError(
+                f"random_backwards makes one class of a pace and its reverse, and the shards have {', '.join(backwards)} as "
+                "classes of their own; label other paces, or leave it out"
+            )
         return shards.with_rows("pace/pace")
 
     @staticmethod
@@ -72,18 +98,26 @@ class Pace(Method):
         paces = reader.arrays["pace/pace"][video]
         n = len(draw.views)
         rows = [(n * draw.epoch + clip) % len(paces) for clip in range(n)]
-        return np.stack([reader.pace_frames(video, row) for row in rows]), {"pace": paces[rows].astype(np.int64)}
+        frames = np.stack([reader.pace_frames(video, row) for row in rows])
+        if draw.options["random_backwards"]:  # [thesis 4.4.1, table 4.4: four classes]
+            backwards = draw.rng.random(n) < 0.5
+            frames[backwards] = frames[backwards, ::-1]
+        return frames, {"pace": paces[rows].astype(np.int64)}
 
-    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """labels: pace int64 [B, n]."""
-        last = last_stage(backbone, batch.clips.flatten(0, 1))  # [B n, C, T, H, W]
-        pooled, pace = last.mean((2, 3, 4)), batch.labels["pace"].flatten()
-        metrics = classification(self.head(pooled).float(), pace)
+    def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
+        """labels: pace int64 [B, n]. contrast: the contrastive loss without its weight."""
+        pooled, pace = embedding(backbone, batch.clips.flatten(0, 1)), batch.labels["pace"].flatten()  # [B n, C], [B n]
+        metrics = {"loss": pooled.new_zeros(())}
+        if self.pace_weight:
+            metrics = classification(self.head(pooled).float(), pace)
+            metrics["loss"] = self.pace_weight * metrics["loss"]
         if self.contrast != "none":
-            z = last.flatten(1).float() if self.literal else unit(self.projection(pooled))
             group = pace if self.contrast == "same-pace" else batch.video.repeat_interleave(batch.clips.shape[1])
-            contrast = contrastive(z, group, 1.0 if self.literal else self.temperature)
-            metrics |= {"loss": metrics["loss"] + self.weight * contrast, "contrast": contrast}
+            if self.literal:
+                contrast = literal(pooled, group)
+            else:
+                contrast = contrastive(unit(self.projection(pooled)), group, self.temperature)
+            metrics |= {"loss": metrics["loss"] + self.contrast_weight * contrast, "contrast": contrast}
         return metrics
 
 
@@ -95,13 +129,38 @@ def contrastive(z: Tensor, group: Tensor, temperature: float) -> Tensor:
 
     z: float32 [N, d]; group: int64 [N]; both are joined over all processes.
     """
-    everything, begin = distributed.gather(z)
-    groups, _ = distributed.gather(group)
-    rows = torch.arange(len(z), device=z.device)
+    everything, _ = distributed.gather(z)
     similarity = z @ everything.T / temperature  # [N, all]
-    same = group[:, None] == groups
-    positive = same.index_put((rows, begin + rows), same.new_tensor(False))
+    same, positive = _belonging(group)
     others = similarity.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
-    terms = F.softplus(others - similarity).masked_fill(~positive, 0)
+    return _mean_over(positive, F.softplus(others - similarity))
+
+
+@float32
+def literal(z: Tensor, group: Tensor) -> Tensor:
+    """Mean of -log(e^s(i,j) / sum over k != l of e^s(k,l)), s = z_i z_j, over the pairs i, j of `contrastive`: the
+    denominator is the sum over the whole similarity map, of all pairs of clips. [thesis 4.2.3, fig. 4.4, alg. 3 and 4]
+
+    z: float32 [N, d]; group: int64 [N]; both are joined over all processes.
+    """
+    everything, begin = distributed.gather(z)
+    similarity = everything @ everything.T  # [all, all]
+    diagonal = torch.eye(len(everything), dtype=torch.bool, device=z.device)
+    whole = similarity.masked_fill(diagonal, -torch.inf).logsumexp((0, 1))
+    _, positive = _belonging(group)
+    return _mean_over(positive, whole - similarity[begin : begin + len(z)])
+
+
+def _belonging(group: Tensor) -> tuple[Tensor, Tensor]:
+    """For groups int64 [N] of this process: whether a clip of all processes is of the same one, and whether it is another
+    clip, too, bool [N, all]."""
+    groups, begin = distributed.gather(group)
+    rows = torch.arange(len(group), device=group.device)
+    same = group[:, None] == groups
+    return same, same.index_put((rows, begin + rows), same.new_tensor(False))
+
+
+def _mean_over(positive: Tensor, terms: Tensor) -> Tensor:
+    """Mean of the terms [N, all] over each clip's positives, then over the clips of all processes that have one."""
     count = positive.sum(1)
-    return distributed.mean(terms.sum(1) / count.clamp(min=1), count > 0)
+    return distributed.mean(terms.masked_fill(~positive, 0).sum(1) / count.clamp(min=1), count > 0)

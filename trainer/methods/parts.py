@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer import distributed
+from trainer.backbones.layers import Stages
+from trainer.errors import TrainerError
 
 
-def last_stage(backbone: nn.Module, clips: Tensor) -> Tensor:
+def last_stage(backbone: Stages, clips: Tensor) -> Tensor:
     """Output of the backbone's last stage for clips [B, 3, T, H, W], float [B, C, T', H', W']."""
     return [*backbone(clips).values()][-1]
 
 
-def embedding(backbone: nn.Module, clips: Tensor) -> Tensor:
+def embedding(backbone: Stages, clips: Tensor) -> Tensor:
     """Mean of the last stage over its cells, float [B, C], of clips [B, 3, T, H, W]."""
     return last_stage(backbone, clips).mean((2, 3, 4))
 
@@ -32,6 +36,42 @@ def projection_head(inputs: int, hidden: int, outputs: int, batch_norm: bool = F
     """Two linear layers with a ReLU between them, [B, inputs] -> [B, outputs]; with batch_norm it stands before the ReLU."""
     norm = [nn.BatchNorm1d(hidden)] if batch_norm else []
     return nn.Sequential(nn.Linear(inputs, hidden, bias=not batch_norm), *norm, nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def check_normalised(method: nn.Module, name: str, samples: int) -> None:
+    """Raises TrainerError where a head with batch normalisation is trained on one sample of a step."""
+    if method.training and samples < 2:
+        raise TrainerError(
+            f"a process has 1 sample of a step, and {name}'s batch normalisation needs 2; raise the batch size or "
+            "accumulate fewer parts"
+        )
+
+
+def pool() -> nn.Module:
+    """Pool 5 of light C3D: the largest of 2 x 2 x 2 cells, sizes rounded up. [thesis table 2.1]"""
+    return nn.MaxPool3d(2, ceil_mode=True)
+
+
+def pooled_cells(backbone: Stages, crop: int, frames: int) -> int:
+    """How many values `pool` leaves of the last stage for a clip of so many frames of crop x crop pixels; nothing is
+    computed."""
+    shapes = copy.deepcopy(backbone).to("meta").eval()
+    clip = torch.empty(1, 3, frames, crop, crop, device="meta")
+    return math.prod(pool()(last_stage(shapes, clip)).shape)
+
+
+def branch(cells: int, hidden: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
+    """Last stage [B, C, T, H, W] -> [B, outputs]: pooling to `cells` values, two hidden layers with ReLU, each followed by
+    dropout where there is any, and the outputs: fc 6, fc 7 and the last layer of light C3D.
+
+    As published [thesis table 2.1 and 2.2.4] but for the initial weights, which the thesis does not state: PyTorch's. With
+    2048 hidden units and 4096 cells fc 6 and fc 7 have 12,587,008 parameters.
+    """
+    drop = [nn.Dropout(dropout)] if dropout else []
+    first, second = nn.Linear(cells, hidden), nn.Linear(hidden, hidden)
+    return nn.Sequential(
+        pool(), nn.Flatten(), first, nn.ReLU(), *drop, second, nn.ReLU(), *drop, nn.Linear(hidden, outputs)
+    )
 
 
 def classification(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -78,7 +118,7 @@ def float32(function: Callable) -> Callable:
     """Decorator: compute in float32 whatever precision the network runs in; for similarities and what follows them."""
 
     @functools.wraps(function)
-    def run(*arguments, **named):
+    def run(*arguments: Any, **named: Any) -> Any:
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             tensors = (x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments)
             return function(*tensors, **named)

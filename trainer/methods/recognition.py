@@ -6,19 +6,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labelgen.shards import CLIP_LENGTH, ShardReader
+from labelgen.shards import ShardReader
+from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
 from trainer.methods.method import Method
-from trainer.methods.parts import classification, embedding
-from trainer.options import SHARE, Option
+from trainer.methods.parts import branch, classification, last_stage, pooled_cells
+from trainer.options import SHARE, Option, at_least
 
 
 class Recognition(Method):
-    """Classify the action; one clip per video and epoch, of 16 frames with a uniform start, short videos in a loop."""
+    """Classify the action; one clip per video and epoch, with a uniform start, short videos in a loop.
+
+    The classifier is a linear layer on the mean of the last stage over its cells; with options.hidden it has fc 6 and fc 7
+    of light C3D, see parts.branch. They begin anew, as in the thesis, which takes the convolutions over alone [2.3.2].
+    """
 
     task = "which class is it, with labels (`vssl finetune`)"
-    sample = "a labelled video: 16 frames, in a loop if it is short"
+    sample = "a labelled video: one clip, in a loop if it is short"
     source = ""
     defaults = {
         "epochs": 150,
@@ -33,17 +38,25 @@ class Recognition(Method):
     }
     options = {
         "freeze": Option(False, "train the classifier alone, on features of the backbone in evaluation mode"),
-        "dropout": Option(0.5, "before the classifier", SHARE),
+        # assumed: the thesis names none; the authors' code has it, at .5, after fc 6 and fc 7
+        "dropout": Option(0.5, "before the last layer, or after each hidden one", SHARE),
+        "hidden": Option(0, "width of two hidden layers, fc 6 and fc 7: 2048 in light C3D; 0: none", at_least(0)),
+        "mirror": Option(True, "mirror every second clip, as the thesis does [3.4.2]; [vcop] does not"),
     }
     supervised = True
 
-    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+    def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
         self.freeze = options["freeze"]
         if self.freeze:
             backbone.requires_grad_(False)
-        self.dropout = nn.Dropout(options["dropout"])
-        self.head = nn.Linear(backbone.features, len(shards.classes))
+        self.hidden, self.dropout = options["hidden"], nn.Dropout(options["dropout"])
+        if self.hidden:
+            cells = pooled_cells(backbone, shards.config["crop"], shards.config["clip_length"])
+            self.head: nn.Module = branch(cells, self.hidden, len(shards.classes), options["dropout"])
+        else:
+            self.head = nn.Linear(backbone.features, len(shards.classes))
+        self.targets: Tensor
         self.register_buffer("targets", torch.from_numpy(shards.targets), persistent=False)
 
     @staticmethod
@@ -56,18 +69,24 @@ class Recognition(Method):
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
-        n = int(reader.arrays["videos/n_frames"][video])
-        frames = (draw.rng.integers(max(1, n - CLIP_LENGTH + 1)) + np.arange(CLIP_LENGTH)) % n
+        """Frames of the clip; without options.mirror its view does not stay mirrored."""
+        if not draw.options["mirror"]:
+            for view in draw.views:
+                view["mirror"] = 0
+        n, length = int(reader.arrays["videos/n_frames"][video]), reader.clip_length
+        frames = (draw.rng.integers(max(1, n - length + 1)) + np.arange(length)) % n
         return reader.arrays["videos/first_frame"][video] + frames[None], {}
 
-    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         logits, target = self.logits(backbone, batch.clips.flatten(0, 1)), self.targets[batch.video]
         return classification(logits, target)
 
-    def logits(self, backbone: nn.Module, clips: Tensor) -> Tensor:
+    def logits(self, backbone: Stages, clips: Tensor) -> Tensor:
         """[B, 3, T, H, W] -> float32 [B, classes]."""
         if self.freeze:
             backbone.eval()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            features = embedding(backbone, clips)
-        return self.head(self.dropout(features)).float()
+            last = last_stage(backbone, clips)
+        if self.hidden:
+            return self.head(last).float()
+        return self.head(self.dropout(last.mean((2, 3, 4)))).float()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from labelgen.shards import ShardReader
+from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.methods.method import Method
 from trainer.methods.parts import classification, embedding, rotations
@@ -22,7 +23,7 @@ class Rotation(Method):
     task = "by how many quarter turns is the clip rotated"
     sample = "a labelled clip in four rotations"
     source = "L. Jing et al., 2018"
-    defaults = {  # those of pace, but for the jitter: assumed
+    defaults = {  # assumed, after those of pace; the paper has another backbone than the default, resnet3d18
         "epochs": 20,
         "batch_size": 30,  # clips, each in four rotations
         "lr": 1e-3,
@@ -34,7 +35,7 @@ class Rotation(Method):
     }
     of_labelled_clips = True
 
-    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+    def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
         self.head = nn.Linear(backbone.features, 4)
 
@@ -47,7 +48,7 @@ class Rotation(Method):
     def read(reader: ShardReader, clip: int, draw: Draw) -> tuple[np.ndarray, dict]:
         return reader.clip_frames(clip)[None], {}
 
-    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         clips = batch.clips.flatten(0, 1)
         turns = torch.arange(4, device=clips.device).repeat(len(clips))
         return classification(self.head(embedding(backbone, rotations(clips))).float(), turns)

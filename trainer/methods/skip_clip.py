@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labelgen.shards import CLIP_LENGTH, ShardReader
+from labelgen.shards import ShardReader
 from trainer import distributed
+from trainer.backbones.layers import Stages
 from trainer.backbones.resnet2d import resnet18
 from trainer.data import Batch, Draw, Shards
 from trainer.methods.method import Method
@@ -18,16 +19,17 @@ from trainer.options import Option, at_least
 
 class SkipClip(Method):
     """Score future frames by their likeness to a context clip, so that a nearer one scores higher than a later one and
-    any of them higher than frames of other videos; and tell by how many quarter turns copies of them are rotated.
+    any of them higher than frames of other videos; and, unless rotation_weight is 0, tell by how many quarter turns copies
+    of them are rotated.
 
-    A sample is one clip with one view: 16 frames of context and `targets` frames after it, `spacing` apart. The backbone
+    A sample is one clip with one view: a clip of context and `targets` frames after it, `spacing` apart. The backbone
     encodes the context, h = g(c), averaged over time. Single frames have an encoder of their own, z = f(x): a 2D ResNet-18
     with as many features as the backbone, 512 at most, a convolution of kernel 1 and adaptive average pooling to the cells
     of h. The frames that are ranked stay upright, since a rotation would take their cells away from those of the context.
     """
 
     task = "which future frame is nearer"
-    sample = "a video: 16 frames and `targets` later frames"
+    sample = "a video: a clip and `targets` later frames"
     source = "A. El-Nouby et al., 2019"
     defaults = {  # the poster states the backbone alone
         "backbone": "resnet3d18",
@@ -46,48 +48,49 @@ class SkipClip(Method):
         "rank_margin": Option(0.1, "between a nearer and a later frame", at_least(0)),
         "negative_margin": Option(0.1, "between a future frame and those of other videos", at_least(0)),
         "negative_weight": Option(1.0, "of the loss against other videos; the ranking has weight 1", at_least(0)),
-        "rotation_weight": Option(0.5, "of the rotation of the frames", at_least(0)),
+        "rotation_weight": Option(0.5, "of the rotation of the frames; 0: none is rotated", at_least(0)),
     }
 
-    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+    def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
         self.rank_margin, self.negative_margin = options["rank_margin"], options["negative_margin"]
         self.negative_weight, self.rotation_weight = options["negative_weight"], options["rotation_weight"]
         self.encoder = resnet18(min(1, backbone.features / 512))
         self.match = nn.Conv3d(self.encoder.features, backbone.features, 1)
-        self.head = nn.Linear(backbone.features, 4)
+        self.head: nn.Module = nn.Linear(backbone.features, 4) if self.rotation_weight else nn.Identity()
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
-        return 1, CLIP_LENGTH + options["targets"]
+        return 1, config["clip_length"] + options["targets"]
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
         """The videos long enough for context and targets."""
-        return shards.long_enough(_length(options))
+        return shards.long_enough(_length(shards.config["clip_length"], options))
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
         """turns: quarter turns of each target's copy, 0 to 3; negatives: random numbers, one per negative."""
-        targets = draw.options["targets"]
-        after = CLIP_LENGTH - 1 + draw.options["spacing"] * np.arange(1, targets + 1)
-        start = draw.rng.integers(reader.arrays["videos/n_frames"][video] - _length(draw.options) + 1)
-        frames = reader.arrays["videos/first_frame"][video] + start + np.concatenate([np.arange(CLIP_LENGTH), after])
+        targets, length = draw.options["targets"], reader.clip_length
+        after = length - 1 + draw.options["spacing"] * np.arange(1, targets + 1)
+        start = draw.rng.integers(reader.arrays["videos/n_frames"][video] - _length(length, draw.options) + 1)
+        frames = reader.arrays["videos/first_frame"][video] + start + np.concatenate([np.arange(length), after])
         return frames[None], {
             "turns": draw.rng.integers(4, size=targets),
             "negatives": draw.rng.integers(2**31, size=targets),
         }
 
-    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B, targets], negatives int64 [B, targets]. accuracy: share of the pairs of targets that are
         ranked right; loss: the weighted sum of the losses rank, negative and rotation."""
-        context, targets = batch.clips[:, 0].tensor_split([CLIP_LENGTH], 2)
+        context, targets = batch.clips[:, 0].tensor_split([-batch.labels["negatives"].shape[1]], 2)
         h = last_stage(backbone, context).mean(2)
         frames = targets.transpose(1, 2).flatten(0, 1)[:, :, None]  # [B M, 3, 1, S, S]
-        turns = batch.labels["turns"].flatten()
-        z, z_turned = self.encode(torch.cat([frames, rotated(frames, turns)]), h.shape[2:]).chunk(2)
+        turns, upright = batch.labels["turns"].flatten(), len(frames)
+        if self.rotation_weight:
+            frames = torch.cat([frames, rotated(frames, turns)])
+        z, z_turned = self.encode(frames, (h.shape[2], h.shape[3])).tensor_split([upright])
         z = z.unflatten(0, (len(h), -1))
-        rotation = classification(self.head(z_turned.mean((2, 3))).float(), turns)
         scores = gamma(h, z)
         terms, right = ranking(scores, self.rank_margin)
         others, known = negatives(z, batch.video, batch.labels["negatives"])
@@ -95,25 +98,29 @@ class SkipClip(Method):
         losses = {
             "rank": distributed.mean(terms),
             "negative": distributed.mean(F.relu(against - scores + self.negative_margin).mean(1), known),
-            "rotation": rotation["loss"],
         }
-        return {
-            "loss": losses["rank"]
-            + self.negative_weight * losses["negative"]
-            + self.rotation_weight * losses["rotation"],
+        metrics = {
+            "loss": losses["rank"] + self.negative_weight * losses["negative"],
             "accuracy": distributed.mean(right),
             "chance": scores.new_full((), 1 / 2),
             **losses,
-            "rotation_accuracy": rotation["accuracy"],
         }
+        if self.rotation_weight:
+            rotation = classification(self.head(z_turned.mean((2, 3))).float(), turns)
+            metrics |= {
+                "loss": metrics["loss"] + self.rotation_weight * rotation["loss"],
+                "rotation": rotation["loss"],
+                "rotation_accuracy": rotation["accuracy"],
+            }
+        return metrics
 
     def encode(self, frames: Tensor, cells: tuple[int, int]) -> Tensor:
         """f: frames [N, 3, 1, S, S] -> [N, C, *cells]."""
         return F.adaptive_avg_pool2d(self.match(last_stage(self.encoder, frames)).squeeze(2), cells)
 
 
-def _length(options: dict) -> int:
-    return CLIP_LENGTH + options["targets"] * options["spacing"]
+def _length(context: int, options: dict) -> int:
+    return context + options["targets"] * options["spacing"]
 
 
 def gamma(h: Tensor, z: Tensor) -> Tensor:

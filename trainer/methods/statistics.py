@@ -3,23 +3,24 @@ diverse, which the most stable, what are their colours? [thesis 2.2; J. Wang et 
 
 from __future__ import annotations
 
-import copy
-import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labelgen.shards import CLIP_LENGTH, ShardReader
+from labelgen.shards import ShardReader
 from trainer import distributed
+from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
+from trainer.errors import TrainerError
 from trainer.methods.method import Method
-from trainer.methods.parts import last_stage
+from trainer.methods.parts import branch, last_stage, pooled_cells
 from trainer.options import Option, at_least
 
 # How many values each label takes, and what it says. Motion: p_u o_u p_v o_v of the three patterns, I_u, I_v;
-# appearance: p_l c_l p_s c_s of the three patterns, C.
+# appearance: p_l c_l p_s c_s of the three patterns, C. I_u and I_v are flows of a clip of 16 frames, see `label_sizes`.
 SIZES = {
     "motion": (16, 8, 16, 8, 4, 8, 4, 8, 8, 8, 8, 8, 15, 15),
     "appearance": (16, 8, 16, 8, 4, 8, 4, 8, 8, 8, 8, 8, 8),
@@ -28,14 +29,17 @@ KINDS = {
     "motion": ("block", "orientation") * 6 + ("flow", "flow"),
     "appearance": ("place", "color") * 6 + ("color",),
 }
-WEIGHTS = {"motion": 1.0, "appearance": 0.1}
+PATTERNS = ("grid", "rings", "triangles")  # four labels of each stand one after the other, then the global ones
+WEIGHTS = {"motion": 1.0, "appearance": 0.1}  # of the two together [thesis 3.4.2]
 
 
 class Statistics(Method):
-    """Predict the 14 motion and 13 appearance labels of a clip, each set by a branch of its own.
+    """Predict the 14 motion and 13 appearance labels of a clip, or some of them, each set by a branch of its own.
 
-    The losses of the two are weighted 1.0 and 0.1; labels marked invalid are left out. A branch is a linear layer on the
-    mean of the last stage over its cells; with options.hidden it is that of light C3D [thesis table 2.1], see `branch`.
+    The losses of the two are weighted 1.0 and 0.1, that of one alone 1; labels marked invalid are left out. A branch is a
+    linear layer on the mean of the last stage over its cells, as in the authors' code for all backbones but light C3D; with
+    options.hidden it is that of light C3D [thesis table 2.1], see parts.branch. The original C3D has dropout in it; the
+    thesis names none and the authors' code switches it off here, so there is none.
     """
 
     task = "where, in which direction and when does most move; which block is most diverse, which most stable, of which colour"
@@ -45,8 +49,8 @@ class Statistics(Method):
         "epochs": 20,
         "batch_size": 30,
         "lr": 5e-4,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,  # not stated in the paper
+        "momentum": 0.9,  # of the authors' code
+        "weight_decay": 5e-3,  # of the authors' code; that of light C3D has it on the fully connected weights alone
         "schedule": "step",
         "drop_every": 6,
         "jitter": "none",  # the labels are colours
@@ -57,23 +61,38 @@ class Statistics(Method):
             "classes: a classifier per label (ours); raw: regress the ids, as published; scaled: ids scaled to 0..1",
             choices=("raw", "scaled", "classes"),
         ),
-        "parts": Option("both", "the labels to learn; their losses have weights 1 and 0.1", choices=(*SIZES, "both")),
-        "hidden": Option(0, "width of two hidden layers per branch, published 2048; 0: none", at_least(0)),
+        "parts": Option(
+            "both", "the labels to learn; the losses of both have weights 1 and 0.1", choices=(*SIZES, "both")
+        ),
+        "patterns": Option(list(PATTERNS), f"whose labels are learnt, of {', '.join(PATTERNS)}; may be empty"),
+        "global_labels": Option(True, "learn the labels of the whole crop, too: I_u and I_v, or the colour C"),
+        "hidden": Option(0, "width of two hidden layers per branch, 2048 in light C3D; 0: none", at_least(0)),
     }
     of_labelled_clips = True
 
-    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+    def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
         self.targets = options["targets"]
-        self.parts = tuple(SIZES) if options["parts"] == "both" else (options["parts"],)
-        outputs = {part: sum(SIZES[part]) if self.targets == "classes" else len(SIZES[part]) for part in self.parts}
+        self.weights = WEIGHTS if options["parts"] == "both" else {options["parts"]: 1.0}
+        self.columns = {part: learnt(part, options["patterns"], options["global_labels"]) for part in self.weights}
+        sizes = label_sizes(shards.config["clip_length"])
+        self.sizes = {part: tuple(sizes[part][i] for i in columns) for part, columns in self.columns.items()}
+        outputs = {part: sum(s) if self.targets == "classes" else len(s) for part, s in self.sizes.items()}
         self.hidden = options["hidden"]
         if self.hidden:
-            cells = pooled_cells(backbone, shards.config["crop"])
-            heads = {part: branch(cells, self.hidden, n) for part, n in outputs.items()}
+            cells = pooled_cells(backbone, shards.config["crop"], shards.config["clip_length"])
+            heads: dict[str, nn.Module] = {part: branch(cells, self.hidden, n) for part, n in outputs.items()}
         else:
             heads = {part: nn.Linear(backbone.features, n) for part, n in outputs.items()}
         self.heads = nn.ModuleDict(heads)
+
+    @staticmethod
+    def check(options: dict) -> None:
+        patterns = options["patterns"]
+        if not set(patterns) <= set(PATTERNS) or len(set(patterns)) < len(patterns):
+            raise TrainerError(f"patterns is {patterns}, expected different ones of: {', '.join(PATTERNS)}")
+        if not patterns and not options["global_labels"]:
+            raise TrainerError("patterns is empty and global_labels false, so that no label is left; give one of them")
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
@@ -87,50 +106,46 @@ class Statistics(Method):
         labels = {name: reader.arrays[f"statistics/{name}"][here] for name in ("motion", "valid", "appearance")}
         return reader.clip_frames(clip)[None], {name: label.astype(np.int64) for name, label in labels.items()}
 
-    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: motion int64 [B, 14], valid [B, 14], appearance int64 [B, 13] -> loss, accuracy and chance over all
-        valid labels, the loss of each part, the accuracy of each kind of label."""
+        valid labels that are learnt, the loss of each part, the accuracy of each kind of label."""
         last = last_stage(backbone, batch.clips.flatten(0, 1))  # [B, C, T, H, W]
         features = last if self.hidden else last.mean((2, 3, 4))
         losses, metrics, hits, known, guess = {}, {}, [], [], []
-        for part in self.parts:
-            ids = batch.labels[part]
-            valid = batch.labels["valid"] > 0 if part == "motion" else torch.ones_like(ids, dtype=torch.bool)
+        for part, sizes in self.sizes.items():
+            ids = batch.labels[part][:, self.columns[part]]
+            valid = torch.ones_like(ids, dtype=torch.bool)
+            if part == "motion":
+                valid = batch.labels["valid"][:, self.columns[part]] > 0
             outputs = self.heads[part](features).float()
-            losses[part], predicted = part_loss(outputs, ids, valid, SIZES[part], self.targets)
+            losses[part], predicted = part_loss(outputs, ids, valid, sizes, self.targets)
             hit = (predicted == ids).float()
-            hits.append(hit), known.append(valid)
-            guess.append((1 / torch.tensor(SIZES[part], device=ids.device)).expand(ids.shape))
+            hits.append(hit)
+            known.append(valid)
+            guess.append((1 / torch.tensor(sizes, device=ids.device)).expand(ids.shape))
             metrics[f"{part}_loss"] = losses[part]
-            for kind in dict.fromkeys(KINDS[part]):
-                columns = [column for column, name in enumerate(KINDS[part]) if name == kind]
+            kinds = [KINDS[part][i] for i in self.columns[part]]
+            for kind in dict.fromkeys(kinds):
+                columns = [column for column, name in enumerate(kinds) if name == kind]
                 metrics[kind] = distributed.mean(hit[:, columns], valid[:, columns])
-        loss = sum(WEIGHTS[part] * value for part, value in losses.items())
-        known = torch.cat(known, 1)
-        accuracy, chance = (distributed.mean(torch.cat(terms, 1), known) for terms in (hits, guess))
+        loss: Any = sum(self.weights[part] * value for part, value in losses.items())
+        valid = torch.cat(known, 1)
+        accuracy, chance = (distributed.mean(torch.cat(terms, 1), valid) for terms in (hits, guess))
         return {"loss": loss, "accuracy": accuracy, "chance": chance, **metrics}
 
 
-def pool() -> nn.Module:
-    """Pool 5 of light C3D: the largest of 2 x 2 x 2 cells, sizes rounded up. [thesis table 2.1]"""
-    return nn.MaxPool3d(2, ceil_mode=True)
+def label_sizes(length: int) -> dict[str, tuple[int, ...]]:
+    """How many values each label of clips of so many frames takes; they have one flow less."""
+    return {
+        part: tuple(length - 1 if kind == "flow" else n for n, kind in zip(sizes, KINDS[part], strict=True))
+        for part, sizes in SIZES.items()
+    }
 
 
-def pooled_cells(backbone: nn.Module, crop: int) -> int:
-    """How many values `pool` leaves of the last stage for a clip of crop x crop pixels; nothing is computed."""
-    shapes = copy.deepcopy(backbone).to("meta").eval()
-    clip = torch.empty(1, 3, CLIP_LENGTH, crop, crop, device="meta")
-    return math.prod(pool()(last_stage(shapes, clip)).shape)
-
-
-def branch(cells: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Last stage [B, C, T, H, W] -> [B, outputs]: pooling to `cells` values, two hidden layers with ReLU, the outputs.
-
-    As published [thesis table 2.1 and 2.2.4] but for the initial weights, which the thesis does not state: PyTorch's. The
-    original C3D has dropout here; the thesis names none, so there is none.
-    """
-    layers = [nn.Linear(cells, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)]
-    return nn.Sequential(pool(), nn.Flatten(), *layers)
+def learnt(part: str, patterns: list[str], global_labels: bool) -> list[int]:
+    """Columns of a part's labels: those of the patterns, in the order stored, and the global ones. [thesis tables 2.2, 2.3]"""
+    columns = [4 * i + k for i, pattern in enumerate(PATTERNS) if pattern in patterns for k in range(4)]
+    return columns + list(range(4 * len(PATTERNS), len(SIZES[part]) if global_labels else 4 * len(PATTERNS)))
 
 
 def part_loss(

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from labelgen.shards import ShardReader
 from trainer import distributed
+from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
 from trainer.methods.method import Method
-from trainer.methods.parts import classification, embedding, remembered, rotated, unit
+from trainer.methods.parts import check_normalised, classification, embedding, remembered, rotated, unit
 from trainer.options import POSITIVE, Option, at_least, between
 
 EMBEDDING = 128
@@ -22,49 +23,52 @@ PRIME = 2**31 - 1
 
 
 class TCE(Method):
-    """Tell the frame after the anchor from a bank of other videos, ever harder ones, by unit vectors; and by how many
-    quarter turns a copy of the anchor is rotated.
+    """Tell the frame after the anchor from a bank of other videos, ever harder ones, by unit vectors; and, unless
+    rotation_weight is 0, by how many quarter turns a copy of the anchor is rotated.
 
-    A sample is two adjacent frames of a video, each with a view of its own, or for 3D backbones two clips of `frames`
-    frames, the second from where the first ends. The bank has one slot per video, which holds the anchor's vector of its
-    last visit; a slot of zeros has not been visited yet and is no negative. The rotated frame is a copy, so that anchor and
-    bank stay upright like the positive.
+    A sample is two adjacent frames of a video, or for 3D backbones two clips of `frames` frames, the second from where the
+    first ends, with one crop and mirror for both, as in the authors' code. The bank has one slot per video, which holds the
+    anchor's vector of its last visit; a slot of zeros has not been visited yet and is no negative. The rotated frame is a
+    copy, so that anchor and bank stay upright like the positive; the poster does not speak of rotation, which is of the
+    authors' code.
     """
 
     task = "adjacent frames are alike, other videos are not"
     sample = "a video: two adjacent frames"
     source = "J. Knights et al., ICPR 2020"
-    defaults = {
+    defaults = {  # the poster states the backbone alone, the others are of the authors' code
         "backbone": "resnet18",
         "epochs": 50,
         "batch_size": 100,
         "lr": 0.03,
-        "momentum": 0.9,  # of the authors' code
-        "weight_decay": 1e-4,  # of the authors' code
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
         "schedule": "step",
         "drop_every": 25,
         "jitter": "none",  # ours; the authors' code has one, with which the embedding collapses on small data
     }
-    options = {
-        "frames": Option(1, "per clip; 16 for a 3D backbone", at_least(1)),
+    options = {  # of the authors' code, but for frames, the share of negatives, and the loss: theirs is nce
+        "frames": Option(1, "per clip; as many as a clip of the shards for a 3D backbone", at_least(1)),
         "loss": Option("infonce", "nce: each negative by itself against noise", choices=("infonce", "nce")),
         "temperature": Option(0.07, "of the similarities", POSITIVE),
-        "negatives": Option(8192, "per anchor, at most", at_least(1)),
-        # of the authors' code, as the following two
+        "negatives": Option(
+            0, "per anchor, at most; 0: 8192 or, if that is less, a quarter of the training videos", at_least(0)
+        ),
         "lo": Option(-1.0, "similarity that negatives must exceed at the start", between(-1, 1)),
         "hi": Option(1.0, "and towards which it rises; both -1: any negative", between(-1, 1)),
-        "rotation_weight": Option(1.0, "of the rotation of the anchor", at_least(0)),
+        "rotation_weight": Option(1.0, "of the rotation of the anchor; 0: none is rotated", at_least(0)),
     }
 
-    def __init__(self, backbone: nn.Module, options: dict, shards: Shards):
+    def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
         temporal = any(isinstance(layer, nn.Conv3d) and layer.kernel_size[0] > 1 for layer in backbone.modules())
         if temporal and options["frames"] == 1:
             raise TrainerError(
                 "tce's frames is 1, from which a 3D backbone cannot learn its weights over time; "
-                "set frames to 16, or choose the backbone resnet18 or resnet50"
+                f"set frames to {shards.config['clip_length']}, or choose the backbone resnet18 or resnet50"
             )
-        if len(self.samples(shards, options)[0]) < 2:
+        videos = len(self.samples(shards, options)[0])
+        if videos < 2:
             raise TrainerError(
                 f"tce tells videos apart, and {shards.dataset} has 1 that it can train on; it needs 2 or more"
             )
@@ -72,8 +76,12 @@ class TCE(Method):
             options[name] for name in ("loss", "temperature", "rotation_weight")
         )
         self.negatives, self.lo, self.hi = options["negatives"], options["lo"], options["hi"]
+        if not self.negatives:
+            self.negatives = automatic_negatives(videos)
+            self.notes = (f"tce draws {self.negatives} negatives per anchor, of {videos - 1} other videos",)
         self.projection = nn.Linear(backbone.features, EMBEDDING)
-        self.head = nn.Linear(backbone.features, 4)
+        self.head: nn.Module = rotation_head(backbone.features) if self.rotation_weight else nn.Identity()
+        self.bank: Tensor
         self.register_buffer("bank", torch.zeros(len(shards.videos), EMBEDDING))
 
     @staticmethod
@@ -92,35 +100,44 @@ class TCE(Method):
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
-        """turns: quarter turns of the anchor's copy, 0 to 3; draws: two random numbers from which negatives are drawn."""
+        """turns: quarter turns of the anchor's copy, 0 to 3; draws: two random numbers from which negatives are drawn. The
+        second view gets crop and mirror of the first."""
+        first, second = draw.views
+        second |= {name: first[name] for name in ("crop", "corner", "mirror")}
         length = draw.options["frames"]
         start = draw.rng.integers(reader.arrays["videos/n_frames"][video] - 2 * length + 1)
         frames = reader.arrays["videos/first_frame"][video] + start + np.arange(2 * length).reshape(2, length)
         return frames, {"turns": draw.rng.integers(4), "draws": draw.rng.integers(1, PRIME, 2)}
 
-    def forward(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B], draws int64 [B, 2]. accuracy: of picking the positive among the negatives, of which
         hardness is the mean similarity; loss: the weighted sum of the losses contrast and rotation."""
         anchor, positive = batch.clips.unbind(1)
         turns = batch.labels["turns"]
-        pooled = embedding(backbone, torch.cat([anchor, positive, rotated(anchor, turns)]))
-        x, x_turned = pooled.tensor_split([2 * len(turns)])
+        copies = [rotated(anchor, turns)] if self.rotation_weight else []
+        x, x_turned = embedding(backbone, torch.cat([anchor, positive, *copies])).tensor_split([2 * len(turns)])
         anchor, positive = unit(self.projection(x)).chunk(2)
         similarity, known = self.similarity(anchor, positive, batch)
         scaled = similarity / self.temperature
-        contrast = infonce(scaled) if self.loss == "infonce" else nce(scaled, self.temperature)
-        rotation = classification(self.head(x_turned).float(), turns)
-        losses = {"contrast": distributed.mean(contrast), "rotation": rotation["loss"]}
+        contrast = distributed.mean(infonce(scaled) if self.loss == "infonce" else nce(scaled, self.temperature))
         if self.training:
             self.bank = remembered(self.bank, batch.video, anchor.detach())
-        return {
-            "loss": losses["contrast"] + self.rotation_weight * losses["rotation"],
+        metrics = {
+            "loss": contrast,
             "accuracy": distributed.mean((similarity.argmax(1) == 0).float()),
             "chance": distributed.mean(1 / (1 + known.sum(1).float())),
-            **losses,
-            "rotation_accuracy": rotation["accuracy"],
+            "contrast": contrast,
             "hardness": distributed.mean(similarity[:, 1:].detach(), known),
         }
+        if self.rotation_weight:
+            check_normalised(self.head, "tce", len(turns))
+            rotation = classification(self.head(x_turned).float(), turns)
+            metrics |= {
+                "loss": contrast + self.rotation_weight * rotation["loss"],
+                "rotation": rotation["loss"],
+                "rotation_accuracy": rotation["accuracy"],
+            }
+        return metrics
 
     def similarity(self, anchor: Tensor, positive: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cosines of each anchor with its positive and its negatives, float32 [B, 1 + K], -inf where there is none, and
@@ -134,6 +151,19 @@ class TCE(Method):
         chosen, known = mine(bank.detach(), candidate, priority, limit, self.negatives)
         negative = bank.gather(1, chosen).masked_fill(~known, -torch.inf)
         return torch.cat([(anchor * positive).sum(1, keepdim=True), negative], 1), known
+
+
+def automatic_negatives(videos: int) -> int:
+    """How many negatives an anchor has among so many training videos: a quarter of them, since among nearly all of them
+    mining has nothing to choose, but no more than the 8192 of the authors' code. The quarter is ours."""
+    return max(1, min(8192, videos // 4))
+
+
+def rotation_head(features: int) -> nn.Sequential:
+    """[B, features] -> [B, 4], the authors': layers of 200, 200 and 4, batch normalisation after each ReLU."""
+    layers = [nn.Linear(features, 200), nn.ReLU(), nn.BatchNorm1d(200)]
+    layers += [nn.Linear(200, 200), nn.ReLU(), nn.BatchNorm1d(200)]
+    return nn.Sequential(*layers, nn.Linear(200, 4))
 
 
 def threshold(progress: float, lo: float, hi: float) -> float:
@@ -151,6 +181,8 @@ def pairwise_random(slots: Tensor, draws: Tensor) -> Tensor:
 def mine(similarity: Tensor, candidate: Tensor, priority: Tensor, limit: float, k: int) -> tuple[Tensor, Tensor]:
     """The k candidates of the highest priority among those with a similarity above the limit, and where fewer than k are
     above it, the k most similar. Returns their columns int64 [B, min(k, n)], and which of these are candidates at all.
+
+    The authors' code takes the k most similar below the rising limit; both close in on the hardest.
 
     similarity: float32 [B, n] in -1..1; candidate: bool [B, n]; priority: float32 [B, n] in 0..1
     """

@@ -13,6 +13,7 @@ from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.evaluate.results import MEASURED, Result, csv_text, flat, read_results
 from trainer.evaluate.tables import aligned, shown, with_split
+from trainer.evaluate.tally import Predictions, paired
 from trainer.pages.page import fill, items, join, page, paragraph, table
 from trainer.pages.published import pretraining
 from trainer.pages.report import made_by, parameters
@@ -29,10 +30,14 @@ _OF_THE_NETWORK = (
     "checkpoints",
     "versions",
 )
+_DIFFERENCE = {"": "value", "_low": "low", "_high": "high"}  # ends of names of columns -> keys
 _MARKS = {"▲": "above the first value", "▼": "below the first value"}
 RULE = (
-    "▲ ▼: the whole 95 % interval lies above, below that of the first value in the row. Intervals that overlap may still "
-    "differ; they cover the choice of test videos, not the training seed; of many rows some differ by chance."
+    "In brackets behind a value, with its own 95 % interval: the paired difference from the first value in the row, of the same "
+    "videos answered by both. ▲ ▼: that interval lies wholly above, below 0; where the videos' answers are not kept, "
+    "the value's interval wholly above, below the first one's. "
+    "Intervals cover the choice of test videos, not the training seed; of many "
+    "rows some differ by chance."
 )
 
 
@@ -41,8 +46,9 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
 
     "names": of the runs; "runs": what each is, by name; "tables": one per protocol, data set, split and conditions (the
     configuration of the shards, views, items, ...), with "title", "conditions" and "rows": each the network, stage, pooling,
-    level, metric, ... that were measured ("what"), the rows of the runs by name ("of") and a mark for those whose interval
-    lies wholly above ("▲") or below ("▼") that of the first run in the row ("marks"). "notes": what is in no table, and why.
+    level, metric, ... that were measured ("what"), the rows of the runs by name ("of"), their paired differences from the first
+    run in the row ("differences", see tally.paired; those that can be had) and a mark for those that lie above ("▲") or below
+    ("▼") it ("marks", see `mark`). "notes": what is in no table, and why.
 
     Raises TrainerError for fewer than two runs, for one named twice, and what checkpoint.load raises.
     """
@@ -100,20 +106,30 @@ def _difference(by: dict[str, Result]) -> str:
 
 def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -> dict:
     found: dict[tuple, dict[str, dict]] = {}
+    places: dict[tuple, dict[str, int]] = {}
+    kept = _kept(title, group, notes)
     for name, result in group.items():
-        for row in result.content["rows"]:
-            what = tuple((key, value) for key, value in row.items() if key not in MEASURED)
-            found.setdefault(tuple(sorted(what, key=str)), {})[name] = row
+        for place, row in enumerate(result.content["rows"]):
+            what = tuple(sorted(((key, value) for key, value in row.items() if key not in MEASURED), key=str))
+            found.setdefault(what, {})[name] = row
+            places.setdefault(what, {})[name] = place
     rows, equal = [], 0
-    for of in found.values():
-        first = next(iter(of.values()))
+    for key, of in found.items():
+        leader, first = next(iter(of.items()))
         if len(of) == 1:
             continue
         if first.get("network") in ("random", "chance") and len({row["value"] for row in of.values()}) == 1:
             equal += 1
         else:
             what = {key: value for key, value in first.items() if key not in MEASURED}
-            rows.append({"what": what, "of": of, "marks": {name: mark(first, row) for name, row in of.items()}})
+            pairs = {
+                name: paired(kept[leader], kept[name], places[key][leader], places[key][name])
+                for name in of
+                if name != leader and kept.keys() >= {leader, name}
+            }
+            differences = {name: difference for name, difference in pairs.items() if difference}
+            marks = {name: mark(first, row, differences.get(name)) for name, row in of.items()}
+            rows.append({"what": what, "of": of, "differences": differences, "marks": marks})
     alone = sum(len(of) == 1 for of in found.values())
     for count, why in (
         (equal, "of random weights or chance and the same in all runs"),
@@ -124,8 +140,23 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
     return {"title": title, "conditions": same, "rows": rows}
 
 
-def mark(first: dict, row: dict) -> str:
-    """ "▲" where the interval of a row lies wholly above the first one's, "▼" where below, else ""."""
+def _kept(title: str, group: dict[str, Result], notes: list[str]) -> dict[str, Predictions]:
+    """What is kept of the items of each run's result."""
+    kept = {}
+    for name, result in group.items():
+        try:
+            if result.predictions is not None:
+                kept[name] = result.predictions
+        except TrainerError as error:
+            notes.append(f"{title}, {name}: {error}")
+    return kept
+
+
+def mark(first: dict, row: dict, difference: dict | None = None) -> str:
+    """ "▲" where the interval of the paired difference lies wholly above 0, "▼" where below, else ""; without a difference by
+    whether the interval of a row lies wholly above or below the first one's."""
+    if difference:
+        return "▲" if difference["low"] > 0 else "▼" if difference["high"] < 0 else ""
     if not {"low", "high"} <= row.keys() & first.keys():
         return ""
     return "▲" if row["low"] > first["high"] else "▼" if row["high"] < first["low"] else ""
@@ -155,11 +186,14 @@ def _about(saved: checkpoint.Checkpoint) -> dict[str, object]:
 
 
 def _cells(table: dict, names: list[str], cell) -> tuple[list[str], list[list]]:
-    """Head and rows of a table; cell: (row of a result, mark) -> text."""
+    """Head and rows of a table; cell: (row of a result, paired difference or None, mark) -> text."""
     keys = list(dict.fromkeys(key for row in table["rows"] for key in row["what"]))
     body = [
         [*(row["what"].get(key, "") for key in keys)]
-        + [cell(row["of"][name], row["marks"][name]) if name in row["of"] else "-" for name in names]
+        + [
+            cell(row["of"][name], row["differences"].get(name), row["marks"][name]) if name in row["of"] else "-"
+            for name in names
+        ]
         for row in table["rows"]
     ]
     return [*keys, *names], body
@@ -170,10 +204,14 @@ def format_table(result: dict) -> str:
     names, about = result["names"], result["runs"]
     lines = aligned([["", *names], *([key, *(about[name][key] for name in names)] for key in about[names[0]])])
     for one in result["tables"]:
-        head, rows = _cells(one, names, lambda row, sign: f"{shown(row)} {sign or ' '}")
+        head, rows = _cells(one, names, lambda row, pair, sign: f"{shown(row)} {sign or ' '}{_difference_of(pair)}")
         lines += ["", one["title"], "; ".join(f"{key}: {value}" for key, value in one["conditions"].items())]
         lines += [*aligned([head, *rows]), _marked(one)]
     return "\n".join([*lines, "", RULE, *(f"note: {note}" for note in result["notes"])])
+
+
+def _difference_of(pair: dict | None) -> str:
+    return f" ({pair['value']:+.1f} [{pair['low']:+.1f}, {pair['high']:+.1f}])" if pair else ""
 
 
 def _marked(table: dict) -> str:
@@ -192,9 +230,10 @@ def write(result: dict, path: Path) -> None:
 def _page(result: dict) -> str:
     names, about = result["names"], result["runs"]
 
-    def cell(row: dict, sign: str) -> Markup:
+    def cell(row: dict, pair: dict | None, sign: str) -> Markup:
         marked = fill(' <abbr title="{}">{}</abbr>', _MARKS[sign], sign) if sign else ""
-        return join((value_cell(row), marked))
+        difference = fill(" <small>{}</small>", _difference_of(pair)) if pair else ""
+        return join((value_cell(row), marked, difference))
 
     rows = [[key, *(about[name][key] for name in names)] for key in about[names[0]]]
     sections = [("runs", "The runs", table("What was trained", ["", *names], rows))]
@@ -216,6 +255,7 @@ def _csv(result: dict) -> str:
     lines = [
         {"protocol": one["title"], **row["what"], "run": name, **{k: of.get(k) for k in ("value", "low", "high")}}
         | {"mark": row["marks"][name]}
+        | {f"difference{end}": row["differences"].get(name, {}).get(k) for end, k in _DIFFERENCE.items()}
         for one in result["tables"]
         for row in one["rows"]
         for name, of in row["of"].items()

@@ -22,7 +22,7 @@ from trainer.evaluate.tables import with_split
 from trainer.pages.page import figure, fill, heading, image, items, join, page, paragraph, picture, scroll
 from trainer.pages.published import published_html
 from trainer.pages.results import classes_html, result_html
-from trainer.pages.trained import columns_needed, read_log, trained_html
+from trainer.pages.trained import NEEDED, read_log, trained_html
 
 _QUERIES = 12
 
@@ -71,7 +71,7 @@ def report(
         finetuned, others = read_results(folder)
         results += [result for result in finetuned if (protocol := result.measured_by) and protocol.of_finetuned]
         damaged += others
-    log, cut = read_log(saved.run / "log.csv", columns_needed(saved.meta["settings"]))
+    log, cut = read_log(saved.run / "log.csv", NEEDED)
     held, gaps = read_log(saved.run / "holdout.csv", ("step",))
     gaps = [told for told in (cut, gaps) if told]
     opened = {str(folder): open_shards(folder) for folder in shards}

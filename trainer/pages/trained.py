@@ -16,8 +16,9 @@ from trainer.pages.page import details, facts, figure, grid, items, join, paragr
 from trainer.pages.plots import Series, number
 
 _POINTS = 240  # of a curve at most; more steps are averaged
-_NO_METRICS = ("step", "epoch", "lr", "data_ms", "compute_ms", "total_ms", "clips_per_s", "easier_half")
+_NO_METRICS = ("step", "epoch", "lr", "data_ms", "compute_ms", "total_ms", "clips_per_s", "clips_share")
 _RATE = "clips_per_s"
+NEEDED = ("step", "epoch", "lr", "data_ms", "total_ms", _RATE)  # columns of every log.csv
 
 
 def trained_html(meta: dict, log: dict[str, np.ndarray], held: dict[str, np.ndarray], damaged: Sequence[str]) -> Markup:
@@ -26,7 +27,8 @@ def trained_html(meta: dict, log: dict[str, np.ndarray], held: dict[str, np.ndar
     meta: of its checkpoint; log, held: of its log.csv and holdout.csv, see read_log; damaged: what of them is, in words
     """
     settings, several = meta["settings"], len(meta["samples"]) > 1
-    samples = (f"{n:,} ({name})" if several else f"{n:,}" for name, n in meta["samples"].items())
+    shown = {name: n * settings.get("repeats", 1) for name, n in meta["samples"].items()}
+    samples = (f"{n:,} ({name})" if several else f"{n:,}" for name, n in shown.items())
     told = [
         ("Data", f"{with_split(meta['dataset'], meta['split'])}, {meta['videos']:,} videos in the shards"),
         ("Samples per epoch", ", ".join(samples)),
@@ -48,18 +50,12 @@ def trained_html(meta: dict, log: dict[str, np.ndarray], held: dict[str, np.ndar
     if damaged:
         out.append(items(damaged))
     if log:
-        out.append(_curves(log, held, settings["curriculum"]))
+        out.append(_curves(log, held))
     elif not damaged:
         out.append(paragraph("No step is logged yet.", "muted"))
     out.append(details("All settings", table("Settings of the run", ("Setting", "Value"), flat(settings))))
     configuration = table("Configuration of the shards", ("Setting", "Value"), flat(meta["config"]))
     return join([*out, details("How the labels were made", configuration)])
-
-
-def columns_needed(settings: dict) -> list[str]:
-    """What log.csv of a run of these settings must have."""
-    needed = ["step", "epoch", "lr", "data_ms", "total_ms", _RATE]
-    return [*needed, "easier_half"] if settings["curriculum"] else needed
 
 
 def read_log(path: Path, needed: Sequence[str] = ()) -> tuple[dict[str, np.ndarray], str]:
@@ -98,7 +94,7 @@ def binned(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> t
     return tuple(np.array(column) for column in zip(*points, strict=True))
 
 
-def _curves(log: dict, held: dict, curriculum: float) -> Markup:
+def _curves(log: dict, held: dict) -> Markup:
     metrics = [name for name in log if name not in _NO_METRICS and not name.endswith("chance")]
     main = [name for name in metrics if name.split(".")[-1] in ("loss", "accuracy")]
     several = len(log["step"]) > _POINTS
@@ -108,9 +104,12 @@ def _curves(log: dict, held: dict, curriculum: float) -> Markup:
     if any("chance" in name for name in log):
         kinds.append(("level", "guessing"))
     out = [plots.legend(kinds), grid((_curve(name, log, held) for name in (*main, "lr", _RATE)), "small")]
-    if curriculum:
-        easier = int(log["easier_half"].sum())
-        out.append(paragraph(f"Curriculum: the first {easier:,} steps saw the easier half of the clips only."))
+    if "clips_share" in log:  # there is a curriculum
+        share = log["clips_share"]
+        told = (
+            f"the first {(share < 1).sum():,} steps saw easier clips only, {100 * share.min():.0f} % of them at first."
+        )
+        out.append(paragraph(f"Curriculum: {told}"))
     others = [name for name in metrics if name not in main]
     if others:
         out.append(details("More curves", grid((_curve(name, log, held) for name in others), "small")))

@@ -27,9 +27,9 @@ from trainer.settings import Settings, resolve, resumed
 from trainer.training.log import Log, cut_log, say
 from trainer.training.precision import pick_precision, version_warnings
 from trainer.training.run_folder import check_same_data, locked, new_run
-from trainer.training.schedule import learning_rate
+from trainer.training.schedule import learning_rate, pacing
 from trainer.training.signals import StopSignals
-from trainer.training.streams import easier_steps, held_out_streams, training_streams
+from trainer.training.streams import held_out_streams, training_streams
 
 _OPTIMIZERS = {
     "sgd": (torch.optim.SGD, lambda momentum: {"momentum": momentum}),
@@ -86,6 +86,10 @@ class _Training:
         if settings.holdout:
             held = self.source.hold_out(settings.holdout, settings.seed)
             say(f"{held.sum()} training videos are held out, {self.source.trains.sum()} are trained on")
+        if settings.fraction < 1:
+            before = self.source.trains.sum()
+            self.source.keep(settings.fraction, settings.seed)
+            say(f"{self.source.trains.sum()} of {before} training videos are used")
         self.streams = training_streams(self.source, settings)
         if settings.holdout:
             self.held_out = held_out_streams(self.source.with_training_videos(held), settings)
@@ -209,7 +213,8 @@ class _Training:
         numbers = distributed.all_reduce_mean(torch.stack([*sums.values()])).tolist()  # waits for the device
         values = dict(zip(sums, numbers, strict=True))
         if settings.curriculum:
-            values["easier_half"] = float(step < easier_steps(settings, self.last))
+            stages = pacing(settings, self.last)
+            values["clips_share"] = next((share for stop, share in stages if step < stop), 1.0)
         return values, waited, ids
 
     @torch.no_grad()
@@ -260,7 +265,8 @@ class _Training:
         """Print what is trained on what, and what a reader of its numbers should know."""
         settings, source = self.settings, self.source
         parameters = sum(weight.numel() for weight in self.network.backbone.parameters())
-        samples = ", ".join(f"{n} samples" for n in meta["samples"].values())
+        times = f", each {settings.repeats} times," if settings.repeats > 1 else ""
+        samples = ", ".join(f"{n} samples{times}" for n in meta["samples"].values())
         device = f"{self.device} x {distributed.world()}" if distributed.world() > 1 else f"{self.device}"
         say(
             f"{settings.method}, {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) on "
@@ -270,6 +276,9 @@ class _Training:
         if source.whole:
             where = f" in split {source.split}" if source.split else ""
             say(f"{source.dataset} marks no video as train{where}: all are used")
+        for method in self.network.methods.values():
+            for note in method.notes:
+                say(note)
         for warning in version_warnings(settings.precision, torch.__version__, torch.backends.cudnn.version()):
             say(f"warning: {warning}")
         if saved:

@@ -15,6 +15,7 @@ from trainer.errors import TrainerError
 from trainer.methods import method_class
 from trainer.settings import Settings
 from trainer.training.log import say
+from trainer.training.schedule import pacing
 
 _TRAINING, _HELD_OUT = 0, 1  # tags of the draws
 
@@ -56,26 +57,35 @@ class Stream:
 def training_streams(source: data.Shards, settings: Settings) -> dict[str, Stream]:
     """A stream of each method, of the videos that pretraining may use. Raises TrainerError where a method has no samples."""
     clips = {name: _clips(source, settings, name, _TRAINING) for name in settings.methods}
-    per_epoch = max(math.ceil(len(each.samples) / settings.batch_size) for each in clips.values())
-    easy_steps = easier_steps(settings, settings.epochs * per_epoch)
+    shown = max(settings.repeats * len(each.samples) for each in clips.values())
+    steps = settings.epochs * math.ceil(shown / settings.batch_size)
     streams = {}
     for name, each in clips.items():
-        easy = None
+        stages = []
         if settings.curriculum:
             if not each.method.of_labelled_clips:
                 raise TrainerError(f"a curriculum needs labelled clips, which {name} does not draw; leave it out")
-            easy = source.easier_half(each.samples)
+            order = source.by_difficulty(each.samples)
+            stages = [(stop, order[: math.ceil(share * len(order))]) for stop, share in pacing(settings, steps)]
         batches = data.Batches(
             len(each.samples),
             settings.batch_size,
             settings.seed,
-            easy,
-            easy_steps,
+            stages,
+            settings.repeats,
             micro=settings.accumulate,
             world=distributed.world(),
             rank=distributed.rank(),
         )
         streams[name] = Stream(each, batches)
+        stored = each.method.stored_draws(source.config, each.options)
+        if stored:
+            (setting, at_once), passes = stored, batches.passes(steps)
+            times = math.ceil(passes * at_once / source.config[setting])
+            if times > 1:
+                say(
+                    f"{name}: each stored draw is shown {times} times; label with --{setting} {passes * at_once} to avoid it"
+                )
     return streams
 
 
@@ -91,11 +101,6 @@ def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Str
     return streams
 
 
-def easier_steps(settings: Settings, steps: int) -> int:
-    """How many of the steps, the first ones, see the easier half of the clips only."""
-    return round(settings.curriculum * steps)
-
-
 def _clips(source: data.Shards, settings: Settings, name: str, tag: int) -> data.TrainingClips:
     method, options = method_class(name), settings.options[name]
     samples, left_out, reason = method.samples(source, options)
@@ -104,5 +109,10 @@ def _clips(source: data.Shards, settings: Settings, name: str, tag: int) -> data
         raise TrainerError(f"{source.folder}: nothing that {name} can {purpose}: {left_out} videos {reason}")
     if left_out and tag == _TRAINING:
         say(f"{name} leaves out: {left_out} videos {reason}")
+    if tag == _TRAINING and settings.subset != "all":
+        if not method.of_labelled_clips:
+            raise TrainerError(f"a subset needs labelled clips, which {name} does not draw; leave it out")
+        whole, samples = len(samples), source.half(samples, settings.subset, settings.seed)
+        say(f"{name} uses the {settings.subset} half, {len(samples)} of {whole} samples")
     jitter = settings.jitter or method.defaults["jitter"]
     return data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag)

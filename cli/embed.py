@@ -1,0 +1,250 @@
+"""`vssl embed` and `vssl search`: what a network makes of videos, as a table, and what is nearest in it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+TABLE = click.option(
+    "--in",
+    "features",
+    type=click.Path(path_type=Path),
+    default=Path("features.parquet"),
+    help="Table that embed wrote.",
+)
+_CHECKPOINT = click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Run, checkpoint folder or exported .safetensors file.  [default: the newest run]",
+)
+_COMPUTE = (
+    click.option("--batch-size", default=32, type=click.IntRange(1), help="Clips at a time; no effect on the result."),
+    click.option(
+        "--workers", type=click.IntRange(1), help="Processes that decode.  [default: half of the cores, 1 to 8]"
+    ),
+    click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda where there is one."),
+)
+
+
+def _computing(command):
+    for option in reversed(_COMPUTE):
+        command = option(command)
+    return command
+
+
+def _compute(batch_size, workers, device):
+    from trainer.evaluate.features import Compute
+    from trainer.settings import WORKERS
+
+    return Compute(batch_size, WORKERS if workers is None else workers, device)
+
+
+def _load(checkpoint):
+    from trainer.checkpoint import load, newest_run
+    from trainer.errors import TrainerError
+
+    if checkpoint is not None and checkpoint.suffix in (".onnx", ".pt", ".pth"):
+        raise TrainerError(f"{checkpoint}: expected a run or a .safetensors file, as `vssl export` writes it")
+    return load(newest_run() if checkpoint is None else checkpoint, best=True)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@click.command()
+@_CHECKPOINT
+@click.option("--videos", type=click.Path(path_type=Path), help="Folder of video files, or one file.")
+@click.option("--shards", type=click.Path(path_type=Path), help="Folder that labelgen wrote, instead.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("features.parquet"), help="Table to write.")
+@click.option(
+    "--dataset", default="folder", help="What --videos is: a built-in data set or a YAML manifest, for labels."
+)
+@click.option("--level", default="clip", type=click.Choice(["clip", "video"]), help="What one row is.")
+@click.option("--stage", help="Such as conv4.  [default: the last]")
+@click.option(
+    "--pooling", default="mean", type=click.Choice(["mean", "max"]), help="Over a clip; max: in 2 x 3 x 3 cells."
+)
+@click.option(
+    "--views",
+    type=click.Choice(["sliding", "spread"]),
+    help="Clips that overlap by half, or 10 per video.  [default: sliding for clips, spread for videos]",
+)
+@click.option("--npy", is_flag=True, help="Write the vectors as .npy and all else as .csv beside the table, too.")
+@_computing
+def embed(checkpoint, videos, shards, out, dataset, level, stage, pooling, views, npy, batch_size, workers, device):
+    """Write features of videos, of files or shards, as a Parquet table: one row per clip or video.
+
+    A video that cannot be read is listed, and the exit status is 3. The same command goes on after a stop.
+    """
+    from trainer.embeddings.extract import Choice, Extractor, ShardVideos
+    from trainer.embeddings.extract import embed as write
+    from trainer.embeddings.table import write_npy
+
+    if (videos is None) == (shards is None):
+        raise click.UsageError("give one of --videos and --shards")
+    saved, compute = _load(checkpoint), _compute(batch_size, workers, device)
+    source = ShardVideos(shards) if shards else _files(videos, dataset, saved.meta["config"], compute.workers)
+    choice = Choice(level, stage, pooling, views)
+    table = _written(write, Extractor(saved, choice, source.config, compute), source, out)
+    failures = table.about["failures"]
+    lost = sum(not failure["kept"] for failure in failures)
+    click.echo(
+        f"{out}: {table.rows:,} rows of {source.count - lost:,} of {source.count:,} videos, {table.width} values each, "
+        f"{table.about['settings']['stage']} of {table.about['backbone']} ({table.about['checkpoint']})"
+    )
+    if npy:
+        click.echo("\n".join(map(str, write_npy(table))))
+    for failure in failures:
+        click.echo(f"  {failure['id']}: {failure['reason']}")
+    if failures:
+        sys.exit(3)
+
+
+def _files(folder, dataset, config, workers):
+    """The videos of a folder, or one file, as a source."""
+    from cli.videos import VideoFiles
+    from labelgen.manifest import Video, load
+
+    if folder.is_file():
+        return VideoFiles(folder.parent, [Video(folder.name, folder.absolute(), "", "", ())], config, workers, _say)
+    return VideoFiles(folder, load(dataset, folder).videos, config, workers, _say)
+
+
+def _written(write, extract, source, out):
+    from cli.labelgen import Progress
+
+    with Progress("embedded") as progress:
+        return write(extract, source, out, progress, progress.say)
+
+
+@click.command()
+@click.argument("video", type=click.Path(path_type=Path))
+@TABLE
+@click.option(
+    "--shards", type=click.Path(path_type=Path), help="Search shards instead; their table is kept in the run."
+)
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="[default: the table's; with --shards, the newest run]"
+)
+@click.option("--from", "begin", default=0.0, type=click.FloatRange(0), help="Second at which the query begins.")
+@click.option(
+    "--to", "end", type=click.FloatRange(0, min_open=True), help="Second at which it ends.  [default: its end]"
+)
+@click.option("--count", default=10, type=click.IntRange(1), help="Moments to find.")
+@click.option("--per-video", type=click.IntRange(1), help="Moments of one video, at most.  [default: no limit]")
+@click.option("--exact", is_flag=True, help="Compare with every row, also where more than a million would be indexed.")
+@click.option("--page", type=click.Path(path_type=Path), help="Draw them: .html, or a contact sheet .png.")
+@_computing
+def search(video, features, shards, checkpoint, begin, end, count, per_video, exact, page, batch_size, workers, device):
+    """Find the moments that are nearest to VIDEO, or to a part of it.
+
+    Moments that overlap the query itself, or a better one of the same video, are left out.
+    """
+    from trainer.embeddings.search import search as nearest
+    from trainer.embeddings.sheets import moment
+    from trainer.embeddings.table import Table
+
+    if end is not None and end <= begin:
+        raise click.UsageError(f"--to {end:g} is not after --from {begin:g}")
+    if page is not None and page.suffix not in (".html", ".png"):
+        raise click.UsageError(f"--page {page}: expected a name that ends in .html or .png")
+    compute = _compute(batch_size, workers, device)
+    if shards is not None:
+        table, extract = _table_of_shards(shards, _load(checkpoint), compute)
+    else:
+        table = Table(features)
+        extract = _extractor_of(table, checkpoint, compute)
+    query, last, picture = _query(extract, video, (begin, end))
+    hits = nearest(table, query, count, per_video, (str(video.resolve()), begin, last), exact, _say)
+    name = str(video) + f", {begin:g} to {last:.1f} s" * bool(begin or end)
+    click.echo(f"nearest to {name}, of {table.rows:,} rows of {table.path}:")
+    for hit in hits:
+        click.echo(
+            f"{hit['similarity']:7.4f}  {moment(hit):>18}  {hit['path']}" + f"  ({hit['label']})" * bool(hit["label"])
+        )
+    if page is not None:
+        _draw_hits(page, name.removeprefix(f"{video.parent}/"), picture, hits)
+        click.echo(page)
+
+
+def _table_of_shards(shards, saved, compute):
+    from trainer.embeddings.extract import Choice, Extractor, ShardVideos
+    from trainer.embeddings.extract import embed as write
+
+    source = ShardVideos(shards)
+    extract = Extractor(saved, Choice(), source.config, compute)
+    folder = saved.run / "embeddings"
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / f"{source.config['dataset']}-{extract.settings['weights']}-{_hash_of(source)}.parquet"
+    return _written(write, extract, source, out), extract
+
+
+def _hash_of(source) -> str:
+    import hashlib
+    import json
+
+    return hashlib.sha256(json.dumps([source.stamp(part) for part in source.parts]).encode()).hexdigest()[:8]
+
+
+def _extractor_of(table, checkpoint, compute):
+    """What the rows of the table were made with. Raises TrainerError where the network is another one."""
+    from trainer.embeddings.extract import Choice, Extractor
+    from trainer.errors import TrainerError
+
+    settings = table.about["settings"]
+    choice = Choice(*(settings[name] for name in ("level", "stage", "pooling", "views")))
+    saved = _load(checkpoint or Path(table.about["checkpoint"]))
+    extract = Extractor(saved, choice, settings["frames"], compute)
+    if extract.settings["weights"] != settings["weights"]:
+        raise TrainerError(
+            f"{saved.file}: weights {extract.settings['weights']}, but {table.path} was made with {settings['weights']}; "
+            "name the network that made it, or make it anew with `vssl embed`"
+        )
+    return extract
+
+
+def _query(extract, video: Path, seconds):
+    """Vector of a video, or part of it, the second at which that ends, and a picture of it."""
+    import math
+    import tempfile
+
+    import numpy as np
+
+    from cli.videos import VideoFiles
+    from labelgen.errors import DecodeError
+    from labelgen.manifest import Video
+    from trainer.embeddings.extract import video_means
+
+    one = Video(video.name, video.absolute(), "", "", ())
+    source = VideoFiles(video.parent, [one], extract.settings["frames"], 1, _say, seconds)
+    with tempfile.TemporaryDirectory() as scratch, source.open([one], Path(scratch)) as piece:
+        for failure in piece.failures:
+            if not failure["kept"]:
+                raise DecodeError(str(video), failure["reason"])
+            _say(f"{video}: {failure['reason']}")
+        vectors, columns = extract(piece)
+        frames, fps = piece.frames.readers[0].arrays["videos/n_frames"][0], piece.fields[0]["fps"]
+    vector = video_means(vectors, np.zeros(len(vectors), np.int64))[0]
+    return vector, seconds[0] + frames / fps if fps else math.inf, columns["thumbnail"][len(vectors) // 2]
+
+
+def _draw_hits(path: Path, name: str, thumbnail: bytes, hits: list[dict]) -> None:
+    from labelgen.files import write_png, write_text
+    from trainer.embeddings.sheets import contact_sheet, figures, moment
+    from trainer.pages.page import page
+
+    lines = [f"{hit['similarity']:.4f}; {moment(hit)}" for hit in hits]
+    if path.suffix == ".png":
+        pictures = [(thumbnail, ["query", name])]
+        pictures += [(hit["thumbnail"], [hit["id"], line]) for hit, line in zip(hits, lines, strict=True)]
+        write_png(path, contact_sheet(f"nearest to {name}", pictures))
+        return
+    own = {"id": name, "path": "", "start": None, "end": None, "thumbnail": thumbnail}
+    sections = [("query", "Query", figures([own], [""])), ("found", "Nearest moments", figures(hits, lines))]
+    lead = "Similarity is the cosine of the features."
+    if any(Path(hit["path"]).is_absolute() for hit in hits):
+        lead += " A picture opens the video at its moment."
+    write_text(path, page(f"Nearest to {name}", lead, "", sections, ""))

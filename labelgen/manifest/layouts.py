@@ -1,0 +1,77 @@
+"""The layouts in which copies of a data set lie on disk: the first one that fits a folder."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from labelgen.manifest.files import search_folders
+from labelgen.manifest.lists import csv_files, csv_header, csv_template, list_files
+from labelgen.manifest.messages import fail
+
+_SHOWN = 12  # entries of a folder that no layout fits
+
+
+def choose(spec: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], str]:
+    """The manifest with the keys of its first layout that fits `root`, and the layout's name; "" where it has no layouts.
+
+    Raises ManifestError where none fits: what each of them looks for, and what is there.
+    """
+    common = {key: value for key, value in spec.items() if key != "layouts"}
+    if "layouts" not in spec or not root.is_dir():  # a root that is missing has an error of its own
+        return common, ""
+    looked_for = []
+    for layout in spec["layouts"]:
+        candidate = {**common, **layout, "name": spec["name"]}
+        lacking = _lacking(candidate, root)
+        if not lacking:
+            return candidate, layout["name"]
+        looked_for.append(f"\n  {layout['name']}: {lacking} is not there")
+    entries = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root) if not entry.name.startswith("."))
+    found = ", ".join(entries[:_SHOWN]) + ", ..." * (len(entries) > _SHOWN)
+    fail(
+        f"no layout of {spec['name']} fits",
+        root,
+        f"one of{''.join(looked_for)}\nFound there: {found or 'nothing'}",
+        "Name another root, or write a manifest of your own",
+    )
+
+
+def _lacking(spec: Mapping[str, Any], root: Path) -> str:
+    """What the folder lacks of a layout, "" where it fits."""
+    where = spec.get("videos", {})
+    folder = root / where.get("folder", ".")
+    if not folder.is_dir():
+        return f"the folder {where['folder']}"
+    searched = search_folders(folder, where.get("within"))
+    if not searched:
+        return f"one of the folders {', '.join(where['within'])}"
+    lists = root / spec.get("lists", ".")
+    if not lists.is_dir():
+        return f"the folder {spec['lists']}"
+    if "csv" in spec:
+        files = csv_files(spec["csv"], lists)
+        if not files:
+            return f"one of the files {', '.join(spec['csv']['files'])}"
+        for path in files:
+            if absent := {field for _, field, _ in csv_template(spec["csv"]) if field} - set(csv_header(path)):
+                return f"the column {' or '.join(sorted(absent))} of {path.relative_to(root)}"
+    else:
+        level = spec.get("label", {}).get("folder", 0)
+        if level and not any(_reaches(path, level - prefix.count("/")) for path, prefix in searched):
+            return f"a folder {'/'.join(['*'] * level)} below {', '.join(prefix or '.' for _, prefix in searched)}"
+    names = list_files(spec.get("splits", {}), spec.get("classes", {}).get("names", []))
+    if names and not any(glob.glob(name, root_dir=lists) for name in names):
+        return f"one of the files {', '.join(os.path.relpath(lists / name, root) for name in names)}"
+    return ""
+
+
+def _reaches(folder: str, levels: int) -> bool:
+    """Whether there are folders so many levels below."""
+    if levels <= 0:
+        return True
+    with os.scandir(folder) as entries:
+        return any(_reaches(entry.path, levels - 1) for entry in entries if entry.is_dir() and entry.name[0] != ".")

@@ -1,0 +1,381 @@
+"""Features of videos as a table, and what is found in it."""
+
+import contextlib
+import csv
+import functools
+import json
+import os
+import re
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from cli import videos as video_files
+from cli.main import main
+from labelgen.manifest import Video
+from tests.labelgen.synthetic import write_video
+from trainer import data
+from trainer.checkpoint import load
+from trainer.embeddings import cluster, extract, search
+from trainer.embeddings.table import Table, write_part
+from trainer.errors import TrainerError
+from trainer.evaluate.features import Compute, features, networks
+
+ROOT = Path(__file__).resolve().parents[2]
+LENGTHS = {"near/a.mp4": 64, "near/b.mp4": 40, "far/c.mp4": 9, "far/d.mp4": 33}
+DOTS = np.array([[1, 0, 0, 0], [0.9, 0.1, 0, 0], [0, 1, 0, 0], [0, 0.9, 0.1, 0], [0.8, 0.2, 0, 0]], np.float32)
+
+
+SIZE = ("--height", 40, "--width", 48, "--crop", 32, "--clips", 1)
+
+
+def vssl(*arguments, code=0):
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with videos/, one of them copied at a lower quality, their shards in out/ and a run trained on these."""
+    folder = tmp_path_factory.mktemp("embed")
+    with contextlib.chdir(folder):
+        for seed, (name, length) in enumerate(LENGTHS.items()):
+            write_video(folder / "videos" / name, length, seed=seed, step=seed - 1)
+        write_video(folder / "videos" / "copy.mp4", 64, seed=0, step=-1, qscale="12")
+        vssl("labelgen", "--dataset", "folder", "--root", "videos", "--videos-per-shard", 2, *SIZE)
+        vssl("train", "--width", 0.05, "--epochs", 1, "--workers", 0, "--precision", "float32")
+    return folder
+
+
+@pytest.fixture
+def here(place, tmp_path, monkeypatch):
+    """A folder of one's own, with what `place` holds."""
+    for name in ("videos", "out", "runs"):
+        (tmp_path / name).symlink_to(place / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def columns(path):
+    table = pq.read_table(path)
+    vectors = np.stack(table["vector"].to_pylist()).astype(np.float32)
+    return vectors, {name: table[name].to_pylist() for name in table.column_names if name != "vector"}
+
+
+@pytest.mark.parametrize(
+    "level, views, pooling, stage", [("clip", "sliding", "mean", "conv5"), ("video", "spread", "max", "conv3")]
+)
+def test_rows_equal_the_features_of_eval(here, level, views, pooling, stage):
+    options = ("--level", level, "--pooling", pooling, "--stage", stage)
+    vssl("embed", "--videos", "videos", "--out", "files.parquet", *options, "--workers", 2, "--batch-size", 3)
+    vssl("embed", "--shards", "out", "--out", "shards.parquet", *options)
+    shards, saved = data.Shards("out"), load("runs/pace-r3d10-1")
+    own = features(saved, "pretrained", networks(saved)["pretrained"], shards, shards.videos, views, Compute())
+    expected = own.arrays[stage, pooling] if level == "clip" else own.video_means((stage, pooling))
+    (files, told), (stored, told_of_shards) = columns("files.parquet"), columns("shards.parquet")
+    # to rounding: batches are not cut at the same places
+    np.testing.assert_allclose(stored, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(files, expected, rtol=1e-4, atol=1e-6)
+    ids = shards.text("videos/id")
+    assert told["id"] == ([ids[row] for row in own.owner] if level == "clip" else ids)
+    assert told["label"] == [name.split("/")[0] if "/" in name else "" for name in told["id"]]
+    assert all(path == str(here / "videos" / name) for path, name in zip(told["path"], told["id"], strict=True))
+    for name in ("id", "label", "start", "end", "stage", "thumbnail"):
+        assert told[name] == told_of_shards[name]
+    rows = [row for row, name in enumerate(told["id"]) if name == "near/b.mp4"]
+    times = [(told["start"][row], told["end"][row]) for row in rows]
+    assert times == (
+        [(0, 16 / 25), (8 / 25, 24 / 25), (16 / 25, 32 / 25), (24 / 25, 40 / 25)] if level == "clip" else [(0, 1.6)]
+    )
+
+
+def test_clips_are_as_long_as_those_of_the_shards(here):
+    vssl("labelgen", "--dataset", "folder", "--root", "videos", "--out", "long", "--clip-length", 32, *SIZE)
+    small = ("--method", "rotation", "--width", 0.05, "--epochs", 1, "--workers", 0)
+    vssl("train", "--shards", "long", *small, "--run", here / "run")
+    vssl("embed", "--checkpoint", "run", "--videos", "videos/near/a.mp4", "--workers", 1)
+    vssl("embed", "--checkpoint", "run", "--shards", "long", "--out", "shards.parquet", "--workers", 1)
+    (files, told), (stored, told_of_shards) = columns("features.parquet"), columns("shards.parquet")
+    assert list(zip(told["start"], told["end"], strict=True)) == [(0, 32 / 25), (16 / 25, 48 / 25), (32 / 25, 64 / 25)]
+    own = [row for row, name in enumerate(told_of_shards["id"]) if name == "near/a.mp4"]
+    np.testing.assert_allclose(files, stored[own], rtol=1e-4, atol=1e-6)
+
+
+def test_frames_of_files_are_those_of_shards(here):
+    shards = data.Shards("out")
+    paths = dict(zip(shards.text("videos/id"), shards.videos.tolist(), strict=True))
+    videos = [Video(name, here / "videos" / name, "", "", ()) for name in paths]
+    source = video_files.VideoFiles(here, videos, shards.config, 2, print)
+    with source.open(videos, here) as piece:
+        for reader, (shard, video) in zip(piece.frames.readers, paths.values(), strict=True):
+            stored = shards.readers[shard]
+            first, count = (int(stored.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
+            np.testing.assert_array_equal(reader.frames(range(count)), stored.frames(range(first, first + count)))
+    assert not list(here.glob(".*.tmp"))
+
+
+def test_items_in_are_items_out_and_broken_ones_are_listed(here):
+    shutil.copytree(here / "videos", here / "mine")
+    (here / "mine" / "broken.mp4").write_bytes(b"no video")
+    whole = (here / "mine" / "near" / "a.mp4").read_bytes()
+    (here / "mine" / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    write_video(here / "mine" / "cut.mkv", 64, muxer={"live": "0"})
+    content = (here / "mine" / "cut.mkv").read_bytes()
+    (here / "mine" / "cut.mkv").write_bytes(content[: len(content) * 2 // 3])
+    told = vssl("embed", "--videos", "mine", "--npy", code=3)
+    assert "broken.mp4: cannot be decoded at opening" in told and "cut.mkv: kept the first" in told
+    table = Table("features.parquet")
+    lost = {failure["id"] for failure in table.about["failures"] if not failure["kept"]}
+    names = {str(path.relative_to(here / "mine")) for path in (here / "mine").rglob("*.m*")}
+    vectors, own = columns("features.parquet")
+    assert set(own["id"]) | lost == names and not set(own["id"]) & lost and lost == {"broken.mp4", "cut.mp4"}
+    assert f"{len(names) - 2} of {len(names)} videos" in told
+    np.testing.assert_array_equal(np.load("features.npy"), vectors)
+    with open("features.csv", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == own["id"]
+    assert vssl("embed", "--videos", "mine", code=3).startswith("features.parquet: is there already")
+
+
+def test_a_stopped_run_goes_on(here, monkeypatch):
+    monkeypatch.setattr(video_files, "PART_VIDEOS", 2)
+    vssl("embed", "--videos", "videos", "--out", "whole.parquet")
+    calls = []
+
+    def stopped(path, *rest):
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write_part(path, *rest)
+
+    monkeypatch.setattr(extract, "write_part", stopped)
+    vssl("embed", "--videos", "videos", code=130)
+    assert not Path("features.parquet").exists() and len(list(Path("features.parquet.parts").glob("*.parquet"))) == 2
+    assert "2 of 3 parts are there" in vssl("embed", "--videos", "videos") and len(calls) == 4
+    assert Path("features.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+    assert not Path("features.parquet.parts").exists()
+    told = vssl("embed", "--videos", "videos", "--stage", "conv2", code=1)
+    assert "stage conv5, not conv2" in told
+    assert "no stage 'conv9', only conv1" in vssl("embed", "--videos", "videos", "--stage", "conv9", code=1)
+
+
+class Many:
+    """A source of as many parts as asked for, and an extractor of large vectors."""
+
+    settings, about, config, width = {}, {}, {}, 256
+
+    def __init__(self, parts):
+        self.parts, self.count = range(parts), 100 * parts
+
+    def stamp(self, part):
+        return part
+
+    def size(self, part):
+        return 100
+
+    @contextlib.contextmanager
+    def open(self, part, scratch):
+        yield extract.Piece(None, None, [{"id": f"{part:03d}/{video:03d}"} for video in range(100)], [])
+
+    def __call__(self, piece):
+        ids = [field["id"] for field in piece.fields for _ in range(20)]
+        vectors = np.random.default_rng(0).random((len(ids), self.width), np.float32)
+        texts = {"id": ids, "path": ids, "label": ids, "stage": ids}
+        return vectors, texts | {
+            "start": [0.0] * len(ids),
+            "end": [1.0] * len(ids),
+            "thumbnail": [b"x" * 500] * len(ids),
+        }
+
+
+def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
+    def peak(parts):
+        tracemalloc.start()
+        table = extract.embed(Many(parts), Many(parts), tmp_path / f"{parts}.parquet")
+        own = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert table.rows == 2000 * parts
+        return own, pa.default_memory_pool().max_memory()
+
+    few, few_arrow = peak(6)
+    many, many_arrow = peak(24)
+    assert many < 1.2 * few and many_arrow < 1.2 * few_arrow
+
+
+def kills(item, dead):
+    if item[0] == dead:
+        os._exit(9)
+    return item[0], "fine"
+
+
+def test_a_video_that_kills_its_process_takes_no_other_along(tmp_path):
+    said = []
+    source = video_files.VideoFiles(tmp_path, [], {}, 2, said.append)
+    outcomes = source._outcomes(functools.partial(kills, dead=1), list(enumerate("abc")))
+    assert outcomes == {0: "fine", 1: "its process ended with 9", 2: "fine"} and len(said) == 1
+
+
+def test_the_nearest_moments(here):
+    vssl("embed", "--videos", "videos")
+    part = ("--from", 0, "--to", 0.64)
+    told = vssl("search", "videos/near/a.mp4", *part, "--count", 3, "--page", "found.html").splitlines()
+    # the copy is the most similar, and the query's own moments are left out
+    assert told[1].endswith(str(here / "videos/copy.mp4")) and float(told[1].split()[0]) > 0.99
+    assert "0.0 to 0.6 s" in told[1] and "videos/near/a.mp4" not in told[1]
+    whole = vssl("search", "videos/near/a.mp4", "--count", 30)
+    assert "copy.mp4" in whole and "videos/near/a.mp4  (" not in whole
+    page = Path("found.html").read_text()
+    assert page.count("<figure>") == 4 and (here / "videos/copy.mp4").as_uri() + "#t=" in page
+    told = vssl("search", "videos/near/a.mp4", "--from", 0.64, "--to", 1.28, "--page", "found.png").splitlines()
+    assert "0.64 to 1.3 s" in told[0] and Path("found.png").read_bytes()[:4] == b"\x89PNG"
+    # of the same video, what does not overlap the query is found
+    own = [line for line in told[1:] if "videos/near/a.mp4" in line]
+    assert own and not any("0.6 to 1.3 s" in line for line in own)
+    assert "from second 99 on, it has 64" in vssl("search", "videos/near/a.mp4", "--from", 99, code=1)
+    assert "is not after" in vssl("search", "videos/near/a.mp4", "--from", 2, "--to", 1, code=2)
+
+
+def test_shards_are_searched_as_files_are(here):
+    vssl("embed", "--videos", "videos", "--out", "own.parquet")
+    of_files = vssl("search", "videos/far/d.mp4", "--in", "own.parquet").splitlines()[1:]
+    of_shards = [vssl("search", "videos/far/d.mp4", "--shards", "out") for _ in range(2)]
+    assert of_shards[0].splitlines()[1:] == [line.replace(f"{here}/videos/", "") for line in of_files if line]
+    assert "is there already" in of_shards[1]
+
+
+def test_another_network_is_refused(here):
+    vssl("embed", "--videos", "videos")
+    shutil.copytree("runs/pace-r3d10-1", "other")
+    vssl("train", "--width", 0.05, "--epochs", 1, "--workers", 0, "--seed", 5, "--run", here / "second")
+    assert "was made with" in vssl("search", "videos/far/d.mp4", "--checkpoint", "second", code=1)
+    vssl("search", "videos/far/d.mp4", "--checkpoint", "other")
+    assert "expected a run or a .safetensors file" in vssl(
+        "embed", "--videos", "videos", "--checkpoint", "a.onnx", code=1
+    )
+    vssl("export", "other", "--out", "own.safetensors")
+    vssl("embed", "--videos", "videos", "--checkpoint", "own.safetensors", "--out", "exported.parquet")
+    np.testing.assert_array_equal(columns("exported.parquet")[0], columns("features.parquet")[0])
+
+
+def planted(path, vectors, names, starts=None):
+    """A table of these vectors; starts: of moments of one second each."""
+    starts = [0.0] * len(names) if starts is None else starts
+    texts = {name: list(names) for name in ("id", "path", "label", "stage")}
+    times = {"start": starts, "end": [start + 1 for start in starts]}
+    write_part(path, {"key": "x"}, vectors, texts | times | {"thumbnail": [b""] * len(names)})
+    return Table(path)
+
+
+def test_overlapping_moments_and_those_of_one_video_are_limited(tmp_path):
+    table = planted(tmp_path / "t.parquet", DOTS, ["a", "a", "b", "c", "a"], [0.0, 0.5, 0.0, 0.0, 5.0])
+    query = np.array([2, 0, 0, 0], np.float32)
+    assert [hit["row"] for hit in search.search(table, query, 2)] == [0, 4]  # row 1 overlaps row 0
+    assert [hit["row"] for hit in search.search(table, query, 9, per_video=1)] == [0, 2, 3]
+    own = [hit["row"] for hit in search.search(table, query, 9, own=("/x/a", 0.0, 1.2))]
+    assert own == [4, 2, 3]
+    similarity = search.search(table, query, 2)[1]["similarity"]
+    assert similarity == pytest.approx(0.8 / (0.8**2 + 0.2**2) ** 0.5)
+
+
+@pytest.mark.parametrize("rows", [100, 9000])
+def test_search_equals_plain_loops_and_the_index_agrees(tmp_path, monkeypatch, rows):
+    rng = np.random.default_rng(0)
+    vectors = rng.random((rows, 8), np.float32)
+    table = planted(tmp_path / "t.parquet", vectors, [f"{row:05d}" for row in range(rows)])
+    query = rng.random(8, np.float32)
+    cosine = [float(v @ query / np.linalg.norm(v) / np.linalg.norm(query)) for v in vectors.astype(np.float64)]
+    expected = sorted(range(rows), key=lambda row: -cosine[row])[:10]
+    assert [hit["row"] for hit in search.search(table, query)] == expected
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(search, "EXACT_ROWS", 50)
+    said = []
+    found = [hit["row"] for _ in range(2) for hit in search.search(table, query, say=said.append)]
+    assert len(said) == 1 and Path(f"{table.path}.faiss").exists()
+    assert len(set(found) & set(expected)) >= 8  # an index is approximate
+    assert [hit["row"] for hit in search.search(table, query, exact=True)] == expected
+
+
+@pytest.mark.parametrize("method", ["kmeans", "hdbscan"])
+def test_clusters_of_planted_points(tmp_path, method):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 16)) * 5
+    kind = np.repeat([0, 1, 2], [30, 20, 10])
+    vectors = (centres[kind] + rng.normal(size=(60, 16)) * 0.1).astype(np.float32)
+    table = planted(tmp_path / "t.parquet", vectors, [f"{row:02d}" for row in range(60)])
+    found, distance = cluster.clusters(cluster.points(table, "video").vectors, method, 3)
+    np.testing.assert_array_equal(found, kind)  # the largest is number 0
+    assert (distance < 0.1).all()
+    with pytest.raises(TrainerError, match="70 clusters of 60 points"):
+        cluster.clusters(vectors, "kmeans", 70)
+
+
+def test_a_video_is_the_mean_of_its_rows(tmp_path):
+    table = planted(tmp_path / "t.parquet", DOTS, ["a", "a", "b", "c", "c"], [0.0, 1.0, 0.0, 0.0, 3.0])
+    own = cluster.points(table, "video")
+    expected = np.array([[1.9, 0.1, 0, 0], [0, 1, 0, 0], [0.8, 1.1, 0.1, 0]])
+    np.testing.assert_allclose(own.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-6)
+    assert [(field["id"], field["start"], field["end"]) for field in own.fields] == [
+        ("a", 0, 2),
+        ("b", 0, 1),
+        ("c", 0, 4),
+    ]
+    assert own.rows.tolist() == [1, 2, 4] and len(cluster.points(table, "row").rows) == 5
+
+
+def test_clusters_and_copies_of_videos(here):
+    vssl("embed", "--videos", "videos")
+    told = vssl("cluster", "--k", 2)
+    with open("clusters/clusters.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["id"] for row in rows) == sorted([*LENGTHS, "copy.mp4"]) and {row["group"] for row in rows} == {
+        "0",
+        "1",
+    }
+    assert "2 clusters of 5 videos" in told and len(list(Path("clusters").glob("clusters-*.png"))) == 2
+    assert Path("clusters/index.html").read_text().count("<figure>") == 5
+    vssl("cluster", "--duplicates", "--out", "copies")
+    with open("copies/duplicates.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["group"], row["id"]) for row in rows] == [("0", "copy.mp4"), ("0", "near/a.mp4")]
+    assert float(rows[0]["similarity"]) > 0.995
+    assert "no such file" in vssl("cluster", "--in", "none.parquet", code=1)
+    Path("broken.parquet").write_text("no table")
+    assert "not a readable table" in vssl("cluster", "--in", "broken.parquet", code=1)
+
+
+def test_a_single_file(here):
+    told = vssl("embed", "--videos", "videos/near/b.mp4", "--level", "video")
+    assert "1 rows of 1 of 1 videos" in told
+    assert json.loads(pq.read_schema("features.parquet").metadata[b"vssl"])["videos"] == 1
+
+
+def needs_mongodb():
+    """FiftyOne keeps its samples in MongoDB, which it brings along for some systems only."""
+    import fiftyone
+    from fiftyone.core.config import FiftyOneConfigError
+    from fiftyone.core.service import ServiceException
+
+    try:
+        fiftyone.list_datasets()
+    except (FiftyOneConfigError, ServiceException, ConnectionError) as error:
+        pytest.skip(f"MongoDB cannot be started: {error}")
+
+
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "embeddings.md").read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.search(r"^(?:import|from) (\w+)", block, re.M)[1])
+def test_the_page_is_right_about_other_programs(here, block):
+    names = re.findall(r"^(?:import|from) (\w+)", block, re.M)
+    for name in names:
+        pytest.importorskip(name)
+    if "fiftyone" in names:
+        needs_mongodb()
+    vssl("embed", "--videos", "videos", "--npy")
+    exec(compile(block, "docs/embeddings.md", "exec"), {})

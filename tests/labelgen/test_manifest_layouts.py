@@ -1,0 +1,394 @@
+"""Each layout in which copies of the data sets lie on disk, with empty files."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from labelgen.errors import ConfigError, ManifestError
+from labelgen.manifest import load
+from labelgen.manifest.form import builtin_manifests, read_manifest
+
+NONE, TRAIN, VALIDATION, TEST = range(4)
+
+
+def put(root, *files):
+    for file in files:
+        path = Path(root, file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def write(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines))
+
+
+def rows(dataset):
+    return [(video.id, video.label, video.split) for video in dataset.videos]
+
+
+def labelled(dataset):
+    return {Path(video.id).stem: (video.label, *video.split) for video in dataset.videos}
+
+
+@pytest.mark.parametrize(
+    ("layout", "root", "videos", "lists"),
+    [
+        ("as published", ".", "UCF-101", "ucfTrainTestlist"),
+        ("MMAction2", ".", "videos", "annotations"),
+        ("class folders in the root", "UCF-101", "UCF-101", "UCF-101/ucfTrainTestlist"),
+        ("class folders in the root and the lists beside it", "UCF-101", "UCF-101", "ucfTrainTestlist"),
+    ],
+)
+def test_ucf101(tmp_path, layout, root, videos, lists):
+    write(tmp_path / lists / "classInd.txt", "1 Zumba", "2 Archery")
+    for k in (1, 2, 3):
+        write(tmp_path / lists / f"trainlist0{k}.txt", "Archery/v_Archery_g01_c01.avi 2")
+        write(tmp_path / lists / f"testlist0{k}.txt", "Zumba/v_Zumba_g02_c01.avi")
+    put(tmp_path / videos, "Archery/v_Archery_g01_c01.avi", "Zumba/v_Zumba_g02_c01.avi")
+    dataset = load("ucf101", tmp_path / root)
+    assert rows(dataset) == [
+        ("Archery/v_Archery_g01_c01.avi", "Archery", (TRAIN,) * 3),
+        ("Zumba/v_Zumba_g02_c01.avi", "Zumba", (TEST,) * 3),
+    ]
+    assert (dataset.layout, dataset.classes, dataset.missing) == (layout, ("Zumba", "Archery"), ())
+    assert f"\n  layout: {layout}\n" in dataset.summary() and "\n  groups: 2\n" in dataset.summary()
+
+
+@pytest.mark.parametrize(
+    ("layout", "root", "videos", "lists"),
+    [
+        ("as unpacked", ".", "hmdb51_org", "testTrainMulti_7030_splits"),
+        ("MMAction2", ".", "videos", "annotations"),
+        ("videos and split files as published", ".", "videos", "testTrainMulti_7030_splits"),
+        ("class folders in the root", ".", ".", "testTrainMulti_7030_splits"),
+        ("class folders in the root and the split files beside it", "org", "org", "testTrainMulti_7030_splits"),
+    ],
+)
+def test_hmdb51(tmp_path, layout, root, videos, lists):
+    train, test = "A_wave_f_cm_np1_le_bad_0.avi", "B_wave_f_cm_np1_le_bad_1.avi"
+    for label in read_manifest("hmdb51")["classes"]["names"]:
+        for k in (1, 2, 3):
+            lines = [f"{train} 1 ", f"{test} 2 "] if label == "wave" else []
+            write(tmp_path / lists / f"{label}_test_split{k}.txt", *lines)
+    put(tmp_path / videos / "wave", train, test)
+    dataset = load("hmdb51", tmp_path / root)
+    assert rows(dataset) == [(f"wave/{train}", "wave", (TRAIN,) * 3), (f"wave/{test}", "wave", (TEST,) * 3)]
+    assert (dataset.layout, [video.group for video in dataset.videos], dataset.missing) == (layout, ["A", "B"], ())
+
+
+def test_no_layout_fits(tmp_path):
+    put(tmp_path, "hmdb51/wave/x.avi", "notes.txt", ".hidden/a")
+    with pytest.raises(ManifestError) as error:
+        load("hmdb51", tmp_path)
+    for text in (
+        "no layout of hmdb51 fits",
+        "as unpacked: the folder hmdb51_org is not there",
+        "MMAction2: the folder videos is not there",
+        "class folders in the root: the folder testTrainMulti_7030_splits is not there",
+        "Found there: hmdb51/, notes.txt. ",
+    ):
+        assert text in str(error.value)
+    with pytest.raises(ManifestError, match="folder not found"):
+        load("hmdb51", tmp_path / "absent")
+
+
+# --- Kinetics ---
+
+HEADER = "label,youtube_id,time_start,time_end,split"
+PET = "petting animal (not cat)"
+
+
+def write_lists(folder, train="train.csv", val="val.csv", train_word="train"):
+    write(folder / train, HEADER, f"{PET},-a_b,7,17,{train_word}", f"zumba,0012,0,10,{train_word}")
+    write(folder / val, HEADER, "zumba,ccc,101,111,val")
+
+
+EXPECTED = {  # of the files that stand below
+    "-a_b_000007_000017": (PET, TRAIN),
+    "0012_000000_000010": ("zumba", TRAIN),
+    "ccc_000101_000111": ("zumba", VALIDATION),
+}
+
+
+@pytest.mark.parametrize("name", ["kinetics400", "kinetics600", "kinetics700"])
+@pytest.mark.parametrize("lists", ["annotations", "."])
+def test_kinetics_of_cvdf(tmp_path, name, lists):
+    write_lists(tmp_path / lists)
+    put(tmp_path, "train/-a_b_000007_000017.mp4", "train/0012_000000_000010.mp4", "val/ccc_000101_000111.mp4")
+    dataset = load(name, tmp_path)
+    assert (dataset.name, dataset.layout) == (name, "lists with YouTube ids")
+    assert labelled(dataset) == EXPECTED
+    assert (dataset.classes, dataset.missing, dataset.unlisted) == ((PET, "zumba"), (), ())
+    assert dataset.expected == {"classes": int(name[-3:])}
+
+
+def test_kinetics600_lists_of_cvdf_are_text_files(tmp_path):
+    write_lists(tmp_path / "annotations", "train.txt", "val.txt")
+    put(tmp_path, *(f"{'val' if part == VALIDATION else 'train'}/{name}.mp4" for name, (_, part) in EXPECTED.items()))
+    assert labelled(load("kinetics600", tmp_path)) == EXPECTED
+
+
+def test_kinetics_replacements_take_the_place_of_broken_videos(tmp_path):
+    write_lists(tmp_path / "annotations")
+    put(tmp_path, "train/-a_b_000007_000017.mp4", "val/ccc_000101_000111.mp4")
+    better = tmp_path / "replacement/replacement_for_corrupted_k400"
+    put(better, "-a_b_000007_000017.mp4", "0012_000000_000010.mp4", "zzz_000000_000010.mp4")
+    dataset = load("kinetics400", tmp_path)
+    assert rows(dataset) == [
+        ("replacement/0012_000000_000010.mp4", "zumba", (TRAIN,)),  # its original is not there
+        ("replacement/zzz_000000_000010.mp4", "", (NONE,)),
+        ("train/-a_b_000007_000017.mp4", PET, (TRAIN,)),
+        ("val/ccc_000101_000111.mp4", "zumba", (VALIDATION,)),
+    ]
+    assert dataset.videos[2].path == better / "-a_b_000007_000017.mp4"
+    assert dataset.videos[3].path == tmp_path / "val/ccc_000101_000111.mp4"
+
+
+def test_kinetics_of_cvdf_arranged_by_classes(tmp_path):
+    write_lists(tmp_path / "annotations")
+    for name, (label, part) in EXPECTED.items():
+        split = "val" if part == VALIDATION else "train"
+        put(tmp_path, f"{split}/{name}.mp4")
+        (tmp_path / "videos" / split / label).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / split / label / f"{name}.mp4").symlink_to(tmp_path / split / f"{name}.mp4")
+    dataset = load("kinetics400", tmp_path)
+    assert labelled(dataset) == EXPECTED and dataset.layout == "CVDF, arranged by classes"
+    assert dataset.videos[0].id == f"train/{PET}/-a_b_000007_000017.mp4"
+
+
+def test_kinetics_files_that_are_named_by_the_id_alone(tmp_path):
+    write_lists(tmp_path / "annotations")
+    put(tmp_path, "train/-a_b.mp4", "train/0012_000000_000010.mp4", "val/ccc.webm", "val/own.mp4")
+    dataset = load("kinetics400", tmp_path)
+    expected = {"-a_b": (PET, TRAIN), "0012_000000_000010": ("zumba", TRAIN), "ccc": ("zumba", VALIDATION)}
+    assert labelled(dataset) == {**expected, "own": ("", NONE)}
+    assert (dataset.missing, dataset.unlisted) == ((), ("val/own.mp4",))
+
+    write(tmp_path / "annotations/test.csv", HEADER, "zumba,ccc,1,11,val")  # which of the two moments is it?
+    assert load("kinetics400", tmp_path).missing == ("ccc_000001_000011",)  # the labels are the same
+    write(tmp_path / "annotations/test.csv", HEADER, f"{PET},ccc,1,11,val")
+    with pytest.raises(ManifestError, match="two list entries for 'val/ccc.webm': 'ccc_000101_000111 and ccc_000001_0"):
+        load("kinetics400", tmp_path)
+    put(tmp_path, "val/ccc_000001_000011.mp4")
+    assert labelled(load("kinetics400", tmp_path))["ccc"] == ("zumba", VALIDATION)
+    put(tmp_path, "train/ccc.mp4")
+    with pytest.raises(ManifestError, match="two videos for 'ccc_000101_000111' of the lists"):
+        load("kinetics400", tmp_path)
+
+
+def put_mmaction2(root):
+    put(
+        root,
+        "videos_train/petting_animal_(not_cat)/-a_b_000007_000017.mp4",
+        "videos_train/zumba/0012_000000_000010.mp4",
+        "videos_val/zumba/ccc_000101_000111.mp4",
+        "rawframes_train/zumba/0012_000000_000010/x.mp4",  # not searched
+    )
+
+
+def test_kinetics_of_mmaction2_with_annotations(tmp_path):
+    write_lists(tmp_path / "annotations", "kinetics_train.csv", "kinetics_val.csv")
+    put_mmaction2(tmp_path)
+    dataset = load("kinetics400", tmp_path)
+    assert labelled(dataset) == EXPECTED and dataset.layout == "MMAction2, with the annotations"
+
+
+@pytest.mark.parametrize("name", ["kinetics400", "kinetics600", "kinetics700"])
+def test_kinetics_of_mmaction2_with_file_lists(tmp_path, name):
+    put_mmaction2(tmp_path)
+    pet = "petting_animal_(not_cat)"
+    write(
+        tmp_path / f"{name}_train_list_videos.txt",
+        "zumba/0012_000000_000010.mp4 399",
+        f"{pet}/-a_b_000007_000017.mp4 25",
+        "zumba/gone_000000_000010.mp4 399",
+    )
+    write(tmp_path / f"{name}_val_list_videos.txt", "zumba/ccc_000101_000111.mp4 399")
+    dataset = load(name, tmp_path)
+    assert labelled(dataset) == {**EXPECTED, "-a_b_000007_000017": (pet, TRAIN)}
+    assert (dataset.classes, dataset.missing) == ((pet, "zumba"), ("gone_000000_000010.mp4",))
+    assert dataset.layout == "MMAction2, with the file lists"
+
+
+@pytest.mark.parametrize("separator", [" ", ","])
+def test_kinetics_of_slowfast(tmp_path, separator):
+    """Paths of another machine, class numbers, no header: a class is called as the folder that holds its videos."""
+    write(
+        tmp_path / "train.csv",
+        separator.join(("/old/place/train_256/petting_animal/-a_b_000007_000017.mp4", "2")),
+        separator.join(("/old/place/train_256/abseiling/0012_000000_000010.mp4", "10")),
+    )
+    put(tmp_path, "train/petting_animal/-a_b_000007_000017.mp4", "train/abseiling/0012_000000_000010.mp4")
+    dataset = load("kinetics400", tmp_path)  # val.csv is not there
+    expected = {"-a_b_000007_000017": ("petting_animal", TRAIN), "0012_000000_000010": ("abseiling", TRAIN)}
+    assert labelled(dataset) == expected
+    assert dataset.layout == "SlowFast"
+    assert dataset.classes == ("petting_animal", "abseiling")  # in the order of their numbers
+
+    write(tmp_path / "val.csv", separator.join(("val/petting_animal/ccc_000101_000111.mp4", "10")))
+    put(tmp_path, "val/petting_animal/ccc_000101_000111.mp4", "val/abseiling/own.mp4")
+    dataset = load("kinetics400", tmp_path)  # the folders contradict the numbers, which are the lists' word
+    expected = {"-a_b_000007_000017": ("2", TRAIN), "0012_000000_000010": ("10", TRAIN)}
+    assert labelled(dataset) == {**expected, "ccc_000101_000111": ("10", VALIDATION), "own": ("", NONE)}
+    assert dataset.classes == ("2", "10") and dataset.unlisted == ("val/abseiling/own.mp4",)
+
+
+def test_kinetics_of_slowfast_in_flat_folders(tmp_path):
+    write(tmp_path / "train.csv", "train/a.mp4 0")
+    write(tmp_path / "val.csv", "val/b.mp4 1")
+    put(tmp_path, "train/a.mp4", "val/b.mp4")
+    dataset = load("kinetics400", tmp_path)
+    assert labelled(dataset) == {"a": ("0", TRAIN), "b": ("1", VALIDATION)}
+    write(tmp_path / "val.csv", "val/b.mp4 1", "val/a.mp4 1")
+    with pytest.raises(ManifestError, match="two class numbers for one video in .*val.csv: 'a.mp4'; expected 0"):
+        load("kinetics400", tmp_path)
+    write(tmp_path / "val.csv", "path label")
+    with pytest.raises(ManifestError, match="'path label'; expected a video and the number of its class"):
+        load("kinetics400", tmp_path)
+
+
+def test_kinetics_of_torchvision(tmp_path):
+    put(tmp_path, "train/petting_animal_not_cat/-a_b.mp4", "val/zumba/ccc.avi", "tars/k400.tar.gz", "test/x.mp4")
+    dataset = load("kinetics400", tmp_path)
+    assert labelled(dataset) == {
+        "-a_b": ("petting_animal_not_cat", TRAIN),
+        "ccc": ("zumba", VALIDATION),
+        "x": ("", TEST),  # the classes of the test videos are not published
+    }
+    assert dataset.layout == "torchvision" and dataset.others == ()
+    write_lists(tmp_path / "annotations")  # its download leaves them there
+    assert labelled(load("kinetics400", tmp_path))["-a_b"] == (PET, TRAIN)
+
+
+def test_kinetics_without_lists_or_classes_is_refused(tmp_path):
+    put(tmp_path, "train/-a_b_000007_000017.mp4")
+    with pytest.raises(ManifestError) as error:
+        load("kinetics400", tmp_path)
+    for text in ("lists with YouTube ids: one of the files kinetics-?00_*.csv, train.csv", "torchvision: a folder */*"):
+        assert text in str(error.value)
+    write(tmp_path / "annotations/train.csv", "a,b", "1,2")
+    with pytest.raises(ManifestError, match="the column time_end or time_start or youtube_id of annotations/train.csv"):
+        load("kinetics400", tmp_path)
+
+
+# --- one folder per class, scenes, ASLAN ---
+
+
+def test_weizmann_leaves_one_actor_out(tmp_path):
+    put(tmp_path, "run/lena_run1.avi", "run/lena_run2.avi", "run/ido_run.avi", "walk/eli_walk.avi")
+    dataset = load("weizmann", tmp_path)
+    assert dataset.splits == ("1", "2", "3")
+    assert [(v.group, v.split) for v in dataset.videos] == [
+        ("ido", (1, 3, 1)),
+        ("lena", (1, 1, 3)),
+        ("lena", (1, 1, 3)),
+        ("eli", (3, 1, 1)),
+    ]
+    put(tmp_path, "run/nobody.avi")
+    with pytest.raises(ManifestError, match="video without a group: 'run/nobody.avi'"):
+        load("weizmann", tmp_path)
+    put(tmp_path, "top/run/lena_run3.avi")
+    with pytest.raises(ManifestError, match="expected 1 folder above every video, not 2"):
+        load("weizmann", tmp_path)
+
+
+def test_yupenn_has_one_folder_per_scene(tmp_path):
+    put(tmp_path / "good", "Beach/1.mov", "Elevator/1.mov")
+    assert load("yupenn", tmp_path / "good").classes == ("Beach", "Elevator")
+    put(tmp_path / "top", "YUPENN/Beach/1.mov", "YUPENN/Elevator/1.mov")
+    put(tmp_path / "flat", "1.mov")
+    yuppp = ("camera_moving/Beach/Beach_moving_cam_1.mp4", "camera_stationary/Beach/Beach_static_cam_1.mp4")
+    put(tmp_path / "yuppp", *yuppp)
+    for folder, found in (("top", 2), ("flat", 0), ("yuppp", 2)):
+        with pytest.raises(
+            ManifestError, match=f"wrong folder level .* expected 1 folder above every video, not {found}"
+        ):
+            load("yupenn", tmp_path / folder)
+    dataset = load("yuppp", tmp_path / "yuppp")
+    assert [(video.id, video.label) for video in dataset.videos] == [(id, "Beach") for id in yuppp]
+    with pytest.raises(ManifestError, match="no videos found in"):
+        load("yuppp", tmp_path / "good")
+
+
+@pytest.mark.parametrize("folder", ["ASLAN_AVI", "ASLAN_MP4", "."])
+def test_aslan(tmp_path, folder):
+    put(tmp_path / folder, "0001.avi", "3697.avi")
+    dataset = load("aslan", tmp_path)
+    assert rows(dataset) == [("0001.avi", "", ()), ("3697.avi", "", ())]
+    assert dataset.expected == {"videos": 3697, "folds": 10, "pairs": 6000}
+    assert "2 of 3,697 videos" in dataset.summary()
+
+
+# --- groups by a pattern, and manifests like others ---
+
+
+def test_group_by_a_pattern(tmp_path):
+    put(tmp_path, "run/ann_1.mp4", "run/bob_1.mp4", "walk/ann_2.mp4", "walk/x.mp4")
+    assert "groups" not in load("folder", tmp_path).summary()
+    for pattern in ("^([a-z]+)_", "^(?P<group>[a-z]+)(_)", "(?P<group>[a-z]+)_"):
+        dataset = load("folder", tmp_path, pattern)
+        assert [video.group for video in dataset.videos] == ["ann", "bob", "ann", ""]
+        assert "\n  groups: 2; without one: 1 (walk/x.mp4)" in dataset.summary()
+    assert [video.group for video in load("folder", tmp_path, "(.+)/").videos] == ["run", "run", "walk", "walk"]
+    for pattern, message in (
+        ("(", "bad regular expression"),
+        ("a(b)(c)", "group pattern"),
+        ("a", "one part in brackets"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load("folder", tmp_path, pattern)
+    with pytest.raises(ManifestError, match="no video has a group by"):
+        load("folder", tmp_path, "(zz)")
+
+
+def test_a_manifest_like_another(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    write(mine, "name: mine", "like: kinetics400", "label: {folder: 2}", "group: {pattern: '^(?P<group>.{2})'}")
+    put(tmp_path / "v", "train/dance/abc.mp4")
+    write(tmp_path / "v/train.csv", HEADER, "zumba,abc,0,10,train")
+    (video,) = load(str(mine), tmp_path / "v").videos
+    assert (video.label, video.group, video.split) == ("dance", "ab", (TRAIN,))  # holds for each layout
+    for text, message in (
+        ("like: nobody", "like in manifest.*'nobody'"),
+        ("like: kinetics400\nlabel: 1", "wrong type"),
+    ):
+        write(mine, "name: mine", text)
+        with pytest.raises(ManifestError, match=message):
+            load(str(mine), tmp_path / "v")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("layouts: [{lists: a}]", "layout 1 of .*expected a name"),
+        ("layouts: [{name: a, source: b}]", "unknown key"),
+        ("layouts: [{name: a, label: {column: b}}]", "expected a csv section"),
+        ("layouts: []", "a list with at least one entry"),
+        ("label: {number: true}", "lists in splits"),
+        ("label: {number: 1}", "expected true or false, not int"),
+        ("label: {number: true, folder: 1}\nsplits: {lists: {train: a}}", "nothing beside it"),
+        ("splits: {folder: 1, by_name: true}", "lists beside optional or by_name"),
+        ("csv: {files: [a], video: b, may_lack: '('}", "bad regular expression for csv, may_lack"),
+        ("videos: {within: [a]}", "no videos found"),
+    ],
+)
+def test_mistakes_in_a_manifest(tmp_path, text, message):
+    put(tmp_path, "v/x.mp4")
+    write(tmp_path / "mine.yaml", "name: mine", text)
+    with pytest.raises(ManifestError, match=message):
+        load(str(tmp_path / "mine.yaml"), tmp_path / "v")
+
+
+def test_every_layout_names_where_it_was_found():
+    for name, file in builtin_manifests().items():
+        spec = read_manifest(name)
+        layouts = [layout["name"] for layout in spec.get("layouts", [])]
+        assert len(set(layouts)) == len(layouts)
+        for project in ("mmaction2", "torchvision", "slowfast", "cvdf"):
+            if any(project in layout.casefold() for layout in layouts) and "like" not in spec:
+                assert re.search(rf"# .*({project}|{project}oundation)", file.read_text(), re.IGNORECASE), (
+                    name,
+                    project,
+                )

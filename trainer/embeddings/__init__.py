@@ -1,0 +1,1 @@
+"""Features of videos as a table: made, searched, clustered, drawn."""

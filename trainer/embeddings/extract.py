@@ -1,0 +1,256 @@
+"""Videos -> table of features, part by part, so that memory does not grow with their number and a stopped run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from labelgen.files import locked
+from labelgen.shards import open_shards
+from trainer import data
+from trainer.checkpoint import Checkpoint, backbone_weights, versions
+from trainer.embeddings.table import Table, join, write_part
+from trainer.errors import TrainerError
+from trainer.evaluate.features import VIEWS, Compute, Features, pool, stage_outputs
+from trainer.network import build_backbone
+from trainer.settings import Settings
+
+POOLINGS = ("mean", "max")
+_THUMBNAIL = 96  # height of the pictures in the table, pixels
+_STORED = ("height", "width", "crop", "fps", "jpeg_quality", "clip_length")  # of the frames, what changes features
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a row is: level "clip" or "video"; stage of the backbone, None for the last; pooling "mean" or "max"; views, a
+    name of VIEWS, None for "sliding" clips, "spread" over videos."""
+
+    level: str = "clip"
+    stage: str | None = None
+    pooling: str = "mean"
+    views: str | None = None
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Frames as data.VideoViews takes them: readers with the arrays "videos/n_frames" and "videos/first_frame" and with
+    `frames`, and the configuration of what they hold."""
+
+    readers: Sequence
+    config: dict
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        return self.config["height"], self.config["width"]
+
+    @property
+    def clip_length(self) -> int:
+        return self.config.get("clip_length", 16)  # checkpoints that are older than this setting lack it
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A few videos. videos: int64 [n, 2], reader and video in it; fields: of each id, path, label, fps (0 if unknown),
+    width, height (before resizing); failures: id, path, reason, and kept, whether it is among the videos nevertheless."""
+
+    frames: Readers
+    videos: np.ndarray
+    fields: list[dict]
+    failures: list[dict]
+
+
+class Source(Protocol):
+    """Where videos come from. about: kind and folder, for the reader; config: of the frames; count: videos in all;
+    parts: what `open` takes, in order, few enough videos each for memory; stamp: changes whenever a part does."""
+
+    about: dict
+    config: dict
+    count: int
+    parts: Sequence
+
+    def stamp(self, part) -> object: ...
+
+    def size(self, part) -> int: ...
+
+    def open(self, part, scratch: Path) -> AbstractContextManager[Piece]: ...
+
+
+class ShardVideos:
+    """The videos of shards as a Source, one part per shard."""
+
+    def __init__(self, folder: Path):
+        self.parts = open_shards(folder)
+        self.config = self.parts[0].config
+        self.about = {"kind": "shards", "folder": str(Path(folder).resolve()), "dataset": self.config["dataset"]}
+        self.count = sum(map(self.size, self.parts))
+
+    def stamp(self, part) -> object:
+        return part.sha256
+
+    def size(self, part) -> int:
+        return len({*part.arrays["videos/id"], *part.arrays["failures/id"]})
+
+    @contextmanager
+    def open(self, part, scratch: Path) -> Iterator[Piece]:
+        names = ("id", "path", "label", "fps", "width", "height")
+        columns = [part.arrays[f"videos/{name}"] for name in names]
+        fields = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        failed = zip(*(part.arrays[f"failures/{name}"] for name in ("id", "path", "reason")), strict=True)
+        failures = [
+            {"id": id, "path": path, "reason": reason, "kept": id in part.arrays["videos/id"]}
+            for id, path, reason in failed
+        ]
+        videos = np.stack([np.zeros(part.n_videos, np.int64), np.arange(part.n_videos)], 1)
+        yield Piece(Readers([part], self.config), videos, fields, failures)
+
+
+class Extractor:
+    """The backbone of a checkpoint, and what is taken from it.
+
+    choice: with nothing left open; settings: all that decides a row, besides its video; about: what the table tells of
+    the network. Raises TrainerError for a stage that the backbone does not have.
+    """
+
+    def __init__(self, saved: Checkpoint, choice: Choice, frames: dict, compute: Compute):
+        self.backbone, self.compute, self.crop = _backbone(saved), compute, frames["crop"]
+        with torch.inference_mode():
+            stages = self.backbone(torch.zeros(1, 3, Readers([], frames).clip_length, self.crop, self.crop))
+        stage = choice.stage or list(stages)[-1]
+        if stage not in stages:
+            raise TrainerError(f"the backbone has no stage {stage!r}, only {', '.join(stages)}")
+        views = choice.views or {"clip": "sliding", "video": "spread"}[choice.level]
+        self.stage, self.views, self.choice = stage, VIEWS[views], Choice(choice.level, stage, choice.pooling, views)
+        self.width = pool(stages[stage])[choice.pooling].shape[1]
+        stored = {name: frames[name] for name in _STORED if name in frames}
+        self.settings = {"weights": _digest(self.backbone), **asdict(self.choice), "frames": stored}
+        meta = saved.meta["settings"]
+        self.about = {
+            "checkpoint": str(saved.file.resolve()),
+            "backbone": meta["backbone"],
+            "network_width": meta["width"],
+        }
+        self.about |= {"method": meta["method"], "versions": versions()}
+
+    def __call__(self, piece: Piece) -> tuple[np.ndarray, dict[str, list]]:
+        """Vectors float32 [rows, d] of the videos of a piece in their order, and the other columns of the table."""
+        clips = data.VideoViews(piece.frames, piece.videos, self.views)  # type: ignore[arg-type]  # as good as Shards
+        vectors = np.empty((len(clips), self.width), np.float32)
+        if len(clips):
+            for index, stages in stage_outputs(self.backbone, clips, self.compute):
+                values = pool(stages[self.stage])[self.choice.pooling]
+                if not values.isfinite().all():
+                    raise TrainerError(f"stage {self.stage} gives values that are not finite: the weights are damaged")
+                vectors[index] = values.cpu().numpy()
+        owner, first, last = clips.owner, clips.frames.min(1, initial=1 << 62), clips.frames.max(1, initial=0)
+        middle = clips.frames[:, clips.frames.shape[1] // 2]
+        if self.choice.level == "video" and len(clips):
+            vectors = video_means(vectors, owner)
+            owner = np.arange(len(piece.videos))
+            lengths = np.array([piece.frames.readers[r].arrays["videos/n_frames"][v] for r, v in piece.videos])
+            first, last, middle = 0 * lengths, lengths - 1, lengths // 2
+        fields = [piece.fields[video] for video in owner]
+        columns = {name: [field[name] for field in fields] for name in ("id", "path", "label")}
+        for name, at in (("start", first), ("end", last + 1)):
+            columns[name] = [
+                frame / field["fps"] if field["fps"] else None for frame, field in zip(at, fields, strict=True)
+            ]
+        columns["stage"] = [self.stage] * len(fields)
+        shown = zip(owner.tolist(), middle.tolist(), strict=True)
+        columns["thumbnail"] = [_thumbnail(piece, video, frame) for video, frame in shown]
+        return vectors, columns
+
+
+def video_means(vectors: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """The mean vector of each video, of length 1, float32 [videos, d], of those of its clips [clips, d]; owner: int64 [clips]."""
+    return Features({("", ""): vectors}, owner).video_means(("", ""))
+
+
+def _backbone(saved: Checkpoint) -> nn.Module:
+    backbone = build_backbone(Settings(**saved.meta["settings"]))
+    backbone.load_state_dict(backbone_weights(saved))
+    return backbone.eval()
+
+
+def _digest(backbone: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _thumbnail(piece: Piece, video: int, frame: int) -> bytes:
+    number, own = piece.videos[video]
+    reader, field = piece.frames.readers[number], piece.fields[video]
+    picture = reader.frames([reader.arrays["videos/first_frame"][own] + frame])[0]
+    width = int(np.clip(round(_THUMBNAIL * field["width"] / max(1, field["height"])), 32, 256))
+    small = cv2.resize(picture, (width, _THUMBNAIL), interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+
+
+def embed(
+    extract: Extractor,
+    source: Source,
+    out: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Table:
+    """Write the table of features of all videos of the source; a table that is there with just these rows is kept.
+
+    Finished parts lie in `OUT.parts/` until the table is whole; the same call goes on from them.
+    `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError where
+    another table is there, or another process is writing it.
+    """
+    keys = [_hash([extract.settings, source.stamp(part)]) for part in source.parts]
+    key = _hash(keys)
+    if out.exists():
+        if (found := Table(out)).about.get("key") == key:
+            say(f"{out}: is there already, of these videos, this network and these settings")
+            return found
+        raise TrainerError(
+            f"{out}: holds features of {_difference(found.about, extract.settings)}; delete it, or name another"
+        )
+    folder = out.with_name(f"{out.name}.parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, TrainerError(f"{folder}: another process is writing here; wait for it"), say):
+        paths, done = [folder / f"{name}.parquet" for name in keys], 0
+        if here := sum(path.exists() for path in paths):
+            say(f"{folder}: {here} of {len(paths)} parts are there")
+        failures = []
+        for left in folder.glob("*.tmp"):  # of a killed process
+            shutil.rmtree(left, ignore_errors=True)
+        for path, part in zip(paths, source.parts, strict=True):
+            if not path.exists():
+                with source.open(part, folder) as piece:
+                    lost = sum(not failure["kept"] for failure in piece.failures)
+                    if len(piece.fields) + lost != source.size(part):
+                        raise AssertionError(f"{len(piece.fields)} read, {lost} failed of {source.size(part)} videos")
+                    vectors, columns = extract(piece)
+                    write_part(path, {"failures": piece.failures}, vectors, columns)
+            failures += Table(path).about["failures"]
+            done += source.size(part)
+            progress(done, source.count)
+        about = {"key": key, "settings": extract.settings, **extract.about, "source": source.about}
+        join(out, about | {"videos": source.count, "failures": failures}, extract.width, paths)
+        shutil.rmtree(folder)
+    return Table(out)
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _difference(about: dict, settings: dict) -> str:
+    there = about.get("settings", {})
+    words = [f"{name} {there.get(name)}, not {value}" for name, value in settings.items() if there.get(name) != value]
+    return "; ".join(words) or f"{about.get('videos')} videos that are not, or no longer, just these"

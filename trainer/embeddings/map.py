@@ -1,0 +1,83 @@
+"""A map of videos: points that lie close where features are alike, as a page that shows a picture at each."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from trainer.embeddings.cluster import reduced
+from trainer.embeddings.sheets import moment
+from trainer.errors import TrainerError
+from trainer.pages.page import fill, join, page, scroll
+
+_SIZE, _EDGE = np.array([1000, 640]), 30  # width and height of the drawing, and the empty space around the points
+_COLORS = ("#3a7fdd", "#d1495b", "#2a9d4e", "#e08e0b", "#9467d0", "#1a9aa8", "#c2489b", "#8a6d3b", "#6a7f10", "#5b6470")
+_OTHER = "#9aa3ad"
+
+
+def layout(vectors: np.ndarray, method: str = "tsne") -> np.ndarray:
+    """Places float64 [n, 2] of vectors [n, d], 0 to 1, by their first 50 principal components: t-SNE, or UMAP, which needs
+    the package umap-learn. Raises TrainerError without it, and for fewer than 3 vectors."""
+    if (n := len(vectors)) < 3:
+        raise TrainerError(f"a map of {n} points cannot be drawn, expected at least 3")
+    x = reduced(vectors)
+    if method == "umap":
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            raise TrainerError(f"UMAP needs the package umap-learn ({error}): pip install umap-learn") from error
+        places = UMAP(n_neighbors=min(15, n - 1), random_state=0).fit_transform(x)
+    else:
+        from sklearn.manifold import TSNE
+
+        places = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=0).fit_transform(x)
+    low, high = places.min(0), places.max(0)
+    return (places - low) / np.maximum(high - low, 1e-12)
+
+
+def map_page(title: str, places: np.ndarray, rows: Sequence[dict], kinds: Sequence[str], what: str) -> str:
+    """One page: a point of each row (id, start, end, thumbnail) at its place, coloured by kind, its picture on hover.
+
+    what: the meaning of the kinds; the ten most frequent have a colour of their own.
+    """
+    ranked = [kind for kind, _ in Counter(kinds).most_common()]
+    colors = dict(zip(ranked, _COLORS, strict=False))
+    drawn = join(
+        fill(
+            '<circle cx="{:.1f}" cy="{:.1f}" r="7" fill="{}" tabindex="0"><title>{}</title></circle>{}',
+            x,
+            y,
+            colors.get(kind, _OTHER),
+            (name := ", ".join(filter(None, (row["id"], moment(row), kind)))),
+            _picture(x, y, row["thumbnail"], name),
+        )
+        for (x, y), row, kind in zip(_EDGE + places * (_SIZE - 2 * _EDGE), rows, kinds, strict=True)
+    )
+    template = '<svg class="map" viewBox="0 0 {} {}" role="img" aria-label="Map of {} points by {}"><g>{}</g></svg>'
+    drawing = fill(template, *_SIZE, len(rows), what, drawn)
+    names = [(colors[kind], kind or "none") for kind in ranked[: len(_COLORS)]]
+    names += [(_OTHER, f"{len(ranked) - len(_COLORS)} others")] * (len(ranked) > len(_COLORS))
+    dot = '<li><svg viewBox="0 0 12 12"><circle cx="6" cy="6" r="5" fill="{}"/></svg>{}</li>'
+    key = fill('<ul class="legend">{}</ul>\n', join(fill(dot, *name) for name in names))
+    lead = (
+        "Points that lie close have features that are alike. Point at one, or step to it with the tab key, to see it."
+    )
+    return page(title, lead, "", [("map", f"Coloured by {what}", join((key, scroll("The map", drawing))))], "")
+
+
+def _picture(x: float, y: float, jpeg: bytes, name: str) -> Markup:
+    """The thumbnail beside its point, towards the middle of the map, over its name."""
+    width, height = 200, 150
+    right, low = x < _SIZE[0] / 2, y < _SIZE[1] / 2
+    left, top = x + 12 if right else x - 12 - width, y + 12 if low else y - 32 - height
+    template = (
+        '<g><image x="{:.0f}" y="{:.0f}" width="{}" height="{}" href="data:image/jpeg;base64,{}"/>'
+        '<text x="{:.0f}" y="{:.0f}" text-anchor="{}">{}</text></g>\n'
+    )
+    source, anchor = base64.b64encode(jpeg).decode(), "start" if right else "end"
+    at = (left if right else left + width, top + height + 16)
+    return fill(template, left, top, width, height, source, *at, anchor, name)

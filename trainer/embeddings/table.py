@@ -1,0 +1,148 @@
+"""The table of features, a Parquet file: one row per clip or video, and in its metadata how it was made.
+
+id, path, label   text; label "" where there is none
+start, end        seconds, float64; null where the file does not tell its frame rate
+stage             text
+vector            float32 [d]
+thumbnail         JPEG bytes of the middle frame
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from labelgen.files import replacing
+from trainer.errors import TrainerError
+
+SCHEMA = 1
+_GROUP = 4096  # rows that are read and written at a time
+_KEY = b"vssl"
+TEXTS = ("id", "path", "label", "stage")
+
+
+def schema(width: int, about: dict) -> pa.Schema:
+    """The columns of a table of vectors [width]; about: how it is made."""
+    texts = {name: pa.string() for name in TEXTS}
+    return pa.schema(
+        [
+            *((name, texts[name]) for name in ("id", "path", "label")),
+            ("start", pa.float64()),
+            ("end", pa.float64()),
+            ("stage", texts["stage"]),
+            ("vector", pa.list_(pa.float32(), width)),
+            ("thumbnail", pa.binary()),
+        ],
+        metadata={_KEY: json.dumps({"schema": SCHEMA, **about})},
+    )
+
+
+class Table:
+    """A table on the disk, read block by block.
+
+    about: how it was made; rows, width: number and length of its vectors
+
+    Raises TrainerError where the file is none that `vssl embed` wrote.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        try:
+            with pq.ParquetFile(self.path) as file:
+                found, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
+                self.rows: int = file.metadata.num_rows
+                self.about: dict = json.loads(metadata.get(_KEY, b"{}"))
+        except FileNotFoundError as error:
+            raise TrainerError(f"{path}: no such file; make it with `vssl embed`") from error
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise TrainerError(f"{path}: not a readable table of features ({error})") from error
+        if self.about.get("schema") != SCHEMA or "vector" not in found.names:
+            raise TrainerError(
+                f"{path}: schema {self.about.get('schema', 'none')}, expected {SCHEMA}; make it anew with `vssl embed`"
+            )
+        self.width: int = found.field("vector").type.list_size
+
+    def blocks(self, *columns: str) -> Iterator[tuple]:
+        """The columns of some thousand rows at a time: lists, of "vector" float32 [n, width]."""
+        with pq.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(_GROUP, columns=list(columns)):
+                yield tuple(
+                    batch[name].flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width)
+                    if name == "vector"
+                    else batch[name].to_pylist()
+                    for name in columns
+                )
+
+    def take(self, rows: Iterable[int], columns: Sequence[str]) -> list[dict]:
+        """Rows of these numbers, in the order given, as dicts."""
+        wanted = list(rows)
+        chosen = np.unique(np.array(wanted, np.int64))
+        found: dict[int, dict] = {}
+        with pq.ParquetFile(self.path) as file:
+            begin = 0
+            for group in range(file.num_row_groups):
+                end = begin + file.metadata.row_group(group).num_rows
+                if len(inside := chosen[(chosen >= begin) & (chosen < end)]):
+                    part = file.read_row_group(group, columns=list(columns)).take(inside - begin).to_pylist()
+                    found |= dict(zip(inside.tolist(), part, strict=True))
+                begin = end
+        return [found[row] for row in wanted]
+
+
+def decoded(jpeg: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
+    """A thumbnail as RGB uint8 [H, W, 3]; flags: of OpenCV. Raises TrainerError where it is damaged."""
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
+    if picture is None:
+        raise TrainerError("a thumbnail of the table is no JPEG: the table is damaged; make it anew with `vssl embed`")
+    return picture
+
+
+def write_part(path: Path, about: dict, vectors: np.ndarray, columns: Mapping[str, Sequence]) -> None:
+    """One table of vectors float32 [n, d] and the other columns."""
+    own = schema(vectors.shape[1], about)
+    flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
+    arrays = {**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
+    table = pa.table({name: pa.array(arrays[name], own.field(name).type) for name in own.names}, schema=own)
+    with replacing(path, pa.ArrowException) as temporary:
+        pq.write_table(table, temporary, row_group_size=_GROUP, use_dictionary=list(TEXTS))
+
+
+def join(out: Path, about: dict, width: int, parts: Sequence[Path]) -> None:
+    """The rows of all parts as one table; memory holds a block of them at a time."""
+    own = schema(width, about)
+    with (
+        replacing(out, pa.ArrowException) as temporary,
+        pq.ParquetWriter(temporary, own, use_dictionary=list(TEXTS)) as writer,
+    ):
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches(_GROUP):
+                    writer.write_batch(batch.replace_schema_metadata(own.metadata))
+
+
+def write_npy(table: Table) -> tuple[Path, Path]:
+    """The vectors as float32 [rows, d] in NAME.npy, the other columns, but for the thumbnails, in NAME.csv beside it."""
+    array, text = table.path.with_suffix(".npy"), table.path.with_suffix(".csv")
+    names = ("id", "path", "label", "start", "end", "stage")
+    with (
+        replacing(array) as numbers,
+        replacing(text) as lines,
+        open(numbers, "wb") as file,
+        open(lines, "w", newline="", encoding="utf-8") as rows,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": (table.rows, table.width)}
+        np.lib.format.write_array_header_1_0(file, header)
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerow(names)
+        for vectors, *columns in table.blocks("vector", *names):
+            file.write(np.ascontiguousarray(vectors, "<f4").tobytes())
+            writer.writerows(zip(*columns, strict=True))
+    return array, text

@@ -1,0 +1,153 @@
+"""Accuracies with their intervals, and what each tested item had to do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from labelgen.files import replacing
+from trainer import data
+from trainer.errors import TrainerError
+from trainer.evaluate.numbers import accuracy, mean_accuracy
+
+GROUPS = 10  # with fewer of them a bootstrap over groups tells nothing
+KEPT = "kept"  # key of a row until its result is whole: the number of its predictions
+_NONE = -1  # no class is named, or the item is not tested
+
+
+class Tally:
+    """Accuracies of tested items by hits, and what is kept of each item for the file beside the result.
+
+    items, labels, groups: str [n], name, class and source group ("" without) of each; classes: names of the classes
+    """
+
+    def __init__(self, items: Sequence[str], labels: Sequence[str], groups: Sequence[str], classes: Sequence[str]):
+        self.items, self.labels, self.groups, self.classes = map(np.array, (items, labels, groups, classes))
+        _, self.group = np.unique(self.groups, return_inverse=True)
+        self.right: list[np.ndarray] = []
+        self.named: list[np.ndarray] = []
+
+    @classmethod
+    def of(cls, source: data.Shards, classes: Sequence[str] | None = None) -> Tally:
+        """Of the videos of a data set; classes: by default its own."""
+        items, labels, groups = (source.text(f"videos/{name}") for name in ("id", "label", "group"))
+        return cls(items, labels, groups, source.classes if classes is None else classes)
+
+    def units(self, owner: np.ndarray) -> np.ndarray:
+        """What the bootstrap draws, int64 [n]: the groups of the items (owner int64 [n]) where all have one and there are at
+        least GROUPS, else the items."""
+        used = np.unique(owner)
+        known = (self.groups[used] != "").all() and len(np.unique(self.group[used])) >= GROUPS
+        return self.group[owner] if known else owner
+
+    def drawn(self, owner: np.ndarray) -> str:
+        """What the bootstrap draws, in words."""
+        units = self.units(owner)
+        return f"bootstrap of {len(np.unique(units))} {'videos' if units is owner else 'groups'}"
+
+    def accuracy(self, hit: np.ndarray, owner: np.ndarray, named: np.ndarray | None = None) -> dict[str, float]:
+        """The accuracy of hits (bool or share [n]; owner int64 [n], the item of each), see numbers.accuracy.
+
+        named: int64 [n], the class that was named, where there is one; kept where every item was asked once.
+        """
+        asked = np.bincount(owner, minlength=len(self.items))
+        self.right.append(
+            (np.bincount(owner, hit, len(self.items)) / np.where(asked, asked, np.nan)).astype(np.float32)
+        )
+        of_items = np.full(len(self.items), _NONE, np.int32)
+        if named is not None and asked.max() == 1:
+            of_items[owner] = named
+        self.named.append(of_items)
+        return {**accuracy(hit, self.units(owner)), KEPT: len(self.right) - 1}
+
+    def accuracies(
+        self,
+        hits: Sequence[np.ndarray],
+        owners: Sequence[np.ndarray],
+        splits: Sequence[str | None] = (),
+        pooled: bool = True,
+        named: Sequence[np.ndarray] | None = None,
+    ) -> list[dict]:
+        """Accuracy of every split, where there are several, as "split", and of all folds together: "all" when their predictions
+        are pooled, else "mean" of the splits."""
+        each: Sequence[np.ndarray | None] = [None] * len(hits) if named is None else named
+        rows = []
+        if splits:
+            rows = [
+                {"split": name, **self.accuracy(hit, owner, classes)}
+                for name, hit, owner, classes in zip(splits, hits, owners, each, strict=True)
+            ]
+        if not pooled:
+            units = np.split(self.units(np.concatenate(owners)), np.cumsum([len(owner) for owner in owners])[:-1])
+            return [*rows, {"split": "mean", **mean_accuracy(list(hits), units)}]
+        together = None if named is None else np.concatenate(named)
+        whole = self.accuracy(np.concatenate(hits), np.concatenate(owners), together)
+        return [*rows, {"split": "all", **whole} if splits else whole]
+
+    def write(self, path: Path, rows: Sequence[int], kept: Sequence[int]) -> None:
+        """Write the predictions `kept` that belong to these rows of a result, see `Predictions`."""
+        right = np.array([self.right[number] for number in kept])
+        named = np.array([self.named[number] for number in kept])
+        tested = ~np.isnan(right).all(0)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(
+                file,
+                rows=np.array(rows),
+                right=right[:, tested],
+                named=named[:, tested],
+                items=self.items[tested],
+                labels=self.labels[tested],
+                groups=self.groups[tested],
+                classes=self.classes,
+            )
+
+
+class Predictions:
+    """What is kept of a result by item, read from the .npz file beside it.
+
+    items, labels, groups: str [n], the tested items; right: by number of the row of the result, float32 [n]: the share of an
+    item's clips (draws, ...) that hit, NaN where it was not tested; named: likewise int32 [n], index into classes, -1 for none
+
+    Raises TrainerError where the file is damaged.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                rows, right, named = file["rows"].tolist(), file["right"], file["named"]
+                self.items, self.labels, self.groups, self.classes = (
+                    file[name] for name in ("items", "labels", "groups", "classes")
+                )
+            self.right = dict(zip(rows, right, strict=True))
+            self.named = dict(zip(rows, named, strict=True))
+        except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as error:
+            raise TrainerError(f"{path}: damaged ({error}); measure again") from error
+        if right.shape != named.shape or right.shape[1:] != self.items.shape != self.groups.shape:
+            raise TrainerError(f"{path}: damaged (of {self.items.shape} items {right.shape} values); measure again")
+
+
+def paired(first: Predictions, other: Predictions, row: int, other_row: int) -> dict[str, float] | None:
+    """The difference of two accuracies of the same items in per cent, other - first, with the 95 % interval of a bootstrap that
+    draws the same items (or groups, see Tally.units) for both: "value", "low", "high". None where the items differ."""
+    one, two = first.right.get(row), other.right.get(other_row)
+    if one is None or two is None:
+        return None
+    places = {name: i for i, name in enumerate(other.items.tolist())}
+    tested = np.flatnonzero(~np.isnan(one))
+    same = [places.get(name, -1) for name in first.items[tested].tolist()]
+    if -1 in same or np.isnan(two[same]).any() or np.count_nonzero(~np.isnan(two)) != len(tested):
+        return None
+    difference = two[same].astype(np.float64) - one[tested]
+    units = Tally(first.items, first.labels, first.groups, first.classes).units(tested)
+    _, units = np.unique(units, return_inverse=True)
+    sums, counts = np.bincount(units, difference), np.bincount(units)
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(1000):
+        drawn = rng.integers(len(counts), size=len(counts))
+        means.append(100 * sums[drawn].sum() / counts[drawn].sum())
+    low, high = np.percentile(means, (2.5, 97.5))
+    return {"value": 100 * float(difference.mean()), "low": float(low), "high": float(high)}
