@@ -11,8 +11,7 @@ loops    the plain loop against `vssl train`, both on the same shards and in tur
 formats  the step alone, clips on the device: {float32, TF32, bf16} x {contiguous, channels_last_3d} x {eager, compile}
 
 FLOPs are those of the convolutions and matrix products, forward and backward. The peak is the rate of a large matrix
-product in the same precision, measured in the same run. The shards are made up of moving textures unless named.
-"""
+product in the same precision, measured in the same run. The shards are made up of moving textures unless named."""
 
 from __future__ import annotations
 
@@ -31,8 +30,8 @@ from fractions import Fraction
 from itertools import chain, product, repeat
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # `labelgen` is the package, no script here
+HERE = Path(__file__).resolve().parent  # `labelgen` is the package, no script here
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
@@ -70,8 +69,8 @@ class Setup:
     width: float
     batch: int
     workers: int
-    steps: int  # timed
-    warm: int  # before them
+    steps: int  # timed, after `warm` others
+    warm: int
     repeats: int
 
 

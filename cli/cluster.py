@@ -44,7 +44,7 @@ def cluster(features, out, level, method, k, smallest, duplicates, threshold):
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(out / f"{name}.csv", found, group, column, value)
     _draw(out, name, title, table, found, group, order, column, value)
-    alone = f"; {(group < 0).sum():,} in none" * bool((group < 0).any())
+    alone = f"; {(group < 0).sum():,} in none" if (group < 0).any() else ""
     click.echo(f"{title}{alone} -> {out / name}.csv, {out / 'index.html'}")
     for number in range(group.max() + 1):
         click.echo(f"  {number}: {_told(found, group == number)}")
@@ -56,7 +56,7 @@ def _told(found, own) -> str:
 
     fields = [field for field, inside in zip(found.fields, own, strict=True) if inside]
     label, count = Counter(field["label"] for field in fields).most_common(1)[0]
-    names = ", ".join(dict.fromkeys(field["id"] for field in fields[:4])) + ", ..." * (len(fields) > 4)
+    names = ", ".join(dict.fromkeys(field["id"] for field in fields[:4])) + (", ..." if len(fields) > 4 else "")
     return f"{len(fields):,}, " + (f"{count:,} of them {label}" if label else names)
 
 

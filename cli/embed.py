@@ -159,11 +159,12 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, ex
         extract = _extractor_of(table, checkpoint, compute)
     query, last, picture = _query(extract, video, (begin, end))
     hits = nearest(table, query, count, per_video, (str(video.resolve()), begin, last), exact, _say)
-    name = str(video) + f", {begin:g} to {last:.1f} s" * bool(begin or end)
+    name = str(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")
     click.echo(f"nearest to {name}, of {table.rows:,} rows of {table.path}:")
     for hit in hits:
         click.echo(
-            f"{hit['similarity']:7.4f}  {moment(hit):>18}  {hit['path']}" + f"  ({hit['label']})" * bool(hit["label"])
+            f"{hit['similarity']:7.4f}  {moment(hit):>18}  {hit['path']}"
+            + (f"  ({hit['label']})" if hit["label"] else "")
         )
     if page is not None:
         _draw_hits(page, name.removeprefix(f"{video.parent}/"), picture, hits)

@@ -16,6 +16,7 @@ from cli.labelgen import labelgen
 from cli.map import map_
 from cli.report import compare, report
 from cli.show import shards_group, show
+from cli.study import study
 from cli.train import finetune, train
 from labelgen.errors import ConfigError, VsslError
 
@@ -35,7 +36,7 @@ class _Group(click.Group):
         except BrokenPipeError:
             raise
         except KeyboardInterrupt:
-            kept = "; finished features are kept, and not computed again" * (ctx.invoked_subcommand == "eval")
+            kept = "; finished features are kept, and not computed again" if ctx.invoked_subcommand == "eval" else ""
             click.echo(f"\nvssl {ctx.invoked_subcommand}: interrupted{kept}", err=True)
             sys.exit(130)
         except OSError as error:  # a folder that may not be written, a file that went away
@@ -70,6 +71,7 @@ for command in (
     search,
     cluster,
     map_,
+    study,
 ):
     main.add_command(command)
 

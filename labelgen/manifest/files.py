@@ -79,7 +79,7 @@ def check_levels(ids: Iterable[str], levels: int, folder: Path) -> None:
             fail(
                 f"video at the wrong folder level in {folder}",
                 id,
-                f"{levels} folder{'s' * (levels != 1)} above every video, not {found}",
+                f"{levels} folder{'' if levels == 1 else 's'} above every video, not {found}",
                 "Name the folder that holds the class folders as root, or choose another data set or a manifest of your own",
             )
 

@@ -30,8 +30,10 @@ def choose(spec: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], str]:
         if not lacking:
             return candidate, layout["name"]
         looked_for.append(f"\n  {layout['name']}: {lacking} is not there")
-    entries = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root) if not entry.name.startswith("."))
-    found = ", ".join(entries[:_SHOWN]) + ", ..." * (len(entries) > _SHOWN)
+    entries = sorted(
+        entry.name + ("/" if entry.is_dir() else "") for entry in os.scandir(root) if not entry.name.startswith(".")
+    )
+    found = ", ".join(entries[:_SHOWN]) + (", ..." if len(entries) > _SHOWN else "")
     fail(
         f"no layout of {spec['name']} fits",
         root,

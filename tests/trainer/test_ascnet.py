@@ -1,20 +1,15 @@
 import math
-import signal
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
 from tests.trainer.synthetic import write_shard
-from trainer import checkpoint, data
 from trainer.data import Batch, Shards, TrainingClips
-from trainer.errors import Interrupted, TrainerError
+from trainer.errors import TrainerError
 from trainer.methods import ascnet
 from trainer.methods.ascnet import ASCNet, target_decay
-from trainer.settings import Settings
-from trainer.training import train
 
 OPTIONS = ASCNet.option_values()
 SPEEDS = torch.tensor([[1, 2], [2, 1], [1, 2], [2, 1], [2, 1]])
@@ -353,57 +348,3 @@ def test_short_videos_are_left_out(shards, tmp_path):
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(TrainerError, match=message):
         ASCNet.option_values(options)
-
-
-def test_one_sample_cannot_be_normalised(demo, here):
-    with pytest.raises(TrainerError, match="has 1 sample of a step, and ascnet's batch normalisation needs 2"):
-        train(Settings(**(SMALL | {"batch_size": 1}), method="ascnet", epochs=1), demo)
-
-
-def test_trains_resumes_and_never_stores_a_held_out_video(demo, here, monkeypatch):
-    settings = Settings(**SMALL, method="ascnet", epochs=4, holdout=0.3, options={"ascnet": {"speeds": [1, 2]}})
-    whole = train(settings, demo, "whole")
-    assert [*rows(whole)[0]] == ["step", "epoch", "lr", "loss", "appearance", "speed", "spread", "constant"]
-    with open(whole / "holdout.csv") as file:
-        assert file.readline().strip() == "step,loss,appearance,speed,spread,constant" and len(file.readlines()) == 4
-    source = Shards(demo)
-    source.hold_out(0.3, 0)
-    trained = sorted(source.before[shard] + video for shard, video in ASCNet.samples(source, OPTIONS)[0])
-    filled = checkpoint.load(whole).weights["methods.ascnet.filled"]
-    assert filled.nonzero()[:, 0].tolist() == trained and len(trained) < 7
-    for step in (0, 3, 5):  # before, at and after the step from which neighbours are other videos
-        name = f"part{step}"
-        at_step(monkeypatch, step, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(Interrupted):
-            train(settings, demo, name)
-        monkeypatch.undo()
-        monkeypatch.chdir(here)
-        assert_same_run(train(None, demo, resume=name), whole)
-        assert (here / "runs" / name / "holdout.csv").read_bytes() == (whole / "holdout.csv").read_bytes()
-
-
-def test_neighbours_change_from_the_videos_themselves_to_others_after_one_epoch(demo, here, monkeypatch):
-    asked, fetch = [], data.TrainingClips.fetch
-
-    def noted(self, keys, rows, read):
-        own = [self.shards.before[shard] + video for shard, video in self.samples[keys[:, 1]]]
-        asked.append((rows == np.array(own)).tolist())
-        return fetch(self, keys, rows, read)
-
-    monkeypatch.setattr(data.TrainingClips, "fetch", noted)
-    train(Settings(**SMALL, method="ascnet", epochs=2), demo, "run")
-    assert [len(step) for step in asked] == [3, 2, 2] * 2
-    assert all(sum(asked[:3], [])) and not any(sum(asked[3:], []))
-
-
-def test_averaged_networks_start_from_the_given_checkpoint(demo, here):
-    """Not from the random weights that it replaces."""
-    once = SMALL | {"epochs": 1}
-    trained = checkpoint.load(train(Settings(**once, lr=0.1), demo, "first")).weights
-    settings = Settings(**once, method="ascnet", ema=0.9, lr=1e-9, seed=5, options={"ascnet": {"decay": 1.0}})
-    weights = checkpoint.load(train(settings, demo, "second", initial="first")).weights
-    names = [name for name in trained if name.startswith("backbone.") and name.endswith("weight")]
-    for name in names:
-        assert torch.equal(weights[f"methods.ascnet.target.{name}"], trained[name])
-        assert torch.allclose(weights[f"ema.{name}"], trained[name], atol=1e-6)
-    assert len(names) > 20

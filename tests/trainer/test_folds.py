@@ -20,7 +20,7 @@ from trainer.training import train
 @pytest.fixture
 def plan(monkeypatch):
     """(shards, split) -> the plan for a run that was trained on other data."""
-    saved = SimpleNamespace(meta={"dataset": "another", "split": None})
+    saved = SimpleNamespace(meta={"dataset": "another", "split": None, "settings": {"method": "pace"}})
     monkeypatch.setattr(bench, "load", lambda *_, **__: saved)
     return lambda shards, split=None: folds.plan(Bench(shards, "run", split))
 

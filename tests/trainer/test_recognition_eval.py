@@ -289,7 +289,7 @@ def test_all_protocols_on_a_pretraining_run(demo, pretrained):
     }
     assert list(done) == list(PROTOCOLS)
     left_out = {name: error.advice for name, error in done.items() if error}
-    assert set(left_out) == {"recognition", "similarity"}
+    assert set(left_out) == {"recognition", "similarity", "future"} and "skip_clip" in left_out["future"]
     assert "vssl finetune" in left_out["recognition"] and "--pairs" in left_out["similarity"]
     for name in ("retrieval", "knn", "linear", "smoothness"):
         assert (pretrained / f"results/{name}-demo-split1.json").exists()
@@ -303,7 +303,9 @@ def test_eval_all_from_the_command_line(shards, runs, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert "recognition on six, split b" in done.output and "linear probe on six, split b" in done.output
-    assert done.output.splitlines()[-1].startswith("left out: similarity: similarity needs the list of pairs")
+    left_out = [line for line in done.output.splitlines() if line.startswith("left out: ")]
+    assert [line.split(": ")[1] for line in left_out] == ["similarity", "pretext", "future"]
+    assert left_out[0].startswith("left out: similarity: similarity needs the list of pairs")
     assert (runs[1] / "results/recognition-six-b.json").exists()
     bad = CliRunner().invoke(main, ["eval", "all", "--shards", str(tmp_path), "--checkpoint", str(runs[1])])
     assert bad.exit_code == 1 and "no shards" in bad.output

@@ -46,7 +46,7 @@ def predictions(x: np.ndarray, targets: np.ndarray, test: np.ndarray, strengths:
         return np.full((len(strengths), len(test)), targets[0])
     scaler = StandardScaler().fit(x.astype(np.float64))
     x, test = (scaler.transform(part.astype(np.float64)) / np.sqrt(x.shape[1]) for part in (x, test))
-    if len(x) < x.shape[1]:  # the weights lie in the span of the rows of x: the same fit in fewer coordinates
+    if len(x) < x.shape[1] and x.any():  # weights lie in the span of the rows of x: the same fit in fewer coordinates
         x, test = gram_coordinates(x, test)
     model, predicted = LogisticRegression(tol=1e-5, max_iter=ITERATIONS, warm_start=True), []
     for c in strengths:

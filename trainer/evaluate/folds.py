@@ -106,9 +106,8 @@ def plan(bench: Bench) -> Plan:
     """Folds of a labelled data set, on which the network of the bench is tested.
 
     A split's test (else validation) part against its train part. split "all", or no split where the official ones together
-    test each video once (see splits_in_turn): each of them in turn. Where the data
-    set has no two such parts: leave one group out, or, without groups or with more than MOST_GROUPS of them, FOLDS
-    stratified folds that keep groups together.
+    test each video once (see splits_in_turn): each of them in turn. Where the data set has no two such parts: leave one group
+    out, or, without groups or with more than MOST_GROUPS of them, FOLDS stratified folds that keep groups together.
 
     Raises TrainerError when there are no labels or too few to learn from.
     """
@@ -127,9 +126,12 @@ def plan(bench: Bench) -> Plan:
 
 def splits_in_turn(bench: Bench) -> list[data.Shards]:
     """The data set seen through each of its official splits, where all are used: asked for as "all", or with no split asked for
-    where their test parts hold every labelled video exactly once, as those that leave out one group each. Else none."""
+    where their test parts hold every labelled video exactly once, as those that leave out one group each. Else none; nor of a
+    run that learnt labels, which has seen those of the other splits' test videos, unless asked for."""
     names = bench.open(bench.folder).readers[0].splits
     if len(names) < 2 or bench.split not in (None, "all"):
+        return []
+    if bench.split is None and with_labels(bench.saved.meta["settings"]):
         return []
     sources = [bench.open(bench.folder, name) for name in names]
     if bench.split is None and (sources[0].targets >= 0).any():

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import TrainerError
-from trainer.evaluate.protocol import Option, Protocol
+from trainer.evaluate.protocol import Option, Protocol, ProtocolError
 
 if TYPE_CHECKING:
     from trainer.data import Shards
@@ -16,7 +15,7 @@ class Future(Protocol):
     """Measure how alike a context and each later frame are, of a run of skip_clip, and draw where."""
 
     title = "Later frames"
-    question = "How alike are a context of 16 frames and each later frame, by the frames between them?"
+    question = "How alike are a context clip and each later frame, by the frames between them?"
     items = (
         "Videos of a `skip_clip` run as of `pretext`; `--draws` random contexts of each and the frames that the method ranks: "
         "`targets` of them, `spacing` apart."
@@ -43,8 +42,9 @@ class Future(Protocol):
         from trainer.evaluate.task import samples, unseen
 
         if "skip_clip" not in self.bench.saved.meta["settings"]["method"].split("+"):
-            raise TrainerError(
-                f"{self.bench.saved.file}: not a run of skip_clip, which alone compares a context with frames"
+            raise ProtocolError(
+                f"{self.bench.saved.file}: not a run of skip_clip, which alone compares a context with frames",
+                "vssl train --method skip_clip",
             )
         source, videos, self.mode = unseen(self.bench)
         self.draws, self.count = draws, count
@@ -76,7 +76,7 @@ class Future(Protocol):
         self.extra.setdefault("folder", str(self.bench.saved.run / "results"))
         self.extra.setdefault("sheets", [])
         for i, (batch, video) in enumerate(batches(self.bench, self.clips, self.draws, f"later frames, {name}")):
-            context, targets = batch.clips[:, 0].tensor_split([method.context], 2)
+            context, targets = batch.clips[:, 0].tensor_split([self.shards.clip_length], 2)
             h = last_stage(backbone, context).mean(2)  # [1, C, H, W]
             z = method.encode(targets.transpose(1, 2).flatten(0, 1)[:, :, None], h.shape[2:])  # [M, C, H, W]
             cells = cosine_similarity(h.float(), z.float(), dim=1).cpu().numpy()  # [M, H, W]
@@ -114,10 +114,11 @@ class Future(Protocol):
         self.extra["sheets"].append({"video": name, "label": label, "shown": [*tiles], "file": f"future/{path.name}"})
 
     def conditions(self) -> dict[str, Any]:
-        options = self.clips.options
+        options, length = self.clips.options, self.shards.clip_length
         return {
             "mode": f"100 x Gamma of a context and each later frame, {self.mode}, seed of the draws 0",
-            "views": f"{self.draws} contexts of 16 frames, {options['targets']} frames {options['spacing']} apart, centre crop",
+            "views": f"{self.draws} contexts of {length} frames, {options['targets']} frames {options['spacing']} apart, "
+            "centre crop",
             "items": f"{len(self.clips.samples)} videos",
         }
 

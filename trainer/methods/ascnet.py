@@ -21,7 +21,6 @@ from trainer.methods.parts import (
     check_normalised,
     embedding,
     projection_head,
-    remembered,
     unit,
     update_ema,
 )
@@ -109,8 +108,9 @@ class ASCNet(Method):
             speed = self._averaged("speed", self._similar(batch, appearance))
             everything, _ = distributed.gather(appearance)
             if self.training:
-                self.bank = remembered(self.bank, batch.video, unit(online["appearance"]))
-                self.filled = remembered(self.filled, batch.video, torch.ones_like(batch.video, dtype=torch.bool))
+                rows, _ = distributed.gather(batch.video)
+                entries, _ = distributed.gather(unit(online["appearance"]))
+                self.bank, self.filled = self.bank.index_copy(0, rows, entries), self.filled.index_fill(0, rows, True)
         losses = {
             name: distributed.mean((predicted[name] - target).square().sum(1))
             for name, target in (("appearance", appearance), ("speed", speed))

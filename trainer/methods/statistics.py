@@ -77,6 +77,11 @@ class Statistics(Method):
         self.columns = {part: learnt(part, options["patterns"], options["global_labels"]) for part in self.weights}
         sizes = label_sizes(shards.config["clip_length"])
         self.sizes = {part: tuple(sizes[part][i] for i in columns) for part, columns in self.columns.items()}
+        for part, columns in self.columns.items():  # buffers, or each step would wait for their upload
+            kinds = [KINDS[part][i] for i in columns]
+            of_kind = {kind: [i for i, name in enumerate(kinds) if name == kind] for kind in dict.fromkeys(kinds)}
+            for name, numbers in {"columns": columns, "sizes": self.sizes[part], **of_kind}.items():
+                self.register_buffer(f"{part}_{name}", torch.tensor(numbers), persistent=False)
         outputs = {part: sum(s) if self.targets == "classes" else len(s) for part, s in self.sizes.items()}
         self.hidden = options["hidden"]
         if self.hidden:
@@ -113,21 +118,21 @@ class Statistics(Method):
         features = last if self.hidden else last.mean((2, 3, 4))
         losses, metrics, hits, known, guess = {}, {}, [], [], []
         for part, sizes in self.sizes.items():
-            ids = batch.labels[part][:, self.columns[part]]
+            columns = self.get_buffer(f"{part}_columns")
+            ids = batch.labels[part].index_select(1, columns)
             valid = torch.ones_like(ids, dtype=torch.bool)
             if part == "motion":
-                valid = batch.labels["valid"][:, self.columns[part]] > 0
+                valid = batch.labels["valid"].index_select(1, columns) > 0
             outputs = self.heads[part](features).float()
             losses[part], predicted = part_loss(outputs, ids, valid, sizes, self.targets)
             hit = (predicted == ids).float()
             hits.append(hit)
             known.append(valid)
-            guess.append((1 / torch.tensor(sizes, device=ids.device)).expand(ids.shape))
+            guess.append((1 / self.get_buffer(f"{part}_sizes")).expand(ids.shape))
             metrics[f"{part}_loss"] = losses[part]
-            kinds = [KINDS[part][i] for i in self.columns[part]]
-            for kind in dict.fromkeys(kinds):
-                columns = [column for column, name in enumerate(kinds) if name == kind]
-                metrics[kind] = distributed.mean(hit[:, columns], valid[:, columns])
+            for kind in dict.fromkeys(KINDS[part][i] for i in self.columns[part]):
+                columns = self.get_buffer(f"{part}_{kind}")
+                metrics[kind] = distributed.mean(hit.index_select(1, columns), valid.index_select(1, columns))
         loss: Any = sum(self.weights[part] * value for part, value in losses.items())
         valid = torch.cat(known, 1)
         accuracy, chance = (distributed.mean(torch.cat(terms, 1), valid) for terms in (hits, guess))

@@ -103,7 +103,7 @@ def _curves(log: dict, held: dict) -> Markup:
         kinds.append(("dots", "held-out videos"))
     if any("chance" in name for name in log):
         kinds.append(("level", "guessing"))
-    out = [plots.legend(kinds), grid((_curve(name, log, held) for name in (*main, "lr", _RATE)), "small")]
+    out = [plots.legend(kinds), grid((curve(name, log, held) for name in (*main, "lr", _RATE)), "small")]
     if "clips_share" in log:  # there is a curriculum
         share = log["clips_share"]
         told = (
@@ -112,11 +112,12 @@ def _curves(log: dict, held: dict) -> Markup:
         out.append(paragraph(f"Curriculum: {told}"))
     others = [name for name in metrics if name not in main]
     if others:
-        out.append(details("More curves", grid((_curve(name, log, held) for name in others), "small")))
+        out.append(details("More curves", grid((curve(name, log, held) for name in others), "small")))
     return join([*out, details("Numbers by epoch", _by_epoch(log, held))])
 
 
-def _curve(name: str, log: dict, held: dict) -> Markup:
+def curve(name: str, log: dict, held: dict) -> Markup:
+    """Plot of a column of log.csv, beside what of it was held out and guessing; log, held: see read_log."""
     share = name.endswith("accuracy")
     scale, weights = 100 if share else 1, log["total_ms"] if name == _RATE else None
     x, mean, low, high = binned(log["step"], scale * log[name], weights)

@@ -1,0 +1,72 @@
+"""`vssl study`: methods side by side under equal conditions."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the study: runs, numbers, page.")
+@click.option(
+    "--plan", is_flag=True, help="Show the runs, what is there and about how long the others take; make none."
+)
+@click.option("--workers", default=1, type=click.IntRange(1), help="Runs at a time; they share the cores.")
+@click.option(
+    "--backend", default="joblib", type=click.Choice(["joblib", "dask"]), help="This machine, or a Dask cluster."
+)
+@click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask.")
+@click.option("--device", default="auto", help="cpu, cuda; auto: cuda where there is one.")
+@click.option("--latex", is_flag=True, help="Write table.tex, too.")
+def study(file, out, plan, workers, backend, scheduler, device, latex):
+    """Compare the rows of a study FILE (docs/studies.md) on its data sets.
+
+    Makes what is missing and writes OUT/study.json, table.md and index.html. The same command again goes on where it
+    stopped. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
+    """
+    if (backend == "dask") != (scheduler is not None):
+        raise click.UsageError(
+            f"--backend is {backend}, --scheduler {scheduler}; give both --backend dask and --scheduler"
+        )
+    from labelgen.flow import flow
+    from trainer.study.study import Machine, show_plan
+    from trainer.study.study import study as make
+
+    if plan:
+        click.echo("\n".join(show_plan(file, out, workers, device)))
+        return
+    content = make(file, out, Machine(workers, scheduler, device), label, flow, click.echo, latex)
+    click.echo((out / "table.md").read_text())
+    for own in content["failures"]:
+        click.echo(f"failed: {own['row']}: {own['what']}: {own['reason']}")
+    click.echo(out / "index.html")
+    if content["failures"]:
+        sys.exit(3)
+
+
+def label(given: dict, out: Path, workers: int) -> Path:
+    """Shards of a data set, as the study file says (dataset, root, label: fields of labelgen.config.Config)."""
+    from labelgen.config import Config
+    from labelgen.demo import render
+    from labelgen.errors import ConfigError
+    from labelgen.manifest import default_root, load
+    from labelgen.run import run
+
+    options: dict[str, Any] = {
+        name: tuple(map(str, value)) if name == "paces" else value for name, value in given["label"].items()
+    }
+    try:
+        config = Config(**options)
+    except TypeError as error:
+        raise ConfigError(f"label: {error}") from error
+    root = given["root"] and Path(given["root"])
+    if given["dataset"] == "demo":
+        root = root or default_root("demo")
+        render(root)
+    data = load(given["dataset"], root)
+    run(data, data.videos, out, config, workers, say=click.echo)
+    return out

@@ -1,0 +1,399 @@
+"""A study end to end, its file, its intervals and what it never makes twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from cli.main import main
+from cli.study import label
+from labelgen.errors import ConfigError, VsslError
+from tests.labelgen.synthetic import write_video
+from tests.trainer.pages import Page
+from tests.trainer.planted import write_colored
+from trainer import data
+from trainer.errors import TrainerError
+from trainer.study import bootstrap, file, jobs, measures, planning, sources
+from trainer.study.study import Machine, show_plan
+from trainer.study.study import study as make_study
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "about": "Tiny <b> & quick",
+    "seeds": [0, 1],
+    "clips": 24,
+    "settings": {"width": 0.05, "batch_size": 8, "jitter": "none"},
+    "data": {"colors": {"shards": "colors"}},
+    "rows": {"turns <i>": {"method": "rotation"}},
+    "measures": [{"protocol": "retrieval", "pooling": "mean"}],
+    "baselines": [],
+}
+
+
+def write_study(folder, **changes) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(SMALL | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory):
+    """A folder with one shard of 16 videos in 4 classes, 4 of them tested."""
+    folder = tmp_path_factory.mktemp("study")
+    write_colored(folder / "colors" / "00000.h5", 16, 24, split=[[1]] * 12 + [[3]] * 4)
+    return folder
+
+
+def command(path, out):
+    """The command line as a process of its own."""
+    line = [sys.executable, "-m", "cli.main", "study", str(path), "--out", str(out), "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    options = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+    return subprocess.Popen(line, env=environment, cwd=ROOT, **options)
+
+
+def execute_here(job, root, threads, functions):
+    """jobs.execute in this process, which is quicker."""
+    try:
+        jobs.work(job, root, functions)
+    except VsslError as error:
+        return job, str(error)
+    return job, ""
+
+
+# ---- intervals, by hand
+
+
+def test_one_seed_and_equal_scores_leave_no_spread_but_wilsons():
+    found = bootstrap.interval(np.ones((1, 5)), np.arange(5))
+    assert found["value"] == 100
+    # Wilson's lower end of 5 of 5: n / (n + z^2)
+    assert found["low"] == pytest.approx(100 * 5 / (5 + 1.96**2)) and found["high"] == 100
+
+
+def test_the_mean_of_two_videos_has_three_outcomes():
+    # right, wrong: a resample draws both (1/2), twice the right one (1/4) or twice the wrong one (1/4)
+    found = bootstrap.interval(np.array([[1.0, 0.0]]), np.array(["a", "b"]))
+    assert found == {"value": 50, "low": 0, "high": 100}
+
+
+def test_seeds_are_drawn_too():
+    # every video alike, so that all spread is of the seeds: 0, 50 or 100
+    found = bootstrap.interval(np.array([[1.0] * 6, [0.0] * 6]), np.arange(6))
+    assert found == {"value": 50, "low": 0, "high": 100}
+
+
+def test_videos_are_the_same_for_all_seeds_of_a_resample():
+    # ten equal seeds say no more than one of them: groups drawn for each seed anew would narrow the interval
+    one = np.random.default_rng(0).integers(0, 2, (1, 40)).astype(float)
+    narrow, wide = (bootstrap.interval(np.repeat(one, n, 0), np.arange(40)) for n in (10, 1))
+    assert narrow["high"] - narrow["low"] == pytest.approx(wide["high"] - wide["low"], abs=3)
+    assert wide["high"] - wide["low"] == pytest.approx(
+        200 * 1.96 * (one.mean() * (1 - one.mean()) / 40) ** 0.5 / 1, abs=4
+    )
+
+
+def test_whole_groups_are_drawn():
+    # two groups, all right and all wrong: as two videos, however many there are
+    scores = np.array([[1.0] * 30 + [0.0] * 30])
+    assert bootstrap.interval(scores, np.repeat(["a", "b"], 30))["low"] == 0
+    assert bootstrap.interval(scores, np.arange(60))["low"] > 35
+
+
+def test_groups_weigh_by_their_videos():
+    # a: 3 videos right; b: 1 wrong; the resamples are 3/4, 3/3 and 0/1
+    means = bootstrap._means(np.array([[1.0, 1.0, 1.0, 0.0]]), np.array(["a", "a", "a", "b"]))
+    assert set(means.tolist()) == {75.0, 100.0, 0.0}
+
+
+def test_a_paired_difference_knows_that_videos_are_easy_or_hard():
+    hard = np.array([[1.0] * 10 + [0.0] * 10] * 2)
+    better = hard.copy()
+    better[:, 10:12] = 1
+    found = bootstrap.difference(better, hard, np.arange(20))
+    assert found["value"] == pytest.approx(10) and found["low"] >= 0 and found["high"] <= 25
+    unpaired = bootstrap.interval(better, np.arange(20))
+    assert found["high"] - found["low"] < unpaired["high"] - unpaired["low"]
+    assert bootstrap.difference(hard, hard, np.arange(20)) == {"value": 0, "low": 0, "high": 0}
+
+
+# ---- the file
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"rowz": {}}, "unknown 'rowz'"),
+        ({"rows": {}}, "it names no rows"),
+        ({"rows": {"a": {"method": "magic"}}}, "unknown method 'magic'"),
+        ({"rows": {"a": {"method": "pace", "epochs": 3}}}, "unknown 'epochs'"),
+        ({"rows": {"a": {"method": "recognition"}}}, "recognition learns labels"),
+        ({"rows": {"a": {"method": "pace", "lr": [0.1, 0.2]}}}, "several values of lr need a holdout"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1]"),
+        ({"clips": 0}, "clips is 0"),
+        ({"data": {"a": {}}}, "expected either shards"),
+        ({"data": {"a": {"shards": "x", "test": 0.2, "folds": 3}}}, "exclude each other"),
+        ({"data": {"a": {"shards": "x", "test": 1.5}}}, "expected a share between 0 and 1"),
+        ({"measures": [{"protocol": "magic"}]}, "protocol is 'magic'"),
+        ({"measures": [{"protocol": "knn", "k": 0}]}, "k is 0, expected a whole number"),
+        ({"measures": [{"protocol": "linear", "tested_on": ["other"]}]}, "there is no data set 'other'"),
+        ({"measures": [{"protocol": "linear", "labels": [0]}]}, "labels is 0"),
+        ({"measures": [{"protocol": "finetune"}]}, "clips is None"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_file_named(tmp_path, changes, words):
+    path = write_study(tmp_path, **changes)
+    with pytest.raises(TrainerError) as error:
+        file.read(path)
+    assert str(path) in str(error.value) and words in str(error.value)
+
+
+def test_a_file_extends_another(tmp_path):
+    write_study(tmp_path)
+    other = tmp_path / "large.yaml"
+    other.write_text("extends: study.yaml\nclips: 100\nsettings: {width: 0.5}\n")
+    study = file.read(other)
+    row = study.rows["turns <i>"]
+    assert row.clips == 100 and row.network == ("r3d10", 0.5) and row.candidates[0].batch_size == 8
+
+
+def test_references_are_added_for_every_network(tmp_path):
+    rows = {"a": {"method": "pace"}, "b": {"method": "tce", "backbone": "resnet18"}}
+    measure = [{"protocol": "finetune", "clips": 9}, {"protocol": "knn"}]
+    study = file.read(write_study(tmp_path, rows=rows, measures=measure, baselines=["supervised", "flow"]))
+    kinds = [row.kind for row in study.rows.values()]
+    assert kinds == ["method"] * 2 + [file.RANDOM, file.SUPERVISED] * 2 + [file.FLOW]
+
+
+def test_a_sweep_has_a_candidate_for_every_combination(tmp_path):
+    row = {"method": "pace", "holdout": 0.2, "lr": [0.1, 0.2], "weight_decay": [0, 1.0, 2.0]}
+    study = file.read(write_study(tmp_path, rows={"a": row}))
+    assert len(study.rows["a"].candidates) == 6
+    assert study.rows["a"].tried[5] == {"lr": 0.2, "weight_decay": 2.0}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_study_files_of_the_repository_are_whole(path):
+    study = file.read(path)
+    assert len(study.seeds) >= 3 and study.rows
+
+
+# ---- data sets
+
+
+def source(colors, tmp_path, few=(), **given):
+    study = file.read(write_study(colors, data={"colors": {"shards": "colors"} | given}))
+    return sources.prepare(study.data["colors"], colors / "colors", tmp_path / "data", (0, 1), few)
+
+
+def test_shards_with_a_test_part_are_used_as_they_are(colors, tmp_path):
+    found = source(colors, tmp_path)
+    assert found.folder == colors / "colors" and found.splits == ("split1",)
+    assert not (tmp_path / "data").exists()
+
+
+def test_folds_test_every_video_once_and_are_drawn_alike(colors, tmp_path):
+    found = source(colors, tmp_path, folds=4)
+    tested = np.sum([found.opened("", split).part == data.TEST for split in found.splits], axis=0)
+    assert (tested == 1).all() and found.splits == ("1", "2", "3", "4")
+    assert found.identity == source(colors, tmp_path / "again", folds=4).identity
+    assert found.opened("", "2").readers[0].jpeg_sha256() == data.Shards(colors / "colors").readers[0].jpeg_sha256()
+
+
+def test_a_share_is_tested_where_there_is_no_split(colors, tmp_path):
+    found = source(colors, tmp_path, test=0.25)
+    assert found.splits == ("1",) and np.bincount(found.opened("", "1").part).tolist() == [0, 12, 0, 4]
+
+
+def test_few_labels_are_drawn_from_the_training_part_by_seed(colors, tmp_path):
+    found = source(colors, tmp_path, few=(2, 9))
+    names = found.opened("", "split1").readers[0].splits
+    assert names == ("split1", "split1, 2 per class, seed 0", "split1, 2 per class, seed 1")  # no class has nine
+    first, second = (found.opened("", name) for name in names[1:])
+    assert first.trains.sum() == 8 and np.bincount(first.targets[first.trains]).tolist() == [2] * 4
+    assert (first.trains != second.trains).any() and not (first.trains & (first.part == data.TEST)).any()
+    assert ((first.part == data.TEST) == (data.Shards(colors / "colors").part == data.TEST)).all()
+
+
+def test_targets_are_read_from_a_table(colors, tmp_path):
+    ids = data.Shards(colors / "colors").text("videos/id")
+    table = "name,odd\n" + "".join(f"{name},{'odd' if i % 2 else 'even'}\n" for i, name in enumerate(ids))
+    (colors / "labels.csv").write_text(table)
+    found = source(colors, tmp_path, targets={"parity": {"csv": "labels.csv", "video": "name", "column": "odd"}})
+    assert found.opened("parity", "split1").classes == ["even", "odd"]
+    assert found.identity == source(colors, tmp_path).identity  # pretraining does not depend on labels
+
+
+def test_all_videos_may_be_pretrained_on(colors, tmp_path):
+    found = source(colors, tmp_path, pretraining="all")
+    assert found.opened("", found.pretraining("split1")).trains.all()
+
+
+def test_a_study_labels_its_own_videos(tmp_path):
+    for name in "ab":
+        write_video(tmp_path / "videos" / name / "1.avi", 20)
+    options = {"height": 40, "width": 48, "crop": 32, "rows": 2, "paces": [1, 2], "flow": "dis"}
+    given = {"dataset": "folder", "root": str(tmp_path / "videos"), "label": options}
+    assert data.Shards(label(given, tmp_path / "shards", 1)).classes == ["a", "b"]
+    with pytest.raises(ConfigError, match="label: .*magic"):
+        label(given | {"label": {"magic": 1}}, tmp_path / "shards", 1)
+
+
+# ---- what is measured
+
+
+def test_flow_histogram_finds_direction_place_time_and_speed():
+    frames = np.zeros((5, 32, 32, 3), np.uint8)
+    fields = iter([(2.0, 0.0), (2.0, 0.0), (0.0, 0.5), (0.0, 0.5)])
+
+    def flow(first, second):
+        field = np.zeros((32, 32, 2), np.float32)
+        field[:8, 24:] = next(fields)  # the cell of the upper right corner
+        return field
+
+    histogram = measures.flow_histogram(frames, flow).reshape(5, 4, 4, 12)
+    assert (histogram**2).sum((1, 2, 3)) == pytest.approx([1] * 5)
+    # of a quarter: 64 pixels of the cell move by 2 pixels, those of the 15 others do not
+    whole = 64 * 2 + 64 + 15 * 64
+    corner, elsewhere = histogram[:, 0, 3] ** 2, histogram[:, 2, 1] ** 2
+    assert corner[1] == pytest.approx([128 / whole, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64 / whole, 0])  # to the right
+    assert elsewhere[1] == pytest.approx([0] * 8 + [64 / whole, 0, 0, 0])
+    whole = 64 / 2 + 16 * 64
+    assert corner[4] == pytest.approx(
+        [0, 0, 0, 0, 0, 0, 32 / whole, 0, 0, 64 / whole, 0, 0]
+    )  # v is down: three quarters
+    whole = 2 * (64 * 2 + 64 / 2) + 4 * 16 * 64
+    assert corner[0][[0, 6]] == pytest.approx([2 * 128 / whole, 2 * 32 / whole])  # all of the video
+
+
+def test_smoothness_counts_triples_in_order():
+    angles = np.deg2rad([0, 10, 20, 30])
+    line = np.stack([np.cos(angles), np.sin(angles)], 1)
+    assert measures._ordered(line) == 1
+    assert measures._ordered(line[[0, 3, 1]]) == 0  # one triple, whose third is nearer
+    assert measures._ordered(np.repeat(line[:1], 5, 0)) == 0.5
+
+
+def test_code_is_known_by_what_it_does(tmp_path):
+    first, second, third = (tmp_path / name for name in "abc")
+    first.write_text('"""Words."""\ndef f():\n    """More."""\n    return 1\n')
+    second.write_text('"""Other words."""\n\ndef f():\n    """Others."""\n    return 1  # one\n')
+    third.write_text('"""Words."""\ndef f():\n    """More."""\n    return 2\n')
+    assert jobs._bare(first) == jobs._bare(second) != jobs._bare(third)
+
+
+def test_all_code_that_training_and_measuring_run_is_known():
+    script = (
+        "import sys, pkgutil, trainer.training\n"
+        "from trainer.study import measures; from trainer.methods import METHODS; from trainer.backbones import BACKBONES\n"
+        "for name in (*METHODS.values(), *BACKBONES.values()): pkgutil.resolve_name(name)\n"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('trainer.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    used = {Path(name) for name in done.stdout.split()}
+    known = set()
+    for name in jobs._MEASURING:
+        path = jobs._PACKAGE / name
+        known |= set(path.rglob("*.py")) | {path}
+    assert {path.name for path in used - known} <= {"errors.py", "file.py", "__init__.py"}
+
+
+def test_identities_follow_what_determines_a_run(colors, tmp_path):
+    def ids(**changes):
+        study = file.read(write_study(colors, **changes))
+        found = {name: sources.prepare(own, own.shards, tmp_path, study.seeds, ()) for name, own in study.data.items()}
+        planned = planning.plan(study, found, jobs.Store(tmp_path), "cpu", {})
+        return {id for id, job in planned.jobs.items() if job.kind == "train"}, set(planned.numbers.values())
+
+    runs, numbers = ids()
+    assert len(runs) == 2 and len(numbers) == 4  # two seeds, of the method and of random weights
+    assert ids(about="other words") == (runs, numbers)
+    assert ids(settings=SMALL["settings"] | {"workers": 3, "log_every": 5}) == (runs, numbers)
+    assert ids(seeds=[1, 0, 2])[0] > runs
+    assert not ids(settings=SMALL["settings"] | {"lr": 0.5})[0] & runs
+    other = ids(measures=[{"protocol": "retrieval", "pooling": "max"}])
+    assert other[0] == runs and not other[1] & numbers
+
+
+# ---- end to end
+
+
+def test_a_killed_study_goes_on_to_the_same_numbers_and_makes_nothing_twice(colors, tmp_path, monkeypatch):
+    rows = {"turns <i>": {"method": "rotation"}, "breaks": {"method": "rotation", "lr": 1e18}}
+    path = write_study(colors, rows=rows, seeds=[0], clips=96)
+    killed = command(path, tmp_path / "a")
+    end = time.monotonic() + 300
+    while not [*(tmp_path / "a" / "runs").glob("*/run/checkpoints/0*")]:
+        assert killed.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+
+    monkeypatch.setattr(jobs, "execute", execute_here)
+    line = ["study", str(path), "--device", "cpu", "--out"]
+    again = CliRunner().invoke(main, [*line, str(tmp_path / "a")])
+    assert again.exit_code == 3 and "breaks" in again.output and "not finite" in again.output, again.output
+    CliRunner().invoke(main, [*line, str(tmp_path / "b")])
+    text = (tmp_path / "a" / "study.json").read_bytes()
+    assert text == (tmp_path / "b" / "study.json").read_bytes().replace(b"/b/", b"/a/")
+    content = json.loads(text)
+    assert {entry["row"] for entry in content["numbers"]} == {"turns <i>", "random weights"}
+    assert [own["row"] for own in content["failures"]] == ["breaks", "breaks"]
+    page = Page((tmp_path / "a" / "index.html").read_text())
+    assert "turns <i>" in page.text and not page.all("i", "script") and "Tiny <b> & quick" in page.text
+    assert "turns <i>" in (tmp_path / "a" / "table.md").read_text()
+
+    made = {own: own.stat().st_mtime_ns for own in (tmp_path / "a").glob("r*s/**/*.json")}
+    path = write_study(colors, seeds=[0], clips=96)
+    content = make_study(path, tmp_path / "a", Machine(device="cpu"), None, None, say=print, latex=True)
+    assert not content["failures"]
+    assert made == {own: own.stat().st_mtime_ns for own in (tmp_path / "a").glob("r*s/**/*.json")}
+    assert r"\toprule" in (tmp_path / "a" / "table.tex").read_text()
+    assert show_plan(path, tmp_path / "a", 1, "cpu")[-1].startswith("3 of 3 runs are there")
+
+
+def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "execute", execute_here)
+    protocols = [{"protocol": "linear", "labels": [1, 50]}, {"protocol": "knn", "k": 2}, {"protocol": "smoothness"}]
+    protocols += [{"protocol": "finetune", "labels": [1], "clips": 4, "settings": {"batch_size": 4}}]
+    path = write_study(colors, seeds=[0], measures=protocols, baselines=["supervised", "flow"])
+
+    def still(first, second):
+        return np.zeros((*first.shape, 2), np.float32)
+
+    content = make_study(path, tmp_path / "out", Machine(device="cpu"), None, still, say=print)
+    measured = [measure["measure"] for measure in content["columns"]]
+    found = {(entry["row"], measured[entry["column"]]): entry for entry in content["numbers"]}
+    frozen = ["linear probe, conv5, max, 1 per class", "2-NN, conv5, max"]
+    rows = {"turns <i>": 4, "random weights": 4, "supervised": 1, "flow histogram": 2}
+    assert {row: sum(row == own for own, _ in found) for row in rows} == rows and not content["failures"]
+    assert all((row, measure) in found for row in ("turns <i>", "flow histogram") for measure in frozen)
+    assert all(entry["videos"] == 4 and 0 <= entry["low"] <= entry["high"] <= 100 for entry in found.values())
+    assert found["random weights", frozen[0]]["value"] == 100  # a colour is seen by any weights
+    assert ["fewer than 50" in absent["reason"] for absent in content["absent"]] == [True]
+
+
+def test_a_cluster_makes_runs_one_per_gpu(colors, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    study = file.read(write_study(colors, seeds=[0]))
+    found = {"colors": sources.prepare(study.data["colors"], colors / "colors", tmp_path, (0,), ())}
+    planned = planning.plan(study, found, jobs.Store(tmp_path), "cpu", {})
+    job = next(job for job in planned.jobs.values() if job.kind == "train")
+    lost = replace(job, id="lost", how=job.how | {"shards": str(tmp_path / "none")})
+    with distributed.LocalCluster(
+        1, threads_per_worker=1, dashboard_address=None, processes=False, resources={"GPU": 1}
+    ) as cluster:
+        made = dict(jobs.make([job, lost], tmp_path, 1, cluster.scheduler_address, "auto", {}))
+    assert made[job] == "" and jobs.Store(tmp_path).done(job)
+    assert "no such folder of shards" in made[lost]
+    with pytest.raises(TrainerError, match="no Dask scheduler answers there"):
+        next(jobs.make([job], tmp_path, 1, "nowhere", "cpu", {}))

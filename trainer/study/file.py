@@ -1,0 +1,304 @@
+"""The study file: data sets, rows and measures, checked where it is read. docs/studies.md describes it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.errors import TrainerError
+from trainer.recipes import recipe
+from trainer.settings import Settings, over, resolve
+
+RANDOM, SUPERVISED, FLOW = "random weights", "supervised", "flow histogram"
+PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "finetune")
+ALL = "all"
+_POOLINGS = ("max", "mean")
+_FINETUNE: dict[str, Any] = {"holdout": 0.0, "jitter": "none", "schedule": "cosine", "optimizer": "adamw", "lr": 1e-3}
+_KEYS = {"about", "extends", "data", "rows", "measures", "seeds", "clips", "settings", "baselines"}
+_OF_DATA = {"shards", "dataset", "root", "label", "split", "test", "folds", "pretraining", "targets", "resample"}
+_OF_MEASURE = {
+    "protocol",
+    "stage",
+    "pooling",
+    "k",
+    "labels",
+    "clips",
+    "settings",
+    "tested_on",
+    "targets",
+    "pretrained_on",
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set.
+
+    shards: folder that labelgen wrote, or None where it is labelled by the study: dataset, root, label (options)
+    split: official splits by name ("all": each), or test: the share of the groups that is tested, or folds: how many
+    pretraining: "train" (of each split apart) or "all" videos, once
+    targets: labels by name, {csv, video, column}; none: the shards' own
+    resample: "group" or "video", what the bootstrap draws
+    """
+
+    name: str
+    shards: Path | None
+    labelling: dict | None
+    split: str | list | None
+    test: float | None
+    folds: int | None
+    pretraining: str
+    targets: dict[str, dict]
+    resample: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is compared: candidates are its settings, several where a list of values is tried; clips: the budget that
+    pretraining sees; kind: method, or RANDOM, SUPERVISED, FLOW."""
+
+    name: str
+    kind: str
+    candidates: tuple[Settings, ...] = ()
+    tried: tuple[dict, ...] = ()
+    clips: int = 0
+
+    @property
+    def network(self) -> tuple[str, float]:
+        """Backbone and width."""
+        own = asdict(resolve(self.candidates[0]))
+        return own["backbone"], own["width"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a network on a data set; labels: per class that a classifier learns from, or "all"."""
+
+    protocol: str
+    stage: str = ""
+    pooling: str = ""
+    k: int = 0
+    labels: int | str = ALL
+    clips: int = 0
+    settings: Settings | None = None
+    on: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()  # none: all that a data set has
+    pretrained_on: str | tuple[str, ...] = "itself"
+
+    @property
+    def title(self) -> str:
+        """Words for a column."""
+        names = {"linear": "linear probe", "knn": f"{self.k}-NN", "retrieval": f"retrieval top-{self.k}"}
+        few = f"{self.labels} per class" if self.labels != ALL else ""
+        return ", ".join(filter(None, (names.get(self.protocol, self.protocol), self.stage, self.pooling, few)))
+
+    @property
+    def what(self) -> dict:
+        """What of it determines a number."""
+        own = {name: getattr(self, name) for name in ("protocol", "stage", "pooling", "k", "labels", "clips")}
+        return own | {"settings": asdict(self.settings) if self.settings else None}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, read and checked; content: what it says, after `extends`."""
+
+    path: Path
+    about: str
+    content: dict
+    seeds: tuple[int, ...]
+    data: dict[str, Data]
+    rows: dict[str, Row]
+    measures: tuple[Measure, ...]
+
+
+def read(path: str | Path) -> Study:
+    """The study of a file. Raises TrainerError for unknown keys and values that make no sense."""
+    path = Path(path)
+    try:
+        return _study(path, _content(path))
+    except TrainerError as error:
+        raise TrainerError(str(error) if str(error).startswith(f"{path}:") else f"{path}: {error}") from error
+
+
+def _content(path: Path) -> dict:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainerError(f"{path}: cannot be read ({error})") from error
+    _known("the file", content, _KEYS)
+    if "extends" in content:
+        content = _merged(_content(path.parent / content.pop("extends")), content)
+    return content
+
+
+def _merged(base: dict, changes: dict) -> dict:
+    """Nested mappings joined, values of `changes` in the place of those of `base`."""
+    both = {k: _merged(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return base | changes | both
+
+
+def _study(path: Path, content: dict) -> Study:
+    for key in ("data", "rows", "measures"):
+        if not content.get(key):
+            raise TrainerError(f"it names no {key}")
+    _known("data", content["data"])
+    _known("rows", content["rows"])
+    seeds = _numbers("seeds", content.get("seeds", [0, 1, 2]))
+    data = {name: _data(path.parent, name, given) for name, given in content["data"].items()}
+    common = _settings("settings", content.get("settings", {}))
+    rows = {name: _row(name, given or {}, common, content.get("clips")) for name, given in content["rows"].items()}
+    measures = tuple(m for given in content["measures"] for m in _measures(given, data))
+    baselines = content.get("baselines", ["supervised", "flow"])
+    if unknown := set(baselines) - {"supervised", "flow"}:
+        raise TrainerError(f"baselines: unknown {', '.join(sorted(unknown))}, expected supervised, flow")
+    networks = dict.fromkeys(row.network for row in rows.values())
+    tuned = any(m.protocol == "finetune" for m in measures)
+    most = max(row.clips for row in rows.values())
+    for backbone, width in networks:
+        of = f", {backbone} x {width:g}" if len(networks) > 1 else ""
+        bare = (Settings(backbone=backbone, width=width),)
+        rows[RANDOM + of] = Row(RANDOM + of, RANDOM, bare)
+        if "supervised" in baselines and tuned:
+            rows[SUPERVISED + of] = Row(SUPERVISED + of, SUPERVISED, bare, clips=most)
+    if "flow" in baselines and any(m.protocol in ("linear", "knn", "retrieval") for m in measures):
+        rows[FLOW] = Row(FLOW, FLOW)
+    return Study(path, str(content.get("about", "")), content, seeds, data, rows, measures)
+
+
+def _known(where: str, given: object, known: set[str] | None = None) -> None:
+    if not isinstance(given, dict):
+        raise TrainerError(f"{where} is {given!r:.60}, expected a mapping")
+    if known and (unknown := given.keys() - known):
+        words = ", ".join(map(repr, sorted(map(str, unknown))))
+        raise TrainerError(f"{where}: unknown {words}; known: {', '.join(sorted(known))}")
+
+
+def _numbers(where: str, given: object) -> tuple[int, ...]:
+    whole = isinstance(given, list) and all(type(n) is int and n >= 0 for n in given)
+    if not isinstance(given, list) or not given or not whole or len(set(given)) < len(given):
+        raise TrainerError(f"{where} is {given!r}, expected a list of different whole numbers")
+    return tuple(given)
+
+
+def _count(where: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise TrainerError(f"{where} is {value!r}, expected a whole number, 1 or more")
+    return value
+
+
+def _data(folder: Path, name: str, given: dict) -> Data:
+    where = f"data: {name}"
+    _known(where, given, _OF_DATA)
+    if ("shards" in given) == ("dataset" in given):
+        raise TrainerError(f"{where}: expected either shards, a folder, or dataset, root and label, how to make them")
+    if sum(key in given for key in ("split", "test", "folds")) > 1:
+        raise TrainerError(f"{where}: split, test and folds exclude each other")
+    if not 0 < given.get("test", 0.5) < 1:
+        raise TrainerError(f"{where}: test is {given['test']}, expected a share between 0 and 1")
+    if given.get("folds", 2) < 2:
+        raise TrainerError(f"{where}: folds is {given['folds']}, expected 2 or more")
+    for key, known in (("pretraining", ("train", "all")), ("resample", ("video", "group"))):
+        if given.get(key, known[0]) not in known:
+            raise TrainerError(f"{where}: {key} is {given[key]!r}, expected one of: {', '.join(known)}")
+    targets = {}
+    for target, source in given.get("targets", {}).items():
+        _known(f"{where}: targets: {target}", source, {"csv", "video", "column"})
+        if len(source) < 3:
+            raise TrainerError(f"{where}: targets: {target}: expected csv, video and column")
+        targets[target] = source | {"csv": _path(folder, source["csv"])}
+    labelling = None
+    if "dataset" in given:
+        manifest = given["dataset"]
+        labelling = {"dataset": _path(folder, manifest) if manifest.endswith((".yaml", ".yml")) else manifest}
+        labelling |= {"root": _path(folder, given["root"]) if "root" in given else None}
+        labelling |= {"label": given.get("label", {})}
+    return Data(
+        name,
+        Path(_path(folder, given["shards"])) if "shards" in given else None,
+        labelling,
+        given.get("split"),
+        given.get("test"),
+        given.get("folds"),
+        given.get("pretraining", "train"),
+        targets,
+        given.get("resample", "video"),
+    )
+
+
+def _path(folder: Path, given: str) -> str:
+    """A path of the file made absolute, from the file's folder; variables of the environment, $VSSL_DATA, are filled in."""
+    return os.path.abspath(folder / Path(os.path.expandvars(given)).expanduser())
+
+
+def _settings(where: str, given: dict) -> Settings:
+    names = {field.name for field in fields(Settings)} - {"seed", "split", "epochs"}
+    _known(where, given, names)
+    return Settings(**given)
+
+
+def _row(name: str, given: dict, common: Settings, clips: int | None) -> Row:
+    where = f"rows: {name}"
+    own = {key: value for key, value in given.items() if key not in ("recipe", "clips")}
+    swept = {key: value for key, value in own.items() if isinstance(value, list) and key != "weights"}
+    base = over(recipe(given["recipe"])[0], common) if "recipe" in given else common
+    found, tried = [], []
+    for values in itertools.product(*swept.values()):
+        chosen = dict(zip(swept, values, strict=True))
+        settings = over(base, _settings(where, own | chosen))
+        resolved = resolve(settings)
+        if "recognition" in resolved.methods:
+            raise TrainerError(f"{where}: recognition learns labels; the row {SUPERVISED!r} is made by itself")
+        if swept and not resolved.holdout:
+            raise TrainerError(f"{where}: several values of {', '.join(swept)} need a holdout to choose by")
+        found.append(settings)
+        tried.append(chosen)
+    return Row(name, "method", tuple(found), tuple(tried), _count(f"{where}: clips", given.get("clips", clips)))
+
+
+def _measures(given: dict, data: dict[str, Data]) -> list[Measure]:
+    _known("measures", given, _OF_MEASURE)
+    protocol = given.get("protocol")
+    if protocol not in PROTOCOLS:
+        raise TrainerError(f"measures: protocol is {protocol!r}, expected one of: {', '.join(PROTOCOLS)}")
+    where = f"measures: {protocol}"
+    on = tuple(given.get("tested_on", data))
+    pretrained = given.get("pretrained_on", "itself")
+    pretrained = tuple(pretrained) if isinstance(pretrained, list) else pretrained
+    for name in (*on, *(pretrained if isinstance(pretrained, tuple) else ())):
+        if name not in data:
+            raise TrainerError(f"{where}: there is no data set {name!r}")
+    if isinstance(pretrained, str) and pretrained not in ("itself", ALL):
+        raise TrainerError(f"{where}: pretrained_on is {pretrained!r}, expected itself, all or a list of data sets")
+    targets = tuple(given.get("targets", ()))
+    if unknown := set(targets) - {name for own in on for name in data[own].targets}:
+        raise TrainerError(f"{where}: there is no target {', '.join(sorted(unknown))} in {', '.join(on)}")
+    common = {"protocol": protocol, "on": on, "targets": targets, "pretrained_on": pretrained}
+    labels = given.get("labels", [ALL])
+    if protocol == "finetune":
+        clips = _count(f"{where}: clips", given.get("clips"))
+        settings = over(Settings(**_FINETUNE), _settings(f"{where}: settings", given.get("settings", {})))
+        resolve(over(settings, Settings(method="recognition")))
+        return [Measure(labels=_labels(where, n), clips=clips, settings=settings, **common) for n in labels]
+    pooling = given.get("pooling", "mean" if protocol == "smoothness" else "max")
+    if pooling not in _POOLINGS:
+        raise TrainerError(f"{where}: pooling is {pooling!r}, expected one of: {', '.join(_POOLINGS)}")
+    stages = given.get("stage", "conv5")
+    stages = stages if isinstance(stages, list) else [stages]
+    if protocol == "smoothness":
+        return [Measure(stage=stage, pooling=pooling, **common) for stage in stages]
+    k = 0 if protocol == "linear" else _count(f"{where}: k", given.get("k", 5 if protocol == "knn" else 1))
+    return [
+        Measure(stage=stage, pooling=pooling, k=k, labels=_labels(where, n), **common)
+        for n in labels
+        for stage in stages
+    ]
+
+
+def _labels(where: str, value: object) -> int | str:
+    return value if value == ALL else _count(f"{where}: labels", value)

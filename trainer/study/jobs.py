@@ -1,0 +1,284 @@
+"""The runs of a study: what identifies each, which are still to be made, and one process for each of them."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import functools
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+
+from labelgen.errors import VsslError
+from labelgen.files import write_json, write_text
+from trainer.errors import TrainerError
+from trainer.settings import Settings, resolve
+
+_PACKAGE = Path(__file__).parents[1]
+_TRAINING = (
+    *("training", "data", "methods", "backbones"),
+    *("network.py", "augment.py", "settings.py", "options.py", "distributed.py"),
+)
+_MEASURING = (*_TRAINING, "checkpoint.py", "evaluate", "study/measures.py", "study/sources.py")
+_FREE = ("compile", "workers", "device", "checkpoint_every", "log_every")  # settings that change no weight
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process.
+
+    id: hash of all that determines what it makes; makes: ids of the results, none for training; how: what it is called
+    with, paths and all; needs: ids of the trainings before it; row, told: for the reader; cost: name of like jobs and the
+    number of clips, for the estimate
+    """
+
+    kind: str
+    id: str
+    makes: tuple[str, ...]
+    how: dict = field(hash=False, compare=False)
+    needs: tuple[str, ...]
+    row: str
+    told: str
+    cost: tuple[str, float]
+
+
+def identity(**what) -> str:
+    """Hash of everything that determines a run or a result."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def determining(settings: Settings) -> dict:
+    """The settings that change weights, with all defaults."""
+    return {name: value for name, value in asdict(resolve(settings)).items() if name not in _FREE}
+
+
+@functools.cache
+def code(kind: str) -> list[str]:
+    """Versions of vssl and torch, and a hash of the source, without comments and docstrings, that training or measuring
+    runs: a change there makes new runs."""
+    digest = hashlib.sha256()
+    for name in _TRAINING if kind == "train" else _MEASURING:
+        path = _PACKAGE / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(_bare(file).encode())
+    return [*(metadata.version(name) for name in ("torch", "numpy")), digest.hexdigest()[:16]]
+
+
+def _bare(file: Path) -> str:
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node) is not None:
+                node.body.pop(0)
+    return ast.dump(tree)
+
+
+class Store:
+    """The folder of a study: runs/ID/ of trainings, results/ID.json, logs/ID.txt."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def run(self, id: str) -> Path:
+        """Folder of a training."""
+        return self.root / "runs" / id
+
+    def result(self, id: str) -> dict:
+        """What was stored of a result or, of a training, of how it was made."""
+        path = self.run(id) / "done.json" if self.run(id).is_dir() else self.root / "results" / f"{id}.json"
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise TrainerError(f"{path}: damaged ({error}); delete it, and it is made again") from error
+
+    def has(self, id: str) -> bool:
+        """Whether a training or a result is there and whole."""
+        return (self.run(id) / "done.json").exists() or (self.root / "results" / f"{id}.json").exists()
+
+    def done(self, job: Job) -> bool:
+        """Whether all that a job makes is there."""
+        return all(map(self.has, job.makes or (job.id,)))
+
+
+def execute(job: Job, root: Path, threads: int, functions: dict[str, Callable]) -> tuple[Job, str]:
+    """Make a job in a process of its own; "" or why it failed. What it prints is in logs/ID.txt."""
+    log = root / "logs" / f"{job.id}.txt"
+    log.parent.mkdir(exist_ok=True)
+    answer = root / "logs" / f"{job.id}.error"
+    answer.unlink(missing_ok=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
+    command = [sys.executable, "-c", f"from trainer.study.jobs import child; child({os.getpid()})"]
+    with open(log, "ab") as file:
+        done = subprocess.run(
+            command, input=pickle.dumps((job, root, functions)), env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
+    if done.returncode == 0:
+        return job, ""
+    if answer.exists():
+        return job, answer.read_text()
+    how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return job, f"its process ended with {how}: {lines[-1] if lines else 'it said nothing'}; see {log}"
+
+
+def child(parent: int) -> None:
+    """The other side of `execute`; ends with its parent."""
+    job, root, functions = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        work(job, root, functions)
+    except VsslError as error:
+        write_text(root / "logs" / f"{job.id}.error", str(error))
+        sys.exit(1)
+
+
+def work(job: Job, root: Path, functions: dict[str, Callable]) -> None:
+    """Make a job here, and store what it makes. Raises VsslError."""
+    begin = time.perf_counter()
+    made = _WORK[job.kind](job, Store(root), functions)
+    seconds = (time.perf_counter() - begin) / max(1, len(made))
+    for id, content in made.items():
+        path = Store(root).run(id) / "done.json" if job.kind == "train" else root / "results" / f"{id}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            path, {"seconds": round(seconds, 2), "cost": job.cost[0], "clips": job.cost[1] / len(made)} | content
+        )
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _train(job: Job, store: Store, functions: dict) -> dict[str, dict]:
+    run = train_or_resume(store.run(job.id) / "run", **job.how)
+    seconds = _logged_seconds(run)
+    return {job.id: {"seconds": round(seconds, 2)}}
+
+
+def _logged_seconds(run: Path) -> float:
+    with open(run / "log.csv", newline="") as file:
+        return sum(float(row["total_ms"]) for row in csv.DictReader(file)) / 1000
+
+
+def train_or_resume(run: Path, settings: dict, shards: str, initial: str | None = None) -> Path:
+    """Train a run, from where it stopped."""
+    from trainer.training import train
+
+    own = Settings(**settings)
+    if any((run / "checkpoints").glob("[0-9]*")):
+        return train(None, shards, resume=run)
+    shutil.rmtree(run, ignore_errors=True)
+    run.parent.mkdir(parents=True, exist_ok=True)
+    return train(own, shards, run=run, initial=initial)
+
+
+def _frozen(job: Job, store: Store, functions: dict) -> dict[str, dict]:
+    from trainer.study import measures
+
+    how, made = job.how, dict[str, dict]()
+    source, compute = how["source"], measures.Compute(workers=0, device=how["device"])
+    requests = [own for own in how["requests"] if not store.has(own[0])]
+    for run in dict.fromkeys(how["run"].values()):
+        splits = [split for split, own in how["run"].items() if own == run]
+        shards = source.opened(next(iter(source.folders)), splits[0])
+        with _scratch(store) as folder:
+            if job.kind == "flow":
+                found = measures.flow_features(shards, functions["flow"])
+            else:
+                place = run and store.run(run) / "run"
+                found = measures.backbone_features(place, how["settings"], shards, Path(folder), compute)
+            for id, target, measure, seed in requests:
+                own = made.setdefault(id, {"scores": {}})
+                try:
+                    own["scores"] |= measures.scores(found, source, splits, target, measure, seed, how["device"])
+                except VsslError as error:  # this number cannot be had, the others can
+                    own["reason"] = str(error)
+    return made
+
+
+def _finetune(job: Job, store: Store, functions: dict) -> dict[str, dict]:
+    from trainer.study import measures
+
+    how, scores = job.how, dict[str, float]()
+    for split, settings in how["settings"].items():
+        initial = how["run"][split] and str(store.run(how["run"][split]) / "run")
+        place = store.root / "finetuned" / job.id / split.replace("/", "_")
+        run = train_or_resume(place, settings, str(how["shards"]), initial)
+        scores |= measures.finetuned_scores(run, how["shards"], measures.Compute(workers=0, device=how["device"]))
+    shutil.rmtree(store.root / "finetuned" / job.id)  # only its scores are used
+    return {job.makes[0]: {"scores": scores}}
+
+
+def _scratch(store: Store) -> tempfile.TemporaryDirectory:
+    """Folder for features, which are not kept."""
+    (store.root / "scratch").mkdir(exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=store.root / "scratch")
+
+
+_WORK = {"train": _train, "frozen": _frozen, "flow": _frozen, "finetune": _finetune}
+
+
+def make(
+    jobs: Sequence[Job], root: Path, workers: int, scheduler: str | None, device: str, functions: dict
+) -> Iterator[tuple[Job, str]]:
+    """Make all jobs, several at a time; each with "" or why it failed, as they end. Raises TrainerError for a cluster that
+    cannot be used."""
+    if scheduler is None:
+        import joblib
+
+        threads = max(1, len(os.sched_getaffinity(0)) // workers)
+        parallel = joblib.Parallel(n_jobs=workers, backend="threading", batch_size=1, return_as="generator_unordered")
+        yield from parallel(joblib.delayed(execute)(job, root, threads, functions) for job in jobs)
+        return
+    yield from _on_cluster(jobs, root, scheduler, device, functions)
+
+
+def _on_cluster(jobs, root: Path, scheduler: str, device: str, functions: dict) -> Iterator[tuple[Job, str]]:
+    try:
+        from distributed import CancelledError, Client, KilledWorker, as_completed
+    except ImportError as error:
+        raise TrainerError(f"a cluster needs Dask: pip install 'dask[distributed]' ({error})") from error
+    try:
+        client = Client(scheduler, timeout=10, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise TrainerError(f"{scheduler}: no Dask scheduler answers there ({error})") from error
+    with client:
+        workers = client.nthreads()
+        if not workers:
+            raise TrainerError(
+                f"{scheduler}: the Dask cluster has no worker; start some with `dask worker {scheduler}`"
+            )
+        threads = min(workers.values())
+        # one GPU per run where workers have been started with --resources GPU=1
+        gpus = client.run_on_scheduler(lambda dask_scheduler: bool(dask_scheduler.resources.get("GPU")))
+        resources = {"GPU": 1} if gpus and device != "cpu" else None
+        waiting = {
+            client.submit(execute, job, root, threads, functions, pure=False, resources=resources): job for job in jobs
+        }
+        try:
+            for future in as_completed(waiting, loop=client.loop):
+                try:
+                    yield future.result()
+                except (KilledWorker, CancelledError) as error:
+                    yield waiting[future], f"the Dask cluster failed ({error})"
+        finally:
+            client.cancel([*waiting])
+
+
+def with_device(settings: Settings, device: str) -> dict:
+    """Settings of a run for its process: pixels are decoded there."""
+    return asdict(replace(settings, device=device, workers=0 if device == "cpu" else settings.workers))

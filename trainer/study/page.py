@@ -1,0 +1,160 @@
+"""The page of a study: tables, forest plots, how the ranking moves, curves, and what was assumed."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from labelgen.files import write_text
+from trainer.pages import plots
+from trainer.pages.page import details, figure, fill, grid, heading, items, join, page, paragraph, scroll, table
+from trainer.pages.plots import Point
+from trainer.pages.report import made_by
+from trainer.pages.results import value_cell
+from trainer.pages.trained import curve, read_log
+from trainer.study.jobs import Store
+from trainer.study.planning import Planned
+from trainer.study.results import RULE, mark, place, tables
+
+_COLUMN, _LINE = 120, 24  # pixels of the chart of ranks
+
+
+def write_page(content: dict, planned: Planned, store: Store) -> None:
+    """Write index.html into the study's folder: one file that loads nothing."""
+    absent, failures = (
+        items(f"{own['row']}: {own['what']}: {own['reason']}" for own in content[key]) if content[key] else Markup()
+        for key in ("absent", "failures")
+    )
+    sections = [
+        ("numbers", "Numbers", join([paragraph(RULE, "muted"), *_tables(content)])),
+        ("forest", "Forest plots", _forest(content)),
+        ("ranks", "How the ranking moves", _ranks(content)),
+        ("curves", "Pretraining, row by row", _curves(content, planned, store)),
+        ("tried", "What was tried", _tried(content)),
+        ("assumed", "What was assumed", join([items(content["assumed"]), _data(content)])),
+        ("absent", "Numbers that do not exist", absent),
+        ("failures", "What did not work", failures),
+    ]
+    lead = content["about"] or f"{len(content['rows'])} rows, seeds {', '.join(map(str, content['seeds']))}"
+    shown = [section for section in sections if section[2]]
+    write_text(store.root / "index.html", page(store.root.resolve().name, lead, "", shown, made_by()))
+
+
+def _tables(content: dict):
+    for title, measures, rows in tables(content):
+        body = [[row, *map(_cell, cells)] for row, cells in rows.items()]
+        yield table(title, ["Row", *measures], body, range(1, len(measures) + 1))
+
+
+def _cell(entry: dict | None) -> Markup:
+    if entry is None:
+        return Markup()
+    seeds = ", ".join(f"{value:.1f}" for value in entry["by seed"])
+    told = f"by seed: {seeds}; {entry['videos']} videos"
+    if above := entry["above"]:
+        told += f"; above random weights: {above['value']:+.1f} [{above['low']:+.1f}, {above['high']:+.1f}]"
+    return fill('<span title="{}">{}{}</span>', told, value_cell(entry), mark(entry))
+
+
+def _headlines(content: dict) -> list[tuple[int, str]]:
+    """Number and title of the columns that the charts show."""
+    return [(i, f"{place(c)}: {c['measure']}") for i, c in enumerate(content["columns"]) if c["headline"]]
+
+
+def _forest(content: dict) -> Markup:
+    kinds = {row: "pretrained" if own["kind"] == "method" else "random" for row, own in content["rows"].items()}
+    found = []
+    for number, title in _headlines(content):
+        own = [entry for entry in content["numbers"] if entry["column"] == number]
+        rows = [(e["row"], [Point(kinds[e["row"]], e["value"], e["low"], e["high"])]) for e in own]
+        told = "; ".join(f"{e['row']} {e['value']:.1f}" for e in own)
+        if rows:
+            found.append(figure(f"{title}, %", plots.intervals(rows, f"{title}. {told}")))
+    legend = plots.legend([("pretrained", "pretrained without labels, 95 % interval"), ("random", "references")])
+    return join([legend, grid(found)]) if found else Markup()
+
+
+def _ranks(content: dict) -> Markup:
+    """Chart of the rank of every method in every column, one line per row."""
+    names = [name for name, own in content["rows"].items() if own["kind"] == "method"]
+    values = {(entry["row"], entry["column"]): entry["value"] for entry in content["numbers"]}
+    shown = [own for own in _headlines(content) if all((name, own[0]) in values for name in names)]
+    if len(names) < 2 or len(shown) < 2:
+        return Markup()
+    ranks: dict[str, list[int]] = {name: [] for name in names}
+    for number, _ in shown:
+        for rank, (_, name) in enumerate(sorted((-values[name, number], i) for i, name in enumerate(names)), 1):
+            ranks[names[name]].append(rank)
+    columns = items(f"{i}: {title}" for i, (_, title) in enumerate(shown, 1))
+    rows = [[name, *own] for name, own in ranks.items()]
+    numbers = table("Ranks", ["Row", *range(1, len(shown) + 1)], rows, range(1, len(shown) + 1))
+    lead = (
+        "Rank of each method by its value alone, the best on top, equal ones in the order of the file; ranks within one "
+        "another's intervals may change by chance."
+    )
+    return join([paragraph(lead, "muted"), scroll("Ranks", _rank_chart(ranks)), columns, details("Numbers", numbers)])
+
+
+def _rank_chart(ranks: dict[str, list[int]]) -> Markup:
+    left, columns = 20 + 7 * max(map(len, ranks)), len(next(iter(ranks.values())))
+    width, height = 2 * left + _COLUMN * (columns - 1), 24 + _LINE * len(ranks)
+    across = [left + _COLUMN * i for i in range(columns)]
+    text = '<text x="{}" y="{}" text-anchor="{}">{}</text>'
+    out = [fill(text, x, 14, "middle", i) for i, x in enumerate(across, 1)]
+    for number, (name, own) in enumerate(ranks.items()):
+        color = f"hsl({360 * number / len(ranks):.0f} 60% 50%)"
+        spots = [(x, 8 + _LINE * rank) for x, rank in zip(across, own, strict=True)]
+        path = "L".join(f"{x} {y}" for x, y in spots)
+        out.append(fill('<path d="M{}" fill="none" stroke="{}" stroke-width="3"/>', path, color))
+        out += [fill('<circle cx="{}" cy="{}" r="4" fill="{}"/>', x, y, color) for x, y in spots]
+        for (x, y), shift, anchor in ((spots[0], -10, "end"), (spots[-1], 10, "start")):
+            out.append(fill(text, x + shift, y + 4, anchor, name))
+    label = "; ".join(f"{name}: {', '.join(map(str, own))}" for name, own in ranks.items())
+    svg = '<svg viewBox="0 0 {0} {1}" style="min-width:{0}px;max-width:{0}px" role="img" aria-label="Ranks. {2}">{3}</svg>'
+    return fill(svg, width, height, label, join(out))
+
+
+def _curves(content: dict, planned: Planned, store: Store) -> Markup:
+    """Loss and accuracy of the pretext task of each row and data set, first split and seed."""
+    found: dict[str, Markup] = {}
+    for (row, data, _, seed), id in planned.runs.items():
+        title = f"{row}, {data}"
+        if title in found or seed != content["seeds"][0] or not store.has(id):
+            continue
+        (log, _), (held, _) = (read_log(store.run(id) / "run" / f"{name}.csv") for name in ("log", "holdout"))
+        names = [name for name in log if name.split(".")[-1] in ("loss", "accuracy")]
+        found[title] = join([heading(title), grid((curve(name, log, held) for name in names), "small")])
+    if not found:
+        return Markup()
+    kinds = [("line", "training"), ("dots", "held-out training videos"), ("level", "guessing")]
+    return join([paragraph("Of the first seed.", "muted"), plots.legend(kinds), *found.values()])
+
+
+def _tried(content: dict) -> Markup:
+    return join(
+        table(f"{name} on {data}", [*tried[0]], [[*map(_shown, own.values())] for own in tried])
+        for name, row in content["rows"].items()
+        for data, tried in row.get("tried", {}).items()
+    )
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "failed"
+    if isinstance(value, bool):
+        return "chosen" if value else ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _data(content: dict) -> Markup:
+    rows, clips = [], []
+    for name, own in content["data"].items():
+        tested = ", ".join(f"{split}: {count}" for split, count in own["tested videos"].items())
+        classes = ", ".join(map(str, own["classes"].values()))
+        rows.append([name, own["dataset"], own["videos"], tested, classes, own["groups"], own["crop"]])
+    for name, own in content["rows"].items():
+        for run, told in own.get("trained", {}).items():
+            loss = "" if told["held-out loss"] is None else f"{told['held-out loss']:.4g}"
+            clips.append([name, run, f"{told['clips']:,}", told["epochs"], f"{told['lr']:g}", loss])
+    head = ["Name", "Data set", "Videos", "Tested by split", "Classes", "Groups", "Crop"]
+    budget = table("Pretrainings", ["Row", "Run", "Clips seen", "Epochs", "lr", "Held-out loss"], clips, (2, 3, 4, 5))
+    return join([table("Data sets", head, rows, (2, 5, 6)), details("Every pretraining", budget)])

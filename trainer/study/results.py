@@ -1,0 +1,299 @@
+"""The numbers of a study with their intervals: study.json, and tables for a README or a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labelgen.files import write_json, write_text
+from trainer import checkpoint
+from trainer.data import TEST
+from trainer.evaluate.folds import groups_of
+from trainer.evaluate.tables import shown
+from trainer.settings import Settings, resolve
+from trainer.study.bootstrap import RESAMPLES, difference, interval
+from trainer.study.file import ALL, FLOW, RANDOM, SUPERVISED, Measure, Row, Study
+from trainer.study.jobs import Store, code, determining
+from trainer.study.planning import Column, Planned, held_out_loss
+from trainer.study.sources import Source
+
+
+def collect(
+    study: Study,
+    sources: dict[str, Source],
+    planned: Planned,
+    store: Store,
+    failed: dict[str, str],
+    unusable: dict[str, str],
+) -> dict:
+    """All that study.json holds, which is the same however often the study was stopped: "data", "rows", "columns",
+    "numbers", "assumed", "absent" (numbers that do not exist), "failures". A number is the mean over seeds and videos in per
+    cent, with "low" and "high", "above" its difference from the random network of the same seeds, likewise, and the value
+    of each seed."""
+    columns = list(dict.fromkeys(column for _, column, _ in planned.numbers))
+    return {
+        "about": study.about,
+        "file": study.content,
+        "seeds": list(study.seeds),
+        "data": {name: _data(source) for name, source in sources.items()},
+        "rows": {name: _row(row, planned, store) for name, row in study.rows.items()},
+        "columns": [_column(column) for column in columns],
+        "numbers": _numbers(study, sources, planned, store, columns),
+        "assumed": _assumed(study, sources),
+        "absent": not_to_be_had(_absent(planned, store)),
+        "failures": _failures(planned, failed, unusable),
+        "made with": {
+            **checkpoint.versions(),
+            "code": {"training": code("train")[-1], "measuring": code("measure")[-1]},
+        },
+    }
+
+
+def _data(source: Source) -> dict:
+    target, split = next(iter(source.folders)), source.splits[0]
+    first = source.opened(target, split)
+    tested = {name: int((source.opened(target, name).part == TEST).sum()) for name in source.splits}
+    classes = {name: len(source.opened(name, split).classes) for name in source.folders}
+    return {
+        "dataset": first.dataset,
+        "videos": len(first.videos),
+        "tested videos": tested,
+        "classes": classes,
+        "crop": first.config["crop"],
+        "config_hash": first.config_hash,
+        "pretraining": source.data.pretraining,
+        "resample": source.data.resample,
+        "groups": len(set(groups_of(first).tolist())),
+    }
+
+
+def _row(row: Row, planned: Planned, store: Store) -> dict:
+    told: dict[str, Any] = {"kind": row.kind}
+    if row.kind == "method":
+        varied = ("seed", "split", "epochs", *row.tried[0])
+        settings = {key: value for key, value in determining(row.candidates[0]).items() if key not in varied}
+        told |= {"clips asked for": row.clips, "settings": settings, "trained": {}}
+        for (name, of, split, seed), id in planned.runs.items():
+            if name == row.name and store.has(id):
+                job = planned.jobs[id]
+                own = resolve(Settings(**job.how["settings"]))
+                seen = {"run": id, "clips": round(job.cost[1]), "epochs": own.epochs, "lr": own.lr}
+                loss = _finite(held_out_loss(store, id, own))
+                told["trained"][f"{of}, split {split}, seed {seed}"] = {**seen, "held-out loss": loss}
+        for (name, of), ids in planned.tried.items():
+            if name == row.name:
+                losses = [held_out_loss(store, id, resolve(own)) for id, own in zip(ids, row.candidates, strict=True)]
+                told.setdefault("tried", {})[of] = [
+                    {**values, "held-out loss": _finite(loss), "chosen": i == planned.chosen.get((name, of))}
+                    for i, (values, loss) in enumerate(zip(row.tried, losses, strict=True))
+                ]
+    elif row.candidates:
+        told |= {"backbone": row.network[0], "width": row.network[1]}
+    return told
+
+
+def _finite(loss: float) -> float | None:
+    return loss if np.isfinite(loss) else None
+
+
+def _column(column: Column) -> dict:
+    return {
+        "pretrained_on": column.pretrained_on,
+        "tested_on": column.tested_on,
+        "target": column.target,
+        "measure": column.measure.title,
+        "headline": headline(column.measure),
+        "labels": column.measure.labels,
+    }
+
+
+def headline(measure: Measure) -> bool:
+    """Whether a measure stands in the forest plot and the ranks, by a rule that does not look at values: all labels, and of
+    frozen features the last stage."""
+    return measure.labels == ALL and measure.stage in ("", "conv5")
+
+
+def _numbers(study: Study, sources, planned: Planned, store: Store, columns: list[Column]) -> list[dict]:
+    found, randoms = [], {row.network: name for name, row in study.rows.items() if row.kind == RANDOM}
+    for number, column in enumerate(columns):
+        source = sources[column.tested_on]
+        groups = _groups(source)
+        scores: dict[str, dict[int, dict]] = {}
+        for row in study.rows:
+            for seed in study.seeds:
+                id = planned.numbers.get((row, column, seed))
+                if id and store.has(id) and "reason" not in (own := store.result(id)):
+                    scores.setdefault(row, {})[seed] = own["scores"]
+        for row, by_seed in scores.items():
+            seeds = sorted(by_seed)
+            videos = sorted(by_seed[seeds[0]])
+            if any(sorted(own) != videos for own in by_seed.values()):
+                raise AssertionError(f"{row}, {column}: the seeds were tested on different videos")
+            of = np.array([groups[video] for video in videos])
+            values = _array(by_seed, seeds, videos)
+            entry = {"row": row, "column": number, **interval(values, of), "videos": len(videos), "seeds": seeds}
+            entry["by seed"] = [100 * float(value) for value in values.mean(1)]
+            entry["above"] = None
+            base = randoms[study.rows[row].network] if study.rows[row].candidates else next(iter(randoms.values()))
+            both = sorted(scores.get(base, {}).keys() & by_seed.keys())
+            if both and row != base:
+                entry["above"] = difference(_array(by_seed, both, videos), _array(scores[base], both, videos), of)
+            found.append(entry)
+    return found
+
+
+def _array(by_seed: dict[int, dict], seeds: list[int], videos: list[str]) -> np.ndarray:
+    return np.array([[by_seed[seed][video] for video in videos] for seed in seeds])
+
+
+def _groups(source: Source) -> dict[str, str]:
+    opened = source.opened(next(iter(source.folders)), source.splits[0])
+    ids = opened.text("videos/id")
+    return dict(zip(ids, groups_of(opened).tolist() if source.data.resample == "group" else ids, strict=True))
+
+
+def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
+    told = [
+        "Intervals hold 95 % of "
+        f"{RESAMPLES:,} resamples: seeds are drawn with replacement and, for all of them alike, test videos or whole groups of "
+        "them; differences from random weights are of pairs of the same seed and video.",
+        "The same number of clips is seen in pretraining by every row, as near as whole passes allow.",
+        f"{RANDOM}: the network that the row with the same seed starts from.",
+    ]
+    if len(study.seeds) == 1:
+        told.append("One seed: the intervals do not tell how another seed would have come out.")
+    if any(row.kind == SUPERVISED for row in study.rows.values()):
+        told.append(
+            f"{SUPERVISED}: random weights, trained with labels for the clips of pretraining and of finetuning together."
+        )
+    if FLOW in study.rows:
+        told.append(
+            f"{FLOW}: no network: direction and magnitude of the optical flow in a video and each of its quarters on a "
+            "4 x 4 grid of its frames, before the same classifiers."
+        )
+    for name, source in sources.items():
+        if source.data.pretraining == ALL:
+            told.append(f"{name}: pretraining sees all videos, those that are tested, too, without labels.")
+        drawn = "groups of videos" if source.data.resample == "group" else "single videos"
+        told.append(f"{name}: the bootstrap draws {drawn}.")
+    for row in study.rows.values():
+        if len(row.candidates) > 1:
+            keys = ", ".join(row.tried[0])
+            told.append(
+                f"{row.name}: {keys} chosen from {len(row.candidates)} by the loss on held-out training videos, of the first "
+                "seed; its budget counts the chosen one alone."
+            )
+    return told
+
+
+def _failures(planned: Planned, failed: dict[str, str], unusable: dict[str, str]) -> list[dict]:
+    found = [{"row": "", "what": f"data {name}", "reason": reason} for name, reason in unusable.items()]
+    for job in planned.jobs.values():
+        lost = any(need in failed for need in job.needs)
+        if reason := failed.get(job.id, "its pretraining failed" * lost):
+            found.append({"row": job.row, "what": job.told, "reason": reason})
+    return found
+
+
+def _absent(planned: Planned, store: Store) -> dict[tuple[str, Column, int], str]:
+    """Why there is no number, by row, column and seed."""
+    reasons = dict(planned.unknown)
+    for key, id in planned.numbers.items():
+        if store.has(id) and "reason" in (own := store.result(id)):
+            reasons[key] = own["reason"]
+    return reasons
+
+
+def not_to_be_had(reasons: dict[tuple[str, Column, int], str]) -> list[dict]:
+    """Numbers that do not exist, such as of five labels of a class of four, with the rows that lack them."""
+    rows: dict[tuple[str, str], dict[str, None]] = {}
+    for (row, column, _), reason in reasons.items():
+        what = f"{column.measure.title} on {column.tested_on} {column.target}".rstrip()
+        rows.setdefault((what, reason), {})[row] = None
+    return [{"row": ", ".join(own), "what": what, "reason": reason} for (what, reason), own in rows.items()]
+
+
+def tables(content: dict) -> list[tuple[str, list[str], dict[str, list[dict | None]]]]:
+    """One table per test and pretraining: title, the measures, and the cells of each row, entries of "numbers" or None."""
+    by = {(entry["row"], entry["column"]): entry for entry in content["numbers"]}
+    columns: dict[str, dict[int, str]] = {}
+    for number, column in enumerate(content["columns"]):
+        columns.setdefault(place(column), {})[number] = column["measure"]
+    found = []
+    for title, own in columns.items():
+        rows = {row: [by.get((row, number)) for number in own] for row in content["rows"]}
+        found.append((title, [*own.values()], {row: cells for row, cells in rows.items() if any(cells)}))
+    return found
+
+
+def place(column: dict) -> str:
+    """Where a column was tested, and pretrained where that is another data set."""
+    tested, target, before = (column[key] for key in ("tested_on", "target", "pretrained_on"))
+    return f"{tested} {target}".rstrip() + (f", pretrained on {before}" if before != tested else "")
+
+
+def cell(entry: dict | None) -> str:
+    """A number with its interval, marked where it is above (▲) or below (▼) the random network by more than its interval."""
+    return "" if entry is None else shown(entry) + mark(entry)
+
+
+def mark(entry: dict) -> str:
+    """Whether the interval of the difference from the random network lies wholly on one side of 0."""
+    above = entry["above"]
+    return "" if above is None else " ▲" if above["low"] > 0 else " ▼" if above["high"] < 0 else ""
+
+
+RULE = (
+    "Per cent, with the 95 % interval over seeds and test videos; ▲ ▼: above, below random weights of the same seed, the "
+    "whole 95 % interval of the paired difference."
+)
+
+
+def markdown(content: dict) -> str:
+    """The tables for a README."""
+    lines = [RULE, ""]
+    for title, measures, rows in tables(content):
+        lines += [f"**{_bar(title)}**", "", _line(["", *measures]), "|---" * (len(measures) + 1) + "|"]
+        lines += [*(_line([row, *map(cell, cells)]) for row, cells in rows.items()), ""]
+    return "\n".join(lines)
+
+
+def _line(texts: list[str]) -> str:
+    return f"| {' | '.join(map(_bar, texts))} |"
+
+
+def _bar(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+_TEX |= {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$"}
+
+
+def latex(content: dict) -> str:
+    """The tables for a paper, with booktabs and amssymb."""
+
+    def safe(text: str) -> str:
+        return "".join(_TEX.get(letter, letter) for letter in text)
+
+    lines = [f"% {RULE}"]
+    for title, measures, rows in tables(content):
+        lines += [r"\begin{table}", rf"\caption{{{safe(title)}}}", rf"\begin{{tabular}}{{l{'r' * len(measures)}}}"]
+        lines += [r"\toprule", " & ".join(["", *map(safe, measures)]) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(safe, [row, *map(cell, cells)])) + r" \\" for row, cells in rows.items()]
+        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+def write_tables(content: dict, folder: Path, tex: bool) -> None:
+    """study.json, table.md and, where asked, table.tex."""
+    write_json(folder / "study.json", content)
+    write_text(folder / "table.md", markdown(content))
+    if tex:
+        write_text(folder / "table.tex", latex(content))
