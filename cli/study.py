@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from cli.labelgen import Progress
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
@@ -66,7 +68,9 @@ def label(given: dict, out: Path, workers: int) -> Path:
     root = given["root"] and Path(given["root"])
     if given["dataset"] == "demo":
         root = root or default_root("demo")
-        render(root)
+        with Progress("rendered") as progress:
+            render(root, progress=progress)
     data = load(given["dataset"], root)
-    run(data, data.videos, out, config, workers, say=click.echo)
+    with Progress("labelled") as progress:
+        run(data, data.videos, out, config, workers, progress=progress, say=click.echo)
     return out

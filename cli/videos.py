@@ -92,10 +92,10 @@ class VideoFiles:
             room -= size
 
     def stamp(self, part: list[Video]) -> object:
-        """Ids, paths, labels, sizes and times of a part's files."""
+        """Ids, paths, labels, splits, sizes and times of a part's files."""
         seen = [video.path.stat() if video.path.exists() else None for video in part]
         return [
-            (video.id, str(video.path), video.label, own and (own.st_size, own.st_mtime_ns))
+            (video.id, str(video.path), video.label, video.split, own and (own.st_size, own.st_mtime_ns))
             for video, own in zip(part, seen, strict=True)
         ]
 
@@ -105,7 +105,7 @@ class VideoFiles:
     @contextmanager
     def open(self, part: list[Video], scratch: Path) -> Iterator[Piece]:
         """Decode a part's videos into a folder of its own below `scratch`."""
-        from trainer.embeddings.extract import Piece, Readers
+        from trainer.embeddings.extract import Piece, Readers, split_part
 
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=scratch.absolute()) as folder:
             store = functools.partial(_store, folder=folder, config=self.config, seconds=self._seconds)
@@ -120,7 +120,7 @@ class VideoFiles:
                     continue
                 readers.append(outcome)
                 seen = {"fps": outcome.fps, "width": outcome.width, "height": outcome.height}
-                fields.append(known | {"label": video.label} | seen)
+                fields.append(known | {"label": video.label, "split": split_part(video.split)} | seen)
                 if outcome.cut_short:
                     reason = f"kept the first {len(outcome.offset) - 1} frames: {outcome.cut_short}"
                     failures.append(known | {"reason": reason, "kept": True})

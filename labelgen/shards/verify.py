@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -16,13 +16,18 @@ from labelgen.shards.reader import ShardReader
 from labelgen.shards.schema import config_hash, fields, labels_sha256, sizes
 
 
-def verify(folder: str | os.PathLike[str]) -> tuple[int, list[str]]:
+def verify(
+    folder: str | os.PathLike[str], progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[int, list[str]]:
     """Read all shards of a folder again: how many there are, and everything that is wrong with them, a line each.
+
+    progress: called with the shards read and those in all, before each
 
     Raises ShardError where there is none.
     """
     paths, found, configs = shard_paths(folder), [], {}
-    for path in paths:
+    for done, path in enumerate(paths):
+        progress(done, len(paths))
         try:
             shard = ShardReader(path)
         except ShardError as error:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from labelgen.errors import VsslError
+from labelgen.progress import working
 from labelgen.shards import ShardReader, open_shards
 from trainer import data, distributed
 from trainer.checkpoint import Checkpoint, load, newest_run, versions
@@ -135,11 +136,12 @@ class Bench:
         """
         if len(self.runs) > 1 and not protocol_class(name).several_runs:
             raise TrainerError(f"{name} measures one run at a time, not {len(self.runs)}")
-        protocol = protocol_class(name)(self, **options)
-        if len(self.runs) > 1:
-            for saved in self.runs:
-                self.alone(saved).measure(name, **options)
-        result = protocol.measure()
+        with working(protocol_class(name).title):
+            protocol = protocol_class(name)(self, **options)
+            if len(self.runs) > 1:
+                for saved in self.runs:
+                    self.alone(saved).measure(name, **options)
+            result = protocol.measure()
         write(result, self.saved.run, protocol.file_name(name), protocol.tally)
         return result
 
