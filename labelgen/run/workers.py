@@ -8,9 +8,11 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from labelgen.errors import ClusterError
+from labelgen.run.process import end_with
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -58,6 +60,8 @@ def _each_here(function: Callable[[Any], Any], items: Sequence[Any], workers: in
         batch_size=1,
         pre_dispatch=workers if workers == 1 else 2 * workers,
         return_as="generator_unordered",
+        initializer=end_with,
+        initargs=(os.getpid(),),
     )
     try:
         with _ignoring_interrupts():
@@ -70,6 +74,7 @@ def _each_here(function: Callable[[Any], Any], items: Sequence[Any], workers: in
 @contextlib.contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
     """Processes started here never see Ctrl-C, which goes to the whole group: ending them is this process's affair."""
+    resource_tracker.ensure_running()  # here: started with the first worker it would let signals through again
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
