@@ -189,8 +189,8 @@ def stage_outputs(
     seen = np.zeros(len(clips), np.int64)
     batches = data.loader(clips, compute.workers, device, batch_size=compute.batch_size)
     with data.ending_workers(), Progress("features", len(clips), "clip") as step:
-        for batch in batches:
-            index = data.raise_if_error(batch)["index"].numpy()
+        for batch in data.received(batches):
+            index = batch["index"].numpy()
             # TF32 would make features depend on the batch size, through the choice of algorithm
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 x = centre(batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"])
