@@ -101,7 +101,7 @@ def _received_batches(batches: Iterator[dict | VsslError]) -> Iterator[dict]:
                 _raise_ended(signal.SIGCHLD, None)
             batch = next(batches, None)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):
                 raise
             text = str(error).splitlines()[0].rstrip(". ")
             raise LoaderLost(
