@@ -125,8 +125,8 @@ def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: st
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     digest.update(json.dumps([type(backbone).__name__, views, shards.config_hash]).encode())
-    for reader in shards.readers:
-        digest.update(json.dumps(reader.sha256, sort_keys=True).encode())
+    for sha256 in shards.readers.sha256:
+        digest.update(json.dumps(sha256, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(videos, np.int64).tobytes())
     return digest.hexdigest()[:16]
 
