@@ -9,8 +9,9 @@ import os
 
 import numpy as np
 
-from labelgen.shards import NO_ROW, TEST, TRAIN, ShardReader, open_shards
+from labelgen.shards import NO_ROW, TEST, TRAIN, ShardReader
 from trainer.data.keys import FRACTION, HALF, HOLDOUT
+from trainer.data.readers import Readers
 from trainer.errors import TrainerError
 
 
@@ -31,17 +32,15 @@ class Shards:
     Raises TrainerError for an unknown split, ShardError for unreadable or mixed shards.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike, split: str | int | None = None, readers: list[ShardReader] | None = None
-    ):
-        self.folder, self.readers = folder, open_shards(folder) if readers is None else readers
+    def __init__(self, folder: str | os.PathLike, split: str | int | None = None, readers: Readers | None = None):
+        self.folder, self.readers = folder, Readers(folder) if readers is None else readers
         first = self.readers[0]
         self.config, self.config_hash, self.crop_grid = first.config, first.config_hash, first.crop_grid
         self.dataset: str = first.config["dataset"]
         self.clip_length = first.clip_length
-        self.videos = _pairs([reader.n_videos for reader in self.readers])
-        self.clips = _pairs([reader.n_clips for reader in self.readers])
-        self.before = np.cumsum([0] + [reader.n_videos for reader in self.readers])[:-1]
+        self.videos = _pairs(self.readers.n_videos)
+        self.clips = _pairs(self.readers.n_clips)
+        self.before = np.cumsum(self.readers.n_videos) - self.readers.n_videos
         self.owner = self.before[self.clips[:, 0]] + self._all("clips/video")
         column = _split_column(first.splits, split)
         self.split = None if column is None else first.splits[column]
@@ -111,7 +110,7 @@ class Shards:
 
     def by_difficulty(self, samples: np.ndarray) -> np.ndarray:
         """Indices int64 of samples of labelled_clips, easiest first; those without motion come last. [thesis 3.2]"""
-        scores = np.array([_score(self.readers[shard], item) for shard, item in samples])
+        scores = self._scores(samples)
         return np.argsort(-scores, kind="stable")  # NaN is sorted last
 
     def half(self, samples: np.ndarray, which: str, seed: int) -> np.ndarray:
@@ -123,6 +122,18 @@ class Shards:
             order = self.by_difficulty(samples)
         size = math.ceil(len(order) / 2)
         return samples[np.sort(order[-size:] if which == "hard" else order[:size])]
+
+    def _scores(self, samples: np.ndarray) -> np.ndarray:
+        """Difficulty of each sample of labelled_clips, larger is easier: of a video the mean of its clips that move."""
+        scores = self._all("curriculum/score")
+        if self.config["clips"] is None:
+            clip = np.cumsum(self.readers.n_clips) - self.readers.n_clips
+            return scores[clip[samples[:, 0]] + samples[:, 1]]
+        known, n = ~np.isnan(scores), len(self.videos)
+        sums = np.bincount(self.owner[known], scores[known], n)
+        counts = np.bincount(self.owner[known], minlength=n)
+        means = np.divide(sums, counts, out=np.full(n, np.nan), where=counts > 0).astype(np.float32)
+        return means[self.before[samples[:, 0]] + samples[:, 1]]
 
     @functools.cached_property
     def classes(self) -> list[str]:
@@ -136,11 +147,11 @@ class Shards:
         return np.array([index.get(label, -1) for label in self.text("videos/label")])
 
     def _all(self, key: str) -> np.ndarray:
-        return np.concatenate([reader.arrays[key] for reader in self.readers])
+        return self.readers.numbers(key)
 
     def text(self, key: str) -> list[str]:
         """A text of every video by its full name, e.g. "videos/label"."""
-        return [text for reader in self.readers for text in reader.arrays[key]]
+        return list(self.readers.texts(key))
 
 
 def clips_of(reader: ShardReader, item: int) -> range:
@@ -150,16 +161,9 @@ def clips_of(reader: ShardReader, item: int) -> range:
     return range(*np.searchsorted(reader.arrays["clips/video"], [item, item + 1]))
 
 
-def _score(reader: ShardReader, item: int) -> np.float32:
-    """Difficulty of a sample, larger is easier: of a video the mean of its clips that move."""
-    scores = reader.arrays["curriculum/score"][clips_of(reader, item)]
-    known = scores[~np.isnan(scores)]
-    return known.mean() if len(known) else np.float32(np.nan)
-
-
-def _pairs(counts: list[int]) -> np.ndarray:
-    shard = np.repeat(np.arange(len(counts)), counts)
-    return np.stack([shard, np.concatenate([np.arange(n) for n in counts])], axis=1)
+def _pairs(counts: np.ndarray) -> np.ndarray:
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([np.repeat(np.arange(len(counts)), counts), np.arange(counts.sum()) - first], axis=1)
 
 
 def _split_column(splits: tuple[str, ...], split: str | int | None) -> int | None:

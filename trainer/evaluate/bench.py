@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from labelgen.errors import VsslError
-from labelgen.shards import ShardReader, open_shards
 from trainer import data, distributed
 from trainer.checkpoint import Checkpoint, load, newest_run, versions
 from trainer.errors import TrainerError
@@ -43,7 +42,7 @@ class Bench:
         paths = [checkpoint] if one else list(checkpoint)
         self.runs = [load(newest_run() if path is None else path, best=True) for path in paths]
         self.folder, self.split, self.compute = Path(shards), split, compute
-        self._readers: dict[Path, list[ShardReader]] = {}
+        self._readers: dict[Path, data.Readers] = {}
         self._networks: dict[Path, dict[str, nn.Module]] = {}
 
     @property
@@ -59,9 +58,9 @@ class Bench:
         """The data set that is measured on."""
         return self._opened(self.folder)[0].config["dataset"]
 
-    def _opened(self, folder: Path) -> list[ShardReader]:
+    def _opened(self, folder: Path) -> data.Readers:
         if folder not in self._readers:
-            self._readers[folder] = open_shards(folder)
+            self._readers[folder] = data.Readers(folder)
         return self._readers[folder]
 
     def open(self, folder: str | os.PathLike, split: str | int | None = None) -> data.Shards:

@@ -107,10 +107,10 @@ def batches(bench: Bench, clips: CentreClips, draws: int, what: str) -> Iterator
     keys = [np.array([[draw, sample]]) for draw in range(draws) for sample in range(number)]
     loader = data.loader(clips, bench.compute.workers, device, batch_sampler=keys)
     with data.ending_workers(), Progress(what, len(keys), "sample") as step:
-        for raw in loader:
+        for raw in data.received(loader):
             # TF32 would make answers depend on the choice of algorithm
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                yield stream.on_device(data.raise_if_error(raw), 1.0, device), int(raw["video"][0])
+                yield stream.on_device(raw, 1.0, device), int(raw["video"][0])
             step()
 
 

@@ -57,7 +57,7 @@ def prepare(own: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: tu
     """
     opened = Shards(folder)
     parts = _parts(own, opened)
-    digests = json.dumps([opened.config_hash, [reader.sha256 for reader in opened.readers]], sort_keys=True)
+    digests = json.dumps([opened.config_hash, opened.readers.sha256], sort_keys=True)
     columns = parts | ({EVERY: np.ones(len(opened.videos), np.uint8)} if own.pretraining == ALL else {})
     identity = {name: _hash(digests, part.tobytes()) for name, part in columns.items()}
     if not own.targets and not few and columns.keys() <= set(opened.readers[0].splits):

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from labelgen.shards import ShardReader, shard_paths
 from trainer import checkpoint, data, distributed
-from trainer.errors import Interrupted, TrainerError
+from trainer.errors import Interrupted, LoaderLost, TrainerError
 from trainer.network import Network, build_backbone
 from trainer.settings import Settings, resolve, resumed
 from trainer.training.log import Log, cut_log, say
@@ -142,7 +142,10 @@ class _Training:
             self._introduce(folder, saved, meta)
             stop = stack.enter_context(StopSignals())
             log = stack.enter_context(Log(folder, first, self.last, settings.log_every))
-            self._steps(first, loaders, held_out, log, stop, save)
+            try:
+                self._steps(first, loaders, held_out, log, stop, save)
+            except LoaderLost as lost:
+                raise TrainerError(f"{lost}; go on with --resume {folder}") from lost
         say(f"trained {self.last} steps -> {folder}")
         return folder
 
@@ -162,7 +165,13 @@ class _Training:
             lr = learning_rate(step, settings, self.per_epoch)
             for group in self.optimiser.param_groups:
                 group["lr"] = lr
-            values, waited, ids = self._step(step, loaders, forward)
+            try:
+                values, waited, ids = self._step(step, loaders, forward)
+            except LoaderLost as lost:
+                if lost.untouched and distributed.world() == 1:
+                    log.sync()
+                    save(step)
+                raise
             done = time.perf_counter()
             if not math.isfinite(values["loss"]):
                 raise TrainerError(_not_finite("the loss", step, ids, log.folder))
@@ -194,7 +203,11 @@ class _Training:
         sums, waited, ids = {}, 0.0, []
         for micro in range(settings.accumulate):
             begin = time.perf_counter()
-            raw = {name: data.raise_if_error(next(loader)) for name, loader in loaders.items()}
+            try:
+                raw = {name: next(loader) for name, loader in loaders.items()}
+            except LoaderLost as lost:
+                lost.untouched = micro == 0
+                raise
             waited += time.perf_counter() - begin
             ids += [name for batch in raw.values() for name in batch["id"]]
             batches = {
@@ -226,8 +239,8 @@ class _Training:
         totals: dict[str, float] = {}
         for name, stream in self.held_out.items():
             prefix = f"{name}." if len(self.held_out) > 1 else ""
-            for number, raw in enumerate(loaders[name]):
-                batch = stream.on_device(data.raise_if_error(raw), step / self.last, self.device)
+            for number, raw in enumerate(data.received(loaders[name])):
+                batch = stream.on_device(raw, step / self.last, self.device)
                 with self._autocast():
                     metrics = self.network({name: batch})
                 share = stream.batches.size(number) / len(stream.clips.samples)

@@ -29,7 +29,7 @@ class Stream:
 
     def start(self, steps: range, workers: int, device: torch.device) -> Iterator[dict]:
         """The raw batches of these steps. The decoding processes start now."""
-        return iter(data.loader(self.clips, workers, device, batch_sampler=self.batches.sampler(steps)))
+        return data.received(data.loader(self.clips, workers, device, batch_sampler=self.batches.sampler(steps)))
 
     def start_repeated(self, workers: int, device: torch.device) -> DataLoader:
         """The raw batches of the first epoch, the same at every iteration. The decoding processes start now and wait."""
