@@ -46,7 +46,7 @@ from labelgen.labels.motion import motion_statistics  # noqa: E402
 from labelgen.labels.patterns import BLOCKS, centre_crop, crop_grid, patterns  # noqa: E402
 from labelgen.manifest import Dataset, Video  # noqa: E402
 from labelgen.run import run  # noqa: E402
-from labelgen.run.plan import configuration  # noqa: E402
+from labelgen.run.plan import configuration, file_sizes  # noqa: E402
 from labelgen.run.shard import shard_arrays  # noqa: E402
 from labelgen.run.video import Clock, label_video  # noqa: E402
 
@@ -175,7 +175,7 @@ def label_to_shard(dataset: Dataset, video: Video) -> float:
     with tempfile.TemporaryDirectory() as out, open(Path(out, "frames"), "wb+") as spool, processor_time(spent, ""):
         record = label_video(video, CONFIG, spool.write, Clock())
         arrays = shard_arrays([record], [], dataset.root, CONFIG, len(dataset.splits))
-        config = configuration(dataset, [video], "all", CONFIG, 1)
+        config = configuration(dataset, [video], file_sizes([video]), "all", CONFIG, 1)
         shards.write(Path(out, "00000.h5"), arrays, spool, config, CORNERS, dataset.splits)
     return spent.total()
 

@@ -24,6 +24,13 @@ def _paces(ctx, param, value: str) -> tuple[str, ...]:
     return tuple(pace.strip() for pace in value.split(","))
 
 
+def _region(ctx, param, value: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if value is None else tuple(map(float, value.split(",")))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}; expected left,top,right,bottom such as 0.25,0.5,0.75,1") from error
+
+
 def _clips(ctx, param, value: str) -> int | None:
     if value == "all":
         return None
@@ -72,6 +79,12 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option("--height", type=int, help="Height of the stored frames, pixels.  [default: --size]")
 @click.option("--width", type=int, help="Width of the stored frames, pixels.  [default: --size]")
 @click.option("--crop", type=int, help="Side of the labelled crops, pixels.  [default: --size]")
+@click.option(
+    "--region",
+    callback=_region,
+    metavar="L,T,R,B",
+    help="Use this part of the picture: left, top, right, bottom as shares of it, such as 0.25,0.5,0.75,1.",
+)
 @click.option("--fps", type=float, help="Resample to a constant frame rate.  [default: every frame of the file]")
 @click.option("--jpeg-quality", default=_DEFAULT["jpeg_quality"], help="Of the stored frames, 1 to 100.")
 @click.option("--flow", default=_DEFAULT["flow"], type=click.Choice(list(BACKENDS)), help="Optical flow.")

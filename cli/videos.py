@@ -65,7 +65,7 @@ class StoredFrames:
 class VideoFiles:
     """Video files as a trainer.embeddings.extract.Source.
 
-    config: height, width, crop, fps and jpeg_quality of the frames, as in the shards that the network was trained on
+    config: height, width, region, crop, fps and jpeg_quality of the frames, as in the shards that the network was trained on
     seconds: from, to (None: to the end): the part of each video that is used
     """
 
@@ -78,7 +78,7 @@ class VideoFiles:
         say: Callable[[str], None],
         seconds: tuple[float, float | None] = (0.0, None),
     ):
-        self.config = {"fps": None, "jpeg_quality": 90} | config
+        self.config = {"fps": None, "jpeg_quality": 90, "region": None} | config
         self.about = {"kind": "videos", "folder": str(folder.resolve())}
         self.parts: list[list[Video]] = []
         self.count, self._workers, self._say, self._seconds = len(videos), workers, say, seconds
@@ -154,7 +154,7 @@ def _store(item: tuple[int, Video], folder: str, config: dict, seconds: tuple) -
     number, video = item
     cv2.setNumThreads(1)
     begin, end = seconds
-    stream = decode.frames(video.path, config["height"], config["width"], config["fps"])
+    stream = decode.frames(video.path, config["height"], config["width"], config["fps"], config["region"])
     path, offset, cut_short = os.path.join(folder, f"{number}.jpegs"), [0], ""
     try:
         with open(path, "wb") as file, ended_if_stalled(STALL_SECONDS) as alive:

@@ -20,6 +20,9 @@ class Config:
     height: int = 128  # of the stored frames, pixels
     width: int = 171
     crop: int = 112  # side of the labelled crops, pixels
+    region: tuple[float, ...] | None = (
+        None  # left, top, right, bottom of the part of the picture that is used, as shares of it
+    )
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
     jpeg_quality: int = 90  # 1..100
     flow: str = "tvl1"  # backend, a key of labelgen.flow.BACKENDS
@@ -48,6 +51,13 @@ class Config:
                 f"crop is {self.crop}; expected a multiple of 8 from 16 to the smaller side of the frames "
                 f"({self.height} x {self.width})"
             )
+        if self.region is not None:
+            edges = self.region
+            if len(edges) != 4 or not (0 <= edges[0] < edges[2] <= 1 and 0 <= edges[1] < edges[3] <= 1):
+                raise ConfigError(
+                    f"region is {', '.join(map(str, edges))}; expected left, top, right, bottom as shares of the picture, "
+                    "such as 0.25, 0.5, 0.75, 1"
+                )
         if self.clip_length % 8 or not 8 <= self.clip_length <= 256:  # ids of flows are stored as uint8
             raise ConfigError(f"clip-length is {self.clip_length}; expected a multiple of 8 from 8 to 256 frames")
         if self.clips is not None and self.clips < 1:

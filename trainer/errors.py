@@ -11,6 +11,12 @@ class TrainerError(VsslError):
     """A setting, a checkpoint or the shards do not fit what is asked, or the loss is not finite."""
 
 
+class LoaderLost(TrainerError):
+    """A process that decodes frames ended; untouched: the step that waited for it has not changed anything yet."""
+
+    untouched = False
+
+
 class Interrupted(VsslError):
     """Training of a run was stopped by a signal after a checkpoint was written; exit_code is 128 + the signal's number."""
 

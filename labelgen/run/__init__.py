@@ -16,8 +16,9 @@ from labelgen.errors import ConfigError, ShardError
 from labelgen.files import locked, write_json
 from labelgen.manifest import Dataset, Video
 from labelgen.run import plan, report
+from labelgen.run.finished import Finished
 from labelgen.run.plan import Task
-from labelgen.run.shard import label_shard, label_shard_on_cluster
+from labelgen.run.shard import Made, label_shard, label_shard_on_cluster
 from labelgen.run.workers import WorkerLost, pool
 
 STALL_SECONDS = 300.0  # a video that yields no frame for so long hangs, and its process is ended
@@ -51,19 +52,31 @@ def run(
     if workers < 1 or (videos_per_shard is not None and videos_per_shard < 1):
         raise ConfigError(f"workers is {workers}, videos-per-shard is {videos_per_shard}; expected at least 1")
     per_shard = videos_per_shard or min(32, -(-len(videos) // 64))
-    identity = plan.configuration(dataset, videos, split, config, per_shard)
+    sizes = plan.file_sizes(videos)
+    identity = plan.configuration(dataset, videos, sizes, split, config, per_shard)
     folder = Path(os.path.abspath(out)) / dataset.name
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    tasks = plan.tasks(dataset, videos, folder, config, identity, stall)
+    total = -(-len(videos) // per_shard)
+
+    def in_shard(index: int) -> int:
+        return min(per_shard, len(videos) - index * per_shard)
+
+    def task(index: int) -> Task:
+        batch = videos[index * per_shard : (index + 1) * per_shard]
+        return Task(folder / plan.shard_name(index), batch, dataset.root, dataset.splits, config, identity, stall)
+
     busy = ShardError(f"{folder}: another labelgen is writing here; wait for it, or name another output folder")
     with locked(folder, busy, say):
-        plan.check_configuration(folder, identity, {video.id for video in videos})
+        finished = Finished(folder)
+        there = sorted(folder.glob("[0-9]*.h5"))
+        plan.check_configuration(there, finished, identity, videos)
         suspects = _clean(folder)
-        missing = [task for task in tasks if not task.path.exists()]
-        done = len(videos) - sum(len(task.videos) for task in missing)
+        names = {path.name for path in there}
+        missing = [index for index in range(total) if plan.shard_name(index) not in names]
+        done = len(videos) - sum(map(in_shard, missing))
         if done:
-            say(f"{folder}: {len(tasks) - len(missing)} of {len(tasks)} shards are there ({done} videos)")
+            say(f"{folder}: {total - len(missing)} of {total} shards are there ({done} videos)")
         progress(done, len(videos), 0)
         seconds: Counter[str] = Counter()
         counts: Counter[str] = Counter()
@@ -75,35 +88,43 @@ def run(
 
                     compile_kernels(config.flow)  # here once: the workers load them from Numba's cache
                 make = functools.partial(each, label_shard if scheduler is None else label_shard_on_cluster)
-                for task, shard_seconds, shard_counts in _make_all(missing, make, folder, suspects, say):
+                order = plan.largest_first(missing, sizes, per_shard)
+                for index, shard_seconds, shard_counts in _make_all(order, task, make, folder, suspects, say):
                     seconds.update(shard_seconds)
                     counts.update(shard_counts)
-                    done += len(task.videos)
+                    finished.summary(folder / plan.shard_name(index))
+                    done += in_shard(index)
                     progress(done, len(videos), counts["frames"])
-        content = report.report(dataset, videos, [task.path for task in tasks], identity)
+        summaries = (finished.summary(folder / plan.shard_name(index)) for index in range(total))
+        content = report.report(dataset, videos, summaries, identity)
         content["this_run"] = report.this_run(at_work, time.perf_counter() - begin, seconds, counts)
         write_json(folder / "report.json", content)
     return content
 
 
 def _make_all(
-    tasks: list[Task],
-    make: Callable[[list[Task]], Iterator[tuple[str, Counter[str], Counter[str]]]],
+    order: list[int],
+    task: Callable[[int], Task],
+    make: Callable[[Callable[[int], Task], list[int]], Iterator[Made]],
     folder: Path,
     suspects: set[str],
     say: Callable[[str], None],
-) -> Iterator[tuple[Task, Counter[str], Counter[str]]]:
-    """Make all shards, whatever happens to the workers; yields each task with its seconds and counts.
+) -> Iterator[tuple[int, Counter[str], Counter[str]]]:
+    """Make all shards of these numbers, whatever happens to the workers; yields each number with its seconds and counts.
 
-    make: takes tasks and yields the results of `label_shard` as they come
+    make: takes the tasks' function and numbers, and yields the results of `label_shard` as they come
     suspects: names of shards whose making has ended a process before.
     """
+    waiting = {plan.shard_name(index): index for index in order}
+
+    def careful(index: int) -> Task:
+        return replace(task(index), isolated=plan.shard_name(index) in suspects)
+
     try:
-        while tasks:
-            waiting = {str(task.path): replace(task, isolated=task.path.name in suspects) for task in tasks}
+        while waiting:
             try:
-                for path, seconds, counts in make(list(waiting.values())):
-                    yield waiting.pop(path), seconds, counts
+                for path, seconds, counts in make(careful, list(waiting.values())):
+                    yield waiting.pop(os.path.basename(path)), seconds, counts
             except WorkerLost:
                 lost = _clean(folder)
                 if lost <= suspects:  # not even alone could they be finished
@@ -112,7 +133,6 @@ def _make_all(
                     ) from None
                 suspects |= lost
                 say(f"a worker was lost; {', '.join(sorted(lost))}: trying each video in a process of its own")
-            tasks = list(waiting.values())
     finally:
         _clean(folder)
 

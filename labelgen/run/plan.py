@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from labelgen import decode, shards
 from labelgen.config import Config
 from labelgen.errors import ShardError
@@ -18,6 +20,7 @@ from labelgen.flow import find as find_backend
 from labelgen.labels import LABELS, clip, kinds, sampling
 from labelgen.labels.patterns import GRID_STEP
 from labelgen.manifest import Dataset, Video
+from labelgen.run.finished import Finished
 
 
 @dataclass(frozen=True)
@@ -36,30 +39,39 @@ class Task:
     flows: Mapping[str, str] = field(default_factory=lambda: dict(BACKENDS))  # what was added here is added there
 
 
-def tasks(
-    dataset: Dataset,
-    videos: tuple[Video, ...],
-    folder: Path,
-    config: Config,
-    identity: dict[str, Any],
-    stall: float,
-) -> list[Task]:
-    """Every shard of the videos, whether it is there or not: `folder`/00000.h5 ..."""
-    size = identity["videos_per_shard"]
-    batches = [videos[at : at + size] for at in range(0, len(videos), size)]
-    common = (dataset.root, dataset.splits, config, identity, stall)
-    return [Task(folder / f"{index:05d}.h5", batch, *common) for index, batch in enumerate(batches)]
+def shard_name(index: int) -> str:
+    """The file name of a shard by its number."""
+    return f"{index:05d}.h5"
+
+
+def file_sizes(videos: Sequence[Video]) -> np.ndarray:
+    """Bytes of the videos' files, int64 [videos], -1 where there is none. The files are not opened."""
+
+    def size(path: Path) -> int:
+        try:
+            return os.stat(path).st_size
+        except OSError:
+            return -1
+
+    return np.fromiter((size(video.path) for video in videos), np.int64, len(videos))
+
+
+def largest_first(missing: Sequence[int], sizes: np.ndarray, per_shard: int) -> list[int]:
+    """The numbers of the missing shards, those of the largest files first: a long video that is begun last would keep the
+    whole run waiting for one worker."""
+    of_shards = np.add.reduceat(sizes, np.arange(0, len(sizes), per_shard))
+    return sorted(missing, key=lambda index: -int(of_shards[index]))
 
 
 def configuration(
-    dataset: Dataset, videos: Sequence[Video], split: str, config: Config, per_shard: int
+    dataset: Dataset, videos: Sequence[Video], sizes: np.ndarray, split: str, config: Config, per_shard: int
 ) -> dict[str, Any]:
-    """All that decides the bytes of the shards: which videos there are, the settings, and the version, constants and
-    parameters of whatever computes."""
+    """All that decides the bytes of the shards: which videos there are, of which sizes (`file_sizes`), the settings, and the
+    version, constants and parameters of whatever computes."""
     digest = hashlib.sha256()
-    for video in videos:
-        size = os.stat(video.path).st_size if video.path.exists() else "none"
-        digest.update(f"{video.id}\0{size}\0{video.label}\0{video.group}\0{video.split}\n".encode())
+    for video, size in zip(videos, sizes.tolist(), strict=True):
+        bytes_ = "none" if size < 0 else size
+        digest.update(f"{video.id}\0{bytes_}\0{video.label}\0{video.group}\0{video.split}\n".encode())
     backend = find_backend(config.flow)
     return {
         "dataset": dataset.name,
@@ -78,28 +90,30 @@ def configuration(
     }
 
 
-def check_configuration(folder: Path, identity: dict[str, Any], videos: set[str]) -> None:
-    """Raises ShardError where a shard of another configuration is in the folder."""
+def check_configuration(
+    paths: Sequence[Path], finished: Finished, identity: dict[str, Any], videos: Sequence[Video]
+) -> None:
+    """Raises ShardError where a shard of another configuration is among those that are there."""
     expected = shards.config_hash(identity)
-    for path in sorted(folder.glob("[0-9]*.h5")):
-        found = shards.ShardReader(path)
-        if found.config_hash != expected:
+    for path in paths:
+        if finished.summary(path)["config_hash"] != expected:
+            found = shards.ShardReader(path)
             here, there = _flat(identity), _flat(found.config)
             keys = [key for key in sorted(here | there) if here.get(key) != there.get(key)]
             # backends have parameters of their own, which say nothing beside the backend's name
             keys = [key for key in keys if key in here and key in there] or keys
             differing = [f"{key}: {there.get(key)} there, {here.get(key)} now" for key in keys if key != "videos"]
             if "videos" in keys:
-                differing.append(_other_videos(folder, found.config["videos"], identity["videos"], videos))
+                ids = {video.id for video in videos}
+                differing.append(_other_videos(paths, found.config["videos"], identity["videos"], ids))
             raise ShardError(
                 f"{path} was made with configuration {found.config_hash}, this run's is {expected} ({'; '.join(differing)}); "
                 "name another output folder, or delete this one"
             )
 
 
-def _other_videos(folder: Path, there: str, here: str, videos: set[str]) -> str:
+def _other_videos(paths: Sequence[Path], there: str, here: str, videos: set[str]) -> str:
     """In words, how the videos differ from those of the shards: counts, and the first one that is gone or new."""
-    paths = sorted(folder.glob("[0-9]*.h5"))
     arrays = [shards.ShardReader(path).arrays for path in paths]
     stored = {video for array in arrays for key in ("videos/id", "failures/id") for video in array[key]}
     count = int(there.split()[0])

@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-import numpy as np
 
 from labelgen import shards
 from labelgen.manifest import Dataset, Video
 
 
 def report(
-    dataset: Dataset, videos: Sequence[Video], paths: Sequence[Path], identity: dict[str, Any]
+    dataset: Dataset, videos: Sequence[Video], summaries: Iterable[dict[str, Any]], identity: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the shards hold, read back from them."""
+    """What the shards hold; summaries: of all shards in order, see `finished.shard_summary`."""
     totals: Counter[str] = Counter()
-    failures = []
-    for path in paths:
-        reader = shards.ShardReader(path)
-        arrays = reader.arrays
-        kept = set(arrays["videos/id"])
-        totals["labelled"] += len(kept)
-        totals["frames"] += len(arrays["frames/offset"]) - 1
-        totals["bytes"] += path.stat().st_size
-        totals["clips"] += reader.n_clips
-        totals["without_clip"] += len(kept) - len(np.unique(arrays["clips/video"]))
-        for kind in reader.kinds:
-            for name, count in kind.counts(arrays).items():
-                totals[name] += count
-            if kind.of_video is not None:
-                totals[f"too_short_for_{kind.name}"] += int(kind.too_short(arrays).sum())
-        columns = (arrays[f"failures/{name}"] for name in ("id", "path", "stage", "reason"))
-        for video, name, stage, reason in zip(*columns, strict=True):
-            failure = {"id": video, "path": name, "stage": stage, "reason": reason}
-            failures.append(failure | {"kept": video in kept, "shard": path.name})
+    failures: list[dict[str, Any]] = []
+    count = 0
+    for summary in summaries:
+        count += 1
+        totals.update(summary["totals"])
+        failures += summary["failures"]
     return {
         "dataset": dataset.name,
         "config": identity,
         "config_hash": shards.config_hash(identity),
-        "shards": len(paths),
+        "shards": count,
         "videos": {
             "asked": len(videos),
             "labelled": totals.pop("labelled"),

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from labelgen.errors import ClusterError
+from labelgen.run.process import end_with
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 _CLUSTER_SECONDS = 10  # to wait for a Dask scheduler, and for a worker
 
@@ -26,11 +29,12 @@ class WorkerLost(Exception):
 def pool(
     workers: int, scheduler: str | None, say: Callable[[str], None]
 ) -> Iterator[tuple[Callable[..., Iterator[Any]], int]]:
-    """Processes for many calls: a function `each(function, items)`, and how many calls it makes at a time.
+    """Processes for many calls: a function `each(function, of, items)`, and how many calls it makes at a time.
 
     workers: processes of this machine, at most one per core; scheduler: address of a Dask cluster to use in their place
 
-    `each` yields the results of `function(item)` as they come. It raises WorkerLost where a process of this machine was
+    `each` yields the results of `function(of(item))` as they come, where `of` is called here and only for the next few: the
+    arguments of all calls would not fit into memory. It raises WorkerLost where a process of this machine was
     killed, ClusterError where the cluster fails; what a Dask worker was at when it went away is made by another one.
     Raises ClusterError where the cluster cannot be reached within ten seconds, or has no worker.
     """
@@ -46,7 +50,9 @@ def pool(
         yield functools.partial(_each_on_cluster, client=client), sum(threads.values())
 
 
-def _each_here(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
+def _each_here(
+    function: Callable[[Any], Any], of: Callable[[Any], Any], items: Sequence[Any], workers: int
+) -> Iterator[Any]:
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -58,10 +64,12 @@ def _each_here(function: Callable[[Any], Any], items: Sequence[Any], workers: in
         batch_size=1,
         pre_dispatch=workers if workers == 1 else 2 * workers,
         return_as="generator_unordered",
+        initializer=end_with,
+        initargs=(os.getpid(),),
     )
     try:
         with _ignoring_interrupts():
-            results = parallel(joblib.delayed(function)(item) for item in items)
+            results = parallel(joblib.delayed(function)(of(item)) for item in items)
         yield from results
     except TerminatedWorkerError as error:
         raise WorkerLost from error
@@ -70,6 +78,7 @@ def _each_here(function: Callable[[Any], Any], items: Sequence[Any], workers: in
 @contextlib.contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
     """Processes started here never see Ctrl-C, which goes to the whole group: ending them is this process's affair."""
+    resource_tracker.ensure_running()  # here: started with the first worker it would let signals through again
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -101,17 +110,35 @@ def _client(scheduler: str) -> Iterator[Client]:
         yield client
 
 
-def _each_on_cluster(function: Callable[[Any], Any], items: Sequence[Any], client: Client) -> Iterator[Any]:
+def _each_on_cluster(
+    function: Callable[[Any], Any], of: Callable[[Any], Any], items: Iterable[Any], client: Client
+) -> Iterator[Any]:
     # Dask's own interface: joblib's waits for ever where one call ends several workers.
     from distributed import CancelledError, KilledWorker, as_completed
+    from distributed.comm import CommClosedError
 
-    futures = client.map(function, items, pure=False)
+    left = iter(items)
+    futures: set[Future] = set()
+    done = as_completed(loop=client.loop)
+
+    def submit() -> None:
+        """Two calls for each thread, counted anew each time: workers may join and leave."""
+        missing = max(1, 2 * sum(client.nthreads().values())) - len(futures)
+        for item in itertools.islice(left, max(0, missing)):
+            future = client.submit(function, of(item), pure=False)
+            futures.add(future)
+            done.add(future)
+
     try:
-        for future in as_completed(futures, loop=client.loop):
-            yield future.result()
-    except (KilledWorker, CancelledError, ImportError) as error:
+        submit()
+        for future in done:
+            futures.remove(future)
+            result = future.result()
+            submit()
+            yield result
+    except (KilledWorker, CancelledError, CommClosedError, ImportError) as error:
         raise ClusterError(
             f"the Dask cluster failed ({error}); finished shards are kept: the same command goes on from them"
         ) from error
     finally:
-        client.cancel(futures)
+        client.cancel(list(futures))

@@ -22,6 +22,7 @@ from labelgen.manifest import load
 from labelgen.run.plan import Task
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.shard import label_shard_on_cluster
+from labelgen.run.workers import pool
 from labelgen.shards import ShardReader
 from tests.labelgen.synthetic import write_video
 from tests.labelgen.test_run import ROOT, SABOTAGE
@@ -157,3 +158,58 @@ def test_a_dask_worker_that_is_killed_loses_nothing(folder, local, cluster, tmp_
     thread.join()
     assert content(tmp_path) == content(local[0])
     assert not list(tmp_path.glob("videos/.*.tmp"))
+
+
+def test_calls_wait_here_until_a_thread_is_free_and_a_worker_that_joins_late_gets_some(cluster):
+    asked, workers = [], set()
+
+    def items():
+        while len(workers) < 3:
+            asked.append(len(asked))
+            yield asked[-1]
+
+    with pool(1, cluster.scheduler_address, print) as (each, _):
+        for done, (pid, _) in enumerate(each(_slow_pid, str, items())):
+            workers.add(pid)
+            assert len(asked) - done <= 2 * 3 + 1
+            if done == 2:
+                cluster.scale(3)
+    assert len(workers) == 3
+
+
+def _slow_pid(text):
+    time.sleep(0.1)
+    return os.getpid(), text
+
+
+def test_a_scheduler_that_is_killed_costs_no_finished_shard(folder, local, cluster, tmp_path):
+    """A scheduler and a worker as a user starts them; then the same command again on another cluster."""
+    dask = [sys.executable, "-c", "from dask.__main__ import main; main()"]
+    address, log = f"tcp://127.0.0.1:{_free_port()}", open(tmp_path / "log", "w")  # noqa: SIM115
+    quiet = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "stdout": log, "stderr": log}
+    with (
+        subprocess.Popen(
+            [*dask, "scheduler", "--port", address.rpartition(":")[2], "--no-dashboard"], **quiet
+        ) as scheduler,
+        subprocess.Popen([*dask, "worker", address, "--nthreads", "1", "--no-dashboard"], **quiet) as worker,
+    ):
+
+        def kill(done, total, frames):
+            if done:
+                scheduler.kill()
+
+        data = load("folder", folder)
+        with pytest.raises(ClusterError, match="finished shards are kept: the same command goes on from them"):
+            run.run(data, data.videos, tmp_path, SMALL, 1, 2, scheduler=address, progress=kill)
+        scheduler.kill()
+        worker.terminate()
+    assert 0 < len(content(tmp_path)) < 3
+    label(folder, tmp_path, cluster)
+    assert content(tmp_path) == content(local[0])
+    assert not list(tmp_path.glob("videos/.*.tmp"))
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -26,7 +26,7 @@ from labelgen.labels.clip import Clip
 from labelgen.labels.sampling import generator
 from labelgen.manifest import load
 from labelgen.run import plan
-from labelgen.run.plan import configuration
+from labelgen.run.plan import configuration, file_sizes
 from labelgen.shards import ShardReader, open_shards
 from labelgen.shards.describe import describe
 from labelgen.shards.schema import table
@@ -240,7 +240,7 @@ def test_a_new_flow_backend_is_a_file_and_a_line(videos, tmp_path):
 
 def identity(videos, **settings):
     data = load("folder", videos)
-    return configuration(data, data.videos, "all", Config(**settings), 2)
+    return configuration(data, data.videos, file_sizes(data.videos), "all", Config(**settings), 2)
 
 
 def test_whatever_changes_a_stored_byte_is_in_the_configuration(videos, monkeypatch):
@@ -273,7 +273,7 @@ def test_whatever_changes_a_stored_byte_is_in_the_configuration(videos, monkeypa
 def test_expected_counts_come_from_the_manifest(tmp_path):
     write_video(tmp_path / "a" / "0.mp4", 18)
     data = load("aslan", tmp_path)
-    expected = configuration(data, data.videos, "all", Config(), 2)["expected"]
+    expected = configuration(data, data.videos, file_sizes(data.videos), "all", Config(), 2)["expected"]
     assert expected == {"videos": 3697, "folds": 10, "pairs": 6000}
 
 

@@ -1,7 +1,9 @@
 """The label generator as a whole: interrupted, broken, hanging and killed; always the same shards."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,7 +63,14 @@ def test_report_counts_everything(folder, unbroken):
     assert report["failures"][0]["id"] == "right/9.mp4" and report["failures"][0]["stage"] == "decode"
     assert report["this_run"]["flow pairs"] == 11 * 15
     assert json.loads((out / "videos" / "report.json").read_text()) == report
-    assert {p.name for p in (out / "videos").iterdir()} == {"00000.h5", "00001.h5", "00002.h5", "report.json", ".lock"}
+    assert {p.name for p in (out / "videos").iterdir()} == {
+        "00000.h5",
+        "00001.h5",
+        "00002.h5",
+        "report.json",
+        "shards.jsonl",
+        ".lock",
+    }
 
 
 def test_shards_hold_the_videos(folder, unbroken):
@@ -107,6 +116,54 @@ def test_random_clips_that_overlap_get_the_labels_they_would_get_alone(folder):
 def test_two_workers_write_the_same_bytes(folder, unbroken, tmp_path):
     label(folder, tmp_path, workers=2)
     assert content(tmp_path) == content(unbroken[0])
+
+
+def test_the_shards_of_the_largest_files_are_made_first(folder, unbroken, tmp_path):
+    """Of 2, 2 and 1 videos: 70 + 40, 12 + 90 frames, and one that is none."""
+    begun = []
+
+    def each(function, of, items):
+        begun.extend(items)
+        return (function(of(item)) for item in items)
+
+    @contextlib.contextmanager
+    def pool(*_):
+        yield each, 1
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run, "pool", pool)
+        label(folder, tmp_path)
+    data = load("folder", folder)
+    sizes = [sum(video.path.stat().st_size for video in data.videos[at : at + 2]) for at in (0, 2, 4)]
+    assert [sizes[index] for index in begun] == sorted(sizes, reverse=True) and sizes[0] != sizes[1]
+    assert content(tmp_path) == content(unbroken[0])
+
+
+def test_a_finished_folder_is_not_read_again(folder, unbroken, tmp_path, monkeypatch):
+    shutil.copytree(unbroken[0], tmp_path, dirs_exist_ok=True)  # with the times of the files
+    notes = tmp_path / "videos" / "shards.jsonl"
+    opened = []
+
+    def reader(path):
+        opened.append(path.name)
+        return ShardReader(path)
+
+    monkeypatch.setattr("labelgen.shards.ShardReader", reader)
+    same = {key: unbroken[1][key] for key in unbroken[1] if key != "this_run"}
+
+    def again():
+        opened.clear()
+        report = label(folder, tmp_path)
+        assert {key: report[key] for key in same} == same
+        return opened
+
+    assert again() == []
+    os.utime(tmp_path / "videos" / "00001.h5")
+    assert again() == ["00001.h5"]
+    notes.write_bytes(notes.read_bytes()[:-9])  # a line that was cut off
+    assert again() == ["00001.h5"] and again() == []
+    notes.write_text('["00001.h5", 0]\nnonsense\n\n["00002.h5", 1, 2, {}]\n')
+    assert again() == ["00000.h5", "00001.h5", "00002.h5"] and again() == []
 
 
 def test_a_finished_folder_is_left_alone(folder, unbroken):

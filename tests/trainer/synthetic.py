@@ -34,7 +34,15 @@ def cropped(frames: np.ndarray, corner) -> np.ndarray:
 
 
 def write_shard(
-    path: Path, lengths, split=None, labels=None, names=None, config=CONFIG, splits=("split1",), frames=video_frames
+    path: Path,
+    lengths,
+    split=None,
+    labels=None,
+    names=None,
+    config=CONFIG,
+    splits=("split1",),
+    frames=video_frames,
+    groups=None,
 ) -> None:
     """One shard with a video per length; split uint8 [videos, splits], default all train; frames: (seed, n) -> RGB."""
     rng = np.random.default_rng(len(lengths))
@@ -58,7 +66,7 @@ def write_shard(
         "videos/id": names,
         "videos/path": names,
         "videos/label": labels or ["swim", "walk"] * (n // 2) + ["swim"] * (n % 2),
-        "videos/group": [""] * n,
+        "videos/group": groups or [""] * n,
         "videos/split": np.ones((n, len(splits))) if split is None else np.array(split).reshape(n, len(splits)),
         "videos/first_frame": np.cumsum([0, *lengths[:-1]]),
         "videos/n_frames": lengths,

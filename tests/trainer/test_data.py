@@ -1,3 +1,4 @@
+import pickle
 import subprocess
 import sys
 
@@ -5,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from labelgen.shards import ShardReader
 from tests.trainer.synthetic import CONFIG, GRID, cropped, video_frames, write_shard
 from trainer import augment, data
-from trainer.data import transport
+from trainer.data import readers, transport
 from trainer.errors import TrainerError
 from trainer.methods.pace import Pace
 from trainer.methods.statistics import Statistics
@@ -68,13 +70,27 @@ def test_curriculum_shows_the_easier_half_first_and_as_many_samples(easy_steps):
         assert keys(data.Batches(10, 4, 0, [(easy_steps, easy)]), range(start, 12)) == steps[start:]
 
 
+def test_an_index_keeps_columns_and_few_shards_open(demo, monkeypatch):
+    monkeypatch.setattr(readers, "_OPEN", 1)
+    source, shards = data.Shards(demo), [ShardReader(demo / f"0000{k}.h5") for k in (0, 1)]
+    for k in (1, 0, 1):
+        assert (source.readers[k].jpeg(3) == shards[k].jpeg(3)).all()
+        assert source.readers._open.cache_info().currsize == 1
+    again = pickle.loads(pickle.dumps(source))
+    assert again.readers[0].n_videos == 6 and again.text("videos/id") == source.text("videos/id")
+    for name in ("videos/n_frames", "videos/split", "clips/video", "pace/pace", "videos/fps"):
+        joined = np.concatenate([shard.arrays[name] for shard in shards])
+        assert np.array_equal(source.readers.numbers(name), joined)
+    assert source.text("videos/label") == [label for shard in shards for label in shard.arrays["videos/label"]]
+    assert source.readers.sha256 == [shard.sha256 for shard in shards]
+
+
 def test_clips_by_difficulty_with_static_ones_last(demo):
     source = data.Shards(demo)
     samples = Statistics.samples(source, STATISTICS)[0]
     scores = np.linspace(1, 2, len(samples)).astype(np.float32)
     scores[-3:] = np.nan
-    for (shard, clip), score in zip(samples, scores, strict=True):
-        source.readers[shard].arrays["curriculum/score"][clip] = score
+    source.readers.numbers("curriculum/score")[source.trains[source.owner]] = scores
     n = len(samples)
     assert source.by_difficulty(samples).tolist() == [*range(n - 4, -1, -1), *range(n - 3, n)]
     easy, hard = (source.half(samples, which, 0).tolist() for which in ("easy", "hard"))

@@ -1,6 +1,7 @@
 """A run that was stopped, killed or damaged goes on as if nothing had happened, or says why not."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from labelgen import files
 from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
@@ -63,6 +65,32 @@ def test_a_killed_process_resumes_bit_for_bit(unbroken, demo, here, number, code
 
 def _environment():
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def test_a_loader_process_that_is_killed_within_a_step_does_not_break_it(unbroken, demo, here, monkeypatch):
+    """The step is finished; what is missing is missed by the next."""
+
+    class Killing(torch.optim.SGD):
+        steps = 0
+
+        def step(self):
+            super().step()
+            Killing.steps += 1
+            if Killing.steps == 6:
+                (child, *_) = multiprocessing.active_children()
+                os.kill(child.pid, signal.SIGKILL)
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setitem(loop._OPTIMIZERS, "sgd", (Killing, loop._OPTIMIZERS["sgd"][1]))
+    expected = (
+        r"a process that decodes frames ended \(DataLoader worker .*\); check memory, .* --resume runs/pace-r3d10-1$"
+    )
+    with pytest.raises(TrainerError, match=expected):
+        train(Settings(**SMALL | {"workers": 2}, epochs=20), demo)
+    assert checkpoint.load("pace-r3d10-1").meta["step"] == 6
+    monkeypatch.undo()
+    os.chdir(here)
+    assert_same_run(train(None, demo, resume="pace-r3d10-1"), unbroken)
 
 
 def test_a_torn_log_is_mended(unbroken, demo, here, monkeypatch):

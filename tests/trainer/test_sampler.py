@@ -169,9 +169,8 @@ def test_an_epoch_is_one_clip_per_video_and_a_run_says_when_they_repeat(several,
 
 def test_a_video_is_as_easy_as_the_mean_of_its_clips_that_move(several):
     source = data.Shards(several)
-    scores = [r.arrays["curriculum/score"] for r in source.readers]
-    scores[0][:] = 0.1, 0.2, np.nan, np.nan, np.nan, 0.3, 0.3, 0.3
-    scores[1][:] = 0.2, 0.2, 0.2
+    scores = source.readers.numbers("curriculum/score")
+    scores[:] = 0.1, 0.2, np.nan, np.nan, np.nan, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2
     samples = source.labelled_clips()[0]
     assert source.by_difficulty(samples).tolist() == [2, 3, 0, 1]
 
@@ -222,8 +221,8 @@ def test_halves_have_one_size_and_easy_and_hard_are_complements(request, folder)
     source = data.Shards(request.getfixturevalue(folder))
     samples = source.labelled_clips()[0]
     rng = np.random.default_rng(0)
-    for reader in source.readers:
-        reader.arrays["curriculum/score"][:] = rng.random(reader.n_clips)
+    scores = source.readers.numbers("curriculum/score")
+    scores[:] = rng.random(len(scores))
     halves = {which: source.half(samples, which, 0).tolist() for which in ("easy", "hard", "random")}
     assert {len(half) for half in halves.values()} == {math.ceil(len(samples) / 2)}
     both = [item for item in halves["easy"] if item in halves["hard"]]

@@ -3,8 +3,9 @@
 from labelgen.shards import TEST, TRAIN, VALIDATION
 from trainer.data.clips import Batch, Draw, TrainingClips, VideoViews, sliding_frames, spread_frames
 from trainer.data.index import Shards
+from trainer.data.readers import Folders, Readers
 from trainer.data.sampler import Batches
-from trainer.data.transport import ending_workers, loader, raise_if_error, to_device
+from trainer.data.transport import ending_workers, loader, received, to_device
 
 __all__ = [
     "TEST",
@@ -13,12 +14,14 @@ __all__ = [
     "Batch",
     "Batches",
     "Draw",
+    "Folders",
+    "Readers",
     "Shards",
     "TrainingClips",
     "VideoViews",
     "ending_workers",
     "loader",
-    "raise_if_error",
+    "received",
     "sliding_frames",
     "spread_frames",
     "to_device",

@@ -6,8 +6,9 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import cv2
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from labelgen.errors import VsslError
+from trainer.errors import LoaderLost
 
 
 class BufferPool:
@@ -82,11 +84,55 @@ def loader(dataset: Dataset, workers: int, device: torch.device, **options) -> D
     )
 
 
-def raise_if_error(batch: dict | VsslError) -> dict:
-    """The batch; what a decoding process sent is raised here where it is an error."""
-    if isinstance(batch, VsslError):
-        raise batch
-    return batch
+def received(batches: Iterable[dict | VsslError]) -> Iterator[dict]:
+    """The batches, whose processes start now; what one of them sent is raised where it is an error. Raises LoaderLost where
+    a process was killed."""
+    iterator = iter(batches)
+    _hold_back()
+    return _received_batches(iterator)
+
+
+def _received_batches(batches: Iterator[dict | VsslError]) -> Iterator[dict]:
+    global _waiting
+    while True:
+        _waiting = True
+        try:
+            if _raise_ended is not None:
+                _raise_ended(signal.SIGCHLD, None)
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            text = str(error).splitlines()[0].rstrip(". ")
+            raise LoaderLost(
+                f"a process that decodes frames ended ({text}); check memory, or take fewer workers"
+            ) from error
+        finally:
+            _waiting = False
+        if batch is None:
+            return
+        if isinstance(batch, VsslError):
+            raise batch
+        yield batch
+
+
+# PyTorch's handler of SIGCHLD raises where a decoding process was killed, wherever the main process is: in the midst of a
+# step, which leaves weights of no step. It is held back until the main process waits for a batch.
+_raise_ended: Callable | None = None
+_waiting = False
+
+
+def _hold_back() -> None:
+    global _raise_ended
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler) and handler is not _child_ended and threading.current_thread() is threading.main_thread():
+        _raise_ended = handler
+        signal.signal(signal.SIGCHLD, _child_ended)
+
+
+def _child_ended(number: int, frame) -> None:
+    if _waiting:
+        _raise_ended(number, frame)
 
 
 _ending = multiprocessing.RawValue("b", 0)  # shared with the decoding processes

@@ -28,7 +28,15 @@ from trainer.settings import Settings
 
 POOLINGS = ("mean", "max")
 _THUMBNAIL = 96  # height of the pictures in the table, pixels
-_STORED = ("height", "width", "crop", "fps", "jpeg_quality", "clip_length")  # of the frames, what changes features
+_STORED = (
+    "height",
+    "width",
+    "region",
+    "crop",
+    "fps",
+    "jpeg_quality",
+    "clip_length",
+)  # of the frames, what changes features
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from torch import nn
 
 from labelgen.errors import VsslError
 from labelgen.progress import working
-from labelgen.shards import ShardReader, open_shards
 from trainer import data, distributed
-from trainer.checkpoint import Checkpoint, load, newest_run, versions
+from trainer.checkpoint import Checkpoint, load, newest_run, trained_splits, versions
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, features, protocol_class
 from trainer.evaluate.features import COMPUTE, Compute, Features
@@ -44,7 +43,7 @@ class Bench:
         paths = [checkpoint] if one else list(checkpoint)
         self.runs = [load(newest_run() if path is None else path, best=True) for path in paths]
         self.folder, self.split, self.compute = Path(shards), split, compute
-        self._readers: dict[Path, list[ShardReader]] = {}
+        self._readers: dict[Path, data.Readers] = {}
         self._networks: dict[Path, dict[str, nn.Module]] = {}
 
     @property
@@ -60,9 +59,9 @@ class Bench:
         """The data set that is measured on."""
         return self._opened(self.folder)[0].config["dataset"]
 
-    def _opened(self, folder: Path) -> list[ShardReader]:
+    def _opened(self, folder: Path) -> data.Readers:
         if folder not in self._readers:
-            self._readers[folder] = open_shards(folder)
+            self._readers[folder] = data.Readers(folder)
         return self._readers[folder]
 
     def open(self, folder: str | os.PathLike, split: str | int | None = None) -> data.Shards:
@@ -73,8 +72,8 @@ class Bench:
         """The data set, seen through the split asked for; by default, on the data set that the run was trained on, through the
         run's own: the test videos of another one were among its training videos."""
         meta, split = (saved or self.saved).meta, self.split
-        if split is None and meta["dataset"] == self.dataset:
-            split = meta["split"]
+        if split is None:
+            split = trained_splits(meta).get(self.dataset)
         return self.open(self.folder, split)
 
     def networks(self, saved: Checkpoint | None = None) -> dict[str, nn.Module]:

@@ -125,8 +125,8 @@ def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: st
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     digest.update(json.dumps([type(backbone).__name__, views, shards.config_hash]).encode())
-    for reader in shards.readers:
-        digest.update(json.dumps(reader.sha256, sort_keys=True).encode())
+    for sha256 in shards.readers.sha256:
+        digest.update(json.dumps(sha256, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(videos, np.int64).tobytes())
     return digest.hexdigest()[:16]
 
@@ -189,8 +189,8 @@ def stage_outputs(
     seen = np.zeros(len(clips), np.int64)
     batches = data.loader(clips, compute.workers, device, batch_size=compute.batch_size)
     with data.ending_workers(), Progress("features", len(clips), "clip") as step:
-        for batch in batches:
-            index = data.raise_if_error(batch)["index"].numpy()
+        for batch in data.received(batches):
+            index = batch["index"].numpy()
             # TF32 would make features depend on the batch size, through the choice of algorithm
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 x = centre(batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"])

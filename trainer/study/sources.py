@@ -57,7 +57,7 @@ def prepare(own: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: tu
     """
     opened = Shards(folder)
     parts = _parts(own, opened)
-    digests = json.dumps([opened.config_hash, [reader.sha256 for reader in opened.readers]], sort_keys=True)
+    digests = json.dumps([opened.config_hash, opened.readers.sha256], sort_keys=True)
     columns = parts | ({EVERY: np.ones(len(opened.videos), np.uint8)} if own.pretraining == ALL else {})
     identity = {name: _hash(digests, part.tobytes()) for name, part in columns.items()}
     if not own.targets and not few and columns.keys() <= set(opened.readers[0].splits):
@@ -75,7 +75,7 @@ def prepare(own: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: tu
                     if chosen is not None:
                         own_columns[few_name(name, count, seed)] = np.where(chosen, TRAIN, part * (part != TRAIN))
         key = _hash(digests, hashes[target], *(n.encode() + c.tobytes() for n, c in own_columns.items()))
-        folders[target] = root / "-".join(filter(None, (own.name, target, key)))
+        folders[target] = root / "-".join(filter(None, (own.folder, target, key)))
         _write(folders[target], opened, named, own_columns)
     return Source(own, folders, tuple(parts), identity, hashes)
 

@@ -124,7 +124,7 @@ def _duration(seconds: float) -> str:
 def _sources(own: Study, root: Path, shards: Callable[[Data], Path]) -> tuple[dict[str, Source], dict[str, str]]:
     """The data sets that can be used, and why the others cannot."""
     sources, unusable = {}, {}
-    for name, data in own.data.items():
+    for name, data in (own.data | own.variants).items():
         tuned = (m.labels for m in own.measures if m.protocol == "finetune" and name in m.on)
         few = tuple(dict.fromkeys(count for count in tuned if isinstance(count, int)))
         try:
@@ -138,13 +138,13 @@ def _shards(data: Data, root: Path, label: Callable, workers: int, say: Callable
     if data.shards:
         return data.shards
     say(f"labelling {data.name}")
-    return label(data.labelling, root / "shards" / data.name, workers)
+    return label(data.labelling, root / "shards" / data.folder, workers)
 
 
 def _labelled(data: Data, root: Path) -> Path:
     if data.shards:
         return data.shards
-    folder = root / "shards" / data.name
+    folder = root / "shards" / data.folder
     if not any(folder.glob("*/report.json")):
         raise TrainerError("to be labelled first")
     return folder

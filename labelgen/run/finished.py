@@ -1,0 +1,66 @@
+"""What finished shards hold, kept beside them: a folder of many is not read again whenever the command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labelgen import shards
+from labelgen.files import writing
+
+
+class Finished:
+    """What the finished shards of a folder hold, from a line of its `shards.jsonl` where that has the size and the time of the
+    shard's file, else from the shard itself, and a line is added."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "shards.jsonl"
+        lines = self._file.read_bytes().splitlines(keepends=True) if self._file.exists() else []
+        self._torn = bool(lines) and not lines[-1].endswith(b"\n")  # by a full disk or a kill
+        self._lines = {line[2 : line.find(b'"', 2)]: line for line in lines}  # the last one of a name counts
+
+    def summary(self, path: Path) -> dict[str, Any]:
+        """`shard_summary` of a shard that is there. Raises ShardError where it is no whole shard."""
+        status = os.stat(path)
+        key = [path.name, status.st_size, status.st_mtime_ns]
+        name = path.name.encode()
+        try:
+            *known, summary = json.loads(self._lines.get(name, b"[0]"))
+        except ValueError:
+            known = []
+        if known != key:
+            summary = shard_summary(path)
+            self._lines[name] = json.dumps([*key, summary]).encode() + b"\n"
+            with writing(self._file), open(self._file, "ab") as file:
+                file.write(b"\n" * self._torn + self._lines[name])
+            self._torn = False
+        found: dict[str, Any] = summary
+        return found
+
+
+def shard_summary(path: Path) -> dict[str, Any]:
+    """Of one shard: "config_hash", "totals" (counts by name) and "failures", as report.json has them."""
+    reader = shards.ShardReader(path)
+    arrays = reader.arrays
+    kept = set(arrays["videos/id"])
+    totals = {
+        "labelled": len(kept),
+        "frames": len(arrays["frames/offset"]) - 1,
+        "bytes": path.stat().st_size,
+        "clips": reader.n_clips,
+        "without_clip": len(kept) - len(np.unique(arrays["clips/video"])),
+    }
+    for kind in reader.kinds:
+        totals |= kind.counts(arrays)
+        if kind.of_video is not None:
+            totals[f"too_short_for_{kind.name}"] = int(kind.too_short(arrays).sum())
+    columns = (arrays[f"failures/{name}"] for name in ("id", "path", "stage", "reason"))
+    failures = [
+        {"id": video, "path": name, "stage": stage, "reason": reason, "kept": video in kept, "shard": path.name}
+        for video, name, stage, reason in zip(*columns, strict=True)
+    ]
+    return {"config_hash": reader.config_hash, "totals": totals, "failures": failures}
