@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from labelgen.errors import ShardError
 from labelgen.shards.reader import ShardReader
@@ -19,7 +20,7 @@ def open_shards(folder: str | os.PathLike[str]) -> list[ShardReader]:
     shards are missing.
     """
     readers = [ShardReader(path) for path in shard_paths(folder)]
-    for fault in disagreements({reader.path: reader.config for reader in readers}):
+    for fault in disagreements(readers):
         raise ShardError(fault)
     return readers
 
@@ -44,23 +45,24 @@ def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
-def disagreements(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What keeps shards from being one whole data set: other configurations than the first one's, missing shards.
-
-    configs: the configuration of each shard by its path.
-    """
-    first, *others = configs
-    config, expected_hash = configs[first], config_hash(configs[first])
-    for path in others:
-        if (found := config_hash(configs[path])) != expected_hash:
+def disagreements(readers: Sequence[ShardReader]) -> Iterator[str]:
+    """What keeps shards from being one whole data set: other configurations or splits than the first one's, missing
+    shards."""
+    first = readers[0]
+    for other in readers[1:]:
+        if other.header.shared is first.header.shared:
+            continue
+        if config_hash(other.config) != config_hash(first.config):
             yield (
-                f"{path} was made with configuration {found}, {first} with {expected_hash}; "
-                "label one of the two into another folder"
+                f"{other.path} was made with configuration {config_hash(other.config)}, {first.path} with "
+                f"{config_hash(first.config)}; label one of the two into another folder"
             )
-    if "videos_per_shard" in config:
-        expected = -(-int(config["videos"].split()[0]) // config["videos_per_shard"])
-        if len(configs) != expected:
+        elif other.splits != first.splits or not np.array_equal(other.crop_grid, first.crop_grid):
+            yield f"{other.path} has other splits or crops than {first.path}; label one of the two into another folder"
+    if "videos_per_shard" in first.config and "videos" in first.config:
+        expected = -(-int(first.config["videos"].split()[0]) // first.config["videos_per_shard"])
+        if len(readers) != expected:
             yield (
-                f"{os.path.dirname(first)}: {len(configs)} of {expected} shards are there; run the same `vssl labelgen` "
-                "command again to finish"
+                f"{os.path.dirname(first.path)}: {len(readers)} of {expected} shards are there; run the same "
+                "`vssl labelgen` command again to finish"
             )
