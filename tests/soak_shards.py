@@ -8,6 +8,7 @@ traceback, or where `verify` did not find a flipped bit.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import resource
@@ -16,17 +17,22 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
+from click.testing import CliRunner
 
+from cli.main import main as vssl
+from labelgen.errors import VsslError
 from labelgen.shards import verify
 from labelgen.shards.hdf5 import Viewer
 from tests.labelgen import forging
-from trainer.methods import METHODS
+from trainer.data import Shards, TrainingClips
+from trainer.methods import METHODS, method_class
 
 SECONDS = 60  # for one item
 MEMORY = 2 << 30  # bytes that a process may reach; it begins with about 0.5 GB
@@ -35,13 +41,51 @@ BAD = ("crash", "hang", "traceback", "leak", "memory", "silent")
 Item = tuple[str, str | int]  # what is done, which one
 
 
+def read_all(folder: Path, out: Path | None, methods: Iterable[str] = METHODS) -> tuple[str, bool, bool]:
+    """Set all that reads shards on a folder: `shards info`, `shards verify`, `show labels` where there is a folder for its
+    pictures, and samples of the methods. Returns what was said, whether it can be read, and whether verify finds it sound.
+    Raises what is no error of this project's, which would reach a user as a traceback."""
+    commands: list[tuple[str | Path, ...]] = [("shards", "info", folder), ("shards", "verify", folder)]
+    if out is not None:
+        commands.append(("show", "labels", "--shards", folder, "--out", out / "sheets", "--count", "1"))
+    said: list[str] = []
+    codes = []
+    for command in commands:
+        done = CliRunner().invoke(vssl, [str(word) for word in command])
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        said.append(done.output)
+        codes.append(done.exit_code)
+    for name in methods:
+        try:
+            said.append(_samples(folder, name))
+        except VsslError as error:
+            said.append(str(error))
+    return "\n".join(said), codes[0] == 0, codes[1] == 0
+
+
+def _samples(folder: Path, name: str) -> str:
+    """Decode a few samples of a method, as `train` does."""
+    shards, method = Shards(folder), method_class(name)
+    options = method.option_values()
+    samples, _, _ = method.samples(shards, options)
+    if not len(samples):
+        return ""
+    clips = TrainingClips(shards, samples, method, options, 0, "none")
+    keys = np.array([(epoch, sample) for epoch in range(2) for sample in range(min(len(samples), 4))])
+    batch = clips.__getitems__(keys)
+    if isinstance(batch, VsslError):
+        raise batch
+    return json.dumps([shards.classes, batch["id"], {key: value.tolist() for key, value in batch["labels"].items()}])
+
+
 def work(items: list[Item], seed: int, home: Path, to_parent: Connection) -> None:
     """Make each item and read it; sends what became of it, and a remark."""
     secret, pipe = home / "secret", home / "pipe"
     makers = forging.crafted(secret, pipe)
     with Viewer() as viewer:
         verify.Viewer = lambda: nullcontext(viewer)  # one process for all
-        forging.read_all(home / "sound", home)  # imports and caches: they do not count as a hang
+        read_all(home / "sound", home)  # imports and caches: they do not count as a hang
         to_parent.send(("ready", ""))
         for kind, which in items:
             folder = home / "work"
@@ -60,7 +104,7 @@ def work(items: list[Item], seed: int, home: Path, to_parent: Connection) -> Non
             changed = kind == "crafted" or path.read_bytes() != sound
             try:
                 few = kind.startswith("flip")
-                said, readable, whole = forging.read_all(
+                said, readable, whole = read_all(
                     folder / "demo", None if few else folder, ("statistics", "pace") if few else METHODS
                 )
             except Exception:

@@ -181,6 +181,8 @@ def _shared(text: bytes) -> Shared:
 
 def _grid(corners: list[Any], config: Mapping[str, Any]) -> np.ndarray:
     limits = config["height"] - config["crop"], config["width"] - config["crop"]
+    if not 0 < len(corners) <= (limits[0] + 1) * (limits[1] + 1):
+        raise ValueError(f"it has {len(corners):,} crops")
     for corner in corners:
         if (
             not isinstance(corner, list)
@@ -188,8 +190,6 @@ def _grid(corners: list[Any], config: Mapping[str, Any]) -> np.ndarray:
             or not all(0 <= at <= limit for at, limit in zip(corner, limits, strict=True))
         ):
             raise ValueError(f"a crop has its corner at {corner!r:.100}, expected y and x up to {limits}")
-    if not corners:
-        raise ValueError("it has no crops")
     grid = np.array(corners, np.int16)
     grid.flags.writeable = False  # many readers have it
     return grid

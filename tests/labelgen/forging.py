@@ -1,26 +1,22 @@
-"""Shards as a bad disk or a stranger might make them, and everything that reads shards, to be set on them."""
+"""Shards as a bad disk or a stranger might make them."""
 
 import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import h5py
 import numpy as np
-from click.testing import CliRunner
 
-from cli.main import main
 from labelgen.errors import VsslError
 from labelgen.labels.patterns import crop_grid
 from labelgen.shards import ShardReader
 from labelgen.shards.header import _first_line
 from tests.trainer.synthetic import CONFIG, write_shard
-from trainer.data import Shards, TrainingClips
-from trainer.methods import METHODS, method_class
 
 HUGE = [2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**30, 10**4000, -(2**31), -1, 0, 1, 255, 256, 65536]
 TEXTS = [
@@ -338,44 +334,3 @@ BOMBS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
     "10^5 crops": lambda shared, own: shared.update(crop_grid=[[0, 0]] * 100_000),
     "10^5 splits": lambda shared, own: shared.update(splits=[str(i) for i in range(100_000)]),
 }
-
-
-# --- reading
-
-
-def read_all(folder: Path, out: Path | None, methods: Iterable[str] = METHODS) -> tuple[str, bool, bool]:
-    """Set all that reads shards on a folder: `shards info`, `shards verify`, `show labels` where there is a folder for its
-    pictures, and samples of the methods. Returns what was said, whether it can be read, and whether verify finds it sound.
-    Raises what is no error of this project's, which would reach a user as a traceback."""
-    commands: list[tuple[str | Path, ...]] = [("shards", "info", folder), ("shards", "verify", folder)]
-    if out is not None:
-        commands.append(("show", "labels", "--shards", folder, "--out", out / "sheets", "--count", "1"))
-    said: list[str] = []
-    codes = []
-    for command in commands:
-        done = CliRunner().invoke(main, [str(word) for word in command])
-        if done.exception and not isinstance(done.exception, SystemExit):
-            raise done.exception
-        said.append(done.output)
-        codes.append(done.exit_code)
-    for name in methods:
-        try:
-            said.append(_samples(folder, name))
-        except VsslError as error:
-            said.append(str(error))
-    return "\n".join(said), codes[0] == 0, codes[1] == 0
-
-
-def _samples(folder: Path, name: str) -> str:
-    """Decode a few samples of a method, as `train` does."""
-    shards, method = Shards(folder), method_class(name)
-    options = method.option_values()
-    samples, _, _ = method.samples(shards, options)
-    if not len(samples):
-        return ""
-    clips = TrainingClips(shards, samples, method, options, 0, "none")
-    keys = np.array([(epoch, sample) for epoch in range(2) for sample in range(min(len(samples), 4))])
-    batch = clips.__getitems__(keys)
-    if isinstance(batch, VsslError):
-        raise batch
-    return json.dumps([shards.classes, batch["id"], {key: value.tolist() for key, value in batch["labels"].items()}])
