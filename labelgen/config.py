@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
 from labelgen.errors import ConfigError
 
 CLIP_LENGTH = 16  # the default of Config.clip_length
+_CLIP_PIXELS = 1 << 28
+_PACE = re.compile(r"[+-]?(\d{1,6}(/\d{1,6}|\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,14 @@ class Config:
             raise ConfigError(f"clips is {self.clips}; expected 'all' or a number of clips per video, at least 1")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise ConfigError(f"fps is {self.fps}; expected frames per second, more than 0 and at most 1000")
+        if self.clip_length * self.height * self.width > _CLIP_PIXELS:
+            raise ConfigError(
+                f"clips have {self.clip_length} frames of {self.height} x {self.width}; expected {_CLIP_PIXELS:,} pixels at "
+                "most, such as 16 frames of 4096 x 4096"
+            )
         try:
+            if not all(_PACE.fullmatch(pace) for pace in self.paces):  # 1e9999999999 would take all memory
+                raise ValueError("of at most six digits each")
             paces = [Fraction(pace) for pace in self.paces]
         except (ValueError, ZeroDivisionError) as error:
             raise ConfigError(

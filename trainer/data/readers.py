@@ -12,6 +12,7 @@ import numpy as np
 from labelgen.errors import ShardError
 from labelgen.shards import ShardReader
 from labelgen.shards.folder import disagreements, shard_paths
+from labelgen.shards.header import Shared
 
 _OPEN = 512  # readers that are kept, of those asked for last: one of 32 videos of ten seconds has about 100 kB
 _NUMBERS = (
@@ -55,13 +56,11 @@ class Readers(Sequence[ShardReader]):
         self._paths = [path for paths in sets for path in paths]
         numbers: dict[str, list[np.ndarray]] = {name: [] for name in _NUMBERS}
         texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
-        configs: dict[str, Any] = {}
+        shared: dict[str, Shared] = {}
         n_videos, n_clips, self.sha256 = [], [], []
         for path in self._paths:
             reader = ShardReader(path)
-            # equal ones are kept once
-            same = configs and reader.config == configs[self._paths[0]]
-            configs[path] = configs[self._paths[0]] if same else reader.config
+            shared[path] = reader.header.shared
             n_videos.append(reader.n_videos)
             n_clips.append(reader.n_clips)
             self.sha256.append(reader.sha256)
@@ -71,11 +70,11 @@ class Readers(Sequence[ShardReader]):
             for name in _TEXTS:
                 texts[name].append("\0".join(reader.arrays[name]))
         self.datasets: dict[str, range] = {}
-        first = configs[self._paths[0]]
+        first = shared[self._paths[0]].config
         for paths in sets:
-            for fault in disagreements({path: configs[path] for path in paths}):
+            for fault in disagreements({path: shared[path] for path in paths}):
                 raise ShardError(fault)
-            own = configs[paths[0]]
+            own = shared[paths[0]].config
             if own["dataset"] in self.datasets:
                 raise ShardError(f"{paths[0]}: {own['dataset']} is there twice; name each data set once")
             for key in sorted((own.keys() | first.keys()) - _OF_ONE):
