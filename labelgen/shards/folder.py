@@ -11,6 +11,7 @@ import numpy as np
 from labelgen.errors import ShardError
 from labelgen.shards.header import Shared
 from labelgen.shards.reader import ShardReader
+from labelgen.shards.schema import config_hash
 
 
 def open_shards(folder: str | os.PathLike[str]) -> list[ShardReader]:
@@ -54,9 +55,9 @@ def disagreements(shared: Mapping[str, Shared]) -> Iterator[str]:
     for other, own in shared.items():
         if own is first:
             continue
-        if own.config_hash != first.config_hash:
+        if own.config != first.config:  # whatever they say of its hash
             yield (
-                f"{other} was made with configuration {own.config_hash}, {path} with {first.config_hash}; "
+                f"{other} was made with configuration {config_hash(own.config)}, {path} with {config_hash(first.config)}; "
                 "label one of the two into another folder"
             )
         elif own.splits != first.splits or not np.array_equal(own.crop_grid, first.crop_grid):
