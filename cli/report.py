@@ -32,11 +32,13 @@ def report(run, shards, count, seed):
 
 
 def _sheets(config_hash, shards, count, seed):
-    """Sheets of labels of random clips, and of the curriculum, from the shards of this configuration."""
+    """Sheets of labels of random clips, and clips of the curriculum, from the shards of this configuration."""
     import random
 
+    import numpy as np
+
     from labelgen.shards import open_shards
-    from labelgen.show import curriculum_sheet, label_sheet
+    from labelgen.show import curriculum, label_sheet
     from trainer.pages.report import Sheet
 
     readers = next((own for own in map(open_shards, shards) if own[0].config_hash == config_hash), [])
@@ -48,11 +50,17 @@ def _sheets(config_hash, shards, count, seed):
         shown = "frames, flow, motion boundaries, blocks of most motion, most diverse and most stable blocks"
         labels.append(Sheet(name, f"Labels of {name}: {shown}", label_sheet(reader, clip)))
     try:
-        sheet = curriculum_sheet(readers) if clips else None
+        examples = curriculum(readers) if clips else []
     except ValueError:  # no clip moves
-        sheet = None
-    name = "The easiest, middle and hardest clips, with their motion boundaries"
-    return labels, None if sheet is None else Sheet(name, name, sheet)
+        examples = []
+    return labels, [
+        Sheet(
+            f"{example.place}: {example.score:.3f}, {example.video}",
+            f"Middle frame and motion boundaries of {example.video}",
+            np.vstack([example.frame, example.boundaries]),
+        )
+        for example in examples
+    ]
 
 
 @click.command()

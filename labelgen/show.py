@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -77,30 +78,56 @@ def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
     return _page(title, [shown, maps, blocks, colours])
 
 
+@dataclass(frozen=True)
+class Example:
+    """A clip of the curriculum.
+
+    place: easy, middle or hard; score: share of its motion in one block; video: its id; frame: its middle frame, boundaries: the
+    magnitude of its motion boundaries, RGB uint8 [H, W, 3] both
+    """
+
+    place: str
+    score: float
+    video: str
+    frame: np.ndarray
+    boundaries: np.ndarray
+
+
 def curriculum_sheet(shards: Sequence[ShardReader], columns: int = 6) -> np.ndarray:
     """The easiest, middle and hardest clips with their motion boundaries, as one picture, RGB uint8.
 
     Raises ValueError where no clip moves.
     """
+    clips = curriculum(shards, columns)
+    rows = []
+    for place in dict.fromkeys(clip.place for clip in clips):
+        own = [clip for clip in clips if clip.place == place]
+        rows.append([_titled(clip.frame, f"{place}: {clip.score:.3f}") for clip in own])
+        rows.append([_titled(clip.boundaries, clip.video[-50:]) for clip in own])
+    scores = np.concatenate([shard.arrays["curriculum/score"][:] for shard in shards])
+    return _page(f"{np.count_nonzero(~np.isnan(scores))} clips by the share of motion in one block", rows)
+
+
+def curriculum(shards: Sequence[ShardReader], count: int = 6) -> list[Example]:
+    """The `count` easiest, middle and hardest clips. Raises ValueError where no clip moves."""
     clips = [(shard, clip) for shard in shards for clip in range(shard.n_clips)]
     score = np.array([shard.arrays["curriculum/score"][clip] for shard, clip in clips])
     order = np.argsort(-score, kind="stable")[: np.count_nonzero(~np.isnan(score))]
     if not len(order):
         raise ValueError("no clip has a difficulty: there is none, or none of them moves")
-    columns = min(columns, len(order))
-    middle = (len(order) - columns) // 2
-    rows = []
-    for word, chosen in (("easy", order[:columns]), ("middle", order[middle:][:columns]), ("hard", order[-columns:])):
-        pictures, maps = [], []
+    count = min(count, len(order))
+    middle = (len(order) - count) // 2
+    found = []
+    for place, chosen in (("easy", order[:count]), ("middle", order[middle:][:count]), ("hard", order[-count:])):
         for index in chosen:
             shard, clip = clips[index]
             moving = clip_of_frames(shard.frames(shard.clip_frames(clip)), shard.config)
             summed = moving.boundaries.sum(0)
-            pictures.append(_titled(moving.frames[len(moving.frames) // 2], f"{word}: {score[index]:.3f}"))
             larger = np.maximum(np.hypot(summed[0], summed[1]), np.hypot(summed[2], summed[3]))
-            maps.append(_titled(_grey(larger), shard.arrays["videos/id"][shard.arrays["clips/video"][clip]][-50:]))
-        rows += [pictures, maps]
-    return _page(f"{len(order)} clips by the share of motion in one block", rows)
+            video = shard.arrays["videos/id"][shard.arrays["clips/video"][clip]]
+            frame = moving.frames[len(moving.frames) // 2]
+            found.append(Example(place, float(score[index]), video, frame, _grey(larger)))
+    return found
 
 
 def _zoom(width: int) -> int:

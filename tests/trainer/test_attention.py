@@ -14,7 +14,7 @@ from tests.labelgen import reference
 from tests.trainer.planted import write_colored
 from tests.trainer.synthetic import CONFIG, write_shard
 from trainer.errors import TrainerError
-from trainer.evaluate import features
+from trainer.evaluate import features, maps
 from trainer.evaluate.attention import Attention
 from trainer.evaluate.bench import measure
 from trainer.evaluate.features import Compute
@@ -60,6 +60,14 @@ def test_correlation_by_hand():
 @pytest.mark.parametrize("length, first", [(64, 24), (17, 0), (16, 0)])
 def test_middle_clip(length, first):
     assert middle_clip(length, 16).tolist() == [list(range(first, first + 16))]
+
+
+def test_tiles_of_a_sheet_are_those_it_was_made_of():
+    tiles = {name: np.full((224, 224, 3), value, np.uint8) for name, value in (("a", 10), ("b", 90), ("c", 200))}
+    drawn = maps.sheet("title", tiles)
+    for tile, own in zip(maps.tiles_of(drawn, 3), tiles.values(), strict=True):
+        assert (tile == own).all()
+    assert maps.tiles_of(drawn, 2) == [] == maps.tiles_of(drawn[1:], 3)
 
 
 def test_middle_clip_of_a_short_video_loops():

@@ -1,6 +1,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -9,6 +10,7 @@ from tests.trainer.pages import BROKEN, CONTRASTS, OVERFLOW, Chromium, Page, nee
 from trainer.errors import TrainerError
 from trainer.evaluate.bench import measure
 from trainer.evaluate.features import Compute
+from trainer.evaluate.tally import Tally
 from trainer.pages.compare import compare, format_table, mark, write
 from trainer.settings import Settings
 from trainer.training import train
@@ -114,6 +116,56 @@ def test_other_conditions_are_never_in_one_row(runs, change):
     assert f"measured under different conditions, {key} is " in told and f"{value} (b)" in told
 
 
+def keep(run, name, hits, named="ab"):
+    """What became of the videos of a result with one row; hits: one string of 0 and 1 per class."""
+    labels = [label for label, own in zip(named, hits, strict=True) for _ in own]
+    items = [f"{label}{i}" for i, label in enumerate(labels)]
+    tally = Tally(items, labels, [""] * len(items), list(named))
+    tally.accuracy(np.array([*map(int, "".join(hits))], bool), np.arange(len(items)))
+    tally.write(run / "results" / f"{name}-demo-split1.npz", [0], [0])
+
+
+def test_classes_that_gain_and_lose_most(runs, tmp_path):
+    what = {"network": "pretrained", "level": "video", "metric": "accuracy", "stage": "conv5"}
+    hits = (["0000011111", "11110"], ["1111100111", "00000"])
+    for run, own in zip(runs[:2], hits, strict=True):
+        put(run, "linear", [row(50, 40, 60, **what)])
+        keep(run, "linear", own)
+    own = next(one for one in compare(runs[:2])["tables"] if one["title"].startswith("Linear"))
+    assert own["headline"]["what"] == what
+    a, b = own["classes"]["b"]
+    assert (a["class"], a["items"], a["first"], a["other"], a["value"]) == ("a", 10, 50, 80, pytest.approx(30))
+    assert a["low"] < 30 < a["high"]
+    assert b == {
+        "class": "b",
+        "items": 5,
+        "first": 80,
+        "other": 0,
+        "value": pytest.approx(-80),
+    }  # too few for an interval
+    told = format_table(compare(runs[:2]))
+    assert "classes that gain most, b, accuracy, video, conv5: a +30.0 [" in told
+    assert "classes that lose most, b, accuracy, video, conv5: b -80.0\n" in told
+    write(compare(runs[:2]), tmp_path / "table.html")
+    text = Page((tmp_path / "table.html").read_text()).text
+    assert "Classes: b less a" in text and "b -80.0 0.0 80.0 5" in text
+    for run in runs[:2]:
+        (run / "results" / "linear-demo-split1.npz").unlink()
+
+
+def test_changed_rows_stand_first(runs, tmp_path):
+    what = {"network": "pretrained", "metric": "accuracy"}
+    values = {"conv1": (50, 52), "conv2": (50, 90), "conv3": (50, 51), "conv4": (50, 10)}
+    for i, run in enumerate(runs[:2]):
+        put(run, "scenes", [row(v[i], v[i] - 5, v[i] + 5, **what, stage=stage) for stage, v in values.items()])
+    own = next(one for one in compare(runs[:2])["tables"] if one["title"].startswith("Scenes"))
+    assert [line["what"]["stage"] for line in own["rows"]] == ["conv2", "conv4", "conv1", "conv3"]
+    write(compare(runs[:2]), tmp_path / "table.html")
+    text = Page((tmp_path / "table.html").read_text()).text
+    text = text[text.index("Rows that differ from the first run, %: pretrained, accuracy") :]
+    assert text.index("conv4") < text.index("The other rows, %: pretrained, accuracy") < text.index("conv1")
+
+
 def test_three_runs(runs):
     what = {"network": "pretrained", "metric": "accuracy"}
     (runs[2] / "results").mkdir(exist_ok=True)
@@ -154,7 +206,7 @@ def test_files_by_the_command(runs, tmp_path):
     expected = [of for own in result["tables"] for one in own["rows"] for of in one["of"].values()]
     assert [float(line["value"]) for line in lines] == [of["value"] for of in expected]
     found = Page((tmp_path / "table.html").read_text(encoding="ascii"))
-    assert len(found.all("table")) == 1 + len(result["tables"]) == len(found.all("caption"))
+    assert len(found.all("table")) == len(found.all("caption")) > 1 + len(result["tables"])
     assert all(f"{of['value']:.1f}" in found.text for of in expected)
 
 

@@ -30,6 +30,13 @@ def test_published_numbers_are_of_known_methods_and_sources():
             assert known == sorted(known) and all(0 < value < 100 for value in known)
 
 
+def test_numbers_of_data_that_were_not_measured_are_folded():
+    text = str(published_html({"method": "pace", "backbone": "r3d10", "width": 1.0}, None, []))
+    for dataset in ("ucf101", "hmdb51"):
+        assert f"<details><summary>Retrieval on {dataset}: not measured for this run</summary>" in text
+    assert text.count("<table") == text.count("<details") - 1  # and the sources
+
+
 def shown(method, backbone, initial=None, results=()):
     settings = {"method": method, "backbone": backbone, "width": 1.0}
     return Page(published_html(settings, initial, results)).text

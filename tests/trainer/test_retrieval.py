@@ -162,6 +162,11 @@ def test_protocol_is_told(run, result):
     assert len(result["rows"]) == (2 * 5 * 2 * 2 + 2) * len(KS)
     assert result["notes"] == ["video level: only 8 gallery items; larger k search them all"]
     assert [len(shown["nearest"]) for shown in result["neighbours"]] == [5] * 5
+    for shown in result["neighbours"]:
+        cosines = shown["cosines"]
+        assert (
+            len(cosines) == 5 and cosines == sorted(cosines, reverse=True) and -1 <= min(cosines) <= max(cosines) <= 1
+        )
     written = run / "results/retrieval-demo-split1.json"
     assert json.loads(written.read_text()) | {"file": str(written)} == result
     with open(run / "results/retrieval-demo-split1.csv", newline="") as file:

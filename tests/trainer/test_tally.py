@@ -18,7 +18,7 @@ from trainer.evaluate.neighbours import chance, nearest
 from trainer.evaluate.progress import Progress
 from trainer.evaluate.results import read_results
 from trainer.evaluate.retrieval import KS
-from trainer.evaluate.tally import Predictions, Tally, paired
+from trainer.evaluate.tally import Predictions, Tally, by_class, paired
 from trainer.pages.compare import compare, format_table
 from trainer.settings import Settings
 from trainer.training import train
@@ -88,6 +88,29 @@ def test_paired_differences_by_hand(tmp_path):
     fewer = tally([""] * 30)
     fewer.write(tmp_path / "c.npz", [0], [fewer.accuracy(first[:29], np.arange(29))["kept"]])
     assert paired(files[0], Predictions(tmp_path / "c.npz"), 0, 0) is None
+
+
+def test_differences_by_class_by_hand(tmp_path):
+    rng = np.random.default_rng(2)
+    labels, hits = ["a"] * 12 + ["b"] * 9, rng.random((2, 21)) < 0.5
+    one = Tally([f"v{i}" for i in range(21)], labels, [""] * 21, ["a", "b"])
+    kept = [one.accuracy(hit, np.arange(21))["kept"] for hit in hits]
+    one.write(tmp_path / "x.npz", [0, 1], kept)
+    read = Predictions(tmp_path / "x.npz")
+    found = by_class(read, read, 0, 1)
+    assert [told["value"] for told in found] == sorted((told["value"] for told in found), reverse=True)
+    for told in found:
+        own = np.array(labels) == told["class"]
+        means = [100 * hit[own].mean() for hit in hits]
+        assert (told["first"], told["other"], told["items"]) == (*map(pytest.approx, means), own.sum())
+        assert told["value"] == pytest.approx(means[1] - means[0])
+        assert ("low" in told) == (told["class"] == "a")  # of nine videos an interval would tell nothing
+    gained = hits[1, :12].astype(float) - hits[0, :12]
+    rng = np.random.default_rng(0)
+    drawn = [100 * gained[rng.integers(12, size=12)].mean() for _ in range(1000)]
+    a = next(told for told in found if told["class"] == "a")
+    assert (a["low"], a["high"]) == pytest.approx(tuple(np.percentile(drawn, (2.5, 97.5))))
+    assert by_class(read, read, 0, 5) == []
 
 
 @pytest.fixture

@@ -49,9 +49,10 @@ class Attention(Protocol):
     published = ()
     needs_boundaries = True
     about_sheets = (
-        "Brighter: the network is more active there. The motion boundaries show where the clip moves. The numbers "
-        "are 100 x the correlation of the two over the map's cells."
+        "Where the network is active, over the frame in grey; each map relative to its own most active place. The motion "
+        "boundaries show where the clip moves. The numbers are 100 x the correlation of the two over the map's cells."
     )
+    scale = ("not active", "most active")
 
     def choose(
         self,

@@ -37,6 +37,7 @@ class Future(Protocol):
         "The last frame of a context, and later frames; brighter: the frame's cell is more like the context's. The numbers are "
         "100 x the mean cosine of the cells, with random weights beside those of this network."
     )
+    scale = ("least like it of the sheet", "most like it")
 
     def choose(self, draws: int = 1, count: int = 2) -> Shards:
         from trainer.evaluate.task import samples, unseen

@@ -102,6 +102,13 @@ def sheet(title: str, tiles: dict[str, np.ndarray]) -> np.ndarray:
     return page
 
 
+def tiles_of(page: np.ndarray, count: int) -> list[np.ndarray]:
+    """The tiles of a `sheet` of so many, uint8 [_TILE, _TILE, 3] each; none where the picture is of another size."""
+    if page.shape[:2] != (2 * 20 + _TILE, count * (_TILE + _GAP) - _GAP):
+        return []
+    return [page[40:, i * (_TILE + _GAP) :][:, :_TILE] for i in range(count)]
+
+
 def _text(page: np.ndarray, text: str, x: int, y: int) -> None:
     shown = text.encode("ascii", "replace").decode()  # OpenCV's font has no other characters
     cv2.putText(page, shown, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)

@@ -104,19 +104,25 @@ def _part_of(source: data.Shards, chosen: np.ndarray) -> str:
     return f"{source.dataset} ({'all videos' if others else names.get(first, 'all videos')})"
 
 
-def examples(sides: list[tuple[Side, Side]], found: list[np.ndarray]) -> list[dict]:
-    """A few queries, evenly spread, with the videos found for them (int64 [queries, k] of every fold), by name and class."""
+def examples(
+    sides: list[tuple[Side, Side]], found: list[np.ndarray], vectors: list[tuple[np.ndarray, np.ndarray]]
+) -> list[dict]:
+    """A few queries, evenly spread, with the videos found for them (int64 [queries, k] of every fold) by name and class, and
+    their cosines; vectors: of every fold those of the queries and of the gallery, float32 [n, d]."""
     names, theirs = (side.source.text("videos/id") for side in sides[0])
     queries = [
-        (*of_fold, nearest[q], q) for of_fold, nearest in zip(sides, found, strict=True) for q in range(len(nearest))
+        (*of_fold, nearest[q], q, *pair)
+        for of_fold, nearest, pair in zip(sides, found, vectors, strict=True)
+        for q in range(len(nearest))
     ]
     return [
         {
             "query": names[asking.videos[q]],
             "label": str(asking.labels[q]),
             "nearest": [[theirs[searched.videos[g]], str(searched.labels[g])] for g in nearest[:5]],
+            "cosines": (normalised(gallery[nearest[:5]]) @ normalised(asked[q : q + 1])[0]).tolist(),
         }
-        for asking, searched, nearest, q in (
+        for asking, searched, nearest, q, asked, gallery in (
             queries[i] for i in np.unique(np.linspace(0, len(queries) - 1, _SHOWN).astype(int))
         )
     ]

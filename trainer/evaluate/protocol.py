@@ -64,7 +64,7 @@ class Protocol:
     index, columns: keys of the rows that make lines and columns of its table
     of_finetuned: it measures what a run was finetuned to do; the page of the run that it started from shows it, too
     published: metrics of the numbers that papers report (trainer/pages/published.yaml)
-    about_sheets: a sentence above the pictures that it draws, where it does
+    about_sheets: a sentence above the pictures that it draws, where it does; scale: what the ends of their colours mean
     needs_boundaries: `choose` is given a function `boundaries`, which computes the motion boundaries of a clip
 
     bench: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which they
@@ -86,6 +86,7 @@ class Protocol:
     of_finetuned: ClassVar[bool] = False
     published: ClassVar[tuple[str, ...]] = ("accuracy",)
     about_sheets: ClassVar[str] = ""
+    scale: ClassVar[tuple[str, str]] = ("", "")
     needs_boundaries: ClassVar[bool] = False
 
     def __init__(self, bench: Bench, **options: Any):

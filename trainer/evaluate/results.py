@@ -40,7 +40,7 @@ _SHAPE = {  # of a file; names with ? may be missing
         | dict.fromkeys(("network?", "stage?", "pooling?", "level?", "split?", "class?", "video?"), str)
     ],
     "notes": [str],
-    "neighbours?": [{"query": str, "label": str, "nearest": [[str]]}],
+    "neighbours?": [{"query": str, "label": str, "nearest": [[str]], "cosines?": [_NUMBER]}],
     "sheets?": [{"video": str, "label": str, "file": str, "shown": [str]}],
     "confusion?": {"classes": [str], "counts": [[int]]},
 }
@@ -146,8 +146,11 @@ def _check(content: object) -> None:
         other = isinstance(row.get("distance"), str) and row["distance"] != OTHER_VIDEO
         if other or ("low" in row) != ("high" in row) or not all(abs(number) < 1e6 for number in numbers):
             raise ValueError(f"row {str(row):.60}")
-    if not all(len(pair) == 2 for query in content.get("neighbours", ()) for pair in query["nearest"]):
-        raise ValueError("neighbours without their class")
+    for query in content.get("neighbours", ()):
+        if any(len(pair) != 2 for pair in query["nearest"]):
+            raise ValueError("neighbours without their class")
+        if len(query.get("cosines", query["nearest"])) != len(query["nearest"]):
+            raise ValueError("not a cosine for each neighbour")
     if confusion := content.get("confusion"):
         classes, counts = confusion["classes"], np.array(confusion["counts"])  # ValueError where rows differ in length
         if counts.shape != (len(classes),) * 2 or not counts.any():
@@ -186,11 +189,21 @@ def headline(result: Result) -> dict | None:
     return rows[0] if rows else None
 
 
+def place_of(result: Result, row: dict) -> int:
+    """The number of a row of a result, by which its predictions are kept."""
+    return next(place for place, other in enumerate(result.content["rows"]) if other is row)
+
+
 def beside(result: Result, row: dict) -> dict[str, float]:
     """Values of the random network and of chance for what a row measured, by network."""
+    return {network: other["value"] for network, other in rows_beside(result, row).items()}
+
+
+def rows_beside(result: Result, row: dict) -> dict[str, dict]:
+    """Rows of the random network and of chance for what a row measured, by network."""
     keys = row.keys() - {"network", *MEASURED}
     return {
-        other["network"]: other["value"]
+        other["network"]: other
         for other in overall(result.content["rows"])
         if other.get("network") in ("random", "chance") and all(other.get(key, row[key]) == row[key] for key in keys)
     }

@@ -108,7 +108,10 @@ class Retrieval(Protocol):
                 if (fewest := min(hit.shape[1] for hit in hits)) < KS[-1]:
                     self.notes.append(f"{level} level: only {fewest} gallery items; larger k search them all")
                 if (network, key, level) == ("pretrained", shown, "video"):
-                    self.extra["neighbours"] = examples(self.sides, nearest)
+                    vectors = [
+                        (asking.items(items[0])[0], searched.items(items[1])[0]) for asking, searched in self.sides
+                    ]
+                    self.extra["neighbours"] = examples(self.sides, nearest, vectors)
                     own = [
                         self.groups[asking.videos] == self.groups[searched.videos[places[:, 0]]]
                         for (asking, searched), places in zip(self.sides, nearest, strict=True)

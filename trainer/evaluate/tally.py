@@ -132,6 +132,32 @@ class Predictions:
 def paired(first: Predictions, other: Predictions, row: int, other_row: int) -> dict[str, float] | None:
     """The difference of two accuracies of the same items in per cent, other - first, with the 95 % interval of a bootstrap that
     draws the same items (or groups, see Tally.units) for both: "value", "low", "high". None where the items differ."""
+    matched = _matched(first, other, row, other_row)
+    return _difference(first, *matched) if matched else None
+
+
+def by_class(first: Predictions, other: Predictions, row: int, other_row: int) -> list[dict]:
+    """Of every class ("class") both accuracies in per cent, "first" and "other", the number of items, "items", and the difference
+    as of `paired`, "value"; "low" and "high" where there are at least GROUPS items (or groups) to draw. The class that gains
+    most stands first. Nothing where the items differ."""
+    if (matched := _matched(first, other, row, other_row)) is None:
+        return []
+    tested, one, two = matched
+    found = []
+    for name in np.unique(first.labels[tested]).tolist():
+        own = first.labels[tested] == name
+        told = {"class": name, "items": int(own.sum()), "first": 100 * float(one[own].mean())}
+        told["other"] = 100 * float(two[own].mean())
+        difference = _difference(first, tested[own], one[own], two[own])
+        few = len(np.unique(_units(first, tested[own]))) < GROUPS
+        found.append(told | ({"value": difference["value"]} if few else difference))
+    return sorted(found, key=lambda told: -told["value"])
+
+
+def _matched(
+    first: Predictions, other: Predictions, row: int, other_row: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The tested items, int64 [n], index into first.items, and their hits in both, float64 [n]; None where the items differ."""
     one, two = first.right.get(row), other.right.get(other_row)
     if one is None or two is None:
         return None
@@ -140,9 +166,16 @@ def paired(first: Predictions, other: Predictions, row: int, other_row: int) -> 
     same = [places.get(name, -1) for name in first.items[tested].tolist()]
     if -1 in same or np.isnan(two[same]).any() or np.count_nonzero(~np.isnan(two)) != len(tested):
         return None
-    difference = two[same].astype(np.float64) - one[tested]
-    units = Tally(first.items, first.labels, first.groups, first.classes).units(tested)
-    _, units = np.unique(units, return_inverse=True)
+    return tested, one[tested].astype(np.float64), two[same].astype(np.float64)
+
+
+def _units(of: Predictions, tested: np.ndarray) -> np.ndarray:
+    return Tally(of.items, of.labels, of.groups, of.classes).units(tested)
+
+
+def _difference(of: Predictions, tested: np.ndarray, one: np.ndarray, two: np.ndarray) -> dict[str, float]:
+    difference = two - one
+    _, units = np.unique(_units(of, tested), return_inverse=True)
     sums, counts = np.bincount(units, difference), np.bincount(units)
     rng = np.random.default_rng(0)
     means = []

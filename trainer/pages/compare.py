@@ -11,13 +11,14 @@ from markupsafe import Markup
 from labelgen.files import write_text
 from trainer import checkpoint
 from trainer.errors import TrainerError
-from trainer.evaluate.results import MEASURED, Result, csv_text, flat, read_results
-from trainer.evaluate.tables import aligned, shown, with_split
-from trainer.evaluate.tally import Predictions, paired
-from trainer.pages.page import fill, items, join, page, paragraph, table
+from trainer.evaluate.results import MEASURED, Result, csv_text, flat, headline, read_results
+from trainer.evaluate.tables import aligned, overall, shown, with_split
+from trainer.evaluate.tally import Predictions, by_class, paired
+from trainer.pages.classes import ABOUT, compared_html
+from trainer.pages.page import details, fill, heading, items, join, page, paragraph, table
 from trainer.pages.published import pretraining
 from trainer.pages.report import made_by, parameters
-from trainer.pages.results import value_cell
+from trainer.pages.results import difference_cells, difference_text, named, value_cell
 
 # of a protocol, what tells of the network; all else are conditions, which must be equal where numbers stand in one row
 _OF_THE_NETWORK = (
@@ -31,13 +32,13 @@ _OF_THE_NETWORK = (
     "versions",
 )
 _DIFFERENCE = {"": "value", "_low": "low", "_high": "high"}  # ends of names of columns -> keys
+_LINE = 5  # classes on a line
+_MANY = 8  # more rows than this that do not differ are folded
 _MARKS = {"▲": "above the first value", "▼": "below the first value"}
 RULE = (
-    "In brackets behind a value, with its own 95 % interval: the paired difference from the first value in the row, of the same "
-    "videos answered by both. ▲ ▼: that interval lies wholly above, below 0; where the videos' answers are not kept, "
-    "the value's interval wholly above, below the first one's. "
-    "Intervals cover the choice of test videos, not the training seed; of many "
-    "rows some differ by chance."
+    "Differences are from the first value in the row, of the same videos answered by both, with 95 % intervals of their own. "
+    "▲ ▼: that interval lies wholly above, below 0; where the videos' answers are not kept, the value's interval wholly above, "
+    "below the first one's. Intervals cover the choice of test videos, not the training seed; of many rows some differ by chance."
 )
 
 
@@ -48,7 +49,8 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
     configuration of the shards, views, items, ...), with "title", "conditions" and "rows": each the network, stage, pooling,
     level, metric, ... that were measured ("what"), the rows of the runs by name ("of"), their paired differences from the first
     run in the row ("differences", see tally.paired; those that can be had) and a mark for those that lie above ("▲") or below
-    ("▼") it ("marks", see `mark`). "notes": what is in no table, and why.
+    ("▼") it ("marks", see `mark`), marked rows first; "headline": the row that stands for the result, or None; "classes": its
+    differences by class, by name of the run, see tally.by_class. "notes": what is in no table, and why.
 
     Raises TrainerError for fewer than two runs, for one named twice, and what checkpoint.load raises.
     """
@@ -114,6 +116,8 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
             found.setdefault(what, {})[name] = row
             places.setdefault(what, {})[name] = place
     rows, equal = [], 0
+    stands = {key: value for key, value in (headline(next(iter(group.values()))) or {}).items() if key not in MEASURED}
+    headed, classes = None, {}
     for key, of in found.items():
         leader, first = next(iter(of.items()))
         if len(of) == 1:
@@ -130,6 +134,14 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
             differences = {name: difference for name, difference in pairs.items() if difference}
             marks = {name: mark(first, row, differences.get(name)) for name, row in of.items()}
             rows.append({"what": what, "of": of, "differences": differences, "marks": marks})
+            if what == stands:
+                headed, classes = (
+                    rows[-1],
+                    {
+                        name: by_class(kept[leader], kept[name], places[key][leader], places[key][name])
+                        for name in pairs
+                    },
+                )
     alone = sum(len(of) == 1 for of in found.values())
     for count, why in (
         (equal, "of random weights or chance and the same in all runs"),
@@ -137,7 +149,9 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
     ):
         if count:
             notes.append(f"{title}: {count} of {len(found)} rows left out, {why}")
-    return {"title": title, "conditions": same, "rows": rows}
+    rows.sort(key=lambda row: not any(row["marks"].values()))
+    classes = {name: told for name, told in classes.items() if told}
+    return {"title": title, "conditions": same, "rows": rows, "headline": headed, "classes": classes}
 
 
 def _kept(title: str, group: dict[str, Result], notes: list[str]) -> dict[str, Predictions]:
@@ -206,12 +220,24 @@ def format_table(result: dict) -> str:
     for one in result["tables"]:
         head, rows = _cells(one, names, lambda row, pair, sign: f"{shown(row)} {sign or ' '}{_difference_of(pair)}")
         lines += ["", one["title"], "; ".join(f"{key}: {value}" for key, value in one["conditions"].items())]
-        lines += [*aligned([head, *rows]), _marked(one)]
+        lines += [*aligned([head, *rows]), _marked(one), *_most(one)]
     return "\n".join([*lines, "", RULE, *(f"note: {note}" for note in result["notes"])])
 
 
 def _difference_of(pair: dict | None) -> str:
-    return f" ({pair['value']:+.1f} [{pair['low']:+.1f}, {pair['high']:+.1f}])" if pair else ""
+    return f" ({difference_text(pair)})" if pair else ""
+
+
+def _most(one: dict) -> list[str]:
+    """Lines on the classes that gain and lose most."""
+    lines = []
+    for name, classes in one["classes"].items():
+        for word, told in (("gain", classes[:_LINE]), ("lose", classes[: -_LINE - 1 : -1])):
+            told = [own for own in told if own["value"] * (1 if word == "gain" else -1) > 0]
+            if told:
+                each = ", ".join(f"{own['class']} {difference_text(own)}" for own in told)
+                lines.append(f"classes that {word} most, {name}, {named(one['headline']['what'])}: {each}")
+    return lines
 
 
 def _marked(table: dict) -> str:
@@ -229,26 +255,74 @@ def write(result: dict, path: Path) -> None:
 
 def _page(result: dict) -> str:
     names, about = result["names"], result["runs"]
-
-    def cell(row: dict, pair: dict | None, sign: str) -> Markup:
-        marked = fill(' <abbr title="{}">{}</abbr>', _MARKS[sign], sign) if sign else ""
-        difference = fill(" <small>{}</small>", _difference_of(pair)) if pair else ""
-        return join((value_cell(row), marked, difference))
-
     rows = [[key, *(about[name][key] for name in names)] for key in about[names[0]]]
     sections = [("runs", "The runs", table("What was trained", ["", *names], rows))]
+    headed = [(one["title"], one["headline"]) for one in result["tables"] if one["headline"]]
+    if headed:
+        lines = [(f"{title}: {named(row['what'])}", row) for title, row in headed]
+        content = _rows("The row that stands for each result, %", "Result", lines, names)
+        if any(one["classes"] for one in result["tables"]):
+            content += paragraph(ABOUT, "muted")
+        sections.insert(0, ("first", "At a glance", content))
     for i, one in enumerate(result["tables"]):
-        told = "; ".join(f"{key}: {value}" for key, value in one["conditions"].items())
-        told = f"{_marked(one)}. {told}"
-        head, body = _cells(one, names, cell)
-        numbers = range(len(head) - len(names), len(head))
-        content = paragraph(told, "muted") + table(
-            f"{one['title']}, with the 95 % interval by video", head, body, numbers
-        )
-        sections.append((f"table-{i}", one["title"], content))
+        sections.append((f"table-{i}", one["title"], _section(one, names)))
     if result["notes"]:
         sections.append(("notes", "Notes", items(result["notes"])))
     return page(f"{len(names)} runs compared", RULE, "", sections, made_by())
+
+
+def _section(one: dict, names: list[str]) -> Markup:
+    """A table of compare: changed rows, the others, rows of single splits, and the classes that gain and lose most."""
+    whole, single = [], []
+    for row in one["rows"]:
+        (whole if overall([row["what"]]) else single).append(row)
+    changed = [row for row in whole if any(row["marks"].values())]
+    same = whole[len(changed) :]
+    told = "; ".join(f"{key}: {value}" for key, value in one["conditions"].items())
+    out = [paragraph(_marked(one)), details("Conditions", paragraph(told, "muted"))]
+    if changed:
+        out.append(_by_what("Rows that differ from the first run, %", changed, names))
+    if same:
+        others = _by_what("The other rows, %", same, names)
+        out.append(details(f"The other {len(same)} rows", others) if len(same) > _MANY else others)
+    if single:
+        out.append(details(f"{len(single)} rows of single splits", _by_what("Rows of single splits, %", single, names)))
+    leader = next(iter(one["headline"]["of"])) if one["classes"] else ""
+    for name, classes in one["classes"].items():
+        out += [heading(f"Classes: {name} less {leader}"), paragraph(named(one["headline"]["what"]), "muted")]
+        out.append(compared_html(classes, leader, name))
+    return join(out)
+
+
+def _by_what(caption: str, rows: list[dict], names: list[str]) -> Markup:
+    """A table of rows, each called by what it measured; what all of them share stands in the caption."""
+    keys = list(dict.fromkeys(key for row in rows for key in row["what"]))
+    values = {key: {row["what"].get(key, "") for row in rows} for key in keys}
+    differ = [key for key in keys if len(values[key]) > 1] or keys
+    shared = [str(*values[key]) for key in keys if key not in differ]
+    lines = [(", ".join(str(row["what"].get(key, "")) for key in differ), row) for row in rows]
+    return _rows(": ".join(filter(None, (caption, ", ".join(shared)))), ", ".join(differ), lines, names)
+
+
+def _rows(caption: str, what: str, lines: Sequence[tuple[str, dict]], names: list[str]) -> Markup:
+    """A table of rows of `compare`, each with its name: the differences of each run, as plot and number, on one axis, and the
+    values; what: head of the names."""
+    names = [name for name in names if any(name in row["of"] for _, row in lines)]
+    others = [name for name in names if any(name in row["differences"] for _, row in lines)]
+    cells, axis = difference_cells([row["differences"].get(name) for _, row in lines for name in others])
+    body = []
+    for i, (name, row) in enumerate(lines):
+        drawn = [cell for pair in cells[i * len(others) : (i + 1) * len(others)] for cell in pair]
+        values = [_value(row["of"][run], row["marks"][run]) if run in row["of"] else "-" for run in names]
+        body.append([name, *drawn, *values])
+    head = [what, *(text for name in others for text in (axis, f"{name}, difference")), *names]
+    first = 1 + 2 * len(others)
+    return table(caption, head, body, [*range(2, first, 2), *range(first, len(head))])
+
+
+def _value(row: dict, sign: str) -> Markup:
+    marked = fill(' <abbr title="{}">{}</abbr>', _MARKS[sign], sign) if sign else ""
+    return join((value_cell(row), marked))
 
 
 def _csv(result: dict) -> str:

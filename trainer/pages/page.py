@@ -141,13 +141,20 @@ _PAGE = """<!DOCTYPE html>
 _SECTION = '<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{heading}</h2>\n{content}</section>\n'
 
 
-def page(title: str, lead: str, top: Markup | str, sections: Sequence[tuple[str, str, Markup]], foot: str) -> str:
+def page(
+    title: str,
+    lead: str,
+    top: Markup | str,
+    sections: Sequence[tuple[str, str, Markup]],
+    foot: str,
+    rules: Markup | str = "",
+) -> str:
     """A whole page in ASCII: title, a sentence under it, what stands above the sections, the sections (id, heading, HTML)
-    with a list of links to them, and a footer."""
+    with a list of links to them, and a footer; rules: of its style sheet, beside those that all pages have."""
     text = fill(
         _PAGE,
         title=title,
-        style=Markup(Path(__file__).with_name("page.css").read_text()),
+        style=join((Markup(Path(__file__).with_name("page.css").read_text()), rules)),
         lead=lead,
         top=top,
         links=join(fill('<li><a href="#{}">{}</a></li>', name, heading) for name, heading, _ in sections),

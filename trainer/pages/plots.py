@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from trainer.pages.page import fill, join
 
 _WIDTH, _SMALL = 360, 300  # units of a plot, of one with curves; about as many pixels on a phone: text stays readable
 _LETTER = 6.8  # units that a letter takes
+_NAME = 20  # letters of a name
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _svg(height: float, label: str, content: list[Markup], width: float = _WIDTH) -> Markup:
+def _svg(height: float, label: str, content: list[Markup], width: float = _WIDTH, role: str = "img") -> Markup:
     return fill(
-        '<svg viewBox="0 0 {:g} {:g}" style="max-width:{:.0f}px" role="img" aria-label="{}">{}</svg>',
+        '<svg viewBox="0 0 {:g} {:g}" style="max-width:{:.0f}px" role="{}" aria-label="{}">{}</svg>',
         width,
         height,
         1.4 * width,  # larger letters than the text around would look odd
+        role,
         label,
         join(content),
     )
@@ -71,7 +73,7 @@ def _text(x: float, y: float, text: str, anchor: str = "start", extra: Markup | 
 
 def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool = False) -> Markup:
     """Curves over a common x axis; zero: the y axis begins at 0. label: what a screen reader says."""
-    left, right, top, bottom, height = 42, 8, 8, 34, 190
+    right, top, bottom, height = 8, 8, 34, 190
     xs = np.concatenate([np.asarray(s.x, float) for s in series])
     ys = np.concatenate(
         [np.asarray(values, float) for s in series for values in (s.y, s.low, s.high) if values is not None]
@@ -79,6 +81,7 @@ def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool
     x_low, x_high = _range(xs)
     y_low, y_high = _range(np.append(ys, 0) if zero else ys)
     y_high += 0.05 * (y_high - y_low)
+    left = max(42.0, 12 + _LETTER * max(len(number(tick)) for tick in ticks(y_low, y_high)))
 
     def at(x, y) -> tuple[float, float]:
         across = (np.asarray(x, float) - x_low) / (x_high - x_low)
@@ -88,7 +91,7 @@ def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool
     out = []
     for tick in ticks(y_low, y_high):
         y = at(x_low, tick)[1]
-        out.append(fill('<path class="grid" d="M{} {:.1f}H{}"/>', left, y, _SMALL - right))
+        out.append(fill('<path class="grid" d="M{:g} {:.1f}H{}"/>', left, y, _SMALL - right))
         out.append(_text(left - 6, y + 4, number(tick), "end"))
     for tick in ticks(x_low, x_high):
         out.append(_text(at(tick, y_low)[0], height - bottom + 16, number(tick), "middle"))
@@ -119,8 +122,7 @@ def _path(places: np.ndarray) -> str:
 
 def intervals(rows: Sequence[tuple[str, Sequence[Point]]], label: str) -> Markup:
     """One line per row, its points side by side on an axis of per cent from 0, with their intervals."""
-    space = _LETTER * max((len(name) for name, _ in rows), default=0)
-    left, right, top, step = min(130, 12 + space), 12, 6, 24
+    left, right, top, step = _room(name for name, _ in rows), 12, 6, 24
     height = top + step * len(rows) + 22
     values = [v for _, points in rows for p in points for v in (p.value, p.high) if v is not None]
     largest = min(100, 1.05 * max([*values, 1]))
@@ -136,7 +138,7 @@ def intervals(rows: Sequence[tuple[str, Sequence[Point]]], label: str) -> Markup
         out.append(_text(at(tick), bottom + 16, number(tick), "middle"))
     for i, (name, points) in enumerate(rows):
         centre = top + step * (i + 0.5)
-        out.append(_text(left - 8, centre + 4, _short(name, 20), "end"))
+        out.append(_text(left - 8, centre + 4, _short(name), "end"))
         for p in points:
             y = {"pretrained": centre - 4, "random": centre + 5}.get(p.kind, centre)
             told = f"{name}, {p.kind}: {p.value:.1f} %"
@@ -156,8 +158,48 @@ def _mark(kind: str, x: float, y: float, step: float, told: str) -> Markup:
     return fill('<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="4">{}</circle>', kind, x, y, title)
 
 
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def rounded_up(value: float) -> float:
+    """The next larger number with one digit, or the same number; 1 for 0."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return math.ceil(value / power - 1e-9) * power
+
+
+_FOREST = '<svg class="forest" width="160" height="20" aria-hidden="true">{}</svg>'
+
+
+def difference(pair: Mapping[str, float], limit: float) -> Markup:
+    """A difference with its interval, where it has one, on an axis from -limit to limit; hollow without an interval. The
+    numbers stand beside it."""
+
+    def at(value: float) -> float:
+        return 50 + 46 * max(-1, min(1, value / limit))
+
+    kind = "plain"
+    drawn = [Markup('<line class="zero" x1="50%" x2="50%" y1="0" y2="20"/>')]
+    if "low" in pair:
+        kind = "gain" if pair["low"] > 0 else "loss" if pair["high"] < 0 else "same"
+        line = '<line class="interval {}" x1="{:.1f}%" x2="{:.1f}%" y1="10" y2="10"/>'
+        drawn.append(fill(line, kind, at(pair["low"]), at(pair["high"])))
+    drawn.append(fill('<circle class="mark {}" cx="{:.1f}%" cy="10" r="4"/>', kind, at(pair["value"])))
+    return fill(_FOREST, join(drawn))
+
+
+def difference_axis(limit: float) -> Markup:
+    """The axis of `difference`, for the head of its column."""
+    at = ((4, "start", -limit), (50, "middle", 0), (96, "end", limit))
+    text = '<text x="{}%" y="14" text-anchor="{}">{}</text>'
+    return fill(_FOREST, join(fill(text, x, anchor, f"{value:+g}" if value else "0") for x, anchor, value in at))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _NAME else text[: _NAME - 1] + "…"
+
+
+def _room(names: Iterable[str]) -> float:
+    """Units that the longest of some names takes, as `_short` has it, with the space around."""
+    return 12 + _LETTER * max((len(_short(name)) for name in names), default=0)
 
 
 def legend(kinds: Sequence[tuple[str, str]]) -> Markup:
@@ -176,11 +218,11 @@ def legend(kinds: Sequence[tuple[str, str]]) -> Markup:
 
 def bars(rows: Sequence[tuple[str, float, str]], label: str) -> Markup:
     """One bar per row (name, per cent, text behind it), from top to bottom."""
-    left, right, step = min(140, 12 + _LETTER * max(len(name) for name, _, _ in rows)), 74, 20
+    left, right, step = _room(name for name, _, _ in rows), 74, 20
     out = []
     for i, (name, value, text) in enumerate(rows):
         y, length = step * i + 3, value / 100 * (_WIDTH - left - right)
-        out.append(_text(left - 8, y + 11, _short(name, 21), "end"))
+        out.append(_text(left - 8, y + 11, _short(name), "end"))
         out.append(fill('<path class="base" d="M{:.1f} {}v16"/>', left, y - 1))
         if value > 0:
             template = '<rect class="bar" x="{:.1f}" y="{}" width="{:.1f}" height="14" rx="2"/>'
@@ -189,11 +231,16 @@ def bars(rows: Sequence[tuple[str, float, str]], label: str) -> Markup:
     return _svg(step * len(rows) + 4, label, out)
 
 
-def matrix(classes: Sequence[str], counts: np.ndarray, label: str) -> Markup:
-    """A confusion matrix, int [classes, classes], rows true and columns predicted, coloured by each row's share; names up to
-    40 classes, counts in the cells up to 15."""
+def matrix(
+    classes: Sequence[str],
+    counts: np.ndarray,
+    label: str,
+    links: Mapping[tuple[int, int], tuple[str, str]] | None = None,
+) -> Markup:
+    """A confusion matrix, int [classes, classes], rows true and columns named, coloured by each row's share; names up to
+    40 classes, counts in the cells up to 15. links: of cells by (row, column), the id of what they lead to, and words."""
     n, named = len(classes), len(classes) <= 40
-    margin = min(130.0, 14 + _LETTER * max(map(len, classes))) if named else 24.0
+    margin = _room(classes) if named else 24.0
     cell = max(13.0 if named else 2.0, min(34.0, (_WIDTH - margin - 4) / n))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     template = '<rect class="frame" x="{0:.1f}" y="{0:.1f}" width="{1:.1f}" height="{1:.1f}"/>'
@@ -214,7 +261,11 @@ def matrix(classes: Sequence[str], counts: np.ndarray, label: str) -> Markup:
         for i, name in enumerate(classes):
             place = margin + (i + 0.5) * cell
             turned = fill(' transform="rotate(-90 {:.1f} {:.1f})"', place + 4, margin - 6)
-            out.append(_text(margin - 6, place + 4, _short(name, 20), "end"))
-            out.append(_text(place + 4, margin - 6, _short(name, 20), "start", turned))
+            out.append(_text(margin - 6, place + 4, _short(name), "end"))
+            out.append(_text(place + 4, margin - 6, _short(name), "start", turned))
+    for (r, c), (target, told) in (links or {}).items():
+        box = '<rect class="hit" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
+        drawn = fill(box, margin + c * cell, margin + r * cell, cell, cell)
+        out.append(fill('<a href="#{}" aria-label="{}"><title>{}</title>{}</a>', target, told, told, drawn))
     size = margin + n * cell + 4
-    return _svg(size, label, out, size)
+    return _svg(size, label, out, size, "group" if links else "img")

@@ -65,9 +65,8 @@ def _table(protocol: str, backbone: str, entries: list[tuple[str, dict]], result
         head = ("Where", *metrics, "Method", "Pretrained on", "Protocol")
         kinds = [*([""] * len(measured)), *(["published"] * len(rows))]
         caption = f"{title} on {dataset}, {backbone}, %"
-        if not measured:
-            caption += "; not measured for this run"
-        out += table(caption, head, [*measured, *rows], range(1, 1 + len(metrics)), kinds)
+        shown = table(caption, head, [*measured, *rows], range(1, 1 + len(metrics)), kinds)
+        out += shown if measured else details(f"{title} on {dataset}: not measured for this run", shown)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +16,22 @@ from markupsafe import Markup
 from labelgen.files import write_text
 from labelgen.shards import ShardReader, open_shards
 from trainer import checkpoint
+from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
+from trainer.evaluate.maps import overlay, tiles_of
 from trainer.evaluate.results import Result, beside, headline, read_results
 from trainer.evaluate.tables import with_split
-from trainer.pages.page import figure, fill, heading, image, items, join, page, paragraph, picture, scroll
+from trainer.evaluate.tally import Predictions
+from trainer.pages.classes import classes_html
+from trainer.pages.films import Films
+from trainer.pages.neighbours import neighbours_html
+from trainer.pages.page import figure, fill, grid, heading, items, join, page, paragraph, picture, scroll
 from trainer.pages.published import published_html
-from trainer.pages.results import classes_html, result_html
+from trainer.pages.results import named, overview, result_html
 from trainer.pages.trained import NEEDED, read_log, trained_html
 
-_QUERIES = 12
+# at most so many tiles, of the protocols that are measured in this order, one of each
+_TILES, _FIRST = 4, ("recognition", "linear", "retrieval", "training", *PROTOCOLS)
 
 
 @dataclass(frozen=True)
@@ -48,20 +55,23 @@ class _Run:
     log: dict[str, np.ndarray]
     held: dict[str, np.ndarray]
     labels: Sequence[Sheet]
-    curriculum: Sheet | None
+    curriculum: Sequence[Sheet]
+    kept: dict[Path, Predictions]
+    films: Films
 
 
 def report(
     run: str | os.PathLike,
     shards: Sequence[str | os.PathLike] = (),
     labels: Sequence[Sheet] = (),
-    curriculum: Sheet | None = None,
+    curriculum: Sequence[Sheet] = (),
 ) -> tuple[Path, list[str]]:
     """Write <run>/report.html, one file that needs no network, and return its path, and notes: what of the run is damaged
     and left out, which of the shards are not used.
 
-    run: name or folder; shards: of the data sets whose videos are shown; labels, curriculum: sheets of the
-    shards that the run was trained on. Recognition results of runs beside it that started from it are shown, too.
+    run: name or folder; shards: of the data sets whose videos are shown; labels: sheets of the shards that the run was
+    trained on; curriculum: clips of them, from easy to hard. Recognition results of runs beside it that started from it are
+    shown, too.
 
     Raises TrainerError where there is no run, ShardError for shards that cannot be read.
     """
@@ -74,13 +84,12 @@ def report(
     log, cut = read_log(saved.run / "log.csv", NEEDED)
     held, gaps = read_log(saved.run / "holdout.csv", ("step",))
     gaps = [told for told in (cut, gaps) if told]
+    kept = _kept(results, damaged)
     opened = {str(folder): open_shards(folder) for folder in shards}
     readers = {of_dataset[0].config["dataset"]: of_dataset for of_dataset in opened.values()}
-    of = _Run(saved, str(run), results, shards, readers, log, held, labels, curriculum)
+    films = Films(readers)
+    of = _Run(saved, str(run), results, shards, readers, log, held, labels, curriculum, kept, films)
     measured = [_result(of, result) for result in results if not result.drawn]
-    about = paragraph(
-        "Values are per cent; behind them, and as lines in the plots, stand 95 % intervals by test video."
-    )
     settings, meta = saved.meta["settings"], saved.meta
     published = published_html(settings, meta["initial"], results)
     sections = [
@@ -88,11 +97,11 @@ def report(
         (
             "results",
             "Results",
-            join([*([about] if measured else []), *measured, *([items(damaged)] if damaged else [])]),
+            join([*([_overview(of)] if measured else []), *measured, *([items(damaged)] if damaged else [])]),
         ),
-        ("neighbours", "Nearest neighbours", join(_neighbours(of, result) for result in results)),
+        ("neighbours", "Nearest neighbours", join(neighbours_html(result, films) for result in results)),
         *_drawn(of),
-        ("classes", "Classes", join(map(classes_html, results))),
+        ("classes", "Classes", classes_html(results, kept, films)),
         ("published", "Published numbers", published),
         ("labels", "Labels of the shards", _labels(of)),
         ("missing", "What is not here", _missing(of, bool(published))),
@@ -104,7 +113,7 @@ def report(
     saved.run.mkdir(parents=True, exist_ok=True)  # a checkpoint that stands alone has no folder yet
     path = saved.run / "report.html"
     shown = [section for section in sections if section[2]]
-    write_text(path, page(saved.run.resolve().name, lead, _tiles(of), shown, made_by()))
+    write_text(path, page(saved.run.resolve().name, lead, _tiles(of), shown, made_by(), films.style()))
     return path, [*gaps, *damaged, *_unused(of, opened)]
 
 
@@ -146,33 +155,48 @@ def made_by() -> str:
     return "Made by vssl {vssl}, Python {python}, torch {torch}.".format(**checkpoint.versions())
 
 
+def _kept(results: Sequence[Result], damaged: list[str]) -> dict[Path, Predictions]:
+    """What is kept of the videos of each result, by its file; damaged: notes, to which those on damaged files are added."""
+    kept = {}
+    for result in results:
+        try:
+            if result.predictions is not None:
+                kept[result.file] = result.predictions
+        except TrainerError as error:
+            damaged.append(str(error))
+    return kept
+
+
 def _tiles(run: _Run) -> Markup:
-    """The first numbers to look at."""
-    tiles, log, held = [], run.log, run.held
+    """The first numbers to look at: at most four, by a rule that does not look at the values."""
+    tiles: dict[str, tuple[str, str, str]] = {}
+    log, held = run.log, run.held
     if "accuracy" in (held or log):
         last = (held or log)["accuracy"][-1 if held else -max(1, len(log["step"]) // 10) :]
         told = "held-out videos" if held else "last tenth of the training"
         chance = f"guessing {100 * (held or log)['chance'][-1]:.1f}" if "chance" in (held or log) else ""
-        tiles.append((f"Accuracy in training, {told}", f"{100 * last.mean():.1f} %", chance))
+        tiles["training"] = f"Accuracy in training, {told}", f"{100 * last.mean():.1f} %", chance
     for result in run.results:
-        if row := headline(result):
-            named = ", ".join(str(row[key]) for key in ("metric", "level", "stage", "pooling") if key in row)
+        if result.kind not in tiles and (row := headline(result)):
             others = (f"{name} {value:.1f}" for name, value in beside(result, row).items())
             told = " · ".join([f"95 %: {row['low']:.1f} to {row['high']:.1f}", *others])
             title = result.title if result.run == run.saved.run else f"{result.title} ({result.run.name})"
-            tiles.append((f"{title}: {named}", f"{row['value']:.1f} %", told))
+            tiles[result.kind] = f"{title}: {named(row)}", f"{row['value']:.1f} %", told
     if not tiles:
         return Markup()
+    chosen = [kind for kind in dict.fromkeys((*_FIRST, *tiles)) if kind in tiles][:_TILES]
     template = "<li><span>{}</span><strong>{}</strong><small>{}</small></li>"
-    return fill('<ul class="tiles">{}</ul>\n', join(fill(template, *tile) for tile in tiles))
+    return fill('<ul class="tiles">{}</ul>\n', join(fill(template, *tiles[kind]) for kind in chosen))
 
 
 def _labels(run: _Run) -> Markup:
     out = []
     if run.labels:
         out += [heading("A few clips"), *map(_sheet, run.labels)]
-    if run.curriculum is not None:
-        out += [heading("From easy to hard"), _sheet(run.curriculum)]
+    if run.curriculum:
+        about = "Clips by the share of their motion that is in one block, each over its motion boundaries."
+        clips = (figure(clip.caption, picture(clip.picture, clip.alt)) for clip in run.curriculum)
+        out += [heading("From easy to hard"), paragraph(about), grid(clips, "clips")]
     return join(out)
 
 
@@ -181,6 +205,17 @@ def _sheet(sheet: Sheet) -> Markup:
 
 
 # --- what it is worth
+
+
+def _overview(run: _Run) -> Markup:
+    """How to read the numbers, once for all of them, and the first of them."""
+    about = (
+        "Values are per cent. In brackets behind them, and as lines in the plots, stand 95 % intervals: where the value might "
+        "lie with other test videos, by a bootstrap over them, or over their groups (the protocol of a result says which). They "
+        "do not cover other training seeds. A difference is of the same videos answered by both networks; its interval draws "
+        "them in pairs, so that it may leave out 0 where the two intervals overlap."
+    )
+    return join((paragraph(about), overview(run.results, run.kept)))
 
 
 def _result(run: _Run, result: Result) -> Markup:
@@ -193,48 +228,6 @@ def _result(run: _Run, result: Result) -> Markup:
     return join(out)
 
 
-def _neighbours(run: _Run, result: Result) -> Markup:
-    shown = result.content.get("neighbours")
-    if not shown:
-        return Markup()
-    chosen = [shown[i] for i in np.unique(np.linspace(0, len(shown) - 1, _QUERIES).astype(int))]
-    about = (
-        f"{len(chosen)} of the queries, spread evenly over all, each with the five videos found first. "
-        "A solid frame and ✓: of the query's class. A dashed frame and ✗: of another class."
-    )
-    p = result.protocol
-    sides = [_middle_frames(run.readers.get(name, ())) for name in (p["dataset"], p.get("gallery", p["dataset"]))]
-    queries = join(_query(query, *sides) for query in chosen)
-    return join((heading(result.title), paragraph(about), fill('<ul class="found">{}</ul>\n', queries)))
-
-
-def _middle_frames(readers: Sequence[ShardReader]) -> Callable[[str, str], Markup]:
-    """(id, alternative text) -> the middle frame of a video, or a blank where its shards are not given."""
-    places = {name: (reader, row) for reader in readers for row, name in enumerate(reader.arrays["videos/id"])}
-
-    def show(name: str, alt: str) -> Markup:
-        if name not in places:
-            return fill('<span class="blank" role="img" aria-label="{}"></span>', alt)
-        reader, row = places[name]
-        middle = reader.arrays["videos/first_frame"][row] + reader.arrays["videos/n_frames"][row] // 2
-        return image(reader.jpeg(int(middle)).tobytes(), "jpeg", alt, reader.frame_size)
-
-    return show
-
-
-def _query(query: dict, of_queries: Callable, of_gallery: Callable) -> Markup:
-    label = query["label"]
-    shown = of_queries(query["query"], f"Query {query['query']}")
-    cells = [("query", shown, fill("query: <strong>{}</strong>", label))]
-    for place, (name, found) in enumerate(query["nearest"], 1):
-        kind, sign = ("right", "✓") if found == label else ("wrong", "✗")
-        shown = of_gallery(name, f"Found {place}, {kind}: {name}")
-        cells.append((kind, shown, fill('<b aria-hidden="true">{}</b> {}', sign, found)))
-    template = '<li class="{}"><figure>{}<figcaption>{}</figcaption></figure></li>'
-    entries = join(fill(template, *cell) for cell in cells)
-    return fill('<li><ol aria-label="{}">{}</ol></li>\n', query["query"], entries)
-
-
 def _drawn(run: _Run) -> list[tuple[str, str, Markup]]:
     """A section for every protocol that draws sheets: id, heading, content."""
     sections = []
@@ -242,22 +235,32 @@ def _drawn(run: _Run) -> list[tuple[str, str, Markup]]:
         results = [result for result in run.results if result.kind == name and result.drawn]
         if results:
             protocol = protocol_class(name)
-            about = paragraph(protocol.about_sheets)
+            about = (paragraph(protocol.about_sheets), _color_scale(*protocol.scale))
             sheets = (
                 join((*(_drawn_sheet(result.run, sheet) for sheet in result.content["sheets"]), _result(run, result)))
                 for result in results
             )
-            sections.append((f"drawn-{name}", protocol.title, join((about, *sheets))))
+            sections.append((f"drawn-{name}", protocol.title, join((*about, *sheets))))
     return sections
+
+
+def _color_scale(low: str, high: str) -> Markup:
+    """The colours of maps over grey, between what their ends mean."""
+    bar = overlay(np.full((16, 256, 3), 128, np.uint8), np.tile(np.linspace(0, 1, 256, dtype=np.float32), (16, 1)))
+    shown = picture(bar, f"Colours from {low} to {high}")
+    return fill('<p class="scale"><span>{}</span>{}<span>{}</span></p>\n', low, shown, high)
 
 
 def _drawn_sheet(run: Path, sheet: dict) -> Markup:
     path = run / "results" / sheet["file"]
     caption = f"{sheet['video']} ({sheet['label']})" if sheet["label"] else sheet["video"]
     drawn = cv2.imread(str(path))
-    if drawn is None:
+    tiles = [] if drawn is None else tiles_of(drawn[..., ::-1], len(sheet["shown"]))
+    if not tiles:
         return paragraph(f"{caption}: {path} is missing or damaged; measure again to draw it.")
-    return _sheet(Sheet(caption, f"{caption}, side by side: {', '.join(sheet['shown'])}", drawn[..., ::-1]))
+    shown = zip(sheet["shown"], tiles, strict=True)
+    pictures = (figure(name, picture(tile, f"{caption}: {name}")) for name, tile in shown)
+    return join((paragraph(fill("<strong>{}</strong>", caption)), grid(pictures, "tiles-of-a-sheet")))
 
 
 # --- what is missing
@@ -270,7 +273,7 @@ def _missing(run: _Run, published: bool) -> Markup:
     lines = []
     if not run.labels:
         lines.append(("Sheets of labels, of the shards that it was trained on", again))
-    if run.curriculum is None:
+    if not run.curriculum:
         lines.append(("The curriculum of those shards", again))
     for result in run.results:
         absent = {result.protocol["dataset"], result.protocol.get("gallery")} - run.readers.keys() - {None}

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import numpy as np
 from markupsafe import Markup
 
-from trainer.evaluate.results import MEASURED, OTHER_VIDEO, Result, beside, flat, headline, of_the_network
+from trainer.evaluate.results import (
+    MEASURED,
+    OTHER_VIDEO,
+    Result,
+    beside,
+    flat,
+    headline,
+    of_the_network,
+    place_of,
+    rows_beside,
+)
 from trainer.evaluate.tables import overall, shown
+from trainer.evaluate.tally import Predictions, paired
 from trainer.pages import plots
-from trainer.pages.page import details, figure, fill, grid, heading, items, join, paragraph, scroll, table
+from trainer.pages.page import details, figure, fill, grid, heading, items, join, paragraph, table
 from trainer.pages.plots import Point, Series
 
-_MANY_ROWS, _MANY_CLASSES = 8, 60
+_MANY_ROWS = 8
 _NETWORKS = {"pretrained": "this network, 95 % interval", "random": "random weights", "chance": "chance"}
 
 
@@ -21,6 +32,58 @@ def value_cell(row: dict) -> Markup:
     """A value with its interval."""
     value, _, interval = shown(row).partition(" ")
     return fill("{} <small>{}</small>", value, interval) if interval else fill("{}", value)
+
+
+def named(row: dict) -> str:
+    """What a row measured, in words: top-1, video, conv5, max."""
+    return ", ".join(str(row[key]) for key in ("metric", "level", "stage", "pooling") if key in row)
+
+
+def difference_cells(differences: Sequence[dict | None]) -> tuple[list[tuple[Markup, Markup]], Markup]:
+    """Of paired differences ("value", and "low", "high" where there is an interval) the plot and the number, cell by cell, and
+    the axis of the plots, which all have the same."""
+    ends = [abs(pair[key]) for pair in differences if pair for key in ("value", "low", "high") if key in pair]
+    limit = plots.rounded_up(max(ends, default=0))
+    empty = Markup(), Markup()
+    cells = [(plots.difference(pair, limit), difference_cell(pair)) if pair else empty for pair in differences]
+    return cells, plots.difference_axis(limit)
+
+
+def difference_cell(pair: dict) -> Markup:
+    """A paired difference with its interval, where it has one."""
+    value, _, interval = difference_text(pair).partition(" ")
+    return fill("{} <small>{}</small>", value, interval) if interval else fill("{}", value)
+
+
+def difference_text(pair: dict) -> str:
+    """A paired difference with its interval, where it has one: +4.0 [-1.5, +9.5]."""
+    value, *ends = (f"{pair[key]:+.1f}" for key in ("value", "low", "high") if key in pair)
+    return f"{value} [{', '.join(ends)}]" if ends else value
+
+
+def overview(results: Sequence[Result], kept: Mapping[Path, Predictions]) -> Markup:
+    """A table of the row that stands for each result, beside random weights; kept: predictions, by the file of the result."""
+    lines, differences = [], []
+    for result in results:
+        if row := headline(result):
+            others = rows_beside(result, row)
+            cells = [f"{others[name]['value']:.1f}" if name in others else "" for name in ("random", "chance")]
+            lines.append([f"{result.title}: {named(row)}", value_cell(row), *cells])
+            differences.append(_from_random(result, row, others.get("random"), kept.get(result.file)))
+    if not lines:
+        return Markup()
+    drawn, axis = difference_cells(differences)
+    head = ["Result", "This network", "Random", "Chance"]
+    if any(differences):
+        head += [axis, "Difference from random"]
+        lines = [[*line, *cells] for line, cells in zip(lines, drawn, strict=True)]
+    return table("The row that stands for each result, %", head, lines, (1, 2, 3, 5))
+
+
+def _from_random(result: Result, row: dict, random: dict | None, kept: Predictions | None) -> dict | None:
+    if kept is None or random is None:
+        return None
+    return paired(kept, kept, place_of(result, random), place_of(result, row))
 
 
 def result_html(result: Result, of: str = "") -> Markup:
@@ -33,9 +96,6 @@ def result_html(result: Result, of: str = "") -> Markup:
         out.append(details(f"{len(rows)} rows of numbers", text) if len(rows) > _MANY_ROWS else text)
     if result.content["notes"]:
         out.append(items(f"Note: {note}" for note in result.content["notes"]))
-    if any("low" in row for row in result.content["rows"]):
-        about = "Values in per cent; behind them, and as lines in the plots, 95 % intervals by test video."
-        out.append(paragraph(about, "muted"))
     return join([*out, details("Protocol", table(f"Protocol: {result.title}", ("What", "Value"), flat(p)))])
 
 
@@ -86,8 +146,8 @@ def _by_k(result: Result) -> Markup:
     series = [Series(network, [*of_k], [*of_k.values()], kinds[network]) for network, of_k in lines.items()]
     told = "; ".join(f"{s.name}: " + ", ".join(f"{value:.1f}" for value in s.y) for s in series)
     ks = ", ".join(map(str, lines["pretrained"]))
-    named = " ".join(str(row[key]) for key in ("level", "stage", "pooling") if key in row)
-    caption = f"hit among the k nearest, %, {named}"
+    where = " ".join(str(row[key]) for key in ("level", "stage", "pooling") if key in row)
+    caption = f"hit among the k nearest, %, {where}"
     return figure(caption, plots.lines(series, f"{caption}, k = {ks}. {told}", "k", zero=True))
 
 
@@ -129,48 +189,3 @@ def _tables(rows: list[dict]) -> list[tuple[list[str], list[list], int]]:
         if of_kind:
             found.append(([*index, *metrics], body, len(index)))
     return found
-
-
-def classes_html(result: Result) -> Markup:
-    """Accuracy by class, best first, and the confusion matrix, where the result has them."""
-    out = []
-    rows = sorted((row for row in result.content["rows"] if "class" in row), key=lambda row: -row["value"])
-    if rows:
-        out += [heading(f"{result.title}: accuracy by class"), _class_bars(rows)]
-        body = [(row["class"], value_cell(row), row.get("videos", "")) for row in rows]
-        out.append(details("Numbers", table("Accuracy by class, %", ("Class", "Accuracy", "Videos"), body, (1, 2))))
-    if confusion := result.content.get("confusion"):
-        out += [heading(f"{result.title}: confusions"), _confusion(confusion["classes"], confusion["counts"])]
-    return join(out)
-
-
-def _class_bars(rows: list[dict]) -> Markup:
-    size = max(10, -(-len(rows) // 3))
-    parts = [(f"Classes {i + 1} to {min(i + size, len(rows))}", rows[i : i + size]) for i in range(0, len(rows), size)]
-    if len(rows) > _MANY_CLASSES:
-        parts = [(f"The 20 best of {len(rows)} classes", rows[:20]), ("The 20 worst", rows[-20:])]
-    found = []
-    for caption, part in parts:
-        counts = [f" of {row['videos']}" if "videos" in row else "" for row in part]
-        bars = [(row["class"], row["value"], f"{row['value']:.0f} %{n}") for row, n in zip(part, counts, strict=True)]
-        found.append(figure(caption, plots.bars(bars, "; ".join(f"{name} {text}" for name, _, text in bars))))
-    return grid(found)
-
-
-def _confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup:
-    counts = np.array(counts)
-    present = counts.sum(0) + counts.sum(1) > 0
-    classes, counts = [name for name, kept in zip(classes, present, strict=True) if kept], counts[present][:, present]
-    label = f"Confusion matrix of {len(classes)} classes: {np.trace(counts)} of {counts.sum()} videos on the diagonal"
-    caption = "Rows: true class; columns: predicted; shade: share of the row"
-    out = [figure(caption, scroll(label, plots.matrix(classes, counts, label)))]
-    wrong = sorted((-counts[t, p], t, p) for t, p in np.argwhere(counts) if t != p)
-    head = ("True class", "Taken for", "Videos", "% of the class")
-    body = [(classes[t], classes[p], -n, f"{-100 * n / counts[t].sum():.0f}") for n, t, p in wrong[:12]]
-    if body:
-        out.append(table("The most frequent confusions", head, body, (2, 3)))
-    if len(classes) <= _MANY_CLASSES:
-        full = [(name, *(count or "" for count in row)) for name, row in zip(classes, counts.tolist(), strict=True)]
-        numbers = table("Videos by true class (rows) and predicted class", ("True class", *classes), full, range(1, 99))
-        out.append(details("The whole matrix", numbers))
-    return join(out)

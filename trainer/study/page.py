@@ -135,11 +135,12 @@ def _curves(content: dict, planned: Planned, store: Store) -> Markup:
             continue
         (log, _), (held, _) = (read_log(store.run(id) / "run" / f"{name}.csv") for name in ("log", "holdout"))
         names = [name for name in log if name.split(".")[-1] in ("loss", "accuracy")]
-        found[title] = join([heading(title), grid((curve(name, log, held) for name in names), "small")])
+        curves = grid((curve(name, log, held) for name in names), "small")
+        found[title] = fill("<div>{}{}</div>", heading(title), curves)
     if not found:
         return Markup()
     kinds = [("line", "training"), ("dots", "held-out training videos"), ("level", "guessing")]
-    return join([paragraph("Of the first seed.", "muted"), plots.legend(kinds), *found.values()])
+    return join([paragraph("Of the first seed.", "muted"), plots.legend(kinds), grid(found.values(), "pairs")])
 
 
 def _tried(content: dict) -> Markup:

@@ -1,0 +1,197 @@
+"""A result class by class: accuracies beside those of random weights, and which videos are taken for which class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+
+from trainer.evaluate.results import Result, headline, place_of, rows_beside
+from trainer.evaluate.tally import GROUPS, Predictions, by_class
+from trainer.pages import plots
+from trainer.pages.films import Films
+from trainer.pages.page import details, figure, fill, grid, heading, join, paragraph, scroll, table
+from trainer.pages.results import difference_cells, named, value_cell
+
+_MANY_CLASSES, _FEW_CLASSES = (
+    60,
+    24,
+)  # more than the first have no whole matrix, up to the second are compared in one table
+_MOST_COMPARED = 10  # classes that gain most, and that lose most, of those with more
+_CLICKED = 40  # up to so many classes a cell of the matrix is large enough to be chosen
+_LISTED = 12  # confusions in the table
+_OF_A_CELL, _OF_A_PAGE = 6, 200  # videos with a picture
+ABOUT = (
+    "Differences by class are of the same videos answered by both. A hollow mark is without an interval: of a class with fewer "
+    f"than {GROUPS} videos, or groups of them. Of many classes some differ by chance."
+)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Videos by true and named class.
+
+    counts: int64 [classes, classes]; videos: the ids of each cell's, by (true, named), where they are kept
+    """
+
+    classes: list[str]
+    counts: np.ndarray
+    videos: Mapping[tuple[int, int], Sequence[str]] = field(default_factory=dict)
+
+
+def classes_html(results: Sequence[Result], kept: Mapping[Path, Predictions], films: Films) -> Markup:
+    """Accuracy by class and the confusion matrix of the results that have them; the first matrix is open, the others are folded.
+
+    kept: what became of the videos, by file of the result; films: of the page, shown in cells
+    """
+    out: list[Markup] = []
+    opened = False
+    for i, result in enumerate(results):
+        by_class, matrix = _of_result(result, kept.get(result.file), films, f"cell-{i}")
+        if by_class or matrix:
+            if not out:
+                out.append(paragraph(ABOUT))
+            folded = details("Which class was named", matrix) if matrix and opened else matrix
+            out += [heading(result.title), by_class, folded]
+            opened = opened or bool(matrix)
+    return join(out)
+
+
+def _of_result(result: Result, kept: Predictions | None, films: Films, name: str) -> tuple[Markup, Markup]:
+    """Accuracy by class, and the confusion matrix; name: begins the ids of its cells."""
+    out, row = [], headline(result)
+    rows = sorted((row for row in result.content["rows"] if "class" in row), key=lambda row: -row["value"])
+    if row and (compared := _beside_random(result, row, kept)):
+        out.append(paragraph(f"{named(row)}; this network less random weights", "muted"))
+        out.append(compared_html(compared, "Random", "This network"))
+    elif rows:
+        out.append(_class_bars(rows))
+        body = [(row["class"], value_cell(row), row.get("videos", "")) for row in rows]
+        out.append(details("Numbers", table("Accuracy by class, %", ("Class", "Accuracy", "Videos"), body, (1, 2))))
+    found = confusion(result, row, kept)
+    matrix = _confusion(found, result.protocol["dataset"], films, name) if found else Markup()
+    return join(out), matrix
+
+
+def _beside_random(result: Result, row: dict, kept: Predictions | None) -> list[dict]:
+    random = rows_beside(result, row).get("random")
+    if kept is None or random is None:
+        return []
+    return by_class(kept, kept, place_of(result, random), place_of(result, row))
+
+
+def compared_html(compared: Sequence[dict], first: str, other: str) -> Markup:
+    """Tables of the accuracies of two networks by class, see tally.by_class: all of few classes, of more those that gain and lose
+    most, and all on demand."""
+    if len(compared) <= _FEW_CLASSES:
+        return _compared("Accuracy by class, %", compared, first, other)
+    losing = compared[: -_MOST_COMPARED - 1 : -1]
+    return join(
+        (
+            _compared("The classes that gain most, %", compared[:_MOST_COMPARED], first, other),
+            _compared("The classes that lose most, %", losing, first, other),
+            details(f"All {len(compared)} classes", _compared("All classes, %", compared, first, other)),
+        )
+    )
+
+
+def _compared(caption: str, compared: Sequence[dict], first: str, other: str) -> Markup:
+    cells, axis = difference_cells(compared)
+    body = [
+        (told["class"], *drawn, f"{told['other']:.1f}", f"{told['first']:.1f}", told["items"])
+        for told, drawn in zip(compared, cells, strict=True)
+    ]
+    return table(caption, ("Class", axis, "Difference", other, first, "Tested"), body, range(2, 6))
+
+
+def confusion(result: Result, row: dict | None, kept: Predictions | None) -> Confusion | None:
+    """Which class was named for the videos of the row that stands for a result; None where nothing tells."""
+    names = kept.named.get(place_of(result, row)) if kept and row else None
+    if kept is not None and names is not None and (names >= 0).any():
+        classes = kept.classes.tolist()
+        index = {name: i for i, name in enumerate(classes)}
+        videos: dict[tuple[int, int], list[str]] = {}
+        for item, label, one in zip(kept.items.tolist(), kept.labels.tolist(), names.tolist(), strict=True):
+            if label in index and 0 <= one < len(classes):
+                videos.setdefault((index[label], one), []).append(item)
+        counts = np.zeros((len(classes),) * 2, np.int64)
+        for cell, own in videos.items():
+            counts[cell] = len(own)
+        if videos:
+            return Confusion(classes, counts, videos)
+    if told := result.content.get("confusion"):
+        return Confusion(told["classes"], np.array(told["counts"]))
+    return None
+
+
+def _class_bars(rows: list[dict]) -> Markup:
+    size = max(10, -(-len(rows) // 3))
+    parts = [(f"Classes {i + 1} to {min(i + size, len(rows))}", rows[i : i + size]) for i in range(0, len(rows), size)]
+    if len(rows) > _MANY_CLASSES:
+        parts = [(f"The 20 best of {len(rows)} classes", rows[:20]), ("The 20 worst", rows[-20:])]
+    found = []
+    for caption, part in parts:
+        counts = [f" of {row['videos']}" if "videos" in row else "" for row in part]
+        bars = [(row["class"], row["value"], f"{row['value']:.0f} %{n}") for row, n in zip(part, counts, strict=True)]
+        found.append(figure(caption, plots.bars(bars, "; ".join(f"{name} {text}" for name, _, text in bars))))
+    return grid(found)
+
+
+def _confusion(found: Confusion, dataset: str, films: Films, name: str) -> Markup:
+    present = np.flatnonzero(found.counts.sum(0) + found.counts.sum(1) > 0)
+    classes, counts = [found.classes[i] for i in present], found.counts[np.ix_(present, present)]
+    wrong = sorted((-counts[t, p], t, p) for t, p in np.argwhere(counts) if t != p)
+    cells = [(t, p) for _, t, p in wrong[: None if len(classes) <= _CLICKED else _LISTED]]
+    cells += [(i, i) for i in range(len(classes)) if counts[i, i]] if len(classes) <= _CLICKED else []
+    links, shown = {}, []
+    for t, p in cells:
+        if videos := found.videos.get((present[t], present[p])):
+            taken = f"taken for {classes[p]}" if t != p else "named right"
+            label = f"{classes[t]} {taken}: {len(videos)} {'video' if len(videos) == 1 else 'videos'}"
+            links[t, p] = f"{name}-{t}-{p}", label
+            shown.append(_cell(*links[t, p], videos, dataset, films))
+    label = f"Confusion matrix of {len(classes)} classes: {np.trace(counts)} of {counts.sum()} videos on the diagonal"
+    caption = "Rows: true class; columns: named class; shade: share of the row"
+    drawn = figure(caption, scroll(label, plots.matrix(classes, counts, label, links)))
+    if shown:
+        hint = paragraph("Choose a number in the matrix or the table to see its videos here.", "muted hint")
+        template = '<div class="confusion">{}<div class="cells">{}{}</div></div>\n'
+        drawn = fill(template, drawn, hint, join(shown))
+    out = [drawn]
+    head = ("True class", "Taken for", "Videos", "% of the class")
+    body = [
+        (classes[t], classes[p], _linked(-n, links.get((t, p))), f"{-100 * n / counts[t].sum():.0f}")
+        for n, t, p in wrong[:_LISTED]
+    ]
+    if body:
+        out.append(table("The most frequent confusions", head, body, (2, 3)))
+    if len(classes) <= _MANY_CLASSES:
+        full = [(name, *(count or "" for count in row)) for name, row in zip(classes, counts.tolist(), strict=True)]
+        numbers = table("Videos by true class (rows) and named class", ("True class", *classes), full, range(1, 99))
+        out.append(details("The whole matrix", numbers))
+    return join(out)
+
+
+def _linked(count: int, link: tuple[str, str] | None) -> object:
+    return fill('<a href="#{}" aria-label="{}">{}</a>', *link, count) if link else count
+
+
+def _cell(name: str, label: str, videos: Sequence[str], dataset: str, films: Films) -> Markup:
+    """The videos of a cell of the matrix, which stand beside it when it is chosen."""
+    pictured = [video for video in videos[:_OF_A_CELL] if (dataset, video) in films] if len(films) < _OF_A_PAGE else []
+    template = "<figure>{}<figcaption>{}</figcaption></figure>"
+    figures = join(fill(template, films.show(dataset, video, video), video) for video in pictured)
+    others = [video for video in videos if video not in pictured]
+    told = f"{'And ' if pictured else ''}{', '.join(others[:_OF_A_CELL])}" if others else ""
+    if len(others) > _OF_A_CELL:
+        told += f" and {len(others) - _OF_A_CELL} more"
+    return fill(
+        '<div class="taken" id="{}"><p><strong>{}</strong></p>{}{}</div>\n',
+        name,
+        label,
+        fill('<div class="films">{}</div>', figures) if pictured else "",
+        paragraph(told, "muted") if told else "",
+    )

@@ -1,0 +1,52 @@
+"""The nearest neighbours of a few queries as a part of a page."""
+
+from __future__ import annotations
+
+import numpy as np
+from markupsafe import Markup
+
+from trainer.evaluate.results import Result
+from trainer.pages.films import Films
+from trainer.pages.page import fill, heading, join, paragraph
+
+_QUERIES = 12
+
+
+def neighbours_html(result: Result, films: Films) -> Markup:
+    """Queries of a result, spread evenly over all, with the five videos found first; nothing where it has none."""
+    shown = result.content.get("neighbours")
+    if not shown:
+        return Markup()
+    chosen = [shown[i] for i in np.unique(np.linspace(0, len(shown) - 1, _QUERIES).astype(int))]
+    missed = [bool(query["nearest"]) and query["nearest"][0][1] != query["label"] for query in chosen]
+    about = (
+        f"{len(chosen)} of the queries, spread evenly over all, each with the five videos found first. Point at a picture, or "
+        "tap it, and it moves. A solid frame and ✓: of the query's class. A dashed frame and ✗: of another class."
+    )
+    if any("cosines" in query for query in chosen):
+        about += " The number is the cosine to the query."
+    out = [heading(result.title), paragraph(about)]
+    if any(missed):
+        told = f"wrong only: the {sum(missed)} whose first find is of another class"
+        out.append(fill('<p><label><input type="checkbox" class="wrong-only"> {}</label></p>\n', told))
+    p = result.protocol
+    datasets = p["dataset"], p.get("gallery", p["dataset"])
+    queries = join(
+        fill("<li{}>{}</li>\n", Markup(' class="missed"') if wrong else "", _query(query, films, *datasets))
+        for query, wrong in zip(chosen, missed, strict=True)
+    )
+    return fill('<div class="neighbours">{}<ul class="found">{}</ul></div>\n', join(out), queries)
+
+
+def _query(query: dict, films: Films, of_queries: str, of_gallery: str) -> Markup:
+    name, label = query["query"], query["label"]
+    cells = [("query", films.show(of_queries, name, f"Query {name}"), fill("query: <strong>{}</strong>", label), name)]
+    cosines = query.get("cosines") or [None] * len(query["nearest"])
+    for place, ((name, found), cosine) in enumerate(zip(query["nearest"], cosines, strict=True), 1):
+        kind, sign = ("right", "✓") if found == label else ("wrong", "✗")
+        near = "" if cosine is None else f" {cosine:.2f}"
+        shown = films.show(of_gallery, name, f"Found {place}, {kind}: {name}")
+        cells.append((kind, shown, fill('<b aria-hidden="true">{}</b> {}{}', sign, found, near), name))
+    template = '<li class="{}"><figure>{}<figcaption>{}<small>{}</small></figcaption></figure></li>'
+    entries = join(fill(template, *cell) for cell in cells)
+    return fill('<ol aria-label="{}">{}</ol>', query["query"], entries)
