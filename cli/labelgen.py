@@ -72,6 +72,11 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option("--width", type=int, help="Width of the stored frames, pixels.  [default: --size]")
 @click.option("--crop", type=int, help="Side of the labelled crops, pixels.  [default: --size]")
 @click.option("--fps", type=float, help="Resample to a constant frame rate.  [default: every frame of the file]")
+@click.option(
+    "--max-pixels",
+    default=_DEFAULT["max_pixels"],
+    help="Largest picture of a video; files with larger ones are listed as failures.",
+)
 @click.option("--jpeg-quality", default=_DEFAULT["jpeg_quality"], help="Of the stored frames, 1 to 100.")
 @click.option("--flow", default=_DEFAULT["flow"], type=click.Choice(list(BACKENDS)), help="Optical flow.")
 @click.option("--paces", default=",".join(Config.paces), callback=_paces, help="Set of paces: 1/2,1,2 or 1,-1.")

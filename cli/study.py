@@ -57,7 +57,8 @@ def label(given: dict, out: Path, workers: int) -> Path:
     from labelgen.run import run
 
     options: dict[str, Any] = {
-        name: tuple(map(str, value)) if name == "paces" else value for name, value in given["label"].items()
+        name: tuple(map(str, value)) if name == "paces" and isinstance(value, list) else value
+        for name, value in given["label"].items()
     }
     try:
         config = Config(**options)

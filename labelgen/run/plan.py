@@ -58,7 +58,7 @@ def configuration(
     parameters of whatever computes."""
     digest = hashlib.sha256()
     for video in videos:
-        size = os.stat(video.path).st_size if video.path.exists() else "none"
+        size = os.stat(video.path).st_size if os.path.exists(video.path) else "none"
         digest.update(f"{video.id}\0{size}\0{video.label}\0{video.group}\0{video.split}\n".encode())
     backend = find_backend(config.flow)
     return {
