@@ -45,13 +45,17 @@ def map_(features, out, level, method, color, column):
 def _column(path: Path, column: str) -> dict[str, str]:
     """id -> value of a column of a CSV file. Raises TrainerError where it has no such column."""
     import csv
+    import io
 
+    from labelgen.reading import read_text
     from trainer.errors import TrainerError
 
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(io.StringIO(read_text(path, encoding="utf-8-sig"), newline=""))
+    try:
         if absent := {"id", column} - set(reader.fieldnames or ()):
             raise TrainerError(
                 f"{path}: no column {', '.join(sorted(absent))}, only {', '.join(reader.fieldnames or ())}"
             )
-        return {row["id"]: row[column] for row in reader}
+        return {row["id"]: row[column] or "" for row in reader}
+    except csv.Error as error:
+        raise TrainerError(f"{path}: no CSV file ({error})") from error

@@ -15,7 +15,9 @@ import click
 @click.option(
     "--plan", is_flag=True, help="Show the runs, what is there and about how long the others take; make none."
 )
-@click.option("--workers", default=1, type=click.IntRange(1), help="Runs at a time; they share the cores.")
+@click.option(
+    "--workers", default=1, type=click.IntRange(1), help="Runs at a time, at most four per core; they share the cores."
+)
 @click.option(
     "--backend", default="joblib", type=click.Choice(["joblib", "dask"]), help="This machine, or a Dask cluster."
 )

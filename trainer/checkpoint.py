@@ -41,12 +41,13 @@ _META = {  # what metadata hold; names with ? may be missing
     "settings": dict,
     "videos": int,
     "classes": [str],
-    "config": {"height": int, "width": int, "crop": int, "clip_length?": int}
-    | {"fps?": float | int | None, "jpeg_quality?": int, "max_pixels?": int},
+    "config": dict,
     "environment": {"torch": str},
     "initial": dict | None,
     "run?": str,
 }
+_FRAMES = {"height": int, "width": int, "crop": int, "clip_length?": int, "fps?": float | int | None}
+_FRAMES |= {"jpeg_quality?": int, "max_pixels?": int}
 _INITIAL = {"file": str, "settings": {"method": str}, **_ORIGIN}
 _STATE = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}  # of each parameter
 _OTHER = "it was changed, or written by another version of vssl; use another one, or train again"
@@ -232,14 +233,7 @@ def _check_meta(file: Path, meta: dict) -> None:
         fit(meta, _META, "it")
         if meta["initial"] is not None:
             fit(meta["initial"], _INITIAL, "initial")
-        config = meta["config"]
-        sizes = [config[name] for name in ("height", "width", "crop")]
-        lengths = config.get("clip_length", 16), config.get("fps") or 1, config.get("jpeg_quality", 90)
-        if not all(1 <= size <= 4096 for size in sizes) or config["crop"] > min(sizes):
-            raise ValueError(f"frames of {sizes[0]} x {sizes[1]} with crops of {sizes[2]}")
-        lengths += (config.get("max_pixels", 1),)
-        if not all(0 < value <= most for value, most in zip(lengths, (256, 1000, 100, 1 << 30), strict=True)):
-            raise ValueError("clip_length, fps, jpeg_quality and max_pixels are {}, {}, {}, {}".format(*lengths))
+        check_frames(meta["config"])
     except ValueError as error:
         raise TrainerError(f"{file}: its metadata are damaged ({error}); {_OTHER}") from error
     if wrong := sorted({field.name for field in fields(Settings)} ^ meta["settings"].keys()):
@@ -248,6 +242,16 @@ def _check_meta(file: Path, meta: dict) -> None:
         meta["settings"] = asdict(resolve(Settings(**meta["settings"])))
     except TrainerError as error:
         raise TrainerError(f"{file}: {error}; {_OTHER}") from error
+
+
+def check_frames(config: dict) -> None:
+    """Raises ValueError where frames are none that labelgen makes."""
+    fit(config, _FRAMES, "config")
+    sizes = [config[name] for name in ("height", "width", "crop")]
+    limits = {"clip_length": 256, "fps": 1000, "jpeg_quality": 100, "max_pixels": 1 << 30}
+    wrong = [name for name, most in limits.items() if (config.get(name) is not None and not 0 < config[name] <= most)]
+    if not all(1 <= size <= 4096 for size in sizes) or sizes[2] > min(sizes) or wrong:
+        raise ValueError(f"frames of {sizes[0]} x {sizes[1]}, crops of {sizes[2]}, {wrong}: none that labelgen makes")
 
 
 def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None:
