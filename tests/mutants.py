@@ -148,22 +148,12 @@ def odd_file(path: Path, rng: random.Random) -> None:
 
 
 class Mutants:
-    """Whole inputs in a folder, and by kind a function (generator of random numbers) that changes one and uses it."""
+    """Whole inputs in a folder, and a method for each of KINDS (generator of random numbers) that changes one and uses it."""
+
+    KINDS = ("checkpoint", "manifest", "lists", "recipe", "option", "study", "result", "embeddings", "video", "pairs")
 
     def __init__(self, folder: Path):
         self.folder, self.place = folder, folder / "mutant"
-        self.kinds = {
-            "checkpoint": self.checkpoint,
-            "manifest": self.manifest,
-            "table of labels": self.lists,
-            "recipe": self.recipe,
-            "option": self.option,
-            "study file": self.study,
-            "result": self.result,
-            "embeddings": self.embeddings,
-            "video": self.video,
-            "pairs": self.pairs,
-        }
         self.shards = folder / "out" / "demo"
         write_shard(self.shards / "00000.h5", [64] * 6, [1] * 5 + [3])
         settings = Settings(width=0.05, epochs=2, batch_size=4, workers=0, lr=0.01, holdout=0.3)
@@ -186,7 +176,7 @@ class Mutants:
         """Make and use a mutant in the folder `place`, which is new."""
         shutil.rmtree(self.place, ignore_errors=True)
         self.place.mkdir()
-        self.kinds[kind](random.Random(f"{kind} {seed}"))
+        getattr(self, kind)(random.Random(f"{kind} {seed}"))
 
     def _result(self) -> None:
         row = {
@@ -215,9 +205,12 @@ class Mutants:
         jpeg = cv2.imencode(".jpg", np.zeros((96, 128, 3), np.uint8))[1].tobytes()
         texts = {name: list("aabbccdd") for name in ("id", "path", "label", "stage")}
         columns = texts | {"start": [0.0, 1.0] * 4, "end": [1.0, 2.0] * 4, "thumbnail": [jpeg] * 8}
-        about = {"key": "x", "settings": {"level": "clip", "frames": {"height": 40}}, "failures": []}
+        settings = dict.fromkeys(("weights", "level", "stage", "pooling", "views"), "x") | {"frames": {"height": 40}}
+        failed = {"id": "a", "path": "a", "reason": "r", "kept": False}
+        about = {"key": "x", "settings": settings, "failures": [failed]}
         vectors = np.random.default_rng(0).random((8, 16), np.float32)
         write_part(self.folder / "features.parquet", about, vectors, columns)
+        Table(self.folder / "features.parquet")  # is one, unchanged
 
     def checkpoint(self, rng: random.Random) -> None:
         run = shutil.copytree(self.run, self.place / "run")
@@ -336,7 +329,7 @@ class Mutants:
         )
         options = parse_options(given, method)
         own = {name: rng.choice(NASTY) for name in rng.sample(sorted(TYPES), rng.randint(1, 2))}
-        resolve(over(Settings(method=method), Settings(options=options or None, **{"method": method} | own)))
+        resolve(over(Settings(method=method), Settings(**{"method": method, "options": options or None} | own)))
 
     def study(self, rng: random.Random) -> None:
         path = self.place / "study.yaml"

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import torch
 
 from labelgen.errors import VsslError
@@ -82,13 +83,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000, help="mutants in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", help="this kind alone")
+    parser.add_argument("--kind", choices=Mutants.KINDS, help="this kind alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)  # a fork would wait for ever for threads that it did not inherit
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         mutants, log = Mutants(Path(folder, "made")), Path(folder, "log")
-        kinds = [options.kind] if options.kind else [*mutants.kinds]
+        kinds = [options.kind] if options.kind else [*Mutants.KINDS]
         total = sum(WEIGHTS.get(kind, 1) for kind in kinds)
         for kind in kinds:
             count, found, begin = (
