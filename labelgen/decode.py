@@ -17,7 +17,7 @@ from labelgen.reading import check_regular
 
 av.logging.set_level(av.logging.PANIC)  # every failure is raised, with its reason; nothing is printed past us
 VERSION = 2  # counts up with every change that may change a pixel of a frame
-MAX_HOLD = 60.0  # seconds that a picture stands still at most where frames are resampled
+MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
 _NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 _RESIZE = Interpolation.AREA | Interpolation.ACCURATE_RND
 

@@ -412,7 +412,7 @@ class Mutants:
         else:
             odd_file(path, rng)
         config = Config(
-            height=40, width=48, crop=32, flow="dis", fps=rng.choice([None, 5, 25, 1000]), clips=rng.choice([None, 1])
+            height=40, width=48, crop=32, flow="dis", fps=rng.choice([None, 5, 25, 60]), clips=rng.choice([None, 1])
         )
         label_video(Video("a", path, "", "", ()), config, lambda encoded: None, Clock())
 

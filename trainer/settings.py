@@ -192,6 +192,9 @@ def over(recipe: Settings, given: Settings) -> Settings:
     """A recipe's settings, with those given in their place."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     if "options" in changes:
+        for both in (recipe.options or {}, changes["options"]):
+            if not isinstance(both, dict) or not all(isinstance(own, dict) for own in both.values()):
+                raise TrainerError(f"options are {both!r:.60}, expected {{method: {{name: value}}}}")
         old = recipe.options or {}
         changes["options"] = {m: old.get(m, {}) | changes["options"].get(m, {}) for m in {**old, **changes["options"]}}
     if recipe.method and changes.get("method", recipe.method) != recipe.method:

@@ -256,7 +256,9 @@ def _drawn(run: _Run) -> list[tuple[str, str, Markup]]:
 def _drawn_sheet(run: Path, sheet: dict) -> Markup:
     path = run / "results" / sheet["file"]
     caption = f"{sheet['video']} ({sheet['label']})" if sheet["label"] else sheet["video"]
-    drawn = _png(path) if path.name == sheet["file"] else None  # and no path to another folder
+    inside = os.path.realpath(run / "results") + os.sep  # and nothing from another folder
+    own = "\0" not in sheet["file"] and os.path.realpath(path).startswith(inside)
+    drawn = _png(path) if own else None
     if drawn is None:
         return paragraph(f"{caption}: {path} is missing or damaged; measure again to draw it.")
     return _sheet(Sheet(caption, f"{caption}, side by side: {', '.join(sheet['shown'])}", drawn[..., ::-1]))
