@@ -196,12 +196,19 @@ def _hash_of(source) -> str:
 
 def _extractor_of(table, checkpoint, compute):
     """What the rows of the table were made with. Raises TrainerError where the network is another one."""
+    from trainer.checkpoint import check_frames
     from trainer.embeddings.extract import Choice, Extractor
     from trainer.errors import TrainerError
 
-    settings = table.about["settings"]
+    settings = table.about.get("settings")
+    if settings is None:
+        raise TrainerError(f"{table.path}: does not say what made it; make it anew with `vssl embed`")
+    try:
+        check_frames(settings["frames"])
+    except ValueError as error:
+        raise TrainerError(f"{table.path}: damaged ({error}); make it anew with `vssl embed`") from error
     choice = Choice(*(settings[name] for name in ("level", "stage", "pooling", "views")))
-    saved = _load(checkpoint or Path(table.about["checkpoint"]))
+    saved = _load(checkpoint or Path(table.about.get("checkpoint", "")))
     extract = Extractor(saved, choice, settings["frames"], compute)
     if extract.settings["weights"] != settings["weights"]:
         raise TrainerError(

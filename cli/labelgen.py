@@ -86,6 +86,11 @@ def _clips(ctx, param, value: str) -> int | None:
     help="Use this part of the picture: left, top, right, bottom as shares of it, such as 0.25,0.5,0.75,1.",
 )
 @click.option("--fps", type=float, help="Resample to a constant frame rate.  [default: every frame of the file]")
+@click.option(
+    "--max-pixels",
+    default=_DEFAULT["max_pixels"],
+    help="Largest picture of a video; files with larger ones are listed as failures.",
+)
 @click.option("--jpeg-quality", default=_DEFAULT["jpeg_quality"], help="Of the stored frames, 1 to 100.")
 @click.option("--flow", default=_DEFAULT["flow"], type=click.Choice(list(BACKENDS)), help="Optical flow.")
 @click.option("--paces", default=",".join(Config.paces), callback=_paces, help="Set of paces: 1/2,1,2 or 1,-1.")

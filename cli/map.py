@@ -58,21 +58,22 @@ def _values(path: Path, column: str, fields: list[dict]) -> list[str]:
     """Value of each point in a column of a CSV file, "" where it has none: by id, and by start, too, where a video has several
     rows. Raises TrainerError for another file."""
     import csv
+    import io
 
+    from labelgen.reading import read_text
     from trainer.errors import TrainerError
 
+    reader = csv.DictReader(io.StringIO(read_text(path, encoding="utf-8-sig"), newline=""))
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:
         raise TrainerError(f"{path}: no CSV file ({error})") from error
     if absent := {"id", column} - set(names):
         raise TrainerError(f"{path}: no column {', '.join(sorted(absent))}, only {', '.join(names)}")
-    by_id = {row["id"]: row[column] for row in rows}
+    by_id = {row["id"]: row[column] or "" for row in rows}
     if len(by_id) == len(rows):
         return [by_id.get(field["id"], "") for field in fields]
-    by_moment = {(row["id"], row.get("start")): row[column] for row in rows}
+    by_moment = {(row["id"], row.get("start")): row[column] or "" for row in rows}
     if len(by_moment) < len(rows) or len({field["id"] for field in fields}) == len(fields):
         raise TrainerError(
             f"{path}: {len(rows):,} rows of {len(by_id):,} ids, expected one per video, or with --level row one per start"

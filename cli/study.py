@@ -17,7 +17,9 @@ from cli.labelgen import Progress
 @click.option(
     "--plan", is_flag=True, help="Show the runs, what is there and about how long the others take; make none."
 )
-@click.option("--workers", default=1, type=click.IntRange(1), help="Runs at a time; they share the cores.")
+@click.option(
+    "--workers", default=1, type=click.IntRange(1), help="Runs at a time, at most four per core; they share the cores."
+)
 @click.option(
     "--backend", default="joblib", type=click.Choice(["joblib", "dask"]), help="This machine, or a Dask cluster."
 )
@@ -59,7 +61,7 @@ def label(given: dict, out: Path, workers: int) -> Path:
     from labelgen.run import run
 
     options: dict[str, Any] = {
-        name: tuple(map(str, value)) if name == "paces" else tuple(value) if isinstance(value, list) else value
+        name: tuple(map(str, value) if name == "paces" else value) if isinstance(value, list) else value
         for name, value in given["label"].items()
     }
     try:

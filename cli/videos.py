@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from labelgen import decode
+from labelgen.config import MAX_PIXELS
 from labelgen.errors import DecodeError
 from labelgen.manifest import Video
 from labelgen.run import STALL_SECONDS
@@ -78,13 +79,13 @@ class VideoFiles:
         say: Callable[[str], None],
         seconds: tuple[float, float | None] = (0.0, None),
     ):
-        self.config = {"fps": None, "jpeg_quality": 90, "region": None} | config
+        self.config = {"fps": None, "jpeg_quality": 90, "region": None, "max_pixels": MAX_PIXELS} | config
         self.about = {"kind": "videos", "folder": str(folder.resolve())}
         self.parts: list[list[Video]] = []
         self.count, self._workers, self._say, self._seconds = len(videos), workers, say, seconds
         room = 0
         for video in videos:
-            size = video.path.stat().st_size if video.path.exists() else 0
+            size = video.path.stat().st_size if os.path.exists(video.path) else 0
             if not self.parts or len(self.parts[-1]) == PART_VIDEOS or size > room:
                 self.parts.append([])
                 room = PART_BYTES
@@ -93,7 +94,7 @@ class VideoFiles:
 
     def stamp(self, part: list[Video]) -> object:
         """Ids, paths, labels, splits, sizes and times of a part's files."""
-        seen = [video.path.stat() if video.path.exists() else None for video in part]
+        seen = [video.path.stat() if os.path.exists(video.path) else None for video in part]
         return [
             (video.id, str(video.path), video.label, video.split, own and (own.st_size, own.st_mtime_ns))
             for video, own in zip(part, seen, strict=True)
@@ -154,7 +155,8 @@ def _store(item: tuple[int, Video], folder: str, config: dict, seconds: tuple) -
     number, video = item
     cv2.setNumThreads(1)
     begin, end = seconds
-    stream = decode.frames(video.path, config["height"], config["width"], config["fps"], config["region"])
+    settings = {name: config[name] for name in ("height", "width", "fps", "max_pixels", "region")}
+    stream = decode.frames(video.path, **settings)
     path, offset, cut_short = os.path.join(folder, f"{number}.jpegs"), [0], ""
     try:
         with open(path, "wb") as file, ended_if_stalled(STALL_SECONDS) as alive:

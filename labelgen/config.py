@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from labelgen.errors import ConfigError
 
 CLIP_LENGTH = 16  # the default of Config.clip_length
 _CLIP_PIXELS = 1 << 28
+MAX_PIXELS = 8192 * 4320  # 8K; a few bytes may declare pictures of gigabytes
 _PACE = re.compile(r"[+-]?(\d{1,6}(/\d{1,6}|\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 
 
@@ -27,6 +30,7 @@ class Config:
         None  # left, top, right, bottom of the part of the picture that is used, as shares of it
     )
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
+    max_pixels: int = MAX_PIXELS  # of a picture of a video; files with larger ones are failures
     jpeg_quality: int = 90  # 1..100
     flow: str = "tvl1"  # backend, a key of labelgen.flow.BACKENDS
     clip_length: int = CLIP_LENGTH  # frames of a clip
@@ -38,12 +42,18 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Config).items():
+            value, kinds = getattr(self, name), {get_origin(kind) or kind for kind in _kinds(hint)}
+            if type(value) not in kinds | ({int} if float in kinds else set()):
+                raise ConfigError(f"{name.replace('_', '-')} is {value!r:.60}; expected another type of value")
         limits = {
             "height": (16, 4096),
             "width": (16, 4096),
             "jpeg_quality": (1, 100),
             "order_clips": (2, 5),
             "rows": (1, 65535),
+            "max_pixels": (1, 1 << 30),
+            "seed": (0, (1 << 63) - 1),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -63,7 +73,7 @@ class Config:
                 )
         if self.clip_length % 8 or not 8 <= self.clip_length <= 256:  # ids of flows are stored as uint8
             raise ConfigError(f"clip-length is {self.clip_length}; expected a multiple of 8 from 8 to 256 frames")
-        if self.clips is not None and self.clips < 1:
+        if self.clips is not None and not 0 < self.clips < 1 << 31:
             raise ConfigError(f"clips is {self.clips}; expected 'all' or a number of clips per video, at least 1")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise ConfigError(f"fps is {self.fps}; expected frames per second, more than 0 and at most 1000")
@@ -78,7 +88,7 @@ class Config:
             paces = [Fraction(pace) for pace in self.paces]
         except (ValueError, ZeroDivisionError) as error:
             raise ConfigError(
-                f"paces are {', '.join(self.paces)}; expected numbers such as 1,2,4 or 1/2,1,2 ({error})"
+                f"paces are {', '.join(map(str, self.paces)):.200}; expected numbers such as 1,2,4 or 1/2,1,2 ({error})"
             ) from error
         if len(set(paces)) != len(paces) or not 2 <= len(paces) <= 255 or 0 in paces:
             raise ConfigError(
@@ -89,3 +99,7 @@ class Config:
     def fractions(self) -> tuple[Fraction, ...]:
         """The paces as numbers."""
         return tuple(Fraction(pace) for pace in self.paces)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if isinstance(hint, UnionType) else (hint,)

@@ -13,10 +13,13 @@ import cv2
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from labelgen.errors import DecodeError
+from labelgen.config import MAX_PIXELS
+from labelgen.errors import DecodeError, ReadError
+from labelgen.reading import check_regular
 
 av.logging.set_level(av.logging.PANIC)  # every failure is raised, with its reason; nothing is printed past us
-VERSION = 1  # counts up with every change that may change a pixel of a frame
+VERSION = 2  # counts up with every change that may change a pixel of a frame
+MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
 _NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 _RESIZE = Interpolation.AREA | Interpolation.ACCURATE_RND
 
@@ -35,9 +38,11 @@ class FrameStream(Iterator[np.ndarray]):
         height: int | None,
         width: int | None,
         fps: float | None,
+        max_pixels: int = MAX_PIXELS,
         region: Sequence[float] | None = None,
     ) -> None:
-        self.path, self._height, self._width, self._region = os.fspath(path), height, width, region
+        self.path, self._height, self._width = os.fspath(path), height, width
+        self._max_pixels, self._region = max_pixels, region
         self.native_height = self.native_width = self.count = 0
         self.fps = float(fps or 0)
         self._read = 0  # frames of the file so far; `fps` may yield more or fewer
@@ -55,20 +60,33 @@ class FrameStream(Iterator[np.ndarray]):
         self._frames.close()
 
     def _decode(self, fps: float | None) -> Generator[np.ndarray, None, None]:
+        stream: av.VideoStream | None = None
         try:
+            check_regular(self.path)
+            # FFmpeg refuses before it makes room; it counts rows up to 63 pixels longer
+            bound = {"max_pixels": str(2 * self._max_pixels + (1 << 20))}
             # text metadata that is not UTF-8 must not stop a video
-            with av.open(self.path, metadata_errors="replace") as container:
+            with av.open(self.path, metadata_errors="replace", options=bound) as container:
                 if not container.streams.video:
                     raise DecodeError(self.path, "no video stream")
                 stream = container.streams.video[0]
                 stream.thread_count = 1  # parallelism is by video
+                stream.codec_context.options = bound
+                self._check_size(stream.width, stream.height)
                 self.fps = float(fps or stream.average_rate or stream.guessed_rate or 0)
                 decoded = self._counted(container.decode(stream))
-                for frame in decoded if fps is None else _resample(decoded, fps):
+                jumps = _Jumps()
+                for frame in decoded if fps is None else _resample(jumps.closed(decoded), fps):
                     yield self._upright(frame)
                 if self.count and self._last and (lack := self._lack(container, stream, self._last)):
                     raise DecodeError(self.path, f"the file ends {lack}")
+                if jumps.count:
+                    raise DecodeError(self.path, str(jumps))
+        except ReadError as error:
+            raise DecodeError(self.path, str(error).removeprefix(f"{self.path}: ")) from error
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
+            if isinstance(error, av.ArgumentError) and stream and not stream.width * stream.height:
+                raise DecodeError(self.path, self._large("have no size, or more than twice")) from error
             where = f"after {self.count} frames" if self.count else "at opening"
             reason = getattr(error, "strerror", None) or error
             if os.path.islink(self.path) and not os.path.exists(self.path):
@@ -77,8 +95,17 @@ class FrameStream(Iterator[np.ndarray]):
         if not self.count:
             raise DecodeError(self.path, "no frame in the video stream")
 
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self._max_pixels:
+            raise DecodeError(self.path, self._large(f"are {width} x {height}: more than"))
+
+    def _large(self, what: str) -> str:
+        after = f"after {self.count} frames, " if self.count else ""
+        return f"{after}its pictures {what} --max-pixels {self._max_pixels:,}"
+
     def _counted(self, decoded: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for frame in decoded:
+            self._check_size(frame.width, frame.height)
             self._read, self._last = self._read + 1, frame
             yield frame
 
@@ -130,29 +157,55 @@ def frames(
     height: int | None = None,
     width: int | None = None,
     fps: float | None = None,
+    max_pixels: int = MAX_PIXELS,
     region: Sequence[float] | None = None,
 ) -> FrameStream:
     """Decode a video: an iterator of RGB uint8 arrays [height, width, 3] in presentation order.
 
     The container's rotation is applied, then the picture is cut to `region` (left, top, right, bottom as shares of it;
     default: all of it), then area interpolation to `height` x `width` pixels (default: as they are). `fps` resamples to a
-    constant rate by nearest presentation time; default: every frame of the file. Memory does not grow with the length of
-    the video.
+    constant rate by nearest presentation time; default: every frame of the file. A picture that would then stand still for
+    longer than MAX_HOLD seconds, as where time stamps jump, stands for so long. Memory does not grow with the length of the
+    video.
 
-    Raises DecodeError, with the reason, where the file cannot be opened or holds no frame, and where decoding stops
-    early: frames yielded before that are good, `FrameStream.count` tells how many.
+    Raises DecodeError, with the reason, where the file is no regular one, cannot be opened or holds no frame, where its pictures
+    have more than `max_pixels` pixels, which is known before one is decoded, and where decoding stops
+    early or time stamps jump: frames yielded before that are good, `FrameStream.count` tells how many.
     """
-    return FrameStream(path, height, width, fps, region)
+    return FrameStream(path, height, width, fps, max_pixels, region)
 
 
-def _resample(decoded: Iterator[av.VideoFrame], fps: float) -> Iterator[av.VideoFrame]:
-    """Frame k is the one presented nearest to second k / fps after the first."""
-    held, held_time, begin, k = None, 0.0, None, 0
-    for frame in decoded:
-        if frame.time is None:
-            raise ValueError("frames carry no presentation time, which a constant frame rate needs")
-        begin = frame.time if begin is None else begin
-        time = frame.time - begin
+class _Jumps:
+    """Frames with their seconds after the first one, of which no step forward is longer than MAX_HOLD; what was cut off."""
+
+    def __init__(self) -> None:
+        self.count, self.seconds, self.frame = 0, 0.0, 0
+
+    def closed(self, decoded: Iterator[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, float]]:
+        last, begin, cut = None, 0.0, 0.0
+        for number, frame in enumerate(decoded):
+            if frame.time is None:
+                raise ValueError("frames carry no presentation time, which a constant frame rate needs")
+            step = 0.0 if last is None else frame.time - last
+            if step > MAX_HOLD:
+                self.count, cut = self.count + 1, cut + step - MAX_HOLD
+                if step > self.seconds:
+                    self.seconds, self.frame = step, number
+            begin, last = (frame.time if last is None else begin), frame.time
+            yield frame, frame.time - begin - cut
+
+    def __str__(self) -> str:
+        often = f"{self.count} times, the longest" if self.count > 1 else "once,"
+        return (
+            f"time stamps jump {often} by {self.seconds:,.0f} s after frame {self.frame}: no picture is repeated for longer than "
+            f"{MAX_HOLD:g} s"
+        )
+
+
+def _resample(timed: Iterator[tuple[av.VideoFrame, float]], fps: float) -> Iterator[av.VideoFrame]:
+    """Frame k is the one presented nearest to second k / fps after the first; timed: frames and their seconds."""
+    held, held_time, k = None, 0.0, 0
+    for frame, time in timed:
         while held is not None and k / fps < (held_time + time) / 2:
             yield held
             k += 1
@@ -169,9 +222,9 @@ class _FrameCounter(FrameStream):
         return _NO_PICTURE
 
 
-def count_frames(path: str | os.PathLike[str], fps: float | None = None) -> int:
+def count_frames(path: str | os.PathLike[str], fps: float | None = None, max_pixels: int = MAX_PIXELS) -> int:
     """Number of frames that `frames` yields, by decoding them; those before an error where decoding stops early."""
-    stream = _FrameCounter(path, None, None, fps)
+    stream = _FrameCounter(path, None, None, fps, max_pixels)
     try:
         for _ in stream:
             pass

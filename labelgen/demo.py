@@ -21,6 +21,7 @@ import numpy as np
 
 from labelgen.errors import ConfigError
 from labelgen.labels.sampling import generator
+from labelgen.reading import read_text
 
 # frames per turn of a motion's clock
 PERIODS = {"bounce": 24, "orbit": 32, "pulse": 24, "rock": 22, "spin": 45, "swing": 26}
@@ -89,7 +90,7 @@ def render(
 
 def _check(root: Path, names: list[str], settings: str) -> None:
     marker = root / "demo.json"
-    found = marker.read_text() if marker.exists() else "no demo.json"
+    found = read_text(marker) if marker.exists() else "no demo.json"
     missing = sum(not (root / f"{name}.mp4").exists() for name in names)
     if found != settings or missing:
         raise ConfigError(

@@ -36,3 +36,7 @@ class WriteError(VsslError, OSError):
 
 class ClusterError(VsslError):
     """A Dask cluster cannot be reached, has no workers, or they lack what the work needs."""
+
+
+class ReadError(VsslError, OSError):
+    """A file cannot be read, or what it holds is not what it may hold."""

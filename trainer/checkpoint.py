@@ -3,19 +3,18 @@
 <run>/checkpoints/00000200/
     weights.safetensors   weights and buffers; its metadata holds checkpoint.json once more
     checkpoint.json       settings, step, data set, configuration of the shards, versions
-    optimiser.pt          state of the optimiser, to resume
+    optimiser.safetensors state of the optimiser, to resume
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import platform
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from labelgen.errors import VsslError
+from labelgen.errors import ReadError, VsslError
 from labelgen.files import sync, writing
+from labelgen.reading import fit, load_json, open_regular, parse_json
 from trainer import backbones
 from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
@@ -33,8 +33,23 @@ from trainer.settings import Settings, resolve
 
 SCHEMA = 2
 RUNS = Path("runs")
-_META = ("step", "settings", "dataset", "split", "samples", "videos", "classes", "steps", "config_hash", "config")
-_META += ("environment", "initial")
+_HEADER = 1 << 22  # bytes of the header of a .safetensors file, at most
+_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+_ORIGIN = {"dataset": str, "split": str | None, "samples": {"*": int}, "steps": int, "step": int, "config_hash": str}
+_META = {  # what metadata hold; names with ? may be missing
+    **_ORIGIN,
+    "settings": dict,
+    "videos": int,
+    "classes": [str],
+    "config": dict,
+    "environment": {"torch": str},
+    "initial": dict | None,
+    "run?": str,
+}
+_FRAMES = {"height": int, "width": int, "crop": int, "clip_length?": int, "fps?": float | int | None}
+_FRAMES |= {"jpeg_quality?": int, "max_pixels?": int}
+_INITIAL = {"file": str, "settings": {"method": str}, **_ORIGIN}
+_STATE = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}  # of each parameter
 _OTHER = "it was changed, or written by another version of vssl; use another one, or train again"
 
 
@@ -47,13 +62,33 @@ class Checkpoint:
     meta: dict
     weights: dict[str, Tensor]
 
-    def optimiser_state(self) -> dict:
-        """State of the optimiser for load_state_dict. Raises TrainerError when it is missing or damaged."""
-        path = self.file.with_name("optimiser.pt")
+    def optimiser_state(self) -> dict[int, dict[str, Tensor]]:
+        """State of the optimiser by number of the parameter and name. Raises TrainerError when it is missing or damaged."""
+        path = self.file.with_name("optimiser.safetensors")
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise TrainerError(f"{path}: cannot be read ({error}); training cannot go on from here") from error
+            _, tensors = _read(path)
+        except (ReadError, TrainerError) as error:
+            raise TrainerError(f"{error}; training cannot go on from here") from error
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            number, _, name = key.partition(".")
+            if not number.isdecimal() or len(number) > 9:
+                raise TrainerError(f"{path}: {key!r:.60} belongs to no parameter; {_OTHER}")
+            state.setdefault(int(number), {})[name] = value
+        return state
+
+    def restore(self, optimiser: torch.optim.Optimizer) -> None:
+        """Give an optimiser its stored state. Raises TrainerError when it is missing or does not fit."""
+        state, now = self.optimiser_state(), optimiser.state_dict()
+        weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+        for number, own in state.items():
+            shapes = {(), weights[number].shape} if number < len(weights) else set()
+            if own.keys() != _STATE[type(optimiser).__name__] or any(v.shape not in shapes for v in own.values()):
+                where = self.file.with_name("optimiser.safetensors")
+                raise TrainerError(f"{where}: the state of parameter {number} is of another optimiser; {_OTHER}")
+            for name, value in own.items():  # in memory as the parameter, so that sums are rounded as before
+                own[name] = torch.empty_like(weights[number]).copy_(value) if value.dim() else value
+        optimiser.load_state_dict({"state": state, "param_groups": now["param_groups"]})
 
 
 def save(
@@ -74,7 +109,10 @@ def save(
         with writing(target, SafetensorError, RuntimeError):  # what the libraries make of a full disk
             weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
             save_file(weights, temporary / "weights.safetensors", {"vssl": json.dumps(meta)})
-            torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
+            states = optimiser.state_dict()["state"].items()
+            tensors = {f"{number}.{name}": tensor for number, own in states for name, tensor in own.items()}
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+            save_file(tensors, temporary / "optimiser.safetensors")
             (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=2) + "\n")
             temporary.chmod(0o755)
             for path in (*temporary.iterdir(), temporary):
@@ -112,8 +150,8 @@ def newest_run(finetuned: bool = True) -> Path:
 
 def _pretrained(folder: Path) -> bool:
     try:
-        return not with_labels(json.loads((folder / "checkpoint.json").read_text())["settings"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, VsslError):
+        return not with_labels(load_json(folder / "checkpoint.json")["settings"])
+    except (VsslError, LookupError, TypeError, AttributeError):
         return True  # damaged: whoever loads it is told so
 
 
@@ -140,17 +178,14 @@ def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
         kind = "best" if best and (path / "best").is_dir() else "checkpoints"
         path = _newest(path, kind)
     file = path / "weights.safetensors" if path.is_dir() else path
-    if not file.is_file():
+    if not file.exists():
         raise TrainerError(f"{path}: neither a run, a checkpoint folder nor a .safetensors file")
-    try:
-        with safe_open(file, "pt") as opened:
-            meta = json.loads((opened.metadata() or {}).get("vssl", "null"))
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise TrainerError(f"{file}: not a readable checkpoint ({error})") from error
+    meta, weights = _read(file)
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         found = meta.get("schema") if isinstance(meta, dict) else "none"
-        raise TrainerError(f"{file}: checkpoint schema {found}, expected {SCHEMA}; train it again with this version")
+        raise TrainerError(
+            f"{file}: checkpoint schema {found!s:.60}, expected {SCHEMA}; train it again with this version"
+        )
     _check_meta(file, meta)
     # results of a file that stands alone, such as an exported one, go into a folder of its name
     folder = file.parent.parent  # of a bare file name there is no parents[1]
@@ -160,6 +195,26 @@ def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
         backbone = backbones.create(meta["settings"]["backbone"], meta["settings"]["width"])
     check_fit(file, backbone, backbone_weights(saved))
     return saved
+
+
+def _read(file: Path) -> tuple[object, dict[str, Tensor]]:
+    """Metadata and tensors of a .safetensors file. Raises TrainerError where it is damaged."""
+    try:
+        with open_regular(file) as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > _HEADER:
+                raise ReadError(f"a header of {length:,} bytes, expected at most {_HEADER:,}")
+            header = parse_json(opened.read(length).decode(), "its header")
+        tensors = {"__metadata__?": {"*": str}, "*": dict}
+        fit(header, tensors, "its header")
+        for name, value in header.items():
+            if name != "__metadata__" and value.get("dtype") not in _DTYPES:
+                raise ReadError(f"{name!r:.60} is of type {value.get('dtype')!r:.20}")
+        meta = parse_json(header.get("__metadata__", {}).get("vssl", "null"), "its metadata")
+        with safe_open(file, "pt") as opened:
+            return meta, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise TrainerError(f"{file}: not a readable checkpoint ({error})") from error
 
 
 def check_newest(saved: Checkpoint) -> None:
@@ -178,22 +233,38 @@ def _newest(run: Path, kind: str) -> Path:
 
 
 def _check_meta(file: Path, meta: dict) -> None:
-    wrong = [name for name in _META if name not in meta]
-    if not wrong:
-        wrong = sorted({field.name for field in fields(Settings)} ^ meta["settings"].keys())
-        wrong += [name for name in ("height", "width", "crop") if name not in meta["config"]]
-    if wrong:
-        raise TrainerError(f"{file}: {', '.join(wrong)} missing or unknown in its metadata; {_OTHER}")
+    """Raises TrainerError for metadata that no training wrote; puts the settings as this version reads them."""
     try:
-        resolve(Settings(**meta["settings"]))
+        fit(meta, _META, "it")
+        if meta["initial"] is not None:
+            fit(meta["initial"], _INITIAL, "initial")
+        check_frames(meta["config"])
+    except ValueError as error:
+        raise TrainerError(f"{file}: its metadata are damaged ({error}); {_OTHER}") from error
+    if wrong := sorted({field.name for field in fields(Settings)} ^ meta["settings"].keys()):
+        raise TrainerError(f"{file}: {', '.join(wrong):.200} missing or unknown in its metadata; {_OTHER}")
+    try:
+        meta["settings"] = asdict(resolve(Settings(**meta["settings"])))
     except TrainerError as error:
         raise TrainerError(f"{file}: {error}; {_OTHER}") from error
 
 
+def check_frames(config: dict) -> None:
+    """Raises ValueError where frames are none that labelgen makes."""
+    fit(config, _FRAMES, "config")
+    sizes = [config[name] for name in ("height", "width", "crop")]
+    limits = {"clip_length": 256, "fps": 1000, "jpeg_quality": 100, "max_pixels": 1 << 30}
+    wrong = [name for name, most in limits.items() if (config.get(name) is not None and not 0 < config[name] <= most)]
+    if not all(1 <= size <= 4096 for size in sizes) or sizes[2] > min(sizes) or wrong:
+        raise ValueError(f"frames of {sizes[0]} x {sizes[1]}, crops of {sizes[2]}, {wrong}: none that labelgen makes")
+
+
 def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None:
     """Raises TrainerError that names the file where names or shapes of its weights are not the module's."""
-    expected = {name: value.shape for name, value in module.state_dict().items()}
-    found = {name: value.shape for name, value in weights.items()}
+    expected, found = (
+        {name: (value.shape, value.is_floating_point()) for name, value in own.items()}
+        for own in (module.state_dict(), weights)
+    )
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
         raise TrainerError(

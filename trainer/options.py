@@ -68,8 +68,10 @@ def typed(name: str, value: object, kind: type) -> object:
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, int | float) and not abs(number) < 1 << 63:
             raise TrainerError(f"{name} is {number}, expected a finite number smaller than 2^63")
+        if isinstance(value, list) and not isinstance(number, str | int | float):
+            raise TrainerError(f"{name} is {value!r:.60}, expected a list of numbers or texts")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TrainerError(f"{name} is {value!r}, a {type(value).__name__}, expected a {kind.__name__}")
+        raise TrainerError(f"{name} is {value!r:.200}, a {type(value).__name__}, expected a {kind.__name__}")
     return value

@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 from trainer import backbones
 from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
-from trainer.options import POSITIVE, SHARE, Range, at_least, check_value, typed
+from trainer.options import POSITIVE, SHARE, Range, at_least, between, check_value, typed
 
 WORKERS = min(8, max(1, (os.cpu_count() or 1) // 2))
 
@@ -56,7 +56,7 @@ class Settings:
         default_words="the checkpoint's, the method's or r3d10",
     )
     width: float | None = _declared(
-        1.0, "Multiplies the backbone's channels", at_least(0.01), default_words="the checkpoint's or 1"
+        1.0, "Multiplies the backbone's channels", between(0.01, 16), default_words="the checkpoint's or 1"
     )
     shard_weights: list | None = _declared(
         None,
@@ -98,10 +98,12 @@ class Settings:
     )
     seed: int | None = _declared(0, "Of the initial weights and of every draw", at_least(0))
 
-    epochs: int | None = _declared(None, "Each shows every sample `repeats` times", POSITIVE)
-    repeats: int | None = _declared(1, "Showings of each sample in an epoch, each a draw of its own", POSITIVE)
-    batch_size: int | None = _declared(None, "Samples per step at most, over all processes", POSITIVE)
-    accumulate: int | None = _declared(1, "Parts in which a step is computed", POSITIVE)
+    epochs: int | None = _declared(None, "Each shows every sample `repeats` times", between(1, 1_000_000))
+    repeats: int | None = _declared(
+        1, "Showings of each sample in an epoch, each a draw of its own", between(1, 10_000)
+    )
+    batch_size: int | None = _declared(None, "Samples per step at most, over all processes", between(1, 1 << 16))
+    accumulate: int | None = _declared(1, "Parts in which a step is computed", between(1, 1 << 16))
     lr: float | None = _declared(None, "Learning rate at the start", POSITIVE)
     optimizer: str | None = _declared("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adamw"))
     momentum: float | None = _declared(None, "Of SGD; AdamW's first beta", at_least(0), commands=())
@@ -129,7 +131,7 @@ class Settings:
     compile: bool | None = _declared(False, "torch.compile the backbone", may_change=True)
     workers: int | None = _declared(
         WORKERS,
-        "Processes that decode frames",
+        "Processes that decode frames; at most four per core are started",
         at_least(0),
         default_words="half of the cores, 1 to 8",
         may_change=True,
@@ -185,7 +187,7 @@ def resolve(settings: Settings) -> Settings:
 
 
 def _weights(given: list | None, methods: list[str]) -> list[float]:
-    weights = [1.0] * len(methods) if given is None else [float(weight) for weight in given]
+    weights = [1.0] * len(methods) if given is None else [typed("weights", weight, float) for weight in given]
     if len(weights) != len(methods) or not all(weight > 0 for weight in weights):
         raise TrainerError(f"weights are {weights}, expected one more than 0 for each of {', '.join(methods)}")
     if len(methods) == 1 and weights != [1.0]:
@@ -204,6 +206,9 @@ def over(recipe: Settings, given: Settings) -> Settings:
     """A recipe's settings, with those given in their place."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     if "options" in changes:
+        for both in (recipe.options or {}, changes["options"]):
+            if not isinstance(both, dict) or not all(isinstance(own, dict) for own in both.values()):
+                raise TrainerError(f"options are {both!r:.60}, expected {{method: {{name: value}}}}")
         old = recipe.options or {}
         changes["options"] = {m: old.get(m, {}) | changes["options"].get(m, {}) for m in {**old, **changes["options"]}}
     if recipe.method and changes.get("method", recipe.method) != recipe.method:

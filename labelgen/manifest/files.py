@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from labelgen.manifest.messages import fail
+from labelgen.manifest.patterns import watched
 
 # fmt: off
 EXTENSIONS = (
@@ -17,6 +19,7 @@ EXTENSIONS = (
 )
 # fmt: on
 _SHOWN = 12  # entries of a folder in a message
+_PATH_BYTES = 4096  # PATH_MAX of Linux, with the NUL behind it
 
 
 def search_folders(folder: Path, within: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -59,26 +62,27 @@ def find_videos(
     while stack:
         directory, prefix, above = stack.pop()
         try:
-            status = os.stat(directory)
-            entries = list(os.scandir(directory))
+            with _opened(directory) as place:
+                status, entries = (
+                    os.stat(place),
+                    [(entry.name, _is_folder(entry)) for entry in os.scandir(place) if not entry.name.startswith(".")],
+                )
         except OSError as error:
             fail("cannot read folder", directory, f"a readable folder ({error.strerror})", "Check its permissions")
         here = (status.st_dev, status.st_ino)
         if here in above:
             continue
-        for entry in entries:
-            name = entry.name
-            if name.startswith("."):
-                continue
+        for name, is_folder in entries:
+            path = os.path.join(directory, name)
             id = os.fsencode(prefix + name).decode("utf-8", "backslashreplace")
-            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                stack.append((entry.path, f"{prefix}{name}/", (*above, here)))
+            if is_folder:
+                stack.append((path, f"{prefix}{name}/", (*above, here)))
             elif os.path.splitext(name)[1].lower() not in extensions:
                 others.append(id)
             elif id in paths:
-                fail("two videos with one id", id, "distinct names", f"Rename {paths[id]!r} or {entry.path!r}")
+                fail("two videos with one id", id, "distinct names", f"Rename {paths[id]!r} or {path!r}")
             else:
-                paths[id] = entry.path
+                paths[id] = path
     if not paths:
         kinds = " ".join(sorted(extensions))
         fail(
@@ -88,6 +92,30 @@ def find_videos(
             "Check the folder or name another root",
         )
     return paths, others
+
+
+@contextlib.contextmanager
+def _opened(folder: str) -> Iterator[str | int]:
+    """A folder as what os.stat and os.scandir take: its path or, where that is longer than the system takes, a handle."""
+    if len(os.fsencode(folder)) < _PATH_BYTES:
+        yield folder
+        return
+    handle = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in folder.split("/")[1:]:
+            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=handle)
+            os.close(handle)
+            handle = inner
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def check_levels(ids: Iterable[str], levels: Sequence[int], folder: Path) -> None:
@@ -147,8 +175,10 @@ def locate(
         located[entry] = found
     if may_lack is not None and len(owner) < len(ids):
         lacking, short_owner = re.compile(may_lack), dict[str, str]()
-        for entry in [entry for entry in rows if entry not in located]:
-            short = lacking.sub("", entry)
+        entries = [entry for entry in rows if entry not in located]
+        with watched() as watch:
+            shorter = [watch.cut(lacking, entry) for entry in entries]
+        for entry, short in zip(entries, shorter, strict=True):
             found = by_stem.get(short)
             if found is None or found in owner:
                 continue

@@ -8,10 +8,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from labelgen.errors import ConfigError, ManifestError, VsslError
+from labelgen.errors import ConfigError, ManifestError, ReadError
 from labelgen.manifest.messages import fail
+from labelgen.manifest.patterns import compiled
+from labelgen.reading import load_yaml
 from labelgen.shards import PARTS
 
 # The form of a manifest: a type, [a type] for a non-empty list, a mapping of the keys that may be there.
@@ -43,6 +43,7 @@ _FORM = {
     **_WHERE,
     "layouts": [{"name": str, **_WHERE}],
 }
+_LEVELS = 100  # of folders, at most
 _KINDS = {str: "text", int: "a whole number", bool: "true or false"}
 _CHOICES = {"names", "optional", "by_name"}  # keys of splits that are no kind of split
 
@@ -74,7 +75,7 @@ def read_manifest(dataset: str) -> dict[str, Any]:
     source: Path | Traversable
     if dataset.endswith((".yaml", ".yml")):
         source = Path(dataset).expanduser()
-        if not source.is_file():
+        if not source.exists():
             fail("manifest not found", dataset, "a file", "Check the path", ConfigError)
     else:
         builtin = builtin_manifests()
@@ -84,13 +85,18 @@ def read_manifest(dataset: str) -> dict[str, Any]:
             fail("unknown data set", dataset, names, do, ConfigError)
         source = builtin[dataset]
     try:
-        spec = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        spec = load_yaml(source)
+    except ReadError as error:
         raise ManifestError(f"cannot read the manifest {dataset}: {error}") from error
     where = f"manifest {dataset}"
     _check_form(spec, _FORM, where)
-    if not re.fullmatch(r"[\w-][\w.-]*", spec.get("name", "")):
-        fail(f"name in {where}", spec.get("name", ""), "letters, digits, - or _", "It names folders: give one")
+    if not re.fullmatch(r"[\w-][\w.-]{0,99}", spec.get("name", "")):
+        fail(
+            f"name in {where}",
+            spec.get("name", ""),
+            "at most 100 letters, digits, - or _",
+            "It names folders: give one",
+        )
     if "like" in spec:
         if spec["like"] not in builtin_manifests():
             known = ", ".join(builtin_manifests())
@@ -114,20 +120,20 @@ def read_manifest(dataset: str) -> dict[str, Any]:
 def _check_form(value: object, form: object, where: str) -> None:
     if isinstance(form, dict):
         if not isinstance(value, dict):
-            fail(f"wrong type in {where}", value, f"a mapping with the keys {', '.join(form)}", "Correct it")
+            fail(f"wrong type in {where}", str(value)[:200], f"a mapping with the keys {', '.join(form)}", "Correct it")
         for key, item in value.items():
             if key not in form:
                 fail(f"unknown key in {where}", key, " or ".join(form), "Correct the spelling or remove it")
             _check_form(item, form[key], f"{where}, {key}")
     elif isinstance(form, list):
         if not isinstance(value, list) or not value:
-            fail(f"wrong type in {where}", value, "a list with at least one entry", "Write [a, b]")
+            fail(f"wrong type in {where}", str(value)[:200], "a list with at least one entry", "Write [a, b]")
         for item in value:
             _check_form(item, form[0], where)
     elif isinstance(form, type) and type(value) is not form:
         fail(
             f"wrong type in {where}",
-            value,
+            str(value)[:200],
             f"{_KINDS[form]}, not {type(value).__name__}",
             "Correct it; text may need quotes",
         )
@@ -157,29 +163,24 @@ def _check_meaning(spec: dict[str, Any], where: str) -> None:
         item = spec.get(key, {})
         if "column" in item and "csv" not in spec:
             fail(f"{key} in {where}", item["column"], "a csv section that has this column", "Add csv")
-        if item.get("folder", 1) < 1:
+        if not 1 <= item.get("folder", 1) <= _LEVELS:
             fail(f"{key} in {where}", item["folder"], "1 for the first folder level, 2 for the second", "Correct it")
+    if not 0 <= spec.get("videos", {}).get("levels", 0) <= _LEVELS:
+        fail(f"levels in {where}", spec["videos"]["levels"], f"0 to {_LEVELS}", "Correct it")
     if (pattern := spec.get("csv", {}).get("may_lack")) is not None:
-        _compile(pattern, f"csv, may_lack in {where}")
+        compiled(pattern, f"csv, may_lack in {where}")
     for key, name in (("label", "label"), ("group", "group"), ("classes", "label")):
         if (pattern := spec.get(key, {}).get("pattern")) is not None:
             _check_pattern(pattern.replace("{label}", "x") if key == "group" else pattern, name, f"{key} in {where}")
 
 
 def _check_pattern(pattern: str, name: str, where: str) -> None:
-    if name not in _compile(pattern, where).groupindex:
+    if name not in compiled(pattern, where).groupindex:
         fail(f"pattern for {where}", pattern, f"a part named (?P<{name}>...)", "Name the part that is wanted")
-
-
-def _compile(pattern: str, where: str, error_type: type[VsslError] = ManifestError) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        fail(f"bad regular expression for {where}", pattern, f"a valid one ({error})", "Correct it", error_type)
 
 
 def check_group(pattern: str) -> None:
     """Raises ConfigError where a pattern, given in place of a manifest's, does not say what the group is."""
-    compiled = _compile(pattern.replace("{label}", "x"), "the group", ConfigError)
-    if compiled.groups != 1 and "group" not in compiled.groupindex:
+    found = compiled(pattern.replace("{label}", "x"), "the group", ConfigError)
+    if found.groups != 1 and "group" not in found.groupindex:
         fail("group pattern", pattern, "one part in brackets, or one named (?P<group>...)", "Correct it", ConfigError)

@@ -8,12 +8,15 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from labelgen.errors import ManifestError
+from labelgen.errors import ManifestError, ReadError
 from labelgen.manifest.messages import fail
+from labelgen.manifest.patterns import watched
+from labelgen.reading import open_regular, read_bytes
 from labelgen.shards import NONE, TEST, TRAIN, VALIDATION
 
 # How lists and folders write the parts of a split.
@@ -29,13 +32,22 @@ PART_WORDS = {
 }
 
 
+_LINE = 10_000  # letters of a line of a list, and of a cell that names a video
+_FIELDS = 20  # columns that name a video
+_STYLE = re.compile(r"([<>^]?0?\d{0,2}[ds]?)?")  # formats of columns; wider ones would fill the memory
+
+
 def _lines(path: Path) -> Iterator[str]:
     """The non-empty lines of a list file, stripped."""
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="backslashreplace")
-    except OSError as error:
-        fail("cannot read list file", path, f"the official file ({error.strerror})", "Put it there as published")
-    return (line for raw in text.split("\n") if (line := raw.strip()))
+        text = read_bytes(path).decode("utf-8-sig", "backslashreplace")
+    except ReadError as error:
+        fail("cannot read list file", path, f"the official file ({error})", "Put it there as published")
+    for raw in text.split("\n"):
+        if line := raw.strip():
+            if len(line) > _LINE or "\0" in line:
+                fail(f"line in {path}", line[:80], f"text of at most {_LINE:,} letters", "Take the file as published")
+            yield line
 
 
 def class_names(spec: Mapping[str, Any], root: Path) -> tuple[str, ...]:
@@ -45,10 +57,13 @@ def class_names(spec: Mapping[str, Any], root: Path) -> tuple[str, ...]:
     if "file" in classes:
         pattern = re.compile(classes["pattern"])
         path = root / classes["file"]
-        for line in _lines(path):
-            if not (match := pattern.search(line)):
-                fail(f"line in {path}", line, f"the pattern {classes['pattern']}", "Correct the file or the pattern")
-            names.append(match["label"])
+        with watched() as watch:
+            for line in _lines(path):
+                if not (match := watch.search(pattern, line)):
+                    fail(
+                        f"line in {path}", line, f"the pattern {classes['pattern']}", "Correct the file or the pattern"
+                    )
+                names.append(match["label"] or "")
     if len(set(names)) < len(names):
         fail("class declared twice", next(n for n in names if names.count(n) > 1), "distinct names", "Remove one")
     return tuple(names)
@@ -126,15 +141,18 @@ def csv_header(path: Path) -> list[str]:
 def csv_template(table: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
     """The text that names a row's video, in parts: literal text, the column behind it or None, and its format."""
     try:
-        return [(literal, field, style or "") for literal, field, style, _ in Formatter().parse(table["video"])]
+        found = [(literal, field, style or "") for literal, field, style, _ in Formatter().parse(table["video"])]
+        if len(found) > _FIELDS or not all(_STYLE.fullmatch(style) for _, _, style in found):
+            raise ValueError("a few columns, numbers with formats such as 06d")
     except ValueError as error:
-        fail("csv video", table["video"], f"text with {{column}} in it ({error})", "Correct it")
+        fail("csv video", table["video"][:200], f"text with {{column}} in it ({error})", "Correct it")
+    return found
 
 
 @contextmanager
 def _table(path: Path) -> Iterator[csv.DictReader[str]]:
     try:
-        with path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+        with open_regular(path) as raw, TextIOWrapper(raw, "utf-8-sig", "backslashreplace", "") as file:
             yield csv.DictReader(file, restval="")
     except (OSError, csv.Error) as error:
         raise ManifestError(f"cannot read {path}: {error}") from error
@@ -162,6 +180,8 @@ def csv_rows(spec: Mapping[str, Any], root: Path) -> dict[str, dict[str, str]]:
             for row in reader:
                 entry = _fill(template, row, f"{path}, line {reader.line_num}")
                 cells = tuple([(row.get(column) or "").strip() for column in wanted])
+                if any("\0" in cell for cell in cells):
+                    fail(f"value in {path}, line {reader.line_num}", cells, "text without NUL", "Correct the table")
                 if (values := distinct.get(cells)) is None:
                     values = distinct[cells] = dict(zip(wanted, cells, strict=True))
                 if rows.setdefault(entry, values) != values:
@@ -179,7 +199,10 @@ def _fill(template: list[tuple[str, str | None, str]], row: dict[str, str], wher
         parts.append(literal)
         if field is not None:
             try:
-                parts.append(format(int(row[field]) if style.endswith("d") else row[field].strip(), style))
+                cell = row[field].strip()
+                if "\0" in cell or len(cell) > _LINE:
+                    raise ValueError("text without NUL, and not so long")
+                parts.append(format(int(cell) if style.endswith("d") else cell, style))
             except ValueError as error:
-                fail(f"{field} in {where}", row[field], f"a value for the format {style} ({error})", "Correct it")
+                fail(f"{field} in {where}", row[field][:80], f"a value for the format {style} ({error})", "Correct it")
     return "".join(parts)

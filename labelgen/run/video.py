@@ -66,7 +66,7 @@ def label_video(video: Video, config: Config, write: Callable[[bytes], object], 
 
     Raises DecodeError where not even one frame can be decoded.
     """
-    stream = decode.frames(video.path, config.height, config.width, config.fps, config.region)
+    stream = decode.frames(video.path, config.height, config.width, config.fps, config.max_pixels, config.region)
     starts = _planned_starts(video, config)
     start = next(starts, None)
     window: dict[int, np.ndarray] = {}  # the frames that the current clip, or a later one that overlaps it, needs
@@ -108,7 +108,7 @@ def label_video(video: Video, config: Config, write: Callable[[bytes], object], 
 def _planned_starts(video: Video, config: Config) -> Iterator[int]:
     if config.clips is None:
         return count(0, config.clip_length)
-    n_frames = decode.count_frames(video.path, config.fps)
+    n_frames = decode.count_frames(video.path, config.fps, config.max_pixels)
     rng = generator(config.seed, "clips", video.id)
     return iter(clip_starts(n_frames, config.clips, config.clip_length, rng).tolist())
 

@@ -1,5 +1,8 @@
 """Decoding: sizes, order, rotation, failures; on files made here and on the codec collection where it is present."""
 
+import os
+import resource
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -186,3 +189,39 @@ def test_a_broken_file_gives_what_comes_before_the_error():
     with pytest.raises(DecodeError, match="after 28 frames"):
         list(stream)
     assert stream.count == 28 == count_frames(CODECS / "corrupted.mp4")
+
+
+@pytest.mark.parametrize("kind", ["a named pipe", "a device", "a folder"])
+def test_what_is_no_file_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "a.mp4"
+    {"a named pipe": os.mkfifo, "a device": lambda p: p.symlink_to("/dev/zero"), "a folder": os.mkdir}[kind](path)
+    with pytest.raises(DecodeError) as error:
+        list(frames(path))
+    assert error.value.reason == f"{kind}; expected a regular file"
+
+
+def test_time_stamps_that_jump_repeat_no_picture_for_long_and_are_told(tmp_path):
+    times = [*np.arange(20) / 25, *(4000 + np.arange(20) / 25)]
+    path = write_video(tmp_path / "a.mkv", pictures(40), times=times)
+    stream, shown = frames(path, fps=5), []
+    with pytest.raises(DecodeError) as error:
+        shown.extend(stream)
+    assert stream.count == len(shown) == count_frames(path, 5) == 4 + 5 * 10 + 4
+    assert error.value.reason == (
+        "time stamps jump once, by 3,999 s after frame 20: no picture is repeated for longer than 10 s"
+    )
+    assert count_frames(path) == 40 == len(list(frames(path)))  # every frame of the file, as it is
+
+
+def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):
+    size = struct.pack("<HH", 16000, 16000)
+    bomb = tmp_path / "bomb.gif"
+    bomb.write_bytes(b"GIF89a" + size + b"\x80\0\0" + bytes(6) + b"\x2c\0\0\0\0" + size + b"\0\x02\x02\x4c\x01\0;")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DecodeError, match="have no size, or more than twice --max-pixels 35,389,440"):
+        list(frames(bomb, 40, 48))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB; decoded it takes 1 GB
+    path = write_video(tmp_path / "a.mp4", pictures(5))
+    assert len(list(frames(path, max_pixels=48 * 64))) == 5
+    with pytest.raises(DecodeError, match="its pictures are 64 x 48: more than --max-pixels 3,071"):
+        list(frames(path, max_pixels=48 * 64 - 1))

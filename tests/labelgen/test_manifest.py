@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from labelgen.errors import ConfigError, ManifestError, VsslError
+from labelgen.decode import frames
+from labelgen.errors import ConfigError, DecodeError, ManifestError, VsslError
 from labelgen.manifest import load, select, split_name
 from labelgen.manifest.form import table
 
@@ -388,3 +389,55 @@ def test_real_grid():
 def test_the_table_of_the_docs_is_printed_from_the_manifests():
     docs = Path(__file__).parents[2] / "docs" / "manifests.md"
     assert "\n".join(table()) in docs.read_text(), "print it with labelgen.manifest.form.table()"
+
+
+# --- manifests of strangers
+
+
+def hostile(tmp_path, text):
+    put(tmp_path / "v", "a/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.avi", "b/1.avi")
+    write(tmp_path / "v/t.csv", "video,label\n1.avi,x\n")
+    return manifest(tmp_path, text), tmp_path / "v"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("label: {pattern: '(?P<label>(a|a)*)b'}\n", "takes longer than 1 s for the name"),
+        ("label: {pattern: 'x{99999999999}'}\n", "bad regular expression"),
+        (f"label: {{pattern: '{'(' * 5000}'}}\n", "bad regular expression"),
+        ("csv: {files: [t.csv], video: '{video:>2000000000}'}\nlabel: {column: label}\n", "csv video"),
+        (f"csv: {{files: [t.csv], video: '{'{video}' * 30}'}}\nlabel: {{column: label}}\n", "a few columns"),
+        ("label: {folder: 4611686018427387904}\n", "label in manifest .*: '4611686018427387904'"),
+        ("videos: {levels: 4611686018427387904}\n", "levels in manifest"),
+        ("expected: {videos: " + "9" * 5000 + "}\n", "a number of 5,000 letters"),
+        ('classes: {file: "a\\0b", pattern: "(?P<label>.)"}\n', "cannot read the manifest .* NUL"),
+        ("a: &a [*a]\n", "a value holds itself"),
+    ],
+)
+def test_hostile_manifests_are_refused(tmp_path, text, message):
+    fails(f"(?s){message}", *hostile(tmp_path, text))
+
+
+@pytest.mark.parametrize("splits", ["{lists: {train: odd}}", "{column: split}"])
+def test_a_pipe_as_list_or_table_is_refused(tmp_path, splits):
+    table = "csv: {files: [odd], video: '{video}'}\n" if "column" in splits else ""
+    path, root = hostile(tmp_path, f"{table}splits: {splits}\n")
+    os.mkfifo(root / "odd")
+    fails("cannot read .*a named pipe; expected a regular file", path, root)
+
+
+def test_a_path_that_is_too_long_is_listed_and_the_others_are_found(tmp_path):
+    put(tmp_path, "a/1.avi")
+    handle = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):  # deeper than any path may be
+        os.mkdir("d" * 250, dir_fd=handle)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = inner
+    os.close(os.open("2.avi", os.O_CREAT | os.O_WRONLY, dir_fd=handle))
+    os.close(handle)
+    long, short = sorted(load("folder", tmp_path).videos, key=lambda video: -len(video.id))
+    assert short.id == "a/1.avi" and long.id == "/".join(["d" * 250] * 20) + "/2.avi"
+    with pytest.raises(DecodeError, match="File name too long"):
+        list(frames(long.path))

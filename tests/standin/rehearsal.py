@@ -332,9 +332,8 @@ def _differences(one: Path, other: Path) -> list[str]:
     files = [next(run.glob("checkpoints/*/weights.safetensors")) for run in (one, other)]
     first, second = map(load_file, files)
     names += [name for name in first if not torch.equal(first[name], second[name])]
-    first, second = (torch.load(file.with_name("optimiser.pt"), "cpu", weights_only=True)["state"] for file in files)
-    for i, state in first.items():
-        names += [f"{name} of weight {i}" for name, value in state.items() if not torch.equal(value, second[i][name])]
+    first, second = (load_file(file.with_name("optimiser.safetensors")) for file in files)
+    names += [f"{name} of the optimiser" for name, value in first.items() if not torch.equal(value, second[name])]
     first, second = map(_log, (one, other))
     return names + [f"log.csv:{i + 2}" for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
 

@@ -22,7 +22,7 @@ def assert_same_run(one, other):
     first, second = checkpoint.load(one), checkpoint.load(other)
     assert first.meta["step"] == second.meta["step"]
     assert all(torch.equal(weight, second.weights[name]) for name, weight in first.weights.items())
-    states = first.optimiser_state()["state"], second.optimiser_state()["state"]
+    states = first.optimiser_state(), second.optimiser_state()
     assert all(torch.equal(value, states[1][i][name]) for i in states[0] for name, value in states[0][i].items())
 
 

@@ -1,15 +1,18 @@
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from labelgen.errors import WriteError
-from trainer import checkpoint
+from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.settings import Settings
+from trainer.pages.trained import read_log
+from trainer.settings import Settings, resolve
 from trainer.training import train
+from trainer.training.log import cut_log
 
 
 @pytest.fixture
@@ -31,7 +34,9 @@ def test_a_lone_weights_file_is_enough(run, tmp_path):
     copy.write_bytes(checkpoint.load(run).file.read_bytes())
     loaded = checkpoint.load(copy)
     assert loaded.run == tmp_path / "elsewhere" and loaded.meta == checkpoint.load(run).meta
-    with pytest.raises(TrainerError, match="optimiser.pt: cannot be read"):
+    with pytest.raises(
+        TrainerError, match="optimiser.safetensors: not a readable checkpoint .*training cannot go on from here"
+    ):
         loaded.optimiser_state()
 
 
@@ -42,7 +47,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(run, here, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(WriteError, match=r"checkpoints/00000002: cannot be written \(no space left on device\)"):
         checkpoint.save(run, 2, network, optimiser, {})
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000001"]
@@ -78,10 +83,10 @@ def test_errors_name_what_is_wrong(tmp_path, here):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda meta, weights: meta.pop("samples"), "samples missing or unknown in its metadata"),
+        (lambda meta, weights: meta.pop("samples"), r"its metadata are damaged \(no samples\)"),
         (lambda meta, weights: meta["settings"].update(speed=2), "speed missing or unknown"),
         (lambda meta, weights: meta["settings"].pop("width"), "width missing or unknown"),
-        (lambda meta, weights: meta["config"].pop("crop"), "crop missing or unknown"),
+        (lambda meta, weights: meta["config"].pop("crop"), r"its metadata are damaged \(no crop\)"),
         (lambda meta, weights: meta["settings"].update(method="chess"), "unknown method 'chess', expected one of"),
         (
             lambda meta, weights: meta["settings"].update(width=0.1),
@@ -111,3 +116,81 @@ def test_a_head_that_does_not_fit_cannot_be_resumed(run, demo):
     save_file(saved.weights, saved.file, {"vssl": json.dumps(saved.meta)})
     with pytest.raises(TrainerError, match="weights.safetensors: methods.pace.head.weight missing"):
         train(None, demo, resume=run)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda meta: meta["settings"].update(width=1e15), "width is 1000000000000000.0, expected 0.01 to 16"),
+        (lambda meta: meta["settings"].update(epochs=None, lr="fast"), "lr is 'fast', a str, expected a float"),
+        (lambda meta: meta["settings"]["options"].update(pace=[]), r"options of a method are \[\], expected a mapping"),
+        (lambda meta: meta.update(step="1"), r"its metadata are damaged \(step is '1'\)"),
+        (lambda meta: meta.update(classes=[1]), r"\(classes is 1\)"),
+        (lambda meta: meta.update(initial={"file": 1}), r"\(file is 1\)"),
+        (lambda meta: meta["config"].update(height=10**9), "none that labelgen makes"),
+        (lambda meta: meta.update(environment=json.loads("[" * 60 + "]" * 60)), "nest deeper than 40 levels"),
+    ],
+)
+def test_metadata_of_other_types_are_told(tmp_path, meta, change, message):
+    change(meta)
+    save_file({"x": torch.zeros(1)}, tmp_path / "changed.safetensors", {"vssl": json.dumps(meta)})
+    with pytest.raises(TrainerError, match=f"changed.safetensors: .*{message}"):
+        checkpoint.load(tmp_path / "changed.safetensors")
+
+
+@pytest.fixture
+def meta():
+    """Metadata as training writes them."""
+    told = {"dataset": "demo", "split": None, "samples": {"pace": 1}, "steps": 1, "step": 1, "config_hash": "x"}
+    config = {"height": 40, "width": 48, "crop": 32}
+    others = {"videos": 1, "classes": ["a"], "config": config, "environment": {"torch": "2"}, "initial": None}
+    return {"schema": checkpoint.SCHEMA, "settings": asdict(resolve(Settings())), **told, **others}
+
+
+def test_headers_are_read_within_bounds(tmp_path):
+    file = tmp_path / "a.safetensors"
+    for header, message in (
+        ((1 << 40).to_bytes(8, "little"), "a header of 1,099,511,627,776 bytes"),
+        (b"\x05\0\0\0\0\0\0\0[[[[[", "no JSON"),
+        (b"\x13\0\0\0\0\0\0\0" + b'{"x":{"dtype":"Q"}}', "'x' is of type 'Q'"),
+    ):
+        file.write_bytes(header)
+        with pytest.raises(TrainerError, match=f"not a readable checkpoint .*{message}"):
+            checkpoint.load(file)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(TrainerError, match="a named pipe; expected a regular file"):
+        checkpoint.load(file)
+
+
+def test_a_state_of_another_optimiser_is_told(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    sgd, adam = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9), torch.optim.AdamW(network.parameters())
+    for one in (sgd, adam):
+        network(torch.ones(1, 2)).sum().backward()
+        one.step()
+    folder = checkpoint.save(tmp_path, 1, network, adam, {})
+    saved = checkpoint.Checkpoint(folder / "weights.safetensors", tmp_path, {}, {})
+    with pytest.raises(TrainerError, match="the state of parameter 0 is of another optimiser"):
+        saved.restore(sgd)
+    before = {number: dict(own) for number, own in adam.state_dict()["state"].items()}
+    saved.restore(adam)
+    assert all(
+        torch.equal(adam.state_dict()["state"][i][key], value) for i in before for key, value in before[i].items()
+    )
+    other = torch.optim.AdamW(torch.nn.Linear(3, 2).parameters())
+    with pytest.raises(TrainerError, match="optimiser.safetensors: the state of parameter 0"):
+        saved.restore(other)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "holdout.csv"])
+def test_a_pipe_as_log_does_not_hang(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(TrainerError, match=f"{name}: damaged .*a named pipe"):
+        cut_log(tmp_path / name, 1)
+    assert "a named pipe" in read_log(tmp_path / name)[1]
+
+
+def test_workers_are_bounded():
+    loader = data.loader(torch.utils.data.TensorDataset(torch.zeros(4)), 100_000, torch.device("cpu"))
+    assert loader.num_workers == 4 * len(os.sched_getaffinity(0))

@@ -134,7 +134,7 @@ def assert_two_equal_one(name: str, folder: Path, returned: list) -> None:
         torch.testing.assert_close(
             two.weights[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key} {text}"
         )
-    states = [saved.optimiser_state()["state"] for saved in (two, one)]
+    states = [saved.optimiser_state() for saved in (two, one)]
     assert states[0].keys() == states[1].keys()
     for number, state in states[1].items():
         scale = state["momentum_buffer"].abs().max().item()

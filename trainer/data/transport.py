@@ -71,12 +71,12 @@ def frame_buffer(*shape: int) -> tuple[np.ndarray, Tensor | LentFrames]:
 
 
 def loader(dataset: Dataset, workers: int, device: torch.device, **options) -> DataLoader:
-    """A DataLoader whose workers use one thread each and leave Ctrl-C and SIGTERM to the main process."""
+    """A DataLoader whose workers, at most four per core, use one thread each and leave Ctrl-C and SIGTERM to the main process."""
     # here, before the fork: in a worker it would wait for ever for threads that it did not inherit
     cv2.setNumThreads(1)
     return DataLoader(
         dataset,
-        num_workers=workers,
+        num_workers=min(workers, 4 * len(os.sched_getaffinity(0))),
         worker_init_fn=_quiet_worker,
         pin_memory=device.type == "cuda",
         collate_fn=_packed,

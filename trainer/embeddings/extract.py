@@ -147,6 +147,13 @@ class Extractor:
         stage = choice.stage or list(stages)[-1]
         if stage not in stages:
             raise TrainerError(f"the backbone has no stage {stage!r}, only {', '.join(stages)}")
+        for name, value, known in (
+            ("level", choice.level, ("clip", "video")),
+            ("pooling", choice.pooling, POOLINGS),
+            ("views", choice.views, (None, *VIEWS)),
+        ):
+            if value not in known:
+                raise TrainerError(f"{name} is {value!r}, expected one of: {', '.join(filter(None, known))}")
         views = choice.views or {"clip": "sliding", "video": "spread"}[choice.level]
         self.stage, self.views, self.choice = stage, VIEWS[views], Choice(choice.level, stage, choice.pooling, views)
         self.width = pool(stages[stage])[choice.pooling].shape[1]

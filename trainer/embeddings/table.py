@@ -14,6 +14,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -22,11 +23,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labelgen.files import replacing
+from labelgen.reading import check_regular, fit, parse_json
 from trainer.errors import TrainerError
 
 SCHEMA = 2
 _GROUP = 4096  # rows that are read and written at a time
 _KEY = b"vssl"
+_WIDTH, _PIXELS, _PACKED = (
+    1 << 20,
+    1 << 16,
+    1000,
+)  # values of a vector, pixels of a thumbnail, bytes in one byte; at most
+_FRAMES = {0xC0, 0xC1, 0xC2}  # markers of baseline, extended and progressive frames
+_ABOUT = {
+    "key?": str,
+    "checkpoint?": str,
+    "backbone?": str,
+    "videos?": int,
+    "settings?": {**dict.fromkeys(("weights", "level", "stage", "pooling", "views"), str), "frames": dict},
+    "failures?": [{"id": str, "path": str, "reason": str, "kept": bool}],
+}
 TEXTS = ("id", "path", "label", "split", "stage")
 
 
@@ -57,10 +73,19 @@ class Table:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         try:
+            check_regular(self.path)
             with pq.ParquetFile(self.path) as file:
                 found, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
                 self.rows: int = file.metadata.num_rows
-                self.about: dict = json.loads(metadata.get(_KEY, b"{}"))
+                groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            self.about: dict = parse_json(metadata.get(_KEY, b"{}").decode(), _KEY.decode())
+            fit(self.about, {"schema?": int, **_ABOUT}, "it")
+            if self.about.get("schema") == SCHEMA and "vector" in found.names:
+                self.width: int = getattr(found.field("vector").type, "list_size", 0)
+                if not 0 < self.width <= _WIDTH or not found.equals(schema(self.width, {})):
+                    raise ValueError("columns that `vssl embed` does not write")
+                if sum(groups) != self.rows or 4 * self.width * self.rows > _PACKED * os.path.getsize(path):
+                    raise ValueError(f"{self.rows:,} rows in {os.path.getsize(path):,} bytes")
         except FileNotFoundError as error:
             raise TrainerError(f"{path}: no such file; make it with `vssl embed`") from error
         except (OSError, pa.ArrowException, ValueError) as error:
@@ -69,38 +94,62 @@ class Table:
             raise TrainerError(
                 f"{path}: schema {self.about.get('schema', 'none')}, expected {SCHEMA}; make it anew with `vssl embed`"
             )
-        self.width: int = found.field("vector").type.list_size
 
     def blocks(self, *columns: str) -> Iterator[tuple]:
         """The columns of some thousand rows at a time: lists, of "vector" float32 [n, width]."""
-        with pq.ParquetFile(self.path) as file:
+        with self._opened() as file:
             for batch in file.iter_batches(_GROUP, columns=list(columns)):
-                yield tuple(
-                    batch[name].flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width)
-                    if name == "vector"
-                    else batch[name].to_pylist()
-                    for name in columns
-                )
+                yield tuple(self._values(batch[name], name) for name in columns)
 
     def take(self, rows: Iterable[int], columns: Sequence[str]) -> list[dict]:
         """Rows of these numbers, in the order given, as dicts."""
         wanted = list(rows)
         chosen = np.unique(np.array(wanted, np.int64))
         found: dict[int, dict] = {}
-        with pq.ParquetFile(self.path) as file:
+        with self._opened() as file:
             begin = 0
             for group in range(file.num_row_groups):
                 end = begin + file.metadata.row_group(group).num_rows
                 if len(inside := chosen[(chosen >= begin) & (chosen < end)]):
-                    part = file.read_row_group(group, columns=list(columns)).take(inside - begin).to_pylist()
-                    found |= dict(zip(inside.tolist(), part, strict=True))
+                    part = file.read_row_group(group, columns=list(columns)).take(inside - begin)
+                    values = zip(*(self._values(part[name], name) for name in columns), strict=True)
+                    rows_of = [dict(zip(columns, own, strict=True)) for own in values]
+                    found |= dict(zip(inside.tolist(), rows_of, strict=True))
                 begin = end
         return [found[row] for row in wanted]
+
+    @contextmanager
+    def _opened(self) -> Iterator[pq.ParquetFile]:
+        try:
+            with pq.ParquetFile(self.path) as file:
+                yield file
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise TrainerError(f"{self.path}: damaged ({error}); make it anew with `vssl embed`") from error
+
+    def _values(self, column: pa.Array | pa.ChunkedArray, name: str) -> list | np.ndarray:
+        """Values of a column: a list, of "vector" float32 [n, width]. Raises TrainerError for missing ones and for nan."""
+        flat = column.flatten() if name == "vector" else column
+        missing = name not in ("start", "end") and (column.null_count or flat.null_count)
+        values = flat.to_numpy(zero_copy_only=False).reshape(-1, self.width) if name == "vector" else column.to_pylist()
+        if missing or (name == "vector" and not np.isfinite(values).all()):
+            raise TrainerError(f"{self.path}: damaged (no value, or none that is finite, in {name}); make it anew")
+        return values
+
+
+def _jpeg_pixels(jpeg: bytes) -> int:
+    """Pixels that a JPEG declares before its picture begins; 0 where it is none. [ITU T.81, annex B]"""
+    at = 2 if jpeg[:2] == b"\xff\xd8" else len(jpeg)
+    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
+        if jpeg[at + 1] in _FRAMES:
+            return int.from_bytes(jpeg[at + 5 : at + 7], "big") * int.from_bytes(jpeg[at + 7 : at + 9], "big")
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return 0
 
 
 def decoded(jpeg: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     """A thumbnail as RGB uint8 [H, W, 3]; flags: of OpenCV. Raises TrainerError where it is damaged."""
-    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
+    known = 0 < _jpeg_pixels(jpeg) <= _PIXELS
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if known else None
     if picture is None:
         raise TrainerError("a thumbnail of the table is no JPEG: the table is damaged; make it anew with `vssl embed`")
     return picture

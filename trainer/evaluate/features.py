@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from labelgen.errors import ReadError
 from labelgen.files import writing
+from labelgen.reading import check_regular, fit, load_json
 from trainer import data, distributed
 from trainer.augment import centre
 from trainer.checkpoint import Checkpoint, backbone_weights
@@ -104,16 +106,35 @@ def features(
             "clips": len(clips),
         }
         _keep(folder, about, lambda temporary: _extract(backbone, clips, temporary, compute))
-    return Features({key: np.load(_file(folder, *key), mmap_mode="r") for key in _kept(folder)}, clips.owner)
+    return Features({key: _stored(_file(folder, *key), len(clips)) for key in _kept(folder)}, clips.owner)
 
 
 def _file(folder: Path, stage: str, pooling: str) -> Path:
     return folder / f"{stage}-{pooling}.npy"
 
 
+def _stored(path: Path, clips: int) -> np.ndarray:
+    """A kept array, a memory map of float32 [clips, d]. Raises TrainerError where it is damaged."""
+    try:
+        check_regular(path)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.dtype != np.float32 or array.ndim != 2 or len(array) != clips:
+            raise ValueError(f"{array.dtype} {array.shape}, expected float32 of {clips} clips")
+    except (OSError, ValueError, EOFError) as error:
+        raise TrainerError(f"{path}: damaged ({error}); delete its folder, and it is made again") from error
+    return array
+
+
 def _kept(folder: Path) -> list[tuple[str, str]]:
     """Stage and pooling of the arrays in a folder, in the order of the network."""
-    kept = json.loads((folder / "about.json").read_text()).get("arrays")
+    try:
+        about = load_json(folder / "about.json")
+        fit(about, {"arrays?": [[str]]}, "it")
+        kept = about.get("arrays")
+        if any(len(pair) != 2 or not all(map(str.isalnum, pair)) for pair in kept or ()):
+            raise ValueError(f"arrays are {kept!r:.60}")
+    except (ReadError, ValueError) as error:
+        raise TrainerError(f"{folder}: damaged ({error}); delete it, and the features are extracted again") from error
     if kept is None:  # written before the order was; all networks named their stages conv1 to conv5 then
         kept = sorted(path.stem.split("-") for path in folder.glob("*.npy"))
     return [(stage, pooling) for stage, pooling in kept]

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import csv
 import io
-import zlib
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from labelgen.errors import ReadError
+from labelgen.reading import open_regular, read_bytes
 from trainer import data
 from trainer.errors import TrainerError
 from trainer.evaluate.bench import incomplete
 
 _TINY = 1e-12
+_MAT_BYTES, _MAT_SECONDS = 1 << 26, 60  # of a .mat file, and to read it
+_READ_MAT = """
+import io, resource, sys
+import numpy as np
+from scipy.io import loadmat  # scikit-learn brings SciPy
+resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))
+found = loadmat(io.BytesIO(sys.stdin.buffer.read()), variable_names=sys.argv[1:]).get(sys.argv[1], np.empty(0))
+np.save(sys.stdout.buffer, found, allow_pickle=False)
+"""
 _CHUNK = 256  # pairs whose features are in memory at a time
 
 
@@ -54,18 +68,18 @@ def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray,
 
 def _csv_pairs(path: Path) -> Iterator[tuple[int, str, str, bool]]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open_regular(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
             table = csv.DictReader(file)
             if set(table.fieldnames or ()) != {"fold", "first", "second", "same"}:
                 raise TrainerError(f"{path}: columns {table.fieldnames}, expected fold, first, second, same")
             for line in table:
-                if line["same"] not in ("0", "1") or not (line["fold"] or "").isdecimal():
+                if line["same"] not in ("0", "1") or not re.fullmatch("[0-9]{1,9}", line["fold"] or ""):
                     raise TrainerError(
                         f"{path}: line {table.line_num}: {line}, expected a number as fold and 0 or 1 as same"
                     )
                 yield int(line["fold"]), line["first"] or "", line["second"] or "", line["same"] == "1"
     except OSError as error:
-        raise TrainerError(f"{path}: cannot be read ({error.strerror})") from error
+        raise TrainerError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise TrainerError(f"{path}: no CSV file ({error}), expected fold,first,second,same or a .mat file") from error
 
@@ -73,26 +87,32 @@ def _csv_pairs(path: Path) -> Iterator[tuple[int, str, str, bool]]:
 def _view2_pairs(path: Path) -> Iterator[tuple[int, str, str, bool]]:
     """The pairs of ASLAN's View2.mat, as its ReadMe describes it: action_splits_pairs, 600 pairs x 5 x 10 folds; the five are
     the ids of both samples, same (0 or 1), and the two actions."""
-    from scipy.io import loadmat  # scikit-learn brings SciPy
-    from scipy.io.matlab import MatReadError
-
     name = "action_splits_pairs"
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TrainerError(f"{path}: cannot be read ({error.strerror})") from error
+        content = read_bytes(path, _MAT_BYTES)
+    except ReadError as error:
+        raise TrainerError(str(error)) from error
     if not content.startswith(b"MATLAB"):
         raise TrainerError(
             f"{path}: no MATLAB file, expected ASLAN's View2.mat, or a .csv file: fold,first,second,same"
         )
     try:
-        pairs = loadmat(io.BytesIO(content), variable_names=[name]).get(name)
-    except (OSError, ValueError, TypeError, IndexError, NotImplementedError, MatReadError, zlib.error) as error:
+        command = [sys.executable, "-c", _READ_MAT, name]  # SciPy dies of some damaged files: in a process of its own
+        path_of_python = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        done = subprocess.run(
+            command, input=content, capture_output=True, timeout=_MAT_SECONDS, env=os.environ | path_of_python
+        )
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines() or [f"signal {-done.returncode}"]
+            raise ValueError(f"{said[-1]:.200}")
+        pairs = np.load(io.BytesIO(done.stdout), allow_pickle=False)
+    except (ValueError, EOFError, subprocess.TimeoutExpired) as error:
         raise TrainerError(f"{path}: damaged, or of a version that SciPy does not read ({error})") from error
-    if not isinstance(pairs, np.ndarray) or pairs.dtype.kind not in "iuf" or pairs.ndim != 3 or pairs.shape[1] != 5:
-        there = "nothing" if pairs is None else f"{getattr(pairs, 'dtype', type(pairs))} {np.shape(pairs)}"
+    if pairs.dtype.kind not in "iuf" or pairs.ndim != 3 or pairs.shape[1] != 5:
+        there = f"{pairs.dtype} {pairs.shape}" if pairs.size else "nothing"
         raise TrainerError(f"{path}: {there} as {name}, expected 600 x 5 x 10 numbers: View2.mat, not train_pairs.mat")
-    if not np.isin(pairs[:, 2], (0, 1)).all() or (pairs[:, :2] != np.floor(pairs[:, :2])).any():
+    ids = pairs[:, :2]
+    if not np.isin(pairs[:, 2], (0, 1)).all() or not (np.isfinite(ids) & (ids == np.floor(ids))).all():
         raise TrainerError(f"{path}: {name}[:, :3] is not two whole numbers, and 0 or 1")
     for fold in range(pairs.shape[2]):
         for first, second, same in pairs[:, :3, fold].tolist():

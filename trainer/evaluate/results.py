@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from labelgen.errors import ReadError
 from labelgen.files import write_json, write_text
+from labelgen.reading import fit, load_json
 from trainer.evaluate import PROTOCOLS, protocol_class
 from trainer.evaluate.tables import overall, with_split
 
@@ -125,9 +126,9 @@ def read_results(run: Path) -> tuple[list[Result], list[str]]:
     found, notes = [], []
     for path in sorted((run / "results").glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = load_json(path)
             _check(content)
-        except (OSError, ValueError, RecursionError) as error:
+        except (ReadError, ValueError) as error:
             notes.append(f"{path}: not a result of vssl eval, or damaged ({error}); delete it and measure again")
             continue
         of = [content["protocol"][key] for key in ("dataset", "split") if content["protocol"][key]]
@@ -138,9 +139,9 @@ def read_results(run: Path) -> tuple[list[Result], list[str]]:
 
 def _check(content: object) -> None:
     """Raise ValueError for what is not the content of a result."""
-    _fit(content, _SHAPE, "it")
+    fit(content, _SHAPE, "it")
     if initial := content["protocol"]["initial"]:
-        _fit(initial, {"settings": {"method": str}, "dataset": str}, "initial")
+        fit(initial, {"settings": {"method": str}, "dataset": str}, "initial")
     for row in content["rows"]:
         numbers = [row.get(key, 0) for key in ("value", "low", "high")]
         other = isinstance(row.get("distance"), str) and row["distance"] != OTHER_VIDEO
@@ -155,20 +156,6 @@ def _check(content: object) -> None:
         classes, counts = confusion["classes"], np.array(confusion["counts"])  # ValueError where rows differ in length
         if counts.shape != (len(classes),) * 2 or not counts.any():
             raise ValueError(f"{len(classes)} classes, confusions {counts.shape}")
-
-
-def _fit(value: object, shape: object, name: str) -> None:
-    if not isinstance(value, type(shape) if isinstance(shape, (dict, list)) else shape):
-        raise ValueError(f"{name} is {value!r:.60}")
-    if isinstance(shape, list):
-        for one in value:
-            _fit(one, shape[0], name)
-    elif isinstance(shape, dict):
-        for key, wanted in shape.items():
-            if key.removesuffix("?") in value:
-                _fit(value[key.removesuffix("?")], wanted, key.removesuffix("?"))
-            elif not key.endswith("?"):
-                raise ValueError(f"no {key}")
 
 
 def of_the_network(result: Result) -> list[dict]:

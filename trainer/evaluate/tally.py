@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
 from labelgen.files import replacing
+from labelgen.reading import open_regular
 from trainer import data
 from trainer.errors import TrainerError
 from trainer.evaluate.numbers import accuracy, mean_accuracy
 
 GROUPS = 10  # with fewer of them a bootstrap over groups tells nothing
 KEPT = "kept"  # key of a row until its result is whole: the number of its predictions
+_BYTES = 1 << 30  # of a file of predictions, unpacked
+_KEPT = {"rows": ("i", 1), "right": ("f", 2), "named": ("i", 2)}  # kind and dimensions
+_KEPT |= dict.fromkeys(("items", "labels", "groups", "classes"), ("U", 1))
+_DAMAGES = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    TypeError,
+    BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+)
 _NONE = -1  # no class is named, or the item is not tested
 
 
@@ -105,6 +123,28 @@ class Tally:
             )
 
 
+def _arrays(path: Path) -> list[Any]:
+    """The arrays of a file of predictions, in the order of _KEPT. Raises one of _DAMAGES where it holds others, or too much."""
+    with open_regular(path) as opened:
+        with ZipFile(opened) as packed:
+            size = sum(entry.file_size for entry in packed.infolist())
+        if size > _BYTES:
+            raise ValueError(f"{size:,} bytes, expected at most {_BYTES:,}")
+        opened.seek(0)
+        with np.load(opened, allow_pickle=False) as file:
+            found = []
+            for name, kind in _KEPT.items():
+                with file.zip.open(f"{name}.npy") as header:  # what it declares, before room is made for it
+                    version = np.lib.format.read_magic(header)
+                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                    shape, _, dtype = read[version](header)
+                fits = (dtype.kind, len(shape)) == kind or shape == (0,)  # no classes are no texts
+                if math.prod(shape) * dtype.itemsize > size or not fits:
+                    raise ValueError(f"{name} is {dtype} {shape}")
+                found.append(file[name])
+    return found
+
+
 class Predictions:
     """What is kept of a result by item, read from the .npz file beside it.
 
@@ -116,17 +156,17 @@ class Predictions:
 
     def __init__(self, path: Path):
         try:
-            with np.load(path, allow_pickle=False) as file:
-                rows, right, named = file["rows"].tolist(), file["right"], file["named"]
-                self.items, self.labels, self.groups, self.classes = (
-                    file[name] for name in ("items", "labels", "groups", "classes")
-                )
-            self.right = dict(zip(rows, right, strict=True))
-            self.named = dict(zip(rows, named, strict=True))
-        except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as error:
+            rows, right, named, *texts = _arrays(path)
+            self.items, self.labels, self.groups, self.classes = texts
+            of = len(rows), len(self.items)
+            if right.shape != of or named.shape != of or len(self.labels) != of[1] or len(self.groups) != of[1]:
+                raise ValueError(f"of {of[0]} rows and {of[1]} items {right.shape} values")
+            if not ((right >= 0) & (right <= 1) | np.isnan(right)).all() or (named >= len(self.classes)).any():
+                raise ValueError("values that no measurement gives")
+            self.right = dict(zip(rows.tolist(), right, strict=True))
+            self.named = dict(zip(rows.tolist(), named, strict=True))
+        except _DAMAGES as error:
             raise TrainerError(f"{path}: damaged ({error}); measure again") from error
-        if right.shape != named.shape or right.shape[1:] != self.items.shape != self.groups.shape:
-            raise TrainerError(f"{path}: damaged (of {self.items.shape} items {right.shape} values); measure again")
 
 
 def paired(first: Predictions, other: Predictions, row: int, other_row: int) -> dict[str, float] | None:

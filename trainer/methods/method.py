@@ -39,7 +39,9 @@ class Method(nn.Module):
     def option_values(cls, given: dict | None = None) -> dict:
         """Every option's value: what is given, else its default. Raises TrainerError for unknown names, wrong types and
         values that make no sense."""
-        given = given or {}
+        given = {} if given is None else given
+        if not isinstance(given, dict):
+            raise TrainerError(f"options of a method are {given!r:.60}, expected a mapping of names to values")
         for name in given.keys() - cls.options.keys():
             method = cls.__module__.rpartition(".")[2]
             known = f"it has {', '.join(cls.options)}" if cls.options else "it has none"

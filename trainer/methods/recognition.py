@@ -12,7 +12,7 @@ from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
 from trainer.methods.method import Method
 from trainer.methods.parts import branch, classification, last_stage, pooled_cells
-from trainer.options import SHARE, Option, at_least
+from trainer.options import SHARE, Option, between
 
 
 class Recognition(Method):
@@ -40,7 +40,7 @@ class Recognition(Method):
         "freeze": Option(False, "train the classifier alone, on features of the backbone in evaluation mode"),
         # assumed: the thesis names none; the authors' code has it, at .5, after fc 6 and fc 7
         "dropout": Option(0.5, "before the last layer, or after each hidden one", SHARE),
-        "hidden": Option(0, "width of two hidden layers, fc 6 and fc 7: 2048 in light C3D; 0: none", at_least(0)),
+        "hidden": Option(0, "width of two hidden layers, fc 6 and fc 7: 2048 in light C3D; 0: none", between(0, 65536)),
         "mirror": Option(True, "mirror every second clip, as the thesis does [3.4.2]; [vcop] does not"),
     }
     supervised = True

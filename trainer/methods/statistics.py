@@ -17,7 +17,7 @@ from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
 from trainer.methods.method import Method
 from trainer.methods.parts import branch, last_stage, pooled_cells
-from trainer.options import Option, at_least
+from trainer.options import Option, between
 
 # How many values each label takes, and what it says. Motion: p_u o_u p_v o_v of the three patterns, I_u, I_v;
 # appearance: p_l c_l p_s c_s of the three patterns, C. I_u and I_v are flows of a clip of 16 frames, see `label_sizes`.
@@ -66,7 +66,7 @@ class Statistics(Method):
         ),
         "patterns": Option(list(PATTERNS), f"whose labels are learnt, of {', '.join(PATTERNS)}; may be empty"),
         "global_labels": Option(True, "learn the labels of the whole crop, too: I_u and I_v, or the colour C"),
-        "hidden": Option(0, "width of two hidden layers per branch, 2048 in light C3D; 0: none", at_least(0)),
+        "hidden": Option(0, "width of two hidden layers per branch, 2048 in light C3D; 0: none", between(0, 65536)),
     }
     of_labelled_clips = True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -13,7 +12,9 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
+from labelgen.errors import ReadError
 from labelgen.files import write_text
+from labelgen.reading import load_json, read_bytes
 from labelgen.shards import ShardReader, open_shards
 from trainer import checkpoint
 from trainer.errors import TrainerError
@@ -32,6 +33,7 @@ from trainer.pages.trained import NEEDED, read_log, trained_html
 
 # at most so many tiles, of the protocols that are measured in this order, one of each
 _TILES, _FIRST = 4, ("recognition", "linear", "retrieval", "training", *PROTOCOLS)
+_SHEET_BYTES, _SHEET_PIXELS = 1 << 26, 1 << 26  # of a drawn sheet, at most
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _started_from(run: Path) -> list[Path]:
     folder, found = run.resolve(), []
     for path in sorted(folder.parent.glob("*/checkpoints/[0-9]*/checkpoint.json")):
         try:
-            initial = Path(json.loads(path.read_text())["initial"]["file"]).resolve()
+            initial = Path(os.path.realpath(load_json(path)["initial"]["file"]))
         except (OSError, ValueError, LookupError, TypeError):
             continue  # from random weights; or another run's damage, of which its own report tells
         if folder in initial.parents:
@@ -254,13 +256,26 @@ def _color_scale(low: str, high: str) -> Markup:
 def _drawn_sheet(run: Path, sheet: dict) -> Markup:
     path = run / "results" / sheet["file"]
     caption = f"{sheet['video']} ({sheet['label']})" if sheet["label"] else sheet["video"]
-    drawn = cv2.imread(str(path))
+    inside = os.path.realpath(run / "results") + os.sep  # and nothing from another folder
+    own = "\0" not in sheet["file"] and os.path.realpath(path).startswith(inside)
+    drawn = _png(path) if own else None
     tiles = [] if drawn is None else tiles_of(drawn[..., ::-1], len(sheet["shown"]))
     if not tiles:
         return paragraph(f"{caption}: {path} is missing or damaged; measure again to draw it.")
     shown = zip(sheet["shown"], tiles, strict=True)
     pictures = (figure(name, picture(tile, f"{caption}: {name}")) for name, tile in shown)
     return join((paragraph(fill("<strong>{}</strong>", caption)), grid(pictures, "tiles-of-a-sheet")))
+
+
+def _png(path: Path) -> np.ndarray | None:
+    """A picture BGR uint8 [H, W, 3]; None where it is missing, damaged or declares more pixels than a sheet has."""
+    try:
+        content = read_bytes(path, _SHEET_BYTES)
+    except (ReadError, ValueError):
+        return None
+    size = int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big")
+    whole = content.startswith(b"\x89PNG") and 0 < size <= _SHEET_PIXELS
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if whole else None
 
 
 # --- what is missing

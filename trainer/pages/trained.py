@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
+from labelgen.errors import ReadError
+from labelgen.reading import read_text
 from trainer.evaluate.results import flat
 from trainer.evaluate.tables import with_split
 from trainer.pages import plots
@@ -62,11 +64,10 @@ def read_log(path: Path, needed: Sequence[str] = ()) -> tuple[dict[str, np.ndarr
     """Columns of log.csv or holdout.csv, float64 [rows], and what of it is damaged, in words. No columns where the file is
     missing, cannot be read, lacks one of `needed` or has no whole row."""
     try:
-        with open(path, newline="") as file:
-            head, *lines = [*csv.reader(file)] or [[]]
-    except FileNotFoundError:
-        return {}, ""
-    except (OSError, ValueError, csv.Error) as error:
+        if not path.exists():
+            return {}, ""
+        head, *lines = [*csv.reader(read_text(path).splitlines())] or [[]]
+    except (ReadError, csv.Error) as error:
         return {}, f"{path.name} cannot be read ({error})"
     missing = [name for name in needed if name not in head]
     if missing and head:

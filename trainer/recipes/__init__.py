@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
+from labelgen.errors import ReadError
+from labelgen.reading import load_yaml, parse_yaml
 from trainer.errors import TrainerError
 from trainer.methods import method_class
 from trainer.settings import DECLARATIONS, Settings, resolve
@@ -21,13 +21,13 @@ def recipe(name: str) -> tuple[Settings, dict]:
     without a source.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.is_file():
+    if not path.exists():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
         raise TrainerError(f"no recipe {name!r}; there are: {known}; or name a .yaml file")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise TrainerError(f"{path}: not a YAML file ({error})") from error
+        content = load_yaml(path)
+    except ReadError as error:
+        raise TrainerError(str(error)) from error
     if not isinstance(content, dict) or not {"about", "settings"} <= content.keys() <= {"about", "settings", "shards"}:
         raise TrainerError(f"{path}: expected the keys about, settings and, if any, shards")
     values = _sourced(path, "settings", content["settings"])
@@ -35,7 +35,7 @@ def recipe(name: str) -> tuple[Settings, dict]:
         raise TrainerError(f"{path}: settings: unknown key {key!r}, expected one of: {', '.join(DECLARATIONS)}")
     if "options" in values:
         method = values.get("method", DECLARATIONS["method"].default)
-        values["options"] = {method: _sourced(path, "options", values["options"])}
+        values["options"] = {str(method): _sourced(path, "options", values["options"])}
     try:
         resolve(Settings(**values))
     except TrainerError as error:
@@ -45,13 +45,13 @@ def recipe(name: str) -> tuple[Settings, dict]:
 
 def _sourced(path: Path, where: str, entries) -> dict:
     if not isinstance(entries, dict):
-        raise TrainerError(f"{path}: {where} is {entries!r}, expected a mapping")
+        raise TrainerError(f"{path}: {where} is {entries!r:.60}, expected a mapping")
     values = {}
     for key, entry in entries.items():
         if key == "options":
             values[key] = entry
         elif not isinstance(entry, dict) or entry.keys() != {"value", "source"} or not isinstance(entry["source"], str):
-            raise TrainerError(f"{path}: {where}: {key} is {entry!r}, expected {{value: ..., source: ...}}")
+            raise TrainerError(f"{path}: {where}: {key} is {entry!r:.200}, expected {{value: ..., source: ...}}")
         else:
             values[key] = _value(entry["value"]) if isinstance(entry["value"], str) else entry["value"]
     return values
@@ -86,7 +86,7 @@ def parse_options(texts: tuple[str, ...], method: str) -> dict:
 def _value(text: str):
     """A YAML value; 1e-3, which YAML takes for a text, is a number."""
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text, "a value")
         return float(value) if isinstance(value, str) else value
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, ReadError):
         return text

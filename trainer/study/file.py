@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from labelgen.errors import ReadError
+from labelgen.reading import fit, load_yaml
 from trainer.errors import TrainerError
 from trainer.recipes import recipe
 from trainer.settings import Settings, over, resolve
@@ -19,6 +20,7 @@ from trainer.settings import Settings, over, resolve
 RANDOM, SUPERVISED, FLOW = "random weights", "supervised", "flow histogram"
 PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "finetune", "pretext")
 ALL = "all"
+_TRIED = 1000  # settings of a row, at most
 _POOLINGS = ("max", "mean")
 _FINETUNE: dict[str, Any] = {"holdout": 0.0, "jitter": "none", "schedule": "cosine", "optimizer": "adamw", "lr": 1e-3}
 _KEYS = {"about", "extends", "data", "rows", "measures", "seeds", "clips", "settings", "baselines", "orderings"}
@@ -36,6 +38,29 @@ _OF_MEASURE = {
     "tested_on",
     "targets",
     "pretrained_on",
+}
+_NAMES = str | list | None
+_FORM = {  # of the file; what this leaves open is checked where it is used
+    "about?": str,
+    "extends?": str,
+    "seeds?": list,
+    "clips?": int,
+    "baselines?": [str],
+    "settings?": dict,
+    "data?": {
+        "*": {
+            **dict.fromkeys(("shards?", "dataset?", "root?", "pretraining?", "resample?"), str),
+            **{"label?": dict, "split?": _NAMES, "test?": float | int, "folds?": int},
+            "targets?": {"*": {"csv?": str, "video?": str, "column?": str}},
+        }
+    },
+    "rows?": {"*": dict | None},
+    "measures?": [
+        {
+            **{"protocol?": str, "stage?": str | list, "pooling?": str, "k?": int, "labels?": list, "clips?": int},
+            **{"settings?": dict, "tested_on?": [str], "targets?": [str], "pretrained_on?": _NAMES},
+        }
+    ],
 }
 
 
@@ -169,14 +194,21 @@ def read(path: str | Path) -> Study:
         raise TrainerError(str(error) if str(error).startswith(f"{path}:") else f"{path}: {error}") from error
 
 
-def _content(path: Path) -> dict:
+def _content(path: Path, levels: int = 10) -> dict:
+    """What a file says, after up to so many levels of `extends`."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainerError(f"{path}: cannot be read ({error})") from error
+        content = load_yaml(path)
+    except ReadError as error:
+        raise TrainerError(f"cannot be read ({error})") from error
     _known("the file", content, _KEYS)
+    try:
+        fit(content, _FORM, "it")
+    except ValueError as error:
+        raise TrainerError(f"{error}, expected what docs/studies.md says") from error
     if "extends" in content:
-        content = _merged(_content(path.parent / content.pop("extends")), content)
+        if not levels:
+            raise TrainerError("extends too many files one after the other, or itself")
+        content = _merged(_content(path.parent / content.pop("extends"), levels - 1), content)
     return content
 
 
@@ -290,7 +322,9 @@ def _row(name: str, given: dict, common: Settings, clips: int | None) -> Row:
     where = f"rows: {name}"
     own = {key: value for key, value in given.items() if key not in ("recipe", "clips", "label")}
     swept = {key: value for key, value in own.items() if isinstance(value, list) and key != "weights"}
-    base = over(recipe(given["recipe"])[0], common) if "recipe" in given else common
+    if math.prod(map(len, swept.values())) > _TRIED:
+        raise TrainerError(f"{where}: more than {_TRIED} settings to try, expected fewer values of {', '.join(swept)}")
+    base = over(recipe(str(given["recipe"]))[0], common) if "recipe" in given else common
     found, tried = [], []
     for values in itertools.product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))

@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-from labelgen.errors import VsslError
+from labelgen.errors import ReadError, VsslError
 from labelgen.files import write_json, write_text
+from labelgen.reading import fit, load_json, read_text
 from trainer.errors import TrainerError
 from trainer.settings import Settings, resolve
 
@@ -31,6 +32,7 @@ _TRAINING = (
     *("network.py", "augment.py", "settings.py", "options.py", "distributed.py"),
 )
 _MEASURING = (*_TRAINING, "checkpoint.py", "evaluate", "study/measures.py", "study/sources.py")
+_RESULT = {"seconds": float | int, "cost": str, "clips": float | int, "scores?": dict, "reason?": str}
 _FREE = ("compile", "workers", "device", "checkpoint_every", "log_every")  # settings that change no weight
 
 
@@ -98,9 +100,11 @@ class Store:
         """What was stored of a result or, of a training, of how it was made."""
         path = self.run(id) / "done.json" if self.run(id).is_dir() else self.root / "results" / f"{id}.json"
         try:
-            return json.loads(path.read_text())
-        except ValueError as error:
+            content = load_json(path)
+            fit(content, _RESULT, "it")
+        except (ReadError, ValueError) as error:
             raise TrainerError(f"{path}: damaged ({error}); delete it, and it is made again") from error
+        return content
 
     def has(self, id: str) -> bool:
         """Whether a training or a result is there and whole."""
@@ -170,8 +174,8 @@ def _train(job: Job, store: Store, functions: dict) -> dict[str, dict]:
 
 
 def _logged_seconds(run: Path) -> float:
-    with open(run / "log.csv", newline="") as file:
-        return sum(float(row["total_ms"]) for row in csv.DictReader(file)) / 1000
+    rows = csv.DictReader(read_text(run / "log.csv").splitlines())
+    return sum(float(row["total_ms"]) for row in rows) / 1000
 
 
 def train_or_resume(run: Path, settings: dict, shards: str, initial: str | None = None) -> Path:
@@ -255,8 +259,12 @@ def make(
     if scheduler is None:
         import joblib
 
-        threads = max(1, len(os.sched_getaffinity(0)) // workers)
-        parallel = joblib.Parallel(n_jobs=workers, backend="threading", batch_size=1, return_as="generator_unordered")
+        cores = len(os.sched_getaffinity(0))
+        workers = min(workers, 4 * cores)  # a slip of the pen would start thousands
+        threads = max(1, cores // workers)
+        parallel = joblib.Parallel(
+            n_jobs=max(1, min(workers, len(jobs))), backend="threading", batch_size=1, return_as="generator_unordered"
+        )
         yield from parallel(joblib.delayed(execute)(job, root, threads, functions) for job in jobs)
         return
     yield from _on_cluster(jobs, root, scheduler, device, functions)

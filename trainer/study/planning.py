@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
+from labelgen.reading import read_text
 from trainer import data
 from trainer.errors import TrainerError
 from trainer.network import build_backbone
@@ -263,7 +264,7 @@ def held_out_loss(store: Store, id: str, settings: Settings) -> float:
     path = store.run(id) / "run" / "holdout.csv"
     if not store.has(id) or not path.exists():
         return math.inf
-    last = [*csv.DictReader(path.read_text().splitlines())][-1]
+    last = [*csv.DictReader(read_text(path).splitlines())][-1]
     weights = zip(settings.methods, settings.weights or (), strict=True)
     names = {"loss": 1} if "loss" in last else {f"{name}.loss": weight for name, weight in weights}
     loss = sum(weight * float(last[name]) for name, weight in names.items())

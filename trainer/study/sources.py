@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from labelgen import shards
+from labelgen.errors import ReadError
+from labelgen.reading import read_text
 from trainer.data import TEST, TRAIN, Shards
 from trainer.errors import TrainerError
 from trainer.evaluate.folds import groups_of
@@ -135,10 +137,9 @@ def _held(own: Data, opened: Shards) -> dict[str, np.ndarray]:
 def _labels(source: dict, ids: list[str]) -> list[str]:
     """The label of every video (by id or file name, with or without its folder) in a column of a table."""
     try:
-        with open(source["csv"], newline="") as file:
-            rows = [*csv.DictReader(file)]
+        rows = [*csv.DictReader(io.StringIO(read_text(source["csv"], encoding="utf-8-sig"), newline=""))]
         named = {row[source["video"]]: row[source["column"]] for row in rows}
-    except (OSError, KeyError, csv.Error) as error:
+    except (ReadError, KeyError, csv.Error) as error:
         raise TrainerError(f"{source['csv']}: cannot be read as a table with {source} ({error!r})") from error
     found = [named.get(name, named.get(Path(name).name, "")) for name in ids]
     if not any(found):

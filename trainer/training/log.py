@@ -9,7 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from labelgen.errors import ReadError
 from labelgen.files import write_text, writing
+from labelgen.reading import read_text
 from trainer import distributed
 from trainer.errors import TrainerError
 
@@ -77,7 +79,8 @@ class Log:
     def held_out(self, step: int, values: dict) -> bool:
         """Log the metrics of the held-out samples, and tell whether their accuracy is the best so far."""
         path = self.folder / "holdout.csv"
-        before = [float(row.get("accuracy", -1)) for row in csv.DictReader(path.open())] if path.exists() else []
+        told = csv.DictReader(read_text(path).splitlines()) if path.exists() else ()
+        before = [float(row.get("accuracy", -1)) for row in told]
         with writing(path), open(path, "a", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             if file.tell() == 0:
@@ -115,12 +118,12 @@ def cut_log(path: Path, steps: int) -> None:
     if not path.exists():
         return
     try:
-        head, *rows = path.read_text().splitlines(keepends=True) or [""]
+        head, *rows = read_text(path).splitlines(keepends=True) or [""]
         rows = [row for row in rows if row.endswith("\n")]
         numbers = [[float(cell) for cell in row.split(",")] for row in rows]
         if any(len(row) != len(head.split(",")) for row in numbers):
             raise ValueError("a row has not as many numbers as the first line has names")
-    except ValueError as error:
+    except (ReadError, ValueError) as error:
         raise TrainerError(
             f"{path}: damaged ({error}); mend it or move it away, and resume again: what follows is logged anew"
         ) from error

@@ -134,7 +134,7 @@ class _Training:
             save = partial(self._save, folder, meta)
             if saved:
                 distributed.on_rank_zero(lambda: checkpoint.check_newest(saved))  # read before the run was locked
-                self.optimiser.load_state_dict(saved.optimiser_state())
+                saved.restore(self.optimiser)
                 network.load_state_dict(saved.weights)
                 distributed.on_rank_zero(lambda: [cut_log(folder / log, first) for log in ("log.csv", "holdout.csv")])
             else:

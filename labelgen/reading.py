@@ -1,0 +1,201 @@
+"""Files that strangers made: only regular ones of a bounded size are read, and only YAML and JSON of bounded content."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from labelgen.errors import ReadError
+
+YAML_BYTES, JSON_BYTES, TEXT_BYTES = 1 << 18, 1 << 26, 1 << 30
+_NODES, _JSON_NODES = 20_000, 4_000_000  # values, with what aliases repeat
+_DEPTH = 40  # of mappings and lists in one another
+_LETTERS = 10_000  # of one text of a YAML file
+_NUMBER = 40  # letters of a number
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file, or a link to one, to read bytes; never waits, as a pipe would make it.
+
+    Raises OSError where it cannot be opened, its subclass ReadError for a pipe, socket, device or folder.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # how a socket refuses
+            check_regular(path)
+        raise
+    except ValueError as error:
+        raise ReadError(f"{str(path)!r}: no path ({error})") from error
+    try:
+        _check_kind(path, os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises ReadError where a path leads to a pipe, socket, device or folder, OSError where it leads nowhere."""
+    _check_kind(path, os.stat(path).st_mode)
+
+
+def _check_kind(path: str | os.PathLike[str], mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise ReadError(f"{os.fspath(path)}: {_KINDS.get(stat.S_IFMT(mode), 'no file')}; expected a regular file")
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int = TEXT_BYTES) -> bytes:
+    """The content of a regular file. Raises ReadError where it cannot be read or has more than `limit` bytes."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # not `limit`: it would be allocated
+            content += file.read(limit + 1 - len(content)) if len(content) <= limit else b""
+    except ReadError:
+        raise
+    except OSError as error:
+        raise ReadError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from error
+    if len(content) > limit:
+        raise ReadError(f"{os.fspath(path)}: more than {limit:,} bytes; expected a smaller file")
+    return content
+
+
+def read_text(path: str | os.PathLike[str], limit: int = TEXT_BYTES, encoding: str = "utf-8") -> str:
+    """The content of a regular file in UTF-8 (encoding: of that or utf-8-sig), line ends as they are. Raises ReadError."""
+    try:
+        return read_bytes(path, limit).decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ReadError(f"{os.fspath(path)}: no text in UTF-8 ({error})") from error
+
+
+def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
+    """The content of a JSON file, see `parse_json`. Raises ReadError."""
+    return parse_json(read_text(path, limit), os.fspath(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. Raises ReadError, which begins with `where`, for a text that is none, that nests deeper than 40
+    levels, or that holds more than four million values or a whole number of more than 40 digits."""
+    if sum(map(text.count, ",:[{")) > _JSON_NODES:
+        raise ReadError(f"{where}: more than {_JSON_NODES:,} values; expected fewer")
+    try:
+        value = json.loads(text, parse_int=_whole)
+    except (ValueError, RecursionError) as error:
+        raise ReadError(f"{where}: no JSON that can be read ({error})") from error
+    level = [value]
+    for _ in range(_DEPTH):
+        level = [child for one in level if isinstance(one, (dict, list)) for child in _children(one)]
+    if level:
+        raise ReadError(f"{where}: values nest deeper than {_DEPTH} levels; expected fewer")
+    return value
+
+
+def _children(value: dict[str, Any] | list[Any]) -> Any:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _whole(text: str) -> int:
+    if len(text) > _NUMBER:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def load_yaml(path: Any, limit: int = YAML_BYTES) -> Any:
+    """The content of a YAML file, see `parse_yaml`; path: str, Path or what importlib.resources gives. Raises ReadError."""
+    if isinstance(path, (str, Path)):
+        return parse_yaml(read_text(path, limit), os.fspath(path))
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path))  # of this package
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text, of plain types alone. Raises ReadError, which begins with `where`, for a text that is none, and
+    for one that nests deeper than 40 levels, holds more than 20,000 values (those that aliases repeat included), a text of more
+    than 10,000 letters or with a NUL in it, or a number of more than 40 letters."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ReadError(f"{where}: no YAML that can be read: {error}") from error
+    except (
+        ValueError,
+        OverflowError,
+        LookupError,
+        AttributeError,
+        TypeError,
+    ) as error:  # PyYAML, of what is no number or date
+        raise ReadError(f"{where}: no YAML that can be read ({error})") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that counts values, with what aliases repeat, before anything is made of them."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth, self._sizes, self._total = 0, dict[int, int](), 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.peek_event().start_mark
+        alias = self.check_event(yaml.AliasEvent)
+        before, self._depth = self._total, self._depth + 1
+        if self._depth > _DEPTH:
+            raise yaml.MarkedYAMLError("values nest too deep", None, f"expected at most {_DEPTH} levels", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if alias and id(node) not in self._sizes:
+            raise yaml.MarkedYAMLError("a value holds itself", None, "expected none that does", mark)
+        self._total += self._sizes[id(node)] if alias else 1
+        self._sizes[id(node)] = self._sizes[id(node)] if alias else self._total - before
+        if self._total > _NODES:
+            raise yaml.MarkedYAMLError("too many values", None, f"expected at most {_NODES:,}", mark)
+        return node
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if not isinstance(value, str):
+            return value
+        text = node.tag == "tag:yaml.org,2002:str"
+        if len(value) > (_LETTERS if text else _NUMBER):
+            raise yaml.MarkedYAMLError(
+                f"a {'text' if text else 'number'} of {len(value):,} letters",
+                None,
+                "expected a shorter one",
+                node.start_mark,
+            )
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            raise yaml.MarkedYAMLError("a text that holds NUL or half a letter", None, "expected none", node.start_mark)
+        return value
+
+
+def fit(value: Any, form: Any, name: str) -> None:
+    """Raises ValueError where a value has not the form: a type, [form of each entry], or {key: form}. In a mapping other keys may
+    be there, too; "key?" may be missing, and "*" stands for every key."""
+    if not isinstance(value, type(form) if isinstance(form, (dict, list)) else form):
+        raise ValueError(f"{name} is {value!r:.60}")
+    if isinstance(value, (int, float)) and not abs(value) < 1 << 63:
+        raise ValueError(f"{name} is {value}, expected a finite number smaller than 2^63")
+    if isinstance(form, list):
+        for one in value:
+            fit(one, form[0], name)
+    elif isinstance(form, dict) and isinstance(value, dict):
+        for key, wanted in form.items():
+            bare = key.removesuffix("?")
+            if key == "*":
+                for own, one in value.items():
+                    fit(own, str, "a name")
+                    fit(one, wanted, own)
+            elif bare in value:
+                fit(value[bare], wanted, bare)
+            elif bare == key:
+                raise ValueError(f"no {key}")

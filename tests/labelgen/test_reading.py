@@ -1,0 +1,106 @@
+"""Files of strangers: regular ones of bounded size, depth and number of values, or an error that says what is wrong."""
+
+import json
+import os
+import time
+
+import pytest
+
+from labelgen.errors import ReadError
+from labelgen.reading import fit, load_json, load_yaml, open_regular, parse_json, parse_yaml, read_bytes, read_text
+
+
+@pytest.mark.parametrize("kind", ["a named pipe", "a device", "a folder"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "odd"
+    {"a named pipe": os.mkfifo, "a device": lambda p: p.symlink_to("/dev/zero"), "a folder": os.mkdir}[kind](path)
+    for read in (open_regular, read_bytes, read_text, load_json, load_yaml):
+        with pytest.raises(ReadError, match=f"odd: {kind}; expected a regular file"):
+            read(path)
+
+
+def test_size_and_text(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"\xff" * 10)
+    assert read_bytes(path, 10) == b"\xff" * 10
+    with pytest.raises(ReadError, match="a: more than 9 bytes"):
+        read_bytes(path, 9)
+    with pytest.raises(ReadError, match="a: no text in UTF-8"):
+        read_text(path)
+    for name in (tmp_path / "none", "a\0b"):
+        with pytest.raises(ReadError):
+            read_bytes(name)
+    path.write_text("a: [1, 2]")
+    assert load_yaml(path) == {"a": [1, 2]}
+
+
+NINES = [f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else 'x'] * 9)}]\n" for i in range(12)]  # 9^12 values
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 100_000, "values nest too deep"),
+        ("".join(NINES), "too many values"),
+        ("".join(NINES).replace("[", "{<<: [").replace("]", "]}").replace("x", "{y: 1}"), "too many values"),
+        ("a: &a [*a]", "a value holds itself"),
+        ("a: " + "9" * 5000, "a number of 5,000 letters"),
+        ("a: 1" + ":1" * 5000, "a number of 10,001 letters"),
+        ("a: " + "b" * 20_000, "a text of 20,000 letters"),
+        ("a: 2001-99-99", "month must be in 1..12"),
+        ('a: "\\0"', "a text that holds NUL"),
+        ('a: "\\ud800"', "half a letter"),
+        ('a: "\\U99999999"', "no YAML"),
+        ("!!int ''", "no YAML"),
+        ("!!python/object/apply:os.system [true]", "could not determine a constructor"),
+    ],
+)
+def test_yaml_bombs_are_refused(text, message):
+    with pytest.raises(ReadError, match=f"(?s)^here: .*{message}"):
+        parse_yaml(text, "here")
+
+
+def test_aliases_count_as_often_as_they_stand():
+    text = "a: &a [1, 2, 3]\nb: [*a, *a]\nc: {<<: {x: 1}, y: *a}\n"
+    assert parse_yaml(text, "") == {"a": [1, 2, 3], "b": [[1, 2, 3]] * 2, "c": {"x": 1, "y": [1, 2, 3]}}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 100_000, "no JSON"),
+        ("[" * 41 + "]" * 41, "deeper than 40"),
+        ("9" * 41, "a number of 41 digits"),
+        ("[" + "1," * 4_000_001 + "1]", "more than 4,000,000 values"),
+        ("{", "no JSON"),
+    ],
+)
+def test_json_bombs_are_refused(text, message):
+    begin = time.monotonic()
+    with pytest.raises(ReadError, match=f"^here: .*{message}"):
+        parse_json(text, "here")
+    assert parse_json(json.dumps({"a": [1.5, None]}), "") == {"a": [1.5, None]} and time.monotonic() - begin < 60
+
+
+FORM = {"a": int, "b?": [str | None], "c?": {"*": {"d": float}}}
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ([], "it is"),
+        ({}, "no a"),
+        ({"a": "1"}, "a is '1'"),
+        ({"a": 2**63}, "smaller than 2.63"),
+        ({"a": 1, "b": ["x", 1]}, "b is 1"),
+        ({"a": 1, "c": {"x": {"d": float("nan")}}}, "d is nan"),
+        ({"a": 1, "c": {1: {"d": 1.0}}}, "a name is 1"),
+    ],
+)
+def test_a_form_says_what_does_not_fit(value, message):
+    with pytest.raises(ValueError, match=message):
+        fit(value, FORM, "it")
+
+
+def test_a_form_leaves_other_keys_alone():
+    fit({"a": 1, "b": ["x", None], "c": {"y": {"d": 0.5}}, "z": object()}, FORM, "it")
