@@ -165,8 +165,8 @@ def _check_meaning(spec: dict[str, Any], where: str) -> None:
             fail(f"{key} in {where}", item["column"], "a csv section that has this column", "Add csv")
         if not 1 <= item.get("folder", 1) <= _LEVELS:
             fail(f"{key} in {where}", item["folder"], "1 for the first folder level, 2 for the second", "Correct it")
-    if not 0 <= spec.get("videos", {}).get("levels", 0) <= _LEVELS:
-        fail(f"levels in {where}", spec["videos"]["levels"], f"0 to {_LEVELS}", "Correct it")
+    if not all(0 <= level <= _LEVELS for level in spec.get("videos", {}).get("levels", [])):
+        fail(f"levels in {where}", spec["videos"]["levels"], f"numbers from 0 to {_LEVELS}", "Correct it")
     if (pattern := spec.get("csv", {}).get("may_lack")) is not None:
         compiled(pattern, f"csv, may_lack in {where}")
     for key, name in (("label", "label"), ("group", "group"), ("classes", "label")):
