@@ -56,12 +56,10 @@ class Checkpoint:
             raise TrainerError(f"{path}: cannot be read ({error}); training cannot go on from here") from error
 
 
-def save(
-    run: Path, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, meta: dict, best: bool = False
-) -> Path:
+def save(run: Path, step: int, weights: dict[str, Tensor], optimiser: dict, meta: dict, best: bool = False) -> Path:
     """Write the checkpoint of a step and remove the older ones. Whenever the process ends, one whole one is there.
 
-    best: into the run's best/ instead of checkpoints/.
+    weights, optimiser: states of network and optimiser, on the CPU; best: into the run's best/ instead of checkpoints/.
     """
     parent = run / ("best" if best else "checkpoints")
     target = parent / f"{step:08d}"
@@ -72,9 +70,9 @@ def save(
     temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=parent))
     try:
         with writing(target, SafetensorError, RuntimeError):  # what the libraries make of a full disk
-            weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+            weights = {name: tensor.contiguous() for name, tensor in weights.items()}
             save_file(weights, temporary / "weights.safetensors", {"vssl": json.dumps(meta)})
-            torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
+            torch.save(optimiser, temporary / "optimiser.pt")
             (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=2) + "\n")
             temporary.chmod(0o755)
             for path in (*temporary.iterdir(), temporary):

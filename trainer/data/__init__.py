@@ -4,7 +4,7 @@ from labelgen.shards import TEST, TRAIN, VALIDATION
 from trainer.data.clips import Batch, Draw, TrainingClips, VideoViews, sliding_frames, spread_frames
 from trainer.data.index import Shards
 from trainer.data.sampler import Batches
-from trainer.data.transport import ending_workers, loader, received, to_device
+from trainer.data.transport import Download, ending_workers, loader, received, to_device
 
 __all__ = [
     "TEST",
@@ -12,6 +12,7 @@ __all__ = [
     "VALIDATION",
     "Batch",
     "Batches",
+    "Download",
     "Draw",
     "Shards",
     "TrainingClips",

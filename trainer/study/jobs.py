@@ -31,7 +31,7 @@ _TRAINING = (
     *("network.py", "augment.py", "settings.py", "options.py", "distributed.py"),
 )
 _MEASURING = (*_TRAINING, "checkpoint.py", "evaluate", "study/measures.py", "study/sources.py")
-_FREE = ("compile", "workers", "device", "checkpoint_every", "log_every")  # settings that change no weight
+_FREE = ("compile", "workers", "device", "checkpoint_minutes", "log_every")  # settings that change no weight
 
 
 @dataclass(frozen=True)
