@@ -1,4 +1,5 @@
 import csv
+import math
 import multiprocessing
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors import SafetensorError
+from torch import nn
 
 from cli.main import main
 from labelgen.errors import ShardError, WriteError
@@ -19,6 +21,7 @@ from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data, distributed
 from trainer.errors import Interrupted, TrainerError
+from trainer.methods.pace import Pace
 from trainer.network import Network
 from trainer.settings import Settings, resolve
 from trainer.training import train
@@ -138,6 +141,59 @@ def test_stops_where_the_loss_is_not_finite(demo, here):
         assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
+def test_the_metrics_of_a_step_are_read_when_the_next_one_is_launched(demo, here, monkeypatch):
+    """And those of the last step of an epoch before it is scored."""
+    done, forward, wait = [], Pace.forward, data.Download.wait
+
+    def read(self):
+        found = wait(self)
+        done.extend(["read"] * ("numbers" in found))
+        return found
+
+    def launch(self, backbone, batch):
+        done.append("launched" if self.training else "scored")
+        return forward(self, backbone, batch)
+
+    monkeypatch.setattr(data.Download, "wait", read)
+    monkeypatch.setattr(Pace, "forward", launch)
+    train(Settings(**SMALL, epochs=2, holdout=0.3), demo)
+    assert done == ["launched", "launched", "read", "read", "scored"] * 2
+
+
+def test_a_loss_that_is_not_finite_is_told_of_its_own_step(demo, here, monkeypatch):
+    """It is read while the next step is computed."""
+    forward, shown = Pace.forward, []
+
+    def broken(self, backbone, batch):
+        metrics = forward(self, backbone, batch)
+        shown.append(batch.video.tolist())
+        return metrics | {"loss": metrics["loss"] * (math.nan if len(shown) == 4 else 1)}
+
+    monkeypatch.setattr(Pace, "forward", broken)
+    with pytest.raises(TrainerError, match="the loss is not finite at step 4, whose batch holds ") as raised:
+        train(Settings(**SMALL, epochs=20, checkpoint_minutes=0.0), demo, "broken")
+    names = data.Shards(demo).text("videos/id")
+    assert f"holds {', '.join(names[row] for row in shown[3])}; " in str(raised.value)
+    assert [row["step"] for row in rows(here / "runs/broken")] == ["1", "2", "3"]
+    assert checkpoint.load("broken").meta["step"] <= 3
+
+
+def test_a_batch_that_cannot_be_had_costs_no_step_before(demo, here, monkeypatch):
+    """It is asked for while the step before it is computed."""
+    get = data.TrainingClips.__getitems__
+
+    def broken(self, keys):
+        asked.append(keys)
+        return ShardError("frame 7 is damaged") if len(asked) == 4 else get(self, keys)
+
+    asked = []
+    monkeypatch.setattr(data.TrainingClips, "__getitems__", broken)
+    with pytest.raises(ShardError, match="frame 7 is damaged"):
+        train(Settings(**SMALL, epochs=20, checkpoint_minutes=0.0), demo, "broken")
+    assert [row["step"] for row in rows(here / "runs/broken")][:2] == ["1", "2"]
+    assert 0 < checkpoint.load("broken").meta["step"] <= 3
+
+
 def test_learning_rate_by_hand():
     step = resolve(Settings(lr=1.0, epochs=20))
     assert [learning_rate(s, step, 10) for s in (0, 59, 60, 119, 120, 199)] == [1, 1, 0.1, 0.1, 0.01, 0.001]
@@ -246,6 +302,16 @@ def test_a_damaged_frame_is_told_as_it_is_and_leaves_no_process_behind(demo, tmp
         with pytest.raises(ShardError, match=r"^\S*00000.h5: frame \d+ does not decode to"):
             train(Settings(**SMALL | {"workers": workers}, epochs=20), tmp_path / "demo")
     assert not set(multiprocessing.active_children()) - before
+
+
+def test_all_networks_are_compiled_for_their_sizes(demo, monkeypatch):
+    taken = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: taken.append((self, options)))
+    network = Network(resolve(Settings(**SMALL, method="ascnet+skip_clip+pace")), data.Shards(demo))
+    network.compile_networks()
+    ascnet, skip_clip, _ = network.methods.values()
+    assert [each for each, _ in taken] == [network.backbone, ascnet.target["backbone"], skip_clip.encoder]
+    assert all(options == {"dynamic": False} for _, options in taken)
 
 
 def test_a_run_that_could_not_be_begun_leaves_no_folder(demo, here, monkeypatch):

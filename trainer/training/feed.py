@@ -77,7 +77,7 @@ class Feed:
         return self.network.others(part.batches)
 
     def chosen(self, rows: data.Download) -> None:
-        """rows: holds under "rows" what `prepare` has returned"""
+        """rows: holds under "rows" what `prepare` has returned, where that was anything"""
         self._rows = rows
 
     def _part(self, step: int, micro: int) -> Part:

@@ -184,7 +184,8 @@ class _Training:
         start = time.perf_counter()
         feed = Feed(self.streams, loaders, network, range(first, self.last), self.device)
         with self._autocast():
-            feed.chosen(data.Download({"rows": feed.prepare(look_ahead=first == 0)}, self.device))
+            if rows := feed.prepare(look_ahead=first == 0):
+                feed.chosen(data.Download({"rows": rows}, self.device))
         behind: _Computed | None = None
         for step in range(first, self.last):
             try:
@@ -248,7 +249,8 @@ class _Training:
                     flags = [metrics["loss"].new_full((), float(flag in now)) for flag in _FLAGS]
                 numbers = distributed.all_reduce_mean(torch.stack([*sums.values(), *flags])) if last_micro else None
                 download = data.Download({"numbers": numbers, "rows": rows}, self.device)
-                feed.chosen(download)
+                if rows:
+                    feed.chosen(download)
                 metrics["loss"].backward()
         self.optimiser.step()
         self.network.after_step((step + 1) / self.last)
