@@ -189,9 +189,8 @@ def test_a_batch_that_cannot_be_had_costs_no_step_before(demo, here, monkeypatch
     asked = []
     monkeypatch.setattr(data.TrainingClips, "__getitems__", broken)
     with pytest.raises(ShardError, match="frame 7 is damaged"):
-        train(Settings(**SMALL, epochs=20, checkpoint_minutes=0.0), demo, "broken")
-    assert [row["step"] for row in rows(here / "runs/broken")][:2] == ["1", "2"]
-    assert 0 < checkpoint.load("broken").meta["step"] <= 3
+        train(Settings(**SMALL, epochs=20), demo, "broken")
+    assert [row["step"] for row in rows(here / "runs/broken")] == ["1", "2", "3"]
 
 
 def test_learning_rate_by_hand():

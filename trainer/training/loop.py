@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from labelgen.errors import VsslError
 from labelgen.shards import ShardReader, shard_paths
 from trainer import checkpoint, data, distributed
 from trainer.errors import Interrupted, LoaderLost, TrainerError
@@ -153,9 +154,8 @@ class _Training:
                 distributed.on_rank_zero(lambda: [cut_log(folder / log, first) for log in ("log.csv", "holdout.csv")])
             else:
                 try:
-                    saver.save(
-                        first, network, self.optimiser, wait=True
-                    )  # so that a run can be resumed from its first step
+                    # so that a run can be resumed from its first step
+                    saver.save(first, network, self.optimiser, wait=True)
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)  # a run without a checkpoint is none
                     raise
@@ -190,9 +190,10 @@ class _Training:
         for step in range(first, self.last):
             try:
                 computed = self._step(step, feed, forward, lambda: _asked(stop, saver))
-            except LoaderLost as lost:
-                if lost.untouched and distributed.world() == 1 and not network.of_others:
-                    self._read(behind, log)
+            except VsslError as error:  # of the batch, which costs no step before
+                self._read(behind, log)
+                lost = isinstance(error, LoaderLost) and error.untouched
+                if lost and distributed.world() == 1 and not network.of_others:  # those were not chosen for this batch
                     log.sync()
                     saver.save(step, network, self.optimiser, wait=True)
                 raise
