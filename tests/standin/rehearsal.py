@@ -235,6 +235,15 @@ def evaluate(protocol: str) -> Rehearsal:
     return _rehearsal(_between(seen, "batch", "asked"))
 
 
+def fused(name: str) -> bool:
+    """Whether the optimiser of a case updates all weights at once."""
+    run = _folder / f"whole-{name}"
+    if not run.exists():
+        train(name)
+    state = torch.load(next(run.glob("checkpoints/*/optimiser.pt")), "cpu", weights_only=True)
+    return all(group["fused"] for group in state["param_groups"])
+
+
 PRECISION_TABLE = {
     "linear": torch.bfloat16,
     "matmul": torch.bfloat16,

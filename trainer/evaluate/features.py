@@ -164,10 +164,9 @@ def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute:
     arrays: dict[tuple[str, str], np.ndarray] = {}
     for index, stages in stage_outputs(backbone, clips, compute):
         pooled = {(stage, name): x for stage, output in stages.items() for name, x in pool(output).items()}
-        together = (
-            torch.cat([*pooled.values()], 1).cpu().split([x.shape[1] for x in pooled.values()], 1)
-        )  # one download
-        for (stage, pooling), values in zip(pooled, together, strict=True):
+        together = torch.cat([*pooled.values()], 1).cpu()  # the device is waited for once
+        parts = together.split([x.shape[1] for x in pooled.values()], 1)
+        for (stage, pooling), values in zip(pooled, parts, strict=True):
             if not values.isfinite().all():
                 raise TrainerError(f"stage {stage} gives values that are not finite: the weights are damaged")
             if (stage, pooling) not in arrays:

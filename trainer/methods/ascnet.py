@@ -128,8 +128,8 @@ class ASCNet(Method):
         return [target["backbone"]]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """others: c_k. spread: standard deviation of the averaged network's appearance over the samples,
-        mean over the dimensions, times the root of their number: 0 where all are one, 1 where they point everywhere.
+        """labels: speed int64 [B, 2]; others: c_k. spread: standard deviation of the averaged network's appearance over the
+        samples, mean over the dimensions, times the root of their number: 0 where all are one, 1 where they point everywhere.
         constant: the appearance loss of the best prediction that is the same for all samples of the step, 2 - 2 |mean|:
         below it the network has learnt more than where the averaged one points on the whole."""
         check_normalised(self, "ascnet", len(batch.clips))
