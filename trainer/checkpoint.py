@@ -91,12 +91,10 @@ class Checkpoint:
         optimiser.load_state_dict({"state": state, "param_groups": now["param_groups"]})
 
 
-def save(
-    run: Path, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, meta: dict, best: bool = False
-) -> Path:
+def save(run: Path, step: int, weights: dict[str, Tensor], optimiser: dict, meta: dict, best: bool = False) -> Path:
     """Write the checkpoint of a step and remove the older ones. Whenever the process ends, one whole one is there.
 
-    best: into the run's best/ instead of checkpoints/.
+    weights, optimiser: states of network and optimiser, on the CPU; best: into the run's best/ instead of checkpoints/.
     """
     parent = run / ("best" if best else "checkpoints")
     target = parent / f"{step:08d}"
@@ -107,11 +105,11 @@ def save(
     temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=parent))
     try:
         with writing(target, SafetensorError, RuntimeError):  # what the libraries make of a full disk
-            weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+            weights = {name: tensor.contiguous() for name, tensor in weights.items()}
             save_file(weights, temporary / "weights.safetensors", {"vssl": json.dumps(meta)})
-            states = optimiser.state_dict()["state"].items()
+            states = optimiser["state"].items()
             tensors = {f"{number}.{name}": tensor for number, own in states for name, tensor in own.items()}
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+            tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
             save_file(tensors, temporary / "optimiser.safetensors")
             (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=2) + "\n")
             temporary.chmod(0o755)

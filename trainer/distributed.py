@@ -1,13 +1,14 @@
 """Several processes as one: what a step over the joined batch needs under `torchrun`.
 
 DistributedDataParallel averages gradients over processes. A loss that is built from `mean` and `gather` alone therefore
-has the gradients of one process with the joined batch, also where the processes hold unequal numbers of samples.
+has the gradients of one process with the joined batch, also where the processes hold unequal numbers of samples. How many
+each one holds is known beforehand, see `sharing`, and never exchanged.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,28 +59,51 @@ def session(device: str) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+_counts: Sequence[int] = ()
+
+
+@contextmanager
+def sharing(counts: Sequence[int]) -> Iterator[None]:
+    """In the block, the batch in hand has so many samples in each process, 1 or more; `mean` and `gather` need it where
+    there are several."""
+    global _counts
+    before, _counts = _counts, counts
+    try:
+        yield
+    finally:
+        _counts = before
+
+
 def mean(terms: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Mean of the valid terms (all where valid bool is None) of all processes, 0 where there are none.
+    """Mean of the valid terms of all processes, 0 where there are none; where valid bool is None of all terms, of which every
+    sample has as many.
 
     Its average over the processes, values and gradients, is that mean; in one process it is the mean itself.
     """
-    valid = torch.ones_like(terms, dtype=torch.bool) if valid is None else valid
-    count = valid.sum().to(terms.dtype)
+    if valid is not None:
+        return means([(terms, valid)])[0]
+    count = terms.numel() if world() == 1 else terms.numel() // _counts[rank()] * sum(_counts)
+    return terms.sum() * world() / max(1, count)
+
+
+def means(given: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """`mean` of each pair of terms and valid, with one exchange for all of them."""
+    counts = torch.stack([valid.sum() for _, valid in given]).float()
     if world() > 1:
-        dist.all_reduce(count)
-    return torch.where(valid, terms, 0).sum() * world() / count.clamp(min=1)
+        dist.all_reduce(counts)
+    counts = counts.clamp(min=1).unbind()
+    return [torch.where(valid, x, 0).sum() * world() / n for (x, valid), n in zip(given, counts, strict=True)]
 
 
 def gather(x: Tensor) -> tuple[Tensor, int]:
-    """Rows of all processes, float or int [N, ...], in the order of their ranks, and where this process's begin.
+    """Rows of all processes, float or int [N, ...], in the order of their ranks, and where this process's begin. Every sample
+    has as many.
 
-    Gradients reach the process that a row came from. Processes may hold unequal numbers of rows.
+    Gradients reach the process that a row came from.
     """
     if world() == 1:
         return x, 0
-    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world())]
-    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
-    counts = [int(count) for count in counts]
+    counts = [len(x) // _counts[rank()] * count for count in _counts]
     return _Gather.apply(x, counts), sum(counts[: rank()])
 
 
@@ -124,13 +148,12 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor, 0)
 
 
-def all_reduce_max(number: int, device: torch.device) -> int:
-    """The largest number of all processes."""
-    if world() == 1:
-        return number
-    numbers = torch.tensor([number], device=device)
-    dist.all_reduce(numbers, dist.ReduceOp.MAX)
-    return int(numbers)
+def everywhere(holds: Tensor) -> bool:
+    """Whether a bool [] is true in all processes; waits for the device."""
+    number = holds.int()
+    if world() > 1:
+        dist.all_reduce(number, dist.ReduceOp.MIN)
+    return bool(number)
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from trainer import backbones
+from trainer import backbones, distributed
 from trainer.data import Batch, Shards
 from trainer.methods import method_class
+from trainer.methods.method import Method
 from trainer.methods.parts import averaged_copy, update_ema
 from trainer.settings import Settings
 
@@ -34,7 +37,8 @@ class Network(nn.Module):
         metrics = {}
         for name, batch in batches.items():
             share = shares[name] if shares else 1.0
-            found = self.methods[name](self.backbone, batch)
+            with distributed.sharing(batch.counts):
+                found = self.methods[name](self.backbone, batch)
             metrics[name] = {key: share * value.float() for key, value in found.items()}
         if len(metrics) == 1:
             return next(iter(metrics.values()))
@@ -42,6 +46,32 @@ class Network(nn.Module):
         return {"loss": loss} | {
             f"{name}.{key}": value for name, found in metrics.items() for key, value in found.items()
         }
+
+    @property
+    def of_others(self) -> bool:
+        """Whether a method needs clips of other videos."""
+        return any(self._method(name).of_others for name in self.methods)
+
+    def look_ahead(self, batches: dict[str, Batch]) -> None:
+        """Have the methods choose what the next training step, of these batches, needs of other videos."""
+        for name, batch in batches.items():
+            if (method := self._method(name)).of_others:
+                with distributed.sharing(batch.counts):
+                    method.look_ahead(batch)
+
+    def others(self, batches: dict[str, Batch]) -> dict[str, Tensor]:
+        """Rows of the videos of which a method needs a clip for its batch, by method; without those that need none."""
+        methods = {name: self._method(name) for name in batches}
+        return {name: method.others(batches[name]) for name, method in methods.items() if method.of_others}
+
+    def compile_networks(self) -> None:
+        """Have torch.compile take the backbone and the methods' own networks, for each of the few sizes of a batch."""
+        networks = [self.backbone, *(each for name in self.methods for each in self._method(name).networks())]
+        for network in networks:
+            network.compile(dynamic=False)
+
+    def _method(self, name: str) -> Method:
+        return cast(Method, self.methods[name])
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
@@ -51,8 +81,8 @@ class Network(nn.Module):
         if self.ema is not None:
             source = nn.ModuleDict({"backbone": self.backbone, "methods": self.methods})
             update_ema(self.ema, source, self.decay)
-            for averaged, current in zip(self.ema.buffers(), source.buffers(), strict=True):
-                averaged.copy_(current)
+            if buffers := [*source.buffers()]:
+                torch._foreach_copy_([*self.ema.buffers()], buffers)
 
 
 def build_backbone(settings: Settings) -> nn.Module:

@@ -128,7 +128,7 @@ class Settings:
         default_words="bf16 on CUDA, else float32",
     )
 
-    compile: bool | None = _declared(False, "torch.compile the backbone", may_change=True)
+    compile: bool | None = _declared(False, "torch.compile the backbone and a method's other networks", may_change=True)
     workers: int | None = _declared(
         WORKERS,
         "Processes that decode frames; at most four per core are started",
@@ -139,8 +139,11 @@ class Settings:
     device: str | None = _declared(
         "auto", "cpu, cuda, cuda:1", default_words="cuda where there is one", may_change=True
     )
-    checkpoint_every: int | None = _declared(
-        200, "Steps between checkpoints; one is written at the end in any case", POSITIVE, may_change=True, commands=()
+    checkpoint_minutes: float | None = _declared(
+        5.0,
+        "Minutes between checkpoints, written beside the training; one is written at the end in any case",
+        at_least(0),
+        may_change=True,
     )
     log_every: int | None = _declared(
         10, "Steps between two lines where there is no terminal", POSITIVE, may_change=True, commands=()

@@ -235,6 +235,20 @@ def evaluate(protocol: str) -> Rehearsal:
     return _rehearsal(_between(seen, "batch", "asked"))
 
 
+def fused(name: str) -> bool:
+    """Whether the optimiser of a case updates all weights at once."""
+    command, *options = CASES[name].split()
+    shards, found = ["--shards", _folder / "demo", "--device", "standin"], []
+    hook = register_optimizer_step_post_hook(
+        lambda used, *_: found.append(all(own["fused"] for own in used.param_groups))
+    )
+    try:
+        vssl(command, *SMALL.split(), *options, *shards, "--run", _folder / f"fused-{name}")
+    finally:
+        hook.remove()
+    return bool(found) and all(found)
+
+
 PRECISION_TABLE = {
     "linear": torch.bfloat16,
     "matmul": torch.bfloat16,

@@ -310,6 +310,8 @@ at::Scalar item(const Tensor& t) {
   return at::_local_scalar_dense(on_host(t));
 }
 
+void record_stream(Tensor&, c10::Stream) {}
+
 Tensor& set_storage(Tensor& t, Storage storage, int64_t offset, c10::IntArrayRef size, c10::IntArrayRef stride) {
   t.unsafeGetTensorImpl()->set_storage_keep_dtype(std::move(storage));
   t.unsafeGetTensorImpl()->set_sizes_and_strides(size, stride, offset);
@@ -356,6 +358,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("empty_strided", empty_strided);
   library.impl("_copy_from", copy_between);
   library.impl("_local_scalar_dense", item);
+  library.impl("record_stream", record_stream);
   library.impl("set_.source_Storage", set_whole_storage);
   library.impl("set_.source_Storage_storage_offset", set_storage);
   library.impl("convolution_overrideable", convolution);

@@ -8,6 +8,8 @@ import torch.multiprocessing as mp
 
 from trainer import distributed
 
+SHARES = (4, 2)  # samples of the first and of the second process
+
 
 def in_two_processes(folder, work, *arguments):
     """What work(rank, *arguments) returns, tensors, in each of two processes that are joined by gloo."""
@@ -23,14 +25,15 @@ def _joined(rank, folder, work, arguments):
 
 def step(backbone, method, data):
     """Metrics and gradients, averaged over the processes as DistributedDataParallel does."""
-    out = method(backbone, data)
-    out["loss"].backward()
+    with distributed.sharing(SHARES):
+        out = method(backbone, data)
+        out["loss"].backward()
     gradients = [weight.grad for weight in (*backbone.parameters(), *method.parameters())]
     return [distributed.all_reduce_mean(value.detach().clone()) for value in (*out.values(), *gradients)]
 
 
 def share(data, rank):
-    """4 of 6 samples for the first process, 2 for the second."""
+    """SHARES of 6 samples."""
     part = slice(0, 4) if rank == 0 else slice(4, None)
     labels = {name: value[part] for name, value in data.labels.items()}
     return replace(data, clips=data.clips[part], video=data.video[part], labels=labels)

@@ -47,11 +47,16 @@ def make(shards, monkeypatch):
     return build
 
 
-def batch(clips, other, video=None, speeds=SPEEDS):
-    """clips [B, 2, 3, T, H, W]; other: what a fetch gives, [B, 3, T, H, W], or a function of it."""
+def batch(clips, other=None, video=None):
+    """clips [B, 2, 3, T, H, W]; other: clips of other videos, [B, 3, T, H, W]."""
     video = torch.arange(len(clips)) if video is None else video
-    fetch = other if callable(other) else lambda rows, read: other[:, None]
-    return Batch(clips, {"speed": speeds[: len(clips)]}, video, 0.0, fetch)
+    return Batch(clips, {"speed": SPEEDS[: len(clips)]}, video, 0.0, None if other is None else other[:, None])
+
+
+def trained(method, backbone, given):
+    """What a training step gives for a batch."""
+    method.look_ahead(given)
+    return method(backbone, given)
 
 
 def slow_linear(layer, row):
@@ -112,7 +117,7 @@ def test_loss_equals_slow_loop(make, n, gamma):
     for weight in method.parameters():  # the averaged network is another one than the online network
         weight.data += 0.3 * torch.randn_like(weight)
     clips, other = torch.randn(n, 2, 3, 2, 3, 3), torch.randn(n, 3, 2, 3, 3)
-    out = method(backbone, batch(clips, other))
+    out = trained(method, backbone, batch(clips, other))
     appearance, speed = slow_losses(backbone, method, clips[:, 0], clips[:, 1], other)
     assert out["appearance"].item() == pytest.approx(appearance, rel=1e-4)
     assert out["speed"].item() == pytest.approx(speed, rel=1e-4)
@@ -135,7 +140,7 @@ def test_unit_vectors_that_agree_are_at_right_angles_or_opposite(make, appearanc
     constant(method.predictors["speed"], *speed)
     for target in method.target["projections"].values():
         constant(target, 2.0, 0.0, 0.0, 0.0)
-    out = method(backbone, batch(torch.randn(3, 2, 3, 2, 3, 3), torch.randn(3, 3, 2, 3, 3)))
+    out = trained(method, backbone, batch(torch.randn(3, 2, 3, 2, 3, 3), torch.randn(3, 3, 2, 3, 3)))
     assert out["loss"].item() == pytest.approx(loss, abs=1e-6)
     assert out["spread"].item() == pytest.approx(0, abs=1e-6)  # all are one
     assert out["constant"].item() == pytest.approx(0, abs=1e-6)
@@ -145,7 +150,7 @@ def test_spread_is_1_for_opposite_diagonals(make, monkeypatch):
     backbone, method = make()
     diagonal = torch.ones(4, 4) / 2
     monkeypatch.setattr(method, "_averaged", lambda *_: diagonal * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
-    out = method(backbone, batch(torch.randn(4, 2, 3, 2, 3, 3), torch.randn(4, 3, 2, 3, 3)))
+    out = trained(method, backbone, batch(torch.randn(4, 2, 3, 2, 3, 3), torch.randn(4, 3, 2, 3, 3)))
     assert out["spread"].item() == pytest.approx(1)
     assert out["constant"].item() == pytest.approx(2)  # the mean is 0
 
@@ -156,14 +161,14 @@ def test_gradients_reach_the_online_network_alone(make):
     for _ in range(2):  # the second time against a bank with entries
         for weight in online:
             weight.grad = None
-        out = method(backbone, batch(torch.randn(5, 2, 3, 2, 3, 3), torch.randn(5, 3, 2, 3, 3)))
+        out = trained(method, backbone, batch(torch.randn(5, 2, 3, 2, 3, 3), torch.randn(5, 3, 2, 3, 3)))
         out["loss"].backward()
         assert all(weight.grad.abs().sum() > 0 for weight in online)
     assert all(not weight.requires_grad and weight.grad is None for weight in method.target.parameters())
     assert len([*method.parameters()]) + len([*backbone.parameters()]) == len(online) + len(
         [*method.target.parameters()]
     )
-    assert not method.bank.requires_grad and method.bank.grad_fn is None
+    assert not any(buffer.requires_grad for buffer in (method.bank, method.sought))
 
 
 def fill(method, entries):
@@ -205,41 +210,33 @@ def test_the_bank_holds_the_online_appearance_of_the_first_clip_and_is_asked_by_
     for weight in method.target.parameters():  # another network than the online one
         weight.data += 0.5 * torch.randn_like(weight)
     video = torch.tensor([3, 0, 4, 7, 6])
-    asked = []
-
-    def fetch(rows, read):
-        asked.append(rows.tolist())
-        return torch.randn(5, 1, 3, 2, 3, 3)
-
     method.videos = 5
     clips = torch.randn(5, 2, 3, 2, 3, 3)
-    method(backbone, batch(clips, fetch, video))
+    given = batch(clips, torch.randn(5, 3, 2, 3, 3), video)
+    trained(method, backbone, given)
+    assert method.others(given).tolist() == video.tolist()
     expected = slow_unit(slow_mlp(method.projections["appearance"], slow_features(backbone, clips[:, 0])))
     assert np.allclose(method.bank[video], expected, atol=1e-5)
     assert method.filled.nonzero()[:, 0].tolist() == [0, 3, 4, 6, 7] and not method.bank[~method.filled].any()
     target = method.target["backbone"], method.target["projections"]["appearance"]
     asking = slow_unit(slow_mlp(target[1], slow_features(target[0], clips[:, 1])))
     similarity = np.array(asking) @ np.array(expected).T - 9 * np.eye(5)
-    method(backbone, batch(clips, fetch, video))
-    assert asked == [video.tolist(), video[similarity.argmax(1)].tolist()]
+    method.look_ahead(given)
+    assert method.others(given).tolist() == video[similarity.argmax(1)].tolist()
+    assert np.allclose(method.sought[video], asking, atol=1e-5)
 
 
 def test_held_out_samples_change_nothing(make):
     backbone, method = make()
     fill(method, {0: [1.0, 0, 0, 0], 2: [0.0, 1, 0, 0]})
-    asked = []
-
-    def fetch(rows, read):
-        asked.extend(rows.tolist())
-        return torch.randn(3, 1, 3, 2, 3, 3)
-
     method.eval(), backbone.eval()
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    with torch.no_grad():
-        method(backbone, batch(torch.randn(3, 2, 3, 2, 3, 3), fetch, torch.tensor([8, 9, 10])))
-        method(backbone, batch(torch.randn(1, 2, 3, 2, 3, 3), torch.randn(1, 3, 2, 3, 3), torch.tensor([8])))
+    for n in (3, 1):
+        given = batch(torch.randn(n, 2, 3, 2, 3, 3), torch.randn(n, 3, 2, 3, 3), torch.tensor([8, 9, 10])[:n])
+        assert {*method.others(given).tolist()} <= {0, 2}
+        with torch.no_grad():
+            method(backbone, given)
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
-    assert set(asked) <= {0, 2}
 
 
 def test_two_speeds_of_one_video(shards):
@@ -275,32 +272,25 @@ def test_starts_reach_both_ends_of_the_video(tmp_path):
     assert starts == {1: set(range(18)), 2: {0, 1, 2}}
 
 
-def test_the_fetched_clip_has_the_speed_of_the_first(make, shards):
-    backbone, method = make()
+def test_the_fetched_clip_has_the_speed_of_the_first(shards, monkeypatch):
     samples = ASCNet.samples(shards, OPTIONS)[0]
     clips = TrainingClips(shards, samples, ASCNet, OPTIONS, 0, "none")
     raw = clips.__getitems__(np.array([(0, sample) for sample in range(5)]))
-    fill(method, {row: torch.randn(4).tolist() for row in (0, 1, 2, 3, 4, 6, 7)})
-    shown = []
+    rows, speeds, shown, read = [7, 0, 2, 1, 3], raw["labels"]["speed"].tolist(), [], ASCNet.read_other
 
-    def fetch(rows, read):
-        def noted(reader, video, i, draw):
-            frames = read(reader, video, i, draw)
-            shown.append((i, reader, video, frames))
-            return frames
+    def noted(reader, video, labels, draw):
+        frames = read(reader, video, labels, draw)
+        shown.append((labels["speed"].tolist(), reader, video, frames))
+        return frames
 
-        frames, view = clips.fetch(raw["key"].numpy(), rows.numpy(), noted)
-        assert frames.shape == (5, 1, 16, 32, 32, 3) and view["corner"].shape == (5, 1, 2)
-        assert [tuple(shards.videos[row]) for row in rows] == [
-            (shards.readers.index(reader), video) for _, reader, video, _ in sorted(shown, key=lambda one: one[0])
-        ]
-        assert not (rows == raw["video"]).any()
-        return torch.randn(5, 1, 3, 2, 3, 3)
-
-    method(backbone, batch(torch.randn(5, 2, 3, 2, 3, 3), fetch, raw["video"], raw["labels"]["speed"]))
-    assert len(shown) == 5 and {*raw["labels"]["speed"][:, 0].tolist()} == {1, 2}
-    for i, reader, video, frames in shown:
-        speed, first = int(raw["labels"]["speed"][i, 0]), reader.arrays["videos/first_frame"][video]
+    monkeypatch.setattr(ASCNet, "read_other", staticmethod(noted))
+    frames, view = clips.fetch(raw, np.array(rows))
+    assert frames.shape == (5, 1, 16, 32, 32, 3) and view["corner"].shape == (5, 1, 2)
+    expected = [(speed, *shards.videos[row]) for speed, row in zip(speeds, rows, strict=True)]
+    asked = [(speeds, shards.readers.index(reader), video) for speeds, reader, video, _ in shown]
+    assert sorted(asked) == sorted(expected) and {speed for (speed, _), *_ in shown} == {1, 2}
+    for (speed, _), reader, video, frames in shown:
+        first = reader.arrays["videos/first_frame"][video]
         assert frames.tolist() == [[frames[0, 0] + speed * t for t in range(16)]]
         assert first <= frames[0, 0] and frames[0, -1] < first + reader.arrays["videos/n_frames"][video]
 

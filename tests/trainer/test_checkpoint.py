@@ -42,19 +42,19 @@ def test_a_lone_weights_file_is_enough(run, tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(run, here, monkeypatch):
     network = torch.nn.Linear(2, 2)
-    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    weights, optimiser = network.state_dict(), torch.optim.SGD(network.parameters(), 0.1).state_dict()
 
     def full(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(WriteError, match=r"checkpoints/00000002: cannot be written \(no space left on device\)"):
-        checkpoint.save(run, 2, network, optimiser, {})
+        checkpoint.save(run, 2, weights, optimiser, {})
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000001"]
     monkeypatch.undo()
     os.chdir(here)
     (run / "checkpoints/.dead.tmp").mkdir()  # left behind by a killed process
-    checkpoint.save(run, 2, network, optimiser, {})
+    checkpoint.save(run, 2, weights, optimiser, {})
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000002"]
 
 

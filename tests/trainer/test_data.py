@@ -254,17 +254,20 @@ def test_statistics_labels_are_those_of_the_crop_and_mirror_drawn(demo):
 
 
 def test_fetched_clips_show_what_is_asked_for_with_draws_of_their_own(demo):
+    class Others(Pace):
+        @staticmethod
+        def read_other(reader, video, labels, draw):
+            return reader.arrays["videos/first_frame"][video] + np.arange(16)[None] + labels["start"].item()
+
     source = data.Shards(demo)
-    clips = data.TrainingClips(source, Pace.samples(source, PACE)[0], Pace, PACE, 0, "none")
-
-    def read(reader, video, i, draw):
-        return reader.arrays["videos/first_frame"][video] + np.arange(16)[None] + i
-
-    frames, view = clips.fetch(np.array([(0, 1), (3, 2)]), np.array([7, 1]), read)
+    clips = data.TrainingClips(source, Pace.samples(source, PACE)[0], Others, PACE, 0, "none")
+    raw = {"key": torch.tensor([(0, 1), (3, 2)]), "labels": {"start": torch.tensor([0, 1])}}
+    frames, view = clips.fetch(raw, np.array([7, 1]))
     for i, (name, video) in enumerate(((101, 64), (1, 70))):
         expected = cropped(video_frames(name, video)[i : i + 16], view["corner"][i, 0])
         assert np.abs(frames[i, 0].numpy().astype(int) - expected).mean() < 6
-    again = clips.fetch(np.array([(3, 2)]), np.array([0]), lambda *_: np.arange(16)[None])[1]
+    raw = {"key": torch.tensor([(3, 2)]), "labels": {"start": torch.tensor([0])}}
+    again = clips.fetch(raw, np.array([0]))[1]
     assert all(torch.equal(view[name][1], again[name][0]) for name in view)
 
 

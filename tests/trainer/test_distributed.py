@@ -185,6 +185,7 @@ def samples(count: int) -> torch.Tensor:
     return torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
 
 
+@distributed.sharing(ROWS)
 def reduced(rank: int) -> dict:
     """Means and gathers of two processes, and their gradients as DistributedDataParallel averages them."""
     x, found = samples(sum(ROWS)).split(ROWS)[rank], {}
@@ -205,9 +206,12 @@ def reduced(rank: int) -> dict:
     value.backward()
     found["pairs"] = distributed.all_reduce_mean(value.detach()), distributed.all_reduce_mean(w.grad)
     found["gathered"] = everything.detach(), begin
-    found["whole numbers"] = distributed.gather(torch.arange(rank, 2))[0]  # 2 rows, and 1
-    found["nobody here"] = distributed.gather(x[: 2 * rank])[0]  # 0 rows, and 2
-    found["largest"] = distributed.all_reduce_max(rank * 15, torch.device("cpu"))
+    terms = x.sum(1), torch.tensor(VALID["some"][rank]) > 0
+    found["several"] = [distributed.all_reduce_mean(value) for value in distributed.means([terms, terms])]
+    with distributed.sharing((2, 1)):
+        found["whole numbers"] = distributed.gather(torch.arange(rank, 2))[0]
+    found["two each"] = distributed.gather(torch.arange(2 * len(x)))[0]
+    found["everywhere"] = [distributed.everywhere(torch.tensor(holds)) for holds in (True, rank == 0)]
     return found
 
 
@@ -247,14 +251,21 @@ def test_gather_and_its_gradient_equal_a_loop(results):
         assert found["pairs"][0].item() == pytest.approx(total / 5, rel=1e-5)
         assert found["pairs"][1].tolist() == pytest.approx([value / 5 for value in gradient], rel=1e-4)
         assert found["whole numbers"].tolist() == [0, 1, 1] and found["whole numbers"].dtype == torch.int64
-        assert found["nobody here"].tolist() == x[3:]
-        assert found["largest"] == 15
+        assert found["two each"].tolist() == [*range(6), *range(4)]
+
+
+def test_several_means_and_what_holds_everywhere(results):
+    rows = samples(5).sum(1)[torch.tensor(sum(VALID["some"], [])) > 0]
+    for returned in results[1][:2]:
+        assert [value.item() for value in returned["reduced"]["several"]] == pytest.approx([rows.mean().item()] * 2)
+        assert returned["reduced"]["everywhere"] == [True, False]
 
 
 def test_one_process_needs_no_group():
     x = samples(5)
     assert distributed.gather(x) == (x, 0) and distributed.mean(x).item() == pytest.approx(x.mean().item())
-    assert distributed.mean(x, x > 9).item() == 0 and distributed.all_reduce_max(15, torch.device("cpu")) == 15
+    assert distributed.mean(x, x > 9).item() == 0
+    assert distributed.everywhere(torch.tensor(True)) and not distributed.everywhere(torch.tensor(False))
 
 
 @pytest.fixture

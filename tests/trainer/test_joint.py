@@ -26,8 +26,8 @@ def batches():
     labels["valid"] = torch.ones(3, 14, dtype=torch.int64)
     clips = torch.randn(5, 1, 3, 16, 32, 32)
     return {
-        "pace": Batch(clips[:2], {"pace": torch.tensor([[1], [3]])}, torch.arange(2), 0.0, None),
-        "statistics": Batch(clips[2:], labels, torch.arange(3), 0.0, None),
+        "pace": Batch(clips[:2], {"pace": torch.tensor([[1], [3]])}, torch.arange(2), 0.0),
+        "statistics": Batch(clips[2:], labels, torch.arange(3), 0.0),
     }
 
 

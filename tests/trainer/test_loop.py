@@ -1,4 +1,5 @@
 import csv
+import math
 import multiprocessing
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors import SafetensorError
+from torch import nn
 
 from cli.main import main
 from labelgen.errors import ShardError, WriteError
@@ -19,6 +21,7 @@ from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data, distributed
 from trainer.errors import Interrupted, TrainerError
+from trainer.methods.pace import Pace
 from trainer.network import Network
 from trainer.settings import Settings, resolve
 from trainer.training import train
@@ -129,13 +132,65 @@ def test_nothing_to_train_on(tmp_path, here):
 
 
 def test_stops_where_the_loss_is_not_finite(demo, here):
-    for every in (1, 200):
+    for minutes in (0.0, 5.0):
         with pytest.raises(
             TrainerError, match=r"not finite at step \d+, whose batch holds 0000\d_\d, .* smaller learning rate"
         ):
-            train(Settings(**SMALL, epochs=20, lr=1e18, checkpoint_every=every), demo, f"wild{every}")
-        weights = checkpoint.load(f"wild{every}").weights
+            train(Settings(**SMALL, epochs=20, lr=1e18, checkpoint_minutes=minutes), demo, f"wild{minutes}")
+        weights = checkpoint.load(f"wild{minutes}").weights
         assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+def test_the_metrics_of_a_step_are_read_when_the_next_one_is_launched(demo, here, monkeypatch):
+    """And those of the last step of an epoch before it is scored."""
+    done, forward, wait = [], Pace.forward, data.Download.wait
+
+    def read(self):
+        found = wait(self)
+        done.extend(["read"] * ("numbers" in found))
+        return found
+
+    def launch(self, backbone, batch):
+        done.append("launched" if self.training else "scored")
+        return forward(self, backbone, batch)
+
+    monkeypatch.setattr(data.Download, "wait", read)
+    monkeypatch.setattr(Pace, "forward", launch)
+    train(Settings(**SMALL, epochs=2, holdout=0.3), demo)
+    assert done == ["launched", "launched", "read", "read", "scored"] * 2
+
+
+def test_a_loss_that_is_not_finite_is_told_of_its_own_step(demo, here, monkeypatch):
+    """It is read while the next step is computed."""
+    forward, shown = Pace.forward, []
+
+    def broken(self, backbone, batch):
+        metrics = forward(self, backbone, batch)
+        shown.append(batch.video.tolist())
+        return metrics | {"loss": metrics["loss"] * (math.nan if len(shown) == 4 else 1)}
+
+    monkeypatch.setattr(Pace, "forward", broken)
+    with pytest.raises(TrainerError, match="the loss is not finite at step 4, whose batch holds ") as raised:
+        train(Settings(**SMALL, epochs=20, checkpoint_minutes=0.0), demo, "broken")
+    names = data.Shards(demo).text("videos/id")
+    assert f"holds {', '.join(names[row] for row in shown[3])}; " in str(raised.value)
+    assert [row["step"] for row in rows(here / "runs/broken")] == ["1", "2", "3"]
+    assert checkpoint.load("broken").meta["step"] <= 3
+
+
+def test_a_batch_that_cannot_be_had_costs_no_step_before(demo, here, monkeypatch):
+    """It is asked for while the step before it is computed."""
+    get = data.TrainingClips.__getitems__
+
+    def broken(self, keys):
+        asked.append(keys)
+        return ShardError("frame 7 is damaged") if len(asked) == 4 else get(self, keys)
+
+    asked = []
+    monkeypatch.setattr(data.TrainingClips, "__getitems__", broken)
+    with pytest.raises(ShardError, match="frame 7 is damaged"):
+        train(Settings(**SMALL, epochs=20), demo, "broken")
+    assert [row["step"] for row in rows(here / "runs/broken")] == ["1", "2", "3"]
 
 
 def test_learning_rate_by_hand():
@@ -156,7 +211,7 @@ def test_defaults_are_the_papers():
 
 def test_a_run_with_everything_resumes_bit_for_bit(demo, here, monkeypatch):
     """Dropout, averaged weights, accumulation, curriculum, held-out videos and AdamW."""
-    common = SMALL | {"batch_size": 6, "accumulate": 2, "ema": 0.9, "optimizer": "adamw", "checkpoint_every": 4}
+    common = SMALL | {"batch_size": 6, "accumulate": 2, "ema": 0.9, "optimizer": "adamw", "checkpoint_minutes": 0.0}
     for settings in (
         Settings(**common, method="recognition", epochs=8, holdout=0.3),
         Settings(**common, method="statistics", epochs=3, curriculum=0.5, holdout=0.3),
@@ -246,6 +301,16 @@ def test_a_damaged_frame_is_told_as_it_is_and_leaves_no_process_behind(demo, tmp
         with pytest.raises(ShardError, match=r"^\S*00000.h5: frame \d+ does not decode to"):
             train(Settings(**SMALL | {"workers": workers}, epochs=20), tmp_path / "demo")
     assert not set(multiprocessing.active_children()) - before
+
+
+def test_all_networks_are_compiled_for_their_sizes(demo, monkeypatch):
+    taken = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: taken.append((self, options)))
+    network = Network(resolve(Settings(**SMALL, method="ascnet+skip_clip+pace")), data.Shards(demo))
+    network.compile_networks()
+    ascnet, skip_clip, _ = network.methods.values()
+    assert [each for each, _ in taken] == [network.backbone, ascnet.target["backbone"], skip_clip.encoder]
+    assert all(options == {"dynamic": False} for _, options in taken)
 
 
 def test_a_run_that_could_not_be_begun_leaves_no_folder(demo, here, monkeypatch):

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from tests.trainer.synthetic import CONFIG
+from trainer import distributed
 from trainer.backbones import create
 from trainer.data import Batch, Draw, Shards
 from trainer.methods import method_class
-from trainer.methods.statistics import SIZES, part_loss
+from trainer.methods.statistics import SIZES, part_terms
 from trainer.network import Network
 from trainer.settings import Settings, resolve
 
@@ -33,7 +34,7 @@ def make(name, **options):
 
 def run(method, clips, labels):
     """The method's metrics; clips [B, 3, T, H, W], one per sample."""
-    return method(Pixels(), Batch(clips[:, None], labels, torch.arange(len(clips)), 0.0, None))
+    return method(Pixels(), Batch(clips[:, None], labels, torch.arange(len(clips)), 0.0))
 
 
 def test_pace_uniform_logits_give_log_of_the_number_of_paces():
@@ -76,6 +77,13 @@ def slow_loss(outputs, ids, valid, sizes, targets):
             if valid[row, label]:
                 terms.append(term)
     return sum(terms) / max(1, len(terms)), torch.tensor(predicted).reshape(ids.shape)
+
+
+def part_loss(outputs, ids, valid, sizes, targets):
+    """Mean loss of the valid labels, and the ids predicted."""
+    scale = torch.tensor(sizes) - 1 if targets == "scaled" else 1
+    terms, predicted = part_terms(outputs, ids, sizes, targets, scale)
+    return distributed.mean(terms, valid), predicted
 
 
 @pytest.mark.parametrize("part", SIZES)
@@ -173,7 +181,7 @@ def test_recognition_loss_and_frozen_backbone(demo):
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     backbone.train()
     clips = torch.randn(3, 1, 3, 16, 32, 32)
-    out = method(backbone, Batch(clips, {}, torch.tensor([0, 1, 2]), 0.0, None))
+    out = method(backbone, Batch(clips, {}, torch.tensor([0, 1, 2]), 0.0))
     assert out["loss"].item() == pytest.approx(math.log(2)) and out["accuracy"].item() == pytest.approx(2 / 3)
     out["loss"].backward()
     assert all(weight.grad is None for weight in backbone.parameters()) and method.head.weight.grad.abs().sum() > 0

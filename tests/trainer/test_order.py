@@ -47,7 +47,7 @@ def method(clips):
 
 
 def batch(clips, order):
-    return Batch(clips, {"order": order}, torch.zeros(len(clips), dtype=torch.int64), 0.0, None)
+    return Batch(clips, {"order": order}, torch.zeros(len(clips), dtype=torch.int64), 0.0)
 
 
 def slow_logits(method, features):
@@ -173,7 +173,7 @@ def test_clips_that_grow_brighter_are_put_in_order():
 
 def test_a_stopped_and_resumed_run_equals_the_unbroken_one(demo, here, monkeypatch):
     settings = Settings(
-        method="order", width=0.06, batch_size=2, epochs=3, holdout=0.3, workers=0, device="cpu", checkpoint_every=2
+        method="order", width=0.06, batch_size=2, epochs=3, holdout=0.3, workers=0, device="cpu", checkpoint_minutes=0
     )
     whole = train(settings, demo)
     assert (whole / "holdout.csv").read_text().startswith("step,loss,accuracy,chance\n")

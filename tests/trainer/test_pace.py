@@ -136,7 +136,7 @@ def build(**options):
 
 
 def batch(clips, pace, video):
-    return Batch(clips, {"pace": pace}, video, 0.0, None)
+    return Batch(clips, {"pace": pace}, video, 0.0)
 
 
 @pytest.mark.parametrize("contrast", ["same-context", "same-pace"])

@@ -11,6 +11,7 @@ from trainer.methods.parts import (
     projection_head,
     remembered,
     rotated,
+    rotations,
     unit,
     update_ema,
 )
@@ -41,6 +42,12 @@ def test_a_memory_bank_is_a_new_one():
     bank = torch.zeros(4, 2)
     new = remembered(bank, torch.tensor([2, 0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     assert new.tolist() == [[3, 4], [0, 0], [1, 2], [0, 0]] and not bank.any()
+
+
+def test_rotated_clips_stay_channels_last():
+    clips = torch.randn(2, 3, 2, 4, 4).contiguous(memory_format=torch.channels_last_3d)
+    for turned in (rotations(clips), rotated(clips, torch.tensor([1, 3]))):
+        assert turned.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_an_average_follows_the_weights_alone():

@@ -46,7 +46,7 @@ def test_a_killed_process_resumes_bit_for_bit(unbroken, demo, here, number, code
         "from trainer.settings import Settings\n"
         "torch.set_num_threads(1)\n"
         "try:\n"
-        "    settings = Settings(width=.06, batch_size=3, workers=2, device='cpu', epochs=20, checkpoint_every=7)\n"
+        "    settings = Settings(width=.06, batch_size=3, workers=2, device='cpu', epochs=20, checkpoint_minutes=0)\n"
         f"    train(settings, {str(demo)!r})\n"
         "except Interrupted as stop:\n"
         "    sys.exit(stop.exit_code)\n"
@@ -59,7 +59,7 @@ def test_a_killed_process_resumes_bit_for_bit(unbroken, demo, here, number, code
     (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)  # Ctrl-C reaches the workers, too
     assert process.wait(60) == code
     saved = checkpoint.load("pace-r3d10-1").meta["step"]
-    assert 7 <= saved < 40 and (number != signal.SIGKILL or saved % 7 == 0)
+    assert 0 < saved < 40
     assert_same_run(train(Settings(workers=1), demo, resume="runs/pace-r3d10-1"), unbroken)
 
 
@@ -68,7 +68,7 @@ def _environment():
 
 
 def test_a_loader_process_that_is_killed_within_a_step_does_not_break_it(unbroken, demo, here, monkeypatch):
-    """The step is finished; what is missing is missed by the next."""
+    """What is missing is missed by a later step, which leaves everything as it was."""
 
     class Killing(torch.optim.SGD):
         steps = 0
@@ -87,7 +87,7 @@ def test_a_loader_process_that_is_killed_within_a_step_does_not_break_it(unbroke
     )
     with pytest.raises(TrainerError, match=expected):
         train(Settings(**SMALL | {"workers": 2}, epochs=20), demo)
-    assert checkpoint.load("pace-r3d10-1").meta["step"] == 6
+    assert checkpoint.load("pace-r3d10-1").meta["step"] == 7  # whose batch had arrived
     monkeypatch.undo()
     os.chdir(here)
     assert_same_run(train(None, demo, resume="pace-r3d10-1"), unbroken)
@@ -99,8 +99,8 @@ def test_a_torn_log_is_mended(unbroken, demo, here, monkeypatch):
 
     at_step(monkeypatch, 9, die)
     with pytest.raises(OSError, match="disk is gone"):
-        train(Settings(**SMALL, epochs=20, checkpoint_every=4), demo, "torn")
-    assert checkpoint.load("torn").meta["step"] == 8
+        train(Settings(**SMALL, epochs=20, checkpoint_minutes=0.0), demo, "torn")
+    assert 0 < checkpoint.load("torn").meta["step"] <= 9
     with open("runs/torn/log.csv", "a") as file:
         file.write("1")  # a row cut off after its first digit
     monkeypatch.undo()

@@ -39,7 +39,7 @@ class Pixels(nn.Module):
 
 
 def batch(clips):
-    return Batch(clips, {}, torch.zeros(len(clips), dtype=torch.int64), 0.0, None)
+    return Batch(clips, {}, torch.zeros(len(clips), dtype=torch.int64), 0.0)
 
 
 def test_rotations_by_hand():

@@ -324,3 +324,12 @@ def test_a_run_with_exponential_pacing_logs_the_shares_and_resumes(demo, here, m
     monkeypatch.undo()
     monkeypatch.chdir(here)
     assert_same_run(train(None, demo, resume="stopped"), whole)
+
+
+def test_every_process_knows_how_many_samples_the_others_have():
+    """11 samples in batches of 6 and 5, two parts each, for two processes."""
+    processes = [data.Batches(11, 6, 0, micro=2, world=2, rank=rank) for rank in range(2)]
+    shown = [[len(items) for items in batches.sampler(range(4))] for batches in processes]
+    for batches in processes:
+        counts = [pair for step in range(4) for pair in batches.counts(step)]
+        assert counts == [list(pair) for pair in zip(*shown, strict=True)]

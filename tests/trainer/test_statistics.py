@@ -93,7 +93,7 @@ def test_each_part_has_a_branch_of_its_own_that_learns(targets):
     labels = {part: torch.stack([torch.randint(n, (4,)) for n in SIZES[part]], 1) for part in SIZES}
     labels["valid"] = torch.ones(4, 14, dtype=torch.int64)
     clips = torch.randn(4, 1, 3, 16, 32, 32)
-    out = method(backbone, Batch(clips, labels, torch.zeros(4, dtype=torch.int64), 0.0, None))
+    out = method(backbone, Batch(clips, labels, torch.zeros(4, dtype=torch.int64), 0.0))
     for part, other in (("motion", "appearance"), ("appearance", "motion")):
         method.zero_grad()
         out[f"{part}_loss"].backward(retain_graph=True)
@@ -118,7 +118,7 @@ def test_hidden_branches_see_where_and_linear_heads_do_not():
             Same(), OPTIONS | {"hidden": hidden}, SimpleNamespace(config={"clip_length": 16, "crop": 8})
         )
         loss, loss_moved = (
-            method(Same(), Batch(x, labels, torch.zeros(2), 0.0, None))["loss"].item() for x in (clips, moved)
+            method(Same(), Batch(x, labels, torch.zeros(2), 0.0))["loss"].item() for x in (clips, moved)
         )
         assert (loss == pytest.approx(loss_moved, rel=1e-5)) == same
 
@@ -159,7 +159,7 @@ def test_some_labels_alone(patterns, global_labels, targets):
         return
     method = Statistics(Mean(), Statistics.option_values(options), SHARDS)
     clips, labels = torch.randn(6, 1, 3, 2, 4, 4), drawn_labels(6)
-    out = method(Mean(), Batch(clips, labels, torch.zeros(6), 0.0, None))
+    out = method(Mean(), Batch(clips, labels, torch.zeros(6), 0.0))
     loss, hits, chances = 0.0, [], []
     for part, columns, weight in zip(SIZES, CHOICES[patterns], (1.0, 0.1), strict=True):
         columns = [column for column in columns if column < 12 or global_labels]
@@ -190,7 +190,7 @@ def test_some_labels_alone(patterns, global_labels, targets):
 def test_a_part_alone_has_weight_1(part):
     """The weights 1 and 0.1 are relative between the two: alone appearance would learn with a tenth of the step."""
     method = Statistics(Mean(), OPTIONS | {"parts": part}, SHARDS)
-    out = method(Mean(), Batch(torch.randn(6, 1, 3, 2, 4, 4), drawn_labels(6), torch.zeros(6), 0.0, None))
+    out = method(Mean(), Batch(torch.randn(6, 1, 3, 2, 4, 4), drawn_labels(6), torch.zeros(6), 0.0))
     assert out["loss"] == out[f"{part}_loss"]
 
 

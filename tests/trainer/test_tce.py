@@ -49,7 +49,7 @@ def batch(n, video=None, progress=0.0):
     generator = torch.Generator().manual_seed(n)
     labels = {"turns": torch.arange(n) % 4, "draws": torch.randint(1, PRIME, (n, 2), generator=generator)}
     clips = torch.randn(n, 2, 3, 1, 6, 6, generator=generator)
-    return Batch(clips, labels, torch.arange(n) if video is None else video, progress, None)
+    return Batch(clips, labels, torch.arange(n) if video is None else video, progress)
 
 
 def fill(method, *rows):
@@ -159,7 +159,7 @@ def test_random_negatives_are_all_others_alike(demo):
     n = 4000
     draws = torch.from_numpy(np.random.default_rng(0).integers(1, PRIME, (n, 2)))
     vector = method.bank[:1].expand(n, -1)
-    similarity, known = method.similarity(vector, vector, Batch(None, {"draws": draws}, torch.full((n,), 5), 0.0, None))
+    similarity, known = method.similarity(vector, vector, Batch(None, {"draws": draws}, torch.full((n,), 5), 0.0))
     assert known.all()
     drawn = (similarity[:, 1:, None] - method.bank @ method.bank[0]).abs().argmin(2)
     seen = F.one_hot(drawn, 13).sum(1).double()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -47,14 +47,16 @@ class Batch:
     labels:   what the method's read returned, by name, stacked [B, ...]
     video:    int64 [B], row of Shards.videos that a sample is of
     progress: share of the training that is done, 0 to 1
-    fetch:    clips of other videos: (rows int64 [B], read) -> float32 [B, 1, 3, T, size, size], see TrainingClips.fetch
+    others:   float32 [B, 1, 3, T, size, size], clips of the videos that the method's `others` names; None where it names none
+    counts:   samples of each process; of one process nobody asks
     """
 
     clips: Tensor
     labels: dict[str, Tensor]
     video: Tensor
     progress: float
-    fetch: Callable
+    others: Tensor | None = None
+    counts: Sequence[int] = ()
 
 
 def _returns_errors(get: Callable) -> Callable:
@@ -125,23 +127,24 @@ class TrainingClips(Dataset):
             "labels": _tensors(_stacked(labels)),
         }
 
-    def fetch(self, keys: np.ndarray, rows: np.ndarray, read: Callable) -> tuple[Tensor, dict[str, Tensor]]:
-        """Clips uint8 [B, 1, T, size, size, 3] of the videos of these rows, chosen while a step is computed, and their
-        views.
-
-        read: (reader, video, index in the batch, Draw) -> frames int64 [1, T]; the draws depend on seed and key alone.
-        """
-        draws = [self._draw(OTHER_VIDEO, key, 1) for key in keys]
-        clips = np.empty((len(keys), 1, self.length, self.size, self.size, 3), np.uint8)
+    def fetch(self, raw: dict, rows: np.ndarray, pin: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clips uint8 [B, 1, T, size, size, 3] of the videos of these rows, one for each sample of a raw batch, and their
+        views, which depend on the samples' keys alone; pin: in pinned memory."""
+        draws = [self._draw(OTHER_VIDEO, key, 1) for key in raw["key"].numpy()]
+        shape = len(draws), 1, self.length, self.size, self.size, 3
+        clips = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+        array = clips.numpy()
 
         def one(i: int) -> None:
             shard, video = self.shards.videos[rows[i]]
-            reader = self.shards.readers[shard]
-            reader.frames(read(reader, video, i, draws[i])[0], clips[i, 0], draws[i].views[0]["corner"])
+            reader, labels = self.shards.readers[shard], {name: value[i] for name, value in raw["labels"].items()}
+            frames = self.method.read_other(reader, video, labels, draws[i])[0]
+            reader.frames(frames, array[i, 0], draws[i].views[0]["corner"])
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves Python's lock
-            list(pool.map(one, range(len(keys))))
-        return torch.from_numpy(clips), _tensors(_stacked([_stacked(draw.views) for draw in draws]))
+            list(pool.map(one, range(len(draws))))
+        views = _tensors(_stacked([_stacked(draw.views) for draw in draws]))
+        return clips, {name: view.pin_memory() for name, view in views.items()} if pin else views
 
 
 def _stacked(dicts: list[dict]) -> dict[str, np.ndarray]:

@@ -85,6 +85,11 @@ class Batches:
         n = self.size(step)
         return [len(part) / n for part in np.array_split(np.arange(n), self.micro)]
 
+    def counts(self, step: int) -> list[list[int]]:
+        """How many samples of each micro-batch each process has."""
+        micros = [len(part) for part in np.array_split(np.arange(self.size(step)), self.micro)]
+        return [[len(part) for part in np.array_split(np.arange(n), self.world)] for n in micros]
+
     def sampler(self, steps: range) -> Iterator[np.ndarray]:
         """Items of this process of every micro-batch of the steps, int64 [n, 2] each."""
         for step in steps:

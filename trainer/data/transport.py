@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
 import os
@@ -181,8 +182,44 @@ def _quiet_worker(_: int) -> None:
 
 
 def to_device(batch, device: torch.device):
-    """The same nested dict with every tensor on the device."""
-    return _each(batch, Tensor, lambda tensor: tensor.to(device, non_blocking=True))
+    """The same nested dict with every tensor on the device, where it is copied beside what is being computed."""
+    if device.type == "cpu":
+        return batch
+    computing, copying = torch.accelerator.current_stream(device), _copying(device)
+    torch.accelerator.set_stream(copying)
+    try:
+        moved = _each(batch, Tensor, lambda tensor: tensor.to(device, non_blocking=True))
+    finally:
+        torch.accelerator.set_stream(computing)
+    computing.wait_stream(copying)
+    _each(moved, Tensor, lambda tensor: tensor.record_stream(computing))  # or its memory might be used again too early
+    return moved
+
+
+@functools.cache
+def _copying(device: torch.device) -> torch.Stream:
+    return torch.Stream(device)
+
+
+class Download:
+    """Tensors of a nested dict on their way from the device to the host, which does not wait until it asks for them.
+
+    copy: also what is on the host already
+    """
+
+    def __init__(self, tensors: dict, device: torch.device, copy: bool = False):
+        self._tensors = _each(tensors, Tensor, lambda tensor: tensor.to("cpu", non_blocking=True, copy=copy))  # pinned
+        self._done = None
+        if device.type != "cpu":
+            self._done = torch.Event(device)
+            self._done.record()
+
+    def wait(self) -> dict:
+        """The same nested dict with every tensor on the host."""
+        if self._done is not None:
+            self._done.synchronize()
+            self._done = None
+        return self._tensors
 
 
 def _each(batch, kind: type, change: Callable):

@@ -184,17 +184,19 @@ def _alive(process: str) -> bool:
 def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute) -> list[tuple[str, str]]:
     arrays: dict[tuple[str, str], np.ndarray] = {}
     for index, stages in stage_outputs(backbone, clips, compute):
-        for stage, output in stages.items():
-            for pooling, values in pool(output).items():
-                if not values.isfinite().all():
-                    raise TrainerError(f"stage {stage} gives values that are not finite: the weights are damaged")
-                if (stage, pooling) not in arrays:
-                    file, shape = _file(folder, stage, pooling), (len(clips), values.shape[1])
-                    arrays[stage, pooling] = np.lib.format.open_memmap(file, "w+", np.float32, shape)
-                    # or a full disk would kill the process where the map is written
-                    with writing(file), open(file, "r+b") as opened:
-                        os.posix_fallocate(opened.fileno(), 0, os.path.getsize(file))
-                arrays[stage, pooling][index] = values.cpu().numpy()
+        pooled = {(stage, name): x for stage, output in stages.items() for name, x in pool(output).items()}
+        together = torch.cat([*pooled.values()], 1).cpu()  # the device is waited for once
+        parts = together.split([x.shape[1] for x in pooled.values()], 1)
+        for (stage, pooling), values in zip(pooled, parts, strict=True):
+            if not values.isfinite().all():
+                raise TrainerError(f"stage {stage} gives values that are not finite: the weights are damaged")
+            if (stage, pooling) not in arrays:
+                file, shape = _file(folder, stage, pooling), (len(clips), values.shape[1])
+                arrays[stage, pooling] = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+                # or a full disk would kill the process where the map is written
+                with writing(file), open(file, "r+b") as opened:
+                    os.posix_fallocate(opened.fileno(), 0, os.path.getsize(file))
+            arrays[stage, pooling][index] = values.numpy()
     for array in arrays.values():
         array.flush()
     return list(arrays)

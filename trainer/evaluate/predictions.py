@@ -19,7 +19,7 @@ from trainer.methods.parts import branch
 
 _HEAD = "methods.recognition.head."
 # settings that runs whose results are averaged may differ in
-_MAY_DIFFER = ("split", "seed", "compile", "workers", "device", "checkpoint_every", "log_every")
+_MAY_DIFFER = ("split", "seed", "compile", "workers", "device", "checkpoint_minutes", "log_every")
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def _belonging(group: Tensor) -> tuple[Tensor, Tensor]:
     groups, begin = distributed.gather(group)
     rows = torch.arange(len(group), device=group.device)
     same = group[:, None] == groups
-    return same, same.index_put((rows, begin + rows), same.new_tensor(False))
+    return same, same.scatter(1, begin + rows[:, None], False)
 
 
 def _mean_over(positive: Tensor, terms: Tensor) -> Tensor:

@@ -88,12 +88,22 @@ def classification(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
 
 def rotations(clips: Tensor) -> Tensor:
     """Square clips [B, 3, T, S, S] -> [4 B, 3, T, S, S]: each by 0, 1, 2, 3 quarter turns counter-clockwise."""
-    return torch.stack([torch.rot90(clips, turns, (3, 4)) for turns in range(4)], 1).flatten(0, 1)
+    return _channels_second(_turned(clips).flatten(0, 1))
 
 
 def rotated(clips: Tensor, turns: Tensor) -> Tensor:
     """Square clips [B, 3, T, S, S], each turned by its own number of quarter turns, int64 [B] of 0 to 3."""
-    return rotations(clips).unflatten(0, (-1, 4))[torch.arange(len(turns), device=turns.device), turns]
+    return _channels_second(_turned(clips)[torch.arange(len(turns), device=turns.device), turns])
+
+
+def _turned(clips: Tensor) -> Tensor:
+    """[B, 3, T, S, S] -> [B, 4, T, S, S, 3], channels last as convolutions take them: by 0, 1, 2, 3 quarter turns."""
+    clips = clips.permute(0, 2, 3, 4, 1)
+    return torch.stack([torch.rot90(clips, turns, (2, 3)) for turns in range(4)], 1)
+
+
+def _channels_second(clips: Tensor) -> Tensor:
+    return clips.permute(0, 4, 1, 2, 3)
 
 
 def remembered(bank: Tensor, rows: Tensor, values: Tensor) -> Tensor:
@@ -110,8 +120,7 @@ def averaged_copy(network: nn.Module) -> nn.Module:
 @torch.no_grad()
 def update_ema(averaged: nn.Module, network: nn.Module, decay: float) -> None:
     """averaged = decay * averaged + (1 - decay) * network, for parameters; buffers stay as they are."""
-    for average, current in zip(averaged.parameters(), network.parameters(), strict=True):
-        average.lerp_(current.to(average.dtype), 1 - decay)
+    torch._foreach_lerp_([*averaged.parameters()], [*network.parameters()], 1 - decay)
 
 
 def float32(function: Callable) -> Callable:

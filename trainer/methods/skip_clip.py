@@ -114,6 +114,9 @@ class SkipClip(Method):
             }
         return metrics
 
+    def networks(self) -> list[nn.Module]:
+        return [self.encoder]
+
     def encode(self, frames: Tensor, cells: tuple[int, int]) -> Tensor:
         """f: frames [N, 3, 1, S, S] -> [N, C, *cells]."""
         return F.adaptive_avg_pool2d(self.match(last_stage(self.encoder, frames)).squeeze(2), cells)
@@ -146,5 +149,6 @@ def negatives(z: Tensor, video: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     same = video[:, None] == videos
     rows = same.int().argsort(dim=1, stable=True)  # those of other videos first
     count = (~same).sum(1)
-    row, frame = torch.unravel_index(draws % (count * z.shape[1]).clamp(min=1)[:, None], (len(videos), z.shape[1]))
+    places = draws % (count * z.shape[1]).clamp(min=1)[:, None]  # of the frames of the rows, one row after the other
+    row, frame = places // z.shape[1], places % z.shape[1]
     return everything[rows.gather(1, row), frame], count > 0

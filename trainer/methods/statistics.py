@@ -116,27 +116,29 @@ class Statistics(Method):
         valid labels that are learnt, the loss of each part, the accuracy of each kind of label."""
         last = last_stage(backbone, batch.clips.flatten(0, 1))  # [B, C, T, H, W]
         features = last if self.hidden else last.mean((2, 3, 4))
-        losses, metrics, hits, known, guess = {}, {}, [], [], []
+        terms, hits, known, guess = {}, [], [], []
         for part, sizes in self.sizes.items():
             columns = self.get_buffer(f"{part}_columns")
             ids = batch.labels[part].index_select(1, columns)
             valid = torch.ones_like(ids, dtype=torch.bool)
             if part == "motion":
                 valid = batch.labels["valid"].index_select(1, columns) > 0
-            outputs = self.heads[part](features).float()
-            losses[part], predicted = part_loss(outputs, ids, valid, sizes, self.targets)
+            outputs, numbers = self.heads[part](features).float(), self.get_buffer(f"{part}_sizes")
+            scale = numbers - 1 if self.targets == "scaled" else 1
+            losses, predicted = part_terms(outputs, ids, sizes, self.targets, scale)
             hit = (predicted == ids).float()
             hits.append(hit)
             known.append(valid)
-            guess.append((1 / self.get_buffer(f"{part}_sizes")).expand(ids.shape))
-            metrics[f"{part}_loss"] = losses[part]
+            guess.append((1 / numbers).expand(ids.shape))
+            terms[f"{part}_loss"] = losses, valid
             for kind in dict.fromkeys(KINDS[part][i] for i in self.columns[part]):
                 columns = self.get_buffer(f"{part}_{kind}")
-                metrics[kind] = distributed.mean(hit.index_select(1, columns), valid.index_select(1, columns))
-        loss: Any = sum(self.weights[part] * value for part, value in losses.items())
+                terms[kind] = hit.index_select(1, columns), valid.index_select(1, columns)
         valid = torch.cat(known, 1)
-        accuracy, chance = (distributed.mean(torch.cat(terms, 1), valid) for terms in (hits, guess))
-        return {"loss": loss, "accuracy": accuracy, "chance": chance, **metrics}
+        terms = {"accuracy": (torch.cat(hits, 1), valid), "chance": (torch.cat(guess, 1), valid), **terms}
+        metrics = dict(zip(terms, distributed.means([*terms.values()]), strict=True))
+        loss: Any = sum(weight * metrics[f"{part}_loss"] for part, weight in self.weights.items())
+        return {"loss": loss, **metrics}
 
 
 def label_sizes(length: int) -> dict[str, tuple[int, ...]]:
@@ -153,19 +155,19 @@ def learnt(part: str, patterns: list[str], global_labels: bool) -> list[int]:
     return columns + list(range(4 * len(PATTERNS), len(SIZES[part]) if global_labels else 4 * len(PATTERNS)))
 
 
-def part_loss(
-    outputs: Tensor, ids: Tensor, valid: Tensor, sizes: tuple[int, ...], targets: str
+def part_terms(
+    outputs: Tensor, ids: Tensor, sizes: tuple[int, ...], targets: str, scale: Tensor | int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss over the valid labels (0 where there is none), and the ids predicted int64 [B, labels].
+    """Loss of each label float32 [B, labels], and the ids predicted int64 [B, labels].
 
-    outputs: float32 [B, labels], or [B, sum(sizes)] for targets "classes"; ids int64, valid bool [B, labels].
+    outputs: float32 [B, labels], or [B, sum(sizes)] for targets "classes"; ids: int64 [B, labels]; scale: for targets
+    "scaled" int64 [labels], sizes - 1
     """
     if targets == "classes":
         logits = outputs.split(sizes, dim=1)
         terms = torch.stack([F.cross_entropy(x, ids[:, i], reduction="none") for i, x in enumerate(logits)], 1)
         predicted = torch.stack([x.argmax(1) for x in logits], 1)
     else:
-        scale = torch.tensor(sizes, device=ids.device) - 1 if targets == "scaled" else 1
         terms = (outputs - ids / scale) ** 2
         predicted = (outputs.detach() * scale).round().long()
-    return distributed.mean(terms, valid), predicted
+    return terms, predicted

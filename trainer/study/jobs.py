@@ -33,7 +33,7 @@ _TRAINING = (
 )
 _MEASURING = (*_TRAINING, "checkpoint.py", "evaluate", "study/measures.py", "study/sources.py")
 _RESULT = {"seconds": float | int, "cost": str, "clips": float | int, "scores?": dict, "reason?": str}
-_FREE = ("compile", "workers", "device", "checkpoint_every", "log_every")  # settings that change no weight
+_FREE = ("compile", "workers", "device", "checkpoint_minutes", "log_every")  # settings that change no weight
 
 
 @dataclass(frozen=True)

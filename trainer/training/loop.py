@@ -10,8 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from labelgen.errors import VsslError
 from trainer import checkpoint, data, distributed
 from trainer.errors import Interrupted, LoaderLost, TrainerError
 from trainer.network import Network, build_backbone
 from trainer.settings import Settings, resolve, resumed
+from trainer.training.feed import Feed
 from trainer.training.log import Log, cut_log, say
 from trainer.training.precision import pick_precision, version_warnings
 from trainer.training.run_folder import check_same_data, locked, new_run
+from trainer.training.saver import Saver
 from trainer.training.schedule import learning_rate, pacing
 from trainer.training.signals import StopSignals
 from trainer.training.streams import held_out_streams, training_streams
@@ -34,6 +36,8 @@ _OPTIMIZERS = {
     "sgd": (torch.optim.SGD, lambda momentum: {"momentum": momentum}),
     "adamw": (torch.optim.AdamW, lambda momentum: {"betas": (momentum, 0.999)}),
 }
+_CHECKPOINT = 0
+_FLAGS = (_CHECKPOINT, int(signal.SIGINT), int(signal.SIGTERM))  # what a process may be asked for
 
 
 def train(
@@ -77,6 +81,20 @@ def train(
         return training.run(run, saved)
 
 
+@dataclass
+class _Computed:
+    """A step that has been launched; its download holds "numbers": the metrics, named, and what was asked for. waited, total:
+    seconds, of waiting for data and in all"""
+
+    step: int
+    lr: float
+    ids: list[str]
+    names: list[str]
+    download: data.Download
+    waited: float = 0.0
+    total: float = 0.0
+
+
 class _Training:
     """Data, network and optimiser of a run, and the loop over its steps."""
 
@@ -107,10 +125,11 @@ class _Training:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.network.to(device, memory_format=torch.channels_last_3d)
         if settings.compile:
-            self.network.backbone.compile()
+            self.network.compile_networks()
         create, momentum = _OPTIMIZERS[settings.optimizer]
         weights = [weight for weight in self.network.parameters() if weight.requires_grad]
-        self.optimiser = create(weights, settings.lr, weight_decay=settings.weight_decay, **momentum(settings.momentum))
+        options = momentum(settings.momentum) | ({"fused": True} if device.type != "cpu" else {})
+        self.optimiser = create(weights, settings.lr, weight_decay=settings.weight_decay, **options)
 
     def run(self, name: str | os.PathLike | None, saved: checkpoint.Checkpoint | None) -> Path:
         """Train a new run, or the saved one from its checkpoint on, to the last step."""
@@ -131,7 +150,7 @@ class _Training:
 
         with ExitStack() as stack:
             distributed.on_rank_zero(lambda: stack.enter_context(locked(folder)))
-            save = partial(self._save, folder, meta)
+            saver = stack.enter_context(Saver(folder, meta, settings.checkpoint_minutes, self.device))
             if saved:
                 distributed.on_rank_zero(lambda: checkpoint.check_newest(saved))  # read before the run was locked
                 saved.restore(self.optimiser)
@@ -139,7 +158,8 @@ class _Training:
                 distributed.on_rank_zero(lambda: [cut_log(folder / log, first) for log in ("log.csv", "holdout.csv")])
             else:
                 try:
-                    save(first)  # so that a run can be resumed from its first step
+                    # so that a run can be resumed from its first step
+                    saver.save(first, network, self.optimiser, wait=True)
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)  # a run without a checkpoint is none
                     raise
@@ -147,92 +167,116 @@ class _Training:
             stop = stack.enter_context(StopSignals())
             log = stack.enter_context(Log(folder, first, self.last, settings.log_every))
             try:
-                self._steps(first, loaders, held_out, log, stop, save)
+                self._steps(first, loaders, held_out, log, stop, saver)
             except LoaderLost as lost:
                 raise TrainerError(f"{lost}; go on with --resume {folder}") from lost
         say(f"trained {self.last} steps -> {folder}")
         return folder
 
-    def _steps(self, first: int, loaders: dict, held_out: dict, log: Log, stop: StopSignals, save: Callable) -> None:
-        """All steps from the first on. loaders, held_out: raw batches by method; save: (steps done, best=False) -> None"""
-        settings, network, device = self.settings, self.network, self.device
+    def _steps(self, first: int, loaders: dict, held_out: dict, log: Log, stop: StopSignals, saver: Saver) -> None:
+        """All steps from the first on; loaders, held_out: raw batches by method. The metrics of a step are read while the next
+        one is computed, but always before a score or a checkpoint is made of it."""
+        settings, network = self.settings, self.network
         torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
         allow_tf32 = settings.precision != "float32"
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allow_tf32
         forward = network
         if distributed.world() > 1:
             with warnings.catch_warnings(action="ignore"):  # torch 2.13 renames it; older ones know this name alone
-                forward = DistributedDataParallel(network, broadcast_buffers=False)
+                forward = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
         network.train()
         start = time.perf_counter()
+        feed = Feed(self.streams, loaders, network, range(first, self.last), self.device)
+        with self._autocast():
+            if rows := feed.prepare(look_ahead=first == 0):
+                feed.chosen(data.Download({"rows": rows}, self.device))
+        behind: _Computed | None = None
         for step in range(first, self.last):
-            lr = learning_rate(step, settings, self.per_epoch)
-            for group in self.optimiser.param_groups:
-                group["lr"] = lr
             try:
-                values, waited, ids = self._step(step, loaders, forward)
-            except LoaderLost as lost:
-                if lost.untouched and distributed.world() == 1:
+                computed = self._step(step, feed, forward, lambda: _asked(stop, saver))
+            except VsslError as error:  # of the batch, which costs no step before
+                self._read(behind, log)
+                lost = isinstance(error, LoaderLost) and error.untouched
+                if lost and distributed.world() == 1 and not network.of_others:  # those were not chosen for this batch
                     log.sync()
-                    save(step)
+                    saver.save(step, network, self.optimiser, wait=True)
                 raise
-            done = time.perf_counter()
-            if not math.isfinite(values["loss"]):
-                raise TrainerError(_not_finite("the loss", step, ids, log.folder))
-            clips = sum(stream.batches.size(step) * stream.clips.n for stream in self.streams.values())
-            log.step(step, step // self.per_epoch, lr, values, waited, done - start, clips)
-            start = done  # so that logging, scoring and checkpoints count in the next step's total
+            asked = self._read(behind, log)
+            if distributed.world() == 1:  # several processes act on what all of them have read
+                asked |= _asked(stop, saver)
+            end = time.perf_counter()
+            computed.waited, computed.total, feed.waited = feed.waited, end - start, 0.0
+            start = end  # so that scoring and checkpoints count in the next step's total
+            behind = computed
 
-            if self.held_out and (step + 1) % self.per_epoch == 0:
+            last, scored = step + 1 == self.last, self.held_out and (step + 1) % self.per_epoch == 0
+            if asked or last or scored:
+                asked |= self._read(behind, log)
+                behind = None
+            if scored:
                 scores = self._score(step, held_out)
                 best = distributed.on_rank_zero(lambda scores=scores, step=step: log.held_out(step + 1, scores))
                 if best and all(stream.clips.method.supervised for stream in self.streams.values()):
-                    save(step + 1, best=True)
+                    saver.save(step + 1, network, self.optimiser, best=True)
                 network.train()
-            number = distributed.all_reduce_max(int(stop.caught or 0), device)
-            if number or step + 1 == self.last or (step + 1) % settings.checkpoint_every == 0:
-                if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
-                    raise TrainerError(_not_finite("a weight", step, ids, log.folder))
+            stopping = max(asked - {_CHECKPOINT}, default=None)
+            if asked or last:
+                if not distributed.everywhere(_finite(network)):
+                    raise TrainerError(_not_finite("a weight", step, computed.ids, log.folder))
                 log.sync()  # a checkpoint never runs ahead of its log
-                save(step + 1)
-            if number and step + 1 < self.last:
-                message = f"stopped by {signal.Signals(number).name} after step {step + 1} of {self.last}"
-                raise Interrupted(message, 128 + number, log.folder)
+                saver.save(step + 1, network, self.optimiser, wait=last or stopping is not None)
+            if stopping and not last:
+                message = f"stopped by {signal.Signals(stopping).name} after step {step + 1} of {self.last}"
+                raise Interrupted(message, 128 + stopping, log.folder)
 
-    def _step(self, step: int, loaders: dict, forward: nn.Module) -> tuple[dict[str, float], float, list[str]]:
-        """One step of the optimiser: means of the metrics, seconds of waiting for data, ids of the samples."""
+    def _step(self, step: int, feed: Feed, forward: nn.Module, asked: Callable[[], set[int]]) -> _Computed:
+        """Launch one step of the optimiser, and what the next one needs."""
         settings = self.settings
+        lr = learning_rate(step, settings, self.per_epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
         seed_step(settings.seed, step)
         self.optimiser.zero_grad()
-        sums, waited, ids = {}, 0.0, []
+        sums: dict[str, torch.Tensor] = {}
+        ids, flags = [], []
         for micro in range(settings.accumulate):
-            begin = time.perf_counter()
-            try:
-                raw = {name: next(loader) for name, loader in loaders.items()}
-            except LoaderLost as lost:
-                lost.untouched = micro == 0
-                raise
-            waited += time.perf_counter() - begin
-            ids += [name for batch in raw.values() for name in batch["id"]]
-            batches = {
-                name: self.streams[name].on_device(batch, step / self.last, self.device) for name, batch in raw.items()
-            }
-            shares = {name: self.streams[name].batches.shares(step)[micro] for name in batches}
+            part = feed.take()
+            ids += part.ids
             last_micro = micro + 1 == settings.accumulate
             with nullcontext() if last_micro or forward is self.network else forward.no_sync():
                 with self._autocast():
-                    metrics = forward(batches, shares)
+                    metrics = forward(part.batches, part.shares)
+                    rows = feed.prepare()
+                for key, value in metrics.items():
+                    sums[key] = sums.get(key, 0) + value.detach()
+                if last_micro:
+                    now = asked()
+                    flags = [metrics["loss"].new_full((), float(flag in now)) for flag in _FLAGS]
+                numbers = distributed.all_reduce_mean(torch.stack([*sums.values(), *flags])) if last_micro else None
+                download = data.Download({"numbers": numbers, "rows": rows}, self.device)
+                if rows:
+                    feed.chosen(download)
                 metrics["loss"].backward()
-            for key, value in metrics.items():
-                sums[key] = sums.get(key, 0) + value.detach()
         self.optimiser.step()
         self.network.after_step((step + 1) / self.last)
-        numbers = distributed.all_reduce_mean(torch.stack([*sums.values()])).tolist()  # waits for the device
-        values = dict(zip(sums, numbers, strict=True))
+        return _Computed(step, lr, ids, [*sums], download)
+
+    def _read(self, computed: _Computed | None, log: Log) -> set[int]:
+        """Log a step, and return what any process was asked for before its end. Raises TrainerError where the loss is not
+        finite."""
+        if computed is None:
+            return set()
+        settings, step = self.settings, computed.step
+        numbers = computed.download.wait()["numbers"].tolist()
+        values = dict(zip(computed.names, numbers, strict=False))  # the flags follow them
+        if not math.isfinite(values["loss"]):
+            raise TrainerError(_not_finite("the loss", step, computed.ids, log.folder))
         if settings.curriculum:
             stages = pacing(settings, self.last)
             values["clips_share"] = next((share for stop, share in stages if step < stop), 1.0)
-        return values, waited, ids
+        clips = sum(stream.batches.size(step) * stream.clips.n for stream in self.streams.values())
+        log.step(step, step // self.per_epoch, computed.lr, values, computed.waited, computed.total, clips)
+        return {flag for flag, number in zip(_FLAGS, numbers[len(computed.names) :], strict=True) if number}
 
     @torch.no_grad()
     def _score(self, step: int, loaders: dict) -> dict[str, float]:
@@ -243,21 +287,26 @@ class _Training:
         totals: dict[str, float] = {}
         for name, stream in self.held_out.items():
             prefix = f"{name}." if len(self.held_out) > 1 else ""
+            names: list[str] = []
+            found = []
             for number, raw in enumerate(data.received(loaders[name])):
-                batch = stream.on_device(raw, step / self.last, self.device)
+                counts = stream.batches.counts(number)[0]
+                batch = stream.on_device(raw, step / self.last, self.device, counts)
                 with self._autocast():
+                    for rows in self.network.others({name: batch}).values():
+                        batch = stream.with_others(batch, raw, rows.cpu().numpy())
                     metrics = self.network({name: batch})
+                names = [*metrics]
+                found.append(torch.stack([*metrics.values()]))
+            numbers = distributed.all_reduce_mean(torch.stack(found)).tolist()  # [batches, metrics]
+            for number, row in enumerate(numbers):
                 share = stream.batches.size(number) / len(stream.clips.samples)
-                for key, value in metrics.items():
-                    value = float(distributed.all_reduce_mean(value.detach().float()))
+                for key, value in zip(names, row, strict=True):
                     totals[prefix + key] = totals.get(prefix + key, 0.0) + share * value
         return totals
 
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
-
-    def _save(self, folder: Path, meta: dict, step: int, best: bool = False) -> None:
-        distributed.on_rank_zero(lambda: checkpoint.save(folder, step, self.network, self.optimiser, meta, best))
 
     def _meta(self) -> dict:
         return {
@@ -311,6 +360,15 @@ def seed_step(seed: int, step: int) -> None:
     """Make what is drawn inside a step, such as dropout, a function of seed, step and process alone."""
     words = np.random.SeedSequence((seed, step, distributed.rank())).generate_state(2)
     torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+def _asked(stop: StopSignals, saver: Saver) -> set[int]:
+    """Which of _FLAGS this process is asked for now."""
+    return ({_CHECKPOINT} if saver.due else set()) | ({int(stop.caught)} if stop.caught else set())
+
+
+def _finite(network: nn.Module) -> torch.Tensor:
+    return torch.stack([value.isfinite().all() for value in network.state_dict().values()]).all()
 
 
 def _not_finite(what: str, step: int, ids: list[str], folder: Path) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from trainer import data, distributed
@@ -39,19 +41,23 @@ class Stream:
         keys += self.batches.sampler(range(self.batches.per_epoch))
         return loader
 
-    def on_device(self, raw: dict, progress: float, device: torch.device) -> data.Batch:
-        """What the method's forward gets of a raw batch: augmented clips, labels, on the device."""
+    def on_device(self, raw: dict, progress: float, device: torch.device, counts: Sequence[int] = ()) -> data.Batch:
+        """What the method's forward gets of a raw batch: augmented clips, labels, on the device; clips of others follow."""
+        moved = data.to_device({name: raw[name] for name in ("clips", "labels", "video")}, device)
+        clips = _augmented(moved["clips"], raw["view"])
+        return data.Batch(clips, moved["labels"], moved["video"], progress, counts=counts)
 
-        def augmented(pixels, view):
-            view = {key: value.flatten(0, 1) for key, value in view.items()}
-            x = augment(data.to_device(pixels, device).flatten(0, 1), view)
-            return x.unflatten(0, pixels.shape[:2])
+    def with_others(self, batch: data.Batch, raw: dict, rows: np.ndarray) -> data.Batch:
+        """The batch with clips of the videos of these rows, which are decoded here, in threads."""
+        device = batch.clips.device
+        clips, view = self.clips.fetch(raw, rows, pin=device.type != "cpu")
+        return replace(batch, others=_augmented(data.to_device(clips, device), view))
 
-        def fetch(rows, read):
-            return augmented(*self.clips.fetch(raw["key"].numpy(), rows.cpu().numpy(), read))
 
-        labels, video = data.to_device(raw["labels"], device), raw["video"].to(device)
-        return data.Batch(augmented(raw["clips"], raw["view"]), labels, video, progress, fetch)
+def _augmented(pixels: Tensor, view: dict[str, Tensor]) -> Tensor:
+    """Frames uint8 [B, n, T, S, S, 3] -> float32 [B, n, 3, T, S, S]; the views stay on the CPU."""
+    view = {key: value.flatten(0, 1) for key, value in view.items()}
+    return augment(pixels.flatten(0, 1), view).unflatten(0, pixels.shape[:2])
 
 
 def training_streams(source: data.Shards, settings: Settings) -> dict[str, Stream]:

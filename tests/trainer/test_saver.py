@@ -1,0 +1,69 @@
+"""Checkpoints are written beside the training, with the promises of those that are not."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from labelgen.errors import WriteError
+from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
+from trainer import checkpoint
+from trainer.errors import Interrupted
+from trainer.settings import Settings
+from trainer.training import train
+
+OFTEN = Settings(**SMALL, epochs=20, checkpoint_minutes=0.0)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(unbroken, demo, here, monkeypatch):
+    """That of the first step is written until the tenth, and holds the weights of the first."""
+    write, later, written = checkpoint.save_file, threading.Event(), []
+
+    def slow(weights, file, meta):
+        if len(written) == 1:
+            assert later.wait(60)
+        write(weights, file, meta)
+        written.append(file)
+        if len(written) == 2:
+            os.link(file, here / "first.safetensors")
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    at_step(monkeypatch, 9, later.set)
+    assert_same_run(train(OFTEN, demo, "run"), unbroken)
+    at_step(monkeypatch, 0, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(OFTEN, demo, "stopped")
+    first, stopped = checkpoint.load("first.safetensors"), checkpoint.load("stopped")
+    assert first.meta["step"] == stopped.meta["step"] == 1
+    assert all(torch.equal(weight, stopped.weights[name]) for name, weight in first.weights.items())
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(demo, here, monkeypatch):
+    """Where the disk fills up in the midst of it, and the last one is whole."""
+    write, files = checkpoint.save_file, []
+
+    def full(weights, file, meta):
+        files.append(file)
+        if len(files) == 3:
+            raise SafetensorError("No space left on device")
+        write(weights, file, meta)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(WriteError, match=r"checkpoints/\d+: cannot be written \(No space left on device\)"):
+        train(OFTEN, demo, "full")
+    assert len(files) == 3 and len(rows(here / "runs/full")) < 40
+    assert checkpoint.load("full").meta["step"] < len(rows(here / "runs/full"))
+    assert len(os.listdir("runs/full/checkpoints")) == 1
+
+
+def test_checkpoints_are_minutes_apart(demo, here, monkeypatch):
+    """None but the first and the last within five minutes."""
+    steps, save = [], checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda run, step, **named: (steps.append(step), save(run, step, **named))[1]
+    )
+    train(Settings(**SMALL, epochs=4), demo, "run")
+    assert steps == [0, 8]
