@@ -1,7 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
+COUNT ?= 2000
+SEED ?= 0
 
-.PHONY: help demo test lint docs bench
+.PHONY: help demo test soak lint docs bench
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -11,6 +13,9 @@ demo: .venv/installed  ## labelgen, train and eval on demo data rendered here, i
 
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest
+
+soak: .venv/installed  ## damaged and hostile input in numbers, prints what it counted: COUNT=2000 SEED=0
+	$(BIN)/python tests/soak_shards.py --count $(COUNT) --seed $(SEED)
 
 lint: .venv/installed  ## check style and types
 	$(BIN)/ruff check

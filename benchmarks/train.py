@@ -125,6 +125,7 @@ def write_shard(folder: Path, videos: int, size: int) -> None:
         "clips/start": [],
     }
     config = {"dataset": "textures", "height": height, "width": width, "crop": size, "paces": PACES, "clip_length": 16}
+    config |= {"clips": None, "rows": 32, "order_clips": 3, "allow_wrap": False, "flow": {"backend": "tvl1"}}
     corners = [(y, x) for y in np.linspace(0, height - size, 3) for x in np.linspace(0, width - size, 7)]
     folder.mkdir()
     shards.write(folder / "00000.h5", arrays, spool, config, np.int16(corners), ())

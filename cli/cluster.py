@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cli.embed import TABLE
+from labelgen.progress import working
 
 _SHOWN = 18  # pictures per sheet
 
@@ -32,18 +33,22 @@ def cluster(features, out, level, method, k, smallest, duplicates, threshold):
 
     table = Table(features)
     level = "video" if duplicates else level
-    found = points(table, level)
-    if duplicates:
-        group, value = near_duplicates(table, threshold)
-        name, column, order = "duplicates", "similarity", -value
-    else:
-        group, value = clusters(found.vectors, method, k, smallest)
-        name, column, order = "clusters", "distance", value
+    with working(
+        f"comparing the pictures of {table.rows:,} rows" if duplicates else f"{method} of {table.rows:,} rows"
+    ):
+        found = points(table, level)
+        if duplicates:
+            group, value = near_duplicates(table, threshold)
+            name, column, order = "duplicates", "similarity", -value
+        else:
+            group, value = clusters(found.vectors, method, k, smallest)
+            name, column, order = "clusters", "distance", value
     noun = "groups of near-duplicates" if duplicates else "clusters"
     title = f"{group.max() + 1} {noun} of {len(group):,} {'videos' if level == 'video' else 'moments'}"
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(out / f"{name}.csv", found, group, column, value)
-    _draw(out, name, title, table, found, group, order, column, value)
+    with working("drawing"):
+        _draw(out, name, title, table, found, group, order, column, value)
     alone = f"; {(group < 0).sum():,} in none" if (group < 0).any() else ""
     click.echo(f"{title}{alone} -> {out / name}.csv, {out / 'index.html'}")
     for number in range(group.max() + 1):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from labelgen.progress import working
+
 TABLE = click.option(
     "--in",
     "features",
@@ -152,13 +154,14 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, ex
     if page is not None and page.suffix not in (".html", ".png"):
         raise click.UsageError(f"--page {page}: expected a name that ends in .html or .png")
     compute = _compute(batch_size, workers, device)
-    if shards is not None:
-        table, extract = _table_of_shards(shards, _load(checkpoint), compute)
-    else:
-        table = Table(features)
-        extract = _extractor_of(table, checkpoint, compute)
-    query, last, picture = _query(extract, video, (begin, end))
-    hits = nearest(table, query, count, per_video, (str(video.resolve()), begin, last), exact, _say)
+    with working("searching"):
+        if shards is not None:
+            table, extract = _table_of_shards(shards, _load(checkpoint), compute)
+        else:
+            table = Table(features)
+            extract = _extractor_of(table, checkpoint, compute)
+        query, last, picture = _query(extract, video, (begin, end))
+        hits = nearest(table, query, count, per_video, (str(video.resolve()), begin, last), exact, _say)
     name = str(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")
     click.echo(f"nearest to {name}, of {table.rows:,} rows of {table.path}:")
     for hit in hits:
@@ -167,6 +170,7 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, ex
             + (f"  ({hit['label']})" if hit["label"] else "")
         )
     if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
         _draw_hits(page, name.removeprefix(f"{video.parent}/"), picture, hits)
         click.echo(page)
 

@@ -13,6 +13,7 @@ import click
 
 from labelgen.config import Config
 from labelgen.flow import BACKENDS
+from labelgen.progress import telling
 
 _DEFAULT = {field.name: field.default for field in fields(Config)}
 
@@ -21,6 +22,13 @@ _SIZES = {"112": (128, 171, 112), "224": (256, 340, 224)}  # height, width, crop
 
 def _paces(ctx, param, value: str) -> tuple[str, ...]:
     return tuple(pace.strip() for pace in value.split(","))
+
+
+def _region(ctx, param, value: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if value is None else tuple(map(float, value.split(",")))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}; expected left,top,right,bottom such as 0.25,0.5,0.75,1") from error
 
 
 def _clips(ctx, param, value: str) -> int | None:
@@ -71,6 +79,12 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option("--height", type=int, help="Height of the stored frames, pixels.  [default: --size]")
 @click.option("--width", type=int, help="Width of the stored frames, pixels.  [default: --size]")
 @click.option("--crop", type=int, help="Side of the labelled crops, pixels.  [default: --size]")
+@click.option(
+    "--region",
+    callback=_region,
+    metavar="L,T,R,B",
+    help="Use this part of the picture: left, top, right, bottom as shares of it, such as 0.25,0.5,0.75,1.",
+)
 @click.option("--fps", type=float, help="Resample to a constant frame rate.  [default: every frame of the file]")
 @click.option("--jpeg-quality", default=_DEFAULT["jpeg_quality"], help="Of the stored frames, 1 to 100.")
 @click.option("--flow", default=_DEFAULT["flow"], type=click.Choice(list(BACKENDS)), help="Optical flow.")
@@ -142,32 +156,38 @@ def _stop(*_) -> None:
 
 
 class Progress:
-    """Videos done and frames per second: a bar on a terminal, elsewhere a plain line every ten seconds at most."""
+    """Videos done and frames per second: a bar on a terminal, elsewhere a plain line every ten seconds."""
 
-    def __init__(self, verb: str):
-        self._verb, self._begin, self._last = verb, time.monotonic(), 0.0
+    def __init__(self, verb: str, unit: str = "video"):
+        self._verb, self._unit, self._begin, self._counts = verb, unit, time.monotonic(), (0, 0, 0)
         self._bar: Any = None  # tqdm, imported where a terminal needs it
+        self._lines = telling(None if sys.stderr.isatty() else self._line)
 
     def __enter__(self):
+        self._lines.__enter__()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *error):
+        self._lines.__exit__(*error)
         if self._bar is not None:
             self._bar.close()
 
     def __call__(self, done: int, total: int, frames: int = 0) -> None:
-        elapsed = time.monotonic() - self._begin
-        rate = f"{frames / elapsed:.0f} frames/s" if frames else ""
+        self._counts = done, total, frames
         if sys.stderr.isatty():
             if self._bar is None:
                 from tqdm import tqdm
 
-                self._bar = tqdm(total=total, initial=done, desc=self._verb, unit="video", dynamic_ncols=True)
-            self._bar.set_postfix_str(rate, refresh=False)
+                self._bar = tqdm(total=total, initial=done, desc=self._verb, unit=self._unit, dynamic_ncols=True)
+            self._bar.set_postfix_str(self._rate(time.monotonic() - self._begin).strip(), refresh=False)
             self._bar.update(done - self._bar.n)
-        elif elapsed - self._last >= 10:
-            self._last = elapsed
-            click.echo(f"{self._verb} {done} of {total} videos, {elapsed:.0f} s {rate}", err=True)
+
+    def _rate(self, seconds: float) -> str:
+        return f" {self._counts[2] / seconds:.0f} frames/s" if self._counts[2] else ""
+
+    def _line(self, seconds: float) -> str:
+        done, total, _ = self._counts
+        return f"{self._verb} {done:,} of {total:,} {self._unit}s, {seconds:.0f} s{self._rate(seconds)}"
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cli.embed import TABLE
+from labelgen.progress import working
 
 
 @click.command("map")
@@ -19,9 +20,12 @@ from cli.embed import TABLE
 @click.option(
     "--color",
     type=click.Path(path_type=Path),
-    help="CSV with a column id, such as cluster writes.  [default: the labels]",
+    help="CSV with a column id, such as cluster writes.  [default: the table itself]",
 )
-@click.option("--column", default="group", help="Column of that file that colours the points.")
+@click.option(
+    "--column",
+    help="What colours the points: label, split or path, or a column of the CSV.  [default: label, or group]",
+)
 def map_(features, out, level, method, color, column):
     """Draw the videos of a table as points, with a picture of each on hover, as one HTML page."""
     from labelgen.files import write_text
@@ -29,29 +33,48 @@ def map_(features, out, level, method, color, column):
     from trainer.embeddings.map import layout, map_page
     from trainer.embeddings.table import Table
 
-    table = Table(features)
-    found = points(table, level)
+    table, column = Table(features), column or ("group" if color else "label")
+    with working(f"{method} of {table.rows:,} rows"):
+        found = points(table, level)
+        kinds = _values(color, column, found.fields) if color else _own_values(table.path, column, found.fields)
+        places = layout(found.vectors, method)
     pictures = table.take(found.rows, ("thumbnail",))
     rows = [field | picture for field, picture in zip(found.fields, pictures, strict=True)]
-    known = _column(color, column) if color else {field["id"]: field["label"] for field in rows}
-    kinds = [known.get(row["id"], "") for row in rows]
     noun = "videos" if level == "video" else "moments"
-    write_text(
-        out, map_page(f"{len(rows):,} {noun}", layout(found.vectors, method), rows, kinds, column if color else "label")
-    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, map_page(f"{len(rows):,} {noun}", places, rows, kinds, column))
     click.echo(out)
 
 
-def _column(path: Path, column: str) -> dict[str, str]:
-    """id -> value of a column of a CSV file. Raises TrainerError where it has no such column."""
+def _own_values(path: Path, column: str, fields: list[dict]) -> list[str]:
+    from trainer.errors import TrainerError
+
+    if column not in fields[0]:
+        raise TrainerError(f"{path}: no column {column}, only {', '.join(fields[0])}; name a CSV file with --color")
+    return [str(field[column]) for field in fields]
+
+
+def _values(path: Path, column: str, fields: list[dict]) -> list[str]:
+    """Value of each point in a column of a CSV file, "" where it has none: by id, and by start, too, where a video has several
+    rows. Raises TrainerError for another file."""
     import csv
 
     from trainer.errors import TrainerError
 
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if absent := {"id", column} - set(reader.fieldnames or ()):
-            raise TrainerError(
-                f"{path}: no column {', '.join(sorted(absent))}, only {', '.join(reader.fieldnames or ())}"
-            )
-        return {row["id"]: row[column] for row in reader}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names, rows = list(reader.fieldnames or ()), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrainerError(f"{path}: no CSV file ({error})") from error
+    if absent := {"id", column} - set(names):
+        raise TrainerError(f"{path}: no column {', '.join(sorted(absent))}, only {', '.join(names)}")
+    by_id = {row["id"]: row[column] for row in rows}
+    if len(by_id) == len(rows):
+        return [by_id.get(field["id"], "") for field in fields]
+    by_moment = {(row["id"], row.get("start")): row[column] for row in rows}
+    if len(by_moment) < len(rows) or len({field["id"] for field in fields}) == len(fields):
+        raise TrainerError(
+            f"{path}: {len(rows):,} rows of {len(by_id):,} ids, expected one per video, or with --level row one per start"
+        )
+    return [by_moment.get((field["id"], "" if field["start"] is None else str(field["start"])), "") for field in fields]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from labelgen.progress import working
+
 
 @click.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
@@ -24,7 +26,8 @@ def report(run, shards, count, seed):
 
     run = newest_run() if run is None else run
     shards = shards or ((Path("out"),) if Path("out").is_dir() else ())
-    path, notes = write(run, shards, *_sheets(load(run).meta["config_hash"], shards, count, seed))
+    with working("drawing the page"):
+        path, notes = write(run, shards, *_sheets(load(run).meta["config_hash"], shards, count, seed))
     click.echo("\n".join([f"{path} ({path.stat().st_size / 1e6:.1f} MB)", *(f"note: {note}" for note in notes)]))
 
 
@@ -62,7 +65,8 @@ def compare(runs, out):
     """
     from trainer.pages import compare as comparison
 
-    result = comparison.compare(runs)
+    with working("comparing"):
+        result = comparison.compare(runs)
     click.echo(comparison.format_table(result))
     if out:
         comparison.write(result, out)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from cli.labelgen import Progress
+from labelgen.progress import working
+
 _SHARDS = click.option(
     "--shards", type=click.Path(path_type=Path), default=Path("out"), help="Folder that labelgen wrote."
 )
@@ -32,9 +35,10 @@ def labels(shards, out, names, count, seed):
     from labelgen.show import label_sheet
 
     clips = {}  # id -> shard and clips of the video
-    for shard in open_shards(shards):
-        for clip, video in enumerate(shard.arrays["clips/video"]):
-            clips.setdefault(shard.arrays["videos/id"][video], (shard, []))[1].append(clip)
+    with working("reading the shards"):
+        for shard in open_shards(shards):
+            for clip, video in enumerate(shard.arrays["clips/video"]):
+                clips.setdefault(shard.arrays["videos/id"][video], (shard, []))[1].append(clip)
     if not clips:
         raise ShardError(f"{shards}: no video has a labelled clip, all are too short or failed")
     chosen = [name for name in clips if any(name.endswith(end) for end in names)]
@@ -58,7 +62,8 @@ def curriculum(shards, out):
     from labelgen.show import curriculum_sheet
 
     try:
-        sheet = curriculum_sheet(open_shards(shards))
+        with working("sorting the clips"):
+            sheet = curriculum_sheet(open_shards(shards))
     except ValueError as error:
         raise ShardError(f"{shards}: {error}") from error
     _write(out / "curriculum.png", sheet)
@@ -84,7 +89,9 @@ def info(folder):
     from labelgen.shards import open_shards
     from labelgen.shards.describe import describe
 
-    click.echo(describe(open_shards(folder)))
+    with working("reading the shards"):
+        told = describe(open_shards(folder))
+    click.echo(told)
 
 
 @shards_group.command()
@@ -94,7 +101,8 @@ def verify(folder):
     from labelgen.errors import ShardError
     from labelgen.shards.verify import verify as read_again
 
-    count, found = read_again(folder)
+    with Progress("read", "shard") as progress:
+        count, found = read_again(folder, progress)
     if found:
         raise ShardError("\n".join([f"{len(found)} problems; delete these shards and run labelgen again", *found]))
     click.echo(f"{count} shards are sound")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from cli.labelgen import Progress
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
@@ -57,7 +59,8 @@ def label(given: dict, out: Path, workers: int) -> Path:
     from labelgen.run import run
 
     options: dict[str, Any] = {
-        name: tuple(map(str, value)) if name == "paces" else value for name, value in given["label"].items()
+        name: tuple(map(str, value)) if name == "paces" else tuple(value) if isinstance(value, list) else value
+        for name, value in given["label"].items()
     }
     try:
         config = Config(**options)
@@ -66,7 +69,9 @@ def label(given: dict, out: Path, workers: int) -> Path:
     root = given["root"] and Path(given["root"])
     if given["dataset"] == "demo":
         root = root or default_root("demo")
-        render(root)
+        with Progress("rendered") as progress:
+            render(root, progress=progress)
     data = load(given["dataset"], root)
-    run(data, data.videos, out, config, workers, say=click.echo)
+    with Progress("labelled") as progress:
+        run(data, data.videos, out, config, workers, progress=progress, say=click.echo)
     return out

@@ -34,9 +34,14 @@ def _with_options(name: str):
     """Decorator: the options of the command of that name, the declared settings and those that say from what and to where."""
 
     def decorate(command):
+        several = name == "train"
         options = [
             click.option(
-                "--shards", type=click.Path(path_type=Path), default=Path("out"), help="Folder that labelgen wrote."
+                "--shards",
+                type=click.Path(path_type=Path),
+                multiple=several,
+                default=[Path("out")] if several else Path("out"),
+                help="Folder that labelgen wrote" + "; several, labelled alike, are trained on together." * several,
             ),
             click.option("--recipe", help="Settings of a paper by name, or a YAML file; options given here win."),
             click.option(
@@ -92,6 +97,7 @@ def finetune(initial, freeze, scratch, options, **given):
 
 def _train(method, shards, run, resume, recipe, options, initial=None, **given):
     from trainer import checkpoint, recipes
+    from trainer.data.readers import each_folder
     from trainer.errors import Interrupted, TrainerError
     from trainer.settings import Settings, over
     from trainer.training import train as train_network
@@ -108,6 +114,7 @@ def _train(method, shards, run, resume, recipe, options, initial=None, **given):
     try:
         train_network(settings, shards, run, resume, initial, expected)
     except Interrupted as stopped:
-        again = f"vssl train --shards {shlex.quote(str(shards))} --resume {shlex.quote(str(stopped.run))}"
+        folders = " ".join(f"--shards {shlex.quote(str(folder))}" for folder in each_folder(shards))
+        again = f"vssl train {folders} --resume {shlex.quote(str(stopped.run))}"
         click.echo(f"{stopped}; go on with: {again}", err=True)
         sys.exit(stopped.exit_code)

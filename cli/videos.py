@@ -65,7 +65,7 @@ class StoredFrames:
 class VideoFiles:
     """Video files as a trainer.embeddings.extract.Source.
 
-    config: height, width, crop, fps and jpeg_quality of the frames, as in the shards that the network was trained on
+    config: height, width, region, crop, fps and jpeg_quality of the frames, as in the shards that the network was trained on
     seconds: from, to (None: to the end): the part of each video that is used
     """
 
@@ -78,7 +78,7 @@ class VideoFiles:
         say: Callable[[str], None],
         seconds: tuple[float, float | None] = (0.0, None),
     ):
-        self.config = {"fps": None, "jpeg_quality": 90} | config
+        self.config = {"fps": None, "jpeg_quality": 90, "region": None} | config
         self.about = {"kind": "videos", "folder": str(folder.resolve())}
         self.parts: list[list[Video]] = []
         self.count, self._workers, self._say, self._seconds = len(videos), workers, say, seconds
@@ -92,10 +92,10 @@ class VideoFiles:
             room -= size
 
     def stamp(self, part: list[Video]) -> object:
-        """Ids, paths, labels, sizes and times of a part's files."""
+        """Ids, paths, labels, splits, sizes and times of a part's files."""
         seen = [video.path.stat() if video.path.exists() else None for video in part]
         return [
-            (video.id, str(video.path), video.label, own and (own.st_size, own.st_mtime_ns))
+            (video.id, str(video.path), video.label, video.split, own and (own.st_size, own.st_mtime_ns))
             for video, own in zip(part, seen, strict=True)
         ]
 
@@ -105,7 +105,7 @@ class VideoFiles:
     @contextmanager
     def open(self, part: list[Video], scratch: Path) -> Iterator[Piece]:
         """Decode a part's videos into a folder of its own below `scratch`."""
-        from trainer.embeddings.extract import Piece, Readers
+        from trainer.embeddings.extract import Piece, Readers, split_part
 
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=scratch.absolute()) as folder:
             store = functools.partial(_store, folder=folder, config=self.config, seconds=self._seconds)
@@ -120,7 +120,7 @@ class VideoFiles:
                     continue
                 readers.append(outcome)
                 seen = {"fps": outcome.fps, "width": outcome.width, "height": outcome.height}
-                fields.append(known | {"label": video.label} | seen)
+                fields.append(known | {"label": video.label, "split": split_part(video.split)} | seen)
                 if outcome.cut_short:
                     reason = f"kept the first {len(outcome.offset) - 1} frames: {outcome.cut_short}"
                     failures.append(known | {"reason": reason, "kept": True})
@@ -154,7 +154,7 @@ def _store(item: tuple[int, Video], folder: str, config: dict, seconds: tuple) -
     number, video = item
     cv2.setNumThreads(1)
     begin, end = seconds
-    stream = decode.frames(video.path, config["height"], config["width"], config["fps"])
+    stream = decode.frames(video.path, config["height"], config["width"], config["fps"], config["region"])
     path, offset, cut_short = os.path.join(folder, f"{number}.jpegs"), [0], ""
     try:
         with open(path, "wb") as file, ended_if_stalled(STALL_SECONDS) as alive:

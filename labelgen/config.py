@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
 from labelgen.errors import ConfigError
 
 CLIP_LENGTH = 16  # the default of Config.clip_length
+_CLIP_PIXELS = 1 << 28
+_PACE = re.compile(r"[+-]?(\d{1,6}(/\d{1,6}|\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,9 @@ class Config:
     height: int = 128  # of the stored frames, pixels
     width: int = 171
     crop: int = 112  # side of the labelled crops, pixels
+    region: tuple[float, ...] | None = (
+        None  # left, top, right, bottom of the part of the picture that is used, as shares of it
+    )
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
     jpeg_quality: int = 90  # 1..100
     flow: str = "tvl1"  # backend, a key of labelgen.flow.BACKENDS
@@ -48,13 +54,27 @@ class Config:
                 f"crop is {self.crop}; expected a multiple of 8 from 16 to the smaller side of the frames "
                 f"({self.height} x {self.width})"
             )
+        if self.region is not None:
+            edges = self.region
+            if len(edges) != 4 or not (0 <= edges[0] < edges[2] <= 1 and 0 <= edges[1] < edges[3] <= 1):
+                raise ConfigError(
+                    f"region is {', '.join(map(str, edges))}; expected left, top, right, bottom as shares of the picture, "
+                    "such as 0.25, 0.5, 0.75, 1"
+                )
         if self.clip_length % 8 or not 8 <= self.clip_length <= 256:  # ids of flows are stored as uint8
             raise ConfigError(f"clip-length is {self.clip_length}; expected a multiple of 8 from 8 to 256 frames")
         if self.clips is not None and self.clips < 1:
             raise ConfigError(f"clips is {self.clips}; expected 'all' or a number of clips per video, at least 1")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise ConfigError(f"fps is {self.fps}; expected frames per second, more than 0 and at most 1000")
+        if self.clip_length * self.height * self.width > _CLIP_PIXELS:
+            raise ConfigError(
+                f"clips have {self.clip_length} frames of {self.height} x {self.width}; expected {_CLIP_PIXELS:,} pixels at "
+                "most, such as 16 frames of 4096 x 4096"
+            )
         try:
+            if not all(_PACE.fullmatch(pace) for pace in self.paces):  # 1e9999999999 would take all memory
+                raise ValueError("of at most six digits each")
             paces = [Fraction(pace) for pace in self.paces]
         except (ValueError, ZeroDivisionError) as error:
             raise ConfigError(

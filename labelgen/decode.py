@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import av
 import av.logging
+import cv2
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -27,8 +29,15 @@ class FrameStream(Iterator[np.ndarray]):
     count: frames yielded so far
     """
 
-    def __init__(self, path: str | os.PathLike[str], height: int | None, width: int | None, fps: float | None) -> None:
-        self.path, self._height, self._width = os.fspath(path), height, width
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        height: int | None,
+        width: int | None,
+        fps: float | None,
+        region: Sequence[float] | None = None,
+    ) -> None:
+        self.path, self._height, self._width, self._region = os.fspath(path), height, width, region
         self.native_height = self.native_width = self.count = 0
         self.fps = float(fps or 0)
         self._read = 0  # frames of the file so far; `fps` may yield more or fewer
@@ -99,26 +108,41 @@ class FrameStream(Iterator[np.ndarray]):
         turns = round(frame.rotation / 90) % 4  # counter-clockwise quarters
         size = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
         self.native_height, self.native_width = size
+        if self._region:
+            return self._part(np.rot90(frame.to_ndarray(format="rgb24"), turns), self._region)
         height, width = self._height or size[0], self._width or size[1]
         if turns % 2:
             height, width = width, height
         rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=_RESIZE, threads=1).to_ndarray()
         return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
 
+    def _part(self, rgb: np.ndarray, region: Sequence[float]) -> np.ndarray:
+        """The region of an upright picture, resized."""
+        (height, width), (left, top, right, bottom) = rgb.shape[:2], region
+        x, y = math.floor(left * width), math.floor(top * height)
+        part = np.ascontiguousarray(rgb[y : math.ceil(bottom * height), x : math.ceil(right * width)])
+        size = self._width or part.shape[1], self._height or part.shape[0]
+        return cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+
 
 def frames(
-    path: str | os.PathLike[str], height: int | None = None, width: int | None = None, fps: float | None = None
+    path: str | os.PathLike[str],
+    height: int | None = None,
+    width: int | None = None,
+    fps: float | None = None,
+    region: Sequence[float] | None = None,
 ) -> FrameStream:
     """Decode a video: an iterator of RGB uint8 arrays [height, width, 3] in presentation order.
 
-    The container's rotation is applied, then area interpolation to `height` x `width` pixels (default: as they are).
-    `fps` resamples to a constant rate by nearest presentation time; default: every frame of the file. Memory does not
-    grow with the length of the video.
+    The container's rotation is applied, then the picture is cut to `region` (left, top, right, bottom as shares of it;
+    default: all of it), then area interpolation to `height` x `width` pixels (default: as they are). `fps` resamples to a
+    constant rate by nearest presentation time; default: every frame of the file. Memory does not grow with the length of
+    the video.
 
     Raises DecodeError, with the reason, where the file cannot be opened or holds no frame, and where decoding stops
     early: frames yielded before that are good, `FrameStream.count` tells how many.
     """
-    return FrameStream(path, height, width, fps)
+    return FrameStream(path, height, width, fps, region)
 
 
 def _resample(decoded: Iterator[av.VideoFrame], fps: float) -> Iterator[av.VideoFrame]:

@@ -117,6 +117,11 @@ def _pretrained(folder: Path) -> bool:
         return True  # damaged: whoever loads it is told so
 
 
+def trained_splits(meta: dict) -> dict[str, str | None]:
+    """The data sets that a run was trained on, each with the split that was seen of it."""
+    return meta.get("datasets") or {meta["dataset"]: meta["split"]}
+
+
 def with_labels(settings: dict) -> bool:
     """Whether a run of these settings learns the class labels."""
     names = settings["method"].split("+")

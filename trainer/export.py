@@ -103,6 +103,7 @@ def _about(saved: checkpoint.Checkpoint, form: str, backbone: nn.Module, stages:
             "std": STD,
             "frames": _frames(saved),
             "fps": config.get("fps"),
+            "region": config.get("region"),
             "resize": [config["height"], config["width"]],
             "crop": [config["crop"], config["crop"]],
         },

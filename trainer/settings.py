@@ -58,6 +58,12 @@ class Settings:
     width: float | None = _declared(
         1.0, "Multiplies the backbone's channels", at_least(0.01), default_words="the checkpoint's or 1"
     )
+    shard_weights: list | None = _declared(
+        None,
+        "Of several --shards: how often each sample of one is shown where one of another is shown once: 1,4",
+        default_words="all 1",
+        commands=("train",),
+    )
     split: str | None = _declared(
         "1", "Official split whose training videos are used, name or number", default_words="the first"
     )
@@ -169,6 +175,7 @@ def resolve(settings: Settings) -> Settings:
         raise TrainerError(f"options of {name!r} are given, and the method is {'+'.join(methods)}")
     values["options"] = {name: method.option_values(chosen.get(name)) for name, method in classes.items()}
     values["weights"] = _weights(given.get("weights"), methods)
+    values["shard_weights"] = _shard_weights(given.get("shard_weights"))
     for name, declaration in DECLARATIONS.items():
         if values[name] is not None:  # jitter of several methods
             check_value(name, values[name], declaration.range, declaration.choices)
@@ -184,6 +191,13 @@ def _weights(given: list | None, methods: list[str]) -> list[float]:
     if len(methods) == 1 and weights != [1.0]:
         raise TrainerError(f"weights are {weights}, and there is only one method; raise its learning rate instead")
     return weights
+
+
+def _shard_weights(given: list | None) -> list[int]:
+    given = given or []
+    if not all(type(w) in (int, float) and 1 <= w <= 1000 and w == int(w) for w in given):
+        raise TrainerError(f"shard_weights are {given}, expected whole numbers from 1 to 1000, one for each --shards")
+    return [int(weight) for weight in given]
 
 
 def over(recipe: Settings, given: Settings) -> Settings:

@@ -50,7 +50,7 @@ def _classes(config: Settings) -> int:
 
 def _faults(arrays: Arrays, config: Settings) -> Iterator[tuple[str, bool]]:
     lengths = arrays["videos/n_frames"][:, None, None].astype(np.int64)
-    start, used = arrays["order/start"], arrays["order/permutation"] != NO_ROW
+    start, used = arrays["order/start"].astype(np.int64), arrays["order/permutation"] != NO_ROW
     yield "order/permutation", bool((used.any(1) != used.all(1)).any())
     outside = (start < 0) | (start + config["clip_length"] > lengths)
     overlapping = np.diff(start, axis=-1) < config["clip_length"]

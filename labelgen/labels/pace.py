@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -61,15 +62,20 @@ def _of_video(n_frames: int, config: Config, rng: np.random.Generator) -> Labels
     return rows and dict(zip(("pace/start", "pace/pace", "pace/wrapped"), rows, strict=True))
 
 
+@functools.lru_cache(maxsize=16)
+def _limits(paces: tuple[str, ...], length: int) -> np.ndarray:
+    """The lowest and the highest offset of each pace, int64 [paces, 2]."""
+    offsets = [pace_offsets(Fraction(pace), length) for pace in paces]
+    return np.array([(offset.min(), offset.max()) for offset in offsets])
+
+
 def _faults(arrays: Arrays, config: Settings) -> Iterator[tuple[str, bool]]:
     lengths = arrays["videos/n_frames"][:, None].astype(np.int64)
     pace, begin, wrapped = arrays["pace/pace"], arrays["pace/start"], arrays["pace/wrapped"]
-    paces = [Fraction(text) for text in config["paces"]]
-    used, known = pace != NO_ROW, pace < len(paces)
+    limits = _limits(tuple(config["paces"]), config["clip_length"])
+    used, known = pace != NO_ROW, pace < len(limits)
     yield "pace/pace", bool((used.any(1) != used.all(1)).any())
     yield "pace/wrapped", bool((wrapped > config["allow_wrap"]).any())
-    offsets = [pace_offsets(p, config["clip_length"]) for p in paces]
-    limits = np.array([(offset.min(), offset.max()) for offset in offsets])
     low, high = np.moveaxis(limits[np.where(known, pace, 0)], -1, 0)
     low, high = np.where(wrapped, 0, low), np.where(wrapped, 0, high)
     outside = (begin + low < 0) | (begin + high >= lengths)

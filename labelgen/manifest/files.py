@@ -16,6 +16,7 @@ EXTENSIONS = (
     "mp4", "mpeg", "mpg", "mts", "mxf", "ogm", "ogv", "rm", "rmvb", "ts", "vob", "webm", "wmv", "y4m",
 )
 # fmt: on
+_SHOWN = 12  # entries of a folder in a message
 
 
 def search_folders(folder: Path, within: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -26,6 +27,14 @@ def search_folders(folder: Path, within: Sequence[str] | None) -> list[tuple[str
     return [(str(folder / name), f"{name}/") for name in within if os.path.isdir(folder / name)]
 
 
+def entries_of(folder: Path) -> str:
+    """The first names in a folder, for a message."""
+    names = sorted(
+        entry.name + ("/" if entry.is_dir() else "") for entry in os.scandir(folder) if not entry.name.startswith(".")
+    )
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") or "nothing"
+
+
 def find_videos(
     folder: Path, extensions: set[str], within: Sequence[str] | None = None
 ) -> tuple[dict[str, str], list[str]]:
@@ -33,11 +42,20 @@ def find_videos(
     files. Hidden names are left out; `within` names the sub-folders that are searched, None searches all."""
     if not os.path.isdir(folder):
         fail("folder not found", folder, "a folder with the videos", "Name another root or set VSSL_DATA")
+    if not (searched := search_folders(folder, within)):
+        wanted = ", ".join(f"{name}/" for name in within or ())
+        there = entries_of(folder)
+        fail(
+            "no folder of videos in",
+            folder,
+            f"one of {wanted}; found there: {there}",
+            "Check the folder or name another root",
+        )
     paths: dict[str, str] = {}
     others: list[str] = []
     # os.walk, but with loops of links cut, and no system call for a plain file.
     stack: list[tuple[str, str, tuple[tuple[int, int], ...]]] = []
-    stack += [(path, prefix, ()) for path, prefix in search_folders(folder, within)]
+    stack += [(path, prefix, ()) for path, prefix in searched]
     while stack:
         directory, prefix, above = stack.pop()
         try:
@@ -72,14 +90,15 @@ def find_videos(
     return paths, others
 
 
-def check_levels(ids: Iterable[str], levels: int, folder: Path) -> None:
-    """Raises ManifestError where a video does not lie that many folders deep: its label would be a wrong folder's name."""
+def check_levels(ids: Iterable[str], levels: Sequence[int], folder: Path) -> None:
+    """Raises ManifestError where a video does not lie as many folders deep as one of `levels` says: its label would be a wrong
+    folder's name."""
     for id in ids:
-        if (found := id.count("/")) != levels:
+        if (found := id.count("/")) not in levels:
             fail(
                 f"video at the wrong folder level in {folder}",
                 id,
-                f"{levels} folder{'' if levels == 1 else 's'} above every video, not {found}",
+                f"{' or '.join(map(str, levels))} folder{'s' * (levels != [1])} above every video, not {found}",
                 "Name the folder that holds the class folders as root, or choose another data set or a manifest of your own",
             )
 

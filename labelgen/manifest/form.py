@@ -17,7 +17,7 @@ from labelgen.shards import PARTS
 # The form of a manifest: a type, [a type] for a non-empty list, a mapping of the keys that may be there.
 _VALUE = {"column": str, "pattern": str, "folder": int}
 _WHERE = {  # where everything lies on disk: of the manifest, or of one of its layouts
-    "videos": {"folder": str, "extensions": [str], "within": [str], "levels": int, "replacements": str},
+    "videos": {"folder": str, "extensions": [str], "within": [str], "levels": [int], "replacements": str},
     "lists": str,
     "csv": {"files": [str], "video": str, "may_lack": str},
     "label": {**_VALUE, "number": bool},

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from labelgen.manifest.files import search_folders
+from labelgen.manifest.files import entries_of, search_folders
 from labelgen.manifest.lists import csv_files, csv_header, csv_template, list_files
 from labelgen.manifest.messages import fail
-
-_SHOWN = 12  # entries of a folder that no layout fits
 
 
 def choose(spec: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], str]:
@@ -30,14 +28,10 @@ def choose(spec: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], str]:
         if not lacking:
             return candidate, layout["name"]
         looked_for.append(f"\n  {layout['name']}: {lacking} is not there")
-    entries = sorted(
-        entry.name + ("/" if entry.is_dir() else "") for entry in os.scandir(root) if not entry.name.startswith(".")
-    )
-    found = ", ".join(entries[:_SHOWN]) + (", ..." if len(entries) > _SHOWN else "")
     fail(
         f"no layout of {spec['name']} fits",
         root,
-        f"one of{''.join(looked_for)}\nFound there: {found or 'nothing'}",
+        f"one of{''.join(looked_for)}\nFound there: {entries_of(root)}",
         "Name another root, or write a manifest of your own",
     )
 

@@ -24,6 +24,7 @@ from labelgen.manifest import Video
 from labelgen.run.guard import VideoLost, label_here, label_in_new_process, register
 from labelgen.run.plan import Task
 from labelgen.run.process import ProcessLost, in_new_process
+from labelgen.shards.checks import escaped
 from labelgen.shards.schema import sizes
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _label_shard(task: Task) -> Made:
                 stage, reason = "label", f"{type(error).__name__}: {error}"
             if reason:
                 path = relative_path(video, task.root)
-                failures.append({"id": video.id, "path": path, "stage": stage, "reason": reason})
+                failures.append({"id": video.id, "path": path, "stage": stage, "reason": reason[:10_000]})
                 if not records or records[-1].video is not video:
                     spool.seek(begin)
                     spool.truncate()
@@ -119,8 +120,8 @@ def _spool(path: Path) -> Iterator[BinaryIO]:
 
 
 def relative_path(video: Video, root: Path) -> str:
-    """Path of a video below the data set's root; bytes that are not UTF-8 are written as escapes."""
-    return os.fsencode(os.path.relpath(video.path, root)).decode("utf-8", "backslashreplace")
+    """Path of a video below the data set's root; bytes that are not UTF-8 are written as escapes, as are control characters."""
+    return escaped(os.fsencode(os.path.relpath(video.path, root)).decode("utf-8", "backslashreplace"))
 
 
 def shard_arrays(
@@ -131,10 +132,10 @@ def shard_arrays(
     videos = [record.video for record in records]
     arrays: dict[str, Any] = {
         "frames/offset": np.cumsum([0, *(size for record in records for size in record.jpeg_sizes)], dtype=np.int64),
-        "videos/id": [video.id for video in videos],
+        "videos/id": [escaped(video.id) for video in videos],
         "videos/path": [relative_path(video, root) for video in videos],
-        "videos/label": [video.label for video in videos],
-        "videos/group": [video.group for video in videos],
+        "videos/label": [escaped(video.label) for video in videos],
+        "videos/group": [escaped(video.group) for video in videos],
         "videos/split": np.array([video.split for video in videos]).reshape(len(videos), splits),
         "videos/first_frame": np.cumsum(n_frames) - n_frames,
         "videos/n_frames": n_frames,
@@ -143,7 +144,9 @@ def shard_arrays(
         "videos/height": [record.native_height for record in records],
         "clips/video": np.repeat(np.arange(len(records)), [len(record.start) for record in records]),
         "clips/start": [start for record in records for start in record.start],
-        **{f"failures/{name}": [failure[name] for failure in failures] for name in ("id", "path", "stage", "reason")},
+        **{
+            f"failures/{name}": [escaped(fail[name]) for fail in failures] for name in ("id", "path", "stage", "reason")
+        },
     }
     crops = len(crop_grid(config.height, config.width, config.crop))
     length = sizes(arrays, vars(config), crops, splits)

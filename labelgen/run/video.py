@@ -66,7 +66,7 @@ def label_video(video: Video, config: Config, write: Callable[[bytes], object], 
 
     Raises DecodeError where not even one frame can be decoded.
     """
-    stream = decode.frames(video.path, config.height, config.width, config.fps)
+    stream = decode.frames(video.path, config.height, config.width, config.fps, config.region)
     starts = _planned_starts(video, config)
     start = next(starts, None)
     window: dict[int, np.ndarray] = {}  # the frames that the current clip, or a later one that overlaps it, needs

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from labelgen.errors import ShardError
+from labelgen.shards.header import Shared
 from labelgen.shards.reader import ShardReader
-from labelgen.shards.schema import config_hash
 
 
 def open_shards(folder: str | os.PathLike[str]) -> list[ShardReader]:
@@ -19,7 +20,7 @@ def open_shards(folder: str | os.PathLike[str]) -> list[ShardReader]:
     shards are missing.
     """
     readers = [ShardReader(path) for path in shard_paths(folder)]
-    for fault in disagreements({reader.path: reader.config for reader in readers}):
+    for fault in disagreements({reader.path: reader.header.shared for reader in readers}):
         raise ShardError(fault)
     return readers
 
@@ -44,23 +45,26 @@ def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
-def disagreements(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What keeps shards from being one whole data set: other configurations than the first one's, missing shards.
+def disagreements(shared: Mapping[str, Shared]) -> Iterator[str]:
+    """What keeps shards from being one whole data set: other configurations or splits than the first one's, missing shards.
 
-    configs: the configuration of each shard by its path.
+    shared: what each shard says as all of its data set should, by its path.
     """
-    first, *others = configs
-    config, expected_hash = configs[first], config_hash(configs[first])
-    for path in others:
-        if (found := config_hash(configs[path])) != expected_hash:
+    path, first = next(iter(shared.items()))
+    for other, own in shared.items():
+        if own is first:
+            continue
+        if own.config_hash != first.config_hash:
             yield (
-                f"{path} was made with configuration {found}, {first} with {expected_hash}; "
+                f"{other} was made with configuration {own.config_hash}, {path} with {first.config_hash}; "
                 "label one of the two into another folder"
             )
-    if "videos_per_shard" in config:
-        expected = -(-int(config["videos"].split()[0]) // config["videos_per_shard"])
-        if len(configs) != expected:
+        elif own.splits != first.splits or not np.array_equal(own.crop_grid, first.crop_grid):
+            yield f"{other} has other splits or crops than {path}; label one of the two into another folder"
+    if "videos_per_shard" in first.config and "videos" in first.config:
+        expected = -(-int(first.config["videos"].split()[0]) // first.config["videos_per_shard"])
+        if len(shared) != expected:
             yield (
-                f"{os.path.dirname(first)}: {len(configs)} of {expected} shards are there; run the same `vssl labelgen` "
-                "command again to finish"
+                f"{os.path.dirname(path)}: {len(shared)} of {expected} shards are there; run the same "
+                "`vssl labelgen` command again to finish"
             )

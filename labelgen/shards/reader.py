@@ -1,18 +1,13 @@
-"""Reading one shard: labels once through HDF5, frames from a memory map of the file."""
+"""Reading one shard: labels once, frames from a memory map of the file."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import math
 import mmap
 import os
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, NoReturn
 
-import h5py
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -21,17 +16,31 @@ from labelgen.labels import kinds
 from labelgen.labels.kind import Field, Kind
 from labelgen.labels.order import order_permutations
 from labelgen.labels.pace import pace_frames
-from labelgen.shards.schema import SCHEMA_VERSION, fields
+from labelgen.shards.checks import check_texts, out_of_range
+from labelgen.shards.header import Header, Stored, digests, open_regular, read_exactly, read_header
+from labelgen.shards.jpeg import header_length
+from labelgen.shards.schema import fields, labels_sha256
 
-COPY_BYTES = 1 << 24  # frames are copied and checked in pieces of this size
-_ATTRIBUTES = ("schema_version", "config", "config_hash", "kinds", "crop_grid", "splits", "versions")
+_MOST_TEXTS = 1_000_000  # videos or failures of a shard
+_LONGEST_JPEG_HEADER = 1 << 12  # bytes
+_MOST_BYTES = 1 << 32  # of all labels of a shard
 _AGAIN = "delete it and run labelgen again"
+_COUNTED = {"offsets": "frames/offset", "videos": "videos/id", "clips": "clips/video", "failures": "failures/id"}
+_PATHS = {"videos/id", "videos/path", "failures/id", "failures/path"}
 
 
 @functools.lru_cache(maxsize=256)  # a map holds a file descriptor: bounded, however many shards there are
-def _mapped(path: str) -> np.ndarray:
-    with open(path, "rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+def _mapped(path: str, size: int) -> np.ndarray:
+    try:
+        handle = open_regular(path)
+        try:
+            if os.fstat(handle).st_size != size:
+                raise ValueError("another file than when it was opened")
+            return np.frombuffer(mmap.mmap(handle, size, access=mmap.ACCESS_READ), np.uint8)
+        finally:
+            os.close(handle)
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: cannot be read any more ({error})") from error
 
 
 def forget() -> None:
@@ -45,23 +54,30 @@ class _Stored(np.lib.mixins.NDArrayOperatorsMixin):
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, path: str, start: int, shape: tuple[int, ...]) -> None:
-        self._path, self._start, self.shape = path, start, shape
+    def __init__(self, path: str, size: int, stored: Stored, name: str, limit: int | np.ndarray) -> None:
+        self._path, self._size, self._stored, self._name, self._limit = path, size, stored, name, limit
+        self.shape = stored.shape
 
     def __len__(self) -> int:
         return self.shape[0]
 
+    def _whole(self) -> np.ndarray:
+        start = self._stored.offset
+        return _mapped(self._path, self._size)[start : start + self._stored.nbytes].reshape(self.shape)
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
-        stop = self._start + math.prod(self.shape)
-        return np.array(_mapped(self._path)[self._start : stop].reshape(self.shape), dtype or self.dtype)
+        return np.array(self._whole(), dtype or self.dtype)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         arrays = (np.asarray(x) if isinstance(x, _Stored) else x for x in inputs)
         return getattr(ufunc, method)(*arrays, **options)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        stop = self._start + math.prod(self.shape)
-        return np.array(_mapped(self._path)[self._start : stop].reshape(self.shape)[index])
+        """A part, a copy. Raises ShardError where an id in it is out of range."""
+        values = np.array(self._whole()[index])
+        if (values >= np.broadcast_to(self._limit, self.shape)[index]).any():
+            raise ShardError(f"{self._path}: {self._name} is out of range; {_AGAIN}")
+        return values
 
 
 class _Arrays(dict[str, Any]):
@@ -75,8 +91,9 @@ class _Arrays(dict[str, Any]):
 
 
 class ShardReader:
-    """One shard, read-only. HDF5 is open only while the labels are loaded; frames come from a memory map of the file,
-    so that a reader may be used after fork, in threads, and may be pickled.
+    """One shard, read-only, open to anyone's files: it takes nothing but what the header says (see `labelgen.shards.header`),
+    and checks all of it and every index before it is used. Frames come from a memory map of the file, so that a reader may
+    be used after fork, in threads, and may be pickled.
 
     arrays:    every data set by its full name ("videos/id", "statistics/motion", ...), see docs/shards.md; large ones
                stay in the file until they are indexed
@@ -85,71 +102,83 @@ class ShardReader:
     crop_grid: int16 [crops, 2], y and x of each crop's corner; splits: names of the official splits
     clip_length: frames of a clip
     paces:     the set of paces as fractions, e.g. (Fraction(1), Fraction(2)); a pace label is an index into it
-    sha256:    {"frames", "labels"}: the digests of what was written, see `jpeg_sha256` and `labels_sha256`
+    sha256:    {"frames", "labels", "rest"}: the digests of what was written, see `digests` and `labels_sha256`
 
     Raises ShardError when the file is not a whole shard of this schema.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
-        try:
-            with h5py.File(self.path, "r") as file:
-                self._read(file)
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:  # whatever h5py makes of damage
-            raise ShardError(f"{path}: not a readable shard ({error.args[-1]}); {_AGAIN}") from error
-        offset = self.arrays["frames/offset"]
-        if (
-            not len(offset)
-            or self._jpeg_size != offset[-1]
-            or self._jpeg_start + self._jpeg_size > os.path.getsize(path)
-        ):
-            raise ShardError(f"{path}: frames are cut short; {_AGAIN}")
-
-    def _read(self, file: h5py.File) -> None:
-        version = int(file.attrs.get("schema_version", SCHEMA_VERSION))
-        if version != SCHEMA_VERSION:
-            raise ShardError(
-                f"{self.path}: shard schema {version}, expected {SCHEMA_VERSION}; label the videos again with this version"
-            )
-        absent = [name for name in _ATTRIBUTES if name not in file.attrs]
-        stored = [] if "kinds" in absent else json.loads(file.attrs["kinds"])
-        self.kinds: list[Kind] = [kind for kind in kinds() if kind.name in stored]
-        self.unknown: list[str] = sorted(set(stored) - {kind.name for kind in self.kinds})
-        of_shard = fields(self.kinds)
-        absent += [name for name in ("frames/jpeg", *(field.name for field in of_shard)) if name not in file]
-        if absent:
-            raise ShardError(f"{self.path}: not a whole shard, without {', '.join(absent)}; {_AGAIN}")
-        self.config: dict[str, Any] = json.loads(file.attrs["config"])
-        self.config_hash: str = str(file.attrs["config_hash"])
-        self.crop_grid: np.ndarray = file.attrs["crop_grid"]
-        self.splits: tuple[str, ...] = tuple(json.loads(file.attrs["splits"]))
-        self.versions: dict[str, str] = json.loads(file.attrs["versions"])
-        self.paces = tuple(Fraction(pace) for pace in self.config["paces"])
-        self.clip_length: int = self.config["clip_length"]
-        self.sha256: dict[str, str] = {
-            "frames": str(file["frames"].attrs.get("sha256")),
-            "labels": str(file.attrs.get("labels_sha256")),
-        }
         self.arrays: dict[str, Any] = _Arrays(self.path)
-        self.arrays |= {field.name: self._stored(file[field.name], field) for field in of_shard}
-        jpeg = file["frames/jpeg"]
-        self._jpeg_start, self._jpeg_size = jpeg.id.get_offset() or 0, jpeg.shape[0]
+        self._jpeg_header = b""  # of the frame that was decoded last
+        try:
+            handle = open_regular(path)
+            try:
+                self.header = read_header(handle)
+                self._read(handle, self.header)
+            finally:
+                os.close(handle)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ShardError(f"{path}: not a readable shard ({reason}); {_AGAIN}") from error
 
-    def _stored(self, dataset: h5py.Dataset, field: Field) -> tuple[str, ...] | np.ndarray | _Stored:
-        if field.dtype is str:
-            return tuple(dataset.asstr()[...].tolist())
-        start = dataset.id.get_offset()
-        if field.in_file and start is not None and dataset.dtype == np.uint8:
-            if start + dataset.size > os.path.getsize(self.path):
-                raise ValueError(f"{dataset.name} is cut short")
-            return _Stored(self.path, start, dataset.shape)
-        return dataset[...]
+    def _read(self, handle: int, header: Header) -> None:
+        shared, stored = header.shared, header.stored
+        self.config, self.config_hash, self.paces = shared.config, shared.config_hash, shared.paces
+        self.crop_grid, self.splits, self.versions = shared.crop_grid, shared.splits, shared.versions
+        self.sha256 = header.sha256
+        self.clip_length: int = self.config["clip_length"]
+        self.kinds: list[Kind] = [kind for kind in kinds() if kind.name in shared.kinds]
+        self.unknown: list[str] = sorted(set(shared.kinds) - {kind.name for kind in self.kinds})
+        of_shard = fields(self.kinds)
+        if absent := [name for name in ("frames/jpeg", *(field.name for field in of_shard)) if name not in stored]:
+            raise ValueError(f"without {', '.join(absent)}")
+        rows = max(stored[f"{group}/id"].shape[0] for group in ("videos", "failures"))
+        size = sum(stored[field.name].nbytes for field in of_shard)
+        if rows > _MOST_TEXTS or size > _MOST_BYTES:
+            raise ValueError(
+                f"{rows:,} videos and {size:,} bytes of labels, expected {_MOST_TEXTS:,} and {_MOST_BYTES:,}"
+            )
+        counts = {axis: stored[name].shape[0] for axis, name in _COUNTED.items()}
+        lengths = self.config | counts | {"splits": len(self.splits), "crops": len(self.crop_grid)}
+        for field in of_shard:
+            self.arrays[field.name] = self._load(handle, field, lengths)
+        jpeg, offset, n_frames = stored["frames/jpeg"], self.arrays["frames/offset"], self.arrays["videos/n_frames"]
+        if (n_frames < 1).any() or n_frames.sum(dtype=np.int64) != len(offset) - 1:
+            raise ValueError(f"videos/n_frames is not that of {len(offset) - 1:,} frames")
+        if jpeg.dtype != "|u1" or jpeg.shape != (offset[-1],) or offset[0] != 0 or (offset[1:] <= offset[:-1]).any():
+            raise ValueError(f"frames/offset does not grow from 0 to the {jpeg.nbytes:,} bytes of the frames")
+        for name, fault in out_of_range(self.arrays, self.config, self.kinds):
+            if fault:
+                raise ValueError(f"{name} is out of range")
+
+    def _load(self, handle: int, field: Field, lengths: dict[str, Any]) -> tuple[str, ...] | np.ndarray | _Stored:
+        stored = self.header.stored[field.name]
+        try:
+            shape = field.shape(lengths)
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"its configuration does not tell the shape of {field.name}") from None
+        texts = field.dtype is str
+        dtype = stored.dtype if texts else np.dtype(field.dtype).str
+        if stored.shape != shape or stored.dtype != dtype or dtype.startswith("|S") != texts:
+            expected = "texts" if texts else dtype
+            raise ValueError(f"{field.name} is {stored.dtype} {stored.shape}, expected {expected} {shape}")
+        if field.in_file and dtype == "|u1":
+            limit = 256 if field.limit is None else field.limit(self.config)
+            return _Stored(self.path, self.header.size, stored, field.name, limit)
+        data = read_exactly(handle, stored.offset, stored.nbytes)
+        values = np.frombuffer(data, dtype).reshape(stored.shape)
+        if not texts:
+            return values.copy()  # or it could not be written to
+        column = tuple(text.decode() for text in values.tolist())
+        check_texts(field.name, column, field.name in _PATHS)
+        return column
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[str]]:
         return ShardReader, (self.path,)
 
     def __repr__(self) -> str:
-        return f"ShardReader({self.path!r}: {self.n_videos} videos, {self.n_clips} clips)"
+        return f"ShardReader({self.path!r})"
 
     @property
     def n_videos(self) -> int:
@@ -166,8 +195,8 @@ class ShardReader:
 
     def jpeg(self, frame: int) -> np.ndarray:
         """The JPEG bytes of one frame of the shard, uint8 [bytes], a view of the file."""
-        start, stop = self.arrays["frames/offset"][frame : frame + 2] + self._jpeg_start
-        return _mapped(self.path)[start:stop]
+        start, stop = self.arrays["frames/offset"][frame : frame + 2] + self.header.stored["frames/jpeg"].offset
+        return _mapped(self.path, self.header.size)[start:stop]
 
     def frames(
         self, indices: Sequence[int] | np.ndarray, out: np.ndarray | None = None, corner: Sequence[int] = (0, 0)
@@ -176,8 +205,6 @@ class ShardReader:
 
         out: where to write them; None for a new array. If it is smaller than the frames, it gets the crop with its upper
         left pixel at corner (y, x)."""
-        import cv2
-
         if out is None:
             out = np.empty((len(indices), *self.frame_size, 3), np.uint8)
         (y, x), (height, width) = corner, out.shape[1:3]
@@ -186,12 +213,25 @@ class ShardReader:
             if frame in done:
                 out[position] = out[done[frame]]
                 continue
-            decoded = cv2.imdecode(self.jpeg(frame), cv2.IMREAD_COLOR_RGB)
-            if decoded is None or decoded.shape != (*self.frame_size, 3):
-                raise ShardError(f"{self.path}: frame {frame} does not decode to {self.frame_size}; run labelgen again")
+            decoded = self._decoded(frame)
             out[position] = decoded[y : y + height, x : x + width]
             done[frame] = position
         return out
+
+    def _decoded(self, frame: int) -> np.ndarray:
+        import cv2
+
+        jpeg = self.jpeg(frame)
+        picture = None
+        # the headers of all frames that were encoded with the same settings are the same
+        if jpeg[: len(self._jpeg_header)].tobytes() != self._jpeg_header or not self._jpeg_header:
+            length = header_length(jpeg[:_LONGEST_JPEG_HEADER].tobytes(), self.frame_size)
+            self._jpeg_header = jpeg[:length].tobytes()
+        if self._jpeg_header:
+            picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
+        if picture is None or picture.shape != (*self.frame_size, 3):
+            raise ShardError(f"{self.path}: frame {frame} does not decode to {self.frame_size}; run labelgen again")
+        return picture
 
     def clip_frames(self, clip: int) -> np.ndarray:
         """Frame indices int64 [clip_length] of labelled clip `clip`, for `frames`."""
@@ -215,11 +255,12 @@ class ShardReader:
         starts = self.arrays["order/start"][video, row]
         return self.arrays["videos/first_frame"][video] + starts[:, None] + np.arange(self.clip_length)
 
-    def jpeg_sha256(self) -> str:
-        """SHA-256 of all frames as they now stand in the file; equals `sha256["frames"]` unless the file was damaged."""
-        digest, size = hashlib.sha256(), int(self.arrays["frames/offset"][-1])
-        with open(self.path, "rb") as file:  # not through the map, whose pages would stay in this process
-            file.seek(self._jpeg_start)
-            for done in range(0, size, COPY_BYTES):
-                digest.update(file.read(min(COPY_BYTES, size - done)))
-        return digest.hexdigest()
+    def now_sha256(self) -> dict[str, str]:
+        """The digests of the file as it now is; they equal `sha256` unless it was damaged. The file is read once, and not
+        through the map, whose pages would stay in this process."""
+        handle = open_regular(self.path)
+        try:
+            found = digests(handle, self.header.length, self.header.stored["frames/jpeg"], self.header.size)
+        finally:
+            os.close(handle)
+        return found | {"labels": labels_sha256(self.arrays)}

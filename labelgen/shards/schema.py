@@ -12,7 +12,7 @@ import numpy as np
 from labelgen.labels import kinds
 from labelgen.labels.kind import Arrays, Field, Kind
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 NONE, TRAIN, VALIDATION, TEST = range(4)  # values of videos/split
 PARTS = ("none", "train", "validation", "test")  # their words
 
@@ -82,6 +82,24 @@ def labels_sha256(arrays: Arrays) -> str:
             array: np.ndarray = np.ascontiguousarray(values, field.dtype)
             digest.update(f"{field.name} {array.shape}\0".encode() + array.tobytes())
     return digest.hexdigest()
+
+
+def attributes(shared: Mapping[str, Any], sha256: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The attributes that other programs find in the HDF5 file, by group. shared: as the header of a shard has it."""
+    found: dict[str, dict[str, Any]] = {
+        "/": {
+            "schema_version": SCHEMA_VERSION,
+            **{name: json.dumps(shared[name], sort_keys=True) for name in ("config", "kinds", "splits", "versions")},
+            "config_hash": shared["config_hash"],
+            "crop_grid": np.array(shared["crop_grid"], np.int16),
+            "labels_sha256": sha256["labels"],
+        },
+        "frames": {"sha256": sha256["frames"]},
+    }
+    for kind in kinds():
+        if kind.settings and kind.name in shared["kinds"]:
+            found[kind.name] = {setting: json.dumps(shared["config"][setting]) for setting in kind.settings}
+    return found
 
 
 def table() -> list[str]:

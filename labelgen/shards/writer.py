@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import h5py
 import numpy as np
 
 from labelgen.errors import ShardError
 from labelgen.files import replacing
-from labelgen.labels.kind import Arrays
-from labelgen.shards.reader import COPY_BYTES, ShardReader, forget
-from labelgen.shards.schema import SCHEMA_VERSION, config_hash, fields, kinds_in, labels_sha256
+from labelgen.labels.kind import Arrays, Field
+from labelgen.shards.header import COPY_BYTES, Stored, digests, header_bytes
+from labelgen.shards.reader import ShardReader, forget
+from labelgen.shards.schema import attributes, config_hash, fields, kinds_in, labels_sha256
 
 _PACKAGES = ("vssl", "numpy", "numba", "opencv-contrib-python-headless", "opencv-python", "av", "h5py")
 
@@ -50,55 +50,63 @@ def write(
 
     Raises ShardError where what was written reads back differently, WriteError where the disk is full.
     """
+    kinds = kinds_in(arrays)
+    shared = {
+        "config": dict(config),
+        "config_hash": config_hash(config),
+        "crop_grid": np.asarray(crop_grid, np.int16).tolist(),
+        "kinds": {kind.name: kind.version for kind in kinds},
+        "splits": list(splits),
+        "versions": versions(),
+    }
     with replacing(path, RuntimeError) as name:  # what h5py raises where the disk is full at closing
-        frames_digest = _write_hdf5(name, arrays, jpeg, config, crop_grid, splits)
-        reader = ShardReader(name)
-        for what, read, written in (
-            ("frames", reader.jpeg_sha256(), frames_digest),
-            ("labels", labels_sha256(reader.arrays), labels_sha256(arrays)),
-        ):
-            if read != written:
-                raise ShardError(f"{path}: the {what} read back differ from those written; check the disk")
+        written = _write_file(name, arrays, jpeg, shared, fields(kinds))
+        if (found := ShardReader(name).now_sha256()) != written:
+            differing = ", ".join(what for what in written if found[what] != written[what])
+            raise ShardError(f"{path}: the {differing} read back differ from those written; check the disk")
         forget()  # or the memory of a process that writes many shards would grow
 
 
-def _write_hdf5(
-    name: Path,
-    arrays: Arrays,
-    jpeg: BinaryIO,
-    config: Mapping[str, Any],
-    crop_grid: np.ndarray,
-    splits: Sequence[str],
-) -> str:
-    digest, kinds = hashlib.sha256(), kinds_in(arrays)
-    with h5py.File(name, "w", libver=("earliest", "v110")) as file:
-        file.attrs["schema_version"] = SCHEMA_VERSION
-        file.attrs["config"] = json.dumps(config, sort_keys=True)
-        file.attrs["config_hash"] = config_hash(config)
-        file.attrs["kinds"] = json.dumps({kind.name: kind.version for kind in kinds})
-        file.attrs["crop_grid"] = np.asarray(crop_grid, np.int16)
-        file.attrs["splits"] = json.dumps(list(splits))
-        file.attrs["versions"] = json.dumps(versions(), sort_keys=True)
-        size = int(arrays["frames/offset"][-1])
-        frames = file.create_dataset("frames/jpeg", (size,), np.uint8)
+def _write_file(
+    name: Path, arrays: Arrays, jpeg: BinaryIO, shared: dict[str, Any], of_shard: Sequence[Field]
+) -> dict[str, str]:
+    """Write the HDF5 file, then the header before it; returns the digests."""
+    import h5py  # not above: who only reads shards does without
+
+    size = int(arrays["frames/offset"][-1])
+    data = {field.name: _as_array(field, arrays[field.name]) for field in of_shard}
+    types = {"frames/jpeg": ("|u1", (size,))} | {key: (array.dtype.str, array.shape) for key, array in data.items()}
+    longest = {key: Stored(*kind, 1 << 62) for key, kind in types.items()}
+    length = len(header_bytes(0, shared, longest, dict.fromkeys(("frames", "labels", "rest"), "0" * 64), 1 << 62))
+    with h5py.File(name, "w", libver=("earliest", "v110"), userblock_size=length) as file:
+        frames, digest = file.create_dataset("frames/jpeg", (size,), np.uint8), hashlib.sha256()
         jpeg.seek(0)
         for start in range(0, size, COPY_BYTES):
             block = jpeg.read(min(COPY_BYTES, size - start))
             digest.update(block)
             frames[start : start + len(block)] = np.frombuffer(block, np.uint8)
-        file["frames"].attrs["sha256"] = digest.hexdigest()
-        file.attrs["labels_sha256"] = labels_sha256(arrays)
-        for field in fields(kinds):
-            if field.dtype is str:
-                encoded = [text.encode() for text in arrays[field.name]]
-                text = h5py.string_dtype("utf-8", 1 + max(map(len, encoded), default=0))
-                file.create_dataset(field.name, data=np.array(encoded, dtype=text))
-            else:
-                file.create_dataset(field.name, data=np.asarray(arrays[field.name], field.dtype))
-        for kind in kinds:
-            for setting in kind.settings:
-                file[kind.name].attrs[setting] = json.dumps(config[setting])
-    return digest.hexdigest()
+        for key, array in data.items():
+            if array.dtype.kind == "S":
+                array = array.astype(h5py.string_dtype("utf-8", array.itemsize))
+            file.create_dataset(key, data=array)
+        sha256 = {"frames": digest.hexdigest(), "labels": labels_sha256(arrays)}
+        for group, values in attributes(shared, sha256).items():
+            file[group].attrs.update(values)
+        stored = {  # an empty array lies nowhere
+            key: Stored(*kind, file[key].id.get_offset() if file[key].size else length) for key, kind in types.items()
+        }
+    with open(name, "r+b") as raw:
+        total = os.fstat(raw.fileno()).st_size
+        sha256["rest"] = digests(raw.fileno(), length, stored["frames/jpeg"], total)["rest"]
+        raw.write(header_bytes(length, shared, stored, sha256, total))
+    return sha256
+
+
+def _as_array(field: Field, values: Any) -> np.ndarray:
+    if field.dtype is not str:
+        return np.asarray(values, field.dtype)
+    encoded = [text.encode() for text in values]
+    return np.array(encoded, f"S{1 + max(map(len, encoded), default=0)}")
 
 
 @functools.cache

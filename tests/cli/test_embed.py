@@ -23,7 +23,7 @@ from tests.labelgen.synthetic import write_video
 from trainer import data
 from trainer.checkpoint import load
 from trainer.embeddings import cluster, extract, search
-from trainer.embeddings.table import Table, write_part
+from trainer.embeddings.table import TEXTS, Table, write_part
 from trainer.errors import TrainerError
 from trainer.evaluate.features import Compute, features, networks
 
@@ -87,7 +87,7 @@ def test_rows_equal_the_features_of_eval(here, level, views, pooling, stage):
     assert told["id"] == ([ids[row] for row in own.owner] if level == "clip" else ids)
     assert told["label"] == [name.split("/")[0] if "/" in name else "" for name in told["id"]]
     assert all(path == str(here / "videos" / name) for path, name in zip(told["path"], told["id"], strict=True))
-    for name in ("id", "label", "start", "end", "stage", "thumbnail"):
+    for name in ("id", "label", "split", "start", "end", "stage", "thumbnail"):
         assert told[name] == told_of_shards[name]
     rows = [row for row, name in enumerate(told["id"]) if name == "near/b.mp4"]
     times = [(told["start"][row], told["end"][row]) for row in rows]
@@ -143,6 +143,22 @@ def test_items_in_are_items_out_and_broken_ones_are_listed(here):
     assert vssl("embed", "--videos", "mine", code=3).startswith("features.parquet: is there already")
 
 
+def test_the_part_of_the_split_is_in_the_table(here):
+    (here / "parts.yaml").write_text(
+        "name: parts\nlabel: {folder: 1}\ncsv: {files: [parts.csv], video: '{video}'}\nsplits: {column: part}\n"
+    )
+    (here / "mine").mkdir()
+    for name in ("near", "far"):
+        (here / "mine" / name).symlink_to(here / "videos" / name)
+    (here / "mine" / "parts.csv").write_text("video,part\na.mp4,train\nb.mp4,test\nc.mp4,\nd.mp4,val\n")
+    vssl("labelgen", "--dataset", "parts.yaml", "--root", "mine", "--out", "parts", *SIZE)
+    parts = {"near/a.mp4": "train", "near/b.mp4": "test", "far/c.mp4": "", "far/d.mp4": "validation"}
+    for source in (("--shards", "parts"), ("--videos", "mine", "--dataset", "parts.yaml")):
+        vssl("embed", *source, "--level", "video", "--out", f"{source[1]}.parquet")
+        own = columns(f"{source[1]}.parquet")[1]
+        assert dict(zip(own["id"], own["split"], strict=True)) == parts
+
+
 def test_a_stopped_run_goes_on(here, monkeypatch):
     monkeypatch.setattr(video_files, "PART_VIDEOS", 2)
     vssl("embed", "--videos", "videos", "--out", "whole.parquet")
@@ -186,7 +202,7 @@ class Many:
     def __call__(self, piece):
         ids = [field["id"] for field in piece.fields for _ in range(20)]
         vectors = np.random.default_rng(0).random((len(ids), self.width), np.float32)
-        texts = {"id": ids, "path": ids, "label": ids, "stage": ids}
+        texts = dict.fromkeys(TEXTS, ids)
         return vectors, texts | {
             "start": [0.0] * len(ids),
             "end": [1.0] * len(ids),
@@ -266,7 +282,7 @@ def test_another_network_is_refused(here):
 def planted(path, vectors, names, starts=None):
     """A table of these vectors; starts: of moments of one second each."""
     starts = [0.0] * len(names) if starts is None else starts
-    texts = {name: list(names) for name in ("id", "path", "label", "stage")}
+    texts = {name: list(names) for name in TEXTS}
     times = {"start": starts, "end": [start + 1 for start in starts]}
     write_part(path, {"key": "x"}, vectors, texts | times | {"thumbnail": [b""] * len(names)})
     return Table(path)

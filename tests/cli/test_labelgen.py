@@ -195,6 +195,7 @@ def test_jpeg_quality(videos, tmp_path, plain):
         (("--paces", "2,4/2"), "two different paces"),
         (("--order-clips", 1), "order-clips is 1; expected 2 to 5"),
         (("--order-clips", 6), "order-clips is 6; expected 2 to 5"),
+        (("--region", "0.5,0,0.5,1"), "region is 0.5, 0.0, 0.5, 1.0; expected left, top, right, bottom"),
         (("--clips", 0), "clips is 0; expected 'all' or a number"),
         (("--clips", "some"), "'some'; expected 'all' or a number"),
         (("--clip-length", 20), "clip-length is 20; expected a multiple of 8 from 8 to 256"),

@@ -29,6 +29,7 @@ def planted(tmp_path, monkeypatch):
     vectors = np.eye(16, dtype=np.float32)[kind] + rng.normal(size=(80, 16)).astype(np.float32) * 0.05
     ids = [f"<{row // 2:02d}>.mp4" for row in range(80)]
     texts = {"id": ids, "path": ids, "label": [("run", "sit")[k] for k in kind], "stage": ["conv5"] * 80}
+    texts["split"] = ["train", "train", "test", "test", "", "", "", ""] * 10
     jpeg = cv2.imencode(".jpg", np.zeros((96, 128, 3), np.uint8))[1].tobytes()
     times = {"start": [0.0, 1.0] * 40, "end": [1.0, 2.0] * 40}
     write_part(tmp_path / "features.parquet", {"key": "x"}, vectors, texts | times | {"thumbnail": [jpeg] * 80})
@@ -71,3 +72,18 @@ def test_every_video_is_a_point_in_the_colour_of_its_kind(planted):
     assert len({circle.get("fill") for circle in circles("own.html")}) == 4
     told = vssl("map", "--color", "clusters/clusters.csv", "--column", "size", code=1)
     assert "no column size, only group, id, path" in told
+    vssl("map", "--column", "split", "--out", "new/split.html")
+    colors = [circle.get("fill") for circle in circles("new/split.html")]
+    assert colors[:8] == colors[:4] * 2 and len(set(colors)) == 3 and colors[2] == colors[3]
+    assert "no column size, only id, path, label, split" in vssl("map", "--column", "size", code=1)
+
+
+def test_moments_are_coloured_one_by_one(planted):
+    with open("own.csv", "w") as file:
+        file.write("id,start,group\n" + "".join(f"<{row // 2:02d}>.mp4,{row % 2}.0,{row % 2}\n" for row in range(80)))
+    vssl("map", "--level", "row", "--color", "own.csv")
+    colors = [circle.get("fill") for circle in circles("map.html")]
+    assert colors == colors[:2] * 40 and colors[0] != colors[1]
+    # which of the two a video is nobody knows
+    assert "80 rows of 40 ids, expected one per video" in vssl("map", "--color", "own.csv", code=1)
+    assert "none.csv: no CSV file" in vssl("map", "--color", "none.csv", code=1)

@@ -49,6 +49,17 @@ def test_frames_come_in_order_at_the_size_asked_for(tmp_path):
     assert next(frames(path)).shape == (48, 64, 3) and count_frames(path) == 20
 
 
+def test_a_region_is_cut_before_frames_are_resized(tmp_path):
+    board = np.zeros((48, 64, 3), np.uint8)
+    board[24:36, 16:32] = 250
+    path = write_video(tmp_path / "a.mp4", [board])
+    part = next(frames(path, 24, 32, region=(0.25, 0.5, 0.5, 0.75)))
+    assert part.shape == (24, 32, 3) and part[2:-2, 2:-2].min() > 200
+    assert next(frames(path, region=(0.25, 0, 1, 0.5))).shape == (24, 48, 3)  # its own size
+    stream = frames(path, 24, 32, region=(0, 0, 0.2, 0.2))
+    assert next(stream).max() < 50 and (stream.native_height, stream.native_width) == (48, 64)
+
+
 def test_area_interpolation_averages(tmp_path):
     board = np.indices((64, 64)).sum(0) % 2 * 255
     path = write_video(tmp_path / "a.mp4", [np.repeat(board[..., None], 3, -1).astype(np.uint8)])

@@ -1,6 +1,7 @@
 """`shards info` and `verify`: sound shards are described, every kind of damage is found and named."""
 
 import shutil
+from contextlib import nullcontext
 
 import h5py
 import numpy as np
@@ -12,7 +13,9 @@ from labelgen.errors import ShardError
 from labelgen.manifest import load
 from labelgen.shards import ShardReader, config_hash, open_shards
 from labelgen.shards.describe import describe
+from labelgen.shards.hdf5 import Viewer
 from labelgen.shards.verify import verify
+from tests.labelgen.forging import forge, reseal
 from tests.labelgen.synthetic import write_video
 
 
@@ -27,6 +30,14 @@ def sound(tmp_path_factory):
     data = load(str(root / "folder.yaml"), root)
     run.run(data, data.videos, out, Config(height=40, width=48, crop=32, rows=4), 1, 2)
     return out / "folder"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def viewer():
+    """One process for all tests that looks at HDF5 files."""
+    with Viewer() as viewer, pytest.MonkeyPatch.context() as patched:
+        patched.setattr("labelgen.shards.verify.Viewer", lambda: nullcontext(viewer))
+        yield viewer
 
 
 @pytest.fixture
@@ -60,7 +71,7 @@ def test_sound_shards_have_no_problem(sound):
         ("frames/offset", 5, 1, "frames/offset does not grow from 0"),
         ("frames/offset", 0, 1, "frames/offset does not grow from 0"),
         ("videos/split", (0, 0), 4, "videos/split is out of range"),
-        ("videos/n_frames", 0, 0, "frames/offset is int64 (77,), expected int64 (13,)"),
+        ("videos/n_frames", 0, 0, "videos/n_frames is not that of 76 frames"),
         ("videos/first_frame", 1, 3, "videos/first_frame is out of range"),
         ("clips/video", 0, 2, "clips/video is out of range"),
         ("clips/video", 0, -1, "clips/video is out of range"),
@@ -86,13 +97,33 @@ def test_sound_shards_have_no_problem(sound):
         ("order/start", (0, 0, 1), 10, "order/start is out of range"),
         ("order/start", (1, 0, 0), 0, "order/start is out of range"),
         ("videos/label", 0, b"left", None),
+        ("clips/start", 3, 2**31 - 1, "clips/start is out of range"),
+        ("order/start", (0, 0, 2), 2**31 - 1, "order/start is out of range"),
+        ("pace/start", (0, 0), 2**31 - 1, "pace/start is out of range"),
+        ("videos/fps", 0, np.nan, "videos/fps is out of range"),
+        ("videos/height", 0, -1, "videos/height is out of range"),
+        ("videos/id", 0, b"../up.mp4", "videos/id has '../up.mp4', expected a path below the folder of the videos"),
+        (
+            "videos/path",
+            0,
+            b"/etc/up.mp4",
+            "videos/path has '/etc/up.mp4', expected a path below the folder of the videos",
+        ),
+        ("videos/label", 0, b"\x1b[2J", "videos/label has the control character '\\x1b'"),
+        ("videos/label", 0, b"\xff", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
     ],
 )
 def test_every_changed_value_is_found_and_named(folder, key, at, value, named):
+    """What could lead a reader astray keeps the shard from being opened, what is only wrong is found by verify."""
     change(folder, key, value, at)
     found = problems(folder)
-    assert LABELS_CHANGED in found
-    assert len(found) == 1 if named is None else f"00001.h5: {named}" in found
+    if named is None:
+        assert found == [LABELS_CHANGED]
+    elif key.startswith("statistics"):
+        assert found == [LABELS_CHANGED, f"00001.h5: {named}"]
+    else:
+        (line,) = found
+        assert line.startswith("00001.h5: not a readable shard (") and named in line
 
 
 def test_a_label_within_its_range_is_told_by_the_hash(folder):
@@ -106,7 +137,7 @@ def test_changed_bytes_of_a_frame(folder):
     change(folder, "frames/jpeg", 0, slice(start, stop))
     assert problems(folder) == [
         "00001.h5: the frames are not those that were written (SHA-256)",
-        "00001.h5: frame 3 does not decode to (40, 48)",
+        "00001.h5: frame 3 does not decode to (40, 48); run labelgen again",
     ]
 
 
@@ -117,52 +148,63 @@ def test_one_bit_of_a_frame(folder):
     assert "00001.h5: the frames are not those that were written (SHA-256)" in problems(folder)
 
 
-@pytest.mark.parametrize("name", ["frames", "labels"])
+@pytest.mark.parametrize("name", ["frames", "labels", "rest"])
 def test_wrong_hash(folder, name):
-    with h5py.File(folder / "00001.h5", "r+") as file:
-        holder, attribute = (file["frames"], "sha256") if name == "frames" else (file, "labels_sha256")
-        holder.attrs[attribute] = "0" * 64
-    assert problems(folder) == [f"00001.h5: the {name} are not those that were written (SHA-256)"]
+    forge(folder / "00001.h5", lambda shared, own: own["sha256"].update({name: "0" * 64}))
+    what = (
+        "its HDF5 structure is not the one that was written"
+        if name == "rest"
+        else f"the {name} are not those that were written"
+    )
+    assert problems(folder) == [f"00001.h5: {what} (SHA-256)"]
 
 
 def test_wrong_configuration(folder):
-    with h5py.File(folder / "00001.h5", "r+") as file:
-        true = str(file.attrs["config_hash"])
-        file.attrs["config"] = file.attrs["config"].replace('"rows": 4', '"rows": 5')
-        file.attrs["crop_grid"] = np.zeros((1, 2), np.int16)
-    first, second = problems(folder)
+    forge(folder / "00001.h5", lambda shared, own: shared["config"].update(seed=5, jpeg_quality=91))
+    true = ShardReader(folder / "00000.h5").config_hash
+    attributes, first, second = problems(folder)
+    assert attributes == "00001.h5: its HDF5 structure has other attributes of /"
     assert first == f"00001.h5: the configuration does not have its hash {true}"
     assert second.startswith("00001.h5 was made with configuration") and f"00000.h5 with {true}" in second
 
 
 def test_wrong_crop_grid(folder):
-    with h5py.File(folder / "00001.h5", "r+") as file:
-        file.attrs["crop_grid"] = file.attrs["crop_grid"][::-1]
-    assert problems(folder) == ["00001.h5: crop_grid is out of range"]
+    forge(folder / "00001.h5", lambda shared, own: shared["crop_grid"].reverse())
+    assert problems(folder) == [
+        "00001.h5: its HDF5 structure has other attributes of /",
+        "00001.h5: crop_grid is not that of its configuration",
+        "00001.h5 has other splits or crops than 00000.h5; label one of the two into another folder",
+    ]
 
 
-@pytest.mark.parametrize("key", ["clips/start", "pace/wrapped", "failures/reason"])
+@pytest.mark.parametrize("key", ["clips/start", "pace/wrapped", "failures/reason", "frames/jpeg"])
 def test_missing_data_set(folder, key):
-    with h5py.File(folder / "00001.h5", "r+") as file:
-        del file[key]
-    assert problems(folder) == [f"00001.h5: not a whole shard, without {key}; delete it and run labelgen again"]
+    forge(folder / "00001.h5", lambda shared, own: own["datasets"].pop(key))
+    assert problems(folder) == [f"00001.h5: not a readable shard (without {key}); delete it and run labelgen again"]
 
 
-def test_missing_attribute(folder):
-    with h5py.File(folder / "00001.h5", "r+") as file:
-        del file.attrs["crop_grid"]
-    assert problems(folder) == ["00001.h5: not a whole shard, without crop_grid; delete it and run labelgen again"]
+@pytest.mark.parametrize("key", ["crop_grid", "config", "versions"])
+def test_missing_attribute(folder, key):
+    forge(folder / "00001.h5", lambda shared, own: shared.pop(key))
+    assert problems(folder) == [f"00001.h5: not a readable shard (without {key}); delete it and run labelgen again"]
 
 
-@pytest.mark.parametrize(("key", "shape"), [("pace/start", (2, 3)), ("statistics/appearance", (4, 2, 2, 13))])
+@pytest.mark.parametrize(("key", "shape"), [("pace/start", [2, 3]), ("statistics/appearance", [4, 2, 2, 13])])
 def test_wrong_shape_or_type(folder, key, shape):
-    with h5py.File(folder / "00001.h5", "r+") as file:
-        true = file[key].shape
-        del file[key]
-        file.create_dataset(key, data=np.zeros(shape, np.float32))
-    expected = np.int32 if key == "pace/start" else np.uint8
-    found = problems(folder)
-    assert f"00001.h5: {key} is float32 {shape}, expected {expected.__name__} {true}" in found
+    true = ShardReader(folder / "00001.h5").arrays[key]
+    forge(folder / "00001.h5", lambda shared, own: own["datasets"][key].__setitem__(slice(0, 2), ["<f4", shape]))
+    (found,) = problems(folder)
+    assert f"({key} is <f4 {tuple(shape)}, expected {true.dtype.str} {true.shape})" in found
+
+
+def test_what_other_programs_see_is_what_the_header_says(folder):
+    def exchange(shared, own):
+        sets = own["datasets"]
+        sets["videos/width"], sets["videos/height"] = sets["videos/height"], sets["videos/width"]
+
+    forge(folder / "00001.h5", exchange)
+    reseal(folder / "00001.h5")
+    assert problems(folder) == ["00001.h5: its HDF5 structure has other data sets: videos/height, videos/width"]
 
 
 def test_truncated_empty_and_foreign_files_do_not_end_the_search(folder):
@@ -173,8 +215,8 @@ def test_truncated_empty_and_foreign_files_do_not_end_the_search(folder):
     with h5py.File(folder / "00002.h5", "r+") as file:
         file["statistics/motion"][...] = 15 - change_last
     found = problems(folder)
-    assert found[0].startswith("00000.h5: not a readable shard (") and "truncated file" in found[0]
-    assert found[1].startswith("00001.h5: not a readable shard (")
+    assert f"00000.h5: not a readable shard (it has {len(whole) // 2:,} bytes, {len(whole):,} were written)" in found[0]
+    assert found[1].startswith("00001.h5: not a readable shard (not a shard of schema 3: an older version")
     assert found[2:] == [
         "00002.h5: the labels are not those that were written (SHA-256)",
         "00002.h5: statistics/motion is out of range",
@@ -187,10 +229,14 @@ def test_missing_and_foreign_shards(folder):
         f"{folder}: 2 of 3 shards are there; run the same `vssl labelgen` command again to finish"
     ]
     shutil.copy(folder / "00000.h5", folder / "00001.h5")
-    with h5py.File(folder / "00001.h5", "r+") as file:
-        file.attrs["config"] = file.attrs["config"].replace('"seed": 0', '"seed": 1')
-        file.attrs["config_hash"] = config_hash(ShardReader(folder / "00000.h5").config | {"seed": 1})
-    (found,) = problems(folder)
+
+    def other_seed(shared, own):
+        shared["config"]["seed"] = 1
+        shared["config_hash"] = config_hash(shared["config"])
+
+    forge(folder / "00001.h5", other_seed)
+    structure, found = problems(folder)
+    assert structure == "00001.h5: its HDF5 structure has other attributes of /"
     assert found.startswith("00001.h5 was made with configuration")
     (folder / "empty").mkdir()
     with pytest.raises(ShardError, match="holds no shards"):

@@ -262,6 +262,12 @@ def test_kinetics_of_torchvision(tmp_path):
     assert labelled(load("kinetics400", tmp_path))["-a_b"] == (PET, TRAIN)
 
 
+def test_a_folder_too_many_is_no_class(tmp_path):
+    put(tmp_path, "train/k400/zumba/a.mp4")
+    with pytest.raises(ManifestError, match="expected 1 or 2 folders above every video, not 3"):
+        load("kinetics400", tmp_path)
+
+
 def test_kinetics_without_lists_or_classes_is_refused(tmp_path):
     put(tmp_path, "train/-a_b_000007_000017.mp4")
     with pytest.raises(ManifestError) as error:
@@ -308,7 +314,8 @@ def test_yupenn_has_one_folder_per_scene(tmp_path):
             load("yupenn", tmp_path / folder)
     dataset = load("yuppp", tmp_path / "yuppp")
     assert [(video.id, video.label) for video in dataset.videos] == [(id, "Beach") for id in yuppp]
-    with pytest.raises(ManifestError, match="no videos found in"):
+    wanted = "expected one of camera_stationary/, camera_moving/; found there: Beach/, Elevator/. Check the folder"
+    with pytest.raises(ManifestError, match=wanted):
         load("yuppp", tmp_path / "good")
 
 
@@ -371,7 +378,7 @@ def test_a_manifest_like_another(tmp_path):
         ("label: {number: true, folder: 1}\nsplits: {lists: {train: a}}", "nothing beside it"),
         ("splits: {folder: 1, by_name: true}", "lists beside optional or by_name"),
         ("csv: {files: [a], video: b, may_lack: '('}", "bad regular expression for csv, may_lack"),
-        ("videos: {within: [a]}", "no videos found"),
+        ("videos: {within: [a]}", "expected one of a/; found there: "),
     ],
 )
 def test_mistakes_in_a_manifest(tmp_path, text, message):

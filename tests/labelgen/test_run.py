@@ -353,6 +353,11 @@ def test_options_are_checked():
         Config(paces=("1", "fast"))
     with pytest.raises(ConfigError, match="two different paces"):
         Config(paces=("1", "2/2"))
+    for pace in ("1e9999999999", "9" * 5000, "1/1e9"):  # which no machine has the memory for
+        with pytest.raises(ConfigError, match="at most six digits"):
+            Config(paces=("1", pace))
+    with pytest.raises(ConfigError, match="clips have 24 frames of 4096 x 4096; expected 268,435,456 pixels"):
+        Config(height=4096, width=4096, clip_length=24)
     with pytest.raises(ConfigError, match="height is 0"):
         Config(height=0)
 
@@ -361,7 +366,7 @@ def test_options_are_checked():
     ("module", "absent"),
     [
         ("labelgen.run.video", {"torch", "trainer"}),
-        ("labelgen.shards", {"torch", "trainer", "numba", "av", "cv2"}),
+        ("labelgen.shards", {"torch", "trainer", "numba", "av", "cv2", "h5py"}),
         ("cli.main", {"torch", "numba", "numpy", "h5py"}),
     ],
 )

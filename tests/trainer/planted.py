@@ -1,13 +1,16 @@
 """Videos whose class is their colour, a network that sees it, and one that returns noise."""
 
 import zlib
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from tests.trainer.synthetic import write_shard
 from trainer import data
+from trainer.evaluate.tally import Predictions
 
 COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40)])
 
@@ -35,6 +38,16 @@ def group(monkeypatch, groups: dict[str, str]) -> None:
             [groups[name] for name in original(self, "videos/id")] if key == "videos/group" else original(self, key)
         ),
     )
+
+
+def kept_predictions(result: dict) -> Predictions:
+    """What a result keeps of every tested item, from which its numbers follow."""
+    kept = Predictions(Path(result["file"]).with_suffix(".npz"))
+    measured = {i: row["value"] for i, row in enumerate(result["rows"]) if "low" in row}
+    assert kept.right.keys() == measured.keys()
+    for i, value in measured.items():
+        assert 100 * np.nanmean(kept.right[i]) == pytest.approx(value, abs=1e-4)
+    return kept
 
 
 class SeesClass(nn.Module):

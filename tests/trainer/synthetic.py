@@ -15,6 +15,7 @@ from labelgen.shards.schema import sizes
 CONFIG = {
     **{"height": 40, "width": 48, "crop": 32, "clip_length": 16},
     **{"paces": ["1", "2", "3", "4"], "rows": 4, "order_clips": 3, "clips": None, "seed": 0},
+    **{"allow_wrap": False, "flow": {"backend": "tvl1"}},
 }
 GRID = np.array([(y, x) for y in (0, 4, 8) for x in (0, 8, 16)], np.int16)
 
@@ -34,7 +35,16 @@ def cropped(frames: np.ndarray, corner) -> np.ndarray:
 
 
 def write_shard(
-    path: Path, lengths, split=None, labels=None, names=None, config=CONFIG, splits=("split1",), frames=video_frames
+    path: Path,
+    lengths,
+    split=None,
+    labels=None,
+    names=None,
+    config=CONFIG,
+    splits=("split1",),
+    frames=video_frames,
+    grid=GRID,
+    groups=None,
 ) -> None:
     """One shard with a video per length; split uint8 [videos, splits], default all train; frames: (seed, n) -> RGB."""
     rng = np.random.default_rng(len(lengths))
@@ -58,7 +68,7 @@ def write_shard(
         "videos/id": names,
         "videos/path": names,
         "videos/label": labels or ["swim", "walk"] * (n // 2) + ["swim"] * (n % 2),
-        "videos/group": [""] * n,
+        "videos/group": groups or [""] * n,
         "videos/split": np.ones((n, len(splits))) if split is None else np.array(split).reshape(n, len(splits)),
         "videos/first_frame": np.cumsum([0, *lengths[:-1]]),
         "videos/n_frames": lengths,
@@ -69,7 +79,7 @@ def write_shard(
         "clips/start": [start for _, start in clips],
         **{f"failures/{name}": [] for name in ("id", "path", "stage", "reason")},
     }
-    length = sizes(arrays, config, len(GRID), len(splits))
+    length = sizes(arrays, config, len(grid), len(splits))
     for kind in kinds():
         for field in kind.fields:
             shape = field.shape(length)
@@ -78,6 +88,6 @@ def write_shard(
                     [np.broadcast_to(rows.get(field.name, field.missing), shape[1:]) for rows in drawn]
                 )
             else:
-                arrays[field.name] = rng.integers(0, field.limit(config), shape) if field.limit else np.zeros(shape)
+                arrays[field.name] = rng.integers(0, field.limit(config), shape) if field.limit else np.ones(shape)
     path.parent.mkdir(parents=True, exist_ok=True)
-    shards.write(path, arrays, buffer, {"dataset": path.parent.name, **config}, GRID, splits)
+    shards.write(path, arrays, buffer, {"dataset": path.parent.name, **config}, grid, splits)

@@ -276,10 +276,10 @@ def test_evaluation_views():
     assert data.spread_frames(6, 16, 2).tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 1, 2, 3]] * 2
 
 
-def test_trainer_needs_neither_pyav_nor_numba():
+def test_trainer_needs_neither_pyav_nor_hdf5_nor_numba():
     code = (
         "import sys, trainer.training, trainer.settings, trainer.evaluate.retrieval, trainer.evaluate.features;"
-        "print([name for name in ('av', 'numba', 'sklearn') if name in sys.modules])"
+        "print([name for name in ('av', 'h5py', 'numba', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from tests.trainer.pages import Page
+from tests.trainer.planted import kept_predictions
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
@@ -43,6 +44,7 @@ def test_order_accuracy_equals_a_slow_one(demo, tmp_path):
     """Each test video by itself, frames cut and classified by hand."""
     run = trained(demo, tmp_path / "order", method="order")
     result = measure("pretext", demo, run, compute=ONE, draws=3)
+    assert len(kept_predictions(result).items) == 2
     source, saved = data.Shards(demo), checkpoint.load(run)
     network = Network(Settings(**saved.meta["settings"]), source)
     network.load_state_dict(saved.weights)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from cli.main import main
-from tests.trainer.planted import Noise, SeesClass, write_colored
+from tests.trainer.planted import Noise, SeesClass, kept_predictions, write_colored
 from tests.trainer.synthetic import CONFIG, video_frames, write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
@@ -61,6 +61,7 @@ def chosen(result, **wanted) -> list[dict]:
 def test_equals_slow_protocol(shards, runs):
     """The protocol once more: the trained modules themselves, one clip at a time, counted by hand."""
     result = measure("recognition", shards, runs[0], compute=ONE)
+    kept_predictions(result)
     source, saved = data.Shards(shards, "a"), checkpoint.load(runs[0], best=True)
     network = Network(Settings(**saved.meta["settings"]), source)
     network.load_state_dict(saved.weights)

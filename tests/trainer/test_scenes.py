@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.trainer.planted import Noise, SeesClass, write_colored
+from tests.trainer.planted import Noise, SeesClass, kept_predictions, write_colored
 from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
@@ -62,6 +62,8 @@ def test_planted_classes_and_noise(tmp_path, run, monkeypatch):
     }
     assert result["protocol"]["items"] == "40 videos" and result["protocol"]["largest_class"] == 25
     assert (saved.run / "results/scenes-colors.json").exists() and "leave one video out" in Scenes.format_table(result)
+    kept = kept_predictions(result)
+    assert len(kept.items) == 40 and kept.classes.tolist() == [f"color{k}" for k in range(4)]
     again = measure("scenes", tmp_path, run, compute=Compute(3, 2, "cpu"))
     assert again["rows"] == result["rows"]
 

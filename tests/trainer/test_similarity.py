@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from tests.trainer.planted import Noise, SeesClass, write_colored
+from tests.trainer.planted import Noise, SeesClass, kept_predictions, write_colored
 from trainer import data
 from trainer.errors import TrainerError
 from trainer.evaluate import features
@@ -108,8 +108,37 @@ def test_planted_classes_and_noise(tmp_path, run, monkeypatch):
     assert result["protocol"]["items"] == "300 pairs of 32 videos, 50.0 % of them the same" and result["notes"] == []
     assert result["rows"][0]["stage"] == "conv3+conv4+conv5"
     assert "similarity on colors" in Similarity.format_table(result)
+    kept = kept_predictions(result)
+    assert (
+        len(kept.items) == 300 and kept.items[0].startswith("0: 00000_") and set(kept.labels) == {"same", "different"}
+    )
     again = measure("similarity", tmp_path, run, compute=Compute(3, 2, "cpu"), pairs=pairs)
     assert again["rows"] == result["rows"]
+
+
+def test_what_papers_report_by_hand(tmp_path, run, monkeypatch):
+    write_colored(tmp_path / "colors" / "00000.h5", 8, splits=())
+    pairs = write_pairs(tmp_path / "pairs.csv", 8, 5)
+    monkeypatch.setattr(features, "networks", lambda _: {"pretrained": SeesClass()})
+    score = np.random.default_rng(0).normal(size=300)
+    monkeypatch.setattr("trainer.evaluate.classifiers.cross_validated", lambda x, same, fold: score)
+    rows = measure("similarity", tmp_path, run, compute=Compute(8, 0, "cpu"), pairs=pairs)["rows"]
+    found = {row["metric"]: row["value"] for row in rows}
+    fold, same = np.arange(300) % 5, np.arange(300) % 2 == 0  # as write_pairs
+    of_folds = [100 * ((score > 0) == same)[fold == k].mean() for k in range(5)]
+    mean = sum(of_folds) / 5
+    deviation = (sum((value - mean) ** 2 for value in of_folds) / 4) ** 0.5
+    assert found["mean over folds"] == pytest.approx(mean) and found["standard error"] == pytest.approx(
+        deviation / 5**0.5
+    )
+    # the area under the average of the folds' curves, points of one threshold together, as ASLAN draws them
+    rates = []
+    for threshold in [np.inf, *sorted(score, reverse=True)]:
+        above = score >= threshold
+        of_fold = [(above[(fold == k) & ~same].mean(), above[(fold == k) & same].mean()) for k in range(5)]
+        rates.append(np.mean(of_fold, axis=0))
+    false, true = np.array(rates).T
+    assert found["AUC"] == pytest.approx(100 * (np.diff(false) * (true[1:] + true[:-1]) / 2).sum())
 
 
 def test_pairs_are_read_by_any_spelling_and_mistakes_are_told(tmp_path, demo, run):

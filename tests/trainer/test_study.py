@@ -22,7 +22,7 @@ from tests.trainer.pages import Page
 from tests.trainer.planted import write_colored
 from trainer import data
 from trainer.errors import TrainerError
-from trainer.study import bootstrap, file, jobs, measures, planning, sources
+from trainer.study import bootstrap, file, jobs, measures, planning, results, sources
 from trainer.study.study import Machine, show_plan
 from trainer.study.study import study as make_study
 
@@ -148,6 +148,10 @@ def test_a_paired_difference_knows_that_videos_are_easy_or_hard():
         ({"measures": [{"protocol": "linear", "tested_on": ["other"]}]}, "there is no data set 'other'"),
         ({"measures": [{"protocol": "linear", "labels": [0]}]}, "labels is 0"),
         ({"measures": [{"protocol": "finetune"}]}, "clips is None"),
+        ({"measures": [{"protocol": "pretext", "draws": 0}]}, "draws is 0"),
+        ({"measures": [{"protocol": "knn", "rows": ["other"]}]}, "there is no row other"),
+        ({"orderings": [{"better": "turns <i>", "worse": "other"}]}, "worse is 'other', expected one of the rows"),
+        ({"orderings": [{"better": "turns <i>", "worse": "turns <i>", "published": [1]}]}, "published is [1]"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_file_named(tmp_path, changes, words):
@@ -206,7 +210,8 @@ def test_folds_test_every_video_once_and_are_drawn_alike(colors, tmp_path):
     tested = np.sum([found.opened("", split).part == data.TEST for split in found.splits], axis=0)
     assert (tested == 1).all() and found.splits == ("1", "2", "3", "4")
     assert found.identity == source(colors, tmp_path / "again", folds=4).identity
-    assert found.opened("", "2").readers[0].jpeg_sha256() == data.Shards(colors / "colors").readers[0].jpeg_sha256()
+    frames = [one.readers[0].sha256["frames"] for one in (found.opened("", "2"), data.Shards(colors / "colors"))]
+    assert frames[0] == frames[1]
 
 
 def test_a_share_is_tested_where_there_is_no_split(colors, tmp_path):
@@ -251,28 +256,24 @@ def test_a_study_labels_its_own_videos(tmp_path):
 # ---- what is measured
 
 
-def test_flow_histogram_finds_direction_place_time_and_speed():
-    frames = np.zeros((5, 32, 32, 3), np.uint8)
-    fields = iter([(2.0, 0.0), (2.0, 0.0), (0.0, 0.5), (0.0, 0.5)])
+def test_flow_histogram_finds_direction_place_and_time():
+    frames = np.zeros((9, 32, 32, 3), np.uint8)
+    fields = iter([(2.0, 0.0)] * 4 + [(0.0, 0.5)] * 4)
 
     def flow(first, second):
         field = np.zeros((32, 32, 2), np.float32)
         field[:8, 24:] = next(fields)  # the cell of the upper right corner
+        field[24:, :8] = (-1, 0)  # and that of the lower left one, all the time
         return field
 
-    histogram = measures.flow_histogram(frames, flow).reshape(5, 4, 4, 12)
-    assert (histogram**2).sum((1, 2, 3)) == pytest.approx([1] * 5)
-    # of a quarter: 64 pixels of the cell move by 2 pixels, those of the 15 others do not
-    whole = 64 * 2 + 64 + 15 * 64
-    corner, elsewhere = histogram[:, 0, 3] ** 2, histogram[:, 2, 1] ** 2
-    assert corner[1] == pytest.approx([128 / whole, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64 / whole, 0])  # to the right
-    assert elsewhere[1] == pytest.approx([0] * 8 + [64 / whole, 0, 0, 0])
-    whole = 64 / 2 + 16 * 64
-    assert corner[4] == pytest.approx(
-        [0, 0, 0, 0, 0, 0, 32 / whole, 0, 0, 64 / whole, 0, 0]
-    )  # v is down: three quarters
-    whole = 2 * (64 * 2 + 64 / 2) + 4 * 16 * 64
-    assert corner[0][[0, 6]] == pytest.approx([2 * 128 / whole, 2 * 32 / whole])  # all of the video
+    squares = measures.flow_histogram(frames, flow).reshape(15, 4, 4, 8) ** 2  # whole, halves, quarters, eighths
+    assert squares.sum((1, 2, 3)) == pytest.approx([1] * 15)
+    corner, other = squares[:, 0, 3], squares[:, 3, 0]
+    for part in (1, 3, 4, 7):  # of the first half: 2 pixels to the right, against 1 to the left
+        assert corner[part] == pytest.approx([2 / 3, 0, 0, 0, 0, 0, 0, 0]) and other[part, 4] == pytest.approx(1 / 3)
+    for part in (2, 5, 14):  # v is down: three quarters of a turn
+        assert corner[part] == pytest.approx([0, 0, 0, 0, 0, 0, 1 / 3, 0]) and other[part, 4] == pytest.approx(2 / 3)
+    assert corner[0][[0, 6]] == pytest.approx([2 / 4.5, 0.5 / 4.5]) and other[0, 4] == pytest.approx(2 / 4.5)
 
 
 def test_smoothness_counts_triples_in_order():
@@ -380,6 +381,55 @@ def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypat
     assert all(entry["videos"] == 4 and 0 <= entry["low"] <= entry["high"] <= 100 for entry in found.values())
     assert found["random weights", frozen[0]]["value"] == 100  # a colour is seen by any weights
     assert ["fewer than 50" in absent["reason"] for absent in content["absent"]] == [True]
+
+
+def test_pretext_tasks_are_compared_with_guessing_and_orderings_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "execute", execute_here)
+    write_colored(tmp_path / "colors" / "00000.h5", 16, 40, split=[[1]] * 12 + [[3]] * 4)
+    rows = {"turns": {"method": "rotation"}, "asc": {"method": "ascnet"}, "two": {"method": "rotation+ascnet"}}
+    protocols = [{"protocol": "pretext", "draws": 2}, {"protocol": "knn", "k": 1, "rows": ["turns", "asc"]}]
+    claim = {"better": "turns", "worse": "asc", "source": "a paper", "published": [2, 1.5]}
+    path = write_study(tmp_path, seeds=[0], rows=rows, measures=protocols, orderings=[claim])
+    content = make_study(path, tmp_path / "out", Machine(device="cpu"), None, None, say=print)
+    assert not content["failures"]
+    found = {(entry["row"], entry["column"]): entry for entry in content["numbers"]}
+    assert set(found) == {("turns", 0), ("two", 0), ("turns", 1), ("asc", 1)}  # rows as asked for
+    pretext = found["turns", 0]
+    assert pretext["guessing"] == 25 and pretext["videos"] == 4
+    assert pretext["above"]["value"] == pytest.approx(pretext["value"] - 25)
+    assert [(own["row"], "no accuracy" in own["reason"]) for own in content["absent"]] == [("asc", True)]
+    (ordering,) = content["orderings"]
+    (here,) = ordering["here"]
+    assert here["column"] == 1
+    assert here["value"] == pytest.approx(found["turns", 1]["value"] - found["asc", 1]["value"])
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "(guessing 25.0)" in text and "| turns > asc | a paper (2, 1.5) |" in text and here["verdict"] in text
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    assert "turns > asc" in page.text and "guessing 25.0" in page.text
+
+
+def test_a_row_may_label_its_pretraining_in_another_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "execute", execute_here)
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        write_video(tmp_path / "videos" / f"{name}.avi", 40)
+    options = {"height": 40, "width": 48, "crop": 32, "rows": 2, "paces": [1, 2], "flow": "dis"}
+    data_set = {"dataset": "folder", "root": "videos", "label": options, "test": 0.5}
+    rows = {"two": {"method": "pace"}, "slow": {"method": "pace", "label": {"paces": ["1/2", 1]}}}
+    measures = [{"protocol": "knn", "k": 1}, {"protocol": "pretext"}]
+    path = write_study(tmp_path, seeds=[0], clips=4, data={"own": data_set}, rows=rows, measures=measures)
+    content = make_study(path, tmp_path / "out", Machine(device="cpu"), label, None, say=print)
+    assert not content["failures"] and not content["absent"]
+    assert [*content["data"]] == ["own", "own, paces ['1/2', 1]"]
+    first, second = ([*content["rows"][row]["trained"]] for row in rows)
+    assert first == ["own, split 1, seed 0"] and second == ["own, paces ['1/2', 1], split 1, seed 0"]
+    found = {(entry["row"], entry["column"]) for entry in content["numbers"]}
+    assert found == {("two", 0), ("slow", 0), ("two", 1), ("slow", 1), (file.RANDOM, 0)}
+
+
+def test_a_verdict_needs_the_whole_interval_on_one_side():
+    ends = [(0.1, 3.0), (-3.0, -0.1), (-1.0, 0.0), (0.0, 1.0)]
+    words = [results._verdict({"low": low, "high": high}) for low, high in ends]
+    assert words == ["agrees", "disagrees", "undecided", "undecided"]
 
 
 def test_a_cluster_makes_runs_one_per_gpu(colors, tmp_path):

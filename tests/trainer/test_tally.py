@@ -1,6 +1,8 @@
 """Intervals by groups, what is kept of every item, splits that are a cross-validation, paired differences, progress."""
 
 import json
+import re
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from tests.trainer.planted import Noise, SeesClass, group, write_colored
 from tests.trainer.synthetic import write_shard
 from trainer.errors import TrainerError
-from trainer.evaluate import bench, classifiers, features, numbers, progress
+from trainer.evaluate import bench, classifiers, features, numbers
 from trainer.evaluate.bench import Bench, measure
 from trainer.evaluate.features import Compute
 from trainer.evaluate.neighbours import chance, nearest
@@ -210,16 +212,18 @@ def test_probe_in_gram_coordinates_equals_that_in_singular_vectors():
     assert np.allclose(coordinates @ coordinates.T, x @ x.T) and np.allclose(of_test @ coordinates.T, test @ x.T)
 
 
-def test_progress_without_a_terminal_is_a_line_every_ten_seconds(monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+def test_progress_without_a_terminal_tells_what_is_left_also_while_a_step_lasts(monkeypatch, capsys):
+    monkeypatch.setattr("labelgen.progress.EVERY", 0.05)
     with Progress("linear probe", 50, "fold") as step:
-        for _ in range(50):
-            now[0] += 4
-            step()
+        time.sleep(0.12)
+        step(3)
+        time.sleep(0.12)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "linear probe: 3 of 50 folds, about 3 min left" and len(lines) == 16
-    assert lines[-1] == "linear probe: 48 of 50 folds, about 8 s left"
+    assert lines[0] == "linear probe: 0 of 50 folds"
+    assert re.fullmatch("linear probe: 3 of 50 folds, about [2-9] s left", lines[-1])
+    told = Progress("linear probe", 50, "fold")
+    told.step(48)
+    assert told.line(4 * 48) == "linear probe: 48 of 50 folds, about 8 s left"
 
 
 def test_compare_pairs_the_videos(demo, tmp_path):

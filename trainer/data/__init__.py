@@ -3,7 +3,7 @@
 from labelgen.shards import TEST, TRAIN, VALIDATION
 from trainer.data.clips import Batch, Draw, TrainingClips, VideoViews, sliding_frames, spread_frames
 from trainer.data.index import Shards
-from trainer.data.readers import Readers
+from trainer.data.readers import Folders, Readers
 from trainer.data.sampler import Batches
 from trainer.data.transport import ending_workers, loader, received, to_device
 
@@ -14,6 +14,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Draw",
+    "Folders",
     "Readers",
     "Shards",
     "TrainingClips",

@@ -74,6 +74,7 @@ class TrainingClips(Dataset):
     """Clips of one method's samples (int64 [n, 2]); a batch is asked for by its keys, int64 [B, 2] (epoch, sample).
 
     method: class of trainer.methods; tag tells the draws of different uses of the same samples apart.
+    times, copy: int64 [n], how often a sample stands among the samples, and which one of these it is: each shows another draw
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class TrainingClips(Dataset):
     ):
         self.shards, self.samples, self.method, self.options = shards, samples, method, options
         self.seed, self.jitter, self.tag = seed, jitter, tag
+        self.times, self.copy = np.ones(len(samples), np.int64), np.zeros(len(samples), np.int64)
         (self.n, self.length), self.size = method.shape(shards.config, options), shards.config["crop"]
 
     def _draw(self, kind: int, key: np.ndarray, n: int) -> Draw:
@@ -89,7 +91,7 @@ class TrainingClips(Dataset):
         # the same generator either way; of an array it is made in half the time
         rng = np.random.default_rng(np.array(key, np.uint32) if max(key) < 1 << 32 else key)
         views = [augment.draw(rng, self.shards.crop_grid, self.length, self.jitter) for _ in range(n)]
-        return Draw(epoch, rng, views, self.options)
+        return Draw(epoch * int(self.times[sample]) + int(self.copy[sample]), rng, views, self.options)
 
     @_returns_errors
     def __getitems__(self, keys: np.ndarray) -> dict:

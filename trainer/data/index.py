@@ -6,53 +6,80 @@ import copy
 import functools
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
-from labelgen.shards import NO_ROW, TEST, TRAIN, ShardReader
+from labelgen.shards import NO_ROW, TEST, TRAIN, ShardReader, config_hash
 from trainer.data.keys import FRACTION, HALF, HOLDOUT
-from trainer.data.readers import Readers
+from trainer.data.readers import Folders, Readers, each_folder
 from trainer.errors import TrainerError
 
 
 class Shards:
-    """All shards of a data set as one, seen through one of its official splits.
+    """All shards of a data set as one, seen through one of its official splits; or of several data sets.
 
-    folder: what labelgen wrote; split: a split's name or 1-based number, None for the first; readers: of the folder, where it
-    is open already
-    dataset, config, config_hash, clip_length, crop_grid: as in every one of the shards (int16 [crops, 2] y, x)
+    folder: what labelgen wrote, or several; split: a split's name or 1-based number, None for the first; readers: of the
+    folder, where it is open already
+    dataset, config, config_hash, clip_length, crop_grid: as in every one of the shards (int16 [crops, 2] y, x); of several
+    data sets their names with a + between them, and a hash of all
     split:  name of the split, None where the data set has none
     videos: int64 [videos, 2], shard and video in it; clips: int64 [clips, 2], likewise
     before: int64 [shards], row of a shard's first video; frame_size: height and width of the stored frames
     owner:  int64 [clips], row of `videos` that a clip is of
     part:   uint8 [videos], 0 none, 1 train, 2 validation, 3 test
-    whole:  the split marks no video as train, so that pretraining uses them all
+    whole:  names of the data sets whose split marks no video as train, so that pretraining uses them all
     trains: bool [videos], whether pretraining may use it
 
     Raises TrainerError for an unknown split, ShardError for unreadable or mixed shards.
     """
 
-    def __init__(self, folder: str | os.PathLike, split: str | int | None = None, readers: Readers | None = None):
-        self.folder, self.readers = folder, Readers(folder) if readers is None else readers
-        first = self.readers[0]
+    def __init__(self, folder: Folders, split: str | int | None = None, readers: Readers | None = None):
+        self.readers = Readers(folder) if readers is None else readers
+        self.folder: str | os.PathLike = ", ".join(map(str, f)) if len(f := each_folder(folder)) > 1 else f[0]
+        first, of = self.readers[0], [*self.readers.datasets.values()]
         self.config, self.config_hash, self.crop_grid = first.config, first.config_hash, first.crop_grid
-        self.dataset: str = first.config["dataset"]
+        self.dataset: str = "+".join(self.readers.datasets)
+        if len(of) > 1:
+            self.config = first.config | {"dataset": self.dataset, "expected": {}}
+            self.config_hash = config_hash({"joined": [self.readers[shards[0]].config_hash for shards in of]})
         self.clip_length = first.clip_length
         self.videos = _pairs(self.readers.n_videos)
         self.clips = _pairs(self.readers.n_clips)
         self.before = np.cumsum(self.readers.n_videos) - self.readers.n_videos
         self.owner = self.before[self.clips[:, 0]] + self._all("clips/video")
-        column = _split_column(first.splits, split)
-        self.split = None if column is None else first.splits[column]
-        self.part = np.zeros(len(self.videos), np.uint8) if column is None else self._all("videos/split")[:, column]
-        self.whole = not (self.part == TRAIN).any()
-        if self.whole and (self.part == TEST).any():
-            raise TrainerError(
-                f"{folder}: split {self.split} marks {(self.part == TEST).sum()} videos as test and none as train; "
-                "choose another split, or label the training videos"
-            )
-        self.trains = (self.part == TRAIN) | self.whole
+        self.part, self.trains = np.zeros(len(self.videos), np.uint8), np.zeros(len(self.videos), bool)
+        self.splits: dict[str, str | None] = {}
+        self.whole: list[str] = []
+        for name, shards in self.readers.datasets.items():
+            own = self.of_shards(shards)
+            splits = self.readers[shards[0]].splits
+            column = _split_column(splits, split)
+            self.splits[name] = None if column is None else splits[column]
+            if column is not None:
+                self.part[own] = self._all("videos/split")[own, column]
+            if not (self.part[own] == TRAIN).any():
+                if (self.part[own] == TEST).any():
+                    raise TrainerError(
+                        f"{self.folder}: split {self.splits[name]} marks {(self.part[own] == TEST).sum()} videos as test and "
+                        "none as train; choose another split, or label the training videos"
+                    )
+                self.whole.append(name)
+                self.trains[own] = True
+        self.trains |= self.part == TRAIN
+        self.split = next(iter(self.splits.values())) if len(set(self.splits.values())) == 1 else str(self.splits)
         self.frame_size = first.frame_size
+
+    def of_shards(self, shards: range) -> slice:
+        """Rows of `videos` that stand in these shards."""
+        return slice(int(self.before[shards[0]]), int(self.before[shards[-1]] + self.readers.n_videos[shards[-1]]))
+
+    def weighted(self, samples: np.ndarray, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Samples of which those of each data set stand there as often as its weight says, int64 [n, 2]; how often each is
+        there, and which one of them it is, int64 [n]."""
+        times = np.repeat(weights, [len(shards) for shards in self.readers.datasets.values()])[samples[:, 0]]
+        copy = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+        return np.repeat(samples, times, axis=0), np.repeat(times, times), copy
 
     def with_training_videos(self, trains: np.ndarray) -> Shards:
         """The same shards, of whose videos pretraining may use others, bool [videos]."""

@@ -1,4 +1,4 @@
-"""The shards of a folder: what an index of all their videos needs in memory, all else read where it is asked for."""
+"""The shards of one or several folders: an index of all their videos in memory, all else read where it is asked for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from labelgen.errors import ShardError
 from labelgen.shards import ShardReader
 from labelgen.shards.folder import disagreements, shard_paths
+from labelgen.shards.header import Shared
 
 _OPEN = 512  # readers that are kept, of those asked for last: one of 32 videos of ten seconds has about 100 kB
 _NUMBERS = (
@@ -23,28 +24,43 @@ _NUMBERS = (
     "order/permutation",
 )
 _TEXTS = ("videos/id", "videos/label", "videos/group")
+_OF_ONE = {
+    "dataset",
+    "expected",
+    "split",
+    "videos",
+    "videos_per_shard",
+}  # of a configuration, what is not how it was labelled
+
+Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def each_folder(folders: Folders) -> list[str | os.PathLike[str]]:
+    """One or several folders as a list."""
+    return [folders] if isinstance(folders, (str, os.PathLike)) else [*folders]
 
 
 class Readers(Sequence[ShardReader]):
-    """The readers of all shards of one data set in order, of which few are open at a time.
+    """The readers of all shards of one data set, or of several that were labelled alike, in order, of which few are open at a
+    time.
 
+    datasets: the shards of each data set by its name; where there are several, it stands before the id and group of a video
     n_videos, n_clips: int64 [shards]; sha256: of each shard, see ShardReader
     Columns stand in arrays without Python objects, whose pages processes share after a fork.
 
-    Raises ShardError as `open_shards` does.
+    Raises ShardError as `open_shards` does, and where several data sets were not labelled alike.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._paths = [str(path) for path in shard_paths(folder)]
+    def __init__(self, folders: Folders) -> None:
+        sets = [[str(path) for path in shard_paths(folder)] for folder in each_folder(folders)]
+        self._paths = [path for paths in sets for path in paths]
         numbers: dict[str, list[np.ndarray]] = {name: [] for name in _NUMBERS}
         texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
-        configs: dict[str, Any] = {}
+        shared: dict[str, Shared] = {}
         n_videos, n_clips, self.sha256 = [], [], []
         for path in self._paths:
             reader = ShardReader(path)
-            # equal ones are kept once
-            same = configs and reader.config == configs[self._paths[0]]
-            configs[path] = configs[self._paths[0]] if same else reader.config
+            shared[path] = reader.header.shared
             n_videos.append(reader.n_videos)
             n_clips.append(reader.n_clips)
             self.sha256.append(reader.sha256)
@@ -53,8 +69,27 @@ class Readers(Sequence[ShardReader]):
                     parts.append(reader.arrays[name])
             for name in _TEXTS:
                 texts[name].append("\0".join(reader.arrays[name]))
-        for fault in disagreements(configs):
-            raise ShardError(fault)
+        self.datasets: dict[str, range] = {}
+        first = shared[self._paths[0]].config
+        for paths in sets:
+            for fault in disagreements({path: shared[path] for path in paths}):
+                raise ShardError(fault)
+            own = shared[paths[0]].config
+            if own["dataset"] in self.datasets:
+                raise ShardError(f"{paths[0]}: {own['dataset']} is there twice; name each data set once")
+            for key in sorted((own.keys() | first.keys()) - _OF_ONE):
+                if own.get(key) != first.get(key):
+                    raise ShardError(
+                        f"{paths[0]}: {key} is {own.get(key)}, that of {self._paths[0]} is {first.get(key)}; data sets that are "
+                        "trained on together are labelled with the same options"
+                    )
+            begin = self._paths.index(paths[0])
+            self.datasets[own["dataset"]] = range(begin, begin + len(paths))
+        if len(sets) > 1:
+            splits = max(part.shape[1] for part in numbers["videos/split"])
+            numbers["videos/split"] = [
+                np.pad(part, ((0, 0), (0, splits - part.shape[1]))) for part in numbers["videos/split"]
+            ]
         self.n_videos, self.n_clips = np.array(n_videos), np.array(n_clips)
         whole = {name: parts for name, parts in numbers.items() if len(parts) == len(self._paths)}
         self._numbers = {name: np.concatenate(parts) for name, parts in whole.items()}
@@ -83,9 +118,11 @@ class Readers(Sequence[ShardReader]):
 
     def texts(self, name: str) -> Iterator[str]:
         """A text of every video by its full name."""
-        for part, n in zip(self._texts[name], self.n_videos, strict=True):
-            if n:
-                yield from part.decode().split("\0")
+        several = len(self.datasets) > 1 and name != "videos/label"
+        for dataset, shards in self.datasets.items():
+            for shard in shards:
+                texts = self._texts[name][shard].decode().split("\0") if self.n_videos[shard] else []
+                yield from (f"{dataset}/{text}" if several and text else text for text in texts)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_open"}

@@ -17,7 +17,7 @@ _CANDIDATES = 20  # videos that are compared picture by picture
 
 @dataclass(frozen=True)
 class Points:
-    """Vectors float32 [n, d] of length 1, of videos or of rows; fields: id, path, label, start, end of each; rows: that of
+    """Vectors float32 [n, d] of length 1, of videos or of rows; fields: id, path, label, split, start, end of each; rows: that of
     the table whose thumbnail stands for it, int64 [n]."""
 
     vectors: np.ndarray
@@ -31,7 +31,7 @@ def points(table: Table, level: str) -> Points:
     vectors: list[np.ndarray] = []
     rows: list[int] = []
     count: list[int] = []
-    columns, begin = ("id", "path", "label", "start", "end"), 0
+    columns, begin = ("id", "path", "label", "split", "start", "end"), 0
     for block, *texts in table.blocks("vector", *columns):
         for number, values in enumerate(zip(*texts, strict=True)):
             field = dict(zip(columns, values, strict=True))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from labelgen.files import locked
-from labelgen.shards import open_shards
+from labelgen.shards import NONE, PARTS, open_shards
 from trainer import data
 from trainer.checkpoint import Checkpoint, backbone_weights, versions
 from trainer.embeddings.table import Table, join, write_part
@@ -28,7 +28,15 @@ from trainer.settings import Settings
 
 POOLINGS = ("mean", "max")
 _THUMBNAIL = 96  # height of the pictures in the table, pixels
-_STORED = ("height", "width", "crop", "fps", "jpeg_quality", "clip_length")  # of the frames, what changes features
+_STORED = (
+    "height",
+    "width",
+    "region",
+    "crop",
+    "fps",
+    "jpeg_quality",
+    "clip_length",
+)  # of the frames, what changes features
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,9 @@ class Readers:
 
 @dataclass(frozen=True)
 class Piece:
-    """A few videos. videos: int64 [n, 2], reader and video in it; fields: of each id, path, label, fps (0 if unknown),
-    width, height (before resizing); failures: id, path, reason, and kept, whether it is among the videos nevertheless."""
+    """A few videos. videos: int64 [n, 2], reader and video in it; fields: of each id, path, label, split (part of the first
+    one), fps (0 if unknown), width, height (before resizing); failures: id, path, reason, and kept, whether it is among the
+    videos nevertheless."""
 
     frames: Readers
     videos: np.ndarray
@@ -86,6 +95,11 @@ class Source(Protocol):
     def open(self, part, scratch: Path) -> AbstractContextManager[Piece]: ...
 
 
+def split_part(parts: Sequence[int]) -> str:
+    """train, validation or test, from the parts of a video in all official splits: that in the first; "" for none."""
+    return PARTS[parts[0]] if len(parts) and parts[0] != NONE else ""
+
+
 class ShardVideos:
     """The videos of shards as a Source, one part per shard."""
 
@@ -105,7 +119,11 @@ class ShardVideos:
     def open(self, part, scratch: Path) -> Iterator[Piece]:
         names = ("id", "path", "label", "fps", "width", "height")
         columns = [part.arrays[f"videos/{name}"] for name in names]
-        fields = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        splits = map(split_part, part.arrays["videos/split"])
+        fields = [
+            {**dict(zip(names, values, strict=True)), "split": split}
+            for *values, split in zip(*columns, splits, strict=True)
+        ]
         failed = zip(*(part.arrays[f"failures/{name}"] for name in ("id", "path", "reason")), strict=True)
         failures = [
             {"id": id, "path": path, "reason": reason, "kept": id in part.arrays["videos/id"]}
@@ -160,7 +178,7 @@ class Extractor:
             lengths = np.array([piece.frames.readers[r].arrays["videos/n_frames"][v] for r, v in piece.videos])
             first, last, middle = 0 * lengths, lengths - 1, lengths // 2
         fields = [piece.fields[video] for video in owner]
-        columns = {name: [field[name] for field in fields] for name in ("id", "path", "label")}
+        columns = {name: [field[name] for field in fields] for name in ("id", "path", "label", "split")}
         for name, at in (("start", first), ("end", last + 1)):
             columns[name] = [
                 frame / field["fps"] if field["fps"] else None for frame, field in zip(at, fields, strict=True)
@@ -227,6 +245,7 @@ def embed(
         if here := sum(path.exists() for path in paths):
             say(f"{folder}: {here} of {len(paths)} parts are there")
         failures = []
+        progress(0, source.count)
         for left in folder.glob("*.tmp"):  # of a killed process
             shutil.rmtree(left, ignore_errors=True)
         for path, part in zip(paths, source.parts, strict=True):

@@ -1,6 +1,7 @@
 """The table of features, a Parquet file: one row per clip or video, and in its metadata how it was made.
 
 id, path, label   text; label "" where there is none
+split             text: train, validation or test, the part of the first split; "" for none
 start, end        seconds, float64; null where the file does not tell its frame rate
 stage             text
 vector            float32 [d]
@@ -23,10 +24,10 @@ import pyarrow.parquet as pq
 from labelgen.files import replacing
 from trainer.errors import TrainerError
 
-SCHEMA = 1
+SCHEMA = 2
 _GROUP = 4096  # rows that are read and written at a time
 _KEY = b"vssl"
-TEXTS = ("id", "path", "label", "stage")
+TEXTS = ("id", "path", "label", "split", "stage")
 
 
 def schema(width: int, about: dict) -> pa.Schema:
@@ -34,7 +35,7 @@ def schema(width: int, about: dict) -> pa.Schema:
     texts = {name: pa.string() for name in TEXTS}
     return pa.schema(
         [
-            *((name, texts[name]) for name in ("id", "path", "label")),
+            *((name, texts[name]) for name in ("id", "path", "label", "split")),
             ("start", pa.float64()),
             ("end", pa.float64()),
             ("stage", texts["stage"]),
@@ -131,7 +132,7 @@ def join(out: Path, about: dict, width: int, parts: Sequence[Path]) -> None:
 def write_npy(table: Table) -> tuple[Path, Path]:
     """The vectors as float32 [rows, d] in NAME.npy, the other columns, but for the thumbnails, in NAME.csv beside it."""
     array, text = table.path.with_suffix(".npy"), table.path.with_suffix(".csv")
-    names = ("id", "path", "label", "start", "end", "stage")
+    names = ("id", "path", "label", "split", "start", "end", "stage")
     with (
         replacing(array) as numbers,
         replacing(text) as lines,

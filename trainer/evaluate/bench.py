@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from labelgen.errors import VsslError
+from labelgen.progress import working
 from trainer import data, distributed
-from trainer.checkpoint import Checkpoint, load, newest_run, versions
+from trainer.checkpoint import Checkpoint, load, newest_run, trained_splits, versions
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, features, protocol_class
 from trainer.evaluate.features import COMPUTE, Compute, Features
@@ -71,8 +72,8 @@ class Bench:
         """The data set, seen through the split asked for; by default, on the data set that the run was trained on, through the
         run's own: the test videos of another one were among its training videos."""
         meta, split = (saved or self.saved).meta, self.split
-        if split is None and meta["dataset"] == self.dataset:
-            split = meta["split"]
+        if split is None:
+            split = trained_splits(meta).get(self.dataset)
         return self.open(self.folder, split)
 
     def networks(self, saved: Checkpoint | None = None) -> dict[str, nn.Module]:
@@ -134,11 +135,12 @@ class Bench:
         """
         if len(self.runs) > 1 and not protocol_class(name).several_runs:
             raise TrainerError(f"{name} measures one run at a time, not {len(self.runs)}")
-        protocol = protocol_class(name)(self, **options)
-        if len(self.runs) > 1:
-            for saved in self.runs:
-                self.alone(saved).measure(name, **options)
-        result = protocol.measure()
+        with working(protocol_class(name).title):
+            protocol = protocol_class(name)(self, **options)
+            if len(self.runs) > 1:
+                for saved in self.runs:
+                    self.alone(saved).measure(name, **options)
+            result = protocol.measure()
         write(result, self.saved.run, protocol.file_name(name), protocol.tally)
         return result
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trainer import data
-from trainer.checkpoint import Checkpoint, with_labels
+from trainer.checkpoint import Checkpoint, trained_splits, with_labels
 from trainer.errors import TrainerError
 from trainer.evaluate.bench import Bench, parts
 from trainer.evaluate.features import Features
@@ -243,12 +243,15 @@ def seen(saved: Checkpoint, source: data.Shards, tested: np.ndarray) -> list[str
 def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
     """Which videos of the source a run (its meta, see checkpoint) was trained on, bool [videos]; when its split is unknown
     here, all of the data set."""
-    if meta["dataset"] != source.dataset:
+    splits = trained_splits(meta)
+    if source.dataset not in splits:
         return np.zeros(len(source.videos), bool)
-    if meta["split"] not in (source.readers[0].splits or (None,)):
+    split = splits[source.dataset]
+    if split not in (source.readers[0].splits or (None,)):
         return np.ones(len(source.videos), bool)
     folder = Path(source.readers[0].path).parent
-    through = data.Shards(folder, meta["split"], source.readers)
+    through = data.Shards(folder, split, source.readers)
+    # which videos of several data sets were held out cannot be told from one of them: they count as trained on
     same = meta["config_hash"] == source.config_hash and meta.get("videos", len(through.videos)) == len(through.videos)
     if meta["settings"]["holdout"] and same:
         through.hold_out(meta["settings"]["holdout"], meta["settings"]["seed"])

@@ -144,7 +144,7 @@ def nearest(
     fewest = len(gallery[1]) - int(items_of_video[queries[1]].max())
     k, candidates = min(k, fewest), min(k + _MORE, fewest)
     found = np.empty((len(queries[1]), k), np.int64)
-    with Progress("nearest neighbours", len(queries[1]), "query") as step:
+    with Progress("nearest neighbours", len(queries[1]), "item") as step:
         for start in range(0, len(queries[1]), chunk):
             best = _best(queries, gallery, candidates, start, chunk, device)
             places = 0xFFFFFFFF - (best & 0xFFFFFFFF).numpy()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 
 from tqdm import tqdm
 
-EVERY = 10  # seconds from one plain line to the next
+from labelgen.progress import telling
 
 
 class Progress:
@@ -19,24 +18,24 @@ class Progress:
 
     def __init__(self, what: str, total: int, unit: str):
         self.what, self.total, self.unit, self.done = what, total, unit, 0
-        self.begin = self.told = time.monotonic()
         self.bar = tqdm(total=total, desc=what, unit=unit, leave=False, disable=not sys.stderr.isatty())
+        self.lines = telling(self.line if self.bar.disable else None)
 
     def __enter__(self):
+        self.lines.__enter__()
         return self.step
 
-    def __exit__(self, *_):
+    def __exit__(self, *error):
+        self.lines.__exit__(*error)
         self.bar.close()
 
     def step(self, units: int = 1) -> None:
         self.done += units
         self.bar.update(units)
-        now = time.monotonic()
-        if self.bar.disable and now - self.told >= EVERY:
-            self.told = now
-            left = (now - self.begin) / self.done * (self.total - self.done)
-            told = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s, about {_duration(left)} left"
-            print(told, file=sys.stderr, flush=True)
+
+    def line(self, seconds: float) -> str:
+        left = f", about {_duration(seconds / self.done * (self.total - self.done))} left" if self.done else ""
+        return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s{left}"
 
 
 def _duration(seconds: float) -> str:

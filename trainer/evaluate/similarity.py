@@ -33,7 +33,10 @@ class Similarity(Protocol):
         "A linear SVM on 12 (dis)similarities of the two videos' features at the three deepest stages, standardised on the "
         "training folds; accuracy over all pairs, with an interval over pairs; as papers report "
         "it, the mean over the folds and its standard error (deviation of the folds / root of their number); the area under one "
-        "ROC curve through the decision values of all folds."
+        "ROC curve through the decision values of all folds, by trapezoids. With folds that are alike, as ASLAN's of 300 same "
+        "and 300 different pairs, that curve is the one of average true and false positive rates on ASLAN's results page; "
+        "ASLAN's own code (`WYtotable.m`, by its ReadMe: accuracy, standard error and AUC, of scores, labels and split numbers) "
+        "could not be read."
     )
     left_out = "Pairs of which a video is not in the shards; they are counted."
     source = "Kliper-Gross et al., PAMI 2012; thesis 3.6.4."

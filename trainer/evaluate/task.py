@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer import data
-from trainer.checkpoint import Checkpoint, check_fit, with_labels
+from trainer.checkpoint import Checkpoint, check_fit, trained_splits, with_labels
 from trainer.data.clips import Draw, TrainingClips
 from trainer.errors import TrainerError
 from trainer.evaluate.bench import Bench
@@ -52,7 +52,7 @@ def unseen(bench: Bench) -> tuple[data.Shards, np.ndarray, str]:
     for name, value in (("test", data.TEST), ("validation", data.VALIDATION)):
         if (source.part == value).any():
             return source, np.flatnonzero(source.part == value), f"{name} part"
-    if source.dataset != saved.meta["dataset"]:
+    if source.dataset not in trained_splits(saved.meta):
         return source, np.arange(len(source.videos)), "all videos"
     held = source.trains & ~trained_on(saved.meta, source)
     if not held.any():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
-from dataclasses import asdict, dataclass, fields
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from trainer.recipes import recipe
 from trainer.settings import Settings, over, resolve
 
 RANDOM, SUPERVISED, FLOW = "random weights", "supervised", "flow histogram"
-PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "finetune")
+PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "finetune", "pretext")
 ALL = "all"
 _POOLINGS = ("max", "mean")
 _FINETUNE: dict[str, Any] = {"holdout": 0.0, "jitter": "none", "schedule": "cosine", "optimizer": "adamw", "lr": 1e-3}
-_KEYS = {"about", "extends", "data", "rows", "measures", "seeds", "clips", "settings", "baselines"}
+_KEYS = {"about", "extends", "data", "rows", "measures", "seeds", "clips", "settings", "baselines", "orderings"}
 _OF_DATA = {"shards", "dataset", "root", "label", "split", "test", "folds", "pretraining", "targets", "resample"}
 _OF_MEASURE = {
     "protocol",
@@ -29,6 +31,8 @@ _OF_MEASURE = {
     "labels",
     "clips",
     "settings",
+    "draws",
+    "rows",
     "tested_on",
     "targets",
     "pretrained_on",
@@ -56,17 +60,30 @@ class Data:
     targets: dict[str, dict]
     resample: str
 
+    @property
+    def folder(self) -> str:
+        """Its name as that of a folder."""
+        if re.fullmatch(r"[\w-]+", self.name):
+            return self.name
+        return f"{re.sub(r'[^a-zA-Z0-9]+', '-', self.name)}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
+
 
 @dataclass(frozen=True)
 class Row:
     """What is compared: candidates are its settings, several where a list of values is tried; clips: the budget that
-    pretraining sees; kind: method, or RANDOM, SUPERVISED, FLOW."""
+    pretraining sees; label: what its pretraining labels in another way; kind: method, or RANDOM, SUPERVISED, FLOW."""
 
     name: str
     kind: str
     candidates: tuple[Settings, ...] = ()
     tried: tuple[dict, ...] = ()
     clips: int = 0
+    label: dict = field(default_factory=dict)
+
+    def pretrains_on(self, data: str) -> str:
+        """Name of the data set, labelled as the row asks for, that it pretrains on."""
+        words = ", ".join(f"{key} {value}" for key, value in self.label.items())
+        return f"{data}, {words}" if words else data
 
     @property
     def network(self) -> tuple[str, float]:
@@ -77,7 +94,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a network on a data set; labels: per class that a classifier learns from, or "all"."""
+    """One number of a network on a data set; labels: per class that a classifier learns from, or "all"; draws: of each sample
+    of the pretext task."""
 
     protocol: str
     stage: str = ""
@@ -85,7 +103,9 @@ class Measure:
     k: int = 0
     labels: int | str = ALL
     clips: int = 0
+    draws: int = 0
     settings: Settings | None = None
+    rows: tuple[str, ...] = ()  # none: all
     on: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()  # none: all that a data set has
     pretrained_on: str | tuple[str, ...] = "itself"
@@ -94,14 +114,25 @@ class Measure:
     def title(self) -> str:
         """Words for a column."""
         names = {"linear": "linear probe", "knn": f"{self.k}-NN", "retrieval": f"retrieval top-{self.k}"}
+        names |= {"pretext": "pretext task"}
         few = f"{self.labels} per class" if self.labels != ALL else ""
         return ", ".join(filter(None, (names.get(self.protocol, self.protocol), self.stage, self.pooling, few)))
 
     @property
     def what(self) -> dict:
         """What of it determines a number."""
-        own = {name: getattr(self, name) for name in ("protocol", "stage", "pooling", "k", "labels", "clips")}
+        own = {name: getattr(self, name) for name in ("protocol", "stage", "pooling", "k", "labels", "clips", "draws")}
         return own | {"settings": asdict(self.settings) if self.settings else None}
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """A published result: one row is better than another; values: both, in per cent, where they are known."""
+
+    better: str
+    worse: str
+    source: str
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +146,18 @@ class Study:
     data: dict[str, Data]
     rows: dict[str, Row]
     measures: tuple[Measure, ...]
+    orderings: tuple[Ordering, ...]
+
+    @property
+    def variants(self) -> dict[str, Data]:
+        """The data sets as rows with a `label` of their own ask for them, by name, see Row.pretrains_on."""
+        found = {}
+        for row, (name, own) in itertools.product(self.rows.values(), self.data.items()):
+            if row.label and own.labelling is not None:
+                labelling = own.labelling | {"label": own.labelling["label"] | row.label}
+                changed = replace(own, name=row.pretrains_on(name), labelling=labelling, targets={})
+                found[changed.name] = changed
+        return found
 
 
 def read(path: str | Path) -> Study:
@@ -153,7 +196,7 @@ def _study(path: Path, content: dict) -> Study:
     data = {name: _data(path.parent, name, given) for name, given in content["data"].items()}
     common = _settings("settings", content.get("settings", {}))
     rows = {name: _row(name, given or {}, common, content.get("clips")) for name, given in content["rows"].items()}
-    measures = tuple(m for given in content["measures"] for m in _measures(given, data))
+    measures = tuple(m for given in content["measures"] for m in _measures(given, data, rows))
     baselines = content.get("baselines", ["supervised", "flow"])
     if unknown := set(baselines) - {"supervised", "flow"}:
         raise TrainerError(f"baselines: unknown {', '.join(sorted(unknown))}, expected supervised, flow")
@@ -168,7 +211,8 @@ def _study(path: Path, content: dict) -> Study:
             rows[SUPERVISED + of] = Row(SUPERVISED + of, SUPERVISED, bare, clips=most)
     if "flow" in baselines and any(m.protocol in ("linear", "knn", "retrieval") for m in measures):
         rows[FLOW] = Row(FLOW, FLOW)
-    return Study(path, str(content.get("about", "")), content, seeds, data, rows, measures)
+    orderings = tuple(_ordering(given, rows) for given in content.get("orderings", ()))
+    return Study(path, str(content.get("about", "")), content, seeds, data, rows, measures, orderings)
 
 
 def _known(where: str, given: object, known: set[str] | None = None) -> None:
@@ -244,7 +288,7 @@ def _settings(where: str, given: dict) -> Settings:
 
 def _row(name: str, given: dict, common: Settings, clips: int | None) -> Row:
     where = f"rows: {name}"
-    own = {key: value for key, value in given.items() if key not in ("recipe", "clips")}
+    own = {key: value for key, value in given.items() if key not in ("recipe", "clips", "label")}
     swept = {key: value for key, value in own.items() if isinstance(value, list) and key != "weights"}
     base = over(recipe(given["recipe"])[0], common) if "recipe" in given else common
     found, tried = [], []
@@ -258,10 +302,23 @@ def _row(name: str, given: dict, common: Settings, clips: int | None) -> Row:
             raise TrainerError(f"{where}: several values of {', '.join(swept)} need a holdout to choose by")
         found.append(settings)
         tried.append(chosen)
-    return Row(name, "method", tuple(found), tuple(tried), _count(f"{where}: clips", given.get("clips", clips)))
+    label = given.get("label", {})
+    _known(f"{where}: label", label)
+    return Row(name, "method", tuple(found), tuple(tried), _count(f"{where}: clips", given.get("clips", clips)), label)
 
 
-def _measures(given: dict, data: dict[str, Data]) -> list[Measure]:
+def _ordering(given: dict, rows: dict[str, Row]) -> Ordering:
+    _known("orderings", given, {"better", "worse", "source", "published"})
+    for key in ("better", "worse"):
+        if given.get(key) not in rows:
+            raise TrainerError(f"orderings: {key} is {given.get(key)!r}, expected one of the rows")
+    values = given.get("published", [])
+    if not isinstance(values, list) or len(values) not in (0, 2) or not all(type(v) in (int, float) for v in values):
+        raise TrainerError(f"orderings: published is {values!r}, expected the two numbers, the better one's first")
+    return Ordering(given["better"], given["worse"], str(given.get("source", "")), tuple(values))
+
+
+def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[Measure]:
     _known("measures", given, _OF_MEASURE)
     protocol = given.get("protocol")
     if protocol not in PROTOCOLS:
@@ -278,7 +335,12 @@ def _measures(given: dict, data: dict[str, Data]) -> list[Measure]:
     targets = tuple(given.get("targets", ()))
     if unknown := set(targets) - {name for own in on for name in data[own].targets}:
         raise TrainerError(f"{where}: there is no target {', '.join(sorted(unknown))} in {', '.join(on)}")
-    common = {"protocol": protocol, "on": on, "targets": targets, "pretrained_on": pretrained}
+    own = tuple(given.get("rows", ()))
+    if unknown := set(own) - rows.keys():
+        raise TrainerError(f"{where}: there is no row {', '.join(sorted(unknown))}")
+    common = {"protocol": protocol, "rows": own, "on": on, "targets": targets, "pretrained_on": pretrained}
+    if protocol == "pretext":
+        return [Measure(draws=_count(f"{where}: draws", given.get("draws", 1)), **common)]
     labels = given.get("labels", [ALL])
     if protocol == "finetune":
         clips = _count(f"{where}: clips", given.get("clips"))

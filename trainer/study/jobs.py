@@ -223,13 +223,28 @@ def _finetune(job: Job, store: Store, functions: dict) -> dict[str, dict]:
     return {job.makes[0]: {"scores": scores}}
 
 
+def _pretext(job: Job, store: Store, functions: dict) -> dict[str, dict]:
+    from trainer.study import measures
+
+    how, made = job.how, {"scores": dict[str, float](), "chance": dict[str, float]()}
+    for split, run in how["run"].items():
+        try:
+            place, compute = store.run(run) / "run", measures.Compute(workers=0, device=how["device"])
+            found = measures.pretext_scores(place, how["source"].folder, split, how["draws"], compute)
+        except VsslError as error:  # a method without an accuracy
+            return {job.makes[0]: {"scores": {}, "reason": str(error)}}
+        for key, scores in zip(made, found, strict=True):
+            made[key] |= scores
+    return {job.makes[0]: made}
+
+
 def _scratch(store: Store) -> tempfile.TemporaryDirectory:
     """Folder for features, which are not kept."""
     (store.root / "scratch").mkdir(exist_ok=True)
     return tempfile.TemporaryDirectory(dir=store.root / "scratch")
 
 
-_WORK = {"train": _train, "frozen": _frozen, "flow": _frozen, "finetune": _finetune}
+_WORK = {"train": _train, "frozen": _frozen, "flow": _frozen, "finetune": _finetune, "pretext": _pretext}
 
 
 def make(

@@ -14,7 +14,7 @@ import numpy as np
 
 from trainer import checkpoint, data, distributed
 from trainer.errors import TrainerError
-from trainer.evaluate import predictions
+from trainer.evaluate import predictions, task
 from trainer.evaluate.bench import Bench
 from trainer.evaluate.classifiers import probe
 from trainer.evaluate.features import Compute, Features, features, networks, normalised
@@ -26,8 +26,8 @@ from trainer.settings import Settings, resolve
 from trainer.study.file import Measure
 from trainer.study.sources import Source, drawn
 
-_CELLS, _DIRECTIONS, _SPEEDS = 4, 8, (0.25, 1.0, 4.0)  # of the histogram: cells per side, bins, pixels per frame
-_SEGMENTS = 4  # equal parts of a video, each with a histogram of its own
+_CELLS, _DIRECTIONS = 4, 8  # of the histogram: per side, and bins
+_SEGMENTS = (1, 2, 4, 8)  # equal parts of a video, each with a histogram of its own
 
 Scores = dict[str, float]  # 0 to 1 by the id of a test video
 
@@ -54,29 +54,25 @@ def flow_features(shards: data.Shards, flow: Callable) -> Features:
 
 
 def flow_histogram(frames: np.ndarray, flow: Callable) -> np.ndarray:
-    """What a user could do without a network: frames uint8 [T, H, W, 3] -> float32 [5 x 4 x 4 x 12].
+    """What a user could do without a network: frames uint8 [T, H, W, 3] -> float32 [15 x 4 x 4 x 8].
 
-    For the video and each quarter of it, and each cell of a 4 x 4 grid over the frame: 8 directions of the flow, weighted by
-    its magnitude, and the number of its pixels in 4 ranges of magnitude; the root of each, relative to the whole part of the
-    video (Hellinger). flow: luma uint8 [H, W] twice -> float32 [H, W, 2].
+    For the video, its halves, quarters and eighths, and each cell of a 4 x 4 grid over the frame: 8 directions of the flow,
+    weighted by its magnitude; the root of each, relative to the whole part of the video (Hellinger). flow: luma uint8 [H, W]
+    twice -> float32 [H, W, 2].
     """
     luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     height, width = luma[0].shape
     rows, columns = (np.arange(n) * _CELLS // n for n in (height, width))
     cell = (rows[:, None] * _CELLS + columns).ravel()
-    bins = _DIRECTIONS + len(_SPEEDS) + 1
-    out = np.zeros((_SEGMENTS, _CELLS**2 * bins))
+    out = np.zeros((_SEGMENTS[-1], _CELLS**2 * _DIRECTIONS))
     steps = max(1, len(luma) - 1)
     for t, (first, second) in enumerate(pairwise(luma)):
         u, v = flow(first, second).reshape(-1, 2).T
         magnitude, angle = np.hypot(u, v), np.arctan2(-v, u) % (2 * np.pi)
         direction = (angle * _DIRECTIONS / (2 * np.pi)).astype(int) % _DIRECTIONS
-        speed = _DIRECTIONS + np.digitize(magnitude, _SPEEDS)
-        own = out[t * _SEGMENTS // steps]
-        own += np.bincount(cell * bins + direction, magnitude, len(own))
-        own += np.bincount(cell * bins + speed, minlength=len(own))
-    parts = np.sqrt(np.concatenate([out.sum(0, keepdims=True), out]))
-    return normalised(parts).astype(np.float32).ravel()
+        out[t * len(out) // steps] += np.bincount(cell * _DIRECTIONS + direction, magnitude, out.shape[1])
+    parts = np.concatenate([out.reshape(n, -1, out.shape[1]).sum(1) for n in _SEGMENTS])
+    return normalised(np.sqrt(parts)).astype(np.float32).ravel()
 
 
 def scores(
@@ -148,3 +144,19 @@ def finetuned_scores(run: Path, shards: Path, compute: Compute) -> Scores:
     hits, videos = scored.hits("video")
     ids = np.array(scored.source.text("videos/id"))
     return dict(zip(ids[videos].tolist(), map(float, hits), strict=True))
+
+
+def pretext_scores(run: Path, shards: Path, split: str, draws: int, compute: Compute) -> tuple[Scores, Scores]:
+    """How often a run's pretext task is solved on each test video of a split, and how often by guessing: the mean over
+    `draws` of its samples. Of several methods the first one's. Raises TrainerError where the method has no accuracy."""
+    bench = Bench(shards, run, split, compute)
+    source, videos, _ = task.unseen(bench)
+    name = bench.saved.meta["settings"]["method"].split("+")[0]
+    clips, _ = task.samples(bench, source, videos, name)
+    found, owner = task.answers(bench, source, clips, name, draws)
+    ids = source.text("videos/id")
+    right, guessed = (
+        {ids[video]: float(found[key][owner == video].mean()) for video in np.unique(owner).tolist()}
+        for key in ("accuracy", "chance")
+    )
+    return right, guessed

@@ -13,7 +13,7 @@ from trainer.pages.results import value_cell
 from trainer.pages.trained import curve, read_log
 from trainer.study.jobs import Store
 from trainer.study.planning import Planned
-from trainer.study.results import RULE, mark, place, tables
+from trainer.study.results import RULE, guessed, mark, orderings, place, tables
 
 _COLUMN, _LINE = 120, 24  # pixels of the chart of ranks
 
@@ -27,6 +27,7 @@ def write_page(content: dict, planned: Planned, store: Store) -> None:
     sections = [
         ("numbers", "Numbers", join([paragraph(RULE, "muted"), *_tables(content)])),
         ("forest", "Forest plots", _forest(content)),
+        ("orderings", "Published orderings", _orderings(content)),
         ("ranks", "How the ranking moves", _ranks(content)),
         ("curves", "Pretraining, row by row", _curves(content, planned, store)),
         ("tried", "What was tried", _tried(content)),
@@ -51,8 +52,20 @@ def _cell(entry: dict | None) -> Markup:
     seeds = ", ".join(f"{value:.1f}" for value in entry["by seed"])
     told = f"by seed: {seeds}; {entry['videos']} videos"
     if above := entry["above"]:
-        told += f"; above random weights: {above['value']:+.1f} [{above['low']:+.1f}, {above['high']:+.1f}]"
-    return fill('<span title="{}">{}{}</span>', told, value_cell(entry), mark(entry))
+        than = "guessing" if "guessing" in entry else "random weights"
+        told += f"; above {than}: {above['value']:+.1f} [{above['low']:+.1f}, {above['high']:+.1f}]"
+    return fill('<span title="{}">{}{}{}</span>', told, value_cell(entry), guessed(entry), mark(entry))
+
+
+def _orderings(content: dict) -> Markup:
+    if not content["orderings"]:
+        return Markup()
+    head, body = orderings(content)
+    lead = (
+        "Difference here of the row that was published as the better one, in points, with its 95 % interval: it agrees or "
+        "disagrees where the interval leaves out 0."
+    )
+    return join([paragraph(lead, "muted"), table("Published orderings", head, body, range(2, len(head)))])
 
 
 def _headlines(content: dict) -> list[tuple[int, str]]:

@@ -73,7 +73,7 @@ def plan(study: Study, sources: dict[str, Source], store: Store, device: str, fa
     planner = _Planner(study, sources, store, device, failed)
     for column in columns(study, sources):
         for row in study.rows.values():
-            for seed in study.seeds:
+            for seed in study.seeds if row.name in (column.measure.rows or study.rows) else ():
                 planner.number(row, column, seed)
     return planner.planned
 
@@ -89,6 +89,8 @@ class _Planner:
         try:
             if column.measure.protocol == "finetune":
                 made = self._finetuned(row, column, seed)
+            elif column.measure.protocol == "pretext":
+                made = self._pretext(row, column, seed)
             else:
                 made = self._frozen(row, column, seed)
         except TrainerError as error:
@@ -108,11 +110,20 @@ class _Planner:
 
     def _networks(self, row: Row, column: Column, seed: int) -> dict[str, str | None]:
         """Id of the training whose network is tested, by split; None: random weights."""
-        tested, before = self.sources[column.tested_on], self.sources[column.pretrained_on]
+        tested, before = self.sources[column.tested_on], self._source(row, column.pretrained_on)
         if row.kind != "method":
             return dict.fromkeys(tested.splits)
         same = column.tested_on == column.pretrained_on
         return {split: self._trained(row, before, split if same else before.splits[0], seed) for split in tested.splits}
+
+    def _source(self, row: Row, name: str) -> Source:
+        """A data set as the row asks for it."""
+        own = row.pretrains_on(name)
+        if own not in self.sources:
+            raise TrainerError(
+                f"{own} is not there: it needs a data set that the study labels itself, and labelling that works"
+            )
+        return self.sources[own]
 
     def _trained(self, row: Row, source: Source, split: str, seed: int) -> str:
         split, name = source.pretraining(split), source.data.name
@@ -228,6 +239,22 @@ class _Planner:
         told += (f", pretrained on {column.pretrained_on}" if needs else "") + f", seed {seed}"
         cost = f"recognition {own.backbone} {own.width:g} {_clip(source)}", epochs * videos * len(settings)
         self._add(Job("finetune", id, (id,), how, needs, row.name, told, cost))
+        return id
+
+    def _pretext(self, row: Row, column: Column, seed: int) -> str | None:
+        if row.kind != "method":
+            return None  # it has no pretext task
+        measure, source = column.measure, self._source(row, column.tested_on)
+        if source.data.pretraining == ALL and column.tested_on == column.pretrained_on:
+            raise TrainerError("pretraining sees all videos: none is left to test the pretext task on")
+        networks = self._networks(row, column, seed)
+        id = identity(kind="pretext", code=code("measure"), network=networks, data=source.identity, draws=measure.draws)
+        how = {"source": source, "run": networks, "draws": measure.draws, "device": self.device}
+        needs = tuple(dict.fromkeys(filter(None, networks.values())))
+        told = f"pretext task on {column.tested_on}, pretrained on {column.pretrained_on}, seed {seed}"
+        own = resolve(row.candidates[0])
+        cost = f"features {own.backbone} {own.width:g} {_clip(source)}", _videos(source) * measure.draws
+        self._add(Job("pretext", id, (id,), how, needs, row.name, told, cost))
         return id
 
 

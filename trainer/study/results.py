@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ def collect(
     unusable: dict[str, str],
 ) -> dict:
     """All that study.json holds, which is the same however often the study was stopped: "data", "rows", "columns",
-    "numbers", "assumed", "absent" (numbers that do not exist), "failures". A number is the mean over seeds and videos in per
-    cent, with "low" and "high", "above" its difference from the random network of the same seeds, likewise, and the value
-    of each seed."""
+    "numbers", "orderings" (published ones, and the difference here), "assumed", "absent" (numbers that do not exist),
+    "failures". A number is the mean over seeds and videos in per cent, with "low" and "high", "above" its difference from the
+    random network of the same seeds, or of the pretext task from "guessing", likewise, and the value of each seed."""
     columns = list(dict.fromkeys(column for _, column, _ in planned.numbers))
+    tests = [_test(study, sources, planned, store, column) for column in columns]
     return {
         "about": study.about,
         "file": study.content,
@@ -40,7 +42,8 @@ def collect(
         "data": {name: _data(source) for name, source in sources.items()},
         "rows": {name: _row(row, planned, store) for name, row in study.rows.items()},
         "columns": [_column(column) for column in columns],
-        "numbers": _numbers(study, sources, planned, store, columns),
+        "numbers": _numbers(study, tests),
+        "orderings": _orderings(study, columns, tests),
         "assumed": _assumed(study, sources),
         "absent": not_to_be_had(_absent(planned, store)),
         "failures": _failures(planned, failed, unusable),
@@ -115,37 +118,90 @@ def headline(measure: Measure) -> bool:
     return measure.labels == ALL and measure.stage in ("", "conv5")
 
 
-def _numbers(study: Study, sources, planned: Planned, store: Store, columns: list[Column]) -> list[dict]:
+@dataclass(frozen=True)
+class _Test:
+    """What became of the test videos of a column: scores and what guessing gives, by row, seed and video, 0 to 1; the group
+    of each video."""
+
+    scores: dict[str, dict[int, dict[str, float]]]
+    guessing: dict[str, dict[int, dict[str, float]]]
+    groups: dict[str, str]
+
+    def array(self, row: str, seeds: list[int], guessing: bool = False) -> np.ndarray:
+        """float64 [seeds, videos], the videos in the order of `videos`."""
+        by_seed = (self.guessing if guessing else self.scores)[row]
+        return np.array([[by_seed[seed][video] for video in self.videos(row)] for seed in seeds])
+
+    def videos(self, row: str) -> list[str]:
+        own = [*self.scores[row].values()]
+        videos = sorted(own[0])
+        if any(sorted(other) != videos for other in own):
+            raise AssertionError(f"{row}: the seeds were tested on different videos")
+        return videos
+
+    def groups_of(self, row: str) -> np.ndarray:
+        return np.array([self.groups[video] for video in self.videos(row)])
+
+    def above(self, row: str, other: str) -> dict[str, float] | None:
+        """The difference of two rows in pairs of seed and video; None where they have no seed in common."""
+        both = sorted(self.scores.get(row, {}).keys() & self.scores.get(other, {}).keys())
+        if not both or self.videos(row) != self.videos(other):
+            return None
+        return difference(self.array(row, both), self.array(other, both), self.groups_of(row))
+
+
+def _test(study: Study, sources: dict[str, Source], planned: Planned, store: Store, column: Column) -> _Test:
+    found = _Test({}, {}, _groups(sources[column.tested_on]))
+    for row in study.rows:
+        for seed in study.seeds:
+            id = planned.numbers.get((row, column, seed))
+            if id and store.has(id) and "reason" not in (own := store.result(id)):
+                found.scores.setdefault(row, {})[seed] = own["scores"]
+                if "chance" in own:
+                    found.guessing.setdefault(row, {})[seed] = own["chance"]
+    return found
+
+
+def _numbers(study: Study, tests: list[_Test]) -> list[dict]:
     found, randoms = [], {row.network: name for name, row in study.rows.items() if row.kind == RANDOM}
-    for number, column in enumerate(columns):
-        source = sources[column.tested_on]
-        groups = _groups(source)
-        scores: dict[str, dict[int, dict]] = {}
-        for row in study.rows:
-            for seed in study.seeds:
-                id = planned.numbers.get((row, column, seed))
-                if id and store.has(id) and "reason" not in (own := store.result(id)):
-                    scores.setdefault(row, {})[seed] = own["scores"]
-        for row, by_seed in scores.items():
-            seeds = sorted(by_seed)
-            videos = sorted(by_seed[seeds[0]])
-            if any(sorted(own) != videos for own in by_seed.values()):
-                raise AssertionError(f"{row}, {column}: the seeds were tested on different videos")
-            of = np.array([groups[video] for video in videos])
-            values = _array(by_seed, seeds, videos)
-            entry = {"row": row, "column": number, **interval(values, of), "videos": len(videos), "seeds": seeds}
+    for number, test in enumerate(tests):
+        for row in test.scores:
+            seeds, groups = sorted(test.scores[row]), test.groups_of(row)
+            values = test.array(row, seeds)
+            entry = {
+                "row": row,
+                "column": number,
+                **interval(values, groups),
+                "videos": values.shape[1],
+                "seeds": seeds,
+            }
             entry["by seed"] = [100 * float(value) for value in values.mean(1)]
-            entry["above"] = None
-            base = randoms[study.rows[row].network] if study.rows[row].candidates else next(iter(randoms.values()))
-            both = sorted(scores.get(base, {}).keys() & by_seed.keys())
-            if both and row != base:
-                entry["above"] = difference(_array(by_seed, both, videos), _array(scores[base], both, videos), of)
+            if row in test.guessing:
+                guessed = test.array(row, seeds, guessing=True)
+                entry |= {"guessing": 100 * float(guessed.mean()), "above": difference(values, guessed, groups)}
+            else:
+                of = study.rows[row]
+                base = randoms[of.network] if of.candidates else next(iter(randoms.values()))
+                entry["above"] = None if row == base else test.above(row, base)
             found.append(entry)
     return found
 
 
-def _array(by_seed: dict[int, dict], seeds: list[int], videos: list[str]) -> np.ndarray:
-    return np.array([[by_seed[seed][video] for video in videos] for seed in seeds])
+def _orderings(study: Study, columns: list[Column], tests: list[_Test]) -> list[dict]:
+    """Published orderings beside the difference here, in the columns of the charts."""
+    found = []
+    for own in study.orderings:
+        here = [
+            {"column": number, **above, "verdict": _verdict(above)}
+            for number, (column, test) in enumerate(zip(columns, tests, strict=True))
+            if headline(column.measure) and (above := test.above(own.better, own.worse))
+        ]
+        found.append({**asdict(own), "values": list(own.values), "here": here})
+    return found
+
+
+def _verdict(above: dict) -> str:
+    return "agrees" if above["low"] > 0 else "disagrees" if above["high"] < 0 else "undecided"
 
 
 def _groups(source: Source) -> dict[str, str]:
@@ -170,10 +226,10 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
         )
     if FLOW in study.rows:
         told.append(
-            f"{FLOW}: no network: direction and magnitude of the optical flow in a video and each of its quarters on a "
-            "4 x 4 grid of its frames, before the same classifiers."
+            f"{FLOW}: no network: directions of the optical flow in a video, its halves, quarters and eighths on a 4 x 4 "
+            "grid of its frames, before the same classifiers."
         )
-    for name, source in sources.items():
+    for name, source in ((name, sources[name]) for name in study.data if name in sources):
         if source.data.pretraining == ALL:
             told.append(f"{name}: pretraining sees all videos, those that are tested, too, without labels.")
         drawn = "groups of videos" if source.data.resample == "group" else "single videos"
@@ -235,19 +291,25 @@ def place(column: dict) -> str:
 
 
 def cell(entry: dict | None) -> str:
-    """A number with its interval, marked where it is above (▲) or below (▼) the random network by more than its interval."""
-    return "" if entry is None else shown(entry) + mark(entry)
+    """A number with its interval, marked where it is above (▲) or below (▼) the random network, or guessing, by more than its
+    interval."""
+    return "" if entry is None else shown(entry) + guessed(entry) + mark(entry)
+
+
+def guessed(entry: dict) -> str:
+    """What guessing gives, of a pretext task."""
+    return f" (guessing {entry['guessing']:.1f})" if "guessing" in entry else ""
 
 
 def mark(entry: dict) -> str:
-    """Whether the interval of the difference from the random network lies wholly on one side of 0."""
+    """Whether the interval of the difference from the random network, or from guessing, lies wholly on one side of 0."""
     above = entry["above"]
     return "" if above is None else " ▲" if above["low"] > 0 else " ▼" if above["high"] < 0 else ""
 
 
 RULE = (
-    "Per cent, with the 95 % interval over seeds and test videos; ▲ ▼: above, below random weights of the same seed, the "
-    "whole 95 % interval of the paired difference."
+    "Per cent, with the 95 % interval over seeds and test videos; ▲ ▼: above, below random weights of the same seed (of a "
+    "pretext task: guessing), the whole 95 % interval of the paired difference."
 )
 
 
@@ -257,7 +319,26 @@ def markdown(content: dict) -> str:
     for title, measures, rows in tables(content):
         lines += [f"**{_bar(title)}**", "", _line(["", *measures]), "|---" * (len(measures) + 1) + "|"]
         lines += [*(_line([row, *map(cell, cells)]) for row, cells in rows.items()), ""]
+    if content["orderings"]:
+        head, body = orderings(content)
+        lines += ["**Published orderings**", "", _line(head), "|---" * len(head) + "|", *map(_line, body), ""]
     return "\n".join(lines)
+
+
+def orderings(content: dict) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of the table of published orderings."""
+    numbers = list(dict.fromkeys(here["column"] for own in content["orderings"] for here in own["here"]))
+    columns = [content["columns"][number] for number in numbers]
+    body = []
+    for own in content["orderings"]:
+        here = {one["column"]: one for one in own["here"]}
+        values = f" ({own['values'][0]:g}, {own['values'][1]:g})" if own["values"] else ""
+        cells = [
+            f"{one['verdict']}: {one['value']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]" if one else ""
+            for one in map(here.get, numbers)
+        ]
+        body.append([f"{own['better']} > {own['worse']}", own["source"] + values, *cells])
+    return ["Ordering", "Published", *(f"{place(column)}: {column['measure']}" for column in columns)], body
 
 
 def _line(texts: list[str]) -> str:

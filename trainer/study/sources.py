@@ -75,7 +75,7 @@ def prepare(own: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: tu
                     if chosen is not None:
                         own_columns[few_name(name, count, seed)] = np.where(chosen, TRAIN, part * (part != TRAIN))
         key = _hash(digests, hashes[target], *(n.encode() + c.tobytes() for n, c in own_columns.items()))
-        folders[target] = root / "-".join(filter(None, (own.name, target, key)))
+        folders[target] = root / "-".join(filter(None, (own.folder, target, key)))
         _write(folders[target], opened, named, own_columns)
     return Source(own, folders, tuple(parts), identity, hashes)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from labelgen.errors import VsslError
 from labelgen.files import locked
+from labelgen.progress import telling, working
 from trainer.errors import TrainerError
 from trainer.study.file import Data, Study, read
-from trainer.study.jobs import Store, make
+from trainer.study.jobs import Job, Store, make
 from trainer.study.page import write_page
 from trainer.study.planning import plan, seconds
 from trainer.study.results import collect, not_to_be_had, write_tables
@@ -65,15 +66,28 @@ def study(
             waiting = sum(not store.done(job) for job in planned.jobs.values()) - len(ready)
             say(f"{len(ready)} runs to make" + (f", {waiting} that wait for them" if waiting else ""))
             made = make(ready, store.root, machine.workers, machine.scheduler, machine.device, {"flow": flow})
-            for number, (job, reason) in enumerate(made, 1):
-                state, why = ("failed", f": {reason}") if reason else ("done", "")
-                say(f"{state} {number}/{len(ready)}: {job.row}: {job.told}{why}")
-                if reason:
-                    failed[job.id] = reason
-        content = collect(own, sources, planned, store, failed, unusable)
+            failed |= _told(made, len(ready), store.root / "logs", say)
+        with working("collecting the numbers"):
+            content = collect(own, sources, planned, store, failed, unusable)
         write_tables(content, store.root, latex)
         write_page(content, planned, store)
     return content
+
+
+def _told(made: Iterable[tuple[Job, str]], count: int, logs: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Tell of each of `count` jobs as it ends, and that they go on; returns id -> reason of those that failed."""
+    number, failed = 0, dict[str, str]()
+
+    def so_far(seconds: float) -> str:
+        return f"{number} of {count} runs made in {_duration(seconds)}; what they print is in {logs}"
+
+    with telling(so_far):
+        for number, (job, reason) in enumerate(made, 1):
+            state, why = ("failed", f": {reason}") if reason else ("done", "")
+            say(f"{state} {number}/{count}: {job.row}: {job.told}{why}")
+            if reason:
+                failed[job.id] = reason
+    return failed
 
 
 def show_plan(path: str | Path, out: Path, workers: int, device: str) -> list[str]:
@@ -110,7 +124,7 @@ def _duration(seconds: float) -> str:
 def _sources(own: Study, root: Path, shards: Callable[[Data], Path]) -> tuple[dict[str, Source], dict[str, str]]:
     """The data sets that can be used, and why the others cannot."""
     sources, unusable = {}, {}
-    for name, data in own.data.items():
+    for name, data in (own.data | own.variants).items():
         tuned = (m.labels for m in own.measures if m.protocol == "finetune" and name in m.on)
         few = tuple(dict.fromkeys(count for count in tuned if isinstance(count, int)))
         try:
@@ -124,13 +138,13 @@ def _shards(data: Data, root: Path, label: Callable, workers: int, say: Callable
     if data.shards:
         return data.shards
     say(f"labelling {data.name}")
-    return label(data.labelling, root / "shards" / data.name, workers)
+    return label(data.labelling, root / "shards" / data.folder, workers)
 
 
 def _labelled(data: Data, root: Path) -> Path:
     if data.shards:
         return data.shards
-    folder = root / "shards" / data.name
+    folder = root / "shards" / data.folder
     if not any(folder.glob("*/report.json")):
         raise TrainerError("to be labelled first")
     return folder

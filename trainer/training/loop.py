@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from labelgen.shards import ShardReader, shard_paths
 from trainer import checkpoint, data, distributed
 from trainer.errors import Interrupted, LoaderLost, TrainerError
 from trainer.network import Network, build_backbone
@@ -39,7 +38,7 @@ _OPTIMIZERS = {
 
 def train(
     settings: Settings | None = None,
-    shards: str | os.PathLike = "out",
+    shards: data.Folders = "out",
     run: str | os.PathLike | None = None,
     resume: str | os.PathLike | None = None,
     initial: str | os.PathLike | None = None,
@@ -47,6 +46,7 @@ def train(
 ) -> Path:
     """Train one or several methods on the shards and return the run's folder, which holds log.csv and checkpoints/.
 
+    shards:  folder that labelgen wrote, or several that were labelled alike
     run:     name (in runs/) or path of the new run, default runs/<method>-<backbone>-<n>
     resume:  run to go on with; what was given in settings must be what the run has
     initial: checkpoint whose backbone the training starts from
@@ -61,8 +61,8 @@ def train(
     if resume is not None:
         saved = checkpoint.load(resume)
         checkpoint.check_newest(saved)
-        first = ShardReader(shard_paths(shards)[0])
-        check_same_data(saved, {"dataset": first.config["dataset"], "config_hash": first.config_hash}, shards)
+        opened = data.Shards(shards)
+        check_same_data(saved, {"dataset": opened.dataset, "config_hash": opened.config_hash}, opened.folder)
     if initial is not None:
         of = checkpoint.load(initial, best=True).meta["settings"]
         missing = {name: of[name] for name in ("backbone", "width") if getattr(settings, name) is None}
@@ -80,9 +80,13 @@ def train(
 class _Training:
     """Data, network and optimiser of a run, and the loop over its steps."""
 
-    def __init__(self, settings: Settings, shards: str | os.PathLike, device: torch.device, initial=None):
+    def __init__(self, settings: Settings, shards: data.Folders, device: torch.device, initial=None):
         self.settings, self.device = settings, device
         self.source, self.held_out = data.Shards(shards, settings.split), {}
+        if len(self.source.splits) > 1 and "recognition" in settings.methods:
+            raise TrainerError(f"recognition learns the labels of one data set, not of {', '.join(self.source.splits)}")
+        if (weights := settings.shard_weights) and len(weights) != len(self.source.splits):
+            raise TrainerError(f"shard_weights are {weights}, expected one for each of {', '.join(self.source.splits)}")
         if settings.holdout:
             held = self.source.hold_out(settings.holdout, settings.seed)
             say(f"{held.sum()} training videos are held out, {self.source.trains.sum()} are trained on")
@@ -260,6 +264,7 @@ class _Training:
             "settings": asdict(self.settings),
             "dataset": self.source.dataset,
             "split": self.source.split,
+            "datasets": self.source.splits,
             "samples": {name: len(stream.clips.samples) for name, stream in self.streams.items()},
             "videos": len(self.source.videos),
             "classes": self.source.classes,
@@ -286,9 +291,9 @@ class _Training:
             f"{device} in {settings.precision}, "
             f"{samples} of {source.dataset}, {settings.epochs} epochs of {self.per_epoch} steps -> {folder}"
         )
-        if source.whole:
-            where = f" in split {source.split}" if source.split else ""
-            say(f"{source.dataset} marks no video as train{where}: all are used")
+        for name in source.whole:
+            where = f" in split {source.splits[name]}" if source.splits[name] else ""
+            say(f"{name} marks no video as train{where}: all are used")
         for method in self.network.methods.values():
             for note in method.notes:
                 say(note)

@@ -80,7 +80,7 @@ def training_streams(source: data.Shards, settings: Settings) -> dict[str, Strea
         streams[name] = Stream(each, batches)
         stored = each.method.stored_draws(source.config, each.options)
         if stored:
-            (setting, at_once), passes = stored, batches.passes(steps)
+            (setting, at_once), passes = stored, batches.passes(steps) * int(each.times.max())
             times = math.ceil(passes * at_once / source.config[setting])
             if times > 1:
                 say(
@@ -115,4 +115,9 @@ def _clips(source: data.Shards, settings: Settings, name: str, tag: int) -> data
         whole, samples = len(samples), source.half(samples, settings.subset, settings.seed)
         say(f"{name} uses the {settings.subset} half, {len(samples)} of {whole} samples")
     jitter = settings.jitter or method.defaults["jitter"]
-    return data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag)
+    if tag != _TRAINING or not settings.shard_weights:
+        return data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag)
+    samples, times, copy = source.weighted(samples, settings.shard_weights)
+    clips = data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag)
+    clips.times, clips.copy = times, copy
+    return clips

@@ -1,0 +1,101 @@
+"""Several data sets trained on together."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cli.main import main
+from labelgen.errors import ShardError
+from tests.trainer.runs import SMALL
+from tests.trainer.synthetic import CONFIG, write_shard
+from trainer import checkpoint, data
+from trainer.errors import TrainerError
+from trainer.evaluate.bench import Bench
+from trainer.evaluate.folds import trained_on
+from trainer.settings import Settings, resolve
+from trainer.training import train
+from trainer.training.streams import training_streams
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Data sets a, of two shards, and b, whose split marks nothing; both have a group g."""
+    folder = tmp_path_factory.mktemp("two")
+    write_shard(folder / "a" / "00000.h5", [64, 70, 64], split=[1, 1, 3], groups=["g", "g", "h"])
+    write_shard(folder / "a" / "00001.h5", [64], split=[1], groups=["i"])
+    write_shard(folder / "b" / "00000.h5", [66, 64], splits=(), groups=["g", "k"])
+    return folder / "a", folder / "b"
+
+
+def test_videos_of_all_stand_side_by_side(two):
+    joined = data.Shards(two)
+    assert joined.dataset == "a+b" and joined.splits == {"a": "split1", "b": None} and joined.whole == ["b"]
+    assert joined.trains.tolist() == [True, True, False, True, True, True]
+    assert joined.text("videos/id")[0].startswith("a/") and joined.text("videos/id")[4].startswith("b/")
+    assert joined.text("videos/group") == ["a/g", "a/g", "a/h", "a/i", "b/g", "b/k"]
+    assert joined.videos[4].tolist() == [2, 0] and joined.before.tolist() == [0, 3, 4]
+    assert joined.config_hash not in {data.Shards(one).config_hash for one in two}
+    assert data.Shards(two[0]).text("videos/group")[0] == "g"
+
+
+def test_what_was_labelled_in_another_way_is_refused(two, tmp_path):
+    write_shard(tmp_path / "c" / "00000.h5", [64], config=CONFIG | {"paces": ["1", "2"]})
+    with pytest.raises(ShardError, match=r"paces is \['1', '2'\], that of"):
+        data.Shards([two[0], tmp_path / "c"])
+    with pytest.raises(ShardError, match="a is there twice"):
+        data.Shards([two[0], two[0]])
+
+
+def test_weights_show_other_draws_of_the_same_video(two):
+    settings = resolve(Settings(**SMALL, epochs=2, shard_weights=[1, 3]))
+    clips = training_streams(data.Shards(two), settings)["pace"].clips
+    assert clips.samples.tolist() == [[0, 0], [0, 1], [1, 0]] + [[2, 0]] * 3 + [[2, 1]] * 3
+    epochs = [[clips._draw(0, np.array([epoch, sample]), 1).epoch for epoch in (0, 1)] for sample in (0, 3, 4, 5)]
+    assert epochs == [[0, 1], [0, 3], [1, 4], [2, 5]]  # no stored row is shown twice before all were
+
+
+def test_a_run_on_two_data_sets_resumes_bit_for_bit_and_knows_what_it_saw(two, tmp_path):
+    settings = Settings(**SMALL, epochs=4, shard_weights=[1, 2], checkpoint_every=1)
+    whole = train(settings, two, tmp_path / "whole")
+    part = train(settings, two, tmp_path / "part")
+    steps = sorted((part / "checkpoints").iterdir())
+    for step in steps[1:]:
+        for file in step.iterdir():
+            file.unlink()
+        step.rmdir()
+    train(None, two, resume=part)
+    first, second = (checkpoint.load(run) for run in (whole, part))
+    assert all((first.weights[name] == second.weights[name]).all() for name in first.weights)
+    assert first.meta["dataset"] == "a+b" and first.meta["datasets"] == {"a": "split1", "b": None}
+    for one, seen in zip(two, ([True, True, False, True], [True, True]), strict=True):
+        source = Bench(one, whole).source()
+        assert trained_on(first.meta, source).tolist() == seen
+    with pytest.raises(TrainerError, match="dataset of .* is a, the run has a\\+b"):
+        train(None, two[0], resume=part)
+
+
+def test_the_command_takes_several(two, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = [
+        "train",
+        "--shards",
+        str(two[0]),
+        "--shards",
+        str(two[1]),
+        "--epochs",
+        "1",
+        "--width",
+        "0.05",
+        "--workers",
+        "0",
+    ]
+    line += ["--batch-size", "4", "--device", "cpu", "--run", "run"]
+    done = CliRunner().invoke(main, [*line, "--shard-weights", "2"])
+    assert done.exit_code == 1 and "shard_weights are [2], expected one for each of a, b" in done.output
+    done = CliRunner().invoke(main, [*line, "--shard-weights", "0.5,1"])
+    assert done.exit_code == 1 and "expected whole numbers" in done.output
+    done = CliRunner().invoke(main, [*line, "--method", "recognition"])
+    assert done.exit_code == 1 and "labels of one data set" in done.output
+    done = CliRunner().invoke(main, line)
+    assert done.exit_code == 0, done.output
+    assert "5 samples of a+b" in done.output and "b marks no video as train: all are used" in done.output
