@@ -19,15 +19,20 @@ from labelgen.manifest.values import name_numbers, spell_classes, split_by_value
 from labelgen.shards import NONE, PARTS, TEST, TRAIN, VALIDATION
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Video:
     """One video file."""
 
     id: str  # path below the video folder, POSIX, with extension; unique, valid UTF-8
-    path: Path  # absolute
+    file: str | Path  # absolute
     label: str  # "" when there is none
     group: str  # "" when there is none
     split: tuple[int, ...]  # one per official split, see labelgen.shards.PARTS
+
+    @property
+    def path(self) -> Path:
+        """Path of the file, which takes several times the memory of its name."""
+        return Path(self.file)
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None)
     return Dataset(
         name=name,
         root=root,
-        videos=tuple(Video(id, Path(paths[id]), label, group, parts) for id, label, group, parts in fields),
+        videos=tuple(Video(id, paths[id], label, group, parts) for id, label, group, parts in fields),
         splits=names,
         classes=classes,
         missing=tuple(sorted((rows.keys() | members.keys()) - located.keys())),

@@ -157,11 +157,12 @@ def locate(
 
     by_stem: dict[str, str] = {}
     clashes: dict[str, str] = {}
-    for id in ids:
-        path = stem(id)
-        for key in {path, path.rpartition("/")[2]}:
-            if (other := by_stem.setdefault(key, id)) != id:
-                clashes[key] = f"{other} and {id}"
+    if may_lack is not None or any(entry not in ids for entry in chain(rows, members)):
+        for id in ids:
+            path = stem(id)
+            for key in {path, path.rpartition("/")[2]}:
+                if (other := by_stem.setdefault(key, id)) != id:
+                    clashes[key] = f"{other} and {id}"
     located: dict[str, str] = {}
     owner: dict[str, str] = {}
     for entry in chain(rows, members):

@@ -100,4 +100,5 @@ def split_by_value(
     for id, word in zip(ids, words, strict=True):
         if word.lower() not in PART_WORDS:
             fail(f"split of {id!r}", word, "train, val, validation, test or none", "Rename it")
-    return ("1",), [(PART_WORDS[word.lower()],) for word in words]
+    parts = {word: (PART_WORDS[word.lower()],) for word in set(words)}
+    return ("1",), [parts[word] for word in words]

@@ -47,13 +47,13 @@ def shard_name(index: int) -> str:
 def file_sizes(videos: Sequence[Video]) -> np.ndarray:
     """Bytes of the videos' files, int64 [videos], -1 where there is none. The files are not opened."""
 
-    def size(path: Path) -> int:
+    def size(file: str | Path) -> int:
         try:
-            return os.stat(path).st_size
+            return os.stat(file).st_size
         except OSError:
             return -1
 
-    return np.fromiter((size(video.path) for video in videos), np.int64, len(videos))
+    return np.fromiter((size(video.file) for video in videos), np.int64, len(videos))
 
 
 def largest_first(missing: Sequence[int], sizes: np.ndarray, per_shard: int) -> list[int]:

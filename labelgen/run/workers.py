@@ -115,7 +115,6 @@ def _each_on_cluster(
 ) -> Iterator[Any]:
     # Dask's own interface: joblib's waits for ever where one call ends several workers.
     from distributed import CancelledError, KilledWorker, as_completed
-    from distributed.comm import CommClosedError
 
     left = iter(items)
     futures: set[Future] = set()
@@ -123,7 +122,11 @@ def _each_on_cluster(
 
     def submit() -> None:
         """Two calls for each thread, counted anew each time: workers may join and leave."""
-        missing = max(1, 2 * sum(client.nthreads().values())) - len(futures)
+        try:
+            threads = sum(client.nthreads().values())
+        except OSError as error:  # told below, as what it is, and not as one of a call
+            raise CancelledError(str(error)) from error
+        missing = max(1, 2 * threads) - len(futures)
         for item in itertools.islice(left, max(0, missing)):
             future = client.submit(function, of(item), pure=False)
             futures.add(future)
@@ -136,7 +139,7 @@ def _each_on_cluster(
             result = future.result()
             submit()
             yield result
-    except (KilledWorker, CancelledError, CommClosedError, ImportError) as error:
+    except (KilledWorker, CancelledError, ImportError) as error:
         raise ClusterError(
             f"the Dask cluster failed ({error}); finished shards are kept: the same command goes on from them"
         ) from error

@@ -187,22 +187,25 @@ def test_a_scheduler_that_is_killed_costs_no_finished_shard(folder, local, clust
     dask = [sys.executable, "-c", "from dask.__main__ import main; main()"]
     address, log = f"tcp://127.0.0.1:{_free_port()}", open(tmp_path / "log", "w")  # noqa: SIM115
     quiet = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "stdout": log, "stderr": log}
-    with (
-        subprocess.Popen(
-            [*dask, "scheduler", "--port", address.rpartition(":")[2], "--no-dashboard"], **quiet
-        ) as scheduler,
-        subprocess.Popen([*dask, "worker", address, "--nthreads", "1", "--no-dashboard"], **quiet) as worker,
-    ):
+    scheduler = subprocess.Popen([*dask, "scheduler", "--port", address.rpartition(":")[2], "--no-dashboard"], **quiet)
+    worker = subprocess.Popen([*dask, "worker", address, "--nthreads", "1", "--no-dashboard"], **quiet)
 
-        def kill(done, total, frames):
-            if done:
-                scheduler.kill()
+    def kill(done, total, frames):
+        if done:
+            scheduler.kill()
 
+    try:
+        with distributed.Client(address, timeout=120) as client:
+            client.wait_for_workers(1, timeout=120)
         data = load("folder", folder)
         with pytest.raises(ClusterError, match="finished shards are kept: the same command goes on from them"):
             run.run(data, data.videos, tmp_path, SMALL, 1, 2, scheduler=address, progress=kill)
+    finally:
         scheduler.kill()
         worker.terminate()
+        scheduler.wait()
+        worker.wait()
+        log.close()
     assert 0 < len(content(tmp_path)) < 3
     label(folder, tmp_path, cluster)
     assert content(tmp_path) == content(local[0])
