@@ -69,6 +69,8 @@ class FrameStream(Iterator[np.ndarray]):
             with av.open(self.path, metadata_errors="replace", options=bound) as container:
                 if not container.streams.video:
                     raise DecodeError(self.path, "no video stream")
+                if container.streams.video[0].codec_context is None:
+                    raise DecodeError(self.path, "the video stream is of a codec that is not known")
                 stream = container.streams.video[0]
                 stream.thread_count = 1  # parallelism is by video
                 stream.codec_context.options = bound
