@@ -139,7 +139,7 @@ def assert_two_equal_one(name: str, folder: Path, returned: list) -> None:
     for number, state in states[1].items():
         scale = state["momentum_buffer"].abs().max().item()
         torch.testing.assert_close(
-            states[0][number]["momentum_buffer"], state["momentum_buffer"], rtol=1e-3, atol=1e-4 * scale
+            states[0][number]["momentum_buffer"], state["momentum_buffer"], rtol=1e-3, atol=3e-4 * scale
         )
     assert any(state["momentum_buffer"].any() for state in states[1].values())
 
