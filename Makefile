@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COUNT ?= 2000
 SEED ?= 0
+KILLS ?= 20
 
 .PHONY: help demo test soak lint docs bench
 
@@ -12,10 +13,12 @@ demo: .venv/installed  ## labelgen, train and eval on demo data rendered here, i
 	$(BIN)/vssl demo
 
 test: .venv/installed  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-soak: .venv/installed  ## damaged and hostile input in numbers, prints what it counted: COUNT=2000 SEED=0
-	$(BIN)/python tests/soak_shards.py --count $(COUNT) --seed $(SEED)
+soak: .venv/installed  ## damaged and hostile input and kills in numbers, prints what it counted: COUNT=2000 KILLS=20 SEED=0
+	$(BIN)/python -m tests.soak_shards --count $(COUNT) --seed $(SEED)
+	$(BIN)/python -m tests.soak_doors --count $(COUNT) --seed $(SEED)
+	$(BIN)/python -m tests.soak_processes --count $(KILLS) --seed $(SEED)
 
 lint: .venv/installed  ## check style and types
 	$(BIN)/ruff check
@@ -31,6 +34,7 @@ bench: .venv/installed  ## print the tables of measurements
 	$(BIN)/python benchmarks/labelgen.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/scale.py
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
