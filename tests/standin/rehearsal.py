@@ -218,6 +218,7 @@ def train_in_two(name: str, rank: int, *mistakes: str) -> Rehearsal:
     command, *options = CASES[name].split()
     run = _folder / "-".join(("two", name, *mistakes))
     group = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "STANDIN_GROUP": f"{run}.group"}
+    group |= {"MASTER_ADDR": "-", "MASTER_PORT": "-"}  # not used: the processes meet in that file
     with mock.patch.dict(os.environ, group), _planted(mistakes), _watching() as seen:
         shards = ["--shards", _folder / "demo", "--device", "standin"]
         vssl(command, *SMALL.split(), *options, *FOR_TWO.split(), *shards, "--run", run)

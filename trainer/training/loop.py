@@ -25,7 +25,7 @@ from trainer.errors import Interrupted, TrainerError
 from trainer.network import Network, build_backbone
 from trainer.settings import Settings, resolve, resumed
 from trainer.training.log import Log, cut_log, say
-from trainer.training.precision import pick_precision, version_warnings
+from trainer.training.precision import pick_precision, set_precision, version_warnings
 from trainer.training.run_folder import check_same_data, locked, new_run
 from trainer.training.schedule import learning_rate, pacing
 from trainer.training.signals import StopSignals
@@ -150,8 +150,7 @@ class _Training:
         """All steps from the first on. loaders, held_out: raw batches by method; save: (steps done, best=False) -> None"""
         settings, network, device = self.settings, self.network, self.device
         torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
-        allow_tf32 = settings.precision != "float32"
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+        set_precision(settings.precision, network)
         forward = network
         if distributed.world() > 1:
             with warnings.catch_warnings(action="ignore"):  # torch 2.13 renames it; older ones know this name alone
@@ -178,7 +177,9 @@ class _Training:
                 network.train()
             number = distributed.all_reduce_max(int(stop.caught or 0), device)
             if number or step + 1 == self.last or (step + 1) % settings.checkpoint_every == 0:
-                if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
+                finite = all(torch.isfinite(value).all() for value in network.state_dict().values())
+                # statistics of batch normalisation differ between processes, and none may wait for one that has failed
+                if distributed.all_reduce_mean(torch.tensor(float(finite), device=device)) < 1:
                     raise TrainerError(_not_finite("a weight", step, ids, log.folder))
                 log.sync()  # a checkpoint never runs ahead of its log
                 save(step + 1)
@@ -203,11 +204,12 @@ class _Training:
             shares = {name: self.streams[name].batches.shares(step)[micro] for name in batches}
             last_micro = micro + 1 == settings.accumulate
             with nullcontext() if last_micro or forward is self.network else forward.no_sync():
-                with self._autocast():
-                    metrics = forward(batches, shares)
+                metrics = forward(batches, shares)
                 metrics["loss"].backward()
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0) + value.detach()
+        if settings.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         self.optimiser.step()
         self.network.after_step((step + 1) / self.last)
         numbers = distributed.all_reduce_mean(torch.stack([*sums.values()])).tolist()  # waits for the device
@@ -228,16 +230,12 @@ class _Training:
             prefix = f"{name}." if len(self.held_out) > 1 else ""
             for number, raw in enumerate(loaders[name]):
                 batch = stream.on_device(data.raise_if_error(raw), step / self.last, self.device)
-                with self._autocast():
-                    metrics = self.network({name: batch})
+                metrics = self.network({name: batch})
                 share = stream.batches.size(number) / len(stream.clips.samples)
                 for key, value in metrics.items():
                     value = float(distributed.all_reduce_mean(value.detach().float()))
                     totals[prefix + key] = totals.get(prefix + key, 0.0) + share * value
         return totals
-
-    def _autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def _save(self, folder: Path, meta: dict, step: int, best: bool = False) -> None:
         distributed.on_rank_zero(lambda: checkpoint.save(folder, step, self.network, self.optimiser, meta, best))
