@@ -74,6 +74,7 @@ class Setup:
     steps: int  # timed, after `warm` others
     warm: int
     repeats: int
+    eager: bool  # formats: nothing is compiled
 
 
 class Classifier(nn.Module):
@@ -272,6 +273,8 @@ def formats(backbones: list[str], folder: Path, setup: Setup, peaks: dict[str, f
         torch.compiler.reset()  # it keeps few variants of one function, and then runs it uncompiled
         flops, rows = flops_per_clip(backbone, setup), {}
         for found in _formats(backbone, setup):
+            if found.compiled and setup.eager:
+                continue
             step = _step(backbone, setup, found, flat[found.flat])
             try:
                 for _ in range(setup.warm):
@@ -400,6 +403,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="clips a step: 8 on the CPU, 32 on CUDA")
     parser.add_argument("--workers", type=int, default=min(16, max(1, (os.cpu_count() or 1) - 1)), help="processes")
     parser.add_argument("--steps", type=int, help="timed steps of each turn: 6 on the CPU, 30 on CUDA")
+    parser.add_argument("--eager", action="store_true", help="formats: leave out what is compiled")
     parser.add_argument("--repeats", type=int, help="turns of the loops: 3 on the CPU, 1 on CUDA")
     arguments = parser.parse_args()
     backbones = arguments.backbones.split(",")
@@ -419,7 +423,9 @@ def main() -> None:
             write_shard(folder, 4 * batch, size)
         width, steps = arguments.width or (1.0 if cuda else 0.25), arguments.steps or (30 if cuda else 6)
         warm, repeats = (5, 1) if cuda else (2, 3)
-        setup = Setup(device, size, width, batch, arguments.workers, steps, warm, arguments.repeats or repeats)
+        setup = Setup(
+            device, size, width, batch, arguments.workers, steps, warm, arguments.repeats or repeats, arguments.eager
+        )
         print(f"{machine(device)}, {arguments.workers} loader workers")
         print(f"clips of 16 x {size} x {size}, batches of {batch}, width {width:g}")
         peaks = {name: peak(device, name) for name in (("float32", "tf32", "bf16") if cuda else ("float32",))}
