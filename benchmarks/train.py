@@ -7,8 +7,9 @@ python benchmarks/train.py --backbones r3d10 --size 112 --width 1 --batch 4
 loops    the plain loop against `vssl train`, both on the same shards and in turn: clips per second, the time that a step
          waits for data, and the share of the device's peak. The plain loop decodes the same frames, then crops,
          converts to float32 and normalises each frame in the DataLoader's workers; float32, contiguous, eager, and on the
-         CPU nn.Conv3d as it is, where ours takes temporal kernels in two dimensions.
-formats  the step alone, clips on the device: {float32, TF32, bf16} x {contiguous, channels_last_3d} x {eager, compile}
+         CPU nn.Conv3d as it is, where ours takes some kernels in two dimensions.
+formats  the step alone, clips on the device: precision x memory format x what is computed in two dimensions (none, the
+         trainer's choice for the device, all that can be) x {eager, compile}
 
 FLOPs are those of the convolutions and matrix products, forward and backward. The peak is the rate of a large matrix
 product in the same precision, measured in the same run. The shards are made up of moving textures unless named."""
@@ -47,7 +48,8 @@ from labelgen.labels.pace import pace_rows  # noqa: E402
 from trainer import data  # noqa: E402
 from trainer.augment import MEAN, STD  # noqa: E402
 from trainer.backbones import BACKBONES, create  # noqa: E402
-from trainer.backbones.layers import Conv3d  # noqa: E402
+from trainer.backbones.layers import FLAT, BatchNorm3d, Conv3d  # noqa: E402
+from trainer.memory import keep_freed_memory  # noqa: E402
 from trainer.methods.pace import Pace  # noqa: E402
 from trainer.methods.parts import embedding  # noqa: E402
 from trainer.settings import Settings  # noqa: E402
@@ -72,6 +74,7 @@ class Setup:
     steps: int  # timed, after `warm` others
     warm: int
     repeats: int
+    eager: bool  # formats: nothing is compiled
 
 
 class Classifier(nn.Module):
@@ -177,8 +180,8 @@ def plain_loop(backbone: str, folder: Path, setup: Setup, tf32: bool = False) ->
     )
     network = Classifier(backbone, setup.width).to(setup.device)
     for layer in network.modules():
-        if isinstance(layer, Conv3d):
-            layer.__class__ = nn.Conv3d  # theirs
+        if isinstance(layer, Conv3d | BatchNorm3d):
+            layer.__class__ = layer.__class__.__base__  # theirs
     optimiser, criterion = sgd(network), nn.CrossEntropyLoss()
     network.train()
     times, batches, start = [], chain.from_iterable(repeat(loader)), time.perf_counter()
@@ -246,62 +249,92 @@ def loops(backbones: list[str], folder: Path, setup: Setup, peaks: dict[str, flo
 # --- formats
 
 
+@dataclass(frozen=True)
+class Format:
+    """How a step is computed. flat: a name of _flat"""
+
+    precision: str
+    memory: torch.memory_format
+    flat: str
+    compiled: bool
+
+
+def _flat(device: torch.device) -> dict[str, set[str]]:
+    """What is computed in two dimensions, by name."""
+    return {"none": set(), "ours": FLAT[device.type], "all": {"point", "temporal", "spatial", "norm"}}
+
+
 def formats(backbones: list[str], folder: Path, setup: Setup, peaks: dict[str, float]) -> None:
-    """Print the table of precisions, memory formats, eager and compiled."""
-    print("backbone   | precision | memory format    | mode    | ms a step | clips/s | of peak | to the first, range")
+    """Print the table of precisions, memory formats, dimensions, eager and compiled."""
+    print(
+        "backbone   | precision | memory format    | 2D   | mode    | ms a step | clips/s | of peak | to the first, range"
+    )
+    flat = _flat(setup.device)
     for backbone in backbones:
-        flops, rows = flops_per_clip(backbone, setup), []
-        for precision, form, compiled in _combinations(backbone, setup):
-            step = _step(backbone, setup, precision, form, compiled)
+        torch.compiler.reset()  # it keeps few variants of one function, and then runs it uncompiled
+        flops, rows = flops_per_clip(backbone, setup), {}
+        for found in _formats(backbone, setup):
+            if found.compiled and setup.eager:
+                continue
+            step = _step(backbone, setup, found, flat[found.flat])
             try:
                 for _ in range(setup.warm):
                     _seconds(step, setup.device)
             except RuntimeError as error:  # out of memory, or the compiler does not work here
                 step = str(error).strip().splitlines()[0]
-            rows.append((precision, form, compiled, step))
-        steps = [step for *_, step in rows if callable(step)]
+            rows[found] = step
+        steps = [step for step in rows.values() if callable(step)]
         turns = {step: [] for step in steps}
         for _ in range(setup.steps):
             for step in steps:
                 turns[step].append(_seconds(step, setup.device))
-        for precision, form, compiled, step in rows:
-            name = "contiguous" if form is CONTIGUOUS else "channels_last_3d"
-            cells = f"{backbone:10} | {precision:9} | {name:16} | {'compile' if compiled else 'eager':7}"
+        for found, step in rows.items():
+            name = "contiguous" if found.memory is CONTIGUOUS else "channels_last_3d"
+            mode = "compile" if found.compiled else "eager"
+            cells = f"{backbone:10} | {found.precision:9} | {name:16} | {found.flat:4} | {mode:7}"
             if not callable(step):
                 print(f"{cells} | failed: {step}")
                 continue
             seconds, ratio = np.median(turns[step]), np.array(turns[steps[0]]) / turns[step]
-            share = setup.batch * flops / seconds / peaks[precision]
+            share = setup.batch * flops / seconds / peaks[found.precision]
             cells = f"{cells} | {1e3 * seconds:9.1f} | {setup.batch / seconds:7.1f} | {share:7.1%}"
             low, high = np.percentile(ratio, (25, 75))
             print(f"{cells} | {np.median(ratio):.2f}  {low:.2f}..{high:.2f}", flush=True)
+    FLAT[setup.device.type] = flat["ours"]
 
 
-def _combinations(backbone: str, setup: Setup) -> list[tuple[str, torch.memory_format, bool]]:
+def _formats(backbone: str, setup: Setup) -> list[Format]:
     if setup.device.type == "cpu":  # its bf16 convolutions are wrong in PyTorch 2.13, and there is no TF32
-        return [("float32", form, False) for form in (CONTIGUOUS, CHANNELS_LAST)]
+        forms = [(CONTIGUOUS, "none"), *((CHANNELS_LAST, flat) for flat in ("none", "ours", "all"))]
+        return [*(Format("float32", *form, False) for form in forms), Format("float32", CHANNELS_LAST, "ours", True)]
     if backbone in WIDELY:
-        return list(product(("float32", "tf32", "bf16"), (CONTIGUOUS, CHANNELS_LAST), (False, True)))
-    plain = [("float32", CONTIGUOUS, False), ("tf32", CONTIGUOUS, False)]
-    return [*plain, ("bf16", CHANNELS_LAST, False), ("bf16", CHANNELS_LAST, True)]
+        ways = product(("float32", "tf32"), (CONTIGUOUS, CHANNELS_LAST), ("ours",), (False, True))
+        plain, best = [Format(*way) for way in [*ways, ("bf16", CONTIGUOUS, "ours", False)]], "bf16"
+    else:
+        plain, best = [Format(precision, CONTIGUOUS, "none", False) for precision in ("float32", "tf32")], "bf16"
+    return plain + [
+        *(Format(best, CHANNELS_LAST, flat, False) for flat in ("none", "ours", "all")),
+        *(Format(best, CHANNELS_LAST, flat, True) for flat in ("ours", "all")),
+    ]
 
 
-def _step(backbone: str, setup: Setup, precision: str, form: torch.memory_format, compiled: bool) -> Callable[[], None]:
+def _step(backbone: str, setup: Setup, found: Format, flat: set[str]) -> Callable[[], None]:
     """A training step on one batch that stays on the device."""
     device = setup.device
-    network = Classifier(backbone, setup.width).to(device, memory_format=form).train()
-    if compiled:
+    network = Classifier(backbone, setup.width).to(device, memory_format=found.memory).train()
+    if found.compiled:
         network.backbone.compile()
     optimiser = sgd(network)
     clips = torch.randn(setup.batch, 3, CLIP_LENGTH, setup.size, setup.size, device=device)
-    clips = clips.contiguous(memory_format=form)
+    clips = clips.contiguous(memory_format=found.memory)
     labels = torch.arange(setup.batch, device=device) % len(PACES)
 
     def step() -> None:
-        _precision(precision)
+        FLAT[device.type] = flat
+        _precision(found.precision)
         torch.backends.cudnn.benchmark = True
         optimiser.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=found.precision == "bf16"):
             loss = F.cross_entropy(network(clips), labels)
         loss.backward()
         optimiser.step()
@@ -314,12 +347,14 @@ def _precision(name: str) -> None:
 
 
 def _seconds(step: Callable[[], None], device: torch.device) -> float:
+    """Of one thread on the CPU its processor time, which does not grow when other programs run."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     wait()
-    begin = time.perf_counter()
+    begin = clock()
     step()
     wait()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 # --- peak
@@ -369,6 +404,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="clips a step: 8 on the CPU, 32 on CUDA")
     parser.add_argument("--workers", type=int, default=min(16, max(1, (os.cpu_count() or 1) - 1)), help="processes")
     parser.add_argument("--steps", type=int, help="timed steps of each turn: 6 on the CPU, 30 on CUDA")
+    parser.add_argument("--eager", action="store_true", help="formats: leave out what is compiled")
     parser.add_argument("--repeats", type=int, help="turns of the loops: 3 on the CPU, 1 on CUDA")
     arguments = parser.parse_args()
     backbones = arguments.backbones.split(",")
@@ -378,6 +414,7 @@ def main() -> None:
     cuda = device.type == "cuda"
     if cuda and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device")
+    keep_freed_memory()  # for the plain loop, too: what is measured does not depend on which loop ran first
     with tempfile.TemporaryDirectory() as temporary:
         size, batch = arguments.size or (112 if cuda else 56), arguments.batch or (32 if cuda else 8)
         folder = arguments.shards or Path(temporary, "textures")
@@ -387,7 +424,9 @@ def main() -> None:
             write_shard(folder, 4 * batch, size)
         width, steps = arguments.width or (1.0 if cuda else 0.25), arguments.steps or (30 if cuda else 6)
         warm, repeats = (5, 1) if cuda else (2, 3)
-        setup = Setup(device, size, width, batch, arguments.workers, steps, warm, arguments.repeats or repeats)
+        setup = Setup(
+            device, size, width, batch, arguments.workers, steps, warm, arguments.repeats or repeats, arguments.eager
+        )
         print(f"{machine(device)}, {arguments.workers} loader workers")
         print(f"clips of 16 x {size} x {size}, batches of {batch}, width {width:g}")
         peaks = {name: peak(device, name) for name in (("float32", "tf32", "bf16") if cuda else ("float32",))}

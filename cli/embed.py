@@ -24,7 +24,9 @@ _CHECKPOINT = click.option(
 _COMPUTE = (
     click.option("--batch-size", default=32, type=click.IntRange(1), help="Clips at a time; no effect on the result."),
     click.option(
-        "--workers", type=click.IntRange(1), help="Processes that decode.  [default: half of the cores, 1 to 8]"
+        "--workers",
+        type=click.IntRange(1),
+        help="Processes that decode.  [default: half of the process's cores, 1 to 8]",
     ),
     click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda where there is one."),
 )

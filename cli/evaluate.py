@@ -27,7 +27,7 @@ def _common(split, several=False):
         click.Option(
             ["--workers"],
             type=click.IntRange(0),
-            help="Processes that decode frames.  [default: half of the cores, 1 to 8]",
+            help="Processes that decode frames.  [default: half of the process's cores, 1 to 8]",
         ),
         click.Option(["--device"], default="auto", help="cpu, cuda, cuda:1; auto: cuda where there is one."),
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from labelgen.errors import VsslError
 from trainer.errors import TrainerError
+from trainer.memory import keep_freed_memory
 
 
 def rank() -> int:
@@ -28,31 +30,68 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def pick_device(name: str, size: int = 1) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one, else the CPU. Where `size` processes share the machine,
-    each has a CUDA device of its own. Raises TrainerError for a device that cannot be used."""
+@dataclass(frozen=True)
+class Place:
+    """Of this process among those that were started together: its number on its machine, and how many there are, on its
+    machine (None: not told) and on all."""
+
+    local_rank: int = 0
+    local: int | None = 1
+    world: int = 1
+
+
+def place() -> Place:
+    """From the variables of `torchrun`; where a script of Slurm sets WORLD_SIZE, what is missing from those of `srun`, which are
+    then set, too. Raises TrainerError for what is missing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Place()
+    for name, of_slurm in (("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "SLURM_LOCALID")):
+        if name not in os.environ and of_slurm in os.environ:
+            os.environ[name] = os.environ[of_slurm]
+    needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in needed if name not in os.environ]:
+        raise TrainerError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {', '.join(missing)} not set; start with torchrun, or see "
+            "docs/gpus.md for srun"
+        )
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    return Place(int(os.environ["LOCAL_RANK"]), local and int(local), int(os.environ["WORLD_SIZE"]))
+
+
+def pick_device(name: str, here: Place = Place()) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one, else the CPU. Of several processes each has a CUDA device of
+    its own, the one that it sees or that of its number. Raises TrainerError for a device that cannot be used, or not by all."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        if size > 1 and device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if here.world > 1 and device.type == "cuda":
+            number = 0 if torch.cuda.device_count() == 1 else here.local_rank
+            if device.index is not None and (here.local != 1 or device.index != number):
+                raise TrainerError(
+                    f"device {name!r} is one GPU, and {here.world} processes need one each; say cuda, and choose GPUs by "
+                    "CUDA_VISIBLE_DEVICES"
+                )
+            device = torch.device("cuda", number)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise TrainerError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what asks for no device means this one
     return device
 
 
 @contextmanager
 def session(device: str) -> Iterator[torch.device]:
-    """The process's device, with the group of all processes that `torchrun` started set up around the block (NCCL on
-    CUDA, gloo else)."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = pick_device(device, size)
-    if size == 1 or dist.is_initialized():
+    """The process's device, with the group of all processes that `torchrun` or `srun` started set up around the block (NCCL
+    for what is on CUDA, gloo else)."""
+    joined = dist.is_initialized()
+    here = Place() if joined else place()
+    chosen = pick_device(device, here)
+    if chosen.type == "cpu":
+        keep_freed_memory()
+    if here.world == 1:
         yield chosen
         return
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield chosen
     finally:

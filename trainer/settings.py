@@ -12,7 +12,14 @@ from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
 from trainer.options import POSITIVE, SHARE, Range, at_least, between, check_value, typed
 
-WORKERS = min(8, max(1, (os.cpu_count() or 1) // 2))
+
+def default_workers() -> int:
+    """Half of this process's cores, 1 to 8. Those that `torchrun` starts on a machine share its cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // 2))
+
+
+WORKERS = default_workers()
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,9 @@ class Settings:
         choices=("step", "cosine", "constant"),
     )
     drop_every: int | None = _declared(None, "Epochs between two drops of the step schedule", POSITIVE, commands=())
+    clip: float | None = _declared(
+        0.0, "Largest norm of a step's gradients, which are scaled to it; 0: any", at_least(0), default_words="none"
+    )
     ema: float | None = _declared(0.0, "Decay of averaged weights, which evaluation then uses; 0: none", SHARE)
     sync_bn: bool | None = _declared(
         False, "Batch normalisation over all processes, on CUDA", default_words="the method's or False"
@@ -133,7 +143,7 @@ class Settings:
         WORKERS,
         "Processes that decode frames; at most four per core are started",
         at_least(0),
-        default_words="half of the cores, 1 to 8",
+        default_words="half of the process's cores, 1 to 8",
         may_change=True,
     )
     device: str | None = _declared(

@@ -56,19 +56,21 @@ def list_of_two_devices(method, batch, loss):
 
 def probabilities(method, batch, loss):
     share = batch.clips.sigmoid()
-    return loss + F.binary_cross_entropy(share, share.detach())
+    with torch.autocast(loss.device.type, torch.bfloat16):
+        return loss + F.binary_cross_entropy(share, share.detach())
 
 
 def bank_of_another_type(method, batch, loss):
     rows = torch.arange(2, device=loss.device)
-    embedding = F.linear(loss.new_ones(2, 4), loss.new_ones(3, 4))  # bfloat16 under autocast
+    with torch.autocast(loss.device.type, torch.bfloat16):
+        embedding = F.linear(loss.new_ones(2, 4), loss.new_ones(3, 4))
     loss.new_zeros(5, 3)[rows] = embedding
 
 
 def low_precision(method, batch, loss):
-    embedding = F.linear(loss.new_ones(2, 4), loss.new_ones(3, 4))
-    with torch.autocast(loss.device.type, enabled=False):
-        embedding.log_softmax(1)
+    with torch.autocast(loss.device.type, torch.bfloat16):
+        embedding = F.linear(loss.new_ones(2, 4), loss.new_ones(3, 4))
+    embedding.log_softmax(1)
 
 
 def forgotten_tensor(method, batch, loss):

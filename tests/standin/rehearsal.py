@@ -29,6 +29,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from cli.main import main
 from tests.standin import device, planted
+from trainer.backbones.layers import FLAT
 from trainer.methods import method_class
 
 PRECISION = "trainer.training.loop", "pick_precision"  # (name, device) -> the precision that "auto" stands for
@@ -100,6 +101,7 @@ def as_on_cuda() -> None:
     module = pkgutil.resolve_name(PRECISION[0])
     setattr(module, PRECISION[1], lambda name, device: "bf16")
     autocast, load, group = torch.autocast, DataLoader.__init__, dist.init_process_group
+    FLAT["standin"] = FLAT["cuda"] | {"point", "temporal", "spatial"}  # what a GPU may be given, in views alone
     torch.autocast = lambda kind, *given, **named: autocast("standin" if kind == "cuda" else kind, *given, **named)
     DataLoader.__init__ = lambda self, *given, **named: load(self, *given, **named | {"pin_memory": True})
     dist.init_process_group = lambda _, **named: group(
@@ -218,6 +220,7 @@ def train_in_two(name: str, rank: int, *mistakes: str) -> Rehearsal:
     command, *options = CASES[name].split()
     run = _folder / "-".join(("two", name, *mistakes))
     group = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "STANDIN_GROUP": f"{run}.group"}
+    group |= {"MASTER_ADDR": "-", "MASTER_PORT": "-"}  # not used: the processes meet in that file
     with mock.patch.dict(os.environ, group), _planted(mistakes), _watching() as seen:
         shards = ["--shards", _folder / "demo", "--device", "standin"]
         vssl(command, *SMALL.split(), *options, *FOR_TWO.split(), *shards, "--run", run)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainer.backbones import BACKBONES, create
-from trainer.backbones.layers import separable
+from trainer.backbones.layers import FLAT, BatchNorm3d, Conv3d, separable
 from trainer.backbones.resnet2d import conv2d
 from trainer.backbones.resnet3d import BasicBlock, conv3d, middle_channels
 from trainer.backbones.s3dg import Inception, SelfGating
@@ -163,6 +163,81 @@ def test_2d_networks_keep_the_memory_layout(name):
     stages = network(clips(2, 3, 4, 64, 64).to(memory_format=torch.channels_last_3d))
     assert layouts and all(layouts)
     assert all(stage.is_contiguous(memory_format=torch.channels_last_3d) for stage in stages.values())
+
+
+@pytest.mark.parametrize("name", ["r3d10", "r2plus1d10", "s3dg"])
+def test_3d_networks_keep_the_memory_layout(name):
+    """oneDNN refuses small convolutions of few clips in one thread, and what PyTorch takes instead is contiguous."""
+    network, other = create(name, 0.25).to(memory_format=torch.channels_last_3d), []
+
+    def look(module, _, found):
+        volume = isinstance(found, torch.Tensor) and found.dim() == 5
+        if volume and not found.is_contiguous(memory_format=torch.channels_last_3d):
+            other.append((type(module).__name__, *found.shape))
+
+    for module in network.modules():
+        module.register_forward_hook(look)
+    network(clips(4, 3, 8, 56, 56).to(memory_format=torch.channels_last_3d))
+    assert not other
+
+
+def flat_and_not(monkeypatch, module: nn.Module, x: torch.Tensor, *kinds: str) -> list[list[torch.Tensor]]:
+    """Outputs, gradients and running means without and with those kinds of layers computed in fewer dimensions."""
+    results = []
+    for flat in (set(), set(kinds)):
+        monkeypatch.setitem(FLAT, "cpu", flat)
+        layer, given = copy.deepcopy(module), x.clone(memory_format=torch.preserve_format).requires_grad_()
+        found = layer(given)
+        found = found["conv5"] if isinstance(found, dict) else found
+        (found * clips(*found.shape)).sum().backward()
+        results.append([found, given.grad, *(weight.grad for weight in layer.parameters()), *layer.buffers()])
+    return results
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize(
+    ("kind", "kernel", "stride"),
+    [
+        ("point", (1, 1, 1), (1, 1, 1)),
+        ("point", (1, 1, 1), (2, 1, 1)),
+        ("temporal", (3, 1, 1), (2, 1, 1)),
+        ("spatial", (1, 3, 3), (1, 2, 2)),
+        ("", (3, 3, 3), (1, 2, 2)),
+        ("", (1, 3, 3), (2, 2, 2)),
+        ("", (3, 1, 1), (1, 2, 2)),
+    ],
+)
+def test_convolutions_in_fewer_dimensions_equal_their_definition(monkeypatch, form, kind, kernel, stride):
+    torch.manual_seed(0)
+    module, x = Conv3d(5, 6, kernel, stride).to(memory_format=form), clips(2, 5, 5, 7, 6).contiguous(memory_format=form)
+    assert module.kind == kind
+    exact = F.conv3d(x.double(), module.weight.double(), None, stride, [size // 2 for size in kernel])
+    plain, flat = flat_and_not(monkeypatch, module, x, *filter(None, [kind]))
+    assert torch.allclose(plain[0].double(), exact, atol=1e-5)
+    for a, b in zip(plain, flat, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert form is torch.contiguous_format or flat[0].is_contiguous(memory_format=form)
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last_3d])
+def test_normalisation_in_fewer_dimensions_is_the_same_bit_for_bit(monkeypatch, form):
+    x, seen = clips(3, 5, 4, 6, 7).contiguous(memory_format=form), []
+    plain, flat = flat_and_not(monkeypatch, BatchNorm3d(5), x, "norm")
+    assert all(torch.equal(a, b) for a, b in zip(plain, flat, strict=True))
+    assert flat[0].is_contiguous(memory_format=form)
+    monkeypatch.setattr(F, "batch_norm", lambda x, *_: seen.append(x) or x)
+    BatchNorm3d(5)(x)
+    assert seen[0].shape == (3, 5, 4, 42) and seen[0].data_ptr() == x.data_ptr()  # a view
+    assert form is torch.contiguous_format or seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@names
+def test_networks_in_fewer_dimensions_equal_themselves(monkeypatch, name):
+    network = small(name).to(memory_format=torch.channels_last_3d).double()
+    x = clips(2, 3, 8, 32, 32).to(memory_format=torch.channels_last_3d).double()
+    plain, flat = flat_and_not(monkeypatch, network, x, "point", "temporal", "spatial", "norm")
+    for a, b in zip(plain, flat, strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
 SMALL_STEPS = """

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ from torch import nn
 from tests.trainer.runs import TIMES
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, distributed
+from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
+from trainer.network import Network
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -68,6 +71,8 @@ def spawned(kind: int, folder: Path, cases: dict, not_trained: tuple) -> None:
     if kind < 2 and cases == CASES:
         results["taken"] = outcome(train, Settings(**SMALL, epochs=1), folder / "five", runs / "joint")
         results["reduced"] = reduced(kind)
+        results["few"] = outcome(train, Settings(**SMALL, epochs=1, holdout=0.2), folder / "five", runs / "few")
+        results["damaged"] = outcome(damaged, kind, folder / "five", runs / "damaged")
         results["forks"] = forks(folder / "five", runs / "forks")
     if kind < 2:
         dist.destroy_process_group()
@@ -148,6 +153,107 @@ def test_an_error_of_the_first_process_is_that_of_all(results):
     folder, returned = results
     for kind in range(2):
         assert f"TrainerError: {folder / 'two' / 'joint'}: exists" in returned[kind]["taken"]
+
+
+def damaged(rank: int, shards: Path, run: Path) -> None:
+    """A run in which statistics of batch normalisation, which each process has of its own, are not finite in the second."""
+
+    def after_step(network, progress):
+        if rank:
+            network.backbone.conv2[0].conv1[1].running_var.fill_(torch.inf)
+
+    with mock.patch.object(Network, "after_step", after_step):
+        train(Settings(**SMALL | {"backbone": "r3d10"}, epochs=1, batch_size=5), shards, run)
+
+
+def test_a_check_that_one_process_fails_ends_all(results):
+    for returned in results[1][:2]:
+        assert "TrainerError: a weight is not finite at step 1" in returned["damaged"]
+
+
+def test_fewer_held_out_samples_than_processes(results):
+    for returned in results[1][:2]:
+        assert "TrainerError: 1 samples of pace are held out, and 2 processes score them; hold out" in returned["few"]
+
+
+LAUNCHED = {"WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Set these variables of a launcher, and no others."""
+
+    def set_variables(**variables):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+def test_srun_tells_the_place_as_torchrun_does(environment):
+    environment(**LAUNCHED, RANK="3", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", SLURM_PROCID="0", SLURM_LOCALID="0")
+    assert distributed.place() == distributed.Place(1, 2, 4)
+    environment(**LAUNCHED, SLURM_PROCID="3", SLURM_LOCALID="1")
+    assert distributed.place() == distributed.Place(1, None, 4) and os.environ["RANK"] == "3"
+    environment(SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NTASKS="4")  # one process that a script of four tasks starts
+    assert distributed.place() == distributed.Place()
+
+
+def test_what_a_launcher_has_not_set_is_named(environment):
+    environment(WORLD_SIZE="4", MASTER_ADDR="node0", RANK="3")
+    with pytest.raises(TrainerError, match="WORLD_SIZE is 4, and LOCAL_RANK, MASTER_PORT not set; start with torchrun"):
+        distributed.place()
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretend that there are so many; what is done with them is noted."""
+    done: list = []
+
+    def pretend(count: int) -> list:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        return done
+
+    monkeypatch.setattr(torch, "empty", lambda *_, device: done.append(device))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(("set", device)))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: done.append(backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "here", "expected"),
+    [
+        ("cuda", 4, distributed.Place(3, 4, 8), "cuda:3"),
+        ("auto", 1, distributed.Place(3, 4, 8), "cuda:0"),  # --gpus-per-task: each process sees its own one
+        ("cuda:0", 1, distributed.Place(0, 1, 2), "cuda:0"),  # a process on each machine
+        ("cuda:1", 2, distributed.Place(), "cuda:1"),
+        ("cuda", 2, distributed.Place(), "cuda"),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own(gpus, name, count, here, expected):
+    done = gpus(count)
+    device = distributed.pick_device(name, here)
+    assert device == torch.device(expected) and done == [device, *([("set", device)] if ":" in expected else [])]
+
+
+@pytest.mark.parametrize(
+    "here", [distributed.Place(0, 2, 2), distributed.Place(1, 2, 2), distributed.Place(0, None, 2)]
+)
+def test_one_gpu_for_several_processes_is_refused_in_all_of_them(gpus, here):
+    assert gpus(2) == []
+    with pytest.raises(TrainerError, match="device 'cuda:0' is one GPU, and 2 processes need one each; say cuda"):
+        distributed.pick_device("cuda:0", here)
+
+
+def test_gpus_are_joined_by_nccl_and_the_host_by_gloo(gpus, environment):
+    done = gpus(2)
+    environment(WORLD_SIZE="2", RANK="1", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_ADDR="-", MASTER_PORT="-")
+    with distributed.session("cuda") as device:
+        assert device == torch.device("cuda:1") and done[-1] == "cpu:gloo,cuda:nccl"
 
 
 def forks(shards: Path, run: Path) -> list[str]:

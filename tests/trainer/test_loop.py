@@ -107,6 +107,16 @@ def test_seed_changes_the_run(demo, here):
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.parametrize("largest", [0.0, 1e-3, 1e3])
+def test_gradients_are_clipped_to_their_norm(demo, here, largest):
+    settings = Settings(**SMALL | {"batch_size": 9}, epochs=1, weight_decay=0.0, clip=largest)
+    states = checkpoint.load(train(settings, demo)).optimiser_state()["state"].values()
+    norm = (
+        torch.cat([state["momentum_buffer"].flatten() for state in states]).norm().item()
+    )  # the gradients of the one step
+    assert norm == pytest.approx(1e-3, rel=1e-3) if largest == 1e-3 else 1e-2 < norm < 1e3
+
+
 def test_bf16_is_for_cuda(demo, here):
     with pytest.raises(TrainerError, match="bf16 needs a CUDA device, and this is cpu"):
         train(Settings(**SMALL, precision="bf16"), demo)

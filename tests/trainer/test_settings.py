@@ -7,7 +7,19 @@ from cli.train import finetune, train
 from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
 from trainer.recipes import parse_options, recipe
-from trainer.settings import DECLARATIONS, Settings, over, resolve, resumed
+from trainer.settings import DECLARATIONS, Settings, default_workers, over, resolve, resumed
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"),
+    [(64, None, 8), (12, None, 6), (64, "8", 4), (16, "8", 1), (2, "4", 1), (1, None, 1)],
+)
+def test_processes_of_one_machine_share_its_cores(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert default_workers() == workers
 
 
 @pytest.mark.parametrize(
@@ -36,6 +48,7 @@ from trainer.settings import DECLARATIONS, Settings, over, resolve, resumed
         ({"seed": 2**63}, "seed is 9223372036854775808, expected a finite number smaller than 2.63"),
         ({"width": 1e-9}, "width is 1e-09, expected 0.01 to 16"),
         ({"seed": -1}, "seed is -1, expected 0 or more"),
+        ({"clip": -1.0}, "clip is -1.0, expected 0 or more"),
         ({"holdout": 1.0}, "holdout is 1.0, expected 0 or more and less than 1"),
         ({"schedule": "linear"}, "schedule is 'linear', expected one of: step, cosine, constant"),
         ({"weights": [1.0, 2.0]}, r"weights are \[1.0, 2.0\], expected one more than 0 for each of pace"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from trainer.backbones.layers import Stages, initialised, scaled
+from trainer.backbones.layers import BatchNorm3d, Stages, initialised, scaled
 
 
 def _c3d(width: float, channels: tuple[tuple[int, ...], ...], batch_norm: bool) -> Stages:
@@ -16,7 +16,7 @@ def _c3d(width: float, channels: tuple[tuple[int, ...], ...], batch_norm: bool) 
         for outputs in scaled(width, *counts):
             layers.append(initialised(nn.Conv3d(inputs, outputs, 3, padding=1)))
             if batch_norm:
-                layers.append(nn.BatchNorm3d(outputs))
+                layers.append(BatchNorm3d(outputs))
             layers.append(nn.ReLU())
             inputs = outputs
         stages[f"conv{stage}"] = nn.Sequential(*layers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +14,10 @@ class Stages(nn.Module):
 
     forward: float [B, 3, T, H, W] -> the output [B, C, T', H', W'] of every stage by name, shallow to deep
     features: channels of the last stage
+    autocast: type in which its layers compute, None: that of x
     """
+
+    autocast: torch.dtype | None = None
 
     def __init__(self, features: int, **stages: nn.Module):
         super().__init__()
@@ -22,8 +27,9 @@ class Stages(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         outputs = {}
-        for name, stage in self.named_children():
-            outputs[name] = x = stage(x)
+        with torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext():
+            for name, stage in self.named_children():
+                outputs[name] = x = stage(x)
         return outputs
 
 
@@ -46,19 +52,64 @@ def subsample(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     return x[(..., *(slice(None, None, step) for step in stride))]
 
 
+# What is computed in fewer dimensions than it has, by type of device: convolutions with kernels of 1 ("point"), along time
+# ("temporal") and within frames ("spatial"), and batch normalisation ("norm"). `benchmarks/train.py` compares. On the CPU
+# PyTorch 2.13 takes 1.2 to 4 times as long for the first two in three dimensions. On CUDA (read, not measured) its fast
+# normalisation of bf16 knows channels_last alone, not channels_last_3d.
+FLAT = {"cpu": {"point", "temporal"}, "cuda": {"norm"}}
+
+
+def is_flat(kind: str, x: Tensor) -> bool:
+    """Whether layers of that kind compute x in fewer dimensions. Exported networks keep the plain operators."""
+    exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return kind in FLAT.get(x.device.type, ()) and not exported
+
+
 class Conv3d(nn.Conv3d):
-    """nn.Conv3d without bias that computes purely temporal kernels on the CPU in two dimensions, time and space: PyTorch
-    2.13 takes 3 to 10 times as long in three. Exported networks keep the plain operator. Kernels of 1 see only the values
-    that their stride picks, see `subsample`."""
+    """nn.Conv3d without bias, padded by half its kernel. Kernels that need no three dimensions are computed in fewer where
+    `FLAT` says so, on views: in channels_last_3d nothing is copied. Kernels of 1 see only the values that their stride picks,
+    see `subsample`."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]):
+        super().__init__(inputs, outputs, kernel, stride, tuple(size // 2 for size in kernel), bias=False)
+        self.kind = ""
+        if kernel == (1, 1, 1):
+            self.kind = "point"
+        elif kernel[1:] == stride[1:] == (1, 1):
+            self.kind = "temporal"
+        elif kernel[0] == stride[0] == 1:
+            self.kind = "spatial"
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel_size == (1, 1, 1):
-            return F.conv3d(subsample(x, self.stride), self.weight)
-        temporal = self.kernel_size[0] > 1 and self.kernel_size[1:] == self.stride[1:] == (1, 1)
-        if not (temporal and x.is_cpu) or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        flat = is_flat(self.kind, x)
+        if self.kind == "point":
+            x = subsample(x, self.stride)
+            if not flat:
+                return F.conv3d(x, self.weight)
+            if x.is_cpu:  # a matrix product
+                return F.linear(x.movedim(1, -1), self.weight.flatten(1)).movedim(-1, 1)
+            return F.conv2d(x.flatten(3), self.weight.flatten(3)).unflatten(3, x.shape[3:])
+        if not flat:
             return super().forward(x)
-        weight, stride, padding = self.weight.flatten(3), (self.stride[0], 1), (self.padding[0], 0)
-        return F.conv2d(x.flatten(3), weight, None, stride, padding).unflatten(3, x.shape[3:])
+        if self.kind == "temporal":  # time and space are the two dimensions
+            stride, padding = (self.stride[0], 1), (self.padding[0], 0)
+            return F.conv2d(x.flatten(3), self.weight.flatten(3), None, stride, padding).unflatten(3, x.shape[3:])
+        images = x.transpose(1, 2).flatten(0, 1)  # [N * T, C, H, W]
+        y = F.conv2d(images, self.weight.squeeze(2), None, self.stride[1:], self.padding[1:])
+        return y.unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+class BatchNorm3d(nn.BatchNorm3d):
+    """nn.BatchNorm3d that sees [N, C, T, H * W] where `FLAT` says so: a view, and the same values."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() not in (4, 5):
+            raise ValueError(f"expected 4D or 5D input, got {x.dim()}D")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not is_flat("norm", x):
+            return super().forward(x)
+        return super().forward(x.flatten(3)).unflatten(3, x.shape[3:])
 
 
 def initialised(conv: nn.Conv3d) -> nn.Conv3d:
@@ -71,9 +122,7 @@ def initialised(conv: nn.Conv3d) -> nn.Conv3d:
 
 def conv3d(inputs: int, outputs: int, kernel, stride=1) -> nn.Sequential:
     """3D convolution without bias, padded by half its kernel, then batch normalisation."""
-    kernel = triple(kernel)
-    conv = Conv3d(inputs, outputs, kernel, stride, [size // 2 for size in kernel], bias=False)
-    return nn.Sequential(initialised(conv), nn.BatchNorm3d(outputs))
+    return nn.Sequential(initialised(Conv3d(inputs, outputs, triple(kernel), triple(stride))), BatchNorm3d(outputs))
 
 
 def separable(inputs: int, middle: int, outputs: int, kernel, stride=1) -> nn.Sequential:

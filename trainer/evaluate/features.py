@@ -26,6 +26,7 @@ from trainer.errors import TrainerError
 from trainer.evaluate.progress import Progress
 from trainer.network import build_backbone
 from trainer.settings import Settings
+from trainer.training.precision import exact
 
 VIEWS = {"spread": data.spread_frames, "sliding": data.sliding_frames}
 
@@ -214,8 +215,7 @@ def stage_outputs(
     with data.ending_workers(), Progress("features", len(clips), "clip") as step:
         for batch in data.received(batches):
             index = batch["index"].numpy()
-            # TF32 would make features depend on the batch size, through the choice of algorithm
-            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with exact(device):
                 x = centre(batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"])
                 yield index, backbone(x)
             seen[index] += 1

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import nn
 
 from trainer import data
@@ -20,6 +19,7 @@ from trainer.evaluate.protocol import ProtocolError
 from trainer.methods import method_class
 from trainer.network import Network
 from trainer.settings import Settings
+from trainer.training.precision import exact
 from trainer.training.streams import Stream
 
 _TESTED = 2  # tag of the draws; those of training are 0 and 1
@@ -108,8 +108,7 @@ def batches(bench: Bench, clips: CentreClips, draws: int, what: str) -> Iterator
     loader = data.loader(clips, bench.compute.workers, device, batch_sampler=keys)
     with data.ending_workers(), Progress(what, len(keys), "sample") as step:
         for raw in data.received(loader):
-            # TF32 would make answers depend on the choice of algorithm
-            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with exact(device):
                 yield stream.on_device(raw, 1.0, device), int(raw["video"][0])
             step()
 

@@ -18,12 +18,13 @@ from trainer.errors import TrainerError
 
 
 def last_stage(backbone: Stages, clips: Tensor) -> Tensor:
-    """Output of the backbone's last stage for clips [B, 3, T, H, W], float [B, C, T', H', W']."""
-    return [*backbone(clips).values()][-1]
+    """Output of the backbone's last stage for clips [B, 3, T, H, W], float32 [B, C, T', H', W']: heads and losses do not have
+    the precision of the backbone."""
+    return [*backbone(clips).values()][-1].float()
 
 
 def embedding(backbone: Stages, clips: Tensor) -> Tensor:
-    """Mean of the last stage over its cells, float [B, C], of clips [B, 3, T, H, W]."""
+    """Mean of the last stage over its cells, float32 [B, C], of clips [B, 3, T, H, W]."""
     return last_stage(backbone, clips).mean((2, 3, 4))
 
 
@@ -129,7 +130,9 @@ def float32(function: Callable) -> Callable:
     @functools.wraps(function)
     def run(*arguments: Any, **named: Any) -> Any:
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            tensors = (x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments)
-            return function(*tensors, **named)
+            return function(*map(whole, arguments), **{name: whole(value) for name, value in named.items()})
+
+    def whole(x: Any) -> Any:
+        return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
     return run

@@ -25,7 +25,7 @@ from trainer.network import Network, build_backbone
 from trainer.settings import Settings, resolve, resumed
 from trainer.training.feed import Feed
 from trainer.training.log import Log, cut_log, say
-from trainer.training.precision import pick_precision, version_warnings
+from trainer.training.precision import pick_precision, set_precision, version_warnings
 from trainer.training.run_folder import check_same_data, locked, new_run
 from trainer.training.saver import Saver
 from trainer.training.schedule import learning_rate, pacing
@@ -178,8 +178,7 @@ class _Training:
         one is computed, but always before a score or a checkpoint is made of it."""
         settings, network = self.settings, self.network
         torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
-        allow_tf32 = settings.precision != "float32"
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+        set_precision(settings.precision, network)
         forward = network
         if distributed.world() > 1:
             with warnings.catch_warnings(action="ignore"):  # torch 2.13 renames it; older ones know this name alone
@@ -187,9 +186,8 @@ class _Training:
         network.train()
         start = time.perf_counter()
         feed = Feed(self.streams, loaders, network, range(first, self.last), self.device)
-        with self._autocast():
-            if rows := feed.prepare(look_ahead=first == 0):
-                feed.chosen(data.Download({"rows": rows}, self.device))
+        if rows := feed.prepare(look_ahead=first == 0):
+            feed.chosen(data.Download({"rows": rows}, self.device))
         behind: _Computed | None = None
         for step in range(first, self.last):
             try:
@@ -244,9 +242,8 @@ class _Training:
             ids += part.ids
             last_micro = micro + 1 == settings.accumulate
             with nullcontext() if last_micro or forward is self.network else forward.no_sync():
-                with self._autocast():
-                    metrics = forward(part.batches, part.shares)
-                    rows = feed.prepare()
+                metrics = forward(part.batches, part.shares)
+                rows = feed.prepare()
                 for key, value in metrics.items():
                     sums[key] = sums.get(key, 0) + value.detach()
                 if last_micro:
@@ -257,6 +254,8 @@ class _Training:
                 if rows:
                     feed.chosen(download)
                 metrics["loss"].backward()
+        if settings.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         self.optimiser.step()
         self.network.after_step((step + 1) / self.last)
         return _Computed(step, lr, ids, [*sums], download)
@@ -292,10 +291,9 @@ class _Training:
             for number, raw in enumerate(data.received(loaders[name])):
                 counts = stream.batches.counts(number)[0]
                 batch = stream.on_device(raw, step / self.last, self.device, counts)
-                with self._autocast():
-                    for rows in self.network.others({name: batch}).values():
-                        batch = stream.with_others(batch, raw, rows.cpu().numpy())
-                    metrics = self.network({name: batch})
+                for rows in self.network.others({name: batch}).values():
+                    batch = stream.with_others(batch, raw, rows.cpu().numpy())
+                metrics = self.network({name: batch})
                 names = [*metrics]
                 found.append(torch.stack([*metrics.values()]))
             numbers = distributed.all_reduce_mean(torch.stack(found)).tolist()  # [batches, metrics]
@@ -304,9 +302,6 @@ class _Training:
                 for key, value in zip(names, row, strict=True):
                     totals[prefix + key] = totals.get(prefix + key, 0.0) + share * value
         return totals
-
-    def _autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def _meta(self) -> dict:
         return {

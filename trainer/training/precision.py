@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
+from torch import nn
+
+from trainer.backbones.layers import Stages
 from trainer.errors import TrainerError
 
 
@@ -16,6 +21,35 @@ def pick_precision(name: str, device: torch.device) -> str:
         # torch 2.13's CPU convolution returns garbage gradients in bfloat16
         raise TrainerError(f"{name} needs a CUDA device, and this is {device}; leave it out")
     return name
+
+
+def set_precision(name: str, network: nn.Module) -> None:
+    """Have the network's backbones compute in that precision, and all else in float32.
+
+    TF32 is for cuDNN's convolutions: of matrix products it would reach the similarities of the losses, too. The flags are
+    those that every version of torch from 2.7 on has; torch 2.9 brought others, `fp32_precision`, which do not mix with them.
+    """
+    for module in network.modules():
+        if isinstance(module, Stages):
+            module.autocast = torch.bfloat16 if name == "bf16" else None
+    torch.backends.cudnn.allow_tf32 = name != "float32"
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Inference in float32, whatever has been set before: TF32 would make features depend on the batch size, through the choice
+    of the algorithm."""
+    allowed, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def version_warnings(precision: str, version: str, cudnn: int | None) -> list[str]:

@@ -102,6 +102,10 @@ def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Str
     for name in settings.methods:
         clips = _clips(held_out, settings, name, _HELD_OUT)
         world, rank = distributed.world(), distributed.rank()
+        if len(clips.samples) < world:
+            raise TrainerError(
+                f"{len(clips.samples)} samples of {name} are held out, and {world} processes score them; hold out more, or none"
+            )
         batches = data.Batches(len(clips.samples), settings.batch_size, 0, world=world, rank=rank)
         streams[name] = Stream(clips, batches)
     return streams
