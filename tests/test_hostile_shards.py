@@ -10,13 +10,14 @@ from click.testing import CliRunner
 
 from cli.main import main
 from labelgen.errors import ShardError
-from labelgen.shards import ShardReader, open_shards
+from labelgen.shards import ShardReader, config_hash, open_shards
 from labelgen.shards.checks import escaped
 from labelgen.shards.hdf5 import Viewer
 from labelgen.shards.jpeg import header_length
 from labelgen.shards.verify import verify
 from tests.labelgen import forging
 from tests.soak_shards import SECRET, read_all
+from trainer.data import Shards
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,18 @@ def test_shards_of_other_splits_are_not_mixed(path):
     forging.forge(path, lambda shared, own: shared.update(splits=["other"]))
     with pytest.raises(ShardError, match="00001.h5 has other splits or crops than .*00000.h5"):
         open_shards(path.parent)
+
+
+def test_data_sets_of_other_crops_are_not_joined(home, path):
+    def other_crops(shared, own):
+        shared["crop_grid"].reverse()
+        shared["config"]["dataset"] = "other"
+        shared["config_hash"] = config_hash(shared["config"])
+
+    for name in ("00000.h5", "00001.h5"):
+        forging.forge(path.parent / name, other_crops)
+    with pytest.raises(ShardError, match="00000.h5 has other crops than .*/sound/00000.h5"):
+        Shards([home / "sound", path.parent])
 
 
 def test_control_characters_are_written_as_escapes():

@@ -14,7 +14,7 @@ import numpy as np
 
 from labelgen.errors import VsslError
 from labelgen.labels.patterns import crop_grid
-from labelgen.shards import ShardReader
+from labelgen.shards import ShardReader, config_hash
 from labelgen.shards.header import _first_line
 from tests.trainer.synthetic import CONFIG, write_shard
 
@@ -82,6 +82,7 @@ def forge(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]
 def reseal(path: Path) -> None:
     """Give a shard the size and the digests of what it now holds, as whoever writes one can."""
     forge(path, lambda shared, own: own.update(size=path.stat().st_size))
+    forge(path, lambda shared, own: shared.update(config_hash=config_hash(shared["config"])))
     found = ShardReader(path).now_sha256()
     forge(path, lambda shared, own: own["sha256"].update(found))
 
@@ -331,6 +332,6 @@ BOMBS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
     "clips of 10^9 frames": _set(clip_length=10**9),
     "10^9 rows": _set(rows=10**9),
     "orders of 12 clips": _set(order_clips=12),
-    "10^5 crops": lambda shared, own: shared.update(crop_grid=[[0, 0]] * 100_000),
-    "10^5 splits": lambda shared, own: shared.update(splits=[str(i) for i in range(100_000)]),
+    "30,000 crops": lambda shared, own: shared.update(crop_grid=[[0, 0]] * 30_000),
+    "30,000 splits": lambda shared, own: shared.update(splits=[str(i) for i in range(30_000)]),
 }
