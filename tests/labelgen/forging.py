@@ -115,7 +115,7 @@ def mutate(path: Path, rng: np.random.Generator) -> None:
     [_edit_header, _edit_header, _edit_array, _edit_array, _edit_picture, _edit_lines][rng.integers(6)](path, rng)
     if rng.random() < 0.7:
         # or too broken to be given digests
-        with contextlib.suppress(VsslError, ValueError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(VsslError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             reseal(path)
 
 
