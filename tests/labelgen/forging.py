@@ -243,7 +243,7 @@ def crafted(secret: Path, pipe: Path) -> dict[str, Callable[[Path], None]]:
         "a virtual data set of a pipe": lambda file: _virtual(file, str(pipe)),
         "a filter": _filtered,
         "a group within itself": lambda file: file["videos"].__setitem__("more", file["/"]),
-        "another data set": lambda file: file.create_dataset("videos/more", data=[1]),
+        "another data set": lambda file: file.create_dataset("videos/\x1b[2J", data=[1]),
         "another attribute": lambda file: file.attrs.update({"more": str(secret)}),
     }
     files: dict[str, Callable[[Path], object]] = {
