@@ -38,6 +38,7 @@ SECONDS = 60  # for one item
 MEMORY = 2 << 30  # bytes that a process may reach; it begins with about 0.5 GB
 SECRET = "the content of some other file"
 BAD = ("crash", "hang", "traceback", "leak", "memory", "silent")
+KINDS = ["crafted", "flip", "mutant"]
 Item = tuple[str, str | int]  # what is done, which one
 
 
@@ -136,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000, help="flipped bits; half as many mutants")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
     home = Path(tempfile.mkdtemp())
     forging.sound(home / "sound")
@@ -145,6 +147,7 @@ def main() -> None:
     for part in ("header", "hdf5", "labels", "frames"):
         items += [(f"flip {part}", number) for number in range(-(-options.count // 4))]
     items += [("mutant", number) for number in range(options.count // 2)]
+    items = [item for item in items if item[0].split()[0] in options.kinds]
     counts: Counter[tuple[str, str]] = Counter()
     at, context, peak = 0, multiprocessing.get_context("spawn"), 0
     try:

@@ -10,13 +10,14 @@ from click.testing import CliRunner
 
 from cli.main import main
 from labelgen.errors import ShardError
-from labelgen.shards import ShardReader, open_shards
+from labelgen.shards import ShardReader, config_hash, open_shards
 from labelgen.shards.checks import escaped
 from labelgen.shards.hdf5 import Viewer
 from labelgen.shards.jpeg import header_length
 from labelgen.shards.verify import verify
 from tests.labelgen import forging
 from tests.soak_shards import SECRET, read_all
+from trainer.data import Shards
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_sound_data_set_is_sound(path):
 def test_crafted_files_are_refused_and_nothing_of_them_is_followed(home, path, name):
     forging.crafted(home / "secret", home / "pipe")[name](path)
     said, readable, whole = read_all(path.parent, None, ["pace"])
-    assert not whole and SECRET not in said
+    assert not whole and SECRET not in said and "\x1b" not in said
     if not readable:
         assert f"Error: {path}: not a readable shard" in said
     else:  # what the header names is there; verify tells that other programs see something else
@@ -136,6 +137,18 @@ def test_shards_of_other_splits_are_not_mixed(path):
     forging.forge(path, lambda shared, own: shared.update(splits=["other"]))
     with pytest.raises(ShardError, match="00001.h5 has other splits or crops than .*00000.h5"):
         open_shards(path.parent)
+
+
+def test_data_sets_of_other_crops_are_not_joined(home, path):
+    def other_crops(shared, own):
+        shared["crop_grid"].reverse()
+        shared["config"]["dataset"] = "other"
+        shared["config_hash"] = config_hash(shared["config"])
+
+    for name in ("00000.h5", "00001.h5"):
+        forging.forge(path.parent / name, other_crops)
+    with pytest.raises(ShardError, match="00000.h5 has other crops than .*/sound/00000.h5"):
+        Shards([home / "sound", path.parent])
 
 
 def test_control_characters_are_written_as_escapes():

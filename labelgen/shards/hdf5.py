@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from labelgen.shards.checks import escaped
 from labelgen.shards.header import Header
 from labelgen.shards.schema import attributes
 
@@ -52,10 +53,10 @@ class Viewer:
             names = [
                 name for name in seen["datasets"].keys() | stored if seen["datasets"].get(name) != stored.get(name)
             ]
-            return f"has other data sets: {', '.join(sorted(names))[:200]}"
+            return f"has other data sets: {escaped(', '.join(sorted(names))[:200])}"
         expected = attributes(vars(header.shared), header.sha256)
         groups = [group for group, values in seen["attributes"].items() if values != _plain(expected.get(group, {}))]
-        return f"has other attributes of {', '.join(groups)}" if groups else None
+        return f"has other attributes of {escaped(', '.join(groups)[:200])}" if groups else None
 
     def _seen(self, path: str) -> dict[str, Any]:
         process = self._process = self._process or _start()

@@ -26,7 +26,7 @@ import numpy as np
 
 from labelgen.errors import ShardError
 from labelgen.shards.checks import check_settings, check_texts
-from labelgen.shards.schema import SCHEMA_VERSION
+from labelgen.shards.schema import SCHEMA_VERSION, config_hash
 
 _FIRST_LINE = re.compile(rb"vssl shard ([0-9]{1,4}) ([0-9]{8}) ([0-9a-f]{64})\n")
 _SMALLEST, _LARGEST = 512, 1 << 20  # bytes of a header; HDF5 asks for 512 times a power of two
@@ -174,9 +174,11 @@ def _shared(text: bytes) -> Shared:
     splits = _get(content, "splits", list)
     if not all(isinstance(name, str) and name for name in splits) or len(set(splits)) < len(splits):
         raise ValueError(f"splits are {splits!r:.100}, expected different names")
-    config_hash = _get(content, "config_hash", str)
+    hashed = _get(content, "config_hash", str)
+    if (found := config_hash(config)) != hashed:  # by which shards are told to belong together
+        raise ValueError(f"its configuration has the hash {found}, not {hashed}")
     grid = _grid(_get(content, "crop_grid", list), config)
-    return Shared(config, config_hash, kinds, grid, tuple(splits), versions, paces)
+    return Shared(config, hashed, kinds, grid, tuple(splits), versions, paces)
 
 
 def _grid(corners: list[Any], config: Mapping[str, Any]) -> np.ndarray:

@@ -91,8 +91,8 @@ class _Arrays(dict[str, Any]):
 
 
 class ShardReader:
-    """One shard, read-only, open to anyone's files: it takes nothing but what the header says (see `labelgen.shards.header`),
-    and checks all of it and every index before it is used. Frames come from a memory map of the file, so that a reader may
+    """One shard, read-only, of whoever made it: it takes nothing but what the header says (see `labelgen.shards.header`), and
+    checks all of it and every index before it is used. Frames come from a memory map of the file, so that a reader may
     be used after fork, in threads, and may be pickled.
 
     arrays:    every data set by its full name ("videos/id", "statistics/motion", ...), see docs/shards.md; large ones

@@ -14,7 +14,7 @@ from labelgen.shards.folder import disagreements, shard_paths
 from labelgen.shards.hdf5 import Viewer
 from labelgen.shards.header import Shared
 from labelgen.shards.reader import ShardReader
-from labelgen.shards.schema import config_hash, fields
+from labelgen.shards.schema import fields
 
 
 def verify(
@@ -58,8 +58,6 @@ def problems(shard: ShardReader, viewer: Viewer) -> Iterator[str]:
         yield f"{path}: its HDF5 structure is not the one that was written (SHA-256)"
     elif not wrong and (fault := viewer.fault(path, shard.header)):
         yield f"{path}: its HDF5 structure {fault}"
-    if config_hash(shard.config) != shard.config_hash:
-        yield f"{path}: the configuration does not have its hash {shard.config_hash}"
     for frame in range(len(shard.arrays["frames/offset"]) - 1):
         try:
             shard.frames([frame])

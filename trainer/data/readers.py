@@ -83,6 +83,8 @@ class Readers(Sequence[ShardReader]):
                         f"{paths[0]}: {key} is {own.get(key)}, that of {self._paths[0]} is {first.get(key)}; data sets that are "
                         "trained on together are labelled with the same options"
                     )
+            if not np.array_equal(shared[paths[0]].crop_grid, shared[self._paths[0]].crop_grid):
+                raise ShardError(f"{paths[0]} has other crops than {self._paths[0]}; label one of the two again")
             begin = self._paths.index(paths[0])
             self.datasets[own["dataset"]] = range(begin, begin + len(paths))
         if len(sets) > 1:
