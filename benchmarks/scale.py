@@ -234,7 +234,7 @@ def index(most: int) -> None:
 
 
 def write_large(folder: Path) -> Path:
-    """A shard of as many videos of 300 frames, all of them the same picture; the pairs of its labels are zeros."""
+    """A shard of as many videos of 300 frames, all of them the same picture; its labels are ones."""
     jpeg = shards.encode_frame(np.zeros((SMALL.height, SMALL.width, 3), np.uint8), 90)
     grid = crop_grid(SMALL.height, SMALL.width, SMALL.crop)
     starts = list(range(0, FRAMES - SMALL.clip_length + 1, SMALL.clip_length))
@@ -248,9 +248,10 @@ def write_large(folder: Path) -> Path:
             if kind.of_video is not None:
                 records[-1].labels |= kind.of_video(FRAMES, SMALL, np.random.default_rng(number))
             else:
-                records[-1].labels |= {one.name: np.zeros(one.shape(axes), one.dtype) for one in kind.fields}
+                records[-1].labels |= {one.name: np.ones(one.shape(axes), one.dtype) for one in kind.fields}
     arrays = shard_arrays(records, [], folder, SMALL, 1)
-    config = {"dataset": "large", **vars(SMALL), "paces": list(SMALL.paces)}
+    config = plan.configuration(no_videos(1), [], np.empty(0, np.int64), "all", SMALL, PER_SHARD)
+    del config["videos"], config["videos_per_shard"]  # so that any number of shards is whole
     path = folder / "first.h5"
     shards.write(path, arrays, io.BytesIO(jpeg * FRAMES * PER_SHARD), config, grid, ("1",))
     return path
