@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
-from labelgen.errors import ReadError
+from labelgen.errors import ReadError, WriteError
 from labelgen.files import write_text, writing
 from labelgen.reading import read_text
 from trainer import distributed
@@ -38,11 +39,12 @@ class Log:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         self.bar.close()
         for name, opened in (("log.csv", self.file), ("tensorboard", self.board)):
             if opened:
-                with writing(self.folder / name):
+                # what failed before is what is told
+                with suppress(WriteError) if kind else nullcontext(), writing(self.folder / name):
                     opened.close()
 
     def step(self, step: int, epoch: int, lr: float, values: dict, waited: float, total: float, clips: int) -> None:
