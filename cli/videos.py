@@ -134,7 +134,7 @@ class VideoFiles:
         if len(items) > 1:
             try:
                 with pool(self._workers, None, lambda text: None) as (each, _):
-                    done.update(each(store, items))
+                    done.update(each(store, lambda item: item, items))
             except WorkerLost:
                 self._say("a video has ended the process that decoded it; trying those of its part one by one")
         for item in items:

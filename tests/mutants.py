@@ -267,9 +267,11 @@ class Mutants:
         }
         by_class = {"classes": {"file": "list1.txt", "pattern": "(?P<label>run|sit)"}, "label": {"folder": 2}}
         forms = [by_table | {"splits": {"column": "split"}}, by_list, by_name, by_class, {"like": "kinetics400"}]
-        spec = {"name": "mine", "videos": {"levels": 2, "extensions": ["avi"]}, "expected": {"videos": 2}} | rng.choice(
-            forms
-        )
+        spec = {
+            "name": "mine",
+            "videos": {"levels": [2], "extensions": ["avi"]},
+            "expected": {"videos": 2},
+        } | rng.choice(forms)
         if rng.random() < 0.3:
             spec = {"name": "mine", "layouts": [{**spec, "name": "one"}]}
         path = self.place / "mine.yaml"

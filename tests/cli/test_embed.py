@@ -184,7 +184,8 @@ def test_a_stopped_run_goes_on(here, monkeypatch):
 class Many:
     """A source of as many parts as asked for, and an extractor of large vectors."""
 
-    settings, about, config, width = {}, {}, {}, 256
+    settings = dict.fromkeys(("weights", "level", "stage", "pooling", "views"), "") | {"frames": {}}
+    about, config, width = {}, {}, 256
 
     def __init__(self, parts):
         self.parts, self.count = range(parts), 100 * parts

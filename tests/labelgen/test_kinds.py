@@ -247,7 +247,7 @@ def test_whatever_changes_a_stored_byte_is_in_the_configuration(videos, monkeypa
     before = identity(videos)
     assert before["boundaries"] == {"version": 1, "max_flow": 20} and before["crop_step"] == 8
     assert before["labels"]["statistics"] == {"version": 1, "min_motion": 1e-3}
-    assert before["labels"]["order"] == {"version": 1, "gap": 8} and before["frames"] == {"version": 1}
+    assert before["labels"]["order"] == {"version": 1, "gap": 8} and before["frames"] == {"version": 2}
     assert before["flow"] == {"backend": "tvl1", "version": 1, **flow.find("tvl1").parameters}
     assert before["clip_length"] == 16
     hashes = {shards.config_hash(before)}

@@ -169,7 +169,7 @@ def test_a_state_of_another_optimiser_is_told(tmp_path):
     for one in (sgd, adam):
         network(torch.ones(1, 2)).sum().backward()
         one.step()
-    folder = checkpoint.save(tmp_path, 1, network, adam, {})
+    folder = checkpoint.save(tmp_path, 1, network.state_dict(), adam.state_dict(), {})
     saved = checkpoint.Checkpoint(folder / "weights.safetensors", tmp_path, {}, {})
     with pytest.raises(TrainerError, match="the state of parameter 0 is of another optimiser"):
         saved.restore(sgd)

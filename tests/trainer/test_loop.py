@@ -110,7 +110,7 @@ def test_seed_changes_the_run(demo, here):
 @pytest.mark.parametrize("largest", [0.0, 1e-3, 1e3])
 def test_gradients_are_clipped_to_their_norm(demo, here, largest):
     settings = Settings(**SMALL | {"batch_size": 9}, epochs=1, weight_decay=0.0, clip=largest)
-    states = checkpoint.load(train(settings, demo)).optimiser_state()["state"].values()
+    states = checkpoint.load(train(settings, demo)).optimiser_state().values()
     norm = (
         torch.cat([state["momentum_buffer"].flatten() for state in states]).norm().item()
     )  # the gradients of the one step

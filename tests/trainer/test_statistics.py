@@ -227,7 +227,7 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one(demo, here, monkeypat
 
 
 def test_hidden_must_be_a_width(demo, here):
-    with pytest.raises(TrainerError, match="hidden is -1, expected 0 or more"):
+    with pytest.raises(TrainerError, match="hidden is -1, expected 0 to 65536"):
         Statistics.option_values({"hidden": -1})
     with pytest.raises(TrainerError, match="hidden is 0.5, a float, expected a int"):
         train(Settings(**SMALL, method="statistics", options={"statistics": {"hidden": 0.5}}), demo)

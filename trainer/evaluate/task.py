@@ -120,10 +120,13 @@ def answers(bench: Bench, source: data.Shards, clips: CentreClips, name: str, dr
     """
     backbone, methods = (part.to(bench.device) for part in network(bench.saved, source))
     found, owner = [], []
+    none = TrainerError(f"{name} has no accuracy: its loss compares vectors, and none of them is right or wrong")
+    if methods[name].of_others:  # clips that training chooses, and nothing to be right about
+        raise none
     for batch, video in batches(bench, clips, draws, f"pretext task {name}"):
         metrics = methods[name](backbone, batch)
         if "accuracy" not in metrics:
-            raise TrainerError(f"{name} has no accuracy: its loss compares vectors, and none of them is right or wrong")
+            raise none
         if float(metrics["chance"]) > 0:
             found.append(
                 {key: float(value) for key, value in metrics.items() if key == "chance" or key.endswith("accuracy")}

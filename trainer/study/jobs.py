@@ -29,7 +29,7 @@ from trainer.settings import Settings, resolve
 _PACKAGE = Path(__file__).parents[1]
 _TRAINING = (
     *("training", "data", "methods", "backbones"),
-    *("network.py", "augment.py", "settings.py", "options.py", "distributed.py"),
+    *("network.py", "augment.py", "settings.py", "options.py", "distributed.py", "memory.py"),
 )
 _MEASURING = (*_TRAINING, "checkpoint.py", "evaluate", "study/measures.py", "study/sources.py")
 _RESULT = {"seconds": float | int, "cost": str, "clips": float | int, "scores?": dict, "reason?": str}

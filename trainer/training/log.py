@@ -126,8 +126,9 @@ def cut_log(path: Path, steps: int) -> None:
         if any(len(row) != len(head.split(",")) for row in numbers):
             raise ValueError("a row has not as many numbers as the first line has names")
     except (ReadError, ValueError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise TrainerError(
-            f"{path}: damaged ({error}); mend it or move it away, and resume again: what follows is logged anew"
+            f"{path}: damaged ({reason}); mend it or move it away, and resume again: what follows is logged anew"
         ) from error
     kept = [text for text, row in zip(rows, numbers, strict=True) if row[0] <= steps]
     write_text(path, "".join([head, *kept]) if kept else "")
