@@ -86,4 +86,4 @@ def test_moments_are_coloured_one_by_one(planted):
     assert colors == colors[:2] * 40 and colors[0] != colors[1]
     # which of the two a video is nobody knows
     assert "80 rows of 40 ids, expected one per video" in vssl("map", "--color", "own.csv", code=1)
-    assert "none.csv: no CSV file" in vssl("map", "--color", "none.csv", code=1)
+    assert "none.csv: cannot be read" in vssl("map", "--color", "none.csv", code=1)

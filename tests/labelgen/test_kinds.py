@@ -256,7 +256,7 @@ def test_whatever_changes_a_stored_byte_is_in_the_configuration(videos, monkeypa
     changes = [
         (clip_module, "MAX_FLOW", 25),
         (clip_module, "VERSION", 2),
-        (decode, "VERSION", 2),
+        (decode, "VERSION", 3),
         (sampling, "VERSION", 2),
         (plan, "GRID_STEP", 4),
         (flow, "BACKENDS", flow.BACKENDS | {"tvl1": flow.BACKENDS["dis"]}),
