@@ -203,7 +203,7 @@ class Mutants:
 
     def _table(self) -> None:
         jpeg = cv2.imencode(".jpg", np.zeros((96, 128, 3), np.uint8))[1].tobytes()
-        texts = {name: list("aabbccdd") for name in ("id", "path", "label", "stage")}
+        texts = {name: list("aabbccdd") for name in TEXTS}
         columns = texts | {"start": [0.0, 1.0] * 4, "end": [1.0, 2.0] * 4, "thumbnail": [jpeg] * 8}
         settings = dict.fromkeys(("weights", "level", "stage", "pooling", "views"), "x") | {"frames": {"height": 40}}
         failed = {"id": "a", "path": "a", "reason": "r", "kept": False}

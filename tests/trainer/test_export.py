@@ -104,6 +104,7 @@ def test_the_description_says_how_to_use_it(run, tmp_path):
         "std": 0.225,
         "frames": 16,
         "fps": None,
+        "region": None,
         "resize": [40, 48],
         "crop": [32, 32],
     }
