@@ -26,7 +26,7 @@ from tests.trainer.synthetic import write_shard
 from trainer import checkpoint
 from trainer.embeddings.cluster import duplicates, points
 from trainer.embeddings.search import search
-from trainer.embeddings.table import Table, write_npy, write_part
+from trainer.embeddings.table import TEXTS, Table, write_npy, write_part
 from trainer.evaluate.features import networks
 from trainer.evaluate.pairs import _view2_pairs
 from trainer.evaluate.results import read_results

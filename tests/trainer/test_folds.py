@@ -128,5 +128,5 @@ def test_trained_on(demo, run, tmp_path):
     assert (folds.trained_on(other, source) == held.trains).all() and held.trains.sum() == 6
     notes = folds.seen(checkpoint.Checkpoint(saved.file, run, other, {}), source, np.arange(13))
     assert [note[:2] for note in notes] == ["6 ", "8 "]
-    assert not folds.trained_on({**saved.meta, "dataset": "other"}, source).any()
+    assert not folds.trained_on({**saved.meta, "datasets": {"other": "1"}}, source).any()
     assert folds.trained_on({**saved.meta, "split": "gone"}, source).all()

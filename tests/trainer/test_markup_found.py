@@ -39,7 +39,13 @@ def features(tmp_path):
     """A table of a dozen videos whose every text is markup."""
     jpeg = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8))[1].tobytes()
     ids = [f"{i:02d}{EVIL}" for i in range(12)]
-    texts = {"id": ids, "path": [f"/{name}" for name in ids], "label": [EVIL] * 12, "stage": [EVIL] * 12}
+    texts = {
+        "id": ids,
+        "path": [f"/{name}" for name in ids],
+        "label": [EVIL] * 12,
+        "split": [EVIL] * 12,
+        "stage": [EVIL] * 12,
+    }
     columns = texts | {"start": [0.0] * 12, "end": [1.0] * 12, "thumbnail": [jpeg] * 12}
     path = tmp_path / f"features{EVIL.replace('/', '')}.parquet"
     write_part(path, {"key": EVIL}, np.random.default_rng(0).random((12, 8), np.float32), columns)
@@ -98,6 +104,7 @@ def test_a_study(tmp_path):
         "numbers": numbers,
         "data": {EVIL: of_data},
         "assumed": [EVIL],
+        "orderings": [{"better": EVIL, "worse": EVIL, "source": EVIL, "values": [], "here": []}],
         "absent": [told],
         "failures": [told],
     }

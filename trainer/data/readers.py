@@ -58,8 +58,9 @@ class Readers(Sequence[ShardReader]):
         texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
         shared: dict[str, Shared] = {}
         n_videos, n_clips, self.sha256 = [], [], []
+        self._open = _opener()
         for path in self._paths:
-            reader = ShardReader(path)
+            reader = self._open(path)
             shared[path] = reader.header.shared
             n_videos.append(reader.n_videos)
             n_clips.append(reader.n_clips)
@@ -96,7 +97,6 @@ class Readers(Sequence[ShardReader]):
         whole = {name: parts for name, parts in numbers.items() if len(parts) == len(self._paths)}
         self._numbers = {name: np.concatenate(parts) for name, parts in whole.items()}
         self._texts = {name: [part.encode() for part in parts] for name, parts in texts.items()}
-        self._open = _opener()
 
     def __len__(self) -> int:
         return len(self._paths)
