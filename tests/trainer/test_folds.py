@@ -129,4 +129,4 @@ def test_trained_on(demo, run, tmp_path):
     notes = folds.seen(checkpoint.Checkpoint(saved.file, run, other, {}), source, np.arange(13))
     assert [note[:2] for note in notes] == ["6 ", "8 "]
     assert not folds.trained_on({**saved.meta, "datasets": {"other": "1"}}, source).any()
-    assert folds.trained_on({**saved.meta, "split": "gone"}, source).all()
+    assert folds.trained_on({**saved.meta, "datasets": {source.dataset: "gone"}}, source).all()
