@@ -32,7 +32,7 @@ PATIENCE = 120  # seconds, for processes to end
 LABEL = "--dataset folder --root videos --workers 2 --videos-per-shard 1 --height 48 --width 64 --crop 32".split()  # noqa: SIM905
 TRAIN = "--shards out --device cpu --width 0.06 --batch-size 3 --workers 2 --epochs 15 --recipe often.yaml".split()  # noqa: SIM905
 
-OFTEN = "about: a checkpoint every four steps\nsettings: {checkpoint_every: {value: 4, source: none}}\n"
+OFTEN = "about: a checkpoint whenever one may begin\nsettings: {checkpoint_minutes: {value: 0.0, source: none}}\n"
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:

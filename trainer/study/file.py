@@ -55,10 +55,12 @@ _FORM = {  # of the file; what this leaves open is checked where it is used
         }
     },
     "rows?": {"*": dict | None},
+    "orderings?": [dict],
     "measures?": [
         {
             **{"protocol?": str, "stage?": str | list, "pooling?": str, "k?": int, "labels?": list, "clips?": int},
             **{"settings?": dict, "tested_on?": [str], "targets?": [str], "pretrained_on?": _NAMES},
+            **{"rows?": [str], "draws?": int},
         }
     ],
 }
