@@ -27,7 +27,7 @@ class Config:
     width: int = 171
     crop: int = 112  # side of the labelled crops, pixels
     region: tuple[float, ...] | None = (
-        None  # left, top, right, bottom of the part of the picture that is used, as shares of it
+        None  # left, top, right, bottom of the part of the picture that is used, shares of it
     )
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
     max_pixels: int = MAX_PIXELS  # of a picture of a video; files with larger ones are failures
@@ -66,7 +66,8 @@ class Config:
             )
         if self.region is not None:
             edges = self.region
-            if len(edges) != 4 or not (0 <= edges[0] < edges[2] <= 1 and 0 <= edges[1] < edges[3] <= 1):
+            numbers = len(edges) == 4 and all(type(edge) in (int, float) for edge in edges)
+            if not numbers or not (0 <= edges[0] < edges[2] <= 1 and 0 <= edges[1] < edges[3] <= 1):
                 raise ConfigError(
                     f"region is {', '.join(map(str, edges))}; expected left, top, right, bottom as shares of the picture, "
                     "such as 0.25, 0.5, 0.75, 1"

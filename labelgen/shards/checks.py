@@ -75,8 +75,9 @@ def check_settings(config: Mapping[str, Any]) -> tuple[Fraction, ...]:
             raise ValueError(f"its configuration has {name} {config[name]!r:.100}, expected {pattern.pattern}")
     if config.get("videos_per_shard", 1) < 1:
         raise ValueError(f"its configuration has videos_per_shard {config['videos_per_shard']}, expected at least 1")
-    settings = {field.name: config[field.name] for field in dataclasses.fields(Config) if field.name in config}
-    return Config(**settings | {"paces": tuple(config["paces"]), "flow": config["flow"]["backend"]}).fractions
+    given = {field.name: config[field.name] for field in dataclasses.fields(Config) if field.name in config}
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    return Config(**settings | {"flow": config["flow"]["backend"]}).fractions
 
 
 def out_of_range(arrays: Arrays, config: Mapping[str, Any], kinds: Iterable[Kind]) -> Iterator[tuple[str, bool]]:

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import main
+from labelgen.decode import frames
 from labelgen.shards import NO_ROW, open_shards
 from tests.labelgen.synthetic import write_video
 
@@ -114,6 +115,14 @@ def test_paces(videos, tmp_path):
         row = np.flatnonzero(shard.arrays["pace/pace"][2] == pace)[0]
         frames = shard.pace_frames(2, row) - shard.arrays["videos/first_frame"][2]
         assert (frames == frames[0] + np.floor(np.arange(16) * step)).all() and 0 <= frames.min() <= frames.max() < 20
+
+
+def test_region(videos, tmp_path, plain):
+    shard, _ = labelgen(videos, tmp_path, *TINY, "--clips", 1, "--flow", "dis", "--region", "0,0.25,0.5,1")
+    assert shard.config["region"] == [0, 0.25, 0.5, 1]
+    own = next(frames(videos / shard.arrays["videos/path"][0], 48, 64, region=(0, 0.25, 0.5, 1)))
+    assert np.abs(shard.frames([0])[0].astype(int) - own).mean() < 4  # but for JPEG
+    assert np.abs(shard.frames([0])[0].astype(int) - plain[1].frames([0])[0]).mean() > 8
 
 
 def test_allow_wrap(videos, tmp_path):

@@ -331,6 +331,8 @@ BOMBS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
     "frames of 10^9 pixels": _set(height=10**9, width=10**9),
     "clips of 10^9 frames": _set(clip_length=10**9),
     "10^9 rows": _set(rows=10**9),
+    "a region of texts": _set(region=["0", "0", "1", "1"]),
+    "a region of two numbers": _set(region=[0, 1]),
     "orders of 12 clips": _set(order_clips=12),
     "30,000 crops": lambda shared, own: shared.update(crop_grid=[[0, 0]] * 30_000),
     "30,000 splits": lambda shared, own: shared.update(splits=[str(i) for i in range(30_000)]),
