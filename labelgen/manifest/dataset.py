@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar, overload
 
 from labelgen.errors import ConfigError
 from labelgen.manifest.files import EXTENSIONS, check_levels, find_videos, locate, put_replacements
@@ -18,8 +19,10 @@ from labelgen.manifest.messages import fail, some
 from labelgen.manifest.values import name_numbers, spell_classes, split_by_value, values
 from labelgen.shards import NONE, PARTS, TEST, TRAIN, VALIDATION
 
+_Listed = TypeVar("_Listed")
 
-@dataclass(frozen=True, slots=True)  # there may be millions
+
+@dataclass(frozen=True, slots=True)
 class Video:
     """One video file."""
 
@@ -35,13 +38,49 @@ class Video:
         return Path(self.file)
 
 
+class Videos(Sequence[Video]):
+    """Videos by columns, since there may be millions; each is made when it is asked for.
+
+    paths: of the files below `folder`, by id, where they are not the ids
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        paths: Mapping[str, str],
+        ids: Sequence[str],
+        labels: Sequence[str],
+        groups: Sequence[str],
+        split: Sequence[tuple[int, ...]],
+    ):
+        self._folder, self._paths = os.path.join(folder, ""), paths
+        self.ids, self.labels, self.groups, self.split = ids, labels, groups, split
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, at: int) -> Video: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Videos: ...
+
+    def __getitem__(self, at: int | slice) -> Video | Videos:
+        if isinstance(at, slice):
+            ids = self.ids[at]
+            paths = {id: self._paths[id] for id in ids if id in self._paths} if self._paths else {}
+            return Videos(self._folder, paths, ids, self.labels[at], self.groups[at], self.split[at])
+        id = self.ids[at]
+        return Video(id, self._folder + self._paths.get(id, id), self.labels[at], self.groups[at], self.split[at])
+
+
 @dataclass(frozen=True)
 class Dataset:
     """The videos of a data set and how they compare with its official lists."""
 
     name: str
     root: Path
-    videos: tuple[Video, ...]  # sorted by id
+    videos: Sequence[Video]  # sorted by id
     splits: tuple[str, ...]  # names of the official splits
     classes: tuple[str, ...]  # official order, else sorted; () when unlabelled
     missing: tuple[str, ...]  # listed officially, not found
@@ -109,12 +148,17 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None)
     if "levels" in where:
         check_levels(ids, where["levels"], folder)
 
-    rows = csv_rows(spec, lists)
+    rows = csv_rows(spec, lists, paths)
     classes = class_names(spec, lists)
     names, members, numbers = list_members(spec.get("splits", {}), lists, classes)
     located = locate(rows, members, paths, extensions, spec.get("csv", {}).get("may_lack"))
-    row_of = {id: rows[entry] for entry, id in located.items() if entry in rows}
 
+    def by_id(listed: dict[str, _Listed]) -> dict[str, _Listed]:
+        """What lists say of their entries, by the ids that these mean."""
+        named = {id: listed[entry] for entry, id in located.items() if entry in listed}
+        return listed | named if named else listed
+
+    row_of = by_id(rows)
     if spec.get("label", {}).get("number"):
         if unnumbered := members.keys() - numbers.keys():
             fail(
@@ -123,7 +167,7 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None)
                 "a video and the number of its class",
                 "Correct the list",
             )
-        number_of = {id: numbers[entry] for entry, id in located.items()}
+        number_of = by_id(numbers)
         labels, classes = name_numbers([number_of.get(id, "") for id in ids], ids)
     else:
         labels = values("label", spec, ids, row_of)
@@ -134,33 +178,34 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None)
     groups = values("group", spec, ids, row_of, labels)
 
     if names:
-        split_of = {id: tuple(members[entry]) for entry, id in located.items() if entry in members}
-        split = [split_of.get(id, (NONE,) * len(names)) for id in ids]
-        unlisted = set(ids) - set(located.values())
+        parts_of = by_id(members)
+        shared: dict[tuple[int, ...], tuple[int, ...]] = {}
+        parts = (tuple(parts_of.get(id, [NONE] * len(names))) for id in ids)
+        split = [shared.setdefault(own, own) for own in parts]
     else:
         names, split = split_by_value(spec.get("splits", {}), ids, groups, row_of)
-        unlisted = set(ids) - set(located.values()) if "csv" in spec else set()
-    fields = zip(ids, labels, groups, split, strict=True)
+    entries = rows.keys() | members.keys() if members else rows.keys()
+    official = bool(names and members) or "csv" in spec
+    means = set(located.values())
     return Dataset(
         name=name,
         root=root,
-        videos=tuple(Video(id, paths[id], label, group, parts) for id, label, group, parts in fields),
+        videos=Videos(folder, {id: path for id, path in paths.items() if id != path}, ids, labels, groups, split),
         splits=names,
         classes=classes,
-        missing=tuple(sorted((rows.keys() | members.keys()) - located.keys())),
-        unlisted=tuple(sorted(unlisted)),
+        missing=tuple(sorted(entry for entry in entries if entry not in paths and entry not in located)),
+        unlisted=tuple(id for id in ids if official and id not in entries and id not in means),
         others=tuple(sorted(others)),
         expected=spec.get("expected", {}),
         layout=layout,
     )
 
 
-def select(videos: Iterable[Video], splits: Sequence[str], which: str | None) -> tuple[Video, ...]:
+def select(videos: Sequence[Video], splits: Sequence[str], which: str | None) -> Sequence[Video]:
     """The videos of a split ("1"), of a part of the first ("train", "val", "test") or of any ("2/test").
 
     None selects all. Raises ConfigError when `which` does not exist, ManifestError when no video is left.
     """
-    videos = tuple(videos)
     if which is None:
         return videos
     k, part = _find_split(splits, which)

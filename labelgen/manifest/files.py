@@ -41,8 +41,9 @@ def entries_of(folder: Path) -> str:
 def find_videos(
     folder: Path, extensions: set[str], within: Sequence[str] | None = None
 ) -> tuple[dict[str, str], list[str]]:
-    """id -> path of all that has a video extension and is no folder, links to nowhere included; and the ids of all other
-    files. Hidden names are left out; `within` names the sub-folders that are searched, None searches all."""
+    """id -> path below `folder` of all that has a video extension and is no folder, links to nowhere included; and the ids of
+    all other files. The path is the id itself where that is how the system spells it. Hidden names are left out; `within`
+    names the sub-folders that are searched, None searches all."""
     if not os.path.isdir(folder):
         fail("folder not found", folder, "a folder with the videos", "Name another root or set VSSL_DATA")
     if not (searched := search_folders(folder, within)):
@@ -73,16 +74,16 @@ def find_videos(
         if here in above:
             continue
         for name, is_folder in entries:
-            path = os.path.join(directory, name)
-            id = os.fsencode(prefix + name).decode("utf-8", "backslashreplace")
+            path = prefix + name
+            id = os.fsencode(path).decode("utf-8", "backslashreplace")
             if is_folder:
-                stack.append((path, f"{prefix}{name}/", (*above, here)))
+                stack.append((os.path.join(directory, name), f"{path}/", (*above, here)))
             elif os.path.splitext(name)[1].lower() not in extensions:
                 others.append(id)
             elif id in paths:
-                fail("two videos with one id", id, "distinct names", f"Rename {paths[id]!r} or {path!r}")
+                fail("two videos with one id", id, "distinct names", f"Rename {paths[id]!r} or {path!r} in {folder}")
             else:
-                paths[id] = path
+                paths[id] = id if id == path else path  # one text for both
     if not paths:
         kinds = " ".join(sorted(extensions))
         fail(
@@ -143,50 +144,55 @@ def put_replacements(paths: dict[str, str], folder: str) -> None:
 
 def locate(
     rows: Mapping[str, object],
-    members: Iterable[str],
+    members: Mapping[str, object],
     ids: Collection[str],
     extensions: set[str],
     may_lack: str | None = None,
 ) -> dict[str, str]:
-    """List entry -> id. An entry, of a table or of list files, is an id, a bare file name, or one of these but for the video
-    extension; a file that no entry names may lack what the regular expression `may_lack` matches in an entry of the table."""
+    """List entry -> id, for the entries that are no ids themselves. An entry, of a table or of list files, is an id, a bare
+    file name, or one of these but for the video extension; a file that no entry names may lack what the regular expression
+    `may_lack` matches in an entry of the table."""
 
     def stem(name: str) -> str:
         base, extension = os.path.splitext(name)
         return base if extension.lower() in extensions else name
 
+    located: dict[str, str] = {}
+    elsewhere = [entry for entry in chain(rows, members) if entry not in ids]
+    shorter: dict[str, str] = {}
+    if may_lack is not None:
+        lacking = re.compile(may_lack)
+        with watched() as watch:
+            shorter = {entry: watch.cut(lacking, entry) for entry in elsewhere if entry in rows}
+    if not elsewhere:
+        return located
+    wanted = {*map(stem, elsewhere), *shorter.values()}
     by_stem: dict[str, str] = {}
     clashes: dict[str, str] = {}
-    if may_lack is not None or any(entry not in ids for entry in chain(rows, members)):
-        for id in ids:
-            path = stem(id)
-            for key in {path, path.rpartition("/")[2]}:
-                if (other := by_stem.setdefault(key, id)) != id:
-                    clashes[key] = f"{other} and {id}"
-    located: dict[str, str] = {}
-    owner: dict[str, str] = {}
-    for entry in chain(rows, members):
-        found = entry if entry in ids else by_stem.get(stem(entry))
+    for id in ids:
+        path = stem(id)
+        for key in {path, path.rpartition("/")[2]} & wanted:
+            if (other := by_stem.setdefault(key, id)) != id:
+                clashes[key] = f"{other} and {id}"
+    owner = {found: found for found in by_stem.values() if found in rows or found in members}
+    for entry in elsewhere:
+        found = by_stem.get(stem(entry))
         if found is None:
             continue
-        if found != entry and stem(entry) in clashes:
+        if stem(entry) in clashes:
             fail(f"two videos for {entry!r} of the lists", clashes[stem(entry)], "one", "Remove one")
         if (other := owner.setdefault(found, entry)) != entry:
             fail(f"two list entries for {found!r}", f"{other} and {entry}", "one", "Correct the lists")
         located[entry] = found
-    if may_lack is not None and len(owner) < len(ids):
-        lacking, short_owner = re.compile(may_lack), dict[str, str]()
-        entries = [entry for entry in rows if entry not in located]
-        with watched() as watch:
-            shorter = [watch.cut(lacking, entry) for entry in entries]
-        for entry, short in zip(entries, shorter, strict=True):
-            found = by_stem.get(short)
-            if found is None or found in owner:
-                continue
-            if short in clashes:
-                fail(f"two videos for {entry!r} of the lists", clashes[short], "one", "Remove one")
-            if (other := short_owner.setdefault(found, entry)) == entry:
-                located[entry] = found
-            elif rows[other] != rows[entry]:
-                fail(f"two list entries for {found!r}", f"{other} and {entry}", "one", "Give the video its full name")
+    short_owner: dict[str, str] = {}
+    for entry, short in shorter.items():
+        found = by_stem.get(short)
+        if entry in located or found is None or found in owner:
+            continue
+        if short in clashes:
+            fail(f"two videos for {entry!r} of the lists", clashes[short], "one", "Remove one")
+        if (other := short_owner.setdefault(found, entry)) == entry:
+            located[entry] = found
+        elif rows[other] != rows[entry]:
+            fail(f"two list entries for {found!r}", f"{other} and {entry}", "one", "Give the video its full name")
     return located

@@ -135,7 +135,7 @@ def csv_files(table: Mapping[str, Any], root: Path) -> list[Path]:
 def csv_header(path: Path) -> list[str]:
     """The columns of a CSV file. Raises ManifestError where it cannot be read."""
     with _table(path) as reader:
-        return list(reader.fieldnames or ())
+        return next(reader, [])
 
 
 def csv_template(table: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
@@ -150,16 +150,17 @@ def csv_template(table: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
 
 
 @contextmanager
-def _table(path: Path) -> Iterator[csv.DictReader[str]]:
+def _table(path: Path) -> Iterator[Any]:  # a csv.reader, whose type has no public name
     try:
         with open_regular(path) as raw, TextIOWrapper(raw, "utf-8-sig", "backslashreplace", "") as file:
-            yield csv.DictReader(file, restval="")
+            yield csv.reader(file)
     except (OSError, csv.Error) as error:
         raise ManifestError(f"cannot read {path}: {error}") from error
 
 
-def csv_rows(spec: Mapping[str, Any], root: Path) -> dict[str, dict[str, str]]:
-    """Which video -> the columns of its row that the manifest asks for; equal rows are one and the same dict."""
+def csv_rows(spec: Mapping[str, Any], root: Path, ids: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Which video -> the columns of its row that the manifest asks for; equal rows are one and the same dict, names that are
+    those of `ids` (id -> path) the same text."""
     if "csv" not in spec:
         return {}
     wanted = {spec[key]["column"] for key in ("label", "group", "splits") if "column" in spec.get(key, {})}
@@ -173,13 +174,18 @@ def csv_rows(spec: Mapping[str, Any], root: Path) -> dict[str, dict[str, str]]:
     seen: set[str] = set()
     for path in files:
         with _table(path) as reader:
-            header = set(reader.fieldnames or ())
-            if absent := fields - header:
-                fail(f"column not found in {path}", ", ".join(absent), " or ".join(header), "Correct csv video")
-            seen |= header
+            place = {column: i for i, column in enumerate(next(reader, ()))}
+            if absent := fields - place.keys():
+                fail(f"column not found in {path}", ", ".join(absent), " or ".join(place), "Correct csv video")
+            seen |= place.keys()
+            columns = [place.get(column) for column in wanted]
             for row in reader:
-                entry = _fill(template, row, f"{path}, line {reader.line_num}")
-                cells = tuple([(row.get(column) or "").strip() for column in wanted])
+                if not row:
+                    continue
+                row += [""] * (len(place) - len(row))
+                entry = _fill(template, place, row, path, reader.line_num)
+                entry = known if (known := ids.get(entry)) == entry else entry  # one text for both
+                cells = tuple(["" if i is None else row[i].strip() for i in columns])
                 if any("\0" in cell for cell in cells):
                     fail(f"value in {path}, line {reader.line_num}", cells, "text without NUL", "Correct the table")
                 if (values := distinct.get(cells)) is None:
@@ -192,17 +198,20 @@ def csv_rows(spec: Mapping[str, Any], root: Path) -> dict[str, dict[str, str]]:
     return rows
 
 
-def _fill(template: list[tuple[str, str | None, str]], row: dict[str, str], where: str) -> str:
+def _fill(
+    template: list[tuple[str, str | None, str]], place: Mapping[str, int], row: list[str], path: Path, line: int
+) -> str:
     """str.format for CSV text: numeric formats (`06d`) read the text as a whole number."""
     parts = []
     for literal, field, style in template:
         parts.append(literal)
         if field is not None:
+            cell = row[place[field]].strip()
             try:
-                cell = row[field].strip()
                 if "\0" in cell or len(cell) > _LINE:
                     raise ValueError("text without NUL, and not so long")
-                parts.append(format(int(cell) if style.endswith("d") else cell, style))
+                parts.append(format(int(cell) if style.endswith("d") else cell, style) if style else cell)
             except ValueError as error:
-                fail(f"{field} in {where}", row[field][:80], f"a value for the format {style} ({error})", "Correct it")
+                what = f"{field} in {path}, line {line}"
+                fail(what, cell[:80], f"a value for the format {style} ({error})", "Correct it")
     return "".join(parts)

@@ -6,7 +6,7 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ STALL_SECONDS = 300.0  # a video that yields no frame for so long hangs, and its
 
 def run(
     dataset: Dataset,
-    videos: tuple[Video, ...],
+    videos: Sequence[Video],
     out: Path,
     config: Config,
     workers: int = 1,

@@ -28,7 +28,7 @@ class Task:
     """One shard to make."""
 
     path: Path
-    videos: tuple[Video, ...]
+    videos: Sequence[Video]
     root: Path
     splits: tuple[str, ...]
     config: Config
