@@ -20,6 +20,7 @@ from trainer.settings import Settings, over, resolve
 RANDOM, SUPERVISED, FLOW = "random weights", "supervised", "flow histogram"
 PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "finetune", "pretext")
 ALL = "all"
+VIEWS = 10  # clips of a video that features are taken of
 _TRIED = 1000  # settings of a row, at most
 _POOLINGS = ("max", "mean")
 _FINETUNE: dict[str, Any] = {"holdout": 0.0, "jitter": "none", "schedule": "cosine", "optimizer": "adamw", "lr": 1e-3}
@@ -29,6 +30,7 @@ _OF_MEASURE = {
     "protocol",
     "stage",
     "pooling",
+    "parts",
     "k",
     "labels",
     "clips",
@@ -60,7 +62,7 @@ _FORM = {  # of the file; what this leaves open is checked where it is used
         {
             **{"protocol?": str, "stage?": str | list, "pooling?": str, "k?": int, "labels?": list, "clips?": int},
             **{"settings?": dict, "tested_on?": [str], "targets?": [str], "pretrained_on?": _NAMES},
-            **{"rows?": [str], "draws?": int},
+            **{"rows?": [str], "draws?": int, "parts?": int},
         }
     ],
 }
@@ -121,12 +123,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a network on a data set; labels: per class that a classifier learns from, or "all"; draws: of each sample
-    of the pretext task."""
+    """One number of a network on a data set; parts: of a video's time, whose features stand side by side; labels: per class
+    that a classifier learns from, or "all"; draws: of each sample of the pretext task."""
 
     protocol: str
     stage: str = ""
     pooling: str = ""
+    parts: int = 1
     k: int = 0
     labels: int | str = ALL
     clips: int = 0
@@ -143,12 +146,14 @@ class Measure:
         names = {"linear": "linear probe", "knn": f"{self.k}-NN", "retrieval": f"retrieval top-{self.k}"}
         names |= {"pretext": "pretext task"}
         few = f"{self.labels} per class" if self.labels != ALL else ""
-        return ", ".join(filter(None, (names.get(self.protocol, self.protocol), self.stage, self.pooling, few)))
+        parts = f"{self.parts} parts" if self.parts > 1 else ""
+        return ", ".join(filter(None, (names.get(self.protocol, self.protocol), self.stage, self.pooling, parts, few)))
 
     @property
     def what(self) -> dict:
         """What of it determines a number."""
-        own = {name: getattr(self, name) for name in ("protocol", "stage", "pooling", "k", "labels", "clips", "draws")}
+        names = "protocol", "stage", "pooling", "parts", "k", "labels", "clips", "draws"
+        own = {name: getattr(self, name) for name in names}
         return own | {"settings": asdict(self.settings) if self.settings else None}
 
 
@@ -391,8 +396,13 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     if protocol == "smoothness":
         return [Measure(stage=stage, pooling=pooling, **common) for stage in stages]
     k = 0 if protocol == "linear" else _count(f"{where}: k", given.get("k", 5 if protocol == "knn" else 1))
+    parts = _count(f"{where}: parts", given.get("parts", 1))
+    if parts > VIEWS:
+        raise TrainerError(
+            f"{where}: parts is {parts}, expected {VIEWS} at most, as features are of {VIEWS} clips of a video"
+        )
     return [
-        Measure(stage=stage, pooling=pooling, k=k, labels=_labels(where, n), **common)
+        Measure(stage=stage, pooling=pooling, parts=parts, k=k, labels=_labels(where, n), **common)
         for n in labels
         for stage in stages
     ]

@@ -23,7 +23,7 @@ from trainer.evaluate.knn import TEMPERATURE
 from trainer.evaluate.neighbours import nearest, votes
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
-from trainer.study.file import Measure
+from trainer.study.file import VIEWS, Measure
 from trainer.study.sources import Source, drawn
 
 _CELLS, _DIRECTIONS = 4, 8  # of the histogram: per side, and bins
@@ -119,7 +119,7 @@ def _classified(found, key, opened: data.Shards, labels, test, measure: Measure,
     if len(np.unique(labels[train])) < 2:
         raise TrainerError(f"{opened.dataset}: labelled training videos of two classes or more are needed")
     _, classes = np.unique(labels, return_inverse=True)
-    x = found.video_means(key)
+    x = found.video_means(key) if key[0] == "flow" else _in_parts(found, key, measure.parts)
     if measure.protocol == "linear":
         predicted, _ = probe(x[train], classes[train], groups_of(opened)[train], x[test])
         return predicted == classes[test]
@@ -127,6 +127,13 @@ def _classified(found, key, opened: data.Shards, labels, test, measure: Measure,
     if measure.protocol == "retrieval":
         return (classes[train][near] == classes[test][:, None]).any(1)
     return votes(x[test], x[train], near, classes[train], [measure.k], TEMPERATURE)[0] == classes[test]
+
+
+def _in_parts(found: Features, key: tuple[str, str], parts: int) -> np.ndarray:
+    """Means of the clips of each part of a video's time, of length 1, side by side, float32 [videos, parts x d]."""
+    order = np.arange(len(found.owner)).reshape(-1, VIEWS)
+    columns = np.array_split(order, parts, axis=1)
+    return np.concatenate([normalised(found.arrays[key][rows].mean(1)) for rows in columns], axis=1)
 
 
 def _ordered(clips: np.ndarray) -> float:

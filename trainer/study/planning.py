@@ -19,12 +19,10 @@ from trainer import data
 from trainer.errors import TrainerError
 from trainer.network import build_backbone
 from trainer.settings import Settings, over, resolve
-from trainer.study.file import ALL, FLOW, SUPERVISED, Measure, Row, Study
+from trainer.study.file import ALL, FLOW, SUPERVISED, VIEWS, Measure, Row, Study
 from trainer.study.jobs import Job, Store, code, determining, identity, with_device
 from trainer.study.sources import Source, drawn, few_name
 from trainer.training.streams import training_streams
-
-VIEWS = 10  # clips of a video that features are taken of
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ class _Planner:
         network = {"network": self._identity(row, networks, seed), "data": source.identity}
         what = measure.what
         if row.kind == FLOW:
-            what |= {"stage": "", "pooling": ""}
+            what |= {"stage": "", "pooling": "", "parts": 1}
         drawn_by = seed if measure.labels != ALL else None
         measured = {"labels": source.labels[column.target], "measure": what, "seed": drawn_by}
         id = identity(kind="frozen", code=code("measure"), **network, **measured)
