@@ -148,6 +148,7 @@ def test_a_paired_difference_knows_that_videos_are_easy_or_hard():
         ({"measures": [{"protocol": "linear", "tested_on": ["other"]}]}, "there is no data set 'other'"),
         ({"measures": [{"protocol": "linear", "labels": [0]}]}, "labels is 0"),
         ({"measures": [{"protocol": "finetune"}]}, "clips is None"),
+        ({"measures": [{"protocol": "linear", "parts": 11}]}, "parts is 11, expected 10 at most"),
         ({"measures": [{"protocol": "pretext", "draws": 0}]}, "draws is 0"),
         ({"measures": [{"protocol": "knn", "rows": ["other"]}]}, "there is no row other"),
         ({"orderings": [{"better": "turns <i>", "worse": "other"}]}, "worse is 'other', expected one of the rows"),
@@ -274,6 +275,17 @@ def test_flow_histogram_finds_direction_place_and_time():
     for part in (2, 5, 14):  # v is down: three quarters of a turn
         assert corner[part] == pytest.approx([0, 0, 0, 0, 0, 0, 1 / 3, 0]) and other[part, 4] == pytest.approx(2 / 3)
     assert corner[0][[0, 6]] == pytest.approx([2 / 4.5, 0.5 / 4.5]) and other[0, 4] == pytest.approx(2 / 4.5)
+
+
+def test_parts_of_the_time_stand_side_by_side():
+    clips = np.zeros((20, 2), np.float32)  # of two videos
+    clips[:5], clips[5:10], clips[10:] = (3, 0), (0, 2), (4, 4)
+    found = measures.Features({("conv5", "mean"): clips}, np.repeat([0, 1], 10))
+    half = 0.5**0.5
+    assert measures._in_parts(found, ("conv5", "mean"), 2) == pytest.approx(np.array([[1, 0, 0, 1], [half] * 4]))
+    one = measures._in_parts(found, ("conv5", "mean"), 1)
+    assert one == pytest.approx(np.array([[3, 2] / np.float64(13**0.5), [half, half]]))
+    assert one == pytest.approx(found.video_means(("conv5", "mean")))
 
 
 def test_smoothness_counts_triples_in_order():
