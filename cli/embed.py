@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from labelgen.progress import working
 
@@ -155,6 +156,11 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, ex
         raise click.UsageError(f"--to {end:g} is not after --from {begin:g}")
     if page is not None and page.suffix not in (".html", ".png"):
         raise click.UsageError(f"--page {page}: expected a name that ends in .html or .png")
+    if (
+        shards is not None
+        and click.get_current_context().get_parameter_source("features") == ParameterSource.COMMANDLINE
+    ):
+        raise click.UsageError("give one of --in and --shards")
     compute = _compute(batch_size, workers, device)
     with working("searching"):
         if shards is not None:

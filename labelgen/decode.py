@@ -67,6 +67,8 @@ class FrameStream(Iterator[np.ndarray]):
             bound = {"max_pixels": str(2 * self._max_pixels + (1 << 20))}
             # text metadata that is not UTF-8 must not stop a video
             with av.open(self.path, metadata_errors="replace", options=bound) as container:
+                if container.format.name == "tty":  # FFmpeg would draw the letters
+                    raise DecodeError(self.path, "a text, no video")
                 if not container.streams.video:
                     raise DecodeError(self.path, "no video stream")
                 if container.streams.video[0].codec_context is None:

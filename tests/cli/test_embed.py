@@ -256,6 +256,8 @@ def test_the_nearest_moments(here):
     assert own and not any("0.6 to 1.3 s" in line for line in own)
     assert "from second 99 on, it has 64" in vssl("search", "videos/near/a.mp4", "--from", 99, code=1)
     assert "is not after" in vssl("search", "videos/near/a.mp4", "--from", 2, "--to", 1, code=2)
+    both = "--in", "features.parquet", "--shards", "out"
+    assert "give one of --in and --shards" in vssl("search", "videos/near/a.mp4", *both, code=2)
 
 
 def test_shards_are_searched_as_files_are(here):

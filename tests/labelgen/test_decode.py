@@ -84,6 +84,9 @@ def test_what_cannot_be_decoded_says_why(tmp_path):
     (tmp_path / "text.mp4").write_text("no video at all")
     with pytest.raises(DecodeError, match="text.mp4: cannot be decoded at opening: Invalid data"):
         next(frames(tmp_path / "text.mp4"))
+    (tmp_path / "letters.txt").write_text("Some letters, and some more of them.\n" * 500)
+    with pytest.raises(DecodeError, match="letters.txt: a text, no video"):
+        next(frames(tmp_path / "letters.txt"))
     with pytest.raises(DecodeError, match="No such file"):
         next(frames(tmp_path / "none.mp4"))
     (tmp_path / "empty.mp4").touch()
