@@ -1,10 +1,14 @@
-"""Print the tables of the pages anew: each stands between `<!-- table: NAME -->` and `<!-- end -->`."""
+"""Print the tables of the pages anew: each stands between `<!-- table: NAME -->` and `<!-- end -->`; `study:NAME` is that of
+benchmarks/results/NAME.json, which `vssl study` wrote as study.json."""
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
 from pathlib import Path
+
+from trainer.study.results import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,10 +31,17 @@ def filled(text: str) -> str:
     """The text of a page with every table printed anew. Raises KeyError for a table that nothing prints."""
 
     def table(match: re.Match) -> str:
-        lines = pkgutil.resolve_name(TABLES[match[1]])()
+        kind, _, name = match[1].partition(":")
+        lines = _study(name) if kind == "study" else pkgutil.resolve_name(TABLES[match[1]])()
         return "\n".join([f"<!-- table: {match[1]} -->", *lines, "<!-- end -->"])
 
     return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def _study(name: str) -> list[str]:
+    """The tables of a study that has run."""
+    content = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return markdown(content).splitlines()
 
 
 if __name__ == "__main__":

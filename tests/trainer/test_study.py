@@ -393,6 +393,23 @@ def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypat
     assert all(entry["videos"] == 4 and 0 <= entry["low"] <= entry["high"] <= 100 for entry in found.values())
     assert found["random weights", frozen[0]]["value"] == 100  # a colour is seen by any weights
     assert ["fewer than 50" in absent["reason"] for absent in content["absent"]] == [True]
+    assert not any("too narrow" in text for text in content["assumed"])
+
+
+def test_tests_of_one_measure_alone_stand_in_one_table():
+    def column(tested, measure, before=None):
+        return {"tested_on": tested, "target": "", "pretrained_on": before or tested, "measure": measure}
+
+    columns = [column("a", "linear"), column("a", "knn"), column("b", "knn"), column("a", "knn", "b"), column("c", "x")]
+    content = {"columns": columns, "rows": ["one", "two"]}
+    content["numbers"] = [{"row": "one", "column": number} for number in range(5)]
+    content["numbers"].append({"row": "two", "column": 3})
+    found = {title: (heads, [*rows]) for title, heads, rows in results.tables(content)}
+    assert found == {
+        "a": (["linear", "knn"], ["one"]),
+        "c": (["x"], ["one"]),
+        "knn": (["b", "a, pretrained on b"], ["one", "two"]),
+    }
 
 
 def test_pretext_tasks_are_compared_with_guessing_and_orderings_judged(tmp_path, monkeypatch):
@@ -436,6 +453,7 @@ def test_a_row_may_label_its_pretraining_in_another_way(tmp_path, monkeypatch):
     assert first == ["own, split 1, seed 0"] and second == ["own, paces ['1/2', 1], split 1, seed 0"]
     found = {(entry["row"], entry["column"]) for entry in content["numbers"]}
     assert found == {("two", 0), ("slow", 0), ("two", 1), ("slow", 1), (file.RANDOM, 0)}
+    assert any("of which there are 4: an interval over so few is too narrow" in text for text in content["assumed"])
 
 
 def test_a_verdict_needs_the_whole_interval_on_one_side():

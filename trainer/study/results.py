@@ -20,6 +20,8 @@ from trainer.study.jobs import Store, code, determining
 from trainer.study.planning import Column, Planned, held_out_loss
 from trainer.study.sources import Source
 
+_FEW = 10  # units to draw from; the bootstrap's intervals over fewer are known to be too narrow
+
 
 def collect(
     study: Study,
@@ -233,7 +235,11 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
         if source.data.pretraining == ALL:
             told.append(f"{name}: pretraining sees all videos, those that are tested, too, without labels.")
         drawn = "groups of videos" if source.data.resample == "group" else "single videos"
-        told.append(f"{name}: the bootstrap draws {drawn}.")
+        few = len(set(_groups(source).values()))
+        told.append(
+            f"{name}: the bootstrap draws {drawn}"
+            + (f", of which there are {few}: an interval over so few is too narrow." if few < _FEW else ".")
+        )
     for row in study.rows.values():
         if len(row.candidates) > 1:
             keys = ", ".join(row.tried[0])
@@ -272,15 +278,23 @@ def not_to_be_had(reasons: dict[tuple[str, Column, int], str]) -> list[dict]:
 
 
 def tables(content: dict) -> list[tuple[str, list[str], dict[str, list[dict | None]]]]:
-    """One table per test and pretraining: title, the measures, and the cells of each row, entries of "numbers" or None."""
+    """One table per test and pretraining, or one for all of these that have nothing but the same single measure: title, heads of
+    the columns, and the cells of each row, entries of "numbers" or None."""
     by = {(entry["row"], entry["column"]): entry for entry in content["numbers"]}
-    columns: dict[str, dict[int, str]] = {}
+    places: dict[str, dict[int, str]] = {}
     for number, column in enumerate(content["columns"]):
-        columns.setdefault(place(column), {})[number] = column["measure"]
+        places.setdefault(place(column), {})[number] = column["measure"]
+    single: dict[str, dict[int, str]] = {}
+    for title, own in places.items():
+        if len(own) == 1:
+            ((number, measure),) = own.items()
+            single.setdefault(measure, {})[number] = title
+    joined = {measure: own for measure, own in single.items() if len(own) > 1}
+    alike = {number for own in joined.values() for number in own}
     found = []
-    for title, own in columns.items():
-        rows = {row: [by.get((row, number)) for number in own] for row in content["rows"]}
-        found.append((title, [*own.values()], {row: cells for row, cells in rows.items() if any(cells)}))
+    for title, heads in ({title: own for title, own in places.items() if not alike & own.keys()} | joined).items():
+        rows = {row: [by.get((row, number)) for number in heads] for row in content["rows"]}
+        found.append((title, [*heads.values()], {row: cells for row, cells in rows.items() if any(cells)}))
     return found
 
 
