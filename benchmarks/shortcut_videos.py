@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from labelgen import decode  # noqa: E402
 
-HEIGHT, WIDTH, FRAMES, SHORT = 64, 72, 80, 40  # pixels as stored, so that nothing is resized; long enough for pace 4
+# Pixels as studies/shortcuts.yaml stores them: a resized cell would be no square, which tells how it is rotated.
+HEIGHT, WIDTH = 48, 60
+FRAMES, SHORT = 80, 40  # long enough for pace 4, and not
 
 
 def write(path: Path, frames: Iterable[np.ndarray], codec: str, **options: str) -> None:
@@ -72,10 +74,12 @@ def drift(rng: np.random.Generator, frames: int) -> Iterator[np.ndarray]:
     "--videos", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Real videos."
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder of each kind is written there.")
-@click.option("--count", default=160, help="Videos of each kind.")
+@click.option("--count", default=160, help="Videos of each kind but the last.")
 def main(videos: Path, out: Path, count: int) -> None:
-    real = sorted(path for path in videos.iterdir() if path.is_file())[:count]
-    for i, path in enumerate(real):
+    real = sorted(path for path in videos.iterdir() if path.is_file())
+    for path in real:  # all, so that the same ones are tested
+        write(out / "recompressed" / f"{path.stem}.mp4", decode.frames(path), "libx264", crf="36", g="8")
+    for i, path in enumerate(real[:count]):
         name, seeds = f"{i:04d}", [np.random.default_rng((kind, i)) for kind in range(3)]
         own = noise(seeds[0])
         write(out / "noise" / f"{name}.mkv", own, "ffv1")
@@ -84,8 +88,7 @@ def main(videos: Path, out: Path, count: int) -> None:
         write(out / "static-h264" / f"{name}.mp4", [still] * FRAMES, "libx264")
         write(out / "drift" / f"{name}.mkv", drift(seeds[1], FRAMES), "ffv1")
         write(out / "drift-short" / f"{name}.mkv", drift(seeds[2], SHORT), "ffv1")
-        write(out / "recompressed" / f"{path.stem}.mp4", decode.frames(path), "libx264", crf="36", g="8")
-    click.echo(f"{len(real)} videos of each kind -> {out}")
+    click.echo(f"{len(real)} recompressed, {len(real[:count])} videos of each other kind -> {out}")
 
 
 if __name__ == "__main__":
