@@ -41,7 +41,7 @@ from labelgen import manifest, run, shards  # noqa: E402
 from labelgen.config import Config  # noqa: E402
 from labelgen.labels import kinds  # noqa: E402
 from labelgen.labels.patterns import crop_grid  # noqa: E402
-from labelgen.manifest import Dataset, Video  # noqa: E402
+from labelgen.manifest import Dataset, Video, Videos  # noqa: E402
 from labelgen.run import plan  # noqa: E402
 from labelgen.run.finished import shard_summary  # noqa: E402
 from labelgen.run.process import in_new_process  # noqa: E402
@@ -149,7 +149,7 @@ def resume(most: int) -> None:
 
 def no_videos(n: int) -> Dataset:
     """Videos whose files are not there."""
-    videos = tuple(Video(f"{i}.mp4", f"/nowhere/{i}.mp4", "", "", ()) for i in range(n))
+    videos = Videos("/nowhere", {}, [f"{i}.mp4" for i in range(n)], [""] * n, [""] * n, [()] * n)
     return Dataset("none", Path("/nowhere"), videos, (), (), (), ())
 
 

@@ -130,7 +130,7 @@ def labelgen(dataset, root, out, group, split, workers, backend, scheduler, vide
             render(root, progress=progress)
     data = load(dataset, root, group)
     click.echo(data.summary())
-    if dataset == "folder" and not any(video.group for video in data.videos):
+    if dataset == "folder" and not any(data.videos.groups):
         click.echo(
             "no groups: videos of one source (person, film, camera) can stand on both sides of a hold-out or a test, which makes "
             "numbers look better than they are; name the sources with --group PATTERN"

@@ -5,6 +5,7 @@ The form of a manifest is described in docs/manifests.md.
 
 from labelgen.manifest.dataset import Dataset as Dataset
 from labelgen.manifest.dataset import Video as Video
+from labelgen.manifest.dataset import Videos as Videos
 from labelgen.manifest.dataset import default_root as default_root
 from labelgen.manifest.dataset import load as load
 from labelgen.manifest.dataset import select as select

@@ -67,11 +67,15 @@ class Videos(Sequence[Video]):
 
     def __getitem__(self, at: int | slice) -> Video | Videos:
         if isinstance(at, slice):
-            ids = self.ids[at]
-            paths = {id: self._paths[id] for id in ids if id in self._paths} if self._paths else {}
-            return Videos(self._folder, paths, ids, self.labels[at], self.groups[at], self.split[at])
+            return self.take(range(*at.indices(len(self))))
         id = self.ids[at]
         return Video(id, self._folder + self._paths.get(id, id), self.labels[at], self.groups[at], self.split[at])
+
+    def take(self, rows: Sequence[int]) -> Videos:
+        """Some of the videos."""
+        ids, labels, groups = ([column[row] for row in rows] for column in (self.ids, self.labels, self.groups))
+        paths = {id: self._paths[id] for id in ids if id in self._paths} if self._paths else {}
+        return Videos(self._folder, paths, ids, labels, groups, [self.split[row] for row in rows])
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Dataset:
 
     name: str
     root: Path
-    videos: Sequence[Video]  # sorted by id
+    videos: Videos  # sorted by id
     splits: tuple[str, ...]  # names of the official splits
     classes: tuple[str, ...]  # official order, else sorted; () when unlabelled
     missing: tuple[str, ...]  # listed officially, not found
@@ -98,16 +102,17 @@ class Dataset:
         lines += [f"  layout: {self.layout}"] if self.layout else []
         what_else = {"missing": self.missing, "unlisted": self.unlisted, "no video by their names": self.others}
         lines += [f"  {what}: {some(names)}" for what, names in what_else.items() if names]
-        found = len({video.label for video in self.videos} - {""})
+        videos = self.videos
+        found = len({*videos.labels} - {""})
         lines.append(f"  classes: {found:,} of {len(self.classes):,}" if self.classes else "  no labels")
-        unlabelled = [video.id for video in self.videos if not video.label]
+        unlabelled = [id for id, label in zip(videos.ids, videos.labels, strict=True) if not label]
         if self.classes and unlabelled:
             lines.append(f"  without a label: {some(unlabelled)}")
-        if groups := len({video.group for video in self.videos} - {""}):
-            alone = [video.id for video in self.videos if not video.group]
+        if groups := len({*videos.groups} - {""}):
+            alone = [id for id, group in zip(videos.ids, videos.groups, strict=True) if not group]
             lines.append(f"  groups: {groups:,}" + (f"; without one: {some(alone)}" if alone else ""))
         for k, name in enumerate(self.splits[:10]):
-            counts = Counter(video.split[k] for video in self.videos)
+            counts = Counter(parts[k] for parts in videos.split)
             parts = (f"{PARTS[part]} {counts[part]:,}" for part in (TRAIN, VALIDATION, TEST))
             lines.append(f"  split {name}: " + ", ".join(parts))
         if len(self.splits) > 10:
@@ -201,7 +206,7 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None)
     )
 
 
-def select(videos: Sequence[Video], splits: Sequence[str], which: str | None) -> Sequence[Video]:
+def select(videos: Videos, splits: Sequence[str], which: str | None) -> Videos:
     """The videos of a split ("1"), of a part of the first ("train", "val", "test") or of any ("2/test").
 
     None selects all. Raises ConfigError when `which` does not exist, ManifestError when no video is left.
@@ -209,10 +214,11 @@ def select(videos: Sequence[Video], splits: Sequence[str], which: str | None) ->
     if which is None:
         return videos
     k, part = _find_split(splits, which)
-    chosen = tuple(video for video in videos if video.split[k] in ((part,) if part else (TRAIN, VALIDATION, TEST)))
-    if not chosen:
+    wanted = (part,) if part else (TRAIN, VALIDATION, TEST)
+    rows = [row for row, parts in enumerate(videos.split) if parts[k] in wanted]
+    if not rows:
         fail("no video in split", which, f"at least one of {len(videos):,} videos", "Choose another split")
-    return chosen
+    return videos.take(rows)
 
 
 def split_name(splits: Sequence[str], which: str | None) -> str:
