@@ -12,7 +12,7 @@ from types import FrameType
 from labelgen.errors import ManifestError, VsslError
 from labelgen.manifest.messages import fail
 
-SECONDS = 1.0  # that one name may take, at least; at most twice as long
+SECONDS = 1.0  # of processor time that one name may take, at least; at most twice as long
 
 
 def compiled(pattern: str, where: str, error_type: type[VsslError] = ManifestError) -> re.Pattern[str]:
@@ -24,7 +24,7 @@ def compiled(pattern: str, where: str, error_type: type[VsslError] = ManifestErr
 
 
 class Watch:
-    """What is matched at the moment; `count` goes up with each name."""
+    """What is matched at the moment; `count` goes up where a match begins, to an odd number, and where it ends."""
 
     def __init__(self) -> None:
         self.count, self.name, self.pattern = 0, "", ""
@@ -32,23 +32,28 @@ class Watch:
     def search(self, pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
         """`pattern.search(text)`, noted."""
         self.count, self.name, self.pattern = self.count + 1, text, pattern.pattern
-        return pattern.search(text)
+        found = pattern.search(text)
+        self.count += 1
+        return found
 
     def cut(self, pattern: re.Pattern[str], text: str) -> str:
         """`text` without what the pattern matches, noted."""
         self.count, self.name, self.pattern = self.count + 1, text, pattern.pattern
-        return pattern.sub("", text)
+        rest = pattern.sub("", text)
+        self.count += 1
+        return rest
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[Watch]:
     """In the block, a match that takes longer than SECONDS ends with ManifestError: the time of some patterns doubles with each
-    letter of a name. Only in the main thread, where Python can be interrupted."""
+    letter of a name. Only in the main thread, where Python can be interrupted; the time of a machine that is busy, or sleeps,
+    does not count."""
     watch, seen = Watch(), -1
 
     def look(number: int, frame: FrameType | None) -> None:
         nonlocal seen
-        if watch.count == seen:
+        if watch.count == seen and watch.count % 2:
             fail(
                 f"the pattern {watch.pattern[:200]!r} takes longer than {SECONDS:g} s for the name",
                 watch.name[:200],
@@ -60,10 +65,10 @@ def watched() -> Iterator[Watch]:
     if threading.current_thread() is not threading.main_thread():
         yield watch
         return
-    handler = signal.signal(signal.SIGALRM, look)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS, SECONDS)
+    handler = signal.signal(signal.SIGVTALRM, look)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, SECONDS)
     try:
         yield watch
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, handler)

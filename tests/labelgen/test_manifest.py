@@ -1,11 +1,13 @@
 import os
+import re
+import time
 from pathlib import Path
 
 import pytest
 
 from labelgen.decode import frames
 from labelgen.errors import ConfigError, DecodeError, ManifestError, VsslError
-from labelgen.manifest import load, select, split_name
+from labelgen.manifest import load, patterns, select, split_name
 from labelgen.manifest.form import table
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -441,3 +443,15 @@ def test_a_path_that_is_too_long_is_listed_and_the_others_are_found(tmp_path):
     assert short.id == "a/1.avi" and long.id == "/".join(["d" * 250] * 20) + "/2.avi"
     with pytest.raises(DecodeError, match="File name too long"):
         list(frames(long.path))
+
+
+def test_only_a_match_is_timed(monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.02)
+    with patterns.watched() as watch:
+        watch.search(re.compile("a"), "name")
+        end = time.process_time() + 0.2
+        while time.process_time() < end:  # the work between two matches, and values that need none
+            pass
+        watch.count += 1  # as in the midst of a match
+        time.sleep(0.2)
+        watch.count += 1
