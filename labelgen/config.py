@@ -27,7 +27,7 @@ class Config:
     width: int = 171
     crop: int = 112  # side of the labelled crops, pixels
     region: tuple[float, ...] | None = (
-        None  # left, top, right, bottom of the part of the picture that is used, shares of it
+        None  # left, top, right, bottom of the part of the picture that is used, as shares of it
     )
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
     max_pixels: int = MAX_PIXELS  # of a picture of a video; files with larger ones are failures
