@@ -48,9 +48,13 @@ def write(path: Path, frames: Iterable[np.ndarray], codec: str, **options: str) 
 
 
 def noise(rng: np.random.Generator) -> np.ndarray:
-    """uint8 [FRAMES, HEIGHT, WIDTH, 3], coarse enough to survive JPEG: cells of 4 pixels."""
-    cells = rng.integers(0, 256, (FRAMES, HEIGHT // 4, WIDTH // 4, 3), np.uint8)
-    return cells.repeat(4, 1).repeat(4, 2)
+    """uint8 [FRAMES, HEIGHT, WIDTH, 3], coarse enough to survive JPEG: cells of 4 pixels, in each frame at another place.
+
+    Cells at one place would lie in every crop at the same one, another one down than across: an answer for rotation.
+    """
+    cells = rng.integers(0, 256, (FRAMES, HEIGHT // 4 + 1, WIDTH // 4 + 1, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    corners = rng.integers(0, 4, (FRAMES, 2))
+    return np.stack([frame[y : y + HEIGHT, x : x + WIDTH] for frame, (y, x) in zip(cells, corners, strict=True)])
 
 
 def drift(rng: np.random.Generator, frames: int) -> Iterator[np.ndarray]:

@@ -93,8 +93,12 @@ def _client(scheduler: str) -> Iterator[Client]:
     except ImportError as error:
         raise ClusterError(f"a Dask cluster needs Dask: pip install 'dask[distributed]' ({error})") from error
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what goes wrong is raised
+    connect = functools.partial(Client, scheduler, timeout=_CLUSTER_SECONDS, set_as_default=False)
     try:
-        client = Client(scheduler, timeout=_CLUSTER_SECONDS, set_as_default=False)
+        try:
+            client = connect()
+        except AssertionError:  # Dask gives its own thread ten seconds to start: a machine may stand still that long
+            client = connect()
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"{scheduler}: no Dask scheduler answers there ({error}); expected an address such as tcp://HOST:8786, as "

@@ -150,14 +150,27 @@ def test_a_dask_worker_that_is_killed_loses_nothing(folder, local, cluster, tmp_
             time.sleep(0.01)
         os.kill(victim, signal.SIGKILL)
 
-    with distributed.Client(cluster) as client:
-        victim = next(iter(client.run(os.getpid).values()))
+    victim = next(iter(cluster.workers.values())).pid
     thread = threading.Thread(target=kill)
     thread.start()
     label(folder, tmp_path, cluster)
     thread.join()
     assert content(tmp_path) == content(local[0])
     assert not list(tmp_path.glob("videos/.*.tmp"))
+
+
+def test_a_machine_that_stands_still_while_dask_starts_its_thread_loses_no_run(cluster, monkeypatch):
+    start, waited = distributed.utils.LoopRunner.start, []
+
+    def late(self):
+        waited.append(self)
+        assert len(waited) > 1
+        start(self)
+
+    monkeypatch.setattr(distributed.utils.LoopRunner, "start", late)
+    with pool(1, cluster.scheduler_address, print) as (each, _):
+        assert list(each(str, str, [7])) == ["7"]
+    assert len(waited) == 2
 
 
 def test_calls_wait_here_until_a_thread_is_free_and_a_worker_that_joins_late_gets_some(cluster):

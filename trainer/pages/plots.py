@@ -73,12 +73,13 @@ def _text(x: float, y: float, text: str, anchor: str = "start", extra: Markup | 
 
 def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool = False) -> Markup:
     """Curves over a common x axis; zero: the y axis begins at 0. label: what a screen reader says."""
-    right, top, bottom, height = 8, 8, 34, 190
+    top, bottom, height = 8, 34, 190
     xs = np.concatenate([np.asarray(s.x, float) for s in series])
     ys = np.concatenate(
         [np.asarray(values, float) for s in series for values in (s.y, s.low, s.high) if values is not None]
     )
     x_low, x_high = _range(xs)
+    right = max(8.0, _LETTER / 2 * len(number(ticks(x_low, x_high)[-1])))
     y_low, y_high = _range(np.append(ys, 0) if zero else ys)
     y_high += 0.05 * (y_high - y_low)
     left = max(42.0, 12 + _LETTER * max(len(number(tick)) for tick in ticks(y_low, y_high)))
@@ -91,7 +92,7 @@ def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool
     out = []
     for tick in ticks(y_low, y_high):
         y = at(x_low, tick)[1]
-        out.append(fill('<path class="grid" d="M{:g} {:.1f}H{}"/>', left, y, _SMALL - right))
+        out.append(fill('<path class="grid" d="M{:g} {:.1f}H{:g}"/>', left, y, _SMALL - right))
         out.append(_text(left - 6, y + 4, number(tick), "end"))
     for tick in ticks(x_low, x_high):
         out.append(_text(at(tick, y_low)[0], height - bottom + 16, number(tick), "middle"))

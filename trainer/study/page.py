@@ -75,15 +75,18 @@ def _headlines(content: dict) -> list[tuple[int, str]]:
 
 def _forest(content: dict) -> Markup:
     kinds = {row: "pretrained" if own["kind"] == "method" else "random" for row, own in content["rows"].items()}
-    found = []
+    found, shown = [], set()
     for number, title in _headlines(content):
         own = [entry for entry in content["numbers"] if entry["column"] == number]
         rows = [(e["row"], [Point(kinds[e["row"]], e["value"], e["low"], e["high"])]) for e in own]
+        for entry, (_, points) in zip(own, rows, strict=True):
+            points += [Point("chance", entry["guessing"])] if "guessing" in entry else []
+            shown |= {point.kind for point in points}
         told = "; ".join(f"{e['row']} {e['value']:.1f}" for e in own)
         if rows:
             found.append(figure(f"{title}, %", plots.intervals(rows, f"{title}. {told}")))
-    legend = plots.legend([("pretrained", "pretrained without labels, 95 % interval"), ("random", "references")])
-    return join([legend, grid(found)]) if found else Markup()
+    legend = {"pretrained": "pretrained without labels, 95 % interval", "random": "references", "chance": "guessing"}
+    return join([plots.legend([own for own in legend.items() if own[0] in shown]), grid(found)]) if found else Markup()
 
 
 def _ranks(content: dict) -> Markup:
@@ -129,6 +132,7 @@ def _rank_chart(ranks: dict[str, list[int]]) -> Markup:
 def _curves(content: dict, planned: Planned, store: Store) -> Markup:
     """Loss and accuracy of the pretext task of each row and data set, first split and seed."""
     found: dict[str, Markup] = {}
+    marks: set[tuple[str, str]] = set()
     for (row, data, _, seed), id in planned.runs.items():
         title = f"{row}, {data}"
         if title in found or seed != content["seeds"][0] or not store.has(id):
@@ -136,11 +140,12 @@ def _curves(content: dict, planned: Planned, store: Store) -> Markup:
         (log, _), (held, _) = (read_log(store.run(id) / "run" / f"{name}.csv") for name in ("log", "holdout"))
         names = [name for name in log if name.split(".")[-1] in ("loss", "accuracy")]
         curves = grid((curve(name, log, held) for name in names), "small")
+        marks |= {("dots", "held-out training videos")} if held else set()
         found[title] = fill("<div>{}{}</div>", heading(title), curves)
     if not found:
         return Markup()
-    kinds = [("line", "training"), ("dots", "held-out training videos"), ("level", "guessing")]
-    return join([paragraph("Of the first seed.", "muted"), plots.legend(kinds), grid(found.values(), "pairs")])
+    legend = plots.legend([("line", "training"), *marks, ("level", "guessing")])
+    return join([paragraph("Of the first seed.", "muted"), legend, grid(found.values(), "pairs")])
 
 
 def _tried(content: dict) -> Markup:
