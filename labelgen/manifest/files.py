@@ -150,8 +150,8 @@ def locate(
     may_lack: str | None = None,
 ) -> dict[str, str]:
     """List entry -> id, for the entries that are no ids themselves. An entry, of a table or of list files, is an id, a bare
-    file name, or one of these but for the video extension; a file that no entry names may lack what the regular expression
-    `may_lack` matches in an entry of the table."""
+    file name, or one of these but for the video extension, with / or, as Windows writes them, \\ between folders; a file
+    that no entry names may lack what the regular expression `may_lack` matches in an entry of the table."""
 
     def stem(name: str) -> str:
         base, extension = os.path.splitext(name)
@@ -166,7 +166,8 @@ def locate(
             shorter = {entry: watch.cut(lacking, entry) for entry in elsewhere if entry in rows}
     if not elsewhere:
         return located
-    wanted = {*map(stem, elsewhere), *shorter.values()}
+    slashed = {entry: stem(entry.replace("\\", "/")) for entry in elsewhere if "\\" in entry}
+    wanted = {*map(stem, elsewhere), *slashed.values(), *shorter.values()}
     by_stem: dict[str, str] = {}
     clashes: dict[str, str] = {}
     for id in ids:
@@ -176,11 +177,14 @@ def locate(
                 clashes[key] = f"{other} and {id}"
     owner = {found: found for found in by_stem.values() if found in rows or found in members}
     for entry in elsewhere:
-        found = by_stem.get(stem(entry))
+        key = stem(entry)
+        if key not in by_stem:
+            key = slashed.get(entry, key)
+        found = by_stem.get(key)
         if found is None:
             continue
-        if stem(entry) in clashes:
-            fail(f"two videos for {entry!r} of the lists", clashes[stem(entry)], "one", "Remove one")
+        if key in clashes:
+            fail(f"two videos for {entry!r} of the lists", clashes[key], "one", "Remove one")
         if (other := owner.setdefault(found, entry)) != entry:
             fail(f"two list entries for {found!r}", f"{other} and {entry}", "one", "Correct the lists")
         located[entry] = found

@@ -58,7 +58,10 @@ def ucf(tmp_path):
     return tmp_path
 
 
-def test_ucf101_layout(ucf):
+@pytest.mark.parametrize("separator", ["/", "\\"])  # of lists that were written anew on Windows
+def test_ucf101_layout(ucf, separator):
+    for path in ucf.glob("ucfTrainTestlist/t*list0?.txt"):
+        path.write_bytes(path.read_bytes().replace(b"/", separator.encode()))
     dataset = load("ucf101", ucf)
     assert rows(dataset) == [
         ("Archery/own.avi", "Archery", "", (0, 0, 0)),
@@ -67,11 +70,16 @@ def test_ucf101_layout(ucf):
     ]
     assert dataset.classes == ("Zumba", "Archery")
     assert dataset.splits == ("1", "2", "3")
-    assert dataset.missing == ("Archery/v_Archery_g02_c01.avi",)
+    assert dataset.missing == (f"Archery{separator}v_Archery_g02_c01.avi",)
     assert dataset.unlisted == ("Archery/own.avi",)
     assert dataset.videos[1].path == ucf / "UCF-101/Archery/v_Archery_g01_c01.avi"
     summary = dataset.summary()
-    for text in ("2 of 13,320", "missing: 1 (Archery/v_", "unlisted: 1 (", "split 1: train 1, validation 0, test 1"):
+    for text in (
+        "2 of 13,320",
+        f"missing: 1 (Archery{separator}v_",
+        "unlisted: 1 (",
+        "split 1: train 1, validation 0, test 1",
+    ):
         assert text in summary
 
 
