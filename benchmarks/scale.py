@@ -263,6 +263,7 @@ def start_trainer(folder: str) -> dict:
     from trainer import data
     from trainer.methods.pace import Pace
 
+    multiprocessing.set_start_method("fork", force=True)  # as in a command of its own: this process was spawned
     begin = time.process_time()
     source, options = data.Shards(folder), Pace.option_values()
     clips = data.TrainingClips(source, Pace.samples(source, options)[0], Pace, options, 0, "frame")
@@ -282,9 +283,9 @@ def start_trainer(folder: str) -> dict:
 
 
 def private(process: int) -> float:
-    """MB that a process shares with no other."""
+    """MB that a process shares with no other; pages of mapped files, which the system drops as it needs room, do not count."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
 
 
 def processor_seconds(process: int) -> float:

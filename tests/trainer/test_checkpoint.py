@@ -110,6 +110,14 @@ def test_a_changed_checkpoint_is_told(run, tmp_path, change, message):
         checkpoint.load(tmp_path / "changed.safetensors")
 
 
+def test_conditions_that_a_checkpoint_does_not_name_are_unknown(run, demo, capsys):
+    saved = checkpoint.load(run)
+    del saved.meta["environment"]["processes"]
+    save_file(saved.weights, saved.file, {"vssl": json.dumps(saved.meta)})
+    train(None, demo, resume=run)
+    assert "because of other conditions: processes unknown -> 1\n" in capsys.readouterr().out
+
+
 def test_a_head_that_does_not_fit_cannot_be_resumed(run, demo):
     saved = checkpoint.load(run)
     del saved.weights["methods.pace.head.weight"]

@@ -346,7 +346,9 @@ class _Training:
         if saved:
             say(f"resuming after step {saved.meta['step']} of {self.last}")
             before, now = saved.meta["environment"], meta["environment"]
-            changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+            changed = [
+                f"{name} {old} -> {now[name]}" for name in now if (old := before.get(name, "unknown")) != now[name]
+            ]
             if changed:
                 say(f"not bit for bit the unbroken run, because of other conditions: {', '.join(changed)}")
 
