@@ -1,7 +1,7 @@
 """Hostile inputs by the thousand, used in processes that may die of them: `python -m tests.soak_doors --count 1000 --seed 0`.
 
 Counts, by kind, what was refused and what was used, and every crash, hang, traceback and process that took too much memory, with
-the seed of each, which `--kind KIND --seed SEED --count 1` repeats. Exit status 1 where there is one.
+the number of each, which `--kind KIND --mutant NUMBER` repeats. Seeds have no mutant in common. Exit status 1 where there is one.
 """
 
 import argparse
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="mutants in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=Mutants.KINDS, help="this kind alone")
+    parser.add_argument("--mutant", type=int, help="of each kind this one alone, by its number")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)  # a fork would wait for ever for threads that it did not inherit
@@ -93,19 +94,19 @@ def main() -> None:
         kinds = [options.kind] if options.kind else [*Mutants.KINDS]
         total = sum(WEIGHTS.get(kind, 1) for kind in kinds)
         for kind in kinds:
-            count, found, begin = (
-                max(1, round(options.count * WEIGHTS.get(kind, 1) / total)),
-                Counter(),
-                time.monotonic(),
-            )
-            seeds = range(options.seed, options.seed + count)
-            for seed, outcome in zip(seeds, outcomes(mutants, kind, seeds, log), strict=True):
+            found, begin = Counter(), time.monotonic()
+            if options.mutant is None:
+                first, count = 10**6 * options.seed, max(1, round(options.count * WEIGHTS.get(kind, 1) / total))
+            else:
+                first, count = options.mutant, 1
+            numbers = range(first, first + count)
+            for number, outcome in zip(numbers, outcomes(mutants, kind, numbers, log), strict=True):
                 found[outcome] += 1
                 if outcome not in ("used", "refused"):
                     wrong += 1
                     said = log.read_text(errors="replace").strip().splitlines()[-4:]
-                    print(f"{kind}, seed {seed}: {outcome}: {' | '.join(said)}"[:600], flush=True)
-            told = ", ".join(f"{number} {outcome}" for outcome, number in sorted(found.items()))
+                    print(f"{kind}, mutant {number}: {outcome}: {' | '.join(said)}"[:600], flush=True)
+            told = ", ".join(f"{times} {outcome}" for outcome, times in sorted(found.items()))
             print(f"{kind}: {count} mutants: {told}; {time.monotonic() - begin:.0f} s", flush=True)
     print(f"{wrong} crashes, hangs, tracebacks or excesses of memory")
     sys.exit(wrong > 0)
