@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,7 @@ _NODES, _JSON_NODES = 20_000, 4_000_000  # values, with what aliases repeat
 _DEPTH = 40  # of mappings and lists in one another
 _LETTERS = 10_000  # of one text of a YAML file
 _NUMBER = 40  # letters of a number
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a letter in JSON, which may be whole with the next one
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -88,11 +90,13 @@ def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
 
 def parse_json(text: str, where: str) -> Any:
     """The value of a JSON text. Raises ReadError, which begins with `where`, for a text that is none, that nests deeper than 40
-    levels, or that holds more than four million values or a whole number of more than 40 digits."""
+    levels, or that holds more than four million values, a whole number of more than 40 digits or half a letter."""
     if sum(map(text.count, ",:[{")) > _JSON_NODES:
         raise ReadError(f"{where}: more than {_JSON_NODES:,} values; expected fewer")
     try:
         value = json.loads(text, parse_int=_whole)
+        if _HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # half a letter could be neither printed nor written
     except (ValueError, RecursionError) as error:
         raise ReadError(f"{where}: no JSON that can be read ({error})") from error
     level = [value]

@@ -116,6 +116,8 @@ def flipped(content: bytes, rng: random.Random, head: int = 1 << 30) -> bytes:
     """Bytes of a file with a few of them changed, cut off or put in twice, mostly in its first `head` ones."""
     out = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 8, 64])):
+        if not out:
+            break
         at = rng.randrange(min(len(out), head) if rng.random() < 0.8 else len(out))
         do = rng.random()
         if do < 0.5:

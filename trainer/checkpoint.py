@@ -237,6 +237,8 @@ def _check_meta(file: Path, meta: dict) -> None:
         if meta["initial"] is not None:
             fit(meta["initial"], _INITIAL, "initial")
         check_frames(meta["config"])
+        if not 0 <= meta["step"] <= meta["steps"]:
+            raise ValueError(f"step {meta['step']} of {meta['steps']}")
     except ValueError as error:
         raise TrainerError(f"{file}: its metadata are damaged ({error}); {_OTHER}") from error
     if wrong := sorted({field.name for field in fields(Settings)} ^ meta["settings"].keys()):

@@ -71,6 +71,8 @@ def test_aliases_count_as_often_as_they_stand():
         ("[" * 100_000, "no JSON"),
         ("[" * 41 + "]" * 41, "deeper than 40"),
         ("9" * 41, "a number of 41 digits"),
+        ('{"a": ["\\ud800"]}', "surrogates not allowed"),
+        ('{"\\uDC01": 1}', "surrogates not allowed"),
         ("[" + "1," * 4_000_001 + "1]", "more than 4,000,000 values"),
         ("{", "no JSON"),
     ],

@@ -133,6 +133,7 @@ def test_a_head_that_does_not_fit_cannot_be_resumed(run, demo):
         (lambda meta: meta["settings"].update(epochs=None, lr="fast"), "lr is 'fast', a str, expected a float"),
         (lambda meta: meta["settings"]["options"].update(pace=[]), r"options of a method are \[\], expected a mapping"),
         (lambda meta: meta.update(step="1"), r"its metadata are damaged \(step is '1'\)"),
+        (lambda meta: meta.update(step=-1), r"\(step -1 of 1\)"),
         (lambda meta: meta.update(classes=[1]), r"\(classes is 1\)"),
         (lambda meta: meta.update(initial={"file": 1}), r"\(file is 1\)"),
         (lambda meta: meta["config"].update(height=10**9), "none that labelgen makes"),

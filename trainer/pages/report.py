@@ -33,7 +33,7 @@ from trainer.pages.trained import NEEDED, read_log, trained_html
 
 # at most so many tiles, of the protocols that are measured in this order, one of each
 _TILES, _FIRST = 4, ("recognition", "linear", "retrieval", "training", *PROTOCOLS)
-_SHEET_BYTES, _SHEET_PIXELS = 1 << 26, 1 << 26  # of a drawn sheet, at most
+_SHEET_BYTES, _SHEET_PIXELS = 1 << 26, 1 << 24  # of a drawn sheet, at most
 
 
 @dataclass(frozen=True)
