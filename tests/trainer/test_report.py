@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -168,6 +169,21 @@ def test_a_damaged_result_and_an_older_one(run, shards, tmp_path):
         path, notes = report.report(own)
         assert len(notes) == 1 and notes[0].startswith(f"{file}: not a result of vssl eval, or damaged (")
         assert notes[0] in html_text(path) and "Measured at step 9" not in html_text(path)
+
+
+def test_a_sheet_is_decoded_only_where_its_chunks_are_whole(tmp_path, monkeypatch):
+    """OpenCV makes room for as many bytes as a chunk declares before it reads them."""
+    decoded, decode, path = [], cv2.imdecode, tmp_path / "a.png"
+    monkeypatch.setattr(cv2, "imdecode", lambda content, flags: decoded.append(len(content)) or decode(content, flags))
+    whole = cv2.imencode(".png", np.full((8, 9, 3), 7, np.uint8))[1].tobytes()
+    path.write_bytes(whole)
+    assert (report._png(path) == 7).all() and decoded == [len(whole)]
+    data = whole.index(b"IDAT")
+    large = whole[: data - 4] + b"\x7f\xff\xff\xff" + whole[data:]
+    wide = whole.replace(whole[16:24], b"\0\1\0\0" * 2)
+    for damaged in (large, wide, whole[:-1], whole + b"x", whole.replace(b"IDAT", b"fcTL"), b"", b"\x89PNG"):
+        path.write_bytes(damaged)
+        assert report._png(path) is None and decoded == [len(whole)]
 
 
 def test_damaged_predictions_are_told(run, tmp_path):

@@ -268,13 +268,18 @@ def _drawn_sheet(run: Path, sheet: dict) -> Markup:
 
 
 def _png(path: Path) -> np.ndarray | None:
-    """A picture BGR uint8 [H, W, 3]; None where it is missing, damaged or declares more pixels than a sheet has."""
+    """A picture BGR uint8 [H, W, 3]; None where it is missing, damaged or declares more than a sheet has: pixels, or bytes of a
+    chunk, for which OpenCV makes room before it reads them."""
     try:
         content = read_bytes(path, _SHEET_BYTES)
     except (ReadError, ValueError):
         return None
     size = int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big")
-    whole = content.startswith(b"\x89PNG") and 0 < size <= _SHEET_PIXELS
+    at, kind = 8, b""
+    while at < len(content) and kind != b"IEND":
+        length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        at += 12 + length if kind in (b"IHDR", b"IDAT", b"IEND") else len(content)  # a sheet has no others
+    whole = content.startswith(b"\x89PNG") and at == len(content) and 0 < size <= _SHEET_PIXELS
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if whole else None
 
 
