@@ -1,5 +1,5 @@
 """Print the tables of the pages anew: each stands between `<!-- table: NAME -->` and `<!-- end -->`; `study:NAME` is that of
-benchmarks/results/NAME.json, which `vssl study` wrote as study.json."""
+benchmarks/results/NAME.json, which `vssl study` wrote as study.json, `study:NAME:MEASURE` one of one measure alone."""
 
 from __future__ import annotations
 
@@ -35,12 +35,19 @@ def filled(text: str) -> str:
         lines = _study(name) if kind == "study" else pkgutil.resolve_name(TABLES[match[1]])()
         return "\n".join([f"<!-- table: {match[1]} -->", *lines, "<!-- end -->"])
 
-    return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- table: ([^\n]+?) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
 def _study(name: str) -> list[str]:
-    """The tables of a study that has run."""
+    """The tables of a study that has run, or of one of its measures."""
+    name, _, measure = name.partition(":")
     content = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    if measure:
+        kept = [i for i, column in enumerate(content["columns"]) if column["measure"] == measure]
+        content["numbers"] = [
+            e | {"column": kept.index(e["column"])} for e in content["numbers"] if e["column"] in kept
+        ]
+        content["columns"] = [content["columns"][i] for i in kept]
     return markdown(content).splitlines()
 
 
