@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -228,6 +229,22 @@ def test_few_labels_are_drawn_from_the_training_part_by_seed(colors, tmp_path):
     assert first.trains.sum() == 8 and np.bincount(first.targets[first.trains]).tolist() == [2] * 4
     assert (first.trains != second.trains).any() and not (first.trains & (first.part == data.TEST)).any()
     assert ((first.part == data.TEST) == (data.Shards(colors / "colors").part == data.TEST)).all()
+
+
+def test_what_needs_no_labels_is_measured_once(colors):
+    measures = [{"protocol": "smoothness"}, {"protocol": "knn"}, {"protocol": "knn", "k": 3, "targets": ["b"]}]
+    targets = {name: {"csv": "labels.csv", "video": "name", "column": name} for name in "ab"}
+    path = write_study(
+        colors, measures=measures, data={"colors": {"shards": "colors", "test": 0.5, "targets": targets}}
+    )
+    found = planning.columns(file.read(path), {"colors": SimpleNamespace(folders=dict.fromkeys("ab"))})
+    assert [(c.measure.protocol, c.target) for c in found] == [
+        ("smoothness", "a"),
+        ("knn", "a"),
+        ("knn", "b"),
+        ("knn", "b"),
+    ]
+    assert [results._column(c)["target"] for c in found] == ["", "a", "b", "b"]
 
 
 def test_targets_are_read_from_a_table(colors, tmp_path):

@@ -19,6 +19,7 @@ from trainer.settings import Settings, over, resolve
 
 RANDOM, SUPERVISED, FLOW = "random weights", "supervised", "flow histogram"
 PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "finetune", "pretext")
+WITHOUT_LABELS = ("smoothness", "pretext")
 ALL = "all"
 VIEWS = 10  # clips of a video that features are taken of
 _TRIED = 1000  # settings of a row, at most

@@ -19,7 +19,7 @@ from trainer import data
 from trainer.errors import TrainerError
 from trainer.network import build_backbone
 from trainer.settings import Settings, over, resolve
-from trainer.study.file import ALL, FLOW, SUPERVISED, VIEWS, Measure, Row, Study
+from trainer.study.file import ALL, FLOW, SUPERVISED, VIEWS, WITHOUT_LABELS, Measure, Row, Study
 from trainer.study.jobs import Job, Store, code, determining, identity, with_device
 from trainer.study.sources import Source, drawn, few_name
 from trainer.training.streams import training_streams
@@ -27,7 +27,8 @@ from trainer.training.streams import training_streams
 
 @dataclass(frozen=True)
 class Column:
-    """What numbers of all rows stand under one another: data set that networks were pretrained on, and the test."""
+    """What numbers of all rows stand under one another: data set that networks were pretrained on, and the test; target: the
+    labels, of a measure that needs none whichever come first."""
 
     pretrained_on: str
     tested_on: str
@@ -56,9 +57,9 @@ def columns(study: Study, sources: dict[str, Source]) -> list[Column]:
         for tested in measure.on:
             named = measure.pretrained_on
             before = [tested] if named == "itself" else study.data if named == ALL else named
-            for target in sources[tested].folders if tested in sources else ():
-                if target and measure.targets and target not in measure.targets:
-                    continue
+            targets = [*sources[tested].folders] if tested in sources else []
+            targets = [own for own in targets if not own or not measure.targets or own in measure.targets]
+            for target in targets[:1] if measure.protocol in WITHOUT_LABELS else targets:
                 found += [Column(name, tested, target, measure) for name in before if name in sources]
     places = list(dict.fromkeys((c.tested_on, c.target, c.pretrained_on) for c in found))
     return sorted(dict.fromkeys(found), key=lambda c: places.index((c.tested_on, c.target, c.pretrained_on)))

@@ -15,7 +15,7 @@ from trainer.evaluate.folds import groups_of
 from trainer.evaluate.tables import shown
 from trainer.settings import Settings, resolve
 from trainer.study.bootstrap import RESAMPLES, difference, interval
-from trainer.study.file import ALL, FLOW, RANDOM, SUPERVISED, Measure, Row, Study
+from trainer.study.file import ALL, FLOW, RANDOM, SUPERVISED, WITHOUT_LABELS, Measure, Row, Study
 from trainer.study.jobs import Store, code, determining
 from trainer.study.planning import Column, Planned, held_out_loss
 from trainer.study.sources import Source
@@ -107,7 +107,7 @@ def _column(column: Column) -> dict:
     return {
         "pretrained_on": column.pretrained_on,
         "tested_on": column.tested_on,
-        "target": column.target,
+        "target": "" if column.measure.protocol in WITHOUT_LABELS else column.target,
         "measure": column.measure.title,
         "headline": headline(column.measure),
         "labels": column.measure.labels,
