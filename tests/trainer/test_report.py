@@ -329,6 +329,9 @@ def test_numbers_of_an_axis_have_room(largest):
     drawn = plots.lines([plots.Series("lr", [0, 10], [0, largest])], "a curve", zero=True)
     ends = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([\d.,]+)</text>', drawn)
     assert len(ends) >= 2 and all(float(x) >= 6.8 * len(text) for x, text in ends)
+    drawn = plots.lines([plots.Series("loss", [0, largest], [0, 1])], "a curve")
+    below = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle">([\d.,]+)</text>', drawn)
+    assert len(below) >= 2 and all(float(x) + 3.4 * len(text) <= 300.1 for x, text in below)
 
 
 def test_differences_stand_on_one_axis():

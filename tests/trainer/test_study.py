@@ -452,6 +452,10 @@ def test_pretext_tasks_are_compared_with_guessing_and_orderings_judged(tmp_path,
     assert "(guessing 25.0)" in text and "| turns > asc | a paper (2, 1.5) |" in text and here["verdict"] in text
     page = Page((tmp_path / "out" / "index.html").read_text())
     assert "turns > asc" in page.text and "guessing 25.0" in page.text
+    drawn = (tmp_path / "out" / "index.html").read_text()
+    assert (
+        ", chance: 25.0 %" in drawn and drawn.count("held-out training videos") == 0
+    )  # of marks, those that are there
 
 
 def test_a_row_may_label_its_pretraining_in_another_way(tmp_path, monkeypatch):

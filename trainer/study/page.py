@@ -132,7 +132,7 @@ def _rank_chart(ranks: dict[str, list[int]]) -> Markup:
 def _curves(content: dict, planned: Planned, store: Store) -> Markup:
     """Loss and accuracy of the pretext task of each row and data set, first split and seed."""
     found: dict[str, Markup] = {}
-    marks: set[tuple[str, str]] = set()
+    scored = False
     for (row, data, _, seed), id in planned.runs.items():
         title = f"{row}, {data}"
         if title in found or seed != content["seeds"][0] or not store.has(id):
@@ -140,11 +140,12 @@ def _curves(content: dict, planned: Planned, store: Store) -> Markup:
         (log, _), (held, _) = (read_log(store.run(id) / "run" / f"{name}.csv") for name in ("log", "holdout"))
         names = [name for name in log if name.split(".")[-1] in ("loss", "accuracy")]
         curves = grid((curve(name, log, held) for name in names), "small")
-        marks |= {("dots", "held-out training videos")} if held else set()
+        scored |= bool(held)
         found[title] = fill("<div>{}{}</div>", heading(title), curves)
     if not found:
         return Markup()
-    legend = plots.legend([("line", "training"), *marks, ("level", "guessing")])
+    held_out = [("dots", "held-out training videos")] if scored else []
+    legend = plots.legend([("line", "training"), *held_out, ("level", "guessing")])
     return join([paragraph("Of the first seed.", "muted"), legend, grid(found.values(), "pairs")])
 
 
