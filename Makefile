@@ -9,7 +9,7 @@ KILLS ?= 20
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
-demo: .venv/installed  ## labelgen, train and eval on demo data rendered here, into demo/
+demo: .venv/installed  ## label demo videos rendered here, pretrain on them, compare with random weights, into demo/
 	$(BIN)/vssl demo
 
 test: .venv/installed  ## run the tests

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cli.demo import STUDY
 from cli.main import main
+from trainer.study.file import read
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -92,6 +94,12 @@ def test_the_three_commands(videos, tmp_path):
         done = vssl(*command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "sheets").rglob("*.png"))) == 5
+
+
+def test_the_study_of_the_demo(tmp_path):
+    (tmp_path / "study.yaml").write_text(STUDY)
+    study = read(tmp_path / "study.yaml")
+    assert [*study.rows] == ["pace", "random weights"] and study.data["demo"].shards == tmp_path / "out" / "demo"
 
 
 def test_exit_codes_and_messages(videos, tmp_path):
