@@ -140,8 +140,9 @@ def intervals(rows: Sequence[tuple[str, Sequence[Point]]], label: str) -> Markup
     for i, (name, points) in enumerate(rows):
         centre = top + step * (i + 0.5)
         out.append(_text(left - 8, centre + 4, _short(name), "end"))
+        apart = {"pretrained": -4, "random": 5} if {"pretrained", "random"} <= {p.kind for p in points} else {}
         for p in points:
-            y = {"pretrained": centre - 4, "random": centre + 5}.get(p.kind, centre)
+            y = centre + apart.get(p.kind, 0)
             told = f"{name}, {p.kind}: {p.value:.1f} %"
             if p.low is not None:
                 told += f", 95 % interval {p.low:.1f} to {p.high:.1f}"
