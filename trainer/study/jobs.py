@@ -275,8 +275,12 @@ def _on_cluster(jobs, root: Path, scheduler: str, device: str, functions: dict) 
         from distributed import CancelledError, Client, KilledWorker, as_completed
     except ImportError as error:
         raise TrainerError(f"a cluster needs Dask: pip install 'dask[distributed]' ({error})") from error
+    connect = functools.partial(Client, scheduler, timeout=10, set_as_default=False)
     try:
-        client = Client(scheduler, timeout=10, set_as_default=False)
+        try:
+            client = connect()
+        except AssertionError:  # Dask gives its own thread ten seconds to start: a machine may stand still that long
+            client = connect()
     except (OSError, ValueError) as error:
         raise TrainerError(f"{scheduler}: no Dask scheduler answers there ({error})") from error
     with client:
