@@ -35,10 +35,12 @@ def demo(folder):
     The commands are printed as they run; each can be run by itself, with other options. The same command again goes on
     where it stopped.
     """
+    from labelgen.files import write_text
+
     place, file = shlex.quote(str(folder)), folder / "study.yaml"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(STUDY)
+        write_text(file, STUDY)
     for line in (
         f"labelgen --dataset demo --root {place}/videos --out {place}/out --workers 2 --height 48 --width 48 --crop 40",
         f"study {place}/study.yaml --out {place}/study",
