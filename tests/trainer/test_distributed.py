@@ -142,7 +142,7 @@ def assert_two_equal_one(name: str, folder: Path, returned: list) -> None:
     states = [saved.optimiser_state() for saved in (two, one)]
     assert states[0].keys() == states[1].keys()
     for number, state in states[1].items():
-        # a unit at the kink of a ReLU: changing ascnet's first weights by one rounding alone changes gradients by 1e-4 of scale
+        # one rounding of ascnet's first weights changes gradients by 1e-4 of scale, as where a ReLU or a maximum turns
         scale = state["momentum_buffer"].abs().max().item()
         torch.testing.assert_close(
             states[0][number]["momentum_buffer"], state["momentum_buffer"], rtol=1e-3, atol=3e-4 * scale

@@ -363,6 +363,10 @@ def test_intervals_stand_where_their_numbers_are():
     assert (value - low) / (high - low) == pytest.approx(20 / 80, abs=0.01)
     assert (value - chance) / (high - low) == pytest.approx(30 / 80, abs=0.01)
     assert "95 % interval 20.0 to 100.0" in drawn
+    (mark,), name = re.findall(r'cy="([\d.]+)"', drawn), re.search(r'y="([\d.]+)" text-anchor="end"', drawn)[1]
+    assert float(name) - float(mark) == 4  # alone, on the line of its name
+    pair = plots.intervals([("conv5", [plots.Point("random", 10), plots.Point("pretrained", 40)])], "plot")
+    assert len(set(re.findall(r'cy="([\d.]+)"', pair))) == 2
 
 
 def test_matrix_shades_every_count_once():

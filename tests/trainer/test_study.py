@@ -238,12 +238,8 @@ def test_what_needs_no_labels_is_measured_once(colors):
         colors, measures=measures, data={"colors": {"shards": "colors", "test": 0.5, "targets": targets}}
     )
     found = planning.columns(file.read(path), {"colors": SimpleNamespace(folders=dict.fromkeys("ab"))})
-    assert [(c.measure.protocol, c.target) for c in found] == [
-        ("smoothness", "a"),
-        ("knn", "a"),
-        ("knn", "b"),
-        ("knn", "b"),
-    ]
+    assert [c.measure.protocol for c in found] == ["smoothness", "knn", "knn", "knn"]
+    assert [c.target for c in found] == ["a", "a", "b", "b"]
     assert [results._column(c)["target"] for c in found] == ["", "a", "b", "b"]
 
 
@@ -454,9 +450,7 @@ def test_pretext_tasks_are_compared_with_guessing_and_orderings_judged(tmp_path,
     page = Page((tmp_path / "out" / "index.html").read_text())
     assert "turns > asc" in page.text and "guessing 25.0" in page.text
     drawn = (tmp_path / "out" / "index.html").read_text()
-    assert (
-        ", chance: 25.0 %" in drawn and drawn.count("held-out training videos") == 0
-    )  # of marks, those that are there
+    assert ", chance: 25.0 %" in drawn and "held-out training videos" not in drawn  # of marks, those that are there
 
 
 def test_a_row_may_label_its_pretraining_in_another_way(tmp_path, monkeypatch):
@@ -484,8 +478,15 @@ def test_a_verdict_needs_the_whole_interval_on_one_side():
     assert words == ["agrees", "disagrees", "undecided", "undecided"]
 
 
-def test_a_cluster_makes_runs_one_per_gpu(colors, tmp_path):
+def test_a_cluster_makes_runs_one_per_gpu(colors, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
+    start, waited = distributed.utils.LoopRunner.start, []
+
+    def late(self):  # the first time as on a machine that stands still while Dask starts its thread
+        waited.append(self)
+        assert len(waited) > 1
+        start(self)
+
     study = file.read(write_study(colors, seeds=[0]))
     found = {"colors": sources.prepare(study.data["colors"], colors / "colors", tmp_path, (0,), ())}
     planned = planning.plan(study, found, jobs.Store(tmp_path), "cpu", {})
@@ -494,8 +495,9 @@ def test_a_cluster_makes_runs_one_per_gpu(colors, tmp_path):
     with distributed.LocalCluster(
         1, threads_per_worker=1, dashboard_address=None, processes=False, resources={"GPU": 1}
     ) as cluster:
+        monkeypatch.setattr(distributed.utils.LoopRunner, "start", late)
         made = dict(jobs.make([job, lost], tmp_path, 1, cluster.scheduler_address, "auto", {}))
-    assert made[job] == "" and jobs.Store(tmp_path).done(job)
+    assert len(waited) == 2 and made[job] == "" and jobs.Store(tmp_path).done(job)
     assert "no such folder of shards" in made[lost]
     with pytest.raises(TrainerError, match="no Dask scheduler answers there"):
         next(jobs.make([job], tmp_path, 1, "nowhere", "cpu", {}))

@@ -136,7 +136,7 @@ class Measure:
     clips: int = 0
     draws: int = 0
     settings: Settings | None = None
-    rows: tuple[str, ...] = ()  # none: all
+    rows: tuple[str, ...] = ()  # methods; none: all
     on: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()  # none: all that a data set has
     pretrained_on: str | tuple[str, ...] = "itself"

@@ -73,7 +73,7 @@ def plan(study: Study, sources: dict[str, Source], store: Store, device: str, fa
     planner = _Planner(study, sources, store, device, failed)
     for column in columns(study, sources):
         for row in study.rows.values():
-            asked = row.kind != "method" or not column.measure.rows or row.name in column.measure.rows
+            asked = row.kind != "method" or row.name in (column.measure.rows or study.rows)
             for seed in study.seeds if asked else ():
                 planner.number(row, column, seed)
     return planner.planned
