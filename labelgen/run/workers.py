@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
+from labelgen.cluster import connected
 from labelgen.errors import ClusterError
 from labelgen.run.process import end_with
 
 if TYPE_CHECKING:
     from distributed import Client, Future
-
-_CLUSTER_SECONDS = 10  # to wait for a Dask scheduler, and for a worker
 
 
 class WorkerLost(Exception):
@@ -44,7 +42,7 @@ def pool(
             say(f"{workers} workers asked for, {cores} cores here: {cores} at work")
         yield functools.partial(_each_here, workers=min(workers, cores)), min(workers, cores)
         return
-    with _client(scheduler) as client:
+    with connected(scheduler) as client:
         threads = client.nthreads()
         say(f"{scheduler}: {len(threads)} Dask workers, {sum(threads.values())} shards at a time")
         yield functools.partial(_each_on_cluster, client=client), sum(threads.values())
@@ -84,34 +82,6 @@ def _ignoring_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-@contextlib.contextmanager
-def _client(scheduler: str) -> Iterator[Client]:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ClusterError(f"a Dask cluster needs Dask: pip install 'dask[distributed]' ({error})") from error
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what goes wrong is raised
-    connect = functools.partial(Client, scheduler, timeout=_CLUSTER_SECONDS, set_as_default=False)
-    try:
-        try:
-            client = connect()
-        except AssertionError:  # Dask gives its own thread ten seconds to start: a machine may stand still that long
-            client = connect()
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"{scheduler}: no Dask scheduler answers there ({error}); expected an address such as tcp://HOST:8786, as "
-            "`dask scheduler` prints it"
-        ) from error
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=_CLUSTER_SECONDS)
-        except TimeoutError as error:
-            raise ClusterError(
-                f"{scheduler}: the Dask cluster has no worker; start some with `dask worker {scheduler}`"
-            ) from error
-        yield client
 
 
 def _each_on_cluster(

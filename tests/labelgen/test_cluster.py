@@ -109,7 +109,7 @@ def test_workers_that_do_not_see_the_files_are_told(folder, cluster, tmp_path):
 
 
 def test_a_cluster_that_cannot_be_used_is_named(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("labelgen.run.workers._CLUSTER_SECONDS", 1)
+    monkeypatch.setattr("labelgen.cluster._SECONDS", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"

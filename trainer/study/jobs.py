@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
+from labelgen.cluster import connected
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import write_json, write_text
 from labelgen.reading import fit, load_json, read_text
@@ -254,7 +255,7 @@ _WORK = {"train": _train, "frozen": _frozen, "flow": _frozen, "finetune": _finet
 def make(
     jobs: Sequence[Job], root: Path, workers: int, scheduler: str | None, device: str, functions: dict
 ) -> Iterator[tuple[Job, str]]:
-    """Make all jobs, several at a time; each with "" or why it failed, as they end. Raises TrainerError for a cluster that
+    """Make all jobs, several at a time; each with "" or why it failed, as they end. Raises ClusterError for a cluster that
     cannot be used."""
     if scheduler is None:
         import joblib
@@ -271,24 +272,10 @@ def make(
 
 
 def _on_cluster(jobs, root: Path, scheduler: str, device: str, functions: dict) -> Iterator[tuple[Job, str]]:
-    try:
-        from distributed import CancelledError, Client, KilledWorker, as_completed
-    except ImportError as error:
-        raise TrainerError(f"a cluster needs Dask: pip install 'dask[distributed]' ({error})") from error
-    connect = functools.partial(Client, scheduler, timeout=10, set_as_default=False)
-    try:
-        try:
-            client = connect()
-        except AssertionError:  # Dask gives its own thread ten seconds to start: a machine may stand still that long
-            client = connect()
-    except (OSError, ValueError) as error:
-        raise TrainerError(f"{scheduler}: no Dask scheduler answers there ({error})") from error
-    with client:
+    with connected(scheduler) as client:
+        from distributed import CancelledError, KilledWorker, as_completed
+
         workers = client.nthreads()
-        if not workers:
-            raise TrainerError(
-                f"{scheduler}: the Dask cluster has no worker; start some with `dask worker {scheduler}`"
-            )
         threads = min(workers.values())
         # one GPU per run where workers have been started with --resources GPU=1
         gpus = client.run_on_scheduler(lambda dask_scheduler: bool(dask_scheduler.resources.get("GPU")))

@@ -1,0 +1,46 @@
+"""A Dask cluster that the user has started."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from labelgen.errors import ClusterError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_SECONDS = 10  # to wait for the scheduler, and for a worker
+
+
+@contextlib.contextmanager
+def connected(scheduler: str) -> Iterator[Client]:
+    """A client of the Dask cluster whose scheduler has this address. Raises ClusterError where Dask is not installed, and
+    where the cluster cannot be reached within ten seconds, or has no worker."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ClusterError(f"a Dask cluster needs Dask: pip install 'dask[distributed]' ({error})") from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what goes wrong is raised
+    connect = functools.partial(Client, scheduler, timeout=_SECONDS, set_as_default=False)
+    try:
+        try:
+            client = connect()
+        except AssertionError:  # Dask gives its own thread ten seconds to start: a machine may stand still that long
+            client = connect()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"{scheduler}: no Dask scheduler answers there ({error}); expected an address such as tcp://HOST:8786, as "
+            "`dask scheduler` prints it"
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_SECONDS)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"{scheduler}: the Dask cluster has no worker; start some with `dask worker {scheduler}`"
+            ) from error
+        yield client
