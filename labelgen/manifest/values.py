@@ -44,6 +44,13 @@ def values(what: str, spec: Mapping[str, Any], ids: list[str], row_of: Rows, lab
         fail(
             f"{what} by folder level", level, f"a level that is there: {deepest!r} has {levels}", "Correct the manifest"
         )
+    if labels and pattern and "{label}" in pattern and not any(labels):
+        fail(
+            "no label, which the pattern of the group names",
+            ids[0],
+            "a folder of each class",
+            "Move the videos into them",
+        )
     if (column or pattern) and what != "split" and not any(values):  # the lists at hand may be of other parts
         fail(f"no video has a {what} by", pattern or f"column {column}", f"one for {ids[0]!r}", "Correct the manifest")
     return values

@@ -348,6 +348,9 @@ def test_group_by_a_pattern(tmp_path):
             load("folder", tmp_path, pattern)
     with pytest.raises(ManifestError, match="no video has a group by"):
         load("folder", tmp_path, "(zz)")
+    put(tmp_path / "flat", "ann_walk.mp4")
+    with pytest.raises(ManifestError, match="no label, which the pattern of the group names: 'ann_walk.mp4'"):
+        load("folder", tmp_path / "flat", "(.+)_{label}")
 
 
 def test_a_manifest_like_another(tmp_path):

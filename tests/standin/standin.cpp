@@ -75,7 +75,11 @@ REGISTER_ALLOCATOR(c10::DeviceType::PrivateUse1, &device_memory);
 
 // ---- one stream, whose work is always done; to wait for it is told
 
-struct Guard final : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::PrivateUse1> {
+struct Guard final : c10::impl::DeviceGuardImplInterface {
+  c10::DeviceType type() const override { return DEVICE.type(); }
+  c10::DeviceIndex deviceCount() const noexcept override { return 1; }
+  void setDevice(c10::Device) const override {}
+  void uncheckedSetDevice(c10::Device) const noexcept override {}
   c10::Device exchangeDevice(c10::Device) const override { return DEVICE; }
   c10::Device getDevice() const override { return DEVICE; }
   c10::Stream getStream(c10::Device) const noexcept override { return c10::Stream(c10::Stream::DEFAULT, DEVICE); }
@@ -86,6 +90,7 @@ struct Guard final : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::PrivateUse1
   }
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
+  bool queryStream(const c10::Stream&) const override { return true; }
   void synchronizeEvent(void*) const override { tell("wait", "for an event"); }
   void synchronizeStream(const c10::Stream&) const override { tell("wait", "for a stream"); }
   void synchronizeDevice(const c10::DeviceIndex) const override { tell("wait", "for the device"); }

@@ -144,7 +144,8 @@ def nearest(
 
     queries, gallery: vectors float32 [n, d] of any length, and the video (or group) of each, int64 [n]: a query never finds an
     item of its own. Returns indices into the gallery, int64 [queries, k]; fewer columns where there are fewer items for some
-    query. Exact, in memory bounded by chunk: candidates are found in float32, and ranked in float64 where they are near ties.
+    query. In memory bounded by chunk: k + 16 candidates are found in float32, and ranked in float64 where they are near ties;
+    exact unless more items than these are.
     """
     items_of_video = np.bincount(gallery[1], minlength=max(queries[1].max(initial=0), gallery[1].max(initial=0)) + 1)
     fewest = len(gallery[1]) - int(items_of_video[queries[1]].max())
