@@ -194,16 +194,15 @@ def test_queries_that_can_only_miss_are_told(tmp_path, run):
 
 
 def test_near_ties_are_ranked_in_float64():
-    """As many as there are candidates: of more, float32 chooses."""
     rng = np.random.default_rng(0)
     query = rng.normal(size=(1, 4000)).astype(np.float32)
     away = rng.normal(size=4000)
-    gallery = np.stack([query[0] + s * away for s in 0.5 + 1e-8 * rng.permutation(28)]).astype(np.float32)
+    gallery = np.stack([query[0] + s * away for s in 0.5 + 1e-8 * rng.permutation(300)]).astype(np.float32)
     exact = gallery.astype(np.float64)
     cosine = (exact @ query[0].astype(np.float64)) / np.linalg.norm(exact, axis=1)
     cosine /= np.linalg.norm(query.astype(np.float64))
-    order = sorted(range(28), key=lambda i: (-round(cosine[i], 12), i))
-    found = nearest((query, np.array([0])), (gallery, np.arange(1, 29)), 12, torch.device("cpu"))
+    order = sorted(range(300), key=lambda i: (-round(cosine[i] * 2**32), i))
+    found = nearest((query, np.array([0])), (gallery, np.arange(1, 301)), 12, torch.device("cpu"))
     assert found[0].tolist() == order[:12]
 
 

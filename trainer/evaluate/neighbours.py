@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from trainer import data
 from trainer.errors import TrainerError
@@ -20,11 +19,10 @@ from trainer.evaluate.progress import Progress
 if TYPE_CHECKING:
     from trainer.evaluate.bench import Bench
 
-_CHUNK = 1024  # queries x gallery items compared at a time
+_CHUNK = 512  # queries x gallery items compared at a time
 _VOTERS = 256  # queries whose neighbours' vectors are in memory at a time
 _SHOWN = 24  # queries whose neighbours are kept in the result
-_MORE = 16  # candidates beyond k that are ranked again
-_NEAR = 2e-6  # cosines so near each other may stand in the wrong order in float32
+_PLACES = 2**30 - 1  # the last position in a gallery that a sort key holds
 
 
 @dataclass(frozen=True)
@@ -144,70 +142,39 @@ def nearest(
 
     queries, gallery: vectors float32 [n, d] of any length, and the video (or group) of each, int64 [n]: a query never finds an
     item of its own. Returns indices into the gallery, int64 [queries, k]; fewer columns where there are fewer items for some
-    query. In memory bounded by chunk: k + 16 candidates are found in float32, and ranked in float64 where they are near ties;
-    exact unless more items than these are.
+    query. Exact to 2**-32: cosines are computed in float64 and rounded to that, so that computing breaks no tie. In memory
+    bounded by chunk.
     """
     items_of_video = np.bincount(gallery[1], minlength=max(queries[1].max(initial=0), gallery[1].max(initial=0)) + 1)
-    fewest = len(gallery[1]) - int(items_of_video[queries[1]].max())
-    k, candidates = min(k, fewest), min(k + _MORE, fewest)
+    k = min(k, len(gallery[1]) - int(items_of_video[queries[1]].max()))
     found = np.empty((len(queries[1]), k), np.int64)
     with Progress("nearest neighbours", len(queries[1]), "item") as step:
         for start in range(0, len(queries[1]), chunk):
-            best = _best(queries, gallery, candidates, start, chunk, device)
-            places = 0xFFFFFFFF - (best & 0xFFFFFFFF).numpy()
-            found[start : start + chunk] = places[:, :k]
-            unsure = start + np.flatnonzero(_near(best, k))
-            for query in unsure:
-                found[query] = _ranked(queries, gallery, query, np.sort(places[query - start]), k)
-            step(len(best))
+            query, query_video = _chunk(queries, start, chunk, device)
+            best = torch.empty(len(query), 0, dtype=torch.int64, device=device)
+            for begin in range(0, len(gallery[1]), chunk):
+                item, item_video = _chunk(gallery, begin, chunk, device)
+                keys = _sort_keys(query @ item.T, begin)
+                keys[query_video[:, None] == item_video] = torch.iinfo(torch.int64).min
+                best = torch.cat([best, keys], 1)
+                best = best.topk(min(k, best.shape[1])).values
+            found[start : start + chunk] = (-best & _PLACES).cpu().numpy()
+            step(len(query))
     return found
-
-
-def _best(queries: tuple, gallery: tuple, k: int, start: int, chunk: int, device: torch.device) -> torch.Tensor:
-    """Sort keys of the k best items of each query of a chunk in float32, int64 [queries, k], on the CPU."""
-    excluded = torch.iinfo(torch.int64).min
-    query, query_video = _chunk(queries, start, chunk, device)
-    best = torch.full((len(query), k), excluded, device=device)
-    for begin in range(0, len(gallery[1]), chunk):
-        item, item_video = _chunk(gallery, begin, chunk, device)
-        keys = _sort_keys(query @ item.T, begin)
-        keys[query_video[:, None] == item_video] = excluded
-        best = torch.cat([best, keys], 1).topk(k).values
-    return best.cpu()
-
-
-def _near(best: torch.Tensor, k: int) -> np.ndarray:
-    """Which queries have two of their first k + 1 candidates nearer to each other than float32 can order, bool [queries]."""
-    return (-np.diff(_cosines(best)[:, : k + 1], axis=1) < _NEAR).any(1)
-
-
-def _cosines(keys: torch.Tensor) -> np.ndarray:
-    """The float32 values of sort keys, see _sort_keys."""
-    ordered = (keys >> 32).int()
-    return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32).numpy()
-
-
-def _ranked(queries: tuple, gallery: tuple, query: int, items: np.ndarray, k: int) -> np.ndarray:
-    """The k of these items (int64, ascending) with the largest cosine to a query in float64, best first; cosines that differ
-    by rounding alone are equal."""
-    one, part = queries[0][query].astype(np.float64), gallery[0][items].astype(np.float64)
-    lengths = np.linalg.norm(part, axis=1) * np.linalg.norm(one)
-    cosine = np.einsum("id,d->i", part, one) / np.maximum(lengths, 1e-24)
-    return items[np.argsort(-np.round(cosine, 12), kind="stable")[:k]]
 
 
 def _chunk(items: tuple[np.ndarray, np.ndarray], begin: int, size: int, device: torch.device):
     vectors, video = (torch.from_numpy(np.array(array[begin : begin + size])).to(device) for array in items)
-    return F.normalize(vectors, dim=1), video
+    vectors = vectors.double()
+    vectors /= vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return vectors, video
 
 
-def _sort_keys(similarity: torch.Tensor, first: int) -> torch.Tensor:
-    """float32 [q, g] -> int64 keys that sort by similarity, then by position in the gallery, lowest first: topk leaves
-    the order of equal values open."""
-    bits = (similarity + 0.0).view(torch.int32).long()  # + 0.0 makes -0.0 and 0.0 the same
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # a float's bits, taken as an integer, sort like it
-    position = first + torch.arange(similarity.shape[1], device=similarity.device)
-    return (ordered << 32) | (0xFFFFFFFF - position)
+def _sort_keys(cosine: torch.Tensor, first: int) -> torch.Tensor:
+    """float64 [q, g] -> int64 keys that sort by cosine, to 32 bits, then by position in the gallery, lowest first: topk
+    leaves the order of equal values open."""
+    position = first + torch.arange(cosine.shape[1], device=cosine.device)
+    return (cosine * 2**32).round().long() * (_PLACES + 1) - position
 
 
 def findable(query: np.ndarray, gallery: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -34,8 +34,8 @@ class Retrieval(Protocol):
         "group; the share of the hits that are of that group is noted."
     )
     classifier = (
-        "None: a query is a hit when one of its k = 1, 5, 10, 20, 50 nearest items by cosine has its class. Near "
-        "ties are ranked in float64; of equal cosines the item that stands first. `chance` is what a random order of the gallery "
+        "None: a query is a hit when one of its k = 1, 5, 10, 20, 50 nearest items by cosine has its class. They "
+        "are searched in float64; of equal cosines the item that stands first. `chance` is what a random order of the gallery "
         "would hit."
     )
     left_out = "Videos without a label; across data sets, queries whose class the gallery lacks (within one a note counts them)."
