@@ -148,7 +148,7 @@ def test_a_paired_difference_knows_that_videos_are_easy_or_hard():
         ({"measures": [{"protocol": "knn", "k": 0}]}, "k is 0, expected a whole number"),
         ({"measures": [{"protocol": "linear", "tested_on": ["other"]}]}, "there is no data set 'other'"),
         ({"measures": [{"protocol": "linear", "labels": [0]}]}, "labels is 0"),
-        ({"measures": [{"protocol": "finetune"}]}, "clips is None"),
+        ({"measures": [{"protocol": "finetune", "clips": 0}]}, "clips is 0"),
         ({"measures": [{"protocol": "linear", "parts": 11}]}, "parts is 11, expected 10 at most"),
         ({"measures": [{"protocol": "pretext", "draws": 0}]}, "draws is 0"),
         ({"measures": [{"protocol": "knn", "rows": ["other"]}]}, "there is no row other"),
@@ -174,10 +174,11 @@ def test_a_file_extends_another(tmp_path):
 
 def test_references_are_added_for_every_network(tmp_path):
     rows = {"a": {"method": "pace"}, "b": {"method": "tce", "backbone": "resnet18"}}
-    measure = [{"protocol": "finetune", "clips": 9}, {"protocol": "knn"}]
+    measure = [{"protocol": "finetune"}, {"protocol": "knn"}]
     study = file.read(write_study(tmp_path, rows=rows, measures=measure, baselines=["supervised", "flow"]))
     kinds = [row.kind for row in study.rows.values()]
     assert kinds == ["method"] * 2 + [file.RANDOM, file.SUPERVISED] * 2 + [file.FLOW]
+    assert study.measures[0].clips == study.rows["a"].clips // 4 > 0
 
 
 def test_a_sweep_has_a_candidate_for_every_combination(tmp_path):

@@ -13,7 +13,7 @@ from trainer.pages.page import fill, join
 
 _WIDTH, _SMALL = 360, 300  # units of a plot, of one with curves; about as many pixels on a phone: text stays readable
 _LETTER = 6.8  # units that a letter takes
-_NAME = 20  # letters of a name
+_NAME = 24  # letters of a name
 
 
 @dataclass(frozen=True)

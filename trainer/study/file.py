@@ -385,7 +385,7 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
         return [Measure(draws=_count(f"{where}: draws", given.get("draws", 1)), **common)]
     labels = given.get("labels", [ALL])
     if protocol == "finetune":
-        clips = _count(f"{where}: clips", given.get("clips"))
+        clips = _count(f"{where}: clips", given.get("clips", max(row.clips for row in rows.values()) // 4))
         settings = over(Settings(**_FINETUNE), _settings(f"{where}: settings", given.get("settings", {})))
         resolve(over(settings, Settings(method="recognition")))
         return [Measure(labels=_labels(where, n), clips=clips, settings=settings, **common) for n in labels]
