@@ -308,6 +308,10 @@ def test_show_labels_of_chosen_videos(plain, tmp_path):
     assert code == 0 and list(pictures(tmp_path)) == ["right/2.mp4.png"], output
     code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path, "--video", "right/3.mp4")
     assert code == 1 and "no video with a labelled clip is called 'right/3.mp4'" in output
+    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path / "stem", "--video", "right/2")
+    assert code == 0 and list(pictures(tmp_path / "stem")) == ["right/2.mp4.png"], output
+    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path, "--video", ".mp4")
+    assert code == 1 and "'.mp4' is the name of 3 videos: 'left/0.mp4', 'right/1.mp4', 'right/2.mp4'" in output
     code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path / "one", "--count", 1, "--seed", 5)
     assert code == 0 and len(pictures(tmp_path / "one")) == 1
 
