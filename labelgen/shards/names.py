@@ -48,7 +48,9 @@ class VideoNames:
                     "enough, also without the extension"
                 )
             if len(rows) > 1:
-                raise ShardError(f"{where}: {name!r} is the name of {self.told(rows)}; give more of one id, or all of it")
+                raise ShardError(
+                    f"{where}: {name!r} is the name of {self.told(rows)}; give more of one id, or all of it"
+                )
             found.add(rows[0])
         return sorted(found)
 

@@ -132,6 +132,16 @@ def test_allow_wrap(videos, tmp_path):
     assert wrapped[:2].tolist() == [0, 0] and 0 < wrapped[2] < wrapped[3] == 1
 
 
+def test_wrap_any(videos, tmp_path):
+    shard, output = labelgen(videos, tmp_path, *TINY, "--clips", 1, "--flow", "dis", "--wrap-any")
+    assert "0 for pace" in output and (shard.arrays["pace/pace"] != NO_ROW).all()
+    wrapped = shard.arrays["pace/wrapped"].mean(1)
+    assert (wrapped > 0).all() and (wrapped[:2] < 1).all() and wrapped[3] == 1
+    for row in np.flatnonzero(shard.arrays["pace/wrapped"][0]):
+        assert (np.diff(shard.pace_frames(0, row)) < 0).sum() == 1  # runs on from the first frame
+    assert vssl("shards", "verify", tmp_path) == (0, "1 shards are sound\n")
+
+
 @pytest.mark.parametrize(("clips", "classes", "short"), [(2, 2, 2), (5, 120, 3)])
 def test_order_clips(videos, tmp_path, clips, classes, short):
     options = ("--clips", 1, "--flow", "dis", "--order-clips", clips, "--rows", 1000)
