@@ -319,13 +319,17 @@ def test_same_context_pairs_are_equally_often_any_two_paces():
 
 
 def test_same_context_leaves_out_videos_whose_rows_have_one_pace(tmp_path):
-    write_shard(tmp_path / "two" / "00000.h5", [64, 70, 66, 80, 90, 64, 77], config=CONFIG | {"rows": 2, "paces": ["1", "2"]})
+    write_shard(
+        tmp_path / "two" / "00000.h5", [64, 70, 66, 80, 90, 64, 77], config=CONFIG | {"rows": 2, "paces": ["1", "2"]}
+    )
     source = data.Shards(tmp_path / "two")
     paces = source.readers[0].arrays["pace/pace"]
     usable = np.flatnonzero(paces[:, 0] != paces[:, 1])
     assert 0 < len(usable) < 7
     samples, lacking, why = Pace.samples(source, OPTIONS)
-    assert samples[:, 1].tolist() == usable.tolist() and lacking == 7 - len(usable) and why.endswith("all of them equal")
+    assert (
+        samples[:, 1].tolist() == usable.tolist() and lacking == 7 - len(usable) and why.endswith("all of them equal")
+    )
     assert len(Pace.samples(source, Pace.option_values())[0]) == 7
 
 
