@@ -33,21 +33,29 @@ def pace_rows(
     length: int,
     rng: np.random.Generator,
     allow_wrap: bool = False,
+    wrap_any: bool = False,
     damage: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Draw `rows` pace clips of a video: pace first, uniformly from the set, then the start among those that fit.
 
     Returns start int32 [rows], label uint8 [rows] (index into `paces`) and wrapped uint8 [rows]; None when the video is
     too short for the widest pace. With `allow_wrap` such a video is kept: a row that does not fit runs on from the
-    video's first frame and is marked. damage: see `sound_starts`; a video with any is not wrapped, which would show all of it.
+    video's first frame and is marked. With `wrap_any`, the rule of the authors' code, every row starts uniformly among all
+    frames, and one that passes the end runs on likewise, so that a cut tells less of the pace. damage: see `sound_starts`; a
+    video with any is not wrapped, because a wrapped clip may show all of it.
     """
     offsets = [pace_offsets(pace, length) for pace in paces]
     spans = [int(offset.max() - offset.min()) for offset in offsets]
     fitting = [sound_starts(n_frames, span, damage) for span in spans]
-    if not all(map(len, fitting)) and (not allow_wrap or (damage is not None and damage.any())):
+    sound = damage is None or not damage.any()
+    if not all(map(len, fitting)) and not (sound and (allow_wrap or wrap_any)):
         return None
     label = rng.integers(len(paces), size=rows)
     position = rng.random(rows)
+    if wrap_any and sound:
+        start = (position * n_frames).astype(np.int32)
+        low, high = np.array([(offset.min(), offset.max()) for offset in offsets])[label].T
+        return start, label.astype(np.uint8), ((start + low < 0) | (start + high >= n_frames)).astype(np.uint8)
     start = np.empty(rows, np.int32)
     wrapped = np.zeros(rows, np.uint8)
     for row, pace in enumerate(label):
@@ -62,7 +70,8 @@ def pace_rows(
 def _of_video(
     n_frames: int, config: Config, rng: np.random.Generator, damage: np.ndarray | None = None
 ) -> Labels | None:
-    rows = pace_rows(n_frames, config.fractions, config.rows, config.clip_length, rng, config.allow_wrap, damage)
+    wrap = config.allow_wrap, config.wrap_any
+    rows = pace_rows(n_frames, config.fractions, config.rows, config.clip_length, rng, *wrap, damage)
     return rows and dict(zip(("pace/start", "pace/pace", "pace/wrapped"), rows, strict=True))
 
 
@@ -79,7 +88,7 @@ def _faults(arrays: Arrays, config: Settings) -> Iterator[tuple[str, bool]]:
     limits = _limits(tuple(config["paces"]), config["clip_length"])
     used, known = pace != NO_ROW, pace < len(limits)
     yield "pace/pace", bool((used.any(1) != used.all(1)).any())
-    yield "pace/wrapped", bool((wrapped > config["allow_wrap"]).any())
+    yield "pace/wrapped", bool((wrapped > (config["allow_wrap"] or config.get("wrap_any", False))).any())
     low, high = np.moveaxis(limits[np.where(known, pace, 0)], -1, 0)
     outside = np.where(wrapped, (begin < 0) | (begin >= lengths), (begin + low < 0) | (begin + high >= lengths))
     yield "pace/start", bool((outside & known).any() or (begin[~used] != -1).any())
