@@ -207,7 +207,7 @@ def _content(path: Path, levels: int = 10) -> dict:
     try:
         content = load_yaml(path)
     except ReadError as error:
-        raise TrainerError(f"cannot be read ({error})") from error
+        raise TrainerError(str(error)) from error
     _known("the file", content, _KEYS)
     try:
         fit(content, _FORM, "it")
