@@ -78,7 +78,9 @@ def test_of_several_data_sets_in_out_the_runs_own_are_shown(run, shards, tmp_pat
     write_shard(out / "other" / "00000.h5", [20] * 2, config={**CONFIG, "dataset": "other"})
     told, text = by_the_command(run, monkeypatch, tmp_path)
     assert "note: out holds no shards of ucf101" in told and "other" not in told and "Sheets of labels" in text
-    write_shard(out / "a" / "00000.h5", [20] * 2, config={**CONFIG, "dataset": "ucf101", "crop": 16})  # of this name, but labelled otherwise
+    write_shard(
+        out / "a" / "00000.h5", [20] * 2, config={**CONFIG, "dataset": "ucf101", "crop": 16}
+    )  # of this name, but labelled otherwise
     shutil.copytree(shards, out / "ucf101")
     told, text = by_the_command(run, monkeypatch, tmp_path)
     assert "note" not in told and "A few clips" in text and "Sheets of labels" not in text
