@@ -15,7 +15,7 @@ from labelgen.progress import working
     "--shards",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Shards that it was trained or evaluated on, for pictures; repeatable.  [default: out, where there is one]",
+    help="Shards that it was trained or evaluated on, for pictures; repeatable.  [default: those in out]",
 )
 @click.option("--count", default=2, type=click.IntRange(0), help="Sheets of labels.")
 @click.option("--seed", default=0, help="Seed of their random choice.")
@@ -23,11 +23,14 @@ def report(run, shards, count, seed):
     """Write a run's page, RUN/report.html: training, results, pictures.  [default: the newest run]"""
     from trainer.checkpoint import load, newest_run
     from trainer.pages.report import report as write
+    from trainer.pages.report import shards_of
 
-    run = newest_run() if run is None else run
-    shards = shards or ((Path("out"),) if Path("out").is_dir() else ())
+    run, told = newest_run() if run is None else run, []
     with working("drawing the page"):
+        if not shards:
+            shards, told = shards_of(run, Path("out"))
         path, notes = write(run, shards, *_sheets(load(run).meta["config_hash"], shards, count, seed))
+    notes = [*told, *notes]
     click.echo("\n".join([f"{path} ({path.stat().st_size / 1e6:.1f} MB)", *(f"note: {note}" for note in notes)]))
 
 

@@ -24,7 +24,11 @@ from cli.labelgen import Progress
     "--backend", default="joblib", type=click.Choice(["joblib", "dask"]), help="This machine, or a Dask cluster."
 )
 @click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask.")
-@click.option("--device", default="auto", help="cpu, cuda; auto: cuda where there is one.")
+@click.option(
+    "--device",
+    default="auto",
+    help="cpu, cuda, or GPUs such as cuda:0,cuda:2: each run gets one; auto: cuda where there is one.",
+)
 @click.option("--latex", is_flag=True, help="Write table.tex, too.")
 def study(file, out, plan, workers, backend, scheduler, device, latex):
     """Compare the rows of a study FILE (docs/studies.md) on its data sets.

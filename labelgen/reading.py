@@ -126,10 +126,12 @@ def load_yaml(path: Any, limit: int = YAML_BYTES) -> Any:
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text, of plain types alone. Raises ReadError, which begins with `where`, for a text that is none, and
-    for one that nests deeper than 40 levels, holds more than 20,000 values (those that aliases repeat included), a text of more
-    than 10,000 letters or with a NUL in it, or a number of more than 40 letters."""
+    for one that gives a key of a mapping twice, nests deeper than 40 levels, holds more than 20,000 values (those that aliases
+    repeat included), a text of more than 10,000 letters or with a NUL in it, or a number of more than 40 letters."""
     try:
         return yaml.load(text, _Loader)
+    except _Twice as error:
+        raise ReadError(f"{where}: {error}") from error
     except yaml.YAMLError as error:
         raise ReadError(f"{where}: no YAML that can be read: {error}") from error
     except (
@@ -142,8 +144,12 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ReadError(f"{where}: no YAML that can be read ({error})") from error
 
 
+class _Twice(yaml.YAMLError):
+    """A key that stands twice in one mapping."""
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that counts values, with what aliases repeat, before anything is made of them."""
+    """SafeLoader that counts values, with what aliases repeat, before anything is made of them, and takes no key twice."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -163,6 +169,21 @@ class _Loader(yaml.SafeLoader):
         self._sizes[id(node)] = self._sizes[id(node)] if alias else self._total - before
         if self._total > _NODES:
             raise yaml.MarkedYAMLError("too many values", None, f"expected at most {_NODES:,}", mark)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[Any, yaml.Mark] = {}
+        for own, _ in node.value:
+            if not isinstance(own, yaml.ScalarNode):
+                continue  # no plain value: whatever makes the mapping refuses it
+            key = own.value if own.tag == "tag:yaml.org,2002:merge" else self.construct_object(own)  # 1 and 0x1 are one
+            if key in first:
+                raise _Twice(
+                    f"line {own.start_mark.line + 1}: the key {own.value!r:.60} is given twice, first in line "
+                    f"{first[key].line + 1}; expected once, as one of the two would have no effect"
+                )
+            first[key] = own.start_mark
         return node
 
     def construct_scalar(self, node: Any) -> Any:

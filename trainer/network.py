@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import cast
 
 import torch
@@ -83,6 +84,13 @@ class Network(nn.Module):
             update_ema(self.ema, source, self.decay)
             if buffers := [*source.buffers()]:
                 torch._foreach_copy_([*self.ema.buffers()], buffers)
+
+
+@functools.cache
+def stage_names(backbone: str, width: float) -> tuple[str, ...]:
+    """Names of a backbone's stages, shallow to deep. Nothing is computed."""
+    with torch.device("meta"):
+        return tuple(backbones.create(backbone, width).eval()(torch.empty(1, 3, 16, 112, 112)))
 
 
 def build_backbone(settings: Settings) -> nn.Module:

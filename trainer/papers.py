@@ -10,8 +10,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
+from labelgen.reading import load_yaml
 from trainer.recipes import RECIPES, recipe
 
 PAPERS = Path(__file__).with_name("papers.yaml")
@@ -32,7 +31,7 @@ done otherwise than in the source, *left out* what nothing here runs, with the r
 
 def table() -> list[str]:
     """Lines of docs/papers.md."""
-    content = yaml.safe_load(PAPERS.read_text())
+    content = load_yaml(PAPERS)
     lines = _INTRO.splitlines()
     for source, items in content["items"].items():
         lines += ["", f"## {source}: {content['sources'][source]}"]
@@ -70,7 +69,7 @@ def _item(entry: dict) -> Iterator[str]:
 def _recipes() -> Iterator[str]:
     found = []
     for path in sorted(RECIPES.glob("*.yaml")):
-        content, (_, shards) = yaml.safe_load(path.read_text()), recipe(path.stem)
+        content, (_, shards) = load_yaml(path), recipe(path.stem)
         options = content["settings"].pop("options", {})
         settings = content["settings"] | options
         assumed = [f"{name} {_value(v['value'])}" for name, v in settings.items() if v["source"] == "assumed"]

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -52,12 +54,30 @@ NINES = [f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else 'x'] * 9)}]\n" for i 
         ('a: "\\ud800"', "half a letter"),
         ('a: "\\U99999999"', "no YAML"),
         ("!!int ''", "no YAML"),
+        ("seeds: [0]\nclips: 2\nseeds: [1]", "line 3: the key 'seeds' is given twice, first in line 1; expected once"),
+        ("rows:\n  a: {lr: 1}\n  'a': {lr: 2}", "line 3: the key 'a' is given twice, first in line 2"),
+        ("- {a: [{b: 1, c: 2, b: 3}]}", "line 1: the key 'b' is given twice"),
+        ("1: a\n0x1: b", "line 2: the key '0x1' is given twice"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n  <<: {y: 1}", "line 4: the key '<<' is given twice"),
+        ("a: {<<: {y: 1, y: 2}}", "the key 'y' is given twice"),
+        ("!!set {a, a}", "the key 'a' is given twice"),
         ("!!python/object/apply:os.system [true]", "could not determine a constructor"),
     ],
 )
 def test_yaml_bombs_are_refused(text, message):
     with pytest.raises(ReadError, match=f"(?s)^here: .*{message}"):
         parse_yaml(text, "here")
+
+
+def test_all_yaml_is_read_by_this_loader():
+    package = Path(__file__).parents[2]
+    files = [path for part in ("labelgen", "trainer", "cli") for path in (package / part).rglob("*.py")]
+    calling = re.compile(r"\b(yaml\.\w*load|SafeLoader)")
+    assert [path.name for path in files if calling.search(path.read_text())] == ["reading.py"]
+
+
+def test_a_key_of_a_merged_mapping_may_be_given_anew():
+    assert parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}", "")["b"] == {"x": 3, "y": 2}
 
 
 def test_aliases_count_as_often_as_they_stand():

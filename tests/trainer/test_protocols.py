@@ -1,7 +1,11 @@
 """What all protocols share: the registry, to which one is added here, the bench, the order of stages, the blocks of the docs."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -179,16 +183,66 @@ def test_stages_stand_in_the_order_of_the_network(demo, run, monkeypatch):
     assert stages == ["layer9", "layer9", "layer10", "layer10", "head", "head"]
 
 
-def test_features_without_a_stored_order_are_read_by_name(demo, run):
+def test_features_of_another_version_are_not_used(demo, run, monkeypatch):
     source, saved = data.Shards(demo), checkpoint.load(run)
-    backbone = features.networks(saved)["pretrained"]
-    kept = features.features(saved, "pretrained", backbone, source, source.videos[:3], "spread", ONE)
-    for path in run.glob("features/*/about.json"):
-        about = json.loads(path.read_text())
-        about.pop("arrays")
-        path.write_text(json.dumps(about))
-    again = features.features(saved, "pretrained", backbone, source, source.videos[:3], "spread", ONE)
-    assert list(again.arrays) == list(kept.arrays) and ("conv1", "max") in again.arrays
+    extracted = []
+    whole = features._extract
+    monkeypatch.setattr(features, "_extract", lambda *given: extracted.append(1) or whole(*given))
+
+    def found():
+        backbone = features.networks(saved)["pretrained"]
+        features.features(saved, "pretrained", backbone, source, source.videos[:3], "spread", ONE)
+        return len(extracted)
+
+    assert found() == found() == 1
+    monkeypatch.setattr(features, "VERSION", features.VERSION + 1)
+    assert found() == 2
+    monkeypatch.setattr(torch, "__version__", "of another day")
+    assert found() == found() == 3
+
+
+class Pixels(nn.Module):
+    """A network whose one stage is its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return {"pixels": x}
+
+
+def test_features_are_what_this_version_gives(demo, run):
+    """Whoever changes these numbers raises features.VERSION."""
+    source, saved = data.Shards(demo), checkpoint.load(run)
+    found = features.features(saved, "pixels", Pixels(), source, source.videos[:2], "spread", ONE)
+    assert features.VERSION == 1 and found.owner.tolist() == [0] * 10 + [1] * 10
+    most, mean = (found.arrays["pixels", pooling] for pooling in ("max", "mean"))
+    assert most.shape == (20, 3 * 18) and mean.shape == (20, 3)
+    assert most[[0, 9, 10, 19], 7] == pytest.approx([1.59, 1.63, 1.97, 2.36], abs=0.02)
+    assert mean[[0, 9, 10, 19], 1] == pytest.approx([0.01, 0.35, -0.26, -0.16], abs=0.02)
+
+
+def test_a_folder_that_another_process_may_still_write_stays(tmp_path, monkeypatch):
+    """Of this host the lock tells, of another one age."""
+    own, old = socket.gethostname(), time.time() - 30 * 24 * 3600
+    for name in (f".{own}-held.tmp", f".{own}-killed.tmp", ".other-1-new.tmp", ".other-1-old.tmp", ".4194305-a.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+    for path in (tmp_path / ".other-1-old.tmp" / "lock", tmp_path / ".other-1-old.tmp"):
+        os.utime(path, (old, old))
+    script = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    line = [sys.executable, "-c", script, tmp_path / f".{own}-held.tmp" / "lock"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        features._keep(tmp_path / "whole", {}, lambda folder: [])
+        process.stdin.close()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("whole", f".{own}-held.tmp", ".other-1-new.tmp", ".4194305-a.tmp")
+    }
+    assert [path.name for path in (tmp_path / "whole").iterdir()] == ["about.json"]
+    features._keep(tmp_path / "next", {}, lambda folder: [])
+    assert not (tmp_path / f".{own}-held.tmp").exists()
 
 
 def test_one_bench_measures_several_protocols(demo, run):

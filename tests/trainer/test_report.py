@@ -63,6 +63,42 @@ def path(run, shards):
     return report.report(run, [shards], [sheet], [sheet])[0]
 
 
+def by_the_command(run, monkeypatch, folder):
+    """What `vssl report` prints in a folder, and the text of the page."""
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(main, ["report", str(run)])
+    assert done.exit_code == 0, done.output
+    return done.output, Page((run / "report.html").read_text()).text
+
+
+def test_of_several_data_sets_in_out_the_runs_own_are_shown(run, shards, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    told, text = by_the_command(run, monkeypatch, tmp_path)
+    assert "note: out holds no shards of ucf101: the page shows none" in told and "Sheets of labels" in text
+    write_shard(out / "other" / "00000.h5", [20] * 2, config={**CONFIG, "dataset": "other"})
+    told, text = by_the_command(run, monkeypatch, tmp_path)
+    assert "note: out holds no shards of ucf101" in told and "other" not in told and "Sheets of labels" in text
+    write_shard(
+        out / "a" / "00000.h5", [20] * 2, config={**CONFIG, "dataset": "ucf101", "crop": 16}
+    )  # of this name, but labelled otherwise
+    shutil.copytree(shards, out / "ucf101")
+    told, text = by_the_command(run, monkeypatch, tmp_path)
+    assert "note" not in told and "A few clips" in text and "Sheets of labels" not in text
+    films = [span for span in Page((run / "report.html").read_text()).all("span") if span.get("role") == "img"]
+    assert films
+    (out / "ucf101" / "00000.h5").write_bytes(b"damaged")
+    told, text = by_the_command(run, monkeypatch, tmp_path)
+    assert "00000.h5" in told and "these shards are left out" in told and "A few clips" not in text
+
+
+def test_out_that_is_empty_or_a_file_is_no_error(run, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    assert "note: out holds no shards of ucf101" in by_the_command(run, monkeypatch, tmp_path)[0]
+    (tmp_path / "out").rmdir()
+    (tmp_path / "out").write_text("")
+    assert "note: out holds no shards of ucf101" in by_the_command(run, monkeypatch, tmp_path)[0]
+
+
 def test_page_is_well_formed_and_says_what_it_shows(path):
     text = path.read_text(encoding="ascii")
     found = Page(text)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from torch import nn
 
 from cli.main import main
 from cli.study import label
@@ -22,6 +23,8 @@ from tests.labelgen.synthetic import write_video
 from tests.trainer.pages import Page
 from tests.trainer.planted import write_colored
 from trainer import data
+from trainer.backbones import BACKBONES
+from trainer.backbones.layers import Stages
 from trainer.errors import TrainerError
 from trainer.study import bootstrap, file, jobs, measures, planning, results, sources
 from trainer.study.study import Machine, show_plan
@@ -186,6 +189,29 @@ def test_a_sweep_has_a_candidate_for_every_combination(tmp_path):
     study = file.read(write_study(tmp_path, rows={"a": row}))
     assert len(study.rows["a"].candidates) == 6
     assert study.rows["a"].tried[5] == {"lr": 0.2, "weight_decay": 2.0}
+
+
+def two_blocks(width):
+    """A backbone whose stages have names of their own."""
+    return Stages(4, stem=nn.Conv3d(3, 4, 3, 2, 1), block=nn.Sequential(nn.Conv3d(4, 4, 3, 2, 1), nn.ReLU()))
+
+
+def test_the_last_stage_is_that_of_each_network(colors, tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "blocks", f"{__name__}:two_blocks")
+    monkeypatch.setattr(jobs, "execute", execute_here)
+    other = {"blocks": {"method": "rotation", "backbone": "blocks"}}
+    knn = [{"protocol": "knn", "k": 1, "pooling": "mean"} | own for own in ({}, {"stage": ["stem", "block"]})]
+    alone = file.read(write_study(colors, rows=other, measures=knn)).measures
+    assert [(own.stage, own.headline) for own in alone] == [("block", True), ("stem", False), ("block", True)]
+    path = write_study(colors, seeds=[0], rows=SMALL["rows"] | other, measures=[*knn, {"protocol": "smoothness"}])
+    content = make_study(path, tmp_path / "out", Machine(device="cpu"), None, None, say=print)
+    titles = ["1-NN, last stage, mean", "1-NN, stem, mean", "1-NN, block, mean", "smoothness, last stage, mean"]
+    assert [(own["measure"], own["headline"]) for own in content["columns"]] == [
+        (title, title != titles[1]) for title in titles
+    ]
+    found = {(entry["row"], entry["column"]): entry["value"] for entry in content["numbers"]}
+    assert found["blocks", 0] == found["blocks", 2] and ("turns <i>", 0) in found and ("turns <i>", 2) not in found
+    assert any("no stage 'block': there are conv1" in own["reason"] for own in content["absent"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda path: path.stem)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import socket
+import time
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +32,8 @@ from trainer.network import build_backbone
 from trainer.settings import Settings
 from trainer.training.precision import exact
 
+VERSION = 1  # of the features of the same weights and clips; whoever changes their values raises it
+_FORGOTTEN = 7 * 24 * 3600  # seconds after which nobody writes into a temporary folder any more
 VIEWS = {"spread": data.spread_frames, "sliding": data.sliding_frames, "adjacent": data.adjacent_frames}
 
 
@@ -130,23 +136,21 @@ def _kept(folder: Path) -> list[tuple[str, str]]:
     """Stage and pooling of the arrays in a folder, in the order of the network."""
     try:
         about = load_json(folder / "about.json")
-        fit(about, {"arrays?": [[str]]}, "it")
-        kept = about.get("arrays")
-        if any(len(pair) != 2 or not all(map(str.isalnum, pair)) for pair in kept or ()):
+        fit(about, {"arrays": [[str]]}, "it")
+        kept = about["arrays"]
+        if any(len(pair) != 2 or not all(map(str.isalnum, pair)) for pair in kept):
             raise ValueError(f"arrays are {kept!r:.60}")
     except (ReadError, ValueError) as error:
         raise TrainerError(f"{folder}: damaged ({error}); delete it, and the features are extracted again") from error
-    if kept is None:  # written before the order was; all networks named their stages conv1 to conv5 then
-        kept = sorted(path.stem.split("-") for path in folder.glob("*.npy"))
     return [(stage, pooling) for stage, pooling in kept]
 
 
 def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: str) -> str:
-    """Hash of everything that decides the features."""
+    """Hash of everything that decides the features, the versions of this code and of torch included."""
     digest = hashlib.sha256()
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(json.dumps([type(backbone).__name__, views, shards.config_hash]).encode())
+    digest.update(json.dumps([VERSION, torch.__version__, type(backbone).__name__, views, shards.config_hash]).encode())
     for sha256 in shards.readers.sha256:
         digest.update(json.dumps(sha256, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(videos, np.int64).tobytes())
@@ -154,19 +158,23 @@ def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: st
 
 
 def _keep(folder: Path, about: dict, extract: Callable[[Path], list[tuple[str, str]]]) -> None:
-    """Have a folder written whole or not at all; left-overs of a killed process are removed.
+    """Have a folder written whole or not at all; left-overs of killed processes are removed.
 
     extract: writes the arrays into a folder and returns their stages and poolings in order, which about.json keeps.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(".*.tmp"):
-        if not _alive(left.name.split("-")[0][1:]):
+        if _left_over(left):
             shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}-", suffix=".tmp", dir=folder.parent))
+    temporary = folder.parent / f".{socket.gethostname()}-{uuid.uuid4().hex}.tmp"
+    temporary.mkdir()
     try:
-        about = {**about, "arrays": extract(temporary)}
-        (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n")
-        temporary.chmod(0o755)
+        with open(temporary / "lock", "w") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks: see _left_over
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            about = {**about, "arrays": extract(temporary)}
+            (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+            (temporary / "lock").unlink()
         try:
             temporary.rename(folder)
         except OSError:
@@ -178,8 +186,18 @@ def _keep(folder: Path, about: dict, extract: Callable[[Path], list[tuple[str, s
         raise
 
 
-def _alive(process: str) -> bool:
-    return process.isdecimal() and Path(f"/proc/{process}").exists()
+def _left_over(temporary: Path) -> bool:
+    """Whether nobody writes into a temporary folder any more: its process, of this host, holds its lock no longer. Of another
+    host, whose locks may not be seen here, and without locks age tells."""
+    with contextlib.suppress(OSError):  # no lock, or none to be had
+        if temporary.name[1:].rpartition("-")[0] == socket.gethostname():
+            with open(temporary / "lock", "r+") as lock:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+    with contextlib.suppress(OSError):  # removed just now
+        times = [path.stat().st_mtime for path in (temporary, *temporary.iterdir())]
+        return time.time() - max(times) > _FORGOTTEN
+    return False
 
 
 def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute) -> list[tuple[str, str]]:

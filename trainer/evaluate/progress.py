@@ -34,11 +34,12 @@ class Progress:
         self.bar.update(units)
 
     def line(self, seconds: float) -> str:
-        left = f", about {_duration(seconds / self.done * (self.total - self.done))} left" if self.done else ""
+        left = f", about {duration(seconds / self.done * (self.total - self.done))} left" if self.done else ""
         return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s{left}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """About so long, in words."""
     return (
         f"{seconds:.0f} s"
         if seconds < 100

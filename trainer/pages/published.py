@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from markupsafe import Markup
 
+from labelgen.reading import load_yaml
 from trainer.checkpoint import with_labels
 from trainer.evaluate import protocol_class
 from trainer.evaluate.results import Result, of_the_network
@@ -24,7 +24,7 @@ def published_html(settings: dict, initial: dict | None, results: Sequence[Resul
     its pretraining. Empty where no paper has such a number.
     """
     method, backbone = pretraining(settings, initial)[0], settings["backbone"]
-    content = yaml.safe_load(PUBLISHED.read_text())
+    content = load_yaml(PUBLISHED)
     out = Markup()
     for protocol in dict.fromkeys(group["protocol"] for group in content["groups"]):
         groups = [group for group in content["groups"] if group["protocol"] == protocol]

@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
-from labelgen.errors import ReadError
+from labelgen.errors import ReadError, ShardError
 from labelgen.files import write_text
 from labelgen.reading import load_json, read_bytes
 from labelgen.shards import ShardReader, open_shards
+from labelgen.shards.folder import shard_paths
 from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
@@ -117,6 +118,31 @@ def report(
     shown = [section for section in sections if section[2]]
     write_text(path, page(saved.run.resolve().name, lead, _tiles(of), shown, made_by(), films.style()))
     return path, [*gaps, *damaged, *_unused(of, opened)]
+
+
+def shards_of(run: str | os.PathLike, folder: Path) -> tuple[list[Path], list[str]]:
+    """Folders of shards, `folder` or below it, of the data sets that a run was trained or measured on, one of each: the one
+    that was labelled as the run's, else the first; and notes: of which data sets there are none, which shards are damaged.
+    Raises TrainerError where there is no run."""
+    saved = checkpoint.load(run, best=True)
+    measured = [result.protocol for own in (saved.run, *_started_from(saved.run)) for result in read_results(own)[0]]
+    named = dict.fromkeys([*checkpoint.trained_splits(saved.meta)])
+    named |= dict.fromkeys(p[key] for p in measured for key in ("dataset", "gallery") if key in p)
+    found: dict[str, dict[str, Path]] = {}
+    notes = []
+    for own in sorted({path.parent for path in (*folder.glob("[0-9]*.h5"), *folder.glob("*/[0-9]*.h5"))}):
+        try:
+            first = ShardReader(shard_paths(own)[0])
+            if (dataset := first.config["dataset"]) in named:
+                open_shards(own)  # all of them are there
+                found.setdefault(dataset, {}).setdefault(first.config_hash, own)
+        except ShardError as error:
+            notes.append(f"{error}; these shards are left out")
+    if absent := ", ".join(name for name in named if name not in found):
+        notes.append(
+            f"{folder} holds no shards of {absent}: the page shows none of their videos and labels unless their folder is named"
+        )
+    return [of.get(saved.meta["config_hash"]) or next(iter(of.values())) for of in found.values()], notes
 
 
 def _unused(run: _Run, opened: dict[str, list[ShardReader]]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from labelgen.errors import ReadError
 from labelgen.reading import fit, load_yaml
 from trainer.errors import TrainerError
+from trainer.network import stage_names
 from trainer.recipes import recipe
 from trainer.settings import Settings, over, resolve
 
@@ -21,6 +22,7 @@ RANDOM, SUPERVISED, FLOW = "random weights", "supervised", "flow histogram"
 PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "finetune", "pretext")
 WITHOUT_LABELS = ("smoothness", "pretext")
 ALL = "all"
+LAST = "last"  # the last stage of each network, where these have different names
 VIEWS = 10  # clips of a video that features are taken of
 _TRIED = 1000  # settings of a row, at most
 _POOLINGS = ("max", "mean")
@@ -124,11 +126,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a network on a data set; parts: of a video's time, whose features stand side by side; labels: per class
-    that a classifier learns from, or "all"; draws: of each sample of the pretext task."""
+    """One number of a network on a data set; deepest: whether its stage is the last one of a network; parts: of a video's time,
+    whose features stand side by side; labels: per class that a classifier learns from, or "all"; draws: of each sample of the
+    pretext task."""
 
     protocol: str
     stage: str = ""
+    deepest: bool = False
     pooling: str = ""
     parts: int = 1
     k: int = 0
@@ -148,7 +152,14 @@ class Measure:
         names |= {"pretext": "pretext task"}
         few = f"{self.labels} per class" if self.labels != ALL else ""
         parts = f"{self.parts} parts" if self.parts > 1 else ""
-        return ", ".join(filter(None, (names.get(self.protocol, self.protocol), self.stage, self.pooling, parts, few)))
+        stage = "last stage" if self.stage == LAST else self.stage
+        return ", ".join(filter(None, (names.get(self.protocol, self.protocol), stage, self.pooling, parts, few)))
+
+    @property
+    def headline(self) -> bool:
+        """Whether it stands in the forest plot and the ranks, by a rule that does not look at values: all labels, and of frozen
+        features the last stage."""
+        return self.labels == ALL and (not self.stage or self.deepest)
 
     @property
     def what(self) -> dict:
@@ -207,7 +218,7 @@ def _content(path: Path, levels: int = 10) -> dict:
     try:
         content = load_yaml(path)
     except ReadError as error:
-        raise TrainerError(f"cannot be read ({error})") from error
+        raise TrainerError(str(error)) from error
     _known("the file", content, _KEYS)
     try:
         fit(content, _FORM, "it")
@@ -392,10 +403,11 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     pooling = given.get("pooling", "mean" if protocol == "smoothness" else "max")
     if pooling not in _POOLINGS:
         raise TrainerError(f"{where}: pooling is {pooling!r}, expected one of: {', '.join(_POOLINGS)}")
-    stages = given.get("stage", "conv5")
-    stages = stages if isinstance(stages, list) else [stages]
+    last = dict.fromkeys(stage_names(*row.network)[-1] for row in rows.values())
+    stages = given.get("stage", LAST if len(last) > 1 else [*last])
+    stages = {stage: stage in (LAST, *last) for stage in (stages if isinstance(stages, list) else [stages])}
     if protocol == "smoothness":
-        return [Measure(stage=stage, pooling=pooling, **common) for stage in stages]
+        return [Measure(stage=stage, deepest=deepest, pooling=pooling, **common) for stage, deepest in stages.items()]
     k = 0 if protocol == "linear" else _count(f"{where}: k", given.get("k", 5 if protocol == "knn" else 1))
     parts = _count(f"{where}: parts", given.get("parts", 1))
     if parts > VIEWS:
@@ -403,9 +415,9 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
             f"{where}: parts is {parts}, expected {VIEWS} at most, as features are of {VIEWS} clips of a video"
         )
     return [
-        Measure(stage=stage, pooling=pooling, parts=parts, k=k, labels=_labels(where, n), **common)
+        Measure(stage=stage, deepest=deepest, pooling=pooling, parts=parts, k=k, labels=_labels(where, n), **common)
         for n in labels
-        for stage in stages
+        for stage, deepest in stages.items()
     ]
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from labelgen.files import write_json, write_text
 from labelgen.reading import fit, load_json, read_text
 from trainer.errors import TrainerError
 from trainer.settings import Settings, resolve
+from trainer.study.devices import Device, given, kind_of_device
 
 _PACKAGE = Path(__file__).parents[1]
 _TRAINING = (
@@ -33,7 +35,7 @@ _TRAINING = (
     *("network.py", "augment.py", "settings.py", "options.py", "distributed.py", "memory.py"),
 )
 _MEASURING = (*_TRAINING, "checkpoint.py", "evaluate", "study/measures.py", "study/sources.py")
-_RESULT = {"seconds": float | int, "cost": str, "clips": float | int, "scores?": dict, "reason?": str}
+_RESULT = {"seconds": float | int, "cost": str, "clips": float | int, "device?": str, "scores?": dict, "reason?": str}
 _FREE = ("compile", "workers", "device", "checkpoint_minutes", "log_every")  # settings that change no weight
 
 
@@ -42,8 +44,8 @@ class Job:
     """One process.
 
     id: hash of all that determines what it makes; makes: ids of the results, none for training; how: what it is called
-    with, paths and all; needs: ids of the trainings before it; row, told: for the reader; cost: name of like jobs and the
-    number of clips, for the estimate
+    with, paths and all, and the "device", or several among which runs are spread; needs: ids of the trainings before it; row,
+    told: for the reader; cost: name of like jobs and the number of clips, for the estimate
     """
 
     kind: str
@@ -111,18 +113,42 @@ class Store:
         """Whether a training or a result is there and whole."""
         return (self.run(id) / "done.json").exists() or (self.root / "results" / f"{id}.json").exists()
 
+    def finetuned(self, job: Job, split: str) -> Path:
+        """Folder of a finetuning, while it is made."""
+        return self.root / "finetuned" / job.id / split.replace("/", "_")
+
+    def log(self, job: Job) -> Path:
+        """What a job prints."""
+        return self.root / "logs" / f"{job.id}.txt"
+
+    def marker(self, job: Job) -> Path:
+        """Is there while a job is made: on what, and how long its log was before."""
+        return self.root / "logs" / f"{job.id}.running"
+
     def done(self, job: Job) -> bool:
         """Whether all that a job makes is there."""
         return all(map(self.has, job.makes or (job.id,)))
 
 
 def execute(job: Job, root: Path, threads: int, functions: dict[str, Callable]) -> tuple[Job, str]:
-    """Make a job in a process of its own; "" or why it failed. What it prints is in logs/ID.txt."""
-    log = root / "logs" / f"{job.id}.txt"
+    """Make a job in a process of its own, on a device that it has alone while there are enough; "" or why it failed. What it
+    prints is in logs/ID.txt."""
+    log, marker = Store(root).log(job), Store(root).marker(job)
     log.parent.mkdir(exist_ok=True)
-    answer = root / "logs" / f"{job.id}.error"
+    with given(job.how["device"]) as device:
+        marker.write_text(f"{device} of {socket.gethostname()}\n{log.stat().st_size if log.exists() else 0}")
+        try:
+            return job, _in_process(job, root, threads, functions, device)
+        finally:
+            marker.unlink(missing_ok=True)
+
+
+def _in_process(job: Job, root: Path, threads: int, functions: dict[str, Callable], device: Device) -> str:
+    log, answer = Store(root).log(job), root / "logs" / f"{job.id}.error"
     answer.unlink(missing_ok=True)
+    job = replace(job, how=job.how | {"device": device.name})
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment |= {"CUDA_VISIBLE_DEVICES": device.alone} if device.alone else {}
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
     command = [sys.executable, "-c", f"from trainer.study.jobs import child; child({os.getpid()})"]
     with open(log, "ab") as file:
@@ -130,12 +156,12 @@ def execute(job: Job, root: Path, threads: int, functions: dict[str, Callable]) 
             command, input=pickle.dumps((job, root, functions)), env=environment, stdout=file, stderr=subprocess.STDOUT
         )
     if done.returncode == 0:
-        return job, ""
+        return ""
     if answer.exists():
-        return job, answer.read_text()
+        return answer.read_text()
     how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
     lines = log.read_text(errors="replace").strip().splitlines()
-    return job, f"its process ended with {how}: {lines[-1] if lines else 'it said nothing'}; see {log}"
+    return f"its process ended with {how}: {lines[-1] if lines else 'it said nothing'}; see {log}"
 
 
 def child(parent: int) -> None:
@@ -154,12 +180,11 @@ def work(job: Job, root: Path, functions: dict[str, Callable]) -> None:
     begin = time.perf_counter()
     made = _WORK[job.kind](job, Store(root), functions)
     seconds = (time.perf_counter() - begin) / max(1, len(made))
+    told = {"cost": job.cost[0], "clips": job.cost[1] / len(made), "device": kind_of_device(job.how["device"])}
     for id, content in made.items():
         path = Store(root).run(id) / "done.json" if job.kind == "train" else root / "results" / f"{id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            path, {"seconds": round(seconds, 2), "cost": job.cost[0], "clips": job.cost[1] / len(made)} | content
-        )
+        write_json(path, {"seconds": round(seconds, 2)} | told | content)
 
 
 def _end_with(parent: int) -> None:
@@ -169,7 +194,8 @@ def _end_with(parent: int) -> None:
 
 
 def _train(job: Job, store: Store, functions: dict) -> dict[str, dict]:
-    run = train_or_resume(store.run(job.id) / "run", **job.how)
+    how = job.how
+    run = train_or_resume(store.run(job.id) / "run", on_device(how["settings"], how["device"]), how["shards"])
     seconds = _logged_seconds(run)
     return {job.id: {"seconds": round(seconds, 2)}}
 
@@ -179,13 +205,18 @@ def _logged_seconds(run: Path) -> float:
     return sum(float(row["total_ms"]) for row in rows) / 1000
 
 
-def train_or_resume(run: Path, settings: dict, shards: str, initial: str | None = None) -> Path:
+def on_device(settings: dict, device: str) -> Settings:
+    """Settings of a run for its process there: beside a CPU that trains pixels are decoded by that process."""
+    own = Settings(**settings)
+    return replace(own, device=device, workers=0 if device == "cpu" else own.workers)
+
+
+def train_or_resume(run: Path, own: Settings, shards: str, initial: str | None = None) -> Path:
     """Train a run, from where it stopped."""
     from trainer.training import train
 
-    own = Settings(**settings)
     if any((run / "checkpoints").glob("[0-9]*")):
-        return train(None, shards, resume=run)
+        return train(Settings(device=own.device, workers=own.workers), shards, resume=run)
     shutil.rmtree(run, ignore_errors=True)
     run.parent.mkdir(parents=True, exist_ok=True)
     return train(own, shards, run=run, initial=initial)
@@ -221,8 +252,9 @@ def _finetune(job: Job, store: Store, functions: dict) -> dict[str, dict]:
     how, scores = job.how, dict[str, float]()
     for split, settings in how["settings"].items():
         initial = how["run"][split] and str(store.run(how["run"][split]) / "run")
-        place = store.root / "finetuned" / job.id / split.replace("/", "_")
-        run = train_or_resume(place, settings, str(how["shards"]), initial)
+        run = train_or_resume(
+            store.finetuned(job, split), on_device(settings, how["device"]), str(how["shards"]), initial
+        )
         scores |= measures.finetuned_scores(run, how["shards"], measures.Compute(workers=0, device=how["device"]))
     shutil.rmtree(store.root / "finetuned" / job.id)  # only its scores are used
     return {job.makes[0]: {"scores": scores}}
@@ -291,8 +323,3 @@ def _on_cluster(jobs, root: Path, scheduler: str, device: str, functions: dict) 
                     yield waiting[future], f"the Dask cluster failed ({error})"
         finally:
             client.cancel([*waiting])
-
-
-def with_device(settings: Settings, device: str) -> dict:
-    """Settings of a run for its process: pixels are decoded there."""
-    return asdict(replace(settings, device=device, workers=0 if device == "cpu" else settings.workers))

@@ -23,7 +23,7 @@ from trainer.evaluate.knn import TEMPERATURE
 from trainer.evaluate.neighbours import nearest, votes
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
-from trainer.study.file import VIEWS, Measure
+from trainer.study.file import LAST, VIEWS, Measure
 from trainer.study.sources import Source, drawn
 
 _CELLS, _DIRECTIONS = 4, 8  # of the histogram: per side, and bins
@@ -88,11 +88,10 @@ def scores(
 
     Raises TrainerError for a stage that the features lack, and where a class has too few videos to learn from.
     """
-    key = ("flow", measure.pooling) if ("flow", "max") in found.arrays else (measure.stage, measure.pooling)
+    stages = [*dict.fromkeys(stage for stage, _ in found.arrays)]
+    key = (stages[-1] if measure.stage == LAST or stages == ["flow"] else measure.stage), measure.pooling
     if key not in found.arrays:
-        raise TrainerError(
-            f"no stage {measure.stage!r}: there are {', '.join(dict.fromkeys(s for s, _ in found.arrays))}"
-        )
+        raise TrainerError(f"no stage {measure.stage!r}: there are {', '.join(stages)}")
     result: Scores = {}
     for split in splits:
         opened = source.opened(target, split)

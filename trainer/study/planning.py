@@ -15,13 +15,15 @@ import numpy as np
 import torch
 
 from labelgen.reading import read_text
-from trainer import data
+from trainer import data, distributed
 from trainer.errors import TrainerError
 from trainer.network import build_backbone
 from trainer.settings import Settings, over, resolve
+from trainer.study.devices import kind_of_device
 from trainer.study.file import ALL, FLOW, SUPERVISED, VIEWS, WITHOUT_LABELS, Measure, Row, Study
-from trainer.study.jobs import Job, Store, code, determining, identity, with_device
+from trainer.study.jobs import Job, Store, code, determining, identity
 from trainer.study.sources import Source, drawn, few_name
+from trainer.training.precision import pick_precision, set_precision
 from trainer.training.streams import training_streams
 
 
@@ -155,7 +157,7 @@ class _Planner:
             f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in row.tried[index].items()
         )
-        how = {"settings": with_device(settings, self.device), "shards": str(source.folder)}
+        how = {"settings": asdict(settings), "shards": str(source.folder), "device": self.device}
         cost = f"{own.method} {own.backbone} {own.width:g} {_clip(source)}", clips
         self._add(Job("train", id, (), how, (), row.name, ", ".join(filter(None, (told, tried))), cost))
         return id
@@ -234,7 +236,7 @@ class _Planner:
         id = identity(kind="finetune", code=code("train") + code("measure"), settings=of, **what)
         how = {"source": source, "target": column.target, "run": networks, "device": self.device}
         how |= {"shards": source.folders[column.target]}
-        how |= {"settings": {split: with_device(one, self.device) for split, one in settings.items()}}
+        how |= {"settings": {split: asdict(one) for split, one in settings.items()}}
         needs = tuple(dict.fromkeys(filter(None, networks.values())))
         told = f"{measure.title} on {column.tested_on} {column.target}".rstrip()
         told += (f", pretrained on {column.pretrained_on}" if needs else "") + f", seed {seed}"
@@ -308,34 +310,41 @@ def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float]
     return epochs, epochs * each
 
 
-def seconds(planned: Iterable[Job], store: Store) -> Iterator[tuple[Job, float]]:
-    """About how long each job takes: at the rate of like jobs of this study that are done, else of a few steps made now."""
-    spent: dict[str, list[float]] = {}
+def seconds(planned: Iterable[Job], store: Store, device: str) -> Iterator[tuple[Job, float]]:
+    """About how long each job takes on such a device: at the rate of like jobs of this study that were done on one, else of a
+    few steps made now. Raises TrainerError for a device that cannot be used."""
+    kind_of, spent = kind_of_device(device), dict[str, list[float]]()
     for path in (*store.root.glob("runs/*/done.json"), *store.root.glob("results/*.json")):
         made = store.result(path.parent.name if path.name == "done.json" else path.stem)
-        total = spent.setdefault(made["cost"], [0.0, 0.0])
-        total[0] += made["seconds"]
-        total[1] += made["clips"]
+        if made.get("device") == kind_of:
+            total = spent.setdefault(made["cost"], [0.0, 0.0])
+            total[0] += made["seconds"]
+            total[1] += made["clips"]
     for job in planned:
         kind, clips = job.cost
         if kind in spent:
             yield job, clips * spent[kind][0] / spent[kind][1]
         else:
-            yield job, clips * (0.3 if kind == "flow" else _rate(kind))
+            yield job, clips * (0.3 if kind == "flow" else _rate(kind, device.split(",")[0]))
 
 
 @functools.cache
-def _rate(kind: str) -> float:
-    """Seconds per clip of a network on this machine's CPU, in training or, of "features", forward alone."""
+def _rate(kind: str, name: str) -> float:
+    """Seconds per clip of a network on the device of that name, in training or, of "features", forward alone."""
     what, backbone, width, clip = kind.split(" ")
+    trains = what != "features"
     frames, crop = map(int, clip.split("x"))
-    settings = resolve(Settings(backbone=backbone, width=float(width)))
-    network, clips = build_backbone(settings), torch.rand(4, 3, frames, crop, crop)
-    for _ in range(2):
+    settings, device = resolve(Settings(backbone=backbone, width=float(width))), distributed.pick_device(name)
+    network = build_backbone(settings).to(device, memory_format=torch.channels_last_3d)
+    set_precision(pick_precision("auto" if trains else "float32", device), network)
+    clips = torch.rand(4 if device.type == "cpu" else 16, 3, frames, crop, crop, device=device)
+    for _ in range(2):  # the first time kernels are chosen
         begin = time.perf_counter()
-        with torch.set_grad_enabled(what != "features"):
-            out = [*network(clips).values()][-1]
-        if what != "features":
-            out.sum().backward()
+        with torch.set_grad_enabled(trains):
+            total = [*network(clips).values()][-1].sum()
+        if trains:
+            total.backward()
+            total = [*network.parameters()][0].grad.sum()  # the last that is computed
+        total.item()  # the device is waited for
         took = time.perf_counter() - begin
     return took / len(clips)

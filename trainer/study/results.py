@@ -15,7 +15,7 @@ from trainer.evaluate.folds import groups_of
 from trainer.evaluate.tables import shown
 from trainer.settings import Settings, resolve
 from trainer.study.bootstrap import RESAMPLES, difference, interval
-from trainer.study.file import ALL, FLOW, RANDOM, SUPERVISED, WITHOUT_LABELS, Measure, Row, Study
+from trainer.study.file import ALL, FLOW, RANDOM, SUPERVISED, WITHOUT_LABELS, Row, Study
 from trainer.study.jobs import Store, code, determining
 from trainer.study.planning import Column, Planned, held_out_loss
 from trainer.study.sources import Source
@@ -109,15 +109,9 @@ def _column(column: Column) -> dict:
         "tested_on": column.tested_on,
         "target": "" if column.measure.protocol in WITHOUT_LABELS else column.target,
         "measure": column.measure.title,
-        "headline": headline(column.measure),
+        "headline": column.measure.headline,
         "labels": column.measure.labels,
     }
-
-
-def headline(measure: Measure) -> bool:
-    """Whether a measure stands in the forest plot and the ranks, by a rule that does not look at values: all labels, and of
-    frozen features the last stage."""
-    return measure.labels == ALL and measure.stage in ("", "conv5")
 
 
 @dataclass(frozen=True)
@@ -196,7 +190,7 @@ def _orderings(study: Study, columns: list[Column], tests: list[_Test]) -> list[
         here = [
             {"column": number, **above, "verdict": _verdict(above)}
             for number, (column, test) in enumerate(zip(columns, tests, strict=True))
-            if headline(column.measure) and (above := test.above(own.better, own.worse))
+            if column.measure.headline and (above := test.above(own.better, own.worse))
         ]
         found.append({**asdict(own), "values": list(own.values), "here": here})
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +11,22 @@ from labelgen.errors import VsslError
 from labelgen.files import locked
 from labelgen.progress import telling, working
 from trainer.errors import TrainerError
+from trainer.evaluate.progress import duration
 from trainer.study.file import Data, Study, read
 from trainer.study.jobs import Job, Store, make
 from trainer.study.page import write_page
 from trainer.study.planning import plan, seconds
+from trainer.study.progress import running
 from trainer.study.results import collect, not_to_be_had, write_tables
 from trainer.study.sources import Source, prepare
+
+_UNLABELLED, _NOT_KNOWN = "to be labelled first", "not known before labelling"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where runs are made: processes at a time, or a Dask scheduler's address; device: cpu, cuda or auto."""
+    """Where runs are made: processes at a time, or a Dask scheduler's address; device: cpu, cuda, auto, or several GPUs,
+    cuda:0,cuda:2, among which runs are spread."""
 
     workers: int = 1
     scheduler: str | None = None
@@ -66,7 +71,7 @@ def study(
             waiting = sum(not store.done(job) for job in planned.jobs.values()) - len(ready)
             say(f"{len(ready)} runs to make" + (f", {waiting} that wait for them" if waiting else ""))
             made = make(ready, store.root, machine.workers, machine.scheduler, machine.device, {"flow": flow})
-            failed |= _told(made, len(ready), store.root / "logs", say)
+            failed |= _told(made, ready, store, say)
         with working("collecting the numbers"):
             content = collect(own, sources, planned, store, failed, unusable)
         write_tables(content, store.root, latex)
@@ -74,17 +79,23 @@ def study(
     return content
 
 
-def _told(made: Iterable[tuple[Job, str]], count: int, logs: Path, say: Callable[[str], None]) -> dict[str, str]:
-    """Tell of each of `count` jobs as it ends, and that they go on; returns id -> reason of those that failed."""
+def _told(
+    made: Iterable[tuple[Job, str]], jobs: Sequence[Job], store: Store, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Tell of each job as it ends, and meanwhile how far those are that run; returns id -> reason of those that failed."""
     number, failed = 0, dict[str, str]()
 
     def so_far(seconds: float) -> str:
-        return f"{number} of {count} runs made in {_duration(seconds)}; what they print is in {logs}"
+        head = f"{number} of {len(jobs)} runs made in {duration(seconds)}; what they print is in {store.root / 'logs'}"
+        return "\n  ".join([head, *running(jobs, store)])
 
+    for job in jobs:
+        store.marker(job).unlink(missing_ok=True)  # of a study that was killed
     with telling(so_far):
         for number, (job, reason) in enumerate(made, 1):
+            store.marker(job).unlink(missing_ok=True)  # of a worker that was lost
             state, why = ("failed", f": {reason}") if reason else ("done", "")
-            say(f"{state} {number}/{count}: {job.row}: {job.told}{why}")
+            say(f"{state} {number}/{len(jobs)}: {job.row}: {job.told}{why}")
             if reason:
                 failed[job.id] = reason
     return failed
@@ -94,31 +105,29 @@ def show_plan(path: str | Path, out: Path, workers: int, device: str) -> list[st
     """The runs of a study, what is there and about how long the others take, as lines. No run is made."""
     own, store = read(path), Store(Path(out).resolve())
     sources, unusable = _sources(own, store.root, lambda d: _labelled(d, store.root))
+    unlabelled = [name for name, reason in unusable.items() if reason == _UNLABELLED]
     lines = [f"{name}: {reason}; its runs are not in the plan" for name, reason in unusable.items()]
     planned = plan(own, sources, store, device, {})
     jobs = [*planned.jobs.values()]
     missing = [job for job in jobs if not store.done(job)]
-    took = {job.id: time for job, time in seconds(missing, store)}
+    took = {job.id: time for job, time in seconds(missing, store, device)}
     for row in own.rows:
         lines.append(row)
         for job in jobs:
             if job.row == row:
                 clips = f", {job.cost[1]:,.0f} {'videos' if job.kind == 'flow' else 'clips'}"
-                state = f"about {_duration(took[job.id])}" if job.id in took else "there"
+                state = f"about {duration(took[job.id])}" if job.id in took else "there"
                 lines.append(f"  {job.kind:8} {job.told}{clips}: {state}")
+        named = [*own.data, *map(own.rows[row].pretrains_on, own.data)]
+        if waits := ", ".join(name for name in unlabelled if name in named):
+            lines.append(f"  runs on {waits}: {_NOT_KNOWN}")
     lines += [f"not to be had: {own['row']}: {own['what']}: {own['reason']}" for own in not_to_be_had(planned.unknown)]
-    several = f", {workers} at a time: {_duration(sum(took.values()) / workers)}" if workers > 1 else ""
-    lines.append(
-        f"{len(jobs) - len(missing)} of {len(jobs)} runs are there; the others take about "
-        f"{_duration(sum(took.values()))}{several} (classifiers on frozen features not counted)"
-    )
-    return lines
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    several = f", {workers} at a time: {duration(sum(took.values()) / workers)}" if workers > 1 else ""
+    known = f"about {duration(sum(took.values()))}{several} (classifiers on frozen features not counted)"
+    if unlabelled:
+        known = f"{known}, those on {', '.join(unlabelled)}: {_NOT_KNOWN}" if jobs else _NOT_KNOWN
+    there = f"{len(jobs) - len(missing)} of {len(jobs)} runs are there" if jobs else "no run is there"
+    return [*lines, f"{there}; the others take: {known}"]
 
 
 def _sources(own: Study, root: Path, shards: Callable[[Data], Path]) -> tuple[dict[str, Source], dict[str, str]]:
@@ -146,5 +155,5 @@ def _labelled(data: Data, root: Path) -> Path:
         return data.shards
     folder = root / "shards" / data.folder
     if not any(folder.glob("*/report.json")):
-        raise TrainerError("to be labelled first")
+        raise TrainerError(_UNLABELLED)
     return folder

@@ -1,0 +1,72 @@
+"""How far the runs of a study are, by what their processes write, wherever they run."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from labelgen.errors import VsslError
+from labelgen.reading import load_json, open_regular
+from trainer.evaluate.progress import duration
+from trainer.study.jobs import Job, Store
+
+_TAIL = 1 << 13  # bytes from the end of a file
+_LETTERS = 120  # of a line that a run printed
+_STEPS = 20  # the last ones, whose time tells what is left
+
+
+def running(jobs: Iterable[Job], store: Store) -> list[str]:
+    """A line for each job that is being made: on what, and step, loss and time left of a training, of what else it printed
+    last."""
+    lines = []
+    for job in jobs:
+        try:
+            where, begin = store.marker(job).read_text().split("\n")
+            state = _state(job, store) or _printed(store.log(job), int(begin)) or "starts"
+        except (OSError, ValueError):  # it has just ended, or begins now
+            continue
+        lines.append(f"{job.row}: {job.told} ({where}): {state}")
+    return lines
+
+
+def _state(job: Job, store: Store) -> str:
+    if job.kind == "train":
+        return _training(store.run(job.id) / "run")
+    if job.kind == "finetune":
+        runs = [store.finetuned(job, split) for split in job.how["settings"]]
+        for number in range(len(runs), 0, -1):
+            if state := _training(runs[number - 1]):
+                return f"split {number} of {len(runs)}, {state}" if len(runs) > 1 else state
+    return ""
+
+
+def _training(run: Path) -> str:
+    """Step, loss and time left of a run, "" before its first step."""
+    try:
+        steps = load_json(max((run / "checkpoints").glob("[0-9]*/checkpoint.json")))["steps"]
+        with open_regular(run / "log.csv") as file:
+            head = file.readline().decode().strip().split(",")
+            rows = [row for row in _tail(file, file.tell()).splitlines(keepends=True) if row.endswith("\n")]
+        last = [dict(zip(head, own, strict=True)) for own in csv.reader(rows[-_STEPS:])]
+        step, each = int(last[-1]["step"]), statistics.median(float(own["total_ms"]) for own in last) / 1000
+        left = f"about {duration((steps - step) * each)} left"
+        return f"step {step:,} of {steps:,}, loss {float(last[-1]['loss']):.4g}, {left}"
+    except (VsslError, OSError, LookupError, ValueError, TypeError):  # not there yet, or about to be replaced
+        return ""
+
+
+def _printed(log: Path, begin: int) -> str:
+    with open_regular(log) as file:
+        lines = _tail(file, begin).replace("\r", "\n").split("\n")
+    return next((line.strip()[:_LETTERS] for line in reversed(lines) if line.strip()), "")
+
+
+def _tail(file, begin: int) -> str:
+    """The last letters of a file behind a place; a line that is cut at its head is left out."""
+    size = file.seek(0, 2)
+    start = max(begin, size - _TAIL)
+    file.seek(start)
+    text = file.read().decode(errors="replace")
+    return text if start == begin else text.partition("\n")[2]
