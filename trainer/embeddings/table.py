@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from labelgen.files import replacing
 from labelgen.reading import check_regular, fit, parse_json
+from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 
 SCHEMA = 2
@@ -194,5 +195,5 @@ def write_npy(table: Table) -> tuple[Path, Path]:
         writer.writerow(names)
         for vectors, *columns in table.blocks("vector", *names):
             file.write(np.ascontiguousarray(vectors, "<f4").tobytes())
-            writer.writerows(zip(*columns, strict=True))
+            writer.writerows(map(csv_cells, zip(*columns, strict=True)))
     return array, text

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from labelgen.errors import ReadError
-from labelgen.files import writing
+from labelgen.files import public, writing
 from labelgen.reading import check_regular, fit, load_json
 from trainer import data, distributed
 from trainer.augment import centre
@@ -166,7 +166,7 @@ def _keep(folder: Path, about: dict, extract: Callable[[Path], list[tuple[str, s
     try:
         about = {**about, "arrays": extract(temporary)}
         (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n")
-        temporary.chmod(0o755)
+        public(temporary)
         try:
             temporary.rename(folder)
         except OSError:
