@@ -241,12 +241,17 @@ def write_large(folder: Path) -> Path:
     records = []
     for number in range(PER_SHARD):
         video = Video(f"class/{number:05d}.mp4", folder / f"class/{number:05d}.mp4", "class", "", (1,))
-        records.append(Record(video, 25, 64, 48, [len(jpeg)] * FRAMES, starts))
+        records.append(Record(video, 25, 64, 48, start=starts))
+        records[-1].jpeg_sizes.extend([len(jpeg)] * FRAMES)
+        records[-1].time.extend(np.arange(FRAMES) / 25)
+        records[-1].damage.extend(bytes(FRAMES))
         of = {"videos/n_frames": [FRAMES], "videos/id": [0], "clips/video": starts, "failures/id": []}
         axes = sizes(of, vars(SMALL), len(grid), 1)
         for kind in kinds():
             if kind.of_video is not None:
-                records[-1].labels |= kind.of_video(FRAMES, SMALL, np.random.default_rng(number))
+                records[-1].labels |= kind.of_video(
+                    FRAMES, SMALL, np.random.default_rng(number), np.zeros(FRAMES, np.uint8)
+                )
             else:
                 records[-1].labels |= {one.name: np.ones(one.shape(axes), one.dtype) for one in kind.fields}
     arrays = shard_arrays(records, [], folder, SMALL, 1)

@@ -115,6 +115,8 @@ def write_shard(folder: Path, videos: int, size: int) -> None:
     arrays = {f"failures/{name}": [] for name in ("id", "path", "stage", "reason")}
     arrays |= {
         "frames/offset": offsets,
+        "frames/time": np.tile(np.arange(FRAMES) / 25, videos),
+        "frames/damage": np.zeros(videos * FRAMES),
         **{f"videos/{name}": names for name in ("id", "path", "group")},
         "videos/label": ["texture"] * videos,
         "videos/split": np.zeros((videos, 0)),

@@ -18,7 +18,7 @@ from labelgen.errors import DecodeError, ReadError
 from labelgen.reading import check_regular
 
 av.logging.set_level(av.logging.PANIC)  # every failure is raised, with its reason; nothing is printed past us
-VERSION = 2  # counts up with every change that may change a pixel of a frame
+VERSION = 3  # counts up with every change that may change a pixel of a frame
 MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
 _NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 _RESIZE = Interpolation.AREA | Interpolation.ACCURATE_RND
@@ -30,6 +30,10 @@ class FrameStream(Iterator[np.ndarray]):
     native_height, native_width: size of the upright picture before resizing, in pixels
     fps:   frames per second of the stream as yielded (0.0 where the file does not say)
     count: frames yielded so far
+    time:  presentation time in seconds of the frame that was yielded last, as the file has it; with `fps`, the point of the
+           file's time line that it stands for; nan where the file tells none. It never decreases: time stamps that step back
+           go on one frame later
+    damage: of that frame: 0 sound, 1 the decoder calls it damaged, 2 frames are lost just before it, 3 both
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class FrameStream(Iterator[np.ndarray]):
         self._max_pixels, self._region = max_pixels, region
         self.native_height = self.native_width = self.count = 0
         self.fps = float(fps or 0)
+        self.time, self.damage = math.nan, 0
         self._read = 0  # frames of the file so far; `fps` may yield more or fewer
         self._last: av.VideoFrame | None = None
         self._reformatter = VideoReformatter()  # kept: a new one per frame costs more than the decoding
@@ -80,7 +85,8 @@ class FrameStream(Iterator[np.ndarray]):
                 self.fps = float(fps or stream.average_rate or stream.guessed_rate or 0)
                 decoded = self._counted(container.decode(stream))
                 jumps = _Jumps()
-                for frame in decoded if fps is None else _resample(jumps.closed(decoded), fps):
+                timed = self._timed(decoded)
+                for frame, self.time in timed if fps is None else _resample(jumps.closed(timed), fps):
                     yield self._upright(frame)
                 if self.count and self._last and (lack := self._lack(container, stream, self._last)):
                     raise DecodeError(self.path, f"the file ends {lack}")
@@ -112,6 +118,18 @@ class FrameStream(Iterator[np.ndarray]):
             self._check_size(frame.width, frame.height)
             self._read, self._last = self._read + 1, frame
             yield frame
+
+    def _timed(self, decoded: Iterator[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, float]]:
+        """Frames with their seconds, which never step back."""
+        last, behind = math.nan, 0.0
+        for frame in decoded:
+            each = 1 / self.fps if self.fps else math.nan
+            time = (0.0 if math.isnan(last) else last + each) if frame.time is None else frame.time + behind
+            if time < last:
+                behind += last + each - time
+                time = last + each
+            last = time
+            yield frame, time
 
     def _lack(self, container: av.container.InputContainer, stream: av.VideoStream, last: av.VideoFrame) -> str:
         """Where the file breaks off, which FFmpeg takes for its end; "" where it is whole or does not tell its length."""
@@ -185,18 +203,19 @@ class _Jumps:
     def __init__(self) -> None:
         self.count, self.seconds, self.frame = 0, 0.0, 0
 
-    def closed(self, decoded: Iterator[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, float]]:
-        last, begin, cut = None, 0.0, 0.0
-        for number, frame in enumerate(decoded):
-            if frame.time is None:
+    def closed(self, timed: Iterator[tuple[av.VideoFrame, float]]) -> Iterator[tuple[av.VideoFrame, float, float]]:
+        last, cut = None, 0.0
+        for number, (frame, time) in enumerate(timed):
+            if math.isnan(time):
                 raise ValueError("frames carry no presentation time, which a constant frame rate needs")
-            step = 0.0 if last is None else frame.time - last
+            step = 0.0 if last is None else time - last
+            cut = time if last is None else cut
             if step > MAX_HOLD:
                 self.count, cut = self.count + 1, cut + step - MAX_HOLD
                 if step > self.seconds:
                     self.seconds, self.frame = step, number
-            begin, last = (frame.time if last is None else begin), frame.time
-            yield frame, frame.time - begin - cut
+            last = time
+            yield frame, time - cut, cut
 
     def __str__(self) -> str:
         often = f"{self.count} times, the longest" if self.count > 1 else "once,"
@@ -206,16 +225,17 @@ class _Jumps:
         )
 
 
-def _resample(timed: Iterator[tuple[av.VideoFrame, float]], fps: float) -> Iterator[av.VideoFrame]:
-    """Frame k is the one presented nearest to second k / fps after the first; timed: frames and their seconds."""
-    held, held_time, k = None, 0.0, 0
-    for frame, time in timed:
+def _resample(timed: Iterator[tuple[av.VideoFrame, float, float]], fps: float) -> Iterator[tuple[av.VideoFrame, float]]:
+    """Frame k is the one presented nearest to second k / fps after the first, with that second on the file's time line; timed:
+    frames, their seconds, and how much earlier than on the file's time line these are."""
+    held, held_time, held_cut, k = None, 0.0, 0.0, 0
+    for frame, time, cut in timed:
         while held is not None and k / fps < (held_time + time) / 2:
-            yield held
+            yield held, k / fps + held_cut
             k += 1
-        held, held_time = frame, time
+        held, held_time, held_cut = frame, time, cut
     while held is not None and k / fps <= held_time:
-        yield held
+        yield held, k / fps + held_cut
         k += 1
 
 

@@ -55,8 +55,9 @@ class Kind:
     constants: whatever else changes a stored byte and is no setting; part of the configuration, too
     fields:    its data sets, all per clip or all per video
     of_clip:   (clip, config) -> the labels of one clip, for a kind with fields per clip
-    of_video:  (number of frames, config, generator of this video and kind) -> the labels of one video, None where it is too
-               short, for a kind with fields per video
+    of_video:  (number of frames, config, generator of this video and kind, damage) -> the labels of one video, None where it is
+               too short, for a kind with fields per video; damage: uint8 [frames] as in the data set frames/damage, which no
+               clip should cross, see `sampling.sound_starts`
     faults:    (arrays, configuration) -> name of each data set, and whether a value cannot be that types, shapes and limits
                allow
     lines:     (arrays of all shards joined, configuration) -> lines for a reader, such as histograms
@@ -69,7 +70,7 @@ class Kind:
     settings: tuple[str, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
     of_clip: Callable[[Clip, Config], Labels] | None = None
-    of_video: Callable[[int, Config, np.random.Generator], Labels | None] | None = None
+    of_video: Callable[[int, Config, np.random.Generator, np.ndarray], Labels | None] | None = None
     faults: Callable[[Arrays, Settings], Iterator[tuple[str, bool]]] = lambda arrays, config: iter(())
     lines: Callable[[Arrays, Settings], Iterator[str]] = lambda arrays, config: iter(())
     counts: Callable[[Arrays], dict[str, int]] = lambda arrays: {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labelgen.labels.kind import NO_ROW, Arrays, Field, Kind, Labels, Settings, histogram
+from labelgen.labels.sampling import crossed, sound_starts
 
 if TYPE_CHECKING:
     from labelgen.config import Config
@@ -24,23 +25,25 @@ def order_permutations(clips: int) -> np.ndarray:
 
 
 def order_rows(
-    n_frames: int, clips: int, rows: int, length: int, rng: np.random.Generator
+    n_frames: int, clips: int, rows: int, length: int, rng: np.random.Generator, damage: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Draw `rows` tuples of `clips` clips of `length` frames, 8 frames apart, start and permutation uniform [vcop 3.1].
 
-    Returns start int32 [rows, clips] and permutation uint8 [rows]; None when the video is too short.
+    Returns start int32 [rows, clips] and permutation uint8 [rows]; None when the video is too short. damage: see `sound_starts`.
     """
     step = length + GAP
-    span = clips * step - GAP
-    if n_frames < span:
+    fitting = sound_starts(n_frames, clips * step - GAP - 1, damage)
+    if not len(fitting):
         return None
-    first = rng.integers(n_frames - span + 1, size=rows)
+    first = fitting[rng.integers(len(fitting), size=rows)]
     permutation = rng.integers(math.factorial(clips), size=rows)
     return (first[:, None] + step * np.arange(clips)).astype(np.int32), permutation.astype(np.uint8)
 
 
-def _of_video(n_frames: int, config: Config, rng: np.random.Generator) -> Labels | None:
-    rows = order_rows(n_frames, config.order_clips, config.rows, config.clip_length, rng)
+def _of_video(
+    n_frames: int, config: Config, rng: np.random.Generator, damage: np.ndarray | None = None
+) -> Labels | None:
+    rows = order_rows(n_frames, config.order_clips, config.rows, config.clip_length, rng, damage)
     return rows and dict(zip(("order/start", "order/permutation"), rows, strict=True))
 
 
@@ -55,6 +58,8 @@ def _faults(arrays: Arrays, config: Settings) -> Iterator[tuple[str, bool]]:
     outside = (start < 0) | (start + config["clip_length"] > lengths)
     overlapping = np.diff(start, axis=-1) < config["clip_length"]
     yield "order/start", bool(outside[used].any() or overlapping[used].any() or (start[~used] != -1).any())
+    first, last = start[used][:, 0], start[used][:, -1] + config["clip_length"] - 1
+    yield "order/start", bool(crossed(arrays, np.nonzero(used)[0], first, last).any())
 
 
 def _lines(arrays: Arrays, config: Settings) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labelgen.labels.kind import NO_ROW, Arrays, Field, Kind, Labels, Settings, histogram
+from labelgen.labels.sampling import crossed, sound_starts
 
 if TYPE_CHECKING:
     from labelgen.config import Config
@@ -32,33 +33,36 @@ def pace_rows(
     length: int,
     rng: np.random.Generator,
     allow_wrap: bool = False,
+    damage: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Draw `rows` pace clips of a video: pace first, uniformly from the set, then the start among those that fit.
 
     Returns start int32 [rows], label uint8 [rows] (index into `paces`) and wrapped uint8 [rows]; None when the video is
     too short for the widest pace. With `allow_wrap` such a video is kept: a row that does not fit runs on from the
-    video's first frame and is marked.
+    video's first frame and is marked. damage: see `sound_starts`; a video with any is not wrapped, which would show all of it.
     """
     offsets = [pace_offsets(pace, length) for pace in paces]
     spans = [int(offset.max() - offset.min()) for offset in offsets]
-    if n_frames <= max(spans) and not allow_wrap:
+    fitting = [sound_starts(n_frames, span, damage) for span in spans]
+    if not all(map(len, fitting)) and (not allow_wrap or (damage is not None and damage.any())):
         return None
     label = rng.integers(len(paces), size=rows)
     position = rng.random(rows)
     start = np.empty(rows, np.int32)
     wrapped = np.zeros(rows, np.uint8)
     for row, pace in enumerate(label):
-        fitting = n_frames - spans[pace]
-        if fitting > 0:
+        if found := len(fitting[pace]):
             # a clip that plays backwards starts at the highest of its frames
-            start[row] = int(position[row] * fitting) - int(offsets[pace].min())
+            start[row] = fitting[pace][int(position[row] * found)] - int(offsets[pace].min())
         else:
             start[row], wrapped[row] = int(position[row] * n_frames), 1
     return start, label.astype(np.uint8), wrapped
 
 
-def _of_video(n_frames: int, config: Config, rng: np.random.Generator) -> Labels | None:
-    rows = pace_rows(n_frames, config.fractions, config.rows, config.clip_length, rng, config.allow_wrap)
+def _of_video(
+    n_frames: int, config: Config, rng: np.random.Generator, damage: np.ndarray | None = None
+) -> Labels | None:
+    rows = pace_rows(n_frames, config.fractions, config.rows, config.clip_length, rng, config.allow_wrap, damage)
     return rows and dict(zip(("pace/start", "pace/pace", "pace/wrapped"), rows, strict=True))
 
 
@@ -77,9 +81,10 @@ def _faults(arrays: Arrays, config: Settings) -> Iterator[tuple[str, bool]]:
     yield "pace/pace", bool((used.any(1) != used.all(1)).any())
     yield "pace/wrapped", bool((wrapped > config["allow_wrap"]).any())
     low, high = np.moveaxis(limits[np.where(known, pace, 0)], -1, 0)
-    low, high = np.where(wrapped, 0, low), np.where(wrapped, 0, high)
-    outside = (begin + low < 0) | (begin + high >= lengths)
+    outside = np.where(wrapped, (begin < 0) | (begin >= lengths), (begin + low < 0) | (begin + high >= lengths))
     yield "pace/start", bool((outside & known).any() or (begin[~used] != -1).any())
+    first, last = np.where(wrapped, 0, begin + low), np.where(wrapped, lengths - 1, begin + high)
+    yield "pace/start", bool(crossed(arrays, np.nonzero(known)[0], first[known], last[known]).any())
 
 
 def _lines(arrays: Arrays, config: Settings) -> Iterator[str]:

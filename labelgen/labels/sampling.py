@@ -6,6 +6,8 @@ import hashlib
 
 import numpy as np
 
+from labelgen.labels.kind import Arrays
+
 VERSION = 1  # counts up with every change that may give another draw or another clip
 
 
@@ -15,10 +17,39 @@ def generator(seed: int, purpose: str, video_id: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.frombuffer(digest, np.uint32)))
 
 
-def clip_starts(n_frames: int, clips: int | None, length: int, rng: np.random.Generator) -> np.ndarray:
+def clip_starts(
+    n_frames: int, clips: int | None, length: int, rng: np.random.Generator, damage: np.ndarray | None = None
+) -> np.ndarray:
     """First frames of the labelled clips of `length` frames, sorted int32 [n]: every one that does not overlap the one
-    before (`clips` None), or `clips` different random starts."""
-    if clips is None:
-        return np.arange(0, n_frames - length + 1, length, dtype=np.int32)
-    fitting = max(0, n_frames - length + 1)
-    return np.sort(rng.choice(fitting, min(clips, fitting), replace=False)).astype(np.int32)
+    before (`clips` None), or `clips` different random starts. damage: see `sound_starts`."""
+    fitting = sound_starts(n_frames, length - 1, damage)
+    if clips is not None:
+        return np.sort(rng.choice(fitting, min(clips, len(fitting)), replace=False)).astype(np.int32)
+    starts, free = [], 0
+    while (at := int(np.searchsorted(fitting, free))) < len(fitting):
+        starts.append(int(fitting[at]))
+        free = starts[-1] + length
+    return np.array(starts, np.int32)
+
+
+def sound_starts(n_frames: int, span: int, damage: np.ndarray | None = None) -> np.ndarray:
+    """All frames of a video from which on `span` more follow without a damaged one or a loss between, int64 [n], sorted.
+
+    damage: uint8 [n_frames], as in the data set frames/damage; None for a video without"""
+    starts = np.arange(max(0, n_frames - span))
+    return starts if damage is None else starts[~_broken(damage, starts, starts + span)]
+
+
+def crossed(arrays: Arrays, video: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Whether there is a damaged frame among the frames `first` to `last` of a video, or a loss between two of them, bool [n].
+
+    arrays: the data sets of a shard; video, first, last: int [n], frames counted from the video's first"""
+    begin = arrays["videos/first_frame"][video]
+    return _broken(arrays["frames/damage"], begin + first, begin + last)
+
+
+def _broken(damage: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    if not damage.any():
+        return np.zeros(len(first), bool)
+    damaged, lost = (np.cumsum([0, *(damage & bit > 0)]) for bit in (1, 2))
+    return (damaged[last + 1] > damaged[first]) | (lost[last + 1] > lost[first + 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from labelgen.shards import encode_frame
 class Record:
     """What one shard stores of one video, without the JPEG bytes themselves.
 
-    jpeg_sizes: bytes of each frame; start: first frame of each labelled clip
+    jpeg_sizes: bytes of each frame; time, damage: of each frame, see `FrameStream`; start: first frame of each labelled clip
     labels:     by data set: of a kind per clip, a list with an array of each clip; of a kind per video, its array, and none where
                 the video is too short
     cut_short:  why decoding stopped early, "" where it did not
@@ -37,7 +38,9 @@ class Record:
     fps: float = 0
     native_width: int = 0
     native_height: int = 0
-    jpeg_sizes: list[int] = field(default_factory=list)
+    jpeg_sizes: array[int] = field(default_factory=lambda: array("l"))
+    time: array[float] = field(default_factory=lambda: array("d"))
+    damage: bytearray = field(default_factory=bytearray)
     start: list[int] = field(default_factory=list)
     labels: dict[str, Any] = field(default_factory=dict)
     cut_short: str = ""
@@ -87,6 +90,8 @@ def label_video(video: Video, config: Config, write: Callable[[bytes], object], 
             encoded = encode_frame(frame, config.jpeg_quality)
         write(encoded)
         record.jpeg_sizes.append(len(encoded))
+        record.time.append(stream.time)
+        record.damage.append(stream.damage)
         window[t] = frame
         while start is not None and t == start + config.clip_length - 1:
             _label_clip(record, start, window, flows, config, clock)
@@ -99,7 +104,8 @@ def label_video(video: Video, config: Config, write: Callable[[bytes], object], 
     for kind in kinds():
         if kind.of_video is not None:
             rng = generator(config.seed, kind.name, video.id)
-            rows = kind.of_video(len(record.jpeg_sizes), config, rng)
+            damage = np.frombuffer(record.damage, np.uint8)
+            rows = kind.of_video(len(record.jpeg_sizes), config, rng, damage)
             if rows is not None:
                 record.labels |= {one.name: rows[one.name] for one in kind.fields}
     return record

@@ -12,6 +12,7 @@ import numpy as np
 
 from labelgen.config import Config
 from labelgen.labels.kind import Arrays, Field, Kind
+from labelgen.labels.sampling import crossed
 from labelgen.shards.schema import fields
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -81,19 +82,29 @@ def check_settings(config: Mapping[str, Any]) -> tuple[Fraction, ...]:
 
 
 def out_of_range(arrays: Arrays, config: Mapping[str, Any], kinds: Iterable[Kind]) -> Iterator[tuple[str, bool]]:
-    """Each data set that is loaded, and whether a value of it cannot be."""
+    """Each data set that is loaded, and whether a value of it cannot be. Not to be asked further than to the first fault: what
+    comes later relies on what came before."""
     for field in fields(kinds):
         if field.limit is not None and not field.in_file:
             yield field.name, beyond(field, arrays[field.name], config)
-    n_frames = arrays["videos/n_frames"]
-    yield "videos/first_frame", bool((arrays["videos/first_frame"] != np.cumsum(n_frames) - n_frames).any())
+    n_frames, first = arrays["videos/n_frames"], arrays["videos/first_frame"]
+    yield "videos/first_frame", bool((first != np.cumsum(n_frames) - n_frames).any())
+    time = arrays["frames/time"]
+    inside = np.ones(len(time), bool)
+    inside[first] = False  # the steps within a video
+    steps = (time[1:] < time[:-1]) | (np.isnan(time[1:]) != np.isnan(time[:-1]))
+    yield "frames/time", bool(np.isinf(time).any() or (steps & inside[1:]).any())
     fps = arrays["videos/fps"]
     yield "videos/fps", bool(((fps != 0) & ~((fps >= 2.0**-31) & (fps <= 2.0**31))).any())
     for name in ("videos/width", "videos/height"):
         yield name, bool((arrays[name] < 1).any())
     video, start = arrays["clips/video"], arrays["clips/start"].astype(np.int64)
     yield "clips/video", bool(((video < 0) | (video >= len(n_frames))).any() or (np.diff(video) < 0).any())
-    yield "clips/start", bool(((start < 0) | (start + config["clip_length"] > n_frames[video])).any())
+    last = start + config["clip_length"] - 1
+    yield (
+        "clips/start",
+        bool(((start < 0) | (last >= n_frames[video])).any() or crossed(arrays, video, start, last).any()),
+    )
     for kind in kinds:
         yield from kind.faults(arrays, config)
 

@@ -1,6 +1,6 @@
 """The first bytes of a shard, which HDF5 leaves to its user: what the shard holds and where each of its arrays lies.
 
-    vssl shard 3 00004096 SHA-256
+    vssl shard 4 00004096 SHA-256
     {"config": ..., ...}                    what the shards of a data set have in common
     {"datasets": ..., "sha256": ..., ...}   what is this shard's own
 

@@ -25,7 +25,13 @@ _MOST_TEXTS = 1_000_000  # videos or failures of a shard
 _LONGEST_JPEG_HEADER = 1 << 12  # bytes
 _MOST_BYTES = 1 << 32  # of all labels of a shard
 _AGAIN = "delete it and run labelgen again"
-_COUNTED = {"offsets": "frames/offset", "videos": "videos/id", "clips": "clips/video", "failures": "failures/id"}
+_COUNTED = {
+    "offsets": "frames/offset",
+    "frames": "frames/time",
+    "videos": "videos/id",
+    "clips": "clips/video",
+    "failures": "failures/id",
+}
 _PATHS = {"videos/id", "videos/path", "failures/id", "failures/path"}
 
 
@@ -144,7 +150,9 @@ class ShardReader:
         for field in of_shard:
             self.arrays[field.name] = self._load(handle, field, lengths)
         jpeg, offset, n_frames = stored["frames/jpeg"], self.arrays["frames/offset"], self.arrays["videos/n_frames"]
-        if (n_frames < 1).any() or n_frames.sum(dtype=np.int64) != len(offset) - 1:
+        if (n_frames < 1).any() or not n_frames.sum(dtype=np.int64) == len(self.arrays["frames/time"]) == len(
+            offset
+        ) - 1:
             raise ValueError(f"videos/n_frames is not that of {len(offset) - 1:,} frames")
         if jpeg.dtype != "|u1" or jpeg.shape != (offset[-1],) or offset[0] != 0 or (offset[1:] <= offset[:-1]).any():
             raise ValueError(f"frames/offset does not grow from 0 to the {jpeg.nbytes:,} bytes of the frames")

@@ -12,12 +12,26 @@ import numpy as np
 from labelgen.labels import kinds
 from labelgen.labels.kind import Arrays, Field, Kind
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 NONE, TRAIN, VALIDATION, TEST = range(4)  # values of videos/split
 PARTS = ("none", "train", "validation", "test")  # their words
 
 COMMON = (
     Field("frames/offset", np.int64, ("offsets",), "frame `i` is `jpeg[offset[i]:offset[i + 1]]`"),
+    Field(
+        "frames/time",
+        np.float64,
+        ("frames",),
+        "seconds, presentation time as the file has it, so that a video need not begin at 0; NaN in all frames of a video that "
+        "tells none",
+    ),
+    Field(
+        "frames/damage",
+        np.uint8,
+        ("frames",),
+        "0 sound, 1 the decoder calls it damaged, 2 frames are lost just before it, 3 both",
+        lambda config: 4,
+    ),
     Field("videos/id", str, ("videos",), "unique in the data set"),
     Field("videos/path", str, ("videos",), "relative to the root of the data set"),
     Field("videos/label", str, ("videos",), "class, may be empty"),
@@ -55,9 +69,11 @@ def kinds_in(arrays: Arrays) -> list[Kind]:
 
 def sizes(arrays: Arrays, config: Mapping[str, Any], crops: int, splits: int) -> dict[str, Any]:
     """The length of every axis that a field may name, see `Field.shape`."""
+    frames = int(np.sum(arrays["videos/n_frames"]))
     return {
         **config,
-        "offsets": int(np.sum(arrays["videos/n_frames"])) + 1,
+        "offsets": frames + 1,
+        "frames": frames,
         "videos": len(arrays["videos/id"]),
         "splits": splits,
         "clips": len(arrays["clips/video"]),

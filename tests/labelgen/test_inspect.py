@@ -217,7 +217,7 @@ def test_truncated_empty_and_foreign_files_do_not_end_the_search(folder):
         file["statistics/motion"][...] = 15 - change_last
     found = problems(folder)
     assert f"00000.h5: not a readable shard (it has {len(whole) // 2:,} bytes, {len(whole):,} were written)" in found[0]
-    assert found[1].startswith("00001.h5: not a readable shard (not a shard of schema 3: an older version")
+    assert found[1].startswith("00001.h5: not a readable shard (not a shard of schema 4: an older version")
     assert found[2:] == [
         "00002.h5: the labels are not those that were written (SHA-256)",
         "00002.h5: statistics/motion is out of range",

@@ -131,7 +131,11 @@ def clip():
 def fingerprint(kind):
     """Version of a kind, and a hash of its labels of a fixed clip or video."""
     config = Config(height=40, width=48, crop=32, order_clips=3, paces=("1/2", "1", "3"))
-    made = kind.of_clip(clip(), config) if kind.of_clip else kind.of_video(90, config, generator(0, kind.name, "a.avi"))
+    made = (
+        kind.of_clip(clip(), config)
+        if kind.of_clip
+        else kind.of_video(90, config, generator(0, kind.name, "a.avi"), np.zeros(90, np.uint8))
+    )
     digest = hashlib.sha256()
     for field in kind.fields:
         digest.update(np.asarray(made[field.name], field.dtype).tobytes())
@@ -247,7 +251,7 @@ def test_whatever_changes_a_stored_byte_is_in_the_configuration(videos, monkeypa
     before = identity(videos)
     assert before["boundaries"] == {"version": 1, "max_flow": 20} and before["crop_step"] == 8
     assert before["labels"]["statistics"] == {"version": 1, "min_motion": 1e-3}
-    assert before["labels"]["order"] == {"version": 1, "gap": 8} and before["frames"] == {"version": 2}
+    assert before["labels"]["order"] == {"version": 1, "gap": 8} and before["frames"] == {"version": 3}
     assert before["flow"] == {"backend": "tvl1", "version": 1, **flow.find("tvl1").parameters}
     assert before["clip_length"] == 16
     hashes = {shards.config_hash(before)}
@@ -256,7 +260,7 @@ def test_whatever_changes_a_stored_byte_is_in_the_configuration(videos, monkeypa
     changes = [
         (clip_module, "MAX_FLOW", 25),
         (clip_module, "VERSION", 2),
-        (decode, "VERSION", 3),
+        (decode, "VERSION", 4),
         (sampling, "VERSION", 2),
         (plan, "GRID_STEP", 4),
         (flow, "BACKENDS", flow.BACKENDS | {"tvl1": flow.BACKENDS["dis"]}),
@@ -283,6 +287,6 @@ def test_versions_name_vssl(videos, tmp_path):
     assert {"vssl", "python", "numpy", "numba", "av", "h5py"} <= shard.versions.keys()
     with open(shard.path, "r+b") as file:
         file.write(b"vssl shard 2")
-    with pytest.raises(ShardError, match="shard schema 2, expected 3; label the videos again"):
+    with pytest.raises(ShardError, match="shard schema 2, expected 4; label the videos again"):
         ShardReader(shard.path)
     assert json.loads((tmp_path / "videos" / "report.json").read_text())["config"] == shard.config

@@ -26,6 +26,8 @@ def example(n_frames=(40, 20), seed=0):
     decoded = [cv2.imdecode(np.frombuffer(e, np.uint8), cv2.IMREAD_COLOR_RGB) for e in encoded]
     arrays = {
         "frames/offset": np.concatenate([[0], np.cumsum([len(e) for e in encoded])]),
+        "frames/time": np.concatenate([np.arange(n) / 25 for n in n_frames]),
+        "frames/damage": np.zeros(sum(n_frames)),
         "videos/id": ["a.avi", "Käse/b.avi"],
         "videos/path": ["x/a.avi", "x/Käse/b.avi"],
         "videos/label": ["", "run"],

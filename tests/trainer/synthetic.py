@@ -65,6 +65,8 @@ def write_shard(
     n = len(lengths)
     arrays = {
         "frames/offset": offsets,
+        "frames/time": np.concatenate([np.arange(n) / 25 for n in lengths]),
+        "frames/damage": np.zeros(sum(lengths)),
         "videos/id": names,
         "videos/path": names,
         "videos/label": labels or ["swim", "walk"] * (n // 2) + ["swim"] * (n % 2),
