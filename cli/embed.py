@@ -247,9 +247,9 @@ def _query(extract, video: Path, seconds):
                 raise DecodeError(str(video), failure["reason"])
             _say(f"{video}: {failure['reason']}")
         vectors, columns = extract(piece)
-        frames, fps = piece.frames.readers[0].arrays["videos/n_frames"][0], piece.fields[0]["fps"]
+        end = float(piece.bounds[0][-1])
     vector = video_means(vectors, np.zeros(len(vectors), np.int64))[0]
-    return vector, seconds[0] + frames / fps if fps else math.inf, columns["thumbnail"][len(vectors) // 2]
+    return vector, math.inf if math.isnan(end) else end, columns["thumbnail"][len(vectors) // 2]
 
 
 def _draw_hits(path: Path, name: str, thumbnail: bytes, hits: list[dict]) -> None:
