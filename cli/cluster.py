@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cli.embed import TABLE
+from cli.options import WRITTEN
 from labelgen.progress import working
 
 _SHOWN = 18  # pictures per sheet
@@ -14,9 +15,7 @@ _SHOWN = 18  # pictures per sheet
 
 @click.command()
 @TABLE
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("clusters"), help="Folder for CSV, sheets and page."
-)
+@click.option("--out", type=WRITTEN, default=Path("clusters"), help="Folder for CSV, sheets and page.")
 @click.option(
     "--level", default="video", type=click.Choice(["video", "row"]), help="What is grouped; row: each moment."
 )
@@ -70,6 +69,7 @@ def _write_csv(path: Path, found, group, column: str, value) -> None:
     import io
 
     from labelgen.files import write_text
+    from labelgen.texts import csv_cells
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -80,7 +80,7 @@ def _write_csv(path: Path, found, group, column: str, value) -> None:
     ):
         if group[number] >= 0 or column == "distance":
             own = found.fields[number]
-            writer.writerow((group[number], *(own[name] for name in names), f"{value[number]:.6f}"))
+            writer.writerow(csv_cells((group[number], *(own[name] for name in names), f"{value[number]:.6f}")))
     write_text(path, text.getvalue())
 
 

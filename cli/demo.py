@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from cli.options import WRITTEN
+
 STUDY = """\
 # The study of `vssl demo`. Add rows, seeds, measures or `flow` to the baselines (docs/studies.md), and run it again: what is
 # missing is made.
@@ -28,7 +30,7 @@ measures:
 
 
 @click.command()
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), help="Videos, shards, study go here.")
+@click.option("--folder", type=WRITTEN, default=Path("demo"), help="Videos, shards, study go here.")
 def demo(folder):
     """Render the demo videos, label them, pretrain a small network on them and compare it with random weights.
 

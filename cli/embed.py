@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from cli.options import WRITTEN
 from labelgen.progress import working
 
 TABLE = click.option(
@@ -63,7 +64,7 @@ def _say(text: str) -> None:
 @_CHECKPOINT
 @click.option("--videos", type=click.Path(path_type=Path), help="Folder of video files, or one file.")
 @click.option("--shards", type=click.Path(path_type=Path), help="Folder that labelgen wrote, instead.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("features.parquet"), help="Table to write.")
+@click.option("--out", type=WRITTEN, default=Path("features.parquet"), help="Table to write.")
 @click.option(
     "--dataset", default="folder", help="What --videos is: a built-in data set or a YAML manifest, for labels."
 )
@@ -141,7 +142,7 @@ def _written(write, extract, source, out):
 @click.option("--count", default=10, type=click.IntRange(1), help="Moments to find.")
 @click.option("--per-video", type=click.IntRange(1), help="Moments of one video, at most.  [default: no limit]")
 @click.option("--exact", is_flag=True, help="Compare with every row, also where more than a million would be indexed.")
-@click.option("--page", type=click.Path(path_type=Path), help="Draw them: .html, or a contact sheet .png.")
+@click.option("--page", type=WRITTEN, help="Draw them: .html, or a contact sheet .png.")
 @_computing
 def search(video, features, shards, checkpoint, begin, end, count, per_video, exact, page, batch_size, workers, device):
     """Find the moments that are nearest to VIDEO, or to a part of it.
@@ -246,9 +247,9 @@ def _query(extract, video: Path, seconds):
                 raise DecodeError(str(video), failure["reason"])
             _say(f"{video}: {failure['reason']}")
         vectors, columns = extract(piece)
-        frames, fps = piece.frames.readers[0].arrays["videos/n_frames"][0], piece.fields[0]["fps"]
+        end = float(piece.bounds[0][-1])
     vector = video_means(vectors, np.zeros(len(vectors), np.int64))[0]
-    return vector, seconds[0] + frames / fps if fps else math.inf, columns["thumbnail"][len(vectors) // 2]
+    return vector, math.inf if math.isnan(end) else end, columns["thumbnail"][len(vectors) // 2]
 
 
 def _draw_hits(path: Path, name: str, thumbnail: bytes, hits: list[dict]) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
+
+from cli.options import WRITTEN
 
 
 @click.command()
 @click.argument("run")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="File to write; FILE.json is put beside it."
-)
+@click.option("--out", type=WRITTEN, required=True, help="File to write; FILE.json is put beside it.")
 @click.option(
     "--format",
     "form",

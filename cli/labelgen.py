@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from cli.options import WRITTEN
 from labelgen.config import Config
 from labelgen.flow import BACKENDS
 from labelgen.progress import telling
@@ -46,7 +47,7 @@ def _clips(ctx, param, value: str) -> int | None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=WRITTEN,
     default=Path("out"),
     help="Shards go to OUT/NAME/; with --dataset folder, NAME is that of --root.",
 )

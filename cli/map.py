@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from cli.embed import TABLE
+from cli.options import WRITTEN
 from labelgen.progress import working
 
 
 @click.command("map")
 @TABLE
-@click.option("--out", type=click.Path(path_type=Path), default=Path("map.html"), help="Page to write.")
+@click.option("--out", type=WRITTEN, default=Path("map.html"), help="Page to write.")
 @click.option(
     "--level", default="video", type=click.Choice(["video", "row"]), help="What a point is; row: each moment."
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cli.options import WRITTEN
 from labelgen.progress import working
 
 
@@ -68,7 +69,7 @@ def _sheets(config_hash, shards, count, seed):
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Write the tables to this .html or .csv file, too.")
+@click.option("--out", type=WRITTEN, help="Write the tables to this .html or .csv file, too.")
 def compare(runs, out):
     """Set runs side by side: what they are, and all numbers measured under the same conditions.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cli.labelgen import Progress
+from cli.options import WRITTEN
 from labelgen.progress import working
 
 _SHARDS = click.option(
@@ -22,7 +23,7 @@ def show():
 
 @show.command()
 @_SHARDS
-@click.option("--out", type=click.Path(path_type=Path), default=Path("sheets"), help="Folder for the pictures.")
+@click.option("--out", type=WRITTEN, default=Path("sheets"), help="Folder for the pictures.")
 @click.option(
     "--video",
     "names",
@@ -34,6 +35,7 @@ def show():
 def labels(shards, out, names, count, seed):
     """One sheet per video, of its middle clip: frames, flow, boundaries, winning blocks, colours, difficulty."""
     from labelgen.errors import ShardError
+    from labelgen.files import path_name
     from labelgen.shards import VideoNames, open_shards
     from labelgen.show import label_sheet
 
@@ -48,16 +50,15 @@ def labels(shards, out, names, count, seed):
     chosen = [ids[row] for row in VideoNames(ids).rows(names, str(shards), "video with a labelled clip")]
     for name in chosen or random.Random(seed).sample(sorted(clips), min(count, len(clips))):
         shard, its = clips[name]
-        _write(out / f"{name}.png", label_sheet(shard, its[len(its) // 2]))
+        _write((out / name).with_name(path_name(Path(name).name, ".png")), label_sheet(shard, its[len(its) // 2]))
 
 
 @show.command()
 @_SHARDS
-@click.option("--out", type=click.Path(path_type=Path), default=Path("sheets"), help="Folder for the picture.")
+@click.option("--out", type=WRITTEN, default=Path("sheets"), help="Folder for the picture.")
 def curriculum(shards, out):
     """The easiest, middle and hardest clips."""
     from labelgen.errors import ShardError
-    from labelgen.shards import open_shards
     from labelgen.show import curriculum_sheet
 
     try:
@@ -85,7 +86,6 @@ def shards_group():
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
 def info(folder):
     """What is inside: sizes, counts, label histograms, failures."""
-    from labelgen.shards import open_shards
     from labelgen.shards.describe import describe
 
     with working("reading the shards"):

@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from cli.labelgen import Progress
+from cli.options import WRITTEN
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the study: runs, numbers, page.")
+@click.option("--out", type=WRITTEN, required=True, help="Folder of the study: runs, numbers, page.")
 @click.option(
     "--plan", is_flag=True, help="Show the runs, what is there and about how long the others take; make none."
 )

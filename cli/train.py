@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from cli.options import WRITTEN
 from trainer.settings import DECLARATIONS, TYPES
 
 
@@ -51,7 +52,9 @@ def _with_options(name: str):
                 help="Option of the method, name=value; repeatable (docs/training.md).",
             ),
             *(_setting(setting) for setting, declaration in DECLARATIONS.items() if name in declaration.commands),
-            click.option("--run", help="Name (in runs/) or path of the run.  [default: runs/METHOD-BACKBONE-N]"),
+            click.option(
+                "--run", type=WRITTEN, help="Name (in runs/) or path of the run.  [default: runs/METHOD-BACKBONE-N]"
+            ),
             click.option(
                 "--resume", type=click.Path(path_type=Path), help="Run to go on with; leave out what it knows."
             ),

@@ -6,8 +6,10 @@ Frames are decoded, sized and compressed as in shards, into a scratch file per v
 from __future__ import annotations
 
 import functools
+import math
 import os
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,30 +22,34 @@ import numpy as np
 from labelgen import decode
 from labelgen.config import MAX_PIXELS
 from labelgen.errors import DecodeError
+from labelgen.files import writing
 from labelgen.manifest import Video
 from labelgen.run import STALL_SECONDS
 from labelgen.run.guard import ended_if_stalled, why_lost
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.workers import WorkerLost, pool
 from labelgen.shards import encode_frame
+from labelgen.times import frame_bounds
 
 if TYPE_CHECKING:
     from trainer.embeddings.extract import Piece
 
 PART_VIDEOS, PART_BYTES = 16, 1 << 28  # of a part, at most
+_TICK = 1e-6  # seconds: times that differ by less are one
 
 
 @dataclass(frozen=True)
 class StoredFrames:
     """Frames of one video as JPEG in a file, read as from a shard.
 
-    offset: int64 [frames + 1]; fps, width, height: of the file; cut_short: why decoding stopped early, "" where not
+    offset: int64 [frames + 1]; bounds: float64 [frames + 1], see labelgen.times; width, height: of the file; cut_short: why
+    decoding stopped early, "" where not
     """
 
     path: str
     offset: np.ndarray
+    bounds: np.ndarray
     size: tuple[int, int]
-    fps: float
     width: int
     height: int
     cut_short: str
@@ -67,7 +73,7 @@ class VideoFiles:
     """Video files as a trainer.embeddings.extract.Source.
 
     config: height, width, region, crop, fps and jpeg_quality of the frames, as in the shards that the network was trained on
-    seconds: from, to (None: to the end): the part of each video that is used
+    seconds: from, to (None: to the end): the part of each video that is used, by the frames that are seen then
     """
 
     def __init__(
@@ -120,13 +126,14 @@ class VideoFiles:
                     failures.append(known | {"reason": outcome, "kept": False})
                     continue
                 readers.append(outcome)
-                seen = {"fps": outcome.fps, "width": outcome.width, "height": outcome.height}
+                seen = {"width": outcome.width, "height": outcome.height}
                 fields.append(known | {"label": video.label, "split": split_part(video.split)} | seen)
                 if outcome.cut_short:
                     reason = f"kept the first {len(outcome.offset) - 1} frames: {outcome.cut_short}"
                     failures.append(known | {"reason": reason, "kept": True})
             videos = np.stack([np.arange(len(readers)), np.zeros(len(readers), np.int64)], 1)
-            yield Piece(Readers(readers, self.config), videos, fields, failures)
+            bounds = [reader.bounds for reader in readers]
+            yield Piece(Readers(readers, self.config), videos, fields, bounds, failures)
 
     def _outcomes(self, store: Callable, items: list) -> dict[int, StoredFrames | str]:
         """Frames, or the reason why there are none, of every item, whatever happens to the processes."""
@@ -154,27 +161,46 @@ def _store(item: tuple[int, Video], folder: str, config: dict, seconds: tuple) -
     """Decode one video into a file; its number, and the frames or the reason why there are none."""
     number, video = item
     cv2.setNumThreads(1)
-    begin, end = seconds
+    begin, end = seconds[0], math.inf if seconds[1] is None else seconds[1]
     settings = {name: config[name] for name in ("height", "width", "fps", "max_pixels", "region")}
     stream = decode.frames(video.path, **settings)
-    path, offset, cut_short = os.path.join(folder, f"{number}.jpegs"), [0], ""
+    path, offset, time, cut_short = os.path.join(folder, f"{number}.jpegs"), [0], array("d"), ""
+    before: np.ndarray | None = None  # the last frame that begins before the part, and may last into it
+    first = 0  # frame that is kept
     try:
-        with open(path, "wb") as file, ended_if_stalled(STALL_SECONDS) as alive:
+        with writing(path), open(path, "wb") as file, ended_if_stalled(STALL_SECONDS) as alive:
+
+            def keep(frame: np.ndarray) -> None:
+                offset.append(offset[-1] + file.write(encode_frame(frame, config["jpeg_quality"])))
+
             for frame in stream:
                 alive()
-                if not stream.fps and seconds != (0, None):
-                    return number, "the file does not tell its frame rate, so that no part can be taken"
-                at = stream.count - 1
-                if end is not None and at >= end * stream.fps:
+                time.append(stream.time)
+                at = stream.time - time[0]
+                if math.isnan(at) and seconds != (0, None):
+                    return number, "the file tells no times, so that no part can be taken"
+                if at >= end - _TICK:
                     break
-                if at >= int(begin * stream.fps):
-                    offset.append(offset[-1] + file.write(encode_frame(frame, config["jpeg_quality"])))
+                if at < begin - _TICK:
+                    before, first = frame, len(time) - 1
+                    continue
+                if before is not None:
+                    if at > begin + _TICK:
+                        keep(before)
+                    else:
+                        first += 1
+                    before = None
+                keep(frame)
+            bounds = frame_bounds(time, stream.fps)
+            if before is not None and bounds[first + 1] > begin + _TICK:
+                keep(before)
     except DecodeError as error:
         if len(offset) == 1:
             return number, error.reason
-        cut_short = error.reason
+        cut_short, bounds = error.reason, frame_bounds(time, stream.fps)
     stream.close()
-    if len(offset) == 1:
-        return number, f"no frame from second {begin:g} on, it has {stream.count}"
+    if (count := len(offset) - 1) == 0:
+        return number, f"no frame from second {begin:g} on, it has {len(time)} and ends at {bounds[-1]:.1f} s"
     size, native = (config["height"], config["width"]), (stream.native_width, stream.native_height)
-    return number, StoredFrames(path, np.array(offset), size, stream.fps, *native, cut_short)
+    own = bounds[first : first + count + 1]
+    return number, StoredFrames(path, np.array(offset), own, size, *native, cut_short)

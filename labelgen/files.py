@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from labelgen.errors import VsslError, WriteError
+
+_NAME = 255  # bytes of a file's name, at most
 
 
 @contextlib.contextmanager
@@ -34,14 +38,15 @@ def writing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterator[
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterator[Path]:
     """A new file beside `path`, to be written in the block; at its end it is synced and takes the place of `path`, with the
-    permissions that a new file has. Where the block fails, `path` is as it was before, and nothing else is left.
+    permissions that a new file has. Where the block fails, `path` is as it was before, and nothing else is left. What a process
+    that was killed left of it is removed by the next one.
 
     errors: see `writing`. Raises WriteError where the disk is full or the folder may not be written.
     """
     path = Path(path)
     with writing(path, *errors):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
+        _remove_left(path)
+        handle, name = _temporary(path)
         try:
             yield Path(name)
             os.chmod(name, 0o666 & ~_umask())
@@ -50,7 +55,53 @@ def replacing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterato
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+        finally:
+            os.close(handle)
         sync(path.parent)
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """A new file beside `path`, `.NAME.xxxxxxxx.tmp`, open and locked for as long as it is being written."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
+        with contextlib.suppress(OSError):  # of a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return handle, name
+        os.close(handle)  # before it was locked, another process took it for left behind
+
+
+def _remove_left(path: Path) -> None:
+    """Remove the temporary files of `path` that killed processes have left: those that no process holds a lock on."""
+    own = re.compile(re.escape(_prefix(path)) + r"[a-z0-9_]{8}\.tmp")
+    for name in filter(own.fullmatch, os.listdir(path.parent)):
+        with contextlib.suppress(OSError):  # written or removed by another process, or without locks
+            handle = os.open(path.parent / name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path.parent / name)
+            finally:
+                os.close(handle)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path_name(path.name, limit=_NAME - len('..12345678.tmp'))}."
+
+
+def path_name(name: str, suffix: str = "", limit: int = _NAME) -> str:
+    """The name of a file that is called after something, `name` and `suffix`: of at most `limit` bytes. One that is too long
+    ends in a digest, so that two names stay two."""
+    if len(os.fsencode(name + suffix)) <= limit:
+        return name + suffix
+    end = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{suffix}"
+    while len(os.fsencode(name + end)) > limit:
+        name = name[:-1]
+    return name + end
+
+
+def public(folder: str | os.PathLike[str]) -> None:
+    """Give a folder that was made as a temporary one, for its owner alone, the permissions that a new one has."""
+    os.chmod(folder, 0o777 & ~_umask())
 
 
 def _umask() -> int:

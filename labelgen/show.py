@@ -12,6 +12,7 @@ import numpy as np
 from labelgen.labels.clip import clip_of_frames
 from labelgen.labels.patterns import centre_crop, patterns
 from labelgen.shards import ShardReader
+from labelgen.texts import draw
 
 _TILE = 340  # pixels: frames are enlarged to about this width
 _GAP = 6
@@ -173,7 +174,8 @@ def _titled(picture: np.ndarray, title: str, marks: Sequence[Mark] = (), corner:
 
 def _text(width: int, text: str, size: float = 0.42) -> np.ndarray:
     strip = np.full((18, width, 3), 255, np.uint8)
-    return cv2.putText(strip, text, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
+    draw(strip, text, 2, 13, size)
+    return strip
 
 
 def _legend(shape: Sequence[int], score: float, motion: np.ndarray, valid: np.ndarray, color: int) -> np.ndarray:

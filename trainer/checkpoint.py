@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from labelgen.errors import ReadError, VsslError
-from labelgen.files import sync, writing
+from labelgen.files import public, sync, writing
 from labelgen.reading import fit, load_json, open_regular, parse_json
 from trainer import backbones
 from trainer.errors import TrainerError
@@ -119,7 +119,7 @@ def save(
                 tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
                 save_file(tensors, temporary / "optimiser.safetensors")
             (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=2) + "\n")
-            temporary.chmod(0o755)
+            public(temporary)
             for path in (*temporary.iterdir(), temporary):
                 sync(path)
             temporary.rename(target)

@@ -78,7 +78,7 @@ def _write_file(
     types = {"frames/jpeg": ("|u1", (size,))} | {key: (array.dtype.str, array.shape) for key, array in data.items()}
     longest = {key: Stored(*kind, 1 << 62) for key, kind in types.items()}
     length = len(header_bytes(0, shared, longest, dict.fromkeys(("frames", "labels", "rest"), "0" * 64), 1 << 62))
-    with h5py.File(name, "w", libver=("earliest", "v110"), userblock_size=length) as file:
+    with h5py.File(name, "w", libver=("earliest", "v110"), userblock_size=length, locking=False) as file:
         frames, digest = file.create_dataset("frames/jpeg", (size,), np.uint8), hashlib.sha256()
         jpeg.seek(0)
         for start in range(0, size, COPY_BYTES):

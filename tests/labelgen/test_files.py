@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 
 import cv2
 import numpy as np
@@ -70,3 +71,77 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
     told = []
     with files.locked(tmp_path, ShardError("taken"), told.append):
         assert told and "cannot be locked" in told[0] and "No locks available" in told[0]
+
+
+def killed_while_writing(path):
+    """A process that is killed while it writes a file, and one that still does."""
+    code = (
+        "import sys, time; from labelgen.files import replacing\n"
+        "with replacing(sys.argv[1]) as name: name.write_text('half'); print('writing', flush=True); time.sleep(60)"
+    )
+    started = []
+    for _ in range(2):
+        started.append(subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE))
+        assert started[-1].stdout.readline() == b"writing\n"
+    started[0].kill()
+    started[0].wait()
+    return started[1]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "x" * 255, "ü" * 127, "[a]*.png", os.fsdecode(b"\xff.csv")])
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(tmp_path, name):
+    path, other = tmp_path / name, tmp_path / ".other.csv.abcdefgh.tmp"
+    other.touch()
+    living = killed_while_writing(path)
+    try:
+        assert len(os.listdir(tmp_path)) == 3
+        files.write_text(path, "whole")
+        (left,) = {*os.listdir(tmp_path)} - {name, other.name}
+        assert (tmp_path / left).read_text() == "half" and path.read_text() == "whole"
+    finally:
+        living.kill()
+        living.wait()
+    files.write_text(path, "again")
+    assert {*os.listdir(tmp_path)} == {name, other.name} and path.read_text() == "again"
+
+
+def test_many_processes_may_replace_one_file(tmp_path):
+    code = (
+        "import sys; from labelgen.files import write_text\n"
+        "for _ in range(200): write_text(sys.argv[1], sys.argv[2] * 10_000)"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a"), letter]) for letter in "xyz"]
+    assert [one.wait() for one in running] == [0, 0, 0] and os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() in {letter * 10_000 for letter in "xyz"}
+
+
+def test_a_file_system_without_locks_keeps_what_is_left(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / ".a.abcdefgh.tmp").touch()
+    files.write_text(tmp_path / "a", "whole")
+    assert sorted(os.listdir(tmp_path)) == [".a.abcdefgh.tmp", "a"]
+
+
+def test_names_of_files_fit_and_differ(tmp_path):
+    for name in ("a", "x" * 251, "x" * 400, "ü" * 127, os.fsdecode(b"\xff" * 255)):
+        for suffix in ("", ".png"):
+            own = files.path_name(name, suffix)
+            assert own.endswith(suffix) and len(os.fsencode(own)) <= 255
+            (tmp_path / own).touch()
+    assert files.path_name("x" * 251, ".png") == "x" * 251 + ".png"
+    assert files.path_name("x" * 400) != files.path_name("x" * 401)
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_a_folder_has_the_permissions_of_a_new_one(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        (tmp_path / "plain").mkdir()
+        own = tempfile.mkdtemp(dir=tmp_path)
+        files.public(own)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(own).st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)

@@ -18,6 +18,7 @@ from torch import nn
 
 from labelgen.files import locked
 from labelgen.shards import NONE, PARTS, open_shards
+from labelgen.times import frame_bounds
 from trainer import data
 from trainer.checkpoint import Checkpoint, backbone_weights, versions
 from trainer.embeddings.table import Table, join, write_part
@@ -70,12 +71,13 @@ class Readers:
 @dataclass(frozen=True)
 class Piece:
     """A few videos. videos: int64 [n, 2], reader and video in it; fields: of each id, path, label, split (part of the first
-    one), fps (0 if unknown), width, height (before resizing); failures: id, path, reason, and kept, whether it is among the
-    videos nevertheless."""
+    one), width, height (before resizing); bounds: of each, when its frames begin and the last one ends, see labelgen.times;
+    failures: id, path, reason, and kept, whether it is among the videos nevertheless."""
 
     frames: Readers
     videos: np.ndarray
     fields: list[dict]
+    bounds: Sequence[np.ndarray]
     failures: list[dict]
 
 
@@ -117,7 +119,7 @@ class ShardVideos:
 
     @contextmanager
     def open(self, part, scratch: Path) -> Iterator[Piece]:
-        names = ("id", "path", "label", "fps", "width", "height")
+        names = ("id", "path", "label", "width", "height")
         columns = [part.arrays[f"videos/{name}"] for name in names]
         splits = map(split_part, part.arrays["videos/split"])
         fields = [
@@ -130,7 +132,10 @@ class ShardVideos:
             for id, path, reason in failed
         ]
         videos = np.stack([np.zeros(part.n_videos, np.int64), np.arange(part.n_videos)], 1)
-        yield Piece(Readers([part], self.config), videos, fields, failures)
+        first, fps = part.arrays["videos/first_frame"], part.arrays["videos/fps"]
+        times = np.split(part.arrays["frames/time"], first[1:])
+        bounds = [frame_bounds(*own) for own in zip(times, fps, strict=True)] if len(fields) else []
+        yield Piece(Readers([part], self.config), videos, fields, bounds, failures)
 
 
 class Extractor:
@@ -182,14 +187,13 @@ class Extractor:
         if self.choice.level == "video" and len(clips):
             vectors = video_means(vectors, owner)
             owner = np.arange(len(piece.videos))
-            lengths = np.array([piece.frames.readers[r].arrays["videos/n_frames"][v] for r, v in piece.videos])
+            lengths = np.array([len(own) - 1 for own in piece.bounds])
             first, last, middle = 0 * lengths, lengths - 1, lengths // 2
         fields = [piece.fields[video] for video in owner]
         columns = {name: [field[name] for field in fields] for name in ("id", "path", "label", "split")}
         for name, at in (("start", first), ("end", last + 1)):
-            columns[name] = [
-                frame / field["fps"] if field["fps"] else None for frame, field in zip(at, fields, strict=True)
-            ]
+            times = [float(piece.bounds[video][frame]) for video, frame in zip(owner, at, strict=True)]
+            columns[name] = [None if np.isnan(time) else time for time in times]
         columns["stage"] = [self.stage] * len(fields)
         shown = zip(owner.tolist(), middle.tolist(), strict=True)
         columns["thumbnail"] = [_thumbnail(piece, video, frame) for video, frame in shown]

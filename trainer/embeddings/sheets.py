@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from markupsafe import Markup
 
+from labelgen.texts import draw
 from trainer.embeddings.table import decoded
 from trainer.pages.page import fill, image, join
 
@@ -42,7 +42,7 @@ def contact_sheet(title: str, pictures: Sequence[tuple[bytes, Sequence[str]]], c
 def _write(sheet: np.ndarray, text: str, x: int, y: int, width: int) -> None:
     room = int(width / _LETTER)
     text = text if len(text) <= room else f"..{text[2 - room :]}"  # the end of a path tells more
-    cv2.putText(sheet, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
+    draw(sheet, text, x, y, 0.38)
 
 
 def figures(rows: Sequence[dict], lines: Sequence[str]) -> Markup:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -24,6 +26,7 @@ import pyarrow.parquet as pq
 
 from labelgen.files import replacing
 from labelgen.reading import check_regular, fit, parse_json
+from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 
 SCHEMA = 2
@@ -65,26 +68,27 @@ def schema(width: int, about: dict) -> pa.Schema:
 class Table:
     """A table on the disk, read block by block.
 
-    about: how it was made; rows, width: number and length of its vectors
+    about: how it was made; rows, width: number and length of its vectors; groups: rows that lie together on the disk; parts: the
+    tables that it is made of, itself alone; name: for messages
 
     Raises TrainerError where the file is none that `vssl embed` wrote.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path, self.name, self.parts = Path(path), str(path), [self]
         try:
             check_regular(self.path)
             with pq.ParquetFile(self.path) as file:
                 found, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
                 self.rows: int = file.metadata.num_rows
-                groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+                self.groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             self.about: dict = parse_json(metadata.get(_KEY, b"{}").decode(), _KEY.decode())
             fit(self.about, {"schema?": int, **_ABOUT}, "it")
             if self.about.get("schema") == SCHEMA and "vector" in found.names:
                 self.width: int = getattr(found.field("vector").type, "list_size", 0)
                 if not 0 < self.width <= _WIDTH or not found.equals(schema(self.width, {})):
                     raise ValueError("columns that `vssl embed` does not write")
-                if sum(groups) != self.rows or 4 * self.width * self.rows > _PACKED * os.path.getsize(path):
+                if sum(self.groups) != self.rows or 4 * self.width * self.rows > _PACKED * os.path.getsize(path):
                     raise ValueError(f"{self.rows:,} rows in {os.path.getsize(path):,} bytes")
         except FileNotFoundError as error:
             raise TrainerError(f"{path}: no such file; make it with `vssl embed`") from error
@@ -99,7 +103,7 @@ class Table:
         """The columns of some thousand rows at a time: lists, of "vector" float32 [n, width]."""
         with self._opened() as file:
             for batch in file.iter_batches(_GROUP, columns=list(columns)):
-                yield tuple(self._values(batch[name], name) for name in columns)
+                yield self._values(batch, columns)
 
     def take(self, rows: Iterable[int], columns: Sequence[str]) -> list[dict]:
         """Rows of these numbers, in the order given, as dicts."""
@@ -112,7 +116,7 @@ class Table:
                 end = begin + file.metadata.row_group(group).num_rows
                 if len(inside := chosen[(chosen >= begin) & (chosen < end)]):
                     part = file.read_row_group(group, columns=list(columns)).take(inside - begin)
-                    values = zip(*(self._values(part[name], name) for name in columns), strict=True)
+                    values = zip(*self._values(part, columns), strict=True)
                     rows_of = [dict(zip(columns, own, strict=True)) for own in values]
                     found |= dict(zip(inside.tolist(), rows_of, strict=True))
                 begin = end
@@ -124,16 +128,75 @@ class Table:
             with pq.ParquetFile(self.path) as file:
                 yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise TrainerError(f"{self.path}: damaged ({error}); make it anew with `vssl embed`") from error
+            raise self._damaged(str(error)) from error
 
-    def _values(self, column: pa.Array | pa.ChunkedArray, name: str) -> list | np.ndarray:
-        """Values of a column: a list, of "vector" float32 [n, width]. Raises TrainerError for missing ones and for nan."""
+    def _values(self, batch: pa.RecordBatch | pa.Table, columns: Sequence[str]) -> tuple[list | np.ndarray, ...]:
+        """Values of columns: lists, of "vector" float32 [n, width]. Raises TrainerError for what `embed` never writes: missing
+        values, vectors that are not finite, and moments that have no end, or end before they start."""
+        values = {name: self._column(batch[name], name) for name in columns}
+        if {"start", "end"} <= values.keys():
+            for start, end in zip(values["start"], values["end"], strict=True):
+                if (start is None) != (end is None) or (start is not None and not -math.inf < start <= end < math.inf):
+                    raise self._damaged(f"a moment from {start} to {end}")
+        return tuple(values.values())
+
+    def _column(self, column: pa.Array | pa.ChunkedArray, name: str) -> list | np.ndarray:
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         flat = column.flatten() if name == "vector" else column
-        missing = name not in ("start", "end") and (column.null_count or flat.null_count)
-        values = flat.to_numpy(zero_copy_only=False).reshape(-1, self.width) if name == "vector" else column.to_pylist()
-        if missing or (name == "vector" and not np.isfinite(values).all()):
-            raise TrainerError(f"{self.path}: damaged (no value, or none that is finite, in {name}); make it anew")
-        return values
+        if name not in ("start", "end") and (column.null_count or flat.null_count):
+            raise self._damaged(f"no value in {name}")
+        if name != "vector":
+            return column.to_pylist()
+        vectors = flat.to_numpy(zero_copy_only=False).reshape(-1, self.width)
+        if not np.isfinite(vectors).all():
+            raise self._damaged("a value that is not finite in vector")
+        return vectors
+
+    def _damaged(self, what: str) -> TrainerError:
+        return TrainerError(f"{self.path}: damaged ({what}); make it anew with `vssl embed`")
+
+
+class Tables(Table):
+    """Tables of several files that were made alike as one: their rows one after the other.
+
+    Raises TrainerError where one is no table, and where they were made with different networks or settings.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike]):
+        self.parts = [Table(path) for path in paths]
+        first = self.parts[0]
+        for other in self.parts[1:]:
+            of_first, of_other = first.about.get("settings", {}), other.about.get("settings", {})
+            for name in {**of_first, **of_other, "width": 0}:
+                one, two = (first.width, other.width) if name == "width" else (of_first.get(name), of_other.get(name))
+                if one != two:
+                    raise TrainerError(
+                        f"{other.path}: {name} {two}, of {first.path} {one}; give tables that were made alike"
+                    )
+        self.path, self.about, self.width = first.path, first.about, first.width
+        self.name = ", ".join(part.name for part in self.parts)
+        self.rows, self.groups = (
+            sum(part.rows for part in self.parts),
+            [own for part in self.parts for own in part.groups],
+        )
+
+    def blocks(self, *columns: str) -> Iterator[tuple]:
+        return chain.from_iterable(part.blocks(*columns) for part in self.parts)
+
+    def take(self, rows: Iterable[int], columns: Sequence[str]) -> list[dict]:
+        wanted = np.array(list(rows), np.int64)
+        begins = np.cumsum([0, *(part.rows for part in self.parts)])
+        found: dict[int, dict] = {}
+        for part, begin, end in zip(self.parts, begins, begins[1:], strict=False):
+            inside = wanted[(wanted >= begin) & (wanted < end)]
+            found |= dict(zip(inside.tolist(), part.take(inside - begin, columns), strict=True))
+        return [found[row] for row in wanted.tolist()]
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Vectors [n, d] of length 1, of the type of x; zeros stay zeros, and no float32 vector is too long or short."""
+    length = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    return (x / np.where(length > 0, length, 1)).astype(x.dtype)
 
 
 def _jpeg_pixels(jpeg: bytes) -> int:
@@ -194,5 +257,5 @@ def write_npy(table: Table) -> tuple[Path, Path]:
         writer.writerow(names)
         for vectors, *columns in table.blocks("vector", *names):
             file.write(np.ascontiguousarray(vectors, "<f4").tobytes())
-            writer.writerows(zip(*columns, strict=True))
+            writer.writerows(map(csv_cells, zip(*columns, strict=True)))
     return array, text

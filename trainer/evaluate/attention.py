@@ -90,7 +90,7 @@ class Attention(Protocol):
 
     def rows_beside(self, rows: list[dict]) -> Iterator[dict]:
         """Draw a sheet of every video; how far the maps follow its boundaries."""
-        from labelgen.files import write_png
+        from labelgen.files import path_name, write_png
         from trainer.evaluate.maps import correlation, crop, grey, overlay, sheet
 
         folder = self.bench.saved.run / "results" / "attention"
@@ -114,7 +114,7 @@ class Attention(Protocol):
                     else:
                         yield {**row, "value": value}
             named = "-".join(filter(None, (source.dataset, source.split, self.stage, self.at_pace(), ids[video])))
-            path = folder / f"{named.replace('/', '_')}.png"
+            path = folder / path_name(named.replace("/", "_"), ".png")
             label = f" ({labels[video]})" if labels[video] else ""
             at = f"{len(shown_frames)} frames from {shown_frames[0]}{self.at_pace(', ')}"
             write_png(path, sheet(f"{ids[video]}{label}, {at}", tiles))

@@ -92,7 +92,7 @@ class Future(Protocol):
         """The sheet of one context: its last frame float32 [3, S, S], later frames [3, M, S, S], their cells [M, h, w]."""
         import numpy as np
 
-        from labelgen.files import write_png
+        from labelgen.files import path_name, write_png
         from trainer.augment import MEAN, STD
         from trainer.evaluate.maps import overlay, sheet
 
@@ -108,9 +108,8 @@ class Future(Protocol):
             name = f"{(i + 1) * spacing} frames later: {100 * cells[i].mean():.0f}"
             tiles[name] = overlay(picture(targets[:, i]), shades[i])
         name, label = (self.shards.text(f"videos/{key}")[video] for key in ("id", "label"))
-        path = (
-            folder / f"{'-'.join(filter(None, (self.shards.dataset, self.shards.split, name))).replace('/', '_')}.png"
-        )
+        named = "-".join(filter(None, (self.shards.dataset, self.shards.split, name)))
+        path = folder / path_name(named.replace("/", "_"), ".png")
         write_png(path, sheet(name, tiles))
         self.extra["sheets"].append({"video": name, "label": label, "shown": [*tiles], "file": f"future/{path.name}"})
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from labelgen.shards import VideoNames
+from labelgen.texts import draw
 from trainer import data
 from trainer.errors import TrainerError
 from trainer.evaluate.features import Compute, stage_outputs
@@ -92,11 +93,11 @@ def grey(magnitude: np.ndarray) -> np.ndarray:
 def sheet(title: str, tiles: dict[str, np.ndarray]) -> np.ndarray:
     """Tiles uint8 [size, size, 3] side by side under their titles, RGB uint8."""
     page = np.full((2 * 20 + _TILE, len(tiles) * (_TILE + _GAP) - _GAP, 3), 255, np.uint8)
-    _text(page, title, 2, 14)
+    draw(page, title, 2, 14, 0.45)
     for i, (name, tile) in enumerate(tiles.items()):
         x = i * (_TILE + _GAP)
         page[40:, x : x + _TILE] = cv2.resize(tile, (_TILE, _TILE), interpolation=cv2.INTER_CUBIC)
-        _text(page, name, x + 2, 34)
+        draw(page, name, x + 2, 34, 0.45)
     return page
 
 
@@ -105,8 +106,3 @@ def tiles_of(page: np.ndarray, count: int) -> list[np.ndarray]:
     if page.shape[:2] != (2 * 20 + _TILE, count * (_TILE + _GAP) - _GAP):
         return []
     return [page[40:, i * (_TILE + _GAP) :][:, :_TILE] for i in range(count)]
-
-
-def _text(page: np.ndarray, text: str, x: int, y: int) -> None:
-    shown = text.encode("ascii", "replace").decode()  # OpenCV's font has no other characters
-    cv2.putText(page, shown, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)

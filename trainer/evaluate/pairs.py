@@ -25,7 +25,7 @@ _MAT_BYTES, _MAT_SECONDS = 1 << 26, 60  # of a .mat file, and to read it
 _READ_MAT = """
 import io, resource, sys
 import numpy as np
-from scipy.io import loadmat  # scikit-learn brings SciPy
+from scipy.io import loadmat
 resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))
 found = loadmat(io.BytesIO(sys.stdin.buffer.read()), variable_names=sys.argv[1:]).get(sys.argv[1], np.empty(0))
 np.save(sys.stdout.buffer, found, allow_pickle=False)

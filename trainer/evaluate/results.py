@@ -16,6 +16,7 @@ import numpy as np
 from labelgen.errors import ReadError
 from labelgen.files import write_json, write_text
 from labelgen.reading import fit, load_json
+from labelgen.texts import csv_cells
 from trainer.evaluate import PROTOCOLS, protocol_class
 from trainer.evaluate.tables import overall, with_split
 
@@ -113,11 +114,9 @@ def write(result: dict, run: Path, name: str, tally: Tally | None = None) -> Non
 def csv_text(rows: Sequence[dict], columns: Iterable[str] = ()) -> str:
     """Rows as the text of a CSV file; a column per key, the named ones first."""
     text = io.StringIO()
-    table = csv.DictWriter(
-        text, list(dict.fromkeys([*columns, *(key for row in rows for key in row)])), lineterminator="\n"
-    )
-    table.writeheader()
-    table.writerows(rows)
+    names = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
+    table = csv.writer(text, lineterminator="\n")
+    table.writerows(map(csv_cells, [names, *([row.get(name, "") for name in names] for row in rows)]))
     return text.getvalue()
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from markupsafe import Markup
 
 from labelgen.shards import ShardReader
+from labelgen.times import frame_bounds
 from trainer.pages.page import fill, join
 
 _FRAMES, _EVERY = 12, 2  # a film shows every second frame of about a second
 _HEIGHT, _QUALITY = 96, 50  # at most, pixels; of the WebP
-_FPS = 25.0  # where the shards do not know the frame rate
+_FPS = 25.0  # of a video that tells no times
 _RULE = (
     ".v{0}{{aspect-ratio:{1}/{2};background-image:url(data:image/jpeg;base64,{3})}}\n"
     ".v{0}:is(:hover,:focus)::after{{background-image:url(data:image/webp;base64,{4})}}\n"
@@ -60,8 +61,10 @@ class Films:
         first, length = (int(reader.arrays[f"videos/{key}"][row]) for key in ("first_frame", "n_frames"))
         height, width = reader.frame_size
         still = reader.jpeg(first + length // 2).tobytes()
-        stored = float(reader.arrays["videos/fps"][row])
-        film = animation(reader.frames(first + frames_of(length)), _EVERY / (stored if stored > 0 else _FPS))
+        shown, fps = frames_of(length), float(reader.arrays["videos/fps"][row])
+        bounds = frame_bounds(reader.arrays["frames/time"][first : first + length], fps)
+        seconds = bounds[np.minimum(shown + _EVERY, length)] - bounds[shown]
+        film = animation(reader.frames(first + shown), np.nan_to_num(seconds, nan=_EVERY / _FPS))
         return fill(_RULE, number, width, height, *(base64.b64encode(data).decode() for data in (still, film)))
 
 
@@ -71,13 +74,13 @@ def frames_of(length: int) -> np.ndarray:
     return max(0, (length - _EVERY * count) // 2) + _EVERY * np.arange(count)
 
 
-def animation(frames: np.ndarray, seconds: float) -> bytes:
-    """RGB frames uint8 [n, H, W, 3] as an animated WebP of at most 96 lines, in a loop; seconds: of each frame."""
+def animation(frames: np.ndarray, seconds: float | np.ndarray) -> bytes:
+    """RGB frames uint8 [n, H, W, 3] as an animated WebP of at most 96 lines, in a loop; seconds: of each frame, or of all."""
     height, width = frames.shape[1:3]
     scale = min(1.0, _HEIGHT / height)
     size = max(1, round(scale * width)), max(1, round(scale * height))
     film = cv2.Animation()
     film.frames = [cv2.resize(frame[..., ::-1], size, interpolation=cv2.INTER_AREA) for frame in frames]
-    film.durations = [int(np.clip(1000 * seconds, 20, 1000))] * len(frames)
+    film.durations = np.broadcast_to(np.clip(1000 * np.asarray(seconds), 20, 1000), len(frames)).astype(int).tolist()
     film.loop_count = 0  # for ever
     return cv2.imencodeanimation(".webp", film, [cv2.IMWRITE_WEBP_QUALITY, _QUALITY])[1].tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from labelgen.files import write_json, write_text
+from labelgen.texts import markdown as plain
 from trainer import checkpoint
 from trainer.data import TEST
 from trainer.evaluate.folds import groups_of
@@ -325,11 +327,12 @@ def markdown(content: dict) -> str:
     """The tables for a README."""
     lines = [RULE, ""]
     for title, measures, rows in tables(content):
-        lines += [f"**{_bar(title)}**", "", _line(["", *measures]), "|---" * (len(measures) + 1) + "|"]
-        lines += [*(_line([row, *map(cell, cells)]) for row, cells in rows.items()), ""]
+        lines += [f"**{plain(title)}**", "", _line(map(plain, ["", *measures])), "|---" * (len(measures) + 1) + "|"]
+        lines += [*(_line([plain(row), *map(cell, cells)]) for row, cells in rows.items()), ""]
     if content["orderings"]:
         head, body = orderings(content)
-        lines += ["**Published orderings**", "", _line(head), "|---" * len(head) + "|", *map(_line, body), ""]
+        lines += ["**Published orderings**", "", _line(map(plain, head)), "|---" * len(head) + "|"]
+        lines += [*(_line([*map(plain, own[:2]), *own[2:]]) for own in body), ""]
     return "\n".join(lines)
 
 
@@ -349,12 +352,8 @@ def orderings(content: dict) -> tuple[list[str], list[list[str]]]:
     return ["Ordering", "Published", *(f"{place(column)}: {column['measure']}" for column in columns)], body
 
 
-def _line(texts: list[str]) -> str:
-    return f"| {' | '.join(map(_bar, texts))} |"
-
-
-def _bar(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {

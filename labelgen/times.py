@@ -1,0 +1,22 @@
+"""When the frames of a video are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_USUAL = 9  # of the last steps between frames, whose median is how long the last frame lasts
+
+
+def frame_bounds(time: Sequence[float] | np.ndarray, fps: float = 0) -> np.ndarray:
+    """When each frame of a video begins, and when the last one ends, in seconds after the first one begins, to the microsecond,
+    float64 [frames + 1]; nan throughout where the file tells no times.
+
+    time: presentation times in seconds, which never decrease, [frames]; fps: for a video of one frame. A frame lasts until the
+    next one, the last one as long as those before it usually do.
+    """
+    time = np.asarray(time, np.float64)
+    steps = np.diff(time)[-_USUAL:]
+    usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1 / fps if fps > 0 else 0.0
+    return np.round(np.append(time, time[-1:] + usual) - time[:1], 6)
