@@ -59,6 +59,7 @@ def labels(shards, out, names, count, seed):
 def curriculum(shards, out):
     """The easiest, middle and hardest clips."""
     from labelgen.errors import ShardError
+    from labelgen.shards import open_shards
     from labelgen.show import curriculum_sheet
 
     try:
@@ -86,6 +87,7 @@ def shards_group():
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
 def info(folder):
     """What is inside: sizes, counts, label histograms, failures."""
+    from labelgen.shards import open_shards
     from labelgen.shards.describe import describe
 
     with working("reading the shards"):

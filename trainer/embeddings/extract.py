@@ -192,7 +192,9 @@ class Extractor:
         fields = [piece.fields[video] for video in owner]
         columns = {name: [field[name] for field in fields] for name in ("id", "path", "label", "split")}
         for name, at in (("start", first), ("end", last + 1)):
-            times = [float(piece.bounds[video][frame]) for video, frame in zip(owner, at, strict=True)]
+            times = [
+                float(piece.bounds[video][frame]) for video, frame in zip(owner.tolist(), at.tolist(), strict=True)
+            ]
             columns[name] = [None if np.isnan(time) else time for time in times]
         columns["stage"] = [self.stage] * len(fields)
         shown = zip(owner.tolist(), middle.tolist(), strict=True)

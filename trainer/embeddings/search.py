@@ -98,7 +98,7 @@ def _random_pairs(table: Table) -> np.ndarray:
     places = np.unique(np.linspace(0, len(table.groups) - 1, min(_PLACES, len(table.groups))).astype(int))
     each = -(-_SAMPLE // len(places))
     rows = np.concatenate(
-        [np.unique(np.linspace(*begins[place : place + 2], each, endpoint=False).astype(int)) for place in places]
+        [np.unique(np.linspace(begins[place], begins[place + 1], each, endpoint=False).astype(int)) for place in places]
     )
     found = table.take(rows, ("id", "path", "vector"))
     _, video = np.unique([f"{row['path']}\n{row['id']}" for row in found], return_inverse=True)

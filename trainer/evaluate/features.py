@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from labelgen.errors import ReadError
-from labelgen.files import public, writing
+from labelgen.files import writing
 from labelgen.reading import check_regular, fit, load_json
 from trainer import data, distributed
 from trainer.augment import centre
