@@ -36,7 +36,14 @@ _TRAINING = (
 )
 _MEASURING = (*_TRAINING, "checkpoint.py", "evaluate", "study/measures.py", "study/sources.py")
 _RESULT = {"seconds": float | int, "cost": str, "clips": float | int, "device?": str, "scores?": dict, "reason?": str}
-_FREE = ("compile", "workers", "device", "checkpoint_minutes", "log_every")  # settings that change no weight
+_FREE = (
+    "compile",
+    "workers",
+    "device",
+    "checkpoint_minutes",
+    "log_every",
+    "keep_every",
+)  # settings that change no weight
 
 
 @dataclass(frozen=True)
