@@ -15,7 +15,8 @@ from labelgen.labels.sampling import clip_starts, generator
 from labelgen.manifest import Video, load
 from labelgen.run import run
 from labelgen.run.video import Clock, label_video
-from labelgen.shards import ShardReader, verify
+from labelgen.shards import ShardReader
+from labelgen.shards.verify import verify
 from tests.labelgen import synthetic
 from tests.labelgen.test_decode import pictures, write_video
 from tests.trainer.synthetic import write_shard
@@ -156,7 +157,7 @@ def test_seconds_are_those_of_the_file(tmp_path):
 
 
 def test_rates_that_cannot_be_are_told(tmp_path):
-    path = synthetic.write_video(tmp_path / "a.avi", 20, rate=1680)
+    path = synthetic.write_video(tmp_path / "a.mp4", 20, rate=1680)
     stream = frames(path)
     with pytest.raises(DecodeError, match="its header tells 1,680 frames per second, its time stamps"):
         list(stream)
@@ -367,7 +368,6 @@ def test_cropping_of_matroska_is_applied(tmp_path):
     assert (stream.native_height, stream.native_width) == (25, 41) and small.shape == (20, 30, 3)
     assert (read(path, height=20, width=30, region=(0, 0, 1, 1))[0][0] == small).all()
     assert (read(path, region=(0.5, 0, 1, 1))[0][0] == whole[5:-2, 6 + 20 : -1]).all()
-    assert cropped(40, 40, 0, 0).shape == (32, 48, 3)  # of nothing
 
 
 def test_the_reason_is_that_of_ffmpeg(tmp_path):
