@@ -19,7 +19,7 @@ from labelgen.shards import ShardReader
 from labelgen.shards.verify import verify
 from tests.labelgen import synthetic
 from tests.labelgen.test_decode import pictures, write_video
-from tests.trainer.synthetic import write_shard
+from tests.trainer.synthetic import CONFIG, write_shard
 
 ONE = 1 << 16
 STRAIGHT, CROSSED = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)], [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
@@ -277,31 +277,25 @@ def test_draws_of_sound_videos_do_not_change_and_small_runs_have_none():
     )
 
 
-def test_shards_whose_labels_cross_damage_are_refused(tmp_path, monkeypatch):
-    write_shard(tmp_path / "00000.h5", [64])
+@pytest.mark.parametrize(
+    ("name", "at", "value", "fault"),
+    [
+        ("frames/damage", 5, b"\1", "clips/start"),
+        ("frames/damage", 5, b"\2", "clips/start"),
+        ("frames/damage", 5, b"\4", "frames/damage"),
+        ("frames/damage", 19, b"\1", "pace/start"),
+        ("frames/time", 5 * 8, struct.pack("<d", -1), "frames/time"),
+        ("frames/time", 5 * 8, struct.pack("<d", np.inf), "frames/time"),
+        ("frames/time", 5 * 8, struct.pack("<d", np.nan), "frames/time"),
+    ],
+)
+def test_shards_whose_labels_cross_damage_or_whose_time_steps_back_are_refused(tmp_path, name, at, value, fault):
     path = tmp_path / "00000.h5"
-    where = ShardReader(path).header.stored["frames/damage"].offset
+    write_shard(path, [20, 20], config=CONFIG | {"paces": ["1", "5/4"], "rows": 60})
     with open(path, "r+b") as file:
-        file.seek(where + 5)
-        file.write(b"\1")
-    with pytest.raises(ShardError, match="clips/start is out of range"):
-        ShardReader(path)
-    with open(path, "r+b") as file:
-        file.seek(where + 5)
-        file.write(b"\4")
-    with pytest.raises(ShardError, match="frames/damage is out of range"):
-        ShardReader(path)
-
-
-@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
-def test_shards_whose_time_steps_back_are_refused(tmp_path, value):
-    write_shard(tmp_path / "00000.h5", [20, 20])
-    path = tmp_path / "00000.h5"
-    where = ShardReader(path).header.stored["frames/time"].offset
-    with open(path, "r+b") as file:
-        file.seek(where + 8 * 5)
-        file.write(struct.pack("<d", value))
-    with pytest.raises(ShardError, match="frames/time is out of range"):
+        file.seek(ShardReader(path).header.stored[name].offset + at)
+        file.write(value)
+    with pytest.raises(ShardError, match=f"{fault} is out of range"):
         ShardReader(path)
 
 
