@@ -546,7 +546,7 @@ def test_every_run_has_a_gpu_of_its_own(four_gpus, tmp_path, monkeypatch, device
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     started = Started(4)
-    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(run=started, STDOUT=subprocess.STDOUT))
     made = list(jobs.make(some_jobs(8, device), tmp_path, 4, None, device, {}))  # twice four at a time
     assert [reason for _, reason in made] == [""] * 8
     assert {name for _, name, _ in started.seen} == {device if device == "cpu" else "cuda"}
@@ -558,9 +558,9 @@ def test_every_run_has_a_gpu_of_its_own(four_gpus, tmp_path, monkeypatch, device
 def test_runs_on_a_cluster_have_gpus_of_their_own(four_gpus, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     started = Started(3)
-    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(run=started, STDOUT=subprocess.STDOUT))
     with distributed.LocalCluster(
-        3, threads_per_worker=1, dashboard_address=None, processes=False, resources={"GPU": 1}
+        1, threads_per_worker=3, dashboard_address=None, processes=False, resources={"GPU": 3}
     ) as cluster:
         made = list(jobs.make(some_jobs(3, "cuda"), tmp_path, 1, cluster.scheduler_address, "cuda", {}))
     assert len(made) == 3 and {own for *_, own in started.seen} == {"0", "1", "2"}
