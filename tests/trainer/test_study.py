@@ -26,11 +26,12 @@ from labelgen.errors import ClusterError, ConfigError, VsslError
 from tests.labelgen.synthetic import write_video
 from tests.trainer.pages import Page
 from tests.trainer.planted import write_colored
+from tests.trainer.synthetic import write_shard
 from trainer import data
 from trainer.backbones import BACKBONES
 from trainer.backbones.layers import Stages
 from trainer.errors import TrainerError
-from trainer.study import bootstrap, devices, file, jobs, measures, planning, progress, results, sources
+from trainer.study import bootstrap, budgets, devices, file, jobs, measures, planning, progress, results, sources
 from trainer.study.study import Machine, show_plan
 from trainer.study.study import study as make_study
 
@@ -621,6 +622,39 @@ def test_a_plan_is_timed_on_the_device_asked_for(colors, tmp_path, monkeypatch):
     planning._rate.cache_clear()
     with pytest.raises(TrainerError, match="device 'nonsense' cannot be used"):
         show_plan(path, tmp_path / "out", 1, "nonsense")
+
+
+def test_the_page_says_what_each_row_saw_and_how_rows_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "execute", execute_here)
+    lengths = [64] * 4 + [20] * 6 + [64] * 6  # six are too short for pace 4
+    write_shard(tmp_path / "colors" / "00000.h5", lengths, [1] * 12 + [3] * 4, list("abcd") * 4)
+    rows = {
+        "turns": {"method": "rotation", "lr": 0.002},
+        "pace": {"method": "pace", "holdout": 0.2, "lr": [0.1, 0.003]},
+        "more": {"method": "pace", "clips": 48, "options": {"pace": {"contrast": "same-pace"}}},
+    }
+    settings = SMALL["settings"] | {"width": 0.05}
+    path = write_study(
+        tmp_path, seeds=[0], rows=rows, settings=settings, data={"colors": {"shards": "colors", "pretraining": "all"}}
+    )
+    content = make_study(path, tmp_path / "out", Machine(device="cpu"), None, None, say=print)
+    assert not content["failures"]
+    seen = {row: next(iter(own["trained"].values())) for row, own in content["rows"].items() if "trained" in own}
+    of = {row: (own["videos"], own["of videos"], own["clips"]) for row, own in seen.items()}
+    assert of["more"] == (10, 16, 50) and of["turns"][:2] == (16, 16)
+    assert of["pace"][0] < 10 and of["pace"][1] == 16
+    (told,) = content["unequal"]
+    assert told.startswith("Unequal budgets: pretraining on colors saw from ") and "to 50 (more)" in told
+    text = Page((tmp_path / "out" / "index.html").read_text()).text
+    assert text.index(told) < text.index("colors") or text.index(told) < text.index("random weights")
+    assert "more colors 10 of 16 50 48" in text and f"pace colors {of['pace'][0]} of 16 {of['pace'][2]} 24" in text
+    assert told in (tmp_path / "out" / "table.md").read_text()
+    names, values = budgets.differing(content["rows"])
+    assert dict(zip(names, values["turns"], strict=True))["lr"] == "0.002"
+    assert dict(zip(names, values["pace"], strict=True))["lr"] == "one of 0.1, 0.003"
+    assert dict(zip(names, values["more"], strict=True))["pace: contrast"] == "same-pace"
+    assert {"method", "lr", "holdout", "clips asked for", "pace: contrast"} <= set(names) and "width" not in names
+    assert "Settings that differ between rows" in text and "one of 0.1, 0.003" in text
 
 
 def test_a_verdict_needs_the_whole_interval_on_one_side():
