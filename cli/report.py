@@ -70,16 +70,20 @@ def _sheets(config_hash, shards, count, seed):
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=WRITTEN, help="Write the tables to this .html or .csv file, too.")
-def compare(runs, out):
-    """Set runs side by side: what they are, and all numbers measured under the same conditions.
+@click.option("--all", "everything", is_flag=True, help="Print all rows, not only the one that stands for each result.")
+def compare(runs, out, everything):
+    """Set runs side by side: what they are, and the numbers measured under the same conditions.
 
-    A mark tells where a run's 95 % interval lies wholly above or below that of the first run.
+    Prints the row that stands for each result. A mark tells where a run differs from the first one, corrected for the number of
+    rows that are looked at.
     """
     from trainer.pages import compare as comparison
 
     with working("comparing"):
         result = comparison.compare(runs)
-    click.echo(comparison.format_table(result))
+    click.echo(comparison.format_table(result, everything))
+    if not everything:
+        click.echo("all rows: --all, or --out FILE.html")
     if out:
         comparison.write(result, out)
         click.echo(out)

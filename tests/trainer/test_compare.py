@@ -10,6 +10,7 @@ from tests.trainer.pages import BROKEN, CONTRASTS, OVERFLOW, Chromium, Page, nee
 from trainer.errors import TrainerError
 from trainer.evaluate.bench import measure
 from trainer.evaluate.features import Compute
+from trainer.evaluate.numbers import holm
 from trainer.evaluate.tally import Tally
 from trainer.pages.compare import compare, format_table, mark, write
 from trainer.settings import Settings
@@ -85,7 +86,10 @@ def test_real_results_side_by_side(runs):
     assert about["a"]["pretrained on"] == "demo" and about["a"]["parameters"] != about["b"]["parameters"]
     told = format_table(result)
     marked = sum(any(line["marks"].values()) for line in own["rows"])
-    assert f"\n{marked} of {len(own['rows'])} rows differ from the first run by more than the intervals\n" in told
+    assert (
+        f"\n{marked} of {len(own['rows'])} rows differ from the first run, corrected for the number of all rows\n"
+        in told
+    )
     assert "Retrieval on demo, split split1" in told and "views: 10 clips of 16 frames" in told
 
 
@@ -123,6 +127,65 @@ def keep(run, name, hits, named="ab"):
     tally = Tally(items, labels, [""] * len(items), list(named))
     tally.accuracy(np.array([*map(int, "".join(hits))], bool), np.arange(len(items)))
     tally.write(run / "results" / f"{name}-demo-split1.npz", [0], [0])
+
+
+def hits_of(right):
+    """As many videos that are right as the number says, of 40."""
+    return ["1" * right + "0" * (40 - right), "0" * 5]
+
+
+def test_many_rows_are_corrected_by_holm(runs):
+    what = {"network": "pretrained", "level": "video", "metric": "accuracy", "stage": "conv5"}
+    for name, (one, two) in {"linear": (20, 26), "knn": (20, 27), "scenes": (20, 40)}.items():
+        for run, right in zip(runs[:2], (one, two), strict=True):
+            put(run, name, [row(50, 40, 60, **what)])
+            keep(run, name, hits_of(right))
+    result = compare(runs[:2])
+    rows = [line for own in result["tables"] for line in own["rows"]]
+    p = [line["differences"]["b"]["p"] for line in rows if line["differences"]]
+    assert [line["differences"]["b"]["adjusted"] for line in rows if line["differences"]] == holm(p) and len(p) > 100
+    found = {}
+    for own in result["tables"]:
+        if not own["title"].startswith("Retrieval"):
+            (line,) = own["rows"]
+            found[own["title"].split()[0]] = line["marks"]["b"], own["headline"]["marks"]["b"], line["differences"]["b"]
+    assert all(own[2]["low"] > 0 and own[2]["p"] < 0.05 for own in found.values())  # each by itself
+    # p of six, seven and twenty gained videos: 2/64, 2/128, 2/2^20; of four headlines they are multiplied by 2, 3 and 4
+    assert {name: own[2]["p"] for name, own in found.items()} == {
+        "Linear": 2 / 2**6,
+        "k-NN": 2 / 2**7,
+        "Scenes": pytest.approx(2 / 2**20, abs=1e-5),
+    }
+    assert {name: own[:2] for name, own in found.items()} == {
+        "Linear": ("", ""),
+        "k-NN": ("", "▲"),
+        "Scenes": ("▲", "▲"),
+    }
+    for run in runs[:2]:
+        for name in ("linear", "knn", "scenes"):
+            for ending in ("npz", "json"):
+                (run / "results" / f"{name}-demo-split1.{ending}").unlink()
+
+
+def test_the_screen_stops_after_the_headlines(runs):
+    line = ["compare", str(runs[0]), str(runs[1])]
+    short, whole = (CliRunner().invoke(main, [*line, *more]).output for more in ((), ("--all",)))
+    assert len(short.splitlines()) < 40 < 130 < len(whole.splitlines())
+    head = "Retrieval on demo, split split1: top-1, video, conv5, max"
+    assert head in short and head in whole and "more rows" in short and "--all" in short
+    assert "conv1" not in short and "conv1" in whole
+    told = "unequal budgets, so that a difference need not be one of the methods; clips seen: 6 (a), 54 (b)"
+    for text in (short, whole):
+        assert text.index(told) < text.index(head)
+
+
+def test_equal_budgets_are_not_called_unequal(runs, tmp_path):
+    result = compare([runs[0], runs[2]])
+    assert result["unequal"] == [] and "unequal" not in format_table(result)
+    assert result["runs"]["a"]["clips seen"] == result["runs"]["c"]["clips seen"] == "6"
+    write(compare(runs[:2]), tmp_path / "table.html")
+    text = Page((tmp_path / "table.html").read_text()).text
+    assert text.index("clips seen: 6 (a), 54 (b)") < text.index("The row that stands for each result")
 
 
 def test_classes_that_gain_and_lose_most(runs, tmp_path):

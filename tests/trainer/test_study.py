@@ -2,9 +2,12 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from torch import nn
@@ -22,11 +26,12 @@ from labelgen.errors import ClusterError, ConfigError, VsslError
 from tests.labelgen.synthetic import write_video
 from tests.trainer.pages import Page
 from tests.trainer.planted import write_colored
+from tests.trainer.synthetic import write_shard
 from trainer import data
 from trainer.backbones import BACKBONES
 from trainer.backbones.layers import Stages
 from trainer.errors import TrainerError
-from trainer.study import bootstrap, file, jobs, measures, planning, results, sources
+from trainer.study import bootstrap, budgets, devices, file, jobs, measures, planning, progress, results, sources
 from trainer.study.study import Machine, show_plan
 from trainer.study.study import study as make_study
 
@@ -497,6 +502,159 @@ def test_a_row_may_label_its_pretraining_in_another_way(tmp_path, monkeypatch):
     found = {(entry["row"], entry["column"]) for entry in content["numbers"]}
     assert found == {("two", 0), ("slow", 0), ("two", 1), ("slow", 1), (file.RANDOM, 0)}
     assert any("of which there are 4: an interval over so few is too narrow" in text for text in content["assumed"])
+
+
+class Started:
+    """In the place of subprocess.run: what each process was given, of which so many run at once."""
+
+    def __init__(self, at_once):
+        self.seen, self.barrier = [], threading.Barrier(at_once)
+
+    def __call__(self, command, input, env, **_):
+        job, *_ = pickle.loads(input)
+        self.seen.append((job.id, job.how["device"], env.get("CUDA_VISIBLE_DEVICES")))
+        self.barrier.wait(60)
+        return SimpleNamespace(returncode=0)
+
+
+@pytest.fixture
+def four_gpus(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
+
+
+def some_jobs(count, device):
+    return [
+        jobs.Job("train", f"{i}", (), {"device": device}, (), "row", f"number {i}", ("c", 1.0)) for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    "device, visible, given",
+    [
+        ("auto", None, ["0", "1", "2", "3"]),
+        ("cuda", None, ["0", "1", "2", "3"]),
+        ("cuda", "7,5,GPU-ab,MIG-GPU-c/1/0", ["7", "5", "GPU-ab", "MIG-GPU-c/1/0"]),
+        ("cuda:3,cuda:1", None, ["3", "1", "3", "1"]),
+        ("cuda:1, cuda:0", "7,5,6,8", ["5", "7", "5", "7"]),
+        ("cuda:2", None, ["2"] * 4),
+        ("cpu", None, [None] * 4),
+    ],
+)
+def test_every_run_has_a_gpu_of_its_own(four_gpus, tmp_path, monkeypatch, device, visible, given):
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    started = Started(4)
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(run=started, STDOUT=subprocess.STDOUT))
+    made = list(jobs.make(some_jobs(8, device), tmp_path, 4, None, device, {}))  # twice four at a time
+    assert [reason for _, reason in made] == [""] * 8
+    assert {name for _, name, _ in started.seen} == {device if device == "cpu" else "cuda"}
+    for four in (started.seen[:4], started.seen[4:]):
+        assert sorted(map(str, (own for *_, own in four))) == sorted(map(str, given))
+    assert not [*(tmp_path / "logs").glob("*.running")]
+
+
+def test_runs_on_a_cluster_have_gpus_of_their_own(four_gpus, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    started = Started(3)
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(run=started, STDOUT=subprocess.STDOUT))
+    with distributed.LocalCluster(
+        1, threads_per_worker=3, dashboard_address=None, processes=False, resources={"GPU": 3}
+    ) as cluster:
+        made = list(jobs.make(some_jobs(3, "cuda"), tmp_path, 1, cluster.scheduler_address, "cuda", {}))
+    assert len(made) == 3 and {own for *_, own in started.seen} == {"0", "1", "2"}
+
+
+def test_without_locks_gpus_are_taken_in_turn(four_gpus, monkeypatch):
+    monkeypatch.setattr(devices.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(37, "no locks")))
+    with devices.given("cuda") as one, devices.given("cuda") as two:
+        assert one != two and {one.name, two.name} == {"cuda"}
+
+
+def test_what_runs_is_told_with_step_loss_and_time_left(colors, tmp_path):
+    study = file.read(write_study(colors, seeds=[0], clips=96))
+    store = jobs.Store(tmp_path)
+    found = {"colors": sources.prepare(study.data["colors"], colors / "colors", tmp_path, (0,), ())}
+    first, *others = planning.plan(study, found, store, "cpu", {}).jobs.values()
+    jobs.work(first, tmp_path, {})
+    (tmp_path / "logs").mkdir()
+    assert progress.running([first, *others], store) == []
+    for job, begin in ((first, 0), (others[0], 6)):
+        store.marker(job).write_text(f"GPU 2 of there\n{begin}")
+        store.log(job).write_text("before\nfeatures: 3 of 9 clips, about 5 s left\n")
+    log = store.run(first.id) / "run" / "log.csv"
+    lines = log.read_text().splitlines()
+    columns = lines[0].split(",")
+    total = len(lines) - 1
+    cells = [line.split(",") for line in lines[:4]]
+    for own in cells[1:]:
+        own[columns.index("total_ms")] = "2000.0"
+    log.write_text("\n".join(map(",".join, cells)) + "\n9,half")  # the last line is being written
+    loss = float(cells[3][columns.index("loss")])
+    training, other = progress.running([first, *others], store)
+    assert training == (
+        f"turns <i>: {first.told} (GPU 2 of there): step 3 of {total}, loss {loss:.4g}, about {2 * (total - 3)} s left"
+    )
+    assert other.endswith("(GPU 2 of there): features: 3 of 9 clips, about 5 s left")
+    log.unlink()
+    store.log(first).write_text("")
+    assert progress.running([first], store)[0].endswith("(GPU 2 of there): starts")
+
+
+def test_a_plan_before_labelling_says_so(tmp_path):
+    given = {"dataset": "folder", "root": "videos", "label": {"paces": [1, 2]}, "test": 0.5}
+    lines = show_plan(write_study(tmp_path, data={"own": given}), tmp_path / "out", 1, "cpu")
+    assert lines[-1] == "no run is there; the others take: not known before labelling"
+    assert "  runs on own: not known before labelling" in lines and " 0 s" not in " ".join(lines)
+
+
+def test_a_plan_is_timed_on_the_device_asked_for(colors, tmp_path, monkeypatch):
+    asked = []
+    pick = planning.distributed.pick_device
+    monkeypatch.setattr(planning.distributed, "pick_device", lambda name: asked.append(name) or pick("cpu"))
+    planning._rate.cache_clear()
+    path = write_study(colors, seeds=[0])
+    lines = show_plan(path, tmp_path / "out", 1, "cuda:1,cuda:2")
+    assert set(asked) == {"cuda:1"} and "about" in lines[-1]
+    monkeypatch.undo()
+    planning._rate.cache_clear()
+    with pytest.raises(TrainerError, match="device 'nonsense' cannot be used"):
+        show_plan(path, tmp_path / "out", 1, "nonsense")
+
+
+def test_the_page_says_what_each_row_saw_and_how_rows_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "execute", execute_here)
+    lengths = [64] * 4 + [20] * 6 + [64] * 6  # six are too short for pace 4
+    write_shard(tmp_path / "colors" / "00000.h5", lengths, [1] * 12 + [3] * 4, list("abcd") * 4)
+    rows = {
+        "turns": {"method": "rotation", "lr": 0.002},
+        "pace": {"method": "pace", "holdout": 0.2, "lr": [0.1, 0.003]},
+        "more": {"method": "pace", "clips": 48, "options": {"pace": {"contrast": "same-pace"}}},
+    }
+    settings = SMALL["settings"] | {"width": 0.05}
+    path = write_study(
+        tmp_path, seeds=[0], rows=rows, settings=settings, data={"colors": {"shards": "colors", "pretraining": "all"}}
+    )
+    content = make_study(path, tmp_path / "out", Machine(device="cpu"), None, None, say=print)
+    assert not content["failures"]
+    seen = {row: next(iter(own["trained"].values())) for row, own in content["rows"].items() if "trained" in own}
+    of = {row: (own["videos"], own["of videos"], own["clips"]) for row, own in seen.items()}
+    assert of["more"] == (10, 16, 50) and of["turns"][:2] == (16, 16)
+    assert of["pace"][0] < 10 and of["pace"][1] == 16
+    (told,) = content["unequal"]
+    assert told.startswith("Unequal budgets: pretraining on colors saw from ") and "to 50 (more)" in told
+    text = Page((tmp_path / "out" / "index.html").read_text()).text
+    assert text.index(told) < text.index("colors") or text.index(told) < text.index("random weights")
+    assert "more colors 10 of 16 50 48" in text and f"pace colors {of['pace'][0]} of 16 {of['pace'][2]} 24" in text
+    assert told in (tmp_path / "out" / "table.md").read_text()
+    names, values = budgets.differing(content["rows"])
+    assert dict(zip(names, values["turns"], strict=True))["lr"] == "0.002"
+    assert dict(zip(names, values["pace"], strict=True))["lr"] == "one of 0.1, 0.003"
+    assert dict(zip(names, values["more"], strict=True))["pace: contrast"] == "same-pace"
+    assert {"method", "lr", "holdout", "clips asked for", "pace: contrast"} <= set(names) and "width" not in names
+    assert "Settings that differ between rows" in text and "one of 0.1, 0.003" in text
 
 
 def test_a_verdict_needs_the_whole_interval_on_one_side():

@@ -15,10 +15,11 @@ from trainer.evaluate import bench, classifiers, features, numbers
 from trainer.evaluate.bench import Bench, measure
 from trainer.evaluate.features import Compute
 from trainer.evaluate.neighbours import chance, nearest
+from trainer.evaluate.numbers import holm
 from trainer.evaluate.progress import Progress
 from trainer.evaluate.results import read_results
 from trainer.evaluate.retrieval import KS
-from trainer.evaluate.tally import Predictions, Tally, by_class, paired
+from trainer.evaluate.tally import Predictions, Tally, by_class, paired, paired_test
 from trainer.pages.compare import compare, format_table
 from trainer.settings import Settings
 from trainer.training import train
@@ -88,6 +89,43 @@ def test_paired_differences_by_hand(tmp_path):
     fewer = tally([""] * 30)
     fewer.write(tmp_path / "c.npz", [0], [fewer.accuracy(first[:29], np.arange(29))["kept"]])
     assert paired(files[0], Predictions(tmp_path / "c.npz"), 0, 0) is None
+
+
+def test_holm_by_hand():
+    # in order .005, .01, .03, .04: 4 x .005 = .02, 3 x .01 = .03, 2 x .03 = .06, 1 x .04 = .04 but not below .06
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.4, 0.9]) == [1, 1, 1] and holm([]) == [] and holm([0.2]) == [0.2]
+
+
+def test_p_by_hand(tmp_path):
+    def p(first, other):
+        own = Tally([f"v{i}" for i in range(len(first))], ["a"] * len(first), [""] * len(first), ["a"])
+        for hits in (first, other):
+            own.accuracy(np.array(hits, bool), np.arange(len(first)))
+        own.write(tmp_path / "p.npz", [0, 1], [0, 1])
+        found = Predictions(tmp_path / "p.npz")
+        return paired_test(found, found, 0, 1)["p"]
+
+    # 12 of 40 videos gained: mean .3, spread of the mean (.3 x .7 / 40) ** .5 = .0725, t = 4.14 of 39 degrees: p = .00018;
+    # by changing signs 2 / 2^12 = .0005 at least
+    assert p([0] * 40, [1] * 12 + [0] * 28) == pytest.approx(2 / 2**12)
+    # 12 gained, 4 lost: mean .2, spread ((.4 - .04) / 40) ** .5 = .0949, t = 2.108: p = .0415
+    assert p([0] * 36 + [1] * 4, [1] * 12 + [0] * 28) == pytest.approx(0.0415, rel=0.2)
+    assert p([1, 0] * 20, [1, 0] * 20) == 1
+    assert p([0, 0, 0], [1, 1, 1]) == 0.25 and p([0, 1], [1, 1]) == 1  # however few they are
+
+
+def test_p_is_rarely_small_without_a_difference(tmp_path):
+    rng, small = np.random.default_rng(0), 0
+    groups = np.repeat([f"g{i}" for i in range(12)], 5)
+    for _ in range(200):
+        own = Tally([f"v{i}" for i in range(60)], ["a"] * 60, groups, ["a"])
+        for easy in rng.random((2, 12)):  # videos of a group are alike
+            own.accuracy(rng.random(60) < np.repeat(easy, 5), np.arange(60))
+        own.write(tmp_path / "p.npz", [0, 1], [0, 1])
+        found = Predictions(tmp_path / "p.npz")
+        small += paired_test(found, found, 0, 1)["p"] < 0.05
+    assert small <= 20  # 10 are expected
 
 
 def test_differences_by_class_by_hand(tmp_path):
@@ -258,7 +296,9 @@ def test_compare_pairs_the_videos(demo, tmp_path):
     for row in rows:
         difference = row["differences"]["1"]
         assert difference["value"] == pytest.approx(row["of"]["1"]["value"] - row["of"]["0"]["value"], abs=1e-4)
-        assert row["marks"]["1"] == ("▲" if difference["low"] > 0 else "▼" if difference["high"] < 0 else "")
+        sign = "▲" if difference["low"] > 0 else "▼" if difference["high"] < 0 else ""
+        assert row["marks"]["1"] == (sign if difference["adjusted"] <= 0.05 else "")
+        assert difference["p"] <= difference["adjusted"] <= min(1, len(rows) * difference["p"])
     assert f"({rows[0]['differences']['1']['value']:+.1f} [" in format_table(result)
     (runs[1] / "results" / "retrieval-demo-split1.npz").write_bytes(b"no")
     result = compare(runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,6 +35,17 @@ def mean_accuracy(hits: list[np.ndarray], owners: list[np.ndarray]) -> dict[str,
         tested = items @ drawn
         means.append(100 * float(np.mean((right @ drawn)[tested > 0] / tested[tested > 0])))
     return interval(100 * float(np.mean([hit.mean() for hit in hits])), means, len(videos))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values of a family of tests, adjusted by Holm's step-down rule: with adjusted values up to alpha rejected, the
+    probability of any false rejection is at most alpha, however the tests depend on one another [Holm, Scand. J. Statist. 6,
+    1979]. In order of size the i-th of n, counted from 0, is multiplied by n - i; none falls below the one before."""
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(np.array(p, float)[order] * (len(p) - np.arange(len(p))))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, stepped)
+    return adjusted.tolist()
 
 
 def interval(value: float, means: list[float], videos: int) -> dict[str, float]:

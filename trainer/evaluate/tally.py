@@ -10,6 +10,7 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+from scipy.special import stdtr
 
 from labelgen.files import replacing
 from labelgen.reading import open_regular
@@ -172,6 +173,15 @@ class Predictions:
 def paired(first: Predictions, other: Predictions, row: int, other_row: int) -> dict[str, float] | None:
     """The difference of two accuracies of the same items in per cent, other - first, with the 95 % interval of a bootstrap that
     draws the same items (or groups, see Tally.units) for both: "value", "low", "high". None where the items differ."""
+    found = paired_test(first, other, row, other_row)
+    return found and {key: found[key] for key in ("value", "low", "high")}
+
+
+def paired_test(first: Predictions, other: Predictions, row: int, other_row: int) -> dict[str, float] | None:
+    """`paired` with "p" of the test that the true difference is 0, two-sided: Student's t of the difference over the standard
+    deviation of its bootstrap, with one degree of freedom less than there are items (or groups) drawn; and no smaller than
+    changing the signs of all their differences could give, 2 / 2^k of the k that are not 0 [Fisher's randomisation test], below
+    which t, made for many small differences, is of no use."""
     matched = _matched(first, other, row, other_row)
     return _difference(first, *matched) if matched else None
 
@@ -189,6 +199,7 @@ def by_class(first: Predictions, other: Predictions, row: int, other_row: int) -
         told = {"class": name, "items": int(own.sum()), "first": 100 * float(one[own].mean())}
         told["other"] = 100 * float(two[own].mean())
         difference = _difference(first, tested[own], one[own], two[own])
+        difference.pop("p")  # of so many classes, which are chosen by their values
         few = len(np.unique(_units(first, tested[own]))) < GROUPS
         found.append(told | ({"value": difference["value"]} if few else difference))
     return sorted(found, key=lambda told: -told["value"])
@@ -223,4 +234,11 @@ def _difference(of: Predictions, tested: np.ndarray, one: np.ndarray, two: np.nd
         drawn = rng.integers(len(counts), size=len(counts))
         means.append(100 * sums[drawn].sum() / counts[drawn].sum())
     low, high = np.percentile(means, (2.5, 97.5))
-    return {"value": 100 * float(difference.mean()), "low": float(low), "high": float(high)}
+    value, spread, changed = 100 * float(difference.mean()), float(np.std(means)), int(np.count_nonzero(sums))
+    p = 2 * float(stdtr(max(1, len(counts) - 1), -abs(value) / spread)) if spread else 0.0
+    return {
+        "value": value,
+        "low": float(low),
+        "high": float(high),
+        "p": max(p, 2.0 ** (1 - changed) if changed else 1.0),
+    }

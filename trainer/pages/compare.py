@@ -11,9 +11,11 @@ from markupsafe import Markup
 from labelgen.files import write_text
 from trainer import checkpoint
 from trainer.errors import TrainerError
+from trainer.evaluate.numbers import holm
 from trainer.evaluate.results import MEASURED, Result, csv_text, flat, headline, read_results
 from trainer.evaluate.tables import aligned, overall, shown, with_split
-from trainer.evaluate.tally import Predictions, by_class, paired
+from trainer.evaluate.tally import Predictions, by_class, paired_test
+from trainer.pages.budgets import clips_seen, unequal
 from trainer.pages.classes import ABOUT, compared_html
 from trainer.pages.page import details, fill, heading, items, join, page, paragraph, table
 from trainer.pages.published import pretraining
@@ -31,14 +33,24 @@ _OF_THE_NETWORK = (
     "checkpoints",
     "versions",
 )
-_DIFFERENCE = {"": "value", "_low": "low", "_high": "high"}  # ends of names of columns -> keys
+_UNEQUAL_TOLD = "unequal budgets, so that a difference need not be one of the methods"
+_DIFFERENCE = {
+    "": "value",
+    "_low": "low",
+    "_high": "high",
+    "_p": "p",
+    "_p_holm": "adjusted",
+}  # ends of names of columns -> keys
 _LINE = 5  # classes on a line
 _MANY = 8  # more rows than this that do not differ are folded
 _MARKS = {"▲": "above the first value", "▼": "below the first value"}
+_ALPHA = 0.05
 RULE = (
-    "Differences are from the first value in the row, of the same videos answered by both, with 95 % intervals of their own. "
-    "▲ ▼: that interval lies wholly above, below 0; where the videos' answers are not kept, the value's interval wholly above, "
-    "below the first one's. Intervals cover the choice of test videos, not the training seed; of many rows some differ by chance."
+    "Differences are from the first value in the row, of the same videos answered by both, with 95 % intervals of their own, and "
+    "p of a paired test, corrected by Holm's method for all rows of its family: the rows that stand for the results are one "
+    "family, all rows another. ▲ ▼: the interval lies wholly above, below 0, and the corrected p is at most .05; if the videos' "
+    "answers are not kept, the value's interval lies wholly above, below the first one's, which is not corrected. Intervals and "
+    "p cover the choice of test videos, not the training seed."
 )
 
 
@@ -48,9 +60,11 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
     "names": of the runs; "runs": what each is, by name; "tables": one per protocol, data set, split and conditions (the
     configuration of the shards, views, items, ...), with "title", "conditions" and "rows": each the network, stage, pooling,
     level, metric, ... that were measured ("what"), the rows of the runs by name ("of"), their paired differences from the first
-    run in the row ("differences", see tally.paired; those that can be had) and a mark for those that lie above ("▲") or below
-    ("▼") it ("marks", see `mark`), marked rows first; "headline": the row that stands for the result, or None; "classes": its
-    differences by class, by name of the run, see tally.by_class. "notes": what is in no table, and why.
+    run in the row ("differences", see tally.paired_test; those that can be had), each with "adjusted", its p corrected for all
+    differences of all tables, and a mark for those that lie above ("▲") or below ("▼") it ("marks", see `mark`), marked rows
+    first; "headline": the row that stands for the result, corrected for the headlines alone, or None; "classes": its
+    differences by class, by name of the run, see tally.by_class. "unequal": budgets that differ. "notes": what is in no table,
+    and why.
 
     Raises TrainerError for fewer than two runs, for one named twice, and what checkpoint.load raises.
     """
@@ -83,12 +97,28 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
         for same, group in groups.items():
             if len(group) > 1:
                 tables.append(_table(title, dict(same), group, notes))
+    tables = [one for one in tables if one["rows"]]
+    _correct([row for one in tables for row in one["rows"]])
+    _correct([one["headline"] for one in tables if one["headline"]])
+    for one in tables:
+        one["rows"].sort(key=lambda row: not any(row["marks"].values()))
     return {
         "names": names,
         "runs": {name: _about(run) for name, run in zip(names, saved, strict=True)},
-        "tables": [one for one in tables if one["rows"]],
+        "unequal": unequal(dict(zip(names, saved, strict=True))),
+        "tables": tables,
         "notes": notes,
     }
+
+
+def _correct(rows: list[dict]) -> None:
+    """Correct the p of the differences of a family of rows, and mark them."""
+    family = [difference for row in rows for difference in row["differences"].values()]
+    for difference, p in zip(family, holm([own["p"] for own in family]), strict=True):
+        difference["adjusted"] = p
+    for row in rows:
+        first = next(iter(row["of"].values()))
+        row["marks"] = {name: mark(first, of, row["differences"].get(name)) for name, of in row["of"].items()}
 
 
 def conditions(result: Result) -> dict[str, str]:
@@ -127,21 +157,17 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
         else:
             what = {key: value for key, value in first.items() if key not in MEASURED}
             pairs = {
-                name: paired(kept[leader], kept[name], places[key][leader], places[key][name])
+                name: paired_test(kept[leader], kept[name], places[key][leader], places[key][name])
                 for name in of
                 if name != leader and kept.keys() >= {leader, name}
             }
             differences = {name: difference for name, difference in pairs.items() if difference}
-            marks = {name: mark(first, row, differences.get(name)) for name, row in of.items()}
-            rows.append({"what": what, "of": of, "differences": differences, "marks": marks})
+            rows.append({"what": what, "of": of, "differences": differences})
             if what == stands:
-                headed, classes = (
-                    rows[-1],
-                    {
-                        name: by_class(kept[leader], kept[name], places[key][leader], places[key][name])
-                        for name in pairs
-                    },
-                )
+                headed = rows[-1] | {"differences": {name: dict(own) for name, own in differences.items()}}
+                classes = {
+                    name: by_class(kept[leader], kept[name], places[key][leader], places[key][name]) for name in pairs
+                }
     alone = sum(len(of) == 1 for of in found.values())
     for count, why in (
         (equal, "of random weights or chance and the same in all runs"),
@@ -149,7 +175,6 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
     ):
         if count:
             notes.append(f"{title}: {count} of {len(found)} rows left out, {why}")
-    rows.sort(key=lambda row: not any(row["marks"].values()))
     classes = {name: told for name, told in classes.items() if told}
     return {"title": title, "conditions": same, "rows": rows, "headline": headed, "classes": classes}
 
@@ -167,8 +192,10 @@ def _kept(title: str, group: dict[str, Result], notes: list[str]) -> dict[str, P
 
 
 def mark(first: dict, row: dict, difference: dict | None = None) -> str:
-    """ "▲" where the interval of the paired difference lies wholly above 0, "▼" where below, else ""; without a difference by
-    whether the interval of a row lies wholly above or below the first one's."""
+    """ "▲" where the interval of the paired difference lies wholly above 0, "▼" where below, and its corrected p is at most .05,
+    else ""; without a difference by whether the interval of a row lies wholly above or below the first one's."""
+    if difference and difference.get("adjusted", 0) > _ALPHA:
+        return ""
     if difference:
         return "▲" if difference["low"] > 0 else "▼" if difference["high"] < 0 else ""
     if not {"low", "high"} <= row.keys() & first.keys():
@@ -193,39 +220,60 @@ def _about(saved: checkpoint.Checkpoint) -> dict[str, object]:
         "epochs": settings["epochs"],
         "batch size": settings["batch_size"],
         "steps": f"{meta['step']:,} of {meta['steps']:,}",
+        "clips seen": f"{clips_seen(meta):,}",
         "seed": settings["seed"],
         "shards": meta["config_hash"],
         "torch": meta["environment"]["torch"],
     }
 
 
-def _cells(table: dict, names: list[str], cell) -> tuple[list[str], list[list]]:
-    """Head and rows of a table; cell: (row of a result, paired difference or None, mark) -> text."""
+def _cells(table: dict, names: list[str]) -> tuple[list[str], list[list]]:
+    """Head and rows of a table."""
     keys = list(dict.fromkeys(key for row in table["rows"] for key in row["what"]))
-    body = [
-        [*(row["what"].get(key, "") for key in keys)]
-        + [
-            cell(row["of"][name], row["differences"].get(name), row["marks"][name]) if name in row["of"] else "-"
-            for name in names
-        ]
-        for row in table["rows"]
-    ]
+    body = [[*(row["what"].get(key, "") for key in keys), *_of_runs(row, names)] for row in table["rows"]]
     return [*keys, *names], body
 
 
-def format_table(result: dict) -> str:
-    """The result of `compare` for the screen."""
+def _of_runs(row: dict, names: list[str]) -> list[str]:
+    """The cell of each run in a row."""
+    marks, pairs = row["marks"], row["differences"]
+    return [
+        f"{shown(row['of'][name])} {marks[name] or ' '}{_difference_of(pairs.get(name))}" if name in row["of"] else "-"
+        for name in names
+    ]
+
+
+def format_table(result: dict, everything: bool = True) -> str:
+    """The result of `compare` for the screen; without `everything` the rows that stand for the results alone."""
     names, about = result["names"], result["runs"]
     lines = aligned([["", *names], *([key, *(about[name][key] for name in names)] for key in about[names[0]])])
+    lines += ["", *(f"{_UNEQUAL_TOLD}; {told}" for told in result["unequal"])] if result["unequal"] else []
+    headed = [one for one in result["tables"] if one["headline"]]
+    if headed:
+        body = [
+            [f"{one['title']}: {named(one['headline']['what'])}", *_of_runs(one["headline"], names)] for one in headed
+        ]
+        lines += ["", *aligned([["the row that stands for each result, %", *names], *body])]
+    if not everything:
+        more = sum(len(one["rows"]) for one in result["tables"]) - len(headed)
+        told = [line for one in headed for line in _most(one)]
+        notes = [f"note: {note}" for note in result["notes"]]
+        return "\n".join([*lines, *told, "", RULE, *notes, *([f"{more:,} more rows"] if more else [])])
     for one in result["tables"]:
-        head, rows = _cells(one, names, lambda row, pair, sign: f"{shown(row)} {sign or ' '}{_difference_of(pair)}")
+        head, rows = _cells(one, names)
         lines += ["", one["title"], "; ".join(f"{key}: {value}" for key, value in one["conditions"].items())]
         lines += [*aligned([head, *rows]), _marked(one), *_most(one)]
     return "\n".join([*lines, "", RULE, *(f"note: {note}" for note in result["notes"])])
 
 
 def _difference_of(pair: dict | None) -> str:
-    return f" ({difference_text(pair)})" if pair else ""
+    return f" ({difference_text(pair)}, {p_text(pair)})" if pair else ""
+
+
+def p_text(pair: dict) -> str:
+    """The corrected p of a difference."""
+    p = pair["adjusted"]
+    return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".")
 
 
 def _most(one: dict) -> list[str]:
@@ -242,7 +290,7 @@ def _most(one: dict) -> list[str]:
 
 def _marked(table: dict) -> str:
     marked = sum(any(row["marks"].values()) for row in table["rows"])
-    return f"{marked} of {len(table['rows'])} rows differ from the first run by more than the intervals"
+    return f"{marked} of {len(table['rows'])} rows differ from the first run, corrected for the number of all rows"
 
 
 def write(result: dict, path: Path) -> None:
@@ -264,6 +312,9 @@ def _page(result: dict) -> str:
         if any(one["classes"] for one in result["tables"]):
             content += paragraph(ABOUT, "muted")
         sections.insert(0, ("first", "At a glance", content))
+    if result["unequal"]:
+        content = join([paragraph(f"{_UNEQUAL_TOLD.capitalize()}:"), items(result["unequal"])])
+        sections.insert(0, ("unequal", "Unequal budgets", content))
     for i, one in enumerate(result["tables"]):
         sections.append((f"table-{i}", one["title"], _section(one, names)))
     if result["notes"]:
@@ -312,12 +363,14 @@ def _rows(caption: str, what: str, lines: Sequence[tuple[str, dict]], names: lis
     cells, axis = difference_cells([row["differences"].get(name) for _, row in lines for name in others])
     body = []
     for i, (name, row) in enumerate(lines):
-        drawn = [cell for pair in cells[i * len(others) : (i + 1) * len(others)] for cell in pair]
+        pairs = zip(cells[i * len(others) : (i + 1) * len(others)], map(row["differences"].get, others), strict=True)
+        drawn = [cell for pair, own in pairs for cell in (*pair, p_text(own) if own else "")]
         values = [_value(row["of"][run], row["marks"][run]) if run in row["of"] else "-" for run in names]
         body.append([name, *drawn, *values])
-    head = [what, *(text for name in others for text in (axis, f"{name}, difference")), *names]
-    first = 1 + 2 * len(others)
-    return table(caption, head, body, [*range(2, first, 2), *range(first, len(head))])
+    head = [what, *(text for name in others for text in (axis, f"{name}, difference", "corrected")), *names]
+    first = 1 + 3 * len(others)
+    numbers = [column for column in range(1, first) if column % 3 != 1]
+    return table(caption, head, body, [*numbers, *range(first, len(head))])
 
 
 def _value(row: dict, sign: str) -> Markup:

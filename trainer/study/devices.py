@@ -23,7 +23,7 @@ class Device:
     alone: str = ""
 
     def __str__(self) -> str:
-        return f"GPU {self.alone}" if self.alone else self.name
+        return f"GPU {self.alone}" if self.alone else self.name.replace("auto", "CPU")
 
 
 def devices(asked: str) -> list[Device]:

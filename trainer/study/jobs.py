@@ -52,7 +52,8 @@ class Job:
 
     id: hash of all that determines what it makes; makes: ids of the results, none for training; how: what it is called
     with, paths and all, and the "device", or several among which runs are spread; needs: ids of the trainings before it; row,
-    told: for the reader; cost: name of like jobs and the number of clips, for the estimate
+    told: for the reader; cost: name of like jobs and the number of clips, for the estimate; videos: that a training sees, and
+    that the training part has
     """
 
     kind: str
@@ -63,6 +64,7 @@ class Job:
     row: str
     told: str
     cost: tuple[str, float]
+    videos: tuple[int, int] = (0, 0)
 
 
 def identity(**what) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from markupsafe import Markup
 
 from labelgen.files import write_text
@@ -11,6 +13,7 @@ from trainer.pages.plots import Point
 from trainer.pages.report import made_by
 from trainer.pages.results import value_cell
 from trainer.pages.trained import curve, read_log
+from trainer.study.budgets import differing, runs_by_data
 from trainer.study.jobs import Store
 from trainer.study.planning import Planned
 from trainer.study.results import RULE, guessed, mark, orderings, place, tables
@@ -25,7 +28,18 @@ def write_page(content: dict, planned: Planned, store: Store) -> None:
         for key in ("absent", "failures")
     )
     sections = [
-        ("numbers", "Numbers", join([paragraph(RULE, "muted"), *_tables(content)])),
+        (
+            "numbers",
+            "Numbers",
+            join(
+                [
+                    paragraph(RULE, "muted"),
+                    *([items(content["unequal"])] if content["unequal"] else []),
+                    *_tables(content),
+                ]
+            ),
+        ),
+        ("seen", "What the rows saw", _seen(content)),
         ("forest", "Forest plots", _forest(content)),
         ("orderings", "Published orderings", _orderings(content)),
         ("ranks", "How the ranking moves", _ranks(content)),
@@ -44,6 +58,32 @@ def _tables(content: dict):
     for title, measures, rows in tables(content):
         body = [[row, *map(_cell, cells)] for row, cells in rows.items()]
         yield table(title, ["Row", *measures], body, range(1, len(measures) + 1))
+
+
+def _seen(content: dict) -> Markup:
+    """Videos and clips of the pretrainings of each row, and the settings in which rows differ."""
+    body = []
+    for name, row in content["rows"].items():
+        for of, runs in runs_by_data(row).items():
+            videos = [f"{_range(run['videos'] for run in runs)} of {_range(run['of videos'] for run in runs)}"]
+            body.append([name, of, *videos, _range(run["clips"] for run in runs), f"{row['clips asked for']:,}"])
+    if not body:
+        return Markup()
+    head = ["Row", "Pretrained on", "Videos seen", "Clips seen", "Clips asked for"]
+    about = (
+        "Of several splits and seeds from the fewest to the most. A video that no sample of a method fits is not seen."
+    )
+    out = [paragraph(about, "muted"), table("Pretraining of each row", head, body, (2, 3, 4))]
+    names, values = differing(content["rows"])
+    if names:
+        rows = [[name, *own] for name, own in values.items()]
+        out.append(table("Settings that differ between rows", ["Row", *names], rows))
+    return join(out)
+
+
+def _range(numbers: Iterable[int]) -> str:
+    found = sorted(set(numbers))
+    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
 
 
 def _cell(entry: dict | None) -> Markup:
@@ -174,7 +214,14 @@ def _data(content: dict) -> Markup:
     for name, own in content["rows"].items():
         for run, told in own.get("trained", {}).items():
             loss = "" if told["held-out loss"] is None else f"{told['held-out loss']:.4g}"
-            clips.append([name, run, f"{told['clips']:,}", told["epochs"], f"{told['lr']:g}", loss])
+            clips.append(
+                [name, run, f"{told['videos']:,}", f"{told['clips']:,}", told["epochs"], f"{told['lr']:g}", loss]
+            )
     head = ["Name", "Data set", "Videos", "Tested by split", "Classes", "Groups", "Crop"]
-    budget = table("Pretrainings", ["Row", "Run", "Clips seen", "Epochs", "lr", "Held-out loss"], clips, (2, 3, 4, 5))
+    budget = table(
+        "Pretrainings",
+        ["Row", "Run", "Videos seen", "Clips seen", "Epochs", "lr", "Held-out loss"],
+        clips,
+        (2, 3, 4, 5, 6),
+    )
     return join([table("Data sets", head, rows, (2, 5, 6)), details("Every pretraining", budget)])

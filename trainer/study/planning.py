@@ -24,7 +24,7 @@ from trainer.study.file import ALL, FLOW, SUPERVISED, VIEWS, WITHOUT_LABELS, Mea
 from trainer.study.jobs import Job, Store, code, determining, identity
 from trainer.study.sources import Source, drawn, few_name
 from trainer.training.precision import pick_precision, set_precision
-from trainer.training.streams import training_streams
+from trainer.training.streams import Stream, training_streams
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class _Planner:
         if key in self.trainings:
             return self.trainings[key]
         settings = replace(row.candidates[index], seed=seed, split=split)
-        epochs, clips = _epochs(source, settings, row.clips)
+        epochs, clips, videos = _epochs(source, settings, row.clips)
         settings = replace(settings, epochs=epochs)
         what = {"settings": determining(settings), "data": source.identity[split]}
         id = self.trainings[key] = identity(kind="train", code=code("train"), **what)
@@ -159,7 +159,7 @@ class _Planner:
         )
         how = {"settings": asdict(settings), "shards": str(source.folder), "device": self.device}
         cost = f"{own.method} {own.backbone} {own.width:g} {_clip(source)}", clips
-        self._add(Job("train", id, (), how, (), row.name, ", ".join(filter(None, (told, tried))), cost))
+        self._add(Job("train", id, (), how, (), row.name, ", ".join(filter(None, (told, tried))), cost, videos))
         return id
 
     def _choose(self, tried: list[str], settings: list[Settings]) -> int | None:
@@ -291,10 +291,12 @@ def _videos(source: Source) -> int:
     return len(_opened(source, next(iter(source.folders)), source.splits[0]).videos)
 
 
-def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float]:
-    """Passes whose clips come nearest to a budget, and how many clips these are."""
+def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float, tuple[int, int]]:
+    """Passes whose clips come nearest to a budget, how many clips these are, of how many videos, and how many videos the training
+    part has."""
     own = resolve(settings)
     values, opened = asdict(own), _shards(str(source.folder), str(own.split))
+    whole = int(opened.trains.sum())
     shards = opened.with_training_videos(opened.trains)
     if own.holdout:
         shards.hold_out(values["holdout"], values["seed"])
@@ -306,8 +308,16 @@ def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float]
     for name, stream in streams.items():
         encoded = stream.clips.method.shape(shards.config, values["options"][name])[0]  # of each sample
         each += steps / stream.batches.per_epoch * stream.batches.shown * encoded
-    epochs = max(1, round(clips / each))
-    return epochs, epochs * each
+    epochs, videos = max(1, round(clips / each)), {video for stream in streams.values() for video in _videos_of(stream)}
+    return epochs, epochs * each, (len(videos), whole)
+
+
+def _videos_of(stream: Stream) -> list[int]:
+    """Rows of the videos that the samples of a method are of."""
+    shards, (shard, item) = stream.clips.shards, stream.clips.samples.T
+    if stream.clips.method.of_labelled_clips and shards.config["clips"] is None:  # the samples are clips
+        return shards.owner[(np.cumsum(shards.readers.n_clips) - shards.readers.n_clips)[shard] + item].tolist()
+    return (np.asarray(shards.before)[shard] + item).tolist()
 
 
 def seconds(planned: Iterable[Job], store: Store, device: str) -> Iterator[tuple[Job, float]]:

@@ -17,6 +17,7 @@ from trainer.evaluate.folds import groups_of
 from trainer.evaluate.tables import shown
 from trainer.settings import Settings, resolve
 from trainer.study.bootstrap import RESAMPLES, difference, interval
+from trainer.study.budgets import unequal
 from trainer.study.file import ALL, FLOW, RANDOM, SUPERVISED, WITHOUT_LABELS, Row, Study
 from trainer.study.jobs import Store, code, determining
 from trainer.study.planning import Column, Planned, held_out_loss
@@ -38,16 +39,18 @@ def collect(
     "failures". A number is the mean over seeds and videos in per cent, with "low" and "high", "above" its difference from the
     random network of the same seeds, or of the pretext task from "guessing", likewise, and the value of each seed."""
     columns = list(dict.fromkeys(column for _, column, _ in planned.numbers))
+    rows = {name: _row(row, planned, store) for name, row in study.rows.items()}
     tests = [_test(study, sources, planned, store, column) for column in columns]
     return {
         "about": study.about,
         "file": study.content,
         "seeds": list(study.seeds),
         "data": {name: _data(source) for name, source in sources.items()},
-        "rows": {name: _row(row, planned, store) for name, row in study.rows.items()},
+        "rows": rows,
         "columns": [_column(column) for column in columns],
         "numbers": _numbers(study, tests),
         "orderings": _orderings(study, columns, tests),
+        "unequal": unequal(rows),
         "assumed": _assumed(study, sources),
         "absent": not_to_be_had(_absent(planned, store)),
         "failures": _failures(planned, failed, unusable),
@@ -81,12 +84,13 @@ def _row(row: Row, planned: Planned, store: Store) -> dict:
     if row.kind == "method":
         varied = ("seed", "split", "epochs", *row.tried[0])
         settings = {key: value for key, value in determining(row.candidates[0]).items() if key not in varied}
-        told |= {"clips asked for": row.clips, "settings": settings, "trained": {}}
+        told |= {"clips asked for": row.clips, "settings": settings, "label": row.label, "trained": {}}
         for (name, of, split, seed), id in planned.runs.items():
             if name == row.name and store.has(id):
                 job = planned.jobs[id]
                 own = resolve(Settings(**job.how["settings"]))
-                seen = {"run": id, "clips": round(job.cost[1]), "epochs": own.epochs, "lr": own.lr}
+                seen = {"run": id, "data": of, "videos": job.videos[0], "of videos": job.videos[1]}
+                seen |= {"clips": round(job.cost[1]), "epochs": own.epochs, "lr": own.lr}
                 loss = _finite(held_out_loss(store, id, own))
                 told["trained"][f"{of}, split {split}, seed {seed}"] = {**seen, "held-out loss": loss}
         for (name, of), ids in planned.tried.items():
@@ -213,7 +217,8 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
         "Intervals hold 95 % of "
         f"{RESAMPLES:,} resamples: seeds are drawn with replacement and, for all of them alike, test videos or whole groups of "
         "them; differences from random weights are of pairs of the same seed and video.",
-        "The same number of clips is seen in pretraining by every row, as near as whole passes allow.",
+        "Every row is given the same number of clips in pretraining, as near as whole passes allow, unless the file says "
+        "otherwise.",
         f"{RANDOM}: the network that the row with the same seed starts from.",
     ]
     if len(study.seeds) == 1:
@@ -229,7 +234,10 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
         )
     for name, source in ((name, sources[name]) for name in study.data if name in sources):
         if source.data.pretraining == ALL:
-            told.append(f"{name}: pretraining sees all videos, those that are tested, too, without labels.")
+            told.append(
+                f"{name}: pretraining is given all videos, those that are tested, too, without labels; how many a row saw "
+                "stands in its line."
+            )
         drawn = "groups of videos" if source.data.resample == "group" else "single videos"
         few = len(set(_groups(source).values()))
         told.append(
@@ -325,7 +333,7 @@ RULE = (
 
 def markdown(content: dict) -> str:
     """The tables for a README."""
-    lines = [RULE, ""]
+    lines = [RULE, "", *(line for told in content.get("unequal", ()) for line in (_bar(told), ""))]
     for title, measures, rows in tables(content):
         lines += [f"**{plain(title)}**", "", _line(map(plain, ["", *measures])), "|---" * (len(measures) + 1) + "|"]
         lines += [*(_line([plain(row), *map(cell, cells)]) for row, cells in rows.items()), ""]

@@ -1,0 +1,34 @@
+"""How much runs have seen, and where that differs between runs that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trainer.checkpoint import Checkpoint
+from trainer.methods import method_class
+from trainer.settings import Settings, resolve
+
+_FACTOR = 1.05  # of equal budgets, at most
+
+
+def clips_seen(meta: dict) -> int:
+    """Clips of different frames that a run of these metadata has seen, as studies count them: of each sample all that are
+    encoded."""
+    own = resolve(Settings(**meta["settings"]))
+    shown = own.epochs * own.repeats * max(meta["samples"].values()) * meta["step"] / max(1, meta["steps"])
+    return round(sum(shown * method_class(name).shape(meta["config"], own.options[name])[0] for name in own.methods))
+
+
+def unequal(saved: Mapping[str, Checkpoint]) -> list[str]:
+    """What of the budgets of runs, by name, differs, in words: clips seen, videos of the training part, the steps of a
+    pretraining before."""
+    found = {
+        "clips seen": {name: clips_seen(run.meta) for name, run in saved.items()},
+        "videos in the shards": {name: run.meta["videos"] for name, run in saved.items()},
+        "steps of the pretraining": {name: (run.meta["initial"] or {"step": 0})["step"] for name, run in saved.items()},
+    }
+    return [
+        f"{what}: " + ", ".join(f"{value:,} ({name})" for name, value in values.items())
+        for what, values in found.items()
+        if max(values.values()) > _FACTOR * min(values.values())
+    ]

@@ -1,0 +1,53 @@
+"""What the rows of a study really saw, and in what settings they differ."""
+
+from __future__ import annotations
+
+_FACTOR = 1.1  # by which clips of equal budgets differ at most, as they are whole passes
+
+
+def unequal(rows: dict[str, dict]) -> list[str]:
+    """A sentence on each data set of which the rows did not see about as many clips in pretraining."""
+    told = []
+    for of in dict.fromkeys(of for row in rows.values() for of in runs_by_data(row)):
+        clips = {name: [run["clips"] for run in runs_by_data(row).get(of, ())] for name, row in rows.items()}
+        seen = {name: sum(own) / len(own) for name, own in clips.items() if own}
+        few, most = min(seen, key=seen.__getitem__), max(seen, key=seen.__getitem__)
+        if seen[most] > _FACTOR * seen[few]:
+            told.append(
+                f"Unequal budgets: pretraining on {of} saw from {seen[few]:,.0f} clips ({few}) to {seen[most]:,.0f} "
+                f"({most}), so that a difference need not be one of the methods."
+            )
+    return told
+
+
+def runs_by_data(row: dict) -> dict[str, list[dict]]:
+    """The pretrainings of a row by data set, without how it was labelled."""
+    found: dict[str, list[dict]] = {}
+    for run in row.get("trained", {}).values():
+        found.setdefault(run["data"], []).append(run)
+    return found
+
+
+def differing(rows: dict[str, dict]) -> tuple[list[str], dict[str, list[str]]]:
+    """Settings that are not the same in all rows with a method: their names, and the values of each row. An option counts if
+    several rows have it."""
+    found = {name: _flat_settings(row) for name, row in rows.items() if row["kind"] == "method"}
+    keys = list(dict.fromkeys(key for own in found.values() for key in own))
+    unlike = [key for key in keys if len({own[key] for own in found.values() if key in own}) > 1]
+    return unlike, {name: [own.get(key, "") for key in unlike] for name, own in found.items()}
+
+
+def _flat_settings(row: dict) -> dict[str, str]:
+    settings = {"clips asked for": row["clips asked for"], **row["settings"]}
+    options, tried = settings.pop("options", None) or {}, next(iter(row.get("tried", {}).values()), [])
+    found = {key: _words(value) for key, value in settings.items()}
+    found |= {f"{method}: {key}": _words(value) for method, own in options.items() for key, value in own.items()}
+    for key in tried[0].keys() - {"held-out loss", "chosen"} if tried else ():
+        found[key] = "one of " + ", ".join(dict.fromkeys(_words(own[key]) for own in tried))
+    return found | {f"label: {key}": _words(value) for key, value in row["label"].items()}
+
+
+def _words(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
