@@ -86,7 +86,7 @@ class VideoFiles:
         seconds: tuple[float, float | None] = (0.0, None),
     ):
         self.config = {"fps": None, "jpeg_quality": 90, "region": None, "max_pixels": MAX_PIXELS} | config
-        self.about = {"kind": "videos", "folder": str(folder.resolve())}
+        self.about = {"kind": "videos", "folder": text_of(folder.resolve())}
         self.parts: list[list[Video]] = []
         self.count, self._workers, self._say, self._seconds = len(videos), workers, say, seconds
         room = 0
@@ -121,7 +121,7 @@ class VideoFiles:
             fields, failures = [], []
             for number, video in enumerate(part):
                 outcome = outcomes[number]
-                known = {"id": video.id, "path": _text(video.path)}
+                known = {"id": video.id, "path": text_of(video.path)}
                 if isinstance(outcome, str):
                     failures.append(known | {"reason": outcome, "kept": False})
                     continue
@@ -133,7 +133,7 @@ class VideoFiles:
                     failures.append(known | {"reason": reason, "kept": True})
             videos = np.stack([np.arange(len(readers)), np.zeros(len(readers), np.int64)], 1)
             bounds = [reader.bounds for reader in readers]
-            yield Piece(Readers(readers, self.config), videos, fields, bounds, failures)
+            yield Piece(Readers(readers, self.config), videos, fields, failures, bounds)
 
     def _outcomes(self, store: Callable, items: list) -> dict[int, StoredFrames | str]:
         """Frames, or the reason why there are none, of every item, whatever happens to the processes."""
@@ -153,7 +153,8 @@ class VideoFiles:
         return done
 
 
-def _text(path: Path) -> str:
+def text_of(path: str | os.PathLike[str]) -> str:
+    """A path as text; bytes that are not UTF-8 are written as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

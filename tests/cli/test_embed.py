@@ -198,7 +198,7 @@ class Many:
 
     @contextlib.contextmanager
     def open(self, part, scratch):
-        yield extract.Piece(None, None, [{"id": f"{part:03d}/{video:03d}"} for video in range(100)], [], [])
+        yield extract.Piece(None, None, [{"id": f"{part:03d}/{video:03d}"} for video in range(100)], [])
 
     def __call__(self, piece):
         ids = [field["id"] for field in piece.fields for _ in range(20)]

@@ -71,14 +71,14 @@ class Readers:
 @dataclass(frozen=True)
 class Piece:
     """A few videos. videos: int64 [n, 2], reader and video in it; fields: of each id, path, label, split (part of the first
-    one), width, height (before resizing); bounds: of each, when its frames begin and the last one ends, see labelgen.times;
-    failures: id, path, reason, and kept, whether it is among the videos nevertheless."""
+    one), width, height (before resizing); failures: id, path, reason, and kept, whether it is among the videos nevertheless;
+    bounds: of each video, when its frames begin and the last one ends, see labelgen.times."""
 
     frames: Readers
     videos: np.ndarray
     fields: list[dict]
-    bounds: Sequence[np.ndarray]
     failures: list[dict]
+    bounds: Sequence[np.ndarray] = ()
 
 
 class Source(Protocol):
@@ -135,7 +135,7 @@ class ShardVideos:
         first, fps = part.arrays["videos/first_frame"], part.arrays["videos/fps"]
         times = np.split(part.arrays["frames/time"], first[1:])
         bounds = [frame_bounds(*own) for own in zip(times, fps, strict=True)] if len(fields) else []
-        yield Piece(Readers([part], self.config), videos, fields, bounds, failures)
+        yield Piece(Readers([part], self.config), videos, fields, failures, bounds)
 
 
 class Extractor:
@@ -192,7 +192,7 @@ class Extractor:
         fields = [piece.fields[video] for video in owner]
         columns = {name: [field[name] for field in fields] for name in ("id", "path", "label", "split")}
         for name, at in (("start", first), ("end", last + 1)):
-            times = [float(piece.bounds[video][frame]) for video, frame in zip(owner, at, strict=True)]
+            times = [float(piece.bounds[int(video)][int(frame)]) for video, frame in zip(owner, at, strict=True)]
             columns[name] = [None if np.isnan(time) else time for time in times]
         columns["stage"] = [self.stage] * len(fields)
         shown = zip(owner.tolist(), middle.tolist(), strict=True)
