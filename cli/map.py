@@ -62,6 +62,7 @@ def _values(path: Path, column: str, fields: list[dict]) -> list[str]:
     import io
 
     from labelgen.reading import read_text
+    from labelgen.texts import from_csv
     from trainer.errors import TrainerError
 
     reader = csv.DictReader(io.StringIO(read_text(path, encoding="utf-8-sig"), newline=""))
@@ -71,10 +72,10 @@ def _values(path: Path, column: str, fields: list[dict]) -> list[str]:
         raise TrainerError(f"{path}: no CSV file ({error})") from error
     if absent := {"id", column} - set(names):
         raise TrainerError(f"{path}: no column {', '.join(sorted(absent))}, only {', '.join(names)}")
-    by_id = {row["id"]: row[column] or "" for row in rows}
+    by_id = {from_csv(row["id"]): row[column] or "" for row in rows}
     if len(by_id) == len(rows):
         return [by_id.get(field["id"], "") for field in fields]
-    by_moment = {(row["id"], row.get("start")): row[column] or "" for row in rows}
+    by_moment = {(from_csv(row["id"]), row.get("start")): row[column] or "" for row in rows}
     if len(by_moment) < len(rows) or len({field["id"] for field in fields}) == len(fields):
         raise TrainerError(
             f"{path}: {len(rows):,} rows of {len(by_id):,} ids, expected one per video, or with --level row one per start"
