@@ -109,7 +109,7 @@ def embed(checkpoint, videos, shards, out, dataset, level, stage, pooling, views
 
     if (not videos) == (shards is None):
         raise click.UsageError("give one of --videos and --shards")
-    if twice := [path for path, count in Counter(map(os.path.realpath, videos)).items() if count > 1]:
+    if twice := [path for path, count in Counter(map(os.path.abspath, videos)).items() if count > 1]:
         raise click.UsageError(f"--videos {twice[0]} is given twice")
     saved, compute = _load(checkpoint), _compute(batch_size, workers, device)
     source = ShardVideos(shards) if shards else _files(videos, dataset, saved.meta["config"], compute.workers)
@@ -186,6 +186,7 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, ex
 
     Moments that overlap the query itself, or a better one of the same video, are left out.
     """
+    from cli.videos import text_of
     from trainer.embeddings.search import search as nearest
     from trainer.embeddings.sheets import above, moment
     from trainer.embeddings.table import Tables
@@ -208,14 +209,14 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, ex
             extract = _extractor_of(table, checkpoint, compute)
         query, last, picture = _query(extract, video, (begin, end))
         hits = nearest(table, query, count, per_video, (str(video.resolve()), begin, last), exact, _say)
-    name = str(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")
+    name = text_of(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")
     click.echo(f"nearest to {name}, of {table.rows:,} rows of {table.name}; cosine, random pairs that are less alike:")
     for hit in hits:
         label = f"  ({hit['label']})" if hit["label"] else ""
         click.echo(f"{hit['similarity']:7.4f}  {above(hit):>7}  {moment(hit):>18}  {hit['path']}{label}")
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
-        _draw_hits(page, name.removeprefix(f"{video.parent}/"), picture, hits)
+        _draw_hits(page, name.removeprefix(f"{text_of(video.parent)}/"), picture, hits)
         click.echo(page)
 
 

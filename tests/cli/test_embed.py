@@ -478,12 +478,8 @@ def test_search_goes_on_until_it_has_what_was_asked_for(tmp_path, monkeypatch, p
 def test_similarities_stand_beside_those_of_random_pairs(tmp_path):
     rng = np.random.default_rng(0)
     vectors = (100 + rng.normal(size=(3000, 8))).astype(np.float32)  # all cosines are nearly 1
-    table = planted(
-        tmp_path / "t.parquet",
-        vectors,
-        [f"{row // 3}" for row in range(3000)],
-        [2.0 * (row % 3) for row in range(3000)],
-    )
+    names, starts = [f"{row // 3}" for row in range(3000)], [2.0 * (row % 3) for row in range(3000)]
+    table = planted(tmp_path / "t.parquet", vectors, names, starts)
     hits = search.search(table, vectors[7], 3000)
     assert hits[0]["similarity"] - hits[-1]["similarity"] < 0.001
     above = np.array([hit["above"] for hit in hits])
@@ -500,12 +496,8 @@ def test_similarities_stand_beside_those_of_random_pairs(tmp_path):
 
 def test_vectors_of_any_finite_length_are_compared(tmp_path):
     for scale in (3e38, 1e-30, 1e-44):
-        table = planted(
-            tmp_path / "t.parquet",
-            (DOTS * scale).astype(np.float32),
-            ["a", "a", "b", "c", "d"],
-            [0.0, 5.0, 0.0, 0.0, 0.0],
-        )
+        vectors, names = (DOTS * scale).astype(np.float32), ["a", "a", "b", "c", "d"]
+        table = planted(tmp_path / "t.parquet", vectors, names, [0.0, 5.0, 0.0, 0.0, 0.0])
         hits = search.search(table, DOTS[0])
         assert {hit["row"] for hit in hits} == {*range(5)} and hits[0]["row"] == 0
         assert all(np.isfinite(hit["similarity"]) for hit in hits)
@@ -591,7 +583,7 @@ def test_seconds_are_those_of_the_frames(here):
             moments = [(s, e) for id, s, e in zip(own["id"], own["start"], own["end"], strict=True) if id == video]
             np.testing.assert_allclose(moments, [(0, 0.64), (0.32, 4.64), (0.64, 8.64)], atol=1e-3)
     np.testing.assert_allclose(columns("whole.parquet")[1]["end"], 8.64, atol=1e-3)
-    for begin, end, expected in ((0.1, 0.2, 4), (0.64, 1.64, 2), (2, 3, 3), (8.2, 8.3, 1), (8.5, 20, 1), (0, 0.01, 1)):
+    for begin, end, expected in ((0.1, 0.2, 3), (0.64, 1.64, 2), (2, 3, 3), (8.2, 8.3, 1), (8.5, 20, 1), (0, 0.01, 1)):
         source = video_files.VideoFiles(here, [], {"height": 48, "width": 64}, 1, print, (begin, end))
         _, kept = video_files._store(
             (0, Video("", here / "mine/late.mkv", "", "", ())), str(here), source.config, (begin, end)

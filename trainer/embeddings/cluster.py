@@ -122,8 +122,8 @@ def duplicates(table: Table, threshold: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pictures(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Thumbnails of all rows as vectors of length 1 whose products are correlations, float32 [rows, 198]; and where the rows of each
-    video begin, int64 [videos + 1].
+    """Thumbnails of all rows as vectors of length 1 whose products are correlations, float32 [rows, 198]; and where the rows of
+    each video begin, int64 [videos + 1].
 
     A vector is the picture, grey, its mean taken off. Of a video all of whose pictures are flat, which correlate with nothing,
     it is the mean colour: three angles, from 0 to 180 degrees, so that black and white are opposites. A flat picture of another

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labelgen.files import replacing
-from labelgen.reading import check_regular, fit, parse_json
+from labelgen.reading import fit, open_regular, parse_json
 from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 
@@ -77,8 +77,7 @@ class Table:
     def __init__(self, path: str | os.PathLike):
         self.path, self.name, self.parts = Path(path), str(path), [self]
         try:
-            check_regular(self.path)
-            with pq.ParquetFile(self.path) as file:
+            with open_regular(self.path) as raw, pq.ParquetFile(raw) as file:
                 found, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
                 self.rows: int = file.metadata.num_rows
                 self.groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -125,7 +124,7 @@ class Table:
     @contextmanager
     def _opened(self) -> Iterator[pq.ParquetFile]:
         try:
-            with pq.ParquetFile(self.path) as file:
+            with open_regular(self.path) as raw, pq.ParquetFile(raw) as file:  # its path need not be UTF-8
                 yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._damaged(str(error)) from error
@@ -224,8 +223,8 @@ def write_part(path: Path, about: dict, vectors: np.ndarray, columns: Mapping[st
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     arrays = {**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
     table = pa.table({name: pa.array(arrays[name], own.field(name).type) for name in own.names}, schema=own)
-    with replacing(path, pa.ArrowException) as temporary:
-        pq.write_table(table, temporary, row_group_size=_GROUP, use_dictionary=list(TEXTS))
+    with replacing(path, pa.ArrowException) as temporary, open(temporary, "wb") as file:
+        pq.write_table(table, file, row_group_size=_GROUP, use_dictionary=list(TEXTS))
 
 
 def join(out: Path, about: dict, width: int, parts: Sequence[Path]) -> None:
@@ -233,10 +232,11 @@ def join(out: Path, about: dict, width: int, parts: Sequence[Path]) -> None:
     own = schema(width, about)
     with (
         replacing(out, pa.ArrowException) as temporary,
-        pq.ParquetWriter(temporary, own, use_dictionary=list(TEXTS)) as writer,
+        open(temporary, "wb") as raw,
+        pq.ParquetWriter(raw, own, use_dictionary=list(TEXTS)) as writer,
     ):
         for part in parts:
-            with pq.ParquetFile(part) as file:
+            with open(part, "rb") as stored, pq.ParquetFile(stored) as file:
                 for batch in file.iter_batches(_GROUP):
                     writer.write_batch(batch.replace_schema_metadata(own.metadata))
 
