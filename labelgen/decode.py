@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import TypeVar
 
 import av
-import av.logging
-import cv2
+import av.filter
 import numpy as np
+from av.container import InputContainer
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from labelgen.config import MAX_PIXELS
 from labelgen.errors import DecodeError, ReadError
-from labelgen.reading import check_regular
+from labelgen.media import DAMAGED, LOSS, Decoded, choose, cropping, opened, orientation, reason
 
-av.logging.set_level(av.logging.PANIC)  # every failure is raised, with its reason; nothing is printed past us
 VERSION = 3  # counts up with every change that may change a pixel of a frame
 MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
+_FASTEST = 1000.0  # frames per second: more is no rate, but the unit of a header's time stamps
 _NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 _RESIZE = Interpolation.AREA | Interpolation.ACCURATE_RND
+_T = TypeVar("_T")  # a frame
 
 
 class FrameStream(Iterator[np.ndarray]):
     """Iterator of RGB uint8 frames [height, width, 3] in presentation order, made by `frames`.
 
     native_height, native_width: size of the upright picture before resizing, in pixels
-    fps:   frames per second of the stream as yielded (0.0 where the file does not say)
-    count: frames yielded so far
-    time:  presentation time in seconds of the frame that was yielded last, as the file has it; with `fps`, the point of the
-           file's time line that it stands for; nan where the file tells none. It never decreases: time stamps that step back
-           go on one frame later
+    fps:    frames per second of the stream as yielded: after the last one as the time stamps say where the file says none
+            or a wrong one; 0.0 where nothing says any
+    count:  frames yielded so far
+    time:   presentation time in seconds of the frame that was yielded last, as the file has it; with `fps`, the point of the
+            file's time line that it stands for; nan in all frames of a file that tells none. It never decreases: where time
+            stamps step back, they go on one frame after the last
     damage: of that frame: 0 sound, 1 the decoder calls it damaged, 2 frames are lost just before it, 3 both
     """
 
@@ -44,15 +49,17 @@ class FrameStream(Iterator[np.ndarray]):
         fps: float | None,
         max_pixels: int = MAX_PIXELS,
         region: Sequence[float] | None = None,
+        alive: Callable[[], object] = lambda: None,
     ) -> None:
         self.path, self._height, self._width = os.fspath(path), height, width
-        self._max_pixels, self._region = max_pixels, region
+        self._max_pixels, self._region, self._alive = max_pixels, region, alive
         self.native_height = self.native_width = self.count = 0
         self.fps = float(fps or 0)
         self.time, self.damage = math.nan, 0
-        self._read = 0  # frames of the file so far; `fps` may yield more or fewer
-        self._last: av.VideoFrame | None = None
+        self._cut = (0, 0, 0, 0)  # by the container: left, right, top, bottom
+        self._upside = ""
         self._reformatter = VideoReformatter()  # kept: a new one per frame costs more than the decoding
+        self._cropper = _Cropper()
         self._frames = self._decode(fps)
 
     def __next__(self) -> np.ndarray:
@@ -66,44 +73,48 @@ class FrameStream(Iterator[np.ndarray]):
 
     def _decode(self, fps: float | None) -> Generator[np.ndarray, None, None]:
         stream: av.VideoStream | None = None
+        bound = _bound(self._max_pixels)
         try:
-            check_regular(self.path)
-            # FFmpeg refuses before it makes room; it counts rows up to 63 pixels longer
-            bound = {"max_pixels": str(2 * self._max_pixels + (1 << 20))}
-            # text metadata that is not UTF-8 must not stop a video
-            with av.open(self.path, metadata_errors="replace", options=bound) as container:
+            with opened(self.path, bound) as container:
                 if container.format.name == "tty":  # FFmpeg would draw the letters
                     raise DecodeError(self.path, "a text, no video")
-                if not container.streams.video:
-                    raise DecodeError(self.path, "no video stream")
-                if container.streams.video[0].codec_context is None:
-                    raise DecodeError(self.path, "the video stream is of a codec that is not known")
-                stream = container.streams.video[0]
+                stream, several = choose(container)
                 stream.thread_count = 1  # parallelism is by video
                 stream.codec_context.options = bound
                 self._check_size(stream.width, stream.height)
-                self.fps = float(fps or stream.average_rate or stream.guessed_rate or 0)
-                decoded = self._counted(container.decode(stream))
-                jumps = _Jumps()
-                timed = self._timed(decoded)
-                for frame, self.time in timed if fps is None else _resample(jumps.closed(timed), fps):
+                self._cut = cropping(container, stream)
+                times = _Times(stream.average_rate, stream.guessed_rate)
+                self.fps = self.fps or times.rate
+                decoded = Decoded(container, stream, times.rate, self._alive)
+                timed = times.of(decoded)
+                for frame, self.damage, self.time in timed if fps is None else _resample(timed, fps):
                     yield self._upright(frame)
-                if self.count and self._last and (lack := self._lack(container, stream, self._last)):
-                    raise DecodeError(self.path, f"the file ends {lack}")
-                if jumps.count:
-                    raise DecodeError(self.path, str(jumps))
+                self.fps = float(fps or times.rate)
+                lack = self._lack(container, stream, decoded) if decoded.read else ""
+                notes: list[str] = [
+                    f"cannot be decoded after {self.count} frames: {decoded.ended}" if decoded.ended else "",
+                    f"the file ends {lack}" if lack else "",
+                    *decoded.faults(bool(lack)),
+                    *times.faults(fps),
+                    self._upside,
+                    several,
+                ]
         except ReadError as error:
             raise DecodeError(self.path, str(error).removeprefix(f"{self.path}: ")) from error
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
             if isinstance(error, av.ArgumentError) and stream and not stream.width * stream.height:
                 raise DecodeError(self.path, self._large("have no size, or more than twice")) from error
+            if isinstance(error, ValueError) and not isinstance(error, av.FFmpegError):
+                raise DecodeError(self.path, str(error)) from error
             where = f"after {self.count} frames" if self.count else "at opening"
-            reason = getattr(error, "strerror", None) or error
+            why = reason(error, [])
             if os.path.islink(self.path) and not os.path.exists(self.path):
-                reason = f"a link to {os.readlink(self.path)}, which is not there"
-            raise DecodeError(self.path, f"cannot be decoded {where}: {reason}") from error
+                why = f"a link to {os.readlink(self.path)}, which is not there"
+            raise DecodeError(self.path, f"cannot be decoded {where}: {why}") from error
         if not self.count:
-            raise DecodeError(self.path, "no frame in the video stream")
+            raise DecodeError(self.path, "; ".join(["no frame in the video stream", *filter(None, notes)]))
+        if any(notes):
+            raise DecodeError(self.path, "; ".join(filter(None, notes)))
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self._max_pixels:
@@ -113,36 +124,19 @@ class FrameStream(Iterator[np.ndarray]):
         after = f"after {self.count} frames, " if self.count else ""
         return f"{after}its pictures {what} --max-pixels {self._max_pixels:,}"
 
-    def _counted(self, decoded: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-        for frame in decoded:
-            self._check_size(frame.width, frame.height)
-            self._read, self._last = self._read + 1, frame
-            yield frame
-
-    def _timed(self, decoded: Iterator[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, float]]:
-        """Frames with their seconds, which never step back."""
-        last, behind = math.nan, 0.0
-        for frame in decoded:
-            each = 1 / self.fps if self.fps else math.nan
-            time = (0.0 if math.isnan(last) else last + each) if frame.time is None else frame.time + behind
-            if time < last:
-                behind += last + each - time
-                time = last + each
-            last = time
-            yield frame, time
-
-    def _lack(self, container: av.container.InputContainer, stream: av.VideoStream, last: av.VideoFrame) -> str:
+    def _lack(self, container: InputContainer, stream: av.VideoStream, decoded: Decoded) -> str:
         """Where the file breaks off, which FFmpeg takes for its end; "" where it is whole or does not tell its length."""
-        promised = stream.frames
-        time, each = float(last.time or 0), float(1 / (stream.average_rate or 1000))
-        average = time / max(1, self._read - 1)  # longer than one frame where most of an AVI's frames are repeated ones
-        end = time + max(float((last.duration or 0) * (last.time_base or 0)), each, average)
+        promised, read = stream.frames, decoded.read
+        time = 0.0 if math.isnan(decoded.time) else decoded.time
+        each = float(1 / (stream.average_rate or 1000))
+        average = time / max(1, read - 1)  # longer than one frame where most of an AVI's frames are repeated ones
+        end = time + max(decoded.each, each, average)
         if promised:
             # Frames alone do not tell: an AVI may count repeated ones, an MP4 those before the start of its edit list.
             # The duration of a broken AVI is no promise, FFmpeg derives it from the size of the file.
             duration = promised if container.format.name == "avi" else stream.duration or 0
-            if promised - self._read > max(2, 0.02 * promised) and end < 0.98 * duration * (stream.time_base or 0):
-                return f"after {self._read} of {promised} frames"
+            if promised - read > max(2, 0.02 * promised) and end < 0.98 * duration * (stream.time_base or 0):
+                return f"after {read} of {promised} frames"
         else:
             seconds = 0.0
             if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # of Matroska
@@ -151,27 +145,70 @@ class FrameStream(Iterator[np.ndarray]):
                 seconds = (container.duration or 0) / av.time_base
             if end < seconds - max(0.5, 0.05 * seconds):
                 return f"after {end:.1f} of {seconds:.1f} s"
-        return f"within frame {self._read}" if last.is_corrupt else ""
+        return f"within frame {read}" if decoded.at_end else ""
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
-        turns = round(frame.rotation / 90) % 4  # counter-clockwise quarters
-        size = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
+        self._check_size(frame.width, frame.height)
+        turn = orientation(frame)
+        if turn is None:
+            turn, self._upside = (
+                (False, False, False),
+                "its display matrix is none of the eight orientations: frames as stored",
+            )
+        exchanged, mirrored, flipped = turn
+        left, right, top, bottom = self._cut
+        left, right, top, bottom = left, frame.width - right, top, frame.height - bottom
+        if left >= right or top >= bottom:
+            left, right, top, bottom = 0, frame.width, 0, frame.height
+        size = (right - left, bottom - top) if exchanged else (bottom - top, right - left)
         self.native_height, self.native_width = size
         if self._region:
-            return self._part(np.rot90(frame.to_ndarray(format="rgb24"), turns), self._region)
+            near = [math.floor(share * side) for share, side in zip(self._region[:2], size[::-1], strict=True)]
+            far = [math.ceil(share * side) for share, side in zip(self._region[2:], size[::-1], strict=True)]
+            (x0, x1), (y0, y1) = (
+                (side - b, side - a) if back else (a, b)
+                for a, b, side, back in zip(near, far, size[::-1], (mirrored, flipped), strict=True)
+            )
+            size = y1 - y0, x1 - x0
+            x0, x1, y0, y1 = (y0, y1, x0, x1) if exchanged else (x0, x1, y0, y1)
+            left, right, top, bottom = left + x0, left + x1, top + y0, top + y1
+        if (left, right, top, bottom) != (0, frame.width, 0, frame.height):
+            frame = self._cropper(frame, left, top, right - left, bottom - top)
         height, width = self._height or size[0], self._width or size[1]
-        if turns % 2:
+        if exchanged:
             height, width = width, height
         rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=_RESIZE, threads=1).to_ndarray()
-        return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+        if not any(turn):
+            return rgb
+        rgb = rgb.transpose(1, 0, 2) if exchanged else rgb
+        return np.ascontiguousarray(rgb[:: -1 if flipped else 1, :: -1 if mirrored else 1])
 
-    def _part(self, rgb: np.ndarray, region: Sequence[float]) -> np.ndarray:
-        """The region of an upright picture, resized."""
-        (height, width), (left, top, right, bottom) = rgb.shape[:2], region
-        x, y = math.floor(left * width), math.floor(top * height)
-        part = np.ascontiguousarray(rgb[y : math.ceil(bottom * height), x : math.ceil(right * width)])
-        size = self._width or part.shape[1], self._height or part.shape[0]
-        return cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+
+def _bound(max_pixels: int) -> dict[str, str]:
+    """FFmpeg refuses larger pictures before it makes room; it counts rows up to 63 pixels longer."""
+    return {"max_pixels": str(2 * max_pixels + (1 << 20))}
+
+
+class _Cropper:
+    """Parts of pictures as they are stored, so that they are resized as whole ones are."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._graph = av.filter.Graph()
+
+    def __call__(self, frame: av.VideoFrame, x: int, y: int, width: int, height: int) -> av.VideoFrame:
+        key = (frame.width, frame.height, frame.format.name, x, y, width, height)
+        if key != self._key:
+            self._key, self._graph = key, av.filter.Graph()
+            source = self._graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+            )
+            crop = self._graph.add("crop", f"{width}:{height}:{x}:{y}:exact=1")
+            self._graph.link_nodes(source, crop, self._graph.add("buffersink")).configure()
+        self._graph.push(frame)
+        part = self._graph.pull()
+        assert isinstance(part, av.VideoFrame)
+        return part
 
 
 def frames(
@@ -181,62 +218,144 @@ def frames(
     fps: float | None = None,
     max_pixels: int = MAX_PIXELS,
     region: Sequence[float] | None = None,
+    alive: Callable[[], object] = lambda: None,
 ) -> FrameStream:
     """Decode a video: an iterator of RGB uint8 arrays [height, width, 3] in presentation order.
 
-    The container's rotation is applied, then the picture is cut to `region` (left, top, right, bottom as shares of it;
-    default: all of it), then area interpolation to `height` x `width` pixels (default: as they are). `fps` resamples to a
+    The container's cropping and orientation are applied, then the picture is cut to `region` (left, top, right, bottom as shares
+    of it; default: all of it), then area interpolation to `height` x `width` pixels (default: as they are). `fps` resamples to a
     constant rate by nearest presentation time; default: every frame of the file. A picture that would then stand still for
     longer than MAX_HOLD seconds, as where time stamps jump, stands for so long. Memory does not grow with the length of the
-    video.
+    video. alive: called for every packet, so that a long file is told from one that hangs.
 
-    Raises DecodeError, with the reason, where the file is no regular one, cannot be opened or holds no frame, where its pictures
-    have more than `max_pixels` pixels, which is known before one is decoded, and where decoding stops
-    early or time stamps jump: frames yielded before that are good, `FrameStream.count` tells how many.
+    Raises DecodeError, with the reason, where the file is no regular one, cannot be opened or holds no frame, and where its
+    pictures have more than `max_pixels` pixels, which is known before one is decoded. After the last frame it raises
+    DecodeError where anything was wrong: where decoding stops early, frames are damaged or lost, time stamps jump or step back.
+    Frames yielded before that are good but for their `FrameStream.damage`, `FrameStream.count` tells how many.
     """
-    return FrameStream(path, height, width, fps, max_pixels, region)
+    return FrameStream(path, height, width, fps, max_pixels, region, alive)
 
 
-class _Jumps:
-    """Frames with their seconds after the first one, of which no step forward is longer than MAX_HOLD; what was cut off."""
+class _Times:
+    """Seconds of frames, which never step back, and what is odd about them.
 
-    def __init__(self) -> None:
-        self.count, self.seconds, self.frame = 0, 0.0, 0
+    rates: frames per second as the header has them, best first
+    rate:  frames per second, 0 where neither header nor time stamps tell
+    """
 
-    def closed(self, timed: Iterator[tuple[av.VideoFrame, float]]) -> Iterator[tuple[av.VideoFrame, float, float]]:
-        last, cut = None, 0.0
-        for number, (frame, time) in enumerate(timed):
-            if math.isnan(time):
-                raise ValueError("frames carry no presentation time, which a constant frame rate needs")
-            step = 0.0 if last is None else time - last
-            cut = time if last is None else cut
-            if step > MAX_HOLD:
-                self.count, cut = self.count + 1, cut + step - MAX_HOLD
-                if step > self.seconds:
-                    self.seconds, self.frame = step, number
+    def __init__(self, *rates: Fraction | None) -> None:
+        self._told = [float(rate) for rate in rates if rate]
+        self.rate = next((rate for rate in self._told if rate <= _FASTEST), 0.0)
+        self._steps = {"jump": 0, "step back": 0}
+        self._longest = {"jump": (0.0, 0), "step back": (0.0, 0)}  # seconds, after which frame
+        self._shortest, self._total, self._number, self._most = math.inf, 0.0, 0, 0.0
+        self._wrong = False
+
+    def of(self, decoded: Decoded) -> Iterator[tuple[av.VideoFrame, int, float]]:
+        """Frames with their damage and their seconds."""
+        last, behind, none = math.nan, 0.0, False
+        for number, (frame, damage, time) in enumerate(decoded):
+            each = decoded.each or (1 / self.rate if self.rate else 0.0)
+            none = none or not number and math.isnan(time) and not self.rate
+            if none:
+                time = math.nan
+            elif math.isnan(time):
+                time = last + each if number else 0.0
+            elif time + behind < last:
+                self._odd("step back", last - time - behind, number)
+                behind = last + each - time
+                time = last + each
+            else:
+                time += behind
+                self._step(time - last, number)
             last = time
-            yield frame, time - cut, cut
+            yield frame, damage, time
+        fitting = [rate for rate in self._told if rate <= _FASTEST and self._fits(rate)]
+        self._wrong = bool(self._told) and (self._told[0] > _FASTEST or not fitting)
+        self.rate = fitting[0] if fitting else self._number / self._total if self._total else 0.0
 
-    def __str__(self) -> str:
-        often = f"{self.count} times, the longest" if self.count > 1 else "once,"
-        return (
-            f"time stamps jump {often} by {self.seconds:,.0f} s after frame {self.frame}: no picture is repeated for longer than "
-            f"{MAX_HOLD:g} s"
-        )
+    def _fits(self, rate: float) -> bool:
+        return not self._total or 0.4 * self._shortest <= 1 / rate <= 2.5 * self._most
+
+    def _step(self, step: float, number: int) -> None:
+        if step > MAX_HOLD:
+            self._odd("jump", step, number)
+        elif step > 0:
+            self._number, self._total = self._number + 1, self._total + step
+            self._shortest, self._most = min(self._shortest, step), max(self._most, step)
+
+    def _odd(self, what: str, seconds: float, number: int) -> None:
+        self._steps[what] += 1
+        self._longest[what] = max(self._longest[what], (seconds, number), key=lambda odd: odd[0])
+
+    def faults(self, fps: float | None) -> list[str]:
+        """In words, what was odd about the times so far."""
+        found = []
+        for what, count in self._steps.items():
+            if count:
+                often = f"{count} times, the longest" if count > 1 else "once,"
+                seconds, number = self._longest[what]
+                by = f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
+                found.append(f"time stamps {what} {often} by {by} s after frame {number}")
+        if found and fps is not None and self._steps["jump"]:
+            found[0] += f": no picture is repeated for longer than {MAX_HOLD:g} s"
+        if fps is None and self._wrong:
+            stamps = f"{self.rate:.5g}" if self.rate else "none"
+            found.append(f"its header tells {self._told[0]:,.0f} frames per second, its time stamps {stamps}")
+        return found
 
 
-def _resample(timed: Iterator[tuple[av.VideoFrame, float, float]], fps: float) -> Iterator[tuple[av.VideoFrame, float]]:
-    """Frame k is the one presented nearest to second k / fps after the first, with that second on the file's time line; timed:
-    frames, their seconds, and how much earlier than on the file's time line these are."""
-    held, held_time, held_cut, k = None, 0.0, 0.0, 0
-    for frame, time, cut in timed:
+def _closed(timed: Iterable[tuple[_T, int, float]]) -> Iterator[tuple[_T, int, float, float]]:
+    """Frames with their damage, their seconds after the first one without what is longer than MAX_HOLD, and how much less these
+    are than those of the file."""
+    last, cut = math.nan, 0.0
+    for frame, damage, time in timed:
+        if math.isnan(time):
+            raise ValueError("frames carry no presentation time, which a constant frame rate needs")
+        cut = time if math.isnan(last) else cut + max(0.0, time - last - MAX_HOLD)
+        last = time
+        yield frame, damage, time - cut, cut
+
+
+def _resample(timed: Iterable[tuple[_T, int, float]], fps: float) -> Iterator[tuple[_T, int, float]]:
+    """Frame k is the one presented nearest to second k / fps after the first, with that second on the file's time line. A loss is
+    marked at the next frame that is shown, damage whenever the frame is."""
+    held: _T | None = None
+    found, lost, held_time, held_cut, k = 0, 0, 0.0, 0.0, 0
+    for frame, damage, time, cut in _closed(timed):
         while held is not None and k / fps < (held_time + time) / 2:
-            yield held, k / fps + held_cut
+            yield held, found | lost, k / fps + held_cut
+            lost = 0
             k += 1
-        held, held_time, held_cut = frame, time, cut
+        lost |= damage & LOSS
+        held, found, held_time, held_cut = frame, damage & DAMAGED, time, cut
     while held is not None and k / fps <= held_time:
-        yield held, k / fps + held_cut
+        yield held, found | lost, k / fps + held_cut
+        lost = 0
         k += 1
+
+
+def expected_frames(
+    path: str | os.PathLike[str],
+    fps: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+    alive: Callable[[], object] = lambda: None,
+) -> int:
+    """About how many frames `frames` yields, by the file's packets, without decoding them: in nearly every sound file just so
+    many. 0 where it cannot be read; arguments as of `frames`."""
+    times: list[float] = []
+    wrong = DecodeError, av.FFmpegError, OSError, ValueError
+    with contextlib.suppress(*wrong), opened(os.fspath(path), _bound(max_pixels)) as container:
+        stream, _ = choose(container)
+        for packet in container.demux(stream):
+            alive()
+            if packet.size and not packet.is_discard:
+                times.append(float(packet.pts * packet.time_base) if packet.pts is not None else math.nan)
+    if fps is None:
+        return len(times)
+    with contextlib.suppress(ValueError):
+        return sum(1 for _ in _resample(((time, 0, time) for time in sorted(times)), fps))
+    return 0
 
 
 class _FrameCounter(FrameStream):

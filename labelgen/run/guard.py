@@ -43,7 +43,7 @@ def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Recor
             spool.write(encoded)
             alive()
 
-        return label_video(video, task.config, write, clock)
+        return label_video(video, task.config, write, clock, alive)
 
 
 @contextlib.contextmanager

@@ -62,19 +62,67 @@ class Clock:
             self.seconds[stage] += time.perf_counter() - begin  # type: ignore[assignment]
 
 
-def label_video(video: Video, config: Config, write: Callable[[bytes], object], clock: Clock) -> Record:
+def label_video(
+    video: Video,
+    config: Config,
+    write: Callable[[bytes], object],
+    clock: Clock,
+    alive: Callable[[], object] = lambda: None,
+) -> Record:
     """Decode and label one video; every frame's JPEG goes to `write` as soon as it is made.
 
     A file that breaks off is kept up to there, see `Record.cut_short`. Memory does not grow with the video's length.
+    alive: called for every packet of the file, so that a long one is told from one that hangs
 
     Raises DecodeError where not even one frame can be decoded.
     """
-    stream = decode.frames(video.path, config.height, config.width, config.fps, config.max_pixels, config.region)
-    starts = _planned_starts(video, config)
-    start = next(starts, None)
+    record = Record(video)
+    planned = None
+    if (
+        config.clips is not None
+    ):  # a draw needs the number of frames: by the packets, which only decoding can prove wrong
+        with clock("decode"):
+            n_frames = decode.expected_frames(video.path, config.fps, config.max_pixels, alive)
+        planned = _drawn(video, config, n_frames)
+    _label_clips(record, planned, config, write, clock, alive)
+    clock.counts["frames"] += len(record.jpeg_sizes)
+    damage = np.frombuffer(record.damage, np.uint8)
+    if planned is not None and planned != (drawn := _drawn(video, config, len(damage), damage)):
+        again = Record(video)
+        _label_clips(again, drawn, config, None, clock, alive)
+        record.start, record.labels = again.start, again.labels
+    for kind in kinds():
+        if kind.of_video is not None:
+            rng = generator(config.seed, kind.name, video.id)
+            rows = kind.of_video(len(damage), config, rng, damage)
+            if rows is not None:
+                record.labels |= {one.name: rows[one.name] for one in kind.fields}
+    return record
+
+
+def _drawn(video: Video, config: Config, n_frames: int, damage: np.ndarray | None = None) -> list[int]:
+    rng = generator(config.seed, "clips", video.id)
+    starts: list[int] = clip_starts(n_frames, config.clips, config.clip_length, rng, damage).tolist()
+    return starts
+
+
+def _label_clips(
+    record: Record,
+    starts: list[int] | None,
+    config: Config,
+    write: Callable[[bytes], object] | None,
+    clock: Clock,
+    alive: Callable[[], object],
+) -> None:
+    """Decode a video into its record, and label the clips that start at these frames, or all sound ones that do not overlap.
+    Without `write` nothing but the clips is recorded."""
+    stream = decode.frames(
+        record.video.path, config.height, config.width, config.fps, config.max_pixels, config.region, alive
+    )
+    left = None if starts is None else iter(starts)
+    start = 0 if left is None else next(left, None)
     window: dict[int, np.ndarray] = {}  # the frames that the current clip, or a later one that overlaps it, needs
     flows: dict[int, np.ndarray] = {}
-    record = Record(video)
     for t in count():
         try:
             with clock("decode"):
@@ -86,37 +134,26 @@ def label_video(video: Video, config: Config, write: Callable[[bytes], object], 
             break
         if frame is None:
             break
-        with clock("jpeg"):
-            encoded = encode_frame(frame, config.jpeg_quality)
-        write(encoded)
-        record.jpeg_sizes.append(len(encoded))
-        record.time.append(stream.time)
-        record.damage.append(stream.damage)
+        if write is not None:
+            with clock("jpeg"):
+                encoded = encode_frame(frame, config.jpeg_quality)
+            write(encoded)
+            record.jpeg_sizes.append(len(encoded))
+            record.time.append(stream.time)
+            record.damage.append(stream.damage)
+        elif start is None:
+            stream.close()
+            break
+        if left is None and stream.damage and start is not None:
+            start = max(start, t + 1 if stream.damage & decode.DAMAGED else t)
         window[t] = frame
         while start is not None and t == start + config.clip_length - 1:
             _label_clip(record, start, window, flows, config, clock)
-            start = next(starts, None)
+            start = start + config.clip_length if left is None else next(left, None)
         for old in [key for key in window if start is None or key < start]:
             del window[old]
             flows.pop(old, None)
-    clock.counts["frames"] += len(record.jpeg_sizes)
     record.fps, record.native_width, record.native_height = stream.fps, stream.native_width, stream.native_height
-    for kind in kinds():
-        if kind.of_video is not None:
-            rng = generator(config.seed, kind.name, video.id)
-            damage = np.frombuffer(record.damage, np.uint8)
-            rows = kind.of_video(len(record.jpeg_sizes), config, rng, damage)
-            if rows is not None:
-                record.labels |= {one.name: rows[one.name] for one in kind.fields}
-    return record
-
-
-def _planned_starts(video: Video, config: Config) -> Iterator[int]:
-    if config.clips is None:
-        return count(0, config.clip_length)
-    n_frames = decode.count_frames(video.path, config.fps, config.max_pixels)
-    rng = generator(config.seed, "clips", video.id)
-    return iter(clip_starts(n_frames, config.clips, config.clip_length, rng).tolist())
 
 
 def _label_clip(

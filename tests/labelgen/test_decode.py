@@ -82,7 +82,7 @@ def test_fps_takes_the_frame_presented_nearest(tmp_path):
 
 def test_what_cannot_be_decoded_says_why(tmp_path):
     (tmp_path / "text.mp4").write_text("no video at all")
-    with pytest.raises(DecodeError, match="text.mp4: cannot be decoded at opening: Invalid data"):
+    with pytest.raises(DecodeError, match="text.mp4: cannot be decoded at opening: moov atom not found"):
         next(frames(tmp_path / "text.mp4"))
     (tmp_path / "letters.txt").write_text("Some letters, and some more of them.\n" * 500)
     with pytest.raises(DecodeError, match="letters.txt: a text, no video"):
@@ -187,11 +187,11 @@ def test_rotation_is_applied():
 
 
 @codecs
-def test_a_broken_file_gives_what_comes_before_the_error():
+def test_a_broken_file_gives_what_comes_before_and_after_the_error():
     stream = frames(CODECS / "corrupted.mp4", 32, 48)
-    with pytest.raises(DecodeError, match="after 28 frames"):
+    with pytest.raises(DecodeError, match="1 frame damaged, from frame 31 on and 2 frames lost, from frame 30 on"):
         list(stream)
-    assert stream.count == 28 == count_frames(CODECS / "corrupted.mp4")
+    assert stream.count == 49 == count_frames(CODECS / "corrupted.mp4")
 
 
 @pytest.mark.parametrize("kind", ["a named pipe", "a device", "a folder"])
@@ -213,7 +213,10 @@ def test_time_stamps_that_jump_repeat_no_picture_for_long_and_are_told(tmp_path)
     assert error.value.reason == (
         "time stamps jump once, by 3,999 s after frame 20: no picture is repeated for longer than 10 s"
     )
-    assert count_frames(path) == 40 == len(list(frames(path)))  # every frame of the file, as it is
+    stream = frames(path)
+    with pytest.raises(DecodeError, match="time stamps jump once, by 3,999 s after frame 20$"):
+        list(stream)
+    assert count_frames(path) == 40 == stream.count  # every frame of the file, as it is
 
 
 def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):

@@ -1,0 +1,271 @@
+"""One video file as FFmpeg reads it: opened so that it leads to no other file, its stream chosen, its packets decoded one by one.
+
+What is wrong in the middle does not stop it: packets that cannot be decoded are left out, damaged frames and losses are marked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import math
+import re
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import av
+import av.logging
+from av.container import Flags, InputContainer
+from av.logging import Capture
+from av.sidedata.sidedata import Type
+from av.stream import Disposition
+
+from labelgen.errors import DecodeError
+from labelgen.reading import open_regular
+
+av.logging.set_level(av.logging.WARNING)  # what no Capture takes goes to this logger, and nowhere from there
+av.logging.set_skip_repeated(False)
+logging.getLogger("libav").addHandler(logging.NullHandler())
+logging.getLogger("libav").propagate = False
+
+DAMAGED, LOSS = 1, 2  # of a frame: its picture is damaged, others are lost just before it
+_BUFFER = 1 << 17  # bytes that are read at a time
+_ATTACHED = Disposition.attached_pic | Disposition.timed_thumbnails
+_DEFAULT = 5_000_000  # pixels that being the default stream is worth, as in FFmpeg's own program
+_CROPPING = re.compile(r"^ {6}Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", re.MULTILINE)
+_FIXED_RATE = {"mpeg1video", "mpeg2video"}  # where a gap in time is a loss: these know no variable rates
+
+
+def _unknown_type(cls: Any, value: object) -> Any:
+    member = object.__new__(cls)
+    member._name_, member._value_ = f"UNKNOWN_{value}", value
+    return member
+
+
+Type._missing_ = classmethod(_unknown_type)  # type: ignore[assignment]  # PyAV refuses all side data for one it does not know
+
+
+class _NamedFile:
+    """An open file with its path, by which FFmpeg tells some formats."""
+
+    def __init__(self, file: BinaryIO, path: str) -> None:
+        self.name, self.seek, self.tell = path, file.seek, file.tell
+        self.read = file.raw.read  # type: ignore[attr-defined]  # FFmpeg has a buffer of its own
+
+
+def _refuse(url: str, flags: int, options: dict[str, str]) -> BinaryIO:
+    raise PermissionError(errno.EACCES, "not on whitelist")
+
+
+@contextlib.contextmanager
+def opened(path: str, options: dict[str, str]) -> Iterator[InputContainer]:
+    """A video file, opened. FFmpeg is given the open file and nothing else: it opens no other, whatever is written in this one.
+
+    Raises DecodeError, with FFmpeg's reason, where it is no video, and OSError as `open_regular`.
+    """
+    with open_regular(path) as file:
+        with Capture() as logs:
+            try:
+                container = av.open(
+                    _NamedFile(file, path),
+                    metadata_errors="replace",  # text that is not UTF-8 must not stop a video
+                    options=options | {"protocol_whitelist": "none"},
+                    buffer_size=_BUFFER,
+                    io_open=_refuse,
+                )
+            except (av.FFmpegError, PermissionError, UnicodeError) as error:
+                if "not on whitelist" in f"{logs} {error}":
+                    raise DecodeError(path, "a list of other files, no video; they are not opened") from error
+                raise DecodeError(path, f"cannot be decoded at opening: {reason(error, logs)}") from error
+        assert isinstance(container, InputContainer)
+        # time stamps made up from those of decoding are wrong where an AVI has B-frames
+        container.flags &= ~Flags.gen_pts.value  # type: ignore[operator]
+        with container:
+            yield container
+
+
+def reason(error: BaseException | None, logs: list[tuple[int, str, str]]) -> str:
+    """What FFmpeg says of an error: its last error line, or else the name of the error."""
+    lines = [line.strip() for level, _, line in logs if level <= av.logging.ERROR and line.strip()]
+    return lines[-1][:200] if lines else str(getattr(error, "strerror", None) or error)
+
+
+def choose(container: InputContainer) -> tuple[av.VideoStream, str]:
+    """The video stream that FFmpeg's own program takes, of the largest pictures or the default one, but never an attached
+    picture, nor a single picture beside a film; and a note where there were several, "" where not. Raises ValueError."""
+    films = [stream for stream in container.streams.video if not stream.disposition & _ATTACHED]
+    if not films:
+        raise ValueError("no video, only a picture" if container.streams.video else "no video stream")
+    known = [stream for stream in films if stream.codec_context is not None]
+    if not known:
+        raise ValueError("the video stream is of a codec that is not known")
+    moving = [stream for stream in known if stream.frames != 1] or known
+
+    def score(stream: av.VideoStream) -> int:
+        return stream.width * stream.height + _DEFAULT * bool(stream.disposition & Disposition.default)
+
+    best = max(moving, key=score)
+    note = f"{len(moving)} video streams: number {best.index} of {best.width} x {best.height} pixels is taken"
+    return best, note if len(moving) > 1 else ""
+
+
+def cropping(container: InputContainer, stream: av.VideoStream) -> tuple[int, int, int, int]:
+    """Pixels that the container cuts off its stored pictures: left, right, top, bottom [Matroska: PixelCrop, MP4: clap]."""
+    av.logging.set_level(av.logging.INFO)  # FFmpeg tells them in this way alone
+    try:
+        text: str = container.dumps_format()  # type: ignore[attr-defined]
+    finally:
+        av.logging.set_level(av.logging.WARNING)
+    own = re.split(r"^  Stream #0:(\d+)", text, flags=re.MULTILINE)
+    found = _CROPPING.search(dict(zip(own[1::2], own[2::2], strict=True)).get(str(stream.index), ""))
+    left, right, top, bottom = map(int, found.groups()) if found else (0, 0, 0, 0)
+    return left, right, top, bottom
+
+
+def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:
+    """How a picture is brought upright: whether rows and columns are exchanged, then whether left and right, then whether top
+    and bottom are. None where its display matrix is none of the eight orientations."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    # the pixel at (x, y), with y pointing down, is shown at (a x + c y, b x + d y)
+    a, b, u, c, d, v = struct.unpack("=6i", bytes(matrix)[:24])
+    for exchanged, across, down, others in ((False, a, d, (b, c)), (True, c, b, (a, d))):
+        if max(map(abs, others)) * 60 < min(abs(across), abs(down)) and not (
+            u or v
+        ):  # a degree, as in FFmpeg's program
+            return exchanged, across < 0, down < 0
+    return None
+
+
+class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
+    """Frames of a stream in presentation order, each with DAMAGED, LOSS, both or 0, and with its seconds, nan if not told.
+
+    read:   frames so far; time, each: seconds of the last one, and how long it is shown, 0 if not told
+    ended:  why the container could not be read further, "" where it was
+    at_end: whether the last frame is damaged, or some are lost after it
+    alive:  called for every packet
+    """
+
+    def __init__(
+        self, container: InputContainer, stream: av.VideoStream, rate: float, alive: Callable[[], object]
+    ) -> None:
+        self.read, self.ended, self.at_end = 0, "", False
+        self.time, self.each = math.nan, 0.0
+        self._container, self._stream, self._rate, self._alive = container, stream, rate, alive
+        self._counts, self._first, self._why = {DAMAGED: 0, LOSS: 0}, {DAMAGED: 0, LOSS: 0}, ""
+        self._pending: list[tuple[float, int]] = []  # seconds of packets with faults whose frames are still to come
+        self._signs: list[float] = []  # seconds of packets at which FFmpeg warned
+        self._stamps, self._late = [-math.inf, -math.inf], [0, 0]  # of presentation, of decoding
+        self._fixed = stream.codec_context.name in _FIXED_RATE and container.format.name.startswith("mpeg")
+        self._frames = self._decode()
+
+    def __next__(self) -> tuple[av.VideoFrame, int, float]:
+        return next(self._frames)
+
+    def faults(self, broken_off: bool) -> list[str]:
+        """In words, what was wrong with the frames so far, but for the last one of a file that breaks off."""
+        if broken_off and self.at_end and sum(self._counts.values()) == 1:
+            return []
+        words = {DAMAGED: "damaged", LOSS: "lost"}
+        found = [
+            f"{count} frame{'s' * (count > 1)} {words[kind]}, from frame {self._first[kind]} on"
+            for kind, count in self._counts.items()
+            if count
+        ]
+        return [f"{' and '.join(found)} ({self._why})" if self._why else " and ".join(found)] if found else []
+
+    def _decode(self) -> Iterator[tuple[av.VideoFrame, int, float]]:
+        packets = self._container.demux(self._stream)
+        packet, left = None, True
+        while left:
+            frames: list[av.VideoFrame] = []
+            bad = None
+            with Capture() as logs:
+                try:
+                    # an empty packet repeats a picture; FFmpeg would take it for the end
+                    packet = next((packet for packet in packets if packet.size), None)
+                except av.FFmpegError as error:  # of the container: nothing comes after it
+                    packet, self.ended = None, reason(error, logs)
+                left = packet is not None
+                try:
+                    frames = packet.decode() if packet else self._stream.codec_context.decode(None)
+                except av.EOFError:
+                    pass
+                except av.FFmpegError as error:
+                    no_size = error.errno == errno.EINVAL and not self._stream.width * self._stream.height
+                    if error.errno == errno.ENOMEM or no_size:
+                        raise
+                    bad = error
+            self._alive()
+            seconds = self._seconds_of(packet)
+            if math.isnan(self.time) and not self.read and self._rate:
+                self.time = seconds - 1 / self._rate  # as if a frame had come before the first packet
+            if logs or bad or (packet and packet.is_corrupt):
+                self._note(packet, seconds, logs, bad)
+            for frame in frames:
+                found = self._faults(frame)
+                self.read += 1
+                yield frame, found, self.time
+        if self._pending:
+            self.at_end = True
+            self._count(LOSS, len(self._pending))
+
+    def _seconds_of(self, packet: av.Packet | None) -> float:
+        stamp = None if packet is None else packet.dts if packet.pts is None else packet.pts
+        return math.nan if stamp is None else float(stamp * (self._stream.time_base or 0))
+
+    def _note(
+        self, packet: av.Packet | None, seconds: float, logs: list[tuple[int, str, str]], bad: av.FFmpegError | None
+    ) -> None:
+        """Remember what was said of a packet until its frame comes."""
+        self._signs.append(seconds)
+        errors = any(level <= av.logging.ERROR for level, _, _ in logs)
+        if bad or errors:
+            self._why = self._why or reason(bad, logs)
+        if bad or errors or (packet and packet.is_corrupt):
+            self._pending.append((seconds, LOSS if bad else DAMAGED))
+
+    def _seconds(self, frame: av.VideoFrame) -> float:
+        """Presentation time: of its two time stamps the one whose kind has stepped back less often so far, as in FFmpeg."""
+        told = [math.nan if stamp is None else float(stamp) for stamp in (frame.pts, frame.dts)]
+        for kind, (stamp, other) in enumerate((told, told[::-1])):
+            self._late[kind] += stamp <= self._stamps[kind]
+            if not math.isnan(known := other if math.isnan(stamp) else stamp):
+                self._stamps[kind] = known
+        first = not math.isnan(told[0]) and (self._late[0] <= self._late[1] or math.isnan(told[1]))
+        return told[0 if first else 1] * float(self._stream.time_base or math.nan)
+
+    def _faults(self, frame: av.VideoFrame) -> int:
+        """DAMAGED and LOSS of the next frame: by its own flag, by faults of packets up to its own, by a gap in time."""
+        stamp, missing = self._seconds(frame), 0
+        each, step = float(frame.duration * (self._stream.time_base or 0)), stamp - self.time
+        found = DAMAGED if frame.is_corrupt else 0
+        waiting = []
+        for seconds, kind in self._pending:
+            if math.isnan(seconds) or math.isnan(stamp):
+                found |= kind
+            elif step < 0 or seconds < stamp:
+                found, missing = found | LOSS, missing + 1
+            elif seconds < stamp + 0.75 * each:  # the second field of a picture comes half a frame later
+                found |= DAMAGED
+            else:
+                waiting.append((seconds, kind))
+        self._pending = waiting
+        nominal = self.each or (1 / self._rate if self._rate else math.inf)
+        least = 1.5 if self.read else 4.5  # frames; a recording may begin with a few that refer to one before
+        if step > least * nominal and (self._fixed or any(not abs(at - stamp) > step for at in self._signs)):
+            found, missing = found | LOSS, max(missing, round(step / nominal) - 1)
+        if self._signs:
+            self._signs = [at for at in self._signs if at > stamp]
+        self.time, self.each, self.at_end = stamp, each, bool(found & DAMAGED)
+        if found & DAMAGED:
+            self._count(DAMAGED, 1)
+        if found & LOSS:
+            self._count(LOSS, max(missing, 1))
+        return found
+
+    def _count(self, kind: int, number: int) -> None:
+        self._first[kind] = self._first[kind] if self._counts[kind] else self.read
+        self._counts[kind] += number
