@@ -293,12 +293,13 @@ def _draw_hits(path: Path, name: str, thumbnail: bytes, hits: list[dict]) -> Non
     from trainer.embeddings.sheets import above, contact_sheet, figures, moment
     from trainer.pages.page import page
 
-    lines = ["; ".join(filter(None, (f"{hit['similarity']:.4f}", above(hit), moment(hit)))) for hit in hits]
+    values = [", ".join(filter(None, (f"{hit['similarity']:.4f}", above(hit)))) for hit in hits]
     if path.suffix == ".png":
         pictures = [(thumbnail, ["query", name])]
-        pictures += [(hit["thumbnail"], [hit["id"], line]) for hit, line in zip(hits, lines, strict=True)]
+        pictures += [(hit["thumbnail"], [hit["id"], own, moment(hit)]) for hit, own in zip(hits, values, strict=True)]
         write_png(path, contact_sheet(f"nearest to {name}", pictures))
         return
+    lines = ["; ".join(filter(None, (own, moment(hit)))) for hit, own in zip(hits, values, strict=True)]
     own = {"id": name, "path": "", "start": None, "end": None, "thumbnail": thumbnail}
     sections = [("query", "Query", figures([own], [""])), ("found", "Nearest moments", figures(hits, lines))]
     lead = (

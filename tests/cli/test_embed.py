@@ -524,7 +524,7 @@ def test_several_tables_are_one(here):
     vssl("embed", "--videos", "videos/far", "--out", "far.parquet")
     both = ("--in", "near.parquet", "--in", "far.parquet")
     told = vssl("search", "videos/copy.mp4", *both, "--count", 50)
-    assert "of 12 rows of near.parquet, far.parquet" in told
+    assert "of 15 rows of near.parquet, far.parquet" in told
     assert all(f"/{name}" in told for name in LENGTHS)
     vssl("cluster", *both, "--k", 2)
     with open("clusters/clusters.csv", newline="") as file:

@@ -158,10 +158,13 @@ class Table:
 class Tables(Table):
     """Tables of several files that were made alike as one: their rows one after the other.
 
-    Raises TrainerError where one is no table, and where they were made with different networks or settings.
+    Raises TrainerError where one is no table, where one is given twice, and where they were made with
+    different networks or settings.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike]):
+        if len(set(map(os.path.abspath, paths))) < len(paths):
+            raise TrainerError(f"{', '.join(map(str, paths))}: expected each table once")
         self.parts = [Table(path) for path in paths]
         first = self.parts[0]
         for other in self.parts[1:]:
