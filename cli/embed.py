@@ -134,16 +134,17 @@ def _files(places, dataset, config, workers):
     name, with its path."""
     from dataclasses import replace
 
-    from cli.videos import VideoFiles, text_of
+    from cli.videos import VideoFiles
     from labelgen.manifest import Video, load
+    from labelgen.texts import path_text
 
     whole = [os.path.abspath(place) for place in places]
     names = [os.path.basename(path) for path in whole]
     names = whole if len(set(names)) < len(names) else names
     videos = []
-    for place, name in zip(places, map(text_of, names), strict=True):
+    for place, name in zip(places, map(path_text, names), strict=True):
         if place.is_file():
-            videos.append(Video(name if len(places) > 1 else text_of(place.name), place.absolute(), "", "", ()))
+            videos.append(Video(name if len(places) > 1 else path_text(place.name), place.absolute(), "", "", ()))
         elif len(places) > 1:
             videos += [replace(video, id=f"{name}/{video.id}") for video in load(dataset, place).videos]
         else:
@@ -186,7 +187,7 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, ex
 
     Moments that overlap the query itself, or a better one of the same video, are left out.
     """
-    from cli.videos import text_of
+    from labelgen.texts import path_text
     from trainer.embeddings.search import search as nearest
     from trainer.embeddings.sheets import above, moment
     from trainer.embeddings.table import Tables
@@ -209,14 +210,14 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, ex
             extract = _extractor_of(table, checkpoint, compute)
         query, last, picture = _query(extract, video, (begin, end))
         hits = nearest(table, query, count, per_video, (str(video.resolve()), begin, last), exact, _say)
-    name = text_of(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")
+    name = path_text(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")
     click.echo(f"nearest to {name}, of {table.rows:,} rows of {table.name}; cosine, random pairs that are less alike:")
     for hit in hits:
         label = f"  ({hit['label']})" if hit["label"] else ""
         click.echo(f"{hit['similarity']:7.4f}  {above(hit):>7}  {moment(hit):>18}  {hit['path']}{label}")
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
-        _draw_hits(page, name.removeprefix(f"{text_of(video.parent)}/"), picture, hits)
+        _draw_hits(page, name.removeprefix(f"{path_text(video.parent)}/"), picture, hits)
         click.echo(page)
 
 
@@ -270,12 +271,13 @@ def _query(extract, video: Path, seconds):
 
     import numpy as np
 
-    from cli.videos import VideoFiles, text_of
+    from cli.videos import VideoFiles
     from labelgen.errors import DecodeError
     from labelgen.manifest import Video
+    from labelgen.texts import path_text
     from trainer.embeddings.extract import video_means
 
-    one = Video(text_of(video.name), video.absolute(), "", "", ())
+    one = Video(path_text(video.name), video.absolute(), "", "", ())
     source = VideoFiles(video.parent, [one], extract.settings["frames"], 1, _say, seconds)
     with tempfile.TemporaryDirectory() as scratch, source.open([one], Path(scratch)) as piece:
         for failure in piece.failures:

@@ -29,6 +29,7 @@ from labelgen.run.guard import ended_if_stalled, why_lost
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.workers import WorkerLost, pool
 from labelgen.shards import encode_frame
+from labelgen.texts import path_text
 from labelgen.times import frame_bounds
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class VideoFiles:
         seconds: tuple[float, float | None] = (0.0, None),
     ):
         self.config = {"fps": None, "jpeg_quality": 90, "region": None, "max_pixels": MAX_PIXELS} | config
-        self.about = {"kind": "videos", "folder": text_of(folder.resolve())}
+        self.about = {"kind": "videos", "folder": path_text(folder.resolve())}
         self.parts: list[list[Video]] = []
         self.count, self._workers, self._say, self._seconds = len(videos), workers, say, seconds
         room = 0
@@ -121,7 +122,7 @@ class VideoFiles:
             fields, failures = [], []
             for number, video in enumerate(part):
                 outcome = outcomes[number]
-                known = {"id": video.id, "path": text_of(video.path)}
+                known = {"id": video.id, "path": path_text(video.path)}
                 if isinstance(outcome, str):
                     failures.append(known | {"reason": outcome, "kept": False})
                     continue
@@ -151,11 +152,6 @@ class VideoFiles:
                 except ProcessLost as lost:
                     done[item[0]] = why_lost(lost, STALL_SECONDS)
         return done
-
-
-def text_of(path: str | os.PathLike[str]) -> str:
-    """A path as text; bytes that are not UTF-8 are written as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _store(item: tuple[int, Video], folder: str, config: dict, seconds: tuple) -> tuple[int, StoredFrames | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -22,6 +23,11 @@ def draw(picture: np.ndarray, text: str, x: int, y: int, size: float) -> None:
     lacks: OpenCV 4 has ASCII alone."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in unicodedata.normalize("NFC", text))
     cv2.putText(picture, shown, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    """A path as text: bytes that are not UTF-8 are written as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def csv_cells(values: Iterable[Any]) -> list[Any]:

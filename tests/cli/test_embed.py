@@ -622,6 +622,9 @@ def test_names_that_are_no_utf_8(here):
     with contextlib.chdir(here / out):
         vssl("embed", "--checkpoint", here / "runs/pace-r3d10-1", "--videos", here / "videos", "--out", "own.parquet")
         vssl("search", here / odd, "--in", "own.parquet", "--page", "page.html")
+        shutil.copytree(here / "runs/pace-r3d10-1", "run")
+        vssl("embed", "--checkpoint", "run", "--videos", here / "videos", "--out", "here.parquet", "--npy")
+        vssl("search", here / odd, "--in", "here.parquet", "--checkpoint", "run")
 
 
 def test_a_full_disk_is_told_with_the_file(here, monkeypatch):

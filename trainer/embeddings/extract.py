@@ -18,6 +18,7 @@ from torch import nn
 
 from labelgen.files import locked
 from labelgen.shards import NONE, PARTS, open_shards
+from labelgen.texts import path_text
 from labelgen.times import frame_bounds
 from trainer import data
 from trainer.checkpoint import Checkpoint, backbone_weights, versions
@@ -108,7 +109,7 @@ class ShardVideos:
     def __init__(self, folder: Path):
         self.parts = open_shards(folder)
         self.config = self.parts[0].config
-        self.about = {"kind": "shards", "folder": str(Path(folder).resolve()), "dataset": self.config["dataset"]}
+        self.about = {"kind": "shards", "folder": path_text(Path(folder).resolve()), "dataset": self.config["dataset"]}
         self.count = sum(map(self.size, self.parts))
 
     def stamp(self, part) -> object:
@@ -166,7 +167,7 @@ class Extractor:
         self.settings = {"weights": _digest(self.backbone), **asdict(self.choice), "frames": stored}
         meta = saved.meta["settings"]
         self.about = {
-            "checkpoint": str(saved.file.resolve()),
+            "checkpoint": path_text(saved.file.resolve()),
             "backbone": meta["backbone"],
             "network_width": meta["width"],
         }

@@ -247,18 +247,15 @@ def join(out: Path, about: dict, width: int, parts: Sequence[Path]) -> None:
 def write_npy(table: Table) -> tuple[Path, Path]:
     """The vectors as float32 [rows, d] in NAME.npy, the other columns, but for the thumbnails, in NAME.csv beside it."""
     array, text = table.path.with_suffix(".npy"), table.path.with_suffix(".csv")
-    names = ("id", "path", "label", "split", "start", "end", "stage")
-    with (
-        replacing(array) as numbers,
-        replacing(text) as lines,
-        open(numbers, "wb") as file,
-        open(lines, "w", newline="", encoding="utf-8") as rows,
-    ):
+    with replacing(array) as temporary, open(temporary, "wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (table.rows, table.width)}
         np.lib.format.write_array_header_1_0(file, header)
-        writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(names)
-        for vectors, *columns in table.blocks("vector", *names):
+        for (vectors,) in table.blocks("vector"):
             file.write(np.ascontiguousarray(vectors, "<f4").tobytes())
+    names = ("id", "path", "label", "split", "start", "end", "stage")
+    with replacing(text) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        for columns in table.blocks(*names):
             writer.writerows(map(csv_cells, zip(*columns, strict=True)))
     return array, text
