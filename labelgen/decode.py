@@ -18,7 +18,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from labelgen.config import MAX_PIXELS
 from labelgen.errors import DecodeError, ReadError
-from labelgen.media import DAMAGED, LOSS, Decoded, choose, cropping, opened, orientation, reason
+from labelgen.media import DAMAGED, LOSS, Decoded, Turn, choose, cropping, opened, orientation, reason
 
 VERSION = 3  # counts up with every change that may change a pixel of a frame
 MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
@@ -57,6 +57,7 @@ class FrameStream(Iterator[np.ndarray]):
         self.fps = float(fps or 0)
         self.time, self.damage = math.nan, 0
         self._cut = (0, 0, 0, 0)  # by the container: left, right, top, bottom
+        self._turns: dict[int, Turn | None] = {}
         self._upside = ""
         self._reformatter = VideoReformatter()  # kept: a new one per frame costs more than the decoding
         self._cropper = _Cropper()
@@ -149,39 +150,45 @@ class FrameStream(Iterator[np.ndarray]):
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
         self._check_size(frame.width, frame.height)
-        turn = orientation(frame)
-        if turn is None:
-            turn, self._upside = (
-                (False, False, False),
-                "its display matrix is none of the eight orientations: frames as stored",
-            )
-        exchanged, mirrored, flipped = turn
-        left, right, top, bottom = self._cut
-        left, right, top, bottom = left, frame.width - right, top, frame.height - bottom
-        if left >= right or top >= bottom:
-            left, right, top, bottom = 0, frame.width, 0, frame.height
-        size = (right - left, bottom - top) if exchanged else (bottom - top, right - left)
-        self.native_height, self.native_width = size
-        if self._region:
-            near = [math.floor(share * side) for share, side in zip(self._region[:2], size[::-1], strict=True)]
-            far = [math.ceil(share * side) for share, side in zip(self._region[2:], size[::-1], strict=True)]
-            (x0, x1), (y0, y1) = (
-                (side - b, side - a) if back else (a, b)
-                for a, b, side, back in zip(near, far, size[::-1], (mirrored, flipped), strict=True)
-            )
-            size = y1 - y0, x1 - x0
-            x0, x1, y0, y1 = (y0, y1, x0, x1) if exchanged else (x0, x1, y0, y1)
-            left, right, top, bottom = left + x0, left + x1, top + y0, top + y1
-        if (left, right, top, bottom) != (0, frame.width, 0, frame.height):
+        # asked for once per angle: PyAV's side data keep a frame in memory until the garbage collector comes
+        angle = frame.rotation
+        if angle not in self._turns:
+            self._turns[angle] = orientation(frame)
+        if (turn := self._turns[angle]) is None:
+            turn = Turn(False, False, False)
+            self._upside = "its display matrix is none of the eight orientations: frames as stored"
+        left, right, top, bottom = self._part(frame, turn)
+        if (right - left, bottom - top) != (frame.width, frame.height):
             frame = self._cropper(frame, left, top, right - left, bottom - top)
-        height, width = self._height or size[0], self._width or size[1]
-        if exchanged:
+        height, width = self._height, self._width
+        if turn.exchanged:
             height, width = width, height
-        rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=_RESIZE, threads=1).to_ndarray()
+        rgb = self._reformatter.reformat(
+            frame, width or frame.width, height or frame.height, "rgb24", interpolation=_RESIZE, threads=1
+        ).to_ndarray()
         if not any(turn):
             return rgb
-        rgb = rgb.transpose(1, 0, 2) if exchanged else rgb
-        return np.ascontiguousarray(rgb[:: -1 if flipped else 1, :: -1 if mirrored else 1])
+        rgb = rgb.transpose(1, 0, 2) if turn.exchanged else rgb
+        return np.ascontiguousarray(rgb[:: -1 if turn.flipped else 1, :: -1 if turn.mirrored else 1])
+
+    def _part(self, frame: av.VideoFrame, turn: Turn) -> tuple[int, int, int, int]:
+        """Left, right, top and bottom of what is used of a picture as it is stored; notes the size of the upright one."""
+        left, right, top, bottom = self._cut
+        x, y = (left, frame.width - right), (top, frame.height - bottom)  # from, to
+        across, down = (y, x) if turn.exchanged else (x, y)  # of the upright picture
+        self.native_width, self.native_height = across[1] - across[0], down[1] - down[0]
+        if self._region:
+            edges = self._region
+            across = _share(*across, edges[0], edges[2], turn.mirrored)
+            down = _share(*down, edges[1], edges[3], turn.flipped)
+            x, y = (down, across) if turn.exchanged else (across, down)
+        return *x, *y
+
+
+def _share(begin: int, end: int, low: float, high: float, backwards: bool) -> tuple[int, int]:
+    """The part of a side from `begin` to `end` between two shares of its length, counted from its end if backwards."""
+    near, far = math.floor(low * (end - begin)), math.ceil(high * (end - begin))
+    return (end - far, end - near) if backwards else (begin + near, begin + far)
 
 
 def _bound(max_pixels: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import av.logging
@@ -123,19 +123,26 @@ def cropping(container: InputContainer, stream: av.VideoStream) -> tuple[int, in
     return left, right, top, bottom
 
 
-def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:
-    """How a picture is brought upright: whether rows and columns are exchanged, then whether left and right, then whether top
-    and bottom are. None where its display matrix is none of the eight orientations."""
+class Turn(NamedTuple):
+    """How a picture is brought upright: first rows and columns are exchanged, then left and right, then top and bottom."""
+
+    exchanged: bool
+    mirrored: bool
+    flipped: bool
+
+
+def orientation(frame: av.VideoFrame) -> Turn | None:
+    """One of the eight, as the frame's display matrix says; None where that is none of them."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return False, False, False
+        return Turn(False, False, False)
     # the pixel at (x, y), with y pointing down, is shown at (a x + c y, b x + d y)
     a, b, u, c, d, v = struct.unpack("=6i", bytes(matrix)[:24])
     for exchanged, across, down, others in ((False, a, d, (b, c)), (True, c, b, (a, d))):
         if max(map(abs, others)) * 60 < min(abs(across), abs(down)) and not (
             u or v
         ):  # a degree, as in FFmpeg's program
-            return exchanged, across < 0, down < 0
+            return Turn(exchanged, across < 0, down < 0)
     return None
 
 
@@ -154,6 +161,9 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
         self.read, self.ended, self.at_end = 0, "", False
         self.time, self.each = math.nan, 0.0
         self._container, self._stream, self._rate, self._alive = container, stream, rate, alive
+        self._unit = float(
+            stream.time_base or math.nan
+        )  # seconds; a Fraction for every frame would take longer than the rest
         self._counts, self._first, self._why = {DAMAGED: 0, LOSS: 0}, {DAMAGED: 0, LOSS: 0}, ""
         self._pending: list[tuple[float, int]] = []  # seconds of packets with faults whose frames are still to come
         self._signs: list[float] = []  # seconds of packets at which FFmpeg warned
@@ -177,15 +187,15 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
         return [f"{' and '.join(found)} ({self._why})" if self._why else " and ".join(found)] if found else []
 
     def _decode(self) -> Iterator[tuple[av.VideoFrame, int, float]]:
-        packets = self._container.demux(self._stream)
+        # an empty packet repeats a picture; FFmpeg would take it for the end
+        packets = (packet for packet in self._container.demux(self._stream) if packet.size)
         packet, left = None, True
         while left:
             frames: list[av.VideoFrame] = []
             bad = None
             with Capture() as logs:
                 try:
-                    # an empty packet repeats a picture; FFmpeg would take it for the end
-                    packet = next((packet for packet in packets if packet.size), None)
+                    packet = next(packets, None)
                 except av.FFmpegError as error:  # of the container: nothing comes after it
                     packet, self.ended = None, reason(error, logs)
                 left = packet is not None
@@ -214,13 +224,14 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
 
     def _seconds_of(self, packet: av.Packet | None) -> float:
         stamp = None if packet is None else packet.dts if packet.pts is None else packet.pts
-        return math.nan if stamp is None else float(stamp * (self._stream.time_base or 0))
+        return math.nan if stamp is None else stamp * self._unit
 
     def _note(
         self, packet: av.Packet | None, seconds: float, logs: list[tuple[int, str, str]], bad: av.FFmpegError | None
     ) -> None:
         """Remember what was said of a packet until its frame comes."""
-        self._signs.append(seconds)
+        if packet and packet.is_corrupt or any(level <= av.logging.WARNING for level, _, _ in logs):
+            self._signs.append(seconds)
         errors = any(level <= av.logging.ERROR for level, _, _ in logs)
         if bad or errors:
             self._why = self._why or reason(bad, logs)
@@ -235,12 +246,12 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
             if not math.isnan(known := other if math.isnan(stamp) else stamp):
                 self._stamps[kind] = known
         first = not math.isnan(told[0]) and (self._late[0] <= self._late[1] or math.isnan(told[1]))
-        return told[0 if first else 1] * float(self._stream.time_base or math.nan)
+        return told[0 if first else 1] * self._unit
 
     def _faults(self, frame: av.VideoFrame) -> int:
         """DAMAGED and LOSS of the next frame: by its own flag, by faults of packets up to its own, by a gap in time."""
         stamp, missing = self._seconds(frame), 0
-        each, step = float(frame.duration * (self._stream.time_base or 0)), stamp - self.time
+        each, step = frame.duration * self._unit, stamp - self.time
         found = DAMAGED if frame.is_corrupt else 0
         waiting = []
         for seconds, kind in self._pending:

@@ -132,8 +132,8 @@ def shard_arrays(
     videos = [record.video for record in records]
     arrays: dict[str, Any] = {
         "frames/offset": np.cumsum([0, *(size for record in records for size in record.jpeg_sizes)], dtype=np.int64),
-        "frames/time": [time for record in records for time in record.time],
-        "frames/damage": [damage for record in records for damage in record.damage],
+        "frames/time": np.concatenate([[], *(record.time for record in records)]),
+        "frames/damage": np.frombuffer(b"".join(record.damage for record in records), np.uint8),
         "videos/id": [escaped(video.id) for video in videos],
         "videos/path": [relative_path(video, root) for video in videos],
         "videos/label": [escaped(video.label) for video in videos],

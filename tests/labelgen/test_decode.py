@@ -189,7 +189,7 @@ def test_rotation_is_applied():
 @codecs
 def test_a_broken_file_gives_what_comes_before_and_after_the_error():
     stream = frames(CODECS / "corrupted.mp4", 32, 48)
-    with pytest.raises(DecodeError, match="1 frame damaged, from frame 31 on and 2 frames lost, from frame 30 on"):
+    with pytest.raises(DecodeError, match="2 frames damaged, from frame 31 on and 1 frame lost, from frame 30 on"):
         list(stream)
     assert stream.count == 49 == count_frames(CODECS / "corrupted.mp4")
 
