@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.embed import TABLE
+from cli.embed import TABLES
 from cli.options import WRITTEN
 from labelgen.progress import working
 
@@ -14,7 +14,7 @@ _SHOWN = 18  # pictures per sheet
 
 
 @click.command()
-@TABLE
+@TABLES
 @click.option("--out", type=WRITTEN, default=Path("clusters"), help="Folder for CSV, sheets and page.")
 @click.option(
     "--level", default="video", type=click.Choice(["video", "row"]), help="What is grouped; row: each moment."
@@ -28,9 +28,9 @@ def cluster(features, out, level, method, k, smallest, duplicates, threshold):
     """Group the videos of a table: OUT/clusters.csv (or duplicates.csv), a contact sheet per group, and index.html."""
     from trainer.embeddings.cluster import clusters, points
     from trainer.embeddings.cluster import duplicates as near_duplicates
-    from trainer.embeddings.table import Table
+    from trainer.embeddings.table import Tables
 
-    table = Table(features)
+    table = Tables(features)
     level = "video" if duplicates else level
     with working(
         f"comparing the pictures of {table.rows:,} rows" if duplicates else f"{method} of {table.rows:,} rows"
@@ -110,4 +110,4 @@ def _draw(out: Path, name: str, title: str, table, found, group, order, column: 
     what = {"similarity": "correlation of the pictures with those of the nearest other video"}
     what["distance"] = "of the features from the mean of the cluster"
     lead = f"Of each, up to {_SHOWN} are shown, the most typical first. {column.capitalize()}: {what[column]}."
-    write_text(out / "index.html", page(title, lead, "", sections, f"{table.path}: {table.rows:,} rows"))
+    write_text(out / "index.html", page(title, lead, "", sections, f"{table.name}: {table.rows:,} rows"))

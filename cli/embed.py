@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -11,12 +13,13 @@ from click.core import ParameterSource
 from cli.options import WRITTEN
 from labelgen.progress import working
 
-TABLE = click.option(
+TABLES = click.option(
     "--in",
     "features",
     type=click.Path(path_type=Path),
-    default=Path("features.parquet"),
-    help="Table that embed wrote.",
+    multiple=True,
+    default=[Path("features.parquet")],
+    help="Table that embed wrote; several, made alike, are taken together.",
 )
 _CHECKPOINT = click.option(
     "--checkpoint",
@@ -32,6 +35,13 @@ _COMPUTE = (
     ),
     click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda where there is one."),
 )
+
+
+def _once(ctx, param, value: tuple[Path, ...]) -> Path | None:
+    if len(value) > 1:
+        told = f"given {len(value)} times, expected once; search several by their tables, --in ONE --in OTHER"
+        raise click.BadParameter(told, ctx, param)
+    return value[0] if value else None
 
 
 def _computing(command):
@@ -62,8 +72,16 @@ def _say(text: str) -> None:
 
 @click.command()
 @_CHECKPOINT
-@click.option("--videos", type=click.Path(path_type=Path), help="Folder of video files, or one file.")
-@click.option("--shards", type=click.Path(path_type=Path), help="Folder that labelgen wrote, instead.")
+@click.option(
+    "--videos", type=click.Path(path_type=Path), multiple=True, help="Folder of video files, or one file; repeatable."
+)
+@click.option(
+    "--shards",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    callback=_once,
+    help="Folder that labelgen wrote, instead.",
+)
 @click.option("--out", type=WRITTEN, default=Path("features.parquet"), help="Table to write.")
 @click.option(
     "--dataset", default="folder", help="What --videos is: a built-in data set or a YAML manifest, for labels."
@@ -89,8 +107,10 @@ def embed(checkpoint, videos, shards, out, dataset, level, stage, pooling, views
     from trainer.embeddings.extract import embed as write
     from trainer.embeddings.table import write_npy
 
-    if (videos is None) == (shards is None):
+    if (not videos) == (shards is None):
         raise click.UsageError("give one of --videos and --shards")
+    if twice := [path for path, count in Counter(map(os.path.abspath, videos)).items() if count > 1]:
+        raise click.UsageError(f"--videos {twice[0]} is given twice")
     saved, compute = _load(checkpoint), _compute(batch_size, workers, device)
     source = ShardVideos(shards) if shards else _files(videos, dataset, saved.meta["config"], compute.workers)
     choice = Choice(level, stage, pooling, views)
@@ -109,14 +129,28 @@ def embed(checkpoint, videos, shards, out, dataset, level, stage, pooling, views
         sys.exit(3)
 
 
-def _files(folder, dataset, config, workers):
-    """The videos of a folder, or one file, as a source."""
+def _files(places, dataset, config, workers):
+    """The videos of folders and files as a source. Ids of several folders begin with the name of the folder or, if two have one
+    name, with its path."""
+    from dataclasses import replace
+
     from cli.videos import VideoFiles
     from labelgen.manifest import Video, load
+    from labelgen.texts import path_text
 
-    if folder.is_file():
-        return VideoFiles(folder.parent, [Video(folder.name, folder.absolute(), "", "", ())], config, workers, _say)
-    return VideoFiles(folder, load(dataset, folder).videos, config, workers, _say)
+    whole = [os.path.abspath(place) for place in places]
+    names = [os.path.basename(path) for path in whole]
+    names = whole if len(set(names)) < len(names) else names
+    videos = []
+    for place, name in zip(places, map(path_text, names), strict=True):
+        if place.is_file():
+            videos.append(Video(name if len(places) > 1 else path_text(place.name), place.absolute(), "", "", ()))
+        elif len(places) > 1:
+            videos += [replace(video, id=f"{name}/{video.id}") for video in load(dataset, place).videos]
+        else:
+            videos = load(dataset, place).videos
+    folders = [os.path.dirname(path) if place.is_file() else path for path, place in zip(whole, places, strict=True)]
+    return VideoFiles(Path(os.path.commonpath(folders)), videos, config, workers, _say)
 
 
 def _written(write, extract, source, out):
@@ -128,9 +162,13 @@ def _written(write, extract, source, out):
 
 @click.command()
 @click.argument("video", type=click.Path(path_type=Path))
-@TABLE
+@TABLES
 @click.option(
-    "--shards", type=click.Path(path_type=Path), help="Search shards instead; their table is kept in the run."
+    "--shards",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    callback=_once,
+    help="Search shards instead; their table is kept in the run.",
 )
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="[default: the table's; with --shards, the newest run]"
@@ -149,9 +187,10 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, ex
 
     Moments that overlap the query itself, or a better one of the same video, are left out.
     """
+    from labelgen.texts import path_text
     from trainer.embeddings.search import search as nearest
-    from trainer.embeddings.sheets import moment
-    from trainer.embeddings.table import Table
+    from trainer.embeddings.sheets import above, moment
+    from trainer.embeddings.table import Tables
 
     if end is not None and end <= begin:
         raise click.UsageError(f"--to {end:g} is not after --from {begin:g}")
@@ -167,20 +206,18 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, ex
         if shards is not None:
             table, extract = _table_of_shards(shards, _load(checkpoint), compute)
         else:
-            table = Table(features)
+            table = Tables(features)
             extract = _extractor_of(table, checkpoint, compute)
         query, last, picture = _query(extract, video, (begin, end))
         hits = nearest(table, query, count, per_video, (str(video.resolve()), begin, last), exact, _say)
-    name = str(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")
-    click.echo(f"nearest to {name}, of {table.rows:,} rows of {table.path}:")
+    name = path_text(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")
+    click.echo(f"nearest to {name}, of {table.rows:,} rows of {table.name}; cosine, random pairs that are less alike:")
     for hit in hits:
-        click.echo(
-            f"{hit['similarity']:7.4f}  {moment(hit):>18}  {hit['path']}"
-            + (f"  ({hit['label']})" if hit["label"] else "")
-        )
+        label = f"  ({hit['label']})" if hit["label"] else ""
+        click.echo(f"{hit['similarity']:7.4f}  {above(hit):>7}  {moment(hit):>18}  {hit['path']}{label}")
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
-        _draw_hits(page, name.removeprefix(f"{video.parent}/"), picture, hits)
+        _draw_hits(page, name.removeprefix(f"{path_text(video.parent)}/"), picture, hits)
         click.echo(page)
 
 
@@ -237,9 +274,10 @@ def _query(extract, video: Path, seconds):
     from cli.videos import VideoFiles
     from labelgen.errors import DecodeError
     from labelgen.manifest import Video
+    from labelgen.texts import path_text
     from trainer.embeddings.extract import video_means
 
-    one = Video(video.name, video.absolute(), "", "", ())
+    one = Video(path_text(video.name), video.absolute(), "", "", ())
     source = VideoFiles(video.parent, [one], extract.settings["frames"], 1, _say, seconds)
     with tempfile.TemporaryDirectory() as scratch, source.open([one], Path(scratch)) as piece:
         for failure in piece.failures:
@@ -254,18 +292,22 @@ def _query(extract, video: Path, seconds):
 
 def _draw_hits(path: Path, name: str, thumbnail: bytes, hits: list[dict]) -> None:
     from labelgen.files import write_png, write_text
-    from trainer.embeddings.sheets import contact_sheet, figures, moment
+    from trainer.embeddings.sheets import above, contact_sheet, figures, moment
     from trainer.pages.page import page
 
-    lines = [f"{hit['similarity']:.4f}; {moment(hit)}" for hit in hits]
+    values = [", ".join(filter(None, (f"{hit['similarity']:.4f}", above(hit)))) for hit in hits]
     if path.suffix == ".png":
         pictures = [(thumbnail, ["query", name])]
-        pictures += [(hit["thumbnail"], [hit["id"], line]) for hit, line in zip(hits, lines, strict=True)]
+        pictures += [(hit["thumbnail"], [hit["id"], own, moment(hit)]) for hit, own in zip(hits, values, strict=True)]
         write_png(path, contact_sheet(f"nearest to {name}", pictures))
         return
+    lines = ["; ".join(filter(None, (own, moment(hit)))) for hit, own in zip(hits, values, strict=True)]
     own = {"id": name, "path": "", "start": None, "end": None, "thumbnail": thumbnail}
     sections = [("query", "Query", figures([own], [""])), ("found", "Nearest moments", figures(hits, lines))]
-    lead = "Similarity is the cosine of the features."
+    lead = (
+        "The first number is the cosine of the features, which of many networks is nearly 1 for any two videos; the second one "
+        "the share of random pairs of moments, of different videos, that are less alike."
+    )
     if any(Path(hit["path"]).is_absolute() for hit in hits):
         lead += " A picture opens the video at its moment."
     write_text(path, page(f"Nearest to {name}", lead, "", sections, ""))

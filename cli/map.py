@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from cli.embed import TABLE
+from cli.embed import TABLES
 from cli.options import WRITTEN
 from labelgen.progress import working
 
 
 @click.command("map")
-@TABLE
+@TABLES
 @click.option("--out", type=WRITTEN, default=Path("map.html"), help="Page to write.")
 @click.option(
     "--level", default="video", type=click.Choice(["video", "row"]), help="What a point is; row: each moment."
@@ -32,12 +32,12 @@ def map_(features, out, level, method, color, column):
     from labelgen.files import write_text
     from trainer.embeddings.cluster import points
     from trainer.embeddings.map import layout, map_page
-    from trainer.embeddings.table import Table
+    from trainer.embeddings.table import Tables
 
-    table, column = Table(features), column or ("group" if color else "label")
+    table, column = Tables(features), column or ("group" if color else "label")
     with working(f"{method} of {table.rows:,} rows"):
         found = points(table, level)
-        kinds = _values(color, column, found.fields) if color else _own_values(table.path, column, found.fields)
+        kinds = _values(color, column, found.fields) if color else _own_values(table.name, column, found.fields)
         places = layout(found.vectors, method)
     pictures = table.take(found.rows, ("thumbnail",))
     rows = [field | picture for field, picture in zip(found.fields, pictures, strict=True)]
@@ -47,7 +47,7 @@ def map_(features, out, level, method, color, column):
     click.echo(out)
 
 
-def _own_values(path: Path, column: str, fields: list[dict]) -> list[str]:
+def _own_values(path: str, column: str, fields: list[dict]) -> list[str]:
     from trainer.errors import TrainerError
 
     if column not in fields[0]:
@@ -62,6 +62,7 @@ def _values(path: Path, column: str, fields: list[dict]) -> list[str]:
     import io
 
     from labelgen.reading import read_text
+    from labelgen.texts import from_csv
     from trainer.errors import TrainerError
 
     reader = csv.DictReader(io.StringIO(read_text(path, encoding="utf-8-sig"), newline=""))
@@ -71,10 +72,10 @@ def _values(path: Path, column: str, fields: list[dict]) -> list[str]:
         raise TrainerError(f"{path}: no CSV file ({error})") from error
     if absent := {"id", column} - set(names):
         raise TrainerError(f"{path}: no column {', '.join(sorted(absent))}, only {', '.join(names)}")
-    by_id = {row["id"]: row[column] or "" for row in rows}
+    by_id = {from_csv(row["id"]): row[column] or "" for row in rows}
     if len(by_id) == len(rows):
         return [by_id.get(field["id"], "") for field in fields]
-    by_moment = {(row["id"], row.get("start")): row[column] or "" for row in rows}
+    by_moment = {(from_csv(row["id"]), row.get("start")): row[column] or "" for row in rows}
     if len(by_moment) < len(rows) or len({field["id"] for field in fields}) == len(fields):
         raise TrainerError(
             f"{path}: {len(rows):,} rows of {len(by_id):,} ids, expected one per video, or with --level row one per start"

@@ -16,8 +16,9 @@ class _Written(click.Path):
         try:
             os.fspath(path).encode()
         except UnicodeEncodeError:
-            shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-            self.fail(f"{shown}: a name that is no UTF-8; expected one that is", param, ctx)
+            from labelgen.texts import path_text
+
+            self.fail(f"{path_text(path)}: a name that is no UTF-8; expected one that is", param, ctx)
         return path
 
 

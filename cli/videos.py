@@ -29,6 +29,7 @@ from labelgen.run.guard import ended_if_stalled, why_lost
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.workers import WorkerLost, pool
 from labelgen.shards import encode_frame
+from labelgen.texts import path_text
 from labelgen.times import frame_bounds
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class VideoFiles:
         seconds: tuple[float, float | None] = (0.0, None),
     ):
         self.config = {"fps": None, "jpeg_quality": 90, "region": None, "max_pixels": MAX_PIXELS} | config
-        self.about = {"kind": "videos", "folder": str(folder.resolve())}
+        self.about = {"kind": "videos", "folder": path_text(folder.resolve())}
         self.parts: list[list[Video]] = []
         self.count, self._workers, self._say, self._seconds = len(videos), workers, say, seconds
         room = 0
@@ -121,7 +122,7 @@ class VideoFiles:
             fields, failures = [], []
             for number, video in enumerate(part):
                 outcome = outcomes[number]
-                known = {"id": video.id, "path": _text(video.path)}
+                known = {"id": video.id, "path": path_text(video.path)}
                 if isinstance(outcome, str):
                     failures.append(known | {"reason": outcome, "kept": False})
                     continue
@@ -133,7 +134,7 @@ class VideoFiles:
                     failures.append(known | {"reason": reason, "kept": True})
             videos = np.stack([np.arange(len(readers)), np.zeros(len(readers), np.int64)], 1)
             bounds = [reader.bounds for reader in readers]
-            yield Piece(Readers(readers, self.config), videos, fields, bounds, failures)
+            yield Piece(Readers(readers, self.config), videos, fields, failures, bounds)
 
     def _outcomes(self, store: Callable, items: list) -> dict[int, StoredFrames | str]:
         """Frames, or the reason why there are none, of every item, whatever happens to the processes."""
@@ -151,10 +152,6 @@ class VideoFiles:
                 except ProcessLost as lost:
                     done[item[0]] = why_lost(lost, STALL_SECONDS)
         return done
-
-
-def _text(path: Path) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _store(item: tuple[int, Video], folder: str, config: dict, seconds: tuple) -> tuple[int, StoredFrames | str]:

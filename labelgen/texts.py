@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -17,10 +18,16 @@ _MARKUP = re.compile(
 
 
 def draw(picture: np.ndarray, text: str, x: int, y: int, size: float) -> None:
-    """Write a line of text into a picture, uint8 [H, W, 3], black, from its lower left corner (x, y) on; size: of OpenCV's font,
-    which has the characters of ASCII alone: any other one, half letters included, is drawn as a question mark."""
-    shown = "".join(letter if " " <= letter <= "~" else "?" for letter in unicodedata.normalize("NFC", text))
+    """Write a line of text into a picture, uint8 [H, W, 3], black, from its lower left corner (x, y) on; size: of OpenCV's font.
+    What cannot be drawn, control characters and half letters, of which OpenCV dies, is a question mark, as is what the font
+    lacks: OpenCV 4 has ASCII alone."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in unicodedata.normalize("NFC", text))
     cv2.putText(picture, shown, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    """A path as text: bytes that are not UTF-8 are written as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def csv_cells(values: Iterable[Any]) -> list[Any]:

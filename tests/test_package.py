@@ -1,9 +1,13 @@
 """A wheel built from the repository holds all that the commands need, away from the repository."""
 
+import ast
+import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,3 +47,24 @@ def test_the_three_commands_run_from_the_wheel(tmp_path):
         "-c", "from trainer.recipes import RECIPES; print(len([*RECIPES.glob('*.yaml')]))", PYTHONPATH=str(site)
     )
     assert int(recipes) == len([*(ROOT / "trainer" / "recipes").glob("*.yaml")])
+
+
+def test_what_is_imported_is_declared():
+    declared = configparser.ConfigParser()
+    declared.read(ROOT / "setup.cfg")
+    needed = declared["options"]["install_requires"].split()
+    needed += [name for value in declared["options.extras_require"].values() for name in value.split()]
+    needed = {re.match(r"[\w.-]+", name)[0].lower().replace("-", "_") for name in needed}
+    imported = set()
+    for folder in ("cli", "labelgen", "trainer"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    imported.add(node.module)
+    imported = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names
+    known = packages_distributions() | {"cv2": ["opencv-contrib-python-headless"], "distributed": ["dask"]}
+    for name in imported - {"cli", "labelgen", "trainer", "data_manifests"}:
+        names = {own.lower().replace("-", "_") for own in known.get(name, [name])}
+        assert names & needed, f"{name} ({', '.join(names)})"

@@ -2,14 +2,17 @@
 
 import contextlib
 import csv
+import errno
 import functools
 import json
 import os
 import re
 import shutil
 import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +21,7 @@ from click.testing import CliRunner
 
 from cli import videos as video_files
 from cli.main import main
+from labelgen.errors import WriteError
 from labelgen.manifest import Video
 from tests.labelgen.synthetic import write_video
 from trainer import data
@@ -198,7 +202,7 @@ class Many:
 
     @contextlib.contextmanager
     def open(self, part, scratch):
-        yield extract.Piece(None, None, [{"id": f"{part:03d}/{video:03d}"} for video in range(100)], [], [])
+        yield extract.Piece(None, None, [{"id": f"{part:03d}/{video:03d}"} for video in range(100)], [])
 
     def __call__(self, piece):
         ids = [field["id"] for field in piece.fields for _ in range(20)]
@@ -262,9 +266,10 @@ def test_the_nearest_moments(here):
 
 def test_shards_are_searched_as_files_are(here):
     vssl("embed", "--videos", "videos", "--out", "own.parquet")
-    of_files = vssl("search", "videos/far/d.mp4", "--in", "own.parquet").splitlines()[1:]
+    of_files = vssl("search", "videos/far/d.mp4", "--in", "own.parquet")
     of_shards = [vssl("search", "videos/far/d.mp4", "--shards", "out") for _ in range(2)]
-    assert of_shards[0].splitlines()[1:] == [line.replace(f"{here}/videos/", "") for line in of_files if line]
+    found = [text.partition("less alike:\n")[2] for text in (of_shards[0], of_files)]
+    assert found[0] and found[0] == found[1].replace(f"{here}/videos/", "")
     assert "is there already" in of_shards[1]
 
 
@@ -398,3 +403,256 @@ def test_the_page_is_right_about_other_programs(here, block):
         needs_mongodb()
     vssl("embed", "--videos", "videos", "--npy")
     exec(compile(block, "docs/embeddings.md", "exec"), {})
+
+
+# --- what was wrong once
+
+
+def jpeg(picture):
+    return cv2.imencode(".jpg", picture.astype(np.uint8)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+
+
+def pictured(path, videos):
+    """A table of videos, by name a list of pictures, RGB [H, W, 3] each."""
+    names = [name for name, pictures in videos.items() for _ in pictures]
+    shown = [jpeg(picture) for pictures in videos.values() for picture in pictures]
+    texts = {name: names for name in TEXTS} | {"thumbnail": shown}
+    times = {"start": [0.0] * len(names), "end": [1.0] * len(names)}
+    write_part(path, {"key": "x"}, np.ones((len(names), 2), np.float32), texts | times)
+    return Table(path)
+
+
+def test_flat_videos_are_copies_if_they_have_one_colour(tmp_path):
+    def flat(*color):
+        return np.full((96, 128, 3), color) + np.random.default_rng(0).integers(0, 2, (96, 128, 3))
+
+    textured = np.random.default_rng(1).integers(0, 255, (12, 16, 3)).repeat(8, 0).repeat(8, 1)
+    videos = {
+        "black": [flat(0, 0, 0)] * 3,
+        "black again": [flat(1, 0, 1)] * 2,
+        "white": [flat(250, 250, 250)],
+        "red": [flat(200, 0, 0)],
+        "red again": [flat(200, 0, 0)] * 4,
+        "blue of red's luma": [flat(0, 60, 254)],
+        "with a black moment": [flat(0, 0, 0), textured, 255 - textured],
+        "copy": [flat(0, 0, 0), textured, 255 - textured],
+        "other": [textured[::-1]],
+    }
+    group, nearest = cluster.duplicates(pictured(tmp_path / "t.parquet", videos), 0.995)
+    groups = {}
+    for name, number in zip(videos, group, strict=True):
+        groups.setdefault(number, []).append(name)
+    assert {tuple(names) for number, names in groups.items() if number >= 0} == {
+        ("black", "black again"),
+        ("red", "red again"),
+    }
+    assert nearest[0] > 0.999 and (nearest <= 1 + 1e-5).all()
+    many = {str(number): [flat(90, 90, 90)] for number in range(50)}
+    assert (cluster.duplicates(pictured(tmp_path / "many.parquet", many), 0.995)[0] == 0).all()
+
+
+@pytest.mark.parametrize("per_video", [None, 1, 2])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_search_goes_on_until_it_has_what_was_asked_for(tmp_path, monkeypatch, per_video, indexed):
+    if indexed:
+        pytest.importorskip("faiss")
+        monkeypatch.setattr(search, "EXACT_ROWS", 50)
+    rng = np.random.default_rng(0)
+    vectors = np.vstack([[1, 0, 0, 0] + 1e-3 * rng.random((6000, 4)), rng.random((40, 4))]).astype(np.float32)
+    names = ["near"] * 6000 + [f"{number:02d}" for number in range(40)]
+    starts = [0.1 * (number // 3) for number in range(6000)] + [0.0] * 40  # nearly all of them overlap
+    table = planted(tmp_path / "t.parquet", vectors, names, starts)
+    query = np.array([1, 0, 0, 0], np.float32)
+    for own in (None, ("/near", 0.0, 1e9)):
+        expected, taken = [], {}
+        unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+        for row in np.argsort(-unit[:, 0], kind="stable").tolist():
+            others = taken.setdefault(names[row], [])
+            near = any(abs(starts[row] - starts[other]) < 1 for other in others)
+            if not near and len(others) != per_video and not (own and names[row] == "near"):
+                others.append(row)
+                expected.append(row)
+        found = search.search(table, query, 30, per_video, own, say=print)
+        assert [hit["row"] for hit in found] == expected[:30] or (indexed and len(found) == 30)
+
+
+def test_similarities_stand_beside_those_of_random_pairs(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = (100 + rng.normal(size=(3000, 8))).astype(np.float32)  # all cosines are nearly 1
+    names, starts = [f"{row // 3}" for row in range(3000)], [2.0 * (row % 3) for row in range(3000)]
+    table = planted(tmp_path / "t.parquet", vectors, names, starts)
+    hits = search.search(table, vectors[7], 3000)
+    assert hits[0]["similarity"] - hits[-1]["similarity"] < 0.001
+    above = np.array([hit["above"] for hit in hits])
+    assert above[0] > 0.999 and (np.diff(above) <= 0).all() and above[-1] < 0.2
+    for share in (0.1, 0.5, 0.9):  # as all pairs have it
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        pairs = (unit[::3][:800] @ unit[1::3][:800].T).ravel()
+        value = np.quantile(pairs, share)
+        row = int(np.argmin([abs(hit["similarity"] - value) for hit in hits]))
+        assert abs(above[row] - share) < 0.05
+    alone = planted(tmp_path / "one.parquet", DOTS, ["a"] * 5, [2.0 * row for row in range(5)])
+    assert [hit["above"] for hit in search.search(alone, DOTS[0])] == [None] * 5
+
+
+def test_vectors_of_any_finite_length_are_compared(tmp_path):
+    for scale in (3e38, 1e-30, 1e-44):
+        vectors, names = (DOTS * scale).astype(np.float32), ["a", "a", "b", "c", "d"]
+        table = planted(tmp_path / "t.parquet", vectors, names, [0.0, 5.0, 0.0, 0.0, 0.0])
+        hits = search.search(table, DOTS[0])
+        assert {hit["row"] for hit in hits} == {*range(5)} and hits[0]["row"] == 0
+        assert all(np.isfinite(hit["similarity"]) for hit in hits)
+        own = cluster.points(table, "video").vectors
+        np.testing.assert_allclose(np.linalg.norm(own, axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("start, end", [(1.0, None), (None, 1.0), (2.0, 1.0), (np.nan, 1.0), (0.0, np.inf)])
+def test_moments_that_cannot_be_are_damage(tmp_path, start, end):
+    texts = {name: ["a", "b"] for name in TEXTS} | {"thumbnail": [b"", b""]}
+    write_part(tmp_path / "t.parquet", {"key": "x"}, DOTS[:2], texts | {"start": [0.0, start], "end": [1.0, end]})
+    table = Table(tmp_path / "t.parquet")
+    for ask in (
+        lambda: search.search(table, DOTS[0]),
+        lambda: cluster.points(table, "video"),
+        lambda: table.take([1], ("start", "end")),
+    ):
+        with pytest.raises(TrainerError, match="damaged .a moment from .* make it anew"):
+            ask()
+
+
+def test_several_tables_are_one(here):
+    vssl("embed", "--videos", "videos/near", "--out", "near.parquet")
+    vssl("embed", "--videos", "videos/far", "--out", "far.parquet")
+    both = ("--in", "near.parquet", "--in", "far.parquet")
+    told = vssl("search", "videos/copy.mp4", *both, "--count", 50)
+    assert "of 15 rows of near.parquet, far.parquet" in told
+    assert all(f"/{name}" in told for name in LENGTHS)
+    vssl("cluster", *both, "--k", 2)
+    with open("clusters/clusters.csv", newline="") as file:
+        assert sorted(row["id"] for row in csv.DictReader(file)) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+    vssl("map", *both)
+    assert Path("map.html").read_text().count("<circle") > 4
+    vssl("embed", "--videos", "videos/far", "--out", "other.parquet", "--stage", "conv2")
+    assert "tables that were made alike" in vssl("search", "videos/copy.mp4", *both, "--in", "other.parquet", code=1)
+    assert "given 2 times" in vssl("search", "videos/copy.mp4", "--shards", "out", "--shards", "out", code=2)
+
+
+def test_several_folders_are_one_table(here):
+    told = vssl("embed", "--videos", "videos/near", "--videos", "videos/far", "--videos", "videos/copy.mp4")
+    assert "5 of 5 videos" in told
+    own = columns("features.parquet")[1]
+    assert {*own["id"]} == {*LENGTHS, "copy.mp4"}
+    assert all(Path(path).samefile(Path("videos", name)) for path, name in zip(own["path"], own["id"], strict=True))
+    for name in ("x", "y"):
+        (here / name).mkdir()
+        (here / name / "same").symlink_to(here / "videos/far")
+    vssl("embed", "--videos", "x/same", "--videos", "y/same", "--out", "same.parquet")
+    assert {*columns("same.parquet")[1]["id"]} == {f"{here}/{a}/same/{b}.mp4" for a in "xy" for b in "cd"}
+    assert "is given twice" in vssl("embed", "--videos", "videos", "--videos", "videos/", code=2)
+    assert "given 2 times" in vssl("embed", "--shards", "out", "--shards", "out", code=2)
+
+
+def timed_video(path, times, rate=1000):
+    """A video whose frames are presented at these seconds."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.codec_context.max_b_frames = 64, 48, 0
+        stream.codec_context.time_base = stream.time_base = Fraction(1, rate)
+        rng = np.random.default_rng(0)
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 255, (48, 64, 3)).astype(np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(time * rate), Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_seconds_are_those_of_the_frames(here):
+    times = [*np.arange(16) * 0.04, *0.64 + np.arange(16) * 0.5]  # ends at 8.64 s
+    timed_video(here / "vfr.mkv", times)
+    (here / "mine").mkdir()
+    shutil.move(here / "vfr.mkv", here / "mine")
+    timed_video(here / "mine" / "late.mkv", [5 + time for time in times])
+    vssl("embed", "--videos", "mine")
+    vssl("embed", "--videos", "mine", "--level", "video", "--out", "whole.parquet")
+    vssl("labelgen", "--dataset", "folder", "--root", "mine", "--out", "own", *SIZE)
+    vssl("embed", "--shards", "own", "--out", "shards.parquet")
+    for name in ("features.parquet", "shards.parquet"):
+        own = columns(name)[1]
+        for video in ("vfr.mkv", "late.mkv"):
+            moments = [(s, e) for id, s, e in zip(own["id"], own["start"], own["end"], strict=True) if id == video]
+            np.testing.assert_allclose(moments, [(0, 0.64), (0.32, 4.64), (0.64, 8.64)], atol=1e-3)
+    np.testing.assert_allclose(columns("whole.parquet")[1]["end"], 8.64, atol=1e-3)
+    for begin, end, expected in ((0.1, 0.2, 3), (0.64, 1.64, 2), (2, 3, 3), (8.2, 8.3, 1), (8.5, 20, 1), (0, 0.01, 1)):
+        source = video_files.VideoFiles(here, [], {"height": 48, "width": 64}, 1, print, (begin, end))
+        _, kept = video_files._store(
+            (0, Video("", here / "mine/late.mkv", "", "", ())), str(here), source.config, (begin, end)
+        )
+        assert len(kept.offset) - 1 == expected, (begin, end)
+        assert kept.bounds[0] <= begin + 1e-3 and kept.bounds[-1] >= min(end, 8.64) - 1e-3
+    told = vssl("search", "mine/vfr.mkv", "--from", 4, "--to", 20, "--in", "whole.parquet")
+    assert "4 to 8.6 s" in told and "late.mkv" in told
+    assert "it has 32 and ends at 8.6 s" in vssl("search", "mine/vfr.mkv", "--from", 9, "--in", "whole.parquet", code=1)
+
+
+def test_names_that_are_no_utf_8(here):
+    odd = os.fsdecode(b"odd\xff.mp4")
+    shutil.copy("videos/near/b.mp4", here / odd)
+    vssl("embed", "--videos", "videos")
+    told = vssl("search", here / odd, "--page", "found.png")
+    assert "copy.mp4" in told and Path("found.png").exists()
+    vssl("search", here / odd, "--page", "found.html")
+    assert "odd" in Path("found.html").read_text()
+    vssl("embed", "--videos", here / odd, "--out", "odd.parquet")
+    assert {*columns("odd.parquet")[1]["id"]} == {"odd\\xff.mp4"}
+    vssl("search", "videos/near/a.mp4", "--in", "odd.parquet", "--page", "of_odd.png")
+    out = os.fsdecode(b"out\xff")
+    for command in (
+        ("embed", "--videos", "videos", "--out", out),
+        ("search", "videos/near/a.mp4", "--page", f"{out}.png"),
+        ("cluster", "--out", out),
+        ("map", "--out", out),
+        ("train", "--run", out),
+        ("export", "runs/pace-r3d10-1", "--out", out),
+        ("show", "labels", "--out", out),
+        ("compare", "runs/pace-r3d10-1", "--out", f"{out}.csv"),
+    ):
+        assert "out\\xff" in (told := vssl(*command, code=2)) and "no UTF-8" in told
+    (here / out).mkdir()
+    with contextlib.chdir(here / out):
+        vssl("embed", "--checkpoint", here / "runs/pace-r3d10-1", "--videos", here / "videos", "--out", "own.parquet")
+        vssl("search", here / odd, "--in", "own.parquet", "--page", "page.html")
+        shutil.copytree(here / "runs/pace-r3d10-1", "run")
+        vssl("embed", "--checkpoint", "run", "--videos", here / "videos", "--out", "here.parquet", "--npy")
+        vssl("search", here / odd, "--in", "here.parquet", "--checkpoint", "run")
+
+
+def test_a_full_disk_is_told_with_the_file(here, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(video_files, "encode_frame", full)
+    video = Video("a", here / "videos/near/a.mp4", "", "", ())
+    config = {"height": 40, "width": 48} | {"fps": None, "jpeg_quality": 90, "region": None, "max_pixels": 1 << 20}
+    with pytest.raises(WriteError, match=f"{here}/0.jpegs: cannot be written .No space left on device"):
+        video_files._store((0, video), str(here), config, (0.0, None))
+
+
+def test_cells_and_names_of_sheets(here):
+    (here / "mine").mkdir()
+    names = ["=1+1.mp4", "@a.mp4", "x" * 251, "-b.mp4", "+c.mp4"]
+    names[2] = "x" * 247 + ".mp4"
+    for name in names:
+        shutil.copy("videos/near/b.mp4", here / "mine" / name)
+    vssl("embed", "--videos", "mine", "--npy")
+    vssl("cluster", "--k", 2)
+    for path in ("features.csv", "clusters/clusters.csv"):
+        with open(path, newline="") as file:
+            own = {row["id"] for row in csv.DictReader(file)}
+        assert own == {name if name[0] == "x" else f"'{name}" for name in names}
+    vssl("map", "--color", "clusters/clusters.csv", "--column", "group")
+    assert ">none<" not in Path("map.html").read_text()
+    vssl("labelgen", "--dataset", "folder", "--root", "mine", "--out", "long", *SIZE)
+    vssl("show", "labels", "--shards", "long", "--video", ".mp4")
+    assert len(list(Path("sheets").glob("*.png"))) == 5 and not list(Path("sheets").glob(".*"))

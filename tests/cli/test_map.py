@@ -87,3 +87,22 @@ def test_moments_are_coloured_one_by_one(planted):
     # which of the two a video is nobody knows
     assert "80 rows of 40 ids, expected one per video" in vssl("map", "--color", "own.csv", code=1)
     assert "none.csv: cannot be read" in vssl("map", "--color", "none.csv", code=1)
+
+
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("points", [3, 4, 30])
+@pytest.mark.parametrize("noise", [0, 1e-8])
+def test_equal_points_have_places_of_their_own(method, points, noise):
+    vectors = np.full((points, 8), 8**-0.5) + noise * np.random.default_rng(0).normal(size=(points, 8))
+    places = layout(vectors.astype(np.float32), method)
+    assert len(np.unique(places, axis=0)) == points and (places >= 0).all() and (places <= 1).all()
+
+
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+def test_few_points_and_values(method):
+    if method == "umap":
+        pytest.importorskip("umap")
+    rng = np.random.default_rng(0)
+    for shape in ((3, 8), (10, 1)):
+        places = layout(rng.random(shape, np.float32), method)
+        assert places.shape == (shape[0], 2) and np.isfinite(places).all()

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from trainer.embeddings.table import Table, decoded
+from trainer.embeddings.table import Table, decoded, unit
 from trainer.errors import TrainerError
 
 _DIMENSIONS = 50  # that clustering and maps see, by PCA
 _BLOCK = 2048  # videos that are compared at a time with all others
 _CANDIDATES = 20  # videos that are compared picture by picture
+_FLAT = 1.0  # grey levels: a picture whose standard deviation is smaller shows nothing
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,24 @@ def points(table: Table, level: str) -> Points:
     rows: list[int] = []
     count: list[int] = []
     columns, begin = ("id", "path", "label", "split", "start", "end"), 0
-    for block, *texts in table.blocks("vector", *columns):
-        for number, values in enumerate(zip(*texts, strict=True)):
-            field = dict(zip(columns, values, strict=True))
-            if level == "video" and fields and fields[-1]["id"] == field["id"]:
-                vectors[-1] += block[number]
-                fields[-1]["end"], count[-1] = field["end"], count[-1] + 1
-            else:
-                vectors.append(block[number].copy())
-                fields.append(field)
-                rows.append(begin + number)
-                count.append(1)
-        begin += len(block)
+    for part in table.parts:
+        new = True  # videos of two files are two
+        for block, *texts in part.blocks("vector", *columns):
+            for number, values in enumerate(zip(*texts, strict=True)):
+                field = dict(zip(columns, values, strict=True))
+                if level == "video" and not new and fields[-1]["id"] == field["id"]:
+                    vectors[-1] += block[number]
+                    fields[-1]["end"], count[-1] = field["end"], count[-1] + 1
+                else:
+                    vectors.append(block[number].astype(np.float64))
+                    fields.append(field)
+                    rows.append(begin + number)
+                    count.append(1)
+                new = False
+            begin += len(block)
     if len(fields) < 2:
-        raise TrainerError(f"{table.path}: {len(fields)} of what is to be grouped, expected at least 2")
-    return Points(_unit(np.stack(vectors)), fields, np.array(rows) + np.array(count) // 2)
+        raise TrainerError(f"{table.name}: {len(fields)} of what is to be grouped, expected at least 2")
+    return Points(unit(np.stack(vectors)).astype(np.float32), fields, np.array(rows) + np.array(count) // 2)
 
 
 def reduced(vectors: np.ndarray) -> np.ndarray:
@@ -91,14 +95,14 @@ def duplicates(table: Table, threshold: float) -> tuple[np.ndarray, np.ndarray]:
 
     Pictures are compared, not features, to which two videos of one person in one room may be as near as a copy is: the
     similarity of two videos is the correlation of the thumbnails (grey, 16 x 12) of the shorter one with the best one of
-    the other, on average, so that a copy of another size, quality or beginning is found. Of each video, the nearest 20 by
-    the mean of their pictures are compared so.
+    the other, on average, so that a copy of another size, quality or beginning is found. Videos that show one colour
+    throughout are compared by it. Of each video, the nearest 20 by the mean of their pictures are compared so.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     pictures, bounds = _pictures(table)
-    means = _unit(np.add.reduceat(pictures, bounds[:-1]))
+    means = unit(np.add.reduceat(pictures, bounds[:-1]))
     n, edges = len(means), []
     nearest = np.full(n, -1.0)
     for begin in range(0, n, _BLOCK):
@@ -118,18 +122,29 @@ def duplicates(table: Table, threshold: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pictures(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Thumbnails of all rows, grey, their mean taken off, of length 1, float32 [rows, 192]; and where the rows of each video
-    begin, int64 [videos + 1]."""
-    found, ids = [], []
-    for names, thumbnails in table.blocks("id", "thumbnail"):
-        ids += names
-        grey = [decoded(jpeg, cv2.IMREAD_GRAYSCALE) for jpeg in thumbnails]
-        small = [cv2.resize(picture, (16, 12), interpolation=cv2.INTER_AREA).ravel() for picture in grey]
-        found.append(np.stack(small).astype(np.float32))
-    pictures = np.concatenate(found)
-    begins = [row for row, name in enumerate(ids) if not row or name != ids[row - 1]]
-    return _unit(pictures - pictures.mean(1, keepdims=True)), np.array([*begins, len(ids)])
+    """Thumbnails of all rows as vectors of length 1 whose products are correlations, float32 [rows, 198]; and where the rows of
+    each video begin, int64 [videos + 1].
 
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    A vector is the picture, grey, its mean taken off. Of a video all of whose pictures are flat, which correlate with nothing,
+    it is the mean colour: three angles, from 0 to 180 degrees, so that black and white are opposites. A flat picture of another
+    video is a vector of zeros.
+    """
+    found: list[np.ndarray] = []
+    colors: list[np.ndarray] = []
+    begins: list[int] = []
+    for part in table.parts:
+        last = None
+        for names, thumbnails in part.blocks("id", "thumbnail"):
+            begins += [len(found) + row for row, name in enumerate(names) if name != (names[row - 1] if row else last)]
+            last = names[-1]
+            for jpeg in thumbnails:
+                grey = cv2.resize(decoded(jpeg, cv2.IMREAD_GRAYSCALE), (16, 12), interpolation=cv2.INTER_AREA).ravel()
+                found.append(grey.astype(np.float32))
+                colors.append(decoded(jpeg).mean((0, 1)) if grey.std() < _FLAT else np.zeros(3))
+    pictures = np.stack(found)
+    bounds = np.array([*begins, len(pictures)])
+    flat = pictures.std(1) < _FLAT
+    wholly = np.repeat(np.logical_and.reduceat(flat, bounds[:-1]), np.diff(bounds))[:, None]
+    angle = np.pi / 255 * np.stack(colors)
+    centred = np.where(flat[:, None], 0, pictures - pictures.mean(1, keepdims=True))
+    return unit(np.hstack([centred, wholly * np.cos(angle), wholly * np.sin(angle)]).astype(np.float32)), bounds

@@ -18,6 +18,7 @@ from torch import nn
 
 from labelgen.files import locked
 from labelgen.shards import NONE, PARTS, open_shards
+from labelgen.texts import path_text
 from labelgen.times import frame_bounds
 from trainer import data
 from trainer.checkpoint import Checkpoint, backbone_weights, versions
@@ -71,14 +72,14 @@ class Readers:
 @dataclass(frozen=True)
 class Piece:
     """A few videos. videos: int64 [n, 2], reader and video in it; fields: of each id, path, label, split (part of the first
-    one), width, height (before resizing); bounds: of each, when its frames begin and the last one ends, see labelgen.times;
-    failures: id, path, reason, and kept, whether it is among the videos nevertheless."""
+    one), width, height (before resizing); failures: id, path, reason, and kept, whether it is among the videos nevertheless;
+    bounds: of each video, when its frames begin and the last one ends, see labelgen.times."""
 
     frames: Readers
     videos: np.ndarray
     fields: list[dict]
-    bounds: Sequence[np.ndarray]
     failures: list[dict]
+    bounds: Sequence[np.ndarray] = ()
 
 
 class Source(Protocol):
@@ -108,7 +109,7 @@ class ShardVideos:
     def __init__(self, folder: Path):
         self.parts = open_shards(folder)
         self.config = self.parts[0].config
-        self.about = {"kind": "shards", "folder": str(Path(folder).resolve()), "dataset": self.config["dataset"]}
+        self.about = {"kind": "shards", "folder": path_text(Path(folder).resolve()), "dataset": self.config["dataset"]}
         self.count = sum(map(self.size, self.parts))
 
     def stamp(self, part) -> object:
@@ -135,7 +136,7 @@ class ShardVideos:
         first, fps = part.arrays["videos/first_frame"], part.arrays["videos/fps"]
         times = np.split(part.arrays["frames/time"], first[1:])
         bounds = [frame_bounds(*own) for own in zip(times, fps, strict=True)] if len(fields) else []
-        yield Piece(Readers([part], self.config), videos, fields, bounds, failures)
+        yield Piece(Readers([part], self.config), videos, fields, failures, bounds)
 
 
 class Extractor:
@@ -166,7 +167,7 @@ class Extractor:
         self.settings = {"weights": _digest(self.backbone), **asdict(self.choice), "frames": stored}
         meta = saved.meta["settings"]
         self.about = {
-            "checkpoint": str(saved.file.resolve()),
+            "checkpoint": path_text(saved.file.resolve()),
             "backbone": meta["backbone"],
             "network_width": meta["width"],
         }
@@ -192,9 +193,7 @@ class Extractor:
         fields = [piece.fields[video] for video in owner]
         columns = {name: [field[name] for field in fields] for name in ("id", "path", "label", "split")}
         for name, at in (("start", first), ("end", last + 1)):
-            times = [
-                float(piece.bounds[video][frame]) for video, frame in zip(owner.tolist(), at.tolist(), strict=True)
-            ]
+            times = [float(piece.bounds[int(video)][int(frame)]) for video, frame in zip(owner, at, strict=True)]
             columns[name] = [None if np.isnan(time) else time for time in times]
         columns["stage"] = [self.stage] * len(fields)
         shown = zip(owner.tolist(), middle.tolist(), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -17,20 +18,29 @@ from trainer.pages.page import fill, join, page, scroll
 _SIZE, _EDGE = np.array([1000, 640]), 30  # width and height of the drawing, and the empty space around the points
 _COLORS = ("#3a7fdd", "#d1495b", "#2a9d4e", "#e08e0b", "#9467d0", "#1a9aa8", "#c2489b", "#8a6d3b", "#6a7f10", "#5b6470")
 _OTHER = "#9aa3ad"
+_SPREAD = 1e-6  # vectors of length 1 of which no value differs by more are equal
 
 
 def layout(vectors: np.ndarray, method: str = "tsne") -> np.ndarray:
     """Places float64 [n, 2] of vectors [n, d], 0 to 1, by their first 50 principal components: t-SNE, or UMAP, which needs
-    the package umap-learn. Raises TrainerError without it, and for fewer than 3 vectors."""
+    the package umap-learn. Vectors that are equal, for which neither is made, lie in a grid. Raises TrainerError without that
+    package, and for fewer than 3 vectors."""
     if (n := len(vectors)) < 3:
         raise TrainerError(f"a map of {n} points cannot be drawn, expected at least 3")
+    if np.ptp(vectors, axis=0).max() < _SPREAD:
+        columns = math.ceil(n**0.5)
+        return np.stack([(np.arange(n) % columns + 0.5) / columns, (np.arange(n) // columns + 0.5) / columns], 1)
     x = reduced(vectors)
+    if x.shape[1] == 1:
+        x = np.hstack([x, 0 * x])  # t-SNE begins with two components
     if method == "umap":
         try:
             from umap import UMAP
         except ImportError as error:
             raise TrainerError(f"UMAP needs the package umap-learn ({error}): pip install umap-learn") from error
-        places = UMAP(n_neighbors=min(15, n - 1), random_state=0).fit_transform(x)
+        places = UMAP(n_neighbors=min(15, n - 1), init="spectral" if n > 3 else "random", random_state=0).fit_transform(
+            x
+        )
     else:
         from sklearn.manifold import TSNE
 

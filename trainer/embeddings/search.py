@@ -97,9 +97,8 @@ def _random_pairs(table: Table) -> np.ndarray:
     begins = np.cumsum([0, *table.groups])
     places = np.unique(np.linspace(0, len(table.groups) - 1, min(_PLACES, len(table.groups))).astype(int))
     each = -(-_SAMPLE // len(places))
-    rows = np.concatenate(
-        [np.unique(np.linspace(begins[place], begins[place + 1], each, endpoint=False).astype(int)) for place in places]
-    )
+    spread = [np.linspace(begins[place], begins[place + 1], each, endpoint=False) for place in places]
+    rows = np.unique(np.concatenate(spread).astype(int))
     found = table.take(rows, ("id", "path", "vector"))
     _, video = np.unique([f"{row['path']}\n{row['id']}" for row in found], return_inverse=True)
     vectors = unit(np.stack([row["vector"] for row in found]).astype(np.float64))

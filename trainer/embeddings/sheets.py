@@ -22,6 +22,11 @@ def moment(row: dict) -> str:
     return "" if row["start"] is None else f"{row['start']:.1f} to {row['end']:.1f} s"
 
 
+def above(hit: dict) -> str:
+    """The share of random pairs that are less alike than query and hit, rounded down: 99.9 %."""
+    return "" if hit["above"] is None else f"{math.floor(1000 * hit['above']) / 10:.1f} %"
+
+
 def contact_sheet(title: str, pictures: Sequence[tuple[bytes, Sequence[str]]], columns: int = 6) -> np.ndarray:
     """JPEG pictures, each over the lines of its caption, row by row, as RGB uint8 [H, W, 3]."""
     tiles = [decoded(jpeg) for jpeg, _ in pictures]

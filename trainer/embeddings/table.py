@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labelgen.files import replacing
-from labelgen.reading import check_regular, fit, parse_json
+from labelgen.reading import fit, open_regular, parse_json
 from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 
@@ -77,8 +77,7 @@ class Table:
     def __init__(self, path: str | os.PathLike):
         self.path, self.name, self.parts = Path(path), str(path), [self]
         try:
-            check_regular(self.path)
-            with pq.ParquetFile(self.path) as file:
+            with open_regular(self.path) as raw, pq.ParquetFile(raw) as file:
                 found, metadata = file.schema_arrow, file.schema_arrow.metadata or {}
                 self.rows: int = file.metadata.num_rows
                 self.groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -125,7 +124,7 @@ class Table:
     @contextmanager
     def _opened(self) -> Iterator[pq.ParquetFile]:
         try:
-            with pq.ParquetFile(self.path) as file:
+            with open_regular(self.path) as raw, pq.ParquetFile(raw) as file:  # its path need not be UTF-8
                 yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._damaged(str(error)) from error
@@ -159,10 +158,13 @@ class Table:
 class Tables(Table):
     """Tables of several files that were made alike as one: their rows one after the other.
 
-    Raises TrainerError where one is no table, and where they were made with different networks or settings.
+    Raises TrainerError where one is no table, where one is given twice, and where they were made with
+    different networks or settings.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike]):
+        if len(set(map(os.path.abspath, paths))) < len(paths):
+            raise TrainerError(f"{', '.join(map(str, paths))}: expected each table once")
         self.parts = [Table(path) for path in paths]
         first = self.parts[0]
         for other in self.parts[1:]:
@@ -224,8 +226,8 @@ def write_part(path: Path, about: dict, vectors: np.ndarray, columns: Mapping[st
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     arrays = {**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
     table = pa.table({name: pa.array(arrays[name], own.field(name).type) for name in own.names}, schema=own)
-    with replacing(path, pa.ArrowException) as temporary:
-        pq.write_table(table, temporary, row_group_size=_GROUP, use_dictionary=list(TEXTS))
+    with replacing(path, pa.ArrowException) as temporary, open(temporary, "wb") as file:
+        pq.write_table(table, file, row_group_size=_GROUP, use_dictionary=list(TEXTS))
 
 
 def join(out: Path, about: dict, width: int, parts: Sequence[Path]) -> None:
@@ -233,10 +235,11 @@ def join(out: Path, about: dict, width: int, parts: Sequence[Path]) -> None:
     own = schema(width, about)
     with (
         replacing(out, pa.ArrowException) as temporary,
-        pq.ParquetWriter(temporary, own, use_dictionary=list(TEXTS)) as writer,
+        open(temporary, "wb") as raw,
+        pq.ParquetWriter(raw, own, use_dictionary=list(TEXTS)) as writer,
     ):
         for part in parts:
-            with pq.ParquetFile(part) as file:
+            with open(part, "rb") as stored, pq.ParquetFile(stored) as file:
                 for batch in file.iter_batches(_GROUP):
                     writer.write_batch(batch.replace_schema_metadata(own.metadata))
 
@@ -244,18 +247,15 @@ def join(out: Path, about: dict, width: int, parts: Sequence[Path]) -> None:
 def write_npy(table: Table) -> tuple[Path, Path]:
     """The vectors as float32 [rows, d] in NAME.npy, the other columns, but for the thumbnails, in NAME.csv beside it."""
     array, text = table.path.with_suffix(".npy"), table.path.with_suffix(".csv")
-    names = ("id", "path", "label", "split", "start", "end", "stage")
-    with (
-        replacing(array) as numbers,
-        replacing(text) as lines,
-        open(numbers, "wb") as file,
-        open(lines, "w", newline="", encoding="utf-8") as rows,
-    ):
+    with replacing(array) as temporary, open(temporary, "wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (table.rows, table.width)}
         np.lib.format.write_array_header_1_0(file, header)
-        writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(names)
-        for vectors, *columns in table.blocks("vector", *names):
+        for (vectors,) in table.blocks("vector"):
             file.write(np.ascontiguousarray(vectors, "<f4").tobytes())
+    names = ("id", "path", "label", "split", "start", "end", "stage")
+    with replacing(text) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        for columns in table.blocks(*names):
             writer.writerows(map(csv_cells, zip(*columns, strict=True)))
     return array, text
