@@ -99,6 +99,9 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option(
     "--allow-wrap", is_flag=True, help="Pace rows of short videos go on from the first frame, and are marked."
 )
+@click.option(
+    "--wrap-any", is_flag=True, help="Pace rows start anywhere in a video, and any may go on from the first frame."
+)
 @click.option("--seed", default=_DEFAULT["seed"], help="Seed of every random draw.")
 @click.option(
     "--stall",

@@ -24,14 +24,17 @@ def show():
 @_SHARDS
 @click.option("--out", type=click.Path(path_type=Path), default=Path("sheets"), help="Folder for the pictures.")
 @click.option(
-    "--video", "names", multiple=True, help="Id of a video, or the end of it; repeatable.  [default: a random few]"
+    "--video",
+    "names",
+    multiple=True,
+    help="Id of a video, or its end, also without the extension; repeatable.  [default: a random few]",
 )
 @click.option("--count", default=4, type=click.IntRange(1), help="Random videos, where none is named.")
 @click.option("--seed", default=0, help="Seed of the random choice.")
 def labels(shards, out, names, count, seed):
     """One sheet per video, of its middle clip: frames, flow, boundaries, winning blocks, colours, difficulty."""
     from labelgen.errors import ShardError
-    from labelgen.shards import open_shards
+    from labelgen.shards import VideoNames, open_shards
     from labelgen.show import label_sheet
 
     clips = {}  # id -> shard and clips of the video
@@ -41,12 +44,8 @@ def labels(shards, out, names, count, seed):
                 clips.setdefault(shard.arrays["videos/id"][video], (shard, []))[1].append(clip)
     if not clips:
         raise ShardError(f"{shards}: no video has a labelled clip, all are too short or failed")
-    chosen = [name for name in clips if any(name.endswith(end) for end in names)]
-    for end in names:
-        if not any(name.endswith(end) for name in clips):
-            raise ShardError(
-                f"{shards}: no video with a labelled clip is called {end!r}; ids look like {next(iter(clips))!r}"
-            )
+    ids = [*clips]
+    chosen = [ids[row] for row in VideoNames(ids).rows(names, str(shards), "video with a labelled clip")]
     for name in chosen or random.Random(seed).sample(sorted(clips), min(count, len(clips))):
         shard, its = clips[name]
         _write(out / f"{name}.png", label_sheet(shard, its[len(its) // 2]))

@@ -39,6 +39,7 @@ class Config:
     order_clips: int = 3  # clips per order row
     rows: int = 32  # pace and order rows per video
     allow_wrap: bool = False  # pace rows of videos too short for the widest pace run on from the first frame
+    wrap_any: bool = False  # pace rows start anywhere in a video, and any may run on from the first frame
     seed: int = 0
 
     def __post_init__(self) -> None:

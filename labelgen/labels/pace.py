@@ -32,19 +32,25 @@ def pace_rows(
     length: int,
     rng: np.random.Generator,
     allow_wrap: bool = False,
+    wrap_any: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Draw `rows` pace clips of a video: pace first, uniformly from the set, then the start among those that fit.
 
     Returns start int32 [rows], label uint8 [rows] (index into `paces`) and wrapped uint8 [rows]; None when the video is
     too short for the widest pace. With `allow_wrap` such a video is kept: a row that does not fit runs on from the
-    video's first frame and is marked.
+    video's first frame and is marked. With `wrap_any`, the rule of the authors' code, every row starts uniformly among all
+    frames, and one that passes the end runs on likewise, so that a cut tells less of the pace.
     """
     offsets = [pace_offsets(pace, length) for pace in paces]
     spans = [int(offset.max() - offset.min()) for offset in offsets]
-    if n_frames <= max(spans) and not allow_wrap:
+    if n_frames <= max(spans) and not (allow_wrap or wrap_any):
         return None
     label = rng.integers(len(paces), size=rows)
     position = rng.random(rows)
+    if wrap_any:
+        start = (position * n_frames).astype(np.int32)
+        low, high = np.array([(offset.min(), offset.max()) for offset in offsets])[label].T
+        return start, label.astype(np.uint8), ((start + low < 0) | (start + high >= n_frames)).astype(np.uint8)
     start = np.empty(rows, np.int32)
     wrapped = np.zeros(rows, np.uint8)
     for row, pace in enumerate(label):
@@ -58,7 +64,8 @@ def pace_rows(
 
 
 def _of_video(n_frames: int, config: Config, rng: np.random.Generator) -> Labels | None:
-    rows = pace_rows(n_frames, config.fractions, config.rows, config.clip_length, rng, config.allow_wrap)
+    wrap = config.allow_wrap, config.wrap_any
+    rows = pace_rows(n_frames, config.fractions, config.rows, config.clip_length, rng, *wrap)
     return rows and dict(zip(("pace/start", "pace/pace", "pace/wrapped"), rows, strict=True))
 
 
@@ -75,7 +82,7 @@ def _faults(arrays: Arrays, config: Settings) -> Iterator[tuple[str, bool]]:
     limits = _limits(tuple(config["paces"]), config["clip_length"])
     used, known = pace != NO_ROW, pace < len(limits)
     yield "pace/pace", bool((used.any(1) != used.all(1)).any())
-    yield "pace/wrapped", bool((wrapped > config["allow_wrap"]).any())
+    yield "pace/wrapped", bool((wrapped > (config["allow_wrap"] or config.get("wrap_any", False))).any())
     low, high = np.moveaxis(limits[np.where(known, pace, 0)], -1, 0)
     low, high = np.where(wrapped, 0, low), np.where(wrapped, 0, high)
     outside = (begin + low < 0) | (begin + high >= lengths)

@@ -8,6 +8,7 @@ from labelgen.labels.kind import NO_ROW as NO_ROW
 from labelgen.shards.folder import disagreements as disagreements
 from labelgen.shards.folder import open_shards as open_shards
 from labelgen.shards.folder import shard_paths as shard_paths
+from labelgen.shards.names import VideoNames as VideoNames
 from labelgen.shards.reader import ShardReader as ShardReader
 from labelgen.shards.schema import NONE as NONE
 from labelgen.shards.schema import PARTS as PARTS

@@ -22,6 +22,7 @@ _VIDEOS = re.compile(r"[0-9]{1,12} [0-9a-f]{16}")
 _SETTINGS: dict[str, tuple[type, ...]] = {
     **{"dataset": (str,), "height": (int,), "width": (int,), "crop": (int,), "clip_length": (int,), "paces": (list,)},
     **{"clips": (int, type(None)), "rows": (int,), "order_clips": (int,), "allow_wrap": (bool,), "flow": (dict,)},
+    **{"wrap_any": (bool,)},
     **{"fps": (int, float, type(None)), "jpeg_quality": (int,), "seed": (int,), "expected": (dict,)},
     **{"split": (str,), "videos": (str,), "videos_per_shard": (int,), "labels": (dict,)},
 }

@@ -132,6 +132,16 @@ def test_allow_wrap(videos, tmp_path):
     assert wrapped[:2].tolist() == [0, 0] and 0 < wrapped[2] < wrapped[3] == 1
 
 
+def test_wrap_any(videos, tmp_path):
+    shard, output = labelgen(videos, tmp_path, *TINY, "--clips", 1, "--flow", "dis", "--wrap-any")
+    assert "0 for pace" in output and (shard.arrays["pace/pace"] != NO_ROW).all()
+    wrapped = shard.arrays["pace/wrapped"].mean(1)
+    assert (wrapped > 0).all() and (wrapped[:2] < 1).all() and wrapped[3] == 1
+    for row in np.flatnonzero(shard.arrays["pace/wrapped"][0]):
+        assert (np.diff(shard.pace_frames(0, row)) < 0).sum() == 1  # runs on from the first frame
+    assert vssl("shards", "verify", tmp_path) == (0, "1 shards are sound\n")
+
+
 @pytest.mark.parametrize(("clips", "classes", "short"), [(2, 2, 2), (5, 120, 3)])
 def test_order_clips(videos, tmp_path, clips, classes, short):
     options = ("--clips", 1, "--flow", "dis", "--order-clips", clips, "--rows", 1000)
@@ -308,6 +318,10 @@ def test_show_labels_of_chosen_videos(plain, tmp_path):
     assert code == 0 and list(pictures(tmp_path)) == ["right/2.mp4.png"], output
     code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path, "--video", "right/3.mp4")
     assert code == 1 and "no video with a labelled clip is called 'right/3.mp4'" in output
+    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path / "stem", "--video", "right/2")
+    assert code == 0 and list(pictures(tmp_path / "stem")) == ["right/2.mp4.png"], output
+    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path, "--video", ".mp4")
+    assert code == 1 and "'.mp4' is the name of 3 videos: 'left/0.mp4', 'right/1.mp4', 'right/2.mp4'" in output
     code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path / "one", "--count", 1, "--seed", 5)
     assert code == 0 and len(pictures(tmp_path / "one")) == 1
 

@@ -57,6 +57,35 @@ def test_short_videos_have_no_pace_rows_unless_wrapped():
     assert (wrapped == (label == 3)).all() and wrapped.any() and start.min() >= 0 and start.max() < 60
 
 
+def test_wrap_any_starts_anywhere_and_marks_what_runs_on():
+    paces = (*PACES, Fraction(-2), Fraction(1, 2))
+    start, label, wrapped = pace_rows(70, paces, 20000, 16, rng(), wrap_any=True)
+    frames = np.stack([pace_frames(s, paces[p], 16) for s, p in zip(start, label, strict=True)])
+    assert (wrapped == ((frames < 0) | (frames >= 70)).any(1)).all()
+    assert chi_square(label, 6) < 30 and chi_square(start, 70) < 130 and (start.min(), start.max()) == (0, 69)
+    for pace, share in enumerate([15 / 70, 30 / 70, 45 / 70, 60 / 70, 30 / 70, 7 / 70]):  # span / frames
+        assert wrapped[label == pace].mean() == pytest.approx(share, abs=0.04)
+    short = pace_rows(9, PACES, 200, 16, rng(), wrap_any=True)
+    assert short[2].all() and (short[0].min(), short[0].max()) == (0, 8)
+
+
+def told_by_the_cut(rule, lengths, clip, rows=4000):
+    """Share of the rows whose pace is named right from "cut or none" alone."""
+    drawn = [pace_rows(n, PACES, rows, clip, rng(str(n)), **{rule: True}) for n in lengths]
+    label, wrapped = (np.concatenate([rows_[i] for rows_ in drawn]) for i in (1, 2))
+    counts = np.array([np.bincount(label[wrapped == cut], minlength=4) for cut in (0, 1)])
+    return counts.max(1).sum() / counts.sum()
+
+
+def test_where_any_row_may_wrap_a_cut_tells_less_of_the_pace():
+    """Clips of 64 frames of videos of 100: pace 1 spans 63 and never has a cut, the others always; of any row that of pace 1
+    has one in .63, the others always. Guessed best: (1 + 1) / 4, and (.37 + 1) / 4."""
+    assert told_by_the_cut("allow_wrap", [100], 64) == pytest.approx(0.5, abs=0.02)
+    assert told_by_the_cut("wrap_any", [100], 64) == pytest.approx(1.37 / 4, abs=0.02)
+    lengths = np.random.default_rng(0).lognormal(np.log(170), 0.45, 200).astype(int).clip(29)  # about those of UCF101
+    assert told_by_the_cut("wrap_any", lengths, 64, 100) < told_by_the_cut("allow_wrap", lengths, 64, 100) - 0.03
+
+
 def test_order_rows_never_overlap_and_are_balanced():
     start, permutation = order_rows(80, 3, 20000, 16, rng())
     assert (np.diff(start) == 24).all() and start.min() == 0 and (start + 16).max() == 80

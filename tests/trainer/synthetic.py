@@ -50,7 +50,8 @@ def write_shard(
     rng = np.random.default_rng(len(lengths))
     names = names or [f"{path.stem}_{i}" for i in range(len(lengths))]
     numbers = {name: config[name] for name in ("height", "width", "crop", "clip_length", "rows", "order_clips")}
-    settings = Config(**numbers, paces=tuple(config["paces"]), allow_wrap=config.get("allow_wrap", False))
+    wraps = {name: config.get(name, False) for name in ("allow_wrap", "wrap_any")}
+    settings = Config(**numbers, paces=tuple(config["paces"]), **wraps)
     buffer, offsets = io.BytesIO(), [0]
     clips, drawn = [], []
     for video, n in enumerate(lengths):

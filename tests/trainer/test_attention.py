@@ -8,12 +8,12 @@ from click.testing import CliRunner
 from torch import nn
 
 from cli.main import main
+from labelgen.errors import VsslError
 from labelgen.flow import flow
 from labelgen.labels.clip import clip_boundaries
 from tests.labelgen import reference
 from tests.trainer.planted import write_colored
 from tests.trainer.synthetic import CONFIG, write_shard
-from trainer.errors import TrainerError
 from trainer.evaluate import features, maps
 from trainer.evaluate.attention import Attention
 from trainer.evaluate.bench import measure
@@ -138,9 +138,20 @@ def test_chosen_stage_and_videos(lamps, run):
     for options, message in (
         ({"stage": "conv9"}, "no stage 'conv9': this backbone has conv4, conv5"),
         ({"videos": ("7",)}, "'7'"),
+        ({"videos": ("lamp 1", "")}, "''"),
     ):
-        with pytest.raises(TrainerError, match=message):
+        with pytest.raises(VsslError, match=message):
             measure("attention", lamps, run, compute=Compute(4, 0, "cpu"), **options)
+
+
+def test_a_video_is_named_without_its_extension(tmp_path, run, monkeypatch):
+    names = ["Lips/v_Lips_g01_c01.avi", "Lips/v_Lips_g02_c01.avi"]
+    write_shard(tmp_path / "lamps" / "00000.h5", [20] * 2, names=names, frames=lamp, splits=())
+    monkeypatch.setattr(features, "networks", lambda _: {"pretrained": Bright()})
+    result = measure("attention", tmp_path / "lamps", run, compute=Compute(4, 0, "cpu"), videos=("v_Lips_g02_c01",))
+    assert [sheet["video"] for sheet in result["sheets"]] == names[1:]
+    with pytest.raises(VsslError, match="'c01' is the name of 2 videos"):
+        measure("attention", tmp_path / "lamps", run, compute=Compute(4, 0, "cpu"), videos=("c01",))
 
 
 def test_random_videos_are_of_the_test_part(tmp_path, run):

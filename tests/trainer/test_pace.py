@@ -58,19 +58,18 @@ def same_pace(z, pace, temperature):
 
 
 def literal_loop(z, group):
-    """Eq. 4.3 and 4.4 as figure 4.4 draws them: the denominator is the sum over the map of all pairs."""
-    whole = 0.0
+    """Eq. 4.3 and 4.4 as figure 4.4 draws them: the denominator is the sum over the map of all pairs, the sum over all
+    positive pairs is divided by the number of clips."""
+    whole, total = 0.0, 0.0
     for k, x in enumerate(z):
         for m, y in enumerate(z):
             if k != m:
                 whole += math.exp(sum(a * b for a, b in zip(x, y, strict=True)))
-    of_clips = []
     for i, x in enumerate(z):
-        positives = [z[j] for j in range(len(z)) if j != i and group[j] == group[i]]
-        terms = [-math.log(math.exp(sum(a * b for a, b in zip(x, y, strict=True))) / whole) for y in positives]
-        if terms:
-            of_clips.append(sum(terms) / len(terms))
-    return sum(of_clips) / len(of_clips) if of_clips else 0.0
+        for j, y in enumerate(z):
+            if j != i and group[j] == group[i]:
+                total -= math.log(math.exp(sum(a * b for a, b in zip(x, y, strict=True))) / whole)
+    return total / len(z)
 
 
 def unit(*shape):
@@ -190,6 +189,19 @@ def test_literal_features_that_are_all_alike_cost_the_number_of_pairs():
     assert literal(z, torch.arange(30).repeat_interleave(2)).item() == pytest.approx(math.log(60 * 59), rel=1e-5)
 
 
+def test_literal_sums_over_the_positives_of_a_clip():
+    """All similarities 0: each positive costs log of the 12 pairs. Of groups of three and one six pairs are positive, over
+    four clips; the clip without one counts, too."""
+    z = torch.zeros(4, 8)
+    assert literal(z, torch.tensor([0, 0, 0, 1])).item() == pytest.approx(6 * math.log(12) / 4)
+    assert literal(z, torch.tensor([0, 0, 0, 0])).item() == pytest.approx(12 * math.log(12) / 4)
+    assert literal(z, torch.tensor([0, 1, 2, 3])).item() == 0
+    # a batch of 30 clips, paces as even as can be: 8 8 7 7 clips have 7 7 6 6 positives each
+    pace = torch.arange(30) % 4
+    expected = (2 * 8 * 7 + 2 * 7 * 6) / 30 * math.log(30 * 29)
+    assert literal(torch.zeros(30, 8), pace).item() == pytest.approx(expected, rel=1e-5) and 44 < expected < 45
+
+
 class Mixed(nn.Module):
     """A backbone of four features with weights."""
 
@@ -273,7 +285,7 @@ def test_two_samples_of_one_video_are_no_negatives():
     assert other.item() == pytest.approx(math.log(3))
 
 
-def test_same_context_shows_two_different_rows_of_one_video(demo):
+def test_same_context_shows_two_rows_of_different_paces_of_one_video(demo):
     source = data.Shards(demo)
     assert (
         Pace.shape(source.config, OPTIONS) == (2, 16)
@@ -281,12 +293,44 @@ def test_same_context_shows_two_different_rows_of_one_video(demo):
     )
     clips = data.TrainingClips(source, Pace.samples(source, OPTIONS)[0], Pace, OPTIONS, 0, "none")
     starts, paces = (source.readers[0].arrays[f"pace/{name}"][1] for name in ("start", "pace"))
-    for epoch, shown_rows in enumerate([(0, 1), (2, 3), (0, 1)]):
+    for epoch in range(5):
+        first = 2 * epoch % len(paces)
+        second = next(row % len(paces) for row in range(first + 1, 99) if paces[row % len(paces)] != paces[first])
         items = clips.__getitems__(np.array([(epoch, 1)]))
-        assert items["id"] == ["00000_1"] and items["labels"]["pace"].tolist() == [paces[list(shown_rows)].tolist()]
-        for clip, corner, row in zip(items["clips"][0], items["view"]["corner"][0], shown_rows, strict=True):
+        assert items["id"] == ["00000_1"] and items["labels"]["pace"].tolist() == [paces[[first, second]].tolist()]
+        for clip, corner, row in zip(items["clips"][0], items["view"]["corner"][0], (first, second), strict=True):
             shown = cropped(video_frames(1, 70)[starts[row] + np.arange(16) * (paces[row] + 1)], corner)
             assert np.abs(clip.numpy().astype(int) - shown).mean() < 6  # JPEG
+
+
+def test_same_context_pairs_are_equally_often_any_two_paces():
+    """Of four paces the first clip has each, and the second each of the others, equally often."""
+    paces = np.random.default_rng(0).integers(4, size=(40, 400)).astype(np.uint8)
+    reader = SimpleNamespace(arrays={"pace/pace": paces}, pace_frames=lambda video, row: np.full(16, row))
+    counts = np.zeros((4, 4), int)
+    for video in range(40):
+        for epoch in range(200):
+            frames, labels = Pace.read(reader, video, Draw(epoch, None, [{}, {}], OPTIONS))
+            first, second = frames[:, 0]
+            assert first == 2 * epoch and labels["pace"].tolist() == paces[video, [first, second]].tolist()
+            counts[tuple(labels["pace"])] += 1
+    assert not counts.diagonal().any()
+    assert counts[~np.eye(4, dtype=bool)] == pytest.approx([8000 / 12] * 12, rel=0.15)
+
+
+def test_same_context_leaves_out_videos_whose_rows_have_one_pace(tmp_path):
+    write_shard(
+        tmp_path / "two" / "00000.h5", [64, 70, 66, 80, 90, 64, 77], config=CONFIG | {"rows": 2, "paces": ["1", "2"]}
+    )
+    source = data.Shards(tmp_path / "two")
+    paces = source.readers[0].arrays["pace/pace"]
+    usable = np.flatnonzero(paces[:, 0] != paces[:, 1])
+    assert 0 < len(usable) < 7
+    samples, lacking, why = Pace.samples(source, OPTIONS)
+    assert (
+        samples[:, 1].tolist() == usable.tolist() and lacking == 7 - len(usable) and why.endswith("all of them equal")
+    )
+    assert len(Pace.samples(source, Pace.option_values())[0]) == 7
 
 
 @pytest.mark.parametrize(

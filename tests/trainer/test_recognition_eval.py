@@ -58,21 +58,25 @@ def chosen(result, **wanted) -> list[dict]:
     return [row for row in result["rows"] if all(row.get(key) == value for key, value in wanted.items())]
 
 
-def test_equals_slow_protocol(shards, runs):
+@pytest.mark.parametrize("all_clips", [False, True])
+def test_equals_slow_protocol(shards, runs, all_clips):
     """The protocol once more: the trained modules themselves, one clip at a time, counted by hand."""
-    result = measure("recognition", shards, runs[0], compute=ONE)
-    kept_predictions(result)
+    result = measure("recognition", shards, runs[0], compute=ONE, all_clips=all_clips)
+    if not all_clips:
+        kept_predictions(result)
     source, saved = data.Shards(shards, "a"), checkpoint.load(runs[0], best=True)
     network = Network(Settings(**saved.meta["settings"]), source)
     network.load_state_dict(saved.weights)
     averaged = network.ema.eval()  # evaluation uses the averaged weights, backbone and classifier
     frames = source.readers[0].frames(range(source.readers[0].arrays["videos/n_frames"].sum()))
     counts, right = np.zeros((6, 6), int), {"clip": [], "video": []}
-    top, clips = {"clip": [], "video": []}, predictions.score(Bench(shards, saved.run, compute=ONE), saved).clips
+    views, owner = "adjacent" if all_clips else "spread", []
+    top, clips = {"clip": [], "video": []}, predictions.score(Bench(shards, saved.run, compute=ONE), saved, views).clips
     for video in range(6):
         first, n = (int(source.readers[0].arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
         total = np.zeros(6)
-        for start in np.linspace(0, max(0, n - 16), 10).round().astype(int):
+        starts = range(0, max(n - 15, 1), 16) if all_clips else np.linspace(0, max(0, n - 16), 10).round().astype(int)
+        for start in starts:
             clip = np.stack([frames[first + (start + t) % n][4:36, 8:40] for t in range(16)])
             x = torch.tensor((clip / 255 - 0.45) / 0.225).float().permute(3, 0, 1, 2)[None]
             with torch.no_grad():
@@ -81,19 +85,25 @@ def test_equals_slow_protocol(shards, runs):
             assert clips[len(right["clip"])] == pytest.approx(probability, abs=1e-5)
             right["clip"].append(probability.argmax() == video)
             top["clip"].append(video in np.argsort(-probability)[:5])
-            total += probability / 10
+            owner.append(video)
+            total += probability / len(starts)
         counts[video, total.argmax()] += 1
         right["video"].append(total.argmax() == video)
         top["video"].append(video in np.argsort(-total)[:5])
     assert result["confusion"] == {"classes": [f"class{i}" for i in range(6)], "counts": counts.tolist()}
-    for level, items in (("clip", 60), ("video", 6)):
+    assert result["file"].endswith(f"recognition{'-all_clips' if all_clips else ''}-six-a.json")
+    assert ("all clips that do not overlap" in result["protocol"]["views"]) == all_clips
+    for level, items in (("clip", sum(max(1, n // 16) for n in LENGTHS[:6]) if all_clips else 60), ("video", 6)):
         assert len(right[level]) == items
         for metric, hits in (("accuracy", right), ("top-5", top)):
             (row,) = chosen(result, level=level, metric=metric)
             assert row["value"] == pytest.approx(100 * sum(hits[level]) / items)
             assert row["low"] <= row["value"] <= row["high"]
-    classes = {row["class"]: row["value"] for row in chosen(result, metric="class accuracy")}
+    classes = {row["class"]: row["value"] for row in chosen(result, metric="class accuracy", level="video")}
     assert classes == {f"class{i}": 100.0 * right["video"][i] for i in range(6)}
+    of_clips = [[hit for hit, own in zip(right["clip"], owner, strict=True) if own == video] for video in range(6)]
+    classes = {row["class"]: row["value"] for row in chosen(result, metric="class accuracy", level="clip")}
+    assert classes == {f"class{i}": pytest.approx(100 * sum(own) / len(own)) for i, own in enumerate(of_clips)}
 
 
 def planted_run(folder, source, head, **meta) -> None:
@@ -134,7 +144,27 @@ def test_planted_classes_and_noise(tmp_path, runs, monkeypatch, compute):
         else:
             assert all(row["value"] < 50 and row["low"] <= 25 for row in found.values())
             assert 10 < found["clip"]["value"] < 40
-        assert [row["class"] for row in chosen(result, metric="class accuracy")] == names[:4]
+        assert [row["class"] for row in chosen(result, metric="class accuracy", level="video")] == names[:4]
+
+
+def test_class_accuracy_of_clips_by_hand(shards, runs, monkeypatch):
+    """Of class 0 two of four clips are right and, by mean softmax, both videos; of class 1 the one clip of three is wrong."""
+    saved, source = checkpoint.load(runs[0]), data.Shards(shards, "a")
+    clips = np.array([[0.9, 0.1], [0.4, 0.6], [0.4, 0.6], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8]])
+    videos, targets, owner = np.array([0, 1, 2]), np.array([0, 0, 1]), np.array([0, 0, 1, 1, 2, 2, 2])
+    scored = predictions.Scored(saved, source, ["a", "b"], videos, targets, clips, owner, "by hand", [])
+    monkeypatch.setattr(predictions, "score", lambda *_: scored)
+    result = measure("recognition", shards, runs[0], compute=ONE)
+    found = {(r["level"], r["class"]): r["value"] for r in chosen(result, metric="class accuracy")}
+    assert found == {("clip", "a"): 50, ("clip", "b"): pytest.approx(200 / 3), ("video", "a"): 100, ("video", "b"): 100}
+    told = Recognition.format_table(result).splitlines()
+    assert [line.split() for line in told if line.startswith("class ")] == [
+        ["class", "videos", "taken", "for", "clip", "video"]
+    ]
+    assert [line.split()[-2:] for line in told if line.startswith(("a ", "b "))] == [
+        ["50.0", "100.0"],
+        ["66.7", "100.0"],
+    ]
 
 
 def test_levels_by_hand():
@@ -192,7 +222,7 @@ def test_mean_of_three_splits(shards, runs):
             single = [chosen(one, level=level, metric=metric)[0]["value"] for one in alone]
             assert rows == dict(zip("abc", single, strict=True)) | {"all": pytest.approx(np.mean(single))}
     assert (np.array(result["confusion"]["counts"]) == sum(np.array(one["confusion"]["counts"]) for one in alone)).all()
-    assert [row["videos"] for row in chosen(result, metric="class accuracy")] == [3] * 6
+    assert [row["videos"] for row in chosen(result, metric="class accuracy", level="video")] == [3] * 6
     written = runs[0] / "results/recognition-six.json"
     assert json.loads(written.read_text()) | {"file": str(written)} == result
     assert all((run / f"results/recognition-six-{name}.json").exists() for run, name in zip(runs, "abc", strict=True))
@@ -213,6 +243,13 @@ def test_runs_that_cannot_be_averaged(shards, runs, demo, tmp_path):
     planted_run(tmp_path / "longer", runs[1], head, settings={**settings, "epochs": 7})
     with pytest.raises(TrainerError, match="epochs is 1, of .* it is 7; average like runs"):
         measure("recognition", shards, [tmp_path / "longer", runs[0]])
+    origin = {
+        name: checkpoint.load(runs[1]).meta[name] for name in ("split", "samples", "steps", "step", "config_hash")
+    }
+    began = {"file": "pace", "settings": {"method": "pace"}, "dataset": "big", **origin}
+    planted_run(tmp_path / "pace", runs[1], head, initial=began)
+    with pytest.raises(TrainerError, match="started from pace on big, .* from random weights; average like"):
+        measure("recognition", shards, [runs[0], tmp_path / "pace"])
     planted_run(tmp_path / "renamed", runs[1], head, classes=["other"] * 6)
     with pytest.raises(TrainerError, match="other classes than"):
         measure("recognition", shards, [runs[0], tmp_path / "renamed"])
@@ -242,7 +279,7 @@ def test_unknown_classes_are_left_out_and_counted(tmp_path, runs):
     assert result["protocol"]["mode"] == "all labelled videos" and result["protocol"]["items"] == "3 videos"
     counts = np.array(result["confusion"]["counts"])
     assert counts.sum(1).tolist() == [1, 0, 0, 2, 0, 0]
-    assert [row["class"] for row in chosen(result, metric="class accuracy")] == ["class0", "class3"]
+    assert [row["class"] for row in chosen(result, metric="class accuracy", level="video")] == ["class0", "class3"]
     assert "ski" not in Recognition.format_table(result)
 
 

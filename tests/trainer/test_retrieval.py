@@ -18,9 +18,10 @@ from trainer.evaluate import bench, features, numbers, tables
 from trainer.evaluate.bench import Bench, measure
 from trainer.evaluate.features import Compute
 from trainer.evaluate.neighbours import chance, hits, nearest
-from trainer.evaluate.results import read_results
+from trainer.evaluate.results import headline, read_results
 from trainer.evaluate.retrieval import KS, Retrieval
 from trainer.network import build_backbone
+from trainer.pages.report import report
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -273,10 +274,34 @@ def test_one_data_set_searches_another(tmp_path, run):
     assert top["video", "top-1"] == pytest.approx(200 / 3) and top["video", "top-5"] == 100
     assert (run / "results/retrieval-b-by-a-split1.json").exists()
     assert "Retrieval from b by a, split split1" in [own.title for own in read_results(run)[0]]
-    with pytest.raises(TrainerError, match="b and a have no class in common"):
-        measure("retrieval", checkpoint=run, query=tmp_path / "b", gallery=tmp_path / "a")
     with pytest.raises(TrainerError, match="query and gallery go together"):
         measure("retrieval", checkpoint=run, query=tmp_path / "a")
+
+
+def test_without_a_class_in_common_neighbours_are_listed_unscored(tmp_path, run):
+    write_shard(tmp_path / "a" / "00000.h5", [20, 20, 20], split=[1, 3, 3], labels=["x", "y", "z"])
+    write_shard(tmp_path / "b" / "00000.h5", [20] * 4, split=[1, 1, 1, 3], labels=["p", "p", "q", "r"])
+    result = measure("retrieval", checkpoint=run, query=tmp_path / "a", gallery=tmp_path / "b")
+    assert result["rows"] == [] and result["notes"] == [
+        "a and b have no class in common: neighbours are listed, unscored"
+    ]
+    assert result["protocol"]["items"] == "2 query and 3 gallery videos" and "classes" not in result["protocol"]
+    assert [(query["query"], query["label"]) for query in result["neighbours"]] == [("00000_1", "y"), ("00000_2", "z")]
+    bench_ = Bench(tmp_path / "a", run)
+    vectors = []
+    for name, videos in (("a", [1, 2]), ("b", [0, 1, 2])):
+        source = bench_.open(tmp_path / name)
+        vectors.append(bench_.features("pretrained", source, np.array(videos), "spread").video_means(("conv5", "max")))
+    for query, own in zip(result["neighbours"], vectors[0] @ vectors[1].T, strict=True):
+        order = np.argsort(-own)
+        assert query["nearest"] == [[f"00000_{i}", "ppq"[i]] for i in order]
+        assert query["cosines"] == pytest.approx(own[order], abs=1e-5)
+    told = Retrieval.format_table(result)
+    assert "\n00000_1 (y)\n" in told and "nothing is scored" in told and "note: a and b" in told
+    (own,) = (own for own in read_results(run)[0] if own.title == "Retrieval from b by a, split split1")
+    assert headline(own) is None
+    page = report(run, [tmp_path / "a", tmp_path / "b"])[0].read_text()
+    assert "Found 1: 00000_" in page and "✗" not in page and "✓" not in page
 
 
 def test_the_default_split_is_the_runs_own_on_its_data_set(tmp_path, monkeypatch):

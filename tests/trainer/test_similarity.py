@@ -194,6 +194,13 @@ def test_pairs_of_aslan(tmp_path):
     assert (first.tolist(), second.tolist()) == ([0, 0, 0, 0], [1, 4, 5, 6]) and notes[0].startswith("1 pairs left out")
 
 
+def test_pairs_of_a_name_that_two_videos_have_are_told(tmp_path):
+    write_colored(tmp_path / "two" / "00000.h5", 3, splits=(), names=["a/1.avi", "b/1.avi", "b/2.avi"])
+    (tmp_path / "pairs.csv").write_text("fold,first,second,same\n1,1.avi,2,1\n")
+    with pytest.raises(TrainerError, match="'1.avi' is the name of 2 videos: 'a/1.avi', 'b/1.avi'"):
+        read_pairs(tmp_path / "pairs.csv", data.Shards(tmp_path / "two"))
+
+
 def test_a_wrong_file_of_pairs_is_told(tmp_path, demo):
     source = data.Shards(demo)
     good = tmp_path / "good.mat"

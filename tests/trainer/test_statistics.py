@@ -5,11 +5,12 @@ import math
 import signal
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from tests.trainer.test_loop import assert_same_run, at_step
-from trainer import checkpoint
+from trainer import checkpoint, data
 from trainer.backbones import BACKBONES, create
 from trainer.data import Batch
 from trainer.errors import Interrupted, TrainerError
@@ -121,6 +122,20 @@ def test_hidden_branches_see_where_and_linear_heads_do_not():
             method(Same(), Batch(x, labels, torch.zeros(2), 0.0))["loss"].item() for x in (clips, moved)
         )
         assert (loss == pytest.approx(loss_moved, rel=1e-5)) == same
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_clips_are_mirrored_or_not_and_their_labels_with_them(demo, mirror):
+    shards, options = data.Shards(demo), Statistics.option_values({"mirror": mirror})
+    samples = Statistics.samples(shards, options)[0]
+    clips = data.TrainingClips(shards, samples, Statistics, options, seed=0, jitter="none")
+    keys = np.array([(epoch, i) for epoch in range(4) for i in range(len(samples))])
+    raw = clips.__getitems__(keys)
+    mirrored, crops = (raw["view"][name].flatten().tolist() for name in ("mirror", "crop"))
+    assert set(mirrored) == ({0, 1} if mirror else {0}) and len(set(crops)) > 4
+    for (_, i), crop, turned, label in zip(keys, crops, mirrored, raw["labels"]["motion"].tolist(), strict=True):
+        shard, clip = samples[i]
+        assert shards.readers[shard].arrays["statistics/motion"][clip, crop, turned].tolist() == label
 
 
 class Mean(torch.nn.Module):

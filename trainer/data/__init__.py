@@ -1,7 +1,7 @@
 """Shards -> batches."""
 
 from labelgen.shards import TEST, TRAIN, VALIDATION
-from trainer.data.clips import Batch, Draw, TrainingClips, VideoViews, sliding_frames, spread_frames
+from trainer.data.clips import Batch, Draw, TrainingClips, VideoViews, adjacent_frames, sliding_frames, spread_frames
 from trainer.data.index import Shards
 from trainer.data.readers import Folders, Readers
 from trainer.data.sampler import Batches
@@ -23,6 +23,7 @@ __all__ = [
     "ending_workers",
     "loader",
     "received",
+    "adjacent_frames",
     "sliding_frames",
     "spread_frames",
     "to_device",

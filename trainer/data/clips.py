@@ -196,3 +196,10 @@ def sliding_frames(n_frames: int, length: int) -> np.ndarray:
     loop."""
     starts = np.arange(0, max(1, n_frames - length + 1), length // 2)
     return (starts[:, None] + np.arange(length)) % n_frames
+
+
+def adjacent_frames(n_frames: int, length: int) -> np.ndarray:
+    """Frames of all clips that fit one after the other, int64 [clips, length]; of a video shorter than a clip one, played in a
+    loop."""
+    starts = np.arange(0, max(1, n_frames - length + 1), length)
+    return (starts[:, None] + np.arange(length)) % n_frames

@@ -125,15 +125,16 @@ class Shards:
         long = self._all("videos/n_frames") >= frames
         return self.videos[self.trains & long], int((self.trains & ~long).sum()), f"shorter than {frames} frames"
 
-    def with_rows(self, key: str) -> tuple[np.ndarray, int, str]:
+    def with_rows(self, key: str, different: bool = False) -> tuple[np.ndarray, int, str]:
         """The training videos that have rows of "pace/pace" or "order/permutation", int64 [n, 2], how many are left out, and
-        why."""
-        has = (self._all(key) != NO_ROW).all(1)
-        return (
-            self.videos[self.trains & has],
-            int((self.trains & ~has).sum()),
-            f"too short for the {key.split('/')[0]} rows",
-        )
+        why; different: that have rows of two values."""
+        rows = self._all(key)
+        has = (rows != NO_ROW).all(1)
+        why = f"too short for the {key.split('/')[0]} rows"
+        if different:
+            has &= (rows != rows[:, :1]).any(1)
+            why += ", or all of them equal"
+        return self.videos[self.trains & has], int((self.trains & ~has).sum()), why
 
     def by_difficulty(self, samples: np.ndarray) -> np.ndarray:
         """Indices int64 of samples of labelled_clips, easiest first; those without motion come last. [thesis 3.2]"""

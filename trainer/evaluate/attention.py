@@ -38,7 +38,10 @@ class Attention(Protocol):
     options = (
         Option("stage", str, "Such as conv4.  [default: the last]"),
         Option(
-            "video", str, "Id of a video, or the end of it; repeatable.  [default: a random few]", argument="videos"
+            "video",
+            str,
+            "Id of a video, or its end, also without the extension; repeatable.  [default: a random few]",
+            argument="videos",
         ),
         Option("pace", int, "Every so manieth frame makes the clip.", default=1, least=1),
         Option("count", int, "Random videos, where none is named.", default=4, least=1),
@@ -63,7 +66,7 @@ class Attention(Protocol):
         seed: int = 0,
         boundaries: Boundaries | None = None,
     ) -> Shards:
-        """stage: default the last. videos: ids or ends of ids; default `count` random ones, drawn from `seed`. pace: frames from
+        """stage: default the last. videos: ids or their ends; default `count` random ones, drawn from `seed`. pace: frames from
         one of the clip to the next. boundaries:
         where given, M_u and M_v stand beside the maps, and the rows hold how far each map follows them, see maps.correlation."""
         from functools import partial

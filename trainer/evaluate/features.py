@@ -28,7 +28,7 @@ from trainer.network import build_backbone
 from trainer.settings import Settings
 from trainer.training.precision import exact
 
-VIEWS = {"spread": data.spread_frames, "sliding": data.sliding_frames}
+VIEWS = {"spread": data.spread_frames, "sliding": data.sliding_frames, "adjacent": data.adjacent_frames}
 
 
 @dataclass(frozen=True)

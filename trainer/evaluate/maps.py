@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from torch import Tensor, nn
 
+from labelgen.shards import VideoNames
 from trainer import data
 from trainer.errors import TrainerError
 from trainer.evaluate.features import Compute, stage_outputs
@@ -18,14 +19,11 @@ _GAP = 6
 
 
 def choose_videos(source: data.Shards, names: Sequence[str], count: int, seed: int) -> list[int]:
-    """Rows of the videos whose ids end so; where no name is given, of `count` random ones of the split's test part, or of all
-    where it has none. Raises TrainerError for a name that no video has."""
+    """Rows of the videos of these names, see VideoNames; where no name is given, of `count` random ones of the split's test
+    part, or of all where it has none. Raises ShardError for a name that no video has, or several."""
     ids = source.text("videos/id")
-    for end in names:
-        if not any(name.endswith(end) for name in ids):
-            raise TrainerError(f"{source.dataset}: no video is called {end!r}; ids look like {ids[0]!r}")
     if names:
-        return [row for row, name in enumerate(ids) if name.endswith(tuple(names))]
+        return VideoNames(ids).rows(names, source.dataset)
     test = np.flatnonzero(source.part == data.TEST)
     rows = test.tolist() if len(test) else range(len(ids))
     return sorted(random.Random(seed).sample(sorted(rows, key=ids.__getitem__), min(count, len(rows))))

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from trainer import data
-from trainer.errors import TrainerError
 from trainer.evaluate.bench import parts
 from trainer.evaluate.features import normalised
 from trainer.evaluate.folds import of_splits, of_videos, splits_in_turn
@@ -50,7 +49,7 @@ class Search:
 
     sides: queries and gallery of every fold, the same where each video searches all others; mode: how they were chosen, in
     words; notes: for the reader; splits: the official split of each fold, where all of them are used; pooled: every query is
-    asked once
+    asked once; scored: a neighbour may be of the query's class
     """
 
     sides: list[tuple[Side, Side]]
@@ -58,6 +57,7 @@ class Search:
     notes: list[str]
     splits: tuple[str, ...] = ()
     pooled: bool = True
+    scored: bool = True
 
 
 def within(bench: Bench) -> Search:
@@ -81,18 +81,24 @@ def within(bench: Bench) -> Search:
 def across(asking: data.Shards, searched: data.Shards) -> Search:
     """The test part (or all) of one data set as queries, the training part (or all) of another as gallery; as of `within`.
 
-    Classes are compared by name, queries whose class the gallery lacks are left out. Raises TrainerError where all are.
+    Classes are compared by name, queries whose class the gallery lacks are left out. Where it lacks them all, every query is
+    asked and none is scored.
     """
     queries, gallery = parts(asking)[0], parts(searched)[1]
     labels, theirs = (np.array(source.text("videos/label")) for source in (asking, searched))
     known = queries & np.isin(labels, theirs[gallery])
-    if not known.any():
-        raise TrainerError(f"{asking.dataset} and {searched.dataset} have no class in common")
-    lacking = int((queries & ~known).sum())
-    notes = [f"{lacking} queries left out, whose class {searched.dataset} lacks"] if lacking else []
+    scored, notes = bool(known.any()), []
+    if not scored:
+        known = queries
+        notes.append(
+            f"{asking.dataset} and {searched.dataset} have no class in common: neighbours are listed, unscored"
+        )
+    elif lacking := int((queries & ~known).sum()):
+        notes.append(f"{lacking} queries left out, whose class {searched.dataset} lacks")
     query = Side(asking, np.flatnonzero(known), labels[known])
     found = Side(searched, np.flatnonzero(gallery), theirs[gallery], len(labels))
-    return Search([(query, found)], f"{_part_of(asking, queries)} against {_part_of(searched, gallery)}", notes)
+    mode = f"{_part_of(asking, queries)} against {_part_of(searched, gallery)}"
+    return Search([(query, found)], mode, notes, scored=scored)
 
 
 def _part_of(source: data.Shards, chosen: np.ndarray) -> str:

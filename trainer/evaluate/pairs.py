@@ -15,6 +15,7 @@ import numpy as np
 
 from labelgen.errors import ReadError
 from labelgen.reading import open_regular, read_bytes
+from labelgen.shards import VideoNames
 from trainer import data
 from trainer.errors import TrainerError
 from trainer.evaluate.bench import incomplete
@@ -37,23 +38,25 @@ def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray,
 
     path: a CSV file with the columns fold, first, second, same, or ASLAN's View2.mat. Raises TrainerError for another file.
     """
-    names: dict[str, int] = {}
-    numbered: dict[str, int] = {}  # 0001.avi is sample 1
-    for row, name in enumerate(source.text("videos/id")):
-        for spelling in {name, Path(name).name, name.rsplit(".", 1)[0], Path(name).stem}:
-            names[spelling] = -1 if spelling in names else row  # -1: two videos of that name
+    ids = source.text("videos/id")
+    names = VideoNames(ids)
+    numbered: dict[str, list[int]] = {}  # 0001.avi is sample 1
+    for row, name in enumerate(ids):
         if (stem := Path(name).stem).isdecimal():
-            numbered[str(int(stem))] = -1 if str(int(stem)) in numbered else row
+            numbered.setdefault(str(int(stem)), []).append(row)
     found, missing = [], 0
     for number, *pair, alike in (_view2_pairs if path.suffix.lower() == ".mat" else _csv_pairs)(path):
-        videos = [names.get(name, numbered.get(name, -1)) for name in pair]
-        if -1 in videos:
-            missing += 1
+        videos = [names.spelt(name) or numbered.get(name, []) for name in pair]
+        for name, rows in zip(pair, videos, strict=True):
+            if len(rows) > 1:
+                raise TrainerError(f"{path}: {name!r} is the name of {names.told(rows)}; write the whole id")
+        if all(videos):
+            found.append((number, *(rows[0] for rows in videos), alike))
         else:
-            found.append((number, *videos, alike))
+            missing += 1
     if not found:
         raise TrainerError(
-            f"{path}: none of its {missing} pairs has both videos in the shards, whose ids look like {next(iter(names), '')!r}"
+            f"{path}: none of its {missing} pairs has both videos in the shards, whose ids look like {next(iter(ids), '')!r}"
         )
     fold, first, second, same = (np.array(column) for column in zip(*found, strict=True))
     for number in np.unique(fold):

@@ -12,7 +12,7 @@ from trainer import data
 from trainer.checkpoint import Checkpoint, with_labels
 from trainer.errors import TrainerError
 from trainer.evaluate.bench import Bench, parts
-from trainer.evaluate.features import stage_outputs
+from trainer.evaluate.features import VIEWS, stage_outputs
 from trainer.evaluate.folds import seen, trained_on
 from trainer.evaluate.protocol import ProtocolError
 from trainer.methods.parts import branch
@@ -79,6 +79,8 @@ def _check_alike(bench: Bench) -> None:
             )
         if saved.meta["classes"] != first.meta["classes"]:
             raise TrainerError(f"{saved.file}: other classes than {first.file}, a mean over them says nothing")
+        if (began := _began(saved)) != (other := _began(first)):
+            raise TrainerError(f"{saved.file}: started from {began}, {first.file} from {other}; average like runs")
         for name, value in saved.meta["settings"].items():
             other = first.meta["settings"][name]
             if name not in _MAY_DIFFER and value != other:
@@ -88,9 +90,15 @@ def _check_alike(bench: Bench) -> None:
         raise TrainerError(f"the checkpoints are of splits {', '.join(map(str, splits))}; a mean needs each one once")
 
 
-def score(bench: Bench, saved: Checkpoint) -> Scored:
-    """The predictions of a run of the bench. Raises TrainerError for another split than the run's, and where it knows no class
-    of the videos."""
+def _began(saved: Checkpoint) -> str:
+    """What a run started from, in words."""
+    initial = saved.meta["initial"]
+    return f"{initial['settings']['method']} on {initial['dataset']}" if initial else "random weights"
+
+
+def score(bench: Bench, saved: Checkpoint, views: str = "spread") -> Scored:
+    """The predictions of a run of the bench; views: a name of features.VIEWS. Raises TrainerError for another split than the
+    run's, and where it knows no class of the videos."""
     source, mode, tested, notes = _tested(bench, saved)
     classes = saved.meta["classes"]
     index = {name: i for i, name in enumerate(classes)}
@@ -102,9 +110,9 @@ def score(bench: Bench, saved: Checkpoint) -> Scored:
     if not len(videos):
         raise TrainerError(f"{source.dataset}: the network knows the class of none of its {unknown} videos to test")
     if saved.meta["settings"]["options"]["recognition"].get("hidden"):
-        clips, owner = _through_hidden_layers(bench, saved, source, videos)
+        clips, owner = _through_hidden_layers(bench, saved, source, videos, views)
     else:
-        found = bench.features("pretrained", source, videos, "spread", saved)
+        found = bench.features("pretrained", source, videos, views, saved)
         stage = [stage for stage, _ in found.arrays][-1]
         clips, owner = softmax(np.asarray(found.arrays[stage, "mean"]), *head(saved)), found.owner
     if np.bincount(owner, minlength=len(videos)).min() == 0 or len(clips) != len(owner):
@@ -114,7 +122,7 @@ def score(bench: Bench, saved: Checkpoint) -> Scored:
 
 
 def _through_hidden_layers(
-    bench: Bench, saved: Checkpoint, source: data.Shards, videos: np.ndarray
+    bench: Bench, saved: Checkpoint, source: data.Shards, videos: np.ndarray, views: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Softmax float64 [clips, classes] of a classifier with hidden layers, which the stored features are no input of, and
     each clip's index into videos. Raises TrainerError for clips of another size than the run's, which do not fit them."""
@@ -126,7 +134,7 @@ def _through_hidden_layers(
                 f"{source.config[name]}"
             )
     weights = _classifier(saved)
-    clips = data.VideoViews(source, source.videos[videos], data.spread_frames)
+    clips = data.VideoViews(source, source.videos[videos], VIEWS[views])
     layers = branch(weights["2.weight"].shape[1], options["hidden"], len(saved.meta["classes"]), options["dropout"])
     layers.load_state_dict(weights)
     layers.double().eval().requires_grad_(False)

@@ -29,9 +29,10 @@ class Retrieval(Protocol):
     items = (
         "10 spread clips per video. *Clip level*: each clip is an item; *video level*: each video. The test part searches the "
         "train part; without two parts each video searches all others, never its own clips. `--query A --gallery B`: the test "
-        "part (or all) of one data set searches the train part (or all) of another, classes compared by name. Splits, and "
-        "several of them in turn, as of `linear`. `--leave-group-out`: where each video searches all others, none of its own "
-        "group; the share of the hits that are of that group is noted."
+        "part (or all) of one data set searches the train part (or all) of another, classes compared by name; where they have "
+        "none in common, neighbours are listed and nothing is scored. Splits, and several of them in turn, as of `linear`. "
+        "`--leave-group-out`: where each video searches all others, none of its own group; the share of the hits that are of "
+        "that group is noted."
     )
     classifier = (
         "None: a query is a hit when one of its k = 1, 5, 10, 20, 50 nearest items by cosine has its class. They "
@@ -93,20 +94,22 @@ class Retrieval(Protocol):
 
         from trainer.evaluate.neighbours import examples
 
+        if network != "pretrained" and not self.search.scored:
+            return
         extracted = self.extracted(network)
         shown = [key for key in extracted[0][0].found.arrays if key[1] == "max"][-1]
-        for key in extracted[0][0].found.arrays:
-            for level in ("clip", "video"):
+        for key in extracted[0][0].found.arrays if self.search.scored else [shown]:
+            for level in ("clip", "video") if self.search.scored else ("video",):
                 items = [[part.items(key, level) for part in side] for side in extracted]
                 found = [self.found(*fold, *items) for fold in zip(self.sides, self.targets, strict=True)]
                 nearest, hits, owners, named = zip(*found, strict=True)
                 row = {"stage": key[0], "pooling": key[1], "level": level, "dimensions": items[0][0][0].shape[1]}
-                for k in KS:
+                for k in KS if self.search.scored else ():
                     right = [hit[:, min(k, hit.shape[1]) - 1] for hit in hits]
                     of_k = named if k == 1 else None
                     for score in self.tally.accuracies(right, owners, self.search.splits, self.search.pooled, of_k):
                         yield {**row, "metric": f"top-{k}", **score}
-                if (fewest := min(hit.shape[1] for hit in hits)) < KS[-1]:
+                if self.search.scored and (fewest := min(hit.shape[1] for hit in hits)) < KS[-1]:
                     self.notes.append(f"{level} level: only {fewest} gallery items; larger k search them all")
                 if (network, key, level) == ("pretrained", shown, "video"):
                     vectors = [
@@ -157,6 +160,8 @@ class Retrieval(Protocol):
 
         from trainer.evaluate.neighbours import chance, findable
 
+        if not self.search.scored:
+            return
         units = self.units[self.sides[0][0].videos] if self.alone else None
         sizes = [len(queries) for queries, _ in self.targets]
         for level, views in (("clip", 10), ("video", 1)):
@@ -175,21 +180,21 @@ class Retrieval(Protocol):
     def conditions(self) -> dict[str, Any]:
         import numpy as np
 
-        largest = [
-            targets[0] == np.bincount(targets[1], minlength=len(self.classes)).argmax() for targets in self.targets
-        ]
-        told = {"split": None} if self.search.splits else {}
+        told: dict[str, Any] = {"split": None} if self.search.splits else {}
         asked = np.concatenate([asking.videos for asking, _ in self.sides])
         searched = np.unique(np.concatenate([searched.videos for _, searched in self.sides]))
+        if self.search.scored:
+            sizes = [np.bincount(targets[1], minlength=len(self.classes)) for targets in self.targets]
+            largest = [targets[0] == size.argmax() for targets, size in zip(self.targets, sizes, strict=True)]
+            told["classes"] = len(self.classes)
+            told["largest_class"] = round(100 * float(np.concatenate(largest).mean()), 1)
+            told["intervals"] = self.tally.drawn(asked)
         return {
-            **told,
             "mode": self.search.mode + (", but those of its own group" if self.leave_group_out else ""),
             "views": f"10 clips of {self.shards.clip_length} frames",
             "items": f"{len(asked)} query and {len(searched)} gallery videos",
-            "classes": len(self.classes),
-            "largest_class": round(100 * float(np.concatenate(largest).mean()), 1),
             "gallery": self.sides[0][1].source.dataset,
-            "intervals": self.tally.drawn(asked),
+            **told,
         }
 
     def tested(self) -> np.ndarray:
@@ -204,6 +209,21 @@ class Retrieval(Protocol):
     @classmethod
     def table(cls, result: dict) -> list[str]:
         rows = tables.overall(result["rows"])
+        if not rows:
+            return listed(result["neighbours"])
         rows = [{key: row[key] for key in row if key != "low" or row["metric"] == "top-1"} for row in rows]
         about = "% hit among the k nearest, with the 95 % interval of k = 1"
         return [about, *tables.table(rows, cls.index, cls.columns)]
+
+
+def listed(neighbours: list[dict]) -> list[str]:
+    """Lines of a few queries, each with its class, and the videos found for it, nearest first."""
+    lines = []
+    for query in neighbours:
+        lines += ["", f"{query['query']} ({query['label']})"]
+        found = zip(query["nearest"], query["cosines"], strict=True)
+        lines += [f"  {cosine:.4f}  {name} ({label})" for (name, label), cosine in found]
+    return [
+        f"the videos nearest to {len(neighbours)} of the queries, by cosine; no class in common, nothing is scored",
+        *lines,
+    ]

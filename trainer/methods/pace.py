@@ -22,13 +22,14 @@ CONTRASTS = ("none", "same-context", "same-pace")
 class Pace(Method):
     """Classify the pace of a clip; with options.contrast also tell clips that belong together from others.
 
-    One sample per video and epoch, of row = epoch modulo rows; with "same-context" the video gives two clips, of two rows.
+    One sample per video and epoch, of row = epoch modulo rows; with "same-context" the video gives two clips of different
+    paces [thesis 4.2.3]: of row 2 epoch and of the next one that has another pace.
     The contrast is that of projections of the features, C-C-128 with a ReLU, unless it is literal: 328,320 parameters for
     512 features, where [thesis table 4.6] speaks of about 4 thousand for its layer without giving sizes.
     """
 
     task = "at which speed is the clip played"
-    sample = "a video: the row `epoch mod rows` of its stored draws, or two rows"
+    sample = "a video: the row `epoch mod rows` of its stored draws, or two rows of different paces"
     source = "J. Wang et al., ECCV 2020"
     defaults = {
         "epochs": 20,
@@ -47,8 +48,8 @@ class Pace(Method):
         "temperature": Option(0.1, "of that loss", POSITIVE),  # not stated in the thesis
         "literal": Option(
             False,
-            "that loss as the thesis writes it: dot products of features, over all pairs of the batch, no projection, no "
-            "temperature",
+            "that loss as the thesis writes it: dot products of features, over all pairs of the batch, summed over a clip's "
+            "positives, no projection, no temperature",
         ),
         "random_backwards": Option(False, "play every second clip, at random, backwards; its class is its pace alone"),
     }
@@ -81,9 +82,10 @@ class Pace(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for every pace. Raises TrainerError where they have too few rows, and for random backwards
-        of paces some of which are backwards themselves."""
-        if options["contrast"] == "same-context" and shards.config["rows"] < 2:
+        """The videos long enough for every pace, and with "same-context" with rows of two. Raises TrainerError where all have
+        too few rows, and for random backwards of paces some of which are backwards themselves."""
+        two = options["contrast"] == "same-context"
+        if two and shards.config["rows"] < 2:
             raise TrainerError("same-context needs two pace rows per video, the shards have 1; label two rows or more")
         backwards = [pace for pace in shards.config["paces"] if pace.startswith("-")]
         if options["random_backwards"] and backwards:
@@ -91,13 +93,17 @@ class Pace(Method):
                 f"random_backwards makes one class of a pace and its reverse, and the shards have {', '.join(backwards)} as "
                 "classes of their own; label other paces, or leave it out"
             )
-        return shards.with_rows("pace/pace")
+        return shards.with_rows("pace/pace", different=two)
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
         paces = reader.arrays["pace/pace"][video]
         n = len(draw.views)
-        rows = [(n * draw.epoch + clip) % len(paces) for clip in range(n)]
+        first = n * draw.epoch % len(paces)
+        rows = [first]
+        if n == 2:
+            following = np.roll(paces, -first)
+            rows.append((first + int((following != following[0]).argmax())) % len(paces))
         frames = np.stack([reader.pace_frames(video, row) for row in rows])
         if draw.options["random_backwards"]:  # [thesis 4.4.1, table 4.4: four classes]
             backwards = draw.rng.random(n) < 0.5
@@ -133,13 +139,15 @@ def contrastive(z: Tensor, group: Tensor, temperature: float) -> Tensor:
     similarity = z @ everything.T / temperature  # [N, all]
     same, positive = _belonging(group)
     others = similarity.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
-    return _mean_over(positive, F.softplus(others - similarity))
+    terms, count = F.softplus(others - similarity), positive.sum(1)
+    return distributed.mean(terms.masked_fill(~positive, 0).sum(1) / count.clamp(min=1), count > 0)
 
 
 @float32
 def literal(z: Tensor, group: Tensor) -> Tensor:
-    """Mean of -log(e^s(i,j) / sum over k != l of e^s(k,l)), s = z_i z_j, over the pairs i, j of `contrastive`: the
-    denominator is the sum over the whole similarity map, of all pairs of clips. [thesis 4.2.3, fig. 4.4, alg. 3 and 4]
+    """1/N sum of -log(e^s(i,j) / sum over k != l of e^s(k,l)), s = z_i z_j, over all ordered pairs i, j of one group, N the
+    number of clips: a clip weighs as much as it has positives, and the denominator is the sum over the whole similarity map,
+    of all pairs of clips. [thesis eq. 4.3, 4.4, fig. 4.4, alg. 3 and 4]
 
     z: float32 [N, d]; group: int64 [N]; both are joined over all processes.
     """
@@ -148,7 +156,8 @@ def literal(z: Tensor, group: Tensor) -> Tensor:
     diagonal = torch.eye(len(everything), dtype=torch.bool, device=z.device)
     whole = similarity.masked_fill(diagonal, -torch.inf).logsumexp((0, 1))
     _, positive = _belonging(group)
-    return _mean_over(positive, whole - similarity[begin : begin + len(z)])
+    terms = whole - similarity[begin : begin + len(z)]
+    return distributed.mean(terms.masked_fill(~positive, 0).sum(1))
 
 
 def _belonging(group: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,9 +167,3 @@ def _belonging(group: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(group), device=group.device)
     same = group[:, None] == groups
     return same, same.scatter(1, begin + rows[:, None], False)
-
-
-def _mean_over(positive: Tensor, terms: Tensor) -> Tensor:
-    """Mean of the terms [N, all] over each clip's positives, then over the clips of all processes that have one."""
-    count = positive.sum(1)
-    return distributed.mean(terms.masked_fill(~positive, 0).sum(1) / count.clamp(min=1), count > 0)

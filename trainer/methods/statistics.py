@@ -67,6 +67,7 @@ class Statistics(Method):
         "patterns": Option(list(PATTERNS), f"whose labels are learnt, of {', '.join(PATTERNS)}; may be empty"),
         "global_labels": Option(True, "learn the labels of the whole crop, too: I_u and I_v, or the colour C"),
         "hidden": Option(0, "width of two hidden layers per branch, 2048 in light C3D; 0: none", between(0, 65536)),
+        "mirror": Option(True, "mirror every second clip, as the thesis does in 3.4.2; 2.3.2 names crops alone"),
     }
     of_labelled_clips = True
 
@@ -106,7 +107,10 @@ class Statistics(Method):
 
     @staticmethod
     def read(reader: ShardReader, clip: int, draw: Draw) -> tuple[np.ndarray, dict]:
-        """Frames of a labelled clip, and the labels of the very crop and mirror drawn."""
+        """Frames of a labelled clip, and the labels of the very crop and mirror drawn; without options.mirror its view does
+        not stay mirrored."""
+        if not draw.options["mirror"]:
+            draw.views[0]["mirror"] = 0
         here = clip, draw.views[0]["crop"], draw.views[0]["mirror"]
         labels = {name: reader.arrays[f"statistics/{name}"][here] for name in ("motion", "valid", "appearance")}
         return reader.clip_frames(clip)[None], {name: label.astype(np.int64) for name, label in labels.items()}

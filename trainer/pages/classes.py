@@ -63,14 +63,19 @@ def classes_html(results: Sequence[Result], kept: Mapping[Path, Predictions], fi
 def _of_result(result: Result, kept: Predictions | None, films: Films, name: str) -> tuple[Markup, Markup]:
     """Accuracy by class, and the confusion matrix; name: begins the ids of its cells."""
     out, row = [], headline(result)
-    rows = sorted((row for row in result.content["rows"] if "class" in row), key=lambda row: -row["value"])
+    rows = [row for row in result.content["rows"] if "class" in row]
+    clips = {row["class"]: row for row in rows if row.get("level") == "clip"}
+    rows = sorted((row for row in rows if row.get("level") != "clip"), key=lambda row: -row["value"])
     if row and (compared := _beside_random(result, row, kept)):
         out.append(paragraph(f"{named(row)}; this network less random weights", "muted"))
         out.append(compared_html(compared, "Random", "This network"))
     elif rows:
         out.append(_class_bars(rows))
-        body = [(row["class"], value_cell(row), row.get("videos", "")) for row in rows]
-        out.append(details("Numbers", table("Accuracy by class, %", ("Class", "Accuracy", "Videos"), body, (1, 2))))
+        head, body = ["Class", "Accuracy", "Videos"], [[r["class"], value_cell(r), r.get("videos", "")] for r in rows]
+        if clips:
+            head.append("Of clips")
+            body = [[*line, value_cell(clips[line[0]])] for line in body]
+        out.append(details("Numbers", table("Accuracy by class, %", head, body, range(1, len(head)))))
     found = confusion(result, row, kept)
     matrix = _confusion(found, result.protocol["dataset"], films, name) if found else Markup()
     return join(out), matrix

@@ -18,11 +18,14 @@ def neighbours_html(result: Result, films: Films) -> Markup:
     if not shown:
         return Markup()
     chosen = [shown[i] for i in np.unique(np.linspace(0, len(shown) - 1, _QUERIES).astype(int))]
-    missed = [bool(query["nearest"]) and query["nearest"][0][1] != query["label"] for query in chosen]
+    scored = bool(result.content["rows"])  # else the two data sets have no class in common
+    missed = [scored and bool(q["nearest"]) and q["nearest"][0][1] != q["label"] for q in chosen]
     about = (
         f"{len(chosen)} of the queries, spread evenly over all, each with the five videos found first. Point at a picture, or "
-        "tap it, and it moves. A solid frame and ✓: of the query's class. A dashed frame and ✗: of another class."
+        "tap it, and it moves."
     )
+    if scored:
+        about += " A solid frame and ✓: of the query's class. A dashed frame and ✗: of another class."
     if any("cosines" in query for query in chosen):
         about += " The number is the cosine to the query."
     out = [heading(result.title), paragraph(about)]
@@ -32,21 +35,22 @@ def neighbours_html(result: Result, films: Films) -> Markup:
     p = result.protocol
     datasets = p["dataset"], p.get("gallery", p["dataset"])
     queries = join(
-        fill("<li{}>{}</li>\n", Markup(' class="missed"') if wrong else "", _query(query, films, *datasets))
+        fill("<li{}>{}</li>\n", Markup(' class="missed"') if wrong else "", _query(query, films, *datasets, scored))
         for query, wrong in zip(chosen, missed, strict=True)
     )
     return fill('<div class="neighbours">{}<ul class="found">{}</ul></div>\n', join(out), queries)
 
 
-def _query(query: dict, films: Films, of_queries: str, of_gallery: str) -> Markup:
+def _query(query: dict, films: Films, of_queries: str, of_gallery: str, scored: bool) -> Markup:
     name, label = query["query"], query["label"]
     cells = [("query", films.show(of_queries, name, f"Query {name}"), fill("query: <strong>{}</strong>", label), name)]
     cosines = query.get("cosines") or [None] * len(query["nearest"])
     for place, ((name, found), cosine) in enumerate(zip(query["nearest"], cosines, strict=True), 1):
         kind, sign = ("right", "✓") if found == label else ("wrong", "✗")
+        kind, sign = (kind, fill('<b aria-hidden="true">{}</b> ', sign)) if scored else ("found", Markup())
         near = "" if cosine is None else f" {cosine:.2f}"
-        shown = films.show(of_gallery, name, f"Found {place}, {kind}: {name}")
-        cells.append((kind, shown, fill('<b aria-hidden="true">{}</b> {}{}', sign, found, near), name))
+        told = f"Found {place}, {kind}: {name}" if scored else f"Found {place}: {name}"
+        cells.append((kind, films.show(of_gallery, name, told), fill("{}{}{}", sign, found, near), name))
     template = '<li class="{}"><figure>{}<figcaption>{}<small>{}</small></figcaption></figure></li>'
     entries = join(fill(template, *cell) for cell in cells)
     return fill('<ol aria-label="{}">{}</ol>', query["query"], entries)
