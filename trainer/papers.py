@@ -161,7 +161,7 @@ def _filled(command: str, values: dict[str, str]) -> str:
 
 
 def _nested(commands: list[str], each: dict[str, list]) -> list[str | Loop]:
-    """The commands in loops over the variables that they name, the first one outside."""
+    """The commands in loops over the variables that they name, the first one outside; none of a variable without values."""
     if not each:
         return list(commands)
     (variable, values), *rest = each.items()
@@ -172,7 +172,7 @@ def _nested(commands: list[str], each: dict[str, list]) -> list[str | Loop]:
             nodes += body
         elif len(values) == 1:
             nodes += _substituted(body, f"${variable}", str(values[0]))
-        else:
+        elif values:
             nodes.append(Loop(variable, [str(value) for value in values], body))
     return nodes
 
