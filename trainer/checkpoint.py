@@ -4,6 +4,9 @@
     weights.safetensors   weights and buffers; its metadata holds checkpoint.json once more
     checkpoint.json       settings, step, data set, configuration of the shards, versions
     optimiser.safetensors state of the optimiser, to resume
+
+The newest one replaces the older ones. <run>/best has that of the best held-out accuracy; <run>/kept those that stay, one every
+`keep_every` epochs, without the optimiser.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from labelgen.reading import fit, load_json, open_regular, parse_json
 from trainer import backbones
 from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
-from trainer.settings import Settings, resolve
+from trainer.settings import DECLARATIONS, Settings, resolve
 
 SCHEMA = 2
 RUNS = Path("runs")
@@ -91,12 +94,15 @@ class Checkpoint:
         optimiser.load_state_dict({"state": state, "param_groups": now["param_groups"]})
 
 
-def save(run: Path, step: int, weights: dict[str, Tensor], optimiser: dict, meta: dict, best: bool = False) -> Path:
-    """Write the checkpoint of a step and remove the older ones. Whenever the process ends, one whole one is there.
+def save(
+    run: Path, step: int, weights: dict[str, Tensor], optimiser: dict, meta: dict, kind: str = "checkpoints"
+) -> Path:
+    """Write the checkpoint of a step and, but of kind "kept", remove the older ones. Whenever the process ends, one whole one is
+    there.
 
-    weights, optimiser: states of network and optimiser, on the CPU; best: into the run's best/ instead of checkpoints/.
+    weights, optimiser: states of network and optimiser, on the CPU; kind: the run's folder, "checkpoints", "best" or "kept".
     """
-    parent = run / ("best" if best else "checkpoints")
+    parent = run / kind
     target = parent / f"{step:08d}"
     if target.exists():
         return target
@@ -107,10 +113,11 @@ def save(run: Path, step: int, weights: dict[str, Tensor], optimiser: dict, meta
         with writing(target, SafetensorError, RuntimeError):  # what the libraries make of a full disk
             weights = {name: tensor.contiguous() for name, tensor in weights.items()}
             save_file(weights, temporary / "weights.safetensors", {"vssl": json.dumps(meta)})
-            states = optimiser["state"].items()
-            tensors = {f"{number}.{name}": tensor for number, own in states for name, tensor in own.items()}
-            tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-            save_file(tensors, temporary / "optimiser.safetensors")
+            if kind != "kept":
+                states = optimiser["state"].items()
+                tensors = {f"{number}.{name}": tensor for number, own in states for name, tensor in own.items()}
+                tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+                save_file(tensors, temporary / "optimiser.safetensors")
             (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=2) + "\n")
             temporary.chmod(0o755)
             for path in (*temporary.iterdir(), temporary):
@@ -120,7 +127,7 @@ def save(run: Path, step: int, weights: dict[str, Tensor], optimiser: dict, meta
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(parent)
-    for old in (*parent.glob("[0-9]*"), *parent.glob(".*.tmp")):
+    for old in (*(parent.glob("[0-9]*") if kind != "kept" else ()), *parent.glob(".*.tmp")):
         if old != target:
             shutil.rmtree(old)
     return target
@@ -185,9 +192,11 @@ def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
             f"{file}: checkpoint schema {found!s:.60}, expected {SCHEMA}; train it again with this version"
         )
     _check_meta(file, meta)
-    # results of a file that stands alone, such as an exported one, go into a folder of its name
+    # results of a kept checkpoint go beside it, of a file that stands alone, such as an exported one, into a folder of its name
     folder = file.parent.parent  # of a bare file name there is no parents[1]
-    run = folder.parent if folder.name in ("checkpoints", "best") else file.with_suffix("")
+    run = {"checkpoints": folder.parent, "best": folder.parent, "kept": file.parent}.get(
+        folder.name, file.with_suffix("")
+    )
     saved = Checkpoint(file, run, meta, weights)
     with torch.device("meta"):
         backbone = backbones.create(meta["settings"]["backbone"], meta["settings"]["width"])
@@ -241,7 +250,9 @@ def _check_meta(file: Path, meta: dict) -> None:
             raise ValueError(f"step {meta['step']} of {meta['steps']}")
     except ValueError as error:
         raise TrainerError(f"{file}: its metadata are damaged ({error}); {_OTHER}") from error
-    if wrong := sorted({field.name for field in fields(Settings)} ^ meta["settings"].keys()):
+    # one of an older version may lack what changes nothing that is computed
+    free = {name for name, declaration in DECLARATIONS.items() if declaration.may_change}
+    if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - free):
         raise TrainerError(f"{file}: {', '.join(wrong):.200} missing or unknown in its metadata; {_OTHER}")
     try:
         meta["settings"] = asdict(resolve(Settings(**meta["settings"])))

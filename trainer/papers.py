@@ -170,7 +170,7 @@ def _nested(commands: list[str], each: dict[str, list]) -> list[str | Loop]:
         body = _nested(list(group), dict(rest))
         if not has:
             nodes += body
-        elif len(values) == 1:
+        elif len(values) == 1 and "*" not in str(values[0]):
             nodes += _substituted(body, f"${variable}", str(values[0]))
         elif values:
             nodes.append(Loop(variable, [str(value) for value in values], body))

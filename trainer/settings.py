@@ -155,6 +155,13 @@ class Settings:
         at_least(0),
         may_change=True,
     )
+    keep_every: int | None = _declared(
+        0,
+        "Epochs between two checkpoints that stay, in RUN/kept, to be evaluated; 0: none",
+        at_least(0),
+        default_words="none",
+        may_change=True,
+    )
     log_every: int | None = _declared(
         10, "Steps between two lines where there is no terminal", POSITIVE, may_change=True, commands=()
     )

@@ -80,6 +80,13 @@ def test_errors_name_what_is_wrong(tmp_path, here):
         checkpoint.load(tmp_path / "empty")
 
 
+def test_a_checkpoint_may_lack_a_setting_that_changes_nothing_computed(run, tmp_path):
+    saved = checkpoint.load(run)
+    assert saved.meta["settings"].pop("keep_every") == 0
+    save_file(saved.weights, tmp_path / "older.safetensors", {"vssl": json.dumps(saved.meta)})
+    assert checkpoint.load(tmp_path / "older.safetensors").meta["settings"]["keep_every"] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

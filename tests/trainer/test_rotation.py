@@ -12,12 +12,17 @@ from trainer import data
 from trainer.backbones import create
 from trainer.data import Batch
 from trainer.errors import Interrupted
+from trainer.methods.pace import Pace
 from trainer.methods.parts import rotations
 from trainer.methods.rotation import Rotation
 from trainer.settings import Settings
 from trainer.training import train
 
 SMALL = {"method": "rotation", "width": 0.06, "batch_size": 9, "workers": 0, "device": "cpu"}
+
+
+def test_its_numbers_are_those_of_pace_but_for_the_jitter():
+    assert Rotation.defaults | {"jitter": "frame"} == Pace.defaults and Rotation.defaults["weight_decay"] == 5e-3
 
 
 class Corner(nn.Module):

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from safetensors import SafetensorError
 from labelgen.errors import WriteError
 from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
 from trainer import checkpoint
-from trainer.errors import Interrupted
+from trainer.errors import Interrupted, TrainerError
+from trainer.evaluate.bench import measure
+from trainer.evaluate.features import Compute
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -71,3 +74,30 @@ def test_checkpoints_are_minutes_apart(demo, here, monkeypatch):
     )
     train(Settings(**SMALL, epochs=4), demo, "run")
     assert steps == [0, 8]
+
+
+def test_one_checkpoint_of_every_few_epochs_stays(unbroken, demo, here, monkeypatch):
+    """Those of a run that is stopped and resumed are those of the unbroken one; each has its own results."""
+    every = replace(Settings(**SMALL, epochs=20), keep_every=6)
+    at_step(monkeypatch, 30, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(every, demo, "run")
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert sorted(os.listdir("runs/run/kept")) == ["00000012", "00000024"]
+    assert_same_run(train(None, demo, resume="run"), unbroken)
+    assert sorted(os.listdir("runs/run/kept")) == ["00000012", "00000024", "00000036"]
+    assert os.listdir("runs/run/checkpoints") == ["00000040"]
+    for epochs, kept in ((6, "runs/run/kept/00000012"), (18, "runs/run/kept/00000036")):
+        at_step(monkeypatch, 2 * epochs - 1, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(Settings(**SMALL, epochs=20), demo, f"until {epochs}")
+        stopped, saved = checkpoint.load(f"until {epochs}"), checkpoint.load(kept)
+        assert saved.meta["step"] == stopped.meta["step"] == 2 * epochs
+        assert all(torch.equal(weight, stopped.weights[name]) for name, weight in saved.weights.items())
+        result = measure("smoothness", demo, kept, compute=Compute(8, 0, "cpu"))
+        assert result["file"].startswith(f"{kept}/results/smoothness-") and os.path.exists(result["file"])
+        assert sorted(os.listdir(kept)) == ["checkpoint.json", "results", "weights.safetensors"]
+    with pytest.raises(TrainerError, match="belongs to no run whose training could go on"):
+        train(None, demo, resume=kept)
+    assert checkpoint.newest_run().name == "until 18"

@@ -16,10 +16,11 @@ from trainer.evaluate.features import VIEWS, stage_outputs
 from trainer.evaluate.folds import seen, trained_on
 from trainer.evaluate.protocol import ProtocolError
 from trainer.methods.parts import branch
+from trainer.settings import DECLARATIONS
 
 _HEAD = "methods.recognition.head."
 # settings that runs whose results are averaged may differ in
-_MAY_DIFFER = ("split", "seed", "compile", "workers", "device", "checkpoint_minutes", "log_every")
+_MAY_DIFFER = {"split", "seed"} | {name for name, declaration in DECLARATIONS.items() if declaration.may_change}
 
 
 @dataclass(frozen=True)

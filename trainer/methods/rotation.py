@@ -28,7 +28,7 @@ class Rotation(Method):
         "batch_size": 30,  # clips, each in four rotations
         "lr": 1e-3,
         "momentum": 0.9,
-        "weight_decay": 5e-4,
+        "weight_decay": 5e-3,
         "schedule": "step",
         "drop_every": 6,
         "jitter": "none",

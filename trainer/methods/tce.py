@@ -167,7 +167,8 @@ def rotation_head(features: int) -> nn.Sequential:
 
 
 def threshold(progress: float, lo: float, hi: float) -> float:
-    """Similarity that a negative must exceed: lo + (hi - lo) (1 - exp(-5 progress))."""
+    """Similarity that a negative must exceed: lo + (hi - lo) (1 - exp(-5 progress)). The authors' code has exp(+5 progress): its
+    limit, below which it takes the most similar, falls from the start, so that its mining never acts."""
     return lo + (hi - lo) * (1 - math.exp(-5 * progress))
 
 
@@ -181,8 +182,6 @@ def pairwise_random(slots: Tensor, draws: Tensor) -> Tensor:
 def mine(similarity: Tensor, candidate: Tensor, priority: Tensor, limit: float, k: int) -> tuple[Tensor, Tensor]:
     """The k candidates of the highest priority among those with a similarity above the limit, and where fewer than k are
     above it, the k most similar. Returns their columns int64 [B, min(k, n)], and which of these are candidates at all.
-
-    The authors' code takes the k most similar below the rising limit; both close in on the hardest.
 
     similarity: float32 [B, n] in -1..1; candidate: bool [B, n]; priority: float32 [B, n] in 0..1
     """

@@ -208,20 +208,24 @@ class _Training:
             behind = computed
 
             last, scored = step + 1 == self.last, self.held_out and (step + 1) % self.per_epoch == 0
-            if asked or last or scored:
+            kept = settings.keep_every and (step + 1) % (settings.keep_every * self.per_epoch) == 0
+            if asked or last or scored or kept:
                 asked |= self._read(behind, log)
                 behind = None
             if scored:
                 scores = self._score(step, held_out)
                 best = distributed.on_rank_zero(lambda scores=scores, step=step: log.held_out(step + 1, scores))
                 if best and all(stream.clips.method.supervised for stream in self.streams.values()):
-                    saver.save(step + 1, network, self.optimiser, best=True)
+                    saver.save(step + 1, network, self.optimiser, "best")
                 network.train()
             stopping = max(asked - {_CHECKPOINT}, default=None)
-            if asked or last:
+            if asked or last or kept:
                 if not distributed.everywhere(_finite(network)):
                     raise TrainerError(_not_finite("a weight", step, computed.ids, log.folder))
                 log.sync()  # a checkpoint never runs ahead of its log
+                if kept:
+                    saver.save(step + 1, network, self.optimiser, "kept")
+            if asked or last:
                 saver.save(step + 1, network, self.optimiser, wait=last or stopping is not None)
             if stopping and not last:
                 message = f"stopped by {signal.Signals(stopping).name} after step {step + 1} of {self.last}"

@@ -39,18 +39,23 @@ class Saver:
         return failed or time.monotonic() - self.begun >= self.seconds
 
     def save(
-        self, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, best: bool = False, wait: bool = False
+        self,
+        step: int,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        kind: str = "checkpoints",
+        wait: bool = False,
     ) -> None:
-        """Write network and optimiser as they are after a step; wait: until that is done. All processes call it alike. Raises
-        WriteError, in all of them, also for the one before."""
-        distributed.on_rank_zero(lambda: self._save(step, network, optimiser, best, wait))
+        """Write network and optimiser as they are after a step; kind: see checkpoint.save; wait: until that is done. All
+        processes call it alike. Raises WriteError, in all of them, also for the one before."""
+        distributed.on_rank_zero(lambda: self._save(step, network, optimiser, kind, wait))
 
-    def _save(self, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, best: bool, wait: bool) -> None:
+    def _save(self, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, kind: str, wait: bool) -> None:
         self._wait()
         state = {"weights": network.state_dict(), "optimiser": optimiser.state_dict()}
         state = data.Download(state, self.device, copy=True).wait()
         self.begun = time.monotonic()
-        self.writing = self.thread.submit(checkpoint.save, self.folder, step, **state, meta=self.meta, best=best)
+        self.writing = self.thread.submit(checkpoint.save, self.folder, step, **state, meta=self.meta, kind=kind)
         if wait:
             self._wait()
 
