@@ -51,8 +51,6 @@ def table() -> list[str]:
     lines = _INTRO.splitlines()
     for source, items in content["items"].items():
         lines += ["", f"## {source}: {content['sources'][source]}"]
-        if source in content["throughout"]:
-            lines += ["", f"Throughout: {'; '.join(content['throughout'][source])}."]
         for item, entry in items.items():
             lines += ["", f"### {source} {item}: {entry['title']}", "", *_item(entry, content)]
     return [*lines, "", "## Shards", "", *_shards(content), "", "## Recipes", "", *_recipes()]
@@ -182,9 +180,12 @@ def _item(entry: dict, content: dict) -> Iterator[str]:
         yield f"Not run here: {entry['cannot']}."
     if "protocol" in entry:
         yield f"Protocol: {entry['protocol']}."
+    trained = {word.split("-")[0] for command in commands(script(entry, content)) for word in command.split()}
+    of_methods = [text for method, text in content["differs_of"].items() if method in trained]
+    notes = entry | {"differs": [*entry.get("differs", ()), *of_methods]}
     for name, title in _NOTES.items():
-        if name in entry:
-            yield f"{title}: {'; '.join(entry[name])}."
+        if notes.get(name):
+            yield f"{title}: {'; '.join(notes[name])}."
     found = [[label, _run(run), *map(_cell, cells)] for label, run, cells in rows(entry)]
     if any(run for _, run, *_ in found):
         yield ""
