@@ -22,6 +22,7 @@ from trainer.evaluate.features import Compute
 from trainer.evaluate.numbers import accuracy
 from trainer.evaluate.recognition import Recognition, mistakes
 from trainer.network import Network
+from trainer.pages.compare import compare, format_table
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -229,6 +230,24 @@ def test_mean_of_three_splits(shards, runs):
     two = measure("recognition", shards, runs[:2], compute=ONE)
     assert two["protocol"]["mode"].startswith("mean over splits a, b,")
     assert [row["split"] for row in chosen(two, level="clip", metric="accuracy")] == ["a", "b", "mean"]
+
+
+def test_means_over_splits_are_compared(tmp_path, here):
+    """Splits whose test parts leave videos out, as those of UCF101: the mean of the accuracies, with its interval."""
+    split = np.where(np.arange(20)[:, None] // 4 == np.arange(3), 3, 1)
+    labels = [f"class{video % 2}" for video in range(20)]
+    write_shard(tmp_path / "out" / "00000.h5", [20] * 20, split, labels, config=FLOW, splits=("a", "b", "c"))
+    for name, lr in (("slow", 0.001), ("fast", 0.02)):
+        runs = [train(replace(TINY, lr=lr, split=part), tmp_path / "out", f"{name}-{part}") for part in "abc"]
+        result = measure("recognition", tmp_path / "out", runs, compute=ONE)
+        (mean,) = chosen(result, level="video", metric="accuracy", split="mean")
+        alone = [measure("recognition", tmp_path / "out", run, compute=ONE)["rows"] for run in runs]
+        values = [chosen({"rows": rows}, level="video", metric="accuracy")[0]["value"] for rows in alone]
+        assert mean["value"] == pytest.approx(sum(values) / 3) and mean["low"] <= mean["value"] <= mean["high"]
+    found = compare(["slow-a", "fast-a"])
+    (of_means,) = (one for one in found["tables"] if one["headline"] and one["headline"]["what"].get("split") == "mean")
+    assert of_means["headline"]["of"]["fast-a"]["value"] == pytest.approx(mean["value"])
+    assert f"{mean['value']:.1f}" in format_table(found)
 
 
 def test_runs_that_cannot_be_averaged(shards, runs, demo, tmp_path):
