@@ -4,16 +4,19 @@ COUNT ?= 2000
 SEED ?= 0
 KILLS ?= 20
 
-.PHONY: help demo test soak lint docs bench
+.PHONY: help demo test test-all soak lint docs bench
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
 demo: .venv/installed  ## label demo videos rendered here, pretrain on them, compare with random weights, into demo/
 	$(BIN)/vssl demo
 
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-all: .venv/installed  ## run the tests that take minutes, too
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m ""
 
 soak: .venv/installed  ## damaged and hostile input and kills in numbers, prints what it counted: COUNT=2000 KILLS=20 SEED=0
 	$(BIN)/python -m tests.soak_shards --count $(COUNT) --seed $(SEED)

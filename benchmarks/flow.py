@@ -1,6 +1,6 @@
-"""Accuracy and speed of the flow backends on Middlebury pairs with known flow, on one core.
+"""Accuracy and speed of optical flows on Middlebury pairs with known flow, on one core.
 
-python benchmarks/flow.py               all backends, at full size and at 128 x 171
+python benchmarks/flow.py               ours, OpenCV's TV-L1, DIS (fast, medium) and Farneback, at full size and at 128 x 171
 python benchmarks/flow.py --parameters  TV-L1 with one parameter changed at a time
 """
 
@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -28,6 +29,21 @@ from labelgen.flow.opencv import dis, opencv_tvl1  # noqa: E402
 PAIRS = ("RubberWhale", "Dimetrodon", "Venus", "Grove2")
 SMALL = 128, 171
 UNKNOWN = 1e9
+
+
+def farneback(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """OpenCV's Farneback flow with the parameters of its tutorial: three levels of half the size, windows of 15, three
+    iterations, polynomials of 5 pixels."""
+    return cv2.calcOpticalFlowFarneback(first, second, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+
+
+FLOWS = {  # name in a table -> of two luma images uint8 [H, W], float32 [H, W, 2]
+    "ours": tvl1,
+    "TV-L1": opencv_tvl1,
+    "DIS": dis,  # preset "fast"
+    "DIS m": partial(dis, preset=cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
+    "Farn.": farneback,
+}
 CHANGES = (
     {},
     *({"attachment": value} for value in (0.2, 0.25, 0.35, 0.4)),
@@ -62,31 +78,31 @@ def end_point_error(flow: np.ndarray, true: np.ndarray) -> float:
     return float(np.nanmean(np.linalg.norm(flow - true, axis=-1)))
 
 
-def milliseconds(compute: Callable[[], object], repeats: int) -> float:
-    """Median of `repeats` runs."""
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        compute()
-        times.append(time.perf_counter() - begin)
-    return 1e3 * float(np.median(times))
+def milliseconds(computations: list[Callable[[], object]], repeats: int) -> np.ndarray:
+    """Processor time of each, run in turn, float [repeats, computations]."""
+    times = np.empty((repeats, len(computations)))
+    for row in times:
+        for k, compute in enumerate(computations):
+            begin = time.process_time()
+            compute()
+            row[k] = 1e3 * (time.process_time() - begin)
+    return times
 
 
 def compare(title: str, first: np.ndarray, second: np.ndarray, true: np.ndarray | None, repeats: int) -> None:
-    """Print one row of the table of backends."""
-    cells = [f"{title:22}"]
-    times = {}
-    for backend, runs in ((tvl1, 5 * repeats), (opencv_tvl1, repeats), (dis, 5 * repeats)):
-        flow = backend(first, second)
-        cells.append("    -" if true is None else f"{end_point_error(flow, true):.3f}")
-        times[backend] = milliseconds(lambda backend=backend: backend(first, second), runs)
-    cells += [f"{times[backend]:8.2f}" for backend in times]
-    print(" | ".join([*cells, f"{times[opencv_tvl1] / times[tvl1]:5.0f}x"]), flush=True)
+    """Print one row of the table of flows."""
+    flows = [flow(first, second) for flow in FLOWS.values()]
+    errors = ["    -" if true is None else f"{end_point_error(flow, true):.3f}" for flow in flows]
+    times = milliseconds([lambda flow=flow: flow(first, second) for flow in FLOWS.values()], repeats)
+    ratios = np.median(times / times[:, :1], 0)[1:]
+    cells = [f"{title:22}", *errors, f"{np.median(times[:, 0]):6.2f}", *(f"{ratio:6.2f}" for ratio in ratios)]
+    print(" | ".join(cells), flush=True)
 
 
 def backends(data: Path, repeats: int) -> None:
-    print(f"{'':22} |   error, pixels       |   milliseconds a pair          | OpenCV TV-L1")
-    print(f"{'':22} |  ours | TV-L1 |   DIS |     ours |    TV-L1 |      DIS | / ours")
+    ours, *others = FLOWS
+    print(f"{'':22} | error, pixels{'':24} | {'ms':>6} | time / that of ours{'':10}".rstrip())
+    print(" | ".join([f"{'':22}", *(f"{name:>5}" for name in FLOWS), f"{ours:>6}", *(f"{name:>6}" for name in others)]))
     pairs = {name: read_pair(data / name) for name in PAIRS}
     for name, pair in pairs.items():
         height, width = pair[0].shape
@@ -107,7 +123,7 @@ def parameters(data: Path, repeats: int) -> None:
         errors, small_errors = (
             [end_point_error(tvl1(*images, **change), true) for *images, true in some] for some in (pairs, small)
         )
-        elapsed = milliseconds(lambda change=change: tvl1(*small[0][:2], **change), 20 * repeats)
+        elapsed = np.median(milliseconds([lambda change=change: tvl1(*small[0][:2], **change)], 20 * repeats))
         title = ", ".join(f"{name} {value}" for name, value in change.items()) or "defaults"
         cells = " ".join(f"{error:.3f}" for error in errors)
         print(f"{title:29} | {cells} ; {np.mean(errors):.4f} | {np.mean(small_errors):.4f} | {elapsed:.2f}", flush=True)
@@ -125,7 +141,7 @@ def main() -> int:
     parser.add_argument(
         "--data", type=Path, default=HERE.parents[1] / "shared/data/flow", help="folder of Middlebury pairs"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of OpenCV's TV-L1; the others get more")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each, in turn")
     parser.add_argument("--parameters", action="store_true", help="compare parameters of TV-L1 instead of backends")
     arguments = parser.parse_args()
     missing = [name for name in PAIRS if not (arguments.data / name / "flow10.flo").is_file()]

@@ -6,7 +6,7 @@ python benchmarks/labelgen.py --only workers  one part: workers, published, memo
 workers    where one worker's time goes, and two workers against one
 published  against OpenCV's TV-L1 with the labels of one crop in SciPy and NumPy, the way it has been done so far
 memory     peak memory of the workers for few, many and long videos
-backends   how often the motion labels are the same from each flow backend
+backends   how often the motion labels are the same from each flow, OpenCV's others and one of 8 bits among them
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import combinations, islice, pairwise
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -38,10 +39,11 @@ from scipy.ndimage import prewitt  # noqa: E402
 
 from labelgen import decode, manifest, shards  # noqa: E402
 from labelgen.config import CLIP_LENGTH, Config  # noqa: E402
-from labelgen.flow import BACKENDS, luma  # noqa: E402
+from labelgen.flow import BACKENDS, find, luma  # noqa: E402
+from labelgen.flow.opencv import dis  # noqa: E402
 from labelgen.labels.appearance import appearance_statistics  # noqa: E402
 from labelgen.labels.boundaries import motion_boundaries  # noqa: E402
-from labelgen.labels.clip import clipped_flow  # noqa: E402
+from labelgen.labels.clip import MAX_FLOW  # noqa: E402
 from labelgen.labels.motion import motion_statistics  # noqa: E402
 from labelgen.labels.patterns import BLOCKS, centre_crop, crop_grid, patterns  # noqa: E402
 from labelgen.manifest import Dataset, Video  # noqa: E402
@@ -290,8 +292,25 @@ def peak_megabytes(process: int) -> float:
 # --- backends
 
 
+def eight_bits(flow: np.ndarray) -> np.ndarray:
+    """The flow as programs store it in pictures, of which denseflow's are an example: -20 to 20 pixels as 0 to 255."""
+    return (
+        np.rint((np.clip(flow, -MAX_FLOW, MAX_FLOW) + MAX_FLOW) * 255 / (2 * MAX_FLOW)) * 2 * MAX_FLOW / 255 - MAX_FLOW
+    )
+
+
+FLOWS = {  # of two luma images uint8 [H, W], float32 [H, W, 2]
+    **{name: find(name).function for name in BACKENDS},
+    "dis medium": partial(dis, preset=cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
+    "farneback": lambda *pair: cv2.calcOpticalFlowFarneback(*pair, None, 0.5, 3, 15, 3, 5, 1.2, 0),  # as in flow.py
+    "8 bits": lambda first, second: eight_bits(find("tvl1").function(first, second)).astype(np.float32),
+}
+COMPARED = [("tvl1", name) for name in FLOWS if name != "tvl1"]
+COMPARED += [("opencv-tvl1", name) for name in ("dis", "dis medium", "farneback")]
+
+
 def backends(data: Path, repeats: int) -> None:
-    labels, valid, clear = ({backend: [] for backend in BACKENDS} for _ in range(3))
+    labels, valid, clear = ({name: [] for name in FLOWS} for _ in range(3))
     sources = [paths[:: max(1, len(paths) // 4)] if name == "weizmann" else paths for name, paths in _videos(data)]
     paths = [path for source in sources for path in source]
     for path in paths:
@@ -299,28 +318,29 @@ def backends(data: Path, repeats: int) -> None:
         if len(frames) < CLIP_LENGTH:
             continue
         grey = [luma(frame) for frame in frames]
-        for backend in BACKENDS:
-            flows = [clipped_flow(*pair, backend) for pair in pairwise(grey)]
+        for name, flow in FLOWS.items():
+            flows = [np.clip(flow(*pair), -MAX_FLOW, MAX_FLOW) for pair in pairwise(grey)]
             boundaries = np.stack([motion_boundaries(flow) for flow in flows])
             motion, moves = motion_statistics(boundaries, CORNERS, CONFIG.crop)
-            labels[backend].append(motion[:, 0])
-            valid[backend].append(moves[:, 0])
-            clear[backend].append(
-                [_clear(boundaries[..., y : y + CONFIG.crop, x : x + CONFIG.crop]) for y, x in CORNERS]
-            )
-    labels, valid, clear = ({b: np.array(of[b]).reshape(-1, 14) for b in BACKENDS} for of in (labels, valid, clear))
+            labels[name].append(motion[:, 0])
+            valid[name].append(moves[:, 0])
+            clear[name].append([_clear(boundaries[..., y : y + CONFIG.crop, x : x + CONFIG.crop]) for y, x in CORNERS])
+    labels, valid, clear = (
+        {name: np.array(of[name]).reshape(-1, 14) for name in FLOWS} for of in (labels, valid, clear)
+    )
     print(f"first {CLIP_LENGTH} frames of {len(labels['tvl1']) // len(CORNERS)} videos, {len(CORNERS)} crops of each;")
     print("motion labels that are valid in both; the 13 appearance labels do not depend on the flow")
-    print(f"clear: with the first backend the winner has {CLEAR} times the score of the second, or more\n")
-    print("backends           | label                 | labels | agree, % | clear, % | of these agree, %")
-    for one, two in combinations(BACKENDS, 2):
+    print("8 bits: our flow, rounded as it is where it is stored in pictures")
+    print(f"clear: with the first flow the winner has {CLEAR} times the score of the second, or more\n")
+    print("flows                   | label                 | labels | agree, % | clear, % | of these agree, %")
+    for one, two in COMPARED:
         both, same = (valid[one] & valid[two]).astype(bool), labels[one] == labels[two]
         for kind, columns in KINDS.items():
             where = both[:, columns]
             if kind == "direction, same block":
                 where = where & same[:, KINDS["block"]]
             agree, sure = same[:, columns][where], clear[one][:, columns][where]
-            cells = f"{one + ', ' + two:18} | {kind:21} | {len(agree):6} | {100 * agree.mean():8.1f}"
+            cells = f"{one + ', ' + two:23} | {kind:21} | {len(agree):6} | {100 * agree.mean():8.1f}"
             print(f"{cells} | {100 * sure.mean():8.1f} | {100 * agree[sure].mean():17.1f}", flush=True)
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from labelgen.reading import load_yaml
-from trainer.recipes import RECIPES, recipe
+from trainer.recipes import RECIPES, differing, recipe
 
 PAPERS = Path(__file__).with_name("papers.yaml")
 
@@ -22,11 +25,23 @@ _INTRO = """\
 Every table and figure of the five sources, with the numbers as printed and the commands that run it here. The page is printed
 from `trainer/papers.yaml` and the recipes, by `python -m trainer.papers > docs/papers.md`.
 
-RECIPE is each recipe named in the table, DATASET the data set in its name, BACKBONE that of a row of random weights; RUN is the
-run that a recipe gives, FINETUNED a finetuned one. Shards are labelled once per configuration, by the command beside each of
-[the recipes](#recipes), where the values stand that no source states; each recipe's file says more. Numbers are per cent where
-nothing else is said; `-` is not printed there. A row that nothing runs is of a method that is not here. *Differs* is what is
-done otherwise than in the source, *left out* what nothing here runs, with the reason, *assumed* what the source leaves open."""
+The commands can be copied as they stand, into bash, in a folder whose `data/` holds the data sets by their names (or
+`$VSSL_DATA`). [Shards](#shards) are labelled first; a run has the name of its recipe, a finetuned one those of data set and
+split, too, and what has run for one table serves the next. Numbers are per cent where nothing else is said; `-` is not
+printed there. A row that nothing runs is of a method that is not here. *Differs* is what is done otherwise than in the
+source, *left out* what nothing here runs, with the reason, *assumed* what the source leaves open; [the recipes](#recipes)
+have the values that no source states."""
+_PRETRAINING, _FINETUNING = ("TRAIN", "SHARDS"), ("FINETUNE", "OUT")  # what the capitals in commands depend on
+_EACH = {"data": ["ucf101"], "split": [1]}  # what a variable of a command stands for where an entry says nothing else
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Commands for each value of a variable of the shell."""
+
+    variable: str
+    values: list[str]
+    body: list[str | Loop]
 
 
 def table() -> list[str]:
@@ -36,8 +51,8 @@ def table() -> list[str]:
     for source, items in content["items"].items():
         lines += ["", f"## {source}: {content['sources'][source]}"]
         for item, entry in items.items():
-            lines += ["", f"### {source} {item}: {entry['title']}", "", *_item(entry)]
-    return [*lines, "", "## Recipes", "", *_recipes()]
+            lines += ["", f"### {source} {item}: {entry['title']}", "", *_item(entry, content)]
+    return [*lines, "", "## Shards", "", *_shards(content), "", "## Recipes", "", *_recipes()]
 
 
 def rows(entry: dict) -> Iterator[tuple[str, str | None, list]]:
@@ -47,14 +62,129 @@ def rows(entry: dict) -> Iterator[tuple[str, str | None, list]]:
         yield label, cells[0] if len(cells) > columns else None, cells[len(cells) - columns :]
 
 
-def _item(entry: dict) -> Iterator[str]:
+def script(entry: dict, content: dict) -> list[str | Loop]:
+    """The commands of an entry: those with $run for what runs its rows, with $backbone for its rows of random weights."""
+    found = list(dict.fromkeys(run for _, run, _ in rows(entry) if run))
+    runs = [run for run in found if run.startswith(tuple(entry.get("only", [""]))) and not run.startswith("none-")]
+    each = {"backbone": [run.partition("-")[2] for run in found if run.startswith("none-")]}
+    each |= _EACH | entry.get("each", {})
+    values = {run: _values(run, content) for run in runs}
+    alike = all(values[run] == values[runs[0]] for run in runs)
+
+    def capitals(template: str) -> tuple[str, ...]:
+        """What may differ between runs of which a template stands in one loop with its neighbours."""
+        if "$run" not in template:
+            return ()
+        names = _PRETRAINING if any(name in template for name in _PRETRAINING) else _FINETUNING
+        return _PRETRAINING + _FINETUNING if alike else names
+
+    nodes: list[str | Loop] = []
+    for names, templates in groupby(entry.get("commands", ()), capitals):
+        body = list(templates)
+        if not names:
+            nodes += _nested(body, each)
+            continue
+        fillings = [({name: values[run][name] for name in names}, run) for run in runs]
+        for filling, group in groupby(fillings, itemgetter(0)):
+            nodes += _nested(
+                [_filled(template, filling) for template in body], {"run": [run for _, run in group]} | each
+            )
+    return nodes
+
+
+def labelling(shards: dict, dataset: str, content: dict) -> str:
+    """The folder of the first labelling of a data set that serves a recipe, which is for such shards."""
+    for each in content["labellings"]:
+        if each["dataset"] == dataset and not differing(shards, each):
+            return f"{each.get('out', 'out')}/{dataset}"
+    raise ValueError(f"no labelling of {dataset} in {PAPERS.name} has {shards}")
+
+
+def labelgen(each: dict) -> str:
+    """The command of a labelling."""
+    out, split = (f" --{name} {each[name]}" if name in each else "" for name in ("out", "split"))
+    options = {name: value for name, value in each.items() if name not in ("dataset", "out", "split")}
+    return f"vssl labelgen --dataset {each['dataset']}{split}{out} {labelgen_options(options)}"
+
+
+def printed(nodes: list[str | Loop], indent: str = "") -> Iterator[str]:
+    """Lines of bash."""
+    for node in nodes:
+        if isinstance(node, str):
+            yield indent + node
+        else:
+            yield f"{indent}for {node.variable} in {' '.join(node.values)}; do"
+            yield from printed(node.body, f"{indent}  ")
+            yield f"{indent}done"
+
+
+def commands(nodes: list[str | Loop]) -> Iterator[str]:
+    """Every command that bash runs of these lines, in turn."""
+    for node in nodes:
+        if isinstance(node, str):
+            yield node
+        else:
+            for value in node.values:
+                yield from commands(_substituted(node.body, f"${node.variable}", value))
+
+
+def _substituted(nodes: list[str | Loop], name: str, value: str) -> list[str | Loop]:
+    return [
+        node.replace(name, value)
+        if isinstance(node, str)
+        else Loop(node.variable, node.values, _substituted(node.body, name, value))
+        for node in nodes
+    ]
+
+
+def _values(run: str, content: dict) -> dict[str, str]:
+    """What the capitals in the commands of a run stand for."""
+    finetuning = content["finetuning"][max((name for name in content["finetuning"] if run.startswith(name)), key=len)]
+    out = labelling(recipe(finetuning)[1], "ucf101", content).removesuffix("/ucf101")
+    if run.startswith("supervised-"):
+        train, shards = (
+            f"vssl finetune --recipe {finetuning} --scratch --backbone {run.partition('-')[2]}",
+            f"{out}/kinetics400",
+        )
+    else:
+        train, shards = "vssl train --recipe $run", labelling(recipe(run)[1], run.split("-")[2], content)
+    return {"TRAIN": train, "SHARDS": shards, "FINETUNE": finetuning, "OUT": out}
+
+
+def _filled(command: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        command = command.replace(name, value)
+    return command
+
+
+def _nested(commands: list[str], each: dict[str, list]) -> list[str | Loop]:
+    """The commands in loops over the variables that they name, the first one outside; none of a variable without values."""
+    if not each:
+        return list(commands)
+    (variable, values), *rest = each.items()
+    nodes: list[str | Loop] = []
+    for has, group in groupby(commands, lambda command: f"${variable}" in command):
+        body = _nested(list(group), dict(rest))
+        if not has:
+            nodes += body
+        elif len(values) == 1 and "*" not in str(values[0]):
+            nodes += _substituted(body, f"${variable}", str(values[0]))
+        elif values:
+            nodes.append(Loop(variable, [str(value) for value in values], body))
+    return nodes
+
+
+def _item(entry: dict, content: dict) -> Iterator[str]:
     if "cannot" in entry:
         yield f"Not run here: {entry['cannot']}."
     if "protocol" in entry:
         yield f"Protocol: {entry['protocol']}."
+    trained = {word.split("-")[0] for command in commands(script(entry, content)) for word in command.split()}
+    of_methods = [text for method, text in content["differs_of"].items() if method in trained]
+    notes = entry | {"differs": [*entry.get("differs", ()), *of_methods]}
     for name, title in _NOTES.items():
-        if name in entry:
-            yield f"{title}: {'; '.join(entry[name])}."
+        if notes.get(name):
+            yield f"{title}: {'; '.join(notes[name])}."
     found = [[label, _run(run), *map(_cell, cells)] for label, run, cells in rows(entry)]
     if any(run for _, run, *_ in found):
         yield ""
@@ -63,21 +193,49 @@ def _item(entry: dict) -> Iterator[str]:
         numbers = (f"{label} {' / '.join(cells)}" for label, _, *cells in found)
         yield f"Numbers, {' / '.join(entry['columns'])}: {'; '.join(numbers)}."
     if "commands" in entry:
-        yield from ["", *(f"    {command}" for command in entry["commands"])]
+        yield from ["", *(f"    {line}" for line in printed(script(entry, content)))]
+
+
+def _shards(content: dict) -> Iterator[str]:
+    yield from content["labelling"].split("\n")
+    yield from ["", *(f"    {labelgen(each)}" for each in content["labellings"]), ""]
+    serves: dict[str, list[str]] = {}
+    for name in _names():
+        if not name.startswith("finetune-"):
+            folder = labelling(recipe(name)[1], name.split("-")[2], content)
+            serves.setdefault(folder, []).append(name)
+    body = []
+    for each in content["labellings"]:
+        folder = f"{each.get('out', 'out')}/{each['dataset']}"
+        body.append([f"`{folder}`", *_cost(each, content), str(len(serves.get(folder, ()))) or ""])
+    yield from _markdown(["shards", "frames, millions", "core hours", "GB", "recipes of pretraining"], body)
+
+
+def _cost(each: dict, content: dict) -> list[str]:
+    """Frames in millions, core hours and gigabytes of a labelling, from what was measured for frames of that size."""
+    frames = content["frames"].get(each["dataset"])
+    if frames is None:
+        return ["", "", ""]
+    clips = "all" if each["clips"] is None else "some"
+    hours, size = content["measured"]["{height} x {width}".format(**each)][clips]
+    return [f"{frames:g}", f"{frames * hours:.1f}", f"{frames * size:.0f}"]
+
+
+def _names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def _recipes() -> Iterator[str]:
     found = []
-    for path in sorted(RECIPES.glob("*.yaml")):
-        content, (_, shards) = load_yaml(path), recipe(path.stem)
-        options = content["settings"].pop("options", {})
-        settings = content["settings"] | options
+    for name in _names():
+        content = load_yaml(RECIPES / f"{name}.yaml")
+        settings = content["settings"] | content["settings"].pop("options", {})
         assumed = [f"{name} {_value(v['value'])}" for name, v in settings.items() if v["source"] == "assumed"]
         assumed += [
             labelgen_options({name: v["value"]}) for name, v in content["shards"].items() if v["source"] == "assumed"
         ]
-        found.append([f"`{path.stem}`", f"`{labelgen_options(shards)}`", ", ".join(assumed) or "nothing"])
-    yield from _markdown(["recipe", "`vssl labelgen --dataset DATASET` with", "assumed"], found)
+        found.append([f"`{name}`", f"`{labelgen_options(recipe(name)[1])}`", ", ".join(assumed) or "nothing"])
+    yield from _markdown(["recipe", "is for shards of `vssl labelgen` with", "assumed"], found)
 
 
 def labelgen_options(shards: dict) -> str:

@@ -34,7 +34,7 @@ class Attention(Protocol):
         "|M_u| + |M_v| over each."
     )
     left_out = "Correlations of maps or boundaries that are constant; they are counted."
-    source = "Zagoruyko and Komodakis, ICLR 2017; thesis 3.5, fig. 2.8, 3.7, 4.8."
+    source = "Zagoruyko and Komodakis, ICLR 2017; thesis 2.5, 3.6.1, 4.5, fig. 2.8, 2.9, 3.7, 4.8."
     options = (
         Option("stage", str, "Such as conv4.  [default: the last]"),
         Option(

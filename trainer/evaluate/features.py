@@ -62,7 +62,7 @@ class Features:
     owner: np.ndarray
 
     def video_means(self, key: tuple[str, str]) -> np.ndarray:
-        """Mean of each video's clips, L2-normalised, float32 [videos, d] [thesis 2.4.4]."""
+        """Mean of each video's clips, L2-normalised, float32 [videos, d] [thesis 2.6]."""
         starts = np.flatnonzero(np.diff(self.owner, prepend=-1))
         sums = np.add.reduceat(self.arrays[key], starts, axis=0)
         return normalised(sums)

@@ -29,7 +29,7 @@ class Recognition(Protocol):
         "Videos without a label, and of classes that the network does not know (classes are matched by name); they are counted. "
         "Another split than the run's is refused: its test videos were trained on. There is no random network."
     )
-    source = "Thesis 3.4; Xu et al., CVPR 2019, 4.3."
+    source = "Thesis 2.3.2, 3.4.2; Xu et al., CVPR 2019, 4.2."
     options = (
         Option("all_clips", bool, "Every clip that does not overlap the one before, in place of 10.", default=False),
     )

@@ -35,7 +35,7 @@ class Scenes(Protocol):
         "Videos without a label. Counts other than those that the data set was published with (YUPENN: 14 x 30) are noted; more "
         f"than {MOST_VIDEOS:,} videos are refused."
     )
-    source = "Derpanis et al., CVPR 2012; thesis 2.4.4, 3.6.3."
+    source = "Derpanis et al., CVPR 2012; thesis 2.6, 3.6.3."
 
     def choose(self) -> Shards:
         import numpy as np

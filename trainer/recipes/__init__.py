@@ -43,6 +43,17 @@ def recipe(name: str) -> tuple[Settings, dict]:
     return Settings(**values), _sourced(path, "shards", content.get("shards", {}))
 
 
+def differing(expected: dict, config: dict) -> list[str]:
+    """The names in which shards of a configuration are not those that a recipe is for; more rows, or more random clips of
+    a video, than it needs do not differ: a run takes what it needs of them."""
+
+    def agrees(name: str, value) -> bool:
+        has = config.get(name)
+        return has >= value if name in ("rows", "clips") and None not in (has, value) else has == value
+
+    return [name for name, value in expected.items() if not agrees(name, value)]
+
+
 def _sourced(path: Path, where: str, entries) -> dict:
     if not isinstance(entries, dict):
         raise TrainerError(f"{path}: {where} is {entries!r:.60}, expected a mapping")

@@ -333,7 +333,7 @@ RULE = (
 
 def markdown(content: dict) -> str:
     """The tables for a README."""
-    lines = [RULE, "", *(line for told in content.get("unequal", ()) for line in (_bar(told), ""))]
+    lines = [RULE, "", *(line for told in content.get("unequal", ()) for line in (plain(told), ""))]
     for title, measures, rows in tables(content):
         lines += [f"**{plain(title)}**", "", _line(map(plain, ["", *measures])), "|---" * (len(measures) + 1) + "|"]
         lines += [*(_line([plain(row), *map(cell, cells)]) for row, cells in rows.items()), ""]

@@ -22,6 +22,7 @@ from labelgen.errors import VsslError
 from trainer import checkpoint, data, distributed
 from trainer.errors import Interrupted, LoaderLost, TrainerError
 from trainer.network import Network, build_backbone
+from trainer.recipes import differing
 from trainer.settings import Settings, resolve, resumed
 from trainer.training.feed import Feed
 from trainer.training.log import Log, cut_log, say
@@ -75,9 +76,8 @@ def train(
     with distributed.session(settings.device) as device, data.ending_workers():
         settings = replace(settings, precision=pick_precision(settings.precision, device))
         training = _Training(settings, shards, device, None if saved else initial)
-        for name, value in (expected or {}).items():
-            if training.source.config.get(name) != value:
-                say(f"the recipe is for shards with {name} {value}, these have {training.source.config.get(name)}")
+        for name in differing(expected or {}, training.source.config):
+            say(f"the recipe is for shards with {name} {expected[name]}, these have {training.source.config.get(name)}")
         return training.run(run, saved)
 
 

@@ -1,0 +1,142 @@
+"""Every command of docs/papers.md runs as it is printed: official data sets of small videos, two steps of small networks."""
+
+import glob
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from cli.main import main
+from tests.trainer.official import DATASETS
+from trainer import checkpoint, papers
+
+CONTENT = yaml.safe_load(papers.PAPERS.read_text())
+PAGE = papers.PAPERS.parents[1] / "docs" / "papers.md"
+LABELLINGS = [papers.labelgen(each) for each in CONTENT["labellings"]]
+ENTRIES = [entry for items in CONTENT["items"].values() for entry in items.values()]
+PRINTED = [command for entry in ENTRIES for command in papers.commands(papers.script(entry, CONTENT))]
+COMMANDS = list(dict.fromkeys(PRINTED))
+# What a test adds to a command; the last one of an option counts.
+ADDED = {
+    "labelgen": "--height 40 --width 48 --crop 32 --workers 1",
+    "train": "--epochs 2 --repeats 1 --batch-size 64 --width 0.06 --workers 0 --device cpu",
+    "finetune": "--epochs 2 --repeats 1 --batch-size 64 --workers 0 --device cpu",
+    "eval": "--workers 0 --device cpu",
+}
+
+
+def values_of(command, option):
+    words = shlex.split(command)
+    return [value for name, value in zip(words, words[1:], strict=False) if name == option]
+
+
+def kind(command):
+    """The command and the names of its options."""
+    words = shlex.split(command)
+    names = [word for word in words if word.startswith("--")]
+    return " ".join([*words[1 : 3 if words[1] in ("eval", "show") else 2], *dict.fromkeys(names)])
+
+
+KINDS = {kind(command): command for command in reversed(COMMANDS)}
+MAKES = {run: command for command in COMMANDS for run in values_of(command, "--run")}
+SHARDS = {
+    f"{(values_of(command, '--out') or ['out'])[0]}/{values_of(command, '--dataset')[0]}": command
+    for command in LABELLINGS
+}
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> tuple[Path, set[str]]:
+    """A folder whose data/ holds the data sets, and the commands that have run in it."""
+    folder = tmp_path_factory.mktemp("papers")
+    for name, write in DATASETS.items():
+        write(folder / "data" / name)
+    return folder, set()
+
+
+@pytest.fixture
+def run(place, monkeypatch):
+    """Runs a command in that folder, once, and first what makes the shards and the runs that it names."""
+    folder, done = place
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("VSSL_DATA", raising=False)
+
+    def run_once(command):
+        if command in done:
+            return
+        words = shlex.split(command)[1:]
+        for needed in [word for word in words if word in SHARDS]:
+            run_once(SHARDS[needed])
+        for needed in [
+            run for word in words for run in MAKES if run in (word, *word.split("/")) and MAKES[run] != command
+        ]:
+            run_once(MAKES[needed])
+        patterns = [word for word in words if "*" in word]
+        if patterns:
+            found = [command.replace(pattern, file) for pattern in patterns for file in glob.glob(pattern)]
+            assert found, f"{command}: no such file"
+            return [run_once(each) for each in found]
+        added = shlex.split(ADDED.get(words[0], ""))
+        added += ["--keep-every", "1"] if "--keep-every" in words else []
+        added += ["--width", "0.06"] if "--scratch" in words else []
+        result = CliRunner().invoke(main, [*words, *added])
+        assert result.exit_code == 0, f"{command}\n{result.output}\n{result.exception!r}"
+        for made in values_of(command, "--run"):
+            assert checkpoint.load(made).meta["step"] == 2
+            assert "the recipe is for shards with" not in other_than_size(result.output)
+        done.add(command)
+
+    return run_once
+
+
+def other_than_size(output):
+    """What is said, but for the frame size, which is smaller here."""
+    sizes = [f"the recipe is for shards with {name} " for name in ("height", "width", "crop")]
+    return "\n".join(line for line in output.splitlines() if not line.startswith(tuple(sizes)))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_command_of_each_kind(name, run):
+    run(KINDS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [*LABELLINGS, *COMMANDS])
+def test_every_command(command, run):
+    run(command)
+
+
+def test_the_page_can_be_copied_into_bash():
+    """The code of the page, in a shell whose vssl prints what it is given."""
+    code = "\n".join(line[4:] for line in PAGE.read_text().splitlines() if line.startswith("    "))
+    echo = 'vssl() { printf "vssl"; printf " %q" "$@"; echo; }'
+    shell = subprocess.run(["bash", "-euc", f"{echo}\n{code}"], capture_output=True, text=True, check=True)
+    told = [shlex.split(line) for line in shell.stdout.splitlines()]
+    assert told == [shlex.split(command) for command in [*PRINTED, *LABELLINGS]]
+
+
+def test_one_name_one_run():
+    """A run that several tables have is made by one command, and each that is named is made, before it is used."""
+    made = {}
+    for command in PRINTED:
+        for name in values_of(command, "--run"):
+            assert made.setdefault(name, command) == command
+        for name in values_of(command, "--checkpoint"):
+            assert made.keys() & {name, *name.split("/")}, command
+    assert len(made) > 200
+
+
+def test_one_labelling_serves_the_recipes_of_ucf101():
+    serving = [each for each in CONTENT["labellings"] if each["dataset"] == "ucf101"]
+    (first,) = [each for each in serving if "out" not in each]
+    runs = {run for entry in ENTRIES for _, run, _ in papers.rows(entry) if run and run.split("-")[2:3] == ["ucf101"]}
+    served = [run for run in runs if papers.labelling(papers.recipe(run)[1], "ucf101", CONTENT) == "out/ucf101"]
+    assert len(served) == 27 and first["clips"] is None and first["rows"] == 400
+
+
+def test_a_recipe_without_a_labelling_is_told():
+    with pytest.raises(ValueError, match="no labelling of hmdb51 in papers.yaml has {'crop': 8}"):
+        papers.labelling({"crop": 8}, "hmdb51", CONTENT)
