@@ -15,7 +15,7 @@ def clips_seen(meta: dict) -> int:
     """Clips of different frames that a run of these metadata has seen, as studies count them: of each sample all that are
     encoded."""
     own = resolve(Settings(**meta["settings"]))
-    assert own.epochs is not None and own.options is not None  # resolved
+    assert own.epochs is not None and own.repeats is not None and own.options is not None  # resolved
     shown = own.epochs * own.repeats * max(meta["samples"].values()) * meta["step"] / max(1, meta["steps"])
     return round(sum(shown * method_class(name).shape(meta["config"], own.options[name])[0] for name in own.methods))
 
