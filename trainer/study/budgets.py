@@ -39,7 +39,8 @@ def differing(rows: dict[str, dict]) -> tuple[list[str], dict[str, list[str]]]:
 
 def _flat_settings(row: dict) -> dict[str, str]:
     settings = {"clips asked for": row["clips asked for"], **row["settings"]}
-    options, tried = settings.pop("options", None) or {}, next(iter(row.get("tried", {}).values()), [])
+    options = settings.pop("options", None) or {}
+    tried: list[dict] = next(iter(row.get("tried", {}).values()), [])
     found = {key: _words(value) for key, value in settings.items()}
     found |= {f"{method}: {key}": _words(value) for method, own in options.items() for key, value in own.items()}
     for key in tried[0].keys() - {"held-out loss", "chosen"} if tried else ():
