@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from trainer.checkpoint import Checkpoint
 from trainer.methods import method_class
@@ -15,9 +16,10 @@ def clips_seen(meta: dict) -> int:
     """Clips of different frames that a run of these metadata has seen, as studies count them: of each sample all that are
     encoded."""
     own = resolve(Settings(**meta["settings"]))
-    assert own.epochs is not None and own.repeats is not None and own.options is not None  # resolved
-    shown = own.epochs * own.repeats * max(meta["samples"].values()) * meta["step"] / max(1, meta["steps"])
-    return round(sum(shown * method_class(name).shape(meta["config"], own.options[name])[0] for name in own.methods))
+    values, done = asdict(own), meta["step"] / max(1, meta["steps"])
+    shown = values["epochs"] * values["repeats"] * max(meta["samples"].values()) * done
+    encoded = (method_class(name).shape(meta["config"], values["options"][name])[0] for name in own.methods)
+    return round(shown * sum(encoded))
 
 
 def unequal(saved: Mapping[str, Checkpoint]) -> list[str]:

@@ -345,7 +345,8 @@ def _rate(kind: str, name: str) -> float:
     trains = what != "features"
     frames, crop = map(int, clip.split("x"))
     settings, device = resolve(Settings(backbone=backbone, width=float(width))), distributed.pick_device(name)
-    network = build_backbone(settings).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = build_backbone(settings)
+    network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     set_precision(pick_precision("auto" if trains else "float32", device), network)
     clips = torch.rand(4 if device.type == "cpu" else 16, 3, frames, crop, crop, device=device)
     for _ in range(2):  # the first time kernels are chosen
@@ -354,7 +355,9 @@ def _rate(kind: str, name: str) -> float:
             total = [*network(clips).values()][-1].sum()
         if trains:
             total.backward()
-            total = [*network.parameters()][0].grad.sum()  # the last that is computed
+            total = next(
+                weight.grad.sum() for weight in network.parameters() if weight.grad is not None
+            )  # the last that is computed
         total.item()  # the device is waited for
         took = time.perf_counter() - begin
     return took / len(clips)
