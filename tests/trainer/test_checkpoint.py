@@ -210,3 +210,13 @@ def test_a_pipe_as_log_does_not_hang(tmp_path, name):
 def test_workers_are_bounded():
     loader = data.loader(torch.utils.data.TensorDataset(torch.zeros(4)), 100_000, torch.device("cpu"))
     assert loader.num_workers == 4 * len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("mask, mode", [(0o002, 0o775), (0o027, 0o750)])
+def test_a_checkpoint_has_the_permissions_of_a_new_folder(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        folder = checkpoint.save(tmp_path, 1, {}, {"state": {}}, {})
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == mode

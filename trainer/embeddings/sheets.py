@@ -23,8 +23,9 @@ def moment(row: dict) -> str:
 
 
 def above(hit: dict) -> str:
-    """The share of random pairs that are less alike than query and hit, rounded down: 99.9 %."""
-    return "" if hit["above"] is None else f"{math.floor(1000 * hit['above']) / 10:.1f} %"
+    """The share of random pairs that are less alike than query and hit, rounded down: 99.9 %; "" if there are none."""
+    share = hit.get("above")
+    return "" if share is None else f"{math.floor(1000 * share) / 10:.1f} %"
 
 
 def contact_sheet(title: str, pictures: Sequence[tuple[bytes, Sequence[str]]], columns: int = 6) -> np.ndarray:
