@@ -31,6 +31,7 @@ def show():
 def labels(shards, out, names, count, seed):
     """One sheet per video, of its middle clip: frames, flow, boundaries, winning blocks, colours, difficulty."""
     from labelgen.errors import ShardError
+    from labelgen.manifest.messages import composed
     from labelgen.shards import open_shards
     from labelgen.show import label_sheet
 
@@ -41,9 +42,9 @@ def labels(shards, out, names, count, seed):
                 clips.setdefault(shard.arrays["videos/id"][video], (shard, []))[1].append(clip)
     if not clips:
         raise ShardError(f"{shards}: no video has a labelled clip, all are too short or failed")
-    chosen = [name for name in clips if any(name.endswith(end) for end in names)]
+    chosen = [name for name in clips if any(composed(name).endswith(composed(end)) for end in names)]
     for end in names:
-        if not any(name.endswith(end) for name in clips):
+        if not any(composed(name).endswith(composed(end)) for name in clips):
             raise ShardError(
                 f"{shards}: no video with a labelled clip is called {end!r}; ids look like {next(iter(clips))!r}"
             )
