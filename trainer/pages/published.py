@@ -24,7 +24,7 @@ def published_html(settings: dict, initial: dict | None, results: Sequence[Resul
     its pretraining. Empty where no paper has such a number.
     """
     method, backbone = pretraining(settings, initial)[0], settings["backbone"]
-    content = yaml.safe_load(PUBLISHED.read_text())
+    content = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
     out = Markup()
     for protocol in dict.fromkeys(group["protocol"] for group in content["groups"]):
         groups = [group for group in content["groups"] if group["protocol"] == protocol]
