@@ -38,6 +38,7 @@ def demo(folder):
     where it stopped.
     """
     from labelgen.files import write_text
+    from labelgen.processes import environment
 
     place, file = shlex.quote(str(folder)), folder / "study.yaml"
     if not file.exists():
@@ -48,6 +49,6 @@ def demo(folder):
         f"study {place}/study.yaml --out {place}/study",
     ):
         click.secho(f"$ vssl {line}", bold=True)
-        status = subprocess.run([sys.executable, "-m", "cli.main", *shlex.split(line)]).returncode
+        status = subprocess.run([sys.executable, "-m", "cli.main", *shlex.split(line)], env=environment()).returncode
         if status:
             sys.exit(status)

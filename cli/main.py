@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -19,12 +20,20 @@ from cli.show import shards_group, show
 from cli.study import study
 from cli.train import finetune, train
 from labelgen.errors import ConfigError, VsslError
+from labelgen.processes import safe_path
 
 # Threads of PyTorch that wait for work spin by default, which slows a step two to three times where another process runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class _Group(click.Group):
+    def main(self, *arguments, **options):
+        for stream in (sys.stdout, sys.stderr):  # a name may have letters that the terminal has not
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        with safe_path():
+            return super().main(*arguments, **options)
+
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
@@ -35,6 +44,12 @@ class _Group(click.Group):
             sys.exit(1)
         except BrokenPipeError:
             raise
+        except (MemoryError, RuntimeError) as error:
+            thread = "can't start new thread" in str(error)
+            if not thread and not isinstance(error, MemoryError):
+                raise
+            click.echo(f"Error: {'no more threads: check `ulimit -u`' if thread else 'not enough memory'}", err=True)
+            sys.exit(1)
         except KeyboardInterrupt:
             kept = "; finished features are kept, and not computed again" if ctx.invoked_subcommand == "eval" else ""
             click.echo(f"\nvssl {ctx.invoked_subcommand}: interrupted{kept}", err=True)

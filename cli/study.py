@@ -49,7 +49,7 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
         click.echo("\n".join(show_plan(file, out, workers, device)))
         return
     content = make(file, out, Machine(workers, scheduler, device), label, flow, click.echo, latex)
-    click.echo((out / "table.md").read_text())
+    click.echo((out / "table.md").read_text(encoding="utf-8"))
     for own in content["failures"]:
         click.echo(f"failed: {own['row']}: {own['what']}: {own['reason']}")
     click.echo(out / "index.html")

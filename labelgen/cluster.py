@@ -31,10 +31,10 @@ def connected(scheduler: str) -> Iterator[Client]:
             client = connect()
         except AssertionError:  # Dask gives its own thread ten seconds to start: a machine may stand still that long
             client = connect()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: without certificates
         raise ClusterError(
             f"{scheduler}: no Dask scheduler answers there ({error}); expected an address such as tcp://HOST:8786, as "
-            "`dask scheduler` prints it"
+            "`dask scheduler` prints it, and for tls://HOST:8786 the certificates in Dask's own settings"
         ) from error
     with client:
         try:

@@ -40,3 +40,7 @@ class ClusterError(VsslError):
 
 class ReadError(VsslError, OSError):
     """A file cannot be read, or what it holds is not what it may hold."""
+
+
+class MachineError(VsslError):
+    """The machine failed, and not the file that it was at: memory, a disk, a network or a process. Another try may succeed."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,13 +113,39 @@ def _umask() -> int:
     return mask
 
 
+# of file systems that do not sync folders, or nothing: some of FUSE, SMB and virtual machines
+_NO_SYNC = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EBADF,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+}
+_warned = False
+
+
 def sync(path: str | os.PathLike[str]) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until a file or folder is on the disk. A file system that cannot wait is told on standard error, once."""
+    global _warned
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        if not _warned and multiprocessing.parent_process() is None:
+            _warned = True
+            print(
+                f"warning: {path}: this file system does not tell when a file is on the disk ({error.strerror}): what was "
+                "written last may be lost in a power cut",
+                file=sys.stderr,
+            )
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 EVERY = 10.0  # seconds from one line to the next
 
@@ -40,14 +40,16 @@ def telling(text: Callable[[float], str] | None) -> Iterator[None]:
             _Blocks.told = block[1]
         _Blocks.open.append(block)
     thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
+    with suppress(RuntimeError):  # the system starts no thread: the work itself can go on
+        thread.start()
     try:
         yield
     finally:
         with _Blocks.lock:
             _Blocks.open.remove(block)
         ended.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
 
 
 def working(what: str) -> AbstractContextManager[None]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+from labelgen.processes import cores
 from trainer import backbones
 from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
@@ -15,8 +16,7 @@ from trainer.options import POSITIVE, SHARE, Range, at_least, between, check_val
 
 def default_workers() -> int:
     """Half of this process's cores, 1 to 8. Those that `torchrun` starts on a machine share its cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // 2))
+    return min(8, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // 2))
 
 
 WORKERS = default_workers()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from labelgen.compiled import njit
 
 f32 = np.float32
 
@@ -16,7 +17,7 @@ BAND = 8192  # pixels worked on at a time: their state, 40 bytes each, stays in 
 
 # Inlined, all of it is compiled as one: otherwise the run that compiles and those that load the cache may call
 # different copies of a kernel, which round differently.
-_kernel = njit(cache=True, nogil=True, fastmath=True, error_model="numpy", forceinline=True)
+_kernel = njit(nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 
 
 @_kernel

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from labelgen.compiled import njit
 from labelgen.labels.patterns import BLOCKS, atoms, mirrored_blocks
 
 LABELS = 13
@@ -29,7 +29,7 @@ def appearance_statistics(frames: np.ndarray, corners: np.ndarray, crop: int) ->
     return labels
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _appearance_statistics(frames, corners, atom, members, blocks, mirror, labels, counts):
     length, height, width, _ = frames.shape
     crop, n_atoms = len(atom), len(members)
@@ -94,12 +94,12 @@ def _appearance_statistics(frames, corners, atom, members, blocks, mirror, label
             labels[c, mirrored, 12] = np.argmax(block_colours[:16].sum(0))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _at(mirror, pattern, block, mirrored):
     return mirror[pattern, block] if mirrored else block
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _colours(frames):
     """In how many of the frames each pixel has each of the 8 colours."""
     length, height, width, _ = frames.shape
@@ -112,7 +112,7 @@ def _colours(frames):
     return colour
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _join_atoms(counts, members, blocks, joined):
     """Histograms of the blocks of all patterns from those of their atoms."""
     joined[:] = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from labelgen.compiled import njit
 
 f32 = np.float32
 
@@ -16,7 +17,7 @@ def motion_boundaries(flow: np.ndarray) -> np.ndarray:
     return _motion_boundaries(np.ascontiguousarray(flow, f32))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _motion_boundaries(flow):
     # The two outer terms are added first: a mirrored flow then gives the mirrored result to the last bit.
     height, width = flow.shape[:2]

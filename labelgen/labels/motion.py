@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from labelgen.compiled import njit
 from labelgen.labels.patterns import BLOCKS, MIN_MOTION, areas, atoms, mirrored_blocks
 
 LABELS = 14
@@ -31,7 +31,7 @@ def motion_statistics(boundaries: np.ndarray, corners: np.ndarray, crop: int) ->
     return labels, valid
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def sector(x, y):
     """Sector 0..7 of the direction (x, y), y downward: floor(atan2(-y, x) / 45 degrees), decided without rounding."""
     if y <= 0:
@@ -45,7 +45,7 @@ def sector(x, y):
     return 6 if x < y else 7
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _motion_statistics(boundaries, summed, corners, atom, members, area, blocks, mirror, least, labels, valid):
     flows, _, height, width = boundaries.shape
     crop = len(atom)
@@ -99,12 +99,12 @@ def _motion_statistics(boundaries, summed, corners, atom, members, area, blocks,
                 valid[c, mirrored, 12 + component] = moves[c, component]
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _fixed(dx, dy):
     return np.int64(np.sqrt(np.float64(dx) * dx + np.float64(dy) * dy) * _UNIT + 0.5)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _largest_flow(boundaries, corners, crop, when):
     """Index of the flow whose boundary magnitude, summed over the crop, is largest, by integral images."""
     flows, _, height, width = boundaries.shape

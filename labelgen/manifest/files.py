@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from labelgen.manifest.messages import fail
+from labelgen.manifest.messages import apart, composed, fail
 from labelgen.manifest.patterns import watched
 
 # fmt: off
@@ -57,28 +57,9 @@ def find_videos(
         )
     paths: dict[str, str] = {}
     others: list[str] = []
-    # os.walk, but with loops of links cut, and no system call for a plain file.
-    stack: list[tuple[str, str, tuple[tuple[int, int], ...]]] = []
-    stack += [(path, prefix, ()) for path, prefix in searched]
-    while stack:
-        directory, prefix, above = stack.pop()
-        try:
-            with _opened(directory) as place:
-                status, entries = (
-                    os.stat(place),
-                    [(entry.name, _is_folder(entry)) for entry in os.scandir(place) if not entry.name.startswith(".")],
-                )
-        except OSError as error:
-            fail("cannot read folder", directory, f"a readable folder ({error.strerror})", "Check its permissions")
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            continue
-        for name, is_folder in entries:
-            path = prefix + name
-            id = os.fsencode(path).decode("utf-8", "backslashreplace")
-            if is_folder:
-                stack.append((os.path.join(directory, name), f"{path}/", (*above, here)))
-            elif os.path.splitext(name)[1].lower() not in extensions:
+    for start in searched:
+        for name, id, path in _files_below(*start):
+            if os.path.splitext(name)[1].lower() not in extensions:
                 others.append(id)
             elif id in paths:
                 fail("two videos with one id", id, "distinct names", f"Rename {paths[id]!r} or {path!r} in {folder}")
@@ -93,6 +74,38 @@ def find_videos(
             "Check the folder or name another root",
         )
     return paths, others
+
+
+def _files_below(folder: str, prefix: str) -> Iterator[tuple[str, str, str]]:
+    """Name, id and path, which begins with `prefix`, of all that is no folder in a folder and those below. A folder to which
+    links lead is visited once: as what it is if it lies below, else by the first of the links, those with the fewest other links
+    on their way before others, then in the order of their paths. No system call for a plain file."""
+    seen: set[tuple[int, int]] = set()
+    links, linked = [(folder, prefix)], False
+    while links:
+        stack, links = sorted(links, reverse=True), []
+        while stack:
+            directory, prefix = stack.pop()
+            try:
+                with _opened(directory) as place:
+                    status = os.stat(place)
+                    here = (status.st_dev, status.st_ino)
+                    if linked and here in seen:
+                        continue
+                    seen.add(here)
+                    entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+                    kinds = [(_is_folder(entry), entry.is_symlink()) for entry in entries]
+            except OSError as error:
+                fail("cannot read folder", directory, f"a readable folder ({error.strerror})", "Check its permissions")
+            inner: list[tuple[str, str]] = []
+            for entry, (is_folder, is_link) in zip(entries, kinds, strict=True):
+                path = prefix + entry.name
+                if is_folder:
+                    (links if is_link else inner).append((os.path.join(directory, entry.name), f"{path}/"))
+                else:
+                    yield entry.name, os.fsencode(path).decode("utf-8", "backslashreplace"), path
+            stack += sorted(inner, reverse=True)
+        linked = True
 
 
 @contextlib.contextmanager
@@ -136,10 +149,12 @@ def put_replacements(paths: dict[str, str], folder: str) -> None:
     """Let the files below the sub-folder `folder` stand for those of the same name elsewhere, whose ids they take; one that
     replaces nothing is listed right below `folder`, whose sub-folders are no classes."""
     prefix = folder.rstrip("/") + "/"
-    better = {id.rpartition("/")[2]: paths.pop(id) for id in [id for id in paths if id.startswith(prefix)]}
-    originals = [id for id in paths if id.rpartition("/")[2] in better] if better else []
-    paths.update({id: better[id.rpartition("/")[2]] for id in originals})
-    paths.update({prefix + name: better[name] for name in better.keys() - {id.rpartition("/")[2] for id in originals}})
+    found = {id: paths.pop(id) for id in [id for id in paths if id.startswith(prefix)]}
+    better = {composed(id.rpartition("/")[2]): id for id in found}
+    originals = {id: composed(id.rpartition("/")[2]) for id in paths} if better else {}
+    paths.update({id: found[better[name]] for id, name in originals.items() if name in better})
+    unused = better.keys() - originals.values()
+    paths.update({prefix + better[name].rpartition("/")[2]: found[better[name]] for name in unused})
 
 
 def locate(
@@ -151,11 +166,12 @@ def locate(
 ) -> dict[str, str]:
     """List entry -> id, for the entries that are no ids themselves. An entry, of a table or of list files, is an id, a bare
     file name, or one of these but for the video extension, with / or, as Windows writes them, \\ between folders; a file
-    that no entry names may lack what the regular expression `may_lack` matches in an entry of the table."""
+    that no entry names may lack what the regular expression `may_lack` matches in an entry of the table. Letters with accents
+    may be written as one sign or as several (Unicode's normal forms): macOS writes names in one way, most lists in the other."""
 
     def stem(name: str) -> str:
-        base, extension = os.path.splitext(name)
-        return base if extension.lower() in extensions else name
+        base, extension = os.path.splitext(composed(name))
+        return base if extension.lower() in extensions else composed(name)
 
     located: dict[str, str] = {}
     elsewhere = [entry for entry in chain(rows, members) if entry not in ids]
@@ -163,7 +179,7 @@ def locate(
     if may_lack is not None:
         lacking = re.compile(may_lack)
         with watched() as watch:
-            shorter = {entry: watch.cut(lacking, entry) for entry in elsewhere if entry in rows}
+            shorter = {entry: composed(watch.cut(lacking, entry)) for entry in elsewhere if entry in rows}
     if not elsewhere:
         return located
     slashed = {entry: stem(entry.replace("\\", "/")) for entry in elsewhere if "\\" in entry}
@@ -174,7 +190,7 @@ def locate(
         path = stem(id)
         for key in {path, path.rpartition("/")[2]} & wanted:
             if (other := by_stem.setdefault(key, id)) != id:
-                clashes[key] = f"{other} and {id}"
+                clashes[key] = apart(other, id)
     owner = {found: found for found in by_stem.values() if found in rows or found in members}
     for entry in elsewhere:
         key = stem(entry)
@@ -186,7 +202,7 @@ def locate(
         if key in clashes:
             fail(f"two videos for {entry!r} of the lists", clashes[key], "one", "Remove one")
         if (other := owner.setdefault(found, entry)) != entry:
-            fail(f"two list entries for {found!r}", f"{other} and {entry}", "one", "Correct the lists")
+            fail(f"two list entries for {found!r}", apart(other, entry), "one", "Correct the lists")
         located[entry] = found
     short_owner: dict[str, str] = {}
     for entry, short in shorter.items():
@@ -198,5 +214,5 @@ def locate(
         if (other := short_owner.setdefault(found, entry)) == entry:
             located[entry] = found
         elif rows[other] != rows[entry]:
-            fail(f"two list entries for {found!r}", f"{other} and {entry}", "one", "Give the video its full name")
+            fail(f"two list entries for {found!r}", apart(other, entry), "one", "Give the video its full name")
     return located

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labelgen.manifest.lists import PART_WORDS
-from labelgen.manifest.messages import fail, some
+from labelgen.manifest.messages import composed, fail, some
 from labelgen.manifest.patterns import compiled, watched
 from labelgen.shards import TEST, TRAIN
 
@@ -72,7 +72,7 @@ def name_numbers(numbers: Sequence[str], ids: Sequence[str]) -> tuple[list[str],
 
 def plain(name: str) -> str:
     """A class name or a folder's without case, blanks and punctuation, which folders often lose ("using_segway")."""
-    return "".join(c for c in name.casefold() if c.isalnum())
+    return "".join(c for c in composed(name).casefold() if c.isalnum())
 
 
 def spell_classes(ids: list[str], labels: list[str], known: Sequence[str], declared: bool) -> list[str]:

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from labelgen.config import Config
-from labelgen.errors import ConfigError, ShardError
-from labelgen.files import locked, write_json
+from labelgen.errors import ConfigError, MachineError, ShardError
+from labelgen.files import locked, write_json, writing
 from labelgen.manifest import Dataset, Video
 from labelgen.run import plan, report
 from labelgen.run.finished import Finished
 from labelgen.run.plan import Task
-from labelgen.run.shard import Made, label_shard, label_shard_on_cluster
+from labelgen.run.shard import Made, check, label_shard, label_shard_on_cluster
 from labelgen.run.workers import WorkerLost, pool
+from labelgen.shards.reader import warn_without_maps
 
 STALL_SECONDS = 300.0  # a video that yields no frame for so long hangs, and its process is ended
+_TOLD = 5  # shards that a message names
 
 
 def run(
@@ -47,7 +49,8 @@ def run(
 
     Returns the report that is also written to `out/<dataset>/report.json`.
     Raises ShardError where the folder holds shards of another configuration, or cannot be written, ClusterError where
-    the Dask cluster cannot be used.
+    the Dask cluster cannot be used, MachineError where shards could not be made for reasons that are not their videos'; all
+    others are made before.
     """
     if workers < 1 or (videos_per_shard is not None and videos_per_shard < 1):
         raise ConfigError(f"workers is {workers}, videos-per-shard is {videos_per_shard}; expected at least 1")
@@ -63,8 +66,12 @@ def run(
         return min(per_shard, len(videos) - index * per_shard)
 
     def task(index: int) -> Task:
-        batch = videos[index * per_shard : (index + 1) * per_shard]
-        return Task(folder / plan.shard_name(index), batch, dataset.root, dataset.splits, config, identity, stall)
+        at = slice(index * per_shard, (index + 1) * per_shard)
+        batch = videos[at]
+        bytes_ = dict(zip((video.id for video in batch), sizes[at].tolist(), strict=True))
+        return Task(
+            folder / plan.shard_name(index), batch, dataset.root, dataset.splits, config, identity, stall, bytes_
+        )
 
     busy = ShardError(f"{folder}: another labelgen is writing here; wait for it, or name another output folder")
     with locked(folder, busy, say):
@@ -81,23 +88,42 @@ def run(
         seconds: Counter[str] = Counter()
         counts: Counter[str] = Counter()
         at_work = 0
+        instructions: set[str] = set()
+        faults: dict[str, str] = {}
         if missing:
             with pool(workers, scheduler, say) as (each, at_work):
                 if scheduler is None:
+                    from labelgen import compiled
                     from labelgen.run.video import compile_kernels
 
-                    compile_kernels(config.flow)  # here once: the workers load them from Numba's cache
+                    with writing("the folder of Numba's compiled kernels"):
+                        compile_kernels(config.flow)  # here once: the workers load them from Numba's cache
+                    if compiled.uncached:
+                        say(compiled.uncached)
                 make = functools.partial(each, label_shard if scheduler is None else label_shard_on_cluster)
                 order = plan.largest_first(missing, sizes, per_shard)
-                for index, shard_seconds, shard_counts in _make_all(order, task, make, folder, suspects, say):
-                    seconds.update(shard_seconds)
-                    counts.update(shard_counts)
+                for index, made in _make_all(order, task, make, folder, suspects, say):
+                    seconds.update(made.seconds)
+                    counts.update(made.counts)
+                    if made.fault:
+                        faults[plan.shard_name(index)] = made.fault
+                        continue
+                    instructions.add(made.instructions)
                     finished.summary(folder / plan.shard_name(index))
                     done += in_shard(index)
                     progress(done, len(videos), counts["frames"])
+        if faults:
+            told = "; ".join(f"{name}: {fault}" for name, fault in sorted(faults.items())[:_TOLD])
+            raise MachineError(
+                f"{folder}: {len(faults)} of {total} shards could not be made, which is not the fault of their videos ({told}"
+                f"{'; ...' if len(faults) > _TOLD else ''}); nothing of them is written, finished shards are kept: once disk, "
+                "network and memory are well the same command goes on. Without a file that is gone or unreadable for good, name "
+                "another output folder"
+            )
+        warn_without_maps(str(folder / plan.shard_name(0)))
         summaries = (finished.summary(folder / plan.shard_name(index)) for index in range(total))
         content = report.report(dataset, videos, summaries, identity)
-        content["this_run"] = report.this_run(at_work, time.perf_counter() - begin, seconds, counts)
+        content["this_run"] = report.this_run(at_work, time.perf_counter() - begin, seconds, counts, instructions)
         write_json(folder / "report.json", content)
     return content
 
@@ -109,8 +135,8 @@ def _make_all(
     folder: Path,
     suspects: set[str],
     say: Callable[[str], None],
-) -> Iterator[tuple[int, Counter[str], Counter[str]]]:
-    """Make all shards of these numbers, whatever happens to the workers; yields each number with its seconds and counts.
+) -> Iterator[tuple[int, Made]]:
+    """Make all shards of these numbers, whatever happens to the workers; yields each number with what `label_shard` returns.
 
     make: takes the tasks' function and numbers, and yields the results of `label_shard` as they come
     suspects: names of shards whose making has ended a process before.
@@ -123,13 +149,13 @@ def _make_all(
     try:
         while waiting:
             try:
-                for path, seconds, counts in make(careful, list(waiting.values())):
-                    yield waiting.pop(os.path.basename(path)), seconds, counts
+                for made in make(careful, list(waiting.values())):
+                    yield waiting.pop(os.path.basename(made.path)), made
             except WorkerLost:
                 lost = _clean(folder)
                 if lost <= suspects:  # not even alone could they be finished
                     raise ShardError(
-                        f"{folder}: the worker was killed at {', '.join(sorted(lost)) or 'its start'}; check memory"
+                        f"{folder}: the worker was killed at {', '.join(sorted(lost)) or 'its start'}; {check(folder)}"
                     ) from None
                 suspects |= lost
                 say(f"a worker was lost; {', '.join(sorted(lost))}: trying each video in a process of its own")

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from labelgen import shards
+from labelgen.errors import ReadError
 from labelgen.files import writing
+from labelgen.reading import fit, parse_json, read_bytes
+from labelgen.shards.checks import check_texts
+
+_COUNTS = ("labelled", "frames", "bytes", "clips", "without_clip")
+_FAILURE = {**dict.fromkeys(("id", "path", "stage", "reason", "shard"), str), "kept": bool}
+_SUMMARY = {"config_hash": str, "totals": {**dict.fromkeys(_COUNTS, int), "*": int}, "failures": [_FAILURE]}
 
 
 class Finished:
@@ -19,7 +26,7 @@ class Finished:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "shards.jsonl"
-        lines = self._file.read_bytes().splitlines(keepends=True) if self._file.exists() else []
+        lines = read_bytes(self._file).splitlines(keepends=True) if self._file.exists() else []
         self._torn = bool(lines) and not lines[-1].endswith(b"\n")  # by a full disk or a kill
         self._lines = {line[2 : line.find(b'"', 2)]: line for line in lines}  # the last one of a name counts
 
@@ -28,18 +35,27 @@ class Finished:
         status = os.stat(path)
         key = [path.name, status.st_size, status.st_mtime_ns]
         name = path.name.encode()
-        try:
-            *known, summary = json.loads(self._lines.get(name, b"[0]"))
-        except ValueError:
-            known = []
-        if known != key:
+        summary = self._noted(self._lines.get(name, b""), key)
+        if summary is None:
             summary = shard_summary(path)
             self._lines[name] = json.dumps([*key, summary]).encode() + b"\n"
             with writing(self._file), open(self._file, "ab") as file:
                 file.write(b"\n" * self._torn + self._lines[name])
             self._torn = False
+        return summary
+
+    def _noted(self, line: bytes, key: list[Any]) -> dict[str, Any] | None:
+        """What a line says of a shard, None where it is of another file or nothing that `summary` has written."""
+        try:
+            *known, summary = parse_json(line.decode(), str(self._file))
+            fit(known, [str | int], "its file")
+            fit(summary, _SUMMARY, "its summary")
+            for texts in ([summary["config_hash"]], *(failure.values() for failure in summary["failures"])):
+                check_texts("it", [text for text in texts if isinstance(text, str)])
+        except (ValueError, TypeError, ReadError):
+            return None
         found: dict[str, Any] = summary
-        return found
+        return found if known == key else None
 
 
 def shard_summary(path: Path) -> dict[str, Any]:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import functools
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING, BinaryIO
 
+from labelgen.errors import DecodeError, MachineError, WriteError
+from labelgen.files import writing
 from labelgen.flow import BACKENDS
 from labelgen.labels import LABELS
 from labelgen.manifest import Video
+from labelgen.run.faults import machine_fault, unreadable
 from labelgen.run.plan import Task
-from labelgen.run.process import ProcessLost, in_new_process
+from labelgen.run.process import ProcessLost, end_unless_called, in_new_process
 
 if TYPE_CHECKING:
     from labelgen.run.video import Clock, Record
 
 
-class VideoLost(Exception):
-    """The process that labelled a video died, or was ended because it hung."""
+class VideoFailed(Exception):
+    """A video cannot be labelled, for a reason of its own: stage, "decode", "label" or "process", and reason."""
 
 
 def register(task: Task) -> None:
@@ -34,27 +36,67 @@ def register(task: Task) -> None:
 
 
 def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Record:
-    """`label_video` in this process, which is ended where no frame comes for too long; frames go to `spool`."""
+    """`label_video` in this process, which is ended where nothing is done for too long; frames go to `spool`.
+
+    Raises VideoFailed for what is the video's fault, MachineError for what is not, WriteError where the disk is full.
+    """
     from labelgen.run.video import label_video
 
-    with ended_if_stalled(task.stall) as alive:
-
-        def write(encoded: bytes) -> None:
+    def write(encoded: bytes) -> None:
+        with writing(task.path):
             spool.write(encoded)
-            alive()
+        alive()
 
-        return label_video(video, task.config, write, clock, alive)
+    try:
+        with ended_if_stalled(task.stall) as alive, _telling(clock, alive):
+            record = label_video(video, task.config, write, clock, alive)
+    except (WriteError, MachineError):
+        raise
+    except Exception as error:  # whatever one video does, the others are labelled
+        if why := machine_fault(error, video, task):
+            raise MachineError(f"{video.id}: {why}") from error
+        if isinstance(error, DecodeError):
+            raise VideoFailed("decode", error.reason) from error
+        raise VideoFailed("label", f"{type(error).__name__}: {error}") from error
+    if record.cut_short and (why := unreadable(video, task)):  # which FFmpeg takes for the end of the file
+        raise MachineError(f"{video.id}: {why}")
+    return record
+
+
+class _Told(Counter[str]):
+    """Counts whose every change is a sign of life, such as the flow of one more pair of a long clip."""
+
+    def __init__(self, counts: Counter[str], alive: Callable[[], None]) -> None:
+        self.alive: Callable[[], object] = lambda: None
+        super().__init__(counts)
+        self.alive = alive
+
+    def __setitem__(self, name: str, count: int) -> None:
+        super().__setitem__(name, count)
+        self.alive()
+
+
+@contextlib.contextmanager
+def _telling(clock: Clock, alive: Callable[[], None]) -> Iterator[None]:
+    clock.counts = _Told(clock.counts, alive)
+    try:
+        yield
+    finally:
+        clock.counts = Counter(clock.counts)
 
 
 @contextlib.contextmanager
 def ended_if_stalled(seconds: float) -> Iterator[Callable[[], None]]:
     """In the block, this process is ended where the function that it yields has not been called for so many seconds."""
-    armed = _arm(seconds)
+    slack = min(1, seconds / 4)  # a call within it sets no new alarm, which takes as long as a small frame
+    armed = time.monotonic()
+    end_unless_called(seconds + slack)
 
     def alive() -> None:
         nonlocal armed
-        if time.monotonic() - armed > 1:
-            armed = _arm(seconds)
+        if (now := time.monotonic()) - armed > slack:
+            armed = now
+            end_unless_called(seconds + slack)
 
     try:
         yield alive
@@ -64,31 +106,22 @@ def ended_if_stalled(seconds: float) -> Iterator[Callable[[], None]]:
 
 def why_lost(lost: ProcessLost, stall: float) -> str:
     """The reason for a list of failures: a process under `ended_if_stalled` died."""
-    stalled = lost.status == 1  # how faulthandler ends a process
-    return f"no frame for {stall:g} s" if stalled else str(lost)
-
-
-def _arm(seconds: float) -> float:
-    """End this process unless armed again within so many seconds: a hang in foreign code can be ended in no other way."""
-    faulthandler.dump_traceback_later(seconds, exit=True, file=_nowhere())
-    return time.monotonic()
-
-
-@functools.cache
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w")  # faulthandler needs a file that stays open
+    return f"no frame for {stall:g} s" if lost.stalled else str(lost)
 
 
 def label_in_new_process(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Record:
-    """`label_here` in a process of its own, whose death is this video's failure alone.
+    """`label_here` in a process of its own, whose death is this video's failure alone, unless it is the machine's fault.
 
-    Raises VideoLost where it dies, and what `label_video` raises.
+    Raises what `label_here` raises.
     """
-    spool.flush()
+    with writing(task.path):
+        spool.flush()
     try:
         outcome, seconds, counts = in_new_process(_label_to_file, video, task, spool.name)
     except ProcessLost as lost:
-        raise VideoLost(why_lost(lost, task.stall)) from None
+        if lost.of_machine:
+            raise MachineError(f"{video.id}: {lost}; check memory") from None
+        raise VideoFailed("process", why_lost(lost, task.stall)) from None
     finally:
         spool.seek(0, os.SEEK_END)
     clock.seconds.update(seconds)
@@ -107,8 +140,12 @@ def _label_to_file(video: Video, task: Task, name: str) -> tuple[Record | Except
     clock = Clock()
     outcome: Record | Exception
     try:
-        with open(name, "ab") as spool:
+        with writing(task.path), open(name, "ab") as spool:
             outcome = label_here(video, task, spool, clock)
-    except Exception as error:  # given back, for the caller to raise: what was done until then counts
+    except (
+        VideoFailed,
+        MachineError,
+        WriteError,
+    ) as error:  # given back, for the caller to raise: what was done counts
         outcome = error
     return outcome, clock.seconds, clock.counts

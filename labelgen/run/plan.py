@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,13 +15,15 @@ import numpy as np
 
 from labelgen import decode, shards
 from labelgen.config import Config
-from labelgen.errors import ShardError
+from labelgen.errors import MachineError, ShardError
 from labelgen.flow import BACKENDS
 from labelgen.flow import find as find_backend
 from labelgen.labels import LABELS, clip, kinds, sampling
 from labelgen.labels.patterns import GRID_STEP
 from labelgen.manifest import Dataset, Video
 from labelgen.run.finished import Finished
+
+_NO_FILE = {errno.ELOOP, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Task:
     config: Config
     identity: dict[str, Any]  # the whole configuration, as it is stored in the shard
     stall: float
+    sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of the videos' files by id, see `file_sizes`
     isolated: bool = False  # each video in a process of its own, because one of them has ended its worker before
     labels: Mapping[str, str] = field(default_factory=lambda: dict(LABELS))  # a worker has its own registries:
     flows: Mapping[str, str] = field(default_factory=lambda: dict(BACKENDS))  # what was added here is added there
@@ -45,13 +49,21 @@ def shard_name(index: int) -> str:
 
 
 def file_sizes(videos: Sequence[Video]) -> np.ndarray:
-    """Bytes of the videos' files, int64 [videos], -1 where there is none. The files are not opened."""
+    """Bytes of the videos' files, int64 [videos], -1 for links to nowhere and names that are too long. The files are not opened.
+
+    Raises MachineError for a file that the folder lists and that is not there, or whose disk or network fails.
+    """
 
     def size(file: str | Path) -> int:
         try:
             return os.stat(file).st_size
-        except OSError:
-            return -1
+        except OSError as error:
+            if error.errno in _NO_FILE or error.errno == errno.ENOENT and os.path.islink(file):
+                return -1
+            raise MachineError(
+                f"{file}: listed in its folder, and cannot be looked at ({error.strerror}); nothing was labelled: check the "
+                "disk or the network, and run the same command again"
+            ) from error
 
     return np.fromiter((size(video.file) for video in videos), np.int64, len(videos))
 

@@ -39,10 +39,13 @@ def report(
     }
 
 
-def this_run(workers: int, elapsed: float, seconds: Counter[str], counts: Counter[str]) -> dict[str, Any]:
-    """What was done since the command was started, and how fast."""
+def this_run(
+    workers: int, elapsed: float, seconds: Counter[str], counts: Counter[str], instructions: Iterable[str]
+) -> dict[str, Any]:
+    """What was done since the command was started, how fast, and for which processors the kernels were compiled."""
     return {
         "workers": workers,
+        "instructions": sorted(instructions),
         "seconds": round(elapsed, 3),
         "seconds_per_stage": {stage: round(value, 3) for stage, value in seconds.items()},
         **{name: counts[name] for name in ("frames", "flow pairs", "clips")},

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from labelgen import shards
 from labelgen.config import Config
-from labelgen.errors import ClusterError, DecodeError, ShardError, WriteError
+from labelgen.errors import ClusterError, MachineError, ShardError, WriteError
 from labelgen.files import writing
 from labelgen.labels import kinds
 from labelgen.labels.patterns import crop_grid
 from labelgen.manifest import Video
-from labelgen.run.guard import VideoLost, label_here, label_in_new_process, register
+from labelgen.run.guard import VideoFailed, label_here, label_in_new_process, register
 from labelgen.run.plan import Task
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.shards.checks import escaped
@@ -30,7 +31,19 @@ from labelgen.shards.schema import sizes
 if TYPE_CHECKING:
     from labelgen.run.video import Record
 
-Made = tuple[str, Counter[str], Counter[str]]  # path, seconds per stage, counts
+
+_ROOM = 1 << 20  # bytes of a disk that is not full
+
+
+class Made(NamedTuple):
+    """A shard: seconds per stage, counts, and what it was compiled for, see `compiled.instructions`; or, if it is not there, the
+    fault of the machine."""
+
+    path: str
+    seconds: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    instructions: str = ""
+    fault: str = ""
 
 
 def label_shard_on_cluster(task: Task) -> Made:
@@ -46,23 +59,42 @@ def label_shard_on_cluster(task: Task) -> Made:
             )
     made: Made
     try:
-        made = in_new_process(label_shard, task)
-    except ProcessLost:
         try:
+            made = in_new_process(label_shard, task)
+        except ProcessLost:
             made = in_new_process(label_shard, replace(task, isolated=True))
-        except ProcessLost as lost:
-            raise ShardError(f"{task.path}: {lost} even with each video in its own process; check memory") from None
+    except ProcessLost as lost:
+        return not_made(task, f"{lost} even with each video in a process of its own; {check(task.path.parent)}")
+    except MachineError as error:
+        return not_made(task, str(error))
     return made
 
 
+def not_made(task: Task, why: str) -> Made:
+    """What is known of a shard that the machine could not make."""
+    return Made(str(task.path), fault=why)
+
+
+def check(folder: Path) -> str:
+    """What to check where a process dies that makes shards in a folder: the disk if it is full, else memory."""
+    with contextlib.suppress(OSError):
+        if (free := shutil.disk_usage(folder).free) < _ROOM:
+            return f"the disk of {folder} has {free:,} bytes left: make room"
+    return "check memory"
+
+
 def label_shard(task: Task) -> Made:
-    """Make one shard; returns its path, the seconds per stage and the counts. Videos that fail are recorded in it.
+    """Make one shard; videos that fail are recorded in it. If the machine fails, nothing is.
 
     Raises ShardError where the shard cannot be written.
     """
     try:
         with writing(task.path):
             return _label_shard(task)
+    except MachineError as error:
+        return not_made(task, str(error))
+    except MemoryError:
+        return not_made(task, "not enough memory")
     except WriteError as error:
         raise ShardError(f"{error}; finished shards are kept: make room and run the same command again") from error
 
@@ -70,6 +102,7 @@ def label_shard(task: Task) -> Made:
 def _label_shard(task: Task) -> Made:
     import cv2
 
+    from labelgen.compiled import instructions
     from labelgen.run.video import Clock, compile_kernels
 
     register(task)
@@ -80,31 +113,24 @@ def _label_shard(task: Task) -> Made:
     with _spool(task.path) as spool:
         for video in task.videos:
             begin = spool.tell()
-            stage, reason = "", ""
+            stage, reason = "decode", ""
             try:
                 record = label(video, task, spool, clock)
                 records.append(record)
                 if record.cut_short:
-                    stage, reason = "decode", f"kept the first {len(record.jpeg_sizes)} frames: {record.cut_short}"
-            except (ShardError, OSError):
-                raise  # the disk, not the video
-            except DecodeError as error:
-                stage, reason = "decode", error.reason
-            except VideoLost as error:
-                stage, reason = "process", str(error)
-            except Exception as error:  # whatever one video does, the others are labelled
-                stage, reason = "label", f"{type(error).__name__}: {error}"
+                    reason = f"kept the first {len(record.jpeg_sizes)} frames: {record.cut_short}"
+            except VideoFailed as failed:
+                stage, reason = failed.args
+                spool.seek(begin)
+                spool.truncate()
             if reason:
                 path = relative_path(video, task.root)
                 failures.append({"id": video.id, "path": path, "stage": stage, "reason": reason[:10_000]})
-                if not records or records[-1].video is not video:
-                    spool.seek(begin)
-                    spool.truncate()
         with clock("write"):
             arrays = shard_arrays(records, failures, task.root, task.config, len(task.splits))
             grid = crop_grid(task.config.height, task.config.width, task.config.crop)
             shards.write(task.path, arrays, spool, task.identity, grid, task.splits)
-    return str(task.path), clock.seconds, clock.counts
+    return Made(str(task.path), clock.seconds, clock.counts, instructions())
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from labelgen.cluster import connected
 from labelgen.errors import ClusterError
-from labelgen.run.process import end_with
+from labelgen.processes import cores, safe_path
+from labelgen.run.process import check_threads, end_with, no_process
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -37,10 +38,10 @@ def pool(
     Raises ClusterError where the cluster cannot be reached within ten seconds, or has no worker.
     """
     if scheduler is None:
-        cores = len(os.sched_getaffinity(0))
-        if workers > cores:
-            say(f"{workers} workers asked for, {cores} cores here: {cores} at work")
-        yield functools.partial(_each_here, workers=min(workers, cores)), min(workers, cores)
+        most = cores()
+        if workers > most:
+            say(f"{workers} workers asked for, {most} cores here: {most} at work")
+        yield functools.partial(_each_here, workers=min(workers, most)), min(workers, most)
         return
     with connected(scheduler) as client:
         threads = client.nthreads()
@@ -55,22 +56,27 @@ def _each_here(
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     workers = min(workers, len(items))
-    # With n_jobs=1 joblib would stay in this process, which a broken video may kill: two processes, one of them busy.
-    parallel = joblib.Parallel(
-        n_jobs=max(workers, 2),
-        backend="loky",
-        batch_size=1,
-        pre_dispatch=workers if workers == 1 else 2 * workers,
-        return_as="generator_unordered",
-        initializer=end_with,
-        initargs=(os.getpid(),),
-    )
-    try:
-        with _ignoring_interrupts():
-            results = parallel(joblib.delayed(function)(of(item)) for item in items)
-        yield from results
-    except TerminatedWorkerError as error:
-        raise WorkerLost from error
+    check_threads(6 + 3 * max(workers, 2))  # or joblib would wait for ever for a thread of its own that did not start
+    with safe_path():
+        # With n_jobs=1 joblib would stay in this process, which a broken video may kill: two processes, one of them busy.
+        parallel = joblib.Parallel(
+            n_jobs=max(workers, 2),
+            backend="loky",
+            batch_size=1,
+            pre_dispatch=workers if workers == 1 else 2 * workers,
+            return_as="generator_unordered",
+            initializer=end_with,
+            initargs=(os.getpid(),),
+        )
+        try:
+            with _ignoring_interrupts():
+                results = parallel(joblib.delayed(function)(of(item)) for item in items)
+        except (BlockingIOError, RuntimeError) as error:  # as where `ulimit -u` is reached
+            raise no_process(error) from error
+        try:
+            yield from results
+        except TerminatedWorkerError as error:
+            raise WorkerLost from error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from labelgen.errors import ShardError
 from labelgen.shards.header import Shared
-from labelgen.shards.reader import ShardReader
+from labelgen.shards.reader import ShardReader, warn_without_maps
 from labelgen.shards.schema import config_hash
 
 
@@ -21,6 +21,7 @@ def open_shards(folder: str | os.PathLike[str]) -> list[ShardReader]:
     shards are missing.
     """
     readers = [ShardReader(path) for path in shard_paths(folder)]
+    warn_without_maps(readers[0].path)
     for fault in disagreements({reader.path: reader.header.shared for reader in readers}):
         raise ShardError(fault)
     return readers

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from labelgen.processes import environment
 from labelgen.shards.checks import escaped
 from labelgen.shards.header import Header
 from labelgen.shards.schema import attributes
@@ -85,14 +86,10 @@ class Viewer:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "OPENBLAS_NUM_THREADS": "1",
-        "HDF5_PLUGIN_PRELOAD": "::",  # no file may have HDF5 load a library
-    }
+    variables = environment(threads=1) | {"HDF5_PLUGIN_PRELOAD": "::"}  # no file may have HDF5 load a library
     command = [sys.executable, "-m", "labelgen.shards.hdf5"]
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables
     )
 
 

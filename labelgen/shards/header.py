@@ -33,6 +33,7 @@ _SMALLEST, _LARGEST = 512, 1 << 20  # bytes of a header; HDF5 asks for 512 times
 _NAME = re.compile(r"\w{1,64}/\w{1,64}", re.ASCII)
 _TYPE = re.compile(r"\|S[1-9][0-9]{0,4}|\|[biu]1|<[iu][248]|<f[248]")  # what NumPy calls them
 _SHA256 = re.compile("[0-9a-f]{64}")
+_CALL_BYTES = 1 << 30  # one call reads 2 GiB at most, and macOS refuses more
 COPY_BYTES = 1 << 24  # files are copied and checked in pieces of this size
 _T = TypeVar("_T")
 
@@ -89,9 +90,9 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 def read_exactly(handle: int, offset: int, size: int) -> bytes:
     """Bytes of a file; raises ValueError where it ends before."""
-    found = os.pread(handle, size, offset)
-    while len(found) < size:  # one call reads 2 GiB at most
-        more = os.pread(handle, size - len(found), offset + len(found))
+    found = os.pread(handle, min(size, _CALL_BYTES), offset)
+    while len(found) < size:
+        more = os.pread(handle, min(size - len(found), _CALL_BYTES), offset + len(found))
         if not more:
             raise ValueError(f"ends at byte {offset + len(found):,}")
         found += more

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
+import math
 import mmap
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,6 +25,7 @@ from labelgen.shards.header import Header, Stored, digests, open_regular, read_e
 from labelgen.shards.jpeg import header_length
 from labelgen.shards.schema import fields, labels_sha256
 
+_NO_MAPS = {errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _MOST_TEXTS = 1_000_000  # videos or failures of a shard
 _LONGEST_JPEG_HEADER = 1 << 12  # bytes
 _MOST_BYTES = 1 << 32  # of all labels of a shard
@@ -36,17 +41,48 @@ _PATHS = {"videos/id", "videos/path", "failures/id", "failures/path"}
 
 
 @functools.lru_cache(maxsize=256)  # a map holds a file descriptor: bounded, however many shards there are
-def _mapped(path: str, size: int) -> np.ndarray:
+def _mapped(path: str, size: int) -> np.ndarray | None:
+    with _opened(path, size) as handle:
+        try:
+            return np.frombuffer(mmap.mmap(handle, size, access=mmap.ACCESS_READ), np.uint8)
+        except OSError as error:
+            if error.errno not in _NO_MAPS:
+                raise
+            return None
+
+
+@contextlib.contextmanager
+def _opened(path: str, size: int) -> Iterator[int]:
     try:
         handle = open_regular(path)
         try:
             if os.fstat(handle).st_size != size:
                 raise ValueError("another file than when it was opened")
-            return np.frombuffer(mmap.mmap(handle, size, access=mmap.ACCESS_READ), np.uint8)
+            yield handle
         finally:
             os.close(handle)
     except (OSError, ValueError) as error:
         raise ShardError(f"{path}: cannot be read any more ({error})") from error
+
+
+def _bytes(path: str, size: int, start: int, stop: int) -> np.ndarray:
+    """Some bytes of a shard, uint8: a view of the memory map of the file or, if its file system has no maps, a copy."""
+    if (mapped := _mapped(path, size)) is not None:
+        return mapped[start:stop]
+    with _opened(path, size) as handle:
+        return np.frombuffer(read_exactly(handle, start, stop - start), np.uint8)
+
+
+def warn_without_maps(path: str) -> None:
+    """Say on standard error, once, if the file system of a shard has no memory maps."""
+    global _warned
+    if not _warned and _mapped(path, os.path.getsize(path)) is None:
+        _warned = True
+        folder = os.path.dirname(path)
+        print(f"warning: {folder}: this file system has no memory maps: shards are read more slowly", file=sys.stderr)
+
+
+_warned = False
 
 
 def forget() -> None:
@@ -68,8 +104,12 @@ class _Stored(np.lib.mixins.NDArrayOperatorsMixin):
         return self.shape[0]
 
     def _whole(self) -> np.ndarray:
-        start = self._stored.offset
-        return _mapped(self._path, self._size)[start : start + self._stored.nbytes].reshape(self.shape)
+        return self._rows(0, len(self))
+
+    def _rows(self, start: int, stop: int) -> np.ndarray:
+        offset, row = self._stored.offset, math.prod(self.shape[1:])
+        found = _bytes(self._path, self._size, offset + start * row, offset + stop * row)
+        return found.reshape(stop - start, *self.shape[1:])
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._whole(), dtype or self.dtype)
@@ -80,7 +120,12 @@ class _Stored(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getitem__(self, index: Any) -> np.ndarray:
         """A part, a copy. Raises ShardError where an id in it is out of range."""
-        values = np.array(self._whole()[index])
+        first, *others = index if isinstance(index, tuple) else (index,)
+        if isinstance(first, int | np.integer) and -len(self) <= first < len(self):  # no more than its row is read
+            row = int(first) % len(self)
+            values = np.array(self._rows(row, row + 1)[(0, *others)])
+        else:
+            values = np.array(self._whole()[index])
         if (values >= np.broadcast_to(self._limit, self.shape)[index]).any():
             raise ShardError(f"{self._path}: {self._name} is out of range; {_AGAIN}")
         return values
@@ -116,7 +161,7 @@ class ShardReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
         self.arrays: dict[str, Any] = _Arrays(self.path)
-        self._jpeg_header = b""  # of the frame that was decoded last
+        self._jpeg_header = b""  # of a frame that was decoded before
         try:
             handle = open_regular(path)
             try:
@@ -204,7 +249,7 @@ class ShardReader:
     def jpeg(self, frame: int) -> np.ndarray:
         """The JPEG bytes of one frame of the shard, uint8 [bytes], a view of the file."""
         start, stop = self.arrays["frames/offset"][frame : frame + 2] + self.header.stored["frames/jpeg"].offset
-        return _mapped(self.path, self.header.size)[start:stop]
+        return _bytes(self.path, self.header.size, int(start), int(stop))
 
     def frames(
         self, indices: Sequence[int] | np.ndarray, out: np.ndarray | None = None, corner: Sequence[int] = (0, 0)
@@ -232,10 +277,12 @@ class ShardReader:
         jpeg = self.jpeg(frame)
         picture = None
         # the headers of all frames that were encoded with the same settings are the same
-        if jpeg[: len(self._jpeg_header)].tobytes() != self._jpeg_header or not self._jpeg_header:
+        header = self._jpeg_header  # read once: other threads may change it
+        if not header or jpeg[: len(header)].tobytes() != header:
             length = header_length(jpeg[:_LONGEST_JPEG_HEADER].tobytes(), self.frame_size)
-            self._jpeg_header = jpeg[:length].tobytes()
-        if self._jpeg_header:
+            header = jpeg[:length].tobytes()
+            self._jpeg_header = header or self._jpeg_header
+        if header:
             picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
         if picture is None or picture.shape != (*self.frame_size, 3):
             raise ShardError(f"{self.path}: frame {frame} does not decode to {self.frame_size}; run labelgen again")

@@ -13,7 +13,7 @@ from labelgen.shards.checks import beyond
 from labelgen.shards.folder import disagreements, shard_paths
 from labelgen.shards.hdf5 import Viewer
 from labelgen.shards.header import Shared
-from labelgen.shards.reader import ShardReader
+from labelgen.shards.reader import ShardReader, warn_without_maps
 from labelgen.shards.schema import fields
 
 
@@ -27,6 +27,7 @@ def verify(
     Raises ShardError where there is none.
     """
     paths = shard_paths(folder)
+    warn_without_maps(str(paths[0]))
     found: list[str] = []
     good: dict[str, Shared] = {}
     with Viewer() as viewer:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,7 +60,7 @@ def write(
         "splits": list(splits),
         "versions": versions(),
     }
-    with replacing(path, RuntimeError) as name:  # what h5py raises where the disk is full at closing
+    with replacing(path) as name:
         written = _write_file(name, arrays, jpeg, shared, fields(kinds))
         if (found := ShardReader(name).now_sha256()) != written:
             differing = ", ".join(what for what in written if found[what] != written[what])
@@ -78,28 +79,82 @@ def _write_file(
     types = {"frames/jpeg": ("|u1", (size,))} | {key: (array.dtype.str, array.shape) for key, array in data.items()}
     longest = {key: Stored(*kind, 1 << 62) for key, kind in types.items()}
     length = len(header_bytes(0, shared, longest, dict.fromkeys(("frames", "labels", "rest"), "0" * 64), 1 << 62))
-    with h5py.File(name, "w", libver=("earliest", "v110"), userblock_size=length, locking=False) as file:
-        frames, digest = file.create_dataset("frames/jpeg", (size,), np.uint8), hashlib.sha256()
-        jpeg.seek(0)
-        for start in range(0, size, COPY_BYTES):
-            block = jpeg.read(min(COPY_BYTES, size - start))
-            digest.update(block)
-            frames[start : start + len(block)] = np.frombuffer(block, np.uint8)
-        for key, array in data.items():
-            if array.dtype.kind == "S":
-                array = array.astype(h5py.string_dtype("utf-8", array.itemsize))
-            file.create_dataset(key, data=array)
-        sha256 = {"frames": digest.hexdigest(), "labels": labels_sha256(arrays)}
-        for group, values in attributes(shared, sha256).items():
-            file[group].attrs.update(values)
-        stored = {  # an empty array lies nowhere
-            key: Stored(*kind, file[key].id.get_offset() if file[key].size else length) for key, kind in types.items()
-        }
-    with open(name, "r+b") as raw:
+    with open(name, "r+b", buffering=0) as raw:
+        disk = _Disk(raw.fileno())
+        with h5py.File(disk, "w", libver=("earliest", "v110"), userblock_size=length) as file:
+            frames, digest = file.create_dataset("frames/jpeg", (size,), np.uint8), hashlib.sha256()
+            jpeg.seek(0)
+            for start in range(0, size, COPY_BYTES):
+                block = jpeg.read(min(COPY_BYTES, size - start))
+                digest.update(block)
+                frames[start : start + len(block)] = np.frombuffer(block, np.uint8)
+                disk.check()
+            for key, array in data.items():
+                if array.dtype.kind == "S":
+                    array = array.astype(h5py.string_dtype("utf-8", array.itemsize))
+                file.create_dataset(key, data=array)
+            sha256 = {"frames": digest.hexdigest(), "labels": labels_sha256(arrays)}
+            for group, values in attributes(shared, sha256).items():
+                file[group].attrs.update(values)
+            stored = {  # an empty array lies nowhere
+                key: Stored(*kind, file[key].id.get_offset() if file[key].size else length)
+                for key, kind in types.items()
+            }
+        disk.check()
         total = os.fstat(raw.fileno()).st_size
         sha256["rest"] = digests(raw.fileno(), length, stored["frames/jpeg"], total)["rest"]
-        raw.write(header_bytes(length, shared, stored, sha256, total))
+        disk.seek(0)
+        disk.write(header_bytes(length, shared, stored, sha256, total))
+        disk.check()
     return sha256
+
+
+class _Disk(io.RawIOBase):
+    """The file of a shard as HDF5's library writes it. What the system refuses, as on a full disk, is kept for `check` to raise:
+    the library would end the process where it cannot write while it closes a file."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle, self._at = handle, 0
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raises OSError where the system has refused something."""
+        if self._error is not None:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at}.get(whence)
+        self._at = offset + (os.fstat(self._handle).st_size if start is None else start)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        found = self._kept(os.pread, self._handle, len(view), self._at) or b""
+        view[: len(found)] = found
+        view[len(found) :] = bytes(len(view) - len(found))  # not written yet
+        return len(view)
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view) and self._error is None:
+            done += self._kept(os.pwrite, self._handle, view[done : done + COPY_BYTES], self._at + done) or 0
+        self._at += len(view)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        self._kept(os.ftruncate, self._handle, size)
+        return size or 0
+
+    def _kept(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except OSError as error:
+            self._error = self._error or error
+            return None
 
 
 def _as_array(field: Field, values: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The label generator on a Dask cluster: the shards of the local run, whatever happens to workers and videos."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from tests.labelgen.synthetic import write_video
 from tests.labelgen.test_run import ROOT, SABOTAGE
 
 distributed = pytest.importorskip("distributed")
+dask = pytest.importorskip("dask")
 
 SMALL = Config(height=48, width=64, crop=32)
 
@@ -229,3 +231,46 @@ def _free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+def test_a_cluster_behind_tls_is_reached_with_dasks_own_settings_and_not_without(tmp_path):
+    """Certificates of one's own, as docs/shards.md has it."""
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    options = [
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=vssl",
+        "-keyout",
+        key,
+        "-out",
+        cert,
+    ]
+    subprocess.run(["openssl", "req", *options], check=True, capture_output=True)
+    files = {"tls_ca_file": str(cert)}
+    for role in ("scheduler", "worker", "client"):
+        files |= {f"tls_{role}_cert": str(cert), f"tls_{role}_key": str(key)}
+    security = distributed.Security(require_encryption=True, **files)
+    with distributed.LocalCluster(
+        1, threads_per_worker=1, protocol="tls://", security=security, dashboard_address=":0"
+    ) as closed:
+        assert closed.scheduler_address.startswith("tls://")
+        with pytest.raises(ClusterError, match="no Dask scheduler answers there.*TLS.*certificates"):
+            pool(1, closed.scheduler_address, print).__enter__()
+        names = {"CA_FILE": cert, "CLIENT__CERT": cert, "CLIENT__KEY": key}
+        tls = dask.config.collect_env(
+            {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(path) for name, path in names.items()}
+        )
+        dotted = {f"distributed.comm.tls.{name}": value for name, value in _flat(tls["distributed"]["comm"]["tls"])}
+        with dask.config.set(dotted), pool(1, closed.scheduler_address, print) as (each, _):
+            assert list(each(str, str, [7])) == ["7"]
+
+
+def _flat(settings, prefix=""):
+    for key, value in settings.items():
+        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]

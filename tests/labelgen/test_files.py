@@ -145,3 +145,27 @@ def test_a_folder_has_the_permissions_of_a_new_one(tmp_path, mask):
     finally:
         os.umask(before)
     assert stat.S_IMODE(os.stat(own).st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_a_file_system_that_does_not_sync_is_told_once_and_used(tmp_path, monkeypatch, capsys):
+    real = os.fsync
+
+    def of_files_alone(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    monkeypatch.setattr(files, "_warned", False)
+    for text in ("a", "b"):
+        files.write_text(tmp_path / "a", text)
+        assert (tmp_path / "a").read_text() == text
+    told = capsys.readouterr().err
+    assert told.startswith(f"warning: {tmp_path}: this file system does not tell") and told.count("\n") == 1
+
+    def broken(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(WriteError, match="Input/output error"):
+        files.write_text(tmp_path / "a", "c")

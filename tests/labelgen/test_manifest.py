@@ -463,3 +463,51 @@ def test_only_a_match_is_timed(monkeypatch):
         watch.count += 1  # as in the midst of a match
         time.sleep(0.2)
         watch.count += 1
+
+
+def test_folders_of_links_that_fan_out_are_visited_once(tmp_path):
+    """Two links a level, 25 levels: 2^25 paths to one video."""
+    for level in range(25):
+        (tmp_path / f"v/l{level}").mkdir(parents=True)
+    for level in range(24):
+        for name in "ab":
+            (tmp_path / f"v/l{level}/{name}").symlink_to(tmp_path / f"v/l{level + 1}")
+    put(tmp_path / "v/l24", "x.mp4")
+    assert load("folder", tmp_path / "v").videos.ids == ["l24/x.mp4"]  # as what it is, and not by a link
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/z").symlink_to(tmp_path / "v/l0")
+    (tmp_path / "w/y").symlink_to(tmp_path / "v/l0")
+    (tmp_path / "w/a").symlink_to(tmp_path / "v/l20")
+    deep = "a/a/a/a/a/x.mp4"  # of the links, the one in the first of the orders is taken at each level
+    assert load("folder", tmp_path / "w").videos.ids == [deep]
+
+
+def test_names_match_however_their_accents_are_written(tmp_path):
+    one, several = "Caf\u00e9", "Cafe\u0301"
+    for files, listed in ((several, one), (one, several)):
+        root = tmp_path / ascii(files)
+        put(root, f"{files}/{files}.mp4", f"{files}/b.mp4")
+        write(root / "train.txt", f"{listed}/{listed}.mp4\n")
+        write(root / "test.txt", f"{listed}/b\n")
+        write(root / "t.csv", f"video,label\n{listed},Ein {listed}\nb,Ein {listed}\n")
+        lists = manifest(root, "label: {folder: 1}\nsplits: {lists: {train: train.txt, test: test.txt}}\n")
+        assert [parts for _, _, _, parts in rows(load(lists, root))] == [(1,), (3,)]
+        table = manifest(root, "csv: {files: [t.csv], video: '{video}'}\nlabel: {column: label}\n")
+        assert {label for _, label, _, _ in rows(load(table, root))} == {f"Ein {listed}"}
+        classes = manifest(root, f"label: {{folder: 1}}\nclasses: {{names: ['{listed}']}}\n")
+        assert {label for _, label, _, _ in rows(load(classes, root))} == {listed}
+
+
+def test_names_that_look_the_same_are_told_apart(tmp_path):
+    put(tmp_path, "x/Caf\u00e9.mp4", "y/Cafe\u0301.mp4")
+    write(tmp_path / "train.txt", "Caf\u00e9\n")
+    write(tmp_path / "test.txt", "")
+    text = "splits: {lists: {train: train.txt, test: test.txt}}\n"
+    fails(
+        r"two videos for 'Caf\u00e9' of the lists: 'x/Caf.*xe9.mp4 and y/Cafe.*u0301.mp4'",
+        manifest(tmp_path, text),
+        tmp_path,
+    )
+    (tmp_path / "y/Cafe\u0301.mp4").unlink()
+    write(tmp_path / "test.txt", "Cafe\u0301\n")
+    fails(r"two list entries for 'x/Caf\u00e9.mp4': 'Caf.*xe9 and Cafe.*u0301'", manifest(tmp_path, text), tmp_path)

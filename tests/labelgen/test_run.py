@@ -13,10 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numba.core import caching
 
-from labelgen import decode, run
+from labelgen import compiled, decode, run
 from labelgen.config import Config
-from labelgen.errors import ConfigError, ShardError
+from labelgen.errors import ConfigError, ShardError, VsslError
 from labelgen.flow import flow
 from labelgen.labels.patterns import crop_grid
 from labelgen.manifest import load
@@ -373,3 +374,43 @@ def test_options_are_checked():
 def test_what_is_not_needed_is_not_imported(module, absent):
     code = f"import {module}, sys; assert not {absent} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+
+
+def test_notes_of_shards_that_are_not_what_was_written_are_not_believed(folder, unbroken, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path, dirs_exist_ok=True)
+    notes = tmp_path / "videos" / "shards.jsonl"
+    lines = [json.loads(line) for line in notes.read_text().splitlines()]
+    for at, change in (
+        (0, lambda summary: summary.pop("totals")),
+        (0, lambda summary: summary["totals"].update(frames="many")),
+        (0, lambda summary: summary["totals"].update(frames=float("nan"))),
+        (1, lambda summary: summary.update(failures=[{}])),
+        (1, lambda summary: summary.update(failures={"a": 1})),
+        (2, lambda summary: summary["failures"][0].update(reason="\x1b[2J")),
+        (2, lambda summary: summary["failures"][0].update(kept=None)),
+    ):
+        changed = json.loads(json.dumps(lines))
+        change(next(line for line in changed if line[0] == f"0000{at}.h5")[3])
+        notes.write_text("".join(json.dumps(line) + "\n" for line in changed))
+        report = label(folder, tmp_path)
+        assert {key: report[key] for key in report if key != "this_run"} == {
+            key: unbroken[1][key] for key in report if key != "this_run"
+        }
+    notes.write_text('["00000.h5", 1, 1, ' + "[" * 100_000 + '\n["00001.h5"]\n["00002.h5", 1, 1, 7]\n\xff\n')
+    assert label(folder, tmp_path)["videos"] == unbroken[1]["videos"]
+    notes.unlink()
+    os.mkfifo(notes)
+    with pytest.raises(VsslError, match="shards.jsonl: a named pipe; expected a regular file"):
+        label(folder, tmp_path)
+
+
+def test_kernels_that_cannot_be_kept_are_compiled_and_that_is_said_once(folder, unbroken, tmp_path, monkeypatch):
+    """As of a read-only installation without a home: Numba finds no folder."""
+    monkeypatch.setattr(caching.FunctionCache._impl_class, "_locator_classes", [])
+    monkeypatch.setattr(compiled, "uncached", "")
+    added = [compiled.njit(nogil=True)(function) for function in (lambda x: x + 1, lambda x: x + 2)]
+    assert [kernel(1) for kernel in added] == [2, 3]
+    said = []
+    label(folder, tmp_path, say=said.append)
+    assert len(said) == 1 and "kernels are compiled anew in each process" in said[0] and "NUMBA_CACHE_DIR" in said[0]
+    assert content(tmp_path) == content(unbroken[0])

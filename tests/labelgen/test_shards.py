@@ -1,7 +1,12 @@
 """The shard: round trip, damage, byte identity."""
 
+import errno
 import io
 import pickle
+import resource
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import cv2
@@ -10,8 +15,10 @@ import numpy as np
 import pytest
 
 from labelgen import shards
-from labelgen.errors import ShardError
+from labelgen.errors import ShardError, WriteError
+from labelgen.shards import ShardReader, reader
 from labelgen.shards.reader import forget
+from labelgen.shards.verify import verify
 
 CONFIG = {
     **{"dataset": "example", "height": 32, "width": 40, "crop": 16, "paces": ["1/2", "2"], "clip_length": 16},
@@ -174,3 +181,85 @@ def test_config_hash_does_not_depend_on_the_order_of_keys():
         == shards.config_hash({"b": 2, "a": 1})
         != shards.config_hash({"a": 1, "b": 3})
     )
+
+
+def test_a_disk_that_fills_at_any_byte_of_a_shard_is_an_error_and_leaves_nothing(tmp_path):
+    """The kernel's limit of a file's size in place of a disk: HDF5's library, which dies where it cannot write, never sees it."""
+    write(tmp_path / "whole.h5")
+    whole = (tmp_path / "whole.h5").read_bytes()
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    for limit in (*range(0, len(whole), len(whole) // 97), len(whole) - 1):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            with pytest.raises(WriteError, match="cannot be written .File too large"):
+                write(tmp_path / "full.h5")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert [path.name for path in tmp_path.iterdir()] == ["whole.h5"]
+    write(tmp_path / "full.h5")
+    assert (tmp_path / "full.h5").read_bytes() == whole
+
+
+def test_a_file_system_without_memory_maps_is_told_once_and_read(tmp_path, monkeypatch, capsys):
+    arrays, pictures = write(tmp_path / "00000.h5")
+    mapped = ShardReader(tmp_path / "00000.h5")
+    expected = {name: np.asarray(mapped.arrays[name]) for name in mapped.arrays if name == "statistics/valid"}
+    found = verify(tmp_path)  # what it says of the example's invented labels
+    forget()
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(reader.mmap, "mmap", refuse)
+    monkeypatch.setattr(reader, "_warned", False)
+    for _ in range(2):
+        (shard,) = shards.open_shards(tmp_path)
+        assert (shard.frames(range(60)) == pictures).all()
+        for name, values in expected.items():
+            assert (shard.arrays[name][1, 1] == values[1, 1]).all() and (shard.arrays[name][-1] == values[-1]).all()
+            assert (shard.arrays[name][[2, 0]] == values[[2, 0]]).all() and (
+                np.asarray(shard.arrays[name]) == values
+            ).all()
+            with pytest.raises(IndexError):
+                shard.arrays[name][3]
+    assert verify(tmp_path) == found
+    write(tmp_path / "00001.h5")  # and reads it again
+    told = capsys.readouterr().err
+    assert told == f"warning: {tmp_path}: this file system has no memory maps: shards are read more slowly\n"
+    forget()
+
+
+def test_threads_share_a_reader(tmp_path):
+    """One thread meets a picture that is refused, the others sound ones, of two kinds of header."""
+    arrays, _, pictures = example()
+    encoded = [shards.encode_frame(picture, 90 if at % 2 else 60) for at, picture in enumerate(pictures)]
+    encoded[0] = cv2.imencode(".jpg", pictures[0], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    arrays["frames/offset"] = np.cumsum([0, *map(len, encoded)])
+    shards.write(
+        tmp_path / "0.h5", arrays, io.BytesIO(b"".join(encoded)), CONFIG, np.array([[0, 0], [8, 8]]), ["1", "2"]
+    )
+    shard = ShardReader(tmp_path / "0.h5")
+    good = {at: cv2.imdecode(np.frombuffer(encoded[at], np.uint8), cv2.IMREAD_COLOR_RGB) for at in range(1, 8)}
+    wrong = []
+
+    def look(first):
+        sys.settrace(switching)  # ends with the thread
+        for step in range(200):
+            at = (first + step) % 8
+            try:
+                seen = shard.frames([at])[0]
+            except ShardError:
+                seen = None
+            if seen is not None if at == 0 else seen is None or (seen != good[at]).any():
+                wrong.append(at)
+
+    def switching(frame, event, _):
+        """Another thread's turn at every line of the reader."""
+        if frame.f_code.co_filename != reader.__file__:
+            return None
+        time.sleep(0)
+        return switching
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(look, range(8)))
+    assert not wrong

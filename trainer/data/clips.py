@@ -7,7 +7,6 @@ that was resumed in the middle of an epoch.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from labelgen.errors import VsslError
+from labelgen.processes import cores
 from trainer import augment
 from trainer.data.index import Shards, clips_of
 from trainer.data.keys import OTHER_VIDEO, VIEW
@@ -141,7 +141,7 @@ class TrainingClips(Dataset):
             frames = self.method.read_other(reader, video, labels, draws[i])[0]
             reader.frames(frames, array[i, 0], draws[i].views[0]["corner"])
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves Python's lock
+        with ThreadPoolExecutor(min(8, cores())) as pool:  # decoding leaves Python's lock
             list(pool.map(one, range(len(draws))))
         views = _tensors(_stacked([_stacked(draw.views) for draw in draws]))
         return clips, {name: view.pin_memory() for name, view in views.items()} if pin else views

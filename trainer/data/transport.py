@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from labelgen.errors import VsslError
+from labelgen.processes import cores, safe_path
 from trainer.errors import LoaderLost
 
 
@@ -77,7 +78,7 @@ def loader(dataset: Dataset, workers: int, device: torch.device, **options) -> D
     cv2.setNumThreads(1)
     return DataLoader(
         dataset,
-        num_workers=min(workers, 4 * len(os.sched_getaffinity(0))),
+        num_workers=min(workers, 4 * cores()),
         worker_init_fn=_quiet_worker,
         pin_memory=device.type == "cuda",
         collate_fn=_packed,
@@ -88,7 +89,8 @@ def loader(dataset: Dataset, workers: int, device: torch.device, **options) -> D
 def received(batches: Iterable[dict | VsslError]) -> Iterator[dict]:
     """The batches, whose processes start now; what one of them sent is raised where it is an error. Raises LoaderLost where
     a process was killed."""
-    iterator = iter(batches)
+    with safe_path():
+        iterator = iter(batches)
     _hold_back()
     return _received_batches(iterator)
 

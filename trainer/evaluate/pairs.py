@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from labelgen.errors import ReadError
+from labelgen.processes import environment
 from labelgen.reading import open_regular, read_bytes
 from labelgen.shards import VideoNames
 from trainer import data
@@ -101,10 +101,7 @@ def _view2_pairs(path: Path) -> Iterator[tuple[int, str, str, bool]]:
         )
     try:
         command = [sys.executable, "-c", _READ_MAT, name]  # SciPy dies of some damaged files: in a process of its own
-        path_of_python = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        done = subprocess.run(
-            command, input=content, capture_output=True, timeout=_MAT_SECONDS, env=os.environ | path_of_python
-        )
+        done = subprocess.run(command, input=content, capture_output=True, timeout=_MAT_SECONDS, env=environment())
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines() or [f"signal {-done.returncode}"]
             raise ValueError(f"{said[-1]:.200}")

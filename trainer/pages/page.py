@@ -154,7 +154,7 @@ def page(
     text = fill(
         _PAGE,
         title=title,
-        style=join((Markup(Path(__file__).with_name("page.css").read_text()), rules)),
+        style=join((Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8")), rules)),
         lead=lead,
         top=top,
         links=join(fill('<li><a href="#{}">{}</a></li>', name, heading) for name, heading, _ in sections),

@@ -24,6 +24,7 @@ from pathlib import Path
 from labelgen.cluster import connected
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import write_json, write_text
+from labelgen.processes import cores, environment
 from labelgen.reading import fit, load_json, read_text
 from trainer.errors import TrainerError
 from trainer.settings import Settings, resolve
@@ -90,7 +91,7 @@ def code(kind: str) -> list[str]:
 
 
 def _bare(file: Path) -> str:
-    tree = ast.parse(file.read_text())
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         match node:
             case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node) is not None:
@@ -156,18 +157,20 @@ def _in_process(job: Job, root: Path, threads: int, functions: dict[str, Callabl
     log, answer = Store(root).log(job), root / "logs" / f"{job.id}.error"
     answer.unlink(missing_ok=True)
     job = replace(job, how=job.how | {"device": device.name})
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    environment |= {"CUDA_VISIBLE_DEVICES": device.alone} if device.alone else {}
-    environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
+    own = {"CUDA_VISIBLE_DEVICES": device.alone} if device.alone else {}
     command = [sys.executable, "-c", f"from trainer.study.jobs import child; child({os.getpid()})"]
     with open(log, "ab") as file:
         done = subprocess.run(
-            command, input=pickle.dumps((job, root, functions)), env=environment, stdout=file, stderr=subprocess.STDOUT
+            command,
+            input=pickle.dumps((job, root, functions)),
+            env=environment(threads) | own,
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
     if done.returncode == 0:
         return ""
     if answer.exists():
-        return answer.read_text()
+        return answer.read_text(encoding="utf-8")
     how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
     lines = log.read_text(errors="replace").strip().splitlines()
     return f"its process ended with {how}: {lines[-1] if lines else 'it said nothing'}; see {log}"
@@ -301,9 +304,8 @@ def make(
     if scheduler is None:
         import joblib
 
-        cores = len(os.sched_getaffinity(0))
-        workers = min(workers, 4 * cores)  # a slip of the pen would start thousands
-        threads = max(1, cores // workers)
+        workers = min(workers, 4 * cores())  # a slip of the pen would start thousands
+        threads = max(1, cores() // workers)
         parallel = joblib.Parallel(
             n_jobs=max(1, min(workers, len(jobs))), backend="threading", batch_size=1, return_as="generator_unordered"
         )

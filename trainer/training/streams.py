@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from labelgen.processes import safe_path
 from trainer import data, distributed
 from trainer.augment import augment
 from trainer.errors import TrainerError
@@ -37,7 +38,8 @@ class Stream:
         """The raw batches of the first epoch, the same at every iteration. The decoding processes start now and wait."""
         keys: list = []  # none until the processes are there, so that they do not decode yet
         loader = data.loader(self.clips, workers, device, batch_sampler=keys, persistent_workers=workers > 0)
-        iter(loader)
+        with safe_path():
+            iter(loader)
         keys += self.batches.sampler(range(self.batches.per_epoch))
         return loader
 

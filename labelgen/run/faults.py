@@ -1,0 +1,91 @@
+"""Whose fault an error is: the video's, which is listed for good, or the machine's, which another try may not meet."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+
+from labelgen.errors import ReadError
+from labelgen.manifest import Video
+from labelgen.reading import open_regular
+from labelgen.run.plan import Task
+
+# fmt: off
+_MACHINE = {
+    getattr(errno, name) for name in (
+        "EAGAIN", "EBUSY", "ECOMM", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EDQUOT", "EHOSTDOWN", "EHOSTUNREACH",
+        "EIO", "EKEYEXPIRED", "EKEYREVOKED", "EMFILE", "EMULTIHOP", "ENETDOWN", "ENETRESET", "ENETUNREACH", "ENFILE", "ENODEV",
+        "ENOLINK", "ENOMEDIUM", "ENOMEM", "ENOSPC", "ENOTCONN", "ENXIO", "EPIPE", "EREMOTEIO", "EROFS", "ESHUTDOWN", "ESTALE",
+        "ETIMEDOUT", "EUCLEAN",
+    ) if hasattr(errno, name)
+}  # fmt: skip
+# fmt: on
+_OF_FFMPEG = {errno.EIO, errno.ENOMEM}  # which FFmpeg says of damaged files, too
+_MOST = 1 << 31  # bytes that FFmpeg may ask for at once
+_BLOCK = 1 << 24
+
+
+def machine_fault(error: Exception, video: Video, task: Task) -> str:
+    """Why the machine, and not the video, is to blame for an error in labelling it; "" if the video is."""
+    for one in _causes(error):
+        number: int = getattr(one, "errno", None) or 0
+        of_ffmpeg = type(one).__module__.startswith("av.")
+        if isinstance(one, MemoryError) and not of_ffmpeg:
+            return "not enough memory"
+        if number == errno.ENOMEM and of_ffmpeg and not _memory():
+            return "not enough memory"
+        if number in _MACHINE and not (of_ffmpeg and number in _OF_FFMPEG):
+            return os.strerror(number)
+        if isinstance(one, RuntimeError) and "start new thread" in str(one):
+            return "no thread can be started; check `ulimit -u`"
+    return unreadable(video, task)
+
+
+def unreadable(video: Video, task: Task) -> str:
+    """Why the file of a video cannot be read from its first to its last byte as it was when the run was planned; "" if it can, or
+    could not then."""
+    planned = task.sizes.get(video.id)
+    if planned is not None and planned < 0:
+        return ""
+    try:
+        with open_regular(video.file) as file:
+            while file.read(_BLOCK):
+                pass
+            size = os.fstat(file.fileno()).st_size
+    except ReadError:  # a pipe or a device
+        return ""
+    except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
+        if isinstance(error, PermissionError) and _may_be_listed(task.root):
+            return ""
+        why = "not there any more" if isinstance(error, FileNotFoundError) else error.strerror
+        return f"{why} (it was when the run was planned)"
+    except OSError as error:
+        return os.strerror(error.errno or 0) if error.errno in _MACHINE else ""
+    if planned is not None and size != planned:
+        return f"changed since the run was planned: {planned:,} bytes then, {size:,} now"
+    return ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _memory() -> bool:
+    """Whether more memory can be had than FFmpeg may ask for: then it was a file that asked for too much."""
+    try:
+        mmap.mmap(-1, _MOST, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except (OSError, MemoryError):
+        return False
+    return True
+
+
+def _may_be_listed(folder: os.PathLike[str]) -> bool:
+    try:
+        with os.scandir(folder):
+            return True
+    except OSError:
+        return False
