@@ -63,7 +63,7 @@ def train(
         raise TrainerError(f"both a run to resume, {resume}, and a new run, {run}; leave one of them out")
     settings, saved = settings or Settings(), None
     if resume is not None:
-        saved = checkpoint.load(resume)
+        saved = checkpoint.load(resume, untrained=True)
         checkpoint.check_newest(saved)
         opened = data.Shards(shards)
         check_same_data(saved, {"dataset": opened.dataset, "config_hash": opened.config_hash}, opened.folder)
