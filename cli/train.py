@@ -105,7 +105,11 @@ def _train(method, shards, run, resume, recipe, options, initial=None, **given):
     base, expected = recipes.recipe(recipe) if recipe else (Settings(), {})
     name = method or base.method
     if name is None:
-        name = checkpoint.load(resume, untrained=True).meta["settings"]["method"] if resume else DECLARATIONS["method"].default
+        name = (
+            checkpoint.load(resume, untrained=True).meta["settings"]["method"]
+            if resume
+            else DECLARATIONS["method"].default
+        )
     try:
         chosen = recipes.parse_options(options, name)
     except TrainerError as error:

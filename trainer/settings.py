@@ -13,10 +13,14 @@ from trainer.methods import METHODS, method_class
 from trainer.options import POSITIVE, SHARE, Range, at_least, between, check_value, typed
 
 
+def cores() -> int:
+    """Of this process, or where the system does not say (macOS) of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers() -> int:
     """Half of this process's cores, 1 to 8. Those that `torchrun` starts on a machine share its cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // 2))
+    return min(8, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // 2))
 
 
 WORKERS = default_workers()

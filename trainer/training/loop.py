@@ -26,10 +26,10 @@ from trainer.settings import Settings, resolve, resumed
 from trainer.training.feed import Feed
 from trainer.training.log import Log, cut_log, say
 from trainer.training.precision import pick_precision, set_precision, version_warnings
-from trainer.training.run_folder import check_same_data, locked, new_run
+from trainer.training.run_folder import check_name, check_same_data, locked, new_run
 from trainer.training.saver import Saver
 from trainer.training.schedule import learning_rate, pacing
-from trainer.training.signals import StopSignals
+from trainer.training.signals import STOPS, StopSignals
 from trainer.training.streams import held_out_streams, training_streams
 
 _OPTIMIZERS = {
@@ -37,7 +37,7 @@ _OPTIMIZERS = {
     "adamw": (torch.optim.AdamW, lambda momentum: {"betas": (momentum, 0.999)}),
 }
 _CHECKPOINT = 0
-_FLAGS = (_CHECKPOINT, int(signal.SIGINT), int(signal.SIGTERM))  # what a process may be asked for
+_FLAGS = (_CHECKPOINT, *map(int, STOPS))  # what a process may be asked for
 
 
 def train(
@@ -57,10 +57,11 @@ def train(
     expected: configuration of the shards that the settings are meant for; a line tells where they have another one
 
     Under `torchrun` all processes call it alike; the first one writes. Raises TrainerError, ShardError, WriteError;
-    Interrupted after SIGINT or SIGTERM, when a checkpoint has been written.
+    Interrupted after SIGINT, SIGTERM or SIGHUP, when a checkpoint has been written.
     """
     if run is not None and resume is not None:
         raise TrainerError(f"both a run to resume, {resume}, and a new run, {run}; leave one of them out")
+    check_name(run if resume is None else resume)
     settings, saved = settings or Settings(), None
     if resume is not None:
         saved = checkpoint.load(resume, untrained=True)

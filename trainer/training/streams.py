@@ -37,7 +37,7 @@ class Stream:
         """The raw batches of the first epoch, the same at every iteration. The decoding processes start now and wait."""
         keys: list = []  # none until the processes are there, so that they do not decode yet
         loader = data.loader(self.clips, workers, device, batch_sampler=keys, persistent_workers=workers > 0)
-        iter(loader)
+        data.started(loader)
         keys += self.batches.sampler(range(self.batches.per_epoch))
         return loader
 
