@@ -22,7 +22,7 @@ from trainer.settings import Settings, over, resolve
 from trainer.study.file import ALL, FLOW, SUPERVISED, VIEWS, WITHOUT_LABELS, Measure, Row, Study
 from trainer.study.jobs import Job, Store, code, determining, identity, with_device
 from trainer.study.sources import Source, drawn, few_name
-from trainer.training.streams import training_streams
+from trainer.training.streams import epoch_of, training_clips
 
 
 @dataclass(frozen=True)
@@ -298,12 +298,7 @@ def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float]
         shards.hold_out(values["holdout"], values["seed"])
     shards.keep(values["fraction"], values["seed"])
     with contextlib.redirect_stdout(io.StringIO()):  # it says which videos it leaves out, as it does when it trains
-        streams = training_streams(shards, own)
-    steps = max(stream.batches.per_epoch for stream in streams.values())
-    each = 0.0
-    for name, stream in streams.items():
-        encoded = stream.clips.method.shape(shards.config, values["options"][name])[0]  # of each sample
-        each += steps / stream.batches.per_epoch * stream.batches.shown * encoded
+        each = epoch_of(training_clips(shards, own), own)[1]
     epochs = max(1, round(clips / each))
     return epochs, epochs * each
 
