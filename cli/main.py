@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 
@@ -17,6 +16,7 @@ from cli.labelgen import labelgen
 from cli.map import map_
 from cli.report import compare, report
 from cli.show import shards_group, show
+from cli.streams import keep_streams
 from cli.study import study
 from cli.train import finetune, train
 from labelgen.errors import ConfigError, VsslError
@@ -27,12 +27,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class _Group(click.Group):
-    def main(self, *arguments, **options):
-        for stream in (sys.stdout, sys.stderr):  # a name may have letters that the terminal has not
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
+    def main(self, *args, **kwargs):
+        keep_streams()
         with safe_path():
-            return super().main(*arguments, **options)
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context):
         try:
@@ -42,20 +40,19 @@ class _Group(click.Group):
         except VsslError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(1)
-        except BrokenPipeError:
-            raise
-        except (MemoryError, RuntimeError) as error:
-            thread = "can't start new thread" in str(error)
-            if not thread and not isinstance(error, MemoryError):
-                raise
-            click.echo(f"Error: {'no more threads: check `ulimit -u`' if thread else 'not enough memory'}", err=True)
-            sys.exit(1)
         except KeyboardInterrupt:
             kept = "; finished features are kept, and not computed again" if ctx.invoked_subcommand == "eval" else ""
             click.echo(f"\nvssl {ctx.invoked_subcommand}: interrupted{kept}", err=True)
             sys.exit(130)
-        except OSError as error:  # a folder that may not be written, a file that went away
-            click.echo(f"Error: {error}", err=True)
+        except MemoryError:
+            click.echo("Error: not enough memory", err=True)
+            sys.exit(1)
+        except (OSError, RuntimeError) as error:  # a folder that may not be written, a file that went away
+            if isinstance(error, RuntimeError) and "can't start new thread" not in str(error):
+                raise
+            many = isinstance(error, (BlockingIOError, RuntimeError))
+            advice = "; you may have no more processes or threads (ulimit -u): take fewer workers" if many else ""
+            click.echo(f"Error: {error}{advice}", err=True)
             sys.exit(1)
 
 

@@ -48,10 +48,10 @@ def map_(features, out, level, method, color, column):
 
 
 def _own_values(path: str, column: str, fields: list[dict]) -> list[str]:
-    from trainer.errors import TrainerError
+    from trainer.errors import SettingError
 
     if column not in fields[0]:
-        raise TrainerError(f"{path}: no column {column}, only {', '.join(fields[0])}; name a CSV file with --color")
+        raise SettingError(f"{path}: no column {column}, only {', '.join(fields[0])}; name a CSV file with --color")
     return [str(field[column]) for field in fields]
 
 

@@ -53,6 +53,11 @@ def _with_options(name: str):
             ),
             *(_setting(setting) for setting, declaration in DECLARATIONS.items() if name in declaration.commands),
             click.option(
+                "--clips",
+                type=click.IntRange(1),
+                help="Budget in clips shown, instead of --epochs; the learning rate drops at the same shares of it.",
+            ),
+            click.option(
                 "--run", type=WRITTEN, help="Name (in runs/) or path of the run.  [default: runs/METHOD-BACKBONE-N]"
             ),
             click.option(
@@ -98,24 +103,30 @@ def finetune(initial, freeze, scratch, options, **given):
     _train(method="recognition", initial=initial, options=options, **given)
 
 
-def _train(method, shards, run, resume, recipe, options, initial=None, **given):
+def _train(method, shards, run, resume, recipe, options, clips, initial=None, **given):
     from trainer import checkpoint, recipes
     from trainer.data.readers import each_folder
-    from trainer.errors import Interrupted, TrainerError
+    from trainer.errors import Interrupted, SettingError
     from trainer.settings import Settings, over
     from trainer.training import train as train_network
 
+    if clips is not None and given["epochs"] is not None:
+        raise click.UsageError("--epochs and --clips exclude each other")
     base, expected = recipes.recipe(recipe) if recipe else (Settings(), {})
     name = method or base.method
     if name is None:
-        name = checkpoint.load(resume).meta["settings"]["method"] if resume else DECLARATIONS["method"].default
+        name = (
+            checkpoint.load(resume, untrained=True).meta["settings"]["method"]
+            if resume
+            else DECLARATIONS["method"].default
+        )
     try:
         chosen = recipes.parse_options(options, name)
-    except TrainerError as error:
-        raise TrainerError(f"--set {error}") from error
+    except SettingError as error:
+        raise SettingError(f"--set {error}") from error
     settings = over(base, Settings(method=name, options=chosen or None, **given))
     try:
-        train_network(settings, shards, run, resume, initial, expected)
+        train_network(settings, shards, run, resume, initial, expected, clips)
     except Interrupted as stopped:
         folders = " ".join(f"--shards {shlex.quote(str(folder))}" for folder in each_folder(shards))
         again = f"vssl train {folders} --resume {shlex.quote(str(stopped.run))}"

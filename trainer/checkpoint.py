@@ -17,6 +17,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -140,17 +141,22 @@ def run_path(name: str | os.PathLike) -> Path:
 
 
 def newest_run(finetuned: bool = True) -> Path:
-    """The run in runs/ whose checkpoint was written last; finetuned: runs that were trained with labels count, too.
+    """The run in runs/ whose checkpoint was written last, of those with one step at least; finetuned: runs that were trained
+    with labels count, too.
 
     Raises TrainerError when there is none.
     """
-    checkpoints = [path for path in RUNS.glob("*/checkpoints/[0-9]*") if finetuned or _pretrained(path)]
-    if not checkpoints:
+    written: dict[Path, float] = {}
+    for path in RUNS.glob("*/checkpoints/[0-9]*"):
+        with suppress(FileNotFoundError):  # another process has just replaced it: the run has a newer one
+            if path.name.isdecimal() and int(path.name) and (finetuned or _pretrained(path)):
+                written[path] = path.stat().st_mtime
+    if not written:
         raise TrainerError(
-            f"no {'' if finetuned else 'pretrained '}run with a checkpoint in {RUNS}/; train one with `vssl train`, or "
-            "name a checkpoint"
+            f"no {'' if finetuned else 'pretrained '}run with a step done in {RUNS}/; train one with `vssl train`, or name a "
+            "checkpoint"
         )
-    return max(checkpoints, key=lambda path: path.stat().st_mtime).parents[1]
+    return max(written, key=written.__getitem__).parents[1]
 
 
 def _pretrained(folder: Path) -> bool:
@@ -171,17 +177,37 @@ def with_labels(settings: dict) -> bool:
     return any(name in METHODS and method_class(name).supervised for name in names)  # of others nothing is known
 
 
-def load(path: str | os.PathLike, best: bool = False) -> Checkpoint:
+def load(path: str | os.PathLike, best: bool = False, untrained: bool = False) -> Checkpoint:
     """Read the newest checkpoint of a run, a checkpoint folder or a .safetensors file.
 
-    best: of a run that has one, the checkpoint of the best held-out accuracy.
+    best: of a run that has one, the checkpoint of the best held-out accuracy; untrained: also one of before the first step,
+    which training can go on from, and whose weights are random
 
     Raises TrainerError when there is none, or when metadata and backbone are not as this version of vssl writes them.
     """
     path = run_path(path)
-    if (path / "checkpoints").is_dir():
-        kind = "best" if best and (path / "best").is_dir() else "checkpoints"
-        path = _newest(path, kind)
+    saved = _load(path) if not (path / "checkpoints").is_dir() else _load_newest(path, best)
+    if not saved.meta["step"] and not untrained:
+        raise TrainerError(
+            f"{saved.file}: not trained for a single step, its weights are random; go on with its training "
+            f"(`vssl train --resume {saved.run}`), or name another run"
+        )
+    return saved
+
+
+def _load_newest(run: Path, best: bool) -> Checkpoint:
+    """The newest checkpoint of a run, which a training may replace by a newer one while it is read."""
+    folder = _newest(run, best)
+    while True:
+        try:
+            return _load(folder)
+        except TrainerError:
+            before, folder = folder, _newest(run, best)
+            if folder == before:
+                raise
+
+
+def _load(path: Path) -> Checkpoint:
     file = path / "weights.safetensors" if path.is_dir() else path
     if not file.exists():
         raise TrainerError(f"{path}: neither a run, a checkpoint folder nor a .safetensors file")
@@ -228,15 +254,16 @@ def check_newest(saved: Checkpoint) -> None:
     """Raises TrainerError where it is not the newest of its run, which another process may just have trained further."""
     if not (saved.run / "checkpoints").is_dir():
         raise TrainerError(f"{saved.file}: belongs to no run whose training could go on")
-    if saved.file.parent.name != (newest := _newest(saved.run, "checkpoints")).name:
+    if saved.file.parent.name != (newest := _newest(saved.run)).name:
         raise TrainerError(f"{saved.file.parent}: the run has another checkpoint, {newest}; resume it from there")
 
 
-def _newest(run: Path, kind: str) -> Path:
-    found = [folder for folder in (run / kind).iterdir() if folder.name.isdecimal()]
-    if not found:
-        raise TrainerError(f"{run}: the run has no checkpoint yet; start it anew under another name")
-    return max(found, key=lambda folder: int(folder.name))
+def _newest(run: Path, best: bool = False) -> Path:
+    """Folder of the last checkpoint; best: of the best one, where the run has it."""
+    for kind in ("best", "checkpoints") if best else ("checkpoints",):
+        if found := [folder for folder in (run / kind).glob("[0-9]*") if folder.name.isdecimal()]:
+            return max(found, key=lambda folder: int(folder.name))
+    raise TrainerError(f"{run}: the run has no checkpoint yet; start it anew under another name")
 
 
 def _check_meta(file: Path, meta: dict) -> None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from labelgen.errors import VsslError
-from trainer.errors import TrainerError
+from trainer.errors import SettingError, TrainerError
 from trainer.memory import keep_freed_memory
 
 
@@ -60,9 +60,13 @@ def place() -> Place:
 
 def pick_device(name: str, here: Place = Place()) -> torch.device:
     """The device of that name; "auto" is CUDA where there is one, else the CPU. Of several processes each has a CUDA device of
-    its own, the one that it sees or that of its number. Raises TrainerError for a device that cannot be used, or not by all."""
+    its own, the one that it sees or that of its number. Raises SettingError for what is no device, TrainerError for one that
+    cannot be used, or not by all."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise SettingError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    try:
         if here.world > 1 and device.type == "cuda":
             number = 0 if torch.cuda.device_count() == 1 else here.local_rank
             if device.index is not None and (here.local != 1 or device.index != number):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from labelgen.errors import VsslError
+from labelgen.errors import ConfigError, VsslError
 
 
 class TrainerError(VsslError):
     """A setting, a checkpoint or the shards do not fit what is asked, or the loss is not finite."""
+
+
+class SettingError(TrainerError, ConfigError):
+    """A setting or an option has a name or a value that there is not."""
 
 
 class LoaderLost(TrainerError):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from labelgen import files
 from trainer import checkpoint
 from trainer.augment import MEAN, STD
-from trainer.errors import TrainerError
+from trainer.errors import SettingError, TrainerError
 from trainer.network import build_backbone
 from trainer.settings import Settings
 
@@ -42,11 +42,11 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
         raise TrainerError(f"{out}: expected the name of a file in a folder that exists")
     form = form or _SUFFIXES.get(out.suffix)
     if form is None:
-        raise TrainerError(
+        raise SettingError(
             f"{out}: ends in {out.suffix or 'nothing'}, expected {', '.join(_SUFFIXES)}; or name the format"
         )
     if form not in FORMATS:
-        raise TrainerError(f"unknown format {form!r}, expected one of: {', '.join(FORMATS)}")
+        raise SettingError(f"unknown format {form!r}, expected one of: {', '.join(FORMATS)}")
     saved = checkpoint.load(run, best=True)
     backbone, crop = _backbone(saved), saved.meta["config"]["crop"]
     clips = torch.randn(3, 3, _frames(saved), crop, crop, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.errors import TrainerError
+from trainer.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Option:
         return type(self.default)
 
     def checked(self, name: str, value: object) -> object:
-        """The value, of the option's type. Raises TrainerError for another type, nan, what is too large for a generator's
+        """The value, of the option's type. Raises SettingError for another type, nan, what is too large for a generator's
         seed or a float, and what is outside of the range or the choices."""
         value = typed(name, value, self.type)
         check_value(name, value, self.range, self.choices)
@@ -55,23 +55,23 @@ class Option:
 
 
 def check_value(name: str, value: object, range: Range | None, choices: tuple[str, ...]) -> None:
-    """Raises TrainerError for a value outside of the range, or that is none of the choices where there are any."""
+    """Raises SettingError for a value outside of the range, or that is none of the choices where there are any."""
     if range and not range.holds(value):
-        raise TrainerError(f"{name} is {value}, expected {range.words}")
+        raise SettingError(f"{name} is {value}, expected {range.words}")
     if choices and value not in choices:
-        raise TrainerError(f"{name} is {value!r}, expected one of: {', '.join(choices)}")
+        raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(choices)}")
 
 
 def typed(name: str, value: object, kind: type) -> object:
-    """The value, a whole number as float where one is meant. Raises TrainerError for another type and for numbers that are
+    """The value, a whole number as float where one is meant. Raises SettingError for another type and for numbers that are
     not finite or too large."""
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, int | float) and not abs(number) < 1 << 63:
-            raise TrainerError(f"{name} is {number}, expected a finite number smaller than 2^63")
+            raise SettingError(f"{name} is {number}, expected a finite number smaller than 2^63")
         if isinstance(value, list) and not isinstance(number, str | int | float):
-            raise TrainerError(f"{name} is {value!r:.60}, expected a list of numbers or texts")
+            raise SettingError(f"{name} is {value!r:.60}, expected a list of numbers or texts")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TrainerError(f"{name} is {value!r:.200}, a {type(value).__name__}, expected a {kind.__name__}")
+        raise SettingError(f"{name} is {value!r:.200}, a {type(value).__name__}, expected a {kind.__name__}")
     return value

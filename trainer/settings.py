@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 
 from labelgen.processes import cores
 from trainer import backbones
-from trainer.errors import TrainerError
+from trainer.errors import SettingError, TrainerError
 from trainer.methods import METHODS, method_class
 from trainer.options import POSITIVE, SHARE, Range, at_least, between, check_value, typed
 
@@ -163,7 +163,11 @@ class Settings:
         may_change=True,
     )
     log_every: int | None = _declared(
-        10, "Steps between two lines where there is no terminal", POSITIVE, may_change=True, commands=()
+        10,
+        "Seconds between two lines where there is no terminal; the first step is told at once",
+        POSITIVE,
+        may_change=True,
+        commands=(),
     )
 
     @property
@@ -178,7 +182,7 @@ DEFAULT_BACKBONE = "r3d10"
 
 
 def resolve(settings: Settings) -> Settings:
-    """The settings with every default filled in. Raises TrainerError for values that make no sense."""
+    """The settings with every default filled in. Raises SettingError for values that make no sense."""
     given = {name: value for name, value in asdict(settings).items() if value is not None}
     if isinstance(given.get("split"), int):
         given["split"] = str(given["split"])
@@ -186,7 +190,7 @@ def resolve(settings: Settings) -> Settings:
     methods = given.get("method", DECLARATIONS["method"].default).split("+")
     classes = {name: method_class(name) for name in methods}
     if len(classes) < len(methods):
-        raise TrainerError(f"method is {'+'.join(methods)!r}: each method may be named once")
+        raise SettingError(f"method is {'+'.join(methods)!r}: each method may be named once")
     defaults = {name: declaration.default for name, declaration in DECLARATIONS.items()}
     values = defaults | {"backbone": DEFAULT_BACKBONE} | classes[methods[0]].defaults | given
     backbones.check_name(values["backbone"])
@@ -194,7 +198,7 @@ def resolve(settings: Settings) -> Settings:
         values["jitter"] = None  # each method has its own
     chosen = given.get("options", {})
     for name in chosen.keys() - classes.keys():
-        raise TrainerError(f"options of {name!r} are given, and the method is {'+'.join(methods)}")
+        raise SettingError(f"options of {name!r} are given, and the method is {'+'.join(methods)}")
     values["options"] = {name: method.option_values(chosen.get(name)) for name, method in classes.items()}
     values["weights"] = _weights(given.get("weights"), methods)
     values["shard_weights"] = _shard_weights(given.get("shard_weights"))
@@ -202,23 +206,23 @@ def resolve(settings: Settings) -> Settings:
         if values[name] is not None:  # jitter of several methods
             check_value(name, values[name], declaration.range, declaration.choices)
     if values["pacing"] != "single" and not values["curriculum"]:
-        raise TrainerError(f"pacing is {values['pacing']}, and curriculum is 0; set curriculum, such as 0.5")
+        raise SettingError(f"pacing is {values['pacing']}, and curriculum is 0; set curriculum, such as 0.5")
     return Settings(**values)
 
 
 def _weights(given: list | None, methods: list[str]) -> list[float]:
     weights = [1.0] * len(methods) if given is None else [typed("weights", weight, float) for weight in given]
     if len(weights) != len(methods) or not all(weight > 0 for weight in weights):
-        raise TrainerError(f"weights are {weights}, expected one more than 0 for each of {', '.join(methods)}")
+        raise SettingError(f"weights are {weights}, expected one more than 0 for each of {', '.join(methods)}")
     if len(methods) == 1 and weights != [1.0]:
-        raise TrainerError(f"weights are {weights}, and there is only one method; raise its learning rate instead")
+        raise SettingError(f"weights are {weights}, and there is only one method; raise its learning rate instead")
     return weights
 
 
 def _shard_weights(given: list | None) -> list[int]:
     given = given or []
     if not all(type(w) in (int, float) and 1 <= w <= 1000 and w == int(w) for w in given):
-        raise TrainerError(f"shard_weights are {given}, expected whole numbers from 1 to 1000, one for each --shards")
+        raise SettingError(f"shard_weights are {given}, expected whole numbers from 1 to 1000, one for each --shards")
     return [int(weight) for weight in given]
 
 
@@ -228,16 +232,16 @@ def over(recipe: Settings, given: Settings) -> Settings:
     if "options" in changes:
         for both in (recipe.options or {}, changes["options"]):
             if not isinstance(both, dict) or not all(isinstance(own, dict) for own in both.values()):
-                raise TrainerError(f"options are {both!r:.60}, expected {{method: {{name: value}}}}")
+                raise SettingError(f"options are {both!r:.60}, expected {{method: {{name: value}}}}")
         old = recipe.options or {}
         changes["options"] = {m: old.get(m, {}) | changes["options"].get(m, {}) for m in {**old, **changes["options"]}}
     if recipe.method and changes.get("method", recipe.method) != recipe.method:
-        raise TrainerError(f"the recipe is for method {recipe.method}, not {changes['method']}; leave one of them out")
+        raise SettingError(f"the recipe is for method {recipe.method}, not {changes['method']}; leave one of them out")
     return replace(recipe, **changes)
 
 
 def resumed(given: Settings, stored: dict, run: Path) -> Settings:
-    """The stored settings of a run, with what is given and may change. Raises TrainerError for other differences."""
+    """The stored settings of a run, with what is given and may change. Raises SettingError for other differences."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     options = changes.pop("options", {})
     stored = asdict(resolve(Settings(**stored)))  # one of an older version lacks settings

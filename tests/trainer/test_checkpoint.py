@@ -1,17 +1,23 @@
 import json
 import os
+import shutil
 from dataclasses import asdict
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
+from cli.main import main
 from labelgen.errors import WriteError
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
+from trainer.evaluate.bench import Bench
+from trainer.export import export
+from trainer.pages.report import report
 from trainer.pages.trained import read_log
 from trainer.settings import Settings, resolve
-from trainer.training import train
+from trainer.training import loop, train
 from trainer.training.log import cut_log
 
 
@@ -58,10 +64,68 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(run, here, monkeypatch):
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000002"]
 
 
+def test_a_run_that_never_took_a_step_is_used_for_nothing(run, demo, here, monkeypatch):
+    """Its weights are random. It may be gone on with, and is not the newest run."""
+
+    def die(*_):
+        raise TrainerError("no frames")
+
+    monkeypatch.setattr(loop.Feed, "take", die)
+    with pytest.raises(TrainerError, match="no frames"):
+        train(Settings(width=0.06, epochs=1, workers=0), demo, "dead")
+    monkeypatch.undo()
+    os.chdir(here)
+    assert checkpoint.newest_run() == run == checkpoint.newest_run(finetuned=False)
+    uses = {
+        "eval knn": lambda: Bench(demo, "dead"),
+        "finetune": lambda: train(Settings(method="recognition"), demo, "tuned", initial="dead"),
+        "export": lambda: export("dead", here / "dead.onnx"),
+        "report": lambda: report("dead"),
+        "a file": lambda: checkpoint.load("runs/dead/checkpoints/00000000/weights.safetensors"),
+    }
+    for use in uses.values():
+        with pytest.raises(
+            TrainerError, match="00000000/weights.safetensors: not trained for a single step, its weights"
+        ):
+            use()
+    done = CliRunner().invoke(main, ["embed", "--checkpoint", "dead", "--shards", str(demo)])
+    assert done.exit_code == 1 and "not trained for a single step" in done.output
+    assert checkpoint.load(train(None, demo, resume="dead")).meta["step"] == 1
+    (here / "runs/pace-r3d10-1").rename(here / "elsewhere")
+    (here / "runs/dead/checkpoints/00000001").rename(here / "runs/dead/checkpoints/00000000")
+    with pytest.raises(TrainerError, match="no run with a step done in runs/"):
+        checkpoint.newest_run()
+
+
+@pytest.mark.parametrize("gone", ["weights.safetensors", "."])
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_looked_for_again(run, monkeypatch, gone):
+    """By a training, which has removed the older one, or a part of it."""
+    reads, read = [], checkpoint._read
+
+    def replaced(file):
+        reads.append(file.parent.name)
+        if len(reads) <= 2:
+            new = file.parents[1] / f"{len(reads) + 1:08d}"
+            shutil.copytree(file.parent, new)
+            shutil.rmtree(file.parent) if gone == "." else file.unlink()
+        return read(file)
+
+    monkeypatch.setattr(checkpoint, "_read", replaced)
+    assert checkpoint.load(run).file.parent.name == "00000003" and reads == ["00000001", "00000002", "00000003"]
+    (run / "checkpoints/00000003/weights.safetensors").write_bytes(b"damaged")
+    with pytest.raises(TrainerError, match="00000003/weights.safetensors: not a readable checkpoint"):
+        checkpoint.load(run)
+
+
+def test_a_best_checkpoint_that_is_being_written_is_not_waited_for(run):
+    (run / "best/.half.tmp").mkdir(parents=True)
+    assert checkpoint.load(run, best=True).file.parent.parent.name == "checkpoints"
+
+
 def test_errors_name_what_is_wrong(tmp_path, here):
     with pytest.raises(TrainerError, match="runs/nothing: neither a run, a checkpoint folder nor a .safetensors file"):
         checkpoint.load("nothing")
-    with pytest.raises(TrainerError, match="no run with a checkpoint in runs/; train one"):
+    with pytest.raises(TrainerError, match="no run with a step done in runs/; train one"):
         checkpoint.newest_run()
     for name, method in (("pretrained", "pace"), ("finetuned", "recognition")):  # the newer last
         folder = here / "runs" / name / "checkpoints" / "00000001"

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import math
 import multiprocessing
 import os
@@ -24,10 +25,12 @@ from trainer.errors import Interrupted, TrainerError
 from trainer.methods.pace import Pace
 from trainer.network import Network
 from trainer.settings import Settings, resolve
+from trainer.training import log as log_module
 from trainer.training import train
-from trainer.training.log import Log
+from trainer.training.log import Log, at_chance
 from trainer.training.precision import version_warnings
 from trainer.training.schedule import learning_rate
+from trainer.training.streams import epoch_of, training_clips
 
 
 def test_a_run_is_logged_and_kept(unbroken):
@@ -60,6 +63,88 @@ def test_a_full_disk_names_the_log(tmp_path, name):
 def test_what_is_held_out_is_told(demo, here, capsys):
     train(Settings(**SMALL, epochs=1, holdout=0.5), demo)
     assert "4 training videos are held out, 4 are trained on" in capsys.readouterr().out
+
+
+def test_off_a_terminal_the_first_step_is_told_and_then_by_time(demo, here, capsys, monkeypatch):
+    """With the time left."""
+    clock = itertools.count(100, 4)  # seconds, of each step
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: next(clock))
+    with Log(here, 3, 1000, 10) as log:
+        for step in range(3, 13):
+            log.step(step, 0, 0.1, {"loss": 1.5, "accuracy": 0.5, "other": 1.0}, 0.1, 8.0, 3)
+    told = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in told] == ["step 4/1000", "step 7/1000", "step 10/1000", "step 13/1000"]
+    assert [line[-1] for line in told] == ["2.2 h left", "66 min left", "66 min left", "66 min left"]
+    assert told[0][2:4] == ["loss 1.5000", "accuracy 0.5000"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"accuracy": 0.27, "chance": 0.25}, "accuracy 0.270 of the last 20 steps, guessing 0.250"),
+        ({"accuracy": 0.40, "chance": 0.25}, ""),  # 60 samples: two standard errors are .11
+        ({"appearance": 1.13, "constant": 1.131}, "appearance loss 1.130 of the last 20 steps, that of one prediction"),
+        ({"appearance": 0.9, "constant": 1.131}, ""),
+        ({"loss": 0.9}, ""),
+    ],
+)
+def test_a_training_that_ended_at_chance_is_told(tmp_path, columns, expected):
+    for names in (["pace"], ["pace", "ascnet"]):
+        prefix = "pace." if len(names) > 1 else ""
+        with open(tmp_path / "log.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", *(prefix + name for name in columns)])
+            writer.writeheader()
+            for step in range(1, 101):  # the first ones are better
+                good = {"accuracy": 0.9, "appearance": 0.1}
+                row = {prefix + k: v if step > 80 else good.get(k, v) for k, v in columns.items()}
+                writer.writerow({"step": step, **row})
+        told = at_chance(tmp_path / "log.csv", {name: data.Batches(9, 3, 0) for name in names})
+        assert expected in told and bool(told) == bool(expected) and ("pace: " in told) == bool(prefix and expected)
+
+
+def test_a_short_training_is_told_at_its_begin_and_at_its_end(demo, here, capsys):
+    train(Settings(**SMALL, epochs=20, lr=1e-9), demo, "short")
+    told = capsys.readouterr().out
+    assert "40 steps in all: in fewer than 500 a network hardly learns" in told
+    assert "--clips, here 3,000 for 1,000 steps" in told
+    assert "trained 40 steps -> runs/short; no better than guessing (accuracy 0." in told.splitlines()[-1]
+
+
+def test_a_budget_in_clips_sets_epochs_and_the_drops_of_the_learning_rate(demo, here, capsys):
+    """Six samples of one clip, in batches of three, 20 epochs with drops after 6, 12 and 18; and two clips of each."""
+    small = [
+        "train",
+        "--shards",
+        str(demo),
+        "--width",
+        "0.06",
+        "--batch-size",
+        "3",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    done = CliRunner().invoke(main, [*small, "--clips", "62", "--run", "one"])
+    assert done.exit_code == 0 and "62 clips are 10 epochs" in done.output
+    meta = checkpoint.load("one").meta
+    assert (meta["steps"], meta["settings"]["epochs"], meta["settings"]["drop_every"]) == (20, 10, 3)
+    assert CliRunner().invoke(main, [*small[:3], "--resume", "one", "--clips", "60"]).exit_code == 0
+    done = CliRunner().invoke(main, [*small[:3], "--resume", "one", "--clips", "100"])
+    assert done.exit_code == 1 and "cannot resume runs/one: 100 clips are 17 epochs, the run has 10" in done.output
+    contrast = ["--set", "contrast=same-context", "--run", "two"]
+    assert CliRunner().invoke(main, [*small, *contrast, "--clips", "1"]).exit_code == 0
+    assert checkpoint.load("two").meta["settings"]["epochs"] == 1
+    settings = resolve(Settings(**SMALL, options={"pace": {"contrast": "same-context"}}))
+    assert epoch_of(training_clips(data.Shards(demo), settings), settings) == (2, 12)
+    for clips, code, expected in (
+        ("0", 2, "--clips"),
+        ("9999999999", 2, "epochs is 1666666666"),
+        ("9", 2, "--epochs and"),
+    ):
+        epochs = ["--epochs", "2"] if clips == "9" else []
+        done = CliRunner().invoke(main, [*small, "--clips", clips, *epochs])
+        assert done.exit_code == code and expected in done.output
 
 
 def test_hints_may_be_pasted(demo, here, monkeypatch):
@@ -147,12 +232,12 @@ def test_stops_where_the_loss_is_not_finite(demo, here):
             TrainerError, match=r"not finite at step \d+, whose batch holds 0000\d_\d, .* smaller learning rate"
         ):
             train(Settings(**SMALL, epochs=20, lr=1e18, checkpoint_minutes=minutes), demo, f"wild{minutes}")
-        weights = checkpoint.load(f"wild{minutes}").weights
+        weights = checkpoint.load(f"wild{minutes}", untrained=True).weights
         assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
 def test_the_metrics_of_a_step_are_read_when_the_next_one_is_launched(demo, here, monkeypatch):
-    """And those of the last step of an epoch before it is scored."""
+    """But for those of the first step, which a reader waits for, and of the last one of an epoch before it is scored."""
     done, forward, wait = [], Pace.forward, data.Download.wait
 
     def read(self):
@@ -167,7 +252,8 @@ def test_the_metrics_of_a_step_are_read_when_the_next_one_is_launched(demo, here
     monkeypatch.setattr(data.Download, "wait", read)
     monkeypatch.setattr(Pace, "forward", launch)
     train(Settings(**SMALL, epochs=2, holdout=0.3), demo)
-    assert done == ["launched", "launched", "read", "read", "scored"] * 2
+    first = ["launched", "read", "launched", "read", "scored"]
+    assert done == [*first, "launched", "launched", "read", "read", "scored"]
 
 
 def test_a_loss_that_is_not_finite_is_told_of_its_own_step(demo, here, monkeypatch):

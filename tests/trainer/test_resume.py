@@ -35,7 +35,7 @@ def test_stopped_in_any_step_and_resumed_equals_unbroken(unbroken, demo, here, m
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
     ids=lambda value: str(value),
 )
 def test_a_killed_process_resumes_bit_for_bit(unbroken, demo, here, number, code):
@@ -92,6 +92,16 @@ def test_a_loader_process_that_is_killed_within_a_step_does_not_break_it(unbroke
     monkeypatch.undo()
     os.chdir(here)
     assert_same_run(train(None, demo, resume="pace-r3d10-1"), unbroken)
+
+
+def test_a_hang_up_that_the_caller_ignores_stops_nothing(demo, here, monkeypatch):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, 0, lambda: signal.raise_signal(signal.SIGHUP))
+        assert len(rows(train(Settings(**SMALL, epochs=1), demo))) == 2
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_torn_log_is_mended(unbroken, demo, here, monkeypatch):

@@ -2,7 +2,9 @@ from dataclasses import asdict
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from cli.main import main
 from cli.train import finetune, train
 from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
@@ -157,3 +159,38 @@ def test_the_command_line_offers_what_is_declared(command):
     assert offered & DECLARATIONS.keys() == {
         name for name, declared in DECLARATIONS.items() if command.name in declared.commands
     }
+
+
+UNKNOWN = {
+    "train": (
+        *(["--method", "chess"], ["--method", "pace+chess"], ["--backbone", "chess"], ["--recipe", "chess"]),
+        *(["--set", "chess=1"], ["--set", "pace.chess=1"], ["--set", "contrast=chess"], ["--set", "chess"]),
+        *(["--split", "chess"], ["--device", "chess"], ["--epochs", "0"], ["--pacing", "fixed"], ["--lr", "nan"]),
+        *(["--method", "ascnet", "--set", "speeds=1"], ["--method", "tce", "--set", "lo=1", "--set", "hi=-1"]),
+        *(["--method", "statistics", "--set", "patterns=chess"], ["--set", "pace_weight=0"]),
+    ),
+    "finetune": (["--scratch", "--backbone", "chess"], ["--scratch", "--set", "chess=1"], ["--recipe", "chess"]),
+    "eval": (["chess"], ["knn", "--split", "chess"], ["knn", "--device", "chess"], ["attention", "--stage", "chess"]),
+    "embed": (["--stage", "chess"], ["--device", "chess"]),
+    "export": (["--out", "x.chess"], ["--out", "x.onnx", "--format", "chess"]),
+}
+
+
+@pytest.mark.parametrize(("command", "options"), [(name, one) for name, every in UNKNOWN.items() for one in every])
+def test_an_unknown_name_or_value_is_an_error_of_usage(demo, unbroken, here, command, options):
+    shards, checkpoint = ["--shards", str(demo)], ["--checkpoint", str(unbroken)]
+    given = {
+        "train": [*options, *shards],
+        "finetune": [*options, *shards],
+        "eval": options if options == ["chess"] else [*options, *shards, *checkpoint],
+        "embed": [*options, *shards, *checkpoint],
+        "export": [str(unbroken), *options],
+    }
+    done = CliRunner().invoke(main, [command, *given[command]])
+    assert done.exit_code == 2 and "Error: " in done.output, done.output
+
+
+def test_what_a_file_says_is_no_error_of_usage(demo, here):
+    (here / "odd.yaml").write_text("about: x\nsettings: {method: {value: chess, source: assumed}}\n")
+    done = CliRunner().invoke(main, ["train", "--shards", str(demo), "--recipe", "odd.yaml"])
+    assert done.exit_code == 1 and "odd.yaml: unknown method 'chess'" in done.output

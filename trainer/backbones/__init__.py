@@ -6,7 +6,7 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING
 
-from trainer.errors import TrainerError
+from trainer.errors import SettingError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,12 +26,12 @@ BACKBONES = {
 
 
 def create(name: str, width: float = 1.0) -> nn.Module:
-    """The backbone of that name with new weights. Raises TrainerError for an unknown name."""
+    """The backbone of that name with new weights. Raises SettingError for an unknown name."""
     check_name(name)
     return pkgutil.resolve_name(BACKBONES[name])(width)
 
 
 def check_name(name: str) -> None:
-    """Raises TrainerError for an unknown name."""
+    """Raises SettingError for an unknown name."""
     if name not in BACKBONES:
-        raise TrainerError(f"unknown backbone {name!r}, expected one of: {', '.join(BACKBONES)}")
+        raise SettingError(f"unknown backbone {name!r}, expected one of: {', '.join(BACKBONES)}")

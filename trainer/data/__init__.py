@@ -5,7 +5,7 @@ from trainer.data.clips import Batch, Draw, TrainingClips, VideoViews, adjacent_
 from trainer.data.index import Shards
 from trainer.data.readers import Folders, Readers
 from trainer.data.sampler import Batches
-from trainer.data.transport import Download, ending_workers, loader, received, to_device
+from trainer.data.transport import Download, ending_workers, loader, received, started, to_device
 
 __all__ = [
     "TEST",
@@ -26,5 +26,6 @@ __all__ = [
     "adjacent_frames",
     "sliding_frames",
     "spread_frames",
+    "started",
     "to_device",
 ]

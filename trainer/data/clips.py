@@ -21,7 +21,7 @@ from labelgen.processes import cores
 from trainer import augment
 from trainer.data.index import Shards, clips_of
 from trainer.data.keys import OTHER_VIDEO, VIEW
-from trainer.data.transport import frame_buffer
+from trainer.data.transport import alive, frame_buffer
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,12 @@ class TrainingClips(Dataset):
             rows.append(self.shards.before[shard] + video)
             views += draw.views
             labels.append(label)
+            alive()
         array, clips = frame_buffer(len(keys), self.n, self.length, self.size, self.size, 3)
         for sample, (reader, frames, drawn) in zip(array, shown, strict=True):
             for target, indices, view in zip(sample, frames, drawn, strict=True):
                 reader.frames(indices, target, view["corner"])
+                alive()
         return {
             "id": ids,
             "key": torch.from_numpy(np.asarray(keys)),
@@ -181,6 +183,7 @@ class VideoViews(Dataset):
             shard, video = self.videos[self.owner[index]]
             reader = self.shards.readers[shard]
             reader.frames(reader.arrays["videos/first_frame"][video] + self.frames[index], target)
+            alive()
         return {"index": torch.tensor(indices), "clips": clips}
 
 

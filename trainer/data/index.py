@@ -13,7 +13,7 @@ import numpy as np
 from labelgen.shards import NO_ROW, TEST, TRAIN, ShardReader, config_hash
 from trainer.data.keys import FRACTION, HALF, HOLDOUT
 from trainer.data.readers import Folders, Readers, each_folder
-from trainer.errors import TrainerError
+from trainer.errors import SettingError, TrainerError
 
 
 class Shards:
@@ -203,4 +203,4 @@ def _split_column(splits: tuple[str, ...], split: str | int | None) -> int | Non
     if name == "1" and not splits:
         return None
     has = "the data set has " + (f"{', '.join(splits)} (or 1 to {len(splits)})" if splits else "no splits")
-    raise TrainerError(f"unknown split {name!r}: {has}")
+    raise SettingError(f"unknown split {name!r}: {has}")

@@ -5,12 +5,18 @@ from __future__ import annotations
 import functools
 import math
 import multiprocessing
+import multiprocessing.util
 import os
+import shutil
 import signal
+import sys
+import tempfile
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
 
 import cv2
 import numpy as np
@@ -36,10 +42,24 @@ class BufferPool:
         self.buffers = [buffer for buffer in self.buffers if buffer[-1] or len(buffer) > size]
         buffer = next((buffer for buffer in self.buffers if not buffer[-1]), None)
         if buffer is None:
-            buffer = torch.empty(size + 1, dtype=torch.uint8).share_memory_()
+            try:
+                buffer = torch.empty(size + 1, dtype=torch.uint8).share_memory_()
+            except RuntimeError as error:
+                raise LoaderLost(_no_memory(size)) from error
             self.buffers.append(buffer)
         buffer[-1] = 1
         return LentFrames(buffer[:size].view(shape))
+
+
+def _no_memory(size: int) -> str:
+    sizes = ""
+    if os.path.isdir("/dev/shm"):
+        here = shutil.disk_usage("/dev/shm")
+        sizes = f" (/dev/shm, {here.total / 1e6:.0f} MB, {here.free / 1e6:.0f} MB free)"
+    return (
+        f"the memory that processes share{sizes} has no room for a batch of {size / 1e6:.0f} MB; give it more (docker run "
+        "--shm-size=2g), take smaller batches, fewer workers, or none (--workers 0)"
+    )
 
 
 class LentFrames:
@@ -73,30 +93,83 @@ def frame_buffer(*shape: int) -> tuple[np.ndarray, Tensor | LentFrames]:
 
 
 def loader(dataset: Dataset, workers: int, device: torch.device, **options) -> DataLoader:
-    """A DataLoader whose workers, at most four per core, use one thread each and leave Ctrl-C and SIGTERM to the main process."""
-    # here, before the fork: in a worker it would wait for ever for threads that it did not inherit
+    """A DataLoader whose workers, at most four per core, use one thread each and leave Ctrl-C, SIGTERM and SIGHUP to the main
+    process. Raises LoaderLost where no process can be started."""
+    # here, before a fork: in a worker it would wait for ever for threads that it did not inherit
     cv2.setNumThreads(1)
+    if workers:
+        _shorten_sockets()
+        with _starting():
+            options |= {"timeout": _LOOK, "worker_init_fn": functools.partial(_quiet_worker, _signs())}
     return DataLoader(
         dataset,
         num_workers=min(workers, 4 * cores()),
-        worker_init_fn=_quiet_worker,
         pin_memory=device.type == "cuda",
         collate_fn=_packed,
         **options,
     )
 
 
+def started(batches: Iterable[dict | VsslError]) -> Iterator[dict | VsslError]:
+    """An iterator over the batches of a loader, whose processes start now. Raises LoaderLost where they cannot."""
+    with _starting(), safe_path():
+        return iter(batches)
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "new thread" not in str(error) and not _timed_out(error):
+            raise
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        traceback.clear_frames(
+            error.__traceback__
+        )  # PyTorch's iterator, half made, would print why it cannot be deleted
+        sys.unraisablehook = hook
+        raise LoaderLost(
+            f"no process that decodes frames can be started ({error}); check the number of processes and threads that you may "
+            "have (ulimit -u) and /dev/shm, take fewer workers, or none (--workers 0)"
+        ) from error
+
+
+def _timed_out(error: Exception) -> bool:
+    return "DataLoader timed out" in str(error)
+
+
+def _shorten_sockets() -> None:
+    """Have multiprocessing make its sockets in another folder than that for temporary files where that one has too long a path
+    for a socket's, of 103 bytes (macOS) or 107: a process could send nothing."""
+    if len(os.fsencode(tempfile.gettempdir())) + len("/pymp-xxxxxxxx/listener-xxxxxxxx") <= 103:
+        return
+    before = tempfile.tempdir
+    for folder in ("/tmp", "/var/tmp"):
+        tempfile.tempdir = folder
+        try:
+            multiprocessing.util.get_temp_dir()  # made by the first call, and kept
+            return
+        except OSError:
+            continue
+        finally:
+            tempfile.tempdir = before
+    raise LoaderLost(
+        f"the folder for temporary files, {tempfile.gettempdir()}, has too long a path for a socket, and nothing can be written "
+        "in /tmp; set TMPDIR to a folder with a path of at most 70 bytes, or take no workers (--workers 0)"
+    )
+
+
 def received(batches: Iterable[dict | VsslError]) -> Iterator[dict]:
     """The batches, whose processes start now; what one of them sent is raised where it is an error. Raises LoaderLost where
-    a process was killed."""
-    with safe_path():
-        iterator = iter(batches)
+    a process was killed, or none has decoded anything for ten minutes."""
+    iterator = started(batches)
     _hold_back()
     return _received_batches(iterator)
 
 
 def _received_batches(batches: Iterator[dict | VsslError]) -> Iterator[dict]:
     global _waiting
+    seen, silent = 0, 0
     while True:
         _waiting = True
         try:
@@ -104,14 +177,27 @@ def _received_batches(batches: Iterator[dict | VsslError]) -> Iterator[dict]:
                 _raise_ended(signal.SIGCHLD, None)
             batch = next(batches, None)
         except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
-                raise
             text = str(error).splitlines()[0].rstrip(". ")
+            if _timed_out(error):
+                # Looks are counted, not seconds: a process that is stopped and goes on later has not waited. One clip, even
+                # from the slowest disk, is a sign of life.
+                silent = silent + 1 if _signs().value == seen else 0
+                seen = _signs().value
+                if silent * _LOOK < STALLED:
+                    continue
+                raise LoaderLost(
+                    f"the processes that decode frames live, and have decoded nothing for {STALLED} s; check the disk that holds "
+                    "the shards, or take no workers (--workers 0)"
+                ) from error
+            if "DataLoader worker (pid" not in text:
+                raise
+            advice = "give /dev/shm more (docker run --shm-size=2g)" if "Bus error" in text else "check memory"
             raise LoaderLost(
-                f"a process that decodes frames ended ({text}); check memory, or take fewer workers"
+                f"a process that decodes frames ended ({text}); {advice}, or take fewer workers"
             ) from error
         finally:
             _waiting = False
+        silent = 0
         if batch is None:
             return
         if isinstance(batch, VsslError):
@@ -138,49 +224,74 @@ def _child_ended(number: int, frame) -> None:
         _raise_ended(number, frame)
 
 
-_ending = multiprocessing.RawValue("b", 0)  # shared with the decoding processes
+STALLED = 600  # seconds without a sign of life of any decoding process
+_LOOK = 60  # seconds from one look at them to the next
+
+
+@functools.cache
+def _signs():
+    """How many signs of life the decoding processes have given, in memory that all of them share."""
+    return multiprocessing.RawValue("Q")
+
+
+_own_signs = None  # the same, in a decoding process
+
+
+def alive() -> None:
+    """Give a sign of life, of a process that decodes."""
+    if _own_signs is not None:
+        _own_signs.value += 1
 
 
 @contextmanager
 def ending_workers() -> Iterator[None]:
-    """End the decoding processes that the block starts: they ignore SIGTERM before, and after an error Python would wait
-    for them for ever."""
+    """End the decoding processes that the block starts: they ignore other signals, and after an error Python would wait for
+    them for ever."""
     before = set(multiprocessing.active_children())
-    _ending.value = 0
     try:
         yield
     finally:
-        _ending.value = 1
         left = set(multiprocessing.active_children()) - before
         for process in left:
-            process.terminate()
+            process.kill()
         for process in left:
             process.join()
 
 
 def _packed(batch: dict | VsslError):
-    return batch if get_worker_info() is None or isinstance(batch, VsslError) else _SentBatch(batch)
+    """What a worker sends. Small tensors travel by value: to share the memory of one takes longer than to decode a frame, in
+    both processes. It is pickled here, for what goes wrong in the thread that sends it nobody is told."""
+    if get_worker_info() is None or isinstance(batch, VsslError):
+        return batch
+    try:
+        return _SentBatch(bytes(ForkingPickler.dumps(_each(batch, Tensor, Tensor.numpy))))
+    except (OSError, RuntimeError) as error:
+        return LoaderLost(
+            f"a process that decodes frames cannot send them ({error}); check the number of open files (ulimit -n) and of "
+            "threads (ulimit -u) that you may have, take fewer workers, or none (--workers 0)"
+        )
 
 
 class _SentBatch:
-    """A batch that a worker sends. Its small tensors travel by value: to share the memory of one takes longer than to
-    decode a frame, in both processes."""
-
-    def __init__(self, batch: dict):
-        self.batch = batch
+    def __init__(self, pickled: bytes):
+        self.pickled = pickled
 
     def __reduce__(self):
-        return _unpacked, (_each(self.batch, Tensor, Tensor.numpy),)
+        return _unpacked, (self.pickled,)
 
 
-def _unpacked(batch: dict) -> dict:
-    return _each(batch, np.ndarray, torch.from_numpy)
+def _unpacked(pickled: bytes) -> dict:
+    return _each(ForkingPickler.loads(pickled), np.ndarray, torch.from_numpy)
 
 
-def _quiet_worker(_: int) -> None:
+def _quiet_worker(signs, _: int) -> None:
+    global _own_signs
+    _own_signs = signs
     # a signal to the whole process group must not kill the workers before the main process has finished its step
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if _ending.value else None)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if cv2.getNumThreads() != 1:  # of a process that was not forked
+        cv2.setNumThreads(1)
 
 
 def to_device(batch, device: torch.device):

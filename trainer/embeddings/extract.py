@@ -23,7 +23,7 @@ from labelgen.times import frame_bounds
 from trainer import data
 from trainer.checkpoint import Checkpoint, backbone_weights, versions
 from trainer.embeddings.table import Table, join, write_part
-from trainer.errors import TrainerError
+from trainer.errors import SettingError, TrainerError
 from trainer.evaluate.features import VIEWS, Compute, Features, pool, stage_outputs
 from trainer.network import build_backbone
 from trainer.settings import Settings
@@ -152,14 +152,14 @@ class Extractor:
             stages = self.backbone(torch.zeros(1, 3, Readers([], frames).clip_length, self.crop, self.crop))
         stage = choice.stage or list(stages)[-1]
         if stage not in stages:
-            raise TrainerError(f"the backbone has no stage {stage!r}, only {', '.join(stages)}")
+            raise SettingError(f"the backbone has no stage {stage!r}, only {', '.join(stages)}")
         for name, value, known in (
             ("level", choice.level, ("clip", "video")),
             ("pooling", choice.pooling, POOLINGS),
             ("views", choice.views, (None, *VIEWS)),
         ):
             if value not in known:
-                raise TrainerError(f"{name} is {value!r}, expected one of: {', '.join(filter(None, known))}")
+                raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(filter(None, known))}")
         views = choice.views or {"clip": "sliding", "video": "spread"}[choice.level]
         self.stage, self.views, self.choice = stage, VIEWS[views], Choice(choice.level, stage, choice.pooling, views)
         self.width = pool(stages[stage])[choice.pooling].shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING
 
-from trainer.errors import TrainerError
+from trainer.errors import SettingError
 
 if TYPE_CHECKING:
     from trainer.evaluate.protocol import Protocol
@@ -26,7 +26,7 @@ PROTOCOLS = {
 
 
 def protocol_class(name: str) -> type[Protocol]:
-    """The class of a protocol. Raises TrainerError for an unknown name."""
+    """The class of a protocol. Raises SettingError for an unknown name."""
     if name not in PROTOCOLS:
-        raise TrainerError(f"unknown protocol {name!r}: there are {', '.join(PROTOCOLS)}")
+        raise SettingError(f"unknown protocol {name!r}: there are {', '.join(PROTOCOLS)}")
     return pkgutil.resolve_name(PROTOCOLS[name])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from labelgen.shards import VideoNames
 from labelgen.texts import draw
 from trainer import data
-from trainer.errors import TrainerError
+from trainer.errors import SettingError
 from trainer.evaluate.features import Compute, stage_outputs
 
 _TILE = 224  # pixels: crops are enlarged to this width
@@ -46,7 +46,7 @@ def stage_maps(
     for index, stages in stage_outputs(backbone, clips, compute):
         stage = stage or [*stages][-1]
         if stage not in stages:
-            raise TrainerError(f"no stage {stage!r}: this backbone has {', '.join(stages)}")
+            raise SettingError(f"no stage {stage!r}: this backbone has {', '.join(stages)}")
         for i, one in zip(index, attention_map(stages[stage]).cpu().numpy(), strict=True):
             maps[i] = one
     return stage, np.stack([maps[i] for i in range(len(clips))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING
 
-from trainer.errors import TrainerError
+from trainer.errors import SettingError
 
 if TYPE_CHECKING:
     from trainer.methods.method import Method
@@ -23,7 +23,7 @@ METHODS = {
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method. Raises TrainerError for an unknown name."""
+    """The class of a method. Raises SettingError for an unknown name."""
     if name not in METHODS:
-        raise TrainerError(f"unknown method {name!r}, expected one of: {', '.join(METHODS)}")
+        raise SettingError(f"unknown method {name!r}, expected one of: {', '.join(METHODS)}")
     return pkgutil.resolve_name(METHODS[name])

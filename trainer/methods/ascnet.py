@@ -14,7 +14,7 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.errors import TrainerError
+from trainer.errors import SettingError
 from trainer.methods.method import Method
 from trainer.methods.parts import (
     averaged_copy,
@@ -87,7 +87,7 @@ class ASCNet(Method):
     def check(options: dict) -> None:
         speeds = options["speeds"]
         if not all(type(speed) is int and speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
-            raise TrainerError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")
+            raise SettingError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:

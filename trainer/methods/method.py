@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from labelgen.shards import ShardReader
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.errors import TrainerError
+from trainer.errors import SettingError
 from trainer.options import Option
 
 
@@ -39,15 +39,15 @@ class Method(nn.Module):
 
     @classmethod
     def option_values(cls, given: dict | None = None) -> dict:
-        """Every option's value: what is given, else its default. Raises TrainerError for unknown names, wrong types and
+        """Every option's value: what is given, else its default. Raises SettingError for unknown names, wrong types and
         values that make no sense."""
         given = {} if given is None else given
         if not isinstance(given, dict):
-            raise TrainerError(f"options of a method are {given!r:.60}, expected a mapping of names to values")
+            raise SettingError(f"options of a method are {given!r:.60}, expected a mapping of names to values")
         for name in given.keys() - cls.options.keys():
             method = cls.__module__.rpartition(".")[2]
             known = f"it has {', '.join(cls.options)}" if cls.options else "it has none"
-            raise TrainerError(f"{name} is no option of method {method}: {known}")
+            raise SettingError(f"{name} is no option of method {method}: {known}")
         values = {
             key: option.checked(key, given[key]) if key in given else option.default
             for key, option in cls.options.items()
@@ -57,7 +57,7 @@ class Method(nn.Module):
 
     @staticmethod
     def check(options: dict) -> None:
-        """Raises TrainerError for options that make no sense together, or in a way that their declarations cannot say."""
+        """Raises SettingError for options that make no sense together, or in a way that their declarations cannot say."""
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.errors import TrainerError
+from trainer.errors import SettingError, TrainerError
 from trainer.methods.method import Method
 from trainer.methods.parts import classification, embedding, float32, projection_head, unit
 from trainer.options import POSITIVE, Option, at_least
@@ -68,7 +68,7 @@ class Pace(Method):
     @staticmethod
     def check(options: dict) -> None:
         if not options["pace_weight"] and (options["contrast"] == "none" or not options["contrast_weight"]):
-            raise TrainerError(
+            raise SettingError(
                 "pace_weight is 0 and there is no contrast, so nothing is learnt; set contrast, or a weight"
             )
 

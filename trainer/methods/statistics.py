@@ -14,7 +14,7 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.errors import TrainerError
+from trainer.errors import SettingError
 from trainer.methods.method import Method
 from trainer.methods.parts import branch, last_stage, pooled_cells
 from trainer.options import Option, between
@@ -96,9 +96,9 @@ class Statistics(Method):
     def check(options: dict) -> None:
         patterns = options["patterns"]
         if not set(patterns) <= set(PATTERNS) or len(set(patterns)) < len(patterns):
-            raise TrainerError(f"patterns is {patterns}, expected different ones of: {', '.join(PATTERNS)}")
+            raise SettingError(f"patterns is {patterns}, expected different ones of: {', '.join(PATTERNS)}")
         if not patterns and not options["global_labels"]:
-            raise TrainerError("patterns is empty and global_labels false, so that no label is left; give one of them")
+            raise SettingError("patterns is empty and global_labels false, so that no label is left; give one of them")
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:

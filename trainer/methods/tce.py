@@ -13,7 +13,7 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.errors import TrainerError
+from trainer.errors import SettingError, TrainerError
 from trainer.methods.method import Method
 from trainer.methods.parts import check_normalised, classification, embedding, remembered, rotated, unit
 from trainer.options import POSITIVE, Option, at_least, between
@@ -87,7 +87,7 @@ class TCE(Method):
     @staticmethod
     def check(options: dict) -> None:
         if not options["lo"] <= options["hi"]:
-            raise TrainerError(f"lo is {options['lo']}, expected -1 to hi, which is {options['hi']}")
+            raise SettingError(f"lo is {options['lo']}, expected -1 to hi, which is {options['hi']}")
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:

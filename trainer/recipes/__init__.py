@@ -6,7 +6,7 @@ from pathlib import Path
 
 from labelgen.errors import ReadError
 from labelgen.reading import load_yaml, parse_yaml
-from trainer.errors import TrainerError
+from trainer.errors import SettingError, TrainerError
 from trainer.methods import method_class
 from trainer.settings import DECLARATIONS, Settings, resolve
 
@@ -23,7 +23,7 @@ def recipe(name: str) -> tuple[Settings, dict]:
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise TrainerError(f"no recipe {name!r}; there are: {known}; or name a .yaml file")
+        raise SettingError(f"no recipe {name!r}; there are: {known}; or name a .yaml file")
     try:
         content = load_yaml(path)
     except ReadError as error:
@@ -80,11 +80,11 @@ def parse_options(texts: tuple[str, ...], method: str) -> dict:
         name, equals, value = text.partition("=")
         owner, dot, bare = name.rpartition(".")
         if not equals or not name:
-            raise TrainerError(f"{text!r}: expected name=value")
+            raise SettingError(f"{text!r}: expected name=value")
         owners = [owner] if dot else [m for m in declared if bare in declared[m]]
         if len(owners) != 1:
             known = ", ".join(f"{m}.{o}" for m in declared for o in declared[m]) or "none"
-            raise TrainerError(
+            raise SettingError(
                 f"{text!r}: {'several methods have' if owners else 'no'} option {bare!r}; known: {known}"
             )
         option = declared.get(owners[0], {}).get(bare)

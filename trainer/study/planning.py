@@ -24,7 +24,7 @@ from trainer.study.file import ALL, FLOW, SUPERVISED, VIEWS, WITHOUT_LABELS, Mea
 from trainer.study.jobs import Job, Store, code, determining, identity
 from trainer.study.sources import Source, drawn, few_name
 from trainer.training.precision import pick_precision, set_precision
-from trainer.training.streams import Stream, training_streams
+from trainer.training.streams import epoch_of, training_clips
 
 
 @dataclass(frozen=True)
@@ -302,20 +302,16 @@ def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float,
         shards.hold_out(values["holdout"], values["seed"])
     shards.keep(values["fraction"], values["seed"])
     with contextlib.redirect_stdout(io.StringIO()):  # it says which videos it leaves out, as it does when it trains
-        streams = training_streams(shards, own)
-    steps = max(stream.batches.per_epoch for stream in streams.values())
-    each = 0.0
-    for name, stream in streams.items():
-        encoded = stream.clips.method.shape(shards.config, values["options"][name])[0]  # of each sample
-        each += steps / stream.batches.per_epoch * stream.batches.shown * encoded
-    epochs, videos = max(1, round(clips / each)), {video for stream in streams.values() for video in _videos_of(stream)}
+        clips_of = training_clips(shards, own)
+    each = epoch_of(clips_of, own)[1]
+    epochs, videos = max(1, round(clips / each)), {video for own in clips_of.values() for video in _videos_of(own)}
     return epochs, epochs * each, (len(videos), whole)
 
 
-def _videos_of(stream: Stream) -> list[int]:
+def _videos_of(clips: data.TrainingClips) -> list[int]:
     """Rows of the videos that the samples of a method are of."""
-    shards, (shard, item) = stream.clips.shards, stream.clips.samples.T
-    if stream.clips.method.of_labelled_clips and shards.config["clips"] is None:  # the samples are clips
+    shards, (shard, item) = clips.shards, clips.samples.T
+    if clips.method.of_labelled_clips and shards.config["clips"] is None:  # the samples are clips
         return shards.owner[(np.cumsum(shards.readers.n_clips) - shards.readers.n_clips)[shard] + item].tolist()
     return (np.asarray(shards.before)[shard] + item).tolist()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import sys
+import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from labelgen.errors import ReadError, WriteError
 from labelgen.files import write_text, writing
 from labelgen.reading import read_text
 from trainer import distributed
+from trainer.data import Batches
 from trainer.errors import TrainerError
 
 
@@ -27,12 +30,14 @@ def say(text: str) -> None:
 class Log:
     """log.csv, holdout.csv, TensorBoard where it is installed, and the screen; written by the first process alone.
 
-    first, last: steps done before and in all; every: steps between two lines where there is no terminal
+    first, last: steps done before and in all; every: seconds between two lines where there is no terminal
     """
 
     def __init__(self, folder: Path, first: int, last: int, every: int):
-        self.folder, self.last, self.every, self.writes = folder, last, every, distributed.rank() == 0
-        self.bar = tqdm(total=last, initial=first, unit="step", disable=not (self.writes and sys.stderr.isatty()))
+        self.folder, self.first, self.last, self.every = folder, first, last, every
+        self.writes, self.begun, self.told = distributed.rank() == 0, 0.0, 0.0
+        shown = self.writes and sys.stderr.isatty()
+        self.bar = tqdm(total=last, initial=first, unit="step") if shown else None
         self.board = _tensorboard(folder, first) if self.writes else None
         self.file = (folder / "log.csv").open("a", newline="", buffering=1) if self.writes else None
 
@@ -40,7 +45,8 @@ class Log:
         return self
 
     def __exit__(self, kind, *_):
-        self.bar.close()
+        if self.bar:
+            self.bar.close()
         for name, opened in (("log.csv", self.file), ("tensorboard", self.board)):
             if opened:
                 # what failed before is what is told
@@ -70,12 +76,18 @@ class Log:
             rates = {"lr": lr, "clips_per_s": clips / total, "data_ms": 1000 * waited}
             for name, value in (values | rates).items():
                 self.board.add_scalar(f"train/{name}", value, step + 1)
-        self.bar.set_postfix(loss=f"{values['loss']:.4f}", clips_per_s=row["clips_per_s"], refresh=False)
-        self.bar.update()
-        if self.bar.disable and (step + 1 == self.last or (step + 1) % self.every == 0):
+        if self.bar:
+            self.bar.set_postfix(loss=f"{values['loss']:.4f}", clips_per_s=row["clips_per_s"], refresh=False)
+            self.bar.update()
+            return
+        now, done = time.monotonic(), step - self.first  # steps after the first one, which takes longer
+        self.begun = self.begun or now
+        if not done or step + 1 == self.last or now - self.told >= self.every:
+            self.told = now
+            left = (self.last - step - 1) * ((now - self.begun) / done if done else total)
             say(
                 f"step {step + 1}/{self.last} | epoch {epoch} | {_shown(values)} | data {row['data_ms']} ms | "
-                f"compute {row['compute_ms']} ms | {row['clips_per_s']} clips/s"
+                f"compute {row['compute_ms']} ms | {row['clips_per_s']} clips/s | {_duration(left)} left"
             )
 
     def held_out(self, step: int, values: dict) -> bool:
@@ -99,6 +111,39 @@ class Log:
         if self.writes:
             with writing(self.folder / "log.csv"):
                 os.fsync(self.file.fileno())
+
+
+def at_chance(path: Path, batches: dict[str, Batches]) -> str:
+    """What to tell of a training whose last steps (a tenth, 20 at least) were no better than guessing, "" of others; batches:
+    of the methods, by name. An accuracy within two standard errors of guessing is no better; an appearance loss within 2 % of
+    that of the best constant prediction is none, either."""
+    rows = [*csv.DictReader(read_text(path).splitlines())]
+    rows = rows[-max(20, len(rows) // 10) :]
+    told = []
+    for name, own in batches.items():
+        prefix, words = (f"{name}.", f"{name}: ") if len(batches) > 1 else ("", "")
+        sizes = [own.size(int(row["step"]) - 1) for row in rows]
+        means = {
+            key: sum(n * float(row[prefix + key]) for n, row in zip(sizes, rows, strict=True)) / sum(sizes)
+            for key in ("accuracy", "chance", "appearance", "constant")
+            if rows and prefix + key in rows[0]
+        }
+        if "accuracy" in means:
+            accuracy, chance = means["accuracy"], means["chance"]
+            if accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / sum(sizes)):
+                told.append(f"{words}accuracy {accuracy:.3f} of the last {len(rows)} steps, guessing {chance:.3f}")
+        elif "constant" in means and means["appearance"] >= 0.98 * means["constant"]:
+            told.append(
+                f"{words}appearance loss {means['appearance']:.3f} of the last {len(rows)} steps, that of one prediction for all "
+                f"{means['constant']:.3f}"
+            )
+    return f"; no better than guessing ({'; '.join(told)}): it has not learned its task" if told else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _shown(values: dict) -> str:

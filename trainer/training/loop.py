@@ -25,20 +25,20 @@ from trainer.network import Network, build_backbone
 from trainer.recipes import differing
 from trainer.settings import Settings, resolve, resumed
 from trainer.training.feed import Feed
-from trainer.training.log import Log, cut_log, say
+from trainer.training.log import Log, at_chance, cut_log, say
 from trainer.training.precision import pick_precision, set_precision, version_warnings
-from trainer.training.run_folder import check_same_data, locked, new_run
+from trainer.training.run_folder import check_name, check_same_data, locked, new_run
 from trainer.training.saver import Saver
 from trainer.training.schedule import learning_rate, pacing
-from trainer.training.signals import StopSignals
-from trainer.training.streams import held_out_streams, training_streams
+from trainer.training.signals import STOPS, StopSignals
+from trainer.training.streams import for_budget, held_out_streams, training_clips, training_streams, warn_of_few_steps
 
 _OPTIMIZERS = {
     "sgd": (torch.optim.SGD, lambda momentum: {"momentum": momentum}),
     "adamw": (torch.optim.AdamW, lambda momentum: {"betas": (momentum, 0.999)}),
 }
 _CHECKPOINT = 0
-_FLAGS = (_CHECKPOINT, int(signal.SIGINT), int(signal.SIGTERM))  # what a process may be asked for
+_FLAGS = (_CHECKPOINT, *map(int, STOPS))  # what a process may be asked for
 
 
 def train(
@@ -48,6 +48,7 @@ def train(
     resume: str | os.PathLike | None = None,
     initial: str | os.PathLike | None = None,
     expected: dict | None = None,
+    clips: int | None = None,
 ) -> Path:
     """Train one or several methods on the shards and return the run's folder, which holds log.csv and checkpoints/.
 
@@ -56,15 +57,17 @@ def train(
     resume:  run to go on with; what was given in settings must be what the run has
     initial: checkpoint whose backbone the training starts from
     expected: configuration of the shards that the settings are meant for; a line tells where they have another one
+    clips:   budget in clips shown, in the place of the settings' epochs
 
     Under `torchrun` all processes call it alike; the first one writes. Raises TrainerError, ShardError, WriteError;
-    Interrupted after SIGINT or SIGTERM, when a checkpoint has been written.
+    Interrupted after SIGINT, SIGTERM or SIGHUP, when a checkpoint has been written.
     """
     if run is not None and resume is not None:
         raise TrainerError(f"both a run to resume, {resume}, and a new run, {run}; leave one of them out")
+    check_name(run if resume is None else resume)
     settings, saved = settings or Settings(), None
     if resume is not None:
-        saved = checkpoint.load(resume)
+        saved = checkpoint.load(resume, untrained=True)
         checkpoint.check_newest(saved)
         opened = data.Shards(shards)
         check_same_data(saved, {"dataset": opened.dataset, "config_hash": opened.config_hash}, opened.folder)
@@ -75,7 +78,10 @@ def train(
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
     with distributed.session(settings.device) as device, data.ending_workers():
         settings = replace(settings, precision=pick_precision(settings.precision, device))
-        training = _Training(settings, shards, device, None if saved else initial)
+        training = _Training(settings, shards, device, None if saved else initial, clips)
+        if saved and training.settings.epochs != settings.epochs:
+            told = f"{clips:,} clips are {training.settings.epochs} epochs, the run has {settings.epochs}"
+            raise TrainerError(f"cannot resume {saved.run}: {told}. Leave the clips out, or start a new run")
         for name in differing(expected or {}, training.source.config):
             say(f"the recipe is for shards with {name} {expected[name]}, these have {training.source.config.get(name)}")
         return training.run(run, saved)
@@ -98,8 +104,10 @@ class _Computed:
 class _Training:
     """Data, network and optimiser of a run, and the loop over its steps."""
 
-    def __init__(self, settings: Settings, shards: data.Folders, device: torch.device, initial=None):
-        self.settings, self.device = settings, device
+    def __init__(
+        self, settings: Settings, shards: data.Folders, device: torch.device, initial=None, budget: int | None = None
+    ):
+        self.device = device
         self.source, self.held_out = data.Shards(shards, settings.split), {}
         if len(self.source.splits) > 1 and "recognition" in settings.methods:
             raise TrainerError(f"recognition learns the labels of one data set, not of {', '.join(self.source.splits)}")
@@ -112,7 +120,9 @@ class _Training:
             before = self.source.trains.sum()
             self.source.keep(settings.fraction, settings.seed)
             say(f"{self.source.trains.sum()} of {before} training videos are used")
-        self.streams = training_streams(self.source, settings)
+        clips = training_clips(self.source, settings)
+        self.settings = settings = for_budget(settings, clips, budget) if budget else settings
+        self.streams = training_streams(self.source, settings, clips)
         if settings.holdout:
             self.held_out = held_out_streams(self.source.with_training_videos(held), settings)
         self.per_epoch = max(stream.batches.per_epoch for stream in self.streams.values())
@@ -170,7 +180,9 @@ class _Training:
                 self._steps(first, loaders, held_out, log, stop, saver)
             except LoaderLost as lost:
                 raise TrainerError(f"{lost}; go on with --resume {folder}") from lost
-        say(f"trained {self.last} steps -> {folder}")
+            batches = {name: stream.batches for name, stream in self.streams.items()}
+            verdict = distributed.on_rank_zero(lambda: at_chance(folder / "log.csv", batches))
+        say(f"trained {self.last} steps -> {folder}{verdict}")
         return folder
 
     def _steps(self, first: int, loaders: dict, held_out: dict, log: Log, stop: StopSignals, saver: Saver) -> None:
@@ -209,7 +221,7 @@ class _Training:
 
             last, scored = step + 1 == self.last, self.held_out and (step + 1) % self.per_epoch == 0
             kept = settings.keep_every and (step + 1) % (settings.keep_every * self.per_epoch) == 0
-            if asked or last or scored or kept:
+            if asked or last or scored or kept or step == first:  # of the first one a reader waits to hear
                 asked |= self._read(behind, log)
                 behind = None
             if scored:
@@ -342,6 +354,8 @@ class _Training:
         for name in source.whole:
             where = f" in split {source.splits[name]}" if source.splits[name] else ""
             say(f"{name} marks no video as train{where}: all are used")
+        if not saved and self.initial is None:
+            warn_of_few_steps({name: stream.clips for name, stream in self.streams.items()}, settings)
         for method in self.network.methods.values():
             for note in method.notes:
                 say(note)

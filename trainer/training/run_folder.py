@@ -32,6 +32,16 @@ def new_run(name: str | os.PathLike | None, settings: Settings) -> Path:
             n += 1
 
 
+def check_name(name: str | os.PathLike | None) -> None:
+    """Raises TrainerError for the name or path of a run that is no UTF-8: what is written there needs one."""
+    raw = os.fsencode(name or "")
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        shown = raw.decode("utf-8", "backslashreplace")
+        raise TrainerError(f"{shown}: a name that is no UTF-8; name the run otherwise, or rename its folder") from error
+
+
 def locked(folder: Path) -> AbstractContextManager:
     """Keep other processes from training the run. Raises TrainerError where one does."""
     error = TrainerError(f"{folder}: another process is training this run; wait for it, or stop it")

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from labelgen.processes import safe_path
 from trainer import data, distributed
 from trainer.augment import augment
 from trainer.errors import TrainerError
 from trainer.methods import method_class
-from trainer.settings import Settings
+from trainer.options import check_value
+from trainer.settings import DECLARATIONS, Settings
 from trainer.training.log import say
 from trainer.training.schedule import pacing
 
@@ -38,8 +38,7 @@ class Stream:
         """The raw batches of the first epoch, the same at every iteration. The decoding processes start now and wait."""
         keys: list = []  # none until the processes are there, so that they do not decode yet
         loader = data.loader(self.clips, workers, device, batch_sampler=keys, persistent_workers=workers > 0)
-        with safe_path():
-            iter(loader)
+        data.started(loader)
         keys += self.batches.sampler(range(self.batches.per_epoch))
         return loader
 
@@ -62,11 +61,48 @@ def _augmented(pixels: Tensor, view: dict[str, Tensor]) -> Tensor:
     return augment(pixels.flatten(0, 1), view).unflatten(0, pixels.shape[:2])
 
 
-def training_streams(source: data.Shards, settings: Settings) -> dict[str, Stream]:
-    """A stream of each method, of the videos that pretraining may use. Raises TrainerError where a method has no samples."""
-    clips = {name: _clips(source, settings, name, _TRAINING) for name in settings.methods}
-    shown = max(settings.repeats * len(each.samples) for each in clips.values())
-    steps = settings.epochs * math.ceil(shown / settings.batch_size)
+_FEW_STEPS = 500  # in fewer a network hardly learns anything from random weights on
+
+
+def training_clips(source: data.Shards, settings: Settings) -> dict[str, data.TrainingClips]:
+    """The samples of each method, of the videos that pretraining may use. Raises TrainerError where one has none."""
+    return {name: _clips(source, settings, name, _TRAINING) for name in settings.methods}
+
+
+def epoch_of(clips: dict[str, data.TrainingClips], settings: Settings) -> tuple[int, float]:
+    """Steps of an epoch, and how many clips its samples hold."""
+    shown = {name: settings.repeats * len(each.samples) for name, each in clips.items()}
+    steps = {name: math.ceil(n / settings.batch_size) for name, n in shown.items()}
+    most = max(steps.values())
+    return most, sum(most / steps[name] * shown[name] * each.n for name, each in clips.items())
+
+
+def for_budget(settings: Settings, clips: dict[str, data.TrainingClips], budget: int) -> Settings:
+    """The settings with the epochs whose clips come nearest to a budget, and with the drops of the learning rate at the same
+    shares of the training as before. Raises TrainerError for too many epochs."""
+    epochs = max(1, round(budget / epoch_of(clips, settings)[1]))
+    check_value("epochs", epochs, DECLARATIONS["epochs"].range, ())
+    say(f"{budget:,} clips are {epochs} epochs")
+    return replace(settings, epochs=epochs, drop_every=max(1, round(settings.drop_every * epochs / settings.epochs)))
+
+
+def warn_of_few_steps(clips: dict[str, data.TrainingClips], settings: Settings) -> None:
+    """Say so where the settings have too few steps to learn from random weights on."""
+    steps, shown = epoch_of(clips, settings)
+    if settings.epochs * steps < _FEW_STEPS:
+        say(
+            f"{settings.epochs * steps} steps in all: in fewer than {_FEW_STEPS} a network hardly learns anything; a larger "
+            f"budget is set with --clips, here {math.ceil(2 * _FEW_STEPS * shown / steps):,} for {2 * _FEW_STEPS:,} steps"
+        )
+
+
+def training_streams(
+    source: data.Shards, settings: Settings, clips: dict[str, data.TrainingClips] | None = None
+) -> dict[str, Stream]:
+    """A stream of each method, of the videos that pretraining may use; clips: see `training_clips`, where they are known.
+    Raises TrainerError where a method has no samples."""
+    clips = clips or training_clips(source, settings)
+    steps = settings.epochs * epoch_of(clips, settings)[0]
     streams = {}
     for name, each in clips.items():
         stages = []
