@@ -1,6 +1,7 @@
 """Checkpoints are written beside the training, with the promises of those that are not."""
 
 import os
+import shutil
 import signal
 import threading
 
@@ -13,7 +14,7 @@ from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
 from trainer import checkpoint
 from trainer.errors import Interrupted
 from trainer.settings import Settings
-from trainer.training import train
+from trainer.training import log, train
 
 OFTEN = Settings(**SMALL, epochs=20, checkpoint_minutes=0.0)
 
@@ -71,3 +72,16 @@ def test_checkpoints_are_minutes_apart(demo, here, monkeypatch):
     )
     train(Settings(**SMALL, epochs=4), demo, "run")
     assert steps == [0, 8]
+
+
+@pytest.mark.parametrize("board", [True, False])
+def test_a_run_folder_that_is_deleted_ends_the_training_with_one_line(demo, here, monkeypatch, capfd, board):
+    """At the next checkpoint, or before it where TensorBoard writes there."""
+    if not board:
+        monkeypatch.setattr(log, "_tensorboard", lambda *_: None)
+    at_step(monkeypatch, 3, lambda: shutil.rmtree("runs/gone"))
+    with pytest.raises(
+        WriteError, match=r"runs/gone/(checkpoints|tensorboard): cannot be written \(No such file or dir"
+    ):
+        train(Settings(**SMALL, epochs=20), demo, "gone")
+    assert "Traceback" not in capfd.readouterr().err and not os.path.exists("runs/gone")
