@@ -13,7 +13,7 @@ _NOBODY = (errno.EPIPE, errno.EIO)  # a pipe whose reader ended, a terminal that
 class _Kept(io.FileIO):
     """A descriptor that is written to as long as somebody reads it, and then nowhere."""
 
-    def write(self, data) -> int:
+    def write(self, data, /) -> int:
         try:
             return super().write(data)
         except OSError as error:

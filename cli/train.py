@@ -92,18 +92,15 @@ def train(**given):
 @_with_options("finetune")
 def finetune(initial, freeze, scratch, options, **given):
     """Train a classifier of the videos' labels on a pretrained backbone, and the backbone with it."""
-    from trainer.checkpoint import newest_run
-
     if sum((initial is not None, scratch, given["resume"] is not None)) > 1:
         raise click.UsageError("--checkpoint, --scratch and --resume exclude each other")
-    if initial is None and not scratch and given["resume"] is None:
-        initial = newest_run(finetuned=False)
     if freeze:
         options = (*options, "freeze=true")
-    _train(method="recognition", initial=initial, options=options, **given)
+    newest = initial is None and not scratch and given["resume"] is None
+    _train(method="recognition", initial=initial, newest=newest, options=options, **given)
 
 
-def _train(method, shards, run, resume, recipe, options, clips, initial=None, **given):
+def _train(method, shards, run, resume, recipe, options, clips, initial=None, newest=False, **given):
     from trainer import checkpoint, recipes
     from trainer.data.readers import each_folder
     from trainer.errors import Interrupted, SettingError
@@ -125,6 +122,8 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, **
     except SettingError as error:
         raise SettingError(f"--set {error}") from error
     settings = over(base, Settings(method=name, options=chosen or None, **given))
+    if newest:
+        initial = checkpoint.newest_run(finetuned=False)
     try:
         train_network(settings, shards, run, resume, initial, expected, clips)
     except Interrupted as stopped:

@@ -107,9 +107,10 @@ def save(
     target = parent / f"{step:08d}"
     if target.exists():
         return target
-    parent.mkdir(exist_ok=True)
     meta = {"schema": SCHEMA, "step": step, **meta}
-    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=parent))
+    with writing(parent):
+        parent.mkdir(exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=parent))
     try:
         with writing(target, SafetensorError, RuntimeError):  # what the libraries make of a full disk
             weights = {name: tensor.contiguous() for name, tensor in weights.items()}

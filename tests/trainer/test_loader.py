@@ -15,7 +15,10 @@ from tests.trainer.runs import SMALL
 from trainer import data
 from trainer.data import transport
 from trainer.errors import LoaderLost
+from trainer.evaluate.bench import measure
+from trainer.evaluate.features import Compute
 from trainer.settings import Settings, resolve
+from trainer.training import train
 from trainer.training.streams import training_streams
 
 CPU = torch.device("cpu")
@@ -71,6 +74,19 @@ def test_batches_do_not_depend_on_how_processes_start(stream, method, monkeypatc
         multiprocessing.set_start_method(before, force=True)
         if method == "forkserver":  # its socket is in the folder of this test
             multiprocessing.forkserver._forkserver._stop()
+
+
+def test_names_that_only_linux_has_are_not_needed(demo, here, monkeypatch):
+    """To train and to measure, with processes that are not forked."""
+    for name in ("sched_getaffinity", "posix_fallocate", "posix_fadvise", "memfd_create", "pipe2", "waitid"):
+        monkeypatch.delattr(os, name, raising=False)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        run = train(Settings(**SMALL | {"workers": 1}, epochs=1), demo)
+        assert measure("retrieval", demo, run, compute=Compute(workers=0))["rows"]
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_what_cannot_be_sent_is_told(stream, monkeypatch, long_path):

@@ -392,7 +392,7 @@ def test_finetuning_starts_from_the_newest_pretrained_run(shards, runs, pretrain
     done = CliRunner().invoke(main, [*options, "--run", "tuned"])
     assert done.exit_code == 0 and checkpoint.load("tuned").meta["initial"]["settings"]["method"] == "pace", done.output
     wrong = CliRunner().invoke(main, [*options, "--scratch", "--set", "dropout=1"])
-    assert wrong.exit_code == 1 and "dropout is 1.0, expected 0 or more and less than 1" in wrong.output
+    assert wrong.exit_code == 2 and "dropout is 1.0, expected 0 or more and less than 1" in wrong.output
 
 
 def test_intervals_are_by_video(shards, runs):

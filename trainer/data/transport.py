@@ -123,10 +123,9 @@ def _starting() -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "new thread" not in str(error) and not _timed_out(error):
             raise
+        # PyTorch's iterator, half made, would print why it cannot be deleted
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        traceback.clear_frames(
-            error.__traceback__
-        )  # PyTorch's iterator, half made, would print why it cannot be deleted
+        traceback.clear_frames(error.__traceback__)
         sys.unraisablehook = hook
         raise LoaderLost(
             f"no process that decodes frames can be started ({error}); check the number of processes and threads that you may "

@@ -213,8 +213,9 @@ def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute:
                 file, shape = _file(folder, stage, pooling), (len(clips), values.shape[1])
                 arrays[stage, pooling] = np.lib.format.open_memmap(file, "w+", np.float32, shape)
                 # or a full disk would kill the process where the map is written
-                with writing(file), open(file, "r+b") as opened:
-                    os.posix_fallocate(opened.fileno(), 0, os.path.getsize(file))
+                if hasattr(os, "posix_fallocate"):  # macOS has none
+                    with writing(file), open(file, "r+b") as opened:
+                        os.posix_fallocate(opened.fileno(), 0, os.path.getsize(file))
             arrays[stage, pooling][index] = values.numpy()
     for array in arrays.values():
         array.flush()

@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import sys
+import threading
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -42,9 +43,16 @@ class Log:
         self.file = (folder / "log.csv").open("a", newline="", buffering=1) if self.writes else None
 
     def __enter__(self):
+        self.hook, threading.excepthook = threading.excepthook, self._thread_ended
         return self
 
+    def _thread_ended(self, what) -> None:
+        """Of TensorBoard's thread the next step tells why it could not write."""
+        if not (isinstance(what.exc_value, OSError) and "tensorboard" in type(what.thread).__module__):
+            self.hook(what)
+
     def __exit__(self, kind, *_):
+        threading.excepthook = self.hook
         if self.bar:
             self.bar.close()
         for name, opened in (("log.csv", self.file), ("tensorboard", self.board)):
@@ -74,8 +82,9 @@ class Log:
             writer.writerow(row.values())
         if self.board:
             rates = {"lr": lr, "clips_per_s": clips / total, "data_ms": 1000 * waited}
-            for name, value in (values | rates).items():
-                self.board.add_scalar(f"train/{name}", value, step + 1)
+            with writing(self.folder / "tensorboard"):
+                for name, value in (values | rates).items():
+                    self.board.add_scalar(f"train/{name}", value, step + 1)
         if self.bar:
             self.bar.set_postfix(loss=f"{values['loss']:.4f}", clips_per_s=row["clips_per_s"], refresh=False)
             self.bar.update()
@@ -101,8 +110,9 @@ class Log:
                 writer.writerow(["step", *values])
             writer.writerow([step, *(f"{value:.9g}" for value in values.values())])
         if self.board:
-            for name, value in values.items():
-                self.board.add_scalar(f"holdout/{name}", value, step)
+            with writing(self.folder / "tensorboard"):
+                for name, value in values.items():
+                    self.board.add_scalar(f"holdout/{name}", value, step)
         say(f"held out after step {step}: {_shown(values)}")
         return values.get("accuracy", -1) > max(before, default=-1)
 
