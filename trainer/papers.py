@@ -217,7 +217,7 @@ def _cost(each: dict, content: dict) -> list[str]:
     if frames is None:
         return ["", "", ""]
     clips = "all" if each["clips"] is None else "some"
-    hours, size = content["measured"]["{height} x {width}".format(**each)][clips]
+    hours, size = content["measured"][each["dataset"]]["{height} x {width}".format(**each)][clips]
     return [f"{frames:g}", f"{frames * hours:.1f}", f"{frames * size:.0f}"]
 
 

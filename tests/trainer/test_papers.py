@@ -104,6 +104,36 @@ def test_every_command_exists():
     assert not accepted("vssl train --recipe nonsense")
 
 
+def test_every_entry_of_statistics_says_that_its_flow_differs():
+    flow = "the flow is TV-L1; the thesis cites Brox et al., ECCV 2004"
+    lines, count = papers.table(), 0
+    for (source, item), entry in ENTRIES.items():
+        text = " ".join(papers.commands(papers.script(entry, CONTENT)))
+        here = lines.index(f"### {source} {item}: {entry['title']}")
+        (differs,) = [line for line in lines[here : here + 6] if line.startswith("Differs: ")] or [""]
+        assert (flow in differs) == ("--recipe statistics" in text), item
+        count += flow in differs
+    assert count > 20
+    for name in NAMES:
+        assert name.startswith("statistics") == (
+            "Brox" in yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["about"]
+        )
+
+
+def test_the_sources_of_a_finetuning_without_public_code():
+    for name in NAMES:
+        if name.startswith("finetune-thesis"):
+            assert "authors' code\"}" not in (RECIPES / f"{name}.yaml").read_text()
+
+
+def test_what_a_cut_tells_of_the_pace():
+    """The figure of tab. 4.7: of four paces with these shares of wrapped clips, "cut or none" tells the most likely one."""
+    short = 0.018, 0.318, 0.581, 0.798
+    assert (max(short) + 1 - min(short)) / 4 == pytest.approx(0.445)
+    differs = " ".join(ENTRIES["thesis", "tab. 4.7"]["differs"])
+    assert "1.8, 31.8, 58.1 and 79.8 %" in differs and "44.5 %" in differs
+
+
 def test_shards_of_a_recipe_become_options_of_labelgen():
     shards = {"crop": 112, "clips": None, "paces": ["1/2", "-1"], "allow_wrap": True, "order_clips": 3}
     assert papers.labelgen_options(shards) == "--crop 112 --clips all --paces 1/2,-1 --allow-wrap --order-clips 3"
