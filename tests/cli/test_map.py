@@ -75,7 +75,7 @@ def test_every_video_is_a_point_in_the_colour_of_its_kind(planted):
     vssl("map", "--column", "split", "--out", "new/split.html")
     colors = [circle.get("fill") for circle in circles("new/split.html")]
     assert colors[:8] == colors[:4] * 2 and len(set(colors)) == 3 and colors[2] == colors[3]
-    assert "no column size, only id, path, label, split" in vssl("map", "--column", "size", code=1)
+    assert "no column size, only id, path, label, split" in vssl("map", "--column", "size", code=2)
 
 
 def test_moments_are_coloured_one_by_one(planted):

@@ -92,7 +92,7 @@ def test_the_command_takes_several(two, tmp_path, monkeypatch):
     done = CliRunner().invoke(main, [*line, "--shard-weights", "2"])
     assert done.exit_code == 1 and "shard_weights are [2], expected one for each of a, b" in done.output
     done = CliRunner().invoke(main, [*line, "--shard-weights", "0.5,1"])
-    assert done.exit_code == 1 and "expected whole numbers" in done.output
+    assert done.exit_code == 2 and "expected whole numbers" in done.output
     done = CliRunner().invoke(main, [*line, "--method", "recognition"])
     assert done.exit_code == 1 and "labels of one data set" in done.output
     done = CliRunner().invoke(main, line)
