@@ -10,7 +10,8 @@ from torch import nn
 
 from tests.trainer.synthetic import write_shard
 from trainer import data
-from trainer.evaluate.tally import Predictions
+from trainer.evaluate.metrics import ItemScores
+from trainer.evaluate.results import read_scores
 
 COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40)])
 
@@ -40,13 +41,13 @@ def group(monkeypatch, groups: dict[str, str]) -> None:
     )
 
 
-def kept_predictions(result: dict) -> Predictions:
+def kept_scores(result: dict) -> ItemScores:
     """What a result keeps of every tested item, from which its numbers follow."""
-    kept = Predictions(Path(result["file"]).with_suffix(".npz"))
+    kept = read_scores(Path(result["file"]).with_suffix(".npz"))
     measured = {i: row["value"] for i, row in enumerate(result["rows"]) if "low" in row}
-    assert kept.right.keys() == measured.keys()
+    assert kept.answers.keys() == measured.keys()
     for i, value in measured.items():
-        assert 100 * np.nanmean(kept.right[i]) == pytest.approx(value, abs=1e-4)
+        assert 100 * np.nanmean(kept.answers[i].right) == pytest.approx(value, abs=1e-4)
     return kept
 
 

@@ -11,9 +11,19 @@ from markupsafe import Markup
 from labelgen.files import write_text
 from trainer import checkpoint
 from trainer.errors import TrainerError
-from trainer.evaluate.results import MEASURED, Result, csv_text, flat, headline, read_results
-from trainer.evaluate.tables import aligned, overall, shown, with_split
-from trainer.evaluate.tally import Predictions, by_class, paired
+from trainer.evaluate.metrics import ItemScores, by_class, paired
+from trainer.evaluate.results import (
+    MEASURED,
+    Result,
+    aligned,
+    csv_text,
+    flat,
+    headline,
+    overall,
+    read_results,
+    shown,
+)
+from trainer.evaluate.splits import with_split
 from trainer.pages.classes import ABOUT, compared_html
 from trainer.pages.page import details, fill, heading, items, join, page, paragraph, table
 from trainer.pages.published import pretraining
@@ -154,13 +164,13 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
     return {"title": title, "conditions": same, "rows": rows, "headline": headed, "classes": classes}
 
 
-def _kept(title: str, group: dict[str, Result], notes: list[str]) -> dict[str, Predictions]:
+def _kept(title: str, group: dict[str, Result], notes: list[str]) -> dict[str, ItemScores]:
     """What is kept of the items of each run's result."""
     kept = {}
     for name, result in group.items():
         try:
-            if result.predictions is not None:
-                kept[name] = result.predictions
+            if result.scores is not None:
+                kept[name] = result.scores
         except TrainerError as error:
             notes.append(f"{title}, {name}: {error}")
     return kept

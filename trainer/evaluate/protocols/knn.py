@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from trainer.evaluate.protocol import FoldProtocol
+from trainer.evaluate.protocol import FeatureProtocol, lazy
 
 if TYPE_CHECKING:
     import numpy as np
 
     from trainer.data import Shards
+    from trainer.evaluate import neighbours
+    from trainer.evaluate.features import Vectors
+else:
+    (neighbours,) = lazy("trainer.evaluate.neighbours")
 
 KS = (1, 5, 20)
 TEMPERATURE = 0.07
 
 
-class KNearest(FoldProtocol):
+class KNearest(FeatureProtocol):
     """Let the nearest neighbours in frozen features vote."""
 
     title = "k-NN"
@@ -31,30 +34,21 @@ class KNearest(FoldProtocol):
     columns = ("level", "metric")
     levels = ("clip", "video")
 
-    def choose(self) -> Shards:
-        self.fewest = dict.fromkeys(self.levels, KS[-1])  # neighbours that there were at least
+    def choose(self, k: int | None = None) -> Shards:
+        """k: in place of KS."""
+        self.ks = KS if k is None else (k,)
+        self.fewest = dict.fromkeys(self.levels, max(self.ks))  # neighbours that there were at least
         return super().choose()
 
-    def scores(self, items: list[tuple[np.ndarray, np.ndarray]], level: str) -> Iterator[dict]:
-        from trainer.evaluate.folds import of_videos
-        from trainer.evaluate.neighbours import nearest, votes
-
-        hits, owners, names, targets = [], [], [], self.plan.source.targets
-        for test, train in self.plan.parts:
-            queries, gallery = of_videos(items, test), of_videos(items, train)
-            found = nearest(queries, gallery, KS[-1], self.bench.device)
-            named = votes(queries[0], gallery[0], found, targets[gallery[1]], KS, TEMPERATURE)
-            hits.append(named == targets[queries[1]])
-            owners.append(queries[1])
-            names.append(named)
-            self.step()
-            self.fewest[level] = min(self.fewest[level], found.shape[1])
-        for place, k in enumerate(KS):
-            for score in self.plan.scores([hit[place] for hit in hits], owners, [name[place] for name in names]):
-                yield {"metric": f"{k}-NN", **score, "dimensions": queries[0].shape[1]}
+    def predict(self, train: Vectors, test: Vectors, level: str) -> dict[str, np.ndarray]:
+        found = neighbours.nearest(test, train, max(self.ks), self.evaluator.device)
+        self.fewest[level] = min(self.fewest[level], found.shape[1])
+        classes = self.shards.targets[train.video]
+        voted = neighbours.votes(test.x, train.x, found, classes, self.ks, TEMPERATURE)
+        return {f"{k}-NN": of_k for k, of_k in zip(self.ks, voted, strict=True)}
 
     def remarks(self) -> list[str]:
-        few = {level: number for level, number in self.fewest.items() if number < KS[-1]}
+        few = {level: number for level, number in self.fewest.items() if number < max(self.ks)}
         return [f"{level} level: only {number} training items; larger k ask them all" for level, number in few.items()]
 
     def conditions(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The protocols of `vssl eval`, one file each; trainer.evaluate.PROTOCOLS names them."""
