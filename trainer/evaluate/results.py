@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -24,9 +24,6 @@ from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
 from trainer.evaluate.metrics import ANSWERS, Answers, ItemScores
 from trainer.evaluate.splits import with_split
-
-if TYPE_CHECKING:
-    from trainer.evaluate.protocol import Protocol
 
 MEASURED = ("value", "low", "high", "dimensions", "C", "videos")  # what of a row does not say what was measured
 OTHER_VIDEO = "other video"
@@ -92,7 +89,7 @@ class Result:
         return self.name.partition("-")[0]
 
     @property
-    def measured_by(self) -> type[Protocol] | None:
+    def measured_by(self) -> type[Any] | None:
         """The protocol, None if there is none of that name."""
         return protocol_class(self.kind) if self.kind in PROTOCOLS else None
 
