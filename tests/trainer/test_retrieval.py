@@ -16,7 +16,7 @@ from trainer import checkpoint, data
 from trainer.errors import TrainerError
 from trainer.evaluate import evaluator, features
 from trainer.evaluate.evaluator import Evaluator, measure
-from trainer.evaluate.features import Compute
+from trainer.evaluate.features import Compute, Vectors
 from trainer.evaluate.metrics import accuracy
 from trainer.evaluate.neighbours import nearest
 from trainer.evaluate.protocols.retrieval import KS, Retrieval, chance, hits

@@ -2,45 +2,17 @@
 
 A protocol is its question, its items, its classifier and its table: a class in a file of its own, named in
 trainer.evaluate.PROTOCOLS. Its command with options and help, its place in `vssl eval all`, its table, its part of the pages,
-its block in docs/evaluation.md and its place in studies follow from what the class declares. Modules of protocols load NumPy,
-torch and what needs them when they are first used (`lazy`), so that `vssl eval --help` lists the protocols at once.
+its block in docs/evaluation.md and its place in studies follow from what the class declares. Modules of protocols import
+NumPy, torch and what needs them from trainer.evaluate.protocols, which loads them when they are first used.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-
-class _Lazy:
-    """A module that is imported when it is first used."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)
-
-
-def lazy(*names: str) -> list[Any]:
-    """Modules that are imported when they are first used."""
-    return [_Lazy(name) for name in names]
-
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from labelgen import progress
-    from trainer.data import Shards
-    from trainer.evaluate import features, metrics, results, splits
-    from trainer.evaluate.evaluator import Evaluator
-else:
-    np, progress = lazy("numpy", "labelgen.progress")
-    features, metrics, results, splits = lazy(
-        *(f"trainer.evaluate.{name}" for name in ("features", "metrics", "results", "splits"))
-    )
+from trainer.evaluate.protocols import data, evaluator, features, metrics, np, progress, results, splits
 
 SPLIT = "Official split.  [default: the one that the run was trained on, else the first]"
 IN_TURN = (
@@ -103,14 +75,14 @@ class Protocol:
     scale: ClassVar[tuple[str, str]] = ("", "")
     needs_boundaries: ClassVar[bool] = False
 
-    def __init__(self, evaluator: Evaluator, **options: Any):
+    def __init__(self, evaluator: evaluator.Evaluator, **options: Any):
         self.evaluator = evaluator
         self.notes: list[str] = []
         self.extra: dict[str, Any] = {}
         self.scores: metrics.ItemScores | None = None
         self.shards = self.choose(**options)
 
-    def choose(self, *args: Any, **options: Any) -> Shards:
+    def choose(self, *args: Any, **options: Any) -> data.Shards:
         """Choose the items by the protocol's options; the data set that is measured on. Raises VsslError if there are none."""
         return self.evaluator.source()
 
@@ -195,7 +167,7 @@ class FeatureProtocol(Protocol):
     folds: splits.Folds
     scores: metrics.ItemScores
 
-    def choose(self) -> Shards:
+    def choose(self) -> data.Shards:
         folds = self.evaluator.folds()
         self.notes += folds.notes
         names = folds.source.readers[0].splits

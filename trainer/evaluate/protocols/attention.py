@@ -6,27 +6,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.errors import TrainerError
-from trainer.evaluate.protocol import Protocol, ProtocolOption, lazy
+from trainer.evaluate.protocol import Protocol, ProtocolOption
+from trainer.evaluate.protocols import cv2, data, features, files, np, results, shards, texts, torch
 
-if TYPE_CHECKING:
-    import cv2
-    import numpy as np
-    from torch import Tensor, nn
-
-    from labelgen import files, shards, texts
-    from trainer import data
-    from trainer.evaluate import features, results
-
-    # frames uint8 [T, H, W, 3], configuration of the shards -> magnitudes of M_u and M_v, float32 [2, H, W]
-    Boundaries = Callable[[np.ndarray, dict], np.ndarray]
-else:
-    cv2, np, data = lazy("cv2", "numpy", "trainer.data")
-    files, shards, texts = lazy("labelgen.files", "labelgen.shards", "labelgen.texts")
-    features, results = lazy("trainer.evaluate.features", "trainer.evaluate.results")
-
+# frames uint8 [T, H, W, 3], configuration of the shards -> magnitudes of M_u and M_v, float32 [2, H, W]
+Boundaries = Callable[["np.ndarray", dict], "np.ndarray"]
 _TILE = 224  # pixels: crops are enlarged to this width
 _GAP = 6
 
@@ -163,7 +150,7 @@ def middle_clip(n_frames: int, length: int, pace: int = 1) -> np.ndarray:
 
 
 def stage_maps(
-    backbone: nn.Module, clips: data.VideoViews, compute: features.Compute, stage: str | None
+    backbone: torch.nn.Module, clips: data.VideoViews, compute: features.Compute, stage: str | None
 ) -> tuple[str, np.ndarray]:
     """Name of the stage, None for the last, and its attention map of every clip, float32 [clips, h, w]. Raises TrainerError for
     a stage that the backbone does not have."""
@@ -177,7 +164,7 @@ def stage_maps(
     return name, np.stack([maps[i] for i in range(len(clips))])
 
 
-def attention_map(stage: Tensor) -> Tensor:
+def attention_map(stage: torch.Tensor) -> torch.Tensor:
     """Features [B, C, T, H, W] -> float32 [B, H, W]: the squared sum of absolute activations over channels, mean over time,
     relative to the largest of each map [Zagoruyko and Komodakis, ICLR 2017, activation-based attention]."""
     maps = stage.float().abs().sum(1).square().mean(1)

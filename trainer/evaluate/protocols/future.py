@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from trainer.errors import ProtocolError
-from trainer.evaluate.protocol import Protocol, ProtocolOption, lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch.nn import functional
-
-    from trainer import augment
-    from trainer.backbones.layers import Stages
-    from trainer.data import Shards
-    from trainer.evaluate.protocols import attention, pretext
-    from trainer.methods import parts
-    from trainer.methods.skip_clip import SkipClip
-else:
-    np, functional, augment, parts = lazy("numpy", "torch.nn.functional", "trainer.augment", "trainer.methods.parts")
-    attention, pretext = lazy("trainer.evaluate.protocols.attention", "trainer.evaluate.protocols.pretext")
+from trainer.evaluate.protocol import Protocol, ProtocolOption
+from trainer.evaluate.protocols import attention, augment, data, np, pretext, torch
 
 
 class Future(Protocol):
@@ -51,7 +38,7 @@ class Future(Protocol):
     )
     scale = ("least like it of the sheet", "most like it")
 
-    def choose(self, draws: int = 1, count: int = 2) -> Shards:
+    def choose(self, draws: int = 1, count: int = 2) -> data.Shards:
         if "skip_clip" not in self.evaluator.saved.meta["settings"]["method"].split("+"):
             raise ProtocolError(
                 f"{self.evaluator.saved.file}: not a run of skip_clip, which alone compares a context with frames",
@@ -67,22 +54,22 @@ class Future(Protocol):
         self.folder = attention.sheet_folder(self, "future")
         for network in ("pretrained", "random"):
             backbone, method = pretext.trained(self.evaluator, self.shards, "skip_clip", network == "pretrained")
-            yield from (
-                {"network": network, **row} for row in self._by_distance(network, backbone, cast("SkipClip", method))
-            )
+            yield from ({"network": network, **row} for row in self._by_distance(network, backbone, method))
 
-    def _by_distance(self, network: str, backbone: Stages, method: SkipClip) -> Iterator[dict]:
+    def _by_distance(self, network: str, backbone: Any, method: Any) -> Iterator[dict]:
         """Gamma by distance, mean over contexts; a few of the pretrained network are drawn."""
+        from trainer.methods.parts import last_stage
+
         values, number = [], len(self.clips.samples)
         drawn = np.unique(np.linspace(0, number - 1, min(self.count, number)).astype(int)).tolist()
         batches = pretext.batches(self.evaluator, self.clips, self.draws, f"later frames, {network}")
         for i, (batch, video) in enumerate(batches):
             context, targets = batch.clips[:, 0].tensor_split([self.shards.clip_length], 2)
-            h = parts.last_stage(backbone, context).mean(2)  # [1, C, H, W]
+            h = last_stage(backbone, context).mean(2)  # [1, C, H, W]
             z = method.encode(
                 targets.transpose(1, 2).flatten(0, 1)[:, :, None], (h.shape[2], h.shape[3])
             )  # [M, C, H, W]
-            cells = functional.cosine_similarity(h.float(), z.float(), dim=1).cpu().numpy()  # [M, H, W]
+            cells = torch.nn.functional.cosine_similarity(h.float(), z.float(), dim=1).cpu().numpy()  # [M, H, W]
             values.append(cells.mean((1, 2), dtype=np.float64))
             if network == "pretrained" and i in drawn:
                 self._draw(video, context[0, :, -1].cpu().numpy(), targets[0].cpu().numpy(), cells)

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trainer.evaluate.protocol import FeatureProtocol, lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from trainer.data import Shards
-    from trainer.evaluate import neighbours
-    from trainer.evaluate.features import Vectors
-else:
-    (neighbours,) = lazy("trainer.evaluate.neighbours")
+from trainer.evaluate.protocol import FeatureProtocol
+from trainer.evaluate.protocols import data, features, neighbours, np
 
 KS = (1, 5, 20)
 TEMPERATURE = 0.07
@@ -34,13 +26,13 @@ class KNearest(FeatureProtocol):
     columns = ("level", "metric")
     levels = ("clip", "video")
 
-    def choose(self, k: int | None = None) -> Shards:
+    def choose(self, k: int | None = None) -> data.Shards:
         """k: in place of KS."""
         self.ks = KS if k is None else (k,)
         self.fewest = dict.fromkeys(self.levels, max(self.ks))  # neighbours that there were at least
         return super().choose()
 
-    def predict(self, train: Vectors, test: Vectors, level: str) -> dict[str, np.ndarray]:
+    def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:
         found = neighbours.nearest(test, train, max(self.ks), self.evaluator.device)
         self.fewest[level] = min(self.fewest[level], found.shape[1])
         classes = self.shards.targets[train.video]

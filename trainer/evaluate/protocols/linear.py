@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trainer.evaluate.protocol import FeatureProtocol, lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from trainer.data import Shards
-    from trainer.evaluate import splits
-    from trainer.evaluate.features import Vectors
-else:
-    np, splits = lazy("numpy", "trainer.evaluate.splits")
+from trainer.evaluate.protocol import FeatureProtocol
+from trainer.evaluate.protocols import data, features, np, splits
 
 ITERATIONS = 2000  # of Newton's method, at most
 STRENGTHS = (1e-1, 1e0, 1e1, 1e2, 1e3, 1e4)  # C, of features whose rows have about length 1
@@ -41,7 +33,7 @@ class Linear(FeatureProtocol):
     index = ("network", "stage", "pooling", "C")
     steps = 6  # 5 folds within the training part, and the last fit
 
-    def choose(self) -> Shards:
+    def choose(self) -> data.Shards:
         self.unfinished = 0  # fits that did not converge
         source = super().choose()
         self.groups, self.ids = splits.groups_of(source), np.array(source.text("videos/id"))
@@ -60,7 +52,7 @@ class Linear(FeatureProtocol):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         yield from rows
 
-    def accuracies(self, items: Sequence[Vectors], level: str) -> Iterator[dict]:
+    def accuracies(self, items: Sequence[features.Vectors], level: str) -> Iterator[dict]:
         self.chosen: list[float] = []  # C of each fold
         rows = [*super().accuracies(items, level)]
         alone = [f"{strength:g}" for strength in self.chosen] if self.folds.splits else []
@@ -69,7 +61,7 @@ class Linear(FeatureProtocol):
         for row, strength in zip(rows, [*alone, together], strict=True):
             yield {**row, "C": strength}
 
-    def predict(self, train: Vectors, test: Vectors, level: str) -> dict[str, np.ndarray]:
+    def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:
         order = np.argsort(self.ids[train.video])  # so that the order of the shards has no effect
         x, videos = train.x[order], train.video[order]
         predicted, strength = probe(x, self.shards.targets[videos], self.groups[videos], test.x, self.step)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.errors import ProtocolError, TrainerError
-from trainer.evaluate.protocol import Protocol, ProtocolOption, lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from labelgen import progress
-    from trainer import checkpoint, data, methods, settings
-    from trainer import network as networks
-    from trainer.backbones.layers import Stages
-    from trainer.evaluate import metrics, splits
-    from trainer.evaluate.evaluator import Evaluator
-    from trainer.methods.method import Method
-    from trainer.training import precision, streams
-else:
-    np, progress, data, methods = lazy("numpy", "labelgen.progress", "trainer.data", "trainer.methods")
-    checkpoint, networks, settings = lazy("trainer.checkpoint", "trainer.network", "trainer.settings")
-    metrics, splits = lazy("trainer.evaluate.metrics", "trainer.evaluate.splits")
-    precision, streams = lazy("trainer.training.precision", "trainer.training.streams")
+from trainer.evaluate.protocol import Protocol, ProtocolOption
+from trainer.evaluate.protocols import (
+    checkpoint,
+    data,
+    evaluator,
+    methods,
+    metrics,
+    network,
+    np,
+    precision,
+    progress,
+    settings,
+    splits,
+    streams,
+)
 
 _TESTED = 2  # tag of the draws; those of training are 0 and 1
 _SEED = 0  # of the draws, whatever that of the run: two runs are tested on the same ones
@@ -92,7 +89,7 @@ class Pretext(Protocol):
         return self.videos
 
 
-def unseen(evaluator: Evaluator) -> tuple[data.Shards, np.ndarray, str]:
+def unseen(evaluator: evaluator.Evaluator) -> tuple[data.Shards, np.ndarray, str]:
     """The data set, which of its videos are tested, int64 rows, and which they are in words, see splits.unseen. Raises
     ProtocolError if the run saw all of them, or has no pretext task."""
     saved = evaluator.saved
@@ -104,7 +101,9 @@ def unseen(evaluator: Evaluator) -> tuple[data.Shards, np.ndarray, str]:
     return source, *splits.unseen(saved, source)
 
 
-def samples(evaluator: Evaluator, source: data.Shards, videos: np.ndarray, name: str) -> tuple[data.CentreClips, str]:
+def samples(
+    evaluator: evaluator.Evaluator, source: data.Shards, videos: np.ndarray, name: str
+) -> tuple[data.CentreClips, str]:
     """The samples of a method among these videos (int64 rows), and a note on those left out, or "". Raises TrainerError if
     there is none."""
     tested = np.isin(np.arange(len(source.videos)), videos)
@@ -116,7 +115,7 @@ def samples(evaluator: Evaluator, source: data.Shards, videos: np.ndarray, name:
     return clips, f"{name} leaves out: {left_out} videos {why}" if left_out else ""
 
 
-def trained(evaluator: Evaluator, source: data.Shards, name: str, pretrained: bool = True) -> tuple[Stages, Method]:
+def trained(evaluator: evaluator.Evaluator, source: data.Shards, name: str, pretrained: bool = True) -> tuple[Any, Any]:
     """The backbone of a run and one of its methods with its head, averaged ones if the run has them; or as they were before
     training. Raises TrainerError if they do not fit the shards."""
     saved = evaluator.saved
@@ -131,7 +130,7 @@ def trained(evaluator: Evaluator, source: data.Shards, name: str, pretrained: bo
             raise TrainerError(
                 f"{learnt} compares with its training videos of {saved.meta['dataset']}, not of {source.dataset}"
             )
-    made = networks.Network(own, source)
+    made = network.Network(own, source)
     if pretrained:
         checkpoint.check_fit(saved.file, made, saved.weights)
         made.load_state_dict(saved.weights)
@@ -142,7 +141,9 @@ def trained(evaluator: Evaluator, source: data.Shards, name: str, pretrained: bo
     return backbone.eval().to(evaluator.device), method.eval().to(evaluator.device)
 
 
-def batches(evaluator: Evaluator, clips: data.CentreClips, draws: int, what: str) -> Iterator[tuple[data.Batch, int]]:
+def batches(
+    evaluator: evaluator.Evaluator, clips: data.CentreClips, draws: int, what: str
+) -> Iterator[tuple[data.Batch, int]]:
     """Every sample, `draws` times, as a batch of its own, so that nothing depends on other samples; and the row of its video."""
     device, number = evaluator.device, len(clips.samples)
     stream = streams.Stream(clips, data.Batches(number, 1, _SEED))
@@ -156,7 +157,7 @@ def batches(evaluator: Evaluator, clips: data.CentreClips, draws: int, what: str
 
 
 def answers(
-    evaluator: Evaluator, source: data.Shards, clips: data.CentreClips, name: str, draws: int
+    evaluator: evaluator.Evaluator, source: data.Shards, clips: data.CentreClips, name: str, draws: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Accuracies of each sample by their names, float64 [n], with "chance"; and the video of each, int64 [n].
 

@@ -5,28 +5,22 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.errors import ProtocolError, TrainerError
-from trainer.evaluate.protocol import Protocol, ProtocolOption, lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-    from trainer import checkpoint, data, settings
-    from trainer.checkpoint import Checkpoint
-    from trainer.evaluate import features, metrics, results, splits
-    from trainer.evaluate.evaluator import Evaluator
-    from trainer.methods import recognition
-else:
-    np, torch, data, checkpoint, settings = lazy(
-        "numpy", "torch", "trainer.data", "trainer.checkpoint", "trainer.settings"
-    )
-    features, metrics, results, splits = lazy(
-        *(f"trainer.evaluate.{name}" for name in ("features", "metrics", "results", "splits"))
-    )
-    (recognition,) = lazy("trainer.methods.recognition")
+from trainer.evaluate.protocol import Protocol, ProtocolOption
+from trainer.evaluate.protocols import (
+    checkpoint,
+    data,
+    evaluator,
+    features,
+    metrics,
+    np,
+    results,
+    settings,
+    splits,
+    torch,
+)
 
 
 class Recognition(Protocol):
@@ -166,7 +160,7 @@ class Predictions:
     clips: float64 [clips, classes], softmax; owner: int64 [clips], index into videos
     """
 
-    saved: Checkpoint
+    saved: checkpoint.Checkpoint
     source: data.Shards
     classes: list[str]
     videos: np.ndarray
@@ -191,7 +185,7 @@ class Predictions:
         return (best == self.targets[video][:, None]).any(1), self.videos[video]
 
 
-def check_runs(evaluator: Evaluator) -> None:
+def check_runs(evaluator: evaluator.Evaluator) -> None:
     """Raises TrainerError for a run without a classifier, and for runs whose results cannot be averaged."""
     for saved in evaluator.runs:
         if not checkpoint.with_labels(saved.meta["settings"]):
@@ -203,7 +197,7 @@ def check_runs(evaluator: Evaluator) -> None:
         _check_alike(evaluator)
 
 
-def _check_alike(evaluator: Evaluator) -> None:
+def _check_alike(evaluator: evaluator.Evaluator) -> None:
     if evaluator.split is not None:
         raise TrainerError(
             f"split {evaluator.split}: each of several checkpoints is tested on its own split, leave it out"
@@ -228,15 +222,17 @@ def _check_alike(evaluator: Evaluator) -> None:
         raise TrainerError(f"the checkpoints are of splits {', '.join(map(str, trained))}; a mean needs each one once")
 
 
-def _began(saved: Checkpoint) -> str:
+def _began(saved: checkpoint.Checkpoint) -> str:
     """What a run started from, in words."""
     initial = saved.meta["initial"]
     return f"{initial['settings']['method']} on {initial['dataset']}" if initial else "random weights"
 
 
-def predictions(evaluator: Evaluator, saved: Checkpoint, views: str = "spread") -> Predictions:
+def predictions(evaluator: evaluator.Evaluator, saved: checkpoint.Checkpoint, views: str = "spread") -> Predictions:
     """The predictions of a run; views: a name of features.VIEWS. Raises TrainerError for another split than that of the run,
     and if it knows no class of the videos."""
+    from trainer.methods.recognition import trained_classifier
+
     source, mode, tested, notes = _tested(evaluator, saved)
     classes = saved.meta["classes"]
     index = {name: i for i, name in enumerate(classes)}
@@ -247,7 +243,7 @@ def predictions(evaluator: Evaluator, saved: Checkpoint, views: str = "spread") 
     if not len(videos):
         raise TrainerError(f"{source.dataset}: the network knows the class of none of its {unknown} videos to test")
     options = saved.meta["settings"]["options"]["recognition"]
-    head = recognition.trained_classifier(saved.weights, options, len(classes))
+    head = trained_classifier(saved.weights, options, len(classes))
     if options.get("hidden"):
         clips, owner = _through_hidden_layers(evaluator, saved, head, source, videos, views)
     else:
@@ -262,7 +258,12 @@ def predictions(evaluator: Evaluator, saved: Checkpoint, views: str = "spread") 
 
 
 def _through_hidden_layers(
-    evaluator: Evaluator, saved: Checkpoint, head: torch.nn.Module, source: data.Shards, videos: np.ndarray, views: str
+    evaluator: evaluator.Evaluator,
+    saved: checkpoint.Checkpoint,
+    head: torch.nn.Module,
+    source: data.Shards,
+    videos: np.ndarray,
+    views: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Softmax float64 [clips, classes] of a classifier with hidden layers, which do not take the stored features, and
     each clip's index into videos. Raises TrainerError for clips of another size than those of the run, which do not fit them."""
@@ -282,7 +283,9 @@ def _through_hidden_layers(
     return found, clips.owner
 
 
-def _tested(evaluator: Evaluator, saved: Checkpoint) -> tuple[data.Shards, str, np.ndarray, list[str]]:
+def _tested(
+    evaluator: evaluator.Evaluator, saved: checkpoint.Checkpoint
+) -> tuple[data.Shards, str, np.ndarray, list[str]]:
     """The data set, how its videos are chosen, which (int64 rows, labelled ones), and notes."""
     meta, source = saved.meta, evaluator.source(saved)
     same = source.dataset == meta["dataset"]

@@ -5,22 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.errors import ProtocolError, TrainerError
-from trainer.evaluate.protocol import IN_TURN, Protocol, ProtocolOption, lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from trainer import data
-    from trainer.evaluate import features, metrics, neighbours, results, splits
-    from trainer.evaluate.features import Features, Vectors
-else:
-    np, data = lazy("numpy", "trainer.data")
-    features, metrics, neighbours, results, splits = lazy(
-        *(f"trainer.evaluate.{name}" for name in ("features", "metrics", "neighbours", "results", "splits"))
-    )
+from trainer.evaluate.protocol import IN_TURN, Protocol, ProtocolOption
+from trainer.evaluate.protocols import data, features, metrics, neighbours, np, results, splits
 
 KS = (1, 5, 10, 20, 50)
 _SHOWN = 24  # queries whose neighbours are kept in the result
@@ -136,7 +125,7 @@ class Retrieval(Protocol):
                     self.extra["neighbours"] = self._examples(parts, found)
                     self._note_own_group(parts, found, key)
 
-    def _extracted(self, network: str) -> list[list[tuple[np.ndarray, Features]]]:
+    def _extracted(self, network: str) -> list[list[tuple[np.ndarray, features.Features]]]:
         """Features of the queries' side and of the gallery's, with the rows of the videos: of one fold apart, of several all
         together."""
         if not self.crossed:
@@ -145,7 +134,7 @@ class Retrieval(Protocol):
         sides = zip((self.shards, self.gallery), self.folds.parts[0], strict=True)
         return [[(rows, self.evaluator.features(network, shards, rows, "spread"))] for shards, rows in sides]
 
-    def _nearest(self, queries: Vectors, gallery: Vectors) -> np.ndarray:
+    def _nearest(self, queries: features.Vectors, gallery: features.Vectors) -> np.ndarray:
         """The gallery items that are found, int64 [queries, k]: none of the query's video, or of its group."""
         if self.alone:
             asking, searched = self.units[queries.video], self.units[gallery.video]
@@ -155,7 +144,7 @@ class Retrieval(Protocol):
         return neighbours.nearest(queries, gallery, max(self.ks), self.evaluator.device)
 
     def _accuracies(
-        self, parts: Sequence[tuple[Vectors, Vectors]], found: Sequence[np.ndarray], level: str
+        self, parts: Sequence[tuple[features.Vectors, features.Vectors]], found: Sequence[np.ndarray], level: str
     ) -> Iterator[dict]:
         """The rows of hits by k; found: int64 [queries, k] of each fold."""
         classes = [self.targets[1][gallery.video[nearest]] for (_, gallery), nearest in zip(parts, found, strict=True)]
@@ -169,7 +158,9 @@ class Retrieval(Protocol):
         if (fewest := min(nearest.shape[1] for nearest in found)) < max(self.ks):
             self.notes.append(f"{level} level: only {fewest} gallery items; larger k search them all")
 
-    def _examples(self, parts: Sequence[tuple[Vectors, Vectors]], found: Sequence[np.ndarray]) -> list[dict]:
+    def _examples(
+        self, parts: Sequence[tuple[features.Vectors, features.Vectors]], found: Sequence[np.ndarray]
+    ) -> list[dict]:
         """A few queries, evenly spread, with the videos found for them by name and class, and their cosines."""
         names, theirs = (shards.text("videos/id") for shards in (self.shards, self.gallery))
         queries = [
@@ -191,7 +182,10 @@ class Retrieval(Protocol):
         return examples
 
     def _note_own_group(
-        self, parts: Sequence[tuple[Vectors, Vectors]], found: Sequence[np.ndarray], key: tuple[str, str]
+        self,
+        parts: Sequence[tuple[features.Vectors, features.Vectors]],
+        found: Sequence[np.ndarray],
+        key: tuple[str, str],
     ) -> None:
         if not self.grouped:
             return

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.errors import ProtocolError, TrainerError
-from trainer.evaluate.protocol import Protocol, lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from labelgen import progress
-    from trainer.data import Shards
-    from trainer.evaluate import metrics, results, splits
-else:
-    np, progress = lazy("numpy", "labelgen.progress")
-    metrics, results, splits = lazy(*(f"trainer.evaluate.{name}" for name in ("metrics", "results", "splits")))
+from trainer.evaluate.protocol import Protocol
+from trainer.evaluate.protocols import data, metrics, np, progress, results, splits
 
 MOST_VIDEOS = 2000  # as many SVMs are trained as there are videos
 STAGES = 3  # the deepest ones
@@ -41,7 +32,7 @@ class Scenes(Protocol):
     source = "Derpanis et al., CVPR 2012; thesis 2.4.4, 3.6.3."
     scores: metrics.ItemScores
 
-    def choose(self) -> Shards:
+    def choose(self) -> data.Shards:
         source = self.evaluator.source()
         self.scores = metrics.ItemScores.of(source)
         self.videos = np.flatnonzero(source.targets >= 0)

@@ -8,21 +8,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labelgen.errors import ReadError
 from trainer.errors import ProtocolError, TrainerError
-from trainer.evaluate.protocol import Protocol, ProtocolOption, lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from labelgen import progress, reading, shards
-    from trainer.data import Shards
-    from trainer.evaluate import metrics, splits
-else:
-    np, progress, reading, shards = lazy("numpy", "labelgen.progress", "labelgen.reading", "labelgen.shards")
-    metrics, splits = lazy("trainer.evaluate.metrics", "trainer.evaluate.splits")
+from trainer.evaluate.protocol import Protocol, ProtocolOption
+from trainer.evaluate.protocols import data, metrics, np, progress, reading, shards, splits
 
 STAGES = 3  # the deepest ones: conv3, conv4, conv5
 COLUMNS = ("fold", "first", "second", "same")
@@ -56,7 +47,7 @@ class Similarity(Protocol):
     options = (ProtocolOption("pairs", Path, "ASLAN's View2.mat, or a CSV file: fold,first,second,same.", shared=True),)
     scores: metrics.ItemScores
 
-    def choose(self, pairs: str | os.PathLike | None = None) -> Shards:
+    def choose(self, pairs: str | os.PathLike | None = None) -> data.Shards:
         if pairs is None:
             raise ProtocolError("similarity needs the list of pairs", f"--pairs FILE ({','.join(COLUMNS)})")
         source = self.evaluator.source()
@@ -102,7 +93,7 @@ class Similarity(Protocol):
         return f"{super().command(name, run, shards)} --pairs FILE"
 
 
-def read_pairs(path: Path, source: Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Fold int64 [n], rows of source.videos of both videos int64 [n], same bool [n], and notes for the reader.
 
     path: a CSV file with the columns fold, first, second, same, or ASLAN's View2.mat. Raises TrainerError for another file.

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.errors import TrainerError
-from trainer.evaluate.protocol import Protocol, lazy
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
-
-    from trainer import data
-    from trainer.evaluate import features, metrics, results
-    from trainer.evaluate.features import Compute
-else:
-    np, data = lazy("numpy", "trainer.data")
-    features, metrics, results = lazy(*(f"trainer.evaluate.{name}" for name in ("features", "metrics", "results")))
+from trainer.evaluate.protocol import Protocol
+from trainer.evaluate.protocols import data, features, metrics, np, results, torch
 
 FARTHEST = 128  # frames
 MOST_VIDEOS = 200  # evenly spread ones are taken of more
@@ -66,7 +56,7 @@ class Smoothness(Protocol):
             yield {"stage": stage, "pooling": pooling, "metric": "ordered triples", **score}
         yield from self._cosines(self.evaluator.networks()[network])
 
-    def _cosines(self, backbone: nn.Module) -> Iterator[dict]:
+    def _cosines(self, backbone: torch.nn.Module) -> Iterator[dict]:
         """Mean cosine of moments by their distance in frames."""
         videos = self.shards.videos[self.long]
         moments = last_stage_moments(backbone, self.shards, videos, self.evaluator.compute)
@@ -123,12 +113,10 @@ def ordered_triples(x: np.ndarray) -> float:
 
 
 def last_stage_moments(
-    backbone: nn.Module, source: data.Shards, videos: np.ndarray, compute: Compute
+    backbone: torch.nn.Module, source: data.Shards, videos: np.ndarray, compute: features.Compute
 ) -> tuple[str, int, np.ndarray, np.ndarray]:
     """Name of the last stage, frames from one moment to the next, and the moments: L2-normalised float32 [n, d], a video's
     adjacent and in order, and the video of each int64 [n]."""
-    from torch.nn import functional
-
     one = data.VideoViews(source, videos[:1], lambda *lengths: whole_clips(*lengths)[:1])
     _, stages = next(iter(features.stage_outputs(backbone, one, features.Compute(1, 0, compute.device))))
     stage, last = list(stages.items())[-1]
@@ -138,7 +126,7 @@ def last_stage_moments(
     for index, stages in features.stage_outputs(backbone, clips, compute):
         x = stages[stage].float().mean((3, 4))  # [B, C, T']
         moments[index] = (
-            functional.normalize(x if frames else x.mean(2, keepdim=True), dim=1).transpose(1, 2).cpu().numpy()
+            torch.nn.functional.normalize(x if frames else x.mean(2, keepdim=True), dim=1).transpose(1, 2).cpu().numpy()
         )
     owner = np.repeat(clips.owner, moments.shape[1])
     return stage, 1 if frames else source.clip_length // 2, moments.reshape(len(owner), -1), owner
