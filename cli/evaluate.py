@@ -67,29 +67,24 @@ def evaluate():
     """Measure a pretrained network."""
 
 
-def _bench(shards, checkpoint, split, batch_size, workers, device):
-    from trainer.evaluate.bench import Bench
+def _evaluator(options):
+    """The evaluator of the common options, which are taken out of these."""
+    from trainer.evaluate.evaluator import Evaluator
     from trainer.evaluate.features import Compute
     from trainer.settings import WORKERS
 
+    shards, checkpoint, split, batch_size, workers, device = (options.pop(option.name) for option in _common(""))
     compute = Compute(batch_size, WORKERS if workers is None else workers, device)
-    return Bench(shards, checkpoint or None, split, compute)
-
-
-def _opened(options):
-    """The bench of the common options, and the others."""
-    common = {option.name: options.pop(option.name) for option in _common("")}
-    return _bench(**common), options
+    return Evaluator(shards, checkpoint or None, split, compute)
 
 
 def _run(name, **options):
     """A protocol on these options: its table on the screen, and where it is written."""
-    from trainer.errors import TrainerError
-    from trainer.evaluate.protocol import ProtocolError
+    from trainer.errors import ProtocolError, TrainerError
 
-    bench, others = _opened(options)
+    evaluator = _evaluator(options)
     try:
-        result = bench.measure(name, **others, **_computed(name))
+        result = evaluator.measure(name, **options, **_computed(name))
     except ProtocolError as error:
         raise TrainerError(_advised(error)) from error
     click.echo(f"{protocol_class(name).format_table(result)}\n\n{result['file']}")
@@ -97,15 +92,13 @@ def _run(name, **options):
 
 def _run_all(**options):
     """Run every protocol that the network and the data allow, and say what was left out and why."""
-    from trainer.evaluate.bench import measure_all
+    from trainer.evaluate.evaluator import measure_all
 
-    left_out = []
-    bench, shared = _opened(options)
-    of_protocols = {}
+    left_out, evaluator, of_protocols = [], _evaluator(options), {}
     for name in PROTOCOLS:
-        taken = {option.name for option in protocol_class(name).options if option.shared}
-        of_protocols[name] = {option: value for option, value in shared.items() if option in taken} | _computed(name)
-    for name, table, error in measure_all(bench, of_protocols):
+        shared = {option.name for option in protocol_class(name).options if option.shared}
+        of_protocols[name] = {option: options[option] for option in shared} | _computed(name)
+    for name, table, error in measure_all(evaluator, of_protocols):
         if table is None:
             left_out.append(f"left out: {name}: {_advised(error)}")
         else:

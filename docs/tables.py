@@ -6,13 +6,40 @@ from __future__ import annotations
 import json
 import pkgutil
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from trainer.evaluate import PROTOCOLS, protocol_class
 from trainer.study.results import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TABLES: dict[str, str] = {  # name -> function without arguments that gives lines of Markdown
+WORDS = {
+    "question": "Question",
+    "items": "Items",
+    "classifier": "Classifier",
+    "left_out": "Left out",
+    "source": "Source",
+}
+
+
+def protocols() -> list[str]:
+    """What each protocol measures."""
+    lines = []
+    for name in PROTOCOLS:
+        protocol = protocol_class(name)
+        lines += ["", f"### `vssl eval {name}`: {protocol.title}", ""]
+        lines += [f"- **{word}**: {getattr(protocol, key)}" for key, word in WORDS.items()]
+    return lines[1:]
+
+
+def commands() -> list[str]:
+    """The commands of all protocols."""
+    rows = [f"| `vssl eval {name}` | {protocol_class(name).question} |" for name in PROTOCOLS]
+    return ["| command | question |", "|---|---|", *rows]
+
+
+TABLES: dict[str, str | Callable[[], list[str]]] = {  # name -> function without arguments that gives lines of Markdown
     "shards": "labelgen.shards.schema:table",
     "manifests": "labelgen.manifest.form:table",
     "manifest-names": "labelgen.manifest.form:names",
@@ -22,8 +49,8 @@ TABLES: dict[str, str] = {  # name -> function without arguments that gives line
     "backbones": "trainer.tables:backbones",
     "backbone-names": "trainer.tables:backbone_names",
     "settings": "trainer.tables:settings",
-    "commands": "trainer.evaluate.tables:commands",
-    "protocols": "trainer.evaluate.tables:blocks",
+    "commands": commands,
+    "protocols": protocols,
 }
 
 
@@ -32,7 +59,11 @@ def filled(text: str) -> str:
 
     def table(match: re.Match) -> str:
         kind, _, name = match[1].partition(":")
-        lines = _study(name) if kind == "study" else pkgutil.resolve_name(TABLES[match[1]])()
+        if kind == "study":
+            lines = _study(name)
+        else:
+            printer = TABLES[match[1]]
+            lines = pkgutil.resolve_name(printer)() if isinstance(printer, str) else printer()
         return "\n".join([f"<!-- table: {match[1]} -->", *lines, "<!-- end -->"])
 
     return re.sub(r"<!-- table: ([^\n]+?) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)

@@ -55,3 +55,41 @@ def telling(text: Callable[[float], str] | None) -> Iterator[None]:
 def working(what: str) -> AbstractContextManager[None]:
     """`telling` of work that cannot be counted: what is being done, and for how long."""
     return telling(lambda seconds: f"{what}, {seconds:.0f} s")
+
+
+class ProgressBar:
+    """A bar on a terminal; elsewhere a plain line every ten seconds: what is done and how much is left. As a context manager
+    it gives the function to call after each unit of work.
+
+    what: is done; total: units of work; unit: name of one
+    """
+
+    def __init__(self, what: str, total: int, unit: str):
+        from tqdm import tqdm
+
+        self.what, self.total, self.unit, self.done = what, total, unit, 0
+        self.bar = tqdm(total=total, desc=what, unit=unit, leave=False, disable=not sys.stderr.isatty())
+        self.lines = telling(self.line if self.bar.disable else None)
+
+    def __enter__(self) -> Callable[..., None]:
+        self.lines.__enter__()
+        return self.step
+
+    def __exit__(self, *error: object) -> None:
+        self.lines.__exit__(*error)  # type: ignore[arg-type]
+        self.bar.close()
+
+    def step(self, units: int = 1) -> None:
+        self.done += units
+        self.bar.update(units)
+
+    def line(self, seconds: float) -> str:
+        left = f", about {duration(seconds / self.done * (self.total - self.done))} left" if self.done else ""
+        return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s{left}"
+
+
+def duration(seconds: float) -> str:
+    """About so long, in words."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

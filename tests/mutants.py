@@ -28,7 +28,7 @@ from trainer.embeddings.cluster import duplicates, points
 from trainer.embeddings.search import search
 from trainer.embeddings.table import TEXTS, Table, write_npy, write_part
 from trainer.evaluate.features import networks
-from trainer.evaluate.pairs import _view2_pairs
+from trainer.evaluate.protocols.similarity import _view2_pairs
 from trainer.evaluate.results import read_results
 from trainer.pages.report import report
 from trainer.recipes import RECIPES, parse_options, recipe
@@ -383,7 +383,7 @@ class Mutants:
             assert one.title is not None
         report(run)
         for one in read_results(run)[0]:
-            assert one.predictions is None or len(one.predictions.items)
+            assert one.scores is None or len(one.scores.items)
 
     def embeddings(self, rng: random.Random) -> None:
         path, whole = self.place / "features.parquet", (self.folder / "features.parquet").read_bytes()

@@ -77,7 +77,6 @@ def test_the_workers_of_labelgen(trap):
 
 def test_the_process_that_reads_mat_files(trap, tmp_path):
     from scipy.io import savemat
-
     from trainer.evaluate.pairs import _view2_pairs
 
     savemat(tmp_path / "View2.mat", {"action_splits_pairs": np.ones((2, 5, 1))})

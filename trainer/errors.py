@@ -27,3 +27,11 @@ class Interrupted(VsslError):
     def __init__(self, message: str, exit_code: int, run: Path):
         super().__init__(message)
         self.exit_code, self.run = exit_code, run
+
+
+class ProtocolError(TrainerError):
+    """A protocol cannot measure what it was given; `advice`: what on the command line helps."""
+
+    def __init__(self, message: str, advice: str):
+        super().__init__(message)
+        self.advice = advice

@@ -68,12 +68,12 @@ def test_choices_are_those_of_the_settings():
 
 
 def test_an_interrupted_command_says_what_is_kept(monkeypatch):
-    from trainer.evaluate.bench import Bench
+    from trainer.evaluate.evaluator import Evaluator
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Bench, "__init__", interrupted)
+    monkeypatch.setattr(Evaluator, "__init__", interrupted)
     done = CliRunner().invoke(main, ["eval", "knn"])
     assert done.exit_code == 130
     assert done.output == "\nvssl eval: interrupted; finished features are kept, and not computed again\n"

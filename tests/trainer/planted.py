@@ -1,6 +1,8 @@
 """Videos whose class is their colour, a network that sees it, and one that returns noise."""
 
 import zlib
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ from torch import nn
 
 from tests.trainer.synthetic import write_shard
 from trainer import data
-from trainer.evaluate.tally import Predictions
+from trainer.evaluate.metrics import ItemScores
+from trainer.evaluate.results import read_scores, write_scores
 
 COLORS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40)])
 
@@ -40,14 +43,20 @@ def group(monkeypatch, groups: dict[str, str]) -> None:
     )
 
 
-def kept_predictions(result: dict) -> Predictions:
+def kept_scores(result: dict) -> ItemScores:
     """What a result keeps of every tested item, from which its numbers follow."""
-    kept = Predictions(Path(result["file"]).with_suffix(".npz"))
+    kept = read_scores(Path(result["file"]).with_suffix(".npz"))
     measured = {i: row["value"] for i, row in enumerate(result["rows"]) if "low" in row}
-    assert kept.right.keys() == measured.keys()
+    assert kept.answers.keys() == measured.keys()
     for i, value in measured.items():
-        assert 100 * np.nanmean(kept.right[i]) == pytest.approx(value, abs=1e-4)
+        assert 100 * np.nanmean(kept.answers[i].right) == pytest.approx(value, abs=1e-4)
     return kept
+
+
+def keep(path: Path, items: ItemScores, rows: Iterable[dict]) -> ItemScores:
+    """Items with the answers behind rows of a result, as they are read from the file beside it."""
+    write_scores(path, replace(items, answers={i: row["answers"] for i, row in enumerate(rows)}))
+    return read_scores(path)
 
 
 class SeesClass(nn.Module):

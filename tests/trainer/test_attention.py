@@ -14,11 +14,11 @@ from labelgen.labels.clip import clip_boundaries
 from tests.labelgen import reference
 from tests.trainer.planted import write_colored
 from tests.trainer.synthetic import CONFIG, write_shard
-from trainer.evaluate import features, maps
-from trainer.evaluate.attention import Attention
-from trainer.evaluate.bench import measure
+from trainer.evaluate import features
+from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
-from trainer.evaluate.maps import attention_map, correlation, middle_clip
+from trainer.evaluate.protocols import attention as maps
+from trainer.evaluate.protocols.attention import Attention, attention_map, correlation, middle_clip
 from trainer.evaluate.results import read_results
 from trainer.settings import Settings
 from trainer.training import train

@@ -7,12 +7,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from trainer.evaluate.bench import Bench
 
 from cli.main import main
 from labelgen.errors import WriteError
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate.bench import Bench
 from trainer.export import export
 from trainer.pages.report import report
 from trainer.pages.trained import read_log

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tests.trainer.runs import SMALL, rows
 from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
 from trainer import backbones, checkpoint, data
-from trainer.evaluate.bench import measure
+from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
 from trainer.export import export
 from trainer.methods import METHODS, method_class

@@ -6,12 +6,12 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import main
+from tests.trainer import planted
 from tests.trainer.pages import BROKEN, CONTRASTS, OVERFLOW, Chromium, Page, needs_browser
 from trainer.errors import TrainerError
-from trainer.evaluate.bench import measure
+from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
-from trainer.evaluate.numbers import holm
-from trainer.evaluate.tally import Tally
+from trainer.evaluate.metrics import ItemScores, holm
 from trainer.pages.compare import compare, format_table, mark, write
 from trainer.settings import Settings
 from trainer.training import train
@@ -124,9 +124,9 @@ def keep(run, name, hits, named="ab"):
     """What became of the videos of a result with one row; hits: one string of 0 and 1 per class."""
     labels = [label for label, own in zip(named, hits, strict=True) for _ in own]
     items = [f"{label}{i}" for i, label in enumerate(labels)]
-    tally = Tally(items, labels, [""] * len(items), list(named))
-    tally.accuracy(np.array([*map(int, "".join(hits))], bool), np.arange(len(items)))
-    tally.write(run / "results" / f"{name}-demo-split1.npz", [0], [0])
+    scores = ItemScores(np.array(items), np.array(labels), np.full(len(items), ""), np.array([*named]), {})
+    right = np.array([*map(int, "".join(hits))], bool)
+    planted.keep(run / "results" / f"{name}-demo-split1.npz", scores, [scores.accuracy(right, np.arange(len(items)))])
 
 
 def hits_of(right):

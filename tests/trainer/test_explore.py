@@ -9,9 +9,10 @@ import pytest
 
 from labelgen.shards import open_shards
 from tests.trainer.pages import BROKEN, CONTRASTS, OVERFLOW, Chromium, Page, needs_browser
+from tests.trainer.planted import keep
 from tests.trainer.synthetic import video_frames, write_shard
+from trainer.evaluate.metrics import ItemScores
 from trainer.evaluate.results import Result
-from trainer.evaluate.tally import Tally
 from trainer.pages.classes import classes_html, compared_html, confusion
 from trainer.pages.films import Films, animation, frames_of
 from trainer.pages.neighbours import neighbours_html
@@ -44,11 +45,10 @@ def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     content = {"protocol": protocol, "rows": rows, "notes": [], "neighbours": neighbours}
     made = Result("linear", content, folder, folder / "linear-some.json")
-    tally = Tally(NAMES, LABELS, [""] * 8, ["run", "<b>walk</b>"])
+    scores = ItemScores(np.array(NAMES), np.array(LABELS), np.full(8, ""), np.array(["run", "<b>walk</b>"]), {})
     classes, owner = np.array([0, 1] * 4), np.arange(8)
-    for named in (np.array(NAMED), np.zeros(8, int)):
-        tally.accuracy(named == classes, owner, named)
-    tally.write(made.file.with_suffix(".npz"), [0, 1], [0, 1])
+    answered = (scores.accuracy(named == classes, owner, named) for named in (np.array(NAMED), np.zeros(8, int)))
+    keep(made.file.with_suffix(".npz"), scores, answered)
     return made
 
 
@@ -56,7 +56,7 @@ def result(tmp_path_factory):
 def path(readers, result, tmp_path_factory):
     films = Films(readers)
     parts = [("near", "Near", neighbours_html(result, films))]
-    parts.append(("classes", "Classes", classes_html([result], {result.file: result.predictions}, films)))
+    parts.append(("classes", "Classes", classes_html([result], {result.file: result.scores}, films)))
     out = tmp_path_factory.mktemp("page") / "page.html"
     out.write_text(page("A page", "", "", parts, "", films.style()))
     return out
@@ -95,7 +95,7 @@ def test_films_of_other_data_sets_are_blank(readers):
 
 
 def test_a_cell_holds_its_videos(result, path):
-    found = confusion(result, result.content["rows"][0], result.predictions)
+    found = confusion(result, result.content["rows"][0], result.scores)
     assert found.classes == ["run", "<b>walk</b>"] and found.counts.tolist() == [[3, 1], [2, 2]]
     assert found.videos[1, 0] == [NAMES[1], NAMES[7]] and found.videos[0, 1] == [NAMES[4]]
     text = path.read_text()
@@ -115,7 +115,7 @@ def test_without_predictions_or_shards(result):
     counts = {"classes": ["a", "b"], "counts": [[2, 0], [1, 3]]}
     stored = Result("recognition", result.content | {"confusion": counts}, result.run, result.run / "other.json")
     assert "5 of 6 videos on the diagonal" in classes_html([stored], {}, Films({}))
-    listed = Page(classes_html([result], {result.file: result.predictions}, Films({})))
+    listed = Page(classes_html([result], {result.file: result.scores}, Films({})))
     assert NAMES[7] in listed.text and not [span for span in listed.all("span") if span.get("role") == "img"]
 
 

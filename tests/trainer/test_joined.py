@@ -12,8 +12,8 @@ from tests.trainer.runs import SMALL, assert_same_run, at_step
 from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint, data
 from trainer.errors import Interrupted, TrainerError
-from trainer.evaluate.bench import Bench
-from trainer.evaluate.folds import trained_on
+from trainer.evaluate.evaluator import Evaluator
+from trainer.evaluate.splits import trained_on
 from trainer.settings import Settings, resolve
 from trainer.training import train
 from trainer.training.streams import training_streams
@@ -67,7 +67,7 @@ def test_a_run_on_two_data_sets_resumes_bit_for_bit_and_knows_what_it_saw(two, t
     first = checkpoint.load(whole)
     assert first.meta["dataset"] == "a+b" and first.meta["datasets"] == {"a": "split1", "b": None}
     for one, seen in zip(two, ([True, True, False, True], [True, True]), strict=True):
-        source = Bench(one, whole).source()
+        source = Evaluator(one, whole).source()
         assert trained_on(first.meta, source).tolist() == seen
     with pytest.raises(TrainerError, match="dataset of .* is a, the run has a\\+b"):
         train(None, two[0], resume=part)

@@ -9,15 +9,15 @@ from scipy.optimize import minimize
 from tests.trainer.planted import Noise, SeesClass, colored, group, write_colored
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data
-from trainer.evaluate import classifiers, features, protocol_class
-from trainer.evaluate.bench import measure
-from trainer.evaluate.classifiers import STRENGTHS, predictions, probe
+from trainer.evaluate import features, protocol_class
+from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
-from trainer.evaluate.folds import grouped_folds
-from trainer.evaluate.knn import KS, TEMPERATURE, KNearest
-from trainer.evaluate.linear import Linear
 from trainer.evaluate.neighbours import votes
-from trainer.evaluate.tables import overall
+from trainer.evaluate.protocols import linear
+from trainer.evaluate.protocols.knn import KS, TEMPERATURE, KNearest
+from trainer.evaluate.protocols.linear import STRENGTHS, Linear, predictions, probe
+from trainer.evaluate.results import overall
+from trainer.evaluate.splits import grouped_folds
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -133,7 +133,7 @@ def test_one_class_one_group_one_video_of_each_class():
 def test_fits_that_do_not_converge_are_counted(run, planted, tmp_path, monkeypatch, recwarn):
     write_colored(tmp_path / "a" / "00000.h5", 10, splits=())
     assert not any("unconverged" in note for note in measure("linear", tmp_path, run, compute=ONE)["notes"])
-    monkeypatch.setattr(classifiers, "ITERATIONS", 1)
+    monkeypatch.setattr(linear, "ITERATIONS", 1)
     notes = measure("linear", tmp_path, run, compute=ONE)["notes"]
     assert any(re.match(r"\d+ fits, those that choose C included, ended unconverged after 1 iter", n) for n in notes)
     assert not any("converge" in str(warning.message) for warning in recwarn)

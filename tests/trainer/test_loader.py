@@ -10,12 +10,12 @@ import time
 import pytest
 import torch
 from torch.utils.data import Dataset
+from trainer.evaluate.bench import measure
 
 from tests.trainer.runs import SMALL
 from trainer import data
 from trainer.data import transport
 from trainer.errors import LoaderLost
-from trainer.evaluate.bench import measure
 from trainer.evaluate.features import Compute
 from trainer.settings import Settings, resolve
 from trainer.training import train

@@ -12,7 +12,7 @@ from tests.trainer.pages import Chromium, Page, needs_browser
 from tests.trainer.planted import colored
 from tests.trainer.synthetic import CONFIG, video_frames, write_shard
 from trainer import checkpoint
-from trainer.evaluate.bench import measure
+from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
 from trainer.pages.report import Sheet, report
 from trainer.settings import Settings

@@ -8,14 +8,13 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from tests.trainer.pages import Page
-from tests.trainer.planted import kept_predictions
+from tests.trainer.planted import kept_scores
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate import task
-from trainer.evaluate.bench import Bench, measure
+from trainer.evaluate.evaluator import Evaluator, measure
 from trainer.evaluate.features import Compute
-from trainer.evaluate.pretext import Pretext
+from trainer.evaluate.protocols.pretext import Pretext, samples
 from trainer.network import Network
 from trainer.pages.report import report
 from trainer.settings import Settings
@@ -44,7 +43,7 @@ def test_order_accuracy_equals_a_slow_one(demo, tmp_path):
     """Each test video by itself, frames cut and classified by hand."""
     run = trained(demo, tmp_path / "order", method="order")
     result = measure("pretext", demo, run, compute=ONE, draws=3)
-    assert len(kept_predictions(result).items) == 2
+    assert len(kept_scores(result).items) == 2
     source, saved = data.Shards(demo), checkpoint.load(run)
     network = Network(Settings(**saved.meta["settings"]), source)
     network.load_state_dict(saved.weights)
@@ -154,8 +153,7 @@ def test_later_frames_equal_a_slow_measure(demo, skip_clip):
     network = Network(Settings(**saved.meta["settings"]), source)
     network.load_state_dict(saved.weights)
     network.eval()
-    bench = Bench(demo, skip_clip, compute=ONE)
-    clips, _ = task.samples(bench, source, np.flatnonzero(source.part == 3), "skip_clip")
+    clips, _ = samples(Evaluator(demo, skip_clip, compute=ONE), source, np.flatnonzero(source.part == 3), "skip_clip")
     sums, method = np.zeros(3), network.methods["skip_clip"]
     for draw in range(2):
         for sample, (shard, video) in enumerate(clips.samples):

@@ -19,10 +19,10 @@ from tests.trainer.pages import Page
 from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate import PROTOCOLS, bench, features, protocol_class, tables
-from trainer.evaluate.bench import Bench, measure
+from trainer.evaluate import PROTOCOLS, features, protocol_class
+from trainer.evaluate.evaluator import Evaluator, Selection, measure
 from trainer.evaluate.features import Compute
-from trainer.evaluate.protocol import Option, Protocol
+from trainer.evaluate.protocol import Protocol, ProtocolOption
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -30,10 +30,10 @@ ONE = Compute(8, 0, "cpu")
 CENTROID = '''
 """Nearest centroid: which class has the nearest mean?"""
 
-from trainer.evaluate.protocol import FoldProtocol, Option
+from trainer.evaluate.protocol import FeatureProtocol, ProtocolOption
 
 
-class Centroid(FoldProtocol):
+class Centroid(FeatureProtocol):
     """Name the class whose mean is nearest."""
 
     title = "Nearest centroid"
@@ -42,26 +42,20 @@ class Centroid(FoldProtocol):
     classifier = "The nearest mean of a class."
     left_out = "Videos without a label."
     source = "A test."
-    options = (Option("power", int, "Power of the distance.", default=2, least=1, shared=True),)
+    options = (ProtocolOption("power", int, "Power of the distance.", default=2, least=1, shared=True),)
 
     def choose(self, power=2):
         self.power = power
         return super().choose()
 
-    def scores(self, items, level):
+    def predict(self, train, test, level):
         import numpy as np
 
-        from trainer.evaluate.folds import of_videos
-
-        targets, hits = self.plan.source.targets, []
-        for test, train in self.plan.parts:
-            x, videos = of_videos(items, train)
-            classes = np.unique(targets[videos])
-            means = np.stack([x[targets[videos] == name].mean(0) for name in classes])
-            queries, of = of_videos(items, test)
-            distance = (np.abs(queries[:, None] - means) ** self.power).sum(2)
-            hits.append(classes[distance.argmin(1)] == targets[of])
-        return [{"metric": "accuracy", **score} for score in self.plan.scores(hits, [test for test, _ in self.plan.parts])]
+        targets = self.shards.targets[train.video]
+        classes = np.unique(targets)
+        means = np.stack([train.x[targets == name].mean(0) for name in classes])
+        distance = (np.abs(test.x[:, None] - means) ** self.power).sum(2)
+        return {"accuracy": classes[distance.argmin(1)]}
 
     def conditions(self):
         return {**super().conditions(), "views": "10 clips of 16 frames, averaged", "classifier": f"power {self.power}"}
@@ -123,11 +117,8 @@ def test_a_protocol_is_its_file_and_one_line(centroid, small, run):
     vssl("report", run, "--shards", small)
     text = Page((run / "report.html").read_text()).text
     assert f"Nearest centroid: vssl eval centroid --checkpoint {run} --shards {small}" in text
-    block = "\n".join(tables.blocks())
-    assert (
-        "### `vssl eval centroid`: Nearest centroid\n\n- **Question**: Is the nearest class mean the right one?"
-        in block
-    )
+    scores = Evaluator(small, run, compute=ONE).scores("centroid", Selection(pooling="mean"), power=4)  # as in studies
+    assert {*scores.right.values()} <= {0, 1} and len(scores.right) == 4 and scores.chance is None
 
 
 def test_every_protocol_declares_what_the_docs_say():
@@ -136,7 +127,7 @@ def test_every_protocol_declares_what_the_docs_say():
         protocol = protocol_class(name)
         assert all(getattr(protocol, word).strip() for word in words) and issubclass(protocol, Protocol)
         assert len({option.argument or option.name for option in protocol.options}) == len(protocol.options)
-        assert all(isinstance(option, Option) and option.help for option in protocol.options)
+        assert all(isinstance(option, ProtocolOption) and option.help for option in protocol.options)
     with pytest.raises(TrainerError, match="unknown protocol 'luck': there are retrieval, knn, "):
         protocol_class("luck")
 
@@ -177,7 +168,7 @@ def test_stages_stand_in_the_order_of_the_network(demo, run, monkeypatch):
         assert list(found.arrays) == order
     about = next(run.glob("features/*/layer10-max.npy")).with_name("about.json")
     assert [tuple(key) for key in json.loads(about.read_text())["arrays"]] == order
-    monkeypatch.setattr(bench.features, "networks", lambda _: {"pretrained": ManyStages()})
+    monkeypatch.setattr(features, "networks", lambda _: {"pretrained": ManyStages()})
     rows = measure("scenes", demo, run, compute=ONE)["rows"]
     stages = [row["stage"] for row in rows if row["metric"] == "accuracy" and "stage" in row]
     assert stages == ["layer9", "layer9", "layer10", "layer10", "head", "head"]
@@ -246,7 +237,7 @@ def test_a_folder_that_another_process_may_still_write_stays(tmp_path, monkeypat
 
 
 def test_one_bench_measures_several_protocols(demo, run):
-    both = Bench(demo, run, compute=ONE)
+    both = Evaluator(demo, run, compute=ONE)
     for name in ("knn", "smoothness"):
         alone, shared = measure(name, demo, run, compute=ONE), both.measure(name)
         assert alone == shared

@@ -13,9 +13,9 @@ from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint, data
 from trainer.backbones import create
 from trainer.errors import TrainerError
-from trainer.evaluate import predictions
-from trainer.evaluate.bench import Bench
+from trainer.evaluate.evaluator import Evaluator
 from trainer.evaluate.features import Compute
+from trainer.evaluate.protocols.recognition import predictions
 from trainer.methods.recognition import Recognition
 from trainer.network import Network
 from trainer.settings import Settings
@@ -60,7 +60,7 @@ def test_evaluation_passes_the_hidden_layers(demo, here, views):
     network = Network(Settings(**saved.meta["settings"]), source)
     network.load_state_dict(saved.weights)
     averaged = network.ema.eval()
-    scored = predictions.score(Bench(demo, run, compute=ONE), saved, views)
+    scored = predictions(Evaluator(demo, run, compute=ONE), saved, views)
     lengths = [
         source.readers[shard].arrays["videos/n_frames"][video] for shard, video in source.videos[scored.videos].tolist()
     ]
@@ -84,9 +84,9 @@ def test_evaluation_passes_the_hidden_layers(demo, here, views):
 def test_hidden_layers_fit_clips_of_one_size(demo, here, tmp_path, name, fits, other):
     run = train(replace(TINY, options={"recognition": {"hidden": 6}}), demo)
     write_shard(tmp_path / "demo" / "00000.h5", [20, 30], [3, 1], config=CONFIG | {name: other})
-    bench = Bench(tmp_path / "demo", run, compute=ONE)
+    bench = Evaluator(tmp_path / "demo", run, compute=ONE)
     with pytest.raises(TrainerError, match=f"the hidden layers of its classifier fit {name} {fits}, .* has {other}"):
-        predictions.score(bench, bench.saved)
+        predictions(bench, bench.saved)
 
 
 def test_a_pretrained_branch_is_not_taken_over(demo, here):

@@ -12,15 +12,16 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from cli.main import main
-from tests.trainer.planted import Noise, SeesClass, kept_predictions, write_colored
+from tests.trainer.planted import Noise, SeesClass, kept_scores, write_colored
 from tests.trainer.synthetic import CONFIG, video_frames, write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate import PROTOCOLS, features, predictions
-from trainer.evaluate.bench import Bench, measure, measure_all
+from trainer.evaluate import PROTOCOLS, features
+from trainer.evaluate.evaluator import Evaluator, measure, measure_all
 from trainer.evaluate.features import Compute
-from trainer.evaluate.numbers import accuracy
-from trainer.evaluate.recognition import Recognition, mistakes
+from trainer.evaluate.metrics import accuracy
+from trainer.evaluate.protocols import recognition
+from trainer.evaluate.protocols.recognition import Predictions, Recognition, mistakes, predictions
 from trainer.network import Network
 from trainer.pages.compare import compare, format_table
 from trainer.settings import Settings
@@ -64,7 +65,7 @@ def test_equals_slow_protocol(shards, runs, all_clips):
     """The protocol once more: the trained modules themselves, one clip at a time, counted by hand."""
     result = measure("recognition", shards, runs[0], compute=ONE, all_clips=all_clips)
     if not all_clips:
-        kept_predictions(result)
+        kept_scores(result)
     source, saved = data.Shards(shards, "a"), checkpoint.load(runs[0], best=True)
     network = Network(Settings(**saved.meta["settings"]), source)
     network.load_state_dict(saved.weights)
@@ -72,7 +73,7 @@ def test_equals_slow_protocol(shards, runs, all_clips):
     frames = source.readers[0].frames(range(source.readers[0].arrays["videos/n_frames"].sum()))
     counts, right = np.zeros((6, 6), int), {"clip": [], "video": []}
     views, owner = "adjacent" if all_clips else "spread", []
-    top, clips = {"clip": [], "video": []}, predictions.score(Bench(shards, saved.run, compute=ONE), saved, views).clips
+    top, clips = {"clip": [], "video": []}, predictions(Evaluator(shards, saved.run, compute=ONE), saved, views).clips
     for video in range(6):
         first, n = (int(source.readers[0].arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
         total = np.zeros(6)
@@ -153,8 +154,8 @@ def test_class_accuracy_of_clips_by_hand(shards, runs, monkeypatch):
     saved, source = checkpoint.load(runs[0]), data.Shards(shards, "a")
     clips = np.array([[0.9, 0.1], [0.4, 0.6], [0.4, 0.6], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8]])
     videos, targets, owner = np.array([0, 1, 2]), np.array([0, 0, 1]), np.array([0, 0, 1, 1, 2, 2, 2])
-    scored = predictions.Scored(saved, source, ["a", "b"], videos, targets, clips, owner, "by hand", [])
-    monkeypatch.setattr(predictions, "score", lambda *_: scored)
+    scored = Predictions(saved, source, ["a", "b"], videos, targets, clips, owner, "by hand", [])
+    monkeypatch.setattr(recognition, "predictions", lambda *_: scored)
     result = measure("recognition", shards, runs[0], compute=ONE)
     found = {(r["level"], r["class"]): r["value"] for r in chosen(result, metric="class accuracy")}
     assert found == {("clip", "a"): 50, ("clip", "b"): pytest.approx(200 / 3), ("video", "a"): 100, ("video", "b"): 100}
@@ -172,7 +173,7 @@ def test_levels_by_hand():
     """Video 0: two clips say class 1 weakly, one class 0 strongly; the mean softmax says 0. Video 1: equal, the first."""
     clips = np.array([[0.4, 0.6], [0.4, 0.6], [1.0, 0.0], [0.5, 0.5]])
     nothing = dict.fromkeys(("saved", "source", "mode", "notes"))
-    scored = predictions.Scored(
+    scored = Predictions(
         classes=["a", "b"],
         videos=np.array([4, 9]),
         targets=np.array([0, 1]),
@@ -184,12 +185,6 @@ def test_levels_by_hand():
     assert scored.hits("clip")[0].tolist() == [False, False, True, False]
     assert scored.hits("video")[0].tolist() == [True, False]
     assert scored.hits("clip", 2)[0].all() and scored.hits("clip")[1].tolist() == [4, 4, 4, 9]
-
-
-def test_softmax_by_hand():
-    weight, bias = np.array([[1, 0], [0, 2]], np.float32), np.array([0, np.log(3)], np.float32)
-    found = predictions.softmax(np.array([[0, 0], [1, 0.5], [2000, 0]], np.float32), weight, bias)
-    assert found == pytest.approx(np.array([[1 / 4, 3 / 4], [1 / 4, 3 / 4], [1, 0]]))
 
 
 def test_order_of_the_shards_has_no_effect(shards, runs, tmp_path):
@@ -341,7 +336,7 @@ def test_table_and_files(shards, runs):
 def test_all_protocols_on_a_pretraining_run(demo, pretrained):
     done = {
         name: error
-        for name, table, error in measure_all(Bench(demo, pretrained, compute=ONE), {})
+        for name, table, error in measure_all(Evaluator(demo, pretrained, compute=ONE), {})
         if (table is None) == (error is not None)
     }
     assert list(done) == list(PROTOCOLS)
@@ -398,9 +393,8 @@ def test_finetuning_starts_from_the_newest_pretrained_run(shards, runs, pretrain
 def test_intervals_are_by_video(shards, runs):
     result = measure("recognition", shards, runs[2], compute=ONE)
     source, saved = data.Shards(shards, "c"), checkpoint.load(runs[2], best=True)
-    scored = predictions.score(Bench(shards, saved.run, compute=ONE), saved)
+    scored = predictions(Evaluator(shards, saved.run, compute=ONE), saved)
     assert scored.videos.tolist() == list(range(12, 18)) and (source.part[scored.videos] == data.TEST).all()
     (row,) = chosen(result, level="clip", metric="accuracy")
     hit = scored.clips.argmax(1) == scored.targets[scored.owner]
-    assert row == {"level": "clip", "metric": "accuracy", **accuracy(hit, np.repeat(np.arange(6), 10))}
-    assert features.networks(saved)["pretrained"].features == predictions.head(saved)[0].shape[1]
+    assert row == {"level": "clip", "metric": "accuracy", **accuracy([hit], [np.repeat(np.arange(6), 10)])}

@@ -16,10 +16,10 @@ from tests.trainer.planted import colored
 from tests.trainer.synthetic import CONFIG, video_frames, write_shard
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS
-from trainer.evaluate.bench import measure
+from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
 from trainer.evaluate.results import headline, read_results
-from trainer.evaluate.tables import shown as shown_row
+from trainer.evaluate.results import shown as shown_row
 from trainer.pages import plots, report, results
 from trainer.pages.page import fill, join, page, table
 from trainer.pages.report import Sheet

@@ -14,12 +14,14 @@ from torch.nn import functional as F
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate import bench, features, numbers, tables
-from trainer.evaluate.bench import Bench, measure
-from trainer.evaluate.features import Compute
-from trainer.evaluate.neighbours import chance, hits, nearest
+from trainer.evaluate import evaluator, features
+from trainer.evaluate.evaluator import Evaluator, measure
+from trainer.evaluate.features import Compute, Vectors
+from trainer.evaluate.metrics import accuracy
+from trainer.evaluate.neighbours import nearest
+from trainer.evaluate.protocols.retrieval import KS, Retrieval, chance, hits
 from trainer.evaluate.results import headline, read_results
-from trainer.evaluate.retrieval import KS, Retrieval
+from trainer.evaluate.results import shown as shown_row
 from trainer.network import build_backbone
 from trainer.pages.report import report
 from trainer.settings import Settings
@@ -53,20 +55,19 @@ def test_nearest_equals_brute_force_with_ties(chunk):
     )
     vectors, video = vectors[rng.integers(6, size=60)], np.repeat(np.arange(20), 3)
     one, other = rng.permutation(60)[:25], rng.permutation(60)[:40]
-    queries, gallery = (vectors[one], video[one]), (vectors[other], video[other])
+    queries = Vectors(vectors[one], video[one])
     scaled = vectors[other] * rng.choice([0.5, 1, 4], 40).astype(np.float32)[:, None]  # exact, too
-    found = nearest(queries, (scaled, video[other]), 12, CPU, chunk)
+    found = nearest(queries, Vectors(scaled, video[other]), 12, CPU, chunk)
     assert (found == slow_nearest((vectors[one] / 2, video[one]), (vectors[other] / 2, video[other]), 12)).all()
-    assert found.shape == (25, 12) and gallery[1][found].shape == (25, 12)
 
 
 def split_half(vectors, targets):
     """Queries are the first half of the videos [videos, views, d], the gallery the second."""
     n, views = len(targets) // 2, vectors.shape[1]
     video = np.repeat(np.arange(n), views)
-    queries, gallery = ((half.reshape(n * views, -1), video) for half in (vectors[:n], vectors[n:]))
-    found = nearest(queries, (gallery[0], video + n), 50, CPU)
-    return 100 * hits(found, video, video, (targets[:n], targets[n:])).mean(0)
+    queries, gallery = (half.reshape(n * views, -1) for half in (vectors[:n], vectors[n:]))
+    found = nearest(Vectors(queries, video), Vectors(gallery, video + n), 50, CPU)
+    return 100 * hits(targets[n:][video[found]], targets[:n][video]).mean(0)
 
 
 def test_planted_classes_are_found_and_noise_is_chance():
@@ -82,10 +83,9 @@ def test_planted_classes_are_found_and_noise_is_chance():
 def test_a_query_never_finds_its_own_video():
     vectors = unit(np.random.default_rng(0).normal(size=(4, 8))).repeat(3, axis=0)  # own views would be the best
     video = np.repeat(np.arange(4), 3)
-    found = nearest((vectors, video), (vectors, video), 50, CPU)
+    found = nearest(Vectors(vectors, video), Vectors(vectors, video), 50, CPU)
     assert found.shape == (12, 9) and (video[found] != video[:, None]).all()
-    assert not hits(found, video, video, (np.arange(4), np.arange(4))).any()
-    assert hits(found, video, video, (np.arange(4) // 2, np.arange(4) // 2))[:, -1].all()
+    assert not hits(video[found], video).any() and hits(video[found] // 2, video // 2)[:, -1].all()
 
 
 def test_chance_by_hand():
@@ -287,11 +287,13 @@ def test_without_a_class_in_common_neighbours_are_listed_unscored(tmp_path, run)
     ]
     assert result["protocol"]["items"] == "2 query and 3 gallery videos" and "classes" not in result["protocol"]
     assert [(query["query"], query["label"]) for query in result["neighbours"]] == [("00000_1", "y"), ("00000_2", "z")]
-    bench_ = Bench(tmp_path / "a", run)
+    evaluator_ = Evaluator(tmp_path / "a", run)
     vectors = []
     for name, videos in (("a", [1, 2]), ("b", [0, 1, 2])):
-        source = bench_.open(tmp_path / name)
-        vectors.append(bench_.features("pretrained", source, np.array(videos), "spread").video_means(("conv5", "max")))
+        source = evaluator_.open(tmp_path / name)
+        vectors.append(
+            evaluator_.features("pretrained", source, np.array(videos), "spread").video_means(("conv5", "max"))
+        )
     for query, own in zip(result["neighbours"], vectors[0] @ vectors[1].T, strict=True):
         order = np.argsort(-own)
         assert query["nearest"] == [[f"00000_{i}", "ppq"[i]] for i in order]
@@ -309,28 +311,28 @@ def test_the_default_split_is_the_runs_own_on_its_data_set(tmp_path, monkeypatch
         split = [[1, 3], [1, 3], [3, 1]]
         write_shard(tmp_path / name / "00000.h5", [20] * 3, split=split, splits=("a", "b"))
     saved = SimpleNamespace(meta={"dataset": "demo", "split": "b"})
-    monkeypatch.setattr(bench, "load", lambda *_, **__: saved)
+    monkeypatch.setattr(evaluator, "load", lambda *_, **__: saved)
     for name, split, opened in (("demo", None, "b"), ("demo", 1, "a"), ("other", None, "a")):
-        assert Bench(tmp_path / name, "run", split).source().split == opened
+        assert Evaluator(tmp_path / name, "run", split).source().split == opened
 
 
 def test_interval_by_video():
     owner = np.repeat(np.arange(50), 10)
-    clear = numbers.accuracy(np.ones(500, bool), owner)
+    clear = accuracy([np.ones(500, bool)], [owner])
     assert clear == {"value": 100, "low": pytest.approx(100 * 50 / (50 + 1.96**2)), "high": 100}
     hit = np.repeat(np.arange(50) % 2 == 0, 10)  # whole videos hit or miss: ten clips count as one draw
-    by_video = numbers.accuracy(hit, owner)
+    by_video = accuracy([hit], [owner])
     assert by_video["value"] == 50 and by_video["high"] - by_video["low"] == pytest.approx(
         2 * 1.96 * 50 / 50**0.5, rel=0.15
     )
-    by_clip = numbers.accuracy(hit, np.arange(500))
+    by_clip = accuracy([hit], [np.arange(500)])
     assert by_clip["high"] - by_clip["low"] == pytest.approx(2 * 1.96 * 50 / 500**0.5, rel=0.15)
 
 
 @pytest.mark.parametrize(("right", "of", "videos"), [(10, 10, 10), (0, 10, 10), (3, 10, 10), (1, 2, 1), (0, 1, 7)])
 def test_interval_where_all_videos_agree_is_that_of_wilson(right, of, videos):
     """Its ends are the shares p from which the one found lies 1.96 standard deviations sqrt(p (1 - p) / n) away."""
-    found = numbers.accuracy(np.tile(np.arange(of) < right, videos), np.repeat(np.arange(videos), of))
+    found = accuracy([np.tile(np.arange(of) < right, videos)], [np.repeat(np.arange(videos), of)])
     share, z = right / of, 1.96**2 / videos
     ends = 100 * np.sort(np.roots([1 + z, -2 * share - z, share**2]).real)
     assert (found["low"], found["high"]) == pytest.approx(tuple(ends), abs=1e-4)
@@ -338,20 +340,30 @@ def test_interval_where_all_videos_agree_is_that_of_wilson(right, of, videos):
 
 
 def test_intervals_are_shown_by_their_ends(result):
-    assert tables.shown({"value": 69.12, "low": 64, "high": 73.81}) == "69.1 [64.0, 73.8]"
-    assert tables.shown(numbers.accuracy(np.ones(10, bool), np.arange(10))) == "100.0 [72.2, 100.0]"
-    assert tables.shown({"value": 69.12}) == "69.1"
+    assert shown_row({"value": 69.12, "low": 64, "high": 73.81}) == "69.1 [64.0, 73.8]"
+    assert shown_row(accuracy([np.ones(10, bool)], [np.arange(10)])) == "100.0 [72.2, 100.0]"
+    assert shown_row({"value": 69.12}) == "69.1"
     first = result["rows"][0]
     (line,) = (
         line for line in Retrieval.format_table(result).splitlines() if line.startswith("pretrained  conv1  max")
     )
-    assert line.split()[3:6] == tables.shown(first).split() and line.count("[") == 2  # of k = 1, of clips and videos
+    assert line.split()[3:6] == shown_row(first).split() and line.count("[") == 2  # of k = 1, of clips and videos
 
 
 def test_video_means_by_hand():
     arrays = {("conv5", "max"): np.array([[1, 0], [0, 3], [3, 4], [-1, 0], [1, 0]], np.float32)}
     means = features.Features(arrays, np.array([0, 0, 1, 2, 2])).video_means(("conv5", "max"))
     assert means == pytest.approx(np.array([[0.1**0.5, 0.9**0.5], [0.6, 0.8], [0, 0]]))
+
+
+def test_parts_of_the_time_stand_side_by_side():
+    clips, half, key = np.zeros((20, 2), np.float32), 0.5**0.5, ("conv5", "mean")  # of two videos
+    clips[:5], clips[5:10], clips[10:] = (3, 0), (0, 2), (4, 4)
+    found = features.Features({key: clips}, np.repeat([0, 1], 10))
+    assert found.video_means(key, 2) == pytest.approx(np.array([[1, 0, 0, 1], [half] * 4]))
+    split = [clips[start:stop].mean(0) for start, stop in ((0, 4), (4, 7), (7, 10))]  # as np.array_split
+    assert found.video_means(key, 3)[0] == pytest.approx(np.concatenate([unit(part) for part in split]))
+    assert found.of_videos(np.array([1]), [key]).video_means(key, 2) == pytest.approx(np.array([[half] * 4]))
 
 
 def test_no_labels(tmp_path, run):
@@ -366,13 +378,14 @@ def test_no_labels(tmp_path, run):
 _LARGE = """
 import resource
 import numpy as np, torch
+from trainer.evaluate.features import Vectors
 from trainer.evaluate.neighbours import nearest
 torch.set_num_threads(1)
 vectors, video, device = np.load({file!r}, mmap_mode="r"), np.arange(6000), torch.device("cpu")
-nearest((vectors[:4], video[:4]), (vectors[:9], video[:9]), 5, device)  # what torch loads at its first use
+nearest(Vectors(vectors[:4], video[:4]), Vectors(vectors[:9], video[:9]), 5, device)  # what torch loads at its first use
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) << 10
 resource.setrlimit(resource.RLIMIT_DATA, (used + (256 << 20),) * 2)
-np.save({out!r}, nearest((vectors[:3000], video[:3000]), (vectors[3000:], video[3000:]), 50, device))
+np.save({out!r}, nearest(Vectors(vectors[:3000], video[:3000]), Vectors(vectors[3000:], video[3000:]), 50, device))
 """
 
 

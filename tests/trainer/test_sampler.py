@@ -11,7 +11,7 @@ from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
 from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
 from trainer import checkpoint, data
 from trainer.errors import Interrupted, TrainerError
-from trainer.evaluate.folds import trained_on
+from trainer.evaluate.splits import trained_on
 from trainer.methods.pace import Pace
 from trainer.methods.rotation import Rotation
 from trainer.methods.statistics import Statistics

@@ -14,7 +14,7 @@ from labelgen.errors import WriteError
 from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
 from trainer import checkpoint
 from trainer.errors import Interrupted, TrainerError
-from trainer.evaluate.bench import measure
+from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
 from trainer.settings import Settings
 from trainer.training import log, train

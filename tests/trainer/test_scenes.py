@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from tests.trainer.planted import Noise, SeesClass, kept_predictions, write_colored
+from tests.trainer.planted import Noise, SeesClass, kept_scores, write_colored
 from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate import features, scenes
-from trainer.evaluate.bench import measure
-from trainer.evaluate.classifiers import leave_one_out
+from trainer.evaluate import features
+from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
-from trainer.evaluate.scenes import Scenes
+from trainer.evaluate.protocols import scenes
+from trainer.evaluate.protocols.scenes import Scenes, leave_one_out
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -62,7 +62,7 @@ def test_planted_classes_and_noise(tmp_path, run, monkeypatch):
     }
     assert result["protocol"]["items"] == "40 videos" and result["protocol"]["largest_class"] == 25
     assert (saved.run / "results/scenes-colors.json").exists() and "leave one video out" in Scenes.format_table(result)
-    kept = kept_predictions(result)
+    kept = kept_scores(result)
     assert len(kept.items) == 40 and kept.classes.tolist() == [f"color{k}" for k in range(4)]
     again = measure("scenes", tmp_path, run, compute=Compute(3, 2, "cpu"))
     assert again["rows"] == result["rows"]

@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from tests.trainer.planted import Noise, SeesClass, kept_predictions, write_colored
+from tests.trainer.planted import Noise, SeesClass, kept_scores, write_colored
 from trainer import data
 from trainer.errors import TrainerError
 from trainer.evaluate import features
-from trainer.evaluate.bench import measure
-from trainer.evaluate.classifiers import area_under_curve, cross_validated
+from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
-from trainer.evaluate.pairs import measures, pair_measures, read_pairs
-from trainer.evaluate.similarity import Similarity
+from trainer.evaluate.protocols.similarity import (
+    Similarity,
+    area_under_curve,
+    cross_validated,
+    measures,
+    pair_measures,
+    read_pairs,
+)
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -108,7 +113,7 @@ def test_planted_classes_and_noise(tmp_path, run, monkeypatch):
     assert result["protocol"]["items"] == "300 pairs of 32 videos, 50.0 % of them the same" and result["notes"] == []
     assert result["rows"][0]["stage"] == "conv3+conv4+conv5"
     assert "similarity on colors" in Similarity.format_table(result)
-    kept = kept_predictions(result)
+    kept = kept_scores(result)
     assert (
         len(kept.items) == 300 and kept.items[0].startswith("0: 00000_") and set(kept.labels) == {"same", "different"}
     )
@@ -121,7 +126,7 @@ def test_what_papers_report_by_hand(tmp_path, run, monkeypatch):
     pairs = write_pairs(tmp_path / "pairs.csv", 8, 5)
     monkeypatch.setattr(features, "networks", lambda _: {"pretrained": SeesClass()})
     score = np.random.default_rng(0).normal(size=300)
-    monkeypatch.setattr("trainer.evaluate.classifiers.cross_validated", lambda x, same, fold: score)
+    monkeypatch.setattr("trainer.evaluate.protocols.similarity.cross_validated", lambda x, same, fold: score)
     rows = measure("similarity", tmp_path, run, compute=Compute(8, 0, "cpu"), pairs=pairs)["rows"]
     found = {row["metric"]: row["value"] for row in rows}
     fold, same = np.arange(300) % 5, np.arange(300) % 2 == 0  # as write_pairs

@@ -322,25 +322,6 @@ def test_flow_histogram_finds_direction_place_and_time():
     assert corner[0][[0, 6]] == pytest.approx([2 / 4.5, 0.5 / 4.5]) and other[0, 4] == pytest.approx(2 / 4.5)
 
 
-def test_parts_of_the_time_stand_side_by_side():
-    clips = np.zeros((20, 2), np.float32)  # of two videos
-    clips[:5], clips[5:10], clips[10:] = (3, 0), (0, 2), (4, 4)
-    found = measures.Features({("conv5", "mean"): clips}, np.repeat([0, 1], 10))
-    half = 0.5**0.5
-    assert measures._in_parts(found, ("conv5", "mean"), 2) == pytest.approx(np.array([[1, 0, 0, 1], [half] * 4]))
-    one = measures._in_parts(found, ("conv5", "mean"), 1)
-    assert one == pytest.approx(np.array([[3, 2] / np.float64(13**0.5), [half, half]]))
-    assert one == pytest.approx(found.video_means(("conv5", "mean")))
-
-
-def test_smoothness_counts_triples_in_order():
-    angles = np.deg2rad([0, 10, 20, 30])
-    line = np.stack([np.cos(angles), np.sin(angles)], 1)
-    assert measures._ordered(line) == 1
-    assert measures._ordered(line[[0, 3, 1]]) == 0  # one triple, whose third is nearer
-    assert measures._ordered(np.repeat(line[:1], 5, 0)) == 0.5
-
-
 def test_code_is_known_by_what_it_does(tmp_path):
     first, second, third = (tmp_path / name for name in "abc")
     first.write_text('"""Words."""\ndef f():\n    """More."""\n    return 1\n')

@@ -1,7 +1,16 @@
 """Shards -> batches."""
 
 from labelgen.shards import TEST, TRAIN, VALIDATION
-from trainer.data.clips import Batch, Draw, TrainingClips, VideoViews, adjacent_frames, sliding_frames, spread_frames
+from trainer.data.clips import (
+    Batch,
+    CentreClips,
+    Draw,
+    TrainingClips,
+    VideoViews,
+    adjacent_frames,
+    sliding_frames,
+    spread_frames,
+)
 from trainer.data.index import Shards
 from trainer.data.readers import Folders, Readers
 from trainer.data.sampler import Batches
@@ -13,6 +22,7 @@ __all__ = [
     "VALIDATION",
     "Batch",
     "Batches",
+    "CentreClips",
     "Download",
     "Draw",
     "Folders",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -147,6 +147,17 @@ class TrainingClips(Dataset):
             list(pool.map(one, range(len(draws))))
         views = _tensors(_stacked([_stacked(draw.views) for draw in draws]))
         return clips, {name: view.pin_memory() for name, view in views.items()} if pin else views
+
+
+class CentreClips(TrainingClips):
+    """Samples drawn as in training, but each clip the centre crop, neither mirrored nor jittered."""
+
+    def _draw(self, kind: int, key: np.ndarray, n: int) -> Draw:
+        draw, grid = super()._draw(kind, key, n), self.shards.crop_grid
+        corner = (np.array(self.shards.frame_size) - self.size) // 2
+        crop = int(np.abs(grid - corner).sum(1).argmin())
+        view = {"crop": crop, "corner": grid[crop].astype(np.int64), "mirror": 0}
+        return replace(draw, views=[dict(view) for _ in range(n)])
 
 
 def _stacked(dicts: list[dict]) -> dict[str, np.ndarray]:

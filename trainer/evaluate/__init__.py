@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 # name of the protocol, of its command and of its results -> where its class is
 PROTOCOLS = {
-    "retrieval": "trainer.evaluate.retrieval:Retrieval",
-    "knn": "trainer.evaluate.knn:KNearest",
-    "linear": "trainer.evaluate.linear:Linear",
-    "recognition": "trainer.evaluate.recognition:Recognition",
-    "scenes": "trainer.evaluate.scenes:Scenes",
-    "similarity": "trainer.evaluate.similarity:Similarity",
-    "smoothness": "trainer.evaluate.smoothness:Smoothness",
-    "attention": "trainer.evaluate.attention:Attention",
-    "pretext": "trainer.evaluate.pretext:Pretext",
-    "future": "trainer.evaluate.future:Future",
+    "retrieval": "trainer.evaluate.protocols.retrieval:Retrieval",
+    "knn": "trainer.evaluate.protocols.knn:KNearest",
+    "linear": "trainer.evaluate.protocols.linear:Linear",
+    "recognition": "trainer.evaluate.protocols.recognition:Recognition",
+    "scenes": "trainer.evaluate.protocols.scenes:Scenes",
+    "similarity": "trainer.evaluate.protocols.similarity:Similarity",
+    "smoothness": "trainer.evaluate.protocols.smoothness:Smoothness",
+    "attention": "trainer.evaluate.protocols.attention:Attention",
+    "pretext": "trainer.evaluate.protocols.pretext:Pretext",
+    "future": "trainer.evaluate.protocols.future:Future",
 }
 
 

@@ -11,9 +11,10 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +23,12 @@ from torch.nn import functional as F
 
 from labelgen.errors import ReadError
 from labelgen.files import writing
+from labelgen.progress import ProgressBar
 from labelgen.reading import check_regular, fit, load_json
 from trainer import data, distributed
 from trainer.augment import centre
 from trainer.checkpoint import Checkpoint, backbone_weights
 from trainer.errors import TrainerError
-from trainer.evaluate.progress import Progress
 from trainer.network import build_backbone
 from trainer.settings import Settings
 from trainer.training.precision import exact
@@ -49,23 +50,55 @@ class Compute:
 COMPUTE = Compute()
 
 
+class Vectors(NamedTuple):
+    """Items that a protocol classifies or compares: x float32 [n, d], and the video of each, int64 [n], a row of the data set."""
+
+    x: np.ndarray
+    video: np.ndarray
+
+    def of_videos(self, videos: np.ndarray) -> Vectors:
+        """Those that belong to these videos."""
+        chosen = np.isin(self.video, videos)
+        return self if chosen.all() else Vectors(self.x[chosen], self.video[chosen])
+
+
+def select(items: Sequence[Vectors], videos: np.ndarray) -> Vectors:
+    """The vectors of these videos, which all stand in one of `items`."""
+    return next(part for part in items if np.isin(videos, part.video).all()).of_videos(videos)
+
+
 @dataclass(frozen=True)
 class Features:
     """Features of clips, in the order of their videos.
 
     arrays: float32 [clips, d] by (stage, pooling), the stages in the order of the network, each pooled by "max", then by
             "mean"; memory maps: of a large data set they are larger than memory
-    owner:  int64 [clips], index of each clip's video among those asked for
+    owner:  int64 [clips], index of each clip's video among those whose features these are
     """
 
     arrays: dict[tuple[str, str], np.ndarray]
     owner: np.ndarray
 
-    def video_means(self, key: tuple[str, str]) -> np.ndarray:
-        """Mean of each video's clips, L2-normalised, float32 [videos, d] [thesis 2.6]."""
-        starts = np.flatnonzero(np.diff(self.owner, prepend=-1))
-        sums = np.add.reduceat(self.arrays[key], starts, axis=0)
-        return normalised(sums)
+    def video_means(self, key: tuple[str, str], parts: int = 1) -> np.ndarray:
+        """Mean of each video's clips, L2-normalised, float32 [videos, d] [thesis 2.6]; with several parts of a video's time
+        the means of their clips side by side, [videos, parts d]."""
+        clips, part = np.bincount(self.owner)[:, None], np.arange(parts)
+        first = np.cumsum(clips)[:, None] - clips
+        starts = first + part * (clips // parts) + np.minimum(part, clips % parts)  # as np.array_split does
+        sums = np.add.reduceat(self.arrays[key], starts.ravel(), axis=0)
+        return normalised(sums).reshape(len(clips), -1)
+
+    def vectors(self, key: tuple[str, str], level: str, videos: np.ndarray, parts: int = 1) -> Vectors:
+        """The items of a stage and pooling, at level "clip" or "video"; videos: int64 rows of those whose features these are."""
+        if level == "clip":
+            return Vectors(self.arrays[key], videos[self.owner])
+        return Vectors(self.video_means(key, parts), videos)
+
+    def of_videos(self, rows: np.ndarray, keys: Sequence[tuple[str, str]]) -> Features:
+        """The features of some stages and poolings of some of the videos, in the order of their rows (int64)."""
+        begin, end = (np.searchsorted(self.owner, rows, side) for side in ("left", "right"))
+        clips = np.concatenate([np.arange(*ends) for ends in zip(begin, end, strict=True)])
+        return Features({key: self.arrays[key][clips] for key in keys}, np.repeat(np.arange(len(rows)), end - begin))
 
 
 def normalised(x: np.ndarray) -> np.ndarray:
@@ -187,8 +220,8 @@ def _keep(folder: Path, about: dict, extract: Callable[[Path], list[tuple[str, s
 
 
 def _left_over(temporary: Path) -> bool:
-    """Whether nobody writes into a temporary folder any more: its process, of this host, holds its lock no longer. Of another
-    host, whose locks may not be seen here, and without locks age tells."""
+    """Whether nobody writes into a temporary folder any more: its process, on this host, no longer holds its lock. On another
+    host, whose locks may not be seen here, and without locks the age decides."""
     with contextlib.suppress(OSError):  # no lock, or none to be had
         if temporary.name[1:].rpartition("-")[0] == socket.gethostname():
             with open(temporary / "lock", "r+") as lock:
@@ -201,7 +234,7 @@ def _left_over(temporary: Path) -> bool:
 
 
 def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute) -> list[tuple[str, str]]:
-    arrays: dict[tuple[str, str], np.ndarray] = {}
+    arrays: dict[tuple[str, str], np.memmap] = {}
     for index, stages in stage_outputs(backbone, clips, compute):
         pooled = {(stage, name): x for stage, output in stages.items() for name, x in pool(output).items()}
         together = torch.cat([*pooled.values()], 1).cpu()  # the device is waited for once
@@ -228,10 +261,10 @@ def stage_outputs(
     """Every clip once: its index int64 [B] and what each stage gives for it, [B, C, T, H, W]. Centre crop, float32, batch
     normalisation in evaluation mode."""
     device = distributed.pick_device(compute.device)
-    backbone.eval().to(device, memory_format=torch.channels_last_3d)
+    backbone.eval().to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     seen = np.zeros(len(clips), np.int64)
     batches = data.loader(clips, compute.workers, device, batch_size=compute.batch_size)
-    with data.ending_workers(), Progress("features", len(clips), "clip") as step:
+    with data.ending_workers(), ProgressBar("features", len(clips), "clip") as step:
         for batch in data.received(batches):
             index = batch["index"].numpy()
             with exact(device):

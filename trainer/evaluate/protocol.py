@@ -1,34 +1,28 @@
 """What a protocol declares, and how each is run.
 
 A protocol is its question, its items, its classifier and its table: a class in a file of its own, named in
-trainer.evaluate.PROTOCOLS. Its command with options and help, its place in `vssl eval all`, its table, its part of the
-pages and its block in docs/evaluation.md follow from what the class declares. Modules of protocols import NumPy and torch inside
-of functions, so that `vssl eval --help` lists them at once.
+trainer.evaluate.PROTOCOLS. Its command with options and help, its place in `vssl eval all`, its table, its part of the pages,
+its block in docs/evaluation.md and its place in studies follow from what the class declares. Modules of protocols import
+NumPy, torch and what needs them from trainer.evaluate.protocols, which loads them when they are first used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from trainer.errors import TrainerError
-from trainer.evaluate import tables
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
-
-    from trainer.data import Shards
-    from trainer.evaluate.bench import Bench
-    from trainer.evaluate.folds import Plan
-    from trainer.evaluate.tally import Tally
+from trainer.evaluate.protocols import data, evaluator, features, metrics, np, progress, results, splits
 
 SPLIT = "Official split.  [default: the one that the run was trained on, else the first]"
+IN_TURN = (
+    "Official split, or all: each of them in turn.  [default: all where together they test each video once, else as the run, "
+    "else the first]"
+)
 
 
 @dataclass(frozen=True)
-class Option:
+class ProtocolOption:
     """An option that a protocol has beside the common ones: an argument of its `choose`, --NAME on the command line.
 
     kind: type of the value; default: without the option; least: the smallest number that is allowed; several: may be given
@@ -48,28 +42,20 @@ class Option:
         return self.argument is not None
 
 
-class ProtocolError(TrainerError):
-    """A protocol cannot be run on what it was given; `advice`: what on the command line helps."""
-
-    def __init__(self, message: str, advice: str):
-        super().__init__(message)
-        self.advice = advice
-
-
 class Protocol:
     """One measurement of a run on shards; the docstring of a protocol's class is the help of its command.
 
     title: its name for a reader; question, items, classifier, left_out, source: what docs/evaluation.md says of it
-    options: its own; split_help, several_runs: of the common ones
+    options: those that it has beside the common ones; split_help, several_runs: of the common ones
     index, columns: keys of the rows that make lines and columns of its table
     of_finetuned: it measures what a run was finetuned to do; the page of the run that it started from shows it, too
     published: metrics of the numbers that papers report (trainer/pages/published.yaml)
-    about_sheets: a sentence above the pictures that it draws, where it does; scale: what the ends of their colours mean
+    about_sheets: a sentence above the pictures that it draws, if it does; scale: what the ends of their colours mean
     needs_boundaries: `choose` is given a function `boundaries`, which computes the motion boundaries of a clip
 
-    bench: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which they
-    come up; extra: what a result holds beside numbers ("neighbours", "confusion", "sheets"); tally: of the predictions behind
-    its accuracies, where there are any
+    evaluator: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which
+    they come up; extra: what a result holds beside numbers ("neighbours", "confusion", "sheets"); scores: of the tested items
+    behind its accuracies, if there are any
     """
 
     title: ClassVar[str]
@@ -78,7 +64,7 @@ class Protocol:
     classifier: ClassVar[str]
     left_out: ClassVar[str]
     source: ClassVar[str]
-    options: ClassVar[tuple[Option, ...]] = ()
+    options: ClassVar[tuple[ProtocolOption, ...]] = ()
     split_help: ClassVar[str] = SPLIT
     several_runs: ClassVar[bool] = False
     index: ClassVar[tuple[str, ...]] = ("network", "stage", "pooling")
@@ -89,23 +75,23 @@ class Protocol:
     scale: ClassVar[tuple[str, str]] = ("", "")
     needs_boundaries: ClassVar[bool] = False
 
-    def __init__(self, bench: Bench, **options: Any):
-        self.bench = bench
+    def __init__(self, evaluator: evaluator.Evaluator, **options: Any):
+        self.evaluator = evaluator
         self.notes: list[str] = []
         self.extra: dict[str, Any] = {}
-        self.tally: Tally | None = None
+        self.scores: metrics.ItemScores | None = None
         self.shards = self.choose(**options)
 
-    def choose(self, **options: Any) -> Shards:
-        """Choose the items by the protocol's options; the data set that is measured on. Raises VsslError where it cannot be."""
-        return self.bench.source()
+    def choose(self, *args: Any, **options: Any) -> data.Shards:
+        """Choose the items by the protocol's options; the data set that is measured on. Raises VsslError if there are none."""
+        return self.evaluator.source()
 
-    def rows_of(self, network: str, backbone: nn.Module) -> Iterator[dict]:
+    def rows_of(self, network: str) -> Iterator[dict]:
         """The numbers of one network, "pretrained" or "random"."""
         raise NotImplementedError
 
-    def rows_beside(self, rows: list[dict]) -> Iterable[dict]:
-        """Numbers beside those of the networks, such as chance; rows: theirs."""
+    def rows_beside(self) -> Iterable[dict]:
+        """Numbers beside those of the networks, such as chance."""
         return ()
 
     def conditions(self) -> dict[str, Any]:
@@ -113,40 +99,35 @@ class Protocol:
         raise NotImplementedError
 
     def tested(self) -> np.ndarray | None:
-        """The tested videos, int64 rows of the data set; None where it does not matter which the network was trained on."""
+        """The tested videos, int64 rows of the data set; None if it does not matter which the network was trained on."""
         return None
 
     def file_name(self, name: str) -> str:
         """Name of the result's file, without the data set and the split."""
         return name
 
-    def measure(self) -> dict:
-        """The result: "protocol" (how it was measured), "rows", "notes" and what of `extra` there is.
+    def rows(self) -> Iterator[dict]:
+        """The numbers of all networks, and those beside them, one after the other as they are measured.
 
-        A row is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and "low", "high", the
-        ends of its 95 % interval by video, where it is an accuracy.
+        A row is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and, if it is an
+        accuracy, the ends of its 95 % interval, "low" and "high", and the answers behind it, see metrics.ItemScores.
         """
-        rows = self.rows()
-        told = self.bench.describe(self.shards, **self.conditions())
-        notes = [*self.notes, *self.remarks(), *self.seen()]
-        return {"protocol": told, "rows": rows, "notes": list(dict.fromkeys(notes)), **self.extra}
+        for network in self.evaluator.network_names:
+            yield from ({"network": network, **row} for row in self.rows_of(network))
+        yield from self.rows_beside()
 
-    def rows(self) -> list[dict]:
-        """The numbers of all networks, and those beside them."""
-        networks = self.bench.networks().items()
-        rows = [{"network": name, **row} for name, backbone in networks for row in self.rows_of(name, backbone)]
-        return rows + [*self.rows_beside(rows)]
+    def result(self) -> dict:
+        """What is measured: "protocol" (how), "rows", "notes" and what of `extra` there is."""
+        rows = [*self.rows()]
+        about = self.evaluator.describe(self.shards, **self.conditions())
+        tested = self.tested()
+        seen = [] if tested is None else splits.seen(self.evaluator.saved, self.shards, tested)
+        notes = [*self.notes, *self.remarks(), *seen]
+        return {"protocol": about, "rows": rows, "notes": list(dict.fromkeys(notes)), **self.extra}
 
     def remarks(self) -> list[str]:
-        """Notes that stand only when everything is measured."""
+        """Notes that are known only after everything is measured."""
         return []
-
-    def seen(self) -> list[str]:
-        """Notes on tested videos that the network was trained on."""
-        from trainer.evaluate.folds import seen
-
-        tested = self.tested()
-        return [] if tested is None else seen(self.bench.saved, self.shards, tested)
 
     @classmethod
     def about(cls, result: dict) -> list[str]:
@@ -156,12 +137,12 @@ class Protocol:
     @classmethod
     def table(cls, result: dict) -> list[str]:
         """Lines of a result's table for the screen."""
-        return tables.table(result["rows"], cls.index, cls.columns)
+        return results.table(results.overall(result["rows"]), cls.index, cls.columns)
 
     @classmethod
     def format_table(cls, result: dict) -> str:
         """A result for the screen: how it was measured, the table, the notes."""
-        header = [*tables.header(result, cls.title[:1].lower() + cls.title[1:]), *cls.about(result)]
+        header = [*results.header(result, cls.title[:1].lower() + cls.title[1:]), *cls.about(result)]
         return "\n".join([*header, "", *cls.table(result), *(f"note: {note}" for note in result["notes"])])
 
     @classmethod
@@ -170,49 +151,74 @@ class Protocol:
         return f"vssl eval {name} --checkpoint {run} --shards {shards}"
 
 
-class FoldProtocol(Protocol):
-    """A classifier on frozen features that learns from some videos and is tested on others, see folds.plan.
+class FeatureProtocol(Protocol):
+    """A classifier on frozen features that learns from some videos and is tested on others.
 
-    levels: of its items, "clip", "video"; steps: units of work of a fold, which `scores` tells `step` of
+    It implements `predict`, whose metrics `vssl eval` measures in all folds for each stage and pooling and of which studies
+    take the first.
+
+    levels: of its items, "clip", "video"; steps: units of work of a fold, which `step` is told one after the other; the last
+    is told for it
     """
 
     levels: ClassVar[tuple[str, ...]] = ("video",)
     steps: ClassVar[int] = 1
-    split_help = (
-        "Official split, or all: each of them in turn.  [default: all where together they test each video once, else as the run, "
-        "else the first]"
-    )
-    plan: Plan
+    split_help = IN_TURN
+    folds: splits.Folds
+    scores: metrics.ItemScores
 
-    def choose(self) -> Shards:
-        from trainer.evaluate.folds import plan
+    def choose(self) -> data.Shards:
+        folds = self.evaluator.folds()
+        self.notes += folds.notes
+        names = folds.source.readers[0].splits
+        if self.evaluator.split is None and len(names) > 1 and not folds.splits:
+            self.notes.append(f"split {folds.source.split} alone, one of {len(names)}; --split all uses each in turn")
+        self.folds = splits.learnable(folds)
+        self.notes += self.folds.notes[len(folds.notes) :]
+        self.scores = metrics.ItemScores.of(folds.source)
+        return folds.source
 
-        self.plan = plan(self.bench)
-        self.tally = self.plan.tally
-        self.notes += self.plan.notes
-        return self.plan.source
-
-    def rows_of(self, network: str, backbone: nn.Module) -> Iterator[dict]:
-        from trainer.evaluate.progress import Progress
-
-        extracted = self.plan.features(self.bench, network)
-        keys = [(key, level) for key in extracted[0].found.arrays for level in self.levels]
-        with Progress(f"{self.title}, {network}", len(keys) * len(self.plan.parts) * self.steps, "step") as self.step:
-            for key, level in keys:
-                items = [part.items(key, level) for part in extracted]
-                for score in self.scores(items, level):
-                    yield {"stage": key[0], "pooling": key[1], "level": level, **score}
-
-    def scores(self, items: list[tuple[np.ndarray, np.ndarray]], level: str) -> Iterable[dict]:
-        """The numbers of one kind of features, "metric" and what Plan.scores gives; items: see folds.of_videos."""
+    def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:
+        """The class that is predicted for each test item, int64 [n], by the name of the metric; classes are those of
+        `shards.targets`, which says what is right."""
         raise NotImplementedError
 
+    def rows_of(self, network: str) -> Iterator[dict]:
+        extracted = self.evaluator.features_of_parts(network, self.shards, self.folds.parts)
+        keys, levels = self.evaluator.kinds(extracted[0][1]), self.evaluator.levels(self.levels)
+        kinds = [(key, level) for key in keys for level in levels]
+        steps = len(kinds) * len(self.folds.parts) * self.steps
+        with progress.ProgressBar(f"{self.title}, {network}", steps, "step") as self.step:
+            for key, level in kinds:
+                items = [found.vectors(key, level, rows, self.evaluator.time_parts) for rows, found in extracted]
+                for row in self.accuracies(items, level):
+                    yield {"stage": key[0], "pooling": key[1], "level": level, **row}
+
+    def accuracies(self, items: Sequence[features.Vectors], level: str) -> Iterator[dict]:
+        """The rows of one kind of features; items: of all videos that take part, or of tested and other ones apart."""
+        parts = [tuple(features.select(items, rows) for rows in fold) for fold in self.folds.parts]
+        predicted = []
+        for test, train in parts:
+            predicted.append(self.predict(train, test, level))
+            self.step()
+        owners, targets = [test.video for test, _ in parts], self.shards.targets
+        for (tested, _), owner in zip(self.folds.parts, owners, strict=True):
+            if not np.array_equal(np.unique(owner), np.sort(tested)):
+                raise AssertionError(f"{len(tested)} videos to score, {len(np.unique(owner))} scored")
+        for metric in predicted[0]:
+            classes = [of_fold[metric] for of_fold in predicted]
+            right = [of_fold == targets[owner] for of_fold, owner in zip(classes, owners, strict=True)]
+            for row in self.scores.accuracies(right, owners, self.folds.splits, self.folds.pooled, classes):
+                yield {"metric": metric, **row, "dimensions": items[0].x.shape[1]}
+
     def conditions(self) -> dict[str, Any]:
-        return self.plan.conditions()
+        return {
+            "split": None if self.folds.splits else self.shards.split,
+            "mode": self.folds.mode,
+            "items": f"{len(self.folds.tested)} tested videos",
+            **metrics.distribution(self.shards.targets[self.folds.tested]),
+            "intervals": self.scores.describe_units(self.folds.tested),
+        }
 
     def tested(self) -> np.ndarray:
-        return self.plan.tested
-
-    @classmethod
-    def table(cls, result: dict) -> list[str]:
-        return tables.table(tables.overall(result["rows"]), cls.index, cls.columns)
+        return self.folds.tested

@@ -1,31 +1,47 @@
-"""Results as files of a run: <run>/results/<protocol>-<data set>[-<split>].json, with their rows as .csv beside them, and what
-became of every tested item as .npz, see trainer.evaluate.tally."""
+"""Results as files of a run: <run>/results/<protocol>-<data set>[-<split>].json, with their rows as .csv beside them, and the
+answer to every tested item as .npz; and as tables for the screen."""
 
 from __future__ import annotations
 
 import csv
 import functools
 import io
+import math
+import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
 from labelgen.errors import ReadError
-from labelgen.files import write_json, write_text
-from labelgen.reading import fit, load_json
+from labelgen.files import replacing, write_json, write_text
+from labelgen.reading import fit, load_json, open_regular
 from labelgen.texts import csv_cells
+from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
-from trainer.evaluate.tables import overall, with_split
-
-if TYPE_CHECKING:
-    from trainer.evaluate.protocol import Protocol
-    from trainer.evaluate.tally import Predictions, Tally
+from trainer.evaluate.metrics import ANSWERS, Answers, ItemScores
+from trainer.evaluate.splits import with_split
 
 MEASURED = ("value", "low", "high", "dimensions", "C", "videos")  # what of a row does not say what was measured
 OTHER_VIDEO = "other video"
+_ABOUT = ("mode", "views", "classes", "items", "largest_class")  # of the conditions, what stands above a table
+_BYTES = 1 << 30  # of a file of predictions, unpacked
+_KEPT = {"rows": ("i", 1), "right": ("f", 2), "named": ("i", 2)}  # kind and dimensions
+_KEPT |= dict.fromkeys(("items", "labels", "groups", "classes"), ("U", 1))
+_DAMAGES = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    TypeError,
+    BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+)
 _NUMBER = int | float
 _SHAPE = {  # of a file; names with ? may be missing
     "protocol": {
@@ -58,12 +74,10 @@ class Result:
     file: Path
 
     @functools.cached_property
-    def predictions(self) -> Predictions | None:
-        """What is kept of every item; None where nothing is. Raises TrainerError where it is damaged."""
-        from trainer.evaluate.tally import Predictions
-
+    def scores(self) -> ItemScores | None:
+        """The answers to every item; None if none are kept. Raises TrainerError if they are damaged."""
         path = self.file.with_suffix(".npz")
-        return Predictions(path) if path.exists() else None
+        return read_scores(path) if path.exists() else None
 
     @property
     def protocol(self) -> dict:
@@ -75,8 +89,8 @@ class Result:
         return self.name.partition("-")[0]
 
     @property
-    def measured_by(self) -> type[Protocol] | None:
-        """The protocol, None where there is none of that name."""
+    def measured_by(self) -> type[Any] | None:
+        """The protocol, None if there is none of that name."""
         return protocol_class(self.kind) if self.kind in PROTOCOLS else None
 
     @property
@@ -94,21 +108,79 @@ class Result:
         return with_split(title, p["split"])
 
 
-def write(result: dict, run: Path, name: str, tally: Tally | None = None) -> None:
-    """Write a result, its rows, and the predictions behind them (tally); result["file"] is then the path of the first."""
+def write(result: dict, run: Path, name: str, scores: ItemScores | None = None) -> None:
+    """Write a result, its rows, and the answers behind them to each of the items that `scores` describes; result["file"] is then
+    the path of the first."""
     protocol = result["protocol"]
     folder = run / "results"
     folder.mkdir(parents=True, exist_ok=True)
     parts = [name, protocol["dataset"], protocol["split"]]
     stem = "-".join(str(part).replace("/", "_") for part in parts if part)
-    kept = {i: row.pop("kept") for i, row in enumerate(result["rows"]) if "kept" in row}
-    if kept:
-        tally.write(folder / f"{stem}.npz", [*kept], [*kept.values()])
+    answers = {i: row.pop(ANSWERS) for i, row in enumerate(result["rows"]) if ANSWERS in row}
+    if answers and scores:
+        write_scores(folder / f"{stem}.npz", replace(scores, answers=answers))
     else:
         (folder / f"{stem}.npz").unlink(missing_ok=True)  # of an earlier measurement
     write_text(folder / f"{stem}.csv", csv_text(result["rows"]))
     write_json(folder / f"{stem}.json", result)
     result["file"] = str(folder / f"{stem}.json")
+
+
+def write_scores(path: Path, scores: ItemScores) -> None:
+    """Write the answers to the tested items, see `read_scores`."""
+    right = np.array([answers.right for answers in scores.answers.values()], np.float32)
+    predicted = np.array([answers.predicted for answers in scores.answers.values()])
+    tested = ~np.isnan(right).all(0)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            rows=np.array([*scores.answers]),
+            right=right[:, tested],
+            named=predicted[:, tested],
+            items=scores.items[tested],
+            labels=scores.labels[tested],
+            groups=scores.groups[tested],
+            classes=scores.classes,
+        )
+
+
+def read_scores(path: Path) -> ItemScores:
+    """The tested items of a result and the answers to them, from the .npz file beside it. Raises TrainerError if that is
+    damaged."""
+    try:
+        rows, right, predicted, items, labels, groups, classes = _arrays(path)
+        if right.shape != (shape := (len(rows), len(items))) or predicted.shape != shape:
+            raise ValueError(f"of {len(rows)} rows and {len(items)} items {right.shape} values")
+        if len(labels) != len(items) or len(groups) != len(items):
+            raise ValueError(f"{len(labels)} labels and {len(groups)} groups of {len(items)} items")
+        if not ((right >= 0) & (right <= 1) | np.isnan(right)).all() or (predicted >= len(classes)).any():
+            raise ValueError("values that no measurement gives")
+    except _DAMAGES as error:
+        raise TrainerError(f"{path}: damaged ({error}); measure again") from error
+    answers = {int(row): Answers(*of_row) for row, *of_row in zip(rows, right, predicted, strict=True)}
+    return ItemScores(items, labels, groups, classes, answers)
+
+
+def _arrays(path: Path) -> list[Any]:
+    """The arrays of a file of predictions, in the order of _KEPT. Raises one of _DAMAGES if it holds others, or too much."""
+    with open_regular(path) as opened:
+        with ZipFile(opened) as packed:
+            size = sum(entry.file_size for entry in packed.infolist())
+        if size > _BYTES:
+            raise ValueError(f"{size:,} bytes, expected at most {_BYTES:,}")
+        opened.seek(0)
+        with np.load(opened, allow_pickle=False) as file:
+            found = []
+            for name, kind in _KEPT.items():
+                with file.zip.open(f"{name}.npy") as header:  # what it declares, before room is made for it
+                    version = np.lib.format.read_magic(header)
+                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                    shape, _, dtype = read[version](header)
+                fits = (dtype.kind, len(shape)) == kind or shape == (0,)  # no classes are no texts
+                if math.prod(shape) * dtype.itemsize > size or not fits:
+                    raise ValueError(f"{name} is {dtype} {shape}")
+                found.append(file[name])
+    return found
 
 
 def csv_text(rows: Sequence[dict], columns: Iterable[str] = ()) -> str:
@@ -121,7 +193,7 @@ def csv_text(rows: Sequence[dict], columns: Iterable[str] = ()) -> str:
 
 
 def read_results(run: Path) -> tuple[list[Result], list[str]]:
-    """The results of a run, in the order of PROTOCOLS, and a note about each file that no `vssl eval` wrote."""
+    """The results of a run, in the order of PROTOCOLS, and a note about each file that `vssl eval` did not write."""
     found, notes = [], []
     for path in sorted((run / "results").glob("*.json")):
         try:
@@ -136,7 +208,7 @@ def read_results(run: Path) -> tuple[list[Result], list[str]]:
     return sorted(found, key=lambda result: order.index(result.name) if result.name in order else len(order)), notes
 
 
-def _check(content: object) -> None:
+def _check(content: Any) -> None:
     """Raise ValueError for what is not the content of a result."""
     fit(content, _SHAPE, "it")
     if initial := content["protocol"]["initial"]:
@@ -157,7 +229,7 @@ def _check(content: object) -> None:
             raise ValueError(f"{len(classes)} classes, confusions {counts.shape}")
 
 
-def of_the_network(result: Result) -> list[dict]:
+def network_rows(result: Result) -> list[dict]:
     """The rows of the run's own network, without those of single classes and videos."""
     rows = [row for row in overall(result.content["rows"]) if row.get("network", "pretrained") == "pretrained"]
     return [row for row in rows if not row.keys() & {"class", "video"}]
@@ -166,7 +238,7 @@ def of_the_network(result: Result) -> list[dict]:
 def headline(result: Result) -> dict | None:
     """The one row that stands for a result, by a rule that does not look at the values: the first metric, video level, the
     last stage, max pooling, as far as there are several. None where no row has an interval."""
-    rows = [row for row in of_the_network(result) if "low" in row]
+    rows = [row for row in network_rows(result) if "low" in row]
     for key, wanted in (("metric", None), ("level", "video"), ("stage", None), ("pooling", "max")):
         values = [row[key] for row in rows if key in row]
         if values:
@@ -180,12 +252,12 @@ def place_of(result: Result, row: dict) -> int:
     return next(place for place, other in enumerate(result.content["rows"]) if other is row)
 
 
-def beside(result: Result, row: dict) -> dict[str, float]:
+def baselines(result: Result, row: dict) -> dict[str, float]:
     """Values of the random network and of chance for what a row measured, by network."""
-    return {network: other["value"] for network, other in rows_beside(result, row).items()}
+    return {network: other["value"] for network, other in baseline_rows(result, row).items()}
 
 
-def rows_beside(result: Result, row: dict) -> dict[str, dict]:
+def baseline_rows(result: Result, row: dict) -> dict[str, dict]:
     """Rows of the random network and of chance for what a row measured, by network."""
     keys = row.keys() - {"network", *MEASURED}
     return {
@@ -197,8 +269,62 @@ def rows_beside(result: Result, row: dict) -> dict[str, dict]:
 
 def flat(values: dict, before: str = "") -> list[tuple[str, object]]:
     """Names and values of a nested dict, without those that are None."""
-    rows = []
+    rows: list[tuple[str, object]] = []
     for name, value in values.items():
         if value is not None:
             rows += flat(value, f"{before}{name}.") if isinstance(value, dict) else [(before + name, value)]
     return rows
+
+
+def shown(row: dict) -> str:
+    """The value of a row, with its interval if it has one: 69.1 [64.0, 73.8]."""
+    interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if "low" in row else ""
+    return f"{row['value']:.1f}{interval}"
+
+
+def overall(rows: list[dict]) -> list[dict]:
+    """The rows without those of single splits."""
+    return [row for row in rows if row.get("split") in (None, "all", "mean")]
+
+
+def header(result: dict, title: str) -> list[str]:
+    """How a result was measured, in words."""
+    p = result["protocol"]
+    source = p["pretraining"]
+    return [
+        f"{title} on {with_split(p['dataset'], p['split'])}",
+        "; ".join(f"{key.replace('_', ' ')}: {p[key]}" for key in _ABOUT if key in p),
+        f"{p['backbone']} (width {p['width']:g}, {p['parameters']:,} parameters), {source['method']} on "
+        f"{source['dataset']}, {source['steps']} of {source['steps_planned']} steps, seed {source['seed']}",
+    ]
+
+
+def table(rows: list[dict], index: tuple[str, ...], columns: tuple[str, ...]) -> list[str]:
+    """One line per combination of the index keys, one column per combination of the column keys, values as `shown`."""
+    names = list(dict.fromkeys(tuple(row.get(key, "") for key in columns) for row in rows))
+    lines: dict[tuple, dict[tuple, str]] = {}
+    for row in rows:
+        place = tuple(str(row.get(key, "")) for key in index)
+        lines.setdefault(place, {})[tuple(row.get(key, "") for key in columns)] = shown(row)
+    body = [[*place, *(cells.get(name, "") for name in names)] for place, cells in lines.items()]
+    heads = [[*index, *(str(name[level]) for name in names)] for level in range(len(columns))]
+    for head in heads[:-1]:  # a name that spans several columns stands over the first of them
+        head[: len(index)] = [""] * len(index)
+        head[len(index) :] = [
+            "" if i and names[i][:1] == names[i - 1][:1] else cell for i, cell in enumerate(head[len(index) :])
+        ]
+    return aligned([*heads, *body], len(index))
+
+
+def aligned(rows: list[list], left: int | None = None) -> list[str]:
+    """Lines whose cells stand in columns; left: so many columns begin at their left, the others end at their right; None: all."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    left = len(widths) if left is None else left
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in texts
+    ]

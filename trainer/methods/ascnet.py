@@ -65,6 +65,8 @@ class ASCNet(Method):
     }
 
     of_others = True
+    scored = False
+    remembers_videos = True
 
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()

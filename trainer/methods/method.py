@@ -22,6 +22,9 @@ class Method(nn.Module):
               `read` gets the clip
     supervised: learns class labels; the checkpoint with the best held-out accuracy is kept
     of_others: forward needs clips of other videos, which `others` names
+    scored: an answer is right or wrong, so that forward gives "accuracy" and "chance"; chances: those of other accuracies by name
+    answers_depend_on: settings of the shards that decide what an answer means
+    remembers_videos: it keeps vectors of its training videos, so that it answers only questions about their data set
     notes:    what its options came to, lines that are told when training starts
 
     A child is made of (backbone, options, shards), options by `option_values`.
@@ -35,6 +38,10 @@ class Method(nn.Module):
     of_labelled_clips = False
     supervised = False
     of_others = False
+    scored = True
+    chances: dict[str, float] = {}
+    answers_depend_on: tuple[str, ...] = ()
+    remembers_videos = False
     notes: tuple[str, ...] = ()
 
     @classmethod

@@ -36,6 +36,7 @@ class Order(Method):
         "drop_every": 100,  # assumed, for another schedule
         "jitter": "none",
     }
+    answers_depend_on = ("order_clips",)
 
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()

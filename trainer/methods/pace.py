@@ -53,6 +53,7 @@ class Pace(Method):
         ),
         "random_backwards": Option(False, "play every second clip, at random, backwards; its class is its pace alone"),
     }
+    answers_depend_on = ("paces",)
 
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()

@@ -90,3 +90,21 @@ class Recognition(Method):
         if self.hidden:
             return self.head(last).float()
         return self.head(self.dropout(last.mean((2, 3, 4)))).float()
+
+
+def trained_classifier(weights: dict[str, Tensor], options: dict, classes: int) -> nn.Module:
+    """The classifier of a run in evaluation mode and float64, averaged weights if the run has them: with options.hidden of the
+    last stage [B, C, T, H, W], else of its mean over the cells [B, C], -> logits [B, classes].
+
+    weights: of the whole network, see trainer.network.Network; options: of the method
+    """
+    prefix = "methods.recognition.head."
+    if any(name.startswith(f"ema.{prefix}") for name in weights):
+        prefix = f"ema.{prefix}"
+    own = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+    if options.get("hidden"):
+        head: nn.Module = branch(own["2.weight"].shape[1], options["hidden"], classes, options["dropout"])
+    else:
+        head = nn.Linear(own["weight"].shape[1], classes)
+    head.load_state_dict(own)
+    return head.double().eval().requires_grad_(False)

@@ -50,6 +50,7 @@ class SkipClip(Method):
         "negative_weight": Option(1.0, "of the loss against other videos; the ranking has weight 1", at_least(0)),
         "rotation_weight": Option(0.5, "of the rotation of the frames; 0: none is rotated", at_least(0)),
     }
+    chances = {"rotation_accuracy": 1 / 4}
 
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()

@@ -58,6 +58,8 @@ class TCE(Method):
         "hi": Option(1.0, "and towards which it rises; both -1: any negative", between(-1, 1)),
         "rotation_weight": Option(1.0, "of the rotation of the anchor; 0: none is rotated", at_least(0)),
     }
+    chances = {"rotation_accuracy": 1 / 4}
+    remembers_videos = True
 
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()

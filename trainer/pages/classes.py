@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from trainer.evaluate.results import Result, headline, place_of, rows_beside
-from trainer.evaluate.tally import GROUPS, Predictions, by_class
+from trainer.evaluate.metrics import GROUPS, ItemScores, by_class
+from trainer.evaluate.results import Result, baseline_rows, headline, place_of
 from trainer.pages import plots
 from trainer.pages.films import Films
 from trainer.pages.page import details, figure, fill, grid, heading, join, paragraph, scroll, table
@@ -42,7 +42,7 @@ class Confusion:
     videos: Mapping[tuple[int, int], Sequence[str]] = field(default_factory=dict)
 
 
-def classes_html(results: Sequence[Result], kept: Mapping[Path, Predictions], films: Films) -> Markup:
+def classes_html(results: Sequence[Result], kept: Mapping[Path, ItemScores], films: Films) -> Markup:
     """Accuracy by class and the confusion matrix of the results that have them; the first matrix is open, the others are folded.
 
     kept: what became of the videos, by file of the result; films: of the page, shown in cells
@@ -60,7 +60,7 @@ def classes_html(results: Sequence[Result], kept: Mapping[Path, Predictions], fi
     return join(out)
 
 
-def _of_result(result: Result, kept: Predictions | None, films: Films, name: str) -> tuple[Markup, Markup]:
+def _of_result(result: Result, kept: ItemScores | None, films: Films, name: str) -> tuple[Markup, Markup]:
     """Accuracy by class, and the confusion matrix; name: begins the ids of its cells."""
     out, row = [], headline(result)
     rows = [row for row in result.content["rows"] if "class" in row]
@@ -81,8 +81,8 @@ def _of_result(result: Result, kept: Predictions | None, films: Films, name: str
     return join(out), matrix
 
 
-def _beside_random(result: Result, row: dict, kept: Predictions | None) -> list[dict]:
-    random = rows_beside(result, row).get("random")
+def _beside_random(result: Result, row: dict, kept: ItemScores | None) -> list[dict]:
+    random = baseline_rows(result, row).get("random")
     if kept is None or random is None:
         return []
     return by_class(kept, kept, place_of(result, random), place_of(result, row))
@@ -112,14 +112,14 @@ def _compared(caption: str, compared: Sequence[dict], first: str, other: str) ->
     return table(caption, ("Class", axis, "Difference", other, first, "Tested"), body, range(2, 6))
 
 
-def confusion(result: Result, row: dict | None, kept: Predictions | None) -> Confusion | None:
+def confusion(result: Result, row: dict | None, kept: ItemScores | None) -> Confusion | None:
     """Which class was named for the videos of the row that stands for a result; None where nothing tells."""
-    names = kept.named.get(place_of(result, row)) if kept and row else None
-    if kept is not None and names is not None and (names >= 0).any():
+    answers = kept.answers.get(place_of(result, row)) if kept and row else None
+    if kept is not None and answers is not None and (answers.predicted >= 0).any():
         classes = kept.classes.tolist()
         index = {name: i for i, name in enumerate(classes)}
         videos: dict[tuple[int, int], list[str]] = {}
-        for item, label, one in zip(kept.items.tolist(), kept.labels.tolist(), names.tolist(), strict=True):
+        for item, label, one in zip(kept.items.tolist(), kept.labels.tolist(), answers.predicted.tolist(), strict=True):
             if label in index and 0 <= one < len(classes):
                 videos.setdefault((index[label], one), []).append(item)
         counts = np.zeros((len(classes),) * 2, np.int64)

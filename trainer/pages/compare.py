@@ -11,10 +11,19 @@ from markupsafe import Markup
 from labelgen.files import write_text
 from trainer import checkpoint
 from trainer.errors import TrainerError
-from trainer.evaluate.numbers import holm
-from trainer.evaluate.results import MEASURED, Result, csv_text, flat, headline, read_results
-from trainer.evaluate.tables import aligned, overall, shown, with_split
-from trainer.evaluate.tally import Predictions, by_class, paired_test
+from trainer.evaluate.metrics import ItemScores, by_class, holm, paired_test
+from trainer.evaluate.results import (
+    MEASURED,
+    Result,
+    aligned,
+    csv_text,
+    flat,
+    headline,
+    overall,
+    read_results,
+    shown,
+)
+from trainer.evaluate.splits import with_split
 from trainer.pages.budgets import clips_seen, unequal
 from trainer.pages.classes import ABOUT, compared_html
 from trainer.pages.page import details, fill, heading, items, join, page, paragraph, table
@@ -60,7 +69,7 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
     "names": of the runs; "runs": what each is, by name; "tables": one per protocol, data set, split and conditions (the
     configuration of the shards, views, items, ...), with "title", "conditions" and "rows": each the network, stage, pooling,
     level, metric, ... that were measured ("what"), the rows of the runs by name ("of"), their paired differences from the first
-    run in the row ("differences", see tally.paired_test; those that can be had), each with "adjusted", its p corrected for all
+    run in the row ("differences", see metrics.paired_test; those that can be had), each with "adjusted", its p corrected for all
     differences of all tables, and a mark for those that lie above ("▲") or below ("▼") it ("marks", see `mark`), marked rows
     first; "headline": the row that stands for the result, corrected for the headlines alone, or None; "classes": its
     differences by class, by name of the run, see tally.by_class. "unequal": budgets that differ. "notes": what is in no table,
@@ -179,13 +188,13 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
     return {"title": title, "conditions": same, "rows": rows, "headline": headed, "classes": classes}
 
 
-def _kept(title: str, group: dict[str, Result], notes: list[str]) -> dict[str, Predictions]:
+def _kept(title: str, group: dict[str, Result], notes: list[str]) -> dict[str, ItemScores]:
     """What is kept of the items of each run's result."""
     kept = {}
     for name, result in group.items():
         try:
-            if result.predictions is not None:
-                kept[name] = result.predictions
+            if result.scores is not None:
+                kept[name] = result.scores
         except TrainerError as error:
             notes.append(f"{title}, {name}: {error}")
     return kept

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from labelgen.reading import load_yaml
 from trainer.checkpoint import with_labels
 from trainer.evaluate import protocol_class
-from trainer.evaluate.results import Result, of_the_network
+from trainer.evaluate.results import Result, network_rows
 from trainer.pages.page import details, items, join, paragraph, table
 from trainer.pages.results import value_cell
 
@@ -81,7 +81,7 @@ def _row(how: str, entry: dict, values: float | list) -> list[str]:
 def _this_run(result: Result, metrics: Sequence[str]) -> list[list]:
     """This run's rows for the table: the two last stages, max pooling, each level."""
     p = result.protocol
-    rows = [row for row in of_the_network(result) if row["metric"] in metrics and row.get("pooling", "max") == "max"]
+    rows = [row for row in network_rows(result) if row["metric"] in metrics and row.get("pooling", "max") == "max"]
     last = list(dict.fromkeys(row["stage"] for row in rows if "stage" in row))[-2:]
     lines: dict[tuple, dict[str, Markup]] = {}
     for row in rows:

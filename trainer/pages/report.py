@@ -20,10 +20,10 @@ from labelgen.shards.folder import shard_paths
 from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
-from trainer.evaluate.maps import overlay, tiles_of
-from trainer.evaluate.results import Result, beside, headline, read_results
-from trainer.evaluate.tables import with_split
-from trainer.evaluate.tally import Predictions
+from trainer.evaluate.metrics import ItemScores
+from trainer.evaluate.protocols.attention import overlay, tiles_of
+from trainer.evaluate.results import Result, baselines, headline, read_results
+from trainer.evaluate.splits import with_split
 from trainer.pages.classes import classes_html
 from trainer.pages.films import Films
 from trainer.pages.neighbours import neighbours_html
@@ -59,7 +59,7 @@ class _Run:
     held: dict[str, np.ndarray]
     labels: Sequence[Sheet]
     curriculum: Sequence[Sheet]
-    kept: dict[Path, Predictions]
+    kept: dict[Path, ItemScores]
     films: Films
 
 
@@ -183,13 +183,13 @@ def made_by() -> str:
     return "Made by vssl {vssl}, Python {python}, torch {torch}.".format(**checkpoint.versions())
 
 
-def _kept(results: Sequence[Result], damaged: list[str]) -> dict[Path, Predictions]:
+def _kept(results: Sequence[Result], damaged: list[str]) -> dict[Path, ItemScores]:
     """What is kept of the videos of each result, by its file; damaged: notes, to which those on damaged files are added."""
     kept = {}
     for result in results:
         try:
-            if result.predictions is not None:
-                kept[result.file] = result.predictions
+            if result.scores is not None:
+                kept[result.file] = result.scores
         except TrainerError as error:
             damaged.append(str(error))
     return kept
@@ -202,11 +202,11 @@ def _tiles(run: _Run) -> Markup:
     if "accuracy" in (held or log):
         last = (held or log)["accuracy"][-1 if held else -max(1, len(log["step"]) // 10) :]
         told = "held-out videos" if held else "last tenth of the training"
-        chance = f"guessing {100 * (held or log)['chance'][-1]:.1f}" if "chance" in (held or log) else ""
+        chance = f"chance {100 * (held or log)['chance'][-1]:.1f}" if "chance" in (held or log) else ""
         tiles["training"] = f"Accuracy in training, {told}", f"{100 * last.mean():.1f} %", chance
     for result in run.results:
         if result.kind not in tiles and (row := headline(result)):
-            others = (f"{name} {value:.1f}" for name, value in beside(result, row).items())
+            others = (f"{name} {value:.1f}" for name, value in baselines(result, row).items())
             told = " · ".join([f"95 %: {row['low']:.1f} to {row['high']:.1f}", *others])
             title = result.title if result.run == run.saved.run else f"{result.title} ({result.run.name})"
             tiles[result.kind] = f"{title}: {named(row)}", f"{row['value']:.1f} %", told

@@ -7,19 +7,20 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from trainer.evaluate.metrics import ItemScores, paired
 from trainer.evaluate.results import (
     MEASURED,
     OTHER_VIDEO,
     Result,
-    beside,
+    baseline_rows,
+    baselines,
     flat,
     headline,
-    of_the_network,
+    network_rows,
+    overall,
     place_of,
-    rows_beside,
+    shown,
 )
-from trainer.evaluate.tables import overall, shown
-from trainer.evaluate.tally import Predictions, paired
 from trainer.pages import plots
 from trainer.pages.page import details, figure, fill, grid, heading, items, join, paragraph, table
 from trainer.pages.plots import Point, Series
@@ -61,12 +62,12 @@ def difference_text(pair: dict) -> str:
     return f"{value} [{', '.join(ends)}]" if ends else value
 
 
-def overview(results: Sequence[Result], kept: Mapping[Path, Predictions]) -> Markup:
+def overview(results: Sequence[Result], kept: Mapping[Path, ItemScores]) -> Markup:
     """A table of the row that stands for each result, beside random weights; kept: predictions, by the file of the result."""
     lines, differences = [], []
     for result in results:
         if row := headline(result):
-            others = rows_beside(result, row)
+            others = baseline_rows(result, row)
             cells = [f"{others[name]['value']:.1f}" if name in others else "" for name in ("random", "chance")]
             lines.append([f"{result.title}: {named(row)}", value_cell(row), *cells])
             differences.append(_from_random(result, row, others.get("random"), kept.get(result.file)))
@@ -80,7 +81,7 @@ def overview(results: Sequence[Result], kept: Mapping[Path, Predictions]) -> Mar
     return table("The row that stands for each result, %", head, lines, (1, 2, 3, 5))
 
 
-def _from_random(result: Result, row: dict, random: dict | None, kept: Predictions | None) -> dict | None:
+def _from_random(result: Result, row: dict, random: dict | None, kept: ItemScores | None) -> dict | None:
     if kept is None or random is None:
         return None
     return paired(kept, kept, place_of(result, random), place_of(result, row))
@@ -137,10 +138,10 @@ def _by_k(result: Result) -> Markup:
         return Markup()
     keys = row.keys() - {"metric", *MEASURED}
     lines: dict[str, dict[int, float]] = {}
-    for other in of_the_network(result):
+    for other in network_rows(result):
         k = other["metric"].removeprefix("top-")
         if k.isdecimal() and all(other.get(key) == row[key] for key in keys):
-            for network, value in {"pretrained": other["value"], **beside(result, other)}.items():
+            for network, value in {"pretrained": other["value"], **baselines(result, other)}.items():
                 lines.setdefault(network, {})[int(k)] = value
     kinds = {"pretrained": "dots line", "random": "dots", "chance": "level"}
     series = [Series(network, [*of_k], [*of_k.values()], kinds[network]) for network, of_k in lines.items()]

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from labelgen.errors import ReadError
 from labelgen.reading import read_text
 from trainer.evaluate.results import flat
-from trainer.evaluate.tables import with_split
+from trainer.evaluate.splits import with_split
 from trainer.pages import plots
 from trainer.pages.page import details, facts, figure, grid, items, join, paragraph, table
 from trainer.pages.plots import Series, number

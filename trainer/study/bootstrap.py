@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.evaluate import numbers
+from trainer.evaluate import metrics
 
 RESAMPLES = 2000
 
@@ -13,9 +13,10 @@ def interval(scores: np.ndarray, groups: np.ndarray) -> dict[str, float]:
     """Mean of scores float64 [seeds, videos], 0 to 1, in per cent, "value", and the ends of its 95 % interval, "low", "high".
 
     groups: [videos], the source group of each video; whole groups are drawn. The scores of one seed are no interval over
-    seeds: the ends then tell of the videos alone. Where all resamples are the same, see numbers.interval.
+    seeds: the ends then tell of the videos alone. Where all resamples are the same, see metrics.interval.
     """
-    return numbers.interval(100 * float(scores.mean()), _means(scores, groups).tolist(), len(np.unique(groups)))
+    value = 100 * float(scores.mean())
+    return {"value": value, **metrics.interval(value, _means(scores, groups), len(np.unique(groups)))}
 
 
 def difference(scores: np.ndarray, others: np.ndarray, groups: np.ndarray) -> dict[str, float]:

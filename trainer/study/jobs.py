@@ -283,7 +283,7 @@ def _pretext(job: Job, store: Store, functions: dict) -> dict[str, dict]:
         except VsslError as error:  # a method without an accuracy
             return {job.makes[0]: {"scores": {}, "reason": str(error)}}
         for key, scores in zip(made, found, strict=True):
-            made[key] |= scores
+            made[key] |= scores or {}
     return {job.makes[0]: made}
 
 

@@ -1,35 +1,25 @@
-"""Scores of every test video, from frozen features, a finetuned network or a histogram of flow.
-
-The only place of the study that calls the protocols of trainer.evaluate.
-"""
+"""Scores of every test video, from frozen features, a finetuned network or a histogram of flow."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from trainer import checkpoint, data, distributed
+from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate import predictions, task
-from trainer.evaluate.bench import Bench
-from trainer.evaluate.classifiers import probe
+from trainer.evaluate.evaluator import Evaluator, Scores, Selection
 from trainer.evaluate.features import Compute, Features, features, networks, normalised
-from trainer.evaluate.folds import groups_of
-from trainer.evaluate.knn import TEMPERATURE
-from trainer.evaluate.neighbours import nearest, votes
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
-from trainer.study.file import LAST, VIEWS, Measure
+from trainer.study.file import LAST, Measure
 from trainer.study.sources import Source, drawn
 
 _CELLS, _DIRECTIONS = 4, 8  # of the histogram: per side, and bins
 _SEGMENTS = (1, 2, 4, 8)  # equal parts of a video, each with a histogram of its own
-
-Scores = dict[str, float]  # 0 to 1 by the id of a test video
 
 
 def backbone_features(
@@ -83,86 +73,43 @@ def scores(
     measure: Measure,
     seed: int,
     device: str = "cpu",
-) -> Scores:
-    """Scores of the test videos of splits by a protocol on frozen features of all videos.
+) -> dict[str, float]:
+    """Scores of the test videos of splits, 0 to 1 by id, by a protocol on frozen features of all videos.
 
-    Raises TrainerError for a stage that the features lack, and where a class has too few videos to learn from.
+    Raises TrainerError for a stage that the features lack, and if a class has too few videos to learn from.
     """
-    stages = [*dict.fromkeys(stage for stage, _ in found.arrays)]
-    key = (stages[-1] if measure.stage == LAST or stages == ["flow"] else measure.stage), measure.pooling
-    if key not in found.arrays:
-        raise TrainerError(f"no stage {measure.stage!r}: there are {', '.join(stages)}")
-    result: Scores = {}
+    flow = {stage for stage, _ in found.arrays} == {"flow"}  # one vector of each video
+    stage, parts = (LAST, 1) if flow else (measure.stage, measure.parts)
+    options = {"k": measure.k} if measure.protocol in ("knn", "retrieval") else {}
+    result: dict[str, float] = {}
     for split in splits:
         opened = source.opened(target, split)
-        ids, labels = (np.array(opened.text(f"videos/{name}")) for name in ("id", "label"))
-        test = np.flatnonzero((opened.part == data.TEST) & ((labels != "") | (measure.protocol == "smoothness")))
-        if measure.protocol == "smoothness":
-            clips = normalised(found.arrays[key])
-            values = np.array([_ordered(clips[found.owner == row]) for row in test])
-        else:
-            values = _classified(found, key, opened, labels, test, measure, seed, device)
-        result |= dict(zip(ids[test].tolist(), map(float, values), strict=True))
+        test, train = np.flatnonzero(opened.part == data.TEST), None
+        if measure.protocol != "smoothness":
+            test, train = test[opened.targets[test] >= 0], _learnt_from(opened, measure, seed)
+        if not len(test):
+            raise TrainerError(f"{opened.dataset}: no test videos")
+        selection = Selection(stage, measure.pooling, parts, found, test, train)
+        evaluator = Evaluator(opened, compute=Compute(device=device))
+        result |= evaluator.scores(measure.protocol, selection, **options).right
     return result
 
 
-def _classified(found, key, opened: data.Shards, labels, test, measure: Measure, seed: int, device: str) -> np.ndarray:
-    """Whether each test row is right, bool [tests]."""
-    chosen = drawn(labels, opened.part == data.TRAIN, measure.labels, seed)
-    if chosen is None or not len(test):
-        raise TrainerError(
-            f"{opened.dataset}: no test videos, or a class has fewer than {measure.labels} training videos"
-        )
+def _learnt_from(opened: data.Shards, measure: Measure, seed: int) -> np.ndarray:
+    """The videos that a classifier learns from, int64 rows; the order of the shards has no effect."""
+    chosen = drawn(np.array(opened.text("videos/label")), opened.part == data.TRAIN, measure.labels, seed)
+    if chosen is None:
+        raise TrainerError(f"{opened.dataset}: a class has fewer than {measure.labels} training videos")
     train = np.flatnonzero(chosen)
-    train = train[np.argsort(np.array(opened.text("videos/id"))[train])]  # the order of the shards has no effect
-    if len(np.unique(labels[train])) < 2:
-        raise TrainerError(f"{opened.dataset}: labelled training videos of two classes or more are needed")
-    _, classes = np.unique(labels, return_inverse=True)
-    x = found.video_means(key) if key[0] == "flow" else _in_parts(found, key, measure.parts)
-    if measure.protocol == "linear":
-        predicted, _ = probe(x[train], classes[train], groups_of(opened)[train], x[test])
-        return predicted == classes[test]
-    near = nearest((x[test], test), (x[train], train), measure.k, distributed.pick_device(device))
-    if measure.protocol == "retrieval":
-        return (classes[train][near] == classes[test][:, None]).any(1)
-    return votes(x[test], x[train], near, classes[train], [measure.k], TEMPERATURE)[0] == classes[test]
+    return train[np.argsort(np.array(opened.text("videos/id"))[train])]
 
 
-def _in_parts(found: Features, key: tuple[str, str], parts: int) -> np.ndarray:
-    """Means of the clips of each part of a video's time, of length 1, side by side, float32 [videos, parts x d]."""
-    order = np.arange(len(found.owner)).reshape(-1, VIEWS)
-    columns = np.array_split(order, parts, axis=1)
-    return np.concatenate([normalised(found.arrays[key][rows].mean(1)) for rows in columns], axis=1)
+def finetuned_scores(run: Path, shards: Path, compute: Compute) -> dict[str, float]:
+    """Whether the classifier of a finetuned run is right about each test video of its split, 0 or 1 by id."""
+    return Evaluator(shards, run, compute=compute).scores("recognition").right
 
 
-def _ordered(clips: np.ndarray) -> float:
-    """Share of all triples of a video's clips (unit float32 [n, d], in order) whose first is more alike to the second than to
-    the third; ties count half."""
-    cosine = (clips @ clips.T).astype(np.float64)
-    signs = [np.sign(cosine[i, j] - cosine[i, k]) for i, j, k in combinations(range(len(clips)), 3)]
-    return 0.5 + float(np.mean(signs)) / 2 if signs else 0.5
-
-
-def finetuned_scores(run: Path, shards: Path, compute: Compute) -> Scores:
-    """Whether the classifier of a finetuned run is right about each test video of its split: mean softmax of 10 clips."""
-    bench = Bench(shards, run, compute=compute)
-    scored = predictions.score(bench, bench.saved)
-    hits, videos = scored.hits("video")
-    ids = np.array(scored.source.text("videos/id"))
-    return dict(zip(ids[videos].tolist(), map(float, hits), strict=True))
-
-
-def pretext_scores(run: Path, shards: Path, split: str, draws: int, compute: Compute) -> tuple[Scores, Scores]:
-    """How often a run's pretext task is solved on each test video of a split, and how often by guessing: the mean over
-    `draws` of its samples. Of several methods the first one's. Raises TrainerError where the method has no accuracy."""
-    bench = Bench(shards, run, split, compute)
-    source, videos, _ = task.unseen(bench)
-    name = bench.saved.meta["settings"]["method"].split("+")[0]
-    clips, _ = task.samples(bench, source, videos, name)
-    found, owner = task.answers(bench, source, clips, name, draws)
-    ids = source.text("videos/id")
-    right, guessed = (
-        {ids[video]: float(found[key][owner == video].mean()) for video in np.unique(owner).tolist()}
-        for key in ("accuracy", "chance")
-    )
-    return right, guessed
+def pretext_scores(run: Path, shards: Path, split: str, draws: int, compute: Compute) -> Scores:
+    """How often the pretext task of a run (of several methods that of the first) is solved on each test video of a split, and how
+    often by chance. Raises TrainerError if the method has no accuracy."""
+    return Evaluator(shards, run, split, compute).scores("pretext", draws=draws)

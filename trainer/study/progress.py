@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from labelgen.errors import VsslError
+from labelgen.progress import duration
 from labelgen.reading import load_json, open_regular
-from trainer.evaluate.progress import duration
 from trainer.study.jobs import Job, Store
 
 _TAIL = 1 << 13  # bytes from the end of a file

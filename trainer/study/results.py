@@ -13,8 +13,8 @@ from labelgen.files import write_json, write_text
 from labelgen.texts import markdown as plain
 from trainer import checkpoint
 from trainer.data import TEST
-from trainer.evaluate.folds import groups_of
-from trainer.evaluate.tables import shown
+from trainer.evaluate.results import shown
+from trainer.evaluate.splits import groups_of
 from trainer.settings import Settings, resolve
 from trainer.study.bootstrap import RESAMPLES, difference, interval
 from trainer.study.budgets import unequal

@@ -16,7 +16,7 @@ from labelgen.errors import ReadError
 from labelgen.reading import read_text
 from trainer.data import TEST, TRAIN, Shards
 from trainer.errors import TrainerError
-from trainer.evaluate.folds import groups_of
+from trainer.evaluate.splits import groups_of
 from trainer.study.file import ALL, Data
 
 EVERY = "every video"  # name of the split that trains on all videos

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from labelgen.errors import VsslError
 from labelgen.files import locked
-from labelgen.progress import telling, working
+from labelgen.progress import duration, telling, working
 from trainer.errors import TrainerError
-from trainer.evaluate.progress import duration
 from trainer.study.file import Data, Study, read
 from trainer.study.jobs import Job, Store, make
 from trainer.study.page import write_page

@@ -1,4 +1,4 @@
-"""Which videos are tested and which are learnt from, and accuracies over several folds."""
+"""Which videos are tested and which are learnt from, and accuracies over several splits."""
 
 from types import SimpleNamespace
 
@@ -9,10 +9,9 @@ from tests.trainer.planted import group, write_colored
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate import bench, folds, numbers
-from trainer.evaluate.bench import Bench
-from trainer.evaluate.folds import grouped_folds
-from trainer.evaluate.numbers import mean_accuracy
+from trainer.evaluate import evaluator, splits
+from trainer.evaluate.evaluator import Evaluator
+from trainer.evaluate.splits import grouped_folds
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -21,8 +20,8 @@ from trainer.training import train
 def plan(monkeypatch):
     """(shards, split) -> the plan for a run that was trained on other data."""
     saved = SimpleNamespace(meta={"dataset": "another", "split": None, "settings": {"method": "pace"}})
-    monkeypatch.setattr(bench, "load", lambda *_, **__: saved)
-    return lambda shards, split=None: folds.plan(Bench(shards, "run", split))
+    monkeypatch.setattr(evaluator, "load", lambda *_, **__: saved)
+    return lambda shards, split=None: splits.learnable(Evaluator(shards, "run", split).folds())
 
 
 @pytest.fixture(scope="module")
@@ -42,27 +41,6 @@ def test_grouped_folds_hold_each_video_once_and_ignore_the_order():
     assert grouped_folds(np.arange(9), np.arange(9)) == [] and grouped_folds(np.zeros(9, int), np.zeros(9)) == []
 
 
-def test_mean_accuracy_by_hand_and_by_loops():
-    rng = np.random.default_rng(0)
-    owner = np.repeat(np.arange(12), 5)
-    hit = rng.random(60) < 0.6
-    assert mean_accuracy([hit], [owner]) == pytest.approx(numbers.accuracy(hit, owner))
-    all_right = [np.ones(4, bool), np.ones(6, bool)], [np.arange(4), np.arange(6)]  # six videos
-    assert mean_accuracy(*all_right) == {"value": 100, "low": pytest.approx(100 * 6 / (6 + 1.96**2)), "high": 100}
-    hits = [np.array([1, 1, 0, 1], bool), np.array([0, 1], bool)]
-    owners = [np.array([3, 4, 6, 7]), np.array([4, 9])]  # video 4 is tested twice
-    found = mean_accuracy(hits, owners)
-    assert found["value"] == pytest.approx(100 * (3 / 4 + 1 / 2) / 2)
-    videos, draws, means = [3, 4, 6, 7, 9], np.random.default_rng(0), []
-    for _ in range(numbers.RESAMPLES):
-        drawn, splits = [videos[i] for i in draws.integers(5, size=5)], []
-        for hit, owner in zip(hits, owners, strict=True):
-            tested = [hit[list(owner).index(video)] for video in drawn if video in owner]
-            splits += [sum(tested) / len(tested)] if tested else []
-        means.append(100 * sum(splits) / len(splits))
-    assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))))
-
-
 def test_the_most_frequent_class_of_the_others():
     from sklearn.dummy import DummyClassifier
 
@@ -74,9 +52,9 @@ def test_the_most_frequent_class_of_the_others():
             == targets[test]
             for test, train in masks
         ]
-        assert folds.rarer(targets, masks).endswith(f": {100 * np.mean(np.concatenate(right)):.1f} %")
+        assert splits.rarer(targets, masks).endswith(f": {100 * np.mean(np.concatenate(right)):.1f} %")
     balanced = np.arange(12) % 3
-    assert folds.rarer(balanced, [(np.arange(12) == i, np.arange(12) != i) for i in range(12)]).endswith(": 0.0 %")
+    assert splits.rarer(balanced, [(np.arange(12) == i, np.arange(12) != i) for i in range(12)]).endswith(": 0.0 %")
 
 
 def test_groups_are_left_out_in_turn(tmp_path, monkeypatch, plan):
@@ -84,12 +62,10 @@ def test_groups_are_left_out_in_turn(tmp_path, monkeypatch, plan):
     group(monkeypatch, {f"00000_{i}": f"actor{i // 4}" for i in range(10)})
     found = plan(tmp_path)
     assert found.mode == "leave one group out, 3 groups" and found.pooled and not found.splits
-    assert found.notes == [
-        folds.rarer(found.source.targets, [(np.isin(range(10), t), np.isin(range(10), r)) for t, r in found.parts])
-    ]
+    assert found.notes == [splits.rarer(found.source.targets, found.parts)]
     assert [test.tolist() for test, _ in found.parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert all(sorted([*test, *train]) == list(range(10)) for test, train in found.parts)
-    monkeypatch.setattr(folds, "MOST_GROUPS", 2)
+    monkeypatch.setattr(splits, "MOST_GROUPS", 2)
     found = plan(tmp_path)
     assert found.mode == "3 stratified folds of videos, groups kept together"
     assert sorted(np.concatenate([test for test, _ in found.parts])) == list(range(10))
@@ -112,21 +88,21 @@ def test_what_cannot_be_planned(tmp_path, plan):
     write_shard(tmp_path / "no" / "00000.h5", [20] * 4, [[1, 1], [3, 1]] * 2, list("aabb"), splits=("1", "2"))
     with pytest.raises(TrainerError, match="no: split 2 has no test part"):
         plan(tmp_path / "no", "all")
-    assert plan(tmp_path / "no").notes == ["split 1 alone, one of 2; --split all uses each in turn"]
+    assert plan(tmp_path / "no").splits == ()
 
 
 def test_trained_on(demo, run, tmp_path):
     saved, source = checkpoint.load(run), data.Shards(demo)
-    assert (folds.trained_on(saved.meta, source) == (source.part == data.TRAIN)).all()
-    assert folds.seen(saved, source, np.flatnonzero(source.part == data.TEST)) == []
-    assert folds.seen(saved, source, np.arange(13)) == [
+    assert (splits.trained_on(saved.meta, source) == (source.part == data.TRAIN)).all()
+    assert splits.seen(saved, source, np.flatnonzero(source.part == data.TEST)) == []
+    assert splits.seen(saved, source, np.arange(13)) == [
         "8 of the 13 tested videos are training videos of pace, split split1 (without labels)"
     ]
     other = {**saved.meta, "settings": {**saved.meta["settings"], "holdout": 0.3}, "initial": saved.meta}
     held = data.Shards(demo)
     held.hold_out(0.3, 0)
-    assert (folds.trained_on(other, source) == held.trains).all() and held.trains.sum() == 6
-    notes = folds.seen(checkpoint.Checkpoint(saved.file, run, other, {}), source, np.arange(13))
+    assert (splits.trained_on(other, source) == held.trains).all() and held.trains.sum() == 6
+    notes = splits.seen(checkpoint.Checkpoint(saved.file, run, other, {}), source, np.arange(13))
     assert [note[:2] for note in notes] == ["6 ", "8 "]
-    assert not folds.trained_on({**saved.meta, "datasets": {"other": "1"}}, source).any()
-    assert folds.trained_on({**saved.meta, "datasets": {source.dataset: "gone"}}, source).all()
+    assert not splits.trained_on({**saved.meta, "datasets": {"other": "1"}}, source).any()
+    assert splits.trained_on({**saved.meta, "datasets": {source.dataset: "gone"}}, source).all()

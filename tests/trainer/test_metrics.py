@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.planted import Noise, SeesClass, group, write_colored
+from labelgen.progress import ProgressBar
+from tests.trainer.planted import Noise, SeesClass, group, keep, write_colored
 from tests.trainer.synthetic import write_shard
+from trainer import data
 from trainer.errors import TrainerError
-from trainer.evaluate import bench, classifiers, features, numbers
-from trainer.evaluate.bench import Bench, measure
-from trainer.evaluate.features import Compute
-from trainer.evaluate.neighbours import chance, nearest
-from trainer.evaluate.numbers import holm
-from trainer.evaluate.progress import Progress
-from trainer.evaluate.results import read_results
-from trainer.evaluate.retrieval import KS
-from trainer.evaluate.tally import Predictions, Tally, by_class, paired, paired_test
+from trainer.evaluate import evaluator, features
+from trainer.evaluate.evaluator import Evaluator, measure
+from trainer.evaluate.features import Compute, Vectors
+from trainer.evaluate.metrics import RESAMPLES, ItemScores, accuracy, by_class, holm, paired, paired_test
+from trainer.evaluate.neighbours import nearest
+from trainer.evaluate.protocols.linear import gram_coordinates
+from trainer.evaluate.protocols.retrieval import KS, chance
+from trainer.evaluate.results import read_results, read_scores
 from trainer.pages.compare import compare, format_table
 from trainer.settings import Settings
 from trainer.training import train
@@ -33,62 +34,84 @@ def run(demo, tmp_path_factory):
     return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
 
 
-def tally(groups):
-    names = [f"v{i}" for i in range(len(groups))]
-    return Tally(names, ["a"] * len(groups), groups, ["a", "b"])
+def scores_of(groups, labels=None):
+    n = len(groups)
+    labels = np.array(labels or ["a"] * n)
+    return ItemScores(np.array([f"v{i}" for i in range(n)]), labels, np.array(groups), np.array(["a", "b"]), {})
 
 
-def test_the_bootstrap_draws_groups_where_there_are_ten():
-    hit = np.arange(40) % 8 < 5
-    of_groups, owner = tally([f"g{i // 4}" for i in range(40)]), np.arange(40)
+def test_the_mean_of_splits_by_hand_and_by_loops():
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(12), 5)
+    hit = rng.random(60) < 0.6
+    assert accuracy([hit], [owner])["value"] == pytest.approx(100 * hit.mean())
+    all_right = [np.ones(4, bool), np.ones(6, bool)], [np.arange(4), np.arange(6)]  # six videos
+    assert accuracy(*all_right) == {"value": 100, "low": pytest.approx(100 * 6 / (6 + 1.96**2)), "high": 100}
+    hits = [np.array([1, 1, 0, 1], bool), np.array([0, 1], bool)]
+    owners = [np.array([3, 4, 6, 7]), np.array([4, 9])]  # video 4 is tested twice
+    found = accuracy(hits, owners)
+    assert found["value"] == pytest.approx(100 * (3 / 4 + 1 / 2) / 2)
+    videos, draws, means = [3, 4, 6, 7, 9], np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        drawn, splits = [videos[i] for i in draws.integers(5, size=5)], []
+        for hit, owner in zip(hits, owners, strict=True):
+            tested = [hit[list(owner).index(video)] for video in drawn if video in owner]
+            splits += [sum(tested) / len(tested)] if tested else []
+        means.append(100 * sum(splits) / len(splits))
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))))
+
+
+def test_the_bootstrap_draws_groups_if_there_are_ten():
+    hit, owner = np.arange(40) % 8 < 5, np.arange(40)
+    of_groups = scores_of([f"g{i // 4}" for i in range(40)])
     found = of_groups.accuracy(hit, owner)
-    assert {k: found[k] for k in ("value", "low", "high")} == numbers.accuracy(hit, owner // 4)
+    assert {k: found[k] for k in ("value", "low", "high")} == accuracy([hit], [owner // 4])
     rng, means = np.random.default_rng(0), []
     for _ in range(1000):  # once more, with lists
         drawn = [i for g in rng.integers(10, size=10) for i in range(4 * g, 4 * g + 4)]
         means.append(100 * np.mean(hit[drawn]))
     assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))))
-    assert of_groups.drawn(owner) == "bootstrap of 10 groups" and found["high"] != numbers.accuracy(hit, owner)["high"]
+    assert (
+        of_groups.describe_units(owner) == "bootstrap of 10 groups"
+        and found["high"] != accuracy([hit], [owner])["high"]
+    )
     for few in ([f"g{i // 5}" for i in range(40)], [""] + [f"g{i // 2}" for i in range(39)]):  # eight; one without
-        by_video = tally(few)
-        assert by_video.accuracy(hit, owner)["low"] == numbers.accuracy(hit, owner)["low"]
-        assert by_video.drawn(owner) == "bootstrap of 40 videos"
+        by_video = scores_of(few)
+        assert by_video.accuracy(hit, owner)["low"] == accuracy([hit], [owner])["low"]
+        assert by_video.describe_units(owner) == "bootstrap of 40 videos"
 
 
-def test_predictions_are_kept_and_read(tmp_path):
-    one = tally([""] * 4)
-    kept = [one.accuracy(np.array([1, 0, 1, 1], bool), np.array([0, 0, 2, 2]))["kept"]]
-    kept.append(one.accuracy(np.array([1, 0], bool), np.array([2, 0]), np.array([0, 1]))["kept"])
-    one.write(tmp_path / "x.npz", [3, 7], kept)
-    read = Predictions(tmp_path / "x.npz")
+def test_answers_are_kept_and_read(tmp_path):
+    one, path = scores_of([""] * 4), tmp_path / "x.npz"
+    rows = [one.accuracy(np.array([1, 0, 1, 1], bool), np.array([0, 0, 2, 2]))]
+    rows.append(one.accuracy(np.array([1, 0], bool), np.array([2, 0]), np.array([0, 1])))
+    read = keep(path, one, rows)
     assert read.items.tolist() == ["v0", "v2"] and read.classes.tolist() == ["a", "b"]  # the tested ones
-    assert read.right[3].tolist() == [0.5, 1] and read.named[3].tolist() == [-1, -1]
-    assert read.right[7].tolist() == [0, 1] and read.named[7].tolist() == [1, 0]
-    (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:200])
+    assert read.answers[0].right.tolist() == [0.5, 1] and read.answers[0].predicted.tolist() == [-1, -1]
+    assert read.answers[1].right.tolist() == [0, 1] and read.answers[1].predicted.tolist() == [1, 0]
+    path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(TrainerError, match="damaged"):
-        Predictions(tmp_path / "x.npz")
+        read_scores(path)
+
+
+def drawn_differences(gained):
+    rng, n = np.random.default_rng(0), len(gained)
+    return tuple(np.percentile([100 * gained[rng.integers(n, size=n)].mean() for _ in range(1000)], (2.5, 97.5)))
 
 
 def test_paired_differences_by_hand(tmp_path):
-    rng = np.random.default_rng(1)
-    first = rng.random(30) < 0.5
+    first = np.random.default_rng(1).random(30) < 0.5
     other = first.copy()
     other[:6] = True  # better or the same everywhere
-    files = []
-    for name, hit in (("a", first), ("b", other)):
-        one = tally([""] * 30)
-        one.write(tmp_path / f"{name}.npz", [0], [one.accuracy(hit, np.arange(30))["kept"]])
-        files.append(Predictions(tmp_path / f"{name}.npz"))
+    one, owner = scores_of([""] * 30), np.arange(30)
+    files = [keep(tmp_path / "x.npz", one, [one.accuracy(hit, owner)]) for hit in (first, other)]
     found = paired(*files, 0, 0)
     gained = other.astype(float) - first
     assert found["value"] == pytest.approx(100 * gained.mean()) and found["low"] >= 0
-    rng = np.random.default_rng(0)
-    means = [100 * gained[rng.integers(30, size=30)].mean() for _ in range(1000)]
-    assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))))
+    assert (found["low"], found["high"]) == pytest.approx(drawn_differences(gained))
     assert paired(files[0], files[0], 0, 0) == {"value": 0, "low": 0, "high": 0} and paired(*files, 0, 5) is None
-    fewer = tally([""] * 30)
-    fewer.write(tmp_path / "c.npz", [0], [fewer.accuracy(first[:29], np.arange(29))["kept"]])
-    assert paired(files[0], Predictions(tmp_path / "c.npz"), 0, 0) is None
+    fewer = keep(tmp_path / "x.npz", one, [one.accuracy(first[:29], owner[:29])])
+    assert paired(files[0], fewer, 0, 0) is None
 
 
 def test_holm_by_hand():
@@ -99,11 +122,9 @@ def test_holm_by_hand():
 
 def test_p_by_hand(tmp_path):
     def p(first, other):
-        own = Tally([f"v{i}" for i in range(len(first))], ["a"] * len(first), [""] * len(first), ["a"])
-        for hits in (first, other):
-            own.accuracy(np.array(hits, bool), np.arange(len(first)))
-        own.write(tmp_path / "p.npz", [0, 1], [0, 1])
-        found = Predictions(tmp_path / "p.npz")
+        items, owner = scores_of([""] * len(first)), np.arange(len(first))
+        hits = (np.array(right, bool) for right in (first, other))
+        found = keep(tmp_path / "p.npz", items, [items.accuracy(hit, owner) for hit in hits])
         return paired_test(found, found, 0, 1)["p"]
 
     # 12 of 40 videos gained: mean .3, spread of the mean (.3 x .7 / 40) ** .5 = .0725, t = 4.14 of 39 degrees: p = .00018;
@@ -119,35 +140,27 @@ def test_p_is_rarely_small_without_a_difference(tmp_path):
     rng, small = np.random.default_rng(0), 0
     groups = np.repeat([f"g{i}" for i in range(12)], 5)
     for _ in range(200):
-        own = Tally([f"v{i}" for i in range(60)], ["a"] * 60, groups, ["a"])
-        for easy in rng.random((2, 12)):  # videos of a group are alike
-            own.accuracy(rng.random(60) < np.repeat(easy, 5), np.arange(60))
-        own.write(tmp_path / "p.npz", [0, 1], [0, 1])
-        found = Predictions(tmp_path / "p.npz")
+        items, easy = scores_of(groups), rng.random((2, 12))  # videos of a group are alike
+        hits = [rng.random(60) < np.repeat(own, 5) for own in easy]
+        found = keep(tmp_path / "p.npz", items, [items.accuracy(hit, np.arange(60)) for hit in hits])
         small += paired_test(found, found, 0, 1)["p"] < 0.05
     assert small <= 20  # 10 are expected
 
 
 def test_differences_by_class_by_hand(tmp_path):
-    rng = np.random.default_rng(2)
-    labels, hits = ["a"] * 12 + ["b"] * 9, rng.random((2, 21)) < 0.5
-    one = Tally([f"v{i}" for i in range(21)], labels, [""] * 21, ["a", "b"])
-    kept = [one.accuracy(hit, np.arange(21))["kept"] for hit in hits]
-    one.write(tmp_path / "x.npz", [0, 1], kept)
-    read = Predictions(tmp_path / "x.npz")
+    labels, hits = ["a"] * 12 + ["b"] * 9, np.random.default_rng(2).random((2, 21)) < 0.5
+    one = scores_of([""] * 21, labels)
+    read = keep(tmp_path / "x.npz", one, [one.accuracy(hit, np.arange(21)) for hit in hits])
     found = by_class(read, read, 0, 1)
-    assert [told["value"] for told in found] == sorted((told["value"] for told in found), reverse=True)
-    for told in found:
-        own = np.array(labels) == told["class"]
-        means = [100 * hit[own].mean() for hit in hits]
-        assert (told["first"], told["other"], told["items"]) == (*map(pytest.approx, means), own.sum())
-        assert told["value"] == pytest.approx(means[1] - means[0])
-        assert ("low" in told) == (told["class"] == "a")  # of nine videos an interval would tell nothing
-    gained = hits[1, :12].astype(float) - hits[0, :12]
-    rng = np.random.default_rng(0)
-    drawn = [100 * gained[rng.integers(12, size=12)].mean() for _ in range(1000)]
-    a = next(told for told in found if told["class"] == "a")
-    assert (a["low"], a["high"]) == pytest.approx(tuple(np.percentile(drawn, (2.5, 97.5))))
+    assert [row["value"] for row in found] == sorted((row["value"] for row in found), reverse=True)
+    for row in found:
+        of_class = np.array(labels) == row["class"]
+        means = [100 * hit[of_class].mean() for hit in hits]
+        assert (row["first"], row["other"], row["items"]) == (*map(pytest.approx, means), of_class.sum())
+        assert row["value"] == pytest.approx(means[1] - means[0])
+        assert ("low" in row) == (row["class"] == "a")  # of nine videos an interval would say nothing
+    a = next(row for row in found if row["class"] == "a")
+    assert (a["low"], a["high"]) == pytest.approx(drawn_differences(hits[1, :12].astype(float) - hits[0, :12]))
     assert by_class(read, read, 0, 5) == []
 
 
@@ -161,7 +174,7 @@ def left_out(tmp_path):
 
 @pytest.mark.parametrize("name", ["linear", "knn", "retrieval"])
 def test_splits_that_test_each_video_once_are_all_used(left_out, run, name):
-    result = Bench(left_out, run, compute=ONE).measure(name)
+    result = Evaluator(left_out, run, compute=ONE).measure(name)
     assert result["protocol"]["split"] is None and result["protocol"]["mode"].startswith(
         "each video once over splits 1, 2, 3"
     )
@@ -175,18 +188,18 @@ def test_splits_that_test_each_video_once_are_all_used(left_out, run, name):
     ]
     of = {row["split"]: row["value"] for row in same}
     assert of["all"] == pytest.approx((3 * of["1"] + 3 * of["2"] + 2 * of["3"]) / 8)
-    one = Bench(left_out, run, "2", ONE).measure(name)
+    one = Evaluator(left_out, run, "2", ONE).measure(name)
     found = [r for r in one["rows"] if r["network"] == "pretrained" and r["metric"] == rows[0]["metric"]]
     assert [r["value"] for r in found] == [r["value"] for r in rows if r["split"] == "2"]
     kept = next(r for r in read_results(run)[0] if r.file.name == f"{name}-turns.json")
-    assert len(kept.predictions.items) == 8
+    assert len(kept.scores.items) == 8
     for i, row in enumerate(kept.content["rows"]):  # the numbers follow from what is kept
         if "low" in row:
-            assert 100 * np.nanmean(kept.predictions.right[i]) == pytest.approx(row["value"])
+            assert 100 * np.nanmean(kept.scores.answers[i].right) == pytest.approx(row["value"])
 
 
 def test_all_protocols_use_them(left_out, run):
-    told = {name: table for name, table, _ in bench.measure_all(Bench(left_out, run, compute=ONE), {})}
+    told = {name: table for name, table, _ in evaluator.measure_all(Evaluator(left_out, run, compute=ONE), {})}
     assert all("over splits 1, 2, 3" in told[name] for name in ("linear", "knn", "retrieval"))
 
 
@@ -196,11 +209,11 @@ def test_the_own_group_can_be_left_out(tmp_path, run, monkeypatch):
     folder = tmp_path / "actors"
     write_colored(folder / "00000.h5", 8, splits=())  # color i % 4
     labels = [f"{'ab'[i % 2]}" for i in range(8)]
-    original = bench.data.Shards.text
+    original = data.Shards.text
     group(monkeypatch, {f"00000_{i}": f"actor{i % 4}" for i in range(8)})
-    with_groups = bench.data.Shards.text
+    with_groups = data.Shards.text
     monkeypatch.setattr(
-        bench.data.Shards, "text", lambda self, key: labels if key == "videos/label" else with_groups(self, key)
+        data.Shards, "text", lambda self, key: labels if key == "videos/label" else with_groups(self, key)
     )
     result = measure("retrieval", folder, run, compute=ONE)
     top = {r["level"]: r["value"] for r in result["rows"] if (r.get("stage"), r["metric"]) == ("conv5", "top-1")}
@@ -214,7 +227,7 @@ def test_the_own_group_can_be_left_out(tmp_path, run, monkeypatch):
         r["value"] for r in alone["rows"] if (r["network"], r["metric"], r["level"]) == ("chance", "top-1", "video")
     ]
     assert by_chance == [pytest.approx(100 * 2 / 6)]  # of six others two have the class
-    monkeypatch.setattr(bench.data.Shards, "text", original)
+    monkeypatch.setattr(data.Shards, "text", original)
     with pytest.raises(TrainerError, match="their groups are known"):
         measure("retrieval", folder, run, compute=ONE, leave_group_out=True)
 
@@ -240,7 +253,7 @@ def test_near_ties_are_ranked_in_float64():
     cosine = (exact @ query[0].astype(np.float64)) / np.linalg.norm(exact, axis=1)
     cosine /= np.linalg.norm(query.astype(np.float64))
     order = sorted(range(300), key=lambda i: (-round(cosine[i] * 2**32), i))
-    found = nearest((query, np.array([0])), (gallery, np.arange(1, 301)), 12, torch.device("cpu"))
+    found = nearest(Vectors(query, np.array([0])), Vectors(gallery, np.arange(1, 301)), 12, torch.device("cpu"))
     assert found[0].tolist() == order[:12]
 
 
@@ -268,21 +281,21 @@ def test_probe_in_gram_coordinates_equals_that_in_singular_vectors():
     rng = np.random.default_rng(0)
     x, test = rng.normal(size=(20, 300)), rng.normal(size=(5, 300))
     x -= x.mean(0)
-    coordinates, of_test = classifiers.gram_coordinates(x, test)
+    coordinates, of_test = gram_coordinates(x, test)
     assert coordinates.shape == (20, 19)
     assert np.allclose(coordinates @ coordinates.T, x @ x.T) and np.allclose(of_test @ coordinates.T, test @ x.T)
 
 
 def test_progress_without_a_terminal_tells_what_is_left_also_while_a_step_lasts(monkeypatch, capsys):
     monkeypatch.setattr("labelgen.progress.EVERY", 0.05)
-    with Progress("linear probe", 50, "fold") as step:
+    with ProgressBar("linear probe", 50, "fold") as step:
         time.sleep(0.12)
         step(3)
         time.sleep(0.12)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "linear probe: 0 of 50 folds"
     assert re.fullmatch("linear probe: 3 of 50 folds, about [2-9] s left", lines[-1])
-    told = Progress("linear probe", 50, "fold")
+    told = ProgressBar("linear probe", 50, "fold")
     told.step(48)
     assert told.line(4 * 48) == "linear probe: 48 of 50 folds, about 8 s left"
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trainer.errors import TrainerError
-from trainer.evaluate import tables
-from trainer.evaluate.protocol import Protocol, ProtocolError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
-
-    from trainer.data import Shards
+from trainer.errors import ProtocolError, TrainerError
+from trainer.evaluate.protocol import Protocol
+from trainer.evaluate.protocols import data, metrics, np, progress, results, splits
 
 MOST_VIDEOS = 2000  # as many SVMs are trained as there are videos
 STAGES = 3  # the deepest ones
@@ -36,16 +30,11 @@ class Scenes(Protocol):
         f"than {MOST_VIDEOS:,} videos are refused."
     )
     source = "Derpanis et al., CVPR 2012; thesis 2.6, 3.6.3."
+    scores: metrics.ItemScores
 
-    def choose(self) -> Shards:
-        import numpy as np
-
-        from trainer.evaluate.bench import incomplete, unlabelled
-        from trainer.evaluate.folds import rarer
-        from trainer.evaluate.tally import Tally
-
-        source = self.bench.source()
-        self.tally = Tally.of(source)
+    def choose(self) -> data.Shards:
+        source = self.evaluator.source()
+        self.scores = metrics.ItemScores.of(source)
         self.videos = np.flatnonzero(source.targets >= 0)
         self.targets = source.targets[self.videos]
         number, classes = len(self.videos), len(np.unique(self.targets))
@@ -56,31 +45,25 @@ class Scenes(Protocol):
                 f"{source.dataset}: {number} videos, leaving one out is for {MOST_VIDEOS} at most",
                 "use `vssl eval linear`",
             )
-        self.notes += unlabelled(len(source.videos) - number)
-        self.notes += incomplete(source, {"videos": number, "classes": len(source.classes)})
+        self.notes += splits.unlabelled(len(source.videos) - number)
+        self.notes += splits.incomplete(source, {"videos": number, "classes": len(source.classes)})
         alone = np.eye(number, dtype=bool)
-        self.notes.append(rarer(self.targets, [*zip(alone, ~alone, strict=True)]))
+        self.notes.append(splits.rarer(self.targets, [*zip(alone, ~alone, strict=True)]))
         self.predicted: dict[tuple, np.ndarray] = {}  # by stage and pooling, of the pretrained network
         return source
 
-    def rows_of(self, network: str, backbone: nn.Module) -> Iterator[dict]:
-
-        from trainer.evaluate.classifiers import leave_one_out
-
-        found = self.bench.features(network, self.shards, self.videos, "sliding")
-        for stage, pooling in [*found.arrays][-2 * STAGES :]:
-            predicted = leave_one_out(
-                found.video_means((stage, pooling)), self.targets, f"{stage} {pooling}, {network}"
-            )
+    def rows_of(self, network: str) -> Iterator[dict]:
+        found = self.evaluator.features(network, self.shards, self.videos, "sliding")
+        for stage, pooling in self.evaluator.kinds(found)[-2 * STAGES :]:
+            means = found.video_means((stage, pooling), self.evaluator.time_parts)
+            predicted = leave_one_out(means, self.targets, f"{stage} {pooling}, {network}")
             if network == "pretrained":
                 self.predicted[stage, pooling] = predicted
-            score = self.tally.accuracy(predicted == self.targets, self.videos, predicted)
+            score = self.scores.accuracy(predicted == self.targets, self.videos, predicted)
             yield {"stage": stage, "pooling": pooling, "metric": "accuracy", **score}
 
-    def rows_beside(self, rows: list[dict]) -> Iterator[dict]:
+    def rows_beside(self) -> Iterator[dict]:
         """Chance, and the accuracy by class of the last stage, pooled by maximum."""
-        import numpy as np
-
         classes = np.unique(self.targets)
         yield {"network": "chance", "metric": "accuracy", "value": 100 / len(classes)}
         stage, pooling = [key for key in self.predicted if key[1] == "max"][-1]
@@ -91,15 +74,13 @@ class Scenes(Protocol):
             yield {**row, "class": self.shards.classes[target], "value": value}
 
     def conditions(self) -> dict[str, Any]:
-        from trainer.evaluate.numbers import distribution
-
         return {
             "split": None,
             "mode": "linear SVM, leave one video out",
             "views": f"all clips of {(length := self.shards.clip_length)} frames with {length // 2} overlapping, averaged",
             "items": f"{len(self.videos)} videos",
-            **distribution(self.targets),
-            "intervals": self.tally.drawn(self.videos),
+            **metrics.distribution(self.targets),
+            "intervals": self.scores.describe_units(self.videos),
         }
 
     def tested(self) -> np.ndarray:
@@ -108,4 +89,24 @@ class Scenes(Protocol):
     @classmethod
     def table(cls, result: dict) -> list[str]:
         rows = [row for row in result["rows"] if row["metric"] == "accuracy"]
-        return tables.table(rows, cls.index, cls.columns)
+        return results.table(rows, cls.index, cls.columns)
+
+
+def leave_one_out(x: np.ndarray, targets: np.ndarray, what: str = "video") -> np.ndarray:
+    """Class predicted for each row of x (float32 [n, d]) by a linear SVM trained on all other rows, int64 [n]. what: is
+    classified, in words."""
+    from sklearn.svm import LinearSVC
+
+    # an SVM depends on inner products alone: n coordinates hold them all, and fewer are faster to train on
+    u, s, _ = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+    x = u * s
+    predicted = np.empty(len(x), np.int64)
+    with progress.ProgressBar(f"leave one out, {what}", len(x), "video") as step:
+        for i in range(len(x)):
+            others = np.arange(len(x)) != i
+            if len(np.unique(targets[others])) == 1:
+                predicted[i] = targets[others][0]
+            else:
+                predicted[i] = LinearSVC(random_state=0).fit(x[others], targets[others]).predict(x[i : i + 1])[0]
+            step()
+    return predicted

@@ -1,0 +1,275 @@
+"""A run (or features) and shards in, a result or the score of every video out: for `vssl eval` and for studies."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from labelgen.errors import VsslError
+from labelgen.progress import working
+from trainer import data, distributed
+from trainer.checkpoint import Checkpoint, load, newest_run, trained_splits, versions, with_labels
+from trainer.errors import TrainerError
+from trainer.evaluate import PROTOCOLS, features, protocol_class, results, splits
+from trainer.evaluate.features import COMPUTE, Compute, Features
+from trainer.evaluate.metrics import ANSWERS
+
+LAST = "last"  # the last stage that there is
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `Evaluator.scores` measures in place of all networks, stages, poolings and levels.
+
+    stage, pooling: which features, stage LAST for the last one that there is
+    parts: equal parts of a video's time, whose mean features stand side by side
+    features: of every video of the shards, in the order of Shards.videos, of any number of clips; None: those of the run's
+        pretrained network, extracted once and kept in the run
+    test, train: int64 rows of Shards.videos that are tested and learnt from (or searched); None: those that the protocol chooses
+    """
+
+    stage: str = LAST
+    pooling: str = "max"
+    parts: int = 1
+    features: Features | None = None
+    test: np.ndarray | None = None
+    train: np.ndarray | None = None
+
+
+class Scores(NamedTuple):
+    """The score of each tested video by its id, 0 to 1 (a hit, or the share of its clips, draws or triples that are right), and
+    what chance would score; None if that is not known by video."""
+
+    right: dict[str, float]
+    chance: dict[str, float] | None
+
+
+class Evaluator:
+    """One or several runs, and the shards of one data set or more, each opened once for all protocols.
+
+    shards: folder of the data set that is measured on, or the data set, opened; checkpoint: run, checkpoint folder or
+    .safetensors file, None for the newest run, or several of them, which are loaded when they are first needed; split: name or
+    number, None for the default, see `source`
+    runs: the checkpoints; saved: the first of them; selection: what `scores` measures
+
+    Raises TrainerError if a checkpoint cannot be read, ShardError if the shards cannot.
+    """
+
+    def __init__(
+        self,
+        shards: str | os.PathLike | data.Shards = "out",
+        checkpoint: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+        split: str | int | None = None,
+        compute: Compute = COMPUTE,
+    ):
+        self.given = shards if isinstance(shards, data.Shards) else None
+        self.folder = Path(shards.folder if isinstance(shards, data.Shards) else shards)
+        self.checkpoint, self.split, self.compute = checkpoint, split, compute
+        self.selection: Selection | None = None
+        self._readers = {} if self.given is None else {self.folder: self.given.readers}
+        self._networks: dict[Path, dict[str, nn.Module]] = {}
+
+    @functools.cached_property
+    def runs(self) -> list[Checkpoint]:
+        given = newest_run() if self.checkpoint is None else self.checkpoint
+        return [load(path, best=True) for path in ([given] if isinstance(given, (str, os.PathLike)) else given)]
+
+    @property
+    def saved(self) -> Checkpoint:
+        return self.runs[0]
+
+    @property
+    def device(self) -> torch.device:
+        return distributed.pick_device(self.compute.device)
+
+    @property
+    def dataset(self) -> str:
+        """The data set that is measured on."""
+        return self._opened(self.folder)[0].config["dataset"]
+
+    def _opened(self, folder: Path) -> data.Readers:
+        if folder not in self._readers:
+            self._readers[folder] = data.Readers(folder)
+        return self._readers[folder]
+
+    def open(self, folder: str | os.PathLike, split: str | int | None = None) -> data.Shards:
+        """A data set, seen through a split, None for the first."""
+        return data.Shards(folder, split, self._opened(Path(folder)))
+
+    def source(self, saved: Checkpoint | None = None) -> data.Shards:
+        """The data set, seen through the split asked for; by default, if the run was trained on the data set, through that of
+        the run: the test videos of another one were among its training videos."""
+        if self.given is not None:
+            return self.given
+        split = self.split
+        if split is None:
+            split = trained_splits((saved or self.saved).meta).get(self.dataset)
+        return self.open(self.folder, split)
+
+    def folds(self) -> splits.Folds:
+        """Which videos are tested, and which are learnt from or searched."""
+        if self.selection and self.selection.test is not None and self.selection.train is not None:
+            return splits.Folds(self.source(), [(self.selection.test, self.selection.train)], "as selected", [])
+        if self.given is not None:
+            return splits.of_split(self.given)
+        first = self.open(self.folder)
+        learnt_labels = self.split is None and with_labels(self.saved.meta["settings"])
+        if folds := splits.in_turn(first, self.split, learnt_labels):
+            return folds
+        return splits.of_split(first if self.split == "all" else self.source())
+
+    @property
+    def network_names(self) -> tuple[str, ...]:
+        """The networks whose numbers stand side by side."""
+        return ("pretrained",) if self.selection else tuple(self.networks())
+
+    def networks(self, saved: Checkpoint | None = None) -> dict[str, nn.Module]:
+        """The pretrained and the random network of a run, see features.networks."""
+        saved = saved or self.saved
+        if saved.file not in self._networks:
+            self._networks[saved.file] = features.networks(saved)
+        return self._networks[saved.file]
+
+    def features(
+        self, network: str, source: data.Shards, videos: np.ndarray, views: str, saved: Checkpoint | None = None
+    ) -> Features:
+        """Features of videos (int64 rows of the data set), see features.features."""
+        if self.selection and self.selection.features is not None:
+            return self.selection.features.of_videos(videos, self.kinds(self.selection.features))
+        saved = saved or self.saved
+        backbone = self.networks(saved)[network]
+        return features.features(saved, network, backbone, source, source.videos[videos], views, self.compute)
+
+    def kinds(self, found: Features) -> list[tuple[str, str]]:
+        """The stages and poolings that are measured: all, or those selected. Raises TrainerError if there are none."""
+        if self.selection is None:
+            return [*found.arrays]
+        stage, pooling = self.selection.stage, self.selection.pooling
+        key = [*found.arrays][-1][0] if stage == LAST else stage, pooling
+        if key not in found.arrays:
+            raise TrainerError(f"no stage {stage!r}, {pooling}: there are {', '.join(map(' '.join, found.arrays))}")
+        return [key]
+
+    def features_of_parts(
+        self, network: str, source: data.Shards, parts: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> list[tuple[np.ndarray, Features]]:
+        """Features of the 10 spread clips of every video of some folds, with the rows of the videos: of one fold those of test
+        and train apart, as they are kept, of several all together."""
+        rows = [*parts[0]] if len(parts) == 1 else [np.unique(np.concatenate([*map(np.concatenate, parts)]))]
+        return [(videos, self.features(network, source, videos, "spread")) for videos in rows]
+
+    def levels(self, all_levels: tuple[str, ...]) -> tuple[str, ...]:
+        """The levels of items that are measured, of all that a protocol has."""
+        return ("video",) if self.selection else all_levels
+
+    @property
+    def time_parts(self) -> int:
+        """In how many parts of a video's time its features are averaged."""
+        return self.selection.parts if self.selection else 1
+
+    def describe(self, source: data.Shards, **conditions: Any) -> dict:
+        """What stands beside every number: data set, split, pretraining and its budget, seed, parameters, versions."""
+        saved = self.saved
+        meta, settings = saved.meta, saved.meta["settings"]
+        pretraining = {
+            "method": settings["method"],
+            "options": settings["options"],
+            "dataset": meta["dataset"],
+            "split": meta["split"],
+            "samples": meta["samples"],
+            "steps": meta["step"],
+            "steps_planned": meta["steps"],
+            "epochs": settings["epochs"],
+            "batch_size": settings["batch_size"],
+            "seed": settings["seed"],
+        }
+        return {
+            "dataset": source.dataset,
+            "split": source.split,
+            **conditions,
+            "crop": source.config["crop"],
+            "config_hash": source.config_hash,
+            "pretraining": pretraining,
+            "initial": meta.get("initial"),
+            "backbone": settings["backbone"],
+            "width": settings["width"],
+            "parameters": sum(weight.numel() for weight in self.networks()["pretrained"].parameters()),
+            "checkpoint": str(saved.file),
+            "versions": versions(),
+        }
+
+    def measure(self, name: str, **options: Any) -> dict:
+        """The result of a protocol, which is written into the run's folder, too; options: those of the protocol.
+
+        result["file"] is where it is written, see results.write. Raises VsslError if the run or the data do not allow it.
+        """
+        if len(self.runs) > 1 and not protocol_class(name).several_runs:
+            raise TrainerError(f"{name} measures one run at a time, not {len(self.runs)}")
+        with working(protocol_class(name).title):
+            protocol = protocol_class(name)(self, **options)
+            if len(self.runs) > 1:
+                for saved in self.runs:
+                    self._but(runs=[saved]).measure(name, **options)
+            result = protocol.result()
+        results.write(result, self.saved.run, protocol.file_name(name), protocol.scores)
+        return result
+
+    def scores(self, name: str, selection: Selection = Selection(), **options: Any) -> Scores:
+        """The score of each tested video by a protocol's first metric at video level; nothing is written. A score is what the
+        protocol's code gives for the selection: every protocol that scores items has it.
+
+        Raises VsslError if the run, the features or the data do not allow it.
+        """
+        protocol = protocol_class(name)(self._but(selection=selection), **options)
+        scored = (row for row in protocol.rows() if ANSWERS in row and row.get("level", "video") == "video")
+        if (row := next(scored, None)) is None or protocol.scores is None:
+            raise TrainerError(f"{name} scores no single videos")
+        ids, answers = protocol.scores.items.tolist(), row[ANSWERS]
+        right, chance = (
+            None if values is None else {ids[i]: float(values[i]) for i in np.flatnonzero(~np.isnan(values))}
+            for values in (answers.right, answers.chance)
+        )
+        return Scores(right or {}, chance)
+
+    def _but(self, **changed: Any) -> Evaluator:
+        """This evaluator, with what is open, but for some attributes."""
+        other = copy.copy(self)
+        vars(other).update(changed)
+        return other
+
+
+def measure(
+    name: str,
+    shards: str | os.PathLike = "out",
+    checkpoint: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    split: str | int | None = None,
+    compute: Compute = COMPUTE,
+    **options: Any,
+) -> dict:
+    """The result of one protocol on a run, see Evaluator and Evaluator.measure."""
+    return Evaluator(shards, checkpoint, split, compute).measure(name, **options)
+
+
+def measure_all(evaluator: Evaluator, options: dict[str, dict]) -> Iterator[tuple[str, str | None, VsslError | None]]:
+    """Run every protocol; for each its name and its table with its file, or None and why it was left out.
+
+    options: those of each protocol, by name. Raises VsslError if the run or the shards cannot be read at all.
+    """
+    assert evaluator.runs
+    evaluator.open(evaluator.folder, None if evaluator.split == "all" else evaluator.split)
+    for name in PROTOCOLS:
+        try:
+            result = evaluator.measure(name, **options.get(name, {}))
+        except VsslError as error:
+            yield name, None, error
+        else:
+            yield name, f"{protocol_class(name).format_table(result)}\n\n{result['file']}", None

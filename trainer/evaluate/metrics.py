@@ -1,0 +1,236 @@
+"""Accuracies and their intervals: how often tested items were answered right, and how far that would move with other items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtr
+
+from trainer import data
+
+RESAMPLES = 1000
+GROUPS = 10  # with fewer of them a bootstrap over groups says nothing
+ANSWERS = "answers"  # key of a row, until its result is written, of the Answers behind its accuracy
+_NONE = -1  # no class was predicted, or the item was not tested
+
+
+def bootstrap(scores: Sequence[np.ndarray], units: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of scores, in per cent, in each of RESAMPLES draws of as many units with replacement, float64 [RESAMPLES].
+
+    scores: float or bool [n], of several splits one array each: the mean is then that of their means, and a unit is drawn for
+    all splits at once. units: int [n], likewise: the video (or group) that each score belongs to
+    """
+    names = np.unique(np.concatenate(units))
+    places = [np.searchsorted(names, of) for of in units]
+    sums = np.stack([np.bincount(place, of, len(names)) for place, of in zip(places, scores, strict=True)])
+    counts = np.stack([np.bincount(place, minlength=len(names)) for place in places])
+    rng, means = np.random.default_rng(0), np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = rng.integers(len(names), size=len(names))
+        right, items = sums.take(drawn, axis=1).sum(1), counts.take(drawn, axis=1).sum(1)
+        tested = items > 0
+        # of one split a single quotient, whose last bit is not that of a scaled mean
+        means[i] = 100 * right[0] / items[0] if len(sums) == 1 else 100 * np.mean(right[tested] / items[tested])
+    return means
+
+
+def accuracy(scores: Sequence[np.ndarray], units: Sequence[np.ndarray]) -> dict[str, float]:
+    """The mean of scores in per cent with its interval, "value", "low", "high"; arguments as for `bootstrap`."""
+    value = 100 * float(np.mean([of.mean() for of in scores]))
+    return {"value": value, **interval(value, bootstrap(scores, units), len(np.unique(np.concatenate(units))))}
+
+
+def interval(value: float, means: np.ndarray, units: int) -> dict[str, float]:
+    """The ends, "low" and "high", of the 95 % interval of a mean by those of resamples, all in per cent; if all resamples are the
+    same, as for videos that are all right, the Wilson interval [Wilson, 1927] of as many units."""
+    low, high = map(float, np.percentile(means, (2.5, 97.5)))
+    if low == high:
+        low, high = 100 * _wilson(value / 100, units), 100 - 100 * _wilson(1 - value / 100, units)
+    return {"low": low, "high": high}
+
+
+def _wilson(share: float, n: int) -> float:
+    """Lower end of the 95 % interval of a share of n."""
+    z = 1.96**2 / n
+    return (share + z / 2 - math.sqrt(share * (1 - share) * z + z * z / 4)) / (1 + z)
+
+
+def distribution(targets: np.ndarray) -> dict[str, float]:
+    """How many classes the tested items have, and the accuracy of always predicting the largest, in per cent."""
+    return {
+        "classes": len(np.unique(targets)),
+        "largest_class": round(100 * float(np.bincount(targets).max() / len(targets)), 1),
+    }
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What each item had to do with an accuracy.
+
+    right: float64 [items], the share of an item's clips (draws, ...) that were right, NaN if it was not tested; predicted: int32
+    [items], the class, -1 for none; chance: like right, of what chance would get right, if that is known by item
+    """
+
+    right: np.ndarray
+    predicted: np.ndarray
+    chance: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """Items that are tested, and the answers behind each accuracy of a result.
+
+    items, labels, groups: str [n], name, class and source group ("" without) of each; classes: names of the classes that are
+    predicted; answers: by the number of the row of the result
+    """
+
+    items: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    classes: np.ndarray
+    answers: dict[int, Answers]
+
+    @classmethod
+    def of(cls, source: data.Shards, classes: Sequence[str] | np.ndarray | None = None) -> ItemScores:
+        """The videos of a data set; classes: by default its own."""
+        items, labels, groups = (np.array(source.text(f"videos/{name}")) for name in ("id", "label", "group"))
+        return cls(items, labels, groups, np.array(source.classes if classes is None else classes), {})
+
+    def bootstrap_units(self, owner: np.ndarray) -> np.ndarray:
+        """What the bootstrap draws, int64 [n]: the groups of the items (owner int64 [n]) if all have one and there are at
+        least GROUPS, else the items."""
+        used = np.unique(owner)
+        names, group = np.unique(self.groups[used], return_inverse=True)
+        return owner if "" in names or len(names) < GROUPS else group[np.searchsorted(used, owner)]
+
+    def describe_units(self, owner: np.ndarray) -> str:
+        """What the bootstrap draws, in words."""
+        units = self.bootstrap_units(owner)
+        return f"bootstrap of {len(np.unique(units))} {'videos' if units is owner else 'groups'}"
+
+    def accuracy(
+        self,
+        right: np.ndarray,
+        owner: np.ndarray,
+        predicted: np.ndarray | None = None,
+        chance: np.ndarray | None = None,
+    ) -> dict:
+        """The accuracy of answers that were right (bool or share [n]; owner int64 [n], the item of each), as of `accuracy`, with
+        its Answers.
+
+        predicted: int64 [n], the class, if there is one; kept if every item was asked once. chance: what chance would get right
+        of each answer, share [n]
+        """
+        asked = np.bincount(owner, minlength=len(self.items))
+        classes = np.full(len(self.items), _NONE, np.int32)
+        if predicted is not None and asked.max() == 1:
+            classes[owner] = predicted
+
+        def by_item(of: np.ndarray) -> np.ndarray:
+            return np.bincount(owner, of, len(self.items)) / np.where(asked, asked, np.nan)
+
+        answers = Answers(by_item(right), classes, None if chance is None else by_item(chance))
+        return {**accuracy([right], [self.bootstrap_units(owner)]), ANSWERS: answers}
+
+    def accuracies(
+        self,
+        right: Sequence[np.ndarray],
+        owners: Sequence[np.ndarray],
+        splits: Sequence[str | None] = (),
+        pooled: bool = True,
+        predicted: Sequence[np.ndarray] | None = None,
+    ) -> list[dict]:
+        """The accuracy of every split, if there are several, as "split", and of all folds together: "all" if their predictions
+        are pooled, else "mean" of the splits. Arguments as for `accuracy`, one array a fold."""
+        each: Sequence[np.ndarray | None] = [None] * len(right) if predicted is None else predicted
+        rows = []
+        if splits:
+            rows = [
+                {"split": name, **self.accuracy(hit, owner, classes)}
+                for name, hit, owner, classes in zip(splits, right, owners, each, strict=True)
+            ]
+        if not pooled:
+            units = np.split(self.bootstrap_units(np.concatenate(owners)), np.cumsum([*map(len, owners)])[:-1])
+            return [*rows, {"split": "mean", **accuracy(right, units)}]
+        together = None if predicted is None else np.concatenate(predicted)
+        whole = self.accuracy(np.concatenate(right), np.concatenate(owners), together)
+        return [*rows, {"split": "all", **whole} if splits else whole]
+
+
+def paired(first: ItemScores, other: ItemScores, row: int, other_row: int) -> dict[str, float] | None:
+    """The difference of two accuracies of the same items in per cent, other - first, "value", and its 95 % interval, "low" and
+    "high", by a bootstrap that draws the same items (or groups) for both. None if the items differ."""
+    found = paired_test(first, other, row, other_row)
+    return found and {key: found[key] for key in ("value", "low", "high")}
+
+
+def paired_test(first: ItemScores, other: ItemScores, row: int, other_row: int) -> dict[str, float] | None:
+    """`paired` with "p" of the test that the true difference is 0, two-sided: Student's t of the difference over the standard
+    deviation of its bootstrap, with one degree of freedom less than there are items (or groups) drawn; and no smaller than
+    changing the signs of all their differences could give, 2 / 2^k of the k that are not 0 [Fisher's randomisation test], below
+    which t, made for many small differences, is of no use."""
+    matched = _matched(first, other, row, other_row)
+    return _difference(first, *matched) if matched else None
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values of a family of tests, adjusted by Holm's step-down rule: if those up to alpha are rejected, the probability of any
+    false rejection is at most alpha, however the tests depend on one another [Holm, Scand. J. Statist. 6, 1979]. In order of
+    size the i-th of n, counted from 0, is multiplied by n - i; none falls below the one before."""
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(np.array(p, float)[order] * (len(p) - np.arange(len(p))))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, stepped)
+    return adjusted.tolist()
+
+
+def by_class(first: ItemScores, other: ItemScores, row: int, other_row: int) -> list[dict]:
+    """For every class ("class") both accuracies in per cent, "first" and "other", the number of items, "items", and the
+    difference as of `paired`, "value"; "low" and "high" if there are at least GROUPS items (or groups) to draw. The class
+    that gains most stands first. Nothing if the items differ."""
+    if (matched := _matched(first, other, row, other_row)) is None:
+        return []
+    tested, one, two = matched
+    found = []
+    for name in np.unique(first.labels[tested]).tolist():
+        own = first.labels[tested] == name
+        means = {"first": 100 * float(one[own].mean()), "other": 100 * float(two[own].mean())}
+        difference = _difference(first, tested[own], one[own], two[own])
+        difference.pop("p")  # of so many classes, which are chosen by their values
+        if len(np.unique(first.bootstrap_units(tested[own]))) < GROUPS:
+            difference = {"value": difference["value"]}
+        found.append({"class": name, "items": int(own.sum()), **means, **difference})
+    return sorted(found, key=lambda row: -row["value"])
+
+
+def _matched(
+    first: ItemScores, other: ItemScores, row: int, other_row: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The tested items, int64 [n], index into first.items, and their scores in both, float64 [n]; None if the items differ."""
+    if row not in first.answers or other_row not in other.answers:
+        return None
+    one, two = first.answers[row].right, other.answers[other_row].right
+    places = {name: i for i, name in enumerate(other.items.tolist())}
+    tested = np.flatnonzero(~np.isnan(one))
+    same = [places.get(name, -1) for name in first.items[tested].tolist()]
+    if -1 in same or np.isnan(two[same]).any() or np.count_nonzero(~np.isnan(two)) != len(tested):
+        return None
+    return tested, one[tested].astype(np.float64), two[same].astype(np.float64)
+
+
+def _difference(of: ItemScores, tested: np.ndarray, one: np.ndarray, two: np.ndarray) -> dict[str, float]:
+    difference, (_, units) = two - one, np.unique(of.bootstrap_units(tested), return_inverse=True)
+    means = bootstrap([difference], [units])
+    low, high = np.percentile(means, (2.5, 97.5))
+    value, spread = 100 * float(difference.mean()), float(np.std(means))
+    changed = int(np.count_nonzero(np.bincount(units, difference)))
+    p = 2 * float(stdtr(max(1, int(units.max())), -abs(value) / spread)) if spread else 0.0
+    return {
+        "value": value,
+        "low": float(low),
+        "high": float(high),
+        "p": max(p, 2.0 ** (1 - changed) if changed else 1.0),
+    }

@@ -1,0 +1,53 @@
+"""k nearest neighbours on frozen features, each with a vote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.evaluate.protocol import FeatureProtocol
+from trainer.evaluate.protocols import data, features, neighbours, np
+
+KS = (1, 5, 20)
+TEMPERATURE = 0.07
+
+
+class KNearest(FeatureProtocol):
+    """Let the nearest neighbours in frozen features vote."""
+
+    title = "k-NN"
+    question = "Do the nearest training items name the class?"
+    items = (
+        "10 spread clips per video, at clip and video level; folds as of `linear`. A video is never compared with its own "
+        "group, which differs from `retrieval`."
+    )
+    classifier = "The k = 1, 5, 20 nearest training items by cosine, each voting for its class with exp(cosine / .07)."
+    left_out = "Videos without a label. Test videos whose class has no training video count as wrong."
+    source = "Wu et al., CVPR 2018."
+    columns = ("level", "metric")
+    levels = ("clip", "video")
+
+    def choose(self, k: int | None = None) -> data.Shards:
+        """k: in place of KS."""
+        self.ks = KS if k is None else (k,)
+        self.fewest = dict.fromkeys(self.levels, max(self.ks))  # neighbours that there were at least
+        return super().choose()
+
+    def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:
+        found = neighbours.nearest(test, train, max(self.ks), self.evaluator.device)
+        self.fewest[level] = min(self.fewest[level], found.shape[1])
+        classes = self.shards.targets[train.video]
+        voted = neighbours.votes(test.x, train.x, found, classes, self.ks, TEMPERATURE)
+        return {f"{k}-NN": of_k for k, of_k in zip(self.ks, voted, strict=True)}
+
+    def remarks(self) -> list[str]:
+        few = {level: number for level, number in self.fewest.items() if number < max(self.ks)}
+        return [f"{level} level: only {number} training items; larger k ask them all" for level, number in few.items()]
+
+    def conditions(self) -> dict[str, Any]:
+        classifier = f"k nearest neighbours, cosine, votes exp(cosine / {TEMPERATURE:g})"
+        views = f"10 clips of {self.shards.clip_length} frames"
+        return {**super().conditions(), "views": views, "classifier": classifier}
+
+    @classmethod
+    def table(cls, result: dict) -> list[str]:
+        return [f"% right; {result['protocol']['classifier']}", *super().table(result)]

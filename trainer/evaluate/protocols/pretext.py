@@ -1,0 +1,182 @@
+"""The run's own pretext task: how often is it solved on videos that it was not trained on?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trainer.errors import ProtocolError, TrainerError
+from trainer.evaluate.protocol import Protocol, ProtocolOption
+from trainer.evaluate.protocols import (
+    checkpoint,
+    data,
+    evaluator,
+    methods,
+    metrics,
+    network,
+    np,
+    precision,
+    progress,
+    settings,
+    splits,
+    streams,
+)
+
+_TESTED = 2  # tag of the draws; those of training are 0 and 1
+_SEED = 0  # of the draws, whatever that of the run: two runs are tested on the same ones
+
+
+class Pretext(Protocol):
+    """Test the pretext task that the run was trained on: order, pace, rotation, ..."""
+
+    title = "Pretext task"
+    question = "How often is the run's own pretext task solved on videos that it was not trained on?"
+    items = (
+        "The method's samples of the split's test part, else of its validation part, else of the videos held out of training "
+        "(`--holdout`); of another data set without parts all. `--draws` of each (default 1; `pace` and `order` take the stored "
+        "row of that number): a function of the data set alone, so that all runs answer the same questions. Centre crop, not "
+        "mirrored, no jitter, each sample by itself."
+    )
+    classifier = (
+        "The run's own heads: the accuracy that the method logs in training, mean over samples. `statistics`: a sample is a "
+        "clip, its accuracy that of its valid labels; `skip_clip`: pairs of frames ranked right; `tce`: the positive picked "
+        "among the negatives mined from the bank; `rotation accuracy` is that of their rotation head. Beside it chance."
+    )
+    left_out = "Videos too short for the method; clips without a valid label; `ascnet`, which has no accuracy."
+    source = "Xu et al., CVPR 2019, tab. 1 (order); thesis tab. 4.1 (pace)."
+    options = (ProtocolOption("draws", int, "Draws of every sample.", default=1, least=1),)
+    index = ("method", "network")
+    published = ()
+
+    scores: metrics.ItemScores
+
+    def choose(self, draws: int = 1) -> data.Shards:
+        source, self.videos, self.mode = unseen(self.evaluator)
+        self.scores, self.draws = metrics.ItemScores.of(source), draws
+        self.samples: dict[str, data.CentreClips] = {}
+        for name in self.evaluator.saved.meta["settings"]["method"].split("+"):
+            self.samples[name], note = samples(self.evaluator, source, self.videos, name)
+            self.notes += [note] if note else []
+            stored, _ = methods.method_class(name).stored_draws(source.config, self.samples[name].options) or ("", 0)
+            if stored == "rows" and draws > (rows := source.config["rows"]):
+                self.notes.append(f"{name}: {rows} rows are stored, of {draws} draws the later ones repeat them")
+        return source
+
+    def rows(self) -> Iterator[dict]:
+        """Accuracies of each method, and chance."""
+        answered, self.number = [], 0
+        for name, clips in self.samples.items():
+            found, owner = answers(self.evaluator, self.shards, clips, name, self.draws)
+            answered.append(owner)
+            self.number += len(owner)
+            by_chance = {"accuracy": found.pop("chance")}
+            for key, right in found.items():
+                row = {"method": name, "metric": key.replace("_", " ")}
+                chance = by_chance.get(key, np.full(len(owner), methods.method_class(name).chances.get(key)))
+                yield {"network": "pretrained", **row, **self.scores.accuracy(right, owner, chance=chance)}
+                yield {"network": "chance", **row, "value": 100 * float(chance.mean())}
+        self.videos = np.unique(np.concatenate(answered))
+
+    def conditions(self) -> dict[str, Any]:
+        return {
+            "mode": f"{self.mode}, seed of the draws 0",
+            "views": f"{self.draws} draws of each sample, centre crop",
+            "items": f"{self.number} samples of {len(self.videos)} videos",
+            "intervals": self.scores.describe_units(self.videos),
+        }
+
+    def tested(self) -> np.ndarray:
+        return self.videos
+
+
+def unseen(evaluator: evaluator.Evaluator) -> tuple[data.Shards, np.ndarray, str]:
+    """The data set, which of its videos are tested, int64 rows, and which they are in words, see splits.unseen. Raises
+    ProtocolError if the run saw all of them, or has no pretext task."""
+    saved = evaluator.saved
+    if checkpoint.with_labels(saved.meta["settings"]):
+        raise ProtocolError(
+            f"{saved.file}: was trained with class labels, not on a pretext task", "vssl eval recognition"
+        )
+    source = evaluator.source()
+    return source, *splits.unseen(saved, source)
+
+
+def samples(
+    evaluator: evaluator.Evaluator, source: data.Shards, videos: np.ndarray, name: str
+) -> tuple[data.CentreClips, str]:
+    """The samples of a method among these videos (int64 rows), and a note on those left out, or "". Raises TrainerError if
+    there is none."""
+    tested = np.isin(np.arange(len(source.videos)), videos)
+    method, options = methods.method_class(name), evaluator.saved.meta["settings"]["options"][name]
+    found, left_out, why = method.samples(source.with_training_videos(tested), options)
+    if not len(found):
+        raise TrainerError(f"{source.dataset}: {name} can use none of the {len(videos)} videos: {left_out} {why}")
+    clips = data.CentreClips(source, found, method, options, _SEED, "none", _TESTED)
+    return clips, f"{name} leaves out: {left_out} videos {why}" if left_out else ""
+
+
+def trained(evaluator: evaluator.Evaluator, source: data.Shards, name: str, pretrained: bool = True) -> tuple[Any, Any]:
+    """The backbone of a run and one of its methods with its head, averaged ones if the run has them; or as they were before
+    training. Raises TrainerError if they do not fit the shards."""
+    saved = evaluator.saved
+    own, config = settings.Settings(**saved.meta["settings"]), saved.meta["config"]
+    for learnt in own.methods:
+        for key in methods.method_class(learnt).answers_depend_on:
+            if source.config[key] != config[key]:
+                raise TrainerError(
+                    f"{source.folder}: {key} is {source.config[key]}, {learnt} was trained with {config[key]}"
+                )
+        if methods.method_class(learnt).remembers_videos and source.dataset != saved.meta["dataset"]:
+            raise TrainerError(
+                f"{learnt} compares with its training videos of {saved.meta['dataset']}, not of {source.dataset}"
+            )
+    made = network.Network(own, source)
+    if pretrained:
+        checkpoint.check_fit(saved.file, made, saved.weights)
+        made.load_state_dict(saved.weights)
+    parts: Any = {"backbone": made.backbone, "methods": made.methods}
+    if pretrained and made.ema is not None:
+        parts = made.ema
+    backbone, method = parts["backbone"], parts["methods"][name]
+    return backbone.eval().to(evaluator.device), method.eval().to(evaluator.device)
+
+
+def batches(
+    evaluator: evaluator.Evaluator, clips: data.CentreClips, draws: int, what: str
+) -> Iterator[tuple[data.Batch, int]]:
+    """Every sample, `draws` times, as a batch of its own, so that nothing depends on other samples; and the row of its video."""
+    device, number = evaluator.device, len(clips.samples)
+    stream = streams.Stream(clips, data.Batches(number, 1, _SEED))
+    keys = [np.array([[draw, sample]]) for draw in range(draws) for sample in range(number)]
+    loader = data.loader(clips, evaluator.compute.workers, device, batch_sampler=keys)
+    with data.ending_workers(), progress.ProgressBar(what, len(keys), "sample") as step:
+        for raw in data.received(loader):
+            with precision.exact(device):
+                yield stream.on_device(raw, 1.0, device), int(raw["video"][0])
+            step()
+
+
+def answers(
+    evaluator: evaluator.Evaluator, source: data.Shards, clips: data.CentreClips, name: str, draws: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Accuracies of each sample by their names, float64 [n], with "chance"; and the video of each, int64 [n].
+
+    A sample without a valid label, of chance 0, is left out. Raises TrainerError for a method that has no accuracy.
+    """
+    backbone, method = trained(evaluator, source, name)
+    none = TrainerError(f"{name} has no accuracy: its loss compares vectors, and none of them is right or wrong")
+    if not method.scored:
+        raise none
+    found, owner = [], []
+    for batch, video in batches(evaluator, clips, draws, f"pretext task {name}"):
+        metrics = method(backbone, batch)
+        if "accuracy" not in metrics:
+            raise none
+        if float(metrics["chance"]) > 0:
+            found.append(
+                {key: float(value) for key, value in metrics.items() if key == "chance" or key.endswith("accuracy")}
+            )
+            owner.append(video)
+    if not found:
+        raise TrainerError(f"{source.dataset}: no sample of {name} has a valid label")
+    return {key: np.array([one[key] for one in found]) for key in found[0]}, np.array(owner)

@@ -1,0 +1,304 @@
+"""Retrieval: is a video's nearest neighbour in feature space of its class?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ProtocolError, TrainerError
+from trainer.evaluate.protocol import IN_TURN, Protocol, ProtocolOption
+from trainer.evaluate.protocols import data, features, metrics, neighbours, np, results, splits
+
+KS = (1, 5, 10, 20, 50)
+_SHOWN = 24  # queries whose neighbours are kept in the result
+
+
+class Retrieval(Protocol):
+    """Find videos of the same class by nearest neighbours of frozen features."""
+
+    title = "Retrieval"
+    question = "Is one of the k nearest neighbours of a video in feature space of its class?"
+    items = (
+        "10 spread clips per video. *Clip level*: each clip is an item; *video level*: each video. The test part searches the "
+        "train part; without two parts each video searches all others, never its own clips. `--query A --gallery B`: the test "
+        "part (or all) of one data set searches the train part (or all) of another, classes compared by name; where they have "
+        "none in common, neighbours are listed and nothing is scored. Splits, and several of them in turn, as of `linear`. "
+        "`--leave-group-out`: where each video searches all others, none of its own group; the share of the hits that are of "
+        "that group is noted."
+    )
+    classifier = (
+        "None: a query is a hit when one of its k = 1, 5, 10, 20, 50 nearest items by cosine has its class. They "
+        "are searched in float64; of equal cosines the item that stands first. `chance` is what a random order of the gallery "
+        "would hit."
+    )
+    left_out = "Videos without a label; across data sets, queries whose class the gallery lacks (within one a note counts them)."
+    source = "Xu et al., CVPR 2019. Published tables mix clip and video level."
+    options = (
+        ProtocolOption("query", Path, "Shards of another data set, whose videos are searched for"),
+        ProtocolOption("gallery", Path, "Shards of the data set that --query searches."),
+        ProtocolOption("leave_group_out", bool, "No query finds a video of its own source group.", default=False),
+    )
+    split_help = IN_TURN
+    columns = ("level", "metric")
+    published = tuple(f"top-{k}" for k in KS)
+    scores: metrics.ItemScores
+
+    def choose(
+        self,
+        query: str | os.PathLike | None = None,
+        gallery: str | os.PathLike | None = None,
+        leave_group_out: bool = False,
+        k: int | None = None,
+    ) -> data.Shards:
+        """leave_group_out: no query finds a video of its own source group; k: in place of KS."""
+        self.crossed, self.scored, self.ks = query is not None, True, KS if k is None else (k,)
+        if query is None and gallery is None:
+            self.folds = self.evaluator.folds()
+            source = self.gallery = self.folds.source
+        elif query is None or gallery is None:
+            raise ProtocolError("query and gallery go together", "--query A --gallery B name the shards of both")
+        else:
+            source, self.gallery = (self.evaluator.open(folder, self.evaluator.split) for folder in (query, gallery))
+            self.folds = self._across(source, self.gallery)
+        self.notes += self.folds.notes
+        self.alone = not self.crossed and not self.folds.apart  # each video searches all others
+        self.grouped = not self.crossed and any(source.text("videos/group"))
+        if leave_group_out and not (self.grouped and self.alone):
+            raise TrainerError(
+                f"{source.dataset}: groups can be left out where each video searches all others and their groups are known"
+            )
+        self.groups = np.unique(splits.groups_of(source), return_inverse=True)[1]
+        self.units = self.groups if leave_group_out else np.arange(len(self.groups))
+        if leave_group_out and len(set(self.groups[self.folds.tested].tolist())) < 2:
+            raise TrainerError(f"{source.dataset}: all videos are of one group, without it nothing can be found")
+        self.leave_group_out = leave_group_out
+        labels = [np.array(shards.text("videos/label")) for shards in (source, self.gallery)]
+        searched = np.concatenate([rows for _, rows in self.folds.parts])
+        self.classes = np.unique(np.concatenate([labels[0][self.folds.tested], labels[1][searched]]))
+        self.labels, self.targets = labels, [np.searchsorted(self.classes, of) for of in labels]
+        self.scores = metrics.ItemScores.of(source, self.classes)
+        return source
+
+    def _across(self, asking: data.Shards, searched: data.Shards) -> splits.Folds:
+        """The test part (or all) of one data set as queries, the training part (or all) of another as gallery.
+
+        Classes are compared by name, queries whose class the gallery lacks are left out. If it lacks them all, every query is
+        asked and none is scored.
+        """
+        queries, gallery = splits.of_split(asking).parts[0][0], splits.of_split(searched).parts[0][1]
+        labels, theirs = (np.array(shards.text("videos/label")) for shards in (asking, searched))
+        mode = f"{_part_of(asking, queries)} against {_part_of(searched, gallery)}"
+        known, notes = queries[np.isin(labels[queries], theirs[gallery])], []
+        self.scored = bool(len(known))
+        if not self.scored:
+            known = queries
+            notes.append(
+                f"{asking.dataset} and {searched.dataset} have no class in common: neighbours are listed, unscored"
+            )
+        elif lacking := len(queries) - len(known):
+            notes.append(f"{lacking} queries left out, whose class {searched.dataset} lacks")
+        return splits.Folds(asking, [(known, gallery)], mode, notes)
+
+    def rows_of(self, network: str) -> Iterator[dict]:
+        if network != "pretrained" and not self.scored:
+            return
+        extracted = self._extracted(network)
+        keys = self.evaluator.kinds(extracted[0][0][1])
+        shown = [key for key in keys if key[1] == keys[0][1]][-1]  # the last stage, pooled by maximum
+        for key in keys if self.scored else [shown]:
+            for level in self.evaluator.levels(("clip", "video")) if self.scored else ("video",):
+                sides = [
+                    [found.vectors(key, level, rows, self.evaluator.time_parts) for rows, found in side]
+                    for side in extracted
+                ]
+                parts = [
+                    (features.select(sides[0], queries), features.select(sides[1], gallery))
+                    for queries, gallery in self.folds.parts
+                ]
+                found = [self._nearest(queries, gallery) for queries, gallery in parts]
+                if self.scored:
+                    row = {"stage": key[0], "pooling": key[1], "level": level, "dimensions": sides[0][0].x.shape[1]}
+                    yield from ({**row, **score} for score in self._accuracies(parts, found, level))
+                if (network, key, level) == ("pretrained", shown, "video"):
+                    self.extra["neighbours"] = self._examples(parts, found)
+                    self._note_own_group(parts, found, key)
+
+    def _extracted(self, network: str) -> list[list[tuple[np.ndarray, features.Features]]]:
+        """Features of the queries' side and of the gallery's, with the rows of the videos: of one fold apart, of several all
+        together."""
+        if not self.crossed:
+            found = self.evaluator.features_of_parts(network, self.shards, self.folds.parts)
+            return [[found[0]], [found[-1]]]
+        sides = zip((self.shards, self.gallery), self.folds.parts[0], strict=True)
+        return [[(rows, self.evaluator.features(network, shards, rows, "spread"))] for shards, rows in sides]
+
+    def _nearest(self, queries: features.Vectors, gallery: features.Vectors) -> np.ndarray:
+        """The gallery items that are found, int64 [queries, k]: none of the query's video, or of its group."""
+        if self.alone:
+            asking, searched = self.units[queries.video], self.units[gallery.video]
+        else:
+            asking, searched = queries.video, gallery.video + len(self.shards.videos)
+        queries, gallery = features.Vectors(queries.x, asking), features.Vectors(gallery.x, searched)
+        return neighbours.nearest(queries, gallery, max(self.ks), self.evaluator.device)
+
+    def _accuracies(
+        self, parts: Sequence[tuple[features.Vectors, features.Vectors]], found: Sequence[np.ndarray], level: str
+    ) -> Iterator[dict]:
+        """The rows of hits by k; found: int64 [queries, k] of each fold."""
+        classes = [self.targets[1][gallery.video[nearest]] for (_, gallery), nearest in zip(parts, found, strict=True)]
+        owners = [queries.video for queries, _ in parts]
+        hit = [hits(of, self.targets[0][owner]) for of, owner in zip(classes, owners, strict=True)]
+        for k in self.ks:
+            right = [of_fold[:, min(k, of_fold.shape[1]) - 1] for of_fold in hit]
+            predicted = [of_fold[:, 0] for of_fold in classes] if k == 1 else None
+            for score in self.scores.accuracies(right, owners, self.folds.splits, self.folds.pooled, predicted):
+                yield {"metric": f"top-{k}", **score}
+        if (fewest := min(nearest.shape[1] for nearest in found)) < max(self.ks):
+            self.notes.append(f"{level} level: only {fewest} gallery items; larger k search them all")
+
+    def _examples(
+        self, parts: Sequence[tuple[features.Vectors, features.Vectors]], found: Sequence[np.ndarray]
+    ) -> list[dict]:
+        """A few queries, evenly spread, with the videos found for them by name and class, and their cosines."""
+        names, theirs = (shards.text("videos/id") for shards in (self.shards, self.gallery))
+        queries = [
+            (*sides, nearest, q) for sides, nearest in zip(parts, found, strict=True) for q in range(len(nearest))
+        ]
+        examples = []
+        for i in np.unique(np.linspace(0, len(queries) - 1, _SHOWN).astype(int)):
+            asking, gallery, nearest, q = queries[i]
+            video, best = asking.video[q], nearest[q, :5]
+            cosines = features.normalised(gallery.x[best]) @ features.normalised(asking.x[q : q + 1])[0]
+            examples.append(
+                {
+                    "query": names[video],
+                    "label": str(self.labels[0][video]),
+                    "nearest": [[theirs[of], str(self.labels[1][of])] for of in gallery.video[best]],
+                    "cosines": cosines.tolist(),
+                }
+            )
+        return examples
+
+    def _note_own_group(
+        self,
+        parts: Sequence[tuple[features.Vectors, features.Vectors]],
+        found: Sequence[np.ndarray],
+        key: tuple[str, str],
+    ) -> None:
+        if not self.grouped:
+            return
+        hit, own = [], []
+        for (queries, gallery), nearest in zip(parts, found, strict=True):
+            first = gallery.video[nearest[:, 0]]
+            hit.append(self.targets[0][queries.video] == self.targets[1][first])
+            own.append(self.groups[queries.video] == self.groups[first])
+        whole = np.concatenate(hit)
+        if whole.any() and (share := np.concatenate(own)[whole].mean()):
+            at = f"video level, {key[0]}, {key[1]}"
+            self.notes.append(f"{100 * share:.0f} % of the top-1 hits ({at}) are videos of the query's own group")
+
+    def rows_beside(self) -> Iterator[dict]:
+        if not self.scored:
+            return
+        parts = [(self.targets[0][queries], self.targets[1][gallery]) for queries, gallery in self.folds.parts]
+        units = self.units[self.folds.tested] if self.alone else None
+        sizes = [len(queries) for queries, _ in parts]
+        for level, views in (("clip", 10), ("video", 1)):
+            values = [chance(*fold, views, self.ks, units) for fold in parts]
+            for k in self.ks:
+                value = float(np.average([of_fold[k] for of_fold in values], weights=sizes))
+                yield {"network": "chance", "level": level, "metric": f"top-{k}", "value": value}
+        hopeless = sum(int((candidates(*fold, units)[1] == 0).sum()) for fold in parts)
+        if hopeless == sum(sizes):
+            self.notes.append("no query has another video of its class in the gallery: nothing can be found")
+        elif hopeless:
+            self.notes.append(
+                f"{hopeless} of {sum(sizes)} queries can only miss: no other video of their class is in the gallery"
+            )
+
+    def conditions(self) -> dict[str, Any]:
+        about: dict[str, Any] = {"split": None} if self.folds.splits else {}
+        asked = self.folds.tested
+        searched = np.unique(np.concatenate([gallery for _, gallery in self.folds.parts]))
+        if self.scored:
+            sizes = [np.bincount(self.targets[1][gallery]) for _, gallery in self.folds.parts]
+            parts = zip(self.folds.parts, sizes, strict=True)
+            largest = [self.targets[0][queries] == size.argmax() for (queries, _), size in parts]
+            about["classes"] = len(self.classes)
+            about["largest_class"] = round(100 * float(np.concatenate(largest).mean()), 1)
+            about["intervals"] = self.scores.describe_units(asked)
+        return {
+            "mode": self.folds.mode + (", but those of its own group" if self.leave_group_out else ""),
+            "views": f"10 clips of {self.shards.clip_length} frames",
+            "items": f"{len(asked)} query and {len(searched)} gallery videos",
+            "gallery": self.gallery.dataset,
+            **about,
+        }
+
+    def tested(self) -> np.ndarray:
+        return self.folds.tested
+
+    def file_name(self, name: str) -> str:
+        name = f"{name}-other_groups" if self.leave_group_out else name
+        return f"{name}-{self.gallery.dataset}-by" if self.crossed else name
+
+    @classmethod
+    def table(cls, result: dict) -> list[str]:
+        rows = results.overall(result["rows"])
+        if not rows:
+            return listed(result["neighbours"])
+        rows = [{key: row[key] for key in row if key != "low" or row["metric"] == "top-1"} for row in rows]
+        about = "% hit among the k nearest, with the 95 % interval of k = 1"
+        return [about, *results.table(rows, cls.index, cls.columns)]
+
+
+def _part_of(source: data.Shards, rows: np.ndarray) -> str:
+    """A data set and which part of it these videos are, in words."""
+    names = {data.TRAIN: "train part", data.VALIDATION: "validation part", data.TEST: "test part"}
+    first, *others = set(source.part[rows])
+    return f"{source.dataset} ({'all videos' if others else names.get(first, 'all videos')})"
+
+
+def hits(found: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Whether one of the k nearest is of the query's class, bool [queries, k] for k = 1, 2, ...; found: classes of the nearest,
+    int64 [queries, k]; target: int64 [queries]."""
+    return np.logical_or.accumulate(found == target[:, None], axis=1)
+
+
+def candidates(query: np.ndarray, gallery: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """How many videos each query may find, int64 [queries], and how many of them are of its class.
+
+    query, gallery: classes of their videos, int64; groups: if they are the same videos, int64 [videos]: a query finds none
+    of its own group.
+    """
+    items, same_class = np.full(len(query), len(gallery)), np.bincount(gallery, minlength=query.max() + 1)[query]
+    if groups is not None:
+        both = np.unique(np.stack([groups, query]), axis=1, return_inverse=True)[1].ravel()
+        items, same_class = items - np.bincount(groups)[groups], same_class - np.bincount(both)[both]
+    return items, same_class
+
+
+def chance(
+    query: np.ndarray, gallery: np.ndarray, views: int, ks: Sequence[int], groups: np.ndarray | None = None
+) -> dict[int, float]:
+    """Per cent of queries that a random order of the gallery would hit, for each k of ks (hypergeometric); see candidates."""
+    items, same_class = (views * count for count in candidates(query, gallery, groups))
+    drawn = np.arange(max(ks))[:, None]
+    step = np.maximum(items - same_class - drawn, 0) / np.maximum(items - drawn, 1)
+    miss = np.cumprod(np.where(drawn < items, step, 1), axis=0)
+    return {k: 100 * float(1 - miss[k - 1].mean()) for k in ks}
+
+
+def listed(neighbours: list[dict]) -> list[str]:
+    """Lines of a few queries, each with its class, and the videos found for it, nearest first."""
+    lines = []
+    for query in neighbours:
+        lines += ["", f"{query['query']} ({query['label']})"]
+        found = zip(query["nearest"], query["cosines"], strict=True)
+        lines += [f"  {cosine:.4f}  {name} ({label})" for (name, label), cosine in found]
+    return [
+        f"the videos nearest to {len(neighbours)} of the queries, by cosine; no class in common, nothing is scored",
+        *lines,
+    ]

@@ -1,0 +1,239 @@
+"""Action similarity: do two videos show the same action?"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from labelgen.errors import ReadError
+from trainer.errors import ProtocolError, TrainerError
+from trainer.evaluate.protocol import Protocol, ProtocolOption
+from trainer.evaluate.protocols import data, metrics, np, progress, reading, shards, splits
+
+STAGES = 3  # the deepest ones: conv3, conv4, conv5
+COLUMNS = ("fold", "first", "second", "same")
+_TINY = 1e-12
+_MAT_BYTES = 1 << 26  # of a .mat file
+_CHUNK = 256  # pairs whose features are in memory at a time
+
+
+class Similarity(Protocol):
+    """Tell from frozen features whether two videos show the same action."""
+
+    title = "Similarity"
+    question = "Do two videos show the same action?"
+    items = (
+        "Pairs of videos, `--pairs`: ASLAN's own `View2.mat` (`action_splits_pairs`, 600 x 5 x 10), whose sample 1 is the video "
+        "`0001.avi`, or a CSV file with the columns `fold,first,second,same` (a line: `1,clip_0001.avi,clip_0002.avi,1`); a "
+        "video by its id or file name, with or without extension, or by its number. A video is the mean of its sliding clips. "
+        "`--dataset aslan` takes the folder of the videos, whose archive holds 3,697 samples (papers count 3,631)."
+    )
+    classifier = (
+        "A linear SVM on 12 (dis)similarities of the two videos' features at the three deepest stages, standardised on the "
+        "training folds; accuracy over all pairs, with an interval over pairs; as papers report "
+        "it, the mean over the folds and its standard error (deviation of the folds / root of their number); the area under one "
+        "ROC curve through the decision values of all folds, by trapezoids. With folds that are alike, as ASLAN's of 300 same "
+        "and 300 different pairs, that curve is the one of average true and false positive rates on ASLAN's results page; "
+        "ASLAN's own code (`WYtotable.m`, by its ReadMe: accuracy, standard error and AUC, of scores, labels and split numbers) "
+        "could not be read."
+    )
+    left_out = "Pairs of which a video is not in the shards; they are counted."
+    source = "Kliper-Gross et al., PAMI 2012; thesis 3.6.4."
+    options = (ProtocolOption("pairs", Path, "ASLAN's View2.mat, or a CSV file: fold,first,second,same.", shared=True),)
+    scores: metrics.ItemScores
+
+    def choose(self, pairs: str | os.PathLike | None = None) -> data.Shards:
+        if pairs is None:
+            raise ProtocolError("similarity needs the list of pairs", f"--pairs FILE ({','.join(COLUMNS)})")
+        source = self.evaluator.source()
+        self.fold, first, second, self.same, notes = read_pairs(Path(pairs), source)
+        self.videos, index = np.unique(np.concatenate([first, second]), return_inverse=True)
+        self.first, self.second = index[: len(first)], index[len(first) :]
+        self.notes += notes
+        ids = source.text("videos/id")
+        # numbered, since a list may hold a pair twice
+        names = [f"{i}: {ids[one]} | {ids[two]}" for i, (one, two) in enumerate(zip(first, second, strict=True))]
+        words = np.array(["different", "same"])
+        labels, groups = words[self.same.astype(int)], np.full(len(names), "")
+        self.scores = metrics.ItemScores(np.array(names), labels, groups, words, {})
+        return source
+
+    def rows_of(self, network: str) -> Iterator[dict]:
+        found = self.evaluator.features(network, self.shards, self.videos, "sliding")
+        keys = [key for key in found.arrays if key[1] == "max"][-STAGES:]
+        means = (found.video_means(key) for key in keys)
+        measured = np.concatenate([pair_measures(x, self.first, self.second) for x in means], axis=1)
+        score = cross_validated(measured, self.same, self.fold)
+        row = {"stage": "+".join(stage for stage, _ in keys), "pooling": "max"}
+        hit, pairs = (score > 0) == self.same, np.arange(len(self.same))
+        yield {**row, "metric": "accuracy", **self.scores.accuracy(hit, pairs, (score > 0).astype(int))}
+        folds = [self.fold == number for number in np.unique(self.fold)]
+        of_folds = [100 * hit[fold].mean() for fold in folds]
+        yield {**row, "metric": "mean over folds", "value": float(np.mean(of_folds))}
+        yield {**row, "metric": "standard error", "value": float(np.std(of_folds, ddof=1) / np.sqrt(len(folds)))}
+        yield {**row, "metric": "AUC", "value": 100 * area_under_curve(score, self.same)}
+
+    def conditions(self) -> dict[str, Any]:
+        same, folds = 100 * self.same.mean(), len(set(self.fold.tolist()))
+        return {
+            "split": None,
+            "mode": f"linear SVM on 12 (dis)similarities x {STAGES} stages, {folds} folds",
+            "views": f"all clips of {(length := self.shards.clip_length)} frames with {length // 2} overlapping, averaged",
+            "items": f"{len(self.same)} pairs of {len(self.videos)} videos, {same:.1f} % of them the same",
+            "intervals": self.scores.describe_units(np.arange(len(self.same))),
+        }
+
+    @classmethod
+    def command(cls, name: str, run: str, shards: str) -> str:
+        return f"{super().command(name, run, shards)} --pairs FILE"
+
+
+def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Fold int64 [n], rows of source.videos of both videos int64 [n], same bool [n], and notes for the reader.
+
+    path: a CSV file with the columns fold, first, second, same, or ASLAN's View2.mat. Raises TrainerError for another file.
+    """
+    ids = source.text("videos/id")
+    names = shards.VideoNames(ids)
+    numbered: dict[str, list[int]] = {}  # 0001.avi is sample 1
+    for row, name in enumerate(ids):
+        if (stem := Path(name).stem).isdecimal():
+            numbered.setdefault(str(int(stem)), []).append(row)
+    found, missing = [], 0
+    for number, *pair, alike in (_view2_pairs if path.suffix.lower() == ".mat" else _csv_pairs)(path):
+        videos = [names.spelt(name) or numbered.get(name, []) for name in pair]
+        for name, rows in zip(pair, videos, strict=True):
+            if len(rows) > 1:
+                raise TrainerError(f"{path}: {name!r} is the name of {names.told(rows)}; write the whole id")
+        if all(videos):
+            found.append((number, *(rows[0] for rows in videos), alike))
+        else:
+            missing += 1
+    if not found:
+        raise TrainerError(
+            f"{path}: none of its {missing} pairs has both videos in the shards, whose ids look like {next(iter(ids), '')!r}"
+        )
+    fold, first, second, same = (np.array(column) for column in zip(*found, strict=True))
+    for number in np.unique(fold):
+        if len(np.unique(same[fold != number])) < 2:
+            raise TrainerError(
+                f"{path}: without fold {number} there are not both same and different pairs to learn from"
+            )
+    notes = [f"{missing} pairs left out, whose videos are not in the shards"] if missing else []
+    notes += splits.incomplete(
+        source, {"videos": len(source.videos), "folds": len(np.unique(fold)), "pairs": len(fold)}
+    )
+    return fold, first, second, same, notes
+
+
+def _csv_pairs(path: Path) -> Iterator[tuple[int, str, str, bool]]:
+    try:
+        with reading.open_regular(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            if set(table.fieldnames or ()) != {"fold", "first", "second", "same"}:
+                raise TrainerError(f"{path}: columns {table.fieldnames}, expected fold, first, second, same")
+            for line in table:
+                if line["same"] not in ("0", "1") or not re.fullmatch("[0-9]{1,9}", line["fold"] or ""):
+                    raise TrainerError(
+                        f"{path}: line {table.line_num}: {line}, expected a number as fold and 0 or 1 as same"
+                    )
+                yield int(line["fold"]), line["first"] or "", line["second"] or "", line["same"] == "1"
+    except OSError as error:
+        raise TrainerError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TrainerError(f"{path}: no CSV file ({error}), expected fold,first,second,same or a .mat file") from error
+
+
+def _view2_pairs(path: Path) -> Iterator[tuple[int, str, str, bool]]:
+    """The pairs of ASLAN's View2.mat, as its ReadMe describes it: action_splits_pairs, 600 pairs x 5 x 10 folds; the five are
+    the ids of both samples, same (0 or 1), and the two actions."""
+    from scipy.io import loadmat
+
+    name = "action_splits_pairs"
+    try:
+        content = reading.read_bytes(path, _MAT_BYTES)
+    except ReadError as error:
+        raise TrainerError(str(error)) from error
+    if not content.startswith(b"MATLAB"):
+        raise TrainerError(
+            f"{path}: no MATLAB file, expected ASLAN's View2.mat, or a .csv file: fold,first,second,same"
+        )
+    try:
+        pairs = loadmat(io.BytesIO(content), variable_names=[name]).get(name, np.empty(0))
+    except Exception as error:  # of many kinds, for damaged files
+        raise TrainerError(f"{path}: damaged, or of a version that SciPy does not read ({error})") from error
+    if pairs.dtype.kind not in "iuf" or pairs.ndim != 3 or pairs.shape[1] != 5:
+        there = f"{pairs.dtype} {pairs.shape}" if pairs.size else "nothing"
+        raise TrainerError(f"{path}: {there} as {name}, expected 600 x 5 x 10 numbers: View2.mat, not train_pairs.mat")
+    ids = pairs[:, :2]
+    if not np.isin(pairs[:, 2], (0, 1)).all() or not (np.isfinite(ids) & (ids == np.floor(ids))).all():
+        raise TrainerError(f"{path}: {name}[:, :3] is not two whole numbers, and 0 or 1")
+    for fold in range(pairs.shape[2]):
+        for first, second, same in pairs[:, :3, fold].tolist():
+            yield fold + 1, str(int(first)), str(int(second)), same == 1
+
+
+def pair_measures(x: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The 12 measures of each pair of rows of x (float32 [videos, d], not negative), float64 [pairs, 12]."""
+    parts = [measures(x[first[i : i + _CHUNK]], x[second[i : i + _CHUNK]]) for i in range(0, len(first), _CHUNK)]
+    return np.concatenate(parts)
+
+
+def measures(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The 12 (dis)similarities of vectors without negative values, [n, d] each -> float64 [n, 12], in the order of
+    [thesis tab. 3.9]. If a quotient has no value (0 / 0), its term is 0; logarithms are taken of values + 1e-12."""
+    if (a < 0).any() or (b < 0).any():
+        raise TrainerError("features have negative values, for which these measures are not defined")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    both, product, difference = a + b, a * b, a - b
+    safe = np.where(both > 0, both, 1)
+    log = np.log((a + _TINY) / (b + _TINY))
+    dot = product.sum(1)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.stack(
+        [
+            dot,
+            np.sqrt(dot),
+            np.sqrt(np.sqrt(product).sum(1)),
+            np.sqrt((product / safe).sum(1)),
+            dot / np.maximum(lengths, _TINY),
+            np.sqrt((difference**2 / safe).sum(1)),
+            np.abs(difference).sum(1),
+            np.sqrt(((np.sqrt(a) - np.sqrt(b)) ** 2).sum(1)),
+            (difference * log).sum(1) / 2,
+            np.sqrt((difference**2).sum(1)),
+            np.sqrt(np.maximum(a, b) / safe).sum(1),
+            np.minimum(a, b).sum(1) / np.maximum(a.sum(1) * b.sum(1), _TINY),
+        ],
+        axis=1,
+    )
+
+
+def cross_validated(x: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Decision value of each row of x (float64 [n, d]) by an SVM trained on the other folds, float64 [n]; above 0: same."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    score, numbers = np.full(len(x), np.nan), np.unique(fold)
+    with progress.ProgressBar("same or not", len(numbers), "fold") as step:
+        for number in numbers:
+            held_out = fold == number
+            machine = make_pipeline(StandardScaler(), LinearSVC(random_state=0, max_iter=10_000))
+            score[held_out] = machine.fit(x[~held_out], same[~held_out]).decision_function(x[held_out])
+            step()
+    if np.isnan(score).any():
+        raise AssertionError(f"{np.isnan(score).sum()} of {len(score)} pairs were not scored")
+    return score
+
+
+def area_under_curve(score: np.ndarray, same: np.ndarray) -> float:
+    """Probability that a same pair scores above a different one, ties half."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(same, score))

@@ -1,0 +1,235 @@
+"""Which videos are tested, which are learnt from, and which of them a network was trained on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from trainer import data
+from trainer.checkpoint import Checkpoint, trained_splits, with_labels
+from trainer.errors import ProtocolError, TrainerError
+
+FOLDS = 5
+MOST_GROUPS = 30  # with more of them, leaving each out in turn costs more than it says
+
+
+@dataclass(frozen=True)
+class Folds:
+    """How the videos of a data set are tested.
+
+    source: the data set; parts: (test, train) of every fold, int64 rows of source.videos, the same rows twice if each video is
+    to be compared with all others; mode: in words; notes: for the reader; splits: the official split of each fold, if all of
+    them are used; pooled: every labelled video is tested once, so that all predictions count as one test
+    """
+
+    source: data.Shards
+    parts: list[tuple[np.ndarray, np.ndarray]]
+    mode: str
+    notes: list[str]
+    splits: tuple[str, ...] = ()
+    pooled: bool = True
+
+    @property
+    def apart(self) -> bool:
+        """Whether no video is both tested and learnt from in a fold."""
+        return not any(np.isin(test, train).any() for test, train in self.parts)
+
+    @property
+    def tested(self) -> np.ndarray:
+        """The tested videos of all folds, int64 rows of source.videos."""
+        return np.concatenate([test for test, _ in self.parts])
+
+
+def of_split(source: data.Shards) -> Folds:
+    """One fold: the labelled videos of the split's test part, else of its validation part, against those of its training part.
+    Without two such parts both are all labelled videos: a protocol then leaves one video, or one group of videos, out at a
+    time. Raises TrainerError when there are no labels."""
+    labelled = source.targets >= 0
+    if not labelled.any():
+        raise TrainerError(f"{source.dataset}: its videos have no class labels, which this protocol needs")
+    train = labelled & (source.part == data.TRAIN)
+    for name, value in (("test", data.TEST), ("validation", data.VALIDATION)):
+        test = labelled & (source.part == value)
+        if test.any() and train.any():
+            unused = int((~labelled & np.isin(source.part, (data.TRAIN, value))).sum())
+            parts = [(np.flatnonzero(test), np.flatnonzero(train))]
+            return Folds(source, parts, f"{name} part against train part", unlabelled(unused))
+    rows = np.flatnonzero(labelled)
+    if len(rows) < 2:
+        raise TrainerError(f"{source.dataset}: only one labelled video, there is nothing to compare it with")
+    return Folds(source, [(rows, rows)], "each video against all others", unlabelled(len(labelled) - len(rows)))
+
+
+def in_turn(source: data.Shards, split: str | int | None, learnt_labels: bool) -> Folds | None:
+    """A fold for each official split, if all are used: if "all" is asked for, or if no split is and their test parts together
+    hold every labelled video exactly once, like those that leave out one group each. None for a run that learnt labels, which
+    has seen those of the other splits' test videos, unless "all" is asked for."""
+    names = source.readers[0].splits
+    if len(names) < 2 or split not in (None, "all") or (split is None and learnt_labels):
+        return None
+    sources = [through(source, name) for name in names]
+    if split is None and not (source.targets >= 0).any():
+        return None
+    found = [of_split(one) for one in sources]
+    pooled = covers(source, np.concatenate([folds.tested for folds in found]))
+    without = next((name for name, folds in zip(names, found, strict=True) if not folds.apart), None)
+    if split is None and (without or not pooled):
+        return None
+    if without:
+        raise ProtocolError(f"{source.dataset}: split {without} has no test part", "choose one that has, --split NAME")
+    mode = f"{'each video once' if pooled else 'mean'} over splits {', '.join(names)}, {found[0].mode}"
+    notes = list(dict.fromkeys(note for folds in found for note in folds.notes))
+    return Folds(sources[0], [folds.parts[0] for folds in found], mode, notes, tuple(names), pooled)
+
+
+def learnable(folds: Folds) -> Folds:
+    """Folds from which a classifier can learn: if a video is both tested and learnt from, one group is left out at a time or,
+    without groups or with more than MOST_GROUPS of them, FOLDS stratified folds keep groups together.
+
+    Raises TrainerError if there is too little to learn from.
+    """
+    source = folds.source
+    if not folds.apart:
+        mode, held_out = _cross_validation(source, folds.tested)
+        parts = [(rows, np.setdiff1d(folds.tested, rows)) for rows in held_out]
+        folds = replace(folds, parts=parts, mode=mode)
+    unknown, notes = 0, [*folds.notes]
+    for test, train in folds.parts:
+        classes = np.unique(source.targets[train])
+        if len(classes) < 2:
+            raise TrainerError(
+                f"{source.dataset}: {len(train)} labelled videos of {len(classes)} classes to learn from, two or more are needed"
+            )
+        unknown += int((~np.isin(source.targets[test], classes)).sum())
+    if unknown:
+        notes.append(f"{unknown} test videos count as wrong: their class has no training video")
+    if len(folds.parts) > 1:
+        notes.append(rarer(source.targets, folds.parts))
+    return replace(folds, notes=notes)
+
+
+def _cross_validation(source: data.Shards, rows: np.ndarray) -> tuple[str, list[np.ndarray]]:
+    """Mode in words, and the videos that each fold tests, int64 rows of source.videos; rows: of all labelled ones."""
+    groups, grouped = groups_of(source)[rows], np.array(source.text("videos/group"))[rows] != ""
+    names = np.unique(groups)
+    if 2 <= len(names) <= MOST_GROUPS and grouped.all():
+        return f"leave one group out, {len(names)} groups", [rows[groups == name] for name in names]
+    held_out = [rows[fold] for fold in grouped_folds(source.targets[rows], groups)]
+    if not held_out:
+        raise TrainerError(
+            f"{source.dataset}: {len(rows)} labelled videos, {len(names)} groups and no class with two videos: no folds"
+        )
+    kept = ", groups kept together" if grouped.any() else ""
+    return f"{len(held_out)} stratified folds of videos{kept}", held_out
+
+
+def grouped_folds(targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """Indices int64 of each of up to FOLDS stratified folds that keep groups whole; none if there cannot be two."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    number = min(FOLDS, len(np.unique(groups)), int(np.bincount(targets).max()))
+    if number < 2:
+        return []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        folds = [held_out for _, held_out in StratifiedGroupKFold(number).split(targets, targets, groups)]
+    return [held_out for held_out in folds if 0 < len(held_out) < len(targets)]
+
+
+def groups_of(source: data.Shards) -> np.ndarray:
+    """Source group of every video; a video without one is a group of its own."""
+    return np.array(
+        [group or name for group, name in zip(*map(source.text, ("videos/group", "videos/id")), strict=True)]
+    )
+
+
+def covers(source: data.Shards, tested: np.ndarray) -> bool:
+    """Whether every labelled video is tested exactly once; tested: int64 rows of source.videos."""
+    return bool((np.bincount(tested, minlength=len(source.videos))[source.targets >= 0] == 1).all())
+
+
+def through(source: data.Shards, split: str | int | None) -> data.Shards:
+    """The same data set, seen through another of its splits."""
+    return data.Shards(Path(source.readers[0].path).parent, split, source.readers)
+
+
+def with_split(name: str, split: str | None) -> str:
+    """A data set with the split, if it has one: "ucf101, split 1"."""
+    return f"{name}, split {split}" if split else name
+
+
+def unlabelled(videos: int) -> list[str]:
+    """Note on videos that have no label."""
+    return [f"{videos} videos without label left out"] if videos else []
+
+
+def incomplete(source: data.Shards, has: dict[str, int]) -> list[str]:
+    """Note if a data set is not as its manifest says that it was published."""
+    expected = source.config.get("expected") or {}
+    published = {key: expected[key] for key in has if key in expected}
+    if all(has[key] == count for key, count in published.items()):
+        return []
+    return [f"not the whole data set: {has}, published {published}; not comparable with published numbers"]
+
+
+def rarer(targets: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Note on videos that are tested and learnt from in turn: targets int64 [n]; parts: int64 rows (or bool [n]) of each fold's
+    test and training videos."""
+    right = [targets[test] == np.bincount(targets[train]).argmax() for test, train in parts]
+    return (
+        "leaving videos out makes their own class rarer in training, so that on noise an accuracy can fall below 1 / classes; "
+        f"always the most frequent class of the others: {100 * np.concatenate(right).mean():.1f} %"
+    )
+
+
+def seen(saved: Checkpoint, source: data.Shards, tested: np.ndarray) -> list[str]:
+    """Notes about tested videos (int64 rows of source.videos) that the network was trained on, now or before."""
+    notes, tested = [], np.unique(tested)
+    for meta in (saved.meta, saved.meta.get("initial")):
+        used = 0 if meta is None else int(trained_on(meta, source)[tested].sum())
+        if meta is not None and used:
+            by = with_split(meta["settings"]["method"], meta["split"])
+            labels = "with their labels" if with_labels(meta["settings"]) else "without labels"
+            notes.append(f"{used} of the {len(tested)} tested videos are training videos of {by} ({labels})")
+    return notes
+
+
+def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
+    """Which videos of the source a run (its meta, see checkpoint) was trained on, bool [videos]; if its split is unknown
+    here, all of the data set."""
+    splits = trained_splits(meta)
+    if source.dataset not in splits:
+        return np.zeros(len(source.videos), bool)
+    split = splits[source.dataset]
+    if split not in (source.readers[0].splits or (None,)):
+        return np.ones(len(source.videos), bool)
+    then = through(source, split)
+    # which videos of several data sets were held out cannot be told from one of them: they count as trained on
+    same = meta["config_hash"] == source.config_hash and meta.get("videos", len(then.videos)) == len(then.videos)
+    if meta["settings"]["holdout"] and same:
+        then.hold_out(meta["settings"]["holdout"], meta["settings"]["seed"])
+    if meta["settings"].get("fraction", 1) < 1 and same:
+        then.keep(meta["settings"]["fraction"], meta["settings"]["seed"])
+    return then.trains
+
+
+def unseen(saved: Checkpoint, source: data.Shards) -> tuple[np.ndarray, str]:
+    """The videos that a pretext task is tested on, int64 rows of source.videos, and which they are in words: the test part of
+    the split, else its validation part, else those held out of training, else, of another data set, all. Raises ProtocolError
+    if the run saw all of them."""
+    for name, value in (("test", data.TEST), ("validation", data.VALIDATION)):
+        if (source.part == value).any():
+            return np.flatnonzero(source.part == value), f"{name} part"
+    if source.dataset not in trained_splits(saved.meta):
+        return np.arange(len(source.videos)), "all videos"
+    held_out = source.trains & ~trained_on(saved.meta, source)
+    if not held_out.any():
+        raise ProtocolError(
+            f"{source.dataset}: neither a test nor a validation part, and no video was held out of training",
+            "train with --holdout 0.1",
+        )
+    return np.flatnonzero(held_out), "videos held out of training"
