@@ -172,7 +172,8 @@ class Settings:
 
     @property
     def methods(self) -> list[str]:
-        """Names of the methods trained together."""
+        """Names of the methods trained together; of settings that name any."""
+        assert self.method is not None
         return self.method.split("+")
 
 
