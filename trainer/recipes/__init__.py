@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,9 @@ def read(name: str) -> dict[str, Any]:
 def _path(name: str, folder: Path = Path()) -> Path:
     """The file of a recipe: one in this package, by name, or any .yaml file, by its path from a folder."""
     path = folder / name if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.exists():
+    if not os.path.exists(path):  # of a path that cannot be one, Path.exists raises
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise SettingError(f"no recipe {name!r}; there are: {known}; or name a .yaml file")
+        raise SettingError(f"no recipe {name!r:.200}; there are: {known}; or name a .yaml file")
     return path
 
 
