@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -90,6 +91,12 @@ def script(entry: dict[str, Any], content: dict[str, Any]) -> list[str | Loop]:
     return nodes
 
 
+@cache
+def shards_of(name: str) -> dict[str, Any]:
+    """The configuration of the shards that a recipe is for."""
+    return recipe(name)[1]
+
+
 def labelling(shards: dict[str, Any], dataset: str, content: dict[str, Any]) -> str:
     """The folder of the first labelling of a data set that serves a recipe, which is for such shards."""
     for each in content["labellings"]:
@@ -138,14 +145,14 @@ def _substituted(nodes: list[str | Loop], name: str, value: str) -> list[str | L
 def _values(run: str, content: dict[str, Any]) -> dict[str, str]:
     """What the capitals in the commands of a run stand for."""
     finetuning = content["finetuning"][max((name for name in content["finetuning"] if run.startswith(name)), key=len)]
-    out = labelling(recipe(finetuning)[1], "ucf101", content).removesuffix("/ucf101")
+    out = labelling(shards_of(finetuning), "ucf101", content).removesuffix("/ucf101")
     if run.startswith("supervised-"):
         train, shards = (
             f"vssl finetune --recipe {finetuning} --scratch --backbone {run.partition('-')[2]}",
             f"{out}/kinetics400",
         )
     else:
-        train, shards = "vssl train --recipe $run", labelling(recipe(run)[1], run.split("-")[2], content)
+        train, shards = "vssl train --recipe $run", labelling(shards_of(run), run.split("-")[2], content)
     return {"TRAIN": train, "SHARDS": shards, "FINETUNE": finetuning, "OUT": out}
 
 
@@ -200,7 +207,7 @@ def _shards(content: dict[str, Any]) -> Iterator[str]:
     serves: dict[str, list[str]] = {}
     for name in _names():
         if not name.startswith("finetune-"):
-            folder = labelling(recipe(name)[1], name.split("-")[2], content)
+            folder = labelling(shards_of(name), name.split("-")[2], content)
             serves.setdefault(folder, []).append(name)
     body = []
     for each in content["labellings"]:
@@ -231,7 +238,7 @@ def _recipes() -> Iterator[str]:
         assumed = [f"{key} {_value(entry['value'])}" for key, entry in settings.items() if entry["source"] == "assumed"]
         shards = {key: entry["value"] for key, entry in content["shards"].items() if entry["source"] == "assumed"}
         assumed += [labelgen_options({key: value}) for key, value in shards.items()]
-        found.append([f"`{name}`", f"`{labelgen_options(recipe(name)[1])}`", ", ".join(assumed) or "nothing"])
+        found.append([f"`{name}`", f"`{labelgen_options(shards_of(name))}`", ", ".join(assumed) or "nothing"])
     yield from _markdown(["recipe", "is for shards of `vssl labelgen` with", "assumed"], found)
 
 

@@ -12,7 +12,7 @@ from docs import papers
 from trainer.backbones import BACKBONES
 from trainer.methods import METHODS
 from trainer.pages.published import PUBLISHED
-from trainer.recipes import RECIPES, read, recipe
+from trainer.recipes import RECIPES, read
 
 CONTENT = yaml.safe_load(papers.PAPERS.read_text())
 ENTRIES = {(source, item): entry for source, items in CONTENT["items"].items() for item, entry in items.items()}
@@ -109,7 +109,7 @@ def test_shards_of_a_recipe_become_options_of_labelgen():
     assert papers.labelgen_options(shards) == "--crop 112 --clips all --paces 1/2,-1 --allow-wrap --order-clips 3"
     assert papers.labelgen_options({"allow_wrap": False}) == ""
     for path in RECIPES.glob("*.yaml"):
-        assert accepted(f"vssl labelgen {papers.labelgen_options(recipe(path.stem)[1])}")
+        assert accepted(f"vssl labelgen {papers.labelgen_options(papers.shards_of(path.stem))}")
 
 
 def test_every_recipe_runs_a_row_or_stands_in_a_command():

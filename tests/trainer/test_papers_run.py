@@ -133,7 +133,7 @@ def test_one_labelling_serves_the_recipes_of_ucf101():
     serving = [each for each in CONTENT["labellings"] if each["dataset"] == "ucf101"]
     (first,) = [each for each in serving if "out" not in each]
     runs = {run for entry in ENTRIES for _, run, _ in papers.rows(entry) if run and run.split("-")[2:3] == ["ucf101"]}
-    served = [run for run in runs if papers.labelling(papers.recipe(run)[1], "ucf101", CONTENT) == "out/ucf101"]
+    served = [run for run in runs if papers.labelling(papers.shards_of(run), "ucf101", CONTENT) == "out/ucf101"]
     assert len(served) == 27 and first["clips"] is None and first["rows"] == 400
 
 
