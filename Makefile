@@ -30,7 +30,7 @@ lint: .venv/installed  ## check style and types
 
 docs: .venv/installed  ## print the tables of README.md and docs/ anew
 	$(BIN)/python docs/tables.py
-	$(BIN)/python -m trainer.papers > docs/papers.md
+	$(BIN)/python docs/papers.py
 
 bench: .venv/installed  ## print the tables of measurements
 	$(BIN)/python benchmarks/flow.py

@@ -3,74 +3,125 @@ benchmarks/results/NAME.json, which `vssl study` wrote as study.json, `study:NAM
 
 from __future__ import annotations
 
+import inspect
 import json
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from labelgen.manifest.form import builtin_manifests, read_manifest
+from labelgen.shards.schema import fields
+from trainer.backbones import BACKBONES, create
 from trainer.evaluate import PROTOCOLS, protocol_class
+from trainer.methods import METHODS, method_class
+from trainer.methods.method import Method
+from trainer.options import Option
+from trainer.settings import DECLARATIONS, DEFAULT_BACKBONE, Declaration
 from trainer.study.results import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WORDS = {
-    "question": "Question",
-    "items": "Items",
-    "classifier": "Classifier",
-    "left_out": "Left out",
-    "source": "Source",
-}
 
 
-def protocols() -> list[str]:
-    """What each protocol measures."""
-    lines = []
-    for name in PROTOCOLS:
-        protocol = protocol_class(name)
-        lines += ["", f"### `vssl eval {name}`: {protocol.title}", ""]
-        lines += [f"- **{word}**: {getattr(protocol, key)}" for key, word in WORDS.items()]
-    return lines[1:]
+def shards() -> list[str]:
+    """The data sets of a shard."""
+    what = "JPEG frames end to end, a video's frames adjacent; contiguous and uncompressed, so it can be read by file offset"
+    rows = [("`/frames/jpeg`", "uint8", "bytes", what)]
+    for field in fields():
+        name = "UTF-8" if field.dtype is str else np.dtype(field.dtype).name
+        missing = f"; {field.missing} where the video is too short" if field.missing else ""
+        rows.append((f"`/{field.name}`", name, ", ".join(map(str, field.axes)), f"{field.about}{missing}"))
+    return table(("data set", "type", "axes", "what"), rows)
+
+
+def manifests() -> list[str]:
+    """The built-in data sets."""
+    rows = []
+    for name in builtin_manifests():
+        spec = read_manifest(name)
+        counts = (f"{count:,}" if count else "" for count in map(spec.get("expected", {}).get, ("videos", "classes")))
+        splits = " ".join(spec.get("splits", {}).keys() - {"names"})
+        rows.append((f"`{name}`", *counts, splits.replace("_", " "), spec.get("licence", "")))
+    return table(("data set", "videos", "classes", "splits", "licence"), rows)
+
+
+def methods() -> list[str]:
+    """What each method learns, from what, and who published it."""
+    rows = [(f"`{name}`", of.task, of.sample, of.source) for name, of in _methods()]
+    return table(("method", "pretext task", "one sample", "source"), rows)
+
+
+def defaults() -> list[str]:
+    """The settings that each method has unless others are given."""
+    rows = []
+    for name, of in _methods():
+        d = of.defaults
+        schedule = f"/ 10 every {d['drop_every']}" if d["schedule"] == "step" else d["schedule"]
+        numbers = f"{d['lr']:g}", schedule, f"{d['momentum']:g}", f"{d['weight_decay']:g}"
+        rows.append(
+            (f"`{name}`", *numbers, d["batch_size"], d["epochs"], d["jitter"], d.get("backbone", DEFAULT_BACKBONE))
+        )
+    head = ("defaults of", "lr", "schedule", "momentum", "weight decay", "batch", "epochs", "jitter", "backbone")
+    return table(head, rows)
+
+
+def options() -> list[str]:
+    """The options of each method."""
+    rows = [
+        (f"`{name}`", f"`{key}`", str(option.default).lower(), _values(option), option.help)
+        for name, of in _methods()
+        for key, option in of.options.items()
+    ]
+    return table(("options of", "name", "default", "values", "what"), rows)
+
+
+def backbones() -> list[str]:
+    """Each backbone's size and the first line of its docstring."""
+    rows = []
+    for name, target in BACKBONES.items():
+        with torch.device("meta"):
+            network = create(name)
+        parameters = sum(weight.numel() for weight in network.parameters())
+        about = (inspect.getdoc(pkgutil.resolve_name(target)) or "").split("\n")[0].rstrip(".")
+        rows.append((f"`{name}`", f"{parameters:,}", network.features, about))
+    return table(("backbone", "parameters", "features", ""), rows)
+
+
+def settings() -> list[str]:
+    """Every setting of a run but the options of methods."""
+    rows = [
+        (f"`{name}`", of.shown_default, _values(of), "yes" if of.may_change else "", of.help)
+        for name, of in DECLARATIONS.items()
+        if name not in ("method", "backbone", "options")  # which have tables of their own
+    ]
+    return table(("setting", "default", "values", "may change on resume", "what"), rows)
 
 
 def commands() -> list[str]:
-    """The commands of all protocols."""
-    rows = [f"| `vssl eval {name}` | {protocol_class(name).question} |" for name in PROTOCOLS]
-    return ["| command | question |", "|---|---|", *rows]
+    """The commands that evaluate."""
+    return table(
+        ("command", "question"), [(f"`vssl eval {name}`", protocol_class(name).question) for name in PROTOCOLS]
+    )
 
 
-TABLES: dict[str, str | Callable[[], list[str]]] = {  # name -> function without arguments that gives lines of Markdown
-    "shards": "labelgen.shards.schema:table",
-    "manifests": "labelgen.manifest.form:table",
-    "manifest-names": "labelgen.manifest.form:names",
-    "methods": "trainer.tables:methods",
-    "defaults": "trainer.tables:defaults",
-    "options": "trainer.tables:options",
-    "backbones": "trainer.tables:backbones",
-    "backbone-names": "trainer.tables:backbone_names",
-    "settings": "trainer.tables:settings",
-    "commands": commands,
-    "protocols": protocols,
-}
+def protocols() -> list[str]:
+    """What each protocol measures, in a block of its own."""
+    lines = []
+    for name in PROTOCOLS:
+        of = protocol_class(name)
+        about = {"Question": of.question, "Items": of.items, "Classifier": of.classifier}
+        about |= {"Left out": of.left_out, "Source": of.source}
+        lines += ["", f"### `vssl eval {name}`: {of.title}", ""]
+        lines += [f"- **{word}**: {text}" for word, text in about.items()]
+    return lines[1:]
 
 
-def filled(text: str) -> str:
-    """The text of a page with every table printed anew. Raises KeyError for a table that nothing prints."""
-
-    def table(match: re.Match) -> str:
-        kind, _, name = match[1].partition(":")
-        if kind == "study":
-            lines = _study(name)
-        else:
-            printer = TABLES[match[1]]
-            lines = pkgutil.resolve_name(printer)() if isinstance(printer, str) else printer()
-        return "\n".join([f"<!-- table: {match[1]} -->", *lines, "<!-- end -->"])
-
-    return re.sub(r"<!-- table: ([^\n]+?) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
-
-
-def _study(name: str) -> list[str]:
-    """The tables of a study that has run, or of one of its measures."""
+def study(name: str) -> list[str]:
+    """The tables of a study that has run; name: of its file, or NAME:MEASURE for one of its measures."""
     name, _, measure = name.partition(":")
     content = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
     if measure:
@@ -80,6 +131,54 @@ def _study(name: str) -> list[str]:
         ]
         content["columns"] = [content["columns"][i] for i in kept]
     return markdown(content).splitlines()
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "shards": shards,
+    "manifests": manifests,
+    "manifest-names": lambda: names(builtin_manifests()),
+    "methods": methods,
+    "defaults": defaults,
+    "options": options,
+    "backbones": backbones,
+    "backbone-names": lambda: names(BACKBONES),
+    "settings": settings,
+    "commands": commands,
+    "protocols": protocols,
+}
+
+
+def filled(text: str) -> str:
+    """The text of a page with every table printed anew. Raises KeyError for a table that nothing prints."""
+
+    def printed(match: re.Match[str]) -> str:
+        kind, _, name = match[1].partition(":")
+        lines = study(name) if kind == "study" else TABLES[match[1]]()
+        return "\n".join([f"<!-- table: {match[1]} -->", *lines, "<!-- end -->"])
+
+    return re.sub(r"<!-- table: ([^\n]+?) -->\n.*?<!-- end -->", printed, text, flags=re.DOTALL)
+
+
+def names(registry: Iterable[str]) -> list[str]:
+    """A line of Markdown: the names of a registry."""
+    return [", ".join(f"`{name}`" for name in registry)]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return lines + [f"| {' | '.join(map(str, row))} |" for row in rows]
+
+
+def _methods() -> Iterator[tuple[str, type[Method]]]:
+    return ((name, method_class(name)) for name in METHODS)
+
+
+def _values(declared: Option | Declaration) -> str:
+    """The choices or the range of a declaration in words."""
+    if declared.choices:
+        return ", ".join(f"`{choice}`" for choice in declared.choices)
+    return declared.range.words if declared.range else ""
 
 
 if __name__ == "__main__":

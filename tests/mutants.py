@@ -31,7 +31,7 @@ from trainer.evaluate.features import networks
 from trainer.evaluate.protocols.similarity import _view2_pairs
 from trainer.evaluate.results import read_results
 from trainer.pages.report import report
-from trainer.recipes import RECIPES, parse_options, recipe
+from trainer.recipes import RECIPES, parse_options, read, recipe
 from trainer.settings import TYPES, Settings, over, resolve
 from trainer.study import file as study_file
 from trainer.training import train
@@ -308,7 +308,8 @@ class Mutants:
 
     def recipe(self, rng: random.Random) -> None:
         path = self.place / "mine.yaml"
-        whole = rng.choice(sorted(RECIPES.glob("*.yaml"))).read_text()
+        file = rng.choice(sorted(RECIPES.glob("*.yaml")))
+        whole = rng.choice([file.read_text(), yaml.safe_dump(read(file.stem))])  # what it changes, and all that it says
         do = rng.random()
         if do < 0.8:
             text = yaml.safe_dump(changed(yaml.safe_load(whole), rng), allow_unicode=True)

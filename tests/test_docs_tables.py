@@ -1,15 +1,10 @@
 """The tables of README.md and docs/ are those that the code prints."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
-tables = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tables)
+from docs import tables
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)

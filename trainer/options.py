@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from trainer.errors import SettingError
 
@@ -54,15 +55,15 @@ class Option:
         return value
 
 
-def check_value(name: str, value: object, range: Range | None, choices: tuple[str, ...]) -> None:
-    """Raises SettingError for a value outside of the range, or that is none of the choices where there are any."""
+def check_value(name: str, value: Any, range: Range | None, choices: tuple[str, ...]) -> None:
+    """Raises SettingError for a value outside of the range, and for one that is not among the choices, if there are any."""
     if range and not range.holds(value):
         raise SettingError(f"{name} is {value}, expected {range.words}")
     if choices and value not in choices:
         raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(choices)}")
 
 
-def typed(name: str, value: object, kind: type) -> object:
+def typed(name: str, value: Any, kind: type) -> Any:
     """The value, a whole number as float where one is meant. Raises SettingError for another type and for numbers that are
     not finite or too large."""
     for number in value if isinstance(value, list) else [value]:

@@ -24,11 +24,11 @@ WORKERS = default_workers()
 
 @dataclass(frozen=True)
 class Declaration:
-    """One line of help about a setting, its default (None: the method's) and which values make sense.
+    """A setting: its default (None: the method's), a line of help and which values make sense.
 
-    default_words: the default in words, where its value says too little
-    may_change: does not change what is computed, so that a resumed run may have another value
-    commands: those that have an option of its name; a recipe may set it in any case
+    default_words: the default in words, if its value says too little
+    may_change: the setting does not change what is computed, so that a resumed run may have another value
+    commands: those with an option of this name; a recipe may set it in any case
     """
 
     default: object
@@ -54,9 +54,9 @@ class Settings:
 
     method: str | None = _declared("pace", f"{', '.join(METHODS)}; or several: pace+statistics", commands=("train",))
     weights: list | None = _declared(
-        None, "Of the losses of several methods: 1,0.5", default_words="all 1", commands=("train",)
+        None, "Weights of the losses of several methods, such as 1,0.5", default_words="all 1", commands=("train",)
     )
-    options: dict | None = _declared(None, "Of the methods, {method: {name: value}}", commands=())
+    options: dict | None = _declared(None, "Options of the methods, {method: {name: value}}", commands=())
     backbone: str | None = _declared(
         None,
         ", ".join(backbones.BACKBONES),
@@ -67,7 +67,7 @@ class Settings:
     )
     shard_weights: list | None = _declared(
         None,
-        "Of several --shards: how often each sample of one is shown where one of another is shown once: 1,4",
+        "With several --shards: how often a sample of each is shown, relative to the others, such as 1,4",
         default_words="all 1",
         commands=("train",),
     )
@@ -99,21 +99,23 @@ class Settings:
     )
     pacing: str | None = _declared(
         "single",
-        "Of a curriculum, the share of the clips seen: half; or .04 x 1.9^k, in stages of fixed or varied length",
+        "Share of the clips that a curriculum shows: half; or .04 x 1.9^k, in stages of fixed or varied length",
         choices=("single", "fixed", "varied"),
         commands=("train",),
     )
-    seed: int | None = _declared(0, "Of the initial weights and of every draw", at_least(0))
+    seed: int | None = _declared(0, "Random seed of initial weights, sampling and augmentation", at_least(0))
 
-    epochs: int | None = _declared(None, "Each shows every sample `repeats` times", between(1, 1_000_000))
+    epochs: int | None = _declared(None, "Epochs; each shows every sample `repeats` times", between(1, 1_000_000))
     repeats: int | None = _declared(
-        1, "Showings of each sample in an epoch, each a draw of its own", between(1, 10_000)
+        1, "Passes over the samples in an epoch, each with new random draws", between(1, 10_000)
     )
     batch_size: int | None = _declared(None, "Samples per step at most, over all processes", between(1, 1 << 16))
-    accumulate: int | None = _declared(1, "Parts in which a step is computed", between(1, 1 << 16))
+    accumulate: int | None = _declared(
+        1, "Gradient accumulation: parts in which a step is computed", between(1, 1 << 16)
+    )
     lr: float | None = _declared(None, "Learning rate at the start", POSITIVE)
     optimizer: str | None = _declared("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adamw"))
-    momentum: float | None = _declared(None, "Of SGD; AdamW's first beta", at_least(0), commands=())
+    momentum: float | None = _declared(None, "Momentum of SGD, or the first beta of AdamW", at_least(0), commands=())
     weight_decay: float | None = _declared(None, "On all parameters", at_least(0), commands=())
     schedule: str | None = _declared(
         None,
@@ -122,7 +124,7 @@ class Settings:
     )
     drop_every: int | None = _declared(None, "Epochs between two drops of the step schedule", POSITIVE, commands=())
     clip: float | None = _declared(
-        0.0, "Largest norm of a step's gradients, which are scaled to it; 0: any", at_least(0), default_words="none"
+        0.0, "Clip the norm of the gradients to this value; 0: off", at_least(0), default_words="none"
     )
     ema: float | None = _declared(0.0, "Decay of averaged weights, which evaluation then uses; 0: none", SHARE)
     sync_bn: bool | None = _declared(
@@ -133,7 +135,7 @@ class Settings:
     )
     precision: str | None = _declared(
         "auto",
-        "Of the network; losses are float32",
+        "Precision of the backbone; heads and losses are float32",
         choices=("auto", "bf16", "tf32", "float32"),
         default_words="bf16 on CUDA, else float32",
     )
@@ -157,14 +159,14 @@ class Settings:
     )
     keep_every: int | None = _declared(
         0,
-        "Epochs between two checkpoints that stay, in RUN/kept, to be evaluated; 0: none",
+        "Keep a checkpoint of every N-th epoch in RUN/kept, to evaluate it; 0: none",
         at_least(0),
         default_words="none",
         may_change=True,
     )
     log_every: int | None = _declared(
         10,
-        "Seconds between two lines where there is no terminal; the first step is told at once",
+        "Seconds between two lines of progress if there is no terminal; the first step is printed at once",
         POSITIVE,
         may_change=True,
         commands=(),
@@ -172,7 +174,8 @@ class Settings:
 
     @property
     def methods(self) -> list[str]:
-        """Names of the methods trained together."""
+        """Names of the methods trained together; of settings that name any."""
+        assert self.method is not None
         return self.method.split("+")
 
 
@@ -227,7 +230,7 @@ def _shard_weights(given: list | None) -> list[int]:
 
 
 def over(recipe: Settings, given: Settings) -> Settings:
-    """A recipe's settings, with those given in their place."""
+    """A recipe's settings, with those that are given replaced."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     if "options" in changes:
         for both in (recipe.options or {}, changes["options"]):
@@ -241,7 +244,7 @@ def over(recipe: Settings, given: Settings) -> Settings:
 
 
 def resumed(given: Settings, stored: dict, run: Path) -> Settings:
-    """The stored settings of a run, with what is given and may change. Raises SettingError for other differences."""
+    """The stored settings of a run, with those that are given and may change. Raises TrainerError for other differences."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     options = changes.pop("options", {})
     stored = asdict(resolve(Settings(**stored)))  # one of an older version lacks settings

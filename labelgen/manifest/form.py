@@ -54,22 +54,6 @@ def builtin_manifests() -> dict[str, Traversable]:
     return {name[:-5]: file for name, file in sorted((file.name, file) for file in files) if name.endswith(".yaml")}
 
 
-def table() -> list[str]:
-    """The lines of the Markdown table of all built-in data sets, for docs/manifests.md."""
-    lines = ["| data set | videos | classes | splits | licence |", "|---|---|---|---|---|"]
-    for name in builtin_manifests():
-        spec = read_manifest(name)
-        counts = (f"{count:,}" if count else "" for count in map(spec.get("expected", {}).get, ("videos", "classes")))
-        splits = " ".join(spec.get("splits", {}).keys() - {"names"})
-        lines.append(f"| `{name}` | {' | '.join(counts)} | {splits.replace('_', ' ')} | {spec.get('licence', '')} |")
-    return lines
-
-
-def names() -> list[str]:
-    """A Markdown line: the names of the built-in data sets."""
-    return [", ".join(f"`{name}`" for name in builtin_manifests())]
-
-
 def read_manifest(dataset: str) -> dict[str, Any]:
     """The content of a built-in manifest, by its name, or of a file (.yaml); see `load` for what is raised."""
     source: Path | Traversable

@@ -116,19 +116,3 @@ def attributes(shared: Mapping[str, Any], sha256: Mapping[str, str]) -> dict[str
         if kind.settings and kind.name in shared["kinds"]:
             found[kind.name] = {setting: json.dumps(shared["config"][setting]) for setting in kind.settings}
     return found
-
-
-def table() -> list[str]:
-    """The lines of the Markdown table of all data sets, for docs/shards.md."""
-    lines = [
-        "| data set | type | axes | what |",
-        "|---|---|---|---|",
-        "| `/frames/jpeg` | uint8 | bytes | JPEG frames end to end, a video's frames adjacent; contiguous and uncompressed, "
-        "so it can be read by file offset |",
-    ]
-    for field in fields():
-        name = "UTF-8" if field.dtype is str else np.dtype(field.dtype).name
-        axes = ", ".join(str(axis) for axis in field.axes)
-        missing = f"; {field.missing} where the video is too short" if field.missing else ""
-        lines.append(f"| `/{field.name}` | {name} | {axes} | {field.about}{missing} |")
-    return lines

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from joblib.externals.loky import get_reusable_executor
 
 from cli.main import main
+from docs import tables
 from labelgen import decode, flow, labels, shards
 from labelgen.config import Config
 from labelgen.errors import ShardError
@@ -29,7 +30,6 @@ from labelgen.run import plan
 from labelgen.run.plan import configuration, file_sizes
 from labelgen.shards import ShardReader, open_shards
 from labelgen.shards.describe import describe
-from labelgen.shards.schema import table
 from labelgen.shards.verify import verify
 from tests.labelgen.synthetic import write_video
 
@@ -79,7 +79,7 @@ def test_a_new_kind_is_labelled_read_verified_and_described(new_kinds, videos, t
     assert [kind.name for kind in shard.kinds][-2:] == ["brightness", "still"]
     assert f"brightness {means.mean():.1f}\n" in vssl("shards", "info", tmp_path / "out")
     assert vssl("shards", "verify", tmp_path / "out") == "1 shards are sound\n"
-    assert any("`/brightness/mean` | float32 | clips, clip_length, 3" in line for line in table())
+    assert any("`/brightness/mean` | float32 | clips, clip_length, 3" in line for line in tables.shards())
 
     with h5py.File(shard.path, "r+") as file:
         file["brightness/mean"][0] = 300
@@ -110,10 +110,6 @@ def test_the_kinds_are_registered_under_their_names_and_named_after_their_groups
     for kind in kinds():
         assert {field.name.split("/")[0] for field in kind.fields} == {kind.name}
         assert {field.axes[0] for field in kind.fields} == {"clips" if kind.of_clip else "videos"}
-
-
-def test_the_table_of_the_docs_is_printed_from_the_declarations():
-    assert "\n".join(table()) in (DOCS / "shards.md").read_text(), "print it with labelgen.shards.schema.table()"
 
 
 # --- versions

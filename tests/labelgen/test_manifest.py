@@ -8,7 +8,6 @@ import pytest
 from labelgen.decode import frames
 from labelgen.errors import ConfigError, DecodeError, ManifestError, VsslError
 from labelgen.manifest import load, patterns, select, split_name
-from labelgen.manifest.form import table
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 HMDB_CLASSES = 51
@@ -394,11 +393,6 @@ def test_real_grid():
     dataset = real("grid")
     assert len(dataset.videos) == 600 and not dataset.missing and not dataset.unlisted
     assert dataset.classes == ("bin", "lay", "place", "set")
-
-
-def test_the_table_of_the_docs_is_printed_from_the_manifests():
-    docs = Path(__file__).parents[2] / "docs" / "manifests.md"
-    assert "\n".join(table()) in docs.read_text(), "print it with labelgen.manifest.form.table()"
 
 
 # --- manifests of strangers

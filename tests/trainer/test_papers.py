@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from cli.main import main
-from trainer import papers
+from docs import papers
 from trainer.backbones import BACKBONES
 from trainer.methods import METHODS
 from trainer.pages.published import PUBLISHED
-from trainer.recipes import RECIPES, recipe
+from trainer.recipes import RECIPES, read
 
 CONTENT = yaml.safe_load(papers.PAPERS.read_text())
 ENTRIES = {(source, item): entry for source, items in CONTENT["items"].items() for item, entry in items.items()}
@@ -139,7 +139,7 @@ def test_shards_of_a_recipe_become_options_of_labelgen():
     assert papers.labelgen_options(shards) == "--crop 112 --clips all --paces 1/2,-1 --allow-wrap --order-clips 3"
     assert papers.labelgen_options({"allow_wrap": False}) == ""
     for path in RECIPES.glob("*.yaml"):
-        assert accepted(f"vssl labelgen {papers.labelgen_options(recipe(path.stem)[1])}")
+        assert accepted(f"vssl labelgen {papers.labelgen_options(papers.shards_of(path.stem))}")
 
 
 def test_every_recipe_runs_a_row_or_stands_in_a_command():
@@ -182,14 +182,11 @@ def test_numbers_agree_with_those_of_the_report():
 
 
 def test_the_page_is_the_printed_one():
-    page = papers.PAPERS.parents[1] / "docs" / "papers.md"
-    assert page.read_text() == "\n".join(papers.table()) + "\n", (
-        "print it again: python -m trainer.papers > docs/papers.md"
-    )
+    assert papers.PAGE.read_text() == "\n".join(papers.page()) + "\n", "run `make docs`"
 
 
 def test_the_page_names_every_number_and_what_recipes_assume():
-    lines = papers.table()
+    lines = papers.page()
     text = "\n".join(lines)
     for (source, item), entry in ENTRIES.items():
         assert f"### {source} {item}: {entry['title']}" in lines
@@ -198,8 +195,7 @@ def test_the_page_names_every_number_and_what_recipes_assume():
                 assert value is None or str(value) in text, (item, label, value)
     for name in NAMES:
         (line,) = (line for line in lines if line.startswith(f"| `{name}` |"))
-        has = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["settings"]
-        assert ("momentum 0.9" in line) == (has["momentum"]["source"] == "assumed")
+        assert ("momentum 0.9" in line) == (read(name)["settings"]["momentum"]["source"] == "assumed")
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import yaml
 from click.testing import CliRunner
 
 from cli.main import main
+from docs import papers
 from tests.trainer.official import DATASETS
-from trainer import checkpoint, papers
+from trainer import checkpoint
 
 CONTENT = yaml.safe_load(papers.PAPERS.read_text())
-PAGE = papers.PAPERS.parents[1] / "docs" / "papers.md"
 LABELLINGS = [papers.labelgen(each) for each in CONTENT["labellings"]]
 ENTRIES = [entry for items in CONTENT["items"].values() for entry in items.values()]
 PRINTED = [command for entry in ENTRIES for command in papers.commands(papers.script(entry, CONTENT))]
@@ -111,7 +111,7 @@ def test_every_command(command, run):
 
 def test_the_page_can_be_copied_into_bash():
     """The code of the page, in a shell whose vssl prints what it is given."""
-    code = "\n".join(line[4:] for line in PAGE.read_text().splitlines() if line.startswith("    "))
+    code = "\n".join(line[4:] for line in papers.PAGE.read_text().splitlines() if line.startswith("    "))
     echo = 'vssl() { printf "vssl"; printf " %q" "$@"; echo; }'
     shell = subprocess.run(["bash", "-euc", f"{echo}\n{code}"], capture_output=True, text=True, check=True)
     told = [shlex.split(line) for line in shell.stdout.splitlines()]
@@ -133,7 +133,7 @@ def test_one_labelling_serves_the_recipes_of_ucf101():
     serving = [each for each in CONTENT["labellings"] if each["dataset"] == "ucf101"]
     (first,) = [each for each in serving if "out" not in each]
     runs = {run for entry in ENTRIES for _, run, _ in papers.rows(entry) if run and run.split("-")[2:3] == ["ucf101"]}
-    served = [run for run in runs if papers.labelling(papers.recipe(run)[1], "ucf101", CONTENT) == "out/ucf101"]
+    served = [run for run in runs if papers.labelling(papers.shards_of(run), "ucf101", CONTENT) == "out/ucf101"]
     assert len(served) == 27 and first["clips"] is None and first["rows"] == 400
 
 

@@ -7,7 +7,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from cli.main import main
@@ -15,8 +14,9 @@ from labelgen.config import Config
 from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint, data
 from trainer.backbones import BACKBONES
+from trainer.extends import chain
 from trainer.methods import METHODS, method_class
-from trainer.recipes import RECIPES, recipe
+from trainer.recipes import RECIPES, read, recipe
 from trainer.settings import resolve
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
@@ -134,17 +134,30 @@ PUBLISHED = {
 }
 
 
-def content(name):
-    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
-
-
 def entries(name):
-    """(where, key, value, source) of every entry of a recipe file."""
-    has = content(name)
+    """(where, key, value, source) of every entry of a recipe."""
+    has = read(name)
     options = has["settings"].pop("options", {})
     for where, part in (("settings", has["settings"]), ("options", options), ("shards", has["shards"])):
         for key, entry in part.items():
             yield where, key, entry["value"], entry["source"]
+
+
+def files(name):
+    """(path, content) of the files that a recipe is made of, its own last."""
+    return list(chain(RECIPES / f"{name}.yaml", lambda base, _: RECIPES / f"{base}.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_says_what_differs_from_the_one_that_it_extends(name):
+    *bases, (_, own) = files(name)
+    assert len(bases) < 4 and len(own["about"]) > 40
+    if bases:
+        base = read(bases[-1][0].stem)
+        parts = [(own.get(part, {}), base[part]) for part in ("settings", "shards")]
+        parts += [tuple(part.pop("options", {}) for part in parts[0])]
+        assert any(given for given, _ in parts)
+        assert not [key for given, extended in parts for key in given if given[key] == extended.get(key)]
 
 
 def test_every_recipe_is_in_the_table():
@@ -190,7 +203,6 @@ def test_nothing_is_left_to_defaults_and_all_has_a_source(name):
     Config(**shards | ({"paces": tuple(shards["paces"])} if "paces" in shards else {}))
     for where, key, _, source in entries(name):
         assert SOURCE.fullmatch(source), f"{where}: {key}: {source!r}"
-    assert len(content(name)["about"]) > 40
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -207,10 +219,12 @@ def test_what_the_shards_store_is_enough_for_every_draw(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("pace-") and "ucf101" in name])
 def test_every_set_of_paces_is_trained_on_all_videos_of_ucf101(name):
-    about, shards = " ".join(content(name)["about"].split()), recipe(name)[1]
+    shards = recipe(name)[1]
     widest = max(abs(Fraction(pace)) for pace in shards["paces"])
     frames = int((shards.get("clip_length", 16) - 1) * widest) + 1
     assert shards.get("allow_wrap") or shards["wrap_any"]
+    abouts = [" ".join(own["about"].split()) for _, own in files(name)]
+    about = next(about for about in reversed(abouts) if "fewer than the " in about)
     assert f"fewer than the {frames} frames" in about and ("% of UCF101's training videos" in about) == (frames > 16)
 
 
@@ -241,7 +255,20 @@ def shards_for(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("name", NAMES)
+def kind(name):
+    """Method, family of the backbone, options of the method, and how the samples are chosen."""
+    settings, _ = recipe(name)
+    backbone = BACKBONES[BACKBONES_OF.get(name) or settings.backbone or "r3d10"].partition(":")[0]
+    chosen = [key for key in ("subset", "fraction", "pacing") if getattr(settings, key) is not None]
+    return settings.method, backbone, *sorted((settings.options or {}).get(settings.method, ())), *chosen
+
+
+KINDS = {kind(name): name for name in reversed(NAMES)}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in KINDS.values() else pytest.mark.slow) for name in NAMES]
+)
 def test_a_recipe_runs_two_steps(name, shards_for, here):
     settings, expected = recipe(name)
     shards = shards_for(expected)

@@ -6,9 +6,9 @@ from click.testing import CliRunner
 
 from cli.main import main
 from cli.train import finetune, train
-from trainer.errors import TrainerError
+from trainer.errors import SettingError, TrainerError
 from trainer.methods import METHODS, method_class
-from trainer.recipes import parse_options, recipe
+from trainer.recipes import parse_options, read, recipe
 from trainer.settings import DECLARATIONS, Settings, default_workers, over, resolve, resumed
 
 
@@ -127,6 +127,45 @@ def test_recipes_with_mistakes(tmp_path, entries, message):
         recipe(write(tmp_path / "bad.yaml", entries))
 
 
+def test_a_recipe_extends_another_one(tmp_path):
+    write(
+        tmp_path / "one.yaml",
+        {"lr": {"value": 0.5, "source": "a"}, "options": {"temperature": {"value": 1.0, "source": "b"}}},
+        extends="pace-r2plus1d10-ucf101-same-context",
+    )
+    two = write(tmp_path / "two.yaml", {}, extends="one.yaml", shards={"rows": {"value": 7, "source": "c"}})
+    base, base_shards = recipe("pace-r2plus1d10-ucf101-same-context")
+    settings, shards = recipe(two)
+    assert settings == over(base, Settings(lr=0.5, options={"pace": {"temperature": 1.0}}))
+    assert shards == base_shards | {"rows": 7} != base_shards
+    (tmp_path / "three.yaml").write_text("about: nothing differs\nextends: two.yaml\n")
+    assert recipe(str(tmp_path / "three.yaml")) == (settings, shards)
+    entries = read(two)["settings"]
+    assert entries["lr"] == {"value": 0.5, "source": "a"} and entries["epochs"] == {"value": 20, "source": "thesis 4.3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("pacy", {}, "bad.yaml: extends 'pacy': no recipe 'pacy'; there are: .*pace-c3d-ucf101"),
+        ("other.yaml", {}, "bad.yaml: extends 'other.yaml': no recipe"),
+        ("bad.yaml", {}, "bad.yaml: more than 10 files .* expected fewer; does one extend itself"),
+        (["pace-c3d-ucf101"], {}, r"bad.yaml: extends is \['pace-c3d-ucf101'\], expected the name of a file"),
+        ("pace-c3d-ucf101", {"lr": {"value": 0.1}}, "bad.yaml: settings: lr is {'value': 0.1}, expected {value"),
+        ("pace-c3d-ucf101", {"lr": {"value": -1.0, "source": "x"}}, "bad.yaml: lr is -1.0, expected more than 0"),
+        ("pace-c3d-ucf101", {"speed": {"value": 1, "source": "x"}}, "bad.yaml: settings: unknown key 'speed'"),
+        ("empty.yaml", None, "bad.yaml: no settings, expected some"),
+    ],
+)
+def test_recipes_that_extend_wrongly(tmp_path, name, settings, message):
+    (tmp_path / "empty.yaml").write_text("about: nothing\n")
+    content = {"about": "a test", "extends": name} | ({} if settings is None else {"settings": settings})
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(TrainerError, match=message) as error:
+        recipe(str(tmp_path / "bad.yaml"))
+    assert not isinstance(error.value, SettingError)  # the file is wrong, not the command
+
+
 def test_unknown_recipes_and_files(tmp_path):
     with pytest.raises(TrainerError, match="no recipe 'pacy'; there are: .*; or name a .yaml file"):
         recipe("pacy")
@@ -169,7 +208,11 @@ UNKNOWN = {
         *(["--method", "ascnet", "--set", "speeds=1"], ["--method", "tce", "--set", "lo=1", "--set", "hi=-1"]),
         *(["--method", "statistics", "--set", "patterns=chess"], ["--set", "pace_weight=0"]),
     ),
-    "finetune": (["--scratch", "--backbone", "chess"], ["--scratch", "--set", "chess=1"], ["--recipe", "chess"]),
+    "finetune": (
+        ["--scratch", "--backbone", "chess"],
+        ["--scratch", "--set", "chess=1"],
+        ["--scratch", "--recipe", "chess"],
+    ),
     "eval": (["chess"], ["knn", "--split", "chess"], ["knn", "--device", "chess"], ["attention", "--stage", "chess"]),
     "embed": (["--stage", "chess"], ["--device", "chess"]),
     "export": (["--out", "x.chess"], ["--out", "x.onnx", "--format", "chess"]),

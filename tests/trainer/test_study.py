@@ -178,6 +178,13 @@ def test_a_file_extends_another(tmp_path):
     study = file.read(other)
     row = study.rows["turns <i>"]
     assert row.clips == 100 and row.network == ("r3d10", 0.5) and row.candidates[0].batch_size == 8
+    other.write_text("extends: large.yaml\n")
+    with pytest.raises(TrainerError, match="large.yaml: more than 10 files .* expected fewer; does one extend itself"):
+        file.read(other)
+    (tmp_path / "base.yaml").write_text("clips: many\n")
+    other.write_text("extends: base.yaml\n")
+    with pytest.raises(TrainerError, match="base.yaml: .*clips.*many"):
+        file.read(other)
 
 
 def test_references_are_added_for_every_network(tmp_path):

@@ -2,80 +2,105 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 from labelgen.errors import ReadError
-from labelgen.reading import load_yaml, parse_yaml
+from labelgen.reading import parse_yaml
 from trainer.errors import SettingError, TrainerError
+from trainer.extends import chain, merged
 from trainer.methods import method_class
 from trainer.settings import DECLARATIONS, Settings, resolve
 
 RECIPES = Path(__file__).parent
 
 
-def recipe(name: str) -> tuple[Settings, dict]:
+def recipe(name: str) -> tuple[Settings, dict[str, Any]]:
     """Settings of a recipe, and the shard configuration that it is meant for.
 
     name: of a file in trainer/recipes, without .yaml, or the path of one. Each value stands with its source, a paper or
-    `assumed`: `lr: {value: 0.001, source: thesis 4.3}`. Raises TrainerError for unknown keys, wrong types and values
-    without a source.
+    `assumed`: `lr: {value: 0.001, source: thesis 4.3}`; what a recipe does not say, the one says that it `extends`.
+    Raises TrainerError for unknown keys, wrong types and values without a source.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise SettingError(f"no recipe {name!r}; there are: {known}; or name a .yaml file")
+    content = read(name)
+    settings = {key: _value(entry["value"]) for key, entry in content["settings"].items() if key != "options"}
+    if "options" in content["settings"]:
+        method = str(settings.get("method", DECLARATIONS["method"].default))
+        settings["options"] = {
+            method: {key: _value(entry["value"]) for key, entry in content["settings"]["options"].items()}
+        }
     try:
-        content = load_yaml(path)
-    except ReadError as error:
-        raise TrainerError(str(error)) from error
-    if not isinstance(content, dict) or not {"about", "settings"} <= content.keys() <= {"about", "settings", "shards"}:
-        raise TrainerError(f"{path}: expected the keys about, settings and, if any, shards")
-    values = _sourced(path, "settings", content["settings"])
-    for key in values.keys() - DECLARATIONS.keys():
-        raise TrainerError(f"{path}: settings: unknown key {key!r}, expected one of: {', '.join(DECLARATIONS)}")
-    if "options" in values:
-        method = values.get("method", DECLARATIONS["method"].default)
-        values["options"] = {str(method): _sourced(path, "options", values["options"])}
-    try:
-        resolve(Settings(**values))
+        resolve(Settings(**settings))
     except TrainerError as error:
-        raise TrainerError(f"{path}: {error}") from error
-    return Settings(**values), _sourced(path, "shards", content.get("shards", {}))
+        raise TrainerError(f"{_path(name)}: {error}") from error
+    return Settings(**settings), {key: _value(entry["value"]) for key, entry in content["shards"].items()}
 
 
-def differing(expected: dict, config: dict) -> list[str]:
-    """The names in which shards of a configuration are not those that a recipe is for; more rows, or more random clips of
-    a video, than it needs do not differ: a run takes what it needs of them."""
+def read(name: str) -> dict[str, Any]:
+    """What a recipe and those that it extends say: about, settings and shards, each value as {value, source}."""
+    content: dict[str, Any] = {"shards": {}}
+    for path, own in chain(_path(name), _path):
+        _check(path, own)
+        content = merged(content, own)
+    if "settings" not in content:
+        raise TrainerError(f"{path}: no settings, expected some here or in a recipe that it extends")
+    return content
 
-    def agrees(name: str, value) -> bool:
+
+def _path(name: str, folder: Path = Path()) -> Path:
+    """The file of a recipe: one in this package, by name, or any .yaml file, by its path from a folder."""
+    path = folder / name if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not os.path.exists(path):  # of a path that cannot be one, Path.exists raises
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise SettingError(f"no recipe {name!r:.200}; there are: {known}; or name a .yaml file")
+    return path
+
+
+def _check(path: Path, content: object) -> None:
+    """Raises TrainerError unless a file has the keys of a recipe and gives each value with its source."""
+    if not isinstance(content, dict) or not {"about"} <= content.keys() <= {"about", "settings", "shards"}:
+        raise TrainerError(f"{path}: expected the keys about, settings and, if any, shards and extends")
+    settings = content.get("settings", {})
+    for where, entries in (
+        ("settings", settings),
+        ("options", settings.get("options", {}) if isinstance(settings, dict) else {}),
+        ("shards", content.get("shards", {})),
+    ):
+        if not isinstance(entries, dict):
+            raise TrainerError(f"{path}: {where} is {entries!r:.60}, expected a mapping")
+        for key, entry in entries.items():
+            if where == "settings" and key not in DECLARATIONS:
+                raise TrainerError(f"{path}: settings: unknown key {key!r}, expected one of: {', '.join(DECLARATIONS)}")
+            if (where, key) == ("settings", "options"):
+                continue
+            if (
+                not isinstance(entry, dict)
+                or entry.keys() != {"value", "source"}
+                or not isinstance(entry["source"], str)
+            ):
+                raise TrainerError(f"{path}: {where}: {key} is {entry!r:.200}, expected {{value: ..., source: ...}}")
+
+
+def differing(expected: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """The names in which a configuration of shards differs from the one that a recipe is for. More rows, or more random clips
+    of a video, than the recipe needs are no difference: a run takes what it needs of them."""
+
+    def agrees(name: str, value: Any) -> bool:
         has = config.get(name)
         return has >= value if name in ("rows", "clips") and None not in (has, value) else has == value
 
     return [name for name, value in expected.items() if not agrees(name, value)]
 
 
-def _sourced(path: Path, where: str, entries) -> dict:
-    if not isinstance(entries, dict):
-        raise TrainerError(f"{path}: {where} is {entries!r:.60}, expected a mapping")
-    values = {}
-    for key, entry in entries.items():
-        if key == "options":
-            values[key] = entry
-        elif not isinstance(entry, dict) or entry.keys() != {"value", "source"} or not isinstance(entry["source"], str):
-            raise TrainerError(f"{path}: {where}: {key} is {entry!r:.200}, expected {{value: ..., source: ...}}")
-        else:
-            values[key] = _value(entry["value"]) if isinstance(entry["value"], str) else entry["value"]
-    return values
-
-
-def parse_options(texts: tuple[str, ...], method: str) -> dict:
+def parse_options(texts: tuple[str, ...], method: str) -> dict[str, dict[str, Any]]:
     """Texts "name=value" or "method.name=value" -> {method: {name: value}}; values are read as YAML, lists without their
     brackets, too.
 
-    Raises TrainerError for an unknown method, a text of another form and a name that no method, or more than one, has.
+    Raises SettingError for an unknown method, a text of another form, and an option that none or several of the methods have.
     """
     declared = {name: method_class(name).options for name in method.split("+")} if texts else {}
-    options = {}
+    options: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         owner, dot, bare = name.rpartition(".")
@@ -94,10 +119,12 @@ def parse_options(texts: tuple[str, ...], method: str) -> dict:
     return options
 
 
-def _value(text: str):
-    """A YAML value; 1e-3, which YAML takes for a text, is a number."""
+def _value(value: Any) -> Any:
+    """A value, of a text the one that it is in YAML; 1e-3, which YAML takes for a text, is a number."""
+    if not isinstance(value, str):
+        return value
     try:
-        value = parse_yaml(text, "a value")
-        return float(value) if isinstance(value, str) else value
+        parsed = parse_yaml(value, "a value")
+        return float(parsed) if isinstance(parsed, str) else parsed
     except (ValueError, ReadError):
-        return text
+        return value

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from labelgen.errors import ReadError
-from labelgen.reading import fit, load_yaml
+from labelgen.reading import fit
 from trainer.errors import TrainerError
+from trainer.extends import chain, merged
 from trainer.network import stage_names
 from trainer.recipes import recipe
 from trainer.settings import Settings, over, resolve
@@ -47,7 +47,6 @@ _OF_MEASURE = {
 _NAMES = str | list | None
 _FORM = {  # of the file; what this leaves open is checked where it is used
     "about?": str,
-    "extends?": str,
     "seeds?": list,
     "clips?": int,
     "baselines?": [str],
@@ -213,28 +212,17 @@ def read(path: str | Path) -> Study:
         raise TrainerError(str(error) if str(error).startswith(f"{path}:") else f"{path}: {error}") from error
 
 
-def _content(path: Path, levels: int = 10) -> dict:
-    """What a file says, after up to so many levels of `extends`."""
-    try:
-        content = load_yaml(path)
-    except ReadError as error:
-        raise TrainerError(str(error)) from error
-    _known("the file", content, _KEYS)
-    try:
-        fit(content, _FORM, "it")
-    except ValueError as error:
-        raise TrainerError(f"{error}, expected what docs/studies.md says") from error
-    if "extends" in content:
-        if not levels:
-            raise TrainerError("extends too many files one after the other, or itself")
-        content = _merged(_content(path.parent / content.pop("extends"), levels - 1), content)
+def _content(path: Path) -> dict:
+    """What a file says, over what the files say that it extends."""
+    content: dict = {}
+    for each, own in chain(path):
+        _known("the file", own, _KEYS)
+        try:
+            fit(own, _FORM, "it")
+        except ValueError as error:
+            raise TrainerError(f"{each}: {error}, expected what docs/studies.md says") from error
+        content = merged(content, own)
     return content
-
-
-def _merged(base: dict, changes: dict) -> dict:
-    """Nested mappings joined, values of `changes` in the place of those of `base`."""
-    both = {k: _merged(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
-    return base | changes | both
 
 
 def _study(path: Path, content: dict) -> Study:

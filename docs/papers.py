@@ -1,7 +1,4 @@
-"""The experiments of the papers: every table and figure, its numbers, the commands that run it here; papers.yaml has them.
-
-`python -m trainer.papers` prints docs/papers.md.
-"""
+"""Print papers.md anew: every table and figure of the papers, its numbers and the commands that run it, which papers.yaml has."""
 
 from __future__ import annotations
 
@@ -9,21 +6,23 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from labelgen.reading import load_yaml
-from trainer.recipes import RECIPES, differing, recipe
+from trainer.recipes import RECIPES, differing, read, recipe
 
-PAPERS = Path(__file__).with_name("papers.yaml")
+PAPERS, PAGE = (Path(__file__).with_name(f"papers.{ending}") for ending in ("yaml", "md"))
 
 _NOTES = {"lacks": "Left out", "differs": "Differs", "assumes": "Assumed", "remarks": "Remarks"}
 _INTRO = """\
 # The papers' experiments
 
 Every table and figure of the five sources, with the numbers as printed and the commands that run it here. The page is printed
-from `trainer/papers.yaml` and the recipes, by `python -m trainer.papers > docs/papers.md`.
+from `docs/papers.yaml` and the recipes, by `make docs`.
 
 The commands can be copied as they stand, into bash, in a folder whose `data/` holds the data sets by their names (or
 `$VSSL_DATA`). [Shards](#shards) are labelled first; a run has the name of its recipe, a finetuned one those of data set and
@@ -44,8 +43,8 @@ class Loop:
     body: list[str | Loop]
 
 
-def table() -> list[str]:
-    """Lines of docs/papers.md."""
+def page() -> list[str]:
+    """The lines of docs/papers.md."""
     content = load_yaml(PAPERS)
     lines = _INTRO.splitlines()
     for source, items in content["items"].items():
@@ -55,14 +54,14 @@ def table() -> list[str]:
     return [*lines, "", "## Shards", "", *_shards(content), "", "## Recipes", "", *_recipes()]
 
 
-def rows(entry: dict) -> Iterator[tuple[str, str | None, list]]:
+def rows(entry: dict[str, Any]) -> Iterator[tuple[str, str | None, list[Any]]]:
     """Of each row its label, what runs it (None: nothing here) and its numbers, one per column."""
     columns = len(entry.get("columns", ()))
     for label, *cells in entry.get("rows", ()):
         yield label, cells[0] if len(cells) > columns else None, cells[len(cells) - columns :]
 
 
-def script(entry: dict, content: dict) -> list[str | Loop]:
+def script(entry: dict[str, Any], content: dict[str, Any]) -> list[str | Loop]:
     """The commands of an entry: those with $run for what runs its rows, with $backbone for its rows of random weights."""
     found = list(dict.fromkeys(run for _, run, _ in rows(entry) if run))
     runs = [run for run in found if run.startswith(tuple(entry.get("only", [""]))) and not run.startswith("none-")]
@@ -92,7 +91,13 @@ def script(entry: dict, content: dict) -> list[str | Loop]:
     return nodes
 
 
-def labelling(shards: dict, dataset: str, content: dict) -> str:
+@cache
+def shards_of(name: str) -> dict[str, Any]:
+    """The configuration of the shards that a recipe is for."""
+    return recipe(name)[1]
+
+
+def labelling(shards: dict[str, Any], dataset: str, content: dict[str, Any]) -> str:
     """The folder of the first labelling of a data set that serves a recipe, which is for such shards."""
     for each in content["labellings"]:
         if each["dataset"] == dataset and not differing(shards, each):
@@ -100,7 +105,7 @@ def labelling(shards: dict, dataset: str, content: dict) -> str:
     raise ValueError(f"no labelling of {dataset} in {PAPERS.name} has {shards}")
 
 
-def labelgen(each: dict) -> str:
+def labelgen(each: dict[str, Any]) -> str:
     """The command of a labelling."""
     out, split = (f" --{name} {each[name]}" if name in each else "" for name in ("out", "split"))
     options = {name: value for name, value in each.items() if name not in ("dataset", "out", "split")}
@@ -137,17 +142,17 @@ def _substituted(nodes: list[str | Loop], name: str, value: str) -> list[str | L
     ]
 
 
-def _values(run: str, content: dict) -> dict[str, str]:
+def _values(run: str, content: dict[str, Any]) -> dict[str, str]:
     """What the capitals in the commands of a run stand for."""
     finetuning = content["finetuning"][max((name for name in content["finetuning"] if run.startswith(name)), key=len)]
-    out = labelling(recipe(finetuning)[1], "ucf101", content).removesuffix("/ucf101")
+    out = labelling(shards_of(finetuning), "ucf101", content).removesuffix("/ucf101")
     if run.startswith("supervised-"):
         train, shards = (
             f"vssl finetune --recipe {finetuning} --scratch --backbone {run.partition('-')[2]}",
             f"{out}/kinetics400",
         )
     else:
-        train, shards = "vssl train --recipe $run", labelling(recipe(run)[1], run.split("-")[2], content)
+        train, shards = "vssl train --recipe $run", labelling(shards_of(run), run.split("-")[2], content)
     return {"TRAIN": train, "SHARDS": shards, "FINETUNE": finetuning, "OUT": out}
 
 
@@ -157,7 +162,7 @@ def _filled(command: str, values: dict[str, str]) -> str:
     return command
 
 
-def _nested(commands: list[str], each: dict[str, list]) -> list[str | Loop]:
+def _nested(commands: list[str], each: dict[str, list[Any]]) -> list[str | Loop]:
     """The commands in loops over the variables that they name, the first one outside; none of a variable without values."""
     if not each:
         return list(commands)
@@ -174,7 +179,7 @@ def _nested(commands: list[str], each: dict[str, list]) -> list[str | Loop]:
     return nodes
 
 
-def _item(entry: dict, content: dict) -> Iterator[str]:
+def _item(entry: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
     if "cannot" in entry:
         yield f"Not run here: {entry['cannot']}."
     if "protocol" in entry:
@@ -196,13 +201,13 @@ def _item(entry: dict, content: dict) -> Iterator[str]:
         yield from ["", *(f"    {line}" for line in printed(script(entry, content)))]
 
 
-def _shards(content: dict) -> Iterator[str]:
+def _shards(content: dict[str, Any]) -> Iterator[str]:
     yield from content["labelling"].split("\n")
     yield from ["", *(f"    {labelgen(each)}" for each in content["labellings"]), ""]
     serves: dict[str, list[str]] = {}
     for name in _names():
         if not name.startswith("finetune-"):
-            folder = labelling(recipe(name)[1], name.split("-")[2], content)
+            folder = labelling(shards_of(name), name.split("-")[2], content)
             serves.setdefault(folder, []).append(name)
     body = []
     for each in content["labellings"]:
@@ -211,7 +216,7 @@ def _shards(content: dict) -> Iterator[str]:
     yield from _markdown(["shards", "frames, millions", "core hours", "GB", "recipes of pretraining"], body)
 
 
-def _cost(each: dict, content: dict) -> list[str]:
+def _cost(each: dict[str, Any], content: dict[str, Any]) -> list[str]:
     """Frames in millions, core hours and gigabytes of a labelling, from what was measured for frames of that size."""
     frames = content["frames"].get(each["dataset"])
     if frames is None:
@@ -228,17 +233,16 @@ def _names() -> list[str]:
 def _recipes() -> Iterator[str]:
     found = []
     for name in _names():
-        content = load_yaml(RECIPES / f"{name}.yaml")
+        content = read(name)
         settings = content["settings"] | content["settings"].pop("options", {})
-        assumed = [f"{name} {_value(v['value'])}" for name, v in settings.items() if v["source"] == "assumed"]
-        assumed += [
-            labelgen_options({name: v["value"]}) for name, v in content["shards"].items() if v["source"] == "assumed"
-        ]
-        found.append([f"`{name}`", f"`{labelgen_options(recipe(name)[1])}`", ", ".join(assumed) or "nothing"])
+        assumed = [f"{key} {_value(entry['value'])}" for key, entry in settings.items() if entry["source"] == "assumed"]
+        shards = {key: entry["value"] for key, entry in content["shards"].items() if entry["source"] == "assumed"}
+        assumed += [labelgen_options({key: value}) for key, value in shards.items()]
+        found.append([f"`{name}`", f"`{labelgen_options(shards_of(name))}`", ", ".join(assumed) or "nothing"])
     yield from _markdown(["recipe", "is for shards of `vssl labelgen` with", "assumed"], found)
 
 
-def labelgen_options(shards: dict) -> str:
+def labelgen_options(shards: dict[str, Any]) -> str:
     """The shard configuration of a recipe as options of `vssl labelgen`."""
     options = []
     for name, value in shards.items():
@@ -258,18 +262,18 @@ def _run(run: str | None) -> str:
     return f"`--scratch --backbone {backbone}`" if method == "none" else f"`{run}`"
 
 
-def _cell(value) -> str:
+def _cell(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _value(value) -> str:
+def _value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _markdown(head: list[str], body) -> Iterator[str]:
+def _markdown(head: list[str], body: list[list[str]]) -> Iterator[str]:
     for cells in (head, ["---"] * len(head), *body):
         yield f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
-    print("\n".join(table()))
+    PAGE.write_text("\n".join(page()) + "\n", encoding="utf-8")
