@@ -129,7 +129,7 @@ def features(
     views: str,
     compute: Compute,
 ) -> Features:
-    """Features of the clips of videos (int64 [n, 2]: shard, video), from the run's folder where they have been extracted
+    """Features of the clips of videos (int64 [n, 2]: shard, video), from the run's folder if they have been extracted
     before for the same weights, shards, videos and views.
 
     network: the name of the backbone ("pretrained", "random"); views: a name of VIEWS.
@@ -154,7 +154,7 @@ def _file(folder: Path, stage: str, pooling: str) -> Path:
 
 
 def _stored(path: Path, clips: int) -> np.ndarray:
-    """A kept array, a memory map of float32 [clips, d]. Raises TrainerError where it is damaged."""
+    """A kept array, a memory map of float32 [clips, d]. Raises TrainerError if it is damaged."""
     try:
         check_regular(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -245,7 +245,7 @@ def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute:
             if (stage, pooling) not in arrays:
                 file, shape = _file(folder, stage, pooling), (len(clips), values.shape[1])
                 arrays[stage, pooling] = np.lib.format.open_memmap(file, "w+", np.float32, shape)
-                # or a full disk would kill the process where the map is written
+                # or a full disk would kill the process when the map is written
                 with writing(file), open(file, "r+b") as opened:
                     os.posix_fallocate(opened.fileno(), 0, os.path.getsize(file))
             arrays[stage, pooling][index] = values.numpy()
