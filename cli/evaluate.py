@@ -12,7 +12,7 @@ from trainer.evaluate import PROTOCOLS, protocol_class
 _FOLDER = click.Path(path_type=Path)
 _CHECKPOINT = "Run, checkpoint folder or file.  [default: the newest run]"
 _CHECKPOINTS = "Finetuned run; repeated, one per split: their mean.  [default: the newest run]"
-_ALL_SPLIT = "Official split.  [default: the run's own, else the first]"
+_ALL_SPLIT = "Official split.  [default: that of the run, else the first]"
 
 
 def _common(split, several=False):
@@ -29,7 +29,7 @@ def _common(split, several=False):
             type=click.IntRange(0),
             help="Processes that decode frames.  [default: half of the process's cores, 1 to 8]",
         ),
-        click.Option(["--device"], default="auto", help="cpu, cuda, cuda:1; auto: cuda where there is one."),
+        click.Option(["--device"], default="auto", help="cpu, cuda, cuda:1; auto: cuda if there is one."),
     ]
 
 

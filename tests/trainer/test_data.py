@@ -281,7 +281,7 @@ def test_evaluation_views():
 
 def test_trainer_needs_neither_pyav_nor_hdf5_nor_numba():
     code = (
-        "import sys, trainer.training, trainer.settings, trainer.evaluate.protocols.retrieval, trainer.evaluate.features;"
+        "import sys, trainer.training, trainer.settings, trainer.evaluate.evaluator, trainer.evaluate.protocols.retrieval;"
         "print([name for name in ('av', 'h5py', 'numba', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

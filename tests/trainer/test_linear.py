@@ -1,6 +1,5 @@
 import math
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -296,13 +295,3 @@ def test_knn_equals_slow_protocol(demo, run):
             assert row["value"] == pytest.approx(100 * right / len(items["test"]))
     assert result["notes"] == ["video level: only 8 training items; larger k ask them all"]
     assert "exp(cosine / 0.07)" in KNearest.format_table(result)
-
-
-@pytest.mark.parametrize("protocol", ["linear", "knn"])
-def test_batch_size_and_workers_have_no_effect(tmp_path, run, noise, protocol):
-    write_colored(tmp_path / "colors" / "00000.h5", 16, splits=())
-    found = []
-    for compute in (ONE, Compute(3, 2, "cpu")):
-        shutil.rmtree(run / "features", ignore_errors=True)
-        found.append(measure(protocol, tmp_path, run, compute=compute)["rows"])
-    assert found[0] == found[1]

@@ -61,6 +61,29 @@ def test_the_mean_of_splits_by_hand_and_by_loops():
     assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))))
 
 
+def test_interval_by_video():
+    owner = np.repeat(np.arange(50), 10)
+    clear = accuracy([np.ones(500, bool)], [owner])
+    assert clear == {"value": 100, "low": pytest.approx(100 * 50 / (50 + 1.96**2)), "high": 100}
+    hit = np.repeat(np.arange(50) % 2 == 0, 10)  # whole videos hit or miss: ten clips count as one draw
+    by_video = accuracy([hit], [owner])
+    assert by_video["value"] == 50 and by_video["high"] - by_video["low"] == pytest.approx(
+        2 * 1.96 * 50 / 50**0.5, rel=0.15
+    )
+    by_clip = accuracy([hit], [np.arange(500)])
+    assert by_clip["high"] - by_clip["low"] == pytest.approx(2 * 1.96 * 50 / 500**0.5, rel=0.15)
+
+
+@pytest.mark.parametrize(("right", "of", "videos"), [(10, 10, 10), (0, 10, 10), (3, 10, 10), (1, 2, 1), (0, 1, 7)])
+def test_interval_if_all_videos_agree_is_that_of_wilson(right, of, videos):
+    """Its ends are the shares p from which the one found lies 1.96 standard deviations sqrt(p (1 - p) / n) away."""
+    found = accuracy([np.tile(np.arange(of) < right, videos)], [np.repeat(np.arange(videos), of)])
+    share, z = right / of, 1.96**2 / videos
+    ends = 100 * np.sort(np.roots([1 + z, -2 * share - z, share**2]).real)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(ends), abs=1e-4)
+    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 100
+
+
 def test_the_bootstrap_draws_groups_if_there_are_ten():
     hit, owner = np.arange(40) % 8 < 5, np.arange(40)
     of_groups = scores_of([f"g{i // 4}" for i in range(40)])

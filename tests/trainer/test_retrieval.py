@@ -316,29 +316,6 @@ def test_the_default_split_is_the_runs_own_on_its_data_set(tmp_path, monkeypatch
         assert Evaluator(tmp_path / name, "run", split).source().split == opened
 
 
-def test_interval_by_video():
-    owner = np.repeat(np.arange(50), 10)
-    clear = accuracy([np.ones(500, bool)], [owner])
-    assert clear == {"value": 100, "low": pytest.approx(100 * 50 / (50 + 1.96**2)), "high": 100}
-    hit = np.repeat(np.arange(50) % 2 == 0, 10)  # whole videos hit or miss: ten clips count as one draw
-    by_video = accuracy([hit], [owner])
-    assert by_video["value"] == 50 and by_video["high"] - by_video["low"] == pytest.approx(
-        2 * 1.96 * 50 / 50**0.5, rel=0.15
-    )
-    by_clip = accuracy([hit], [np.arange(500)])
-    assert by_clip["high"] - by_clip["low"] == pytest.approx(2 * 1.96 * 50 / 500**0.5, rel=0.15)
-
-
-@pytest.mark.parametrize(("right", "of", "videos"), [(10, 10, 10), (0, 10, 10), (3, 10, 10), (1, 2, 1), (0, 1, 7)])
-def test_interval_where_all_videos_agree_is_that_of_wilson(right, of, videos):
-    """Its ends are the shares p from which the one found lies 1.96 standard deviations sqrt(p (1 - p) / n) away."""
-    found = accuracy([np.tile(np.arange(of) < right, videos)], [np.repeat(np.arange(videos), of)])
-    share, z = right / of, 1.96**2 / videos
-    ends = 100 * np.sort(np.roots([1 + z, -2 * share - z, share**2]).real)
-    assert (found["low"], found["high"]) == pytest.approx(tuple(ends), abs=1e-4)
-    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 100
-
-
 def test_intervals_are_shown_by_their_ends(result):
     assert shown_row({"value": 69.12, "low": 64, "high": 73.81}) == "69.1 [64.0, 73.8]"
     assert shown_row(accuracy([np.ones(10, bool)], [np.arange(10)])) == "100.0 [72.2, 100.0]"

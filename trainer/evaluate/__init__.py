@@ -10,7 +10,7 @@ from trainer.errors import SettingError
 if TYPE_CHECKING:
     from trainer.evaluate.protocol import Protocol
 
-# name of the protocol, of its command and of its results -> where its class is
+# name of a protocol, its command and its results -> its class
 PROTOCOLS = {
     "retrieval": "trainer.evaluate.protocols.retrieval:Retrieval",
     "knn": "trainer.evaluate.protocols.knn:KNearest",

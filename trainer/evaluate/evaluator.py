@@ -1,4 +1,12 @@
-"""A run (or features) and shards in, a result or the score of every video out: for `vssl eval` and for studies."""
+"""A run (or features) and shards in, a result or the score of every video out: for `vssl eval` and for studies.
+
+Evaluator(shards, run).measure("linear")  # all networks, stages, poolings and levels, written into the run's folder
+Evaluator(opened).scores("linear", Selection("conv5", "mean", parts=2, features=found, test=test, train=train))
+Evaluator(opened).scores("knn", Selection(LAST, "max", features=found, test=test, train=train), k=5)  # or "retrieval"
+Evaluator(opened).scores("smoothness", Selection("conv5", "max", features=found, test=test))
+Evaluator(shards, run).scores("recognition")  # of a finetuned run
+Evaluator(shards, run, split).scores("pretext", draws=2)  # of the run's first method, with chance
+"""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def features(
     views: str,
     compute: Compute,
 ) -> Features:
-    """Features of the clips of videos (int64 [n, 2]: shard, video), from the run's folder where they have been extracted
+    """Features of the clips of videos (int64 [n, 2]: shard, video), from the run's folder if they have been extracted
     before for the same weights, shards, videos and views.
 
     network: the name of the backbone ("pretrained", "random"); views: a name of VIEWS.
@@ -154,7 +154,7 @@ def _file(folder: Path, stage: str, pooling: str) -> Path:
 
 
 def _stored(path: Path, clips: int) -> np.ndarray:
-    """A kept array, a memory map of float32 [clips, d]. Raises TrainerError where it is damaged."""
+    """A kept array, a memory map of float32 [clips, d]. Raises TrainerError if it is damaged."""
     try:
         check_regular(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -196,13 +196,13 @@ def by_class(first: ItemScores, other: ItemScores, row: int, other_row: int) -> 
     tested, one, two = matched
     found = []
     for name in np.unique(first.labels[tested]).tolist():
-        own = first.labels[tested] == name
-        means = {"first": 100 * float(one[own].mean()), "other": 100 * float(two[own].mean())}
-        difference = _difference(first, tested[own], one[own], two[own])
+        chosen = first.labels[tested] == name
+        means = {"first": 100 * float(one[chosen].mean()), "other": 100 * float(two[chosen].mean())}
+        difference = _difference(first, tested[chosen], one[chosen], two[chosen])
         difference.pop("p")  # of so many classes, which are chosen by their values
-        if len(np.unique(first.bootstrap_units(tested[own]))) < GROUPS:
+        if len(np.unique(first.bootstrap_units(tested[chosen]))) < GROUPS:
             difference = {"value": difference["value"]}
-        found.append({"class": name, "items": int(own.sum()), **means, **difference})
+        found.append({"class": name, "items": int(chosen.sum()), **means, **difference})
     return sorted(found, key=lambda row: -row["value"])
 
 

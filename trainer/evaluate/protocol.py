@@ -16,7 +16,7 @@ from trainer.evaluate.protocols import data, evaluator, features, metrics, np, p
 
 SPLIT = "Official split.  [default: the one that the run was trained on, else the first]"
 IN_TURN = (
-    "Official split, or all: each of them in turn.  [default: all where together they test each video once, else as the run, "
+    "Official split, or all: each of them in turn.  [default: all if together they test each video once, else as the run, "
     "else the first]"
 )
 
@@ -157,8 +157,7 @@ class FeatureProtocol(Protocol):
     It implements `predict`, whose metrics `vssl eval` measures in all folds for each stage and pooling and of which studies
     take the first.
 
-    levels: of its items, "clip", "video"; steps: units of work of a fold, which `step` is told one after the other; the last
-    is told for it
+    levels: of its items, "clip", "video"; steps: units of work of a fold: `predict` calls `step` after each but the last
     """
 
     levels: ClassVar[tuple[str, ...]] = ("video",)

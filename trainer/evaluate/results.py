@@ -224,20 +224,20 @@ def _check(content: Any) -> None:
         if len(query.get("cosines", query["nearest"])) != len(query["nearest"]):
             raise ValueError("not a cosine for each neighbour")
     if confusion := content.get("confusion"):
-        classes, counts = confusion["classes"], np.array(confusion["counts"])  # ValueError where rows differ in length
+        classes, counts = confusion["classes"], np.array(confusion["counts"])  # ValueError if rows differ in length
         if counts.shape != (len(classes),) * 2 or not counts.any():
             raise ValueError(f"{len(classes)} classes, confusions {counts.shape}")
 
 
 def network_rows(result: Result) -> list[dict]:
-    """The rows of the run's own network, without those of single classes and videos."""
+    """The rows of the run's network, without those of single classes and videos."""
     rows = [row for row in overall(result.content["rows"]) if row.get("network", "pretrained") == "pretrained"]
     return [row for row in rows if not row.keys() & {"class", "video"}]
 
 
 def headline(result: Result) -> dict | None:
     """The one row that stands for a result, by a rule that does not look at the values: the first metric, video level, the
-    last stage, max pooling, as far as there are several. None where no row has an interval."""
+    last stage, max pooling, as far as there are several. None if no row has an interval."""
     rows = [row for row in network_rows(result) if "low" in row]
     for key, wanted in (("metric", None), ("level", "video"), ("stage", None), ("pooling", "max")):
         values = [row[key] for row in rows if key in row]

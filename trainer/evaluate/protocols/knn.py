@@ -17,7 +17,7 @@ class KNearest(FeatureProtocol):
     title = "k-NN"
     question = "Do the nearest training items name the class?"
     items = (
-        "10 spread clips per video, at clip and video level; folds as of `linear`. A video is never compared with its own "
+        "10 spread clips per video, at clip and video level; folds as of `linear`. A video is never compared with its "
         "group, which differs from `retrieval`."
     )
     classifier = "The k = 1, 5, 20 nearest training items by cosine, each voting for its class with exp(cosine / .07)."

@@ -19,9 +19,9 @@ class Linear(FeatureProtocol):
     title = "Linear probe"
     question = "Does a linear classifier tell the classes from frozen features?"
     items = (
-        "Each video, the mean of its 10 spread clips. Without a test part one group (an actor, say) is left out at a time where "
+        "Each video, the mean of its 10 spread clips. Without a test part one group (an actor, say) is left out at a time if "
         "there are 2 to 30 of them, else 5 stratified folds that keep groups together. `--split all` uses each official split in "
-        "turn: where they test every video once the predictions are pooled, else the mean is given."
+        "turn: if they test every video once, the predictions are pooled, else the mean is given."
     )
     classifier = (
         "Multinomial logistic regression (scikit-learn, L2) on features standardised on the training part and divided by "

@@ -1,4 +1,4 @@
-"""The run's own pretext task: how often is it solved on videos that it was not trained on?"""
+"""The run's pretext task: how often is it solved on videos that it was not trained on?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Pretext(Protocol):
     """Test the pretext task that the run was trained on: order, pace, rotation, ..."""
 
     title = "Pretext task"
-    question = "How often is the run's own pretext task solved on videos that it was not trained on?"
+    question = "How often is the run's pretext task solved on videos that it was not trained on?"
     items = (
         "The method's samples of the split's test part, else of its validation part, else of the videos held out of training "
         "(`--holdout`); of another data set without parts all. `--draws` of each (default 1; `pace` and `order` take the stored "
@@ -38,7 +38,7 @@ class Pretext(Protocol):
         "mirrored, no jitter, each sample by itself."
     )
     classifier = (
-        "The run's own heads: the accuracy that the method logs in training, mean over samples. `statistics`: a sample is a "
+        "The run's heads: the accuracy that the method logs in training, mean over samples. `statistics`: a sample is a "
         "clip, its accuracy that of its valid labels; `skip_clip`: pairs of frames ranked right; `tce`: the positive picked "
         "among the negatives mined from the bank; `rotation accuracy` is that of their rotation head. Beside it chance."
     )
@@ -119,8 +119,8 @@ def trained(evaluator: evaluator.Evaluator, source: data.Shards, name: str, pret
     """The backbone of a run and one of its methods with its head, averaged ones if the run has them; or as they were before
     training. Raises TrainerError if they do not fit the shards."""
     saved = evaluator.saved
-    own, config = settings.Settings(**saved.meta["settings"]), saved.meta["config"]
-    for learnt in own.methods:
+    trained_with, config = settings.Settings(**saved.meta["settings"]), saved.meta["config"]
+    for learnt in trained_with.methods:
         for key in methods.method_class(learnt).answers_depend_on:
             if source.config[key] != config[key]:
                 raise TrainerError(
@@ -130,7 +130,7 @@ def trained(evaluator: evaluator.Evaluator, source: data.Shards, name: str, pret
             raise TrainerError(
                 f"{learnt} compares with its training videos of {saved.meta['dataset']}, not of {source.dataset}"
             )
-    made = network.Network(own, source)
+    made = network.Network(trained_with, source)
     if pretrained:
         checkpoint.check_fit(saved.file, made, saved.weights)
         made.load_state_dict(saved.weights)
@@ -144,7 +144,7 @@ def trained(evaluator: evaluator.Evaluator, source: data.Shards, name: str, pret
 def batches(
     evaluator: evaluator.Evaluator, clips: data.CentreClips, draws: int, what: str
 ) -> Iterator[tuple[data.Batch, int]]:
-    """Every sample, `draws` times, as a batch of its own, so that nothing depends on other samples; and the row of its video."""
+    """Every sample, `draws` times, in a batch by itself, so that nothing depends on other samples; and the row of its video."""
     device, number = evaluator.device, len(clips.samples)
     stream = streams.Stream(clips, data.Batches(number, 1, _SEED))
     keys = [np.array([[draw, sample]]) for draw in range(draws) for sample in range(number)]

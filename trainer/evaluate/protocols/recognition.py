@@ -29,12 +29,12 @@ class Recognition(Protocol):
     title = "Recognition"
     question = "How many test videos does a finetuned network name right?"
     items = (
-        "10 spread clips per video of the run's own split, or with `--all-clips` all that do not overlap; clip and video "
+        "10 spread clips per video of the run's split, or with `--all-clips` all that do not overlap; clip and video "
         "level. Without a test part the held-out videos, with a note that they also chose the checkpoint (`--holdout`: whole "
         "groups). Several runs, one per split, give their mean: `--checkpoint A --checkpoint B --checkpoint C`."
     )
     classifier = (
-        "The run's own (`vssl finetune`, or `vssl train --method recognition`): a video's prediction is the mean softmax of its "
+        "The run's (`vssl finetune`, or `vssl train --method recognition`): a video's prediction is the mean softmax of its "
         "clips. Accuracy, accuracy by class, top-5 where there are more than five classes; confusion matrix of videos."
     )
     left_out = (
@@ -200,7 +200,7 @@ def check_runs(evaluator: evaluator.Evaluator) -> None:
 def _check_alike(evaluator: evaluator.Evaluator) -> None:
     if evaluator.split is not None:
         raise TrainerError(
-            f"split {evaluator.split}: each of several checkpoints is tested on its own split, leave it out"
+            f"split {evaluator.split}: each of several checkpoints is tested on the split of its run, leave it out"
         )
     first = evaluator.saved
     for saved in evaluator.runs:

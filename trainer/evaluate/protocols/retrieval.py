@@ -22,10 +22,10 @@ class Retrieval(Protocol):
     question = "Is one of the k nearest neighbours of a video in feature space of its class?"
     items = (
         "10 spread clips per video. *Clip level*: each clip is an item; *video level*: each video. The test part searches the "
-        "train part; without two parts each video searches all others, never its own clips. `--query A --gallery B`: the test "
-        "part (or all) of one data set searches the train part (or all) of another, classes compared by name; where they have "
+        "train part; without two parts each video searches all others, never its clips. `--query A --gallery B`: the test "
+        "part (or all) of one data set searches the train part (or all) of another, classes compared by name; if they have "
         "none in common, neighbours are listed and nothing is scored. Splits, and several of them in turn, as of `linear`. "
-        "`--leave-group-out`: where each video searches all others, none of its own group; the share of the hits that are of "
+        "`--leave-group-out`: if each video searches all others, none of its group; the share of the hits that are of "
         "that group is noted."
     )
     classifier = (
@@ -38,7 +38,7 @@ class Retrieval(Protocol):
     options = (
         ProtocolOption("query", Path, "Shards of another data set, whose videos are searched for"),
         ProtocolOption("gallery", Path, "Shards of the data set that --query searches."),
-        ProtocolOption("leave_group_out", bool, "No query finds a video of its own source group.", default=False),
+        ProtocolOption("leave_group_out", bool, "No query finds a video of its source group.", default=False),
     )
     split_help = IN_TURN
     columns = ("level", "metric")
@@ -52,7 +52,7 @@ class Retrieval(Protocol):
         leave_group_out: bool = False,
         k: int | None = None,
     ) -> data.Shards:
-        """leave_group_out: no query finds a video of its own source group; k: in place of KS."""
+        """leave_group_out: no query finds a video of its source group; k: in place of KS."""
         self.crossed, self.scored, self.ks = query is not None, True, KS if k is None else (k,)
         if query is None and gallery is None:
             self.folds = self.evaluator.folds()
@@ -67,7 +67,7 @@ class Retrieval(Protocol):
         self.grouped = not self.crossed and any(source.text("videos/group"))
         if leave_group_out and not (self.grouped and self.alone):
             raise TrainerError(
-                f"{source.dataset}: groups can be left out where each video searches all others and their groups are known"
+                f"{source.dataset}: groups can be left out only if each video searches all others and their groups are known"
             )
         self.groups = np.unique(splits.groups_of(source), return_inverse=True)[1]
         self.units = self.groups if leave_group_out else np.arange(len(self.groups))
@@ -189,13 +189,13 @@ class Retrieval(Protocol):
     ) -> None:
         if not self.grouped:
             return
-        hit, own = [], []
+        hit, same_group = [], []
         for (queries, gallery), nearest in zip(parts, found, strict=True):
             first = gallery.video[nearest[:, 0]]
             hit.append(self.targets[0][queries.video] == self.targets[1][first])
-            own.append(self.groups[queries.video] == self.groups[first])
+            same_group.append(self.groups[queries.video] == self.groups[first])
         whole = np.concatenate(hit)
-        if whole.any() and (share := np.concatenate(own)[whole].mean()):
+        if whole.any() and (share := np.concatenate(same_group)[whole].mean()):
             at = f"video level, {key[0]}, {key[1]}"
             self.notes.append(f"{100 * share:.0f} % of the top-1 hits ({at}) are videos of the query's own group")
 

@@ -20,8 +20,8 @@ class Scenes(Protocol):
     question = "Does a linear classifier tell dynamic scenes from frozen features, with one video left out?"
     items = "Each labelled video, the mean of its sliding clips, whatever the split; the three deepest stages."
     classifier = (
-        "A linear SVM (scikit-learn's `LinearSVC`, C = 1) trained on all videos but one, for each video. `chance` is a guess "
-        "among the classes, each as likely as the others: 1 / classes. Leaving a video out makes its own class rarer in "
+        "A linear SVM (scikit-learn's `LinearSVC`, C = 1) trained on all videos but one, for each video. `chance` is "
+        "1 / classes, each as likely as the others. Leaving a video out makes its own class rarer in "
         "training, so that an accuracy on noise can fall below that; a note says what always naming the most frequent of the "
         "remaining classes would reach, `largest class` what always naming the largest would."
     )
