@@ -48,23 +48,6 @@ class Network(nn.Module):
             f"{name}.{key}": value for name, found in metrics.items() for key, value in found.items()
         }
 
-    @property
-    def of_others(self) -> bool:
-        """Whether a method needs clips of other videos."""
-        return any(self._method(name).of_others for name in self.methods)
-
-    def look_ahead(self, batches: dict[str, Batch]) -> None:
-        """Have the methods choose what the next training step, of these batches, needs of other videos."""
-        for name, batch in batches.items():
-            if (method := self._method(name)).of_others:
-                with distributed.sharing(batch.counts):
-                    method.look_ahead(batch)
-
-    def others(self, batches: dict[str, Batch]) -> dict[str, Tensor]:
-        """Rows of the videos of which a method needs a clip for its batch, by method; without those that need none."""
-        methods = {name: self._method(name) for name in batches}
-        return {name: method.others(batches[name]) for name, method in methods.items() if method.of_others}
-
     def compile_networks(self) -> None:
         """Have torch.compile take the backbone and the methods' own networks, for each of the few sizes of a batch."""
         networks = [self.backbone, *(each for name in self.methods for each in self._method(name).networks())]

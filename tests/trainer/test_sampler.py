@@ -153,7 +153,7 @@ def test_a_pass_does_not_show_the_first_clips_of_all_videos(several):
     source = data.Shards(several)
     numbers = []
     for item in (0, 2):
-        first, *_ = clips = data.index.clips_of(source.readers[0], item)
+        first, *_ = clips = data.index.sample_clips(source.readers[0], item)
         numbers.append([clips[(number + item) % len(clips)] - first for number in range(3)])
     assert all(one != other for one, other in zip(*numbers, strict=True))
 

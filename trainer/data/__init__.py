@@ -1,11 +1,20 @@
 """Shards -> batches."""
 
 from labelgen.shards import TEST, TRAIN, VALIDATION
-from trainer.data.clips import Batch, Draw, TrainingClips, VideoViews, adjacent_frames, sliding_frames, spread_frames
+from trainer.data.clips import (
+    Batch,
+    Draw,
+    ReadClip,
+    TrainingClips,
+    VideoViews,
+    adjacent_frames,
+    sliding_frames,
+    spread_frames,
+)
 from trainer.data.index import Shards
+from trainer.data.loader import Download, prefetch, to_device
 from trainer.data.readers import Folders, Readers
 from trainer.data.sampler import Batches
-from trainer.data.transport import Download, ending_workers, loader, received, started, to_device
 
 __all__ = [
     "TEST",
@@ -16,16 +25,14 @@ __all__ = [
     "Download",
     "Draw",
     "Folders",
+    "ReadClip",
     "Readers",
     "Shards",
     "TrainingClips",
     "VideoViews",
-    "ending_workers",
-    "loader",
-    "received",
     "adjacent_frames",
+    "prefetch",
     "sliding_frames",
     "spread_frames",
-    "started",
     "to_device",
 ]

@@ -105,9 +105,8 @@ def batches(bench: Bench, clips: CentreClips, draws: int, what: str) -> Iterator
     device, number = bench.device, len(clips.samples)
     stream = Stream(clips, data.Batches(number, 1, _SEED))
     keys = [np.array([[draw, sample]]) for draw in range(draws) for sample in range(number)]
-    loader = data.loader(clips, bench.compute.workers, device, batch_sampler=keys)
-    with data.ending_workers(), Progress(what, len(keys), "sample") as step:
-        for raw in data.received(loader):
+    with Progress(what, len(keys), "sample") as step:
+        for raw in data.prefetch(clips, keys, bench.compute.workers, device):
             with exact(device):
                 yield stream.on_device(raw, 1.0, device), int(raw["video"][0])
             step()
@@ -121,8 +120,6 @@ def answers(bench: Bench, source: data.Shards, clips: CentreClips, name: str, dr
     backbone, methods = (part.to(bench.device) for part in network(bench.saved, source))
     found, owner = [], []
     none = TrainerError(f"{name} has no accuracy: its loss compares vectors, and none of them is right or wrong")
-    if methods[name].of_others:  # clips that training chooses, and nothing to be right about
-        raise none
     for batch, video in batches(bench, clips, draws, f"pretext task {name}"):
         metrics = methods[name](backbone, batch)
         if "accuracy" not in metrics:
