@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from labelgen.shards import ShardReader
 from trainer import augment
 from trainer.data.index import Shards, sample_clips
 from trainer.data.keys import OTHER_VIDEO, VIEW
+
+if TYPE_CHECKING:
+    from trainer.methods.method import Method
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,15 @@ class TrainingClips:
     """
 
     def __init__(
-        self, shards: Shards, samples: np.ndarray, method, options: dict, seed: int, jitter: str, tag: int = 0
-    ):
+        self,
+        shards: Shards,
+        samples: np.ndarray,
+        method: type[Method],
+        options: dict,
+        seed: int,
+        jitter: str,
+        tag: int = 0,
+    ) -> None:
         self.shards, self.samples, self.method, self.options = shards, samples, method, options
         self.seed, self.jitter, self.tag = seed, jitter, tag
         self.times, self.copy = np.ones(len(samples), np.int64), np.zeros(len(samples), np.int64)
@@ -83,9 +93,9 @@ class TrainingClips:
 
     def _draw(self, kind: int, key: np.ndarray, n: int) -> Draw:
         epoch, sample = map(int, key)
-        key = kind, self.tag, self.seed, epoch, sample
-        # the same generator either way; of an array it is made in half the time
-        rng = np.random.default_rng(np.array(key, np.uint32) if max(key) < 1 << 32 else key)
+        seed = kind, self.tag, self.seed, epoch, sample
+        # the same generator either way, made in half the time of an array
+        rng = np.random.default_rng(np.array(seed, np.uint32) if max(seed) < 1 << 32 else seed)
         views = [augment.draw(rng, self.shards.crop_grid, self.length, self.jitter) for _ in range(n)]
         return Draw(epoch * int(self.times[sample]) + int(self.copy[sample]), rng, views, self.options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ class Clips(Protocol):
     def batch(self, keys: Any) -> dict[str, Any]: ...
 
 
-def prefetch(clips: Clips, keys: Iterable[Any], workers: int, device: torch.device) -> Iterator[dict[str, Any]]:
+def prefetch(clips: Clips, keys: Iterable[Any], workers: int, device: torch.device) -> Generator[dict[str, Any]]:
     """clips.batch(key) for each of the keys, in their order, in pinned memory if they go to a GPU.
 
     workers: threads, four per core at most, that decode batches before they are asked for (OpenCV's decoder releases

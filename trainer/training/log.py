@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -35,16 +36,16 @@ class Log:
 
     def __init__(self, folder: Path, first: int, last: int, every: int):
         self.folder, self.first, self.last, self.every = folder, first, last, every
-        self.writes, self.begun, self.told = distributed.rank() == 0, 0.0, 0.0
-        shown = self.writes and sys.stderr.isatty()
+        writes, self.begun, self.told = distributed.rank() == 0, 0.0, 0.0
+        shown = writes and sys.stderr.isatty()
         self.bar = tqdm(total=last, initial=first, unit="step") if shown else None
-        self.board = _tensorboard(folder, first) if self.writes else None
-        self.file = (folder / "log.csv").open("a", newline="", buffering=1) if self.writes else None
+        self.board = _tensorboard(folder, first) if writes else None
+        self.file = (folder / "log.csv").open("a", newline="", buffering=1) if writes else None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.bar:
             self.bar.close()
         for name, opened in (("log.csv", self.file), ("tensorboard", self.board)):
@@ -55,7 +56,7 @@ class Log:
 
     def step(self, step: int, epoch: int, lr: float, values: dict, waited: float, total: float, clips: int) -> None:
         """Log a step, counted from 0: metrics, seconds waited for data and in all, clips shown."""
-        if not self.writes:
+        if self.file is None:
             return
         row = {
             "step": step + 1,
@@ -108,7 +109,7 @@ class Log:
 
     def sync(self) -> None:
         """Wait until the log is on the disk."""
-        if self.writes:
+        if self.file is not None:
             with writing(self.folder / "log.csv"):
                 os.fsync(self.file.fileno())
 
@@ -151,7 +152,7 @@ def _shown(values: dict) -> str:
     return " | ".join(f"{name} {values[name]:.4f}" for name in names)
 
 
-def _tensorboard(folder: Path, first: int):
+def _tensorboard(folder: Path, first: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

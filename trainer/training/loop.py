@@ -8,9 +8,10 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,8 @@ def train(
         if saved and training.settings.epochs != settings.epochs:
             told = f"{clips:,} clips are {training.settings.epochs} epochs, the run has {settings.epochs}"
             raise TrainerError(f"cannot resume {saved.run}: {told}. Leave the clips out, or start a new run")
-        for name in differing(expected or {}, training.source.config):
+        expected = expected or {}
+        for name in differing(expected, training.source.config):
             say(f"the recipe is for shards with {name} {expected[name]}, these have {training.source.config.get(name)}")
         return training.run(run, saved)
 
@@ -104,8 +106,13 @@ class _Training:
     """Data, network and optimiser of a run, and the loop over its steps."""
 
     def __init__(
-        self, settings: Settings, shards: data.Folders, device: torch.device, initial=None, budget: int | None = None
-    ):
+        self,
+        settings: Settings,
+        shards: data.Folders,
+        device: torch.device,
+        initial: str | os.PathLike | None = None,
+        budget: int | None = None,
+    ) -> None:
         self.device = device
         self.source, self.held_out = data.Shards(shards, settings.split), {}
         if len(self.source.splits) > 1 and "recognition" in settings.methods:
@@ -132,7 +139,7 @@ class _Training:
         self.network = Network(settings, self.source, backbone)
         if settings.sync_bn and distributed.world() > 1 and device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
-        self.network.to(device, memory_format=torch.channels_last_3d)
+        self.network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # unknown to its stub
         if settings.compile:
             self.network.compile_networks()
         create, momentum = _OPTIMIZERS[settings.optimizer]
@@ -157,7 +164,8 @@ class _Training:
                 distributed.on_rank_zero(lambda: checkpoint.check_newest(saved))  # read before the run was locked
                 saved.restore(self.optimiser)
                 network.load_state_dict(saved.weights)
-                distributed.on_rank_zero(lambda: [cut_log(folder / log, first) for log in ("log.csv", "holdout.csv")])
+                for name in ("log.csv", "holdout.csv"):
+                    distributed.on_rank_zero(partial(cut_log, folder / name, first))
             else:
                 try:
                     # so that a run can be resumed from its first step
@@ -228,7 +236,7 @@ class _Training:
                     raise Interrupted(message, 128 + stopping, log.folder)
 
     def _step(
-        self, number: int, loaders: dict[str, Iterator[dict]], forward: nn.Module, asked: Callable[[], set[int]]
+        self, number: int, loaders: Mapping[str, Iterator[dict]], forward: nn.Module, asked: Callable[[], set[int]]
     ) -> _Step:
         """Launch one step of the optimiser. On a GPU its batch is copied while the step before is computed."""
         settings = self.settings
@@ -350,8 +358,8 @@ class _Training:
             say(f"{name} marks no video as train{where}: all are used")
         if not saved and self.initial is None:
             warn_of_few_steps({name: stream.clips for name, stream in self.streams.items()}, settings)
-        for method in self.network.methods.values():
-            for note in method.notes:
+        for name in settings.methods:
+            for note in self.network.method(name).notes:
                 say(note)
         for warning in version_warnings(settings.precision, torch.__version__, torch.backends.cudnn.version()):
             say(f"warning: {warning}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Stream:
     clips: data.TrainingClips
     batches: data.Batches
 
-    def load(self, steps: range, workers: int, device: torch.device) -> Iterator[dict]:
+    def load(self, steps: range, workers: int, device: torch.device) -> Generator[dict[str, Any]]:
         """The raw batches of this process for each micro-batch of the steps, see data.prefetch."""
         return data.prefetch(self.clips, self.batches.sampler(steps), workers, device)
 
