@@ -1,8 +1,8 @@
 """Processes killed at random moments, again and again: `python tests/soak_processes.py --count 20 --seed 0`.
 
-In turn the command of a run of labelgen, one of its workers, the command of a training and one of its loader processes get
-SIGKILL. The same command again (`--resume` for a training) has to end in what an unbroken run ends in, byte for byte; no
-process and no temporary file may be left over. Prints what was counted; the exit status is 1 where anything was wrong.
+In turn the command of a run of labelgen, one of its workers and the command of a training get SIGKILL. The same command
+again (`--resume` for a training) has to end in what an unbroken run ends in, byte for byte; no process and no temporary file
+may be left over. Prints what was counted; the exit status is 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from tests.labelgen.synthetic import write_video  # noqa: E402
 from tests.trainer.runs import assert_same_run  # noqa: E402
 
-VICTIMS = ("labelgen", "a worker", "training", "a loader process")
+VICTIMS = ("labelgen", "a worker", "training")
 PATIENCE = 120  # seconds, for processes to end
 LABEL = "--dataset folder --root videos --workers 2 --videos-per-shard 1 --height 48 --width 64 --crop 32".split()  # noqa: SIM905
 TRAIN = "--shards out --device cpu --width 0.06 --batch-size 3 --workers 2 --epochs 15 --recipe often.yaml".split()  # noqa: SIM905
@@ -128,8 +128,7 @@ def one_kill(victim: str, good: Path, folder: Path, moment: float) -> str:
         words = b"LokyProcess" if victim == "a worker" else None
     else:
         (folder / "out").symlink_to(good / "out")
-        process, again = start(folder, "train", *TRAIN, "--run", "one"), resume
-        words = b"" if victim == "a loader process" else None
+        process, again, words = start(folder, "train", *TRAIN, "--run", "one"), resume, None
     wrong = kill_at(process, moment, words) or again(folder, good)
     said = (folder / "said").read_text()
     if not wrong and "Traceback" in said:

@@ -74,7 +74,7 @@ def _samples(folder: Path, name: str) -> str:
         return ""
     clips = TrainingClips(shards, samples, method, options, 0, "none")
     keys = np.array([(epoch, sample) for epoch in range(2) for sample in range(min(len(samples), 4))])
-    batch = clips.__getitems__(keys)
+    batch = clips.batch(keys)
     if isinstance(batch, VsslError):
         raise batch
     return json.dumps([shards.classes, batch["id"], {key: value.tolist() for key, value in batch["labels"].items()}])

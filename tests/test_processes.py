@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from cli.main import main
@@ -89,22 +88,6 @@ def test_the_process_of_a_study(trap, tmp_path):
     (tmp_path / "results").mkdir()
     job = Job("flow", "none", ("none",), {}, (), "a row", "", ("flow", 0.0))
     assert "KeyError" in execute(job, tmp_path, 1, {})[1]  # of the study's own code, which has been reached
-
-
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_the_processes_of_a_loader(trap, method):
-    from trainer.data.transport import received
-
-    batches = torch.utils.data.DataLoader(Numbers(), 2, num_workers=1, multiprocessing_context=method)
-    assert [batch["n"].tolist() for batch in received(batches)] == [[0, 1], [2, 3]]
-
-
-class Numbers(torch.utils.data.Dataset):
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, at):
-        return {"n": at}
 
 
 def test_the_processes_of_a_command(trap, monkeypatch):

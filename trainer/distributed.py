@@ -55,7 +55,7 @@ def place() -> Place:
             "docs/gpus.md for srun"
         )
     local = os.environ.get("LOCAL_WORLD_SIZE")
-    return Place(int(os.environ["LOCAL_RANK"]), local and int(local), int(os.environ["WORLD_SIZE"]))
+    return Place(int(os.environ["LOCAL_RANK"]), int(local) if local else None, int(os.environ["WORLD_SIZE"]))
 
 
 def pick_device(name: str, here: Place = Place()) -> torch.device:
@@ -134,8 +134,8 @@ def means(given: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     counts = torch.stack([valid.sum() for _, valid in given]).float()
     if world() > 1:
         dist.all_reduce(counts)
-    counts = counts.clamp(min=1).unbind()
-    return [torch.where(valid, x, 0).sum() * world() / n for (x, valid), n in zip(given, counts, strict=True)]
+    totals = counts.clamp(min=1).unbind()
+    return [torch.where(valid, x, 0).sum() * world() / n for (x, valid), n in zip(given, totals, strict=True)]
 
 
 def gather(x: Tensor) -> tuple[Tensor, int]:
@@ -152,7 +152,7 @@ def gather(x: Tensor) -> tuple[Tensor, int]:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(context, x: Tensor, counts: list[int]) -> Tensor:
+    def forward(context: Any, x: Tensor, counts: list[int]) -> Tensor:
         context.begin, context.rows = sum(counts[: rank()]), len(x)
         padded = x.new_zeros(max(counts), *x.shape[1:])
         padded[: len(x)] = x
@@ -161,7 +161,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient[context.begin : context.begin + context.rows], None
@@ -171,17 +171,16 @@ def on_rank_zero(action: Callable[[], Any]) -> Any:
     """Run the action in the first process alone, and return its result, or raise its error, in every process."""
     if world() == 1:
         return action()
-    outcome = [None, None]  # result, error
+    outcome: list[Any] = [None, None]  # result, error
     if rank() == 0:
         try:
             outcome[0] = action()
         except (VsslError, OSError) as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome)
-    result, error = outcome
-    if error is not None:
-        raise error
-    return result
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:

@@ -15,12 +15,6 @@ class SettingError(TrainerError, ConfigError):
     """A setting or an option has a name or a value that there is not."""
 
 
-class LoaderLost(TrainerError):
-    """A process that decodes frames ended; untouched: the step that waited for it has not changed anything yet."""
-
-    untouched = False
-
-
 class Interrupted(VsslError):
     """Training of a run was stopped by a signal after a checkpoint was written; exit_code is 128 + the signal's number."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import backbones, distributed
+from trainer.backbones.layers import Stages
 from trainer.data import Batch, Shards
 from trainer.methods import method_class
 from trainer.methods.method import Method
@@ -19,7 +20,7 @@ from trainer.settings import Settings
 class Network(nn.Module):
     """One backbone, the heads of its methods side by side and, with settings.ema, averaged weights of all of it."""
 
-    def __init__(self, settings: Settings, shards: Shards, backbone: nn.Module | None = None):
+    def __init__(self, settings: Settings, shards: Shards, backbone: Stages | None = None) -> None:
         super().__init__()
         self.backbone = build_backbone(settings) if backbone is None else backbone
         self.methods = nn.ModuleDict(
@@ -48,37 +49,21 @@ class Network(nn.Module):
             f"{name}.{key}": value for name, found in metrics.items() for key, value in found.items()
         }
 
-    @property
-    def of_others(self) -> bool:
-        """Whether a method needs clips of other videos."""
-        return any(self._method(name).of_others for name in self.methods)
-
-    def look_ahead(self, batches: dict[str, Batch]) -> None:
-        """Have the methods choose what the next training step, of these batches, needs of other videos."""
-        for name, batch in batches.items():
-            if (method := self._method(name)).of_others:
-                with distributed.sharing(batch.counts):
-                    method.look_ahead(batch)
-
-    def others(self, batches: dict[str, Batch]) -> dict[str, Tensor]:
-        """Rows of the videos of which a method needs a clip for its batch, by method; without those that need none."""
-        methods = {name: self._method(name) for name in batches}
-        return {name: method.others(batches[name]) for name, method in methods.items() if method.of_others}
-
     def compile_networks(self) -> None:
         """Have torch.compile take the backbone and the methods' own networks, for each of the few sizes of a batch."""
-        networks = [self.backbone, *(each for name in self.methods for each in self._method(name).networks())]
+        networks = [self.backbone, *(each for name in self.methods for each in self.method(name).networks())]
         for network in networks:
             network.compile(dynamic=False)
 
-    def _method(self, name: str) -> Method:
+    def method(self, name: str) -> Method:
+        """One of the methods."""
         return cast(Method, self.methods[name])
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Update averages, after a step of the optimiser; progress: share of the training that is done."""
-        for method in self.methods.values():
-            method.after_step(self.backbone, progress)
+        for name in self.methods:
+            self.method(name).after_step(self.backbone, progress)
         if self.ema is not None:
             source = nn.ModuleDict({"backbone": self.backbone, "methods": self.methods})
             update_ema(self.ema, source, self.decay)
@@ -93,7 +78,7 @@ def stage_names(backbone: str, width: float) -> tuple[str, ...]:
         return tuple(backbones.create(backbone, width).eval()(torch.empty(1, 3, 16, 112, 112)))
 
 
-def build_backbone(settings: Settings) -> nn.Module:
+def build_backbone(settings: Settings) -> Stages:
     """The backbone with the initial weights of settings.seed."""
     torch.manual_seed(settings.seed)
-    return backbones.create(settings.backbone, settings.width)
+    return cast(Stages, backbones.create(settings.backbone, settings.width))

@@ -50,121 +50,115 @@ def _declared(default: object, help: str, range: Range | None = None, **named):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made of. None: as the run has it when resuming, else the default."""
+    """What a run is made of. None, which `resolve` replaces: as the run has it when resuming, else the default."""
 
-    method: str | None = _declared("pace", f"{', '.join(METHODS)}; or several: pace+statistics", commands=("train",))
-    weights: list | None = _declared(
+    method: str = _declared("pace", f"{', '.join(METHODS)}; or several: pace+statistics", commands=("train",))
+    weights: list = _declared(
         None, "Weights of the losses of several methods, such as 1,0.5", default_words="all 1", commands=("train",)
     )
-    options: dict | None = _declared(None, "Options of the methods, {method: {name: value}}", commands=())
-    backbone: str | None = _declared(
+    options: dict = _declared(None, "Options of the methods, {method: {name: value}}", commands=())
+    backbone: str = _declared(
         None,
         ", ".join(backbones.BACKBONES),
         default_words="the checkpoint's, the method's or r3d10",
     )
-    width: float | None = _declared(
+    width: float = _declared(
         1.0, "Multiplies the backbone's channels", between(0.01, 16), default_words="the checkpoint's or 1"
     )
-    shard_weights: list | None = _declared(
+    shard_weights: list = _declared(
         None,
         "With several --shards: how often a sample of each is shown, relative to the others, such as 1,4",
         default_words="all 1",
         commands=("train",),
     )
-    split: str | None = _declared(
+    split: str = _declared(
         "1", "Official split whose training videos are used, name or number", default_words="the first"
     )
-    holdout: float | None = _declared(
+    holdout: float = _declared(
         0.0,
         "Share of the training videos, by group, kept out and scored after each epoch",
         SHARE,
         default_words="the method's or 0",
     )
-    fraction: float | None = _declared(
+    fraction: float = _declared(
         1.0,
         "Share of the training videos that is used, drawn from the seed; a smaller one is a part of a larger one",
         Range("more than 0 and at most 1", lambda x: 0 < x <= 1),
     )
-    subset: str | None = _declared(
+    subset: str = _declared(
         "all",
         "Train on half of the labelled clips alone: the easier, the harder or a random one",
         choices=("all", "easy", "hard", "random"),
         commands=("train",),
     )
-    curriculum: float | None = _declared(
+    curriculum: float = _declared(
         0.0,
         "Share of the steps, the first ones, that see easier clips only; the learning rate then starts anew",
         SHARE,
         commands=("train",),
     )
-    pacing: str | None = _declared(
+    pacing: str = _declared(
         "single",
         "Share of the clips that a curriculum shows: half; or .04 x 1.9^k, in stages of fixed or varied length",
         choices=("single", "fixed", "varied"),
         commands=("train",),
     )
-    seed: int | None = _declared(0, "Random seed of initial weights, sampling and augmentation", at_least(0))
+    seed: int = _declared(0, "Random seed of initial weights, sampling and augmentation", at_least(0))
 
-    epochs: int | None = _declared(None, "Epochs; each shows every sample `repeats` times", between(1, 1_000_000))
-    repeats: int | None = _declared(
-        1, "Passes over the samples in an epoch, each with new random draws", between(1, 10_000)
-    )
-    batch_size: int | None = _declared(None, "Samples per step at most, over all processes", between(1, 1 << 16))
-    accumulate: int | None = _declared(
-        1, "Gradient accumulation: parts in which a step is computed", between(1, 1 << 16)
-    )
-    lr: float | None = _declared(None, "Learning rate at the start", POSITIVE)
-    optimizer: str | None = _declared("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adamw"))
-    momentum: float | None = _declared(None, "Momentum of SGD, or the first beta of AdamW", at_least(0), commands=())
-    weight_decay: float | None = _declared(None, "On all parameters", at_least(0), commands=())
-    schedule: str | None = _declared(
+    epochs: int = _declared(None, "Epochs; each shows every sample `repeats` times", between(1, 1_000_000))
+    repeats: int = _declared(1, "Passes over the samples in an epoch, each with new random draws", between(1, 10_000))
+    batch_size: int = _declared(None, "Samples per step at most, over all processes", between(1, 1 << 16))
+    accumulate: int = _declared(1, "Gradient accumulation: parts in which a step is computed", between(1, 1 << 16))
+    lr: float = _declared(None, "Learning rate at the start", POSITIVE)
+    optimizer: str = _declared("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adamw"))
+    momentum: float = _declared(None, "Momentum of SGD, or the first beta of AdamW", at_least(0), commands=())
+    weight_decay: float = _declared(None, "On all parameters", at_least(0), commands=())
+    schedule: str = _declared(
         None,
         "step: lr / 10 every drop_every epochs; cosine: 5 % warm-up, then to 0",
         choices=("step", "cosine", "constant"),
     )
-    drop_every: int | None = _declared(None, "Epochs between two drops of the step schedule", POSITIVE, commands=())
-    clip: float | None = _declared(
+    drop_every: int = _declared(None, "Epochs between two drops of the step schedule", POSITIVE, commands=())
+    clip: float = _declared(
         0.0, "Clip the norm of the gradients to this value; 0: off", at_least(0), default_words="none"
     )
-    ema: float | None = _declared(0.0, "Decay of averaged weights, which evaluation then uses; 0: none", SHARE)
-    sync_bn: bool | None = _declared(
+    ema: float = _declared(0.0, "Decay of averaged weights, which evaluation then uses; 0: none", SHARE)
+    sync_bn: bool = _declared(
         False, "Batch normalisation over all processes, on CUDA", default_words="the method's or False"
     )
     jitter: str | None = _declared(
         None, "Colour jitter: one per clip, or one per frame", choices=("none", "clip", "frame")
     )
-    precision: str | None = _declared(
+    precision: str = _declared(
         "auto",
         "Precision of the backbone; heads and losses are float32",
         choices=("auto", "bf16", "tf32", "float32"),
         default_words="bf16 on CUDA, else float32",
     )
 
-    compile: bool | None = _declared(False, "torch.compile the backbone and a method's other networks", may_change=True)
-    workers: int | None = _declared(
+    compile: bool = _declared(False, "torch.compile the backbone and a method's other networks", may_change=True)
+    workers: int = _declared(
         WORKERS,
-        "Processes that decode frames; at most four per core are started",
+        "Threads that decode frames, at most four per core",
         at_least(0),
         default_words="half of the process's cores, 1 to 8",
         may_change=True,
     )
-    device: str | None = _declared(
-        "auto", "cpu, cuda, cuda:1", default_words="cuda where there is one", may_change=True
-    )
-    checkpoint_minutes: float | None = _declared(
+    device: str = _declared("auto", "cpu, cuda, cuda:1", default_words="cuda where there is one", may_change=True)
+    checkpoint_minutes: float = _declared(
         5.0,
         "Minutes between checkpoints, written beside the training; one is written at the end in any case",
         at_least(0),
         may_change=True,
     )
-    keep_every: int | None = _declared(
+    keep_every: int = _declared(
         0,
         "Keep a checkpoint of every N-th epoch in RUN/kept, to evaluate it; 0: none",
         at_least(0),
         default_words="none",
         may_change=True,
     )
-    log_every: int | None = _declared(
+    log_every: int = _declared(
         10,
         "Seconds between two lines of progress if there is no terminal; the first step is printed at once",
         POSITIVE,
@@ -180,7 +174,7 @@ class Settings:
 
 
 DECLARATIONS: dict[str, Declaration] = {entry.name: entry.metadata["declaration"] for entry in fields(Settings)}
-TYPES: dict[str, type] = {name: get_args(hint)[0] for name, hint in get_type_hints(Settings).items()}
+TYPES: dict[str, type] = {name: next(iter(get_args(hint)), hint) for name, hint in get_type_hints(Settings).items()}
 DEFAULT_BACKBONE = "r3d10"
 
 

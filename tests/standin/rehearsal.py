@@ -6,7 +6,6 @@ What the project asks of the name "cuda" is replaced here, and here alone: see `
 import csv
 import datetime
 import inspect
-import multiprocessing
 import os
 import pkgutil
 import signal
@@ -24,11 +23,10 @@ from safetensors.torch import load_file
 from torch._C._distributed_c10d import AllgatherOptions, _create_work_from_future
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from cli.main import main
 from tests.standin import device, planted
+from trainer import data
 from trainer.backbones.layers import FLAT
 from trainer.methods import method_class
 
@@ -91,7 +89,6 @@ def start(library: Path, folder: Path) -> None:
     """Make this process one with a stand-in device, for good. folder: holds the shards, demo/, and takes the runs."""
     global _extension, _folder
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # as in a command; a spawned process would spawn its loaders
     _extension, _folder = device.register(library), folder
     as_on_cuda()
 
@@ -100,10 +97,9 @@ def as_on_cuda() -> None:
     """Let the stand-in be what the project takes "cuda" for."""
     module = pkgutil.resolve_name(PRECISION[0])
     setattr(module, PRECISION[1], lambda name, device: "bf16")
-    autocast, load, group = torch.autocast, DataLoader.__init__, dist.init_process_group
+    autocast, group = torch.autocast, dist.init_process_group
     FLAT["standin"] = FLAT["cuda"] | {"point", "temporal", "spatial"}  # what a GPU may be given, in views alone
     torch.autocast = lambda kind, *given, **named: autocast("standin" if kind == "cuda" else kind, *given, **named)
-    DataLoader.__init__ = lambda self, *given, **named: load(self, *given, **named | {"pin_memory": True})
     dist.init_process_group = lambda _, **named: group(
         "standin-nccl", init_method=f"file://{os.environ['STANDIN_GROUP']}", rank=int(os.environ["RANK"]), world_size=2
     )
@@ -169,7 +165,7 @@ def _mark(kind: str, what: str = "") -> None:
 def _watching(after_step: Callable[[int], None] = lambda step: None):
     """The events of the block, with a mark after each step of an optimiser and around each batch that a loader gives."""
     global _seen
-    steps, given = 0, _BaseDataLoaderIter.__next__
+    steps, given = 0, data.prefetch
 
     def stepped(*_):
         nonlocal steps
@@ -177,15 +173,15 @@ def _watching(after_step: Callable[[int], None] = lambda step: None):
         _mark("step")
         after_step(steps)
 
-    def batch(self):
-        _mark("asked")
-        found = given(self)
-        _mark("batch")
-        return found
+    def prefetch(*arguments):
+        for batch in given(*arguments):
+            _mark("batch")
+            yield batch
+            _mark("asked")
 
     hook = register_optimizer_step_post_hook(stepped)
     try:
-        with device.listening(_extension) as _seen, mock.patch.object(_BaseDataLoaderIter, "__next__", batch):
+        with device.listening(_extension) as _seen, mock.patch.object(data, "prefetch", prefetch):
             yield _seen
     finally:
         hook.remove()

@@ -10,6 +10,7 @@ from trainer.methods import METHODS
 WAITS = (
     1  # of the host for the device in a step or, in an evaluation, a batch, at most: for the metrics of the step before
 )
+MORE = {"ascnet": 1}  # for the rows of the similar videos, whose clips it decodes
 REDUCED = {  # small sums over two processes per step: one of all metrics, and per pass one of counts, one of gradients
     "statistics": 2,
     "pace-context": 5,
@@ -30,7 +31,7 @@ def test_every_method_is_rehearsed():
 def test_training_scoring_and_resuming(rehearse, name):
     found = rehearse(train, name)
     assert found.differs == [] and found.low == []
-    assert found.waits.total() <= WAITS, str(found)
+    assert found.waits.total() <= WAITS + MORE.get(name, 0), str(found)
 
 
 @pytest.mark.parametrize("name", ["pace", "pace-pace"])
@@ -50,7 +51,7 @@ def test_two_processes(rehearse_in_two, name):
     for rank in rehearse_in_two(train_in_two, name):
         found = rank.result()
         print(found)
-        assert found.waits.total() <= WAITS, str(found)
+        assert found.waits.total() <= WAITS + MORE.get(name, 0), str(found)
         small = [n for what, n in found.calls.items() if what.startswith("trainer/distributed") and "reduce" in what]
         assert sum(small) <= REDUCED[name], str(found)
 

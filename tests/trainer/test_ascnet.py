@@ -10,6 +10,9 @@ from trainer.data import Batch, Shards, TrainingClips
 from trainer.errors import TrainerError
 from trainer.methods import ascnet
 from trainer.methods.ascnet import ASCNet, target_decay
+from trainer.network import Network
+from trainer.settings import Settings, resolve
+from trainer.training.streams import training_streams
 
 OPTIONS = ASCNet.option_values()
 SPEEDS = torch.tensor([[1, 2], [2, 1], [1, 2], [2, 1], [2, 1]])
@@ -47,16 +50,18 @@ def make(shards, monkeypatch):
     return build
 
 
-def batch(clips, other=None, video=None):
-    """clips [B, 2, 3, T, H, W]; other: clips of other videos, [B, 3, T, H, W]."""
+def batch(clips, other, video=None):
+    """A batch of clips [B, 2, 3, T, H, W] that gives the clips `other` [B, 3, T, H, W] of whatever videos are asked for, and a
+    list of the rows that were."""
     video = torch.arange(len(clips)) if video is None else video
-    return Batch(clips, {"speed": SPEEDS[: len(clips)]}, video, 0.0, None if other is None else other[:, None])
+    asked = []
 
+    def clips_of(rows, read):
+        asked.append(rows.tolist())
+        return other
 
-def trained(method, backbone, given):
-    """What a training step gives for a batch."""
-    method.look_ahead(given)
-    return method(backbone, given)
+    given = Batch(clips, {"speed": SPEEDS[: len(clips)]}, video, 0.0, clips_of=clips_of)
+    return given, asked
 
 
 def slow_linear(layer, row):
@@ -117,7 +122,7 @@ def test_loss_equals_slow_loop(make, n, gamma):
     for weight in method.parameters():  # the averaged network is another one than the online network
         weight.data += 0.3 * torch.randn_like(weight)
     clips, other = torch.randn(n, 2, 3, 2, 3, 3), torch.randn(n, 3, 2, 3, 3)
-    out = trained(method, backbone, batch(clips, other))
+    out = method(backbone, batch(clips, other)[0])
     appearance, speed = slow_losses(backbone, method, clips[:, 0], clips[:, 1], other)
     assert out["appearance"].item() == pytest.approx(appearance, rel=1e-4)
     assert out["speed"].item() == pytest.approx(speed, rel=1e-4)
@@ -140,7 +145,7 @@ def test_unit_vectors_that_agree_are_at_right_angles_or_opposite(make, appearanc
     constant(method.predictors["speed"], *speed)
     for target in method.target["projections"].values():
         constant(target, 2.0, 0.0, 0.0, 0.0)
-    out = trained(method, backbone, batch(torch.randn(3, 2, 3, 2, 3, 3), torch.randn(3, 3, 2, 3, 3)))
+    out = method(backbone, batch(torch.randn(3, 2, 3, 2, 3, 3), torch.randn(3, 3, 2, 3, 3))[0])
     assert out["loss"].item() == pytest.approx(loss, abs=1e-6)
     assert out["spread"].item() == pytest.approx(0, abs=1e-6)  # all are one
     assert out["constant"].item() == pytest.approx(0, abs=1e-6)
@@ -150,7 +155,7 @@ def test_spread_is_1_for_opposite_diagonals(make, monkeypatch):
     backbone, method = make()
     diagonal = torch.ones(4, 4) / 2
     monkeypatch.setattr(method, "_averaged", lambda *_: diagonal * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
-    out = trained(method, backbone, batch(torch.randn(4, 2, 3, 2, 3, 3), torch.randn(4, 3, 2, 3, 3)))
+    out = method(backbone, batch(torch.randn(4, 2, 3, 2, 3, 3), torch.randn(4, 3, 2, 3, 3))[0])
     assert out["spread"].item() == pytest.approx(1)
     assert out["constant"].item() == pytest.approx(2)  # the mean is 0
 
@@ -161,14 +166,14 @@ def test_gradients_reach_the_online_network_alone(make):
     for _ in range(2):  # the second time against a bank with entries
         for weight in online:
             weight.grad = None
-        out = trained(method, backbone, batch(torch.randn(5, 2, 3, 2, 3, 3), torch.randn(5, 3, 2, 3, 3)))
+        out = method(backbone, batch(torch.randn(5, 2, 3, 2, 3, 3), torch.randn(5, 3, 2, 3, 3))[0])
         out["loss"].backward()
         assert all(weight.grad.abs().sum() > 0 for weight in online)
     assert all(not weight.requires_grad and weight.grad is None for weight in method.target.parameters())
     assert len([*method.parameters()]) + len([*backbone.parameters()]) == len(online) + len(
         [*method.target.parameters()]
     )
-    assert not any(buffer.requires_grad for buffer in (method.bank, method.sought))
+    assert not method.bank.requires_grad
 
 
 def fill(method, entries):
@@ -212,18 +217,16 @@ def test_the_bank_holds_the_online_appearance_of_the_first_clip_and_is_asked_by_
     video = torch.tensor([3, 0, 4, 7, 6])
     method.videos = 5
     clips = torch.randn(5, 2, 3, 2, 3, 3)
-    given = batch(clips, torch.randn(5, 3, 2, 3, 3), video)
-    trained(method, backbone, given)
-    assert method.others(given).tolist() == video.tolist()
+    given, asked = batch(clips, torch.randn(5, 3, 2, 3, 3), video)
+    method(backbone, given)
     expected = slow_unit(slow_mlp(method.projections["appearance"], slow_features(backbone, clips[:, 0])))
     assert np.allclose(method.bank[video], expected, atol=1e-5)
     assert method.filled.nonzero()[:, 0].tolist() == [0, 3, 4, 6, 7] and not method.bank[~method.filled].any()
     target = method.target["backbone"], method.target["projections"]["appearance"]
     asking = slow_unit(slow_mlp(target[1], slow_features(target[0], clips[:, 1])))
     similarity = np.array(asking) @ np.array(expected).T - 9 * np.eye(5)
-    method.look_ahead(given)
-    assert method.others(given).tolist() == video[similarity.argmax(1)].tolist()
-    assert np.allclose(method.sought[video], asking, atol=1e-5)
+    method(backbone, given)
+    assert asked == [video.tolist(), video[similarity.argmax(1)].tolist()]
 
 
 def test_held_out_samples_change_nothing(make):
@@ -232,10 +235,10 @@ def test_held_out_samples_change_nothing(make):
     method.eval(), backbone.eval()
     before = {name: value.clone() for name, value in method.state_dict().items()}
     for n in (3, 1):
-        given = batch(torch.randn(n, 2, 3, 2, 3, 3), torch.randn(n, 3, 2, 3, 3), torch.tensor([8, 9, 10])[:n])
-        assert {*method.others(given).tolist()} <= {0, 2}
+        given, asked = batch(torch.randn(n, 2, 3, 2, 3, 3), torch.randn(n, 3, 2, 3, 3), torch.tensor([8, 9, 10])[:n])
         with torch.no_grad():
             method(backbone, given)
+        assert {*asked[0]} <= {0, 2}
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
 
 
@@ -272,27 +275,31 @@ def test_starts_reach_both_ends_of_the_video(tmp_path):
     assert starts == {1: set(range(18)), 2: {0, 1, 2}}
 
 
-def test_the_fetched_clip_has_the_speed_of_the_first(shards, monkeypatch):
-    samples = ASCNet.samples(shards, OPTIONS)[0]
-    clips = TrainingClips(shards, samples, ASCNet, OPTIONS, 0, "none")
-    raw = clips.__getitems__(np.array([(0, sample) for sample in range(5)]))
-    rows, speeds, shown, read = [7, 0, 2, 1, 3], raw["labels"]["speed"].tolist(), [], ASCNet.read_other
+def test_the_clip_of_a_similar_video_has_the_speed_of_the_first(demo, shards, monkeypatch):
+    settings = resolve(Settings(method="ascnet", width=0.06, workers=0, device="cpu"))
+    network, stream = Network(settings, shards), training_streams(shards, settings)["ascnet"]
+    raw = next(stream.load(range(1), 0, torch.device("cpu")))
+    given, read, speeds, shown = (
+        stream.on_device(raw, 0.0, torch.device("cpu")),
+        ascnet._clip,
+        raw["labels"]["speed"],
+        [],
+    )
 
-    def noted(reader, video, labels, draw):
-        frames = read(reader, video, labels, draw)
-        shown.append((labels["speed"].tolist(), reader, video, frames))
-        return frames
+    def noted(reader, video, speed, rng):
+        shown.append((shards.readers.index(reader), video, speed, read(reader, video, speed, rng)))
+        return shown[-1][-1]
 
-    monkeypatch.setattr(ASCNet, "read_other", staticmethod(noted))
-    frames, view = clips.fetch(raw, np.array(rows))
-    assert frames.shape == (5, 1, 16, 32, 32, 3) and view["corner"].shape == (5, 1, 2)
-    expected = [(speed, *shards.videos[row]) for speed, row in zip(speeds, rows, strict=True)]
-    asked = [(speeds, shards.readers.index(reader), video) for speeds, reader, video, _ in shown]
-    assert sorted(asked) == sorted(expected) and {speed for (speed, _), *_ in shown} == {1, 2}
-    for (speed, _), reader, video, frames in shown:
-        first = reader.arrays["videos/first_frame"][video]
-        assert frames.tolist() == [[frames[0, 0] + speed * t for t in range(16)]]
-        assert first <= frames[0, 0] and frames[0, -1] < first + reader.arrays["videos/n_frames"][video]
+    monkeypatch.setattr(ascnet, "_clip", noted)
+    metrics = network({"ascnet": given})
+    assert metrics["loss"].isfinite()
+    expected = [(*shards.videos[row], speed) for row, speed in zip(raw["video"], speeds[:, 0].tolist(), strict=True)]
+    assert sorted(one[:3] for one in shown) == sorted(expected) and {speed for *_, speed in expected} == {1, 2}
+    for shard, video, speed, frames in shown:
+        arrays = shards.readers[shard].arrays
+        first = arrays["videos/first_frame"][video]
+        assert frames.tolist() == [frames[0] + speed * t for t in range(16)]
+        assert first <= frames[0] and frames[-1] < first + arrays["videos/n_frames"][video]
 
 
 def test_the_target_starts_as_the_online_network_and_follows_it(make):

@@ -1,14 +1,12 @@
 """Whole runs of ascnet."""
 
-import signal
-
 import pytest
 import torch
 
-from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
+from tests.trainer.runs import SMALL, rows
 from trainer import checkpoint, data
 from trainer.data import Shards
-from trainer.errors import Interrupted, TrainerError
+from trainer.errors import TrainerError
 from trainer.methods.ascnet import ASCNet
 from trainer.settings import Settings
 from trainer.training import train
@@ -21,7 +19,7 @@ def test_one_sample_cannot_be_normalised(demo, here):
         train(Settings(**(SMALL | {"batch_size": 1}), method="ascnet", epochs=1), demo)
 
 
-def test_trains_resumes_and_never_stores_a_held_out_video(demo, here, monkeypatch):
+def test_never_stores_a_held_out_video(demo, here):
     settings = Settings(**SMALL, method="ascnet", epochs=4, holdout=0.3, options={"ascnet": {"speeds": [1, 2]}})
     whole = train(settings, demo, "whole")
     assert [*rows(whole)[0]] == ["step", "epoch", "lr", "loss", "appearance", "speed", "spread", "constant"]
@@ -32,25 +30,16 @@ def test_trains_resumes_and_never_stores_a_held_out_video(demo, here, monkeypatc
     trained = sorted(source.before[shard] + video for shard, video in ASCNet.samples(source, OPTIONS)[0])
     filled = checkpoint.load(whole).weights["methods.ascnet.filled"]
     assert filled.nonzero()[:, 0].tolist() == trained and len(trained) < 7
-    for step in (0, 3, 5):  # before, at and after the step from which neighbours are other videos
-        name = f"part{step}"
-        at_step(monkeypatch, step, lambda: signal.raise_signal(signal.SIGTERM))
-        with pytest.raises(Interrupted):
-            train(settings, demo, name)
-        monkeypatch.undo()
-        monkeypatch.chdir(here)
-        assert_same_run(train(None, demo, resume=name), whole)
-        assert (here / "runs" / name / "holdout.csv").read_bytes() == (whole / "holdout.csv").read_bytes()
 
 
 def test_neighbours_change_from_the_videos_themselves_to_others_after_one_epoch(demo, here, monkeypatch):
-    asked, fetch = [], data.TrainingClips.fetch
+    asked, of_videos = [], data.TrainingClips.of_videos
 
-    def noted(self, raw, rows, pin):
+    def noted(self, raw, rows, read):
         asked.append((rows == raw["video"].numpy()).tolist())
-        return fetch(self, raw, rows, pin)
+        return of_videos(self, raw, rows, read)
 
-    monkeypatch.setattr(data.TrainingClips, "fetch", noted)
+    monkeypatch.setattr(data.TrainingClips, "of_videos", noted)
     train(Settings(**SMALL, method="ascnet", epochs=2), demo, "run")
     assert [len(step) for step in asked] == [3, 2, 2] * 2
     assert all(sum(asked[:3], [])) and not any(sum(asked[3:], []))

@@ -11,7 +11,7 @@ from trainer.evaluate.bench import Bench
 
 from cli.main import main
 from labelgen.errors import WriteError
-from trainer import checkpoint, data
+from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.export import export
 from trainer.pages.report import report
@@ -269,11 +269,6 @@ def test_a_pipe_as_log_does_not_hang(tmp_path, name):
     with pytest.raises(TrainerError, match=f"{name}: damaged .*a named pipe"):
         cut_log(tmp_path / name, 1)
     assert "a named pipe" in read_log(tmp_path / name)[1]
-
-
-def test_workers_are_bounded():
-    loader = data.loader(torch.utils.data.TensorDataset(torch.zeros(4)), 100_000, torch.device("cpu"))
-    assert loader.num_workers == 4 * len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize("mask, mode", [(0o002, 0o775), (0o027, 0o750)])

@@ -90,13 +90,13 @@ def test_samples_and_views_show_the_frames_of_long_clips(long):
     samples, options = method.samples(source, {})[0], method.option_values()
     assert len(samples) == 24 and source.clip_length == LENGTH
     clips = data.TrainingClips(source, samples, method, options, 0, "frame")
-    batch = clips.__getitems__(np.array([(0, 6)]))  # the third clip of the second video
+    batch = clips.batch(np.array([(0, 6)]))  # the third clip of the second video
     assert batch["clips"].shape == (1, 1, LENGTH, 32, 32, 3) and batch["view"]["jitter"].shape == (1, 1, LENGTH, 4)
     expected = cropped(video_frames(1, 130)[64:96], batch["view"]["corner"][0, 0])
     assert np.abs(batch["clips"][0, 0].numpy().astype(int) - expected).mean() < 6  # JPEG
     views = data.VideoViews(source, source.videos[:1], data.spread_frames)
     assert views.frames[:, 0].tolist() == [round(i * 98 / 9) for i in range(10)] and views.frames.shape == (10, LENGTH)
-    assert views.__getitems__([0, 1])["clips"].shape == (2, LENGTH, 40, 48, 3)
+    assert views.batch([0, 1])["clips"].shape == (2, LENGTH, 40, 48, 3)
     assert data.sliding_frames(130, LENGTH)[:, 0].tolist() == [0, 16, 32, 48, 64, 80, 96]
 
 

@@ -1,4 +1,3 @@
-import pickle
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import torch
 from labelgen.shards import ShardReader
 from tests.trainer.synthetic import CONFIG, GRID, cropped, video_frames, write_shard
 from trainer import augment, data
-from trainer.data import readers, transport
+from trainer.data import readers
 from trainer.errors import TrainerError
 from trainer.methods.pace import Pace
 from trainer.methods.statistics import Statistics
@@ -76,8 +75,6 @@ def test_an_index_keeps_columns_and_few_shards_open(demo, monkeypatch):
     for k in (1, 0, 1):
         assert (source.readers[k].jpeg(3) == shards[k].jpeg(3)).all()
         assert source.readers._open.cache_info().currsize == 1
-    again = pickle.loads(pickle.dumps(source))
-    assert again.readers[0].n_videos == 6 and again.text("videos/id") == source.text("videos/id")
     for name in ("videos/n_frames", "videos/split", "clips/video", "pace/pace", "videos/fps"):
         joined = np.concatenate([shard.arrays[name] for shard in shards])
         assert np.array_equal(source.readers.numbers(name), joined)
@@ -161,13 +158,13 @@ def test_a_sample_depends_on_seed_epoch_and_sample_alone(demo):
     assert len(samples) == 6 and left_out == 2
     one, other = (data.TrainingClips(source, samples, Pace, PACE, 3, "frame") for _ in range(2))
     torch.manual_seed(1)
-    first = one.__getitems__([(0, 1), (2, 4)])
+    first = one.batch([(0, 1), (2, 4)])
     torch.rand(3)
-    second = other.__getitems__([(2, 4)])
+    second = other.batch([(2, 4)])
     assert torch.equal(first["clips"][1], second["clips"][0])
     assert all(torch.equal(first["view"][name][1], second["view"][name][0]) for name in first["view"])
     views = [
-        data.TrainingClips(source, samples, Pace, PACE, seed, "frame", tag).__getitems__([(epoch, 4)])["view"]
+        data.TrainingClips(source, samples, Pace, PACE, seed, "frame", tag).batch([(epoch, 4)])["view"]
         for seed, epoch, tag in ((3, 2, 0), (4, 2, 0), (3, 3, 0), (3, 2, 1))
     ]
     assert len({view["jitter"].numpy().tobytes() for view in views}) == 4
@@ -177,50 +174,9 @@ def test_a_sample_depends_on_seed_epoch_and_sample_alone(demo):
 def test_draws_are_those_of_numpys_generator_of_the_key(demo, seed):
     source = data.Shards(demo)
     clips = data.TrainingClips(source, Pace.samples(source, PACE)[0], Pace, PACE, seed, "frame", 1)
-    view = clips.__getitems__([(5, 2)])["view"]
+    view = clips.batch([(5, 2)])["view"]
     expected = augment.draw(np.random.default_rng((2, 1, seed, 5, 2)), source.crop_grid, 16, "frame")
     assert all(np.array_equal(view[name][0, 0], expected[name]) for name in expected)
-
-
-def test_workers_change_nothing(demo):
-    source = data.Shards(demo)
-    clips = data.TrainingClips(source, Statistics.samples(source, STATISTICS)[0], Statistics, STATISTICS, 0, "none")
-    batches = []
-    for workers in (0, 2):
-        sampler = data.Batches(len(clips.samples), 4, 0).sampler(range(5))
-        batches.append(list(data.loader(clips, workers, torch.device("cpu"), batch_sampler=sampler)))
-    for one, other in zip(*batches, strict=True):
-        assert one["id"] == other["id"] and torch.equal(one["clips"], other["clips"])
-        assert all(torch.equal(one["labels"][name], other["labels"][name]) for name in one["labels"])
-
-
-def test_a_worker_writes_again_where_a_batch_was_dropped_and_nowhere_else(demo):
-    source = data.Shards(demo)
-    clips = data.TrainingClips(source, Pace.samples(source, PACE)[0], Pace, PACE, 0, "frame")
-    batches = list(data.Batches(len(clips.samples), 4, 0).sampler(range(20)))
-    kept = {}
-    for number, batch in enumerate(data.loader(clips, 1, torch.device("cpu"), batch_sampler=batches)):
-        if number % 3 == 0:
-            kept[number] = batch["clips"][1]  # a part keeps the whole
-    assert all(torch.equal(frames, clips.__getitems__(batches[n])["clips"][1]) for n, frames in kept.items())
-
-
-def test_a_buffer_is_lent_until_no_tensor_uses_it():
-    pool = transport.BufferPool()
-
-    def received(*shape) -> torch.Tensor:
-        receive, given = pool.lend(shape).__reduce__()
-        return receive(*given)
-
-    first, second = received(2, 3).fill_(1), received(2, 3).fill_(2)
-    address, part = first.data_ptr(), first[1]
-    del first
-    third = received(2, 3).fill_(3)
-    assert part.tolist() == [1] * 3 and second.tolist() == [[2] * 3] * 2 and len(pool.buffers) == 3
-    del part
-    assert received(2, 3).data_ptr() == address and len(pool.buffers) == 3
-    del third, second
-    assert received(3, 3).shape == (3, 3) and len(pool.buffers) == 1  # those too small are given up
 
 
 def test_pace_sample_shows_the_frames_of_its_row(demo):
@@ -228,7 +184,7 @@ def test_pace_sample_shows_the_frames_of_its_row(demo):
     clips = data.TrainingClips(source, Pace.samples(source, PACE)[0], Pace, PACE, 0, "frame")
     reader = source.readers[0]
     for epoch in range(6):
-        item = clips.__getitems__([(epoch, 1)])  # the second video of the first shard
+        item = clips.batch([(epoch, 1)])  # the second video of the first shard
         row = epoch % CONFIG["rows"]
         pace, start = reader.arrays["pace/pace"][1, row], reader.arrays["pace/start"][1, row]
         assert item["labels"]["pace"] == pace and item["id"] == ["00000_1"] and item["video"] == 1
@@ -240,7 +196,7 @@ def test_statistics_labels_are_those_of_the_crop_and_mirror_drawn(demo):
     source = data.Shards(demo)
     samples = Statistics.samples(source, STATISTICS)[0]
     clips = data.TrainingClips(source, samples, Statistics, STATISTICS, 0, "none")
-    batch = clips.__getitems__([(0, sample) for sample in range(len(samples))])
+    batch = clips.batch([(0, sample) for sample in range(len(samples))])
     view, seen = {name: value[:, 0].numpy() for name, value in batch["view"].items()}, set()
     for sample, (shard, clip) in enumerate(samples):
         crop, mirror, arrays = view["crop"][sample], view["mirror"][sample], source.readers[shard].arrays
@@ -253,22 +209,20 @@ def test_statistics_labels_are_those_of_the_crop_and_mirror_drawn(demo):
     assert len(seen) > 8
 
 
-def test_fetched_clips_show_what_is_asked_for_with_draws_of_their_own(demo):
-    class Others(Pace):
-        @staticmethod
-        def read_other(reader, video, labels, draw):
-            return reader.arrays["videos/first_frame"][video] + np.arange(16)[None] + labels["start"].item()
+def test_clips_of_other_videos_show_what_is_asked_for_with_draws_of_their_own(demo):
+    def read(reader, video, labels, draw):
+        return reader.arrays["videos/first_frame"][video] + np.arange(16) + labels["start"].item()
 
     source = data.Shards(demo)
-    clips = data.TrainingClips(source, Pace.samples(source, PACE)[0], Others, PACE, 0, "none")
+    clips = data.TrainingClips(source, Pace.samples(source, PACE)[0], Pace, PACE, 0, "none")
     raw = {"key": torch.tensor([(0, 1), (3, 2)]), "labels": {"start": torch.tensor([0, 1])}}
-    frames, view = clips.fetch(raw, np.array([7, 1]))
+    found = clips.of_videos(raw, np.array([7, 1]), read)
     for i, (name, video) in enumerate(((101, 64), (1, 70))):
-        expected = cropped(video_frames(name, video)[i : i + 16], view["corner"][i, 0])
-        assert np.abs(frames[i, 0].numpy().astype(int) - expected).mean() < 6
+        expected = cropped(video_frames(name, video)[i : i + 16], found["view"]["corner"][i, 0])
+        assert np.abs(found["clips"][i, 0].numpy().astype(int) - expected).mean() < 6
     raw = {"key": torch.tensor([(3, 2)]), "labels": {"start": torch.tensor([0])}}
-    again = clips.fetch(raw, np.array([0]))[1]
-    assert all(torch.equal(view[name][1], again[name][0]) for name in view)
+    again = clips.of_videos(raw, np.array([0]), read)["view"]
+    assert all(torch.equal(value[1], again[name][0]) for name, value in found["view"].items())
 
 
 def test_evaluation_views():

@@ -1,5 +1,4 @@
 import math
-import signal
 from itertools import combinations, permutations
 from types import SimpleNamespace
 
@@ -9,12 +8,11 @@ import torch
 from torch import nn
 
 from labelgen.shards import ShardReader
-from tests.trainer.runs import assert_same_run, at_step
 from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
 from trainer import data
 from trainer.backbones import create
 from trainer.data import Batch
-from trainer.errors import Interrupted, TrainerError
+from trainer.errors import TrainerError
 from trainer.methods.order import Order
 from trainer.settings import Settings, resolve
 from trainer.training import train
@@ -102,7 +100,7 @@ def test_a_sample_shows_the_clips_of_its_row_in_the_order_of_its_label(source, c
     """Trap: the inverse permutation, which differs for (1, 2, 0) and (2, 0, 1)."""
     seen = set()
     for epoch in range(5):
-        items = clips.__getitems__(np.array([(epoch, sample) for sample in range(6)]))
+        items = clips.batch(np.array([(epoch, sample) for sample in range(6)]))
         for k, (shard, video) in enumerate(clips.samples):
             reader = source.readers[shard]
             row = epoch % CONFIG["rows"]
@@ -146,7 +144,7 @@ def test_each_clip_has_a_crop_of_its_own_that_its_frames_share_and_none_is_mirro
         out[..., 0], out[..., 1] = y, x
 
     monkeypatch.setattr(ShardReader, "frames", coordinates)
-    items = clips.__getitems__(np.array([(epoch, sample) for epoch in range(4) for sample in range(6)]))
+    items = clips.batch(np.array([(epoch, sample) for epoch in range(4) for sample in range(6)]))
     view = items["view"]
     assert view["corner"].shape == (24, 3, 2) and (view["mirror"] == 0).all() and "jitter" not in view
     begin = items["clips"][:, :, :, 0, 0, :2]  # [24, 3, 16, 2]
@@ -169,22 +167,6 @@ def test_clips_that_grow_brighter_are_put_in_order():
         out["loss"].backward()
         optimiser.step()
     assert out["accuracy"] == 1
-
-
-def test_a_stopped_and_resumed_run_equals_the_unbroken_one(demo, here, monkeypatch):
-    settings = Settings(
-        method="order", width=0.06, batch_size=2, epochs=3, holdout=0.3, workers=0, device="cpu", checkpoint_minutes=0
-    )
-    whole = train(settings, demo)
-    assert (whole / "holdout.csv").read_text().startswith("step,loss,accuracy,chance\n")
-    at_step(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Interrupted):
-        train(settings, demo)
-    monkeypatch.undo()
-    monkeypatch.chdir(here)
-    resumed = train(None, demo, resume="order-r3d10-2")
-    assert_same_run(resumed, whole)
-    assert (resumed / "holdout.csv").read_text() == (whole / "holdout.csv").read_text()
 
 
 def test_nothing_to_train_on(tmp_path, here):

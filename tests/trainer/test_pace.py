@@ -1,7 +1,6 @@
 """`pace`: which clips it reads, and its contrastive part."""
 
 import math
-import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,14 +9,12 @@ import torch
 from torch import nn
 
 from tests.trainer.processes import in_two_processes, share, step
-from tests.trainer.runs import assert_same_run, at_step, rows
 from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
 from trainer import data
 from trainer.data import Batch, Draw
-from trainer.errors import Interrupted, TrainerError
+from trainer.errors import TrainerError
 from trainer.methods.pace import Pace, contrastive, literal
 from trainer.settings import Settings, resolve
-from trainer.training import train
 
 OPTIONS = Pace.option_values({"contrast": "same-context"})
 
@@ -296,7 +293,7 @@ def test_same_context_shows_two_rows_of_different_paces_of_one_video(demo):
     for epoch in range(5):
         first = 2 * epoch % len(paces)
         second = next(row % len(paces) for row in range(first + 1, 99) if paces[row % len(paces)] != paces[first])
-        items = clips.__getitems__(np.array([(epoch, 1)]))
+        items = clips.batch(np.array([(epoch, 1)]))
         assert items["id"] == ["00000_1"] and items["labels"]["pace"].tolist() == [paces[[first, second]].tolist()]
         for clip, corner, row in zip(items["clips"][0], items["view"]["corner"][0], (first, second), strict=True):
             shown = cropped(video_frames(1, 70)[starts[row] + np.arange(16) * (paces[row] + 1)], corner)
@@ -331,26 +328,6 @@ def test_same_context_leaves_out_videos_whose_rows_have_one_pace(tmp_path):
         samples[:, 1].tolist() == usable.tolist() and lacking == 7 - len(usable) and why.endswith("all of them equal")
     )
     assert len(Pace.samples(source, Pace.option_values())[0]) == 7
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"contrast": "same-context", "random_backwards": True},
-        {"contrast": "same-pace", "literal": True, "pace_weight": 0.0},
-    ],
-    ids=str,
-)
-def test_a_stopped_and_resumed_run_equals_the_unbroken_one(demo, here, monkeypatch, options):
-    settings = Settings(width=0.06, batch_size=3, epochs=2, workers=0, device="cpu", options={"pace": options})
-    whole = train(settings, demo)
-    assert all(math.isfinite(float(row["contrast"])) for row in rows(whole))
-    at_step(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Interrupted):
-        train(settings, demo)
-    monkeypatch.undo()
-    monkeypatch.chdir(here)
-    assert_same_run(train(None, demo, resume="pace-r3d10-2"), whole)
 
 
 def test_options_that_make_no_sense():

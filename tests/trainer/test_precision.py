@@ -70,12 +70,8 @@ def test_heads_and_losses_are_float32_and_the_backbone_is_not(demo, method):
             place = "backbone" if "backbone" in name else "heads"
             layer.register_forward_hook(lambda _, x, y, place=place: seen[place].update((x[0].dtype, y.dtype)))
     stream = next(iter(training_streams(shards, settings).values()))
-    raw = next(stream.start(range(1), 0, torch.device("cpu")))
-    batch = stream.on_device(raw, 0.0, torch.device("cpu"))
-    if network.of_others:
-        network.eval()  # in training they are chosen a step ahead
-        batch = stream.with_others(batch, raw, network.others({method: batch})[method].numpy())
-    metrics = network({method: batch})
+    raw = next(stream.load(range(1), 0, torch.device("cpu")))
+    metrics = network({method: stream.on_device(raw, 0.0, torch.device("cpu"))})
     assert seen["backbone"] == {torch.float32, torch.bfloat16} and seen["heads"] == {torch.float32}
     assert metrics["loss"].dtype == torch.float32
 

@@ -157,7 +157,7 @@ def test_later_frames_equal_a_slow_measure(demo, skip_clip):
     sums, method = np.zeros(3), network.methods["skip_clip"]
     for draw in range(2):
         for sample, (shard, video) in enumerate(clips.samples):
-            one = clips.__getitems__(np.array([[draw, sample]]))
+            one = clips.batch(np.array([[draw, sample]]))
             start = one["clips"].numpy()[0, 0]
             frames = source.readers[shard].frames(
                 np.arange(source.readers[shard].arrays["videos/n_frames"][video])

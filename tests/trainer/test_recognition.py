@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.runs import assert_same_run
 from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint, data
 from trainer.backbones import create
@@ -47,7 +46,7 @@ def test_clips_are_mirrored_or_not(demo, mirror):
     shards, options = data.Shards(demo), Recognition.option_values({"mirror": mirror})
     samples = Recognition.samples(shards, options)[0]
     clips = data.TrainingClips(shards, samples, Recognition, options, seed=0, jitter="none")
-    raw = clips.__getitems__(np.array([(epoch, i) for epoch in range(4) for i in range(len(samples))]))
+    raw = clips.batch(np.array([(epoch, i) for epoch in range(4) for i in range(len(samples))]))
     assert set(raw["view"]["mirror"].flatten().tolist()) == ({0, 1} if mirror else {0})
     assert len(raw["view"]["crop"].unique()) > 4
 
@@ -105,9 +104,7 @@ def test_a_pretrained_branch_is_not_taken_over(demo, here):
     assert old.shape == new.shape and not torch.allclose(old, new)
 
 
-def test_hidden_layers_are_saved_and_resumed(demo, here):
-    settings = replace(TINY, epochs=2, options={"recognition": {"hidden": 6, "mirror": False}})
-    whole, again = train(settings, demo), train(settings, demo)
-    assert_same_run(whole, again)
+def test_hidden_layers_are_not_changed_on_resume(demo, here):
+    run = train(replace(TINY, options={"recognition": {"hidden": 6, "mirror": False}}), demo)
     with pytest.raises(TrainerError, match="hidden is 8, the run has 6"):
-        train(Settings(options={"recognition": {"hidden": 8}}), demo, resume=again)
+        train(Settings(options={"recognition": {"hidden": 8}}), demo, resume=run)

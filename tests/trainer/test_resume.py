@@ -1,7 +1,6 @@
 """A run that was stopped, killed or damaged goes on as if nothing had happened, or says why not."""
 
 import errno
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from labelgen import files
 from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
@@ -20,17 +18,49 @@ from trainer.errors import Interrupted, TrainerError
 from trainer.settings import Settings
 from trainer.training import loop, train
 
+ACCUMULATED = {"batch_size": 6, "accumulate": 2, "ema": 0.9, "optimizer": "adamw"}
+RUNS = {  # of each method: labels, banks, averaged networks, dropout, curricula, held-out videos
+    "statistics": {"epochs": 2, "options": {"statistics": {"targets": "raw"}}},
+    "statistics scaled": {
+        "epochs": 2,
+        "options": {"statistics": {"targets": "scaled", "hidden": 16}},
+        "curriculum": 0.5,
+    },
+    "pace": {"epochs": 3},
+    "pace same-context": {"epochs": 3, "options": {"pace": {"contrast": "same-context", "random_backwards": True}}},
+    "pace same-pace": {
+        "epochs": 3,
+        "options": {"pace": {"contrast": "same-pace", "literal": True, "pace_weight": 0.0}},
+    },
+    "order": {"batch_size": 2, "epochs": 3, "holdout": 0.3, "checkpoint_minutes": 0.0},
+    "skip_clip": {"epochs": 2, "repeats": 2, "holdout": 0.2, "options": {"skip_clip": {"spacing": 1}}},
+    "tce": {"epochs": 3, "holdout": 0.2},
+    "tce nce": {"backbone": "r3d10", "epochs": 3, "options": {"tce": {"frames": 16, "loss": "nce", "negatives": 3}}},
+    "ascnet": {"epochs": 4, "holdout": 0.3},
+    "rotation": {"backbone": "resnet18", "epochs": 1, "curriculum": 0.7, "pacing": "varied", "holdout": 0.2},
+    "recognition": {**ACCUMULATED, "epochs": 4, "holdout": 0.3},
+    "ascnet+statistics": {**ACCUMULATED, "weights": [1.0, 0.5], "epochs": 1, "holdout": 0.3},
+}
 
-@pytest.mark.parametrize("step", [0, 1, 2, 17, 38])
-def test_stopped_in_any_step_and_resumed_equals_unbroken(unbroken, demo, here, monkeypatch, step):
-    at_step(monkeypatch, step, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {step + 1} of 40$") as stop:
-        train(Settings(**SMALL, epochs=20), demo)
-    assert stop.value.exit_code == 143
-    assert [int(row["step"]) for row in rows(here / "runs/pace-r3d10-1")] == list(range(1, step + 2))
-    monkeypatch.undo()
-    os.chdir(here)
-    assert_same_run(train(None, demo, resume="pace-r3d10-1"), unbroken)
+
+@pytest.mark.parametrize("name", RUNS)
+def test_stopped_in_any_step_and_resumed_equals_unbroken(demo, here, name):
+    """In the first, a middle and the last but one of the steps."""
+    settings = Settings(**SMALL | {"method": name.split()[0], **RUNS[name]})
+    whole = train(settings, demo, "whole")
+    steps = len(rows(whole))
+    for step in sorted({0, steps // 2, steps - 2}):
+        stopped = f"stopped in {step}"
+        expected = f"stopped by SIGTERM after step {step + 1} of {steps}$"
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match=expected) as stop:
+            at_step(patch, step, lambda: signal.raise_signal(signal.SIGTERM))
+            train(settings, demo, stopped)
+        assert stop.value.exit_code == 143
+        assert [int(row["step"]) for row in rows(here / "runs" / stopped)] == list(range(1, step + 2))
+        resumed = train(None, demo, resume=stopped)
+        assert_same_run(resumed, whole)
+        if settings.holdout:
+            assert (resumed / "holdout.csv").read_text() == (whole / "holdout.csv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -65,33 +95,6 @@ def test_a_killed_process_resumes_bit_for_bit(unbroken, demo, here, number, code
 
 def _environment():
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-
-
-def test_a_loader_process_that_is_killed_within_a_step_does_not_break_it(unbroken, demo, here, monkeypatch):
-    """What is missing is missed by a later step, which leaves everything as it was."""
-
-    class Killing(torch.optim.SGD):
-        steps = 0
-
-        def step(self):
-            super().step()
-            Killing.steps += 1
-            if Killing.steps == 6:
-                (child, *_) = set(multiprocessing.active_children()) - others
-                os.kill(child.pid, signal.SIGKILL)
-                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-
-    others = set(multiprocessing.active_children())
-    monkeypatch.setitem(loop._OPTIMIZERS, "sgd", (Killing, loop._OPTIMIZERS["sgd"][1]))
-    expected = (
-        r"a process that decodes frames ended \(DataLoader worker .*\); check memory, .* --resume runs/pace-r3d10-1$"
-    )
-    with pytest.raises(TrainerError, match=expected):
-        train(Settings(**SMALL | {"workers": 2}, epochs=20), demo)
-    assert checkpoint.load("pace-r3d10-1").meta["step"] == 7  # whose batch had arrived
-    monkeypatch.undo()
-    os.chdir(here)
-    assert_same_run(train(None, demo, resume="pace-r3d10-1"), unbroken)
 
 
 def test_a_hang_up_that_the_caller_ignores_stops_nothing(demo, here, monkeypatch):

@@ -1,22 +1,17 @@
 import math
-import signal
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tests.trainer.runs import assert_same_run, at_step, rows
 from tests.trainer.synthetic import cropped, video_frames
 from trainer import data
 from trainer.backbones import create
 from trainer.data import Batch
-from trainer.errors import Interrupted
 from trainer.methods.pace import Pace
 from trainer.methods.parts import rotations
 from trainer.methods.rotation import Rotation
-from trainer.settings import Settings
-from trainer.training import train
 
 SMALL = {"method": "rotation", "width": 0.06, "batch_size": 9, "workers": 0, "device": "cpu"}
 
@@ -127,21 +122,7 @@ def test_a_sample_is_a_labelled_clip(demo):
     samples, left_out, _ = Rotation.samples(source, {})
     assert len(samples) == 27 and left_out == 0
     clips = data.TrainingClips(source, samples, Rotation, {}, 0, "none")
-    items = clips.__getitems__(np.array([(0, 5), (3, 5)]))  # the second clip of the second video
+    items = clips.batch(np.array([(0, 5), (3, 5)]))  # the second clip of the second video
     assert items["clips"].shape == (2, 1, 16, 32, 32, 3) and items["labels"] == {} and items["id"] == ["00000_1"] * 2
     for clip, corner in zip(items["clips"][:, 0], items["view"]["corner"][:, 0], strict=True):
         assert np.abs(clip.numpy().astype(int) - cropped(video_frames(1, 70)[16:32], corner)).mean() < 6  # JPEG
-
-
-@pytest.mark.parametrize("backbone", ["r3d10", "resnet18"])
-def test_a_stopped_and_resumed_run_equals_the_unbroken_one(demo, here, monkeypatch, backbone):
-    settings = Settings(**SMALL, backbone=backbone, epochs=2, curriculum=0.5, holdout=0.2)
-    whole = train(settings, demo)
-    shares = [float(row["clips_share"]) for row in rows(whole)]
-    assert shares == sorted(shares) and set(shares) == {0.5, 1.0}
-    at_step(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(Interrupted):
-        train(settings, demo)
-    monkeypatch.undo()
-    monkeypatch.chdir(here)
-    assert_same_run(train(None, demo, resume=f"rotation-{backbone}-2"), whole)

@@ -1,16 +1,15 @@
 """Which draws a run shows: repeats, stored draws that run out, fractions and halves, the stages of a curriculum."""
 
 import math
-import signal
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
+from tests.trainer.runs import SMALL, rows
 from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
 from trainer import checkpoint, data
-from trainer.errors import Interrupted, TrainerError
+from trainer.errors import TrainerError
 from trainer.evaluate.splits import trained_on
 from trainer.methods.pace import Pace
 from trainer.methods.rotation import Rotation
@@ -62,19 +61,8 @@ def test_a_repeated_showing_takes_the_next_row(demo):
     for key in np.concatenate(list(stream.batches.sampler(range(last)))):
         shard, video = stream.clips.samples[key[1]]
         stored = stream.clips.shards.readers[shard].arrays["pace/pace"][video]
-        assert stream.clips.__getitems__(key[None])["labels"]["pace"] == stored[key[0] % CONFIG["rows"]]
+        assert stream.clips.batch(key[None])["labels"]["pace"] == stored[key[0] % CONFIG["rows"]]
     assert last == 2 * math.ceil(3 * 6 / 4)
-
-
-@pytest.mark.parametrize("method", ["pace", "recognition", "skip_clip"])
-def test_a_run_with_repeats_resumes_bit_for_bit(demo, here, monkeypatch, method):
-    options = {"skip_clip": {"spacing": 1}} if method == "skip_clip" else None
-    settings = Settings(**SMALL, method=method, epochs=2, repeats=2, holdout=0.2, options=options)
-    whole = train(settings, demo)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        at_step(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
-        train(settings, demo, "stopped")
-    assert_same_run(train(None, demo, resume="stopped"), whole)
 
 
 def test_a_run_of_an_older_version_has_the_defaults_of_what_it_lacks(here):
@@ -116,7 +104,7 @@ def test_same_context_shows_two_rows_at_a_time_and_none_twice_before_all(demo):
     clips = data.TrainingClips(source, Pace.samples(source, options)[0], Pace, options, 0, "none")
     stored = source.readers[0].arrays["pace/pace"][0]
     for number in range(4):
-        pace = clips.__getitems__(np.array([(number, 0)]))["labels"]["pace"][0].tolist()
+        pace = clips.batch(np.array([(number, 0)]))["labels"]["pace"][0].tolist()
         assert pace == stored[[2 * number % 4, (2 * number + 1) % 4]].tolist()
 
 
@@ -136,7 +124,7 @@ def test_a_sample_is_a_video_of_which_each_pass_shows_another_clip(several, meth
         frames = video_frames(100 * shard + video, reader.arrays["videos/n_frames"][video])
         seen = []
         for number in range(2 * len(stored)):
-            batch = clips.__getitems__(np.array([(number, sample)]))
+            batch = clips.batch(np.array([(number, sample)]))
             corner, shown = batch["view"]["corner"][0, 0], batch["clips"][0, 0].numpy().astype(int)
             starts = reader.arrays["clips/start"][stored]
             errors = [np.abs(shown - cropped(frames[start : start + 16], corner)).mean() for start in starts]
@@ -153,7 +141,7 @@ def test_a_pass_does_not_show_the_first_clips_of_all_videos(several):
     source = data.Shards(several)
     numbers = []
     for item in (0, 2):
-        first, *_ = clips = data.index.clips_of(source.readers[0], item)
+        first, *_ = clips = data.index.sample_clips(source.readers[0], item)
         numbers.append([clips[(number + item) % len(clips)] - first for number in range(3)])
     assert all(one != other for one, other in zip(*numbers, strict=True))
 
@@ -311,19 +299,13 @@ def test_each_stage_of_a_curriculum_has_the_learning_rate_of_its_share(pace, sha
 
 
 @pytest.mark.parametrize("pace", ["fixed", "varied"])
-def test_a_run_with_exponential_pacing_logs_the_shares_and_resumes(demo, here, monkeypatch, pace):
+def test_a_run_with_exponential_pacing_logs_the_shares(demo, here, pace):
     settings = Settings(**SMALL, method="rotation", epochs=3, curriculum=0.7, pacing=pace)
     whole = train(settings, demo)
     shares = [float(row["clips_share"]) for row in rows(whole)]
     assert shares == sorted(shares) and shares[-1] == 1 and len(rows(whole)) == 27
     if pace == "fixed":
         assert sorted(set(shares)) == pytest.approx([*FIXED, 1])
-    at_step(monkeypatch, 11, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(Interrupted):
-        train(settings, demo, "stopped")
-    monkeypatch.undo()
-    monkeypatch.chdir(here)
-    assert_same_run(train(None, demo, resume="stopped"), whole)
 
 
 def test_every_process_knows_how_many_samples_the_others_have():

@@ -5,6 +5,7 @@ from trainer.data.clips import (
     Batch,
     CentreClips,
     Draw,
+    ReadClip,
     TrainingClips,
     VideoViews,
     adjacent_frames,
@@ -12,9 +13,9 @@ from trainer.data.clips import (
     spread_frames,
 )
 from trainer.data.index import Shards
+from trainer.data.loader import Download, prefetch, to_device
 from trainer.data.readers import Folders, Readers
 from trainer.data.sampler import Batches
-from trainer.data.transport import Download, ending_workers, loader, received, started, to_device
 
 __all__ = [
     "TEST",
@@ -26,16 +27,14 @@ __all__ = [
     "Download",
     "Draw",
     "Folders",
+    "ReadClip",
     "Readers",
     "Shards",
     "TrainingClips",
     "VideoViews",
-    "ending_workers",
-    "loader",
-    "received",
     "adjacent_frames",
+    "prefetch",
     "sliding_frames",
     "spread_frames",
-    "started",
     "to_device",
 ]

@@ -1,27 +1,28 @@
 """Samples -> batches of frames, labels and views: the only place that reads pixels.
 
-Every random draw is a pure function of (seed, epoch, sample), whoever makes it: a worker, the main process, or a run
-that was resumed in the middle of an epoch.
+Every random draw is a pure function of (seed, epoch, sample), whichever thread makes it, also in a run that was resumed in
+the middle of an epoch.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from labelgen.errors import VsslError
 from labelgen.processes import cores
+from labelgen.shards import ShardReader
 from trainer import augment
-from trainer.data.index import Shards, clips_of
+from trainer.data.index import Shards, sample_clips
 from trainer.data.keys import OTHER_VIDEO, VIEW
-from trainer.data.transport import alive, frame_buffer
+
+if TYPE_CHECKING:
+    from trainer.methods.method import Method
 
 
 @dataclass(frozen=True)
@@ -39,49 +40,52 @@ class Draw:
     options: dict
 
 
+ReadClip = Callable[[ShardReader, int, dict[str, Tensor], Draw], np.ndarray]
+
+
+def _no_clips(rows: Tensor, read: ReadClip) -> Tensor:
+    raise AssertionError("this batch was made without its shards")
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a method's forward gets, on the device.
 
     clips:    float32 [B, n, 3, T, size, size], n clips of T frames per sample, augmented
     labels:   what the method's read returned, by name, stacked [B, ...]
-    video:    int64 [B], row of Shards.videos that a sample is of
+    video:    int64 [B], row in Shards.videos of each sample's video
     progress: share of the training that is done, 0 to 1
-    others:   float32 [B, 1, 3, T, size, size], clips of the videos that the method's `others` names; None where it names none
-    counts:   samples of each process; of one process nobody asks
+    counts:   number of samples in each process; not needed with one process
+    clips_of: (rows int64 [B] of Shards.videos, read) -> float32 [B, 3, T, size, size], augmented: a clip of another video for
+              each sample, decoded while the caller waits. read: (reader, video in it, the sample's labels, draw) -> frames
+              int64 [T]
     """
 
     clips: Tensor
     labels: dict[str, Tensor]
     video: Tensor
     progress: float
-    others: Tensor | None = None
     counts: Sequence[int] = ()
+    clips_of: Callable[[Tensor, ReadClip], Tensor] = _no_clips
 
 
-def _returns_errors(get: Callable) -> Callable:
-    """Decorator: an error is returned; raised in a decoding process it would arrive as a text with a traceback in it."""
-
-    @functools.wraps(get)
-    def items(self, keys):
-        try:
-            return get(self, keys)
-        except VsslError as error:
-            return error
-
-    return items
-
-
-class TrainingClips(Dataset):
-    """Clips of one method's samples (int64 [n, 2]); a batch is asked for by its keys, int64 [B, 2] (epoch, sample).
+class TrainingClips:
+    """Clips of one method's samples (int64 [n, 2]).
 
     method: class of trainer.methods; tag tells the draws of different uses of the same samples apart.
     times, copy: int64 [n], how often a sample stands among the samples, and which one of these it is: each shows another draw
     """
 
     def __init__(
-        self, shards: Shards, samples: np.ndarray, method, options: dict, seed: int, jitter: str, tag: int = 0
-    ):
+        self,
+        shards: Shards,
+        samples: np.ndarray,
+        method: type[Method],
+        options: dict,
+        seed: int,
+        jitter: str,
+        tag: int = 0,
+    ) -> None:
         self.shards, self.samples, self.method, self.options = shards, samples, method, options
         self.seed, self.jitter, self.tag = seed, jitter, tag
         self.times, self.copy = np.ones(len(samples), np.int64), np.zeros(len(samples), np.int64)
@@ -89,23 +93,24 @@ class TrainingClips(Dataset):
 
     def _draw(self, kind: int, key: np.ndarray, n: int) -> Draw:
         epoch, sample = map(int, key)
-        key = kind, self.tag, self.seed, epoch, sample
-        # the same generator either way; of an array it is made in half the time
-        rng = np.random.default_rng(np.array(key, np.uint32) if max(key) < 1 << 32 else key)
+        seed = kind, self.tag, self.seed, epoch, sample
+        # the same generator either way, made in half the time of an array
+        rng = np.random.default_rng(np.array(seed, np.uint32) if max(seed) < 1 << 32 else seed)
         views = [augment.draw(rng, self.shards.crop_grid, self.length, self.jitter) for _ in range(n)]
         return Draw(epoch * int(self.times[sample]) + int(self.copy[sample]), rng, views, self.options)
 
-    @_returns_errors
-    def __getitems__(self, keys: np.ndarray) -> dict:
-        """One batch: "id" list, "key" and "video" int64, "clips" uint8 [B, n, T, size, size, 3], cropped as "view" says,
-        "labels"."""
+    def batch(self, keys: np.ndarray) -> dict[str, Any]:
+        """The batch of these keys, int64 [B, 2] (epoch, sample): "id" list, "key" and "video" int64, "clips" uint8
+        [B, n, T, size, size, 3], cropped as "view" says, "labels"."""
         shown, ids, rows, views, labels = [], [], [], [], []
-        for key in keys:  # apart from the decoding, which fills the processor's caches
+        for key in keys:  # not while decoding, which fills the processor's caches
             shard, item = self.samples[key[1]]
             reader = self.shards.readers[shard]
             draw = self._draw(VIEW, key, self.n)
             if self.method.of_labelled_clips:
-                clips = clips_of(reader, item)  # of videos they are sorted: shifted, no pass shows only the beginnings
+                clips = sample_clips(
+                    reader, item
+                )  # sorted by video: without the shift one pass would show only the beginnings
                 item = clips[(draw.epoch + item) % len(clips)]
             frames, label = self.method.read(reader, item, draw)
             shown.append((reader, frames, draw.views))
@@ -114,39 +119,34 @@ class TrainingClips(Dataset):
             rows.append(self.shards.before[shard] + video)
             views += draw.views
             labels.append(label)
-            alive()
-        array, clips = frame_buffer(len(keys), self.n, self.length, self.size, self.size, 3)
+        array = np.empty((len(keys), self.n, self.length, self.size, self.size, 3), np.uint8)
         for sample, (reader, frames, drawn) in zip(array, shown, strict=True):
             for target, indices, view in zip(sample, frames, drawn, strict=True):
                 reader.frames(indices, target, view["corner"])
-                alive()
         return {
             "id": ids,
             "key": torch.from_numpy(np.asarray(keys)),
             "video": torch.tensor(rows),
-            "clips": clips,
+            "clips": torch.from_numpy(array),
             "view": {name: view.unflatten(0, (-1, self.n)) for name, view in _tensors(_stacked(views)).items()},
             "labels": _tensors(_stacked(labels)),
         }
 
-    def fetch(self, raw: dict, rows: np.ndarray, pin: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """Clips uint8 [B, 1, T, size, size, 3] of the videos of these rows, one for each sample of a raw batch, and their
-        views, which depend on the samples' keys alone; pin: in pinned memory."""
+    def of_videos(self, raw: dict[str, Any], rows: np.ndarray, read: ReadClip) -> dict[str, Any]:
+        """A clip of the video of each row for each sample of a batch: "clips" uint8 [B, 1, T, size, size, 3] and "view", drawn
+        from the samples' keys alone. read: see `Batch`."""
         draws = [self._draw(OTHER_VIDEO, key, 1) for key in raw["key"].numpy()]
-        shape = len(draws), 1, self.length, self.size, self.size, 3
-        clips = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-        array = clips.numpy()
+        array = np.empty((len(draws), 1, self.length, self.size, self.size, 3), np.uint8)
 
-        def one(i: int) -> None:
+        def decode(i: int) -> None:
             shard, video = self.shards.videos[rows[i]]
             reader, labels = self.shards.readers[shard], {name: value[i] for name, value in raw["labels"].items()}
-            frames = self.method.read_other(reader, video, labels, draws[i])[0]
-            reader.frames(frames, array[i, 0], draws[i].views[0]["corner"])
+            reader.frames(read(reader, video, labels, draws[i]), array[i, 0], draws[i].views[0]["corner"])
 
-        with ThreadPoolExecutor(min(8, cores())) as pool:  # decoding leaves Python's lock
-            list(pool.map(one, range(len(draws))))
+        with ThreadPoolExecutor(min(8, cores())) as threads:
+            list(threads.map(decode, range(len(draws))))
         views = _tensors(_stacked([_stacked(draw.views) for draw in draws]))
-        return clips, {name: view.pin_memory() for name, view in views.items()} if pin else views
+        return {"clips": torch.from_numpy(array), "view": views}
 
 
 class CentreClips(TrainingClips):
@@ -168,7 +168,7 @@ def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-class VideoViews(Dataset):
+class VideoViews:
     """Clips of T frames, as long as those of the shards, of videos (int64 [n, 2]), for evaluation, a video's adjacent and in
     order.
 
@@ -186,16 +186,14 @@ class VideoViews(Dataset):
     def __len__(self) -> int:
         return len(self.owner)
 
-    @_returns_errors
-    def __getitems__(self, indices: list[int]) -> dict:
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """One batch: "index" int64 [B], "clips" uint8 [B, T, H, W, 3]."""
-        array, clips = frame_buffer(len(indices), self.frames.shape[1], *self.shards.frame_size, 3)
+        array = np.empty((len(indices), self.frames.shape[1], *self.shards.frame_size, 3), np.uint8)
         for target, index in zip(array, indices, strict=True):
             shard, video = self.videos[self.owner[index]]
             reader = self.shards.readers[shard]
             reader.frames(reader.arrays["videos/first_frame"][video] + self.frames[index], target)
-            alive()
-        return {"index": torch.tensor(indices), "clips": clips}
+        return {"index": torch.tensor(indices), "clips": torch.from_numpy(array)}
 
 
 def spread_frames(n_frames: int, length: int, views: int = 10) -> np.ndarray:

@@ -114,7 +114,7 @@ class Shards:
     def labelled_clips(self) -> tuple[np.ndarray, int, str]:
         """The samples of methods that learn from labelled clips, int64 [n, 2], how many videos are left out, and why: every
         labelled clip of the training videos, or where some random ones of each video were labelled the videos, of which
-        every showing takes another clip [thesis 3.4.2]. `clips_of` tells which clips a sample stands for."""
+        every showing takes another clip [thesis 3.4.2]. `sample_clips` tells which clips a sample stands for."""
         used = self.trains[self.owner]
         videos = np.unique(self.owner[used])
         samples = self.clips[used] if self.config["clips"] is None else self.videos[videos]
@@ -182,7 +182,7 @@ class Shards:
         return list(self.readers.texts(key))
 
 
-def clips_of(reader: ShardReader, item: int) -> range:
+def sample_clips(reader: ShardReader, item: int) -> range:
     """The labelled clips that a sample of Shards.labelled_clips stands for: itself, or those of the video."""
     if reader.config["clips"] is None:
         return range(item, item + 1)

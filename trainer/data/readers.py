@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 import numpy as np
 
@@ -46,7 +46,6 @@ class Readers(Sequence[ShardReader]):
 
     datasets: the shards of each data set by its name; where there are several, it stands before the id and group of a video
     n_videos, n_clips: int64 [shards]; sha256: of each shard, see ShardReader
-    Columns stand in arrays without Python objects, whose pages processes share after a fork.
 
     Raises ShardError as `open_shards` does, and where several data sets were not labelled alike.
     """
@@ -58,7 +57,7 @@ class Readers(Sequence[ShardReader]):
         texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
         shared: dict[str, Shared] = {}
         n_videos, n_clips, self.sha256 = [], [], []
-        self._open = _opener()
+        self._open = functools.lru_cache(_OPEN)(ShardReader)
         for path in self._paths:
             reader = self._open(path)
             shared[path] = reader.header.shared
@@ -125,13 +124,3 @@ class Readers(Sequence[ShardReader]):
             for shard in shards:
                 texts = self._texts[name][shard].decode().split("\0") if self.n_videos[shard] else []
                 yield from (f"{dataset}/{text}" if several and text else text for text in texts)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_open"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _open=_opener())
-
-
-def _opener() -> Callable[[str], ShardReader]:
-    return functools.lru_cache(_OPEN)(ShardReader)

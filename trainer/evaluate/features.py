@@ -263,9 +263,10 @@ def stage_outputs(
     device = distributed.pick_device(compute.device)
     backbone.eval().to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     seen = np.zeros(len(clips), np.int64)
-    batches = data.loader(clips, compute.workers, device, batch_size=compute.batch_size)
-    with data.ending_workers(), ProgressBar("features", len(clips), "clip") as step:
-        for batch in data.received(batches):
+    size = compute.batch_size
+    keys = [range(first, min(first + size, len(clips))) for first in range(0, len(clips), size)]
+    with ProgressBar("features", len(clips), "clip") as step:
+        for batch in data.prefetch(clips, keys, compute.workers, device):
             index = batch["index"].numpy()
             with exact(device):
                 x = centre(batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"])

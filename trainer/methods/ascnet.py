@@ -21,6 +21,7 @@ from trainer.methods.parts import (
     check_normalised,
     embedding,
     projection_head,
+    remembered,
     unit,
     update_ema,
 )
@@ -39,8 +40,7 @@ class ASCNet(Method):
     (assumed). All vectors have unit length (assumed). L = gamma L_m + (1 - gamma) L_a. [ascnet alg. 1, whose line 18 lacks
     the projection g_m]
 
-    So that c_k is read while the step before is computed, g_a'(f'(c_j)) is computed there, too: for that one vector the
-    averaged network is a step older than for c_k. The bank is as new as in the paper.
+    The bank is searched before it gets the entries of the step.
     """
 
     task = "same video at another speed, similar video at the same speed"
@@ -64,7 +64,6 @@ class ASCNet(Method):
         "decay": Option(0.99, "of the averaged network at the start, from which it rises to 1", between(0, 1)),
     }
 
-    of_others = True
     scored = False
     remembers_videos = True
 
@@ -79,11 +78,6 @@ class ASCNet(Method):
         self.register_buffer("bank", torch.zeros(len(shards.videos), EMBEDDING))
         self.filled: Tensor
         self.register_buffer("filled", torch.zeros(len(shards.videos), dtype=torch.bool))
-        # of the videos of the next step: g_a'(f'(c_j)), and the row of the video of c_k
-        self.sought: Tensor
-        self.register_buffer("sought", torch.zeros(len(shards.videos), EMBEDDING))
-        self.nearest: Tensor
-        self.register_buffer("nearest", torch.zeros(len(shards.videos), dtype=torch.int64))
 
     @staticmethod
     def check(options: dict) -> None:
@@ -105,49 +99,29 @@ class ASCNet(Method):
         speeds = draw.rng.choice(draw.options["speeds"], 2, replace=False)
         return np.stack([_clip(reader, video, speed, draw.rng) for speed in speeds]), {"speed": speeds.astype(np.int64)}
 
-    @staticmethod
-    def read_other(reader: ShardReader, video: int, labels: dict, draw: Draw) -> np.ndarray:
-        """A clip at the speed of the sample's first one."""
-        return _clip(reader, video, int(labels["speed"][0]), draw.rng)[None]
-
-    @torch.no_grad()
-    def others(self, batch: Batch) -> Tensor:
-        """Rows int64 [B] of the most similar videos."""
-        if self.training:
-            return self.nearest[batch.video]
-        return self.neighbours(self._averaged("appearance", batch.clips[:, 1]), batch.video)
-
-    @torch.no_grad()
-    def look_ahead(self, batch: Batch) -> None:
-        check_normalised(self, "ascnet", len(batch.clips))
-        appearance = self._averaged("appearance", batch.clips[:, 1])
-        rows, _ = distributed.gather(batch.video)
-        for buffer, values in ((self.sought, appearance), (self.nearest, self.neighbours(appearance, batch.video))):
-            buffer.index_copy_(0, rows, distributed.gather(values)[0])
-
     def networks(self) -> list[nn.Module]:
         target: Any = self.target
         return [target["backbone"]]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """labels: speed int64 [B, 2]; others: c_k. spread: standard deviation of the averaged network's appearance over the
+        """labels: speed int64 [B, 2]. spread: standard deviation of the averaged network's appearance over the
         samples, mean over the dimensions, times the root of their number: 0 where all are one, 1 where they point everywhere.
         constant: the appearance loss of the best prediction that is the same for all samples of the step, 2 - 2 |mean|:
         below it the network has learnt more than where the averaged one points on the whole."""
         check_normalised(self, "ascnet", len(batch.clips))
         first, second = batch.clips.unbind(1)
+        with torch.no_grad():
+            appearance = self._averaged("appearance", second)
+            other = batch.clips_of(self.neighbours(appearance, batch.video), _at_the_speed_of_the_first)
+            speed = self._averaged("speed", other)
+            everything, _ = distributed.gather(appearance)
         x = embedding(backbone, first)
         online = {name: g(x) for name, g in self.projections.items()}
         predicted = {name: unit(self.predictors[name](projected)) for name, projected in online.items()}
-        with torch.no_grad():
-            appearance = self.sought[batch.video] if self.training else self._averaged("appearance", second)
-            assert batch.others is not None
-            speed = self._averaged("speed", batch.others.flatten(0, 1))
-            everything, _ = distributed.gather(appearance)
-            if self.training:
-                rows, _ = distributed.gather(batch.video)
-                entries, _ = distributed.gather(unit(online["appearance"]))
-                self.bank, self.filled = self.bank.index_copy(0, rows, entries), self.filled.index_fill(0, rows, True)
+        if self.training:
+            with torch.no_grad():
+                self.bank = remembered(self.bank, batch.video, unit(online["appearance"]))
+                self.filled = self.filled.index_fill(0, distributed.gather(batch.video)[0], True)
         losses = {
             name: distributed.mean((predicted[name] - target).square().sum(1))
             for name, target in (("appearance", appearance), ("speed", speed))
@@ -188,6 +162,11 @@ def _clip(reader: ShardReader, video: int, speed: int, rng: np.random.Generator)
     offsets = speed * np.arange(reader.clip_length)
     start = rng.integers(reader.arrays["videos/n_frames"][video] - offsets[-1])
     return reader.arrays["videos/first_frame"][video] + start + offsets
+
+
+def _at_the_speed_of_the_first(reader: ShardReader, video: int, labels: dict[str, Tensor], draw: Draw) -> np.ndarray:
+    """Frames int64 [T] of a clip of a video, at the speed of the first clip of the sample with these labels."""
+    return _clip(reader, video, int(labels["speed"][0]), draw.rng)
 
 
 def _head(inputs: int) -> nn.Sequential:

@@ -21,7 +21,6 @@ class Method(nn.Module):
     of_labelled_clips: the samples are those of Shards.labelled_clips, so that a curriculum may order them by difficulty;
               `read` gets the clip
     supervised: learns class labels; the checkpoint with the best held-out accuracy is kept
-    of_others: forward needs clips of other videos, which `others` names
     scored: an answer is right or wrong, so that forward gives "accuracy" and "chance"; chances: those of other accuracies by name
     answers_depend_on: settings of the shards that decide what an answer means
     remembers_videos: it keeps vectors of its training videos, so that it answers only questions about their data set
@@ -37,7 +36,6 @@ class Method(nn.Module):
     options: dict[str, Option] = {}
     of_labelled_clips = False
     supervised = False
-    of_others = False
     scored = True
     chances: dict[str, float] = {}
     answers_depend_on: tuple[str, ...] = ()
@@ -85,21 +83,6 @@ class Method(nn.Module):
     @staticmethod
     def read(reader: ShardReader, item: int, draw: Draw) -> tuple[np.ndarray, dict]:
         """Frames of one sample, int64 [clips, frames] in the shard, and its labels by name (numbers or arrays)."""
-        raise NotImplementedError
-
-    @staticmethod
-    def read_other(reader: ShardReader, video: int, labels: dict, draw: Draw) -> np.ndarray:
-        """Frames int64 [1, frames] of a video that `others` names, for the sample with these labels."""
-        raise NotImplementedError
-
-    def others(self, batch: Batch) -> Tensor:
-        """Rows int64 [B] of the videos of which forward gets a clip each, as batch.others. For training `look_ahead` has
-        chosen them."""
-        raise NotImplementedError
-
-    def look_ahead(self, batch: Batch) -> None:
-        """Choose `others` for this batch while the training step before is computed, so that they can be read meanwhile. What
-        is chosen is a buffer: a run is resumed with it."""
         raise NotImplementedError
 
     def networks(self) -> list[nn.Module]:

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -36,22 +37,22 @@ class Log:
 
     def __init__(self, folder: Path, first: int, last: int, every: int):
         self.folder, self.first, self.last, self.every = folder, first, last, every
-        self.writes, self.begun, self.told = distributed.rank() == 0, 0.0, 0.0
-        shown = self.writes and sys.stderr.isatty()
+        writes, self.begun, self.told = distributed.rank() == 0, 0.0, 0.0
+        shown = writes and sys.stderr.isatty()
         self.bar = tqdm(total=last, initial=first, unit="step") if shown else None
-        self.board = _tensorboard(folder, first) if self.writes else None
-        self.file = (folder / "log.csv").open("a", newline="", buffering=1) if self.writes else None
+        self.board = _tensorboard(folder, first) if writes else None
+        self.file = (folder / "log.csv").open("a", newline="", buffering=1) if writes else None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.hook, threading.excepthook = threading.excepthook, self._thread_ended
         return self
 
-    def _thread_ended(self, what) -> None:
+    def _thread_ended(self, what: threading.ExceptHookArgs) -> None:
         """Of TensorBoard's thread the next step tells why it could not write."""
         if not (isinstance(what.exc_value, OSError) and "tensorboard" in type(what.thread).__module__):
             self.hook(what)
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         threading.excepthook = self.hook
         if self.bar:
             self.bar.close()
@@ -63,7 +64,7 @@ class Log:
 
     def step(self, step: int, epoch: int, lr: float, values: dict, waited: float, total: float, clips: int) -> None:
         """Log a step, counted from 0: metrics, seconds waited for data and in all, clips shown."""
-        if not self.writes:
+        if self.file is None:
             return
         row = {
             "step": step + 1,
@@ -118,7 +119,7 @@ class Log:
 
     def sync(self) -> None:
         """Wait until the log is on the disk."""
-        if self.writes:
+        if self.file is not None:
             with writing(self.folder / "log.csv"):
                 os.fsync(self.file.fileno())
 
@@ -161,7 +162,7 @@ def _shown(values: dict) -> str:
     return " | ".join(f"{name} {values[name]:.4f}" for name in names)
 
 
-def _tensorboard(folder: Path, first: int):
+def _tensorboard(folder: Path, first: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -8,9 +8,10 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from labelgen.errors import VsslError
 from trainer import checkpoint, data, distributed
-from trainer.errors import Interrupted, LoaderLost, TrainerError
+from trainer.errors import Interrupted, TrainerError
 from trainer.network import Network, build_backbone
 from trainer.recipes import differing
 from trainer.settings import Settings, resolve, resumed
-from trainer.training.feed import Feed
 from trainer.training.log import Log, at_chance, cut_log, say
 from trainer.training.precision import pick_precision, set_precision, version_warnings
 from trainer.training.run_folder import check_name, check_same_data, locked, new_run
@@ -76,28 +76,29 @@ def train(
         missing = {name: of[name] for name in ("backbone", "width") if getattr(settings, name) is None}
         settings = replace(settings, **missing)
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
-    with distributed.session(settings.device) as device, data.ending_workers():
+    with distributed.session(settings.device) as device:
         settings = replace(settings, precision=pick_precision(settings.precision, device))
         training = _Training(settings, shards, device, None if saved else initial, clips)
         if saved and training.settings.epochs != settings.epochs:
             told = f"{clips:,} clips are {training.settings.epochs} epochs, the run has {settings.epochs}"
             raise TrainerError(f"cannot resume {saved.run}: {told}. Leave the clips out, or start a new run")
-        for name in differing(expected or {}, training.source.config):
+        expected = expected or {}
+        for name in differing(expected, training.source.config):
             say(f"the recipe is for shards with {name} {expected[name]}, these have {training.source.config.get(name)}")
         return training.run(run, saved)
 
 
 @dataclass
-class _Computed:
-    """A step that has been launched; its download holds "numbers": the metrics, named, and what was asked for. waited, total:
+class _Step:
+    """A step that has been launched. download: holds "numbers", the metrics by these names and then _FLAGS; waited, total:
     seconds, of waiting for data and in all"""
 
-    step: int
+    number: int
     lr: float
     ids: list[str]
     names: list[str]
     download: data.Download
-    waited: float = 0.0
+    waited: float
     total: float = 0.0
 
 
@@ -105,8 +106,13 @@ class _Training:
     """Data, network and optimiser of a run, and the loop over its steps."""
 
     def __init__(
-        self, settings: Settings, shards: data.Folders, device: torch.device, initial=None, budget: int | None = None
-    ):
+        self,
+        settings: Settings,
+        shards: data.Folders,
+        device: torch.device,
+        initial: str | os.PathLike | None = None,
+        budget: int | None = None,
+    ) -> None:
         self.device = device
         self.source, self.held_out = data.Shards(shards, settings.split), {}
         if len(self.source.splits) > 1 and "recognition" in settings.methods:
@@ -133,7 +139,7 @@ class _Training:
         self.network = Network(settings, self.source, backbone)
         if settings.sync_bn and distributed.world() > 1 and device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
-        self.network.to(device, memory_format=torch.channels_last_3d)
+        self.network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # unknown to its stub
         if settings.compile:
             self.network.compile_networks()
         create, momentum = _OPTIMIZERS[settings.optimizer]
@@ -145,13 +151,6 @@ class _Training:
         """Train a new run, or the saved one from its checkpoint on, to the last step."""
         settings, network, meta = self.settings, self.network, self._meta()
         first = saved.meta["step"] if saved else 0
-        # All processes that decode start here, before anything is exchanged between processes: a fork may hang for ever
-        # when a thread of gloo is just entering Python (CPython issue 112275).
-        workers, device = settings.workers, self.device
-        held_out = {name: stream.start_repeated(workers, device) for name, stream in self.held_out.items()}
-        loaders = {
-            name: stream.start(range(first, self.last), workers, device) for name, stream in self.streams.items()
-        }
         meta["initial"] = saved.meta["initial"] if saved else self.initial
         if saved:
             check_same_data(saved, {name: meta[name] for name in ("split", "samples")}, self.source.folder)
@@ -165,7 +164,8 @@ class _Training:
                 distributed.on_rank_zero(lambda: checkpoint.check_newest(saved))  # read before the run was locked
                 saved.restore(self.optimiser)
                 network.load_state_dict(saved.weights)
-                distributed.on_rank_zero(lambda: [cut_log(folder / log, first) for log in ("log.csv", "holdout.csv")])
+                for name in ("log.csv", "holdout.csv"):
+                    distributed.on_rank_zero(partial(cut_log, folder / name, first))
             else:
                 try:
                     # so that a run can be resumed from its first step
@@ -176,125 +176,129 @@ class _Training:
             self._introduce(folder, saved, meta)
             stop = stack.enter_context(StopSignals())
             log = stack.enter_context(Log(folder, first, self.last, settings.log_every))
-            try:
-                self._steps(first, loaders, held_out, log, stop, saver)
-            except LoaderLost as lost:
-                raise TrainerError(f"{lost}; go on with --resume {folder}") from lost
+            self._steps(first, log, stop, saver)
             batches = {name: stream.batches for name, stream in self.streams.items()}
             verdict = distributed.on_rank_zero(lambda: at_chance(folder / "log.csv", batches))
         say(f"trained {self.last} steps -> {folder}{verdict}")
         return folder
 
-    def _steps(self, first: int, loaders: dict, held_out: dict, log: Log, stop: StopSignals, saver: Saver) -> None:
-        """All steps from the first on; loaders, held_out: raw batches by method. The metrics of a step are read while the next
-        one is computed, but always before a score or a checkpoint is made of it."""
+    def _steps(self, first: int, log: Log, stop: StopSignals, saver: Saver) -> None:
+        """All steps from the first on. The metrics of a step are read while the next one is computed, but always before a score
+        or a checkpoint is made of it."""
         settings, network = self.settings, self.network
         torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
         set_precision(settings.precision, network)
-        forward = network
+        forward: nn.Module = network
         if distributed.world() > 1:
             with warnings.catch_warnings(action="ignore"):  # torch 2.13 renames it; older ones know this name alone
                 forward = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
         network.train()
         start = time.perf_counter()
-        feed = Feed(self.streams, loaders, network, range(first, self.last), self.device)
-        if rows := feed.prepare(look_ahead=first == 0):
-            feed.chosen(data.Download({"rows": rows}, self.device))
-        behind: _Computed | None = None
-        for step in range(first, self.last):
-            try:
-                computed = self._step(step, feed, forward, lambda: _asked(stop, saver))
-            except VsslError as error:  # of the batch, which costs no step before
-                self._read(behind, log)
-                lost = isinstance(error, LoaderLost) and error.untouched
-                if lost and distributed.world() == 1 and not network.of_others:  # those were not chosen for this batch
-                    log.sync()
-                    saver.save(step, network, self.optimiser, wait=True)
-                raise
-            asked = self._read(behind, log)
-            if distributed.world() == 1:  # several processes act on what all of them have read
-                asked |= _asked(stop, saver)
-            end = time.perf_counter()
-            computed.waited, computed.total, feed.waited = feed.waited, end - start, 0.0
-            start = end  # so that scoring and checkpoints count in the next step's total
-            behind = computed
+        behind: _Step | None = None
+        with ExitStack() as stack:
+            loaders = {
+                name: stack.enter_context(closing(stream.load(range(first, self.last), settings.workers, self.device)))
+                for name, stream in self.streams.items()
+            }
+            for number in range(first, self.last):
+                try:
+                    step = self._step(number, loaders, forward, lambda: _asked(stop, saver))
+                except VsslError:  # of the batch, which costs no step before
+                    self._read(behind, log)
+                    raise
+                asked = self._read(behind, log)
+                if distributed.world() == 1:  # several processes act on what all of them have read
+                    asked |= _asked(stop, saver)
+                end = time.perf_counter()
+                step.total = end - start
+                start = end  # so that scoring and checkpoints count in the next step's total
+                behind = step
 
-            last, scored = step + 1 == self.last, self.held_out and (step + 1) % self.per_epoch == 0
-            kept = settings.keep_every and (step + 1) % (settings.keep_every * self.per_epoch) == 0
-            if asked or last or scored or kept or step == first:  # of the first one a reader waits to hear
-                asked |= self._read(behind, log)
-                behind = None
-            if scored:
-                scores = self._score(step, held_out)
-                best = distributed.on_rank_zero(lambda scores=scores, step=step: log.held_out(step + 1, scores))
-                if best and all(stream.clips.method.supervised for stream in self.streams.values()):
-                    saver.save(step + 1, network, self.optimiser, "best")
-                network.train()
-            stopping = max(asked - {_CHECKPOINT}, default=None)
-            if asked or last or kept:
-                if not distributed.everywhere(_finite(network)):
-                    raise TrainerError(_not_finite("a weight", step, computed.ids, log.folder))
-                log.sync()  # a checkpoint never runs ahead of its log
-                if kept:
-                    saver.save(step + 1, network, self.optimiser, "kept")
-            if asked or last:
-                saver.save(step + 1, network, self.optimiser, wait=last or stopping is not None)
-            if stopping and not last:
-                message = f"stopped by {signal.Signals(stopping).name} after step {step + 1} of {self.last}"
-                raise Interrupted(message, 128 + stopping, log.folder)
+                done = number + 1
+                last, scored = done == self.last, self.held_out and done % self.per_epoch == 0
+                kept = settings.keep_every and done % (settings.keep_every * self.per_epoch) == 0
+                if asked or last or scored or kept or number == first:  # a reader waits to hear of the first one
+                    asked |= self._read(behind, log)
+                    behind = None
+                if scored:
+                    self._score_and_keep_the_best(done, log, saver)
+                stopping = max(asked - {_CHECKPOINT}, default=None)
+                if asked or last or kept:
+                    if not distributed.everywhere(_finite(network)):
+                        raise TrainerError(_not_finite("a weight", step, log.folder))
+                    log.sync()  # a checkpoint never runs ahead of its log
+                    if kept:
+                        saver.save(done, network, self.optimiser, "kept")
+                if asked or last:
+                    saver.save(done, network, self.optimiser, wait=last or stopping is not None)
+                if stopping and not last:
+                    message = f"stopped by {signal.Signals(stopping).name} after step {done} of {self.last}"
+                    raise Interrupted(message, 128 + stopping, log.folder)
 
-    def _step(self, step: int, feed: Feed, forward: nn.Module, asked: Callable[[], set[int]]) -> _Computed:
-        """Launch one step of the optimiser, and what the next one needs."""
+    def _step(
+        self, number: int, loaders: Mapping[str, Iterator[dict]], forward: nn.Module, asked: Callable[[], set[int]]
+    ) -> _Step:
+        """Launch one step of the optimiser. On a GPU its batch is copied while the step before is computed."""
         settings = self.settings
-        lr = learning_rate(step, settings, self.per_epoch)
+        lr = learning_rate(number, settings, self.per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        seed_step(settings.seed, step)
+        seed_step(settings.seed, number)
         self.optimiser.zero_grad()
         sums: dict[str, torch.Tensor] = {}
-        ids, flags = [], []
+        ids, waited = [], 0.0
         for micro in range(settings.accumulate):
-            part = feed.take()
-            ids += part.ids
-            last_micro = micro + 1 == settings.accumulate
-            with nullcontext() if last_micro or forward is self.network else forward.no_sync():
-                metrics = forward(part.batches, part.shares)
-                rows = feed.prepare()
+            begin = time.perf_counter()
+            raw = {name: next(loader) for name, loader in loaders.items()}
+            waited += time.perf_counter() - begin
+            ids += [id for batch in raw.values() for id in batch["id"]]
+            batches, shares = {}, {}
+            for name, stream in self.streams.items():
+                counts, shares[name] = stream.batches.counts(number)[micro], stream.batches.shares(number)[micro]
+                batches[name] = stream.on_device(raw[name], number / self.last, self.device, counts)
+            last = micro + 1 == settings.accumulate
+            with nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync():
+                metrics = forward(batches, shares)
                 for key, value in metrics.items():
                     sums[key] = sums.get(key, 0) + value.detach()
-                if last_micro:
+                if last:
                     now = asked()
                     flags = [metrics["loss"].new_full((), float(flag in now)) for flag in _FLAGS]
-                numbers = distributed.all_reduce_mean(torch.stack([*sums.values(), *flags])) if last_micro else None
-                download = data.Download({"numbers": numbers, "rows": rows}, self.device)
-                if rows:
-                    feed.chosen(download)
+                    numbers = distributed.all_reduce_mean(torch.stack([*sums.values(), *flags]))
+                    download = data.Download({"numbers": numbers}, self.device)
                 metrics["loss"].backward()
         if settings.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         self.optimiser.step()
-        self.network.after_step((step + 1) / self.last)
-        return _Computed(step, lr, ids, [*sums], download)
+        self.network.after_step((number + 1) / self.last)
+        return _Step(number, lr, ids, [*sums], download, waited)
 
-    def _read(self, computed: _Computed | None, log: Log) -> set[int]:
-        """Log a step, and return what any process was asked for before its end. Raises TrainerError where the loss is not
+    def _read(self, step: _Step | None, log: Log) -> set[int]:
+        """Log a step, and return what any process was asked for before its end. Raises TrainerError if the loss is not
         finite."""
-        if computed is None:
+        if step is None:
             return set()
-        settings, step = self.settings, computed.step
-        numbers = computed.download.wait()["numbers"].tolist()
-        values = dict(zip(computed.names, numbers, strict=False))  # the flags follow them
+        settings, number = self.settings, step.number
+        numbers = step.download.wait()["numbers"].tolist()
+        values = dict(zip(step.names, numbers, strict=False))  # the flags follow them
         if not math.isfinite(values["loss"]):
-            raise TrainerError(_not_finite("the loss", step, computed.ids, log.folder))
+            raise TrainerError(_not_finite("the loss", step, log.folder))
         if settings.curriculum:
             stages = pacing(settings, self.last)
-            values["clips_share"] = next((share for stop, share in stages if step < stop), 1.0)
-        clips = sum(stream.batches.size(step) * stream.clips.n for stream in self.streams.values())
-        log.step(step, step // self.per_epoch, computed.lr, values, computed.waited, computed.total, clips)
-        return {flag for flag, number in zip(_FLAGS, numbers[len(computed.names) :], strict=True) if number}
+            values["clips_share"] = next((share for stop, share in stages if number < stop), 1.0)
+        clips = sum(stream.batches.size(number) * stream.clips.n for stream in self.streams.values())
+        log.step(number, number // self.per_epoch, step.lr, values, step.waited, step.total, clips)
+        return {flag for flag, value in zip(_FLAGS, numbers[len(step.names) :], strict=True) if value}
+
+    def _score_and_keep_the_best(self, done: int, log: Log, saver: Saver) -> None:
+        scores = self._score(done - 1)
+        best = distributed.on_rank_zero(lambda: log.held_out(done, scores))
+        if best and all(stream.clips.method.supervised for stream in self.streams.values()):
+            saver.save(done, self.network, self.optimiser, "best")
+        self.network.train()
 
     @torch.no_grad()
-    def _score(self, step: int, loaders: dict) -> dict[str, float]:
+    def _score(self, step: int) -> dict[str, float]:
         """Means of the metrics over all held-out samples, of the network in evaluation mode. Same draws every time."""
         self.network.eval()
         distributed.broadcast(self.network.buffers())
@@ -304,12 +308,10 @@ class _Training:
             prefix = f"{name}." if len(self.held_out) > 1 else ""
             names: list[str] = []
             found = []
-            for number, raw in enumerate(data.received(loaders[name])):
+            batches = stream.load(range(stream.batches.per_epoch), self.settings.workers, self.device)
+            for number, raw in enumerate(batches):
                 counts = stream.batches.counts(number)[0]
-                batch = stream.on_device(raw, step / self.last, self.device, counts)
-                for rows in self.network.others({name: batch}).values():
-                    batch = stream.with_others(batch, raw, rows.cpu().numpy())
-                metrics = self.network({name: batch})
+                metrics = self.network({name: stream.on_device(raw, step / self.last, self.device, counts)})
                 names = [*metrics]
                 found.append(torch.stack([*metrics.values()]))
             numbers = distributed.all_reduce_mean(torch.stack(found)).tolist()  # [batches, metrics]
@@ -356,8 +358,8 @@ class _Training:
             say(f"{name} marks no video as train{where}: all are used")
         if not saved and self.initial is None:
             warn_of_few_steps({name: stream.clips for name, stream in self.streams.items()}, settings)
-        for method in self.network.methods.values():
-            for note in method.notes:
+        for name in settings.methods:
+            for note in self.network.method(name).notes:
                 say(note)
         for warning in version_warnings(settings.precision, torch.__version__, torch.backends.cudnn.version()):
             say(f"warning: {warning}")
@@ -386,8 +388,8 @@ def _finite(network: nn.Module) -> torch.Tensor:
     return torch.stack([value.isfinite().all() for value in network.state_dict().values()]).all()
 
 
-def _not_finite(what: str, step: int, ids: list[str], folder: Path) -> str:
+def _not_finite(what: str, step: _Step, folder: Path) -> str:
     return (
-        f"{what} is not finite at step {step + 1}, whose batch holds {', '.join(ids)}; "
+        f"{what} is not finite at step {step.number + 1}, whose batch holds {', '.join(step.ids)}; "
         f"log and last checkpoint are in {folder}. Try a smaller learning rate"
     )

@@ -54,7 +54,7 @@ def exact(device: torch.device) -> Iterator[None]:
 
 def version_warnings(precision: str, version: str, cudnn: int | None) -> list[str]:
     """What is known to be slow or wrong about 3D convolutions in these versions of torch and cuDNN (e.g. 91002)."""
-    warnings = []
+    warnings: list[str] = []
     if precision != "bf16" or cudnn is None:
         return warnings
     if version.startswith("2.9.") and cudnn < 91500:

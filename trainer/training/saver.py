@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -23,10 +24,10 @@ class Saver:
         self.thread, self.begun = ThreadPoolExecutor(1, "checkpoint"), time.monotonic()
         self.writing: Future | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.thread.shutdown()
 
     @property

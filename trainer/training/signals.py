@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from contextlib import suppress
+from typing import Any, Self
 
 from trainer import distributed
 
@@ -16,17 +17,17 @@ class StopSignals:
     """Notes SIGINT, SIGTERM and SIGHUP (a terminal or a connection that was closed) in `caught`, so that a step can be ended and
     saved; in one process a second one acts at once. One that the caller ignores, as `nohup` has it, is ignored."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.caught: signal.Signals | None = None
-        self._before = {}  # handlers by signal
+        self._before: dict[signal.Signals, Any] = {}  # handlers by signal
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
-    def _note(self, number, _frame) -> None:
+    def _note(self, number: int, _frame: object) -> None:
         self.caught = signal.Signals(number)
         alone = distributed.world() == 1  # a launcher passes signals on, which its processes may have had before
         again = " (again to stop at once)" if alone else ""
@@ -35,6 +36,6 @@ class StopSignals:
         if alone:
             self.__exit__()
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from trainer import data, distributed
 from trainer.augment import augment
@@ -30,29 +29,21 @@ class Stream:
     clips: data.TrainingClips
     batches: data.Batches
 
-    def start(self, steps: range, workers: int, device: torch.device) -> Iterator[dict]:
-        """The raw batches of these steps. The decoding processes start now."""
-        return data.received(data.loader(self.clips, workers, device, batch_sampler=self.batches.sampler(steps)))
-
-    def start_repeated(self, workers: int, device: torch.device) -> DataLoader:
-        """The raw batches of the first epoch, the same at every iteration. The decoding processes start now and wait."""
-        keys: list = []  # none until the processes are there, so that they do not decode yet
-        loader = data.loader(self.clips, workers, device, batch_sampler=keys, persistent_workers=workers > 0)
-        data.started(loader)
-        keys += self.batches.sampler(range(self.batches.per_epoch))
-        return loader
+    def load(self, steps: range, workers: int, device: torch.device) -> Generator[dict[str, Any]]:
+        """The raw batches of this process for each micro-batch of the steps, see data.prefetch."""
+        return data.prefetch(self.clips, self.batches.sampler(steps), workers, device)
 
     def on_device(self, raw: dict, progress: float, device: torch.device, counts: Sequence[int] = ()) -> data.Batch:
-        """What the method's forward gets of a raw batch: augmented clips, labels, on the device; clips of others follow."""
+        """What the method's forward gets of a raw batch: augmented clips and labels, on the device."""
         moved = data.to_device({name: raw[name] for name in ("clips", "labels", "video")}, device)
         clips = _augmented(moved["clips"], raw["view"])
-        return data.Batch(clips, moved["labels"], moved["video"], progress, counts=counts)
 
-    def with_others(self, batch: data.Batch, raw: dict, rows: np.ndarray) -> data.Batch:
-        """The batch with clips of the videos of these rows, which are decoded here, in threads."""
-        device = batch.clips.device
-        clips, view = self.clips.fetch(raw, rows, pin=device.type != "cpu")
-        return replace(batch, others=_augmented(data.to_device(clips, device), view))
+        def clips_of(rows: Tensor, read: data.ReadClip) -> Tensor:
+            others = self.clips.of_videos(raw, rows.cpu().numpy(), read)
+            pixels = others["clips"] if device.type == "cpu" else others["clips"].pin_memory()
+            return _augmented(data.to_device(pixels, device), others["view"])[:, 0]
+
+        return data.Batch(clips, moved["labels"], moved["video"], progress, counts, clips_of)
 
 
 def _augmented(pixels: Tensor, view: dict[str, Tensor]) -> Tensor:

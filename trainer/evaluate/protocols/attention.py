@@ -83,7 +83,7 @@ class Attention(Protocol):
         source, middle, folder = self.shards, self.clips.frames.shape[1] // 2, sheet_folder(self, "attention")
         ids, labels, size = source.text("videos/id"), source.text("videos/label"), source.config["crop"]
         for i, video in enumerate(self.videos):
-            frames, shown_frames = self.clips.__getitems__([i])["clips"][0].numpy(), self.clips.frames[i]
+            frames, shown_frames = self.clips.batch([i])["clips"][0].numpy(), self.clips.frames[i]
             drawn = crop(frames[middle], size)
             tiles = {f"frame {shown_frames[middle]}": drawn}
             tiles |= {f"{network} {self.stage}": overlay(drawn, of_network[i]) for network, of_network in maps.items()}

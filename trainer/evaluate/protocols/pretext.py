@@ -148,9 +148,8 @@ def batches(
     device, number = evaluator.device, len(clips.samples)
     stream = streams.Stream(clips, data.Batches(number, 1, _SEED))
     keys = [np.array([[draw, sample]]) for draw in range(draws) for sample in range(number)]
-    loader = data.loader(clips, evaluator.compute.workers, device, batch_sampler=keys)
-    with data.ending_workers(), progress.ProgressBar(what, len(keys), "sample") as step:
-        for raw in data.received(loader):
+    with progress.ProgressBar(what, len(keys), "sample") as step:
+        for raw in data.prefetch(clips, keys, evaluator.compute.workers, device):
             with precision.exact(device):
                 yield stream.on_device(raw, 1.0, device), int(raw["video"][0])
             step()
