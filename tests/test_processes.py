@@ -71,7 +71,7 @@ def test_the_workers_of_labelgen(trap):
         reusable_executor._executor.shutdown(kill_workers=True)
     _resource_tracker._stop()
     with pool(1, None, print) as (each, _):
-        assert list(each(str, str, [7])) == ["7"]
+        assert list(each(str, [7])) == ["7"]
     reusable_executor._executor.shutdown()
 
 

@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 
 from labelgen.manifest.messages import apart, composed, fail
-from labelgen.manifest.patterns import watched
 
 # fmt: off
 EXTENSIONS = (
@@ -178,8 +177,7 @@ def locate(
     shorter: dict[str, str] = {}
     if may_lack is not None:
         lacking = re.compile(may_lack)
-        with watched() as watch:
-            shorter = {entry: composed(watch.cut(lacking, entry)) for entry in elsewhere if entry in rows}
+        shorter = {entry: composed(lacking.sub("", entry)) for entry in elsewhere if entry in rows}
     if not elsewhere:
         return located
     slashed = {entry: stem(entry.replace("\\", "/")) for entry in elsewhere if "\\" in entry}

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labelgen.errors import ConfigError, ManifestError, ReadError
-from labelgen.manifest.messages import fail
-from labelgen.manifest.patterns import compiled
+from labelgen.manifest.messages import compiled, fail
 from labelgen.reading import load_yaml
 from labelgen.shards import PARTS
 

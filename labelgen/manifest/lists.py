@@ -15,7 +15,6 @@ from typing import Any
 
 from labelgen.errors import ManifestError, ReadError
 from labelgen.manifest.messages import fail
-from labelgen.manifest.patterns import watched
 from labelgen.reading import open_regular, read_bytes
 from labelgen.shards import NONE, TEST, TRAIN, VALIDATION
 
@@ -57,13 +56,10 @@ def class_names(spec: Mapping[str, Any], root: Path) -> tuple[str, ...]:
     if "file" in classes:
         pattern = re.compile(classes["pattern"])
         path = root / classes["file"]
-        with watched() as watch:
-            for line in _lines(path):
-                if not (match := watch.search(pattern, line)):
-                    fail(
-                        f"line in {path}", line, f"the pattern {classes['pattern']}", "Correct the file or the pattern"
-                    )
-                names.append(match["label"] or "")
+        for line in _lines(path):
+            if not (match := pattern.search(line)):
+                fail(f"line in {path}", line, f"the pattern {classes['pattern']}", "Correct the file or the pattern")
+            names.append(match["label"] or "")
     if len(set(names)) < len(names):
         fail("class declared twice", next(n for n in names if names.count(n) > 1), "distinct names", "Remove one")
     return tuple(names)

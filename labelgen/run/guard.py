@@ -48,7 +48,7 @@ def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Recor
         alive()
 
     try:
-        with ended_if_stalled(task.stall) as alive, _telling(clock, alive):
+        with ended_if_stalled(task.stall) as alive:
             record = label_video(video, task.config, write, clock, alive)
     except (WriteError, MachineError):
         raise
@@ -61,28 +61,6 @@ def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Recor
     if record.cut_short and (why := unreadable(video, task)):  # which FFmpeg takes for the end of the file
         raise MachineError(f"{video.id}: {why}")
     return record
-
-
-class _Told(Counter[str]):
-    """Counts whose every change is a sign of life, such as the flow of one more pair of a long clip."""
-
-    def __init__(self, counts: Counter[str], alive: Callable[[], None]) -> None:
-        self.alive: Callable[[], object] = lambda: None
-        super().__init__(counts)
-        self.alive = alive
-
-    def __setitem__(self, name: str, count: int) -> None:
-        super().__setitem__(name, count)
-        self.alive()
-
-
-@contextlib.contextmanager
-def _telling(clock: Clock, alive: Callable[[], None]) -> Iterator[None]:
-    clock.counts = _Told(clock.counts, alive)
-    try:
-        yield
-    finally:
-        clock.counts = Counter(clock.counts)
 
 
 @contextlib.contextmanager

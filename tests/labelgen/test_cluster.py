@@ -171,7 +171,7 @@ def test_a_machine_that_stands_still_while_dask_starts_its_thread_loses_no_run(c
 
     monkeypatch.setattr(distributed.utils.LoopRunner, "start", late)
     with pool(1, cluster.scheduler_address, print) as (each, _):
-        assert list(each(str, str, [7])) == ["7"]
+        assert list(each(str, [7])) == ["7"]
     assert len(waited) == 2
 
 
@@ -184,7 +184,7 @@ def test_calls_wait_here_until_a_thread_is_free_and_a_worker_that_joins_late_get
             yield asked[-1]
 
     with pool(1, cluster.scheduler_address, print) as (each, _):
-        for done, (pid, _) in enumerate(each(_slow_pid, str, items())):
+        for done, (pid, _) in enumerate(each(_slow_pid, map(str, items()))):
             workers.add(pid)
             assert len(asked) - done <= 2 * 3 + 1
             if done == 2:
@@ -268,7 +268,7 @@ def test_a_cluster_behind_tls_is_reached_with_dasks_own_settings_and_not_without
         )
         dotted = {f"distributed.comm.tls.{name}": value for name, value in _flat(tls["distributed"]["comm"]["tls"])}
         with dask.config.set(dotted), pool(1, closed.scheduler_address, print) as (each, _):
-            assert list(each(str, str, [7])) == ["7"]
+            assert list(each(str, [7])) == ["7"]
 
 
 def _flat(settings, prefix=""):

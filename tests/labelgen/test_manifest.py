@@ -1,13 +1,11 @@
 import os
-import re
-import time
 from pathlib import Path
 
 import pytest
 
 from labelgen.decode import frames
 from labelgen.errors import ConfigError, DecodeError, ManifestError, VsslError
-from labelgen.manifest import load, patterns, select, split_name
+from labelgen.manifest import load, select, split_name
 from labelgen.manifest.form import table
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -413,7 +411,6 @@ def hostile(tmp_path, text):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("label: {pattern: '(?P<label>(a|a)*)b'}\n", "takes longer than 1 s for the name"),
         ("label: {pattern: 'x{99999999999}'}\n", "bad regular expression"),
         (f"label: {{pattern: '{'(' * 5000}'}}\n", "bad regular expression"),
         ("csv: {files: [t.csv], video: '{video:>2000000000}'}\nlabel: {column: label}\n", "csv video"),
@@ -451,18 +448,6 @@ def test_a_path_that_is_too_long_is_listed_and_the_others_are_found(tmp_path):
     assert short.id == "a/1.avi" and long.id == "/".join(["d" * 250] * 20) + "/2.avi"
     with pytest.raises(DecodeError, match="File name too long"):
         list(frames(long.path))
-
-
-def test_only_a_match_is_timed(monkeypatch):
-    monkeypatch.setattr(patterns, "SECONDS", 0.02)
-    with patterns.watched() as watch:
-        watch.search(re.compile("a"), "name")
-        end = time.process_time() + 0.2
-        while time.process_time() < end:  # the work between two matches, and values that need none
-            pass
-        watch.count += 1  # as in the midst of a match
-        time.sleep(0.2)
-        watch.count += 1
 
 
 def test_folders_of_links_that_fan_out_are_visited_once(tmp_path):

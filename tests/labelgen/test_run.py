@@ -123,9 +123,10 @@ def test_the_shards_of_the_largest_files_are_made_first(folder, unbroken, tmp_pa
     """Of 2, 2 and 1 videos: 70 + 40, 12 + 90 frames, and one that is none."""
     begun = []
 
-    def each(function, of, items):
-        begun.extend(items)
-        return (function(of(item)) for item in items)
+    def each(function, tasks):
+        for task in tasks:
+            begun.append(int(task.path.stem))
+            yield function(task)
 
     @contextlib.contextmanager
     def pool(*_):
