@@ -298,22 +298,17 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, pa
 
 
 def _table_of_shards(shards, saved, compute):
+    from labelgen.files import json_sha256
     from trainer.embeddings.extract import Choice, Extractor, ShardVideos
     from trainer.embeddings.extract import embed as write
 
     source = ShardVideos(shards)
+    content = json_sha256([source.stamp(part) for part in source.parts])[:8]
     extract = Extractor(saved, Choice(), source.config, compute)
     folder = saved.run / "embeddings"
     folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{source.config['dataset']}-{extract.settings['weights']}-{_hash_of(source)}.parquet"
+    out = folder / f"{source.config['dataset']}-{extract.settings['weights']}-{content}.parquet"
     return _written(write, extract, source, out), extract
-
-
-def _hash_of(source) -> str:
-    import hashlib
-    import json
-
-    return hashlib.sha256(json.dumps([source.stamp(part) for part in source.parts]).encode()).hexdigest()[:8]
 
 
 def _extractor_of(table, checkpoint, compute):

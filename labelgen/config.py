@@ -6,10 +6,10 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 from labelgen.errors import ConfigError
+from labelgen.reading import fit
 
 CLIP_LENGTH = 16  # the default of Config.clip_length
 _CLIP_PIXELS = 1 << 28
@@ -47,9 +47,10 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Config).items():
-            value, kinds = getattr(self, name), {get_origin(kind) or kind for kind in _kinds(hint)}
-            if type(value) not in kinds | ({int} if float in kinds else set()):
-                raise ConfigError(f"{name.replace('_', '-')} is {value!r:.60}; expected another type of value")
+            try:
+                fit(getattr(self, name), hint, name)
+            except ValueError as error:
+                raise ConfigError(str(error).replace("_", "-")) from error
         limits = {
             "height": (16, 4096),
             "width": (16, 4096),
@@ -106,7 +107,3 @@ class Config:
     def fractions(self) -> tuple[Fraction, ...]:
         """The paces as numbers."""
         return tuple(Fraction(pace) for pace in self.paces)
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if isinstance(hint, UnionType) else (hint,)

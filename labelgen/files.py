@@ -154,6 +154,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def json_sha256(content: object) -> str:
+    """16 hexadecimal digits that change with any value of a JSON content, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write a JSON file, see `replacing`."""
     write_text(path, json.dumps(content, indent=2) + "\n")

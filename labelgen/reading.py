@@ -8,7 +8,8 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import NoneType, UnionType
+from typing import Any, BinaryIO, get_args, get_origin
 
 import yaml
 
@@ -30,9 +31,14 @@ _KINDS = {
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file, or a link to one, to read bytes; never waits, as a pipe would make it.
+    """`regular_handle` as a file to read bytes from."""
+    return os.fdopen(regular_handle(path), "rb")
 
-    Raises OSError where it cannot be opened, its subclass ReadError for a pipe, socket, device or folder.
+
+def regular_handle(path: str | os.PathLike[str]) -> int:
+    """A descriptor of a regular file, or of one that a link leads to, to read from; never waits, as a pipe would make it.
+
+    Raises OSError if it cannot be opened, its subclass ReadError for a pipe, socket, device or folder.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -44,10 +50,10 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         raise ReadError(f"{str(path)!r}: no path ({error})") from error
     try:
         _check_kind(path, os.fstat(handle).st_mode)
-        return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
+    return handle
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
@@ -203,24 +209,52 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
+class Only(dict[str, Any]):
+    """A form of mappings that may have these keys and no others, see `fit`."""
+
+
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "nothing"}
+_WORDS |= {dict: "a mapping", list: "a list", tuple: "a list"}
+
+
 def fit(value: Any, form: Any, name: str) -> None:
-    """Raises ValueError where a value has not the form: a type, [form of each entry], or {key: form}. In a mapping other keys may
-    be there, too; "key?" may be missing, and "*" stands for every key."""
-    if not isinstance(value, type(form) if isinstance(form, (dict, list)) else form):
-        raise ValueError(f"{name} is {value!r:.60}")
-    if isinstance(value, (int, float)) and not abs(value) < 1 << 63:
-        raise ValueError(f"{name} is {value}, expected a finite number smaller than 2^63")
-    if isinstance(form, list):
-        for one in value:
-            fit(one, form[0], name)
-    elif isinstance(form, dict) and isinstance(value, dict):
+    """Check what was read from a file. Raises ValueError that says what is wrong, the value and what was expected.
+
+    form: a type of _WORDS or a union of such types, float for any number; [form of each entry], [form, ...] for at least one
+    entry; {key: form}, with other keys allowed, but not in `Only`: "key?" may be missing, "*" stands for every key
+    name: of the value, in messages; "it" for a whole file, whose entries are named by their keys alone
+    """
+    if isinstance(form, dict):
+        _check_type(value, dict, name)
+        if isinstance(form, Only) and (unknown := value.keys() - {key.removesuffix("?") for key in form}):
+            known = " or ".join(key.removesuffix("?") for key in form)
+            raise ValueError(f"{name} has the unknown key {min(map(repr, unknown)):.60}, expected {known}")
         for key, wanted in form.items():
             bare = key.removesuffix("?")
+            within = "" if name == "it" else f"{name}, "
             if key == "*":
                 for own, one in value.items():
                     fit(own, str, "a name")
-                    fit(one, wanted, own)
+                    fit(one, wanted, within + own)
             elif bare in value:
-                fit(value[bare], wanted, bare)
+                fit(value[bare], wanted, within + bare)
             elif bare == key:
                 raise ValueError(f"no {key}")
+    elif isinstance(form, list):
+        _check_type(value, list, name)
+        if not value and len(form) > 1:
+            raise ValueError(f"{name} is [], expected at least one entry")
+        for one in value:
+            fit(one, form[0], name)
+    else:
+        _check_type(value, form, name)
+
+
+def _check_type(value: Any, form: Any, name: str) -> None:
+    kinds = [get_origin(kind) or kind for kind in (get_args(form) if isinstance(form, UnionType) else (form,))]
+    allowed = (*kinds, int) if float in kinds else tuple(kinds)
+    if not isinstance(value, allowed) or type(value) is bool and bool not in kinds:
+        expected = " or ".join(_WORDS[kind] for kind in kinds)
+        raise ValueError(f"{name} is {value!r:.60}, expected {expected}")
+    if isinstance(value, (int, float)) and not abs(value) < 1 << 63:
+        raise ValueError(f"{name} is {value}, expected a finite number smaller than 2^63")

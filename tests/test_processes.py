@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -73,15 +72,6 @@ def test_the_workers_of_labelgen(trap):
     with pool(1, None, print) as (each, _):
         assert list(each(str, [7])) == ["7"]
     reusable_executor._executor.shutdown()
-
-
-def test_the_process_that_reads_mat_files(trap, tmp_path):
-    from scipy.io import savemat
-
-    from trainer.evaluate.pairs import _view2_pairs
-
-    savemat(tmp_path / "View2.mat", {"action_splits_pairs": np.ones((2, 5, 1))})
-    assert list(_view2_pairs(tmp_path / "View2.mat")) == [(1, "1", "1", True)] * 2
 
 
 def test_the_process_of_a_study(trap, tmp_path):

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -77,15 +76,6 @@ class Header:
     stored: dict[str, Stored]
     sha256: dict[str, str]
     size: int
-
-
-def open_regular(path: str | os.PathLike[str]) -> int:
-    """A descriptor of a regular file; raises ValueError for a pipe or a device, at once."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ValueError("not a regular file")
-    return handle
 
 
 def read_exactly(handle: int, offset: int, size: int) -> bytes:

@@ -256,13 +256,13 @@ def test_a_folder_names_its_data_set(tmp_path, monkeypatch, folder, name):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("lable: {folder: 1}", "unknown key.*'lable'; expected name or like or source"),
-        ("label: {folder: first}", "wrong type.*label, folder: 'first'; expected a whole number, not str"),
-        ("label: {folder: true}", "a whole number, not bool"),
+        ("lable: {folder: 1}", "unknown key 'lable', expected name or like or source"),
+        ("label: {folder: first}", "label, folder is 'first', expected a whole number"),
+        ("label: {folder: true}", "label, folder is True, expected a whole number"),
         ("label: {folder: 0}", "expected 1 for the first"),
-        ("videos: [a]", "wrong type.*expected a mapping"),
+        ("videos: [a]", "videos is .'a'., expected a mapping"),
         ("videos: {extensions: avi}", "expected a list"),
-        ("classes: {names: [yes]}", "expected text, not bool.*quotes"),
+        ("classes: {names: [yes]}", "names is True, expected text. .*quotes"),
         ("classes: {file: c.txt}", "expected names, or file and pattern"),
         ("classes: {names: [a, a]}", "class declared twice"),
         ("label: {pattern: '(?P<label>'}", "bad regular expression"),

@@ -362,7 +362,7 @@ def test_a_manifest_like_another(tmp_path):
     assert (video.label, video.group, video.split) == ("dance", "ab", (TRAIN,))  # holds for each layout
     for text, message in (
         ("like: nobody", "like in manifest.*'nobody'"),
-        ("like: kinetics400\nlabel: 1", "wrong type"),
+        ("like: kinetics400\nlabel: 1", "label is 1, expected a mapping"),
     ):
         write(mine, "name: mine", text)
         with pytest.raises(ManifestError, match=message):

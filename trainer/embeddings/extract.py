@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from labelgen.files import locked
+from labelgen.files import json_sha256, locked
 from labelgen.shards import NONE, PARTS, ShardReader, open_shards
 from labelgen.texts import path_text
 from labelgen.times import frame_bounds
@@ -246,8 +245,8 @@ def embed(
     `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError where
     another table is there, or another process is writing it.
     """
-    keys = [_hash([extract.settings, source.stamp(part)]) for part in source.parts]
-    key = _hash(keys)
+    keys = [json_sha256([extract.settings, source.stamp(part)]) for part in source.parts]
+    key = json_sha256(keys)
     if out.exists():
         if (found := Table(out)).about.get("key") == key:
             say(f"{out}: is there already, of these videos, this network and these settings")
@@ -280,10 +279,6 @@ def embed(
         join(out, about | {"videos": source.count, "failures": failures}, extract.width, paths)
         shutil.rmtree(folder)
     return Table(out)
-
-
-def _hash(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _difference(about: dict, settings: dict) -> str:
