@@ -38,7 +38,7 @@ _COMPUTE = (
         type=click.IntRange(1),
         help="Processes that decode.  [default: half of the process's cores, 1 to 8]",
     ),
-    click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda where there is one."),
+    click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda if there is one."),
 )
 
 
@@ -312,7 +312,7 @@ def _table_of_shards(shards, saved, compute):
 
 
 def _extractor_of(table, checkpoint, compute):
-    """What the rows of the table were made with. Raises TrainerError where the network is another one."""
+    """What the rows of the table were made with. Raises TrainerError if the network is another one."""
     from trainer.checkpoint import check_frames
     from trainer.embeddings.extract import Choice, Extractor
     from trainer.errors import TrainerError

@@ -19,7 +19,7 @@ YAML_BYTES, JSON_BYTES, TEXT_BYTES = 1 << 18, 1 << 26, 1 << 30
 _NODES, _JSON_NODES = 20_000, 4_000_000  # values, with what aliases repeat
 _DEPTH = 40  # of mappings and lists in one another
 _LETTERS = 10_000  # of one text of a YAML file
-_NUMBER = 40  # letters of a number
+_NUMBER = 40  # characters of a number
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a letter in JSON, which may be whole with the next one
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -57,7 +57,7 @@ def regular_handle(path: str | os.PathLike[str]) -> int:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises ReadError where a path leads to a pipe, socket, device or folder, OSError where it leads nowhere."""
+    """Raises ReadError if a path leads to a pipe, socket, device or folder, OSError if it leads nowhere."""
     _check_kind(path, os.stat(path).st_mode)
 
 
@@ -67,7 +67,7 @@ def _check_kind(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int = TEXT_BYTES) -> bytes:
-    """The content of a regular file. Raises ReadError where it cannot be read or has more than `limit` bytes."""
+    """The content of a regular file. Raises ReadError if it cannot be read or has more than `limit` bytes."""
     try:
         with open_regular(path) as file:
             content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # not `limit`: it would be allocated
@@ -86,7 +86,7 @@ def read_text(path: str | os.PathLike[str], limit: int = TEXT_BYTES, encoding: s
     try:
         return read_bytes(path, limit).decode(encoding)
     except UnicodeDecodeError as error:
-        raise ReadError(f"{os.fspath(path)}: no text in UTF-8 ({error})") from error
+        raise ReadError(f"{os.fspath(path)}: not valid UTF-8 ({error})") from error
 
 
 def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
@@ -96,15 +96,15 @@ def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
 
 def parse_json(text: str, where: str) -> Any:
     """The value of a JSON text. Raises ReadError, which begins with `where`, for a text that is none, that nests deeper than 40
-    levels, or that holds more than four million values, a whole number of more than 40 digits or half a letter."""
+    levels, or that holds more than four million values, a whole number of more than 40 digits or an unpaired surrogate."""
     if sum(map(text.count, ",:[{")) > _JSON_NODES:
         raise ReadError(f"{where}: more than {_JSON_NODES:,} values; expected fewer")
     try:
         value = json.loads(text, parse_int=_whole)
         if _HALF.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # half a letter could be neither printed nor written
+            json.dumps(value, ensure_ascii=False).encode()  # an unpaired surrogate could be neither printed nor written
     except (ValueError, RecursionError) as error:
-        raise ReadError(f"{where}: no JSON that can be read ({error})") from error
+        raise ReadError(f"{where}: invalid JSON ({error})") from error
     level = [value]
     for _ in range(_DEPTH):
         level = [child for one in level if isinstance(one, (dict, list)) for child in _children(one)]
@@ -133,13 +133,13 @@ def load_yaml(path: Any, limit: int = YAML_BYTES) -> Any:
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text, of plain types alone. Raises ReadError, which begins with `where`, for a text that is none, and
     for one that gives a key of a mapping twice, nests deeper than 40 levels, holds more than 20,000 values (those that aliases
-    repeat included), a text of more than 10,000 letters or with a NUL in it, or a number of more than 40 letters."""
+    repeat included), a text of more than 10,000 characters or with a NUL in it, or a number of more than 40 characters."""
     try:
         return yaml.load(text, _Loader)
     except _Twice as error:
         raise ReadError(f"{where}: {error}") from error
     except yaml.YAMLError as error:
-        raise ReadError(f"{where}: no YAML that can be read: {error}") from error
+        raise ReadError(f"{where}: invalid YAML: {error}") from error
     except (
         ValueError,
         OverflowError,
@@ -147,7 +147,7 @@ def parse_yaml(text: str, where: str) -> Any:
         AttributeError,
         TypeError,
     ) as error:  # PyYAML, of what is no number or date
-        raise ReadError(f"{where}: no YAML that can be read ({error})") from error
+        raise ReadError(f"{where}: invalid YAML ({error})") from error
 
 
 class _Twice(yaml.YAMLError):
@@ -199,13 +199,15 @@ class _Loader(yaml.SafeLoader):
         text = node.tag == "tag:yaml.org,2002:str"
         if len(value) > (_LETTERS if text else _NUMBER):
             raise yaml.MarkedYAMLError(
-                f"a {'text' if text else 'number'} of {len(value):,} letters",
+                f"a {'text' if text else 'number'} of {len(value):,} characters",
                 None,
                 "expected a shorter one",
                 node.start_mark,
             )
         if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
-            raise yaml.MarkedYAMLError("a text that holds NUL or half a letter", None, "expected none", node.start_mark)
+            raise yaml.MarkedYAMLError(
+                "a text that holds NUL or an unpaired surrogate", None, "expected none", node.start_mark
+            )
         return value
 
 

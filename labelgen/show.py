@@ -97,7 +97,7 @@ class Example:
 def curriculum_sheet(shards: Sequence[ShardReader], columns: int = 6) -> np.ndarray:
     """The easiest, middle and hardest clips with their motion boundaries, as one picture, RGB uint8.
 
-    Raises ValueError where no clip moves.
+    Raises ValueError if no clip moves.
     """
     clips = curriculum(shards, columns)
     rows = []
@@ -110,7 +110,7 @@ def curriculum_sheet(shards: Sequence[ShardReader], columns: int = 6) -> np.ndar
 
 
 def curriculum(shards: Sequence[ShardReader], count: int = 6) -> list[Example]:
-    """The `count` easiest, middle and hardest clips. Raises ValueError where no clip moves."""
+    """The `count` easiest, middle and hardest clips. Raises ValueError if no clip moves."""
     clips = [(shard, clip) for shard in shards for clip in range(shard.n_clips)]
     score = np.array([shard.arrays["curriculum/score"][clip] for shard, clip in clips])
     order = np.argsort(-score, kind="stable")[: np.count_nonzero(~np.isnan(score))]

@@ -1,4 +1,4 @@
-"""Optical flow between two frames: a fast TV-L1 of our own, and OpenCV's TV-L1 and DIS behind the same call."""
+"""Optical flow between two frames: a fast TV-L1, and OpenCV's TV-L1 and DIS behind the same call."""
 
 from __future__ import annotations
 

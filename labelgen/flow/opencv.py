@@ -26,7 +26,7 @@ def opencv_tvl1(
 ) -> np.ndarray:
     """OpenCV's DualTVL1OpticalFlow with its own defaults, the reference for accuracy; see `tvl1`. Takes uint8 luma.
 
-    Raises ConfigError where OpenCV lacks its contributed modules.
+    Raises ConfigError if OpenCV lacks its contributed modules.
     """
     if not hasattr(cv2, "optflow"):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""TV-L1 optical flow of our own: what it takes, what it checks, and its pyramid.
+"""TV-L1 optical flow: what it takes, what it checks, and its pyramid.
 
 References
 ----------
@@ -44,7 +44,7 @@ def tvl1(
     """TV-L1 optical flow from `first` to `second`: first[y, x] is seen again at second[y + v, x + u].
 
     Minimises sum |grad (u, v)| + attachment |second(x + u) - first(x)| coarse to fine as in [1, 2], with the total variation of
-    both components taken together [5]. docs/flow.md tells where this differs from [1] and why. The same input gives the same
+    both components taken together [5]. docs/flow.md says where this differs from [1] and why. The same input gives the same
     flow on every run.
 
     Parameters

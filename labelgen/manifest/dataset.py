@@ -41,7 +41,7 @@ class Video:
 class Videos(Sequence[Video]):
     """Videos by columns, since there may be millions; each is made when it is asked for.
 
-    paths: of the files below `folder`, by id, where they are not the ids
+    paths: of the files below `folder`, by id, if they are not the ids
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Dataset:
     unlisted: tuple[str, ...]  # ids found, in no official list
     others: tuple[str, ...] = ()  # files beside the videos whose extension is no video's
     expected: Mapping[str, int] = field(default_factory=dict)  # official numbers: videos, classes, ...
-    layout: str = ""  # which of the manifest's layouts the folder has; "" where it has one only
+    layout: str = ""  # which of the manifest's layouts the folder has; "" if it has one only
 
     def summary(self) -> str:
         """A few lines for the terminal: found, missing, unlisted, classes, groups, and the parts of each split."""
@@ -130,7 +130,7 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None)
 
     They are looked for in `root`, else `$VSSL_DATA/NAME`, else `data/NAME`. A data set of the manifest `folder` is named
     after its root. `group` is a pattern in place of the manifest's, whose part that is the group need not be named if it is the
-    only one. Raises ConfigError where there is no such manifest or for such a pattern, ManifestError for whatever in the manifest
+    only one. Raises ConfigError if there is no such manifest or for such a pattern, ManifestError for whatever in the manifest
     or in the folder is not as expected; videos that are listed but absent are no error.
     """
     spec = read_manifest(dataset)

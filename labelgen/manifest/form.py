@@ -158,7 +158,7 @@ def _check_pattern(pattern: str, name: str, where: str) -> None:
 
 
 def check_group(pattern: str) -> None:
-    """Raises ConfigError where a pattern, given in place of a manifest's, does not say what the group is."""
+    """Raises ConfigError if a pattern, given in place of a manifest's, does not say what the group is."""
     found = compiled(pattern.replace("{label}", "x"), "the group", ConfigError)
     if found.groups != 1 and "group" not in found.groupindex:
         fail("group pattern", pattern, "one part in brackets, or one named (?P<group>...)", "Correct it", ConfigError)

@@ -31,7 +31,7 @@ PART_WORDS = {
 }
 
 
-_LINE = 10_000  # letters of a line of a list, and of a cell that names a video
+_LINE = 10_000  # characters of a line of a list, and of a cell that names a video
 _FIELDS = 20  # columns that name a video
 _STYLE = re.compile(r"([<>^]?0?\d{0,2}[ds]?)?")  # formats of columns; wider ones would fill the memory
 
@@ -45,7 +45,9 @@ def _lines(path: Path) -> Iterator[str]:
     for raw in text.split("\n"):
         if line := raw.strip():
             if len(line) > _LINE or "\0" in line:
-                fail(f"line in {path}", line[:80], f"text of at most {_LINE:,} letters", "Take the file as published")
+                fail(
+                    f"line in {path}", line[:80], f"text of at most {_LINE:,} characters", "Take the file as published"
+                )
             yield line
 
 
@@ -74,7 +76,7 @@ def _part_files(splits: Mapping[str, Any], root: Path, name: str) -> Iterator[tu
 
 
 def list_files(splits: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
-    """The list files of the first split of which one has to be there; [] where there are no lists."""
+    """The list files of the first split of which one has to be there; [] if there are no lists."""
     name = splits.get("names", ["1"])[0]
     if "flags" in splits:
         return [_flags_file(splits, name, label) for label in classes[:1]]
@@ -88,7 +90,7 @@ def _flags_file(splits: Mapping[str, Any], name: str, label: str) -> str:
 def list_members(
     splits: Mapping[str, Any], root: Path, classes: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, list[int]], dict[str, str]]:
-    """Names of the splits, list entry -> part in each split, and list entry -> number of its class, where it stands behind it,
+    """Names of the splits, list entry -> part in each split, and list entry -> number of its class, if it stands behind it,
     from list files ("lists" or "flags")."""
     names = tuple(splits.get("names", ["1"])) if splits.keys() & {"lists", "flags"} else ()
     members: dict[str, list[int]] = {}
@@ -129,7 +131,7 @@ def csv_files(table: Mapping[str, Any], root: Path) -> list[Path]:
 
 
 def csv_header(path: Path) -> list[str]:
-    """The columns of a CSV file. Raises ManifestError where it cannot be read."""
+    """The columns of a CSV file. Raises ManifestError if it cannot be read."""
     with _table(path) as reader:
         return next(reader, [])
 

@@ -55,8 +55,8 @@ def values(what: str, spec: Mapping[str, Any], ids: list[str], row_of: Rows, lab
 
 
 def name_numbers(numbers: Sequence[str], ids: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Labels from the numbers of the classes ("" where a video has none), and the classes in the numbers' order. A class is
-    called as the folder that holds its videos, or, where the folders do not tell the same classes apart, by its number."""
+    """Labels from the numbers of the classes ("" if a video has none), and the classes in the numbers' order. A class is
+    named after the folder that holds its videos, or, if the folders do not tell the same classes apart, by its number."""
     pairs = {
         (number, id.rpartition("/")[0].rpartition("/")[2]) for number, id in zip(numbers, ids, strict=True) if number
     }

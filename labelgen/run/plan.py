@@ -146,7 +146,7 @@ def configuration(
 def check_configuration(
     paths: Sequence[Path], finished: Finished, identity: dict[str, Any], videos: Sequence[Video]
 ) -> None:
-    """Raises ShardError where a shard of another configuration is among those that are there."""
+    """Raises ShardError if a shard of another configuration is among those that are there."""
     expected = shards.config_hash(identity)
     for path in paths:
         if finished.summary(path)["config_hash"] != expected:

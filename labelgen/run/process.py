@@ -15,7 +15,7 @@ from labelgen.errors import MachineError
 from labelgen.processes import ending, finished
 
 _BEGUN = b"\1"  # what a process says before its call; what it says after it is the answer
-_STALLED = b"Timeout ("  # what faulthandler says where it ends a process, with exit status 1
+_STALLED = b"Timeout ("  # what faulthandler says when it ends a process, with exit status 1
 _FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU}
 _answers: BinaryIO | None = None  # of a process that `in_new_process` has started
 

@@ -32,7 +32,7 @@ class Record:
     jpeg_sizes: bytes of each frame; time, damage: of each frame, see `FrameStream`; start: first frame of each labelled clip
     labels:     by data set: of a kind per clip, a list with an array of each clip; of a kind per video, its array, and none where
                 the video is too short
-    cut_short:  why decoding stopped early, "" where it did not
+    cut_short:  why decoding stopped early, "" if it did not
     """
 
     video: Video
@@ -75,7 +75,7 @@ def label_video(
     A file that breaks off is kept up to there, see `Record.cut_short`. Memory does not grow with the video's length.
     alive: called for every packet of the file, every flow and every clip, so that a long video is told from one that hangs
 
-    Raises DecodeError where not even one frame can be decoded.
+    Raises DecodeError if not even one frame can be decoded.
     """
     record = Record(video)
     of_clips = any(kind.of_clip is not None for kind in kinds())

@@ -56,7 +56,7 @@ def _each_here(function: Callable[[Any], Any], tasks: Iterable[Any], workers: in
     left = iter(tasks)
     first = list(itertools.islice(left, workers))
     workers = len(first)
-    check_threads(6 + 3 * max(workers, 2))  # or joblib would wait for ever for a thread of its own that did not start
+    check_threads(6 + 3 * max(workers, 2))  # or joblib would wait forever for a thread of its own that did not start
     with safe_path():
         # With n_jobs=1 joblib would stay in this process, which a broken video may kill: two processes, one of them busy.
         parallel = joblib.Parallel(
@@ -91,7 +91,7 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 def _each_on_cluster(function: Callable[[Any], Any], tasks: Iterable[Any], client: Client) -> Iterator[Any]:
-    # Dask's own interface: joblib's waits for ever where one call ends several workers.
+    # Dask's own interface: joblib's waits forever if one call ends several workers.
     from distributed import CancelledError, KilledWorker, as_completed
 
     left = iter(tasks)

@@ -46,7 +46,7 @@ def check_texts(name: str, texts: Sequence[str], paths: bool = False) -> None:
 
 
 def check_settings(config: Mapping[str, Any]) -> tuple[Fraction, ...]:
-    """The paces of a configuration. Raises ValueError where a setting that readers ask for is absent or cannot be."""
+    """The paces of a configuration. Raises ValueError if a setting that readers ask for is absent or cannot be."""
     try:
         fit(config, _SETTINGS, "it")
     except ValueError as error:

@@ -42,7 +42,7 @@ class Viewer:
         self._end()
 
     def fault(self, path: str, header: Header) -> str | None:
-        """How the HDF5 structure of a file differs from its header, None where it does not."""
+        """How the HDF5 structure of a file differs from its header, None if it does not."""
         seen = self._seen(path)
         if "fault" in seen:
             return str(seen["fault"])

@@ -79,7 +79,7 @@ class Header:
 
 
 def read_exactly(handle: int, offset: int, size: int) -> bytes:
-    """Bytes of a file; raises ValueError where it ends before."""
+    """Bytes of a file; raises ValueError if it ends before."""
     found = os.pread(handle, min(size, _CALL_BYTES), offset)
     while len(found) < size:
         more = os.pread(handle, min(size - len(found), _CALL_BYTES), offset + len(found))
@@ -90,7 +90,7 @@ def read_exactly(handle: int, offset: int, size: int) -> bytes:
 
 
 def read_header(handle: int) -> Header:
-    """The header of an open file. Raises ValueError where the file is not a whole shard of this schema: what it says is
+    """The header of an open file. Raises ValueError if the file is not a whole shard of this schema: what it says is
     within the file, of known types and bounds, and free of control characters."""
     size = os.fstat(handle).st_size
     head = os.pread(handle, 8192, 0)
@@ -122,7 +122,7 @@ def read_header(handle: int) -> Header:
 def header_bytes(
     at_least: int, shared: Mapping[str, Any], stored: Mapping[str, Stored], sha256: Mapping[str, str], size: int
 ) -> bytes:
-    """A header of at least so many bytes, see `Header`. Raises ShardError where it would be too long."""
+    """A header of at least so many bytes, see `Header`. Raises ShardError if it would be too long."""
     own = {"datasets": stored, "sha256": sha256, "size": size}
     text = "".join(json.dumps(part, sort_keys=True) + "\n" for part in (shared, own)).encode()
     length = max(_SMALLEST, at_least)
@@ -166,7 +166,7 @@ def _shared(text: bytes) -> Shared:
     if not all(isinstance(name, str) and name for name in splits) or len(set(splits)) < len(splits):
         raise ValueError(f"splits are {splits!r:.100}, expected different names")
     hashed = _get(content, "config_hash", str)
-    if (found := config_hash(config)) != hashed:  # by which shards are told to belong together
+    if (found := config_hash(config)) != hashed:  # which decides whether shards belong together
         raise ValueError(f"its configuration has the hash {found}, not {hashed}")
     grid = _grid(_get(content, "crop_grid", list), config)
     return Shared(config, hashed, kinds, grid, tuple(splits), versions, paces)

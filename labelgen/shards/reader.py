@@ -120,7 +120,7 @@ class _Stored(np.lib.mixins.NDArrayOperatorsMixin):
         return getattr(ufunc, method)(*arrays, **options)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """A part, a copy. Raises ShardError where an id in it is out of range."""
+        """A part, a copy. Raises ShardError if an id in it is out of range."""
         first, *others = index if isinstance(index, tuple) else (index,)
         if isinstance(first, int | np.integer) and -len(self) <= first < len(self):  # no more than its row is read
             row = int(first) % len(self)

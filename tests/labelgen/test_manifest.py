@@ -417,7 +417,7 @@ def hostile(tmp_path, text):
         (f"csv: {{files: [t.csv], video: '{'{video}' * 30}'}}\nlabel: {{column: label}}\n", "a few columns"),
         ("label: {folder: 4611686018427387904}\n", "label in manifest .*: '4611686018427387904'"),
         ("videos: {levels: [4611686018427387904]}\n", "levels in manifest"),
-        ("expected: {videos: " + "9" * 5000 + "}\n", "a number of 5,000 letters"),
+        ("expected: {videos: " + "9" * 5000 + "}\n", "a number of 5,000 characters"),
         ('classes: {file: "a\\0b", pattern: "(?P<label>.)"}\n', "cannot read the manifest .* NUL"),
         ("a: &a [*a]\n", "a value holds itself"),
     ],

@@ -27,7 +27,7 @@ def test_size_and_text(tmp_path):
     assert read_bytes(path, 10) == b"\xff" * 10
     with pytest.raises(ReadError, match="a: more than 9 bytes"):
         read_bytes(path, 9)
-    with pytest.raises(ReadError, match="a: no text in UTF-8"):
+    with pytest.raises(ReadError, match="a: not valid UTF-8"):
         read_text(path)
     for name in (tmp_path / "none", "a\0b"):
         with pytest.raises(ReadError):
@@ -46,9 +46,9 @@ NINES = [f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else 'x'] * 9)}]\n" for i 
         ("".join(NINES), "too many values"),
         ("".join(NINES).replace("[", "{<<: [").replace("]", "]}").replace("x", "{y: 1}"), "too many values"),
         ("a: &a [*a]", "a value holds itself"),
-        ("a: " + "9" * 5000, "a number of 5,000 letters"),
-        ("a: 1" + ":1" * 5000, "a number of 10,001 letters"),
-        ("a: " + "b" * 20_000, "a text of 20,000 letters"),
+        ("a: " + "9" * 5000, "a number of 5,000 characters"),
+        ("a: 1" + ":1" * 5000, "a number of 10,001 characters"),
+        ("a: " + "b" * 20_000, "a text of 20,000 characters"),
         ("a: 2001-99-99", "month must be in 1..12"),
         ('a: "\\0"', "a text that holds NUL"),
         ('a: "\\ud800"', "half a letter"),

@@ -242,7 +242,7 @@ def embed(
     """Write the table of features of all videos of the source; a table that is there with just these rows is kept.
 
     Finished parts lie in `OUT.parts/` until the table is whole; the same call goes on from them.
-    `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError where
+    `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError if
     another table is there, or another process is writing it.
     """
     keys = [json_sha256([extract.settings, source.stamp(part)]) for part in source.parts]
