@@ -51,7 +51,7 @@ NINES = [f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else 'x'] * 9)}]\n" for i 
         ("a: " + "b" * 20_000, "a text of 20,000 characters"),
         ("a: 2001-99-99", "month must be in 1..12"),
         ('a: "\\0"', "a text that holds NUL"),
-        ('a: "\\ud800"', "half a letter"),
+        ('a: "\\ud800"', "unpaired surrogate"),
         ('a: "\\U99999999"', "no YAML"),
         ("!!int ''", "no YAML"),
         ("seeds: [0]\nclips: 2\nseeds: [1]", "line 3: the key 'seeds' is given twice, first in line 1; expected once"),
@@ -88,13 +88,13 @@ def test_aliases_count_as_often_as_they_stand():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("[" * 100_000, "no JSON"),
+        ("[" * 100_000, "invalid JSON"),
         ("[" * 41 + "]" * 41, "deeper than 40"),
         ("9" * 41, "a number of 41 digits"),
         ('{"a": ["\\ud800"]}', "surrogates not allowed"),
         ('{"\\uDC01": 1}', "surrogates not allowed"),
         ("[" + "1," * 4_000_001 + "1]", "more than 4,000,000 values"),
-        ("{", "no JSON"),
+        ("{", "invalid JSON"),
     ],
 )
 def test_json_bombs_are_refused(text, message):

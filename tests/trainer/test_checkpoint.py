@@ -231,7 +231,7 @@ def test_headers_are_read_within_bounds(tmp_path):
     file = tmp_path / "a.safetensors"
     for header, message in (
         ((1 << 40).to_bytes(8, "little"), "a header of 1,099,511,627,776 bytes"),
-        (b"\x05\0\0\0\0\0\0\0[[[[[", "no JSON"),
+        (b"\x05\0\0\0\0\0\0\0[[[[[", "invalid JSON"),
         (b"\x13\0\0\0\0\0\0\0" + b'{"x":{"dtype":"Q"}}', "'x' is of type 'Q'"),
     ):
         file.write_bytes(header)
