@@ -170,7 +170,8 @@ class VideoFiles:
         self.config = {"fps": None, "jpeg_quality": 90, "region": None, "max_pixels": MAX_PIXELS} | config
         self.about = {"kind": "videos", "folder": path_text(folder.resolve())}
         self.parts: list[list] = []
-        self.count, self._folder, self._workers, self._span = len(videos), folder, workers, (begin, end)
+        self.count, self._workers, self._span = len(videos), workers, (begin, end)
+        self._folder = Path(os.path.abspath(folder))  # workers have another current folder
         room = 0
         for video in videos:
             size = video.path.stat().st_size if os.path.exists(video.path) else 0

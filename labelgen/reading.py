@@ -241,7 +241,7 @@ def fit(value: Any, form: Any, name: str) -> None:
             elif bare in value:
                 fit(value[bare], wanted, within + bare)
             elif bare == key:
-                raise ValueError(f"no {key}")
+                raise ValueError(f"{name} has no {key}")
     elif isinstance(form, list):
         _check_type(value, list, name)
         if not value and len(form) > 1:

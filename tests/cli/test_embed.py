@@ -181,7 +181,7 @@ def test_a_stopped_run_goes_on(here, monkeypatch):
     assert not Path("features.parquet.parts").exists()
     told = vssl("embed", "--videos", "videos", "--stage", "conv2", code=1)
     assert "stage conv5, not conv2" in told
-    assert "no stage 'conv9', only conv1" in vssl("embed", "--videos", "videos", "--stage", "conv9", code=1)
+    assert "no stage 'conv9', only conv1" in vssl("embed", "--videos", "videos", "--stage", "conv9", code=2)
 
 
 class Many:
