@@ -27,7 +27,7 @@ def write(path, text):
 
 def manifest(folder, text):
     """Path of a manifest of the user's own, named `mine`, beside the videos in folder/v."""
-    return str(write(folder / "mine.yaml", "name: mine\n" + text))
+    return str(write(folder / "mine.yaml", "name: mine\n" * (not text.startswith("name:")) + text))
 
 
 def fails(match, dataset, root):
