@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from labelgen.errors import ReadError
-from labelgen.reading import fit, load_json, load_yaml, open_regular, parse_json, parse_yaml, read_bytes, read_text
+from labelgen.reading import (
+    Only,
+    fit,
+    load_json,
+    load_yaml,
+    open_regular,
+    parse_json,
+    parse_yaml,
+    read_bytes,
+    read_text,
+)
 
 
 @pytest.mark.parametrize("kind", ["a named pipe", "a device", "a folder"])
@@ -104,17 +114,20 @@ def test_json_bombs_are_refused(text, message):
     assert parse_json(json.dumps({"a": [1.5, None]}), "") == {"a": [1.5, None]} and time.monotonic() - begin < 60
 
 
-FORM = {"a": int, "b?": [str | None], "c?": {"*": {"d": float}}}
+FORM = {"a": int, "b?": [str | None], "c?": {"*": {"d": float}}, "e?": Only({"f?": [int, ...], "g?": bool})}
 
 
 @pytest.mark.parametrize(
     "value, message",
     [
         ([], "it is"),
-        ({}, "no a"),
-        ({"a": "1"}, "a is '1'"),
+        ({}, "it has no a"),
+        ({"a": "1"}, "a is '1', expected a whole number"),
+        ({"a": True}, "a is True, expected a whole number"),
         ({"a": 2**63}, "smaller than 2.63"),
-        ({"a": 1, "b": ["x", 1]}, "b is 1"),
+        ({"a": 1, "b": ["x", 1]}, "b is 1, expected text or nothing"),
+        ({"a": 1, "e": {"f": []}}, "e, f is .., expected at least one entry"),
+        ({"a": 1, "e": {"h": 1}}, "e has the unknown key 'h', expected f or g"),
         ({"a": 1, "c": {"x": {"d": float("nan")}}}, "d is nan"),
         ({"a": 1, "c": {1: {"d": 1.0}}}, "a name is 1"),
     ],
@@ -125,4 +138,4 @@ def test_a_form_says_what_does_not_fit(value, message):
 
 
 def test_a_form_leaves_other_keys_alone():
-    fit({"a": 1, "b": ["x", None], "c": {"y": {"d": 0.5}}, "z": object()}, FORM, "it")
+    fit({"a": 1, "b": ["x", None], "c": {"y": {"d": 1}}, "e": {"f": [1], "g": True}, "z": object()}, FORM, "it")
