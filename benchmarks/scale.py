@@ -331,11 +331,11 @@ def send(address: str, n: int, scheduler: int) -> dict:
     identity = plan.configuration(data, data.videos, plan.file_sizes(data.videos), "all", SMALL, 32)
 
     def task(index: int) -> plan.Task:
-        return plan.Task(Path(plan.shard_name(index)), data.videos, data.root, (), SMALL, identity, 300)
+        return plan.Task(Path(f"{index:05d}.h5"), data.videos, data.root, (), SMALL, identity, 300)
 
     time.sleep(5)  # until they are there
     with pool(1, address, lambda text: None) as (each, _):
-        list(each(attrgetter("path"), task, range(10)))
+        list(each(attrgetter("path"), map(task, range(10))))
         begin, before = time.process_time(), processor_seconds(scheduler)
         for _ in each(attrgetter("path"), task, range(n)):
             pass

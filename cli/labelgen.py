@@ -113,7 +113,7 @@ def _clips(ctx, param, value: str) -> int | None:
 def labelgen(dataset, root, out, group, split, workers, backend, scheduler, videos_per_shard, stall, size, **settings):
     """Label videos: optical flow, motion, appearance, difficulty, pace and order, into HDF5 shards.
 
-    The same command again goes on where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
+    The same command again resumes where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
     listed), 1 error, 2 wrong usage.
     """
     from labelgen.manifest import default_root, load, select, split_name
@@ -169,7 +169,7 @@ class Progress:
 
     def __init__(self, verb: str, unit: str = "video"):
         self._verb, self._unit, self._begin, self._counts = verb, unit, time.monotonic(), (0, 0, 0)
-        self._bar: Any = None  # tqdm, imported where a terminal needs it
+        self._bar: Any = None  # tqdm, imported if there is a terminal
         self._lines = telling(None if sys.stderr.isatty() else self._line)
 
     def __enter__(self):

@@ -30,7 +30,7 @@ def show():
     multiple=True,
     help="Id of a video, or its end, also without the extension; repeatable.  [default: a random few]",
 )
-@click.option("--count", default=4, type=click.IntRange(1), help="Random videos, where none is named.")
+@click.option("--count", default=4, type=click.IntRange(1), help="Random videos, if none is named.")
 @click.option("--seed", default=0, help="Seed of the random choice.")
 def labels(shards, out, names, count, seed):
     """One sheet per video, of its middle clip: frames, flow, boundaries, winning blocks, colours, difficulty."""

@@ -18,8 +18,8 @@ _SECONDS = 10  # to wait for the scheduler, and for a worker
 
 @contextlib.contextmanager
 def connected(scheduler: str) -> Iterator[Client]:
-    """A client of the Dask cluster whose scheduler has this address. Raises ClusterError where Dask is not installed, and
-    where the cluster cannot be reached within ten seconds, or has no worker."""
+    """A client of the Dask cluster whose scheduler has this address. Raises ClusterError if Dask is not installed, and
+    if the cluster cannot be reached within ten seconds, or has no worker."""
     try:
         from distributed import Client
     except ImportError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 from labelgen.errors import ConfigError
+from labelgen.reading import fit
 
 CLIP_LENGTH = 16  # the default of Config.clip_length
 _CLIP_PIXELS = 1 << 28
@@ -29,6 +30,8 @@ class Config:
     region: tuple[float, ...] | None = (
         None  # left, top, right, bottom of the part of the picture that is used, as shares of it
     )
+    begin: float = 0.0  # second of each video at which the part that is used begins, counted from its first frame
+    end: float | None = None  # second at which it ends; None: at the end of the video
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
     max_pixels: int = MAX_PIXELS  # of a picture of a video; files with larger ones are failures
     jpeg_quality: int = 90  # 1..100
@@ -44,9 +47,10 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Config).items():
-            value, kinds = getattr(self, name), {get_origin(kind) or kind for kind in _kinds(hint)}
-            if type(value) not in kinds | ({int} if float in kinds else set()):
-                raise ConfigError(f"{name.replace('_', '-')} is {value!r:.60}; expected another type of value")
+            try:
+                fit(getattr(self, name), hint, name)
+            except ValueError as error:
+                raise ConfigError(str(error).replace("_", "-")) from error
         limits = {
             "height": (16, 4096),
             "width": (16, 4096),
@@ -79,6 +83,8 @@ class Config:
             raise ConfigError(f"clips is {self.clips}; expected 'all' or a number of clips per video, at least 1")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise ConfigError(f"fps is {self.fps}; expected frames per second, more than 0 and at most 1000")
+        if not 0 <= self.begin < (math.inf if self.end is None else self.end):
+            raise ConfigError(f"begin is {self.begin:g} and end {self.end}; expected seconds, the end after the begin")
         if self.clip_length * self.height * self.width > _CLIP_PIXELS:
             raise ConfigError(
                 f"clips have {self.clip_length} frames of {self.height} x {self.width}; expected {_CLIP_PIXELS:,} pixels at "
@@ -101,7 +107,3 @@ class Config:
     def fractions(self) -> tuple[Fraction, ...]:
         """The paces as numbers."""
         return tuple(Fraction(pace) for pace in self.paces)
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if isinstance(hint, UnionType) else (hint,)

@@ -61,7 +61,7 @@ def render(
     videos are rendered beside `root` and renamed as a whole: where `root` is, it is complete, and rendering
     it again returns at once. `progress(done, total)` is called after each video.
 
-    Raises ConfigError where `root` holds something else: other numbers, another seed, missing files.
+    Raises ConfigError if `root` holds something else: other numbers, another seed, missing files.
     """
     root = Path(root)
     names = [

@@ -44,7 +44,7 @@ def replacing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterato
     permissions that a new file has. Where the block fails, `path` is as it was before, and nothing else is left. What a process
     that was killed left of it is removed by the next one.
 
-    errors: see `writing`. Raises WriteError where the disk is full or the folder may not be written.
+    errors: see `writing`. Raises WriteError if the disk is full or the folder may not be written.
     """
     path = Path(path)
     with writing(path, *errors):
@@ -128,7 +128,7 @@ _warned = False
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Wait until a file or folder is on the disk. A file system that cannot wait is told on standard error, once."""
+    """Wait until a file or folder is on the disk. A file system that cannot wait is reported on standard error, once."""
     global _warned
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -154,6 +154,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def json_sha256(content: object) -> str:
+    """16 hexadecimal digits that change with any value of a JSON content, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def write_json(path: str | os.PathLike[str], content: object) -> None:
     """Write a JSON file, see `replacing`."""
     write_text(path, json.dumps(content, indent=2) + "\n")
@@ -169,10 +174,10 @@ def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, error: Exception, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep other processes from writing into a folder; raises `error` where one does.
+    """Keep other processes from writing into a folder; raises `error` if one does.
 
     The lock is this process's alone: processes that it started, which may outlive it for a moment, do not hold it. A file
-    system without locks is told with `say`.
+    system without locks is reported with `say`.
     """
     with open(folder / ".lock", "w") as file:
         try:

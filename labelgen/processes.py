@@ -1,13 +1,20 @@
-"""Processes that this one starts: how many at a time, and what they import."""
+"""Processes that this one starts: how many at a time, what they import, and that they end with it."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+import pickle
+import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+_CHILD = [sys.executable, "-c", "from labelgen.processes import _child; _child()"]
 
 
 def cores() -> int:
@@ -73,6 +80,65 @@ def environment(threads: int | None = None) -> dict[str, str]:
         names = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         variables |= dict.fromkeys(names, str(threads))
     return variables
+
+
+def start(
+    function: Callable[..., object],
+    *arguments: object,
+    threads: int | None = None,
+    variables: Mapping[str, str] | None = None,
+    **streams: Any,
+) -> subprocess.Popen[bytes]:
+    """Start `function(*arguments)` in a new Python process, which ends with this one; what both need must be picklable.
+
+    threads: see `environment`; variables: more of its environment; streams: `stdout`, `stderr`, ... of `subprocess.Popen`. Its
+    standard input is a pipe, from which the function may read whatever is written there afterwards. Raises OSError if the
+    system starts no more processes.
+    """
+    own = environment(threads) | dict(variables or {})
+    process = subprocess.Popen(_CHILD, stdin=subprocess.PIPE, env=own, **streams)
+    assert process.stdin
+    with contextlib.suppress(BrokenPipeError):  # it died already, as its status tells
+        process.stdin.write(pickle.dumps((os.getpid(), function, arguments)))
+        process.stdin.flush()
+    return process
+
+
+def finished(function: Callable[..., object], *arguments: object, **options: Any) -> tuple[int, bytes]:
+    """`start`, and wait for its end: the exit status, negative for a signal, and what it wrote if `stdout` is a pipe."""
+    with start(function, *arguments, **options) as process:
+        try:
+            said, _ = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, said or b""
+
+
+def _child() -> None:
+    parent, function, arguments = pickle.load(sys.stdin.buffer)
+    end_with(parent)
+    function(*arguments)
+
+
+def end_with(parent: int) -> None:
+    """Let this process end within a second after its parent, the process of that id, however that one ended; and now, if the
+    system starts no thread to wait for that."""
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    try:
+        threading.Thread(target=wait, daemon=True).start()
+    except RuntimeError:
+        os._exit(1)
+
+
+def ending(status: int) -> str:
+    """How a process ended, by its exit status, negative for a signal."""
+    return f"killed its process (signal {-status})" if status < 0 else f"its process ended with {status}"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Signs of life of long work, also inside a library and where there is no terminal."""
+"""Signs of life of long work, also inside a library and without a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EVERY = 10.0  # seconds from one line to the next
 
 
 class _Blocks:
-    """What is being done, the innermost piece of work last, and when that was last told."""
+    """What is being done, the innermost piece of work last, and when that was last printed."""
 
     lock = threading.Lock()
     open: list[tuple[Callable[[float], str] | None, float]] = []
@@ -22,7 +22,7 @@ class _Blocks:
 @contextmanager
 def telling(text: Callable[[float], str] | None) -> Iterator[None]:
     """Print text(seconds since the begin) to standard error every ten seconds until the block ends; while another one is open
-    within it, that one's. None: nothing, as where a bar is drawn."""
+    within it, that one's. None: nothing, as when a bar is drawn."""
     block, ended = (text, time.monotonic()), threading.Event()
 
     def tell() -> None:

@@ -8,7 +8,8 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import NoneType, UnionType
+from typing import Any, BinaryIO, get_args, get_origin
 
 import yaml
 
@@ -18,7 +19,7 @@ YAML_BYTES, JSON_BYTES, TEXT_BYTES = 1 << 18, 1 << 26, 1 << 30
 _NODES, _JSON_NODES = 20_000, 4_000_000  # values, with what aliases repeat
 _DEPTH = 40  # of mappings and lists in one another
 _LETTERS = 10_000  # of one text of a YAML file
-_NUMBER = 40  # letters of a number
+_NUMBER = 40  # characters of a number
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a letter in JSON, which may be whole with the next one
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -30,9 +31,14 @@ _KINDS = {
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file, or a link to one, to read bytes; never waits, as a pipe would make it.
+    """`regular_handle` as a file to read bytes from."""
+    return os.fdopen(regular_handle(path), "rb")
 
-    Raises OSError where it cannot be opened, its subclass ReadError for a pipe, socket, device or folder.
+
+def regular_handle(path: str | os.PathLike[str]) -> int:
+    """A descriptor of a regular file, or of one that a link leads to, to read from; never waits, as a pipe would make it.
+
+    Raises OSError if it cannot be opened, its subclass ReadError for a pipe, socket, device or folder.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -44,14 +50,14 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         raise ReadError(f"{str(path)!r}: no path ({error})") from error
     try:
         _check_kind(path, os.fstat(handle).st_mode)
-        return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
+    return handle
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises ReadError where a path leads to a pipe, socket, device or folder, OSError where it leads nowhere."""
+    """Raises ReadError if a path leads to a pipe, socket, device or folder, OSError if it leads nowhere."""
     _check_kind(path, os.stat(path).st_mode)
 
 
@@ -61,7 +67,7 @@ def _check_kind(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int = TEXT_BYTES) -> bytes:
-    """The content of a regular file. Raises ReadError where it cannot be read or has more than `limit` bytes."""
+    """The content of a regular file. Raises ReadError if it cannot be read or has more than `limit` bytes."""
     try:
         with open_regular(path) as file:
             content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # not `limit`: it would be allocated
@@ -80,7 +86,7 @@ def read_text(path: str | os.PathLike[str], limit: int = TEXT_BYTES, encoding: s
     try:
         return read_bytes(path, limit).decode(encoding)
     except UnicodeDecodeError as error:
-        raise ReadError(f"{os.fspath(path)}: no text in UTF-8 ({error})") from error
+        raise ReadError(f"{os.fspath(path)}: not valid UTF-8 ({error})") from error
 
 
 def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
@@ -90,15 +96,15 @@ def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
 
 def parse_json(text: str, where: str) -> Any:
     """The value of a JSON text. Raises ReadError, which begins with `where`, for a text that is none, that nests deeper than 40
-    levels, or that holds more than four million values, a whole number of more than 40 digits or half a letter."""
+    levels, or that holds more than four million values, a whole number of more than 40 digits or an unpaired surrogate."""
     if sum(map(text.count, ",:[{")) > _JSON_NODES:
         raise ReadError(f"{where}: more than {_JSON_NODES:,} values; expected fewer")
     try:
         value = json.loads(text, parse_int=_whole)
         if _HALF.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # half a letter could be neither printed nor written
+            json.dumps(value, ensure_ascii=False).encode()  # an unpaired surrogate could be neither printed nor written
     except (ValueError, RecursionError) as error:
-        raise ReadError(f"{where}: no JSON that can be read ({error})") from error
+        raise ReadError(f"{where}: invalid JSON ({error})") from error
     level = [value]
     for _ in range(_DEPTH):
         level = [child for one in level if isinstance(one, (dict, list)) for child in _children(one)]
@@ -127,13 +133,13 @@ def load_yaml(path: Any, limit: int = YAML_BYTES) -> Any:
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text, of plain types alone. Raises ReadError, which begins with `where`, for a text that is none, and
     for one that gives a key of a mapping twice, nests deeper than 40 levels, holds more than 20,000 values (those that aliases
-    repeat included), a text of more than 10,000 letters or with a NUL in it, or a number of more than 40 letters."""
+    repeat included), a text of more than 10,000 characters or with a NUL in it, or a number of more than 40 characters."""
     try:
         return yaml.load(text, _Loader)
     except _Twice as error:
         raise ReadError(f"{where}: {error}") from error
     except yaml.YAMLError as error:
-        raise ReadError(f"{where}: no YAML that can be read: {error}") from error
+        raise ReadError(f"{where}: invalid YAML: {error}") from error
     except (
         ValueError,
         OverflowError,
@@ -141,7 +147,7 @@ def parse_yaml(text: str, where: str) -> Any:
         AttributeError,
         TypeError,
     ) as error:  # PyYAML, of what is no number or date
-        raise ReadError(f"{where}: no YAML that can be read ({error})") from error
+        raise ReadError(f"{where}: invalid YAML ({error})") from error
 
 
 class _Twice(yaml.YAMLError):
@@ -193,34 +199,64 @@ class _Loader(yaml.SafeLoader):
         text = node.tag == "tag:yaml.org,2002:str"
         if len(value) > (_LETTERS if text else _NUMBER):
             raise yaml.MarkedYAMLError(
-                f"a {'text' if text else 'number'} of {len(value):,} letters",
+                f"a {'text' if text else 'number'} of {len(value):,} characters",
                 None,
                 "expected a shorter one",
                 node.start_mark,
             )
         if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
-            raise yaml.MarkedYAMLError("a text that holds NUL or half a letter", None, "expected none", node.start_mark)
+            raise yaml.MarkedYAMLError(
+                "a text that holds NUL or an unpaired surrogate", None, "expected none", node.start_mark
+            )
         return value
 
 
+class Only(dict[str, Any]):
+    """A form of mappings that may have these keys and no others, see `fit`."""
+
+
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "nothing"}
+_WORDS |= {dict: "a mapping", list: "a list", tuple: "a list"}
+
+
 def fit(value: Any, form: Any, name: str) -> None:
-    """Raises ValueError where a value has not the form: a type, [form of each entry], or {key: form}. In a mapping other keys may
-    be there, too; "key?" may be missing, and "*" stands for every key."""
-    if not isinstance(value, type(form) if isinstance(form, (dict, list)) else form):
-        raise ValueError(f"{name} is {value!r:.60}")
-    if isinstance(value, (int, float)) and not abs(value) < 1 << 63:
-        raise ValueError(f"{name} is {value}, expected a finite number smaller than 2^63")
-    if isinstance(form, list):
-        for one in value:
-            fit(one, form[0], name)
-    elif isinstance(form, dict) and isinstance(value, dict):
+    """Check what was read from a file. Raises ValueError that says what is wrong, the value and what was expected.
+
+    form: a type of _WORDS or a union of such types, float for any number; [form of each entry], [form, ...] for at least one
+    entry; {key: form}, with other keys allowed, but not in `Only`: "key?" may be missing, "*" stands for every key
+    name: of the value, in messages; "it" for a whole file, whose entries are named by their keys alone
+    """
+    if isinstance(form, dict):
+        _check_type(value, dict, name)
+        if isinstance(form, Only) and (unknown := value.keys() - {key.removesuffix("?") for key in form}):
+            known = " or ".join(key.removesuffix("?") for key in form)
+            raise ValueError(f"{name} has the unknown key {min(map(repr, unknown)):.60}, expected {known}")
         for key, wanted in form.items():
             bare = key.removesuffix("?")
+            within = "" if name == "it" else f"{name}, "
             if key == "*":
                 for own, one in value.items():
                     fit(own, str, "a name")
-                    fit(one, wanted, own)
+                    fit(one, wanted, within + own)
             elif bare in value:
-                fit(value[bare], wanted, bare)
+                fit(value[bare], wanted, within + bare)
             elif bare == key:
-                raise ValueError(f"no {key}")
+                raise ValueError(f"{name} has no {key}")
+    elif isinstance(form, list):
+        _check_type(value, list, name)
+        if not value and len(form) > 1:
+            raise ValueError(f"{name} is [], expected at least one entry")
+        for one in value:
+            fit(one, form[0], name)
+    else:
+        _check_type(value, form, name)
+
+
+def _check_type(value: Any, form: Any, name: str) -> None:
+    kinds = [get_origin(kind) or kind for kind in (get_args(form) if isinstance(form, UnionType) else (form,))]
+    allowed = (*kinds, int) if float in kinds else tuple(kinds)
+    if not isinstance(value, allowed) or type(value) is bool and bool not in kinds:
+        expected = " or ".join(_WORDS[kind] for kind in kinds)
+        raise ValueError(f"{name} is {value!r:.60}, expected {expected}")
+    if isinstance(value, (int, float)) and not abs(value) < 1 << 63:
+        raise ValueError(f"{name} is {value}, expected a finite number smaller than 2^63")

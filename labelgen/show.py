@@ -11,6 +11,7 @@ import numpy as np
 
 from labelgen.labels.clip import clip_of_frames
 from labelgen.labels.patterns import centre_crop, patterns
+from labelgen.labels.statistics import PATTERNS
 from labelgen.shards import ShardReader
 from labelgen.texts import draw
 
@@ -18,7 +19,6 @@ _TILE = 340  # pixels: frames are enlarged to about this width
 _GAP = 6
 _WHEEL = 40  # radius of the colour wheel, pixels
 _U, _V, _DIVERSE, _STABLE = (255, 60, 40), (40, 200, 60), (255, 200, 0), (60, 130, 255)
-_NAMES = ("grid", "rings", "triangles")
 
 Color = tuple[int, int, int]
 Mark = tuple[np.ndarray, Color, int | Color | str]  # a block, its outline, and its sector, colour or ""
@@ -43,7 +43,7 @@ def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
     """
     arrays = shard.arrays
     video, start = int(arrays["clips/video"][clip]), int(arrays["clips/start"][clip])
-    seen = clip_of_frames(shard.frames(shard.clip_frames(clip)), shard.config)
+    seen = clip_of_frames(shard.frames(shard.clip_frames(clip)), shard.config["flow"]["backend"])
     frames, fields, summed = seen.frames, seen.flows, seen.boundaries.sum(0)
     middle = frames[len(frames) // 2]
     height, width = shard.frame_size
@@ -70,10 +70,10 @@ def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
             marks.append((ids == p_u, _U, int(o_u)))
         if valid[4 * pattern + 2]:
             marks.append((ids == p_v, _V, int(o_v)))
-        blocks.append(_titled(middle, f"{_NAMES[pattern]}: u {p_u}/{o_u}, v {p_v}/{o_v}", marks, corner))
+        blocks.append(_titled(middle, f"{PATTERNS[pattern]}: u {p_u}/{o_u}, v {p_v}/{o_v}", marks, corner))
         p_l, c_l, p_s, c_s = appearance[4 * pattern : 4 * pattern + 4]
         marks = [(ids == p_l, _DIVERSE, _color(c_l)), (ids == p_s, _STABLE, _color(c_s))]
-        colours.append(_titled(middle, f"{_NAMES[pattern]}: diverse {p_l}/{c_l}, stable {p_s}/{c_s}", marks, corner))
+        colours.append(_titled(middle, f"{PATTERNS[pattern]}: diverse {p_l}/{c_l}, stable {p_s}/{c_s}", marks, corner))
     label = arrays["videos/label"][video]
     title = f"{arrays['videos/id'][video]}{f' ({label})' if label else ''}, frames {start} to {start + len(frames) - 1}"
     return _page(title, [shown, maps, blocks, colours])
@@ -97,7 +97,7 @@ class Example:
 def curriculum_sheet(shards: Sequence[ShardReader], columns: int = 6) -> np.ndarray:
     """The easiest, middle and hardest clips with their motion boundaries, as one picture, RGB uint8.
 
-    Raises ValueError where no clip moves.
+    Raises ValueError if no clip moves.
     """
     clips = curriculum(shards, columns)
     rows = []
@@ -110,7 +110,7 @@ def curriculum_sheet(shards: Sequence[ShardReader], columns: int = 6) -> np.ndar
 
 
 def curriculum(shards: Sequence[ShardReader], count: int = 6) -> list[Example]:
-    """The `count` easiest, middle and hardest clips. Raises ValueError where no clip moves."""
+    """The `count` easiest, middle and hardest clips. Raises ValueError if no clip moves."""
     clips = [(shard, clip) for shard in shards for clip in range(shard.n_clips)]
     score = np.array([shard.arrays["curriculum/score"][clip] for shard, clip in clips])
     order = np.argsort(-score, kind="stable")[: np.count_nonzero(~np.isnan(score))]
@@ -122,7 +122,7 @@ def curriculum(shards: Sequence[ShardReader], count: int = 6) -> list[Example]:
     for place, chosen in (("easy", order[:count]), ("middle", order[middle:][:count]), ("hard", order[-count:])):
         for index in chosen:
             shard, clip = clips[index]
-            moving = clip_of_frames(shard.frames(shard.clip_frames(clip)), shard.config)
+            moving = clip_of_frames(shard.frames(shard.clip_frames(clip)), shard.config["flow"]["backend"])
             summed = moving.boundaries.sum(0)
             larger = np.maximum(np.hypot(summed[0], summed[1]), np.hypot(summed[2], summed[3]))
             video = shard.arrays["videos/id"][shard.arrays["clips/video"][clip]]

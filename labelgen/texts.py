@@ -19,7 +19,7 @@ _MARKUP = re.compile(
 
 def draw(picture: np.ndarray, text: str, x: int, y: int, size: float) -> None:
     """Write a line of text into a picture, uint8 [H, W, 3], black, from its lower left corner (x, y) on; size: of OpenCV's font.
-    What cannot be drawn, control characters and half letters, of which OpenCV dies, is a question mark, as is what the font
+    What cannot be drawn, control characters and unpaired surrogates, which kill OpenCV, is a question mark, as is what the font
     lacks: OpenCV 4 has ASCII alone."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in unicodedata.normalize("NFC", text))
     cv2.putText(picture, shown, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)

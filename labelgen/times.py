@@ -11,7 +11,7 @@ _USUAL = 9  # of the last steps between frames, whose median is how long the las
 
 def frame_bounds(time: Sequence[float] | np.ndarray, fps: float = 0) -> np.ndarray:
     """When each frame of a video begins, and when the last one ends, in seconds after the first one begins, to the microsecond,
-    float64 [frames + 1]; nan throughout where the file tells no times.
+    float64 [frames + 1]; nan throughout if the file tells no times.
 
     time: presentation times in seconds, which never decrease, [frames]; fps: for a video of one frame. A frame lasts until the
     next one, the last one as long as those before it usually do.

@@ -24,7 +24,7 @@ from labelgen.errors import VsslError
 from tests.mutants import Mutants
 
 SECONDS, MEGABYTES = 60, 1500  # of one mutant at most, beyond what a process holds at its start
-WEIGHTS = {"checkpoint": 4, "manifest": 4, "recipe": 2, "option": 2, "video": 4, "pairs": 0.3}  # the others 1
+WEIGHTS = {"checkpoint": 4, "manifest": 4, "recipe": 2, "option": 2, "video": 4}  # the others 1
 
 
 def use(mutants: Mutants, kind: str, seeds: range, log: Path, answers: int) -> None:

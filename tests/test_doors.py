@@ -5,7 +5,7 @@ import pytest
 from labelgen.errors import VsslError
 from tests.mutants import Mutants
 
-COUNTS = {"checkpoint": 6, "manifest": 25, "recipe": 15, "option": 40, "study": 12, "video": 8, "pairs": 1, "result": 3}
+COUNTS = {"manifest": 6, "option": 10, "result": 2}
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +17,10 @@ def mutants(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")  # of libraries, about what they refuse
 def test_hostile_inputs_are_used_or_refused(mutants, kind):
     refused = []
-    for seed in range(COUNTS.get(kind, 10)):
+    for seed in range(COUNTS.get(kind, 4)):
         try:
             mutants(kind, seed)
         except (VsslError, OSError) as error:
             refused.append(str(error))
     assert all(refused)  # each with its reason
-    assert refused or kind in ("result", "pairs")  # one of them is read in any case, one is tried once
+    assert refused or kind == "result"  # which is read in any case

@@ -64,14 +64,11 @@ def test_the_crafted_files_have_sound_headers(home, path):
 
 @pytest.mark.parametrize("where", ["header", "hdf5", "labels", "frames"])
 def test_a_flipped_bit_is_found(path, where):
-    sound = path.read_bytes()
-    for number in range(6):
-        path.write_bytes(sound)
-        forging.flip(path, where, np.random.default_rng(number))
-        assert not read_all(path.parent, None, ["statistics"])[2]
+    forging.flip(path, where, np.random.default_rng(0))
+    assert not read_all(path.parent, None, ["statistics"])[2]
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_structured_mutant_ends_in_an_error_that_says_so(path, seed):
     forging.mutate(path, np.random.default_rng(seed))
     read_all(path.parent, path.parent.parent, ["statistics", "pace", "order"])

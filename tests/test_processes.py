@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -70,16 +69,8 @@ def test_the_workers_of_labelgen(trap):
         reusable_executor._executor.shutdown(kill_workers=True)
     _resource_tracker._stop()
     with pool(1, None, print) as (each, _):
-        assert list(each(str, str, [7])) == ["7"]
+        assert list(each(str, [7])) == ["7"]
     reusable_executor._executor.shutdown()
-
-
-def test_the_process_that_reads_mat_files(trap, tmp_path):
-    from scipy.io import savemat
-    from trainer.evaluate.pairs import _view2_pairs
-
-    savemat(tmp_path / "View2.mat", {"action_splits_pairs": np.ones((2, 5, 1))})
-    assert list(_view2_pairs(tmp_path / "View2.mat")) == [(1, "1", "1", True)] * 2
 
 
 def test_the_process_of_a_study(trap, tmp_path):

@@ -1,4 +1,4 @@
-"""Optical flow between two frames: a fast TV-L1 of our own, and OpenCV's TV-L1 and DIS behind the same call."""
+"""Optical flow between two frames: a fast TV-L1, and OpenCV's TV-L1 and DIS behind the same call."""
 
 from __future__ import annotations
 
@@ -30,9 +30,33 @@ def find(name: str) -> Backend:
 
 
 def flow(first: np.ndarray, second: np.ndarray, backend: str = "tvl1") -> np.ndarray:
-    """Optical flow, float32 [H, W, 2] in pixels, between two luma images uint8 [H, W], see `tvl1`.
+    """Optical flow between two luma images.
 
-    Raises ConfigError for a backend that is not in BACKENDS, ValueError for images that cannot be used.
+    Parameters
+    ----------
+    first, second : uint8 [H, W]
+        See `tvl1`.
+    backend : str
+        A key of BACKENDS.
+
+    Returns
+    -------
+    float32 [H, W, 2]
+        (u, v) in pixels: first[y, x] is seen again at second[y + v, x + u].
+
+    Raises
+    ------
+    ConfigError
+        For a backend that is not in BACKENDS.
+    ValueError
+        For images that cannot be used.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> still = np.zeros((64, 80), np.uint8)
+    >>> flow(still, still, "dis").shape
+    (64, 80, 2)
     """
     return find(backend).function(first, second)
 

@@ -25,7 +25,7 @@ class Backend:
 
 
 def checked_pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two images as arrays. Raises ValueError where they are not two luma images of one size."""
+    """Two images as arrays. Raises ValueError if they are not two luma images of one size."""
     first, second = np.asarray(first), np.asarray(second)
     for name, image in (("first", first), ("second", second)):
         if image.ndim != 2 or min(image.shape) < SMALLEST:

@@ -1,4 +1,4 @@
-"""The kernels of `tvl1`, and the order in which they run; the references are those of tv_l1.py."""
+"""The kernels of `tvl1`: the solver of one level, and the pyramid that drives it; the references are those of tv_l1.py."""
 
 from __future__ import annotations
 
@@ -307,7 +307,42 @@ def _pyramid(images, sizes, begin, sigma):
 
 
 @_kernel
-def solve(images, sizes, sigma, bound, tightness, rate, warps, iterations):
+def _column_and_row(height, width, grid):
+    """The column and the row of each pixel, counted from the image's corner: planes grid[0] and grid[1]."""
+    stride = _stride(width)
+    for y in range(height):
+        b = (y + PAD) * stride
+        for x in range(stride):
+            grid[0, b + x], grid[1, b + x] = x - PAD, y
+
+
+@_kernel
+def _solve_level(
+    one, flow, other, data, dual, doubled, grid, work, height, width, bound, tightness, rate, warps, iterations
+):
+    """TV-L1 flow at one size, from `flow` on: warp and linearise, iterate, take the median, `warps` times.
+
+    one: plane of the first image; doubled: the second one, see `_double`; data: planes, the first two the gradient of `one`;
+    work: index, part_x, part_y of `_linearise`. Returns the flow and the planes that are free, which are `flow` and `other`.
+    """
+    index, part_x, part_y = work
+    dual[:] = 0
+    for _ in range(warps):
+        _linearise(one, doubled, flow, grid, data, height, width, index, part_x, part_y)
+        _iterate(flow, data, dual, height, width, iterations, bound, tightness, rate)
+        for component in range(2):
+            _median(flow[component], height, width, other[component])
+        flow, other = other, flow
+    return flow, other
+
+
+@_kernel
+def coarse_to_fine(images, sizes, sigma, bound, tightness, rate, warps, iterations):
+    """The flow, float32 [H, W, 2], between two images, float32 [2, H, W]: solved on each level of the pyramid, from the coarsest
+    one on, beginning with the enlarged flow of the level before.
+
+    sizes: int64 [levels, 2], height and width of each level, the finest first; sigma: see `_shrink`; the rest as of `tvl1`
+    """
     levels = len(sizes)
     begin = np.zeros(levels + 1, np.int64)
     for level in range(levels):
@@ -318,7 +353,7 @@ def solve(images, sizes, sigma, bound, tightness, rate, warps, iterations):
     flow, other = np.zeros((2, begin[1]), f32), np.zeros((2, begin[1]), f32)
     data, dual, grid = np.zeros((4, begin[1]), f32), np.empty((4, begin[1]), f32), np.zeros((2, begin[1]), f32)
     doubled = np.empty(4 * height * width, f32)
-    index, part_x, part_y = np.empty(BAND, np.int32), np.empty(BAND, f32), np.empty(BAND, f32)
+    work = np.empty(BAND, np.int32), np.empty(BAND, f32), np.empty(BAND, f32)
     for level in range(levels - 1, -1, -1):
         h, w = sizes[level, 0], sizes[level, 1]
         if level < levels - 1:
@@ -330,18 +365,10 @@ def solve(images, sizes, sigma, bound, tightness, rate, warps, iterations):
         one, two = pyramid[0, begin[level] :], pyramid[1, begin[level] :]
         _gradient(one, h, w, data[0], data[1])
         _double(two, h, w, doubled)
-        dual[:] = 0
-        stride = _stride(w)
-        for y in range(h):
-            b = (y + PAD) * stride
-            for x in range(stride):
-                grid[0, b + x], grid[1, b + x] = x - PAD, y
-        for _ in range(warps):
-            _linearise(one, doubled, flow, grid, data, h, w, index, part_x, part_y)
-            _iterate(flow, data, dual, h, w, iterations, bound, tightness, rate)
-            for component in range(2):
-                _median(flow[component], h, w, other[component])
-            flow, other = other, flow
+        _column_and_row(h, w, grid)
+        flow, other = _solve_level(
+            one, flow, other, data, dual, doubled, grid, work, h, w, bound, tightness, rate, warps, iterations
+        )
     out = np.empty((height, width, 2), f32)
     stride = _stride(width)
     for y in range(height):

@@ -26,7 +26,7 @@ def opencv_tvl1(
 ) -> np.ndarray:
     """OpenCV's DualTVL1OpticalFlow with its own defaults, the reference for accuracy; see `tvl1`. Takes uint8 luma.
 
-    Raises ConfigError where OpenCV lacks its contributed modules.
+    Raises ConfigError if OpenCV lacks its contributed modules.
     """
     if not hasattr(cv2, "optflow"):
         raise ConfigError(
@@ -39,7 +39,16 @@ def opencv_tvl1(
 
 
 def dis(first: np.ndarray, second: np.ndarray, *, preset: int = cv2.DISOPTICAL_FLOW_PRESET_FAST) -> np.ndarray:
-    """OpenCV's DIS flow, several times as fast as `tvl1`, with more than twice its error. Takes uint8 luma."""
+    """OpenCV's DIS flow, several times as fast as `tvl1`, with more than twice its error. Takes uint8 luma, see `tvl1`.
+
+    Examples
+    --------
+    >>> noise = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
+    >>> first = cv2.GaussianBlur(noise, (0, 0), 3)
+    >>> flow = dis(first, np.roll(first, (1, 2), axis=(0, 1)))
+    >>> np.median(flow.reshape(-1, 2), axis=0).round().tolist()
+    [2.0, 1.0]
+    """
     create = cv2.DISOpticalFlow_create  # type: ignore[attr-defined]  # its stubs lack it
     return _solved(first, second, create, preset=preset)
 

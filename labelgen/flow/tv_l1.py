@@ -1,4 +1,4 @@
-"""TV-L1 optical flow of our own: what it takes, what it checks, and its pyramid.
+"""TV-L1 optical flow: what it takes, what it checks, and its pyramid.
 
 References
 ----------
@@ -43,19 +43,48 @@ def tvl1(
 ) -> np.ndarray:
     """TV-L1 optical flow from `first` to `second`: first[y, x] is seen again at second[y + v, x + u].
 
-    first, second: luma [H, W], 0..255, uint8 or floating point, at least 16 x 16 pixels
-    attachment:    weight of the data term per grey level (lambda in [1]); smaller is smoother
-    tightness:     coupling of the two solutions (theta)
-    step:          time step of the dual ascent (tau); at most 0.25 converges
-    scale:         size of a pyramid level relative to the next finer one, in (0, 1), made for 0.5 to 0.9
-    warps:         linearisations of the image per pyramid level
-    iterations:    primal-dual iterations per linearisation
+    Minimises sum |grad (u, v)| + attachment |second(x + u) - first(x)| coarse to fine as in [1, 2], with the total variation of
+    both components taken together [5]. docs/flow.md says where this differs from [1] and why. The same input gives the same
+    flow on every run.
 
-    Returns float32 [H, W, 2], (u, v) in pixels. The same input gives the same flow on every run.
-    Raises ValueError for images that differ in shape, are not 2-D, are too small, or hold values that are not finite.
+    Parameters
+    ----------
+    first, second : array [H, W]
+        Luma, 0..255, uint8 or floating point, at least 16 x 16 pixels.
+    attachment : float
+        Weight of the data term per grey level (lambda in [1]); smaller is smoother.
+    tightness : float
+        Coupling of the two solutions (theta).
+    step : float
+        Time step of the dual ascent (tau); at most 0.25 converges.
+    scale : float
+        Size of a pyramid level relative to the next finer one, in (0, 1), made for 0.5 to 0.9.
+    warps : int
+        Linearisations of the image per pyramid level.
+    iterations : int
+        Primal-dual iterations per linearisation.
 
-    Minimises sum |grad (u, v)| + attachment |second(x + u) - first(x)| coarse to fine as in [1, 2], with the total
-    variation of both components taken together [5]. docs/flow.md tells where this differs from [1] and why.
+    Returns
+    -------
+    float32 [H, W, 2]
+        (u, v) in pixels.
+
+    Raises
+    ------
+    ValueError
+        For images that differ in shape, are not 2-D, are too small, or hold values that are not finite, and for a parameter
+        that is out of range.
+
+    Examples
+    --------
+    A picture that moves by two pixels to the right and one down:
+
+    >>> import cv2, numpy as np
+    >>> noise = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
+    >>> first = cv2.GaussianBlur(noise, (0, 0), 3)
+    >>> flow = tvl1(first, np.roll(first, (1, 2), axis=(0, 1)))
+    >>> np.median(flow.reshape(-1, 2), axis=0).round(1).tolist()
+    [2.0, 1.0]
     """
     first, second = checked_pair(first, second)
     for name, image in (("first", first), ("second", second)):
@@ -75,7 +104,7 @@ def tvl1(
     sigma = 0.6 * np.sqrt(scale**-2 - 1)  # [2]: what shrinking to the next level must blur away
     bound, rate = np.float32(attachment * tightness), np.float32(step / tightness)
     images = np.stack([first, second]).astype(np.float32)
-    return kernels.solve(images, np.array(sizes), sigma, bound, np.float32(tightness), rate, warps, iterations)
+    return kernels.coarse_to_fine(images, np.array(sizes), sigma, bound, np.float32(tightness), rate, warps, iterations)
 
 
 BACKEND = Backend(tvl1, version=1, parameters=PARAMETERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Mapping
 
 from labelgen.labels.kind import Kind
 
@@ -15,6 +16,6 @@ LABELS = {
 }
 
 
-def kinds() -> list[Kind]:
-    """All label kinds, in the order of their data sets in a shard."""
-    return [pkgutil.resolve_name(where) for where in LABELS.values()]
+def kinds(labels: Mapping[str, str] = LABELS) -> list[Kind]:
+    """The label kinds of a registry such as LABELS, in the order of their data sets in a shard."""
+    return [pkgutil.resolve_name(where) for where in labels.values()]

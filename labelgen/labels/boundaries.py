@@ -10,9 +10,24 @@ f32 = np.float32
 
 
 def motion_boundaries(flow: np.ndarray) -> np.ndarray:
-    """Derivatives u_x, u_y, v_x, v_y of a flow [H, W, 2], float32 [4, H, W], in pixels per frame and pixel.
+    """Motion boundaries: the spatial derivatives of a flow, 3 x 3 Prewitt divided by 6, with a replicated border.
 
-    3 x 3 Prewitt divided by 6, true sign (u = x gives u_x = +1), replicated border.
+    Parameters
+    ----------
+    flow : float32 [H, W, 2]
+        (u, v) in pixels per frame.
+
+    Returns
+    -------
+    float32 [4, H, W]
+        u_x, u_y, v_x, v_y in pixels per frame and pixel.
+
+    Examples
+    --------
+    >>> y, x = np.mgrid[:16, :16]
+    >>> u_x, u_y, v_x, v_y = motion_boundaries(np.dstack([3 * x, -y]))
+    >>> float(u_x[8, 8]), float(u_y[8, 8]), float(v_x[8, 8]), float(v_y[8, 8])
+    (3.0, 0.0, 0.0, -1.0)
     """
     return _motion_boundaries(np.ascontiguousarray(flow, f32))
 

@@ -44,13 +44,13 @@ def clipped_flow(first: np.ndarray, second: np.ndarray, backend: str) -> np.ndar
     return np.clip(flow(first, second, backend), -MAX_FLOW, MAX_FLOW)
 
 
-def clip_of_frames(frames: Sequence[np.ndarray] | np.ndarray, config: Mapping[str, Any]) -> Clip:
-    """The clip of RGB frames uint8 [T, H, W, 3], its flow computed as the configuration of a shard says."""
-    backend = config["flow"]["backend"]
+def clip_of_frames(frames: Sequence[np.ndarray] | np.ndarray, backend: str) -> Clip:
+    """The clip of RGB frames uint8 [T, H, W, 3], its flow computed by this backend."""
     return Clip.of(list(frames), [clipped_flow(*pair, backend) for pair in pairwise(map(luma, frames))])
 
 
 def clip_boundaries(frames: Sequence[np.ndarray] | np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
-    """Magnitudes of the summed motion boundaries M_u and M_v of RGB frames uint8 [T, H, W, 3], float32 [2, H, W]."""
-    summed = clip_of_frames(frames, config).boundaries.sum(0)
+    """Magnitudes of the summed motion boundaries M_u and M_v of RGB frames uint8 [T, H, W, 3], float32 [2, H, W]. config: that of
+    the frames' shard, which names the flow backend."""
+    summed = clip_of_frames(frames, config["flow"]["backend"]).boundaries.sum(0)
     return np.hypot(summed[0::2], summed[1::2])

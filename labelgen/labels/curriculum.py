@@ -1,4 +1,4 @@
-"""Curriculum: how easily the block of the largest motion is told [thesis 3.2]."""
+"""Curriculum: how easily the block of the largest motion is found [thesis 3.2]."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Field:
     in_file: bool = False
 
     def shape(self, sizes: Mapping[str, Any]) -> tuple[int, ...]:
-        """Its shape, where `sizes` has the length of every named axis."""
+        """Its shape; `sizes` has the length of every named axis."""
         return tuple(axis if isinstance(axis, int) else int(sizes[axis]) for axis in self.axes)
 
 
@@ -55,7 +55,7 @@ class Kind:
     constants: whatever else changes a stored byte and is no setting; part of the configuration, too
     fields:    its data sets, all per clip or all per video
     of_clip:   (clip, config) -> the labels of one clip, for a kind with fields per clip
-    of_video:  (number of frames, config, generator of this video and kind, damage) -> the labels of one video, None where it is
+    of_video:  (number of frames, config, generator of this video and kind, damage) -> the labels of one video, None if it is
                too short, for a kind with fields per video; damage: uint8 [frames] as in the data set frames/damage, which no
                clip should cross, see `sampling.sound_starts`
     faults:    (arrays, configuration) -> name of each data set, and whether a value cannot be that types, shapes and limits

@@ -20,7 +20,7 @@ def patterns(crop: int) -> np.ndarray:
     upper/lower, bottom-right lower/upper; a diagonal's pixels belong to the triangle at the crop's left or right side,
     so that the mask equals its own mirror image.
 
-    Raises ValueError where the crop cannot be cut evenly.
+    Raises ValueError if the crop cannot be cut evenly.
     """
     if crop < 8 or crop % 8:
         raise ValueError(f"crop is {crop} pixels; expected a positive multiple of 8, such as 112")
@@ -66,7 +66,7 @@ def mirrored_blocks() -> np.ndarray:
 def crop_grid(height: int, width: int, crop: int) -> np.ndarray:
     """Corners (y, x) of all labelled crops of a frame, int16 [crops, 2]: the centre one and those 8, 16, ... pixels off.
 
-    Raises ValueError where the crop does not fit into the frame.
+    Raises ValueError if the crop does not fit into the frame.
     """
     if crop > min(height, width):
         raise ValueError(f"crop of {crop} pixels does not fit into frames of {height} x {width}")

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from labelgen.config import Config
     from labelgen.labels.clip import Clip
 
-_PATTERNS = ("grid", "rings", "triangles")
-MOTION_NAMES = [f"{name} {pattern}" for pattern in _PATTERNS for name in ("p_u", "o_u", "p_v", "o_v")] + ["I_u", "I_v"]
-APPEARANCE_NAMES = [f"{name} {pattern}" for pattern in _PATTERNS for name in ("p_l", "c_l", "p_s", "c_s")] + ["C"]
+PATTERNS = ("grid", "rings", "triangles")
+MOTION_NAMES = [f"{name} {pattern}" for pattern in PATTERNS for name in ("p_u", "o_u", "p_v", "o_v")] + ["I_u", "I_v"]
+APPEARANCE_NAMES = [f"{name} {pattern}" for pattern in PATTERNS for name in ("p_l", "c_l", "p_s", "c_s")] + ["C"]
 _SIZES = [size for blocks in BLOCKS for size in (blocks, 8, blocks, 8)]
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from labelgen.errors import ConfigError
 from labelgen.manifest.files import EXTENSIONS, check_levels, find_videos, locate, put_replacements
@@ -16,7 +16,7 @@ from labelgen.manifest.form import check_group, read_manifest
 from labelgen.manifest.layouts import choose
 from labelgen.manifest.lists import PART_WORDS, class_names, csv_rows, list_members
 from labelgen.manifest.messages import fail, some
-from labelgen.manifest.values import name_numbers, spell_classes, split_by_value, values
+from labelgen.manifest.values import Rows, name_numbers, spell_classes, split_by_value, values
 from labelgen.shards import NONE, PARTS, TEST, TRAIN, VALIDATION
 
 _Listed = TypeVar("_Listed")
@@ -41,7 +41,7 @@ class Video:
 class Videos(Sequence[Video]):
     """Videos by columns, since there may be millions; each is made when it is asked for.
 
-    paths: of the files below `folder`, by id, where they are not the ids
+    paths: of the files below `folder`, by id, if they are not the ids
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Dataset:
     unlisted: tuple[str, ...]  # ids found, in no official list
     others: tuple[str, ...] = ()  # files beside the videos whose extension is no video's
     expected: Mapping[str, int] = field(default_factory=dict)  # official numbers: videos, classes, ...
-    layout: str = ""  # which of the manifest's layouts the folder has; "" where it has one only
+    layout: str = ""  # which of the manifest's layouts the folder has; "" if it has one only
 
     def summary(self) -> str:
         """A few lines for the terminal: found, missing, unlisted, classes, groups, and the parts of each split."""
@@ -130,7 +130,7 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None)
 
     They are looked for in `root`, else `$VSSL_DATA/NAME`, else `data/NAME`. A data set of the manifest `folder` is named
     after its root. `group` is a pattern in place of the manifest's, whose part that is the group need not be named if it is the
-    only one. Raises ConfigError where there is no such manifest or for such a pattern, ManifestError for whatever in the manifest
+    only one. Raises ConfigError if there is no such manifest or for such a pattern, ManifestError for whatever in the manifest
     or in the folder is not as expected; videos that are listed but absent are no error.
     """
     spec = read_manifest(dataset)
@@ -166,27 +166,15 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None)
     row_of = by_id(rows)
     if spec.get("label", {}).get("number"):
         if unnumbered := members.keys() - numbers.keys():
-            fail(
-                f"line of the lists in {lists}",
-                min(unnumbered),
-                "a video and the number of its class",
-                "Correct the list",
-            )
+            expected = "a video and the number of its class"
+            fail(f"line of the lists in {lists}", min(unnumbered), expected, "Correct the list")
         number_of = by_id(numbers)
         labels, classes = name_numbers([number_of.get(id, "") for id in ids], ids)
     else:
-        labels = values("label", spec, ids, row_of)
-        column = spec.get("label", {}).get("column")
-        known = classes or sorted({row[column] for row in rows.values()} - {""} if column else ())
-        labels = spell_classes(ids, labels, known, declared=bool(classes))
-        classes = classes or tuple(sorted({*known, *labels} - {""}))
+        labels, classes = _labels(spec, ids, row_of, rows, classes)
     groups = values("group", spec, ids, row_of, labels)
-
     if names:
-        parts_of = by_id(members)
-        shared: dict[tuple[int, ...], tuple[int, ...]] = {}
-        parts = (tuple(parts_of.get(id, [NONE] * len(names))) for id in ids)
-        split = [shared.setdefault(own, own) for own in parts]
+        split = _parts(by_id(members), ids, len(names))
     else:
         names, split = split_by_value(spec.get("splits", {}), ids, groups, row_of)
     entries = rows.keys() | members.keys() if members else rows.keys()
@@ -204,6 +192,24 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None)
         expected=spec.get("expected", {}),
         layout=layout,
     )
+
+
+def _labels(
+    spec: Mapping[str, Any], ids: list[str], row_of: Rows, rows: Rows, declared: tuple[str, ...]
+) -> tuple[list[str], tuple[str, ...]]:
+    """The label of every video, spelt as its class, and the classes: those declared, else those of the table and the videos."""
+    labels = values("label", spec, ids, row_of)
+    column = spec.get("label", {}).get("column")
+    known = declared or sorted({row[column] for row in rows.values()} - {""} if column else ())
+    labels = spell_classes(ids, labels, known, declared=bool(declared))
+    return labels, declared or tuple(sorted({*known, *labels} - {""}))
+
+
+def _parts(parts_of: Mapping[str, list[int]], ids: list[str], splits: int) -> list[tuple[int, ...]]:
+    """The parts of every video in all splits that lists give; equal ones are one and the same tuple."""
+    shared: dict[tuple[int, ...], tuple[int, ...]] = {}
+    parts = (tuple(parts_of.get(id, [NONE] * splits)) for id in ids)
+    return [shared.setdefault(own, own) for own in parts]
 
 
 def select(videos: Videos, splits: Sequence[str], which: str | None) -> Videos:

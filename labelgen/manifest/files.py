@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 
 from labelgen.manifest.messages import apart, composed, fail
-from labelgen.manifest.patterns import watched
 
 # fmt: off
 EXTENSIONS = (
@@ -42,7 +41,7 @@ def find_videos(
     folder: Path, extensions: set[str], within: Sequence[str] | None = None
 ) -> tuple[dict[str, str], list[str]]:
     """id -> path below `folder` of all that has a video extension and is no folder, links to nowhere included; and the ids of
-    all other files. The path is the id itself where that is how the system spells it. Hidden names are left out; `within`
+    all other files. The path is the id itself if that is how the system spells it. Hidden names are left out; `within`
     names the sub-folders that are searched, None searches all."""
     if not os.path.isdir(folder):
         fail("folder not found", folder, "a folder with the videos", "Name another root or set VSSL_DATA")
@@ -110,7 +109,7 @@ def _files_below(folder: str, prefix: str) -> Iterator[tuple[str, str, str]]:
 
 @contextlib.contextmanager
 def _opened(folder: str) -> Iterator[str | int]:
-    """A folder as what os.stat and os.scandir take: its path or, where that is longer than the system takes, a handle."""
+    """A folder as what os.stat and os.scandir take: its path or, if that is longer than the system takes, a handle."""
     if len(os.fsencode(folder)) < _PATH_BYTES:
         yield folder
         return
@@ -133,7 +132,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def check_levels(ids: Iterable[str], levels: Sequence[int], folder: Path) -> None:
-    """Raises ManifestError where a video does not lie as many folders deep as one of `levels` says: its label would be a wrong
+    """Raises ManifestError if a video does not lie as many folders deep as one of `levels` says: its label would be a wrong
     folder's name."""
     for id in ids:
         if (found := id.count("/")) not in levels:
@@ -178,8 +177,7 @@ def locate(
     shorter: dict[str, str] = {}
     if may_lack is not None:
         lacking = re.compile(may_lack)
-        with watched() as watch:
-            shorter = {entry: composed(watch.cut(lacking, entry)) for entry in elsewhere if entry in rows}
+        shorter = {entry: composed(lacking.sub("", entry)) for entry in elsewhere if entry in rows}
     if not elsewhere:
         return located
     slashed = {entry: stem(entry.replace("\\", "/")) for entry in elsewhere if "\\" in entry}

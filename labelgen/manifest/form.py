@@ -9,42 +9,39 @@ from pathlib import Path
 from typing import Any
 
 from labelgen.errors import ConfigError, ManifestError, ReadError
-from labelgen.manifest.messages import fail
-from labelgen.manifest.patterns import compiled
-from labelgen.reading import load_yaml
+from labelgen.manifest.messages import compiled, fail
+from labelgen.reading import Only, fit, load_yaml
 from labelgen.shards import PARTS
 
-# The form of a manifest: a type, [a type] for a non-empty list, a mapping of the keys that may be there.
-_VALUE = {"column": str, "pattern": str, "folder": int}
+_VALUE = Only({"column?": str, "pattern?": str, "folder?": int})
 _WHERE = {  # where everything lies on disk: of the manifest, or of one of its layouts
-    "videos": {"folder": str, "extensions": [str], "within": [str], "levels": [int], "replacements": str},
-    "lists": str,
-    "csv": {"files": [str], "video": str, "may_lack": str},
-    "label": {**_VALUE, "number": bool},
-    "group": _VALUE,
-    "classes": {"names": [str], "file": str, "pattern": str},
-    "splits": {
-        "names": [str],
-        "lists": dict.fromkeys(PARTS[1:], str),
-        "optional": bool,
-        "by_name": bool,
-        "flags": str,
-        "column": str,
-        "folder": int,
-        "leave_out": str,
-    },
+    "videos?": Only(
+        {
+            **{"folder?": str, "extensions?": [str, ...], "within?": [str, ...], "levels?": [int, ...]},
+            "replacements?": str,
+        }
+    ),
+    "lists?": str,
+    "csv?": Only({"files?": [str, ...], "video?": str, "may_lack?": str}),
+    "label?": Only({**_VALUE, "number?": bool}),
+    "group?": _VALUE,
+    "classes?": Only({"names?": [str, ...], "file?": str, "pattern?": str}),
+    "splits?": Only(
+        {
+            **{"names?": [str, ...], "lists?": Only(dict.fromkeys((f"{part}?" for part in PARTS[1:]), str))},
+            **{"optional?": bool, "by_name?": bool, "flags?": str, "column?": str, "folder?": int, "leave_out?": str},
+        }
+    ),
 }
-_FORM = {
-    "name": str,
-    "like": str,
-    "source": str,
-    "licence": str,
-    "expected": dict.fromkeys(("videos", "classes", "folds", "pairs"), int),
-    **_WHERE,
-    "layouts": [{"name": str, **_WHERE}],
-}
+_FORM = Only(
+    {
+        **dict.fromkeys(("name?", "like?", "source?", "licence?"), str),
+        "expected?": Only(dict.fromkeys(("videos?", "classes?", "folds?", "pairs?"), int)),
+        **_WHERE,
+        "layouts?": [Only({"name?": str, **_WHERE}), ...],
+    }
+)
 _LEVELS = 100  # of folders, at most
-_KINDS = {str: "text", int: "a whole number", bool: "true or false"}
 _CHOICES = {"names", "optional", "by_name"}  # keys of splits that are no kind of split
 
 
@@ -73,7 +70,10 @@ def read_manifest(dataset: str) -> dict[str, Any]:
     except ReadError as error:
         raise ManifestError(f"cannot read the manifest {dataset}: {error}") from error
     where = f"manifest {dataset}"
-    _check_form(spec, _FORM, where)
+    try:
+        fit(spec, _FORM, "it")
+    except ValueError as error:
+        raise ManifestError(f"{where}: {error}. Correct it; text may need quotes.") from error
     if not re.fullmatch(r"[\w-][\w.-]{0,99}", spec.get("name", "")):
         fail(
             f"name in {where}",
@@ -99,28 +99,6 @@ def read_manifest(dataset: str) -> dict[str, Any]:
             fail(f"layout {number} of {where}", ", ".join(layout), "a name", "Give it one")
         _check_meaning({**spec, **layout}, where)
     return spec
-
-
-def _check_form(value: object, form: object, where: str) -> None:
-    if isinstance(form, dict):
-        if not isinstance(value, dict):
-            fail(f"wrong type in {where}", str(value)[:200], f"a mapping with the keys {', '.join(form)}", "Correct it")
-        for key, item in value.items():
-            if key not in form:
-                fail(f"unknown key in {where}", key, " or ".join(form), "Correct the spelling or remove it")
-            _check_form(item, form[key], f"{where}, {key}")
-    elif isinstance(form, list):
-        if not isinstance(value, list) or not value:
-            fail(f"wrong type in {where}", str(value)[:200], "a list with at least one entry", "Write [a, b]")
-        for item in value:
-            _check_form(item, form[0], where)
-    elif isinstance(form, type) and type(value) is not form:
-        fail(
-            f"wrong type in {where}",
-            str(value)[:200],
-            f"{_KINDS[form]}, not {type(value).__name__}",
-            "Correct it; text may need quotes",
-        )
 
 
 def _check_meaning(spec: dict[str, Any], where: str) -> None:
@@ -164,7 +142,7 @@ def _check_pattern(pattern: str, name: str, where: str) -> None:
 
 
 def check_group(pattern: str) -> None:
-    """Raises ConfigError where a pattern, given in place of a manifest's, does not say what the group is."""
+    """Raises ConfigError if a pattern, given in place of a manifest's, does not say what the group is."""
     found = compiled(pattern.replace("{label}", "x"), "the group", ConfigError)
     if found.groups != 1 and "group" not in found.groupindex:
         fail("group pattern", pattern, "one part in brackets, or one named (?P<group>...)", "Correct it", ConfigError)

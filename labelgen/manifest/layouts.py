@@ -14,9 +14,9 @@ from labelgen.manifest.messages import fail
 
 
 def choose(spec: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], str]:
-    """The manifest with the keys of its first layout that fits `root`, and the layout's name; "" where it has no layouts.
+    """The manifest with the keys of its first layout that fits `root`, and the layout's name; "" if it has no layouts.
 
-    Raises ManifestError where none fits: what each of them looks for, and what is there.
+    Raises ManifestError if none fits: what each of them looks for, and what is there.
     """
     common = {key: value for key, value in spec.items() if key != "layouts"}
     if "layouts" not in spec or not root.is_dir():  # a root that is missing has an error of its own
@@ -37,7 +37,7 @@ def choose(spec: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], str]:
 
 
 def _lacking(spec: Mapping[str, Any], root: Path) -> str:
-    """What the folder lacks of a layout, "" where it fits."""
+    """What the folder lacks of a layout, "" if it fits."""
     where = spec.get("videos", {})
     folder = root / where.get("folder", ".")
     if not folder.is_dir():

@@ -15,7 +15,6 @@ from typing import Any
 
 from labelgen.errors import ManifestError, ReadError
 from labelgen.manifest.messages import fail
-from labelgen.manifest.patterns import watched
 from labelgen.reading import open_regular, read_bytes
 from labelgen.shards import NONE, TEST, TRAIN, VALIDATION
 
@@ -32,7 +31,7 @@ PART_WORDS = {
 }
 
 
-_LINE = 10_000  # letters of a line of a list, and of a cell that names a video
+_LINE = 10_000  # characters of a line of a list, and of a cell that names a video
 _FIELDS = 20  # columns that name a video
 _STYLE = re.compile(r"([<>^]?0?\d{0,2}[ds]?)?")  # formats of columns; wider ones would fill the memory
 
@@ -46,7 +45,9 @@ def _lines(path: Path) -> Iterator[str]:
     for raw in text.split("\n"):
         if line := raw.strip():
             if len(line) > _LINE or "\0" in line:
-                fail(f"line in {path}", line[:80], f"text of at most {_LINE:,} letters", "Take the file as published")
+                fail(
+                    f"line in {path}", line[:80], f"text of at most {_LINE:,} characters", "Take the file as published"
+                )
             yield line
 
 
@@ -57,13 +58,10 @@ def class_names(spec: Mapping[str, Any], root: Path) -> tuple[str, ...]:
     if "file" in classes:
         pattern = re.compile(classes["pattern"])
         path = root / classes["file"]
-        with watched() as watch:
-            for line in _lines(path):
-                if not (match := watch.search(pattern, line)):
-                    fail(
-                        f"line in {path}", line, f"the pattern {classes['pattern']}", "Correct the file or the pattern"
-                    )
-                names.append(match["label"] or "")
+        for line in _lines(path):
+            if not (match := pattern.search(line)):
+                fail(f"line in {path}", line, f"the pattern {classes['pattern']}", "Correct the file or the pattern")
+            names.append(match["label"] or "")
     if len(set(names)) < len(names):
         fail("class declared twice", next(n for n in names if names.count(n) > 1), "distinct names", "Remove one")
     return tuple(names)
@@ -78,7 +76,7 @@ def _part_files(splits: Mapping[str, Any], root: Path, name: str) -> Iterator[tu
 
 
 def list_files(splits: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
-    """The list files of the first split of which one has to be there; [] where there are no lists."""
+    """The list files of the first split of which one has to be there; [] if there are no lists."""
     name = splits.get("names", ["1"])[0]
     if "flags" in splits:
         return [_flags_file(splits, name, label) for label in classes[:1]]
@@ -92,7 +90,7 @@ def _flags_file(splits: Mapping[str, Any], name: str, label: str) -> str:
 def list_members(
     splits: Mapping[str, Any], root: Path, classes: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, list[int]], dict[str, str]]:
-    """Names of the splits, list entry -> part in each split, and list entry -> number of its class, where it stands behind it,
+    """Names of the splits, list entry -> part in each split, and list entry -> number of its class, if it stands behind it,
     from list files ("lists" or "flags")."""
     names = tuple(splits.get("names", ["1"])) if splits.keys() & {"lists", "flags"} else ()
     members: dict[str, list[int]] = {}
@@ -133,7 +131,7 @@ def csv_files(table: Mapping[str, Any], root: Path) -> list[Path]:
 
 
 def csv_header(path: Path) -> list[str]:
-    """The columns of a CSV file. Raises ManifestError where it cannot be read."""
+    """The columns of a CSV file. Raises ManifestError if it cannot be read."""
     with _table(path) as reader:
         return next(reader, [])
 

@@ -1,7 +1,8 @@
-"""How a manifest or a folder that is not as expected is refused."""
+"""How a manifest or a folder that is not as expected is refused, and its regular expressions."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import NoReturn
@@ -12,6 +13,14 @@ from labelgen.errors import ManifestError, VsslError
 def fail(what: str, value: object, expected: str, do: str, error: type[VsslError] = ManifestError) -> NoReturn:
     """Raise `error`: what was wrong, the value, what was expected, and what to do."""
     raise error(f"{what}: {str(value)!r}; expected {expected}. {do}.")
+
+
+def compiled(pattern: str, where: str, error_type: type[VsslError] = ManifestError) -> re.Pattern[str]:
+    """The pattern. Raises `error_type` if it is no regular expression that Python can use."""
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        fail(f"bad regular expression for {where}", pattern[:200], f"a valid one ({error})", "Correct it", error_type)
 
 
 def some(names: Sequence[str]) -> str:

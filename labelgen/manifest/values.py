@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labelgen.manifest.lists import PART_WORDS
-from labelgen.manifest.messages import composed, fail, some
-from labelgen.manifest.patterns import compiled, watched
+from labelgen.manifest.messages import compiled, composed, fail, some
 from labelgen.shards import TEST, TRAIN
 
 Rows = Mapping[str, Mapping[str, str]]  # the row of a table that a video has, by its id
@@ -21,22 +20,21 @@ def values(what: str, spec: Mapping[str, Any], ids: list[str], row_of: Rows, lab
     column, pattern, level = source.get("column"), source.get("pattern"), source.get("folder")
     of_label: dict[str, re.Pattern[str]] = {}
     values = []
-    with watched() as watch:
-        for i, id in enumerate(ids):
-            value = row_of[id][column] if column and id in row_of else ""
-            if not value and pattern:
-                label = labels[i] if labels else ""
-                if label not in of_label:
-                    own = pattern.replace("{label}", re.escape(label)) if labels else pattern
-                    of_label[label] = compiled(own, what)
-                match = watch.search(of_label[label], id if "/" in pattern else id.rpartition("/")[2])
-                if not match and what == "label":
-                    fail("label pattern does not match the file name", id, pattern, "Correct the pattern or the name")
-                value = (match[what if what in match.re.groupindex else 1] or "") if match else ""
-            if not value and level:
-                folders = id.split("/")[:-1]
-                value = folders[level - 1] if len(folders) >= level else ""
-            values.append(value)
+    for i, id in enumerate(ids):
+        value = row_of[id][column] if column and id in row_of else ""
+        if not value and pattern:
+            label = labels[i] if labels else ""
+            if label not in of_label:
+                own = pattern.replace("{label}", re.escape(label)) if labels else pattern
+                of_label[label] = compiled(own, what)
+            match = of_label[label].search(id if "/" in pattern else id.rpartition("/")[2])
+            if not match and what == "label":
+                fail("label pattern does not match the file name", id, pattern, "Correct the pattern or the name")
+            value = (match[what if what in match.re.groupindex else 1] or "") if match else ""
+        if not value and level:
+            folders = id.split("/")[:-1]
+            value = folders[level - 1] if len(folders) >= level else ""
+        values.append(value)
     # A folder of videos without sub-folders is a data set without labels; but deeper levels are asked for on purpose.
     if level and not any(values) and (level > 1 or what != "label"):
         deepest = max(ids, key=lambda id: id.count("/"))
@@ -57,8 +55,8 @@ def values(what: str, spec: Mapping[str, Any], ids: list[str], row_of: Rows, lab
 
 
 def name_numbers(numbers: Sequence[str], ids: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Labels from the numbers of the classes ("" where a video has none), and the classes in the numbers' order. A class is
-    called as the folder that holds its videos, or, where the folders do not tell the same classes apart, by its number."""
+    """Labels from the numbers of the classes ("" if a video has none), and the classes in the numbers' order. A class is
+    named after the folder that holds its videos, or, if the folders do not tell the same classes apart, by its number."""
     pairs = {
         (number, id.rpartition("/")[0].rpartition("/")[2]) for number, id in zip(numbers, ids, strict=True) if number
     }

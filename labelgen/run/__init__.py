@@ -6,24 +6,24 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from labelgen.config import Config
 from labelgen.errors import ConfigError, MachineError, ShardError
 from labelgen.files import locked, write_json, writing
+from labelgen.labels import LABELS
 from labelgen.manifest import Dataset, Video
-from labelgen.run import plan, report
+from labelgen.run import report
 from labelgen.run.finished import Finished
-from labelgen.run.plan import Task
+from labelgen.run.plan import Plan, Task, check_configuration, configuration, file_sizes
 from labelgen.run.shard import Made, check, label_shard, label_shard_on_cluster
 from labelgen.run.workers import WorkerLost, pool
 from labelgen.shards.reader import warn_without_maps
 
 STALL_SECONDS = 300.0  # a video that yields no frame for so long hangs, and its process is ended
-_TOLD = 5  # shards that a message names
+_SHOWN = 5  # shards that a message names
 
 
 def run(
@@ -38,6 +38,7 @@ def run(
     say: Callable[[str], None] = lambda text: None,
     split: str = "all",
     scheduler: str | None = None,
+    labels: Mapping[str, str] = LABELS,
 ) -> dict[str, Any]:
     """Label `videos` of `dataset` into shards `out/<dataset>/00000.h5` ...; shards that are there are kept.
 
@@ -46,44 +47,32 @@ def run(
     progress: called with videos done, videos in all and frames decoded so far, after each shard
     split: name of the part of the data set that `videos` is, for the configuration
     scheduler: address of a Dask scheduler, whose workers are used in place of processes of this machine
+    labels: the label kinds to make, as in LABELS; without any, shards hold frames alone
 
     Returns the report that is also written to `out/<dataset>/report.json`.
-    Raises ShardError where the folder holds shards of another configuration, or cannot be written, ClusterError where
-    the Dask cluster cannot be used, MachineError where shards could not be made for reasons that are not their videos'; all
-    others are made before.
+    Raises ShardError if the folder holds shards of another configuration, or cannot be written; ClusterError if the Dask cluster
+    cannot be used; MachineError, after all other shards are made, if some could not be for reasons that are not their videos'.
     """
     if workers < 1 or (videos_per_shard is not None and videos_per_shard < 1):
         raise ConfigError(f"workers is {workers}, videos-per-shard is {videos_per_shard}; expected at least 1")
     per_shard = videos_per_shard or min(32, -(-len(videos) // 64))
-    sizes = plan.file_sizes(videos)
-    identity = plan.configuration(dataset, videos, sizes, split, config, per_shard)
+    sizes = file_sizes(videos)
+    identity = configuration(dataset, videos, sizes, split, config, per_shard, labels)
     folder = Path(os.path.abspath(out)) / dataset.name
+    plan = Plan(folder, dataset, videos, sizes, per_shard, config, identity, stall, dict(labels))
+    names = plan.names
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    total = -(-len(videos) // per_shard)
-
-    def in_shard(index: int) -> int:
-        return min(per_shard, len(videos) - index * per_shard)
-
-    def task(index: int) -> Task:
-        at = slice(index * per_shard, (index + 1) * per_shard)
-        batch = videos[at]
-        bytes_ = dict(zip((video.id for video in batch), sizes[at].tolist(), strict=True))
-        return Task(
-            folder / plan.shard_name(index), batch, dataset.root, dataset.splits, config, identity, stall, bytes_
-        )
-
     busy = ShardError(f"{folder}: another labelgen is writing here; wait for it, or name another output folder")
     with locked(folder, busy, say):
         finished = Finished(folder)
         there = sorted(folder.glob("[0-9]*.h5"))
-        plan.check_configuration(there, finished, identity, videos)
+        check_configuration(there, finished, identity, videos)
         suspects = _clean(folder)
-        names = {path.name for path in there}
-        missing = [index for index in range(total) if plan.shard_name(index) not in names]
-        done = len(videos) - sum(map(in_shard, missing))
+        missing = plan.missing(path.name for path in there)
+        done = len(videos) - sum(map(plan.count, missing))
         if done:
-            say(f"{folder}: {total - len(missing)} of {total} shards are there ({done} videos)")
+            say(f"{folder}: {len(names) - len(missing)} of {len(names)} shards are there ({done} videos)")
         progress(done, len(videos), 0)
         seconds: Counter[str] = Counter()
         counts: Counter[str] = Counter()
@@ -92,75 +81,77 @@ def run(
         faults: dict[str, str] = {}
         if missing:
             with pool(workers, scheduler, say) as (each, at_work):
-                if scheduler is None:
-                    from labelgen import compiled
-                    from labelgen.run.video import compile_kernels
-
-                    with writing("the folder of Numba's compiled kernels"):
-                        compile_kernels(config.flow)  # here once: the workers load them from Numba's cache
-                    if compiled.uncached:
-                        say(compiled.uncached)
-                make = functools.partial(each, label_shard if scheduler is None else label_shard_on_cluster)
-                order = plan.largest_first(missing, sizes, per_shard)
-                for index, made in _make_all(order, task, make, folder, suspects, say):
+                if scheduler is None and labels:
+                    _compile_once(config.flow, say)
+                each_shard = functools.partial(each, label_shard if scheduler is None else label_shard_on_cluster)
+                for name, made in _made(plan, missing, each_shard, suspects, say):
                     seconds.update(made.seconds)
                     counts.update(made.counts)
                     if made.fault:
-                        faults[plan.shard_name(index)] = made.fault
+                        faults[name] = made.fault
                         continue
                     instructions.add(made.instructions)
-                    finished.summary(folder / plan.shard_name(index))
-                    done += in_shard(index)
+                    finished.summary(folder / name)
+                    done += plan.count(name)
                     progress(done, len(videos), counts["frames"])
         if faults:
-            told = "; ".join(f"{name}: {fault}" for name, fault in sorted(faults.items())[:_TOLD])
+            first = "; ".join(f"{name}: {fault}" for name, fault in sorted(faults.items())[:_SHOWN])
             raise MachineError(
-                f"{folder}: {len(faults)} of {total} shards could not be made, which is not the fault of their videos ({told}"
-                f"{'; ...' if len(faults) > _TOLD else ''}); nothing of them is written, finished shards are kept: once disk, "
-                "network and memory are well the same command goes on. Without a file that is gone or unreadable for good, name "
-                "another output folder"
+                f"{folder}: {len(faults)} of {len(names)} shards could not be made, which is not the fault of their videos "
+                f"({first}{'; ...' if len(faults) > _SHOWN else ''}); nothing of them is written, finished shards are kept: once "
+                "disk, network and memory are well the same command goes on. Without a file that is gone or unreadable for good, "
+                "name another output folder"
             )
-        warn_without_maps(str(folder / plan.shard_name(0)))
-        summaries = (finished.summary(folder / plan.shard_name(index)) for index in range(total))
-        content = report.report(dataset, videos, summaries, identity)
+        warn_without_maps(str(folder / names[0]))
+        content = report.report(dataset, videos, (finished.summary(folder / name) for name in names), identity)
         content["this_run"] = report.this_run(at_work, time.perf_counter() - begin, seconds, counts, instructions)
         write_json(folder / "report.json", content)
     return content
 
 
-def _make_all(
-    order: list[int],
-    task: Callable[[int], Task],
-    make: Callable[[Callable[[int], Task], list[int]], Iterator[Made]],
-    folder: Path,
+def _compile_once(backend: str, say: Callable[[str], None]) -> None:
+    """Compile the kernels here: the workers load them from Numba's cache."""
+    from labelgen import compiled
+    from labelgen.run.video import compile_kernels
+
+    with writing("the folder of Numba's compiled kernels"):
+        compile_kernels(backend)
+    if compiled.uncached:
+        say(compiled.uncached)
+
+
+def _made(
+    plan: Plan,
+    missing: Sequence[str],
+    each: Callable[[Iterable[Task]], Iterator[Made]],
     suspects: set[str],
     say: Callable[[str], None],
-) -> Iterator[tuple[int, Made]]:
-    """Make all shards of these numbers, whatever happens to the workers; yields each number with what `label_shard` returns.
+) -> Iterator[tuple[str, Made]]:
+    """Make the missing shards, whatever happens to the workers; yields the name of each with what `label_shard` returns.
 
-    make: takes the tasks' function and numbers, and yields the results of `label_shard` as they come
-    suspects: names of shards whose making has ended a process before.
+    each: yields the results of `label_shard` for tasks as they come
+    suspects: names of shards whose making has ended a process before
     """
-    waiting = {plan.shard_name(index): index for index in order}
-
-    def careful(index: int) -> Task:
-        return replace(task(index), isolated=plan.shard_name(index) in suspects)
-
+    waiting = dict.fromkeys(missing)  # in their order
     try:
         while waiting:
+            tasks = (plan.task(name, name in suspects) for name in list(waiting))
             try:
-                for made in make(careful, list(waiting.values())):
-                    yield waiting.pop(os.path.basename(made.path)), made
+                for made in each(tasks):
+                    name = os.path.basename(made.path)
+                    del waiting[name]
+                    yield name, made
             except WorkerLost:
-                lost = _clean(folder)
+                lost = _clean(plan.folder)
                 if lost <= suspects:  # not even alone could they be finished
                     raise ShardError(
-                        f"{folder}: the worker was killed at {', '.join(sorted(lost)) or 'its start'}; {check(folder)}"
+                        f"{plan.folder}: the worker was killed at {', '.join(sorted(lost)) or 'its start'}; "
+                        f"{check(plan.folder)}"
                     ) from None
                 suspects |= lost
                 say(f"a worker was lost; {', '.join(sorted(lost))}: trying each video in a process of its own")
     finally:
-        _clean(folder)
+        _clean(plan.folder)
 
 
 def _clean(folder: Path) -> set[str]:

@@ -21,7 +21,7 @@ _SUMMARY = {"config_hash": str, "totals": {**dict.fromkeys(_COUNTS, int), "*": i
 
 
 class Finished:
-    """What the finished shards of a folder hold, from a line of its `shards.jsonl` where that has the size and the time of the
+    """What the finished shards of a folder hold, from a line of its `shards.jsonl` if that has the size and the time of the
     shard's file, else from the shard itself, and a line is added."""
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class Finished:
         self._lines = {line[2 : line.find(b'"', 2)]: line for line in lines}  # the last one of a name counts
 
     def summary(self, path: Path) -> dict[str, Any]:
-        """`shard_summary` of a shard that is there. Raises ShardError where it is no whole shard."""
+        """`shard_summary` of a shard that is there. Raises ShardError if it is no whole shard."""
         status = os.stat(path)
         key = [path.name, status.st_size, status.st_mtime_ns]
         name = path.name.encode()
@@ -45,7 +45,7 @@ class Finished:
         return summary
 
     def _noted(self, line: bytes, key: list[Any]) -> dict[str, Any] | None:
-        """What a line says of a shard, None where it is of another file or nothing that `summary` has written."""
+        """What a line says of a shard, None if it is of another file or nothing that `summary` has written."""
         try:
             *known, summary = parse_json(line.decode(), str(self._file))
             fit(known, [str | int], "its file")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class VideoFailed(Exception):
-    """A video cannot be labelled, for a reason of its own: stage, "decode", "label" or "process", and reason."""
+    """A video cannot be labelled, for a fault of its own: stage, "decode", "label" or "process", and reason."""
 
 
 def register(task: Task) -> None:
@@ -36,9 +36,9 @@ def register(task: Task) -> None:
 
 
 def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Record:
-    """`label_video` in this process, which is ended where nothing is done for too long; frames go to `spool`.
+    """`label_video` in this process, which is ended if nothing is done for too long; frames go to `spool`.
 
-    Raises VideoFailed for what is the video's fault, MachineError for what is not, WriteError where the disk is full.
+    Raises VideoFailed for what is the video's fault, MachineError for what is not, WriteError if the disk is full.
     """
     from labelgen.run.video import label_video
 
@@ -48,7 +48,7 @@ def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Recor
         alive()
 
     try:
-        with ended_if_stalled(task.stall) as alive, _telling(clock, alive):
+        with ended_if_stalled(task.stall) as alive:
             record = label_video(video, task.config, write, clock, alive)
     except (WriteError, MachineError):
         raise
@@ -63,31 +63,9 @@ def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Recor
     return record
 
 
-class _Told(Counter[str]):
-    """Counts whose every change is a sign of life, such as the flow of one more pair of a long clip."""
-
-    def __init__(self, counts: Counter[str], alive: Callable[[], None]) -> None:
-        self.alive: Callable[[], object] = lambda: None
-        super().__init__(counts)
-        self.alive = alive
-
-    def __setitem__(self, name: str, count: int) -> None:
-        super().__setitem__(name, count)
-        self.alive()
-
-
-@contextlib.contextmanager
-def _telling(clock: Clock, alive: Callable[[], None]) -> Iterator[None]:
-    clock.counts = _Told(clock.counts, alive)
-    try:
-        yield
-    finally:
-        clock.counts = Counter(clock.counts)
-
-
 @contextlib.contextmanager
 def ended_if_stalled(seconds: float) -> Iterator[Callable[[], None]]:
-    """In the block, this process is ended where the function that it yields has not been called for so many seconds."""
+    """In the block, this process is ended if the function that it yields has not been called for so many seconds."""
     slack = min(1, seconds / 4)  # a call within it sets no new alarm, which takes as long as a small frame
     armed = time.monotonic()
     end_unless_called(seconds + slack)

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,52 @@ class Task:
     stall: float
     sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of the videos' files by id, see `file_sizes`
     isolated: bool = False  # each video in a process of its own, because one of them has ended its worker before
-    labels: Mapping[str, str] = field(default_factory=lambda: dict(LABELS))  # a worker has its own registries:
-    flows: Mapping[str, str] = field(default_factory=lambda: dict(BACKENDS))  # what was added here is added there
+    labels: Mapping[str, str] = field(default_factory=lambda: dict(LABELS))  # the label kinds that are made
+    flows: Mapping[str, str] = field(default_factory=lambda: dict(BACKENDS))  # a worker knows what was added here, too
 
 
-def shard_name(index: int) -> str:
-    """The file name of a shard by its number."""
-    return f"{index:05d}.h5"
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a run: `per_shard` videos each, in the order of the videos. sizes: see `file_sizes`; the rest as of Task."""
+
+    folder: Path
+    dataset: Dataset
+    videos: Sequence[Video]
+    sizes: np.ndarray
+    per_shard: int
+    config: Config
+    identity: dict[str, Any]
+    stall: float
+    labels: Mapping[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        """The file names of all shards."""
+        return [f"{index:05d}.h5" for index in range(-(-len(self.videos) // self.per_shard))]
+
+    def count(self, name: str) -> int:
+        """How many videos a shard is to hold."""
+        return min(self.per_shard, len(self.videos) - self._first(name))
+
+    def missing(self, there: Iterable[str]) -> list[str]:
+        """The shards that are not among these, those of the largest files first: a long video that is begun last would keep the
+        whole run waiting for one worker."""
+        of_shards = np.add.reduceat(self.sizes, np.arange(0, len(self.sizes), self.per_shard))
+        of_name = dict(zip(self.names, of_shards.tolist(), strict=True))
+        return sorted(of_name.keys() - set(there), key=lambda name: (-of_name[name], name))
+
+    def task(self, name: str, isolated: bool) -> Task:
+        """What is to be done for a shard; isolated: see Task."""
+        at = slice(self._first(name), self._first(name) + self.per_shard)
+        batch = self.videos[at]
+        sizes = dict(zip((video.id for video in batch), self.sizes[at].tolist(), strict=True))
+        path, data = self.folder / name, self.dataset
+        return Task(
+            path, batch, data.root, data.splits, self.config, self.identity, self.stall, sizes, isolated, self.labels
+        )
+
+    def _first(self, name: str) -> int:
+        return int(name.removesuffix(".h5")) * self.per_shard
 
 
 def file_sizes(videos: Sequence[Video]) -> np.ndarray:
@@ -68,44 +107,46 @@ def file_sizes(videos: Sequence[Video]) -> np.ndarray:
     return np.fromiter((size(video.file) for video in videos), np.int64, len(videos))
 
 
-def largest_first(missing: Sequence[int], sizes: np.ndarray, per_shard: int) -> list[int]:
-    """The numbers of the missing shards, those of the largest files first: a long video that is begun last would keep the
-    whole run waiting for one worker."""
-    of_shards = np.add.reduceat(sizes, np.arange(0, len(sizes), per_shard))
-    return sorted(missing, key=lambda index: -int(of_shards[index]))
-
-
 def configuration(
-    dataset: Dataset, videos: Sequence[Video], sizes: np.ndarray, split: str, config: Config, per_shard: int
+    dataset: Dataset,
+    videos: Sequence[Video],
+    sizes: np.ndarray,
+    split: str,
+    config: Config,
+    per_shard: int,
+    labels: Mapping[str, str] = LABELS,
 ) -> dict[str, Any]:
-    """All that decides the bytes of the shards: which videos there are, of which sizes (`file_sizes`), the settings, and the
-    version, constants and parameters of whatever computes."""
+    """Everything that decides the bytes of the shards: which videos there are, of which sizes (`file_sizes`), the settings, and
+    the version, constants and parameters of whatever computes the `labels`, see `run`."""
     digest = hashlib.sha256()
     for video, size in zip(videos, sizes.tolist(), strict=True):
         bytes_ = "none" if size < 0 else size
         digest.update(f"{video.id}\0{bytes_}\0{video.label}\0{video.group}\0{video.split}\n".encode())
     backend = find_backend(config.flow)
+    settings = asdict(config)
+    if (config.begin, config.end) == (0, None):  # shards of whole videos are older than these settings
+        del settings["begin"], settings["end"]
     return {
         "dataset": dataset.name,
         "expected": dict(dataset.expected),
         "split": split,
         "videos": f"{len(videos)} {digest.hexdigest()[:16]}",
         "videos_per_shard": per_shard,
-        **asdict(config),
+        **settings,
         "paces": list(config.paces),
         "frames": {"version": decode.VERSION},
         "draws": {"version": sampling.VERSION},
         "crop_step": GRID_STEP,
         "flow": {"backend": config.flow, "version": backend.version, **backend.parameters},
         "boundaries": {"version": clip.VERSION, "max_flow": clip.MAX_FLOW},
-        "labels": {kind.name: {"version": kind.version, **kind.constants} for kind in kinds()},
+        "labels": {kind.name: {"version": kind.version, **kind.constants} for kind in kinds(labels)},
     }
 
 
 def check_configuration(
     paths: Sequence[Path], finished: Finished, identity: dict[str, Any], videos: Sequence[Video]
 ) -> None:
-    """Raises ShardError where a shard of another configuration is among those that are there."""
+    """Raises ShardError if a shard of another configuration is among those that are there."""
     expected = shards.config_hash(identity)
     for path in paths:
         if finished.summary(path)["config_hash"] != expected:

@@ -49,7 +49,7 @@ class Made(NamedTuple):
 def label_shard_on_cluster(task: Task) -> Made:
     """`label_shard` in a process of its own, which a video may end without harm to the Dask worker and its other threads.
 
-    Raises ClusterError where this machine does not see the videos and the shards.
+    Raises ClusterError if this machine does not see the videos and the shards.
     """
     for place in (task.root, task.path.parent / ".lock"):
         if not place.exists():
@@ -76,7 +76,7 @@ def not_made(task: Task, why: str) -> Made:
 
 
 def check(folder: Path) -> str:
-    """What to check where a process dies that makes shards in a folder: the disk if it is full, else memory."""
+    """What to check if a process dies that makes shards in a folder: the disk if it is full, else memory."""
     with contextlib.suppress(OSError):
         if (free := shutil.disk_usage(folder).free) < _ROOM:
             return f"the disk of {folder} has {free:,} bytes left: make room"
@@ -86,7 +86,7 @@ def check(folder: Path) -> str:
 def label_shard(task: Task) -> Made:
     """Make one shard; videos that fail are recorded in it. If the machine fails, nothing is.
 
-    Raises ShardError where the shard cannot be written.
+    Raises ShardError if the shard cannot be written.
     """
     try:
         with writing(task.path):

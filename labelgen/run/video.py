@@ -22,6 +22,7 @@ from labelgen.labels.clip import Clip, clipped_flow
 from labelgen.labels.sampling import clip_starts, generator
 from labelgen.manifest import Video
 from labelgen.shards import encode_frame
+from labelgen.span import Span
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Record:
     jpeg_sizes: bytes of each frame; time, damage: of each frame, see `FrameStream`; start: first frame of each labelled clip
     labels:     by data set: of a kind per clip, a list with an array of each clip; of a kind per video, its array, and none where
                 the video is too short
-    cut_short:  why decoding stopped early, "" where it did not
+    cut_short:  why decoding stopped early, "" if it did not
     """
 
     video: Video
@@ -72,22 +73,22 @@ def label_video(
     """Decode and label one video; every frame's JPEG goes to `write` as soon as it is made.
 
     A file that breaks off is kept up to there, see `Record.cut_short`. Memory does not grow with the video's length.
-    alive: called for every packet of the file, so that a long one is told from one that hangs
+    alive: called for every packet of the file, every flow and every clip, so that a long video is told from one that hangs
 
-    Raises DecodeError where not even one frame can be decoded.
+    Raises DecodeError if not even one frame can be decoded.
     """
     record = Record(video)
-    planned = None
-    if (
-        config.clips is not None
-    ):  # a draw needs the number of frames: by the packets, which only decoding can prove wrong
+    of_clips = any(kind.of_clip is not None for kind in kinds())
+    planned: list[int] | None = None if of_clips else []  # starts of the clips; None: all that do not overlap
+    drawing = of_clips and config.clips is not None
+    if drawing:  # which needs the number of frames: by the packets, which only decoding can prove wrong
         with clock("decode"):
             n_frames = decode.expected_frames(video.path, config.fps, config.max_pixels, alive)
         planned = _drawn(video, config, n_frames)
     _label_clips(record, planned, config, write, clock, alive)
     clock.counts["frames"] += len(record.jpeg_sizes)
     damage = np.frombuffer(record.damage, np.uint8)
-    if planned is not None and planned != (drawn := _drawn(video, config, len(damage), damage)):
+    if drawing and planned != (drawn := _drawn(video, config, len(damage), damage)):
         again = Record(video)
         _label_clips(again, drawn, config, None, clock, alive)
         record.start, record.labels = again.start, again.labels
@@ -116,9 +117,9 @@ def _label_clips(
 ) -> None:
     """Decode a video into its record, and label the clips that start at these frames, or all sound ones that do not overlap.
     Without `write` nothing but the clips is recorded."""
-    stream = decode.frames(
-        record.video.path, config.height, config.width, config.fps, config.max_pixels, config.region, alive
-    )
+    path, size = record.video.path, (config.height, config.width)
+    whole = decode.frames(path, *size, config.fps, config.max_pixels, config.region, alive)
+    stream = whole if (config.begin, config.end) == (0, None) else Span(whole, config.begin, config.end)
     left = None if starts is None else iter(starts)
     start = 0 if left is None else next(left, None)
     window: dict[int, np.ndarray] = {}  # the frames that the current clip, or a later one that overlaps it, needs
@@ -148,7 +149,7 @@ def _label_clips(
             start = max(start, t + 1 if stream.damage & decode.DAMAGED else t)
         window[t] = frame
         while start is not None and t == start + config.clip_length - 1:
-            _label_clip(record, start, window, flows, config, clock)
+            _label_clip(record, start, window, flows, config, clock, alive)
             start = start + config.clip_length if left is None else next(left, None)
         for old in [key for key in window if start is None or key < start]:
             del window[old]
@@ -163,6 +164,7 @@ def _label_clip(
     flows: dict[int, np.ndarray],
     config: Config,
     clock: Clock,
+    alive: Callable[[], object],
 ) -> None:
     frames = [window[t] for t in range(start, start + config.clip_length)]
     pairs = range(start, start + config.clip_length - 1)
@@ -172,6 +174,7 @@ def _label_clip(
             if t not in flows:
                 flows[t] = clipped_flow(grey[i], grey[i + 1], config.flow)
                 clock.counts["flow pairs"] += 1
+                alive()
     with clock("labels"):
         clip = Clip.of(frames, [flows[t] for t in pairs])
         record.start.append(start)
@@ -181,14 +184,17 @@ def _label_clip(
                 for one in kind.fields:
                     record.labels.setdefault(one.name, []).append(values[one.name])
         clock.counts["clips"] += 1
+        alive()
 
 
 def compile_kernels(backend: str) -> None:
-    """Run every Numba kernel once, so that processes started later find it in the cache."""
+    """Run every Numba kernel once, so that processes started later find it in the cache; none without a label kind of clips."""
+    of_clips = [kind.of_clip for kind in kinds() if kind.of_clip is not None]
+    if not of_clips:
+        return
     config = Config(height=16, width=16, crop=16, clip_length=8)
     still = np.zeros((16, 16), np.uint8)
     flow(still, still, backend)
     clip = Clip.of([np.zeros((16, 16, 3), np.uint8)] * 8, [np.zeros((16, 16, 2), np.float32)] * 7)
-    for kind in kinds():
-        if kind.of_clip is not None:
-            kind.of_clip(clip, config)
+    for label in of_clips:
+        label(clip, config)

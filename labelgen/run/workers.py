@@ -7,14 +7,14 @@ import functools
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from labelgen.cluster import connected
 from labelgen.errors import ClusterError
-from labelgen.processes import cores, safe_path
-from labelgen.run.process import check_threads, end_with, no_process
+from labelgen.processes import cores, end_with, safe_path
+from labelgen.run.process import check_threads, no_process
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -28,14 +28,14 @@ class WorkerLost(Exception):
 def pool(
     workers: int, scheduler: str | None, say: Callable[[str], None]
 ) -> Iterator[tuple[Callable[..., Iterator[Any]], int]]:
-    """Processes for many calls: a function `each(function, of, items)`, and how many calls it makes at a time.
+    """Processes for many calls: a function `each(function, tasks)`, and how many calls it makes at a time.
 
     workers: processes of this machine, at most one per core; scheduler: address of a Dask cluster to use in their place
 
-    `each` yields the results of `function(of(item))` as they come, where `of` is called here and only for the next few: the
-    arguments of all calls would not fit into memory. It raises WorkerLost where a process of this machine was
-    killed, ClusterError where the cluster fails; what a Dask worker was at when it went away is made by another one.
-    Raises ClusterError where the cluster cannot be reached within ten seconds, or has no worker.
+    `each` yields the results of `function(task)` as they come. It takes the next few tasks at a time from their iterator: all of
+    them would not fit into memory. It raises WorkerLost if a process of this machine was killed, ClusterError if the cluster
+    fails; what a Dask worker was at when it went away is made by another one.
+    Raises ClusterError if the cluster cannot be reached within ten seconds, or has no worker.
     """
     if scheduler is None:
         most = cores()
@@ -49,14 +49,14 @@ def pool(
         yield functools.partial(_each_on_cluster, client=client), sum(threads.values())
 
 
-def _each_here(
-    function: Callable[[Any], Any], of: Callable[[Any], Any], items: Sequence[Any], workers: int
-) -> Iterator[Any]:
+def _each_here(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    workers = min(workers, len(items))
-    check_threads(6 + 3 * max(workers, 2))  # or joblib would wait for ever for a thread of its own that did not start
+    left = iter(tasks)
+    first = list(itertools.islice(left, workers))
+    workers = len(first)
+    check_threads(6 + 3 * max(workers, 2))  # or joblib would wait forever for a thread of its own that did not start
     with safe_path():
         # With n_jobs=1 joblib would stay in this process, which a broken video may kill: two processes, one of them busy.
         parallel = joblib.Parallel(
@@ -70,7 +70,7 @@ def _each_here(
         )
         try:
             with _ignoring_interrupts():
-                results = parallel(joblib.delayed(function)(of(item)) for item in items)
+                results = parallel(joblib.delayed(function)(task) for task in itertools.chain(first, left))
         except (BlockingIOError, RuntimeError) as error:  # as where `ulimit -u` is reached
             raise no_process(error) from error
         try:
@@ -90,13 +90,11 @@ def _ignoring_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _each_on_cluster(
-    function: Callable[[Any], Any], of: Callable[[Any], Any], items: Iterable[Any], client: Client
-) -> Iterator[Any]:
-    # Dask's own interface: joblib's waits for ever where one call ends several workers.
+def _each_on_cluster(function: Callable[[Any], Any], tasks: Iterable[Any], client: Client) -> Iterator[Any]:
+    # Dask's own interface: joblib's waits forever if one call ends several workers.
     from distributed import CancelledError, KilledWorker, as_completed
 
-    left = iter(items)
+    left = iter(tasks)
     futures: set[Future] = set()
     done = as_completed(loop=client.loop)
 
@@ -107,8 +105,8 @@ def _each_on_cluster(
         except OSError as error:  # told below, as what it is, and not as one of a call
             raise CancelledError(str(error)) from error
         missing = max(1, 2 * threads) - len(futures)
-        for item in itertools.islice(left, max(0, missing)):
-            future = client.submit(function, of(item), pure=False)
+        for task in itertools.islice(left, max(0, missing)):
+            future = client.submit(function, task, pure=False)
             futures.add(future)
             done.add(future)
 

@@ -13,33 +13,20 @@ import numpy as np
 from labelgen.config import Config
 from labelgen.labels.kind import Arrays, Field, Kind
 from labelgen.labels.sampling import crossed
+from labelgen.reading import fit
 from labelgen.shards.schema import fields
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _ELSEWHERE = re.compile(r"^/|^$|(^|/)\.\.(/|$)", re.MULTILINE)  # of texts that are joined by newlines
 _DATASET = re.compile(r"[\w-][\w.-]*")
 _VIDEOS = re.compile(r"[0-9]{1,12} [0-9a-f]{16}")
-# What readers ask of the configuration. More may be there, and less of what comes after the first line.
-_SETTINGS: dict[str, tuple[type, ...]] = {
-    **{"dataset": (str,), "height": (int,), "width": (int,), "crop": (int,), "clip_length": (int,), "paces": (list,)},
-    **{"clips": (int, type(None)), "rows": (int,), "order_clips": (int,), "allow_wrap": (bool,), "flow": (dict,)},
-    **{"wrap_any": (bool,)},
-    **{"fps": (int, float, type(None)), "jpeg_quality": (int,), "seed": (int,), "expected": (dict,)},
-    **{"split": (str,), "videos": (str,), "videos_per_shard": (int,), "labels": (dict,)},
+# What readers ask of the configuration. More may be there, and less of what has a question mark.
+_SETTINGS = {
+    **{"dataset": str, "height": int, "width": int, "crop": int, "clip_length": int, "paces": [str]},
+    **{"clips": int | None, "rows": int, "order_clips": int, "allow_wrap": bool, "flow": {"backend": str}},
+    **{"wrap_any?": bool, "fps?": float | None, "jpeg_quality?": int, "seed?": int, "expected?": {"*": int}},
+    **{"split?": str, "videos?": str, "videos_per_shard?": int, "labels?": dict},
 }
-_NEEDED = (
-    "dataset",
-    "height",
-    "width",
-    "crop",
-    "clip_length",
-    "paces",
-    "clips",
-    "rows",
-    "order_clips",
-    "allow_wrap",
-    "flow",
-)
 
 
 def escaped(text: str) -> str:
@@ -59,19 +46,11 @@ def check_texts(name: str, texts: Sequence[str], paths: bool = False) -> None:
 
 
 def check_settings(config: Mapping[str, Any]) -> tuple[Fraction, ...]:
-    """The paces of a configuration. Raises ValueError where a setting that readers ask for is absent or cannot be."""
-    if absent := [name for name in _NEEDED if name not in config]:
-        raise ValueError(f"its configuration is without {', '.join(absent)}")
-    for name, types in _SETTINGS.items():
-        if name in config and type(config[name]) not in types:
-            expected = " or ".join("none" if one is type(None) else one.__name__ for one in types)
-            raise ValueError(f"its configuration has {name} {config[name]!r:.100}, expected {expected}")
-    if not all(isinstance(pace, str) for pace in config["paces"]):
-        raise ValueError(f"its configuration has paces {config['paces']!r:.100}, expected texts")
-    if not isinstance(config["flow"].get("backend"), str):
-        raise ValueError("its configuration does not name the backend of the flow")
-    if not all(type(number) is int for number in config.get("expected", {}).values()):
-        raise ValueError(f"its configuration has expected {config['expected']!r:.100}, expected numbers")
+    """The paces of a configuration. Raises ValueError if a setting that readers ask for is absent or cannot be."""
+    try:
+        fit(config, _SETTINGS, "it")
+    except ValueError as error:
+        raise ValueError(f"its configuration is damaged: {error}") from error
     for name, pattern in (("dataset", _DATASET), ("videos", _VIDEOS)):
         if name in config and not pattern.fullmatch(config[name]):
             raise ValueError(f"its configuration has {name} {config[name]!r:.100}, expected {pattern.pattern}")

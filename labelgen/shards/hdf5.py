@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from labelgen.processes import environment
+from labelgen.processes import start
 from labelgen.shards.checks import escaped
 from labelgen.shards.header import Header
 from labelgen.shards.schema import attributes
@@ -42,7 +42,7 @@ class Viewer:
         self._end()
 
     def fault(self, path: str, header: Header) -> str | None:
-        """How the HDF5 structure of a file differs from its header, None where it does not."""
+        """How the HDF5 structure of a file differs from its header, None if it does not."""
         seen = self._seen(path)
         if "fault" in seen:
             return str(seen["fault"])
@@ -60,7 +60,11 @@ class Viewer:
         return f"has other attributes of {escaped(', '.join(groups)[:200])}" if groups else None
 
     def _seen(self, path: str) -> dict[str, Any]:
-        process = self._process = self._process or _start()
+        if self._process is None:
+            no_plugins = {"HDF5_PLUGIN_PRELOAD": "::"}  # no file may make HDF5 load a library
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            self._process = start(_answer, threads=1, variables=no_plugins, **pipes)
+        process = self._process
         assert process.stdin and process.stdout
         timer = threading.Timer(_SECONDS, process.kill)
         timer.start()
@@ -83,14 +87,6 @@ class Viewer:
             self._process.kill()
             self._process.communicate()
             self._process = None
-
-
-def _start() -> subprocess.Popen[bytes]:
-    variables = environment(threads=1) | {"HDF5_PLUGIN_PRELOAD": "::"}  # no file may have HDF5 load a library
-    command = [sys.executable, "-m", "labelgen.shards.hdf5"]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables
-    )
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +151,3 @@ def _members(group: Any) -> Iterator[str]:
         if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
             raise _Foreign("a link")
         yield name
-
-
-if __name__ == "__main__":
-    _answer()

@@ -16,15 +16,15 @@ import json
 import math
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from labelgen.errors import ShardError
+from labelgen.reading import Only, fit
 from labelgen.shards.checks import check_settings, check_texts
 from labelgen.shards.schema import SCHEMA_VERSION, config_hash
 
@@ -33,9 +33,13 @@ _SMALLEST, _LARGEST = 512, 1 << 20  # bytes of a header; HDF5 asks for 512 times
 _NAME = re.compile(r"\w{1,64}/\w{1,64}", re.ASCII)
 _TYPE = re.compile(r"\|S[1-9][0-9]{0,4}|\|[biu]1|<[iu][248]|<f[248]")  # what NumPy calls them
 _SHA256 = re.compile("[0-9a-f]{64}")
+_SHARED = {  # what the two lines of a header must hold, see `fit`
+    **{"config": dict, "config_hash": str, "kinds": {"*": int}, "versions": {"*": str}, "splits": [str]},
+    "crop_grid": [[int]],
+}
+_OWN = {"datasets": {"*": list}, "size": int, "sha256": Only(dict.fromkeys(("frames", "labels", "rest"), str))}
 _CALL_BYTES = 1 << 30  # one call reads 2 GiB at most, and macOS refuses more
 COPY_BYTES = 1 << 24  # files are copied and checked in pieces of this size
-_T = TypeVar("_T")
 
 
 class Stored(NamedTuple):
@@ -79,17 +83,8 @@ class Header:
     size: int
 
 
-def open_regular(path: str | os.PathLike[str]) -> int:
-    """A descriptor of a regular file; raises ValueError for a pipe or a device, at once."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ValueError("not a regular file")
-    return handle
-
-
 def read_exactly(handle: int, offset: int, size: int) -> bytes:
-    """Bytes of a file; raises ValueError where it ends before."""
+    """Bytes of a file; raises ValueError if it ends before."""
     found = os.pread(handle, min(size, _CALL_BYTES), offset)
     while len(found) < size:
         more = os.pread(handle, min(size - len(found), _CALL_BYTES), offset + len(found))
@@ -100,7 +95,7 @@ def read_exactly(handle: int, offset: int, size: int) -> bytes:
 
 
 def read_header(handle: int) -> Header:
-    """The header of an open file. Raises ValueError where the file is not a whole shard of this schema: what it says is
+    """The header of an open file. Raises ValueError if the file is not a whole shard of this schema: what it says is
     within the file, of known types and bounds, and free of control characters."""
     size = os.fstat(handle).st_size
     head = os.pread(handle, 8192, 0)
@@ -123,16 +118,19 @@ def read_header(handle: int) -> Header:
     if len(lines) != 3 or lines[2]:
         raise ValueError(f"its header has {len(lines)} lines after the first, expected two")
     shared, own = _shared(lines[0]), _parsed(lines[1])
-    if (declared := _get(own, "size", int)) != size:
-        raise ValueError(f"it has {size:,} bytes, {declared:,} were written")
-    stored = {name: _stored(name, where, length, size) for name, where in _get(own, "datasets", dict).items()}
-    return Header(length, shared, stored, _digests(_get(own, "sha256", dict)), size)
+    fit(own, _OWN, "it")
+    if own["size"] != size:
+        raise ValueError(f"it has {size:,} bytes, {own['size']:,} were written")
+    stored = {name: _stored(name, where, length, size) for name, where in own["datasets"].items()}
+    if not all(map(_SHA256.fullmatch, own["sha256"].values())):
+        raise ValueError(f"sha256 is {own['sha256']!r:.100}, expected hexadecimal digits")
+    return Header(length, shared, stored, own["sha256"], size)
 
 
 def header_bytes(
     at_least: int, shared: Mapping[str, Any], stored: Mapping[str, Stored], sha256: Mapping[str, str], size: int
 ) -> bytes:
-    """A header of at least so many bytes, see `Header`. Raises ShardError where it would be too long."""
+    """A header of at least so many bytes, see `Header`. Raises ShardError if it would be too long."""
     own = {"datasets": stored, "sha256": sha256, "size": size}
     text = "".join(json.dumps(part, sort_keys=True) + "\n" for part in (shared, own)).encode()
     length = max(_SMALLEST, at_least)
@@ -165,33 +163,23 @@ def digests(handle: int, length: int, jpeg: Stored, size: int) -> dict[str, str]
 def _shared(text: bytes) -> Shared:
     content = _parsed(text)
     _check_plain(content)
-    config = _get(content, "config", dict)
+    fit(content, _SHARED, "it")
+    config, splits, hashed = content["config"], content["splits"], content["config_hash"]
     paces = check_settings(config)
-    kinds, versions = _get(content, "kinds", dict), _get(content, "versions", dict)
-    if not all(isinstance(version, int) for version in kinds.values()):
-        raise ValueError(f"kinds are {kinds!r:.100}, expected a version of each")
-    if not all(isinstance(version, str) for version in versions.values()):
-        raise ValueError(f"versions are {versions!r:.100}, expected texts")
-    splits = _get(content, "splits", list)
-    if not all(isinstance(name, str) and name for name in splits) or len(set(splits)) < len(splits):
+    if not all(splits) or len(set(splits)) < len(splits):
         raise ValueError(f"splits are {splits!r:.100}, expected different names")
-    hashed = _get(content, "config_hash", str)
-    if (found := config_hash(config)) != hashed:  # by which shards are told to belong together
+    if (found := config_hash(config)) != hashed:  # which decides whether shards belong together
         raise ValueError(f"its configuration has the hash {found}, not {hashed}")
-    grid = _grid(_get(content, "crop_grid", list), config)
-    return Shared(config, hashed, kinds, grid, tuple(splits), versions, paces)
+    grid = _grid(content["crop_grid"], config)
+    return Shared(config, hashed, content["kinds"], grid, tuple(splits), content["versions"], paces)
 
 
-def _grid(corners: list[Any], config: Mapping[str, Any]) -> np.ndarray:
+def _grid(corners: list[list[int]], config: Mapping[str, Any]) -> np.ndarray:
     limits = config["height"] - config["crop"], config["width"] - config["crop"]
     if not 0 < len(corners) <= (limits[0] + 1) * (limits[1] + 1):
         raise ValueError(f"it has {len(corners):,} crops")
     for corner in corners:
-        if (
-            not isinstance(corner, list)
-            or [type(at) for at in corner] != [int, int]
-            or not all(0 <= at <= limit for at, limit in zip(corner, limits, strict=True))
-        ):
+        if len(corner) != 2 or not all(0 <= at <= limit for at, limit in zip(corner, limits, strict=True)):
             raise ValueError(f"a crop has its corner at {corner!r:.100}, expected y and x up to {limits}")
     grid = np.array(corners, np.int16)
     grid.flags.writeable = False  # many readers have it
@@ -212,12 +200,6 @@ def _stored(name: str, where: Any, length: int, size: int) -> Stored:
     if not length <= offset <= size - stored.nbytes:
         raise ValueError(f"{name} lies at {offset:,} with {stored.nbytes:,} bytes, outside of a file of {size:,} bytes")
     return stored
-
-
-def _digests(found: dict[str, Any]) -> dict[str, str]:
-    if found.keys() != {"frames", "labels", "rest"} or not all(_SHA256.fullmatch(str(text)) for text in found.values()):
-        raise ValueError(f"sha256 is {found!r:.100}, expected those of frames, labels and rest")
-    return found
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -252,10 +234,3 @@ def _check_plain(content: Any) -> None:
         level = below
     if level:
         raise ValueError("its header is nested too deeply")
-
-
-def _get(content: Mapping[str, Any], key: str, kind: type[_T]) -> _T:
-    value = content.get(key)
-    if type(value) is not kind:
-        raise ValueError(f"{key} is {value!r:.100}, expected {kind.__name__}" if key in content else f"without {key}")
-    return value

@@ -20,8 +20,9 @@ from labelgen.labels import kinds
 from labelgen.labels.kind import Field, Kind
 from labelgen.labels.order import order_permutations
 from labelgen.labels.pace import pace_frames
+from labelgen.reading import regular_handle
 from labelgen.shards.checks import check_texts, out_of_range
-from labelgen.shards.header import Header, Stored, digests, open_regular, read_exactly, read_header
+from labelgen.shards.header import Header, Stored, digests, read_exactly, read_header
 from labelgen.shards.jpeg import header_length
 from labelgen.shards.schema import fields, labels_sha256
 
@@ -54,7 +55,7 @@ def _mapped(path: str, size: int) -> np.ndarray | None:
 @contextlib.contextmanager
 def _opened(path: str, size: int) -> Iterator[int]:
     try:
-        handle = open_regular(path)
+        handle = regular_handle(path)
         try:
             if os.fstat(handle).st_size != size:
                 raise ValueError("another file than when it was opened")
@@ -119,7 +120,7 @@ class _Stored(np.lib.mixins.NDArrayOperatorsMixin):
         return getattr(ufunc, method)(*arrays, **options)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """A part, a copy. Raises ShardError where an id in it is out of range."""
+        """A part, a copy. Raises ShardError if an id in it is out of range."""
         first, *others = index if isinstance(index, tuple) else (index,)
         if isinstance(first, int | np.integer) and -len(self) <= first < len(self):  # no more than its row is read
             row = int(first) % len(self)
@@ -163,14 +164,14 @@ class ShardReader:
         self.arrays: dict[str, Any] = _Arrays(self.path)
         self._jpeg_header = b""  # of a frame that was decoded before
         try:
-            handle = open_regular(path)
+            handle = regular_handle(path)
             try:
                 self.header = read_header(handle)
                 self._read(handle, self.header)
             finally:
                 os.close(handle)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = getattr(error, "strerror", None) or error
             raise ShardError(f"{path}: not a readable shard ({reason}); {_AGAIN}") from error
 
     def _read(self, handle: int, header: Header) -> None:
@@ -320,7 +321,7 @@ class ShardReader:
     def now_sha256(self) -> dict[str, str]:
         """The digests of the file as it now is; they equal `sha256` unless it was damaged. The file is read once, and not
         through the map, whose pages would stay in this process."""
-        handle = open_regular(self.path)
+        handle = regular_handle(self.path)
         try:
             found = digests(handle, self.header.length, self.header.stored["frames/jpeg"], self.header.size)
         finally:

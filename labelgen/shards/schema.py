@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from labelgen.files import json_sha256
 from labelgen.labels import kinds
 from labelgen.labels.kind import Arrays, Field, Kind
 
@@ -83,8 +84,8 @@ def sizes(arrays: Arrays, config: Mapping[str, Any], crops: int, splits: int) ->
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that change with any value of `config`, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    """What tells shards of one configuration from those of others, see `json_sha256`."""
+    return json_sha256(config)
 
 
 def labels_sha256(arrays: Arrays) -> str:

@@ -24,7 +24,7 @@ def verify(
 
     progress: called with the shards read and those in all, before each
 
-    Raises ShardError where there is none.
+    Raises ShardError if there is none.
     """
     paths = shard_paths(folder)
     warn_without_maps(str(paths[0]))

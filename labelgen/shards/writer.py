@@ -49,7 +49,7 @@ def write(
     crop_grid: int16 [crops, 2], the y and x of each crop's corner.
     splits:    names of the official splits, one per column of videos/split.
 
-    Raises ShardError where what was written reads back differently, WriteError where the disk is full.
+    Raises ShardError if what was written reads back differently, WriteError if the disk is full.
     """
     kinds = kinds_in(arrays)
     shared = {
@@ -118,7 +118,7 @@ class _Disk(io.RawIOBase):
         self._error: OSError | None = None
 
     def check(self) -> None:
-        """Raises OSError where the system has refused something."""
+        """Raises OSError if the system has refused a call."""
         if self._error is not None:
             raise self._error
 

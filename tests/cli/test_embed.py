@@ -2,8 +2,6 @@
 
 import contextlib
 import csv
-import errno
-import functools
 import json
 import os
 import re
@@ -19,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from cli import videos as video_files
+import cli.embed as embedding
 from cli.main import main
-from labelgen.errors import WriteError
+from labelgen.decode import frames
 from labelgen.manifest import Video
+from labelgen.span import Span
 from tests.labelgen.synthetic import write_video
 from trainer import data
 from trainer.checkpoint import load
@@ -116,12 +115,12 @@ def test_frames_of_files_are_those_of_shards(here):
     shards = data.Shards("out")
     paths = dict(zip(shards.text("videos/id"), shards.videos.tolist(), strict=True))
     videos = [Video(name, here / "videos" / name, "", "", ()) for name in paths]
-    source = video_files.VideoFiles(here, videos, shards.config, 2, print)
-    with source.open(videos, here) as piece:
+    with embedding.VideoFiles(here, videos, shards.config, 2).open(videos, here) as piece:
         for reader, (shard, video) in zip(piece.frames.readers, paths.values(), strict=True):
             stored = shards.readers[shard]
             first, count = (int(stored.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
-            np.testing.assert_array_equal(reader.frames(range(count)), stored.frames(range(first, first + count)))
+            assert reader.kinds == [] and reader.n_clips == 0 and reader.arrays["videos/n_frames"] == [count]
+            assert all((reader.jpeg(frame) == stored.jpeg(first + frame)).all() for frame in range(count))
     assert not list(here.glob(".*.tmp"))
 
 
@@ -164,7 +163,7 @@ def test_the_part_of_the_split_is_in_the_table(here):
 
 
 def test_a_stopped_run_goes_on(here, monkeypatch):
-    monkeypatch.setattr(video_files, "PART_VIDEOS", 2)
+    monkeypatch.setattr(embedding, "PART_VIDEOS", 2)
     vssl("embed", "--videos", "videos", "--out", "whole.parquet")
     calls = []
 
@@ -227,19 +226,6 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
     few, few_arrow = peak(6)
     many, many_arrow = peak(24)
     assert many < 1.2 * few and many_arrow < 1.2 * few_arrow
-
-
-def kills(item, dead):
-    if item[0] == dead:
-        os._exit(9)
-    return item[0], "fine"
-
-
-def test_a_video_that_kills_its_process_takes_no_other_along(tmp_path):
-    said = []
-    source = video_files.VideoFiles(tmp_path, [], {}, 2, said.append)
-    outcomes = source._outcomes(functools.partial(kills, dead=1), list(enumerate("abc")))
-    assert outcomes == {0: "fine", 1: "its process ended with 9", 2: "fine"} and len(said) == 1
 
 
 def test_the_nearest_moments(here):
@@ -308,7 +294,7 @@ def test_overlapping_moments_and_those_of_one_video_are_limited(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [100, 9000])
-def test_search_equals_plain_loops_and_the_index_agrees(tmp_path, monkeypatch, rows):
+def test_search_equals_plain_loops(tmp_path, rows):
     rng = np.random.default_rng(0)
     vectors = rng.random((rows, 8), np.float32)
     table = planted(tmp_path / "t.parquet", vectors, [f"{row:05d}" for row in range(rows)])
@@ -316,13 +302,6 @@ def test_search_equals_plain_loops_and_the_index_agrees(tmp_path, monkeypatch, r
     cosine = [float(v @ query / np.linalg.norm(v) / np.linalg.norm(query)) for v in vectors.astype(np.float64)]
     expected = sorted(range(rows), key=lambda row: -cosine[row])[:10]
     assert [hit["row"] for hit in search.search(table, query)] == expected
-    pytest.importorskip("faiss")
-    monkeypatch.setattr(search, "EXACT_ROWS", 50)
-    said = []
-    found = [hit["row"] for _ in range(2) for hit in search.search(table, query, say=said.append)]
-    assert len(said) == 1 and Path(f"{table.path}.faiss").exists()
-    assert len(set(found) & set(expected)) >= 8  # an index is approximate
-    assert [hit["row"] for hit in search.search(table, query, exact=True)] == expected
 
 
 @pytest.mark.parametrize("method", ["kmeans", "hdbscan"])
@@ -452,11 +431,7 @@ def test_flat_videos_are_copies_if_they_have_one_colour(tmp_path):
 
 
 @pytest.mark.parametrize("per_video", [None, 1, 2])
-@pytest.mark.parametrize("indexed", [False, True])
-def test_search_goes_on_until_it_has_what_was_asked_for(tmp_path, monkeypatch, per_video, indexed):
-    if indexed:
-        pytest.importorskip("faiss")
-        monkeypatch.setattr(search, "EXACT_ROWS", 50)
+def test_search_goes_on_until_it_has_what_was_asked_for(tmp_path, per_video):
     rng = np.random.default_rng(0)
     vectors = np.vstack([[1, 0, 0, 0] + 1e-3 * rng.random((6000, 4)), rng.random((40, 4))]).astype(np.float32)
     names = ["near"] * 6000 + [f"{number:02d}" for number in range(40)]
@@ -472,8 +447,8 @@ def test_search_goes_on_until_it_has_what_was_asked_for(tmp_path, monkeypatch, p
             if not near and len(others) != per_video and not (own and names[row] == "near"):
                 others.append(row)
                 expected.append(row)
-        found = search.search(table, query, 30, per_video, own, say=print)
-        assert [hit["row"] for hit in found] == expected[:30] or (indexed and len(found) == 30)
+        found = search.search(table, query, 30, per_video, own)
+        assert [hit["row"] for hit in found] == expected[:30]
 
 
 def test_similarities_stand_beside_those_of_random_pairs(tmp_path):
@@ -585,12 +560,9 @@ def test_seconds_are_those_of_the_frames(here):
             np.testing.assert_allclose(moments, [(0, 0.64), (0.32, 4.64), (0.64, 8.64)], atol=1e-3)
     np.testing.assert_allclose(columns("whole.parquet")[1]["end"], 8.64, atol=1e-3)
     for begin, end, expected in ((0.1, 0.2, 3), (0.64, 1.64, 2), (2, 3, 3), (8.2, 8.3, 1), (8.5, 20, 1), (0, 0.01, 1)):
-        source = video_files.VideoFiles(here, [], {"height": 48, "width": 64}, 1, print, (begin, end))
-        _, kept = video_files._store(
-            (0, Video("", here / "mine/late.mkv", "", "", ())), str(here), source.config, (begin, end)
-        )
-        assert len(kept.offset) - 1 == expected, (begin, end)
-        assert kept.bounds[0] <= begin + 1e-3 and kept.bounds[-1] >= min(end, 8.64) - 1e-3
+        part = Span(frames(here / "mine/late.mkv"), begin, end)
+        seen = [part.time for _ in part]
+        assert len(seen) == expected and seen[0] <= begin + 1e-3 and seen[-1] < end, (begin, end)
     told = vssl("search", "mine/vfr.mkv", "--from", 4, "--to", 20, "--in", "whole.parquet")
     assert "4 to 8.6 s" in told and "late.mkv" in told
     assert "it has 32 and ends at 8.6 s" in vssl("search", "mine/vfr.mkv", "--from", 9, "--in", "whole.parquet", code=1)
@@ -628,17 +600,6 @@ def test_names_that_are_no_utf_8(here):
         vssl("search", here / odd, "--in", "here.parquet", "--checkpoint", "run")
 
 
-def test_a_full_disk_is_told_with_the_file(here, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(video_files, "encode_frame", full)
-    video = Video("a", here / "videos/near/a.mp4", "", "", ())
-    config = {"height": 40, "width": 48} | {"fps": None, "jpeg_quality": 90, "region": None, "max_pixels": 1 << 20}
-    with pytest.raises(WriteError, match=f"{here}/0.jpegs: cannot be written .No space left on device"):
-        video_files._store((0, video), str(here), config, (0.0, None))
-
-
 def test_cells_and_names_of_sheets(here):
     (here / "mine").mkdir()
     names = ["=1+1.mp4", "@a.mp4", "x" * 251, "-b.mp4", "+c.mp4"]
@@ -654,5 +615,5 @@ def test_cells_and_names_of_sheets(here):
     vssl("map", "--color", "clusters/clusters.csv", "--column", "group")
     assert ">none<" not in Path("map.html").read_text()
     vssl("labelgen", "--dataset", "folder", "--root", "mine", "--out", "long", *SIZE)
-    vssl("show", "labels", "--shards", "long", "--video", ".mp4")
+    vssl("show", "labels", "--shards", "long", "--video", "x.mp4")
     assert len(list(Path("sheets").glob("*.png"))) == 5 and not list(Path("sheets").glob(".*"))

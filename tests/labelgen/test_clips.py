@@ -118,7 +118,7 @@ def test_flow_of_stored_frames_is_clipped(monkeypatch):
     monkeypatch.setattr(
         "labelgen.labels.clip.flow", lambda first, second, backend: np.full((16, 16, 2), 30, np.float32)
     )
-    made = clip_of_frames(np.zeros((8, 16, 16, 3), np.uint8), {"flow": {"backend": "tvl1"}})
+    made = clip_of_frames(np.zeros((8, 16, 16, 3), np.uint8), "tvl1")
     assert len(made.flows) == 7 and (np.stack(made.flows) == MAX_FLOW).all() and made.boundaries.shape == (7, 4, 16, 16)
 
 

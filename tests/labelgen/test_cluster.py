@@ -80,19 +80,10 @@ def test_a_cluster_writes_the_same_bytes_wherever_the_command_runs(folder, local
     }
 
 
-@pytest.mark.parametrize(
-    "action, reason",
-    [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed its process (signal 11)"),
-        ("time.sleep(1000)", "no frame for 4 s"),
-    ],
-)
-def test_a_video_that_kills_or_hangs_the_process_of_its_shard_is_the_only_one_lost(
-    folder, local, tmp_path, monkeypatch, action, reason
-):
+def test_a_video_that_hangs_the_process_of_its_shard_is_the_only_one_lost(folder, local, tmp_path, monkeypatch):
     """What a Dask worker does, without a cluster."""
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SABOTAGE.format(action=action))
+    (tmp_path / "site" / "sitecustomize.py").write_text(SABOTAGE.format(action="time.sleep(1000)"))
     monkeypatch.syspath_prepend(tmp_path / "site")  # of the processes to be started
     data, shard = load("folder", folder), ShardReader(local[0] / "videos" / "00000.h5")
     (tmp_path / ".lock").touch()
@@ -101,7 +92,7 @@ def test_a_video_that_kills_or_hangs_the_process_of_its_shard_is_the_only_one_lo
     assert label_shard_on_cluster(task)[0] == str(path)
     found = ShardReader(path)
     assert found.arrays["videos/id"] == ("right/0.mp4",) and (found.jpeg(69) == shard.jpeg(69)).all()
-    assert found.arrays["failures/id"] == ("right/1.mp4",) and found.arrays["failures/reason"] == (reason,)
+    assert found.arrays["failures/id"] == ("right/1.mp4",) and found.arrays["failures/reason"] == ("no frame for 4 s",)
 
 
 def test_workers_that_do_not_see_the_files_are_told(folder, cluster, tmp_path):
@@ -171,7 +162,7 @@ def test_a_machine_that_stands_still_while_dask_starts_its_thread_loses_no_run(c
 
     monkeypatch.setattr(distributed.utils.LoopRunner, "start", late)
     with pool(1, cluster.scheduler_address, print) as (each, _):
-        assert list(each(str, str, [7])) == ["7"]
+        assert list(each(str, [7])) == ["7"]
     assert len(waited) == 2
 
 
@@ -184,7 +175,7 @@ def test_calls_wait_here_until_a_thread_is_free_and_a_worker_that_joins_late_get
             yield asked[-1]
 
     with pool(1, cluster.scheduler_address, print) as (each, _):
-        for done, (pid, _) in enumerate(each(_slow_pid, str, items())):
+        for done, (pid, _) in enumerate(each(_slow_pid, map(str, items()))):
             workers.add(pid)
             assert len(asked) - done <= 2 * 3 + 1
             if done == 2:
@@ -268,7 +259,7 @@ def test_a_cluster_behind_tls_is_reached_with_dasks_own_settings_and_not_without
         )
         dotted = {f"distributed.comm.tls.{name}": value for name, value in _flat(tls["distributed"]["comm"]["tls"])}
         with dask.config.set(dotted), pool(1, closed.scheduler_address, print) as (each, _):
-            assert list(each(str, str, [7])) == ["7"]
+            assert list(each(str, [7])) == ["7"]
 
 
 def _flat(settings, prefix=""):

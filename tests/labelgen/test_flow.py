@@ -1,5 +1,6 @@
 """TV-L1 against a plain NumPy version of itself, made-up and measured true flows, and the door of `flow`."""
 
+import doctest
 import hashlib
 import subprocess
 import sys
@@ -11,11 +12,21 @@ import numpy as np
 import pytest
 
 from benchmarks.flow import PAIRS, end_point_error, read_pair, shrink_pair
+from labelgen import flow as flow_package
 from labelgen.errors import ConfigError
-from labelgen.flow import BACKENDS, flow, tvl1
+from labelgen.flow import BACKENDS, flow, opencv, tv_l1, tvl1
 from labelgen.flow.opencv import opencv_tvl1
+from labelgen.labels import boundaries
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_the_examples_run():
+    for module in (flow_package, tv_l1, opencv, boundaries):
+        found = doctest.testmod(module)
+        assert found.attempted and not found.failed, module.__name__
+
+
 MIDDLEBURY = ROOT.parent / "shared/data/flow"
 
 

@@ -187,7 +187,7 @@ def test_missing_data_set(folder, key):
 @pytest.mark.parametrize("key", ["crop_grid", "config", "versions"])
 def test_missing_attribute(folder, key):
     forge(folder / "00001.h5", lambda shared, own: shared.pop(key))
-    assert problems(folder) == [f"00001.h5: not a readable shard (without {key}); delete it and run labelgen again"]
+    assert problems(folder) == [f"00001.h5: not a readable shard (it has no {key}); delete it and run labelgen again"]
 
 
 @pytest.mark.parametrize(("key", "shape"), [("pace/start", [2, 3]), ("statistics/appearance", [4, 2, 2, 13])])

@@ -43,8 +43,8 @@ def folder(tmp_path):
 def here(monkeypatch):
     """Shards are made in this process, in the order of their numbers: what was changed here is changed there."""
 
-    def each(function, of, items):
-        return (function(of(item)) for item in sorted(items))
+    def each(function, tasks):
+        return map(function, sorted(tasks, key=lambda task: task.path))
 
     @contextlib.contextmanager
     def pool(*_):
@@ -262,7 +262,7 @@ def test_a_system_that_starts_no_process_is_told(folder, tmp_path, monkeypatch):
     def refused(*_, **__):
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr("labelgen.run.process.subprocess.run", refused)
+    monkeypatch.setattr("labelgen.processes.subprocess.Popen", refused)
     made = label_shard(task(folder, tmp_path / "00000.h5", isolated=True))
     assert "no process or thread can be started (Resource temporarily unavailable); check `ulimit -u`" in made.fault
 

@@ -362,7 +362,7 @@ def test_a_manifest_like_another(tmp_path):
     assert (video.label, video.group, video.split) == ("dance", "ab", (TRAIN,))  # holds for each layout
     for text, message in (
         ("like: nobody", "like in manifest.*'nobody'"),
-        ("like: kinetics400\nlabel: 1", "wrong type"),
+        ("like: kinetics400\nlabel: 1", "label is 1, expected a mapping"),
     ):
         write(mine, "name: mine", text)
         with pytest.raises(ManifestError, match=message):
@@ -375,9 +375,9 @@ def test_a_manifest_like_another(tmp_path):
         ("layouts: [{lists: a}]", "layout 1 of .*expected a name"),
         ("layouts: [{name: a, source: b}]", "unknown key"),
         ("layouts: [{name: a, label: {column: b}}]", "expected a csv section"),
-        ("layouts: []", "a list with at least one entry"),
+        ("layouts: []", "layouts is .., expected at least one entry"),
         ("label: {number: true}", "lists in splits"),
-        ("label: {number: 1}", "expected true or false, not int"),
+        ("label: {number: 1}", "label, number is 1, expected true or false"),
         ("label: {number: true, folder: 1}\nsplits: {lists: {train: a}}", "nothing beside it"),
         ("splits: {folder: 1, by_name: true}", "lists beside optional or by_name"),
         ("csv: {files: [a], video: b, may_lack: '('}", "bad regular expression for csv, may_lack"),

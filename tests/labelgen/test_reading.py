@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from labelgen.errors import ReadError
-from labelgen.reading import fit, load_json, load_yaml, open_regular, parse_json, parse_yaml, read_bytes, read_text
+from labelgen.reading import (
+    Only,
+    fit,
+    load_json,
+    load_yaml,
+    open_regular,
+    parse_json,
+    parse_yaml,
+    read_bytes,
+    read_text,
+)
 
 
 @pytest.mark.parametrize("kind", ["a named pipe", "a device", "a folder"])
@@ -27,7 +37,7 @@ def test_size_and_text(tmp_path):
     assert read_bytes(path, 10) == b"\xff" * 10
     with pytest.raises(ReadError, match="a: more than 9 bytes"):
         read_bytes(path, 9)
-    with pytest.raises(ReadError, match="a: no text in UTF-8"):
+    with pytest.raises(ReadError, match="a: not valid UTF-8"):
         read_text(path)
     for name in (tmp_path / "none", "a\0b"):
         with pytest.raises(ReadError):
@@ -46,14 +56,14 @@ NINES = [f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else 'x'] * 9)}]\n" for i 
         ("".join(NINES), "too many values"),
         ("".join(NINES).replace("[", "{<<: [").replace("]", "]}").replace("x", "{y: 1}"), "too many values"),
         ("a: &a [*a]", "a value holds itself"),
-        ("a: " + "9" * 5000, "a number of 5,000 letters"),
-        ("a: 1" + ":1" * 5000, "a number of 10,001 letters"),
-        ("a: " + "b" * 20_000, "a text of 20,000 letters"),
+        ("a: " + "9" * 5000, "a number of 5,000 characters"),
+        ("a: 1" + ":1" * 5000, "a number of 10,001 characters"),
+        ("a: " + "b" * 20_000, "a text of 20,000 characters"),
         ("a: 2001-99-99", "month must be in 1..12"),
         ('a: "\\0"', "a text that holds NUL"),
-        ('a: "\\ud800"', "half a letter"),
-        ('a: "\\U99999999"', "no YAML"),
-        ("!!int ''", "no YAML"),
+        ('a: "\\ud800"', "unpaired surrogate"),
+        ('a: "\\U99999999"', "invalid YAML"),
+        ("!!int ''", "invalid YAML"),
         ("seeds: [0]\nclips: 2\nseeds: [1]", "line 3: the key 'seeds' is given twice, first in line 1; expected once"),
         ("rows:\n  a: {lr: 1}\n  'a': {lr: 2}", "line 3: the key 'a' is given twice, first in line 2"),
         ("- {a: [{b: 1, c: 2, b: 3}]}", "line 1: the key 'b' is given twice"),
@@ -88,13 +98,13 @@ def test_aliases_count_as_often_as_they_stand():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("[" * 100_000, "no JSON"),
+        ("[" * 100_000, "invalid JSON"),
         ("[" * 41 + "]" * 41, "deeper than 40"),
         ("9" * 41, "a number of 41 digits"),
         ('{"a": ["\\ud800"]}', "surrogates not allowed"),
         ('{"\\uDC01": 1}', "surrogates not allowed"),
         ("[" + "1," * 4_000_001 + "1]", "more than 4,000,000 values"),
-        ("{", "no JSON"),
+        ("{", "invalid JSON"),
     ],
 )
 def test_json_bombs_are_refused(text, message):
@@ -104,17 +114,20 @@ def test_json_bombs_are_refused(text, message):
     assert parse_json(json.dumps({"a": [1.5, None]}), "") == {"a": [1.5, None]} and time.monotonic() - begin < 60
 
 
-FORM = {"a": int, "b?": [str | None], "c?": {"*": {"d": float}}}
+FORM = {"a": int, "b?": [str | None], "c?": {"*": {"d": float}}, "e?": Only({"f?": [int, ...], "g?": bool})}
 
 
 @pytest.mark.parametrize(
     "value, message",
     [
         ([], "it is"),
-        ({}, "no a"),
-        ({"a": "1"}, "a is '1'"),
+        ({}, "it has no a"),
+        ({"a": "1"}, "a is '1', expected a whole number"),
+        ({"a": True}, "a is True, expected a whole number"),
         ({"a": 2**63}, "smaller than 2.63"),
-        ({"a": 1, "b": ["x", 1]}, "b is 1"),
+        ({"a": 1, "b": ["x", 1]}, "b is 1, expected text or nothing"),
+        ({"a": 1, "e": {"f": []}}, "e, f is .., expected at least one entry"),
+        ({"a": 1, "e": {"h": 1}}, "e has the unknown key 'h', expected f or g"),
         ({"a": 1, "c": {"x": {"d": float("nan")}}}, "d is nan"),
         ({"a": 1, "c": {1: {"d": 1.0}}}, "a name is 1"),
     ],
@@ -125,4 +138,4 @@ def test_a_form_says_what_does_not_fit(value, message):
 
 
 def test_a_form_leaves_other_keys_alone():
-    fit({"a": 1, "b": ["x", None], "c": {"y": {"d": 0.5}}, "z": object()}, FORM, "it")
+    fit({"a": 1, "b": ["x", None], "c": {"y": {"d": 1}}, "e": {"f": [1], "g": True}, "z": object()}, FORM, "it")

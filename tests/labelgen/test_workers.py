@@ -20,7 +20,7 @@ def work(_):
     time.sleep(1000)
 
 with pool(2, None, print) as (each, _):
-    list(each(work, int, [0, 1]))
+    list(each(work, [0, 1]))
 """
 
 

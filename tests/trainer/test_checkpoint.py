@@ -154,10 +154,10 @@ def test_a_checkpoint_may_lack_a_setting_that_changes_nothing_computed(run, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda meta, weights: meta.pop("samples"), r"its metadata are damaged \(no samples\)"),
+        (lambda meta, weights: meta.pop("samples"), r"its metadata are damaged \(it has no samples\)"),
         (lambda meta, weights: meta["settings"].update(speed=2), "speed missing or unknown"),
         (lambda meta, weights: meta["settings"].pop("width"), "width missing or unknown"),
-        (lambda meta, weights: meta["config"].pop("crop"), r"its metadata are damaged \(no crop\)"),
+        (lambda meta, weights: meta["config"].pop("crop"), r"its metadata are damaged \(config has no crop\)"),
         (lambda meta, weights: meta["settings"].update(method="chess"), "unknown method 'chess', expected one of"),
         (
             lambda meta, weights: meta["settings"].update(width=0.1),
@@ -203,10 +203,10 @@ def test_a_head_that_does_not_fit_cannot_be_resumed(run, demo):
         (lambda meta: meta["settings"].update(width=1e15), "width is 1000000000000000.0, expected 0.01 to 16"),
         (lambda meta: meta["settings"].update(epochs=None, lr="fast"), "lr is 'fast', a str, expected a float"),
         (lambda meta: meta["settings"]["options"].update(pace=[]), r"options of a method are \[\], expected a mapping"),
-        (lambda meta: meta.update(step="1"), r"its metadata are damaged \(step is '1'\)"),
+        (lambda meta: meta.update(step="1"), r"its metadata are damaged \(step is '1', expected a whole number\)"),
         (lambda meta: meta.update(step=-1), r"\(step -1 of 1\)"),
-        (lambda meta: meta.update(classes=[1]), r"\(classes is 1\)"),
-        (lambda meta: meta.update(initial={"file": 1}), r"\(file is 1\)"),
+        (lambda meta: meta.update(classes=[1]), r"\(classes is 1, expected text\)"),
+        (lambda meta: meta.update(initial={"file": 1}), r"\(initial, file is 1, expected text\)"),
         (lambda meta: meta["config"].update(height=10**9), "none that labelgen makes"),
         (lambda meta: meta.update(environment=json.loads("[" * 60 + "]" * 60)), "nest deeper than 40 levels"),
     ],
@@ -231,7 +231,7 @@ def test_headers_are_read_within_bounds(tmp_path):
     file = tmp_path / "a.safetensors"
     for header, message in (
         ((1 << 40).to_bytes(8, "little"), "a header of 1,099,511,627,776 bytes"),
-        (b"\x05\0\0\0\0\0\0\0[[[[[", "no JSON"),
+        (b"\x05\0\0\0\0\0\0\0[[[[[", "invalid JSON"),
         (b"\x13\0\0\0\0\0\0\0" + b'{"x":{"dtype":"Q"}}', "'x' is of type 'Q'"),
     ):
         file.write_bytes(header)

@@ -206,7 +206,7 @@ def test_a_file_of_weights_is_no_run_to_go_on_with(unbroken, demo, here):
     [
         ("log.csv", b"two,0,0.1\n", "could not convert string to float: 'two'"),
         ("log.csv", b"1,0\n", "a row has not as many numbers as the first line has names"),
-        ("log.csv", b"\xff\x00\xfe\n", "no text in UTF-8"),
+        ("log.csv", b"\xff\x00\xfe\n", "not valid UTF-8"),
         ("holdout.csv", b"1,x,0,0\n", "could not convert string to float: 'x'"),
     ],
 )

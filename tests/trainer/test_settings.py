@@ -170,7 +170,7 @@ def test_unknown_recipes_and_files(tmp_path):
     with pytest.raises(TrainerError, match="no recipe 'pacy'; there are: .*; or name a .yaml file"):
         recipe("pacy")
     (tmp_path / "x.yaml").write_text("a: [")
-    with pytest.raises(TrainerError, match="no YAML that can be read"):
+    with pytest.raises(TrainerError, match="invalid YAML"):
         recipe(str(tmp_path / "x.yaml"))
     (tmp_path / "x.yaml").write_text("speed: 1")
     with pytest.raises(TrainerError, match="expected the keys about, settings and, if any, shards"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from labelgen.files import locked
-from labelgen.shards import NONE, PARTS, open_shards
+from labelgen.files import json_sha256, locked
+from labelgen.shards import NONE, PARTS, ShardReader, open_shards
 from labelgen.texts import path_text
 from labelgen.times import frame_bounds
 from trainer import data
@@ -54,10 +53,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Readers:
-    """Frames as data.VideoViews takes them: readers with the arrays "videos/n_frames" and "videos/first_frame" and with
-    `frames`, and the configuration of what they hold."""
+    """Shards as data.VideoViews takes them, and the configuration of their frames."""
 
-    readers: Sequence
+    readers: Sequence[ShardReader]
     config: dict
 
     @property
@@ -120,23 +118,29 @@ class ShardVideos:
 
     @contextmanager
     def open(self, part, scratch: Path) -> Iterator[Piece]:
-        names = ("id", "path", "label", "width", "height")
-        columns = [part.arrays[f"videos/{name}"] for name in names]
-        splits = map(split_part, part.arrays["videos/split"])
-        fields = [
+        yield piece_of([part], self.config)
+
+
+def piece_of(shards: Sequence[ShardReader], config: dict) -> Piece:
+    """All videos of some shards, whose frames are as the configuration says."""
+    names = ("id", "path", "label", "width", "height")
+    videos, fields, failures, bounds = [], [], [], []
+    for number, shard in enumerate(shards):
+        arrays = shard.arrays
+        videos += [(number, video) for video in range(shard.n_videos)]
+        columns = [arrays[f"videos/{name}"] for name in names]
+        splits = map(split_part, arrays["videos/split"])
+        fields += [
             {**dict(zip(names, values, strict=True)), "split": split}
             for *values, split in zip(*columns, splits, strict=True)
         ]
-        failed = zip(*(part.arrays[f"failures/{name}"] for name in ("id", "path", "reason")), strict=True)
-        failures = [
-            {"id": id, "path": path, "reason": reason, "kept": id in part.arrays["videos/id"]}
-            for id, path, reason in failed
+        failed = zip(*(arrays[f"failures/{name}"] for name in ("id", "path", "reason")), strict=True)
+        failures += [
+            {"id": id, "path": path, "reason": reason, "kept": id in arrays["videos/id"]} for id, path, reason in failed
         ]
-        videos = np.stack([np.zeros(part.n_videos, np.int64), np.arange(part.n_videos)], 1)
-        first, fps = part.arrays["videos/first_frame"], part.arrays["videos/fps"]
-        times = np.split(part.arrays["frames/time"], first[1:])
-        bounds = [frame_bounds(*own) for own in zip(times, fps, strict=True)] if len(fields) else []
-        yield Piece(Readers([part], self.config), videos, fields, failures, bounds)
+        times = np.split(arrays["frames/time"], arrays["videos/first_frame"][1:]) if shard.n_videos else []
+        bounds += [frame_bounds(*own) for own in zip(times, arrays["videos/fps"], strict=True)]
+    return Piece(Readers(shards, config), np.array(videos, np.int64).reshape(-1, 2), fields, failures, bounds)
 
 
 class Extractor:
@@ -238,11 +242,11 @@ def embed(
     """Write the table of features of all videos of the source; a table that is there with just these rows is kept.
 
     Finished parts lie in `OUT.parts/` until the table is whole; the same call goes on from them.
-    `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError where
+    `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError if
     another table is there, or another process is writing it.
     """
-    keys = [_hash([extract.settings, source.stamp(part)]) for part in source.parts]
-    key = _hash(keys)
+    keys = [json_sha256([extract.settings, source.stamp(part)]) for part in source.parts]
+    key = json_sha256(keys)
     if out.exists():
         if (found := Table(out)).about.get("key") == key:
             say(f"{out}: is there already, of these videos, this network and these settings")
@@ -275,10 +279,6 @@ def embed(
         join(out, about | {"videos": source.count, "failures": failures}, extract.width, paths)
         shutil.rmtree(folder)
     return Table(out)
-
-
-def _hash(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _difference(about: dict, settings: dict) -> str:

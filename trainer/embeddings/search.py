@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from labelgen.files import replacing
 from trainer.embeddings.table import Table, unit
 
-EXACT_ROWS = 1_000_000  # from which on an index is used, where faiss is installed
 _CANDIDATES = 2000  # rows among which moments are sought first
 _SHOWN = ("id", "path", "label", "start", "end")
 _SAMPLE, _PLACES = 1000, 16  # rows of random pairs, and of how many places of a table they are, at most
@@ -25,25 +21,18 @@ def search(
     count: int = 10,
     per_video: int | None = None,
     own: tuple[str, float, float] | None = None,
-    exact: bool = False,
-    say: Callable[[str], None] = lambda text: None,
 ) -> list[dict]:
     """The `count` rows most similar to a query (float32 [d]), best first: columns of the table and "similarity"; and "above", the
     share of random pairs of rows of different videos that are less similar, None where there is one video alone.
 
     Of rows of one video that overlap in time the best one counts, and at most `per_video` of it. own: path, start and end
-    of the query, whose own moments are left out. Every row is compared; of a file of more than EXACT_ROWS rows, unless
-    `exact`, those that an index of faiss proposes, which is kept beside it.
+    of the query, whose own moments are left out. Every row is compared; equal ones come in the order of the table.
     """
     query = unit(query[None].astype(np.float64))[0]
-    wanted = max(_CANDIDATES, 20 * count)
-    while True:
-        rows, similarity = _nearest(table, query, wanted, exact, say)
-        found = _apart(table, rows, similarity, count, per_video, own)
-        if len(found) == count or len(rows) == table.rows:
-            break
-        exact = len(rows) < min(wanted, table.rows)  # more the indices do not propose
-        wanted *= 8
+    cosines = [unit(vectors.astype(np.float64)) @ query for part in table.parts for (vectors,) in part.blocks("vector")]
+    similarity = np.concatenate([*cosines, np.empty(0)])
+    rows = np.argsort(-similarity, kind="stable")
+    found = _apart(table, rows, similarity[rows], count, per_video, own)
     by_chance = _random_pairs(table)
     pictures = table.take([hit["row"] for hit in found], ("thumbnail",))
     return [
@@ -109,59 +98,3 @@ def _random_pairs(table: Table) -> np.ndarray:
 def _share_below(by_chance: np.ndarray, hit: dict) -> float | None:
     below = np.searchsorted(by_chance, hit["similarity"] - _ROUNDING)
     return float(below / len(by_chance)) if len(by_chance) else None
-
-
-def _nearest(table: Table, query: np.ndarray, wanted: int, exact: bool, say: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers and similarities of rows, the best first, equal ones in the order of the table: of all rows, or at least `wanted`
-    of each file that has an index, as long as that proposes so many."""
-    rows, best, begin = [], [], 0
-    for part in table.parts:
-        near = _indexed if part.rows > EXACT_ROWS and not exact else _compared
-        of_part, values = near(part, query, wanted, say)
-        rows.append(begin + of_part)
-        best.append(values)
-        begin += part.rows
-    similarity = np.concatenate(best)
-    order = np.argsort(-similarity, kind="stable")
-    return np.concatenate(rows)[order], similarity[order]
-
-
-def _compared(table: Table, query: np.ndarray, wanted: int, say: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """All rows in their order, and their similarities, computed block by block."""
-    cosines = [unit(vectors.astype(np.float64)) @ query for (vectors,) in table.blocks("vector")]
-    return np.arange(table.rows), np.concatenate([*cosines, np.empty(0)])
-
-
-def _indexed(table: Table, query: np.ndarray, wanted: int, say: Callable) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        import faiss
-    except ImportError:
-        say(f"{table.rows:,} rows are compared one by one; an index is faster: pip install faiss-cpu")
-        return _compared(table, query, wanted, say)
-    path = Path(f"{table.path}.faiss")
-    if path.exists() and path.stat().st_mtime >= table.path.stat().st_mtime:
-        index = faiss.read_index(str(path))
-    else:
-        say(f"building an index of {table.rows:,} rows, {path}")
-        index = _built(faiss, table)
-        with replacing(path, RuntimeError) as temporary:
-            faiss.write_index(index, str(temporary))
-    parameters = faiss.SearchParametersIVF()
-    parameters.nprobe = max(8, _lists(table) // 16)
-    best, rows = index.search(query[None].astype(np.float32), min(wanted, table.rows), params=parameters)
-    return rows[0][rows[0] >= 0], best[0][rows[0] >= 0]
-
-
-def _lists(table: Table) -> int:
-    return max(1, int(np.sqrt(table.rows)))
-
-
-def _built(faiss, table: Table):
-    """Inverted lists of vectors of length 1, learnt from up to 64 of them per list."""
-    lists = _lists(table)
-    keep = max(1, table.rows // (64 * lists))
-    index = faiss.index_factory(table.width, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
-    index.train(np.concatenate([unit(vectors[::keep]) for (vectors,) in table.blocks("vector")]))
-    for (vectors,) in table.blocks("vector"):
-        index.add(unit(vectors))
-    return index

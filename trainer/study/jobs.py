@@ -7,14 +7,10 @@ import csv
 import functools
 import hashlib
 import json
-import os
-import pickle
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +20,7 @@ from pathlib import Path
 from labelgen.cluster import connected
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import write_json, write_text
-from labelgen.processes import cores, environment
+from labelgen.processes import cores, ending, finished
 from labelgen.reading import fit, load_json, read_text
 from trainer.errors import TrainerError
 from trainer.settings import Settings, resolve
@@ -158,28 +154,18 @@ def _in_process(job: Job, root: Path, threads: int, functions: dict[str, Callabl
     answer.unlink(missing_ok=True)
     job = replace(job, how=job.how | {"device": device.name})
     own = {"CUDA_VISIBLE_DEVICES": device.alone} if device.alone else {}
-    command = [sys.executable, "-c", f"from trainer.study.jobs import child; child({os.getpid()})"]
     with open(log, "ab") as file:
-        done = subprocess.run(
-            command,
-            input=pickle.dumps((job, root, functions)),
-            env=environment(threads) | own,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    if done.returncode == 0:
+        status, _ = finished(_child, job, root, functions, threads=threads, variables=own, stdout=file, stderr=file)
+    if status == 0:
         return ""
     if answer.exists():
         return answer.read_text(encoding="utf-8")
-    how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
     lines = log.read_text(errors="replace").strip().splitlines()
-    return f"its process ended with {how}: {lines[-1] if lines else 'it said nothing'}; see {log}"
+    return f"{ending(status)}: {lines[-1] if lines else 'it said nothing'}; see {log}"
 
 
-def child(parent: int) -> None:
-    """The other side of `execute`; ends with its parent."""
-    job, root, functions = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+def _child(job: Job, root: Path, functions: dict[str, Callable]) -> None:
+    """The other side of `execute`."""
     try:
         work(job, root, functions)
     except VsslError as error:
@@ -197,12 +183,6 @@ def work(job: Job, root: Path, functions: dict[str, Callable]) -> None:
         path = Store(root).run(id) / "done.json" if job.kind == "train" else root / "results" / f"{id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"seconds": round(seconds, 2)} | told | content)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
 
 
 def _train(job: Job, store: Store, functions: dict) -> dict[str, dict]:
