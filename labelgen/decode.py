@@ -18,7 +18,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from labelgen.config import MAX_PIXELS
 from labelgen.errors import DecodeError, ReadError
-from labelgen.media import DAMAGED, LOSS, Decoded, Turn, choose, cropping, opened, orientation, reason
+from labelgen.media import DAMAGED, LOSS, Decoded, Turn, choose, cropping, on_samples, opened, orientation, reason
 
 VERSION = 3  # counts up with every change that may change a pixel of a frame
 MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
@@ -160,6 +160,8 @@ class FrameStream(Iterator[np.ndarray]):
             self._upside = "its display matrix is none of the eight orientations: frames as stored"
         left, right, top, bottom = self._part(frame, turn)
         if (right - left, bottom - top) != (frame.width, frame.height):
+            if not on_samples(frame.format, (left, right), (top, bottom)):
+                frame = self._reformatter.reformat(frame, format="rgb24", interpolation=_RESIZE, threads=1)
             frame = self._cropper(frame, left, top, right - left, bottom - top)
         height, width = self._height, self._width
         if turn.exchanged:
@@ -275,7 +277,8 @@ class _Times:
                 before, behind = behind, self.last + each - time
                 time = self.last + each
             else:
-                if 0 < behind - before < 1 and time + before >= self.last and time + behind > self.last + 1.5 * each:
+                late = 0 < behind - before < 1 and time + behind > self.last + 1.5 * each
+                if late and time + before >= self.last:
                     behind = before  # a frame was out of order, and no new time line began
                 time += behind
                 step = time - self.last
@@ -285,7 +288,8 @@ class _Times:
         plausible = [rate for rate in self._told if rate <= _FASTEST and self._fits(rate, 2.5)]
         self._wrong = bool(self._told) and (self._told[0] > _FASTEST or not plausible)
         measured = self._number / self._total if self._total else 0.0
-        self.rate = next((rate for rate in plausible if self._fits(rate, 1.25)), (plausible or [measured])[0])
+        # an AVI's rate counts frames that are repeated, some rates count fields
+        self.rate = next((rate for rate in plausible if self._fits(rate, 1.3)), measured)
 
     def _fits(self, rate: float, factor: float) -> bool:
         return not self._total or self._shortest / factor <= 1 / rate <= factor * self._most

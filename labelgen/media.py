@@ -140,6 +140,12 @@ def cropping(container: InputContainer, stream: av.VideoStream) -> tuple[int, in
     return left, right, top, bottom
 
 
+def on_samples(form: av.VideoFormat, x: tuple[int, int], y: tuple[int, int]) -> bool:
+    """Whether the edges of a part, from and to, lie between samples of colour, so that these stay in place."""
+    across = all(16 * form.chroma_width(edge) == edge * form.chroma_width(16) for edge in x)
+    return across and all(16 * form.chroma_height(edge) == edge * form.chroma_height(16) for edge in y)
+
+
 class Turn(NamedTuple):
     """How a picture is brought upright: first rows and columns are exchanged, then left and right, then top and bottom."""
 
