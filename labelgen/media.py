@@ -182,7 +182,7 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
         self, container: InputContainer, stream: av.VideoStream, rate: float, alive: Callable[[], object]
     ) -> None:
         self.read, self.ended, self.at_end = 0, "", False
-        self.time, self.each, self._latest = math.nan, 0.0, math.nan
+        self.time, self.each, self._latest, self._shortest = math.nan, 0.0, math.nan, math.inf
         self._container, self._stream, self._rate, self._alive = container, stream, rate, alive
         self._unit = float(
             stream.time_base or math.nan
@@ -248,9 +248,10 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
                 found = self._faults(frame)
                 self.read += 1
                 yield frame, found, self.time
-        if self._pending:
+        after = self._mpeg and any(not at <= self.time for at in self._signs)
+        if self._pending or after:
             self.at_end = True
-            self._count(LOSS, len(self._pending))
+            self._count(LOSS, len(self._pending) or 1)
 
     def _seconds_of(self, packet: av.Packet | None) -> float:
         stamp = None if packet is None else packet.dts if packet.pts is None else packet.pts
@@ -298,11 +299,15 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
                 waiting.append((seconds, kind))
         self._pending = waiting
         nominal = self.each or (1 / self._rate if self._rate else math.inf)
+        if self._shortest < math.inf:  # what an AVI with repeated frames tells is shorter
+            nominal = max(nominal, self._shortest)
+        if step > 0 and self.read:
+            self._shortest = min(self._shortest, step)
         least = 1.5 if self.read else 4.5  # frames; a recording may begin with a few that refer to one before
         if step > least * nominal and (self._fixed or any(not abs(at - stamp) > step for at in self._signs)):
             found, missing = found | LOSS, max(missing, round(step / nominal) - 1)
         if self._signs:
-            self._signs = [at for at in self._signs if at > stamp]
+            self._signs = [at for at in self._signs if at > stamp or math.isnan(stamp)]
         self.time, self.each, self.at_end = stamp, each, bool(found & DAMAGED)
         if found & DAMAGED:
             self._count(DAMAGED, 1)
