@@ -18,7 +18,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from labelgen.config import MAX_PIXELS
 from labelgen.errors import DecodeError, ReadError
-from labelgen.media import DAMAGED, LOSS, Decoded, Turn, choose, cropping, opened, orientation, reason
+from labelgen.media import DAMAGED, LOSS, Decoded, Turn, choose, cropping, on_samples, opened, orientation, reason
 
 VERSION = 3  # counts up with every change that may change a pixel of a frame
 MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
@@ -91,7 +91,7 @@ class FrameStream(Iterator[np.ndarray]):
                 for frame, self.damage, self.time in timed if fps is None else _resample(timed, fps):
                     yield self._upright(frame)
                 self.fps = float(fps or times.rate)
-                lack = self._lack(container, stream, decoded) if decoded.read else ""
+                lack = self._lack(container, stream, decoded, times.last) if decoded.read else ""
                 notes: list[str] = [
                     f"cannot be decoded after {self.count} frames: {decoded.ended}" if decoded.ended else "",
                     f"the file ends {lack}" if lack else "",
@@ -125,10 +125,11 @@ class FrameStream(Iterator[np.ndarray]):
         after = f"after {self.count} frames, " if self.count else ""
         return f"{after}its pictures {what} --max-pixels {self._max_pixels:,}"
 
-    def _lack(self, container: InputContainer, stream: av.VideoStream, decoded: Decoded) -> str:
-        """Where the file breaks off, which FFmpeg takes for its end; "" where it is whole or does not tell its length."""
+    def _lack(self, container: InputContainer, stream: av.VideoStream, decoded: Decoded, last: float) -> str:
+        """Where the file breaks off, which FFmpeg takes for its end; "" where it is whole or does not tell its length.
+        last: seconds of the last frame"""
         promised, read = stream.frames, decoded.read
-        time = 0.0 if math.isnan(decoded.time) else decoded.time
+        time = 0.0 if math.isnan(last) else last
         each = float(1 / (stream.average_rate or 1000))
         average = time / max(1, read - 1)  # longer than one frame where most of an AVI's frames are repeated ones
         end = time + max(decoded.each, each, average)
@@ -159,6 +160,8 @@ class FrameStream(Iterator[np.ndarray]):
             self._upside = "its display matrix is none of the eight orientations: frames as stored"
         left, right, top, bottom = self._part(frame, turn)
         if (right - left, bottom - top) != (frame.width, frame.height):
+            if not on_samples(frame.format, (left, right), (top, bottom)):
+                frame = self._reformatter.reformat(frame, format="rgb24", interpolation=_RESIZE, threads=1)
             frame = self._cropper(frame, left, top, right - left, bottom - top)
         height, width = self._height, self._width
         if turn.exchanged:
@@ -248,6 +251,7 @@ class _Times:
 
     rates: frames per second as the header has them, best first
     rate:  frames per second, 0 where neither header nor time stamps tell
+    last:  seconds of the last frame so far
     """
 
     def __init__(self, *rates: Fraction | None) -> None:
@@ -256,33 +260,39 @@ class _Times:
         self._steps = {"jump": 0, "step back": 0}
         self._longest = {"jump": (0.0, 0), "step back": (0.0, 0)}  # seconds, after which frame
         self._shortest, self._total, self._number, self._most = math.inf, 0.0, 0, 0.0
-        self._wrong = False
+        self._wrong, self.last = False, math.nan
 
     def of(self, decoded: Decoded) -> Iterator[tuple[av.VideoFrame, int, float]]:
         """Frames with their damage and their seconds."""
-        last, behind, none = math.nan, 0.0, False
+        behind, before, step, none = 0.0, 0.0, 0.0, False
         for number, (frame, damage, time) in enumerate(decoded):
             each = decoded.each or (1 / self.rate if self.rate else 0.0)
             none = none or not number and math.isnan(time) and not self.rate
             if none:
                 time = math.nan
             elif math.isnan(time):
-                time = last + each if number else 0.0
-            elif time + behind < last:
-                self._odd("step back", last - time - behind, number)
-                behind = last + each - time
-                time = last + each
+                time = self.last + (step or each) if number else 0.0  # the last of an AVI have no stamps
+            elif time + behind < self.last:
+                self._odd("step back", self.last - time - behind, number)
+                before, behind = behind, self.last + each - time
+                time = self.last + each
             else:
+                late = 0 < behind - before < 1 and time + behind > self.last + 1.5 * each
+                if late and time + before >= self.last:
+                    behind = before  # a frame was out of order, and no new time line began
                 time += behind
-                self._step(time - last, number)
-            last = time
+                step = time - self.last
+                self._step(step, number)
+            self.last = time
             yield frame, damage, time
-        fitting = [rate for rate in self._told if rate <= _FASTEST and self._fits(rate)]
-        self._wrong = bool(self._told) and (self._told[0] > _FASTEST or not fitting)
-        self.rate = fitting[0] if fitting else self._number / self._total if self._total else 0.0
+        plausible = [rate for rate in self._told if rate <= _FASTEST and self._fits(rate, 2.5)]
+        self._wrong = bool(self._told) and (self._told[0] > _FASTEST or not plausible)
+        measured = self._number / self._total if self._total else 0.0
+        # an AVI's rate counts frames that are repeated, some rates count fields
+        self.rate = next((rate for rate in plausible if self._fits(rate, 1.3)), measured)
 
-    def _fits(self, rate: float) -> bool:
-        return not self._total or 0.4 * self._shortest <= 1 / rate <= 2.5 * self._most
+    def _fits(self, rate: float, factor: float) -> bool:
+        return not self._total or self._shortest / factor <= 1 / rate <= factor * self._most
 
     def _step(self, step: float, number: int) -> None:
         if step > MAX_HOLD:

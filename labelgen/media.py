@@ -32,9 +32,11 @@ logging.getLogger("libav").propagate = False
 DAMAGED, LOSS = 1, 2  # of a frame: its picture is damaged, others are lost just before it
 _BUFFER = 1 << 17  # bytes that are read at a time
 _ATTACHED = Disposition.attached_pic | Disposition.timed_thumbnails
+_PICTURES = {"mjpeg", "png", "bmp", "gif", "webp", "tiff"}  # codecs of covers
+_AHEAD = 500  # packets of a stream, after which one that has had but one is no film
 _DEFAULT = 5_000_000  # pixels that being the default stream is worth, as in FFmpeg's own program
 _CROPPING = re.compile(r"^ {6}Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", re.MULTILINE)
-_FIXED_RATE = {"mpeg1video", "mpeg2video"}  # where a gap in time is a loss: these know no variable rates
+_MPEG = {"mpeg1video", "mpeg2video"}  # which leave out in silence what they cannot decode
 
 
 def _unknown_type(cls: Any, value: object) -> Any:
@@ -93,21 +95,36 @@ def reason(error: BaseException | None, logs: list[tuple[int, str, str]]) -> str
 
 def choose(container: InputContainer) -> tuple[av.VideoStream, str]:
     """The video stream that FFmpeg's own program takes, of the largest pictures or the default one, but never an attached
-    picture, nor a single picture beside a film; and a note where there were several, "" where not. Raises ValueError."""
+    picture, nor a single one beside a film or a sound; and a note where there were several, "" where not. Raises ValueError."""
     films = [stream for stream in container.streams.video if not stream.disposition & _ATTACHED]
     if not films:
         raise ValueError("no video, only a picture" if container.streams.video else "no video stream")
     known = [stream for stream in films if stream.codec_context is not None]
     if not known:
         raise ValueError("the video stream is of a codec that is not known")
-    moving = [stream for stream in known if stream.frames != 1] or known
+    picture = bool(container.streams.audio) and all(stream.codec_context.name in _PICTURES for stream in known)
+    moving = _moving(container, known) if picture or len(known) > 1 else known
+    if picture and not moving:
+        raise ValueError("no video, only a picture")
 
     def score(stream: av.VideoStream) -> int:
         return stream.width * stream.height + _DEFAULT * bool(stream.disposition & Disposition.default)
 
-    best = max(moving, key=score)
+    best = max(moving or known, key=score)
     note = f"{len(moving)} video streams: number {best.index} of {best.width} x {best.height} pixels is taken"
     return best, note if len(moving) > 1 else ""
+
+
+def _moving(container: InputContainer, streams: list[av.VideoStream]) -> list[av.VideoStream]:
+    """Those of more than one picture, by the first packets of the file, which is opened once more for them."""
+    counts = dict.fromkeys((stream.index for stream in streams), 0)
+    with opened(container.name, container.options) as again, contextlib.suppress(av.FFmpegError):
+        for packet in again.demux([again.streams[index] for index in counts]):
+            if packet.size:
+                counts[packet.stream_index] += 1
+            if min(counts.values()) > 1 or max(counts.values()) == _AHEAD:
+                break
+    return [stream for stream in streams if counts[stream.index] > 1]
 
 
 def cropping(container: InputContainer, stream: av.VideoStream) -> tuple[int, int, int, int]:
@@ -121,6 +138,12 @@ def cropping(container: InputContainer, stream: av.VideoStream) -> tuple[int, in
     found = _CROPPING.search(dict(zip(own[1::2], own[2::2], strict=True)).get(str(stream.index), ""))
     left, right, top, bottom = map(int, found.groups()) if found else (0, 0, 0, 0)
     return left, right, top, bottom
+
+
+def on_samples(form: av.VideoFormat, x: tuple[int, int], y: tuple[int, int]) -> bool:
+    """Whether the edges of a part, from and to, lie between samples of colour, so that these stay in place."""
+    across = all(16 * form.chroma_width(edge) == edge * form.chroma_width(16) for edge in x)
+    return across and all(16 * form.chroma_height(edge) == edge * form.chroma_height(16) for edge in y)
 
 
 class Turn(NamedTuple):
@@ -159,7 +182,7 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
         self, container: InputContainer, stream: av.VideoStream, rate: float, alive: Callable[[], object]
     ) -> None:
         self.read, self.ended, self.at_end = 0, "", False
-        self.time, self.each = math.nan, 0.0
+        self.time, self.each, self._latest, self._shortest = math.nan, 0.0, math.nan, math.inf
         self._container, self._stream, self._rate, self._alive = container, stream, rate, alive
         self._unit = float(
             stream.time_base or math.nan
@@ -168,7 +191,10 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
         self._pending: list[tuple[float, int]] = []  # seconds of packets with faults whose frames are still to come
         self._signs: list[float] = []  # seconds of packets at which FFmpeg warned
         self._stamps, self._late = [-math.inf, -math.inf], [0, 0]  # of presentation, of decoding
-        self._fixed = stream.codec_context.name in _FIXED_RATE and container.format.name.startswith("mpeg")
+        self._mpeg = stream.codec_context.name in _MPEG
+        # these containers know no variable rates: there a gap in time is a loss
+        self._fixed = self._mpeg and container.format.name.startswith("mpeg")
+        self._held = 0  # packets less frames
         self._frames = self._decode()
 
     def __next__(self) -> tuple[av.VideoFrame, int, float]:
@@ -212,15 +238,20 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
             seconds = self._seconds_of(packet)
             if math.isnan(self.time) and not self.read and self._rate:
                 self.time = seconds - 1 / self._rate  # as if a frame had come before the first packet
+            self._held += (packet is not None) - len(frames)
+            if self._held > 1 and self._mpeg:  # of one packet the frame is still to come, the other gave none
+                self._signs.append(seconds)
+                self._held = 1
             if logs or bad or (packet and packet.is_corrupt):
                 self._note(packet, seconds, logs, bad)
             for frame in frames:
                 found = self._faults(frame)
                 self.read += 1
                 yield frame, found, self.time
-        if self._pending:
+        after = self._mpeg and any(not at <= self.time for at in self._signs)
+        if self._pending or after:
             self.at_end = True
-            self._count(LOSS, len(self._pending))
+            self._count(LOSS, len(self._pending) or 1)
 
     def _seconds_of(self, packet: av.Packet | None) -> float:
         stamp = None if packet is None else packet.dts if packet.pts is None else packet.pts
@@ -251,7 +282,10 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
     def _faults(self, frame: av.VideoFrame) -> int:
         """DAMAGED and LOSS of the next frame: by its own flag, by faults of packets up to its own, by a gap in time."""
         stamp, missing = self._seconds(frame), 0
-        each, step = frame.duration * self._unit, stamp - self.time
+        # the highest time so far where the last frame was out of order, and no new time line began with it
+        latest = self._latest if self._latest - self.time < 1 else self.time
+        self._latest = max(latest, stamp)
+        each, step = frame.duration * self._unit, stamp - latest
         found = DAMAGED if frame.is_corrupt else 0
         waiting = []
         for seconds, kind in self._pending:
@@ -259,17 +293,21 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
                 found |= kind
             elif step < 0 or seconds < stamp:
                 found, missing = found | LOSS, missing + 1
-            elif seconds < stamp + 0.75 * each:  # the second field of a picture comes half a frame later
+            elif seconds <= stamp + 0.75 * each:  # the second field of a picture comes half a frame later
                 found |= DAMAGED
             else:
                 waiting.append((seconds, kind))
         self._pending = waiting
         nominal = self.each or (1 / self._rate if self._rate else math.inf)
+        if self._shortest < math.inf:  # what an AVI with repeated frames tells is shorter
+            nominal = max(nominal, self._shortest)
+        if step > 0 and self.read:
+            self._shortest = min(self._shortest, step)
         least = 1.5 if self.read else 4.5  # frames; a recording may begin with a few that refer to one before
         if step > least * nominal and (self._fixed or any(not abs(at - stamp) > step for at in self._signs)):
             found, missing = found | LOSS, max(missing, round(step / nominal) - 1)
         if self._signs:
-            self._signs = [at for at in self._signs if at > stamp]
+            self._signs = [at for at in self._signs if at > stamp or math.isnan(stamp)]
         self.time, self.each, self.at_end = stamp, each, bool(found & DAMAGED)
         if found & DAMAGED:
             self._count(DAMAGED, 1)

@@ -260,13 +260,17 @@ def test_draws_of_sound_videos_do_not_change_and_small_runs_have_none():
             clip_starts(n, 4, 16, rng(), none[:n]).tolist() == drawn.tolist() == clip_starts(n, 4, 16, rng()).tolist()
         )
     for one, other in zip(
-        pace_rows(90, paces, 50, 16, rng()), pace_rows(90, paces, 50, 16, rng(), False, none), strict=True
+        pace_rows(90, paces, 50, 16, rng()), pace_rows(90, paces, 50, 16, rng(), damage=none), strict=True
     ):
         assert (one == other).all()
     broken = none.copy()
     broken[45] = 1
-    assert pace_rows(90, paces, 4, 16, rng(), False, broken) is None is pace_rows(90, paces, 4, 16, rng(), True, broken)
-    start, label, _ = pace_rows(90, paces[:2], 400, 16, rng(), False, broken)
+    assert (
+        pace_rows(90, paces, 4, 16, rng(), damage=broken)
+        is None
+        is pace_rows(90, paces, 4, 16, rng(), True, damage=broken)
+    )
+    start, label, _ = pace_rows(90, paces[:2], 400, 16, rng(), damage=broken)
     spans = np.array([pace_offsets(pace, 16)[-1] for pace in paces[:2]])[label]
     assert ((start + spans < 45) | (start > 45)).all() and start.max() > 46 and start.min() == 0
     assert (
