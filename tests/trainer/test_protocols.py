@@ -1,11 +1,14 @@
 """What all protocols share: the registry, to which one is added here, the bench, the order of stages, the blocks of the docs."""
 
+import errno
 import json
+import mmap
 import os
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from cli.main import main
+from labelgen.errors import WriteError
 from labelgen.shards import ShardReader
 from tests.trainer.pages import Page
 from tests.trainer.synthetic import CONFIG, write_shard
@@ -172,6 +176,37 @@ def test_stages_stand_in_the_order_of_the_network(demo, run, monkeypatch):
     rows = measure("scenes", demo, run, compute=ONE)["rows"]
     stages = [row["stage"] for row in rows if row["metric"] == "accuracy" and "stage" in row]
     assert stages == ["layer9", "layer9", "layer10", "layer10", "head", "head"]
+
+
+def test_features_are_kept_where_files_have_no_shared_memory_maps(demo, run, monkeypatch):
+    """As on FUSE with direct_io, and with the names of macOS alone."""
+    source, saved, original = data.Shards(demo), checkpoint.load(run), mmap.mmap
+
+    def mapped(handle, length, flags=mmap.MAP_SHARED, *arguments, **options):
+        if not flags & mmap.MAP_PRIVATE:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return original(handle, length, flags, *arguments, **options)
+
+    monkeypatch.setattr(mmap, "mmap", mapped)
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    for views in ("spread", "sliding"):
+        made, read = (
+            features.features(saved, "pretrained", ManyStages(), source, source.videos[2:4], views, ONE) for _ in "ab"
+        )
+        for key, array in made.arrays.items():
+            assert (array == read.arrays[key]).all() and array.any(1).all()
+    monkeypatch.setattr(mmap, "mmap", original)
+    again = features.features(saved, "pretrained", ManyStages(), source, source.videos[2:4], "spread", ONE)
+    np.testing.assert_array_equal(again.arrays["head", "mean"] - again.arrays["stem", "mean"], 3)
+
+
+def test_a_full_disk_names_the_file_of_features(demo, run, monkeypatch):
+    source, saved, whole = data.Shards(demo), checkpoint.load(run), features._file
+    file = lambda folder, *key: Path("/dev/full") if key == ("head", "mean") else whole(folder, *key)  # noqa: E731
+    monkeypatch.setattr(features, "_file", file)
+    with pytest.raises(WriteError, match="/dev/full: cannot be written .No space left on device"):
+        features.features(saved, "pretrained", ManyStages(), source, source.videos[4:6], "spread", ONE)
+    assert not [*run.glob("features/.*.tmp")]
 
 
 def test_features_of_another_version_are_not_used(demo, run, monkeypatch):

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
+import mmap
 import shutil
 import socket
 import time
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from labelgen.errors import ReadError
-from labelgen.files import writing
+from labelgen.files import sync, writing
 from labelgen.progress import ProgressBar
-from labelgen.reading import check_regular, fit, load_json
+from labelgen.reading import fit, load_json, open_regular
 from trainer import data, distributed
 from trainer.augment import centre
 from trainer.checkpoint import Checkpoint, backbone_weights
@@ -154,15 +154,21 @@ def _file(folder: Path, stage: str, pooling: str) -> Path:
 
 
 def _stored(path: Path, clips: int) -> np.ndarray:
-    """A kept array, a memory map of float32 [clips, d]. Raises TrainerError if it is damaged."""
+    """A kept array, a memory map of float32 [clips, d]. Raises TrainerError if it cannot be read or is damaged."""
     try:
-        check_regular(path)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.dtype != np.float32 or array.ndim != 2 or len(array) != clips:
-            raise ValueError(f"{array.dtype} {array.shape}, expected float32 of {clips} clips")
-    except (OSError, ValueError, EOFError) as error:
+        with open_regular(path) as file:
+            np.lib.format.read_magic(file)
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+            if dtype != np.float32 or by_column or len(shape) != 2 or shape[0] != clips:
+                raise ValueError(f"{dtype} {shape}, expected float32 of {clips} clips")
+            kept = mmap.mmap(
+                file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ
+            )  # not all file systems have shared ones
+            return np.frombuffer(kept, np.float32, offset=file.tell()).reshape(shape)
+    except (FileNotFoundError, ReadError, ValueError, EOFError) as error:
         raise TrainerError(f"{path}: damaged ({error}); delete its folder, and it is made again") from error
-    return array
+    except OSError as error:
+        raise TrainerError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _kept(folder: Path) -> list[tuple[str, str]]:
@@ -234,25 +240,27 @@ def _left_over(temporary: Path) -> bool:
 
 
 def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute) -> list[tuple[str, str]]:
-    arrays: dict[tuple[str, str], np.memmap] = {}
+    done, keys = 0, list[tuple[str, str]]()
     for index, stages in stage_outputs(backbone, clips, compute):
         pooled = {(stage, name): x for stage, output in stages.items() for name, x in pool(output).items()}
         together = torch.cat([*pooled.values()], 1).cpu()  # the device is waited for once
         parts = together.split([x.shape[1] for x in pooled.values()], 1)
-        for (stage, pooling), values in zip(pooled, parts, strict=True):
+        keys = list(pooled)
+        if (index != np.arange(done, done + len(index))).any():
+            raise AssertionError(f"clips {index} after the first {done}")
+        for (stage, pooling), values in zip(keys, parts, strict=True):
             if not values.isfinite().all():
                 raise TrainerError(f"stage {stage} gives values that are not finite: the weights are damaged")
-            if (stage, pooling) not in arrays:
-                file, shape = _file(folder, stage, pooling), (len(clips), values.shape[1])
-                arrays[stage, pooling] = np.lib.format.open_memmap(file, "w+", np.float32, shape)
-                # or a full disk would kill the process where the map is written
-                if hasattr(os, "posix_fallocate"):  # macOS has none
-                    with writing(file), open(file, "r+b") as opened:
-                        os.posix_fallocate(opened.fileno(), 0, os.path.getsize(file))
-            arrays[stage, pooling][index] = values.numpy()
-    for array in arrays.values():
-        array.flush()
-    return list(arrays)
+            # not by a memory map, whose writing kills the process on a full disk, and which not all file systems have
+            with writing(file := _file(folder, stage, pooling)), open(file, "ab") as opened:
+                if not done:
+                    header = {"descr": "<f4", "fortran_order": False, "shape": (len(clips), values.shape[1])}
+                    np.lib.format.write_array_header_1_0(opened, header)
+                opened.write(values.contiguous().numpy().astype("<f4", copy=False))
+        done += len(index)
+    for key in keys:
+        sync(_file(folder, *key))
+    return keys
 
 
 def stage_outputs(
