@@ -95,7 +95,7 @@ class FrameStream(Iterator[np.ndarray]):
                 notes: list[str] = [
                     f"cannot be decoded after {self.count} frames: {decoded.ended}" if decoded.ended else "",
                     f"the file ends {lack}" if lack else "",
-                    *decoded.faults(bool(lack)),
+                    *decoded.faults(bool(lack), "" if fps is None else " of the file"),
                     *times.faults(fps),
                     self._upside,
                     several,

@@ -200,13 +200,14 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
     def __next__(self) -> tuple[av.VideoFrame, int, float]:
         return next(self._frames)
 
-    def faults(self, broken_off: bool) -> list[str]:
-        """In words, what was wrong with the frames so far, but for the last one of a file that breaks off."""
+    def faults(self, broken_off: bool, of: str = "") -> list[str]:
+        """In words, what was wrong with the frames so far, but for the last one of a file that breaks off; of: what the frames
+        that are numbered belong to."""
         if broken_off and self.at_end and sum(self._counts.values()) == 1:
             return []
         words = {DAMAGED: "damaged", LOSS: "lost"}
         found = [
-            f"{count} frame{'s' * (count > 1)} {words[kind]}, from frame {self._first[kind]} on"
+            f"{count} frame{'s' * (count > 1)} {words[kind]}, from frame {self._first[kind]}{of} on"
             for kind, count in self._counts.items()
             if count
         ]
