@@ -77,7 +77,7 @@ def test_the_process_of_a_study(trap, tmp_path):
     from trainer.study.jobs import Job, execute
 
     (tmp_path / "results").mkdir()
-    job = Job("flow", "none", ("none",), {}, (), "a row", "", ("flow", 0.0))
+    job = Job("flow", "none", ("none",), {"device": "cpu"}, (), "a row", "", ("flow", 0.0))
     assert "KeyError" in execute(job, tmp_path, 1, {})[1]  # of the study's own code, which has been reached
 
 

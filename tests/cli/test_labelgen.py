@@ -205,7 +205,7 @@ def test_jpeg_quality(videos, tmp_path, plain):
             "crop is 136; expected a multiple of 8 from 16 to the smaller side of the frames (128 x 171)",
         ),
         (("--fps", 0), "fps is 0.0; expected frames per second"),
-        (("--fps", "nan"), "fps is nan; expected frames per second"),
+        (("--fps", "nan"), "fps is nan, expected a finite number"),
         (("--fps", "fast"), "'fast' is not a valid float"),
         (("--flow", "magic"), "'magic' is not one of"),
         (("--paces", "1"), "paces are 1; expected at least two different paces"),
