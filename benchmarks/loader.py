@@ -5,11 +5,10 @@ python benchmarks/loader.py
 The videos are labelled into a temporary folder first. Then the same clips of 16 frames, in the same random order, come
 
 imdecode  from the JPEG frames of the shards by bare cv2.imdecode, the frames thrown away
-vssl      as batches of the trainer's loader from one worker, in memory that it shares with the main process; the time
-          of the worker, and that of both processes together
+vssl      as batches of the trainer's loader from one thread
 PyAV      from the video files: open, seek to the key frame before the clip, decode, convert to RGB, resize
 
-in turn, several times, each in a process of its own with the main process waiting. Frames per second of processor time,
+in turn, several times, the others in a process of their own while the loader waits. Frames per second of processor time,
 which other work on the machine disturbs less than the clock, and the ratio to imdecode: medians over the turns.
 """
 
@@ -41,7 +40,7 @@ from trainer.methods.statistics import Statistics  # noqa: E402
 SETS = ("weizmann", "grid", "ucf101", "clips")
 SUFFIXES = (".avi", ".mp4")
 BATCH = 30
-AHEAD = 3  # batches that the worker has begun while others were measured
+AHEAD = 2  # batches that the thread has decoded while others were measured
 SETTLE = 0.5  # seconds that it needs for them
 
 
@@ -56,38 +55,28 @@ def label(videos: list[Path], folder: Path) -> tuple[data.Shards, list[Path]]:
     if done.returncode:
         raise SystemExit(f"vssl labelgen failed on {videos[0].parent}:\n{done.stdout}{done.stderr}")
     shards = data.Shards(folder / "out")
-    return shards, [root / path for path in shards.text("videos/path")]
+    return shards, [root / path for reader in shards.readers for path in reader.arrays["videos/path"]]
 
 
-def processor_seconds(process: int) -> float:
-    """Processor time that all threads of a process have used."""
-    threads = Path(f"/proc/{process}/task").iterdir()
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
-
-
-class OneWorker:
-    """The trainer's loader with one worker that goes on and on over the batches."""
+class OneThread:
+    """The trainer's loader with one thread that goes on and on over the batches."""
 
     def __init__(self, clips: data.TrainingClips, batches: list[np.ndarray]):
-        before = set(multiprocessing.active_children())
-        loader = data.loader(clips, 1, torch.device("cpu"), batch_sampler=cycle(batches))
-        self.batches, self.iterator = len(batches), iter(loader)
-        (worker,) = set(multiprocessing.active_children()) - before
-        self.worker = worker.pid
+        self.batches = len(batches)
+        self.iterator = data.prefetch(clips, cycle(batches), 1, torch.device("cpu"))
 
     def take(self, batches: int) -> None:
         for _ in range(batches):
             next(self.iterator)
 
-    def __call__(self) -> tuple[float, float, float]:
-        """Processor seconds of the worker and of both processes for all batches once, and seconds on the clock."""
+    def __call__(self) -> tuple[float, float]:
+        """Processor seconds of the process for all batches once, and seconds on the clock."""
         self.take(AHEAD)
-        begin = time.perf_counter(), time.process_time(), processor_seconds(self.worker)
+        begin = time.perf_counter(), time.process_time()
         self.take(self.batches)
-        end = time.perf_counter(), time.process_time(), processor_seconds(self.worker)
-        clock, main, worker = np.subtract(end, begin)
+        clock, processor = np.subtract((time.perf_counter(), time.process_time()), begin)
         time.sleep(SETTLE)
-        return worker, worker + main, clock
+        return processor, clock
 
 
 class Contenders:
@@ -172,23 +161,23 @@ def compare(shards: data.Shards, paths: list[Path], most: int, repeats: int) -> 
             for job, (reader, clip) in list(zip(jobs, readers, strict=True))[:BATCH]
         ]
     )
-    one_worker = OneWorker(clips, batches)
+    one_thread = OneThread(clips, batches)
     contenders, turns = Contenders(jpegs, jobs), []
     for _ in range(repeats + 1):  # the first one not counted
-        turns.append((contenders(imdecode), *one_worker(), contenders(imdecode), contenders(pyav)))
-    before, worker, both, clock, after, video = np.array(turns[1:]).T
+        turns.append((contenders(imdecode), *one_thread(), contenders(imdecode), contenders(pyav)))
+    before, thread, clock, after, video = np.array(turns[1:]).T
     bare = (before + after) / 2
     print(
         f"{len(chosen)} clips of {len(times)} videos, {len(jpegs)} frames of {shards.frame_size[0]}x{shards.frame_size[1]}\n"
     )
     print("                | frames/s | clips/s | of imdecode: median, range")
-    for title, seconds in (("imdecode", bare), ("vssl, worker", worker), ("vssl, with main", both), ("PyAV", video)):
+    for title, seconds in (("imdecode", bare), ("vssl", thread), ("PyAV", video)):
         rate, ratio = len(jpegs) / np.median(seconds), bare / seconds
         share = f"{np.median(ratio):11.2f}  {ratio.min():.2f}..{ratio.max():.2f}"
         print(f"{title:15} | {rate:8.0f} | {rate / CLIP_LENGTH:7.0f} | {share}")
-    faster = video / worker
+    faster = video / thread
     print(f"\nvssl / PyAV: {np.median(faster):.1f}, {faster.min():.1f}..{faster.max():.1f}")
-    print(f"on the clock the worker gave {len(chosen) / np.median(clock):.0f} clips/s")
+    print(f"on the clock the thread gave {len(chosen) / np.median(clock):.0f} clips/s")
     print(f"stored frames differ from PyAV's by {difference:.1f} grey levels on average", flush=True)
 
 

@@ -8,7 +8,7 @@ rows     a manifest of many rows is planned; the listing of the folder is a stub
 files    `--dataset folder` over many files, which are empty
 resume   the command of a finished run again; one shard, linked many times, stands for all, and no video is there
 length   one long video; small pictures that are cheap to encode, at 10 frames per second
-index    the trainer starts on many shards (one, linked many times), then two loader processes draw batches
+index    the trainer starts on many shards (one, linked many times), then two threads decode batches
 cluster  Dask: tasks of 32 videos that are done at once, and what it costs to start the process of a shard
 
 Each measurement has a process of its own; its processor seconds are printed, which other work on the machine disturbs less than
@@ -219,8 +219,8 @@ def label_one(folder: str) -> dict:
 
 
 def index(most: int) -> None:
-    print("                                         | of each loader process    | batches/s of")
-    print("  shards |  videos | start, processor s | MB | MB of its own, open files | processor time")
+    print("                                         | of the batches            | batches/s of")
+    print("  shards |  videos | start, processor s | MB | more MB, open files | processor time")
     with tempfile.TemporaryDirectory() as folder:
         first = write_large(Path(folder))
         for n in counts(most):
