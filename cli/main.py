@@ -16,7 +16,7 @@ from cli.labelgen import labelgen
 from cli.map import map_
 from cli.report import compare, report
 from cli.show import shards_group, show
-from cli.streams import keep_streams
+from cli.streams import keep_streams, names_in_utf8
 from cli.study import study
 from cli.train import finetune, train
 from labelgen.errors import ConfigError, VsslError
@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 class _Group(click.Group):
     def main(self, *args, **kwargs):
+        names_in_utf8()
         keep_streams()
         with safe_path():
             return super().main(*args, **kwargs)

@@ -31,6 +31,16 @@ def _nowhere(number: int) -> None:
         os.close(nowhere)
 
 
+def names_in_utf8() -> None:
+    """Start this command anew in Python's UTF-8 mode if Python takes the names of files for another encoding's, as with an old
+    locale: shards and tables hold any name. What is printed keeps the terminal's encoding."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    os.environ["PYTHONUTF8"] = "1"  # of processes that are started
+    os.environ.setdefault("PYTHONIOENCODING", f"{getattr(sys.stdout, 'encoding', 'ascii')}:backslashreplace")
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def keep_streams() -> None:
     """Have this process go on where its output cannot be written because it was closed, before or meanwhile; and write what a
     terminal's encoding lacks, or half a letter in a name, as an escape. What a caller has put in the place of sys.stdout or

@@ -43,6 +43,18 @@ def test_what_a_terminal_lacks_is_escaped(tmp_path):
     assert done.stdout == b"printed \\udcff \\xe4\n" * 3
 
 
+def test_any_name_is_read_and_written_whatever_the_locale(tmp_path):
+    name = "ж🙂" * 30
+    write_shard(tmp_path / "out" / "own" / "00000.h5", [20], names=[f"{name}.mp4"])
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for flags in ([], ["-E"]):
+        program = [*flags, "-c", f"import sys; sys.path.append({str(ROOT)!r}); from cli.main import main; main()"]
+        done = run([*program, "show", "labels", "--out", name], tmp_path, "", **ascii_alone)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / name / f"{name}.mp4.png").exists()
+        (tmp_path / name / f"{name}.mp4.png").unlink()
+
+
 def test_a_full_disk_is_still_told(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
