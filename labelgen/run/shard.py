@@ -118,7 +118,7 @@ def _label_shard(task: Task) -> Made:
                 record = label(video, task, spool, clock)
                 records.append(record)
                 if record.cut_short:
-                    reason = f"kept the first {len(record.jpeg_sizes)} frames: {record.cut_short}"
+                    reason = f"kept {len(record.jpeg_sizes)} frames: {record.cut_short}"
             except VideoFailed as failed:
                 stage, reason = failed.args
                 spool.seek(begin)

@@ -288,7 +288,7 @@ def test_a_file_that_breaks_off_is_kept_and_listed(tmp_path):
         report = label(tmp_path / "v", out, config=Config(height=48, width=64, crop=32, **options))
         (failure,) = report["failures"]
         assert (failure["stage"], failure["kept"], failure["shard"]) == ("decode", True, "00000.h5")
-        assert failure["reason"].startswith(f"kept the first {report['frames']} frames: the file ends after ")
+        assert failure["reason"].startswith(f"kept {report['frames']} frames: the file ends after ")
         assert failure["reason"].endswith(" of 80 frames") and report["videos"]["cut_short"] == 1
 
 
