@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,16 @@ def unbroken(demo, tmp_path_factory):
     run = tmp_path_factory.mktemp("unbroken") / "run"
     torch.set_num_threads(1)
     return train(Settings(**SMALL, epochs=20), demo, run)
+
+
+@pytest.fixture(scope="session")
+def pace_run(demo, tmp_path_factory):
+    """A small pace run on demo, which no test changes."""
+    torch.set_num_threads(1)
+    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("trained") / "pace")
+
+
+@pytest.fixture(scope="module")
+def run(pace_run, tmp_path_factory):
+    """The pace run, copied for the results of one module's tests."""
+    return Path(shutil.copytree(pace_run, tmp_path_factory.mktemp("runs") / "pace"))

@@ -20,13 +20,6 @@ from trainer.evaluate.features import Compute
 from trainer.evaluate.protocols import attention as maps
 from trainer.evaluate.protocols.attention import Attention, attention_map, correlation, middle_clip
 from trainer.evaluate.results import read_results
-from trainer.settings import Settings
-from trainer.training import train
-
-
-@pytest.fixture(scope="module")
-def run(demo, tmp_path_factory):
-    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
 
 
 def test_map_by_hand():

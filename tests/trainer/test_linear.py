@@ -17,15 +17,8 @@ from trainer.evaluate.protocols.knn import KS, TEMPERATURE, KNearest
 from trainer.evaluate.protocols.linear import STRENGTHS, Linear, predictions, probe
 from trainer.evaluate.results import overall
 from trainer.evaluate.splits import grouped_folds
-from trainer.settings import Settings
-from trainer.training import train
 
 ONE = Compute(8, 0, "cpu")
-
-
-@pytest.fixture(scope="module")
-def run(demo, tmp_path_factory):
-    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
 
 
 class OneStage:

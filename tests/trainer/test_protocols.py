@@ -67,12 +67,6 @@ class Centroid(FeatureProtocol):
 
 
 @pytest.fixture(scope="module")
-def run(demo, tmp_path_factory):
-    torch.set_num_threads(1)
-    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
-
-
-@pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """Eight videos, of which one protocol computes the flow."""
     folder = tmp_path_factory.mktemp("out") / "small"

@@ -236,12 +236,12 @@ def test_four_tiles_of_fixed_protocols_in_two_columns_on_a_phone(path, browser):
     tiles = [
         text.index(name) for name in ("Recognition on", "Retrieval on", "Accuracy in training", "What was trained")
     ]
-    assert tiles == sorted(tiles) and len(re.findall("<li><span>", path.read_text())) == 3
+    assert tiles == sorted(tiles) and len(re.findall("<li><span>", path.read_text())) == 4
     browser.open(path, 400)
     box = "[...document.querySelectorAll('.tiles li')].map(one => one.getBoundingClientRect())"
     left, top = (browser.run(f"{box}.map(own => own.{side})") for side in ("left", "top"))
     assert top[0] == top[1] < top[2] and left[0] == left[2] < left[1]
-    assert browser.run("document.querySelector('.tiles').getBoundingClientRect().height") < 400
+    assert browser.run("document.querySelector('.tiles').getBoundingClientRect().height") < 450  # two lines of them
 
 
 def html_text(path):
@@ -288,9 +288,8 @@ def test_shards_that_are_not_used(run, shards, tmp_path):
 def test_videos_of_one_moment_each(run, shards, tmp_path):
     run = shutil.copytree(run, tmp_path / "run")
     write_shard(tmp_path / "short" / "00000.h5", [20, 20], splits=())
-    assert {row["distance"] for row in measure("smoothness", tmp_path / "short", run, compute=CPU)["rows"]} == {
-        "other video"
-    }
+    rows = measure("smoothness", tmp_path / "short", run, compute=CPU)["rows"]
+    assert {row["distance"] for row in rows if row["metric"] == "cosine"} == {"other video"}
     assert "Smoothness on short" in html_text(report.report(run, [shards])[0])
 
 

@@ -98,11 +98,6 @@ def test_chance_by_hand():
 
 
 @pytest.fixture(scope="module")
-def run(demo, tmp_path_factory):
-    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
-
-
-@pytest.fixture(scope="module")
 def result(demo, run):
     torch.set_num_threads(1)
     return measure("retrieval", demo, run, compute=Compute(16, 0, "cpu"))

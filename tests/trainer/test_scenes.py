@@ -10,15 +10,8 @@ from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
 from trainer.evaluate.protocols import scenes
 from trainer.evaluate.protocols.scenes import Scenes, leave_one_out
-from trainer.settings import Settings
-from trainer.training import train
 
 ONE = Compute(8, 0, "cpu")
-
-
-@pytest.fixture(scope="module")
-def run(demo, tmp_path_factory):
-    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
 
 
 def test_leave_one_out_equals_a_plain_svm_on_all_coordinates():

@@ -18,13 +18,6 @@ from trainer.evaluate.protocols.similarity import (
     pair_measures,
     read_pairs,
 )
-from trainer.settings import Settings
-from trainer.training import train
-
-
-@pytest.fixture(scope="module")
-def run(demo, tmp_path_factory):
-    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
 
 
 def test_the_twelve_measures_by_hand():

@@ -9,13 +9,6 @@ from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
 from trainer.evaluate.protocols.smoothness import Smoothness, by_distance, ordered_triples, whole_clips
 from trainer.evaluate.results import headline, read_results
-from trainer.settings import Settings
-from trainer.training import train
-
-
-@pytest.fixture(scope="module")
-def run(demo, tmp_path_factory):
-    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
 
 
 def test_by_distance_equals_slow_pairs():

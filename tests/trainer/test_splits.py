@@ -12,8 +12,6 @@ from trainer.errors import TrainerError
 from trainer.evaluate import evaluator, splits
 from trainer.evaluate.evaluator import Evaluator
 from trainer.evaluate.splits import grouped_folds
-from trainer.settings import Settings
-from trainer.training import train
 
 
 @pytest.fixture
@@ -22,11 +20,6 @@ def plan(monkeypatch):
     saved = SimpleNamespace(meta={"dataset": "another", "split": None, "settings": {"method": "pace"}})
     monkeypatch.setattr(evaluator, "load", lambda *_, **__: saved)
     return lambda shards, split=None: splits.learnable(Evaluator(shards, "run", split).folds())
-
-
-@pytest.fixture(scope="module")
-def run(demo, tmp_path_factory):
-    return train(Settings(width=0.06, epochs=1, workers=0, lr=0.1), demo, tmp_path_factory.mktemp("runs") / "pace")
 
 
 def test_grouped_folds_hold_each_video_once_and_ignore_the_order():

@@ -164,7 +164,10 @@ class Evaluator:
         stage, pooling = self.selection.stage, self.selection.pooling
         key = [*found.arrays][-1][0] if stage == LAST else stage, pooling
         if key not in found.arrays:
-            raise TrainerError(f"no stage {stage!r}, {pooling}: there are {', '.join(map(' '.join, found.arrays))}")
+            stages, poolings = (", ".join(dict.fromkeys(names)) for names in zip(*found.arrays, strict=True))
+            raise TrainerError(
+                f"no stage {stage!r}: there are {stages}; or none pooled by {pooling}: there are {poolings}"
+            )
         return [key]
 
     def features_of_parts(
