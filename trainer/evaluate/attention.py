@@ -99,7 +99,7 @@ class Attention(Protocol):
         ids, labels, size = source.text("videos/id"), source.text("videos/label"), source.config["crop"]
         self.extra |= {"folder": str(folder.parent), "sheets": []}
         for i, video in enumerate(self.videos):
-            frames, shown_frames = self.clips.__getitems__([i])["clips"][0].numpy(), self.clips.frames[i]
+            frames, shown_frames = self.clips.batch([i])["clips"][0].numpy(), self.clips.frames[i]
             drawn = crop(frames[middle], size)
             tiles = {f"frame {shown_frames[middle]}": drawn}
             tiles |= {f"{network} {self.stage}": overlay(drawn, maps[i]) for network, maps in self.maps.items()}
