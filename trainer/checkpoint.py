@@ -40,6 +40,7 @@ RUNS = Path("runs")
 _HEADER = 1 << 22  # bytes of the header of a .safetensors file, at most
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 _ORIGIN = {"dataset": str, "split": str | None, "samples": {"*": int}, "steps": int, "step": int, "config_hash": str}
+_FORMER = (".ascnet.sought", ".ascnet.nearest")  # buffers of runs of older versions, which nothing reads any more
 _META = {  # what metadata hold; names with ? may be missing
     **_ORIGIN,
     "settings": dict,
@@ -224,7 +225,7 @@ def _load(path: Path) -> Checkpoint:
     run = {"checkpoints": folder.parent, "best": folder.parent, "kept": file.parent}.get(
         folder.name, file.with_suffix("")
     )
-    saved = Checkpoint(file, run, meta, weights)
+    saved = Checkpoint(file, run, meta, {name: value for name, value in weights.items() if not name.endswith(_FORMER)})
     with torch.device("meta"):
         backbone = backbones.create(meta["settings"]["backbone"], meta["settings"]["width"])
     check_fit(file, backbone, backbone_weights(saved))

@@ -11,13 +11,13 @@ from trainer.evaluate.bench import Bench
 
 from cli.main import main
 from labelgen.errors import WriteError
-from trainer import checkpoint
+from trainer import checkpoint, data
 from trainer.errors import TrainerError
 from trainer.export import export
 from trainer.pages.report import report
 from trainer.pages.trained import read_log
 from trainer.settings import Settings, resolve
-from trainer.training import loop, train
+from trainer.training import train
 from trainer.training.log import cut_log
 
 
@@ -70,7 +70,7 @@ def test_a_run_that_never_took_a_step_is_used_for_nothing(run, demo, here, monke
     def die(*_):
         raise TrainerError("no frames")
 
-    monkeypatch.setattr(loop.Feed, "take", die)
+    monkeypatch.setattr(data.TrainingClips, "batch", die)
     with pytest.raises(TrainerError, match="no frames"):
         train(Settings(width=0.06, epochs=1, workers=0), demo, "dead")
     monkeypatch.undo()

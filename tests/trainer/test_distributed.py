@@ -73,7 +73,6 @@ def spawned(kind: int, folder: Path, cases: dict, not_trained: tuple) -> None:
         results["reduced"] = reduced(kind)
         results["few"] = outcome(train, Settings(**SMALL, epochs=1, holdout=0.2), folder / "five", runs / "few")
         results["damaged"] = outcome(damaged, kind, folder / "five", runs / "damaged")
-        results["forks"] = forks(folder / "five", runs / "forks")
     if kind < 2:
         dist.destroy_process_group()
     torch.save(results, folder / f"{kind}.pt")
@@ -255,28 +254,6 @@ def test_gpus_are_joined_by_nccl_and_the_host_by_gloo(gpus, environment):
     environment(WORLD_SIZE="2", RANK="1", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_ADDR="-", MASTER_PORT="-")
     with distributed.session("cuda") as device:
         assert device == torch.device("cuda:1") and done[-1] == "cpu:gloo,cuda:nccl"
-
-
-def forks(shards: Path, run: Path) -> list[str]:
-    """What a run with held-out samples does, in order: fork a process that decodes, exchange something."""
-    done = []
-
-    def noted(owner, name, what):
-        original = getattr(owner, name)
-        setattr(owner, name, lambda *given, **named: (done.append(what), original(*given, **named))[1])
-
-    torch.multiprocessing.set_start_method("fork", force=True)  # the default, but not in a spawned process
-    noted(os, "fork", "fork")
-    for name in ("all_reduce", "broadcast", "broadcast_object_list"):
-        noted(dist, name, "exchange")
-    train(Settings(**SMALL | {"workers": 1}, epochs=2, batch_size=4, holdout=0.4), shards, run)
-    return done
-
-
-def test_no_process_is_forked_after_something_was_exchanged(results):
-    """Before Python 3.11.8 it may hang: a thread of gloo that holds a lock of the interpreter is not there in the child."""
-    for returned in results[1][:2]:
-        assert returned["forks"][:2] == ["fork", "fork"] and {*returned["forks"][2:]} == {"exchange"}
 
 
 ROWS = (3, 2)  # of the two processes
