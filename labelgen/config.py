@@ -9,7 +9,6 @@ from fractions import Fraction
 from typing import get_type_hints
 
 from labelgen.errors import ConfigError
-from labelgen.reading import fit
 
 CLIP_LENGTH = 16  # the default of Config.clip_length
 _CLIP_PIXELS = 1 << 28
@@ -46,6 +45,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from labelgen.reading import fit  # not above: `vssl --help` does without YAML
+
         for name, hint in get_type_hints(Config).items():
             try:
                 fit(getattr(self, name), hint, name)

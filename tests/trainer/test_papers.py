@@ -106,7 +106,7 @@ def test_every_command_exists():
 
 def test_every_entry_of_statistics_says_that_its_flow_differs():
     flow = "the flow is TV-L1; the thesis cites Brox et al., ECCV 2004"
-    lines, count = papers.table(), 0
+    lines, count = papers.page(), 0
     for (source, item), entry in ENTRIES.items():
         text = " ".join(papers.commands(papers.script(entry, CONTENT)))
         here = lines.index(f"### {source} {item}: {entry['title']}")
