@@ -92,14 +92,26 @@ def test_a_study(tmp_path):
         for column in (0, 1)
     ]
     named = ("measure", "tested_on", "target", "pretrained_on")
-    trained = {EVIL: {"clips": 1, "epochs": 1, "lr": 0.1, "held-out loss": None}}
+    run = {"run": "a", "data": EVIL, "videos": 1, "of videos": 2, "clips": 1}
+    trained = {EVIL: {**run, "epochs": 1, "lr": 0.1, "held-out loss": None}}
     tried = {EVIL: [{EVIL: EVIL, "loss": 0.1}]}
     told = {"row": EVIL, "what": EVIL, "reason": EVIL}
     of_data = {"dataset": EVIL, "videos": 4, "tested videos": {EVIL: 2}, "classes": {EVIL: 2}, "groups": 2, "crop": 112}
     content = {
         "about": EVIL,
         "seeds": [0],
-        "rows": {row: {"kind": "method", "trained": trained, "tried": tried} for row in (f"a{EVIL}", f"b{EVIL}")},
+        "rows": {
+            row: {
+                "kind": "method",
+                "clips asked for": 4,
+                "settings": {"method": row, "options": {EVIL: {EVIL: row}}},
+                "label": {EVIL: row},
+                "trained": trained,
+                "tried": tried,
+            }
+            for row in (f"a{EVIL}", f"b{EVIL}")
+        },
+        "unequal": [EVIL],
         "columns": [{**{name: f"{i}{EVIL}" for name in named}, "headline": True} for i in (1, 2)],
         "numbers": numbers,
         "data": {EVIL: of_data},
