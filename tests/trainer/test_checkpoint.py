@@ -12,7 +12,7 @@ from cli.main import main
 from labelgen.errors import WriteError
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate.evaluator import Evaluator
+from trainer.evaluate.evaluator import measure
 from trainer.export import export
 from trainer.pages.report import report
 from trainer.pages.trained import read_log
@@ -77,7 +77,7 @@ def test_a_run_that_never_took_a_step_is_used_for_nothing(run, demo, here, monke
     os.chdir(here)
     assert checkpoint.newest_run() == run == checkpoint.newest_run(finetuned=False)
     uses = {
-        "eval knn": lambda: Evaluator(demo, "dead"),
+        "eval knn": lambda: measure("knn", demo, "dead"),
         "finetune": lambda: train(Settings(method="recognition"), demo, "tuned", initial="dead"),
         "export": lambda: export("dead", here / "dead.onnx"),
         "report": lambda: report("dead"),
