@@ -1,5 +1,5 @@
-"""Before torch is imported: its threads must not spin beside other work. A shell that starts the tests in the background has SIGINT
-ignored, which some tests raise."""
+"""Before torch is imported: its threads must not spin beside other work. SIGINT, which some tests raise, is ignored in what a shell
+starts in the background."""
 
 import os
 import signal
