@@ -35,8 +35,8 @@ _COMPUTE = (
     click.option("--batch-size", default=32, type=click.IntRange(1), help="Clips at a time; no effect on the result."),
     click.option(
         "--workers",
-        type=click.IntRange(1),
-        help="Processes that decode.  [default: half of the process's cores, 1 to 8]",
+        type=click.IntRange(0),
+        help="Processes that decode videos, threads that decode shards.  [default: half of the process's cores, 1 to 8]",
     ),
     click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda if there is one."),
 )
@@ -215,7 +215,7 @@ class VideoFiles:
         data = Dataset("videos", self._folder, videos, (), (), (), ())
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=scratch.absolute()) as folder:
             config = Config(**settings, region=region, begin=begin, end=end)
-            run(data, videos, Path(folder), config, min(self._workers, cores()), 1, say=_say, labels={})
+            run(data, videos, Path(folder), config, max(1, min(self._workers, cores())), 1, say=_say, labels={})
             piece = piece_of(open_shards(folder), self.config)
             by_id = {escaped(id): video for id, video in own.items()}
             for failure in piece.failures:

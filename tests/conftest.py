@@ -1,5 +1,5 @@
-"""Before torch is imported: its threads must not spin beside other work. SIGINT, which some tests raise, is ignored in what a shell
-starts in the background."""
+"""Before torch is imported: its threads must not spin beside other work. And SIGINT, which some tests raise, is heard, even in
+the background."""
 
 import os
 import signal
