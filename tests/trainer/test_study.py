@@ -158,6 +158,7 @@ def test_a_paired_difference_knows_that_videos_are_easy_or_hard():
         ({"measures": [{"protocol": "linear", "labels": [0]}]}, "labels is 0"),
         ({"measures": [{"protocol": "finetune", "clips": 0}]}, "clips is 0"),
         ({"measures": [{"protocol": "linear", "parts": 11}]}, "parts is 11, expected 10 at most"),
+        ({"measures": [{"protocol": "linear", "stage": [["conv5"]]}]}, "expected the name of a stage, such as conv5"),
         ({"measures": [{"protocol": "pretext", "draws": 0}]}, "draws is 0"),
         ({"measures": [{"protocol": "knn", "rows": ["other"]}]}, "there is no row other"),
         ({"orderings": [{"better": "turns <i>", "worse": "other"}]}, "worse is 'other', expected one of the rows"),

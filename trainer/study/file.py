@@ -393,7 +393,10 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
         raise TrainerError(f"{where}: pooling is {pooling!r}, expected one of: {', '.join(_POOLINGS)}")
     last = dict.fromkeys(stage_names(*row.network)[-1] for row in rows.values())
     stages = given.get("stage", LAST if len(last) > 1 else [*last])
-    stages = {stage: stage in (LAST, *last) for stage in (stages if isinstance(stages, list) else [stages])}
+    stages = stages if isinstance(stages, list) else [stages]
+    if wrong := [stage for stage in stages if not isinstance(stage, str)]:
+        raise TrainerError(f"{where}: stage is {wrong[0]!r:.60}, expected the name of a stage, such as conv5")
+    stages = {stage: stage in (LAST, *last) for stage in stages}
     if protocol == "smoothness":
         return [Measure(stage=stage, deepest=deepest, pooling=pooling, **common) for stage, deepest in stages.items()]
     k = 0 if protocol == "linear" else _count(f"{where}: k", given.get("k", 5 if protocol == "knn" else 1))
