@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ def describe(shards: Sequence[ShardReader]) -> str:
     if set(labels) - {""}:
         counts = ", ".join(f"{name or 'none'} {n}" for name, n in sorted(labels.items())[:12])
         lines.append(f"classes {len(labels)}: {counts}")
+    if gaps := [line for shard in shards for line in _gaps(shard)]:
+        lines += [f"videos with gaps in their time stamps, which labels cross: {len(gaps):,}", *gaps[:20]]
     for k, name in enumerate(first.splits[:10]):
         column = arrays["videos/split"][:, k]
         lines.append(
@@ -47,6 +49,15 @@ def describe(shards: Sequence[ShardReader]) -> str:
     lines += [f"failures {len(failures)}", *failures]
     lines += ["configuration: " + ", ".join(f"{key}={value}" for key, value in first.config.items())]
     return "\n".join(lines)
+
+
+def _gaps(shard: ShardReader) -> Iterator[str]:
+    """A line for each video some frames of which are shown for more than twice as long as usual, such as a screen recording."""
+    arrays = shard.arrays
+    for video, first, n in zip(*(arrays[f"videos/{key}"] for key in ("id", "first_frame", "n_frames")), strict=True):
+        steps = np.diff(arrays["frames/time"][first : first + n])
+        if len(steps) and (count := int((steps > 2 * np.median(steps)).sum())):
+            yield f"  {video}: {count:,}, the longest {steps.max():.2g} s"
 
 
 def _failures(shard: ShardReader) -> list[str]:

@@ -16,6 +16,7 @@ from labelgen.manifest import Video, load
 from labelgen.run import run
 from labelgen.run.video import Clock, label_video
 from labelgen.shards import ShardReader
+from labelgen.shards.describe import describe
 from labelgen.shards.verify import verify
 from tests.labelgen import synthetic
 from tests.labelgen.test_decode import pictures, write_video
@@ -208,8 +209,16 @@ def test_a_gap_is_a_loss_where_rates_are_fixed_and_else_no_harm(tmp_path):
     shown, _, damage, reason = read(cut)
     assert len(shown) == 50 and np.flatnonzero(damage).tolist() == [20] and damage[20] == 2
     assert reason == "10 frames lost, from frame 20 on"
-    slides = write_video(tmp_path / "a.mkv", pictures(40), codec="ffv1", times=np.cumsum([0.04, 3, 9, 0.52] * 10))
+    (tmp_path / "slides").mkdir()
+    times = np.cumsum([0.04, 3, 9, 0.52] * 10)
+    slides = write_video(tmp_path / "slides" / "a.mkv", pictures(40), codec="ffv1", times=times)
     assert read(slides)[2:] == ([0] * 40, "")
+    dataset = load("folder", tmp_path / "slides")
+    report = run(dataset, dataset.videos, tmp_path / "out", Config(height=48, width=64, crop=32, flow="dis"))
+    assert not report["failures"]
+    told = describe([ShardReader(tmp_path / "out" / "slides" / "00000.h5")])
+    # of 39 steps 9 are .04, 10 are .52, 10 are 3 and 10 are 9 seconds: the one in the middle is 3
+    assert "gaps in their time stamps, which labels cross: 1\n  a.mkv: 10, the longest 9 s\n" in told
 
 
 def damaged(folder):
