@@ -89,7 +89,7 @@ def _beside_random(result: Result, row: dict, kept: ItemScores | None) -> list[d
 
 
 def compared_html(compared: Sequence[dict], first: str, other: str) -> Markup:
-    """Tables of the accuracies of two networks by class, see tally.by_class: all of few classes, of more those that gain and lose
+    """Tables of the accuracies of two networks by class, see metrics.by_class: all of few classes, of more those that gain and lose
     most, and all on demand."""
     if len(compared) <= _FEW_CLASSES:
         return _compared("Accuracy by class, %", compared, first, other)

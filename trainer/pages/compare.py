@@ -72,7 +72,7 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
     run in the row ("differences", see metrics.paired_test; those that can be had), each with "adjusted", its p corrected for all
     differences of all tables, and a mark for those that lie above ("▲") or below ("▼") it ("marks", see `mark`), marked rows
     first; "headline": the row that stands for the result, corrected for the headlines alone, or None; "classes": its
-    differences by class, by name of the run, see tally.by_class. "unequal": budgets that differ. "notes": what is in no table,
+    differences by class, by name of the run, see metrics.by_class. "unequal": budgets that differ. "notes": what is in no table,
     and why.
 
     Raises TrainerError for fewer than two runs, for one named twice, and what checkpoint.load raises.
