@@ -89,8 +89,8 @@ def _beside_random(result: Result, row: dict, kept: ItemScores | None) -> list[d
 
 
 def compared_html(compared: Sequence[dict], first: str, other: str) -> Markup:
-    """Tables of the accuracies of two networks by class, see metrics.by_class: all of few classes, of more those that gain and lose
-    most, and all on demand."""
+    """Tables of the accuracies of two networks by class, see metrics.by_class: all of few classes, of more those that gain and
+    lose most, and all on demand."""
     if len(compared) <= _FEW_CLASSES:
         return _compared("Accuracy by class, %", compared, first, other)
     losing = compared[: -_MOST_COMPARED - 1 : -1]
