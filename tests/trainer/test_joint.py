@@ -107,7 +107,7 @@ def test_accumulation_weighs_each_method_by_its_own_samples(demo, here):
     """Batches of different sizes, some of them odd, cut in two."""
     whole, cut = (
         train(
-            Settings(**PLAIN | {"batch_size": 5}, method="pace+rotation", epochs=1, accumulate=parts, lr=0.1),
+            Settings(**PLAIN | {"batch_size": 5}, method="pace+rotation", epochs=1, accumulate=parts, lr=0.02),
             demo,
             f"{parts}",
         )
@@ -118,8 +118,7 @@ def test_accumulation_weighs_each_method_by_its_own_samples(demo, here):
         assert other == pytest.approx(one, rel=1e-4)
     weights = checkpoint.load(cut).weights
     for name, weight in checkpoint.load(whole).weights.items():
-        # some processors round sums of other batch sizes differently, which a unit near zero makes more of
-        assert torch.allclose(weights[name], weight, rtol=1e-3, atol=float(0.01 * weight.abs().max())), name
+        assert torch.allclose(weights[name], weight, rtol=1e-3, atol=1e-5), name
 
 
 def test_methods_keep_their_own_jitter_unless_one_is_given(demo):
