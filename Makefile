@@ -13,10 +13,10 @@ demo: .venv/installed  ## label demo videos rendered here, pretrain on them, com
 	$(BIN)/vssl demo
 
 test: .venv/installed  ## run the tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-all: .venv/installed  ## run the tests that take minutes, too
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m ""
+test-all: .venv/installed  ## run the slow tests, too: the wheel, a stand-in for a GPU, every command of docs/papers.md
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m ""
 
 soak: .venv/installed  ## damaged and hostile input and kills in numbers, prints what it counted: COUNT=2000 KILLS=20 SEED=0
 	$(BIN)/python -m tests.soak_shards --count $(COUNT) --seed $(SEED)

@@ -10,10 +10,13 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = "name: tiny\nlabel: {folder: 2}\nsplits: {folder: 1}\n"
 
 
+@pytest.mark.slow
 def test_the_three_commands_run_from_the_wheel(tmp_path):
     def run(*command, cwd=tmp_path, **variables):
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables

@@ -23,6 +23,8 @@ REFUSED = {
     "bank_of_another_type": "source and destination dtypes match",
 }
 
+pytestmark = pytest.mark.slow
+
 
 def test_each_wait_is_told_with_its_line(rehearse):
     found = rehearse(train, "rotation", *WAITING)
