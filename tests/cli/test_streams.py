@@ -63,8 +63,8 @@ def test_a_full_disk_is_still_told(tmp_path):
 
 
 def test_a_training_goes_on_where_nobody_reads_it(tmp_path):
+    """Its output is closed, and its error output ends in a pipe that nobody reads."""
     write_shard(tmp_path / "out/demo/00000.h5", [64, 64, 64])
-    options = "train --shards out --width 0.06 --epochs 3 --batch-size 3 --workers 1 --device cpu --run"
-    for name, shell in (("closed", ">&- 2>&-"), ("unread", "2>&1 | true")):
-        run(["-m", "cli.main", *options.split(), name], tmp_path, shell)
-        assert [path.name for path in (tmp_path / "runs" / name / "checkpoints").iterdir()] == ["00000003"]
+    options = "train --shards out --width 0.06 --epochs 3 --batch-size 3 --workers 1 --device cpu --run one"
+    run(["-m", "cli.main", *options.split()], tmp_path, "2>&1 >&- | true")
+    assert [path.name for path in (tmp_path / "runs/one/checkpoints").iterdir()] == ["00000003"]
