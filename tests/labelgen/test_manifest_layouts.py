@@ -8,15 +8,9 @@ import pytest
 from labelgen.errors import ConfigError, ManifestError
 from labelgen.manifest import load
 from labelgen.manifest.form import builtin_manifests, read_manifest
+from tests.labelgen.test_manifest import put
 
 NONE, TRAIN, VALIDATION, TEST = range(4)
-
-
-def put(root, *files):
-    for file in files:
-        path = Path(root, file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
 
 
 def write(path, *lines):
