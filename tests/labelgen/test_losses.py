@@ -20,20 +20,20 @@ def test_damage_belongs_to_the_frame_of_its_packet_where_none_tells_a_duration(t
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.ts"])
-@pytest.mark.parametrize("bad", [0, 31, 59])
-def test_packets_that_mpeg_leaves_out_in_silence_are_told(tmp_path, name, bad):
+def test_packets_that_mpeg_leaves_out_in_silence_are_told(tmp_path, name):
     whole = synthetic.write_video(tmp_path / f"whole-{name}", 60, codec="mpeg2video", g="10", bf="2")
     assert not read(whole)[3]
-    shown, _, damage, reason = read(remade(whole, tmp_path / name, spoilt(bad)))
-    assert (48 if bad == 0 else 58) <= len(shown) < 60
-    assert "lost, from frame" in reason or "ends within frame 59" in reason
-    assert bad == 59 or any(damage)
+    for bad in (0, 31, 59):
+        shown, _, damage, reason = read(remade(whole, tmp_path / name, spoilt(bad)))
+        assert (48 if bad == 0 else 58) <= len(shown) < 60
+        assert "lost, from frame" in reason or "ends within frame 59" in reason
+        assert bad == 59 or any(damage)
 
 
 def test_a_frame_out_of_order_begins_no_new_time_line(tmp_path):
     whole = synthetic.write_video(tmp_path / "whole.mkv", 60, codec="mpeg2video", g="10", bf="2")
     odd = 0
-    for bad in range(15, 40):
+    for bad in range(15, 40, 2):
         _, times, _, reason = read(remade(whole, tmp_path / f"{bad}.mkv", spoilt(bad)))
         odd += "step back" in reason
         assert times[-1] == pytest.approx(59 / 25, abs=0.01) and (np.diff(times) >= 0).all()
