@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -28,15 +29,22 @@ from tests.labelgen.test_run import SABOTAGE
 SMALL = Config(height=48, width=64, crop=32)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Four videos, two a shard; of the second shard one is cut short."""
-    root = tmp_path / "videos"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder of four videos, two a shard, of which one is cut short, and of their shards."""
+    root = tmp_path_factory.mktemp("made") / "videos"
     for index in range(3):
         write_video(root / f"{index}.mp4", 20, index)
     path = write_video(root / "3.avi", 40)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return root
+    label(root, root.parent / "out")
+    return root.parent
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy of the videos."""
+    return shutil.copytree(made / "videos", tmp_path / "videos")
 
 
 @pytest.fixture
@@ -68,8 +76,8 @@ def task(root, path, videos=slice(None), **options):
     return Task(path, data.videos[videos], data.root, data.splits, SMALL, identity, stall=300, **options)
 
 
-@pytest.mark.parametrize("make", [label_shard, label_shard_on_cluster])
-def test_a_shard_with_a_crash_and_a_video_that_is_cut_short_keeps_all_others(folder, tmp_path, monkeypatch, make):
+def test_a_shard_with_a_crash_and_a_video_that_is_cut_short_keeps_all_others(folder, tmp_path, monkeypatch):
+    """In the process that a Dask worker starts for it, which starts one for each video."""
     (tmp_path / "site").mkdir()
     action = 'os.kill(os.getpid(), signal.SIGSEGV) if self.path.endswith("1.mp4") else None'
     (tmp_path / "site" / "sitecustomize.py").write_text(
@@ -80,7 +88,7 @@ def test_a_shard_with_a_crash_and_a_video_that_is_cut_short_keeps_all_others(fol
     path = tmp_path / "00000.h5"
     videos = load("folder", folder).videos
     order = [videos.ids.index(name) for name in ("3.avi", "1.mp4", "0.mp4")]  # cut short, crash, sound
-    made = make(replace(task(folder, path, isolated=True), videos=videos.take(order)))
+    made = label_shard_on_cluster(replace(task(folder, path, isolated=True), videos=videos.take(order)))
     assert made.path == str(path) and not made.fault
     shard = ShardReader(path)
     assert shard.arrays["videos/id"] == ("3.avi", "0.mp4") and shard.arrays["failures/id"] == ("3.avi", "1.mp4")
@@ -101,9 +109,10 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_an_error_of_the_machine_is_not_written_down(folder, tmp_path, here, monkeypatch, error, wrapped):
+@pytest.mark.parametrize(
+    "error, wrapped", [*((error, False) for error in ERRORS), (ERRORS[2], True), (MemoryError(), True)], ids=repr
+)
+def test_an_error_of_the_machine_is_not_written_down(made, folder, tmp_path, here, monkeypatch, error, wrapped):
     """Raised as it is, or as the cause of what the decoder raises; the shard of the video is not there, the others are."""
     original = of_video.label_video
 
@@ -123,8 +132,7 @@ def test_an_error_of_the_machine_is_not_written_down(folder, tmp_path, here, mon
     assert list(shards(tmp_path / "out")) == ["00001.h5"] and not list(tmp_path.glob("out/videos/.*.tmp"))
     report = label(folder, tmp_path / "out")
     assert report["videos"]["labelled"] == 4 and [failure["id"] for failure in report["failures"]] == ["3.avi"]
-    label(folder, tmp_path / "whole")
-    assert shards(tmp_path / "out") == shards(tmp_path / "whole")
+    assert shards(tmp_path / "out") == shards(made / "out")
 
 
 def test_a_folder_that_vanishes_for_a_moment_costs_nothing(folder, tmp_path, here, monkeypatch):
@@ -217,13 +225,12 @@ def test_what_ffmpeg_says_of_a_damaged_file_is_the_files_fault(folder, tmp_path)
     assert faults.machine_fault(caught.value, video, one) == os.strerror(errno.EMFILE)
 
 
-@pytest.mark.parametrize("make", [label_shard, label_shard_on_cluster])
-def test_a_file_that_has_changed_is_not_labelled_as_what_it_was(folder, tmp_path, make):
+def test_a_file_that_has_changed_is_not_labelled_as_what_it_was(folder, tmp_path):
     (tmp_path / ".lock").touch()
     data = load("folder", folder)
     sizes = dict(zip(data.videos.ids, plan.file_sizes(data.videos).tolist(), strict=True))
     (folder / "2.mp4").write_bytes((folder / "2.mp4").read_bytes()[:1000])
-    made = make(task(folder, tmp_path / "00000.h5", sizes=sizes))
+    made = label_shard(task(folder, tmp_path / "00000.h5", sizes=sizes))
     assert "2.mp4: changed since the run was planned" in made.fault and not (tmp_path / "00000.h5").exists()
 
 
@@ -232,8 +239,6 @@ def test_a_file_that_has_changed_is_not_labelled_as_what_it_was(folder, tmp_path
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", r"1.mp4: killed its process \(signal 9\); check memory", ""),
         ("raise MemoryError", "1.mp4: not enough memory", ""),
-        ("raise OSError(116, os.strerror(116))", "1.mp4: Stale file handle", ""),
-        ("os._exit(1)", "", "its process ended with 1"),
         ("os._exit(0)", "", "its process ended with 0"),
     ],
 )
