@@ -23,7 +23,6 @@ from labelgen.media import DAMAGED, LOSS, Decoded, Turn, choose, cropping, on_sa
 VERSION = 3  # counts up with every change that may change a pixel of a frame
 MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
 _FASTEST = 1000.0  # frames per second: more is no rate, but the unit of a header's time stamps
-_NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 _RESIZE = Interpolation.AREA | Interpolation.ACCURATE_RND
 _T = TypeVar("_T")  # a frame
 
@@ -373,22 +372,3 @@ def expected_frames(
     with contextlib.suppress(ValueError):
         return sum(1 for _ in _resample(((time, 0, time) for time in sorted(times)), fps))
     return 0
-
-
-class _FrameCounter(FrameStream):
-    """Decodes, and makes no pictures."""
-
-    def _upright(self, frame: av.VideoFrame) -> np.ndarray:
-        return _NO_PICTURE
-
-
-def count_frames(path: str | os.PathLike[str], fps: float | None = None, max_pixels: int = MAX_PIXELS) -> int:
-    """Number of frames that `frames` yields, by decoding them; those before an error where decoding stops early."""
-    stream = _FrameCounter(path, None, None, fps, max_pixels)
-    try:
-        for _ in stream:
-            pass
-    except DecodeError:
-        if not stream.count:
-            raise
-    return stream.count

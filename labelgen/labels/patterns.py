@@ -80,11 +80,6 @@ def centre_crop(height: int, width: int, crop: int) -> int:
     return int(np.flatnonzero((crop_grid(height, width, crop) == centre).all(1))[0])
 
 
-def mirror_flow(flow: np.ndarray) -> np.ndarray:
-    """The flow [..., W, 2] of the mirrored frames: columns reversed and u negated."""
-    return flow[..., ::-1, :] * np.array([-1, 1], flow.dtype)
-
-
 def _frozen(array: np.ndarray) -> np.ndarray:
     array.flags.writeable = False  # cached and shared
     return array

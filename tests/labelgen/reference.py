@@ -10,6 +10,11 @@ import numpy as np
 MIN_MOTION = 1e-3
 
 
+def mirror_flow(flow):
+    """The flow [..., W, 2] of the mirrored frames: columns reversed and u negated."""
+    return flow[..., ::-1, :] * np.array([-1, 1], flow.dtype)
+
+
 @functools.cache
 def partitions(crop):
     """For each pattern the pixels of each block, as indices into the flattened crop."""

@@ -14,7 +14,7 @@ from labelgen.flow import flow
 from labelgen.labels.boundaries import motion_boundaries
 from labelgen.labels.clip import MAX_FLOW, clip_boundaries, clip_of_frames
 from labelgen.labels.motion import motion_statistics
-from labelgen.labels.patterns import crop_grid, mirror_flow
+from labelgen.labels.patterns import crop_grid
 from labelgen.manifest import Video
 from labelgen.run.video import Clock, label_video
 from tests.labelgen import reference
@@ -44,7 +44,9 @@ class Clip:
 
     def expected(self, mirrored):
         """Motion labels, validity, margins [crops, 14], appearance labels, margins [crops, 13] of the reference."""
-        flows, frames = (mirror_flow(self.flows), self.frames[:, :, ::-1]) if mirrored else (self.flows, self.frames)
+        flows, frames = (
+            (reference.mirror_flow(self.flows), self.frames[:, :, ::-1]) if mirrored else (self.flows, self.frames)
+        )
         derivatives, rows, crop = reference.boundaries(flows), [], self.config.crop
         for y, x in crop_grid(self.config.height, self.config.width, crop).astype(int):
             x = self.config.width - crop - x if mirrored else x

@@ -17,9 +17,9 @@ import pytest
 
 from labelgen import run
 from labelgen.config import Config
-from labelgen.decode import count_frames
-from labelgen.errors import ClusterError, DecodeError
+from labelgen.errors import ClusterError, ReadError
 from labelgen.manifest import load
+from labelgen.reading import read_bytes
 from labelgen.run.plan import Task
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.shard import label_shard_on_cluster
@@ -116,9 +116,9 @@ def test_a_cluster_that_cannot_be_used_is_named(folder, tmp_path, monkeypatch):
 
 
 def test_a_process_of_its_own_gives_results_and_errors_and_its_death_is_told():
-    assert in_new_process(divmod, 7, 2) == (3, 1) and in_new_process(os.getpid) != os.getpid()
-    with pytest.raises(DecodeError, match="none.mp4: cannot be decoded at opening: No such file"):
-        in_new_process(count_frames, "none.mp4")
+    assert in_new_process(os.getpid) != os.getpid()
+    with pytest.raises(ReadError, match="none.mp4: .*No such file"):
+        in_new_process(read_bytes, "none.mp4")
     with pytest.raises(ProcessLost, match=r"killed its process \(signal 6\)"):
         in_new_process(os.abort)
     assert in_new_process(cv2.getNumThreads) == in_new_process(numba.get_num_threads) == 1

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from labelgen.decode import count_frames, frames
+from labelgen.decode import frames
 from labelgen.errors import DecodeError
 from tests.labelgen import synthetic
 
@@ -49,7 +49,7 @@ def test_frames_come_in_order_at_the_size_asked_for(tmp_path):
     assert [abs(int(f[20, 25, 1]) - 5 * k) <= 3 for k, f in enumerate(out)] == [True] * 20
     assert out[3][3, 3, 0] > 200 > 60 > out[3][3, 3, 1]
     assert (stream.native_height, stream.native_width, stream.fps) == (48, 64, 25)
-    assert next(frames(path)).shape == (48, 64, 3) and count_frames(path) == 20
+    assert next(frames(path)).shape == (48, 64, 3)
 
 
 def test_a_region_is_cut_before_frames_are_resized(tmp_path):
@@ -72,7 +72,7 @@ def test_area_interpolation_averages(tmp_path):
 def test_fps_takes_the_frame_presented_nearest(tmp_path):
     path = write_video(tmp_path / "a.mp4", pictures(20))
     shown = [int(round(f[40, 60, 1] / 5)) for f in frames(path, fps=12.5)]
-    assert shown == list(range(0, 20, 2)) and count_frames(path, 12.5) == 10
+    assert shown == list(range(0, 20, 2))
     assert [int(round(f[40, 60, 1] / 5)) for f in frames(path, fps=50)][:6] in ([0, 1, 1, 2, 2, 3], [0, 0, 1, 1, 2, 2])
     times = [0, 0.04, 0.08, 0.5, 0.54]
     path = write_video(tmp_path / "b.mp4", pictures(5), times=times)
@@ -128,7 +128,7 @@ def test_a_file_that_breaks_off_is_told_from_a_whole_one(tmp_path, name):
         with pytest.raises(DecodeError, match=r"the file ends (after|within)|cannot be decoded after"):
             list(stream)
         counts.append(stream.count)
-    assert 0 < counts[0] < 75 and counts[0] == count_frames(path) and counts[1] == pytest.approx(counts[0] / 2, abs=1)
+    assert 0 < counts[0] < 75 and counts[1] == pytest.approx(counts[0] / 2, abs=1)
 
 
 def test_the_reason_says_how_much_is_there(tmp_path):
@@ -150,7 +150,7 @@ def test_frames_that_an_edit_list_hides_are_not_missed(tmp_path):
                 packet.dts -= int(2 / stream.time_base)
                 packet.stream = copy
                 cut.mux(packet)
-    assert count_frames(tmp_path / "cut.mp4") == 50
+    assert len(list(frames(tmp_path / "cut.mp4"))) == 50
 
 
 def test_repeated_frames_of_an_avi_are_not_missed(tmp_path):
@@ -166,7 +166,7 @@ def test_metadata_that_is_not_utf8_does_not_stop_a_video(tmp_path):
     tag = b"ISFT"
     at = data.index(tag) + 8
     path.write_bytes(data[:at] + b"\xff\xfe\xe9" + data[at + 3 :])
-    assert count_frames(path) == 3
+    assert len(list(frames(path))) == 3
 
 
 @codecs
@@ -191,7 +191,7 @@ def test_a_broken_file_gives_what_comes_before_and_after_the_error():
     stream = frames(CODECS / "corrupted.mp4", 32, 48)
     with pytest.raises(DecodeError, match="2 frames damaged, from frame 31 on and 1 frame lost, from frame 30 on"):
         list(stream)
-    assert stream.count == 49 == count_frames(CODECS / "corrupted.mp4")
+    assert stream.count == 49
 
 
 @pytest.mark.parametrize("kind", ["a named pipe", "a device", "a folder"])
@@ -209,14 +209,14 @@ def test_time_stamps_that_jump_repeat_no_picture_for_long_and_are_told(tmp_path)
     stream, shown = frames(path, fps=5), []
     with pytest.raises(DecodeError) as error:
         shown.extend(stream)
-    assert stream.count == len(shown) == count_frames(path, 5) == 4 + 5 * 10 + 4
+    assert stream.count == len(shown) == 4 + 5 * 10 + 4
     assert error.value.reason == (
         "time stamps jump once, by 3,999 s after frame 20: no picture is repeated for longer than 10 s"
     )
     stream = frames(path)
     with pytest.raises(DecodeError, match="time stamps jump once, by 3,999 s after frame 20$"):
         list(stream)
-    assert count_frames(path) == 40 == stream.count  # every frame of the file, as it is
+    assert stream.count == 40  # every frame of the file, as it is
 
 
 def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):

@@ -9,7 +9,7 @@ from labelgen.labels.appearance import appearance_statistics
 from labelgen.labels.boundaries import motion_boundaries
 from labelgen.labels.curriculum import curriculum_score
 from labelgen.labels.motion import motion_statistics, sector
-from labelgen.labels.patterns import areas, centre_crop, crop_grid, mirror_flow, mirrored_blocks, patterns
+from labelgen.labels.patterns import areas, centre_crop, crop_grid, mirrored_blocks, patterns
 from tests.labelgen import reference
 
 CROP = 112
@@ -96,7 +96,7 @@ def test_constant_flow_has_no_boundary():
 def test_mirrored_flow_gives_the_mirrored_boundaries_exactly():
     flow = np.random.default_rng(1).normal(0, 3, (23, 31, 2)).astype(np.float32)
     expected = motion_boundaries(flow)[..., ::-1] * np.array([1, -1, -1, 1], np.float32)[:, None, None]
-    assert (motion_boundaries(mirror_flow(flow)) == expected).all()
+    assert (motion_boundaries(reference.mirror_flow(flow)) == expected).all()
 
 
 # --- motion statistics
@@ -139,7 +139,7 @@ def test_equal_blocks_give_the_lowest_id_and_a_still_clip_no_label():
 def test_motion_statistics_equal_the_reference_for_every_crop_and_mirror(seed):
     rng = np.random.default_rng(seed)
     flows = np.moveaxis(smooth(rng, 5, 2, 72, 91), 1, -1)
-    plain, mirrored = reference.boundaries(flows), reference.boundaries(mirror_flow(flows))
+    plain, mirrored = reference.boundaries(flows), reference.boundaries(reference.mirror_flow(flows))
     corners = crop_grid(72, 91, 56)
     labels, valid = motion_statistics(np.stack([motion_boundaries(flow) for flow in flows]), corners, 56)
     for c, (y, x) in enumerate(corners):
