@@ -6,7 +6,7 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from labelgen.labels import LABELS
 from labelgen.manifest import Dataset, Video
 from labelgen.run import report
 from labelgen.run.finished import Finished
-from labelgen.run.plan import Plan, Task, check_configuration, configuration, file_sizes
-from labelgen.run.shard import Made, check, label_shard, label_shard_on_cluster
-from labelgen.run.workers import WorkerLost, pool
+from labelgen.run.jobs import clean, made_of
+from labelgen.run.plan import Plan, check_configuration, configuration, file_sizes
+from labelgen.run.shard import label_shard, label_shard_on_cluster
+from labelgen.run.workers import pool
 from labelgen.shards.reader import warn_without_maps
 
 STALL_SECONDS = 300.0  # a video that yields no frame for so long hangs, and its process is ended
@@ -68,7 +69,7 @@ def run(
         finished = Finished(folder)
         there = sorted(folder.glob("[0-9]*.h5"))
         check_configuration(there, finished, identity, videos)
-        suspects = _clean(folder)
+        suspects = clean(folder)
         missing = plan.missing(path.name for path in there)
         done = len(videos) - sum(map(plan.count, missing))
         if done:
@@ -82,9 +83,11 @@ def run(
         if missing:
             with pool(workers, scheduler, say) as (each, at_work):
                 if scheduler is None and labels:
-                    _compile_once(config.flow, say)
+                    from labelgen.run.video import compile_kernels
+
+                    compile_once(functools.partial(compile_kernels, config.flow), say)
                 each_shard = functools.partial(each, label_shard if scheduler is None else label_shard_on_cluster)
-                for name, made in _made(plan, missing, each_shard, suspects, say):
+                for name, made in made_of(folder, missing, plan.task, each_shard, suspects, say):
                     seconds.update(made.seconds)
                     counts.update(made.counts)
                     if made.fault:
@@ -109,54 +112,11 @@ def run(
     return content
 
 
-def _compile_once(backend: str, say: Callable[[str], None]) -> None:
+def compile_once(compile_kernels: Callable[[], object], say: Callable[[str], None]) -> None:
     """Compile the kernels here: the workers load them from Numba's cache."""
     from labelgen import compiled
-    from labelgen.run.video import compile_kernels
 
     with writing("the folder of Numba's compiled kernels"):
-        compile_kernels(backend)
+        compile_kernels()
     if compiled.uncached:
         say(compiled.uncached)
-
-
-def _made(
-    plan: Plan,
-    missing: Sequence[str],
-    each: Callable[[Iterable[Task]], Iterator[Made]],
-    suspects: set[str],
-    say: Callable[[str], None],
-) -> Iterator[tuple[str, Made]]:
-    """Make the missing shards, whatever happens to the workers; yields the name of each with what `label_shard` returns.
-
-    each: yields the results of `label_shard` for tasks as they come
-    suspects: names of shards whose making has ended a process before
-    """
-    waiting = dict.fromkeys(missing)  # in their order
-    try:
-        while waiting:
-            tasks = (plan.task(name, name in suspects) for name in list(waiting))
-            try:
-                for made in each(tasks):
-                    name = os.path.basename(made.path)
-                    del waiting[name]
-                    yield name, made
-            except WorkerLost:
-                lost = _clean(plan.folder)
-                if lost <= suspects:  # not even alone could they be finished
-                    raise ShardError(
-                        f"{plan.folder}: the worker was killed at {', '.join(sorted(lost)) or 'its start'}; "
-                        f"{check(plan.folder)}"
-                    ) from None
-                suspects |= lost
-                say(f"a worker was lost; {', '.join(sorted(lost))}: trying each video in a process of its own")
-    finally:
-        _clean(plan.folder)
-
-
-def _clean(folder: Path) -> set[str]:
-    """Remove what killed processes left behind; returns the names of the shards they were at."""
-    left = list(folder.glob(".*.tmp"))
-    for path in left:
-        path.unlink(missing_ok=True)
-    return {path.name[1:].split(".h5")[0] + ".h5" for path in left}

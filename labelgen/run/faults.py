@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from labelgen.errors import ReadError
 from labelgen.manifest import Video
 from labelgen.reading import open_regular
-from labelgen.run.plan import Task
+from labelgen.run.jobs import Job
 
 # fmt: off
 _MACHINE = {
@@ -27,7 +27,7 @@ _MOST = 1 << 31  # bytes that FFmpeg may ask for at once
 _BLOCK = 1 << 24
 
 
-def machine_fault(error: Exception, video: Video, task: Task) -> str:
+def machine_fault(error: Exception, video: Video, job: Job) -> str:
     """Why the machine, and not the video, is to blame for an error in labelling it; "" if the video is."""
     for one in _causes(error):
         number: int = getattr(one, "errno", None) or 0
@@ -40,13 +40,13 @@ def machine_fault(error: Exception, video: Video, task: Task) -> str:
             return os.strerror(number)
         if isinstance(one, RuntimeError) and "start new thread" in str(one):
             return "no thread can be started; check `ulimit -u`"
-    return unreadable(video, task)
+    return unreadable(video, job)
 
 
-def unreadable(video: Video, task: Task) -> str:
+def unreadable(video: Video, job: Job) -> str:
     """Why the file of a video cannot be read from its first to its last byte as it was when the run was planned; "" if it can, or
     could not then."""
-    planned = task.sizes.get(video.id)
+    planned = job.sizes.get(video.id)
     if planned is not None and planned < 0:
         return ""
     try:
@@ -57,7 +57,7 @@ def unreadable(video: Video, task: Task) -> str:
     except ReadError:  # a pipe or a device
         return ""
     except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
-        if isinstance(error, PermissionError) and _may_be_listed(task.root):
+        if isinstance(error, PermissionError) and _may_be_listed(job.root):
             return ""
         why = "not there any more" if isinstance(error, FileNotFoundError) else error.strerror
         return f"{why} (it was when the run was planned)"

@@ -7,8 +7,8 @@ import faulthandler
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from labelgen.errors import DecodeError, MachineError, WriteError
 from labelgen.files import writing
@@ -16,6 +16,7 @@ from labelgen.flow import BACKENDS
 from labelgen.labels import LABELS
 from labelgen.manifest import Video
 from labelgen.run.faults import machine_fault, unreadable
+from labelgen.run.jobs import Job
 from labelgen.run.plan import Task
 from labelgen.run.process import ProcessLost, end_unless_called, in_new_process
 
@@ -24,43 +25,112 @@ if TYPE_CHECKING:
 
 
 class VideoFailed(Exception):
-    """A video cannot be labelled, for a fault of its own: stage, "decode", "label" or "process", and reason."""
+    """Nothing can be made of a video, for a fault of its own: stage, "decode", "label", "flow" or "process", and reason."""
 
 
-def register(task: Task) -> None:
-    """Know the label kinds and flow backends of the process that made the task, those that it added at run time, too."""
-    for registry, of_task in ((LABELS, task.labels), (BACKENDS, task.flows)):
-        names = dict(of_task)  # a copy: in the process that made the task they are one
+def register(job: Job) -> None:
+    """Know the label kinds and flow backends of the process that made the job, those that it added at run time, too."""
+    for registry, of_job in ((LABELS, job.labels), (BACKENDS, job.flows)):
+        names = dict(of_job)  # a copy: in the process that made the job they are one
         registry.clear()
         registry.update(names)
 
 
-def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Record:
-    """`label_video` in this process, which is ended if nothing is done for too long; frames go to `spool`.
+class _Done(Protocol):
+    """What is made of a video; cut_short: why decoding stopped early, "" if it did not."""
 
-    Raises VideoFailed for what is the video's fault, MachineError for what is not, WriteError if the disk is full.
+    cut_short: str
+
+
+_Made = TypeVar("_Made", bound=_Done)
+
+
+def here(video: Video, job: Job, stage: str, work: Callable[[Callable[[], None]], _Made]) -> _Made:
+    """`work(alive)` on a video in this process, which is ended if `alive` is not called for too long.
+
+    Raises VideoFailed for what is the video's fault, of this stage unless it cannot be decoded, MachineError for what is not,
+    WriteError if the disk is full.
     """
-    from labelgen.run.video import label_video
-
-    def write(encoded: bytes) -> None:
-        with writing(task.path):
-            spool.write(encoded)
-        alive()
-
     try:
-        with ended_if_stalled(task.stall) as alive:
-            record = label_video(video, task.config, write, clock, alive)
-    except (WriteError, MachineError):
+        with ended_if_stalled(job.stall) as alive:
+            done = work(alive)
+    except (WriteError, MachineError, VideoFailed):
         raise
-    except Exception as error:  # whatever one video does, the others are labelled
-        if why := machine_fault(error, video, task):
+    except Exception as error:  # whatever one video does, the others are made
+        if why := machine_fault(error, video, job):
             raise MachineError(f"{video.id}: {why}") from error
         if isinstance(error, DecodeError):
             raise VideoFailed("decode", error.reason) from error
-        raise VideoFailed("label", f"{type(error).__name__}: {error}") from error
-    if record.cut_short and (why := unreadable(video, task)):  # which FFmpeg takes for the end of the file
+        raise VideoFailed(stage, f"{type(error).__name__}: {error}") from error
+    if done.cut_short and (why := unreadable(video, job)):  # which FFmpeg takes for the end of the file
         raise MachineError(f"{video.id}: {why}")
-    return record
+    return done
+
+
+def apart(video: Video, job: Job, function: Callable[..., _Made], clock: Clock, *arguments: Any) -> _Made:
+    """`function(video, job, clock, *arguments)` in a process of its own, whose death is this video's failure alone, unless it is
+    the machine's fault; its time counts in `clock`. Raises what the function raises, of what `here` does."""
+    try:
+        outcome, seconds, counts = in_new_process(_outcome, function, video, job, arguments)
+    except ProcessLost as lost:
+        if lost.of_machine:
+            raise MachineError(f"{video.id}: {lost}; check memory") from None
+        raise VideoFailed("process", why_lost(lost, job.stall)) from None
+    clock.seconds.update(seconds)
+    clock.counts.update(counts)
+    if isinstance(outcome, Exception):
+        raise outcome
+    done: _Made = outcome
+    return done
+
+
+def _outcome(
+    function: Callable[..., _Made], video: Video, job: Job, arguments: Sequence[Any]
+) -> tuple[_Made | Exception, Counter[str], Counter[str]]:
+    from labelgen.run.video import Clock
+
+    register(job)
+    clock = Clock()
+    outcome: _Made | Exception
+    try:
+        with writing(job.path):
+            outcome = function(video, job, clock, *arguments)
+    except (VideoFailed, MachineError, WriteError) as error:  # given back to be raised there: what was done counts
+        outcome = error
+    return outcome, clock.seconds, clock.counts
+
+
+def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Record:
+    """`label_video` in this process, see `here`; frames go to `spool`."""
+    from labelgen.run.video import label_video
+
+    def work(alive: Callable[[], None]) -> Record:
+        def write(encoded: bytes) -> None:
+            with writing(task.path):
+                spool.write(encoded)
+            alive()
+
+        return label_video(video, task.config, write, clock, alive)
+
+    return here(video, task, "label", work)
+
+
+def label_in_new_process(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Record:
+    """`label_here` in a process of its own, see `apart`."""
+    with writing(task.path):
+        spool.flush()
+    try:
+        return apart(video, task, _label_to_file, clock, spool.name)
+    finally:
+        spool.seek(0, os.SEEK_END)
+
+
+def _label_to_file(video: Video, task: Task, clock: Clock, name: str) -> Record:
+    from labelgen.run.video import compile_kernels
+
+    compile_kernels(task.config.flow)
+    with open(name, "ab") as spool:
+        return label_here(video, task, spool, clock)
 
 
 @contextlib.contextmanager
@@ -85,45 +155,3 @@ def ended_if_stalled(seconds: float) -> Iterator[Callable[[], None]]:
 def why_lost(lost: ProcessLost, stall: float) -> str:
     """The reason for a list of failures: a process under `ended_if_stalled` died."""
     return f"no frame for {stall:g} s" if lost.stalled else str(lost)
-
-
-def label_in_new_process(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Record:
-    """`label_here` in a process of its own, whose death is this video's failure alone, unless it is the machine's fault.
-
-    Raises what `label_here` raises.
-    """
-    with writing(task.path):
-        spool.flush()
-    try:
-        outcome, seconds, counts = in_new_process(_label_to_file, video, task, spool.name)
-    except ProcessLost as lost:
-        if lost.of_machine:
-            raise MachineError(f"{video.id}: {lost}; check memory") from None
-        raise VideoFailed("process", why_lost(lost, task.stall)) from None
-    finally:
-        spool.seek(0, os.SEEK_END)
-    clock.seconds.update(seconds)
-    clock.counts.update(counts)
-    if isinstance(outcome, Exception):
-        raise outcome
-    record: Record = outcome
-    return record
-
-
-def _label_to_file(video: Video, task: Task, name: str) -> tuple[Record | Exception, Counter[str], Counter[str]]:
-    from labelgen.run.video import Clock, compile_kernels
-
-    register(task)
-    compile_kernels(task.config.flow)
-    clock = Clock()
-    outcome: Record | Exception
-    try:
-        with writing(task.path), open(name, "ab") as spool:
-            outcome = label_here(video, task, spool, clock)
-    except (
-        VideoFailed,
-        MachineError,
-        WriteError,
-    ) as error:  # given back, for the caller to raise: what was done counts
-        outcome = error
-    return outcome, clock.seconds, clock.counts

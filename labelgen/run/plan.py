@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,23 @@ import numpy as np
 from labelgen import decode, shards
 from labelgen.config import Config
 from labelgen.errors import MachineError, ShardError
-from labelgen.flow import BACKENDS
 from labelgen.flow import find as find_backend
 from labelgen.labels import LABELS, clip, kinds, sampling
 from labelgen.labels.patterns import GRID_STEP
 from labelgen.manifest import Dataset, Video
 from labelgen.run.finished import Finished
+from labelgen.run.jobs import Job
 
 _NO_FILE = {errno.ELOOP, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True)
-class Task:
-    """One shard to make."""
+class Task(Job):
+    """One shard to make. identity: the whole configuration, as it is stored in the shard."""
 
-    path: Path
-    videos: Sequence[Video]
-    root: Path
     splits: tuple[str, ...]
     config: Config
-    identity: dict[str, Any]  # the whole configuration, as it is stored in the shard
-    stall: float
-    sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of the videos' files by id, see `file_sizes`
-    isolated: bool = False  # each video in a process of its own, because one of them has ended its worker before
-    labels: Mapping[str, str] = field(default_factory=lambda: dict(LABELS))  # the label kinds that are made
-    flows: Mapping[str, str] = field(default_factory=lambda: dict(BACKENDS))  # a worker knows what was added here, too
+    identity: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,8 +72,9 @@ class Plan:
         sizes = dict(zip((video.id for video in batch), self.sizes[at].tolist(), strict=True))
         path, data = self.folder / name, self.dataset
         return Task(
-            path, batch, data.root, data.splits, self.config, self.identity, self.stall, sizes, isolated, self.labels
-        )
+            path, batch, data.root, data.splits, self.config, self.identity,
+            stall=self.stall, sizes=sizes, isolated=isolated, labels=self.labels,
+        )  # fmt: skip
 
     def _first(self, name: str) -> int:
         return int(name.removesuffix(".h5")) * self.per_shard

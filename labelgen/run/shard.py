@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import socket
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from labelgen import shards
 from labelgen.config import Config
-from labelgen.errors import ClusterError, MachineError, ShardError, WriteError
-from labelgen.files import writing
 from labelgen.labels import kinds
 from labelgen.labels.patterns import crop_grid
 from labelgen.manifest import Video
 from labelgen.run.guard import VideoFailed, label_here, label_in_new_process, register
+from labelgen.run.jobs import Made, make, on_cluster
 from labelgen.run.plan import Task
-from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.shards.checks import escaped
 from labelgen.shards.schema import sizes
 
@@ -32,55 +26,9 @@ if TYPE_CHECKING:
     from labelgen.run.video import Record
 
 
-_ROOM = 1 << 20  # bytes of a disk that is not full
-
-
-class Made(NamedTuple):
-    """A shard: seconds per stage, counts, and what it was compiled for, see `compiled.instructions`; or, if it is not there, the
-    fault of the machine."""
-
-    path: str
-    seconds: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-    instructions: str = ""
-    fault: str = ""
-
-
 def label_shard_on_cluster(task: Task) -> Made:
-    """`label_shard` in a process of its own, which a video may end without harm to the Dask worker and its other threads.
-
-    Raises ClusterError if this machine does not see the videos and the shards.
-    """
-    for place in (task.root, task.path.parent / ".lock"):
-        if not place.exists():
-            raise ClusterError(
-                f"{place} is not there on {socket.gethostname()}; all Dask workers need the folders of the videos and "
-                "of the shards under the same paths"
-            )
-    made: Made
-    try:
-        try:
-            made = in_new_process(label_shard, task)
-        except ProcessLost:
-            made = in_new_process(label_shard, replace(task, isolated=True))
-    except ProcessLost as lost:
-        return not_made(task, f"{lost} even with each video in a process of its own; {check(task.path.parent)}")
-    except MachineError as error:
-        return not_made(task, str(error))
-    return made
-
-
-def not_made(task: Task, why: str) -> Made:
-    """What is known of a shard that the machine could not make."""
-    return Made(str(task.path), fault=why)
-
-
-def check(folder: Path) -> str:
-    """What to check if a process dies that makes shards in a folder: the disk if it is full, else memory."""
-    with contextlib.suppress(OSError):
-        if (free := shutil.disk_usage(folder).free) < _ROOM:
-            return f"the disk of {folder} has {free:,} bytes left: make room"
-    return "check memory"
+    """`label_shard` in a process of its own, see `on_cluster`."""
+    return on_cluster(label_shard, task)
 
 
 def label_shard(task: Task) -> Made:
@@ -88,15 +36,7 @@ def label_shard(task: Task) -> Made:
 
     Raises ShardError if the shard cannot be written.
     """
-    try:
-        with writing(task.path):
-            return _label_shard(task)
-    except MachineError as error:
-        return not_made(task, str(error))
-    except MemoryError:
-        return not_made(task, "not enough memory")
-    except WriteError as error:
-        raise ShardError(f"{error}; finished shards are kept: make room and run the same command again") from error
+    return make(_label_shard, task, "shards")
 
 
 def _label_shard(task: Task) -> Made:

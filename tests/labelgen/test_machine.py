@@ -302,10 +302,10 @@ def test_flows_are_signs_of_life_as_frames_are(folder, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_asked_before_memory_is_blamed(tmp_path, monkeypatch):
-    from labelgen.run.shard import check
+    from labelgen.run.jobs import check
 
     assert check(tmp_path) == "check memory"
-    monkeypatch.setattr("labelgen.run.shard.shutil.disk_usage", lambda _: _Full)
+    monkeypatch.setattr("labelgen.run.jobs.shutil.disk_usage", lambda _: _Full)
     assert check(tmp_path) == f"the disk of {tmp_path} has 4,096 bytes left: make room"
 
 
