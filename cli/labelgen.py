@@ -92,7 +92,11 @@ def _clips(ctx, param, value: str) -> int | None:
     metavar="L,T,R,B",
     help="Use this part of the picture: left, top, right, bottom as shares of it, such as 0.25,0.5,0.75,1.",
 )
-@click.option("--fps", type=float, help="Resample to a constant frame rate.  [default: every frame of the file]")
+@click.option(
+    "--fps",
+    type=float,
+    help="Resample to a constant frame rate; of folders of images, their rate.  [default: every frame of the file]",
+)
 @click.option(
     "--max-pixels",
     default=_DEFAULT["max_pixels"],
@@ -142,7 +146,7 @@ def labelgen(
         root = root or default_root("demo")
         with Progress("rendered") as progress:
             render(root, progress=progress)
-    data = load(dataset, root, group)
+    data = load(dataset, root, group, images=config.fps is not None)
     click.echo(data.summary())
     if dataset == "folder" and not any(data.videos.groups):
         click.echo(

@@ -21,6 +21,7 @@ from labelgen.flow import find as find_backend
 from labelgen.labels import LABELS, clip, kinds, sampling
 from labelgen.labels.patterns import GRID_STEP
 from labelgen.manifest import Dataset, Video
+from labelgen.numbered import bytes_of
 from labelgen.run.finished import Finished
 
 _NO_FILE = {errno.ELOOP, errno.ENAMETOOLONG}
@@ -88,14 +89,15 @@ class Plan:
 
 
 def file_sizes(videos: Sequence[Video]) -> np.ndarray:
-    """Bytes of the videos' files, int64 [videos], -1 for links to nowhere and names that are too long. The files are not opened.
+    """Bytes of the videos, int64 [videos], see `bytes_of`; -1 for links to nowhere and names that are too long. The files are not
+    opened.
 
     Raises MachineError for a file that the folder lists and that is not there, or whose disk or network fails.
     """
 
     def size(file: str | Path) -> int:
         try:
-            return os.stat(file).st_size
+            return bytes_of(file)
         except OSError as error:
             if error.errno in _NO_FILE or error.errno == errno.ENOENT and os.path.islink(file):
                 return -1

@@ -21,6 +21,7 @@ from labelgen.labels import kinds
 from labelgen.labels.clip import Clip, clipped_flow
 from labelgen.labels.sampling import clip_starts, generator
 from labelgen.manifest import Video
+from labelgen.media import DAMAGED
 from labelgen.shards import encode_frame
 from labelgen.span import Span
 
@@ -146,7 +147,7 @@ def _label_clips(
             stream.close()
             break
         if left is None and stream.damage and start is not None:
-            start = max(start, t + 1 if stream.damage & decode.DAMAGED else t)
+            start = max(start, t + 1 if stream.damage & DAMAGED else t)
         window[t] = frame
         while start is not None and t == start + config.clip_length - 1:
             _label_clip(record, start, window, flows, config, clock, alive)
