@@ -23,7 +23,6 @@ from labelgen.pictures import Pictures
 from labelgen.timeline import Times, resample
 
 VERSION = 3  # counts up with every change that may change a pixel of a frame
-NO_RATE = "a folder of images, which tells no frame rate; expected their frames per second (fps)"
 _NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 _RESIZE = Interpolation.AREA | Interpolation.ACCURATE_RND
 
@@ -50,10 +49,12 @@ class FrameStream(Iterator[np.ndarray]):
         max_pixels: int = MAX_PIXELS,
         region: Sequence[float] | None = None,
         alive: Callable[[], object] = lambda: None,
+        image_fps: float | None = None,
     ) -> None:
         self.path, self._height, self._width = os.fspath(path), height, width
         self._max_pixels, self._region, self._alive = max_pixels, region, alive
         self.native_height = self.native_width = self.count = 0
+        self._image_fps = image_fps or fps
         self.fps = float(fps or 0)
         self.time, self.damage = math.nan, 0
         self._cut = (0, 0, 0, 0)  # by the container: left, right, top, bottom
@@ -127,10 +128,9 @@ class FrameStream(Iterator[np.ndarray]):
 
     def _of_images(self, fps: float | None, bound: dict[str, str]) -> Generator[np.ndarray, None, list[str]]:
         """The frames of a folder of images; returns what was wrong with them."""
-        if fps is None:
-            raise ValueError(NO_RATE)
-        images = Pictures(self.path, fps, self._max_pixels, bound, self._alive)
-        for frame, self.damage, self.time in resample(images, fps):
+        images = Pictures(self.path, self._image_fps, self._max_pixels, bound, self._alive)
+        self.fps = float(fps or images.rate)
+        for frame, self.damage, self.time in images if fps is None else resample(images, fps):
             yield self._upright(frame)
         return [*images.faults(), self._upside]
 
@@ -246,9 +246,10 @@ def frames(
     max_pixels: int = MAX_PIXELS,
     region: Sequence[float] | None = None,
     alive: Callable[[], object] = lambda: None,
+    image_fps: float | None = None,
 ) -> FrameStream:
-    """Decode a video, a file or a folder of numbered images, of which `fps` make a second: an iterator of RGB uint8 arrays
-    [height, width, 3] in presentation order.
+    """Decode a video, a file or a folder of numbered images, of which `image_fps` (default: `fps`) make a second: an iterator of
+    RGB uint8 arrays [height, width, 3] in presentation order.
 
     The container's cropping and orientation are applied, then the picture is cut to `region` (left, top, right, bottom as shares
     of it; default: all of it), then area interpolation to `height` x `width` pixels (default: as they are). `fps` resamples to a
@@ -257,12 +258,12 @@ def frames(
     video. alive: called for every packet, so that a long file is told from one that hangs.
 
     Raises DecodeError, with the reason, where the file is no regular one, cannot be opened or holds no frame, where a folder of
-    images comes without `fps`, and where its pictures have more than `max_pixels` pixels, which is known before one is decoded.
+    images comes without a rate, and where its pictures have more than `max_pixels` pixels, which is known before one is decoded.
     After the last frame it raises DecodeError where anything was wrong: where decoding stops early, frames are damaged or lost,
     time stamps jump or step back, images are missing among the numbers, cannot be decoded or have another size than the first.
     Frames yielded before that are good but for their `FrameStream.damage`, `FrameStream.count` tells how many.
     """
-    return FrameStream(path, height, width, fps, max_pixels, region, alive)
+    return FrameStream(path, height, width, fps, max_pixels, region, alive, image_fps)
 
 
 def expected_frames(
@@ -270,13 +271,14 @@ def expected_frames(
     fps: float | None = None,
     max_pixels: int = MAX_PIXELS,
     alive: Callable[[], object] = lambda: None,
+    image_fps: float | None = None,
 ) -> int:
     """About how many frames `frames` yields, by the file's packets, without decoding them: in nearly every sound file just so
     many. 0 where it cannot be read; arguments as of `frames`."""
     times: list[float] = []
     with contextlib.suppress(DecodeError, av.FFmpegError, OSError, ValueError):
         if os.path.isdir(path):
-            times = image_times(frame_files(path), fps or 1)
+            times = image_times(frame_files(path), image_fps or fps or 1)
         else:
             with opened(os.fspath(path), _bound(max_pixels)) as container:
                 stream, _ = choose(container)

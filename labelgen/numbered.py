@@ -30,7 +30,7 @@ def frame_files(folder: str | os.PathLike[str]) -> list[tuple[int, str]]:
     with os.scandir(folder) as entries:
         series = numbered(entry.name for entry in entries if entry.name[0] != ".")
     if not series:
-        raise ValueError("a folder without numbered images, such as img_00001.jpg")
+        raise ValueError("a folder without numbered images; expected a regular file, or images such as img_00001.jpg")
     if len(series) > 1:
         some = ", ".join(f"{len(own):,} such as {own[0][1]}" for own in list(series.values())[:3])
         raise ValueError(f"images of {len(series)} videos ({some}); expected a folder for each")
@@ -52,10 +52,13 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
     return []
 
 
-def bytes_of(path: str | os.PathLike[str]) -> int:
-    """Bytes of a video's file, or of the images of a folder. Raises OSError."""
+def stamp_of(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Bytes of a video's file, or of the images of a folder, and when it was changed last, in nanoseconds. Raises OSError."""
     status = os.stat(path)
-    return sum(os.stat(name).st_size for name in files_of(path)) if stat.S_ISDIR(status.st_mode) else status.st_size
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size, status.st_mtime_ns
+    images = [os.stat(name) for name in files_of(path)]
+    return sum(one.st_size for one in images), max([status.st_mtime_ns, *(one.st_mtime_ns for one in images)])
 
 
 def image_times(files: Sequence[tuple[int, str]], rate: float) -> list[float]:

@@ -28,18 +28,20 @@ class Pictures(Iterator[tuple[av.VideoFrame, int, float]]):
     which `rate` images make one. Images that are missing among the numbers, cannot be decoded, or have another size than the
     first one are lost.
 
-    read: frames so far; each: seconds that a frame is shown; alive: called for every image
+    read: frames so far; rate: as given; each: seconds that a frame is shown; alive: called for every image
 
-    Raises ValueError for a folder that is no video, OSError if it, or an image that is there, cannot be read.
+    Raises ValueError for a folder that is no video and without a rate, OSError if it, or an image that is there, cannot be read.
     """
 
     def __init__(
-        self, folder: str, rate: float, max_pixels: int, bound: dict[str, str], alive: Callable[[], object]
+        self, folder: str, rate: float | None, max_pixels: int, bound: dict[str, str], alive: Callable[[], object]
     ) -> None:
-        self.read, self.each = 0, 1 / rate
+        self._files = frame_files(folder)
+        if rate is None:
+            raise ValueError("a folder of images, which tells no frame rate; expected their frames per second (fps)")
+        self.read, self.rate, self.each = 0, rate, 1 / rate
         self._folder, self._bound, self._alive = folder, bound, alive
         self._most = _PIXEL * max_pixels + (1 << 20)
-        self._files = frame_files(folder)
         self._times = image_times(self._files, rate)
         self._codecs: dict[str, VideoCodecContext] = {}
         self._counts = dict.fromkeys(("missing", "undecodable", "of another size", "damaged"), 0)
@@ -101,8 +103,9 @@ class Pictures(Iterator[tuple[av.VideoFrame, int, float]]):
             return None, "no BMP, JPEG, PNG or WebP file" if data else "an empty file"
         with Capture() as logs:
             try:
-                context = self._context(codec)
-                frames = context.decode(av.Packet(data)) or context.decode(None)
+                context, packet = self._context(codec), av.Packet(data)
+                packet.is_keyframe = True  # or the PNG decoder adds the picture before it
+                frames = context.decode(packet) or context.decode(None)
             except av.FFmpegError as error:
                 self._codecs.pop(codec, None)
                 return None, reason(error, logs)
