@@ -6,17 +6,14 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
 from cli.options import WRITTEN
+from cli.video_files import VideoFiles, video_files
 from labelgen.progress import working
-
-PART_VIDEOS, PART_BYTES = 16, 1 << 28  # of the video files that are read at a time, at most
 
 TABLES = click.option(
     "--in",
@@ -39,6 +36,13 @@ _COMPUTE = (
         help="Processes that decode videos, threads that decode shards.  [default: half of the process's cores, 1 to 8]",
     ),
     click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda if there is one."),
+)
+
+
+_FPS = click.option(
+    "--fps",
+    type=click.FloatRange(0, 1000, min_open=True),
+    help="Frames per second of folders of images.  [default: those of the network's training, if it had a constant rate]",
 )
 
 
@@ -91,6 +95,7 @@ def _say(text: str) -> None:
 @click.option(
     "--dataset", default="folder", help="What --videos is: a built-in data set or a YAML manifest, for labels."
 )
+@_FPS
 @click.option("--level", default="clip", type=click.Choice(["clip", "video"]), help="What one row is.")
 @click.option("--stage", help="Such as conv4.  [default: the last]")
 @click.option(
@@ -103,7 +108,9 @@ def _say(text: str) -> None:
 )
 @click.option("--npy", is_flag=True, help="Write the vectors as .npy and all else as .csv beside the table, too.")
 @_computing
-def embed(checkpoint, videos, shards, out, dataset, level, stage, pooling, views, npy, batch_size, workers, device):
+def embed(
+    checkpoint, videos, shards, out, dataset, fps, level, stage, pooling, views, npy, batch_size, workers, device
+):
     """Write features of videos, of files or shards, as a Parquet table: one row per clip or video.
 
     A video that cannot be read is listed, and the exit status is 3. The same command goes on after a stop.
@@ -117,7 +124,7 @@ def embed(checkpoint, videos, shards, out, dataset, level, stage, pooling, views
     if twice := [path for path, count in Counter(map(os.path.abspath, videos)).items() if count > 1]:
         raise click.UsageError(f"--videos {twice[0]} is given twice")
     saved, compute = _load(checkpoint), _compute(batch_size, workers, device)
-    source = ShardVideos(shards) if shards else _files(videos, dataset, saved.meta["config"], compute.workers)
+    source = ShardVideos(shards) if shards else video_files(videos, dataset, saved.meta["config"], compute.workers, fps)
     choice = Choice(level, stage, pooling, views)
     table = _written(write, Extractor(saved, choice, source.config, compute), source, out)
     failures = table.about["failures"]
@@ -132,103 +139,6 @@ def embed(checkpoint, videos, shards, out, dataset, level, stage, pooling, views
         click.echo(f"  {failure['id']}: {failure['reason']}")
     if failures:
         sys.exit(3)
-
-
-def _files(places, dataset, config, workers):
-    """The videos of folders and files as a source. Ids of several folders begin with the name of the folder or, if two have one
-    name, with its path."""
-    from labelgen.manifest import Video, load
-    from labelgen.texts import path_text
-
-    whole = [os.path.abspath(place) for place in places]
-    names = [os.path.basename(path) for path in whole]
-    names = whole if len(set(names)) < len(names) else names
-    videos = []
-    for place, name in zip(places, map(path_text, names), strict=True):
-        if place.is_file():
-            videos.append(Video(name if len(places) > 1 else path_text(place.name), place.absolute(), "", "", ()))
-        elif len(places) > 1:
-            videos += [replace(video, id=f"{name}/{video.id}") for video in load(dataset, place).videos]
-        else:
-            videos = load(dataset, place).videos
-    folders = [os.path.dirname(path) if place.is_file() else path for path, place in zip(whole, places, strict=True)]
-    return VideoFiles(Path(os.path.commonpath(folders)), videos, config, workers)
-
-
-class VideoFiles:
-    """Video files as a trainer.embeddings.extract.Source: shards of their frames, without labels, are made of a part at a time,
-    and deleted when it has been read.
-
-    config: height, width, region, crop, fps and jpeg_quality of the frames, as in the shards that the network was trained on
-    begin, end: seconds of each video between which it is used; see labelgen.config.Config
-    """
-
-    def __init__(self, folder: Path, videos, config: dict, workers: int, begin: float = 0.0, end: float | None = None):
-        from labelgen.config import MAX_PIXELS
-        from labelgen.texts import path_text
-
-        self.config = {"fps": None, "jpeg_quality": 90, "region": None, "max_pixels": MAX_PIXELS} | config
-        self.about = {"kind": "videos", "folder": path_text(folder.resolve())}
-        self.parts: list[list] = []
-        self.count, self._workers, self._span = len(videos), workers, (begin, end)
-        self._folder = Path(os.path.abspath(folder))  # workers have another current folder
-        room = 0
-        for video in videos:
-            size = video.path.stat().st_size if os.path.exists(video.path) else 0
-            if not self.parts or len(self.parts[-1]) == PART_VIDEOS or size > room:
-                self.parts.append([])
-                room = PART_BYTES
-            self.parts[-1].append(video)
-            room -= size
-
-    def stamp(self, part: list) -> object:
-        """Ids, paths, labels, splits, sizes and times of a part's files."""
-        seen = [video.path.stat() if os.path.exists(video.path) else None for video in part]
-        return [
-            (video.id, str(video.path), video.label, video.split, own and (own.st_size, own.st_mtime_ns))
-            for video, own in zip(part, seen, strict=True)
-        ]
-
-    def size(self, part: list) -> int:
-        return len(part)
-
-    @contextmanager
-    def open(self, part: list, scratch: Path):
-        """The videos of a part, as a trainer.embeddings.extract.Piece."""
-        from labelgen.config import Config
-        from labelgen.manifest import Dataset, Videos
-        from labelgen.processes import cores
-        from labelgen.run import run
-        from labelgen.shards import open_shards
-        from labelgen.shards.checks import escaped
-        from labelgen.shards.reader import forget
-        from labelgen.texts import path_text
-        from trainer.embeddings.extract import piece_of, split_part
-
-        begin, end = self._span
-        names = ("height", "width", "crop", "clip_length", "fps", "jpeg_quality", "max_pixels")
-        region = self.config["region"] and tuple(self.config["region"])
-        settings = {name: self.config[name] for name in names if name in self.config}
-        own = {video.id.lstrip("/"): video for video in part}  # ids of shards are relative paths
-        none, paths = [""] * len(own), {id: str(video.path) for id, video in own.items()}
-        videos = Videos("", paths, [*own], none, none, [()] * len(own))
-        data = Dataset("videos", self._folder, videos, (), (), (), ())
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=scratch.absolute()) as folder:
-            config = Config(**settings, region=region, begin=begin, end=end)
-            run(data, videos, Path(folder), config, max(1, min(self._workers, cores())), 1, say=_say, labels={})
-            piece = piece_of(open_shards(folder), self.config)
-            by_id = {escaped(id): video for id, video in own.items()}
-            for failure in piece.failures:
-                video = by_id[failure["id"]]
-                failure |= {"id": video.id, "path": path_text(video.path)}
-            for field in piece.fields:
-                video = by_id[field["id"]]
-                field |= {"id": video.id, "path": path_text(video.path)}
-                field |= {"label": video.label, "split": split_part(video.split)}
-            try:
-                yield piece
-            finally:
-                forget()  # or the maps of deleted files would keep their place on the disk
 
 
 def _written(write, extract, source, out):
@@ -255,11 +165,12 @@ def _written(write, extract, source, out):
 @click.option(
     "--to", "end", type=click.FloatRange(0, min_open=True), help="Second at which it ends.  [default: its end]"
 )
+@_FPS
 @click.option("--count", default=10, type=click.IntRange(1), help="Moments to find.")
 @click.option("--per-video", type=click.IntRange(1), help="Moments of one video, at most.  [default: no limit]")
 @click.option("--page", type=WRITTEN, help="Draw them: .html, or a contact sheet .png.")
 @_computing
-def search(video, features, shards, checkpoint, begin, end, count, per_video, page, batch_size, workers, device):
+def search(video, features, shards, checkpoint, begin, end, fps, count, per_video, page, batch_size, workers, device):
     """Find the moments that are nearest to VIDEO, or to a part of it.
 
     Moments that overlap the query itself, or a better one of the same video, are left out.
@@ -285,7 +196,7 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, pa
         else:
             table = Tables(features)
             extract = _extractor_of(table, checkpoint, compute)
-        query, last, picture = _query(extract, video, (begin, end))
+        query, last, picture = _query(extract, video, (begin, end), fps)
         hits = nearest(table, query, count, per_video, (str(video.resolve()), begin, last))
     name = path_text(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")
     click.echo(f"nearest to {name}, of {table.rows:,} rows of {table.name}; cosine, random pairs that are less alike:")
@@ -336,7 +247,7 @@ def _extractor_of(table, checkpoint, compute):
     return extract
 
 
-def _query(extract, video: Path, seconds):
+def _query(extract, video: Path, span, fps):
     """Vector of a video, or part of it, the second at which that ends, and a picture of it."""
     import math
 
@@ -348,7 +259,7 @@ def _query(extract, video: Path, seconds):
     from trainer.embeddings.extract import video_means
 
     one = Video(path_text(video.name), video.absolute(), "", "", ())
-    source = VideoFiles(video.parent, [one], extract.settings["frames"], 1, *seconds)
+    source = VideoFiles(video.parent, [one], extract.settings["frames"], 1, span[0], span[1], fps)
     with tempfile.TemporaryDirectory() as scratch, source.open([one], Path(scratch)) as piece:
         for failure in piece.failures:
             if not failure["kept"]:
@@ -356,7 +267,7 @@ def _query(extract, video: Path, seconds):
             _say(f"{video}: {failure['reason']}")
         vectors, columns = extract(piece)
         end = float(piece.bounds[0][-1])
-        if seconds != (0, None):  # times of frames are counted from the first one of the file
+        if span != (0, None):  # times of frames are counted from the first one of the file
             end += float(piece.frames.readers[0].arrays["frames/time"][0])
     vector = video_means(vectors, np.zeros(len(vectors), np.int64))[0]
     return vector, math.inf if math.isnan(end) else end, columns["thumbnail"][len(vectors) // 2]

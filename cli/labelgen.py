@@ -41,15 +41,21 @@ def _clips(ctx, param, value: str) -> int | None:
 
 
 @click.command()
-@click.option("--dataset", required=True, help="Built-in data set, or a YAML manifest of your own (docs/manifests.md).")
+@click.argument("videos", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--root", type=click.Path(path_type=Path), help="Folder of the videos.  [default: $VSSL_DATA/NAME, data/NAME]"
+    "--dataset",
+    help="Built-in data set, or a YAML manifest of your own (docs/manifests.md).  [default: folder, any folder of videos]",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Folder of the videos, the same as VIDEOS.  [default: $VSSL_DATA/NAME, data/NAME]",
 )
 @click.option(
     "--out",
     type=WRITTEN,
     default=Path("out"),
-    help="Shards go to OUT/NAME/; with --dataset folder, NAME is that of --root.",
+    help="Shards go to OUT/NAME/; without --dataset, NAME is that of the folder of the videos.",
 )
 @click.option(
     "--group",
@@ -86,7 +92,11 @@ def _clips(ctx, param, value: str) -> int | None:
     metavar="L,T,R,B",
     help="Use this part of the picture: left, top, right, bottom as shares of it, such as 0.25,0.5,0.75,1.",
 )
-@click.option("--fps", type=float, help="Resample to a constant frame rate.  [default: every frame of the file]")
+@click.option(
+    "--fps",
+    type=float,
+    help="Resample to a constant frame rate; of folders of images, their rate.  [default: every frame of the file]",
+)
 @click.option(
     "--max-pixels",
     default=_DEFAULT["max_pixels"],
@@ -110,8 +120,11 @@ def _clips(ctx, param, value: str) -> int | None:
     type=click.FloatRange(0, min_open=True),
     help="Give a video up after so many seconds without a frame.",
 )
-def labelgen(dataset, root, out, group, split, workers, backend, scheduler, videos_per_shard, stall, size, **settings):
-    """Label videos: optical flow, motion, appearance, difficulty, pace and order, into HDF5 shards.
+def labelgen(
+    videos, dataset, root, out, group, split, workers, backend, scheduler, videos_per_shard, stall, size, **settings
+):
+    """Label the videos of the folder VIDEOS, or of a data set: optical flow, motion, appearance, difficulty, pace and order, into
+    HDF5 shards.
 
     The same command again resumes where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
     listed), 1 error, 2 wrong usage.
@@ -123,6 +136,7 @@ def labelgen(dataset, root, out, group, split, workers, backend, scheduler, vide
         raise click.UsageError(
             f"--backend is {backend}, --scheduler {scheduler}; give both --backend dask and --scheduler"
         )
+    dataset, root = _source(videos, dataset, root)
     for name, preset in zip(("height", "width", "crop"), _SIZES[size], strict=True):
         settings[name] = preset if settings[name] is None else settings[name]
     config = Config(**settings)
@@ -132,7 +146,7 @@ def labelgen(dataset, root, out, group, split, workers, backend, scheduler, vide
         root = root or default_root("demo")
         with Progress("rendered") as progress:
             render(root, progress=progress)
-    data = load(dataset, root, group)
+    data = load(dataset, root, group, images=config.fps is not None)
     click.echo(data.summary())
     if dataset == "folder" and not any(data.videos.groups):
         click.echo(
@@ -156,6 +170,18 @@ def labelgen(dataset, root, out, group, split, workers, backend, scheduler, vide
     print_report(report, out / data.name)
     if report["failures"]:
         sys.exit(3)
+
+
+def _source(videos: Path | None, dataset: str | None, root: Path | None) -> tuple[str, Path | None]:
+    """The data set and its folder: VIDEOS alone is any folder of videos, beside --dataset that of the data set."""
+    if videos is not None and root is not None:
+        raise click.UsageError(
+            f"VIDEOS is {videos}, --root {root}; give one of them, as both are the folder of the videos"
+        )
+    root = videos or root
+    if root is None and dataset is None:
+        raise click.UsageError("no videos are named; give their folder, or a data set with --dataset")
+    return dataset or "folder", root
 
 
 def _stop(*_) -> None:

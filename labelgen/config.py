@@ -32,6 +32,7 @@ class Config:
     begin: float = 0.0  # second of each video at which the part that is used begins, counted from its first frame
     end: float | None = None  # second at which it ends; None: at the end of the video
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
+    image_fps: float | None = None  # of folders of images, which tell none; None: fps
     max_pixels: int = MAX_PIXELS  # of a picture of a video; files with larger ones are failures
     jpeg_quality: int = 90  # 1..100
     flow: str = "tvl1"  # backend, a key of labelgen.flow.BACKENDS
@@ -82,8 +83,10 @@ class Config:
             raise ConfigError(f"clip-length is {self.clip_length}; expected a multiple of 8 from 8 to 256 frames")
         if self.clips is not None and not 0 < self.clips < 1 << 31:
             raise ConfigError(f"clips is {self.clips}; expected 'all' or a number of clips per video, at least 1")
-        if self.fps is not None and not 0 < self.fps <= 1000:
-            raise ConfigError(f"fps is {self.fps}; expected frames per second, more than 0 and at most 1000")
+        for name in ("fps", "image_fps"):
+            if (rate := getattr(self, name)) is not None and not 0 < rate <= 1000:
+                told = "expected frames per second, more than 0 and at most 1000"
+                raise ConfigError(f"{name.replace('_', '-')} is {rate}; {told}")
         if not 0 <= self.begin < (math.inf if self.end is None else self.end):
             raise ConfigError(f"begin is {self.begin:g} and end {self.end}; expected seconds, the end after the begin")
         if self.clip_length * self.height * self.width > _CLIP_PIXELS:

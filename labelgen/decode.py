@@ -1,4 +1,4 @@
-"""One video file to upright RGB frames, streamed."""
+"""One video, a file or a folder of numbered images, to upright RGB frames, streamed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from fractions import Fraction
-from typing import TypeVar
 
 import av
 import av.filter
@@ -18,13 +17,13 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from labelgen.config import MAX_PIXELS
 from labelgen.errors import DecodeError, ReadError
-from labelgen.media import DAMAGED, LOSS, Decoded, Turn, choose, cropping, on_samples, opened, orientation, reason
+from labelgen.media import Decoded, Turn, choose, cropping, on_samples, opened, orientation, reason
+from labelgen.numbered import frame_files, image_times
+from labelgen.pictures import Pictures
+from labelgen.timeline import Times, resample
 
 VERSION = 3  # counts up with every change that may change a pixel of a frame
-MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
-_FASTEST = 1000.0  # frames per second: more is no rate, but the unit of a header's time stamps
 _RESIZE = Interpolation.AREA | Interpolation.ACCURATE_RND
-_T = TypeVar("_T")  # a frame
 
 
 class FrameStream(Iterator[np.ndarray]):
@@ -49,10 +48,12 @@ class FrameStream(Iterator[np.ndarray]):
         max_pixels: int = MAX_PIXELS,
         region: Sequence[float] | None = None,
         alive: Callable[[], object] = lambda: None,
+        image_fps: float | None = None,
     ) -> None:
         self.path, self._height, self._width = os.fspath(path), height, width
         self._max_pixels, self._region, self._alive = max_pixels, region, alive
         self.native_height = self.native_width = self.count = 0
+        self._image_fps = image_fps or fps
         self.fps = float(fps or 0)
         self.time, self.damage = math.nan, 0
         self._cut = (0, 0, 0, 0)  # by the container: left, right, top, bottom
@@ -75,30 +76,14 @@ class FrameStream(Iterator[np.ndarray]):
         stream: av.VideoStream | None = None
         bound = _bound(self._max_pixels)
         try:
-            with opened(self.path, bound) as container:
-                if container.format.name == "tty":  # FFmpeg would draw the letters
-                    raise DecodeError(self.path, "a text, no video")
-                stream, several = choose(container)
-                stream.thread_count = 1  # parallelism is by video
-                stream.codec_context.options = bound
-                self._check_size(stream.width, stream.height)
-                self._cut = cropping(container, stream)
-                times = _Times(stream.average_rate, stream.guessed_rate)
-                self.fps = self.fps or times.rate
-                decoded = Decoded(container, stream, times.rate, self._alive)
-                timed = times.of(decoded)
-                for frame, self.damage, self.time in timed if fps is None else _resample(timed, fps):
-                    yield self._upright(frame)
-                self.fps = float(fps or times.rate)
-                lack = self._lack(container, stream, decoded, times.last) if decoded.read else ""
-                notes: list[str] = [
-                    f"cannot be decoded after {self.count} frames: {decoded.ended}" if decoded.ended else "",
-                    f"the file ends {lack}" if lack else "",
-                    *decoded.faults(bool(lack), "" if fps is None else " of the file"),
-                    *times.faults(fps),
-                    self._upside,
-                    several,
-                ]
+            if os.path.isdir(self.path):
+                notes = yield from self._of_images(fps, bound)
+            else:
+                with opened(self.path, bound) as container:
+                    if container.format.name == "tty":  # FFmpeg would draw the letters
+                        raise DecodeError(self.path, "a text, no video")
+                    stream, several = choose(container)
+                    notes = [*(yield from self._of_film(container, stream, fps, bound)), several]
         except ReadError as error:
             raise DecodeError(self.path, str(error).removeprefix(f"{self.path}: ")) from error
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
@@ -115,6 +100,38 @@ class FrameStream(Iterator[np.ndarray]):
             raise DecodeError(self.path, "; ".join(["no frame in the video stream", *filter(None, notes)]))
         if any(notes):
             raise DecodeError(self.path, "; ".join(filter(None, notes)))
+
+    def _of_film(
+        self, container: InputContainer, stream: av.VideoStream, fps: float | None, bound: dict[str, str]
+    ) -> Generator[np.ndarray, None, list[str]]:
+        """The frames of a file; returns what was wrong with it."""
+        stream.thread_count = 1  # parallelism is by video
+        stream.codec_context.options = bound
+        self._check_size(stream.width, stream.height)
+        self._cut = cropping(container, stream)
+        times = Times(stream.average_rate, stream.guessed_rate)
+        self.fps = self.fps or times.rate
+        decoded = Decoded(container, stream, times.rate, self._alive)
+        timed = times.of(decoded)
+        for frame, self.damage, self.time in timed if fps is None else resample(timed, fps):
+            yield self._upright(frame)
+        self.fps = float(fps or times.rate)
+        lack = self._lack(container, stream, decoded, times.last) if decoded.read else ""
+        return [
+            f"cannot be decoded after {self.count} frames: {decoded.ended}" if decoded.ended else "",
+            f"the file ends {lack}" if lack else "",
+            *decoded.faults(bool(lack), "" if fps is None else " of the file"),
+            *times.faults(fps),
+            self._upside,
+        ]
+
+    def _of_images(self, fps: float | None, bound: dict[str, str]) -> Generator[np.ndarray, None, list[str]]:
+        """The frames of a folder of images; returns what was wrong with them."""
+        images = Pictures(self.path, self._image_fps, self._max_pixels, bound, self._alive)
+        self.fps = float(fps or images.rate)
+        for frame, self.damage, self.time in images if fps is None else resample(images, fps):
+            yield self._upright(frame)
+        return [*images.faults(), self._upside]
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self._max_pixels:
@@ -228,8 +245,10 @@ def frames(
     max_pixels: int = MAX_PIXELS,
     region: Sequence[float] | None = None,
     alive: Callable[[], object] = lambda: None,
+    image_fps: float | None = None,
 ) -> FrameStream:
-    """Decode a video: an iterator of RGB uint8 arrays [height, width, 3] in presentation order.
+    """Decode a video, a file or a folder of numbered images, of which `image_fps` (default: `fps`) make a second: an iterator of
+    RGB uint8 arrays [height, width, 3] in presentation order.
 
     The container's cropping and orientation are applied, then the picture is cut to `region` (left, top, right, bottom as shares
     of it; default: all of it), then area interpolation to `height` x `width` pixels (default: as they are). `fps` resamples to a
@@ -237,118 +256,13 @@ def frames(
     longer than MAX_HOLD seconds, as where time stamps jump, stands for so long. Memory does not grow with the length of the
     video. alive: called for every packet, so that a long file is told from one that hangs.
 
-    Raises DecodeError, with the reason, where the file is no regular one, cannot be opened or holds no frame, and where its
-    pictures have more than `max_pixels` pixels, which is known before one is decoded. After the last frame it raises
-    DecodeError where anything was wrong: where decoding stops early, frames are damaged or lost, time stamps jump or step back.
+    Raises DecodeError, with the reason, where the file is no regular one, cannot be opened or holds no frame, where a folder of
+    images comes without a rate, and where its pictures have more than `max_pixels` pixels, which is known before one is decoded.
+    After the last frame it raises DecodeError where anything was wrong: where decoding stops early, frames are damaged or lost,
+    time stamps jump or step back, images are missing among the numbers, cannot be decoded or have another size than the first.
     Frames yielded before that are good but for their `FrameStream.damage`, `FrameStream.count` tells how many.
     """
-    return FrameStream(path, height, width, fps, max_pixels, region, alive)
-
-
-class _Times:
-    """Seconds of frames, which never step back, and what is odd about them.
-
-    rates: frames per second as the header has them, best first
-    rate:  frames per second, 0 where neither header nor time stamps tell
-    last:  seconds of the last frame so far
-    """
-
-    def __init__(self, *rates: Fraction | None) -> None:
-        self._told = [float(rate) for rate in rates if rate]
-        self.rate = next((rate for rate in self._told if rate <= _FASTEST), 0.0)
-        self._steps = {"jump": 0, "step back": 0}
-        self._longest = {"jump": (0.0, 0), "step back": (0.0, 0)}  # seconds, after which frame
-        self._shortest, self._total, self._number, self._most = math.inf, 0.0, 0, 0.0
-        self._wrong, self.last = False, math.nan
-
-    def of(self, decoded: Decoded) -> Iterator[tuple[av.VideoFrame, int, float]]:
-        """Frames with their damage and their seconds."""
-        behind, before, step, none = 0.0, 0.0, 0.0, False
-        for number, (frame, damage, time) in enumerate(decoded):
-            each = decoded.each or (1 / self.rate if self.rate else 0.0)
-            none = none or not number and math.isnan(time) and not self.rate
-            if none:
-                time = math.nan
-            elif math.isnan(time):
-                time = self.last + (step or each) if number else 0.0  # the last of an AVI have no stamps
-            elif time + behind < self.last:
-                self._odd("step back", self.last - time - behind, number)
-                before, behind = behind, self.last + each - time
-                time = self.last + each
-            else:
-                late = 0 < behind - before < 1 and time + behind > self.last + 1.5 * each
-                if late and time + before >= self.last:
-                    behind = before  # a frame was out of order, and no new time line began
-                time += behind
-                step = time - self.last
-                self._step(step, number)
-            self.last = time
-            yield frame, damage, time
-        plausible = [rate for rate in self._told if rate <= _FASTEST and self._fits(rate, 2.5)]
-        self._wrong = bool(self._told) and (self._told[0] > _FASTEST or not plausible)
-        measured = self._number / self._total if self._total else 0.0
-        # an AVI's rate counts frames that are repeated, some rates count fields
-        self.rate = next((rate for rate in plausible if self._fits(rate, 1.3)), measured)
-
-    def _fits(self, rate: float, factor: float) -> bool:
-        return not self._total or self._shortest / factor <= 1 / rate <= factor * self._most
-
-    def _step(self, step: float, number: int) -> None:
-        if step > MAX_HOLD:
-            self._odd("jump", step, number)
-        elif step > 0:
-            self._number, self._total = self._number + 1, self._total + step
-            self._shortest, self._most = min(self._shortest, step), max(self._most, step)
-
-    def _odd(self, what: str, seconds: float, number: int) -> None:
-        self._steps[what] += 1
-        self._longest[what] = max(self._longest[what], (seconds, number), key=lambda odd: odd[0])
-
-    def faults(self, fps: float | None) -> list[str]:
-        """In words, what was odd about the times so far."""
-        found = []
-        for what, count in self._steps.items():
-            if count:
-                often = f"{count} times, the longest" if count > 1 else "once,"
-                seconds, number = self._longest[what]
-                by = f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
-                found.append(f"time stamps {what} {often} by {by} s after frame {number}")
-        if found and fps is not None and self._steps["jump"]:
-            found[0] += f": no picture is repeated for longer than {MAX_HOLD:g} s"
-        if fps is None and self._wrong:
-            stamps = f"{self.rate:.5g}" if self.rate else "none"
-            found.append(f"its header tells {self._told[0]:,.0f} frames per second, its time stamps {stamps}")
-        return found
-
-
-def _closed(timed: Iterable[tuple[_T, int, float]]) -> Iterator[tuple[_T, int, float, float]]:
-    """Frames with their damage, their seconds after the first one without what is longer than MAX_HOLD, and how much less these
-    are than those of the file."""
-    last, cut = math.nan, 0.0
-    for frame, damage, time in timed:
-        if math.isnan(time):
-            raise ValueError("frames carry no presentation time, which a constant frame rate needs")
-        cut = time if math.isnan(last) else cut + max(0.0, time - last - MAX_HOLD)
-        last = time
-        yield frame, damage, time - cut, cut
-
-
-def _resample(timed: Iterable[tuple[_T, int, float]], fps: float) -> Iterator[tuple[_T, int, float]]:
-    """Frame k is the one presented nearest to second k / fps after the first, with that second on the file's time line. A loss is
-    marked at the next frame that is shown, damage whenever the frame is."""
-    held: _T | None = None
-    found, lost, held_time, held_cut, k = 0, 0, 0.0, 0.0, 0
-    for frame, damage, time, cut in _closed(timed):
-        while held is not None and k / fps < (held_time + time) / 2:
-            yield held, found | lost, k / fps + held_cut
-            lost = 0
-            k += 1
-        lost |= damage & LOSS
-        held, found, held_time, held_cut = frame, damage & DAMAGED, time, cut
-    while held is not None and k / fps <= held_time:
-        yield held, found | lost, k / fps + held_cut
-        lost = 0
-        k += 1
+    return FrameStream(path, height, width, fps, max_pixels, region, alive, image_fps)
 
 
 def expected_frames(
@@ -356,19 +270,23 @@ def expected_frames(
     fps: float | None = None,
     max_pixels: int = MAX_PIXELS,
     alive: Callable[[], object] = lambda: None,
+    image_fps: float | None = None,
 ) -> int:
     """About how many frames `frames` yields, by the file's packets, without decoding them: in nearly every sound file just so
     many. 0 where it cannot be read; arguments as of `frames`."""
     times: list[float] = []
-    wrong = DecodeError, av.FFmpegError, OSError, ValueError
-    with contextlib.suppress(*wrong), opened(os.fspath(path), _bound(max_pixels)) as container:
-        stream, _ = choose(container)
-        for packet in container.demux(stream):
-            alive()
-            if packet.size and not packet.is_discard:
-                times.append(float(packet.pts * packet.time_base) if packet.pts is not None else math.nan)
+    with contextlib.suppress(DecodeError, av.FFmpegError, OSError, ValueError):
+        if os.path.isdir(path):
+            times = image_times(frame_files(path), image_fps or fps or 1)
+        else:
+            with opened(os.fspath(path), _bound(max_pixels)) as container:
+                stream, _ = choose(container)
+                for packet in container.demux(stream):
+                    alive()
+                    if packet.size and not packet.is_discard:
+                        times.append(float(packet.pts * packet.time_base) if packet.pts is not None else math.nan)
     if fps is None:
         return len(times)
     with contextlib.suppress(ValueError):
-        return sum(1 for _ in _resample(((time, 0, time) for time in sorted(times)), fps))
+        return sum(1 for _ in resample(((time, 0, time) for time in sorted(times)), fps))
     return 0

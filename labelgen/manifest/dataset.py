@@ -17,6 +17,7 @@ from labelgen.manifest.layouts import choose
 from labelgen.manifest.lists import PART_WORDS, class_names, csv_rows, list_members
 from labelgen.manifest.messages import fail, some
 from labelgen.manifest.values import Rows, name_numbers, spell_classes, split_by_value, values
+from labelgen.numbered import IMAGES
 from labelgen.shards import NONE, PARTS, TEST, TRAIN, VALIDATION
 
 _Listed = TypeVar("_Listed")
@@ -24,7 +25,7 @@ _Listed = TypeVar("_Listed")
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One video file."""
+    """One video: a file, or a folder of numbered images."""
 
     id: str  # path below the video folder, POSIX, with extension; unique, valid UTF-8
     file: str | Path  # absolute
@@ -90,6 +91,7 @@ class Dataset:
     missing: tuple[str, ...]  # listed officially, not found
     unlisted: tuple[str, ...]  # ids found, in no official list
     others: tuple[str, ...] = ()  # files beside the videos whose extension is no video's
+    images: tuple[str, ...] = ()  # folders of numbered images that are no videos for want of a frame rate
     expected: Mapping[str, int] = field(default_factory=dict)  # official numbers: videos, classes, ...
     layout: str = ""  # which of the manifest's layouts the folder has; "" if it has one only
 
@@ -101,6 +103,7 @@ class Dataset:
         lines = [f"{self.name}: {count} videos in {self.root}"]
         lines += [f"  layout: {self.layout}"] if self.layout else []
         what_else = {"missing": self.missing, "unlisted": self.unlisted, "no video by their names": self.others}
+        what_else["folders of images left out, as nothing tells their frames per second"] = self.images
         lines += [f"  {what}: {some(names)}" for what, names in what_else.items() if names]
         videos = self.videos
         found = len({*videos.labels} - {""})
@@ -125,12 +128,15 @@ def default_root(name: str) -> Path:
     return Path(os.environ.get("VSSL_DATA") or "data") / name
 
 
-def load(dataset: str, root: str | Path | None = None, group: str | None = None) -> Dataset:
+def load(dataset: str, root: str | Path | None = None, group: str | None = None, images: bool = True) -> Dataset:
     """Find the videos of `dataset`: the name of a built-in manifest, or the path of a manifest (.yaml).
 
     They are looked for in `root`, else `$VSSL_DATA/NAME`, else `data/NAME`. A data set of the manifest `folder` is named
     after its root. `group` is a pattern in place of the manifest's, whose part that is the group need not be named if it is the
-    only one. Raises ConfigError if there is no such manifest or for such a pattern, ManifestError for whatever in the manifest
+    only one. Folders of numbered images are videos if `images`, without which they are left out.
+
+    Raises ConfigError if there is no such manifest, for such a pattern, and if all videos are images and these are left out,
+    ManifestError for whatever in the manifest
     or in the folder is not as expected; videos that are listed but absent are no error.
     """
     spec = read_manifest(dataset)
@@ -144,9 +150,20 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None)
         check_group(group)
         spec["group"] = {"pattern": group}
     where = spec.get("videos", {})
-    extensions = {"." + e.lower().lstrip(".") for e in where.get("extensions", EXTENSIONS)}
+    extensions = {"." + e.lower().lstrip(".") for e in where.get("extensions", EXTENSIONS + IMAGES)}
     folder, lists = root / where.get("folder", "."), root / spec.get("lists", ".")
-    paths, others = find_videos(folder, extensions, where.get("within"))
+    paths, of_images, others = find_videos(folder, extensions, where.get("within"))
+    if images:
+        paths |= of_images
+    elif not paths:
+        do = "Give their frames per second (fps)"
+        fail(
+            f"no videos but folders of images, which tell no frame rate, in {folder}",
+            some(sorted(of_images)),
+            "a rate",
+            do,
+            ConfigError,
+        )
     if "replacements" in where:
         put_replacements(paths, where["replacements"])
     ids = sorted(paths)
@@ -189,6 +206,7 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None)
         missing=tuple(sorted(entry for entry in entries if entry not in paths and entry not in located)),
         unlisted=tuple(id for id in ids if official and id not in entries and id not in means),
         others=tuple(sorted(others)),
+        images=() if images else tuple(sorted(of_images)),
         expected=spec.get("expected", {}),
         layout=layout,
     )

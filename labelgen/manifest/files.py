@@ -8,8 +8,10 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from labelgen.manifest.messages import apart, composed, fail
+from labelgen.numbered import IMAGES, numbered
 
 # fmt: off
 EXTENSIONS = (
@@ -37,12 +39,19 @@ def entries_of(folder: Path) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") or "nothing"
 
 
-def find_videos(
-    folder: Path, extensions: set[str], within: Sequence[str] | None = None
-) -> tuple[dict[str, str], list[str]]:
-    """id -> path below `folder` of all that has a video extension and is no folder, links to nowhere included; and the ids of
-    all other files. The path is the id itself if that is how the system spells it. Hidden names are left out; `within`
-    names the sub-folders that are searched, None searches all."""
+class Found(NamedTuple):
+    """What lies in a folder of videos. files, images: id -> path below it, of video files and of folders of numbered images; the
+    path is the id itself if that is how the system spells it. others: ids of all other files."""
+
+    files: dict[str, str]
+    images: dict[str, str]
+    others: list[str]
+
+
+def find_videos(folder: Path, extensions: set[str], within: Sequence[str] | None = None) -> Found:
+    """All that has a video extension and is no folder, links to nowhere included, and the folders with two numbered images of
+    such an extension that hold no video file. Hidden names are left out; `within` names the sub-folders that are searched,
+    None searches all."""
     if not os.path.isdir(folder):
         fail("folder not found", folder, "a folder with the videos", "Name another root or set VSSL_DATA")
     if not (searched := search_folders(folder, within)):
@@ -54,29 +63,44 @@ def find_videos(
             f"one of {wanted}; found there: {there}",
             "Check the folder or name another root",
         )
-    paths: dict[str, str] = {}
-    others: list[str] = []
+    found = Found({}, {}, [])
+    pictures = {f".{kind}" for kind in IMAGES} & extensions
+
+    def add(kind: dict[str, str], path: str, name: str) -> None:
+        id = _text(name)
+        if other := found.files.get(id) or found.images.get(id):
+            fail("two videos with one id", id, "distinct names", f"Rename {other!r} or {path!r} in {folder}")
+        kind[id] = id if id == path else path  # one text for both
+
     for start in searched:
-        for name, id, path in _files_below(*start):
-            if os.path.splitext(name)[1].lower() not in extensions:
-                others.append(id)
-            elif id in paths:
-                fail("two videos with one id", id, "distinct names", f"Rename {paths[id]!r} or {path!r} in {folder}")
-            else:
-                paths[id] = id if id == path else path  # one text for both
-    if not paths:
-        kinds = " ".join(sorted(extensions))
+        for prefix, names in _files_below(*start):
+            kind_of = {name: os.path.splitext(name)[1].lower() for name in names}
+            taken = extensions - pictures
+            films = [name for name in names if kind_of[name] in taken]
+            for name in films:
+                add(found.files, prefix + name, prefix + name)
+            if not films and numbered(name for name in names if kind_of[name] in pictures):
+                add(found.images, prefix.rstrip("/") or ".", prefix.rstrip("/") or folder.resolve().name)
+                taken = pictures
+            found.others.extend(_text(prefix + name) for name in names if kind_of[name] not in taken)
+    if not found.files and not found.images:
         fail(
             "no videos found in",
             folder,
-            f"files with one of the extensions {kinds}",
+            f"files with one of the extensions {' '.join(sorted(extensions - pictures))}"
+            + ", or folders of numbered images" * bool(pictures),
             "Check the folder or name another root",
         )
-    return paths, others
+    return found
 
 
-def _files_below(folder: str, prefix: str) -> Iterator[tuple[str, str, str]]:
-    """Name, id and path, which begins with `prefix`, of all that is no folder in a folder and those below. A folder to which
+def _text(path: str) -> str:
+    """A path as an id: bytes that are not UTF-8 are written as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _files_below(folder: str, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below: `prefix` with their path in it, and the names of all in them that is no folder. A folder to which
     links lead is visited once: as what it is if it lies below, else by the first of the links, those with the fewest other links
     on their way before others, then in the order of their paths. No system call for a plain file."""
     seen: set[tuple[int, int]] = set()
@@ -98,11 +122,11 @@ def _files_below(folder: str, prefix: str) -> Iterator[tuple[str, str, str]]:
                 fail("cannot read folder", directory, f"a readable folder ({error.strerror})", "Check its permissions")
             inner: list[tuple[str, str]] = []
             for entry, (is_folder, is_link) in zip(entries, kinds, strict=True):
-                path = prefix + entry.name
                 if is_folder:
-                    (links if is_link else inner).append((os.path.join(directory, entry.name), f"{path}/"))
-                else:
-                    yield entry.name, os.fsencode(path).decode("utf-8", "backslashreplace"), path
+                    (links if is_link else inner).append(
+                        (os.path.join(directory, entry.name), f"{prefix}{entry.name}/")
+                    )
+            yield prefix, [entry.name for entry, (is_folder, _) in zip(entries, kinds, strict=True) if not is_folder]
             stack += sorted(inner, reverse=True)
         linked = True
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from labelgen.errors import ReadError
 from labelgen.manifest import Video
+from labelgen.numbered import files_of
 from labelgen.reading import open_regular
 from labelgen.run.jobs import Job
 
@@ -44,16 +45,18 @@ def machine_fault(error: Exception, video: Video, job: Job) -> str:
 
 
 def unreadable(video: Video, job: Job) -> str:
-    """Why the file of a video cannot be read from its first to its last byte as it was when the run was planned; "" if it can, or
-    could not then."""
+    """Why the file of a video, or its images, cannot be read from its first to its last byte as it was when the run was planned;
+    "" if it can, or could not then."""
     planned = job.sizes.get(video.id)
     if planned is not None and planned < 0:
         return ""
     try:
-        with open_regular(video.file) as file:
-            while file.read(_BLOCK):
-                pass
-            size = os.fstat(file.fileno()).st_size
+        size = 0
+        for name in files_of(video.file):
+            with open_regular(name) as file:
+                while file.read(_BLOCK):
+                    pass
+                size += os.fstat(file.fileno()).st_size
     except ReadError:  # a pipe or a device
         return ""
     except (PermissionError, NotADirectoryError, FileNotFoundError) as error:

@@ -20,6 +20,7 @@ from labelgen.flow import find as find_backend
 from labelgen.labels import LABELS, clip, kinds, sampling
 from labelgen.labels.patterns import GRID_STEP
 from labelgen.manifest import Dataset, Video
+from labelgen.numbered import stamp_of
 from labelgen.run.finished import Finished
 from labelgen.run.jobs import Job
 
@@ -81,14 +82,15 @@ class Plan:
 
 
 def file_sizes(videos: Sequence[Video]) -> np.ndarray:
-    """Bytes of the videos' files, int64 [videos], -1 for links to nowhere and names that are too long. The files are not opened.
+    """Bytes of the videos, int64 [videos], see `stamp_of`; -1 for links to nowhere and names that are too long. The files are not
+    opened.
 
     Raises MachineError for a file that the folder lists and that is not there, or whose disk or network fails.
     """
 
     def size(file: str | Path) -> int:
         try:
-            return os.stat(file).st_size
+            return stamp_of(file)[0]
         except OSError as error:
             if error.errno in _NO_FILE or error.errno == errno.ENOENT and os.path.islink(file):
                 return -1
@@ -119,6 +121,8 @@ def configuration(
     settings = asdict(config)
     if (config.begin, config.end) == (0, None):  # shards of whole videos are older than these settings
         del settings["begin"], settings["end"]
+    if config.image_fps is None:
+        del settings["image_fps"]
     return {
         "dataset": dataset.name,
         "expected": dict(dataset.expected),

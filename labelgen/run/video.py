@@ -21,6 +21,7 @@ from labelgen.labels import kinds
 from labelgen.labels.clip import Clip, clipped_flow
 from labelgen.labels.sampling import clip_starts, generator
 from labelgen.manifest import Video
+from labelgen.media import DAMAGED
 from labelgen.shards import encode_frame
 from labelgen.span import Span
 
@@ -83,7 +84,7 @@ def label_video(
     drawing = of_clips and config.clips is not None
     if drawing:  # which needs the number of frames: by the packets, which only decoding can prove wrong
         with clock("decode"):
-            n_frames = decode.expected_frames(video.path, config.fps, config.max_pixels, alive)
+            n_frames = decode.expected_frames(video.path, config.fps, config.max_pixels, alive, config.image_fps)
         planned = _drawn(video, config, n_frames)
     _label_clips(record, planned, config, write, clock, alive)
     clock.counts["frames"] += len(record.jpeg_sizes)
@@ -118,7 +119,7 @@ def _label_clips(
     """Decode a video into its record, and label the clips that start at these frames, or all sound ones that do not overlap.
     Without `write` nothing but the clips is recorded."""
     path, size = record.video.path, (config.height, config.width)
-    whole = decode.frames(path, *size, config.fps, config.max_pixels, config.region, alive)
+    whole = decode.frames(path, *size, config.fps, config.max_pixels, config.region, alive, config.image_fps)
     stream = whole if (config.begin, config.end) == (0, None) else Span(whole, config.begin, config.end)
     left = None if starts is None else iter(starts)
     start = 0 if left is None else next(left, None)
@@ -146,7 +147,7 @@ def _label_clips(
             stream.close()
             break
         if left is None and stream.damage and start is not None:
-            start = max(start, t + 1 if stream.damage & decode.DAMAGED else t)
+            start = max(start, t + 1 if stream.damage & DAMAGED else t)
         window[t] = frame
         while start is not None and t == start + config.clip_length - 1:
             _label_clip(record, start, window, flows, config, clock, alive)

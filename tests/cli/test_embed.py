@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-import cli.embed as embedding
+from cli import video_files
 from cli.main import main
 from labelgen.decode import frames
 from labelgen.manifest import Video
@@ -115,7 +115,7 @@ def test_frames_of_files_are_those_of_shards(here):
     shards = data.Shards("out")
     paths = dict(zip(shards.text("videos/id"), shards.videos.tolist(), strict=True))
     videos = [Video(name, here / "videos" / name, "", "", ()) for name in paths]
-    with embedding.VideoFiles(here, videos, shards.config, 2).open(videos, here) as piece:
+    with video_files.VideoFiles(here, videos, shards.config, 2).open(videos, here) as piece:
         for reader, (shard, video) in zip(piece.frames.readers, paths.values(), strict=True):
             stored = shards.readers[shard]
             first, count = (int(stored.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
@@ -146,6 +146,33 @@ def test_items_in_are_items_out_and_broken_ones_are_listed(here):
     assert vssl("embed", "--videos", "mine", code=3).startswith("features.parquet: is there already")
 
 
+def test_folders_of_images_are_embedded_and_searched(here):
+    (here / "mine" / "near" / "a").mkdir(parents=True)
+    for number, frame in enumerate(frames("videos/near/a.mp4")):
+        cv2.imwrite(f"mine/near/a/{number}.png", frame[..., ::-1])
+    for count in (1, 2):
+        shutil.copy("videos/far/d.mp4", f"mine/{count}.mp4")
+    told = vssl("embed", "--videos", "mine")
+    assert set(columns("features.parquet")[1]["id"]) == {"1.mp4", "2.mp4"}  # nothing tells the rate of the images
+    vssl("embed", "--videos", "mine", "--fps", 25, "--out", "images.parquet")
+    vssl("embed", "--videos", "videos", "--out", "files.parquet")
+    (vectors, own), (of_files, told) = columns("images.parquet"), columns("files.parquet")
+    images, film = ([row for row, name in enumerate(part["id"]) if "near/a" in name] for part in (own, told))
+    assert [own[name][images[0]] for name in ("id", "label")] == ["near/a", "near"]
+    assert own["path"][images[0]] == str(here / "mine/near/a")
+    assert [own["start"][row] for row in images] == [told["start"][row] for row in film]
+    one, two = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (vectors[images], of_files[film]))
+    assert ((one * two).sum(1) > 0.99).all()  # colours are coarser in the film
+    query = "mine/near/a", "--from", 0, "--to", 0.64
+    found = vssl("search", *query, "--fps", 25, "--in", "files.parquet", "--count", 2)
+    assert "0.0 to 0.6 s" in found and "videos/near/a.mp4  (near)" in found and "videos/copy.mp4" in found
+    assert "tells no frame rate" in vssl("search", "mine/near/a", "--in", "files.parquet", code=1)
+    vssl("embed", "--videos", "mine/near/a", "--videos", "videos/copy.mp4", "--fps", 25, "--out", "two.parquet")
+    assert list(dict.fromkeys(columns("two.parquet")[1]["id"])) == ["a", "copy.mp4"]
+    told = vssl("embed", "--videos", "mine/near/a", "--out", "no.parquet", code=2)
+    assert "folders of images, which tell no frame rate" in told
+
+
 def test_the_part_of_the_split_is_in_the_table(here):
     (here / "parts.yaml").write_text(
         "name: parts\nlabel: {folder: 1}\ncsv: {files: [parts.csv], video: '{video}'}\nsplits: {column: part}\n"
@@ -163,7 +190,7 @@ def test_the_part_of_the_split_is_in_the_table(here):
 
 
 def test_a_stopped_run_goes_on(here, monkeypatch):
-    monkeypatch.setattr(embedding, "PART_VIDEOS", 2)
+    monkeypatch.setattr(video_files, "PART_VIDEOS", 2)
     vssl("embed", "--videos", "videos", "--out", "whole.parquet")
     calls = []
 

@@ -58,6 +58,22 @@ def plain(videos, tmp_path_factory):
 # --- options
 
 
+def test_a_folder_by_its_name_alone(videos, plain, tmp_path):
+    code, output = vssl("labelgen", videos, "--out", tmp_path, "--videos-per-shard", 10, *TINY)
+    assert code == 0 and (tmp_path / "videos/00000.h5").read_bytes() == Path(plain[1].path).read_bytes(), output
+    assert (
+        vssl("labelgen", "--root", videos, "--out", tmp_path, "--videos-per-shard", 10, *TINY)[0] == 0
+    )  # the same run
+    for arguments, told in (
+        ([videos, "--root", videos], f"VIDEOS is {videos}, --root {videos}; give one of them"),
+        ([], "no videos are named; give their folder"),
+        ([tmp_path / "absent"], "folder not found"),
+        ([videos, "--dataset", "ucf101"], f"no layout of ucf101 fits: '{videos}'"),
+    ):
+        code, output = vssl("labelgen", *arguments, "--out", tmp_path / "no")
+        assert code in (1, 2) and told in output, output
+
+
 def test_groups_of_a_folder(videos, plain, tmp_path):
     assert "no groups: videos of one source" in plain[2] and "name the sources with --group PATTERN" in plain[2]
     shard, output = labelgen(videos, tmp_path / "grouped", *TINY, "--flow", "dis", "--group", "^([0-9])")

@@ -200,7 +200,8 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, kind):
     {"a named pipe": os.mkfifo, "a device": lambda p: p.symlink_to("/dev/zero"), "a folder": os.mkdir}[kind](path)
     with pytest.raises(DecodeError) as error:
         list(frames(path))
-    assert error.value.reason == f"{kind}; expected a regular file"
+    without = " without numbered images" if kind == "a folder" else ""
+    assert error.value.reason.startswith(f"{kind}{without}; expected a regular file")
 
 
 def test_time_stamps_that_jump_repeat_no_picture_for_long_and_are_told(tmp_path):

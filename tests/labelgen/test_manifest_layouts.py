@@ -396,3 +396,18 @@ def test_every_layout_names_where_it_was_found():
                     name,
                     project,
                 )
+
+
+def test_official_lists_and_groups_hold_for_folders_of_images(tmp_path):
+    for k in (1, 2, 3):
+        write(tmp_path / f"ucfTrainTestlist/trainlist0{k}.txt", "Archery/v_Archery_g01_c01.avi 1")
+        write(tmp_path / f"ucfTrainTestlist/testlist0{k}.txt", "Archery/v_Archery_g02_c01.avi")
+    write(tmp_path / "ucfTrainTestlist/classInd.txt", "1 Archery")
+    for clip in ("v_Archery_g01_c01", "v_Archery_g02_c01"):
+        put(tmp_path / "UCF-101/Archery" / clip, "image_00001.jpg", "image_00002.jpg", "n_frames")
+    dataset = load("ucf101", tmp_path)
+    assert rows(dataset) == [
+        ("Archery/v_Archery_g01_c01", "Archery", (TRAIN,) * 3),
+        ("Archery/v_Archery_g02_c01", "Archery", (TEST,) * 3),
+    ]
+    assert [video.group for video in dataset.videos] == ["g01", "g02"] and dataset.missing == ()

@@ -1,0 +1,122 @@
+"""The time line of a video: the seconds of its frames, what is odd about them, and frames at a constant rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import TypeVar
+
+import av
+
+from labelgen.media import DAMAGED, LOSS, Decoded
+
+MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
+_FASTEST = 1000.0  # frames per second: more is no rate, but the unit of a header's time stamps
+_T = TypeVar("_T")  # a frame
+
+
+class Times:
+    """Seconds of frames, which never step back, and what is odd about them.
+
+    rates: frames per second as the header has them, best first
+    rate:  frames per second, 0 where neither header nor time stamps tell
+    last:  seconds of the last frame so far
+    """
+
+    def __init__(self, *rates: Fraction | None) -> None:
+        self._told = [float(rate) for rate in rates if rate]
+        self.rate = next((rate for rate in self._told if rate <= _FASTEST), 0.0)
+        self._steps = {"jump": 0, "step back": 0}
+        self._longest = {"jump": (0.0, 0), "step back": (0.0, 0)}  # seconds, after which frame
+        self._shortest, self._total, self._number, self._most = math.inf, 0.0, 0, 0.0
+        self._wrong, self.last = False, math.nan
+
+    def of(self, decoded: Decoded) -> Iterator[tuple[av.VideoFrame, int, float]]:
+        """Frames with their damage and their seconds."""
+        behind, before, step, none = 0.0, 0.0, 0.0, False
+        for number, (frame, damage, time) in enumerate(decoded):
+            each = decoded.each or (1 / self.rate if self.rate else 0.0)
+            none = none or not number and math.isnan(time) and not self.rate
+            if none:
+                time = math.nan
+            elif math.isnan(time):
+                time = self.last + (step or each) if number else 0.0  # the last of an AVI have no stamps
+            elif time + behind < self.last:
+                self._odd("step back", self.last - time - behind, number)
+                before, behind = behind, self.last + each - time
+                time = self.last + each
+            else:
+                late = 0 < behind - before < 1 and time + behind > self.last + 1.5 * each
+                if late and time + before >= self.last:
+                    behind = before  # a frame was out of order, and no new time line began
+                time += behind
+                step = time - self.last
+                self._step(step, number)
+            self.last = time
+            yield frame, damage, time
+        plausible = [rate for rate in self._told if rate <= _FASTEST and self._fits(rate, 2.5)]
+        self._wrong = bool(self._told) and (self._told[0] > _FASTEST or not plausible)
+        measured = self._number / self._total if self._total else 0.0
+        # an AVI's rate counts frames that are repeated, some rates count fields
+        self.rate = next((rate for rate in plausible if self._fits(rate, 1.3)), measured)
+
+    def _fits(self, rate: float, factor: float) -> bool:
+        return not self._total or self._shortest / factor <= 1 / rate <= factor * self._most
+
+    def _step(self, step: float, number: int) -> None:
+        if step > MAX_HOLD:
+            self._odd("jump", step, number)
+        elif step > 0:
+            self._number, self._total = self._number + 1, self._total + step
+            self._shortest, self._most = min(self._shortest, step), max(self._most, step)
+
+    def _odd(self, what: str, seconds: float, number: int) -> None:
+        self._steps[what] += 1
+        self._longest[what] = max(self._longest[what], (seconds, number), key=lambda odd: odd[0])
+
+    def faults(self, fps: float | None) -> list[str]:
+        """In words, what was odd about the times so far."""
+        found = []
+        for what, count in self._steps.items():
+            if count:
+                often = f"{count} times, the longest" if count > 1 else "once,"
+                seconds, number = self._longest[what]
+                by = f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
+                found.append(f"time stamps {what} {often} by {by} s after frame {number}")
+        if found and fps is not None and self._steps["jump"]:
+            found[0] += f": no picture is repeated for longer than {MAX_HOLD:g} s"
+        if fps is None and self._wrong:
+            stamps = f"{self.rate:.5g}" if self.rate else "none"
+            found.append(f"its header tells {self._told[0]:,.0f} frames per second, its time stamps {stamps}")
+        return found
+
+
+def _closed(timed: Iterable[tuple[_T, int, float]]) -> Iterator[tuple[_T, int, float, float]]:
+    """Frames with their damage, their seconds after the first one without what is longer than MAX_HOLD, and how much less these
+    are than those of the file."""
+    last, cut = math.nan, 0.0
+    for frame, damage, time in timed:
+        if math.isnan(time):
+            raise ValueError("frames carry no presentation time, which a constant frame rate needs")
+        cut = time if math.isnan(last) else cut + max(0.0, time - last - MAX_HOLD)
+        last = time
+        yield frame, damage, time - cut, cut
+
+
+def resample(timed: Iterable[tuple[_T, int, float]], fps: float) -> Iterator[tuple[_T, int, float]]:
+    """Frame k is the one presented nearest to second k / fps after the first, with that second on the file's time line. A loss is
+    marked at the next frame that is shown, damage whenever the frame is."""
+    held: _T | None = None
+    found, lost, held_time, held_cut, k = 0, 0, 0.0, 0.0, 0
+    for frame, damage, time, cut in _closed(timed):
+        while held is not None and k / fps < (held_time + time) / 2:
+            yield held, found | lost, k / fps + held_cut
+            lost = 0
+            k += 1
+        lost |= damage & LOSS
+        held, found, held_time, held_cut = frame, damage & DAMAGED, time, cut
+    while held is not None and k / fps <= held_time:
+        yield held, found | lost, k / fps + held_cut
+        lost = 0
+        k += 1
