@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -22,20 +22,19 @@ from trainer.network import build_backbone
 from trainer.settings import Settings
 
 TOLERANCE = 1e-4  # of the largest value of a stage
-_SUFFIXES = {".safetensors": "safetensors", ".onnx": "onnx", ".pt": "torchscript"}
+_SUFFIXES = {".safetensors": "safetensors", ".onnx": "onnx"}
 
 
 def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = None) -> tuple[dict, float]:
     """Write the backbone alone to `out`, and what one needs to know to use it to `out`.json.
 
-    run:  run, checkpoint folder or .safetensors file; of a run with held-out videos the best checkpoint, of one with
-          averaged weights these
-    form: a name of FORMATS, default by the suffix of `out`: .safetensors, .onnx, .pt (torchscript)
+    run:  run, checkpoint folder or .safetensors file; the best checkpoint if the run has one, and averaged weights if it
+          has them
+    form: a name of FORMATS; by default the suffix of `out` decides: .safetensors or .onnx
 
-    ONNX and TorchScript take float32 [B, 3, T, crop, crop], T as of the clips of the shards, with any B and give the stages
-    by name. The file is read back and run on random clips; returns the content of the JSON file and the largest absolute
-    difference from the network itself. Raises TrainerError, with nothing written, when it is above TOLERANCE or a package
-    is missing.
+    ONNX takes clips float32 [B, 3, T, crop, crop], as long as those of the shards, for any B, and gives the stages by name.
+    The file is read back and run on random clips. Returns the content of the JSON file and the largest absolute difference
+    from the network itself. Raises TrainerError, and writes nothing, if it is above TOLERANCE or a package is missing.
     """
     out = Path(out)
     if out.is_dir() or not out.parent.is_dir():
@@ -135,7 +134,7 @@ def _onnx(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint) -> b
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # tells that torchvision is not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of packages about each other
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             _Tuple(backbone).eval(),
             (clips,),
             dynamo=True,
@@ -158,7 +157,7 @@ def _read_onnx(path: str) -> Callable:
     return run
 
 
-def _onnxruntime():
+def _onnxruntime() -> Any:
     try:
         import onnx  # noqa: F401
         import onnxruntime
@@ -182,22 +181,7 @@ class _Tuple(nn.Module):
         return tuple(self.backbone(clips).values())
 
 
-def _torchscript(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint) -> bytes:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        traced = torch.jit.trace(backbone, (clips,), strict=False)  # not strict: a dict is returned
-        torch.jit.save(traced, buffer := io.BytesIO())
-    return buffer.getvalue()
-
-
-def _read_torchscript(path: str) -> Callable:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.load(path)
-
-
 FORMATS = {
     "safetensors": (_safetensors, _read_safetensors),
     "onnx": (_onnx, _read_onnx),
-    "torchscript": (_torchscript, _read_torchscript),
 }

@@ -81,4 +81,4 @@ def stage_names(backbone: str, width: float) -> tuple[str, ...]:
 def build_backbone(settings: Settings) -> Stages:
     """The backbone with the initial weights of settings.seed."""
     torch.manual_seed(settings.seed)
-    return cast(Stages, backbones.create(settings.backbone, settings.width))
+    return backbones.create(settings.backbone, settings.width)

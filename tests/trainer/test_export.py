@@ -49,27 +49,12 @@ def onnx(file, clips):
     return {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
 
 
-def torchscript(file, clips):
-    """In a process that does not know vssl."""
-    torch.save(clips, file.with_name("clips.pt"))
-    program = (
-        "import sys, torch; script, clips, out = sys.argv[1:]\n"
-        "torch.save(torch.jit.load(script)(torch.load(clips)), out)\n"
-        "assert not {'trainer', 'labelgen'} & set(sys.modules)"
-    )
-    files = file, file.with_name("clips.pt"), file.with_name("stages.pt")
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program, *files], cwd=file.parent, check=True)
-    return torch.load(files[2])
-
-
-@pytest.mark.parametrize(("name", "outside"), [("x.onnx", onnx), ("x.pt", torchscript)])
-def test_other_formats_give_the_eager_stages_for_any_batch(run, network, clips, tmp_path, name, outside):
-    if outside is onnx:
-        pytest.importorskip("onnxscript")
-    about, difference = export(run, tmp_path / name)
+def test_onnx_gives_the_stages_of_the_network_for_any_batch(run, network, clips, tmp_path):
+    pytest.importorskip("onnxscript")
+    about, difference = export(run, tmp_path / "x.onnx")
     with torch.no_grad():
         eager = network(clips)
-    exported = outside(tmp_path / name, clips)
+    exported = onnx(tmp_path / "x.onnx", clips)
     assert list(exported) == list(eager) == list(about["stages"])
     for stage, values in eager.items():
         assert list(values.shape[1:]) == about["stages"][stage]
@@ -117,24 +102,24 @@ def test_the_description_says_how_to_use_it(run, tmp_path):
 def test_a_file_exported_again_keeps_its_origin(run, tmp_path):
     first, _ = export(run, tmp_path / "first.safetensors")
     second, _ = export(tmp_path / "first.safetensors", tmp_path / "second.safetensors")
-    third, _ = export(tmp_path / "second.safetensors", tmp_path / "third.pt")
+    third, _ = export(tmp_path / "second.safetensors", tmp_path / "third.weights", "safetensors")
     assert first["source"] == second["source"] == third["source"] and first["source"]["run"] == "one"
 
 
-@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
-def test_a_full_disk_names_the_file(run, tmp_path, name):
+def test_a_full_disk_names_the_file(run, tmp_path):
     code = (
         "import resource, sys; from trainer.export import export\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"  # the kernel's, in place of a full disk
         "export(*sys.argv[1:])"
     )
+    name = "x.safetensors"
     done = subprocess.run([sys.executable, "-c", code, run, name], cwd=tmp_path, env=ROOT_ON_PATH, capture_output=True)
     assert f"labelgen.errors.WriteError: {name}: cannot be written (" in done.stderr.decode()
     assert b"File too large" in done.stderr and not os.listdir(tmp_path)
 
 
 def test_a_difference_is_an_error_that_leaves_no_file(run, tmp_path, monkeypatch):
-    convert, read = FORMATS["torchscript"]
+    convert, read = FORMATS["safetensors"]
 
     def wrong(backbone, *rest):
         backbone.conv5[0].conv2[1].bias += 1e-3
@@ -142,12 +127,12 @@ def test_a_difference_is_an_error_that_leaves_no_file(run, tmp_path, monkeypatch
         backbone.conv5[0].conv2[1].bias -= 1e-3
         return content
 
-    monkeypatch.setitem(FORMATS, "torchscript", (wrong, read))
-    (tmp_path / "x.pt").write_text("what was there before")
+    monkeypatch.setitem(FORMATS, "safetensors", (wrong, read))
+    (tmp_path / "x.safetensors").write_text("what was there before")
     with pytest.raises(TrainerError, match=r"differs from the network itself by 0.001 in conv5, expected at most"):
-        export(run, tmp_path / "x.pt")
-    assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
-    assert (tmp_path / "x.pt").read_text() == "what was there before"
+        export(run, tmp_path / "x.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
+    assert (tmp_path / "x.safetensors").read_text() == "what was there before"
 
 
 def test_comparison_by_hand():
@@ -166,14 +151,12 @@ def test_comparison_by_hand():
 
 def test_what_cannot_be_exported(run, tmp_path, monkeypatch):
     with pytest.raises(TrainerError, match="expected the name of a file in a folder that exists"):
-        export(run, tmp_path / "nowhere" / "x.pt")
+        export(run, tmp_path / "nowhere" / "x.safetensors")
     with pytest.raises(TrainerError, match="expected the name of a file"):
         export(run, tmp_path)
-    with pytest.raises(
-        TrainerError, match=r"x.pth: ends in .pth, expected .safetensors, .onnx, .pt; or name the format"
-    ):
-        export(run, tmp_path / "x.pth")
-    with pytest.raises(TrainerError, match="unknown format 'tflite', expected one of: safetensors, onnx, torchscript"):
+    with pytest.raises(TrainerError, match=r"x.pt: ends in .pt, expected .safetensors, .onnx; or name the format"):
+        export(run, tmp_path / "x.pt")
+    with pytest.raises(TrainerError, match="unknown format 'tflite', expected one of: safetensors, onnx"):
         export(run, tmp_path / "x.tflite", "tflite")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(TrainerError, match=r"onnxruntime is missing; install them with: pip install 'vssl\[export\]'"):
@@ -182,9 +165,9 @@ def test_what_cannot_be_exported(run, tmp_path, monkeypatch):
 
 
 def test_the_command(run, here):
-    done = CliRunner().invoke(main, ["export", str(run), "--out", "x", "--format", "torchscript"])
+    done = CliRunner().invoke(main, ["export", str(run), "--out", "x", "--format", "safetensors"])
     assert done.exit_code == 0, done.output
-    assert done.output.startswith("r3d10 (width 0.06, 54,002 parameters) of one as torchscript -> x, x.json; largest")
-    assert json.loads(Path("x.json").read_text())["format"] == "torchscript" and Path("x").exists()
-    done = CliRunner().invoke(main, ["export", "nothing", "--out", "y.pt"])
-    assert done.exit_code == 1 and "nothing: neither a run" in done.output and not Path("y.pt").exists()
+    assert done.output.startswith("r3d10 (width 0.06, 54,002 parameters) of one as safetensors -> x, x.json; largest")
+    assert json.loads(Path("x.json").read_text())["format"] == "safetensors" and Path("x").exists()
+    done = CliRunner().invoke(main, ["export", "nothing", "--out", "y.onnx"])
+    assert done.exit_code == 1 and "nothing: neither a run" in done.output and not Path("y.onnx").exists()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from trainer.errors import SettingError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from trainer.backbones.layers import Stages
 
 BACKBONES = {
     "c3d_light": "trainer.backbones.c3d:c3d_light",
@@ -25,7 +25,7 @@ BACKBONES = {
 }
 
 
-def create(name: str, width: float = 1.0) -> nn.Module:
+def create(name: str, width: float = 1.0) -> Stages:
     """The backbone of that name with new weights. Raises SettingError for an unknown name."""
     check_name(name)
     return pkgutil.resolve_name(BACKBONES[name])(width)

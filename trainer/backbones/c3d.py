@@ -10,7 +10,7 @@ from trainer.backbones.layers import BatchNorm3d, Stages, initialised, scaled
 def _c3d(width: float, channels: tuple[tuple[int, ...], ...], batch_norm: bool) -> Stages:
     inputs, stages = 3, {}
     for stage, counts in enumerate(channels, 1):
-        layers = []
+        layers: list[nn.Module] = []
         if stage > 1:  # sizes round up, as in the network of Tran et al., so that small inputs pass too
             layers.append(nn.MaxPool3d((1, 2, 2) if stage == 2 else 2, ceil_mode=True))
         for outputs in scaled(width, *counts):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Size = int | tuple[int, int, int]  # along T, H and W, a number for all three
 
 
 class Stages(nn.Module):
@@ -14,12 +17,12 @@ class Stages(nn.Module):
 
     forward: float [B, 3, T, H, W] -> the output [B, C, T', H', W'] of every stage by name, shallow to deep
     features: channels of the last stage
-    autocast: type in which its layers compute, None: that of x
+    autocast: type in which its layers compute; None: that of x
     """
 
     autocast: torch.dtype | None = None
 
-    def __init__(self, features: int, **stages: nn.Module):
+    def __init__(self, features: int, **stages: nn.Module) -> None:
         super().__init__()
         for name, stage in stages.items():
             self.add_module(name, stage)
@@ -38,8 +41,8 @@ def scaled(width: float, *channels: int) -> list[int]:
     return [max(1, round(count * width)) for count in channels]
 
 
-def triple(size: int | tuple[int, int, int]) -> tuple[int, int, int]:
-    """A size along (T, H, W) from one number for all three, or as it is."""
+def triple(size: Size) -> tuple[int, int, int]:
+    """A size along (T, H, W)."""
     return (size, size, size) if isinstance(size, int) else size
 
 
@@ -47,9 +50,10 @@ def subsample(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     """Every stride-th value of x [N, C, ...] along each of its last axes, a view.
 
     A convolution of kernel 1 is computed on it with stride 1: with a stride, oneDNN writes beyond its memory or returns wrong
-    gradients where the input channels are fewer than its blocks of 8 or 16 (uxlfoundation/oneDNN issue 6035).
+    gradients if there are fewer input channels than its blocks of 8 or 16 hold (uxlfoundation/oneDNN issue 6035).
     """
-    return x[(..., *(slice(None, None, step) for step in stride))]
+    picked: tuple[Any, ...] = (..., *(slice(None, None, step) for step in stride))
+    return x[picked]
 
 
 # What is computed in fewer dimensions than it has, by type of device: convolutions with kernels of 1 ("point"), along time
@@ -61,17 +65,17 @@ FLAT = {"cpu": {"point", "temporal"}, "cuda": {"norm"}}
 
 def is_flat(kind: str, x: Tensor) -> bool:
     """Whether layers of that kind compute x in fewer dimensions. Exported networks keep the plain operators."""
-    exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    return kind in FLAT.get(x.device.type, ()) and not exported
+    return kind in FLAT.get(x.device.type, ()) and not torch.compiler.is_exporting()
 
 
 class Conv3d(nn.Conv3d):
-    """nn.Conv3d without bias, padded by half its kernel. Kernels that need no three dimensions are computed in fewer where
+    """nn.Conv3d without bias, padded by half its kernel. Kernels that do not need three dimensions are computed in fewer if
     `FLAT` says so, on views: in channels_last_3d nothing is copied. Kernels of 1 see only the values that their stride picks,
     see `subsample`."""
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]):
-        super().__init__(inputs, outputs, kernel, stride, tuple(size // 2 for size in kernel), bias=False)
+        t, h, w = kernel
+        super().__init__(inputs, outputs, kernel, stride, (t // 2, h // 2, w // 2), bias=False)
         self.kind = ""
         if kernel == (1, 1, 1):
             self.kind = "point"
@@ -92,7 +96,7 @@ class Conv3d(nn.Conv3d):
         if not flat:
             return super().forward(x)
         if self.kind == "temporal":  # time and space are the two dimensions
-            stride, padding = (self.stride[0], 1), (self.padding[0], 0)
+            stride, padding = (self.stride[0], 1), (self.kernel_size[0] // 2, 0)
             return F.conv2d(x.flatten(3), self.weight.flatten(3), None, stride, padding).unflatten(3, x.shape[3:])
         images = x.transpose(1, 2).flatten(0, 1)  # [N * T, C, H, W]
         y = F.conv2d(images, self.weight.squeeze(2), None, self.stride[1:], self.padding[1:])
@@ -100,7 +104,7 @@ class Conv3d(nn.Conv3d):
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """nn.BatchNorm3d that sees [N, C, T, H * W] where `FLAT` says so: a view, and the same values."""
+    """nn.BatchNorm3d that sees [N, C, T, H * W] if `FLAT` says so: a view, and the same values."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() not in (4, 5):
@@ -120,12 +124,12 @@ def initialised(conv: nn.Conv3d) -> nn.Conv3d:
     return conv
 
 
-def conv3d(inputs: int, outputs: int, kernel, stride=1) -> nn.Sequential:
+def conv3d(inputs: int, outputs: int, kernel: Size, stride: Size = 1) -> nn.Sequential:
     """3D convolution without bias, padded by half its kernel, then batch normalisation."""
     return nn.Sequential(initialised(Conv3d(inputs, outputs, triple(kernel), triple(stride))), BatchNorm3d(outputs))
 
 
-def separable(inputs: int, middle: int, outputs: int, kernel, stride=1) -> nn.Sequential:
+def separable(inputs: int, middle: int, outputs: int, kernel: Size, stride: Size = 1) -> nn.Sequential:
     """A spatial convolution to the middle channels, then a temporal one, each normalised, with a ReLU between them."""
     (t, h, w), (stride_t, stride_h, stride_w) = triple(kernel), triple(stride)
     return nn.Sequential(

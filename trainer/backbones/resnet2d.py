@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -60,11 +61,13 @@ class Bottleneck(nn.Module):
         return F.relu(self.conv3(inner) + self.shortcut(x))
 
 
-def _resnet(width: float, block, channels: tuple[int, ...], depths: tuple[int, ...]) -> FrameStages:
-    stem, *channels = scaled(width, 64, *channels)
-    stages = residual_stages(block, stem, channels, depths)
+def _resnet(
+    width: float, block: Callable[[int, int, int], nn.Module], channels: tuple[int, ...], depths: tuple[int, ...]
+) -> FrameStages:
+    stem, *outputs = scaled(width, 64, *channels)
+    stages = residual_stages(block, stem, outputs, depths)
     stages["conv2"].insert(0, nn.MaxPool2d(3, 2, 1))
-    return FrameStages(channels[-1], conv1=nn.Sequential(conv2d(3, stem, 7, 2), nn.ReLU()), **stages)
+    return FrameStages(outputs[-1], conv1=nn.Sequential(conv2d(3, stem, 7, 2), nn.ReLU()), **stages)
 
 
 def resnet18(width: float = 1.0) -> FrameStages:

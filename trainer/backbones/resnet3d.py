@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.backbones.layers import Stages, conv3d, scaled, separable, triple
+from trainer.backbones.layers import Size, Stages, conv3d, scaled, separable, triple
 
 Conv = Callable[..., nn.Module]  # (inputs, outputs, kernel, stride=1) -> a convolution with batch normalisation
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions of kernel 3 and a shortcut, which is a convolution of kernel 1 where the shape changes."""
+    """Two convolutions of kernel 3 and a shortcut, which is a convolution of kernel 1 if the shape changes."""
 
     def __init__(self, conv: Conv, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -27,11 +27,13 @@ class BasicBlock(nn.Module):
 
 
 def shortcut(conv: Conv, inputs: int, outputs: int, stride: int) -> nn.Module:
-    """What a residual block adds to its output: its input, or where the shape changes a convolution of kernel 1."""
+    """What a residual block adds to its output: its input or, if the shape changes, a convolution of kernel 1."""
     return nn.Identity() if stride == 1 and inputs == outputs else conv(inputs, outputs, 1, stride)
 
 
-def residual_stages(block: Callable[[int, int, int], nn.Module], inputs: int, channels, depths) -> dict[str, nn.Module]:
+def residual_stages(
+    block: Callable[[int, int, int], nn.Module], inputs: int, channels: Sequence[int], depths: Sequence[int]
+) -> dict[str, nn.Sequential]:
     """Stages conv2 to conv5 of a residual network; all but conv2 begin with stride 2.
 
     block:    makes one block from its inputs, outputs and stride
@@ -47,12 +49,12 @@ def residual_stages(block: Callable[[int, int, int], nn.Module], inputs: int, ch
     return stages
 
 
-def conv2plus1d(inputs: int, outputs: int, kernel, stride=1) -> nn.Sequential:
+def conv2plus1d(inputs: int, outputs: int, kernel: Size, stride: Size = 1) -> nn.Sequential:
     """A factorised 3D convolution with about as many weights as the plain one, then batch normalisation."""
     return separable(inputs, middle_channels(inputs, outputs, kernel), outputs, kernel, stride)
 
 
-def middle_channels(inputs: int, outputs: int, kernel) -> int:
+def middle_channels(inputs: int, outputs: int, kernel: Size) -> int:
     """Channels between the spatial and the temporal part: floor(t d^2 i o / (d^2 i + t o)), at least 1.
 
     Tran et al., CVPR 2018, section 3.5; kernel t x d x d.
@@ -61,10 +63,12 @@ def middle_channels(inputs: int, outputs: int, kernel) -> int:
     return max(1, t * d * d * inputs * outputs // (d * d * inputs + t * outputs))
 
 
-def _resnet(width: float, conv: Conv, depth: int, stem=(3, 7, 7)) -> Stages:
+def _resnet(width: float, conv: Conv, depth: int, stem: Size = (3, 7, 7), pooled: bool = False) -> Stages:
     channels = scaled(width, 64, 128, 256, 512)
     conv1 = nn.Sequential(conv(3, channels[0], stem, (1, 2, 2)), nn.ReLU())
     stages = residual_stages(partial(BasicBlock, conv), channels[0], channels, [depth] * 4)
+    if pooled:
+        stages["conv2"].insert(0, nn.MaxPool3d(3, 2, 1))
     return Stages(channels[-1], conv1=conv1, **stages)
 
 
@@ -110,6 +114,4 @@ def resnet3d18(width: float = 1.0) -> Stages:
     Hara et al., CVPR 2018, as used by 3DRotNet and Skip-Clip. For 16 x 112 x 112: conv1 [64, 16, 56, 56],
     conv2 [64, 8, 28, 28] with the pooling, conv3 [128, 4, 14, 14], conv4 [256, 2, 7, 7], conv5 [512, 1, 4, 4].
     """
-    network = _resnet(width, conv3d, 2, stem=(7, 7, 7))
-    network.conv2.insert(0, nn.MaxPool3d(3, 2, 1))
-    return network
+    return _resnet(width, conv3d, 2, stem=(7, 7, 7), pooled=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.backbones.layers import Stages, conv3d, scaled, separable
+from trainer.backbones.layers import Size, Stages, conv3d, scaled, separable
 
 
 class SelfGating(nn.Module):
@@ -42,7 +42,7 @@ class Inception(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 
-def _conv(inputs: int, outputs: int, kernel=1, stride=1) -> nn.Sequential:
+def _conv(inputs: int, outputs: int, kernel: Size = 1, stride: Size = 1) -> nn.Sequential:
     return nn.Sequential(*conv3d(inputs, outputs, kernel, stride), nn.ReLU())
 
 
@@ -73,7 +73,7 @@ def s3dg(width: float = 1.0) -> Stages:
     conv5 [1024, 2, 4, 4]; for the published 64 x 224 x 224 conv5 is [1024, 8, 7, 7].
     """
     first, second = scaled(width, 64, 192)
-    stages = {
+    stages: dict[str, list[nn.Module]] = {
         "conv1": [_conv(3, first, (3, 7, 7), 2)],
         "conv2": [nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)), _conv(first, first), _separable(first, second)],
         "conv3": [nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))],
@@ -83,6 +83,7 @@ def s3dg(width: float = 1.0) -> Stages:
     inputs = second
     for name, blocks in _INCEPTIONS.items():
         for channels in blocks:
-            stages[name].append(Inception(inputs, scaled(width, *channels)))
-            inputs = stages[name][-1].outputs
+            block = Inception(inputs, scaled(width, *channels))
+            stages[name].append(block)
+            inputs = block.outputs
     return Stages(inputs, **{name: nn.Sequential(*layers) for name, layers in stages.items()})
