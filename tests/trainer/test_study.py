@@ -22,12 +22,11 @@ from torch import nn
 
 from cli.main import main
 from cli.study import label
-from labelgen.errors import ClusterError, ConfigError, VsslError
+from labelgen.errors import ClusterError, VsslError
 from tests.labelgen.synthetic import write_video
 from tests.trainer.pages import Page
 from tests.trainer.planted import write_colored
 from tests.trainer.synthetic import write_shard
-from trainer import data
 from trainer.backbones import BACKBONES
 from trainer.backbones.layers import Stages
 from trainer.errors import TrainerError
@@ -236,75 +235,16 @@ def test_the_study_files_of_the_repository_are_whole(path):
 # ---- data sets
 
 
-def source(colors, tmp_path, few=(), **given):
-    study = file.read(write_study(colors, data={"colors": {"shards": "colors"} | given}))
-    return sources.prepare(study.data["colors"], colors / "colors", tmp_path / "data", (0, 1), few)
-
-
-def test_shards_with_a_test_part_are_used_as_they_are(colors, tmp_path):
-    found = source(colors, tmp_path)
-    assert found.folder == colors / "colors" and found.splits == ("split1",)
-    assert not (tmp_path / "data").exists()
-
-
-def test_folds_test_every_video_once_and_are_drawn_alike(colors, tmp_path):
-    found = source(colors, tmp_path, folds=4)
-    tested = np.sum([found.opened("", split).part == data.TEST for split in found.splits], axis=0)
-    assert (tested == 1).all() and found.splits == ("1", "2", "3", "4")
-    assert found.identity == source(colors, tmp_path / "again", folds=4).identity
-    frames = [one.readers[0].sha256["frames"] for one in (found.opened("", "2"), data.Shards(colors / "colors"))]
-    assert frames[0] == frames[1]
-
-
-def test_a_share_is_tested_where_there_is_no_split(colors, tmp_path):
-    found = source(colors, tmp_path, test=0.25)
-    assert found.splits == ("1",) and np.bincount(found.opened("", "1").part).tolist() == [0, 12, 0, 4]
-
-
-def test_few_labels_are_drawn_from_the_training_part_by_seed(colors, tmp_path):
-    found = source(colors, tmp_path, few=(2, 9))
-    names = found.opened("", "split1").readers[0].splits
-    assert names == ("split1", "split1, 2 per class, seed 0", "split1, 2 per class, seed 1")  # no class has nine
-    first, second = (found.opened("", name) for name in names[1:])
-    assert first.trains.sum() == 8 and np.bincount(first.targets[first.trains]).tolist() == [2] * 4
-    assert (first.trains != second.trains).any() and not (first.trains & (first.part == data.TEST)).any()
-    assert ((first.part == data.TEST) == (data.Shards(colors / "colors").part == data.TEST)).all()
-
-
 def test_what_needs_no_labels_is_measured_once(colors):
     measures = [{"protocol": "smoothness"}, {"protocol": "knn"}, {"protocol": "knn", "k": 3, "targets": ["b"]}]
     targets = {name: {"csv": "labels.csv", "video": "name", "column": name} for name in "ab"}
     path = write_study(
         colors, measures=measures, data={"colors": {"shards": "colors", "test": 0.5, "targets": targets}}
     )
-    found = planning.columns(file.read(path), {"colors": SimpleNamespace(folders=dict.fromkeys("ab"))})
+    found = planning.columns(file.read(path), {"colors": SimpleNamespace(overlays=dict.fromkeys("ab"))})
     assert [c.measure.protocol for c in found] == ["smoothness", "knn", "knn", "knn"]
     assert [c.target for c in found] == ["a", "a", "b", "b"]
     assert [results._column(c)["target"] for c in found] == ["", "a", "b", "b"]
-
-
-def test_targets_are_read_from_a_table(colors, tmp_path):
-    ids = data.Shards(colors / "colors").text("videos/id")
-    table = "name,odd\n" + "".join(f"{name},{'odd' if i % 2 else 'even'}\n" for i, name in enumerate(ids))
-    (colors / "labels.csv").write_text(table)
-    found = source(colors, tmp_path, targets={"parity": {"csv": "labels.csv", "video": "name", "column": "odd"}})
-    assert found.opened("parity", "split1").classes == ["even", "odd"]
-    assert found.identity == source(colors, tmp_path).identity  # pretraining does not depend on labels
-
-
-def test_all_videos_may_be_pretrained_on(colors, tmp_path):
-    found = source(colors, tmp_path, pretraining="all")
-    assert found.opened("", found.pretraining("split1")).trains.all()
-
-
-def test_a_study_labels_its_own_videos(tmp_path):
-    for name in "ab":
-        write_video(tmp_path / "videos" / name / "1.avi", 20)
-    options = {"height": 40, "width": 48, "crop": 32, "rows": 2, "paces": [1, 2], "flow": "dis"}
-    given = {"dataset": "folder", "root": str(tmp_path / "videos"), "label": options}
-    assert data.Shards(label(given, tmp_path / "shards", 1)).classes == ["a", "b"]
-    with pytest.raises(ConfigError, match="label: .*magic"):
-        label(given | {"label": {"magic": 1}}, tmp_path / "shards", 1)
 
 
 # ---- what is measured
@@ -658,7 +598,8 @@ def test_a_cluster_makes_runs_one_per_gpu(colors, tmp_path):
     found = {"colors": sources.prepare(study.data["colors"], colors / "colors", tmp_path, (0,), ())}
     planned = planning.plan(study, found, jobs.Store(tmp_path), "cpu", {})
     job = next(job for job in planned.jobs.values() if job.kind == "train")
-    lost = replace(job, id="lost", how=job.how | {"shards": str(tmp_path / "none")})
+    nowhere = replace(job.how["source"], folder=tmp_path / "none")
+    lost = replace(job, id="lost", how=job.how | {"source": nowhere})
     with distributed.LocalCluster(
         1, threads_per_worker=1, dashboard_address=None, processes=False, resources={"GPU": 1}
     ) as cluster:

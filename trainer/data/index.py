@@ -20,7 +20,7 @@ class Shards:
     """All shards of a data set as one, seen through one of its official splits; or of several data sets.
 
     folder: what labelgen wrote, or several; split: a split's name or 1-based number, None for the first; readers: of the
-    folder, where it is open already
+    folder, if it is open already; overlay: see Readers
     dataset, config, config_hash, clip_length, crop_grid: as in every one of the shards (int16 [crops, 2] y, x); of several
     data sets their names with a + between them, and a hash of all
     split:  name of the split, None where the data set has none
@@ -34,8 +34,14 @@ class Shards:
     Raises TrainerError for an unknown split, ShardError for unreadable or mixed shards.
     """
 
-    def __init__(self, folder: Folders, split: str | int | None = None, readers: Readers | None = None):
-        self.readers = Readers(folder) if readers is None else readers
+    def __init__(
+        self,
+        folder: Folders,
+        split: str | int | None = None,
+        readers: Readers | None = None,
+        overlay: str | os.PathLike[str] | None = None,
+    ):
+        self.readers = Readers(folder, overlay) if readers is None else readers
         self.folder: str | os.PathLike = ", ".join(map(str, f)) if len(f := each_folder(folder)) > 1 else f[0]
         first, of = self.readers[0], [*self.readers.datasets.values()]
         self.config, self.config_hash, self.crop_grid = first.config, first.config_hash, first.crop_grid
@@ -53,7 +59,7 @@ class Shards:
         self.whole: list[str] = []
         for name, shards in self.readers.datasets.items():
             own = self.of_shards(shards)
-            splits = self.readers[shards[0]].splits
+            splits = self.readers.splits[name]
             column = _split_column(splits, split)
             self.splits[name] = None if column is None else splits[column]
             if column is not None:
@@ -162,6 +168,11 @@ class Shards:
         counts = np.bincount(self.owner[known], minlength=n)
         means = np.divide(sums, counts, out=np.full(n, np.nan), where=counts > 0).astype(np.float32)
         return means[self.before[samples[:, 0]] + samples[:, 1]]
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The names of the splits of the (first) data set."""
+        return next(iter(self.readers.splits.values()))
 
     @functools.cached_property
     def classes(self) -> list[str]:

@@ -10,9 +10,11 @@ from typing import overload
 import numpy as np
 
 from labelgen.errors import ShardError
+from labelgen.files import json_sha256
 from labelgen.shards import ShardReader
 from labelgen.shards.folder import disagreements, shard_paths
 from labelgen.shards.header import Shared
+from trainer.data.overlay import read_overlay
 
 _OPEN = 512  # readers that are kept, of those asked for last: one of 32 videos of ten seconds has about 100 kB
 _NUMBERS = (
@@ -44,13 +46,16 @@ class Readers(Sequence[ShardReader]):
     """The readers of all shards of one data set, or of several that were labelled alike, in order, of which few are open at a
     time.
 
-    datasets: the shards of each data set by its name; where there are several, it stands before the id and group of a video
-    n_videos, n_clips: int64 [shards]; sha256: of each shard, see ShardReader
+    overlay: file with other classes and splits of the videos, see `trainer.data.overlay`
+    datasets: the shards of each data set by its name; if there are several, it stands before the id and group of a video
+    splits: the names of the splits of each data set
+    n_videos, n_clips: int64 [shards]; sha256: of each shard, see ShardReader; digest: of all that the shards hold
 
-    Raises ShardError as `open_shards` does, and where several data sets were not labelled alike.
+    Raises ShardError as `open_shards` does, and if several data sets were not labelled alike; TrainerError for an overlay that is
+    damaged or of other shards.
     """
 
-    def __init__(self, folders: Folders) -> None:
+    def __init__(self, folders: Folders, overlay: str | os.PathLike[str] | None = None) -> None:
         sets = [[str(path) for path in shard_paths(folder)] for folder in each_folder(folders)]
         self._paths = [path for paths in sets for path in paths]
         numbers: dict[str, list[np.ndarray]] = {name: [] for name in _NUMBERS}
@@ -70,6 +75,7 @@ class Readers(Sequence[ShardReader]):
             for name in _TEXTS:
                 texts[name].append("\0".join(reader.arrays[name]))
         self.datasets: dict[str, range] = {}
+        self.splits: dict[str, tuple[str, ...]] = {}
         first = shared[self._paths[0]].config
         for paths in sets:
             for fault in disagreements({path: shared[path] for path in paths}):
@@ -87,6 +93,7 @@ class Readers(Sequence[ShardReader]):
                 raise ShardError(f"{paths[0]} has other crops than {self._paths[0]}; label one of the two again")
             begin = self._paths.index(paths[0])
             self.datasets[own["dataset"]] = range(begin, begin + len(paths))
+            self.splits[own["dataset"]] = shared[paths[0]].splits
         if len(sets) > 1:
             splits = max(part.shape[1] for part in numbers["videos/split"])
             numbers["videos/split"] = [
@@ -95,6 +102,15 @@ class Readers(Sequence[ShardReader]):
         self.n_videos, self.n_clips = np.array(n_videos), np.array(n_clips)
         whole = {name: parts for name, parts in numbers.items() if len(parts) == len(self._paths)}
         self._numbers = {name: np.concatenate(parts) for name, parts in whole.items()}
+        self.digest = json_sha256([[shared[paths[0]].config for paths in sets], self.sha256])
+        if overlay is not None:
+            other = read_overlay(overlay, self.digest, int(self.n_videos.sum()))
+            self.splits = dict.fromkeys(self.datasets, tuple(other.splits))
+            self._numbers["videos/split"] = np.stack([*other.splits.values()], axis=1)
+            ends = np.cumsum(self.n_videos)
+            texts["videos/label"] = [
+                "\0".join(other.labels[end - n : end]) for n, end in zip(n_videos, ends, strict=True)
+            ]
         self._texts = {name: [part.encode() for part in parts] for name, parts in texts.items()}
 
     def __len__(self) -> int:

@@ -169,7 +169,7 @@ class FeatureProtocol(Protocol):
     def choose(self) -> data.Shards:
         folds = self.evaluator.folds()
         self.notes += folds.notes
-        names = folds.source.readers[0].splits
+        names = folds.source.split_names
         if self.evaluator.split is None and len(names) > 1 and not folds.splits:
             self.notes.append(f"split {folds.source.split} alone, one of {len(names)}; --split all uses each in turn")
         self.folds = splits.learnable(folds)

@@ -68,7 +68,7 @@ def in_turn(source: data.Shards, split: str | int | None, learnt_labels: bool) -
     """A fold for each official split, if all are used: if "all" is asked for, or if no split is and their test parts together
     hold every labelled video exactly once, like those that leave out one group each. None for a run that learnt labels, which
     has seen those of the other splits' test videos, unless "all" is asked for."""
-    names = source.readers[0].splits
+    names = source.split_names
     if len(names) < 2 or split not in (None, "all") or (split is None and learnt_labels):
         return None
     sources = [through(source, name) for name in names]
@@ -205,7 +205,7 @@ def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
     if source.dataset not in splits:
         return np.zeros(len(source.videos), bool)
     split = splits[source.dataset]
-    if split not in (source.readers[0].splits or (None,)):
+    if split not in (source.split_names or (None,)):
         return np.ones(len(source.videos), bool)
     then = through(source, split)
     # which videos of several data sets were held out cannot be told from one of them: they count as trained on

@@ -25,6 +25,7 @@ from labelgen.reading import fit, load_json, read_text
 from trainer.errors import TrainerError
 from trainer.settings import Settings, resolve
 from trainer.study.devices import Device, given, kind_of_device
+from trainer.study.sources import Source
 
 _PACKAGE = Path(__file__).parents[1]
 _TRAINING = (
@@ -187,7 +188,7 @@ def work(job: Job, root: Path, functions: dict[str, Callable]) -> None:
 
 def _train(job: Job, store: Store, functions: dict) -> dict[str, dict]:
     how = job.how
-    run = train_or_resume(store.run(job.id) / "run", on_device(how["settings"], how["device"]), how["shards"])
+    run = train_or_resume(store.run(job.id) / "run", on_device(how["settings"], how["device"]), how["source"])
     seconds = _logged_seconds(run)
     return {job.id: {"seconds": round(seconds, 2)}}
 
@@ -203,15 +204,19 @@ def on_device(settings: dict, device: str) -> Settings:
     return replace(own, device=device, workers=0 if device == "cpu" else own.workers)
 
 
-def train_or_resume(run: Path, own: Settings, shards: str, initial: str | None = None) -> Path:
+def train_or_resume(
+    run: Path, own: Settings, source: Source, target: str | None = None, initial: str | None = None
+) -> Path:
     """Train a run, from where it stopped."""
     from trainer.training import train
 
+    overlay = source.overlay if target is None else source.overlays[target]
+
     if any((run / "checkpoints").glob("[0-9]*")):
-        return train(Settings(device=own.device, workers=own.workers), shards, resume=run)
+        return train(Settings(device=own.device, workers=own.workers), source.folder, resume=run, overlay=overlay)
     shutil.rmtree(run, ignore_errors=True)
     run.parent.mkdir(parents=True, exist_ok=True)
-    return train(own, shards, run=run, initial=initial)
+    return train(own, source.folder, run=run, initial=initial, overlay=overlay)
 
 
 def _frozen(job: Job, store: Store, functions: dict) -> dict[str, dict]:
@@ -222,7 +227,7 @@ def _frozen(job: Job, store: Store, functions: dict) -> dict[str, dict]:
     requests = [own for own in how["requests"] if not store.has(own[0])]
     for run in dict.fromkeys(how["run"].values()):
         splits = [split for split, own in how["run"].items() if own == run]
-        shards = source.opened(next(iter(source.folders)), splits[0])
+        shards = source.opened(splits[0])
         with _scratch(store) as folder:
             if job.kind == "flow":
                 found = measures.flow_features(shards, functions["flow"])
@@ -245,9 +250,10 @@ def _finetune(job: Job, store: Store, functions: dict) -> dict[str, dict]:
     for split, settings in how["settings"].items():
         initial = how["run"][split] and str(store.run(how["run"][split]) / "run")
         run = train_or_resume(
-            store.finetuned(job, split), on_device(settings, how["device"]), str(how["shards"]), initial
+            store.finetuned(job, split), on_device(settings, how["device"]), how["source"], how["target"], initial
         )
-        scores |= measures.finetuned_scores(run, how["shards"], measures.Compute(workers=0, device=how["device"]))
+        opened = how["source"].opened(settings["split"], how["target"])
+        scores |= measures.finetuned_scores(run, opened, measures.Compute(workers=0, device=how["device"]))
     shutil.rmtree(store.root / "finetuned" / job.id)  # only its scores are used
     return {job.makes[0]: {"scores": scores}}
 
@@ -259,7 +265,7 @@ def _pretext(job: Job, store: Store, functions: dict) -> dict[str, dict]:
     for split, run in how["run"].items():
         try:
             place, compute = store.run(run) / "run", measures.Compute(workers=0, device=how["device"])
-            found = measures.pretext_scores(place, how["source"].folder, split, how["draws"], compute)
+            found = measures.pretext_scores(place, how["source"].opened(split), how["draws"], compute)
         except VsslError as error:  # a method without an accuracy
             return {job.makes[0]: {"scores": {}, "reason": str(error)}}
         for key, scores in zip(made, found, strict=True):

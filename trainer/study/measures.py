@@ -16,7 +16,7 @@ from trainer.evaluate.features import Compute, Features, features, networks, nor
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
 from trainer.study.file import LAST, Measure
-from trainer.study.sources import Source, drawn
+from trainer.study.sources import Source, few_name
 
 _CELLS, _DIRECTIONS = 4, 8  # of the histogram: per side, and bins
 _SEGMENTS = (1, 2, 4, 8)  # equal parts of a video, each with a histogram of its own
@@ -83,10 +83,10 @@ def scores(
     options = {"k": measure.k} if measure.protocol in ("knn", "retrieval") else {}
     result: dict[str, float] = {}
     for split in splits:
-        opened = source.opened(target, split)
+        opened = source.opened(few_name(split, measure.labels, seed), target)
         test, train = np.flatnonzero(opened.part == data.TEST), None
         if measure.protocol != "smoothness":
-            test, train = test[opened.targets[test] >= 0], _learnt_from(opened, measure, seed)
+            test, train = test[opened.targets[test] >= 0], _training_videos(opened)
         if not len(test):
             raise TrainerError(f"{opened.dataset}: no test videos")
         selection = Selection(stage, measure.pooling, parts, found, test, train)
@@ -95,21 +95,18 @@ def scores(
     return result
 
 
-def _learnt_from(opened: data.Shards, measure: Measure, seed: int) -> np.ndarray:
-    """The videos that a classifier learns from, int64 rows; the order of the shards has no effect."""
-    chosen = drawn(np.array(opened.text("videos/label")), opened.part == data.TRAIN, measure.labels, seed)
-    if chosen is None:
-        raise TrainerError(f"{opened.dataset}: a class has fewer than {measure.labels} training videos")
-    train = np.flatnonzero(chosen)
+def _training_videos(opened: data.Shards) -> np.ndarray:
+    """The labelled training videos, int64 rows; the order of the shards has no effect."""
+    train = np.flatnonzero((opened.part == data.TRAIN) & (opened.targets >= 0))
     return train[np.argsort(np.array(opened.text("videos/id"))[train])]
 
 
-def finetuned_scores(run: Path, shards: Path, compute: Compute) -> dict[str, float]:
+def finetuned_scores(run: Path, opened: data.Shards, compute: Compute) -> dict[str, float]:
     """Whether the classifier of a finetuned run is right about each test video of its split, 0 or 1 by id."""
-    return Evaluator(shards, run, compute=compute).scores("recognition").right
+    return Evaluator(opened, run, compute=compute).scores("recognition").right
 
 
-def pretext_scores(run: Path, shards: Path, split: str, draws: int, compute: Compute) -> Scores:
+def pretext_scores(run: Path, opened: data.Shards, draws: int, compute: Compute) -> Scores:
     """How often the pretext task of a run (of several methods that of the first) is solved on each test video of a split, and how
     often by chance. Raises TrainerError if the method has no accuracy."""
-    return Evaluator(shards, run, split, compute).scores("pretext", draws=draws)
+    return Evaluator(opened, run, compute=compute).scores("pretext", draws=draws)

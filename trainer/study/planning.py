@@ -22,7 +22,7 @@ from trainer.settings import Settings, over, resolve
 from trainer.study.devices import kind_of_device
 from trainer.study.file import ALL, FLOW, SUPERVISED, VIEWS, WITHOUT_LABELS, Measure, Row, Study
 from trainer.study.jobs import Job, Store, code, determining, identity
-from trainer.study.sources import Source, drawn, few_name
+from trainer.study.sources import Source, few_name
 from trainer.training.precision import pick_precision, set_precision
 from trainer.training.streams import epoch_of, training_clips
 
@@ -59,7 +59,7 @@ def columns(study: Study, sources: dict[str, Source]) -> list[Column]:
         for tested in measure.on:
             named = measure.pretrained_on
             before = [tested] if named == "itself" else study.data if named == ALL else named
-            targets = [*sources[tested].folders] if tested in sources else []
+            targets = [*sources[tested].overlays] if tested in sources else []
             targets = [own for own in targets if not own or not measure.targets or own in measure.targets]
             for target in targets[:1] if measure.protocol in WITHOUT_LABELS else targets:
                 found += [Column(name, tested, target, measure) for name in before if name in sources]
@@ -157,7 +157,7 @@ class _Planner:
             f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in row.tried[index].items()
         )
-        how = {"settings": asdict(settings), "shards": str(source.folder), "device": self.device}
+        how = {"settings": asdict(settings), "source": source, "device": self.device}
         cost = f"{own.method} {own.backbone} {own.width:g} {_clip(source)}", clips
         self._add(Job("train", id, (), how, (), row.name, ", ".join(filter(None, (told, tried))), cost, videos))
         return id
@@ -208,15 +208,11 @@ class _Planner:
     def _draw(self, source: Source, column: Column, seed: int) -> int:
         """Number of labelled videos that a classifier learns from, in the first split. Raises TrainerError where a class
         has too few."""
-        counts = []
         for split in source.splits:
-            opened = _opened(source, column.target, split)
-            labels = np.array(opened.text("videos/label"))
-            chosen = drawn(labels, opened.part == data.TRAIN, column.measure.labels, seed)
-            if chosen is None:
+            if few_name(split, column.measure.labels, seed) not in source.opened(split, column.target).split_names:
                 raise TrainerError(f"a class has fewer than {column.measure.labels} training videos in split {split}")
-            counts.append(int(chosen.sum()))
-        return counts[0]
+        first = source.opened(few_name(source.splits[0], column.measure.labels, seed), column.target)
+        return int(((first.part == data.TRAIN) & (first.targets >= 0)).sum())
 
     def _finetuned(self, row: Row, column: Column, seed: int) -> str | None:
         measure, source = column.measure, self.sources[column.tested_on]
@@ -235,7 +231,6 @@ class _Planner:
         of = {split: determining(one) for split, one in settings.items()}
         id = identity(kind="finetune", code=code("train") + code("measure"), settings=of, **what)
         how = {"source": source, "target": column.target, "run": networks, "device": self.device}
-        how |= {"shards": source.folders[column.target]}
         how |= {"settings": {split: asdict(one) for split, one in settings.items()}}
         needs = tuple(dict.fromkeys(filter(None, networks.values())))
         told = f"{measure.title} on {column.tested_on} {column.target}".rstrip()
@@ -273,29 +268,20 @@ def held_out_loss(store: Store, id: str, settings: Settings) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-@functools.lru_cache(maxsize=64)
-def _shards(folder: str, split: str) -> data.Shards:
-    return data.Shards(folder, split)
-
-
-def _opened(source: Source, target: str, split: str) -> data.Shards:
-    return _shards(str(source.folders[target]), split)
-
-
 def _clip(source: Source) -> str:
-    config = _opened(source, next(iter(source.folders)), source.splits[0]).config
+    config = source.opened(source.splits[0]).config
     return f"{config['clip_length']}x{config['crop']}"
 
 
 def _videos(source: Source) -> int:
-    return len(_opened(source, next(iter(source.folders)), source.splits[0]).videos)
+    return len(source.opened(source.splits[0]).videos)
 
 
 def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float, tuple[int, int]]:
     """Passes whose clips come nearest to a budget, how many clips these are, of how many videos, and how many videos the training
     part has."""
     own = resolve(settings)
-    values, opened = asdict(own), _shards(str(source.folder), str(own.split))
+    values, opened = asdict(own), source.opened(str(own.split))
     whole = int(opened.trains.sum())
     shards = opened.with_training_videos(opened.trains)
     if own.holdout:

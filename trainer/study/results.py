@@ -62,10 +62,9 @@ def collect(
 
 
 def _data(source: Source) -> dict:
-    target, split = next(iter(source.folders)), source.splits[0]
-    first = source.opened(target, split)
-    tested = {name: int((source.opened(target, name).part == TEST).sum()) for name in source.splits}
-    classes = {name: len(source.opened(name, split).classes) for name in source.folders}
+    first = source.opened(source.splits[0])
+    tested = {name: int((source.opened(name).part == TEST).sum()) for name in source.splits}
+    classes = {target: len(source.opened(source.splits[0], target).classes) for target in source.overlays}
     return {
         "dataset": first.dataset,
         "videos": len(first.videos),
@@ -207,7 +206,7 @@ def _verdict(above: dict) -> str:
 
 
 def _groups(source: Source) -> dict[str, str]:
-    opened = source.opened(next(iter(source.folders)), source.splits[0])
+    opened = source.opened(source.splits[0])
     ids = opened.text("videos/id")
     return dict(zip(ids, groups_of(opened).tolist() if source.data.resample == "group" else ids, strict=True))
 

@@ -1,20 +1,21 @@
-"""The data sets of a study: which videos each split tests, and shards that say so, with the labels of a target."""
+"""The data sets of a study: shards, which of their videos each split tests, and the classes of each target."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
+import functools
 import io
-import json
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from labelgen import shards
 from labelgen.errors import ReadError
+from labelgen.files import json_sha256
 from labelgen.reading import read_text
-from trainer.data import TEST, TRAIN, Shards
+from trainer.data import TEST, TRAIN, Readers, Shards
+from trainer.data.overlay import Overlay
 from trainer.errors import TrainerError
 from trainer.evaluate.splits import groups_of
 from trainer.study.file import ALL, Data
@@ -24,77 +25,78 @@ EVERY = "every video"  # name of the split that trains on all videos
 
 @dataclass(frozen=True)
 class Source:
-    """Shards of a data set as the study uses them.
+    """A data set as the study uses it.
 
-    folders: by target; splits: names of those tested; identity: hash of the frames, their
-    labels and the parts, by split; labels: hash of the labels, by target
+    folder: its shards; overlays: the file with the study's classes and splits of their videos, by target, "" if the classes are
+    those of the shards; splits: names of those that are tested
+    identity: hash of the shards and of the part of every video, by split; labels: hash of the classes, by target
     """
 
     data: Data
-    folders: dict[str, Path]
+    folder: Path
+    overlays: dict[str, Path]
     splits: tuple[str, ...]
     identity: dict[str, str]
     labels: dict[str, str]
 
     @property
-    def folder(self) -> Path:
-        """Shards to pretrain on and to take features of; their frames are those of every target."""
-        return next(iter(self.folders.values()))
+    def overlay(self) -> Path:
+        """The overlay for what needs no classes: pretraining, features, pretext tasks."""
+        return next(iter(self.overlays.values()))
 
     def pretraining(self, split: str) -> str:
-        """Name of the split that a network which is tested on `split` is pretrained on."""
+        """Name of the split on which a network that is tested on `split` is pretrained."""
         return EVERY if self.data.pretraining == ALL else split
 
-    def opened(self, target: str, split: str) -> Shards:
-        """The shards with the labels of a target, through a split."""
-        return Shards(self.folders[target], split)
+    def opened(self, split: str, target: str | None = None) -> Shards:
+        """The shards through a split, with the classes of a target; None: of any. They are not to be changed."""
+        return _opened(self.folder, self.overlay if target is None else self.overlays[target], split)
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(folder: Path, overlay: Path, split: str) -> Shards:
+    return Shards(folder, split, _readers(folder, overlay))
+
+
+@functools.lru_cache(maxsize=8)
+def _readers(folder: Path, overlay: Path) -> Readers:
+    return Readers(folder, overlay)
 
 
 def prepare(own: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: tuple[int, ...]) -> Source:
-    """The data set of shards in `folder`, ready to be pretrained on and tested on.
+    """The data set of the shards in `folder`, whose overlays are written into the folder `root`.
 
-    Where its splits are the study's own, it has targets, or few labels are learnt from, shards with these labels and splits
-    are written below `root` once; few: numbers of labels per class that networks are finetuned with. Raises TrainerError,
-    ShardError.
+    few: numbers of videos per class that classifiers learn from. Raises TrainerError, ShardError.
     """
     opened = Shards(folder)
     parts = _parts(own, opened)
-    digests = json.dumps([opened.config_hash, opened.readers.sha256], sort_keys=True)
-    columns = parts | ({EVERY: np.ones(len(opened.videos), np.uint8)} if own.pretraining == ALL else {})
-    identity = {name: _hash(digests, part.tobytes()) for name, part in columns.items()}
-    if not own.targets and not few and columns.keys() <= set(opened.readers[0].splits):
-        labels = _hash(json.dumps(opened.text("videos/label")))
-        return Source(own, {"": folder}, tuple(parts), identity, {"": labels})
-    folders, hashes = {}, {}
-    ids = opened.text("videos/id")
-    labelled = {name: _labels(source, ids) for name, source in own.targets.items()}
-    for target, named in (labelled or {"": opened.text("videos/label")}).items():
-        own_columns, hashes[target] = dict(columns), _hash(json.dumps(named))
-        for name, part in parts.items():
-            for count in few:
-                for seed in seeds:
-                    chosen = drawn(np.array(named), part == TRAIN, count, seed)
-                    if chosen is not None:
-                        own_columns[few_name(name, count, seed)] = np.where(chosen, TRAIN, part * (part != TRAIN))
-        key = _hash(digests, hashes[target], *(n.encode() + c.tobytes() for n, c in own_columns.items()))
-        folders[target] = root / "-".join(filter(None, (own.folder, target, key)))
-        _write(folders[target], opened, named, own_columns)
-    return Source(own, folders, tuple(parts), identity, hashes)
+    columns = parts | ({EVERY: np.full(len(opened.videos), TRAIN, np.uint8)} if own.pretraining == ALL else {})
+    ids, digest = opened.text("videos/id"), opened.readers.digest
+    classes = {target: _labels(table, ids) for target, table in own.targets.items()}
+    classes, overlays = classes or {"": opened.text("videos/label")}, {}
+    for target, labels in classes.items():
+        drawn = {}
+        for split, count, seed in itertools.product(parts, few, seeds):
+            chosen = _draw(np.array(labels), parts[split] == TRAIN, count, seed)
+            if chosen is not None:
+                others = np.where(parts[split] == TRAIN, 0, parts[split])
+                drawn[few_name(split, count, seed)] = np.where(chosen, TRAIN, others).astype(np.uint8)
+        overlays[target] = Overlay(labels, columns | drawn).write(root, own.folder, digest)
+    identity = {split: json_sha256([digest, column.tolist()]) for split, column in columns.items()}
+    labels_of = {target: json_sha256(labels) for target, labels in classes.items()}
+    return Source(own, folder, overlays, tuple(parts), identity, labels_of)
 
 
 def few_name(split: str, labels: int | str, seed: int) -> str:
-    """Name of the split that learns from so many videos per class."""
+    """Name of the split whose training part has so many videos of each class, drawn from the seed; of "all" the split itself."""
     return split if labels == ALL else f"{split}, {labels} per class, seed {seed}"
 
 
-def drawn(labels: np.ndarray, train: np.ndarray, count: int | str, seed: int) -> np.ndarray | None:
-    """Videos that a classifier learns from, bool [n]: `count` of each class (labels [n]) among those of `train` (bool [n]),
-    drawn from the seed, or all that have a label; None where a class has too few."""
-    train = train & (labels != "")
-    if isinstance(count, str):  # all
-        return train
+def _draw(labels: np.ndarray, train: np.ndarray, count: int, seed: int) -> np.ndarray | None:
+    """`count` videos of each class (str [n]) among those of `train` (bool [n]), drawn from the seed, bool [n]; None if a class
+    has too few."""
     rng, chosen = np.random.default_rng((count, seed)), np.zeros(len(labels), bool)
-    for name in np.unique(labels[train]):
+    for name in np.unique(labels[train & (labels != "")]):
         rows = np.flatnonzero(train & (labels == name))
         if len(rows) < count:
             return None
@@ -103,11 +105,11 @@ def drawn(labels: np.ndarray, train: np.ndarray, count: int | str, seed: int) ->
 
 
 def _parts(own: Data, opened: Shards) -> dict[str, np.ndarray]:
-    """uint8 [videos] by split: TRAIN, TEST or what else the shards say."""
+    """The part of every video, uint8 [videos], by the name of the split."""
     if own.test or own.folds:
-        return {name: np.where(held, TEST, TRAIN).astype(np.uint8) for name, held in _held(own, opened).items()}
+        return {name: np.where(held, TEST, TRAIN).astype(np.uint8) for name, held in _held_out(own, opened).items()}
     named = own.split if isinstance(own.split, list) else [own.split]
-    names = opened.readers[0].splits if own.split == ALL else named
+    names = opened.split_names if own.split == ALL else named
     seen = [Shards(opened.folder, name, opened.readers) for name in names]
     for one in seen:
         if not {TRAIN, TEST} <= set(one.part.tolist()):
@@ -118,9 +120,9 @@ def _parts(own: Data, opened: Shards) -> dict[str, np.ndarray]:
     return {str(one.split): one.part for one in seen}
 
 
-def _held(own: Data, opened: Shards) -> dict[str, np.ndarray]:
-    """Tested videos by split, bool [videos], whole groups: a share of the videos, or folds with about equal classes. The order
-    of the shards has no effect."""
+def _held_out(own: Data, opened: Shards) -> dict[str, np.ndarray]:
+    """The tested videos by split, bool [videos], in whole groups: a share of the videos, or folds with about equal classes. The
+    order of the shards has no effect."""
     if own.test:
         every = opened.with_training_videos(np.ones(len(opened.videos), bool))
         return {"1": every.hold_out(own.test, 0)}
@@ -129,38 +131,21 @@ def _held(own: Data, opened: Shards) -> dict[str, np.ndarray]:
     order = np.argsort(opened.text("videos/id"))
     groups, labels = groups_of(opened)[order], np.array(opened.text("videos/label"))[order]
     if own.folds is None or len(np.unique(groups)) < own.folds:
-        raise TrainerError(f"{own.name}: {own.folds} folds of {len(np.unique(groups))} groups")
+        raise TrainerError(
+            f"{own.name}: {own.folds} folds of {len(np.unique(groups))} groups of videos; expected no more folds than groups"
+        )
     folds = StratifiedGroupKFold(own.folds, shuffle=True, random_state=0).split(labels, labels, groups)
     return {str(i): np.isin(np.arange(len(order)), order[rows]) for i, (_, rows) in enumerate(folds, 1)}
 
 
-def _labels(source: dict, ids: list[str]) -> list[str]:
-    """The label of every video (by id or file name, with or without its folder) in a column of a table."""
+def _labels(table: dict[str, str], ids: list[str]) -> list[str]:
+    """The class of every video (by id or file name, with or without its folder) in a column of a CSV table."""
     try:
-        rows = [*csv.DictReader(io.StringIO(read_text(source["csv"], encoding="utf-8-sig"), newline=""))]
-        named = {row[source["video"]]: row[source["column"]] for row in rows}
+        rows = [*csv.DictReader(io.StringIO(read_text(table["csv"], encoding="utf-8-sig"), newline=""))]
+        named = {row[table["video"]]: row[table["column"]] or "" for row in rows}
     except (ReadError, KeyError, csv.Error) as error:
-        raise TrainerError(f"{source['csv']}: cannot be read as a table with {source} ({error!r})") from error
+        raise TrainerError(f"{table['csv']}: cannot be read as a table with {table} ({error!r})") from error
     found = [named.get(name, named.get(Path(name).name, "")) for name in ids]
     if not any(found):
-        raise TrainerError(f"{source['csv']}: names none of the videos, whose ids look like {ids[0]!r}")
+        raise TrainerError(f"{table['csv']}: names none of the videos, whose ids look like {ids[0]!r}")
     return found
-
-
-def _hash(*texts: str | bytes) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update((text.encode() if isinstance(text, str) else text) + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def _write(folder: Path, opened: Shards, labels: list[str], columns: dict[str, np.ndarray]) -> None:
-    """The shards with other labels and splits; those that are there are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for reader, first in zip(opened.readers, opened.before, strict=True):
-        path, rows = folder / Path(reader.path).name, slice(first, first + reader.n_videos)
-        if path.exists():
-            continue
-        frames = io.BytesIO(b"".join(bytes(reader.jpeg(i)) for i in range(len(reader.arrays["frames/offset"]) - 1)))
-        changed = {"videos/label": labels[rows], "videos/split": np.stack([*columns.values()], 1)[rows]}
-        shards.write(path, {**reader.arrays, **changed}, frames, reader.config, reader.crop_grid, [*columns])

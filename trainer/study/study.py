@@ -133,8 +133,7 @@ def _sources(own: Study, root: Path, shards: Callable[[Data], Path]) -> tuple[di
     """The data sets that can be used, and why the others cannot."""
     sources, unusable = {}, {}
     for name, data in (own.data | own.variants).items():
-        tuned = (m.labels for m in own.measures if m.protocol == "finetune" and name in m.on)
-        few = tuple(dict.fromkeys(count for count in tuned if isinstance(count, int)))
+        few = tuple(dict.fromkeys(m.labels for m in own.measures if name in m.on and isinstance(m.labels, int)))
         try:
             sources[name] = prepare(data, shards(data), root / "data", own.seeds, few)
         except VsslError as error:

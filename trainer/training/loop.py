@@ -49,6 +49,7 @@ def train(
     initial: str | os.PathLike | None = None,
     expected: dict | None = None,
     clips: int | None = None,
+    overlay: str | os.PathLike | None = None,
 ) -> Path:
     """Train one or several methods on the shards and return the run's folder, which holds log.csv and checkpoints/.
 
@@ -58,6 +59,7 @@ def train(
     initial: checkpoint whose backbone the training starts from
     expected: configuration of the shards that the settings are meant for; a line tells where they have another one
     clips:   budget in clips shown, in the place of the settings' epochs
+    overlay: file with other classes and splits of the videos, see `trainer.data.overlay`
 
     Under `torchrun` all processes call it alike; the first one writes. Raises TrainerError, ShardError, WriteError;
     Interrupted after SIGINT, SIGTERM or SIGHUP, when a checkpoint has been written.
@@ -69,7 +71,7 @@ def train(
     if resume is not None:
         saved = checkpoint.load(resume, untrained=True)
         checkpoint.check_newest(saved)
-        opened = data.Shards(shards)
+        opened = data.Shards(shards, overlay=overlay)
         check_same_data(saved, {"dataset": opened.dataset, "config_hash": opened.config_hash}, opened.folder)
     if initial is not None:
         of = checkpoint.load(initial, best=True).meta["settings"]
@@ -78,7 +80,7 @@ def train(
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
     with distributed.session(settings.device) as device:
         settings = replace(settings, precision=pick_precision(settings.precision, device))
-        training = _Training(settings, shards, device, None if saved else initial, clips)
+        training = _Training(settings, shards, device, None if saved else initial, clips, overlay)
         if saved and training.settings.epochs != settings.epochs:
             told = f"{clips:,} clips are {training.settings.epochs} epochs, the run has {settings.epochs}"
             raise TrainerError(f"cannot resume {saved.run}: {told}. Leave the clips out, or start a new run")
@@ -112,9 +114,10 @@ class _Training:
         device: torch.device,
         initial: str | os.PathLike | None = None,
         budget: int | None = None,
+        overlay: str | os.PathLike | None = None,
     ) -> None:
         self.device = device
-        self.source, self.held_out = data.Shards(shards, settings.split), {}
+        self.source, self.held_out = data.Shards(shards, settings.split, overlay=overlay), {}
         if len(self.source.splits) > 1 and "recognition" in settings.methods:
             raise TrainerError(f"recognition learns the labels of one data set, not of {', '.join(self.source.splits)}")
         if (weights := settings.shard_weights) and len(weights) != len(self.source.splits):
