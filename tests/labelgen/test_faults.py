@@ -309,7 +309,7 @@ def test_shards_whose_labels_cross_damage_or_whose_time_steps_back_are_refused(t
 
 
 def films(path, *sizes, default=None, disposition=None):
-    """A file of a stream of 25 frames for each size (height, width), of one frame where the height is negative."""
+    """A file of a stream of 25 frames for each size (height, width), of one frame if the height is negative."""
     with av.open(str(path), "w") as container:
         streams = []
         for number, (height, width) in enumerate(sizes):
