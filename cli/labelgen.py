@@ -143,7 +143,7 @@ def labelgen(dataset, root, out, group, split, workers, backend, scheduler, vide
     split = split_name(data.splits, split)
     if scheduler is not None and workers > 1:
         click.echo("--workers is not used: the cluster's workers make the shards", err=True)
-    handler = signal.signal(signal.SIGINT, _stop)
+    handler = signal.signal(signal.SIGINT, stop)
     with Progress("labelled") as progress:
         try:
             report = run(
@@ -158,7 +158,7 @@ def labelgen(dataset, root, out, group, split, workers, backend, scheduler, vide
         sys.exit(3)
 
 
-def _stop(*_) -> None:
+def stop(*_) -> None:
     """Ctrl-C: the first one stops the run in order, those that follow must not disturb that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt

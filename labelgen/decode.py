@@ -50,8 +50,9 @@ class FrameStream(Iterator[np.ndarray]):
         max_pixels: int = MAX_PIXELS,
         region: Sequence[float] | None = None,
         alive: Callable[[], object] = lambda: None,
+        short: int | None = None,
     ) -> None:
-        self.path, self._height, self._width = os.fspath(path), height, width
+        self.path, self._height, self._width, self._short = os.fspath(path), height, width, short
         self._max_pixels, self._region, self._alive = max_pixels, region, alive
         self.native_height = self.native_width = self.count = 0
         self.fps = float(fps or 0)
@@ -163,6 +164,9 @@ class FrameStream(Iterator[np.ndarray]):
             if not on_samples(frame.format, (left, right), (top, bottom)):
                 frame = self._reformatter.reformat(frame, format="rgb24", interpolation=_RESIZE, threads=1)
             frame = self._cropper(frame, left, top, right - left, bottom - top)
+        if self._short and self._height is None:  # the first picture: all have its size
+            self._height, self._width = turn.shortened(bottom - top, right - left, self._short)
+            self._check_size(self._width, self._height)
         height, width = self._height, self._width
         if turn.exchanged:
             height, width = width, height
@@ -229,21 +233,22 @@ def frames(
     max_pixels: int = MAX_PIXELS,
     region: Sequence[float] | None = None,
     alive: Callable[[], object] = lambda: None,
+    short: int | None = None,
 ) -> FrameStream:
     """Decode a video: an iterator of RGB uint8 arrays [height, width, 3] in presentation order.
 
     The container's cropping and orientation are applied, then the picture is cut to `region` (left, top, right, bottom as shares
-    of it; default: all of it), then area interpolation to `height` x `width` pixels (default: as they are). `fps` resamples to a
-    constant rate by nearest presentation time; default: every frame of the file. A picture that would then stand still for
-    longer than MAX_HOLD seconds, as where time stamps jump, stands for so long. Memory does not grow with the length of the
-    video. alive: called for every packet, so that a long file is told from one that hangs.
+    of it; default: all of it), then area interpolation to `height` x `width` pixels, or to a shorter side of `short` (default: as
+    they are). `fps` resamples to a constant rate by nearest presentation time; default: every frame of the file. A picture that
+    would then stand still for longer than MAX_HOLD seconds, as where time stamps jump, stands for so long. Memory does not grow
+    with the length of the video. alive: called for every packet, so that a long file is told from one that hangs.
 
     Raises DecodeError, with the reason, where the file is no regular one, cannot be opened or holds no frame, and where its
     pictures have more than `max_pixels` pixels, which is known before one is decoded. After the last frame it raises
     DecodeError where anything was wrong: where decoding stops early, frames are damaged or lost, time stamps jump or step back.
     Frames yielded before that are good but for their `FrameStream.damage`, `FrameStream.count` tells how many.
     """
-    return FrameStream(path, height, width, fps, max_pixels, region, alive)
+    return FrameStream(path, height, width, fps, max_pixels, region, alive, short)
 
 
 class _Times:
