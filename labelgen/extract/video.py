@@ -183,7 +183,9 @@ class _Files:
                     (folder / template.path(task.name, axis=axis)).parent.mkdir(parents=True, exist_ok=True)
         self._npy = None
         if self._flow.suffix == ".npy":
-            self._npy = files.enter_context(closing(Npy(folder / self._flow.path(task.name))))
+            path = self._flow.path(task.name)
+            files.enter_context(writing(self._target / path))
+            self._npy = files.enter_context(closing(Npy(folder / path)))
         self.size, self.outside = (0, 0), 0
 
     def frame(self, frame: np.ndarray, index: int) -> int:
