@@ -157,7 +157,7 @@ def labelgen(
     split = split_name(data.splits, split)
     if scheduler is not None and workers > 1:
         click.echo("--workers is not used: the cluster's workers make the shards", err=True)
-    handler = signal.signal(signal.SIGINT, _stop)
+    handler = signal.signal(signal.SIGINT, stop)
     with Progress("labelled") as progress:
         try:
             report = run(
@@ -184,7 +184,7 @@ def _source(videos: Path | None, dataset: str | None, root: Path | None) -> tupl
     return dataset or "folder", root
 
 
-def _stop(*_) -> None:
+def stop(*_) -> None:
     """Ctrl-C: the first one stops the run in order, those that follow must not disturb that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from cli.demo import demo
 from cli.embed import embed, search
 from cli.evaluate import evaluate
 from cli.export import export
+from cli.flow import flow
 from cli.labelgen import labelgen
 from cli.map import map_
 from cli.report import compare, report
@@ -71,6 +72,7 @@ def main():
 
 for command in (
     labelgen,
+    flow,
     train,
     finetune,
     evaluate,

@@ -49,8 +49,9 @@ class FrameStream(Iterator[np.ndarray]):
         region: Sequence[float] | None = None,
         alive: Callable[[], object] = lambda: None,
         image_fps: float | None = None,
+        short: int | None = None,
     ) -> None:
-        self.path, self._height, self._width = os.fspath(path), height, width
+        self.path, self._height, self._width, self._short = os.fspath(path), height, width, short
         self._max_pixels, self._region, self._alive = max_pixels, region, alive
         self.native_height = self.native_width = self.count = 0
         self._image_fps = image_fps or fps
@@ -179,6 +180,9 @@ class FrameStream(Iterator[np.ndarray]):
             if not on_samples(frame.format, (left, right), (top, bottom)):
                 frame = self._reformatter.reformat(frame, format="rgb24", interpolation=_RESIZE, threads=1)
             frame = self._cropper(frame, left, top, right - left, bottom - top)
+        if self._short and self._height is None:  # the first picture: all have its size
+            self._height, self._width = turn.shortened(bottom - top, right - left, self._short)
+            self._check_size(self._width, self._height)
         height, width = self._height, self._width
         if turn.exchanged:
             height, width = width, height
@@ -246,15 +250,16 @@ def frames(
     region: Sequence[float] | None = None,
     alive: Callable[[], object] = lambda: None,
     image_fps: float | None = None,
+    short: int | None = None,
 ) -> FrameStream:
     """Decode a video, a file or a folder of numbered images, of which `image_fps` (default: `fps`) make a second: an iterator of
     RGB uint8 arrays [height, width, 3] in presentation order.
 
     The container's cropping and orientation are applied, then the picture is cut to `region` (left, top, right, bottom as shares
-    of it; default: all of it), then area interpolation to `height` x `width` pixels (default: as they are). `fps` resamples to a
-    constant rate by nearest presentation time; default: every frame of the file. A picture that would then stand still for
-    longer than MAX_HOLD seconds, as where time stamps jump, stands for so long. Memory does not grow with the length of the
-    video. alive: called for every packet, so that a long file is told from one that hangs.
+    of it; default: all of it), then area interpolation to `height` x `width` pixels, or to a shorter side of `short` (default: as
+    they are). `fps` resamples to a constant rate by nearest presentation time; default: every frame of the file. A picture that
+    would then stand still for longer than MAX_HOLD seconds, as where time stamps jump, stands for so long. Memory does not grow
+    with the length of the video. alive: called for every packet, so that a long file is told from one that hangs.
 
     Raises DecodeError, with the reason, where the file is no regular one, cannot be opened or holds no frame, where a folder of
     images comes without a rate, and where its pictures have more than `max_pixels` pixels, which is known before one is decoded.
@@ -262,7 +267,7 @@ def frames(
     time stamps jump or step back, images are missing among the numbers, cannot be decoded or have another size than the first.
     Frames yielded before that are good but for their `FrameStream.damage`, `FrameStream.count` tells how many.
     """
-    return FrameStream(path, height, width, fps, max_pixels, region, alive, image_fps)
+    return FrameStream(path, height, width, fps, max_pixels, region, alive, image_fps, short)
 
 
 def expected_frames(

@@ -148,17 +148,13 @@ def check_configuration(
     for path in paths:
         if finished.summary(path)["config_hash"] != expected:
             found = shards.ShardReader(path)
-            here, there = _flat(identity), _flat(found.config)
-            keys = [key for key in sorted(here | there) if here.get(key) != there.get(key)]
-            # backends have parameters of their own, which say nothing beside the backend's name
-            keys = [key for key in keys if key in here and key in there] or keys
-            differing = [f"{key}: {there.get(key)} there, {here.get(key)} now" for key in keys if key != "videos"]
-            if "videos" in keys:
+            differing = differences(found.config, identity)
+            if differing.pop("videos", ""):
                 ids = {video.id for video in videos}
-                differing.append(_other_videos(paths, found.config["videos"], identity["videos"], ids))
+                differing["videos"] = _other_videos(paths, found.config["videos"], identity["videos"], ids)
             raise ShardError(
-                f"{path} was made with configuration {found.config_hash}, this run's is {expected} ({'; '.join(differing)}); "
-                "name another output folder, or delete this one"
+                f"{path} was made with configuration {found.config_hash}, this run's is {expected} "
+                f"({'; '.join(differing.values())}); name another output folder, or delete this one"
             )
 
 
@@ -173,6 +169,15 @@ def _other_videos(paths: Sequence[Path], there: str, here: str, videos: set[str]
     if len(stored) == count and (new := videos - stored):
         text += f"; new is {min(new)}"
     return text
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """The values in which two configurations differ, in words, by the names that lead to them."""
+    found, asked = _flat(there), _flat(here)
+    keys = [key for key in sorted(found | asked) if found.get(key) != asked.get(key)]
+    # backends have parameters of their own, which say nothing beside the backend's name
+    keys = [key for key in keys if key in found and key in asked] or keys
+    return {key: f"{key}: {found.get(key)} there, {asked.get(key)} now" for key in keys}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -285,8 +285,8 @@ def test_unusable_parameters_are_refused(parameter):
 
 def test_unusable_backends_are_refused(monkeypatch):
     image = np.zeros((20, 30), np.uint8)
-    with pytest.raises(ConfigError, match="flow backend is 'farneback'; expected one of tvl1, opencv-tvl1, dis"):
-        flow(image, image, backend="farneback")
+    with pytest.raises(ConfigError, match="flow backend is 'raft'; expected one of tvl1, opencv-tvl1, dis"):
+        flow(image, image, backend="raft")
     with pytest.raises(ValueError, match="first has dtype float32; expected uint8"):
         flow(image.astype(np.float32), image, backend="dis")
     monkeypatch.delattr(cv2, "optflow")
