@@ -13,15 +13,15 @@ from labelgen.files import write_json, write_text
 from labelgen.texts import markdown as plain
 from trainer import checkpoint
 from trainer.data import TEST
+from trainer.evaluate.metrics import SEED_RESAMPLES, seed_accuracy, seed_difference
 from trainer.evaluate.results import shown
 from trainer.evaluate.splits import groups_of
-from trainer.settings import Settings, resolve
-from trainer.study.bootstrap import RESAMPLES, difference, interval
+from trainer.settings import resolve
 from trainer.study.budgets import unequal
-from trainer.study.file import ALL, FLOW, RANDOM, SUPERVISED, WITHOUT_LABELS, Row, Study
-from trainer.study.jobs import Store, code, determining
-from trainer.study.planning import Column, Planned, held_out_loss
+from trainer.study.jobs import VERSIONS, Store, Training, determining
+from trainer.study.planning import Column, Key, Plan, held_out_loss
 from trainer.study.sources import Source
+from trainer.study.spec import ALL, FLOW, RANDOM, SUPERVISED, WITHOUT_LABELS, Row, Study
 
 _FEW = 10  # units to draw from; the bootstrap's intervals over fewer are known to be too narrow
 
@@ -29,7 +29,7 @@ _FEW = 10  # units to draw from; the bootstrap's intervals over fewer are known 
 def collect(
     study: Study,
     sources: dict[str, Source],
-    planned: Planned,
+    planned: Plan,
     store: Store,
     failed: dict[str, str],
     unusable: dict[str, str],
@@ -37,7 +37,7 @@ def collect(
     """All that study.json holds, which is the same however often the study was stopped: "data", "rows", "columns",
     "numbers", "orderings" (published ones, and the difference here), "assumed", "absent" (numbers that do not exist),
     "failures". A number is the mean over seeds and videos in per cent, with "low" and "high", "above" its difference from the
-    random network of the same seeds, or of the pretext task from "guessing", likewise, and the value of each seed."""
+    random network of the same seeds, or of the pretext task from "chance", likewise, and the value of each seed."""
     columns = list(dict.fromkeys(column for _, column, _ in planned.numbers))
     rows = {name: _row(row, planned, store) for name, row in study.rows.items()}
     tests = [_test(study, sources, planned, store, column) for column in columns]
@@ -52,24 +52,19 @@ def collect(
         "orderings": _orderings(study, columns, tests),
         "unequal": unequal(rows),
         "assumed": _assumed(study, sources),
-        "absent": not_to_be_had(_absent(planned, store)),
+        "absent": unavailable(_absent(planned, store)),
         "failures": _failures(planned, failed, unusable),
-        "made with": {
-            **checkpoint.versions(),
-            "code": {"training": code("train")[-1], "measuring": code("measure")[-1]},
-        },
+        "made with": {**checkpoint.versions(), "jobs": VERSIONS},
     }
 
 
 def _data(source: Source) -> dict:
     first = source.opened(source.splits[0])
-    tested = {name: int((source.opened(name).part == TEST).sum()) for name in source.splits}
-    classes = {target: len(source.opened(source.splits[0], target).classes) for target in source.overlays}
     return {
         "dataset": first.dataset,
         "videos": len(first.videos),
-        "tested videos": tested,
-        "classes": classes,
+        "tested videos": {name: int((source.opened(name).part == TEST).sum()) for name in source.splits},
+        "classes": {target: len(source.opened(source.splits[0], target).classes) for target in source.overlays},
         "crop": first.config["crop"],
         "config_hash": first.config_hash,
         "pretraining": source.data.pretraining,
@@ -78,30 +73,32 @@ def _data(source: Source) -> dict:
     }
 
 
-def _row(row: Row, planned: Planned, store: Store) -> dict:
-    told: dict[str, Any] = {"kind": row.kind}
-    if row.kind == "method":
-        varied = ("seed", "split", "epochs", *row.tried[0])
-        settings = {key: value for key, value in determining(row.candidates[0]).items() if key not in varied}
-        told |= {"clips asked for": row.clips, "settings": settings, "label": row.label, "trained": {}}
-        for (name, of, split, seed), id in planned.runs.items():
-            if name == row.name and store.has(id):
-                job = planned.jobs[id]
-                own = resolve(Settings(**job.how["settings"]))
-                seen = {"run": id, "data": of, "videos": job.videos[0], "of videos": job.videos[1]}
-                seen |= {"clips": round(job.cost[1]), "epochs": own.epochs, "lr": own.lr}
-                loss = _finite(held_out_loss(store, id, own))
-                told["trained"][f"{of}, split {split}, seed {seed}"] = {**seen, "held-out loss": loss}
-        for (name, of), ids in planned.tried.items():
-            if name == row.name:
-                losses = [held_out_loss(store, id, resolve(own)) for id, own in zip(ids, row.candidates, strict=True)]
-                told.setdefault("tried", {})[of] = [
-                    {**values, "held-out loss": _finite(loss), "chosen": i == planned.chosen.get((name, of))}
-                    for i, (values, loss) in enumerate(zip(row.tried, losses, strict=True))
-                ]
-    elif row.candidates:
-        told |= {"backbone": row.network[0], "width": row.network[1]}
-    return told
+def _row(row: Row, planned: Plan, store: Store) -> dict:
+    if row.kind != "method":
+        network = zip(("backbone", "width"), row.network, strict=True) if row.candidates else ()
+        return {"kind": row.kind, **dict(network)}
+    varied = ("seed", "split", "epochs", *row.tried[0])
+    settings = {key: value for key, value in determining(row.candidates[0]).items() if key not in varied}
+    trained, tried = {}, {}
+    for (name, data, split, seed), id in planned.runs.items():
+        job = planned.jobs[id]
+        if name == row.name and store.has(id) and isinstance(job, Training):
+            resolved = resolve(job.settings)
+            trained[f"{data}, split {split}, seed {seed}"] = {
+                **{"run": id, "data": data, "videos": job.videos[0], "of videos": job.videos[1]},
+                **{"clips": round(job.clips), "epochs": resolved.epochs, "lr": resolved.lr},
+                "held-out loss": _finite(held_out_loss(store, id, job.settings)),
+            }
+    for (name, data), ids in planned.tried.items():
+        if name == row.name:
+            losses = [held_out_loss(store, *own) for own in zip(ids, row.candidates, strict=True)]
+            chosen = planned.chosen.get((name, data))
+            tried[data] = [
+                {**values, "held-out loss": _finite(loss), "chosen": i == chosen}
+                for i, (values, loss) in enumerate(zip(row.tried, losses, strict=True))
+            ]
+    about = {"kind": row.kind, "clips asked for": row.clips, "settings": settings, "label": row.label}
+    return about | {"trained": trained} | ({"tried": tried} if tried else {})
 
 
 def _finite(loss: float) -> float | None:
@@ -119,71 +116,66 @@ def _column(column: Column) -> dict:
     }
 
 
+_Scores = dict[str, dict[int, dict[str, float]]]  # 0 to 1, by row, seed and id of the video
+
+
 @dataclass(frozen=True)
 class _Test:
-    """What became of the test videos of a column: scores and what guessing gives, by row, seed and video, 0 to 1; the group
-    of each video."""
+    """What became of the test videos of a column: scores, and what chance would score; the group of each video."""
 
-    scores: dict[str, dict[int, dict[str, float]]]
-    guessing: dict[str, dict[int, dict[str, float]]]
+    scores: _Scores
+    chance: _Scores
     groups: dict[str, str]
 
-    def array(self, row: str, seeds: list[int], guessing: bool = False) -> np.ndarray:
-        """float64 [seeds, videos], the videos in the order of `videos`."""
-        by_seed = (self.guessing if guessing else self.scores)[row]
-        return np.array([[by_seed[seed][video] for video in self.videos(row)] for seed in seeds])
-
     def videos(self, row: str) -> list[str]:
-        own = [*self.scores[row].values()]
-        videos = sorted(own[0])
-        if any(sorted(other) != videos for other in own):
+        first, *others = map(sorted, self.scores[row].values())
+        if any(other != first for other in others):
             raise AssertionError(f"{row}: the seeds were tested on different videos")
-        return videos
+        return first
+
+    def array(self, row: str, seeds: list[int], of: _Scores | None = None) -> np.ndarray:
+        """Scores, or what chance would score, float64 [seeds, videos], the videos in the order of `videos`."""
+        by_seed = (self.scores if of is None else of)[row]
+        return np.array([[by_seed[seed][video] for video in self.videos(row)] for seed in seeds])
 
     def groups_of(self, row: str) -> np.ndarray:
         return np.array([self.groups[video] for video in self.videos(row)])
 
     def above(self, row: str, other: str) -> dict[str, float] | None:
-        """The difference of two rows in pairs of seed and video; None where they have no seed in common."""
+        """The difference of two rows in pairs of seed and video; None if they have no seed in common."""
         both = sorted(self.scores.get(row, {}).keys() & self.scores.get(other, {}).keys())
         if not both or self.videos(row) != self.videos(other):
             return None
-        return difference(self.array(row, both), self.array(other, both), self.groups_of(row))
+        return seed_difference(self.array(row, both), self.array(other, both), self.groups_of(row))
 
 
-def _test(study: Study, sources: dict[str, Source], planned: Planned, store: Store, column: Column) -> _Test:
+def _test(study: Study, sources: dict[str, Source], planned: Plan, store: Store, column: Column) -> _Test:
     found = _Test({}, {}, _groups(sources[column.tested_on]))
     for row in study.rows:
         for seed in study.seeds:
             id = planned.numbers.get((row, column, seed))
-            if id and store.has(id) and "reason" not in (own := store.result(id)):
-                found.scores.setdefault(row, {})[seed] = own["scores"]
-                if "chance" in own:
-                    found.guessing.setdefault(row, {})[seed] = own["chance"]
+            if id and store.has(id) and "reason" not in (made := store.result(id)):
+                found.scores.setdefault(row, {})[seed] = made["scores"]
+                if "chance" in made:
+                    found.chance.setdefault(row, {})[seed] = made["chance"]
     return found
 
 
 def _numbers(study: Study, tests: list[_Test]) -> list[dict]:
     found, randoms = [], {row.network: name for name, row in study.rows.items() if row.kind == RANDOM}
     for number, test in enumerate(tests):
-        for row in test.scores:
-            seeds, groups = sorted(test.scores[row]), test.groups_of(row)
-            values = test.array(row, seeds)
-            entry = {
-                "row": row,
-                "column": number,
-                **interval(values, groups),
-                "videos": values.shape[1],
-                "seeds": seeds,
-            }
-            entry["by seed"] = [100 * float(value) for value in values.mean(1)]
-            if row in test.guessing:
-                guessed = test.array(row, seeds, guessing=True)
-                entry |= {"guessing": 100 * float(guessed.mean()), "above": difference(values, guessed, groups)}
+        for name in test.scores:
+            seeds, groups = sorted(test.scores[name]), test.groups_of(name)
+            values = test.array(name, seeds)
+            entry: dict[str, Any] = {"row": name, "column": number, **seed_accuracy(values, groups)}
+            entry |= {"videos": values.shape[1], "seeds": seeds, "by seed": (100 * values.mean(1)).tolist()}
+            if name in test.chance:
+                chance = test.array(name, seeds, test.chance)
+                entry |= {"chance": 100 * float(chance.mean()), "above": seed_difference(values, chance, groups)}
             else:
-                of = study.rows[row]
-                base = randoms[of.network] if of.candidates else next(iter(randoms.values()))
-                entry["above"] = None if row == base else test.above(row, base)
+                row = study.rows[name]
+                base = randoms[row.network] if row.candidates else next(iter(randoms.values()))
+                entry["above"] = None if name == base else test.above(name, base)
             found.append(entry)
     return found
 
@@ -191,92 +183,89 @@ def _numbers(study: Study, tests: list[_Test]) -> list[dict]:
 def _orderings(study: Study, columns: list[Column], tests: list[_Test]) -> list[dict]:
     """Published orderings beside the difference here, in the columns of the charts."""
     found = []
-    for own in study.orderings:
+    for ordering in study.orderings:
         here = [
-            {"column": number, **above, "verdict": _verdict(above)}
+            {"column": number, **above, "verdict": verdict(above)}
             for number, (column, test) in enumerate(zip(columns, tests, strict=True))
-            if column.measure.headline and (above := test.above(own.better, own.worse))
+            if column.measure.headline and (above := test.above(ordering.better, ordering.worse))
         ]
-        found.append({**asdict(own), "values": list(own.values), "here": here})
+        found.append({**asdict(ordering), "values": list(ordering.values), "here": here})
     return found
 
 
-def _verdict(above: dict) -> str:
+def verdict(above: dict) -> str:
+    """Whether a published ordering holds here, which the whole interval of the difference has to say."""
     return "agrees" if above["low"] > 0 else "disagrees" if above["high"] < 0 else "undecided"
 
 
 def _groups(source: Source) -> dict[str, str]:
+    """What the bootstrap draws, by id of the video."""
     opened = source.opened(source.splits[0])
     ids = opened.text("videos/id")
     return dict(zip(ids, groups_of(opened).tolist() if source.data.resample == "group" else ids, strict=True))
 
 
 def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
-    told = [
-        "Intervals hold 95 % of "
-        f"{RESAMPLES:,} resamples: seeds are drawn with replacement and, for all of them alike, test videos or whole groups of "
-        "them; differences from random weights are of pairs of the same seed and video.",
+    found = [
+        f"Intervals hold 95 % of {SEED_RESAMPLES:,} resamples: seeds are drawn with replacement and, for all of them alike, test "
+        "videos or whole groups of them; differences from random weights are of pairs of the same seed and video.",
         "Every row is given the same number of clips in pretraining, as near as whole passes allow, unless the file says "
         "otherwise.",
         f"{RANDOM}: the network that the row with the same seed starts from.",
     ]
     if len(study.seeds) == 1:
-        told.append("One seed: the intervals do not tell how another seed would have come out.")
+        found.append("One seed: the intervals do not tell how another seed would have come out.")
     if any(row.kind == SUPERVISED for row in study.rows.values()):
-        told.append(
+        found.append(
             f"{SUPERVISED}: random weights, trained with labels for the clips of pretraining and of finetuning together."
         )
     if FLOW in study.rows:
-        told.append(
+        found.append(
             f"{FLOW}: no network: directions of the optical flow in a video, its halves, quarters and eighths on a 4 x 4 "
             "grid of its frames, before the same classifiers."
         )
     for name, source in ((name, sources[name]) for name in study.data if name in sources):
         if source.data.pretraining == ALL:
-            told.append(
+            found.append(
                 f"{name}: pretraining is given all videos, those that are tested, too, without labels; how many a row saw "
                 "stands in its line."
             )
         drawn = "groups of videos" if source.data.resample == "group" else "single videos"
         few = len(set(_groups(source).values()))
-        told.append(
-            f"{name}: the bootstrap draws {drawn}"
-            + (f", of which there are {few}: an interval over so few is too narrow." if few < _FEW else ".")
-        )
+        narrow = f", of which there are {few}: an interval over so few is too narrow" if few < _FEW else ""
+        found.append(f"{name}: the bootstrap draws {drawn}{narrow}.")
     for row in study.rows.values():
         if len(row.candidates) > 1:
-            keys = ", ".join(row.tried[0])
-            told.append(
-                f"{row.name}: {keys} chosen from {len(row.candidates)} by the loss on held-out training videos, of the first "
-                "seed; its budget counts the chosen one alone."
+            found.append(
+                f"{row.name}: {', '.join(row.tried[0])} chosen from {len(row.candidates)} by the loss on held-out training "
+                "videos, of the first seed; its budget counts the chosen one alone."
             )
-    return told
+    return found
 
 
-def _failures(planned: Planned, failed: dict[str, str], unusable: dict[str, str]) -> list[dict]:
+def _failures(planned: Plan, failed: dict[str, str], unusable: dict[str, str]) -> list[dict]:
     found = [{"row": "", "what": f"data {name}", "reason": reason} for name, reason in unusable.items()]
     for job in planned.jobs.values():
         lost = any(need in failed for need in job.needs)
         if reason := failed.get(job.id, "its pretraining failed" * lost):
-            found.append({"row": job.row, "what": job.told, "reason": reason})
+            found.append({"row": job.row, "what": job.title, "reason": reason})
     return found
 
 
-def _absent(planned: Planned, store: Store) -> dict[tuple[str, Column, int], str]:
-    """Why there is no number, by row, column and seed."""
+def _absent(planned: Plan, store: Store) -> dict[Key, str]:
+    """Why there is no number."""
     reasons = dict(planned.unknown)
     for key, id in planned.numbers.items():
-        if store.has(id) and "reason" in (own := store.result(id)):
-            reasons[key] = own["reason"]
+        if store.has(id) and "reason" in (made := store.result(id)):
+            reasons[key] = made["reason"]
     return reasons
 
 
-def not_to_be_had(reasons: dict[tuple[str, Column, int], str]) -> list[dict]:
+def unavailable(reasons: dict[Key, str]) -> list[dict]:
     """Numbers that do not exist, such as of five labels of a class of four, with the rows that lack them."""
     rows: dict[tuple[str, str], dict[str, None]] = {}
     for (row, column, _), reason in reasons.items():
-        what = f"{column.measure.title} on {column.tested_on} {column.target}".rstrip()
-        rows.setdefault((what, reason), {})[row] = None
+        rows.setdefault((f"{column.measure.title} on {column.tested}", reason), {})[row] = None
     return [{"row": ", ".join(own), "what": what, "reason": reason} for (what, reason), own in rows.items()]
 
 
@@ -302,37 +291,41 @@ def tables(content: dict) -> list[tuple[str, list[str], dict[str, list[dict | No
 
 
 def place(column: dict) -> str:
-    """Where a column was tested, and pretrained where that is another data set."""
+    """On what a column was tested, and pretrained if that is another data set."""
     tested, target, before = (column[key] for key in ("tested_on", "target", "pretrained_on"))
     return f"{tested} {target}".rstrip() + (f", pretrained on {before}" if before != tested else "")
 
 
 def cell(entry: dict | None) -> str:
-    """A number with its interval, marked where it is above (▲) or below (▼) the random network, or guessing, by more than its
-    interval."""
-    return "" if entry is None else shown(entry) + guessed(entry) + mark(entry)
+    """A number with its interval, and `mark`."""
+    return "" if entry is None else shown(entry) + in_brackets(entry) + mark(entry)
 
 
-def guessed(entry: dict) -> str:
-    """What guessing gives, of a pretext task."""
-    return f" (guessing {entry['guessing']:.1f})" if "guessing" in entry else ""
+def chance_of(entry: dict) -> float | None:
+    """What chance gives, of a pretext task; files of earlier versions call it guessing."""
+    return entry.get("chance", entry.get("guessing"))
+
+
+def in_brackets(entry: dict) -> str:
+    """What chance gives, of a pretext task, in words."""
+    return "" if (chance := chance_of(entry)) is None else f" (chance {chance:.1f})"
 
 
 def mark(entry: dict) -> str:
-    """Whether the interval of the difference from the random network, or from guessing, lies wholly on one side of 0."""
+    """Whether the interval of the difference from the random network, or from chance, lies wholly on one side of 0."""
     above = entry["above"]
     return "" if above is None else " ▲" if above["low"] > 0 else " ▼" if above["high"] < 0 else ""
 
 
 RULE = (
-    "Per cent, with the 95 % interval over seeds and test videos; ▲ ▼: above, below random weights of the same seed (of a "
-    "pretext task: guessing), the whole 95 % interval of the paired difference."
+    "Per cent, with the 95 % interval over seeds and test videos. ▲ ▼: the whole 95 % interval of the paired difference from "
+    "random weights of the same seed (of a pretext task: from chance) lies above, below 0."
 )
 
 
 def markdown(content: dict) -> str:
     """The tables for a README."""
-    lines = [RULE, "", *(line for told in content.get("unequal", ()) for line in (plain(told), ""))]
+    lines = [RULE, "", *(line for text in content.get("unequal", ()) for line in (plain(text), ""))]
     for title, measures, rows in tables(content):
         lines += [f"**{plain(title)}**", "", _line(map(plain, ["", *measures])), "|---" * (len(measures) + 1) + "|"]
         lines += [*(_line([plain(row), *map(cell, cells)]) for row, cells in rows.items()), ""]
@@ -387,7 +380,7 @@ def latex(content: dict) -> str:
 
 
 def write_tables(content: dict, folder: Path, tex: bool) -> None:
-    """study.json, table.md and, where asked, table.tex."""
+    """study.json, table.md and, if asked, table.tex."""
     write_json(folder / "study.json", content)
     write_text(folder / "table.md", markdown(content))
     if tex:

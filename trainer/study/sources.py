@@ -18,7 +18,7 @@ from trainer.data import TEST, TRAIN, Readers, Shards
 from trainer.data.overlay import Overlay
 from trainer.errors import TrainerError
 from trainer.evaluate.splits import groups_of
-from trainer.study.file import ALL, Data
+from trainer.study.spec import ALL, Data
 
 EVERY = "every video"  # name of the split that trains on all videos
 
