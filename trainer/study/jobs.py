@@ -27,6 +27,7 @@ from trainer.training import train
 # default that is no setting, a mended loss or score. All that studies have of this kind is then made anew. What leaves results as
 # they are, such as refactoring, leaves the numbers as they are. A job also depends on the trainings before it.
 VERSIONS = {"train": 1, "frozen": 1, "flow": 1, "finetune": 1, "pretext": 1}
+_LIBRARIES = {name: metadata.version(name) for name in ("torch", "numpy")}
 _RESULT = {
     **{"seconds": float, "cost": str, "clips": float},
     **{"device?": str, "scores?": {"*": float}, "chance?": {"*": float}, "reason?": str},
@@ -36,8 +37,7 @@ _RESULT = {
 def identity(kind: str, **what) -> str:
     """Hash of everything that determines a run or a result: settings, data (see Source), the number of VERSIONS, and the
     versions of torch and NumPy."""
-    libraries = {name: metadata.version(name) for name in ("torch", "numpy")}
-    return json_sha256({"kind": kind, "version": VERSIONS[kind], **libraries, **what})
+    return json_sha256({"kind": kind, "version": VERSIONS[kind], **_LIBRARIES, **what})
 
 
 def determining(settings: Settings) -> dict:
@@ -169,11 +169,9 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Frozen(Job):
-    """All measures on the features of one network; settings: of a network of random weights."""
+class Measuring(Job):
+    """All measures on the same features of videos."""
 
-    kind = "frozen"
-    settings: Settings
     requests: tuple[Request, ...]
 
     @property
@@ -181,9 +179,8 @@ class Frozen(Job):
         return tuple(request.id for request in self.requests)
 
     def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> measures.Features:
-        id = self.networks[split]
-        run = store.run(id) / "run" if id else None
-        return measures.backbone_features(run, self.settings, self.source.opened(split), folder, self.compute)
+        """The features of all videos, of the network that is tested on this split; folder: a temporary one."""
+        raise NotImplementedError
 
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
         requests, made = [own for own in self.requests if not store.has(own.id)], dict[str, dict]()
@@ -204,8 +201,21 @@ class Frozen(Job):
 
 
 @dataclass(frozen=True, eq=False)
-class Flow(Frozen):
-    """All measures on the histogram of flow."""
+class Frozen(Measuring):
+    """Of the features of a backbone; settings: of a network of random weights."""
+
+    kind = "frozen"
+    settings: Settings
+
+    def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> measures.Features:
+        id = self.networks[split]
+        run = store.run(id) / "run" if id else None
+        return measures.backbone_features(run, self.settings, self.source.opened(split), folder, self.compute)
+
+
+@dataclass(frozen=True, eq=False)
+class Flow(Measuring):
+    """Of the histogram of flow."""
 
     kind = "flow"
 

@@ -14,7 +14,19 @@ from labelgen.reading import read_text
 from trainer import data
 from trainer.errors import TrainerError
 from trainer.settings import Settings, over, resolve
-from trainer.study.jobs import Finetuning, Flow, Frozen, Job, Pretext, Request, Store, Training, determining, identity
+from trainer.study.jobs import (
+    Finetuning,
+    Flow,
+    Frozen,
+    Job,
+    Measuring,
+    Pretext,
+    Request,
+    Store,
+    Training,
+    determining,
+    identity,
+)
 from trainer.study.sources import Source, few_name
 from trainer.study.spec import ALL, FLOW, SUPERVISED, VIEWS, WITHOUT_LABELS, Measure, Row, Study
 from trainer.training.streams import epoch_of, training_clips
@@ -143,9 +155,13 @@ class _Planner:
             tried = (f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.tried[index].items())
             cost = f"{resolve(settings).method} {_size(row, source)}"
             about = self._about(row, source, ", ".join([title, *tried]), {})
-            self.plan.jobs[id] = Training(id=id, cost=cost, clips=clips, settings=settings, videos=videos, **about)
-            self.trainings[key] = id
+            job = Training(id=id, cost=cost, clips=clips, settings=settings, videos=videos, **about)
+            self.trainings[key] = self._add(job)
         return self.trainings[key]
+
+    def _add(self, job: Job) -> str:
+        self.plan.jobs.setdefault(job.id, job)  # of rows with the same settings, the first one's
+        return job.id
 
     def _about(self, row: Row, source: Source, title: str, networks: dict[str, str | None]) -> dict[str, Any]:
         """What every job has."""
@@ -169,15 +185,13 @@ class _Planner:
         about = self._about(row, source, title, networks)
         videos = len(source.opened(source.splits[0]).videos) * max(1, len(set(networks.values()) - {None}))
         if flow:
-            job: Frozen = Flow(
-                id=identity(kind, **of), cost=kind, clips=videos, settings=Settings(), requests=requests, **about
-            )
+            job: Measuring = Flow(id=identity(kind, **of), cost=kind, clips=videos, requests=requests, **about)
         else:
             about |= {"cost": f"features {_size(row, source)}", "clips": videos * VIEWS}
             settings = replace(row.candidates[0], seed=seed)
             job = Frozen(id=identity(kind, **of, seed=seed), settings=settings, requests=requests, **about)
         old = self.plan.jobs.get(job.id)
-        if isinstance(old, Frozen):  # what is measured on the same features is measured together
+        if isinstance(old, Measuring):  # what is measured on the same features is measured together
             job = replace(old, requests=old.requests + requests) if id not in old.makes else old
         self.plan.jobs[job.id] = job
         return id
@@ -200,8 +214,7 @@ class _Planner:
         title = f"{measure.title} on {column.tested}" + _how(column, networks, seed)
         about = self._about(row, source, title, networks)
         about |= {"cost": f"recognition {_size(row, source)}", "clips": epochs * videos * len(settings)}
-        self.plan.jobs[id] = Finetuning(id=id, target=column.target, settings=settings, **about)
-        return id
+        return self._add(Finetuning(id=id, target=column.target, settings=settings, **about))
 
     def _pretext(self, row: Row, column: Column, seed: int) -> str | None:
         if row.kind != "method":
@@ -217,8 +230,7 @@ class _Planner:
             "cost": f"features {_size(row, source)}",
             "clips": len(source.opened(source.splits[0]).videos) * draws,
         }
-        self.plan.jobs[id] = Pretext(id=id, draws=draws, **about)
-        return id
+        return self._add(Pretext(id=id, draws=draws, **about))
 
 
 def _how(column: Column, networks: dict[str, str | None], seed: int | None) -> str:

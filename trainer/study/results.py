@@ -15,7 +15,6 @@ from trainer import checkpoint
 from trainer.data import TEST
 from trainer.evaluate.metrics import SEED_RESAMPLES, seed_accuracy, seed_difference
 from trainer.evaluate.results import shown
-from trainer.evaluate.splits import groups_of
 from trainer.settings import resolve
 from trainer.study.budgets import unequal
 from trainer.study.jobs import VERSIONS, Store, Training, determining
@@ -40,7 +39,7 @@ def collect(
     random network of the same seeds, or of the pretext task from "chance", likewise, and the value of each seed."""
     columns = list(dict.fromkeys(column for _, column, _ in planned.numbers))
     rows = {name: _row(row, planned, store) for name, row in study.rows.items()}
-    tests = [_test(study, sources, planned, store, column) for column in columns]
+    scores = [_scores(study, sources, planned, store, column) for column in columns]
     return {
         "about": study.about,
         "file": study.content,
@@ -48,8 +47,8 @@ def collect(
         "data": {name: _data(source) for name, source in sources.items()},
         "rows": rows,
         "columns": [_column(column) for column in columns],
-        "numbers": _numbers(study, tests),
-        "orderings": _orderings(study, columns, tests),
+        "numbers": _numbers(study, scores),
+        "orderings": _orderings(study, columns, scores),
         "unequal": unequal(rows),
         "assumed": _assumed(study, sources),
         "absent": unavailable(_absent(planned, store)),
@@ -69,7 +68,7 @@ def _data(source: Source) -> dict:
         "config_hash": first.config_hash,
         "pretraining": source.data.pretraining,
         "resample": source.data.resample,
-        "groups": len(set(groups_of(first).tolist())),
+        "groups": len(set(first.groups.tolist())),
     }
 
 
@@ -116,79 +115,87 @@ def _column(column: Column) -> dict:
     }
 
 
-_Scores = dict[str, dict[int, dict[str, float]]]  # 0 to 1, by row, seed and id of the video
-
-
 @dataclass(frozen=True)
-class _Test:
-    """What became of the test videos of a column: scores, and what chance would score; the group of each video."""
+class _Scores:
+    """The scores of a row in a column.
 
-    scores: _Scores
-    chance: _Scores
-    groups: dict[str, str]
+    videos: ids of the tested ones; units: what the bootstrap draws, of each; right: 0 to 1, and chance: what chance would score,
+    None if that is not known; float64 [seeds, videos]
+    """
 
-    def videos(self, row: str) -> list[str]:
-        first, *others = map(sorted, self.scores[row].values())
-        if any(other != first for other in others):
-            raise AssertionError(f"{row}: the seeds were tested on different videos")
-        return first
+    seeds: list[int]
+    videos: list[str]
+    units: np.ndarray
+    right: np.ndarray
+    chance: np.ndarray | None
 
-    def array(self, row: str, seeds: list[int], of: _Scores | None = None) -> np.ndarray:
-        """Scores, or what chance would score, float64 [seeds, videos], the videos in the order of `videos`."""
-        by_seed = (self.scores if of is None else of)[row]
-        return np.array([[by_seed[seed][video] for video in self.videos(row)] for seed in seeds])
-
-    def groups_of(self, row: str) -> np.ndarray:
-        return np.array([self.groups[video] for video in self.videos(row)])
-
-    def above(self, row: str, other: str) -> dict[str, float] | None:
-        """The difference of two rows in pairs of seed and video; None if they have no seed in common."""
-        both = sorted(self.scores.get(row, {}).keys() & self.scores.get(other, {}).keys())
-        if not both or self.videos(row) != self.videos(other):
+    def above(self, other: _Scores) -> dict[str, float] | None:
+        """The difference from another row in pairs of seed and video; None if they have no seed or not all videos in common."""
+        both = [seed for seed in self.seeds if seed in other.seeds]
+        if not both or self.videos != other.videos:
             return None
-        return seed_difference(self.array(row, both), self.array(other, both), self.groups_of(row))
+        one, two = (row.right[[row.seeds.index(seed) for seed in both]] for row in (self, other))
+        return seed_difference(one, two, self.units)
 
 
-def _test(study: Study, sources: dict[str, Source], planned: Plan, store: Store, column: Column) -> _Test:
-    found = _Test({}, {}, _groups(sources[column.tested_on]))
+def _scores(
+    study: Study, sources: dict[str, Source], planned: Plan, store: Store, column: Column
+) -> dict[str, _Scores]:
+    """The scores of those rows that have some in a column."""
+    found, units = {}, _units(sources[column.tested_on])
     for row in study.rows:
-        for seed in study.seeds:
-            id = planned.numbers.get((row, column, seed))
-            if id and store.has(id) and "reason" not in (made := store.result(id)):
-                found.scores.setdefault(row, {})[seed] = made["scores"]
-                if "chance" in made:
-                    found.chance.setdefault(row, {})[seed] = made["chance"]
+        ids = {seed: planned.numbers.get((row, column, seed)) for seed in sorted(study.seeds)}
+        made = {seed: store.result(id) for seed, id in ids.items() if id and store.has(id)}
+        seeds = [seed for seed, result in made.items() if "reason" not in result]
+        if not seeds:
+            continue
+        videos = sorted(made[seeds[0]]["scores"])
+        if any(sorted(made[seed]["scores"]) != videos for seed in seeds):
+            raise AssertionError(f"{row}: the seeds were tested on different videos")
+        by_key = {
+            key: np.array([[made[seed][key][video] for video in videos] for seed in seeds])
+            for key in ("scores", "chance")
+            if key in made[seeds[0]]
+        }
+        of_videos = np.array([units[video] for video in videos])
+        found[row] = _Scores(seeds, videos, of_videos, by_key["scores"], by_key.get("chance"))
     return found
 
 
-def _numbers(study: Study, tests: list[_Test]) -> list[dict]:
+def _units(source: Source) -> dict[str, str]:
+    """What the bootstrap draws, by id of the video."""
+    opened = source.opened(source.splits[0])
+    ids = opened.text("videos/id")
+    return dict(zip(ids, opened.groups.tolist() if source.data.resample == "group" else ids, strict=True))
+
+
+def _numbers(study: Study, scores: list[dict[str, _Scores]]) -> list[dict]:
     found, randoms = [], {row.network: name for name, row in study.rows.items() if row.kind == RANDOM}
-    for number, test in enumerate(tests):
-        for name in test.scores:
-            seeds, groups = sorted(test.scores[name]), test.groups_of(name)
-            values = test.array(name, seeds)
-            entry: dict[str, Any] = {"row": name, "column": number, **seed_accuracy(values, groups)}
-            entry |= {"videos": values.shape[1], "seeds": seeds, "by seed": (100 * values.mean(1)).tolist()}
-            if name in test.chance:
-                chance = test.array(name, seeds, test.chance)
-                entry |= {"chance": 100 * float(chance.mean()), "above": seed_difference(values, chance, groups)}
+    for number, of_rows in enumerate(scores):
+        for name, of in of_rows.items():
+            entry: dict[str, Any] = {"row": name, "column": number, **seed_accuracy(of.right, of.units)}
+            entry |= {"videos": len(of.videos), "seeds": of.seeds, "by seed": (100 * of.right.mean(1)).tolist()}
+            if of.chance is not None:
+                difference = seed_difference(of.right, of.chance, of.units)
+                entry |= {"chance": 100 * float(of.chance.mean()), "above": difference}
             else:
                 row = study.rows[name]
                 base = randoms[row.network] if row.candidates else next(iter(randoms.values()))
-                entry["above"] = None if name == base else test.above(name, base)
+                compared = name != base and base in of_rows
+                entry["above"] = of.above(of_rows[base]) if compared else None
             found.append(entry)
     return found
 
 
-def _orderings(study: Study, columns: list[Column], tests: list[_Test]) -> list[dict]:
+def _orderings(study: Study, columns: list[Column], scores: list[dict[str, _Scores]]) -> list[dict]:
     """Published orderings beside the difference here, in the columns of the charts."""
     found = []
     for ordering in study.orderings:
-        here = [
-            {"column": number, **above, "verdict": verdict(above)}
-            for number, (column, test) in enumerate(zip(columns, tests, strict=True))
-            if column.measure.headline and (above := test.above(ordering.better, ordering.worse))
-        ]
+        here = []
+        for number, (column, of_rows) in enumerate(zip(columns, scores, strict=True)):
+            better, worse = map(of_rows.get, (ordering.better, ordering.worse))
+            if column.measure.headline and better and worse and (above := better.above(worse)):
+                here.append({"column": number, **above, "verdict": verdict(above)})
         found.append({**asdict(ordering), "values": list(ordering.values), "here": here})
     return found
 
@@ -196,13 +203,6 @@ def _orderings(study: Study, columns: list[Column], tests: list[_Test]) -> list[
 def verdict(above: dict) -> str:
     """Whether a published ordering holds here, which the whole interval of the difference has to say."""
     return "agrees" if above["low"] > 0 else "disagrees" if above["high"] < 0 else "undecided"
-
-
-def _groups(source: Source) -> dict[str, str]:
-    """What the bootstrap draws, by id of the video."""
-    opened = source.opened(source.splits[0])
-    ids = opened.text("videos/id")
-    return dict(zip(ids, groups_of(opened).tolist() if source.data.resample == "group" else ids, strict=True))
 
 
 def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
@@ -231,7 +231,7 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
                 "stands in its line."
             )
         drawn = "groups of videos" if source.data.resample == "group" else "single videos"
-        few = len(set(_groups(source).values()))
+        few = len(set(_units(source).values()))
         narrow = f", of which there are {few}: an interval over so few is too narrow" if few < _FEW else ""
         found.append(f"{name}: the bootstrap draws {drawn}{narrow}.")
     for row in study.rows.values():
