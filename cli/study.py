@@ -42,7 +42,8 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
             f"--backend is {backend}, --scheduler {scheduler}; give both --backend dask and --scheduler"
         )
     from labelgen.flow import flow
-    from trainer.study.study import Machine, show_plan
+    from trainer.study.runner import Machine
+    from trainer.study.study import show_plan
     from trainer.study.study import study as make
 
     if plan:

@@ -74,11 +74,12 @@ def test_the_workers_of_labelgen(trap):
 
 
 def test_the_process_of_a_study(trap, tmp_path):
-    from trainer.study.jobs import Job, execute
+    from trainer.study.jobs import Job
+    from trainer.study.runner import execute
 
-    (tmp_path / "results").mkdir()
-    job = Job("flow", "none", ("none",), {"device": "cpu"}, (), "a row", "", ("flow", 0.0))
-    assert "KeyError" in execute(job, tmp_path, 1, {})[1]  # of the study's own code, which has been reached
+    about = {"row": "", "title": "", "cost": "", "clips": 0, "source": None, "networks": {}}
+    job = Job(id="none", device="cpu", **about)
+    assert "NotImplementedError" in execute(job, tmp_path, 1, None)[1]  # the study's code has been reached
 
 
 def test_the_processes_of_a_command(trap, monkeypatch):

@@ -209,24 +209,36 @@ def read_results(run: Path) -> tuple[list[Result], list[str]]:
 
 
 def _check(content: Any) -> None:
-    """Raise ValueError for what is not the content of a result."""
+    """Raise ValueError for what is not the content of a result, with the value and what was expected."""
     fit(content, _SHAPE, "it")
     if initial := content["protocol"]["initial"]:
         fit(initial, {"settings": {"method": str}, "dataset": str}, "initial")
     for row in content["rows"]:
-        numbers = [row.get(key, 0) for key in ("value", "low", "high")]
-        other = isinstance(row.get("distance"), str) and row["distance"] != OTHER_VIDEO
-        if other or ("low" in row) != ("high" in row) or not all(abs(number) < 1e6 for number in numbers):
-            raise ValueError(f"row {str(row):.60}")
+        numbers = [abs(row.get(key, 0)) for key in ("value", "low", "high")]
+        distance = row.get("distance", OTHER_VIDEO)
+        _expect(max(numbers) < 1e6, "row", row, "numbers below 10^6")
+        _expect(("low" in row) == ("high" in row), "row", row, "both ends of the interval or none")
+        _expect(
+            distance == OTHER_VIDEO or not isinstance(distance, str),
+            "distance",
+            distance,
+            f"{OTHER_VIDEO!r} or a number",
+        )
     for query in content.get("neighbours", ()):
-        if any(len(pair) != 2 for pair in query["nearest"]):
-            raise ValueError("neighbours without their class")
-        if len(query.get("cosines", query["nearest"])) != len(query["nearest"]):
-            raise ValueError("not a cosine for each neighbour")
+        nearest, cosines = query["nearest"], query.get("cosines", query["nearest"])
+        _expect(all(len(pair) == 2 for pair in nearest), "neighbours", nearest, "video and class of each")
+        _expect(len(cosines) == len(nearest), "cosines", cosines, f"{len(nearest)}, one for each neighbour")
     if confusion := content.get("confusion"):
-        classes, counts = confusion["classes"], np.array(confusion["counts"])  # ValueError if rows differ in length
-        if counts.shape != (len(classes),) * 2 or not counts.any():
-            raise ValueError(f"{len(classes)} classes, confusions {counts.shape}")
+        classes, counts = confusion["classes"], confusion["counts"]
+        square = len(counts) == len(classes) and all(len(row) == len(classes) for row in counts)
+        _expect(
+            square and any(map(any, counts)), "confusion", counts, f"counts of {len(classes)} x {len(classes)} classes"
+        )
+
+
+def _expect(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!s:.60}, expected {expected}")
 
 
 def network_rows(result: Result) -> list[dict]:

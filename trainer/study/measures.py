@@ -15,20 +15,19 @@ from trainer.evaluate.evaluator import Evaluator, Scores, Selection
 from trainer.evaluate.features import Compute, Features, features, networks, normalised
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
-from trainer.study.file import LAST, Measure
 from trainer.study.sources import Source, few_name
+from trainer.study.spec import LAST, Measure
 
 _CELLS, _DIRECTIONS = 4, 8  # of the histogram: per side, and bins
 _SEGMENTS = (1, 2, 4, 8)  # equal parts of a video, each with a histogram of its own
 
 
 def backbone_features(
-    run: Path | None, settings: dict, shards: data.Shards, folder: Path, compute: Compute
+    run: Path | None, settings: Settings, shards: data.Shards, folder: Path, compute: Compute
 ) -> Features:
     """Features of the 10 clips of every video, of a run's backbone, or of the initial weights of `settings`; kept in folder."""
     saved = checkpoint.Checkpoint(folder, folder, {}, {})
-    trained = networks(checkpoint.load(run))["pretrained"] if run else None
-    backbone = trained or build_backbone(resolve(Settings(**settings)))
+    backbone = networks(checkpoint.load(run))["pretrained"] if run else build_backbone(resolve(settings))
     return features(saved, "study", backbone, shards, shards.videos, "spread", compute)
 
 

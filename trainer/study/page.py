@@ -15,13 +15,13 @@ from trainer.pages.results import value_cell
 from trainer.pages.trained import curve, read_log
 from trainer.study.budgets import differing, runs_by_data
 from trainer.study.jobs import Store
-from trainer.study.planning import Planned
-from trainer.study.results import RULE, guessed, mark, orderings, place, tables
+from trainer.study.planning import Plan
+from trainer.study.results import RULE, chance_of, in_brackets, mark, orderings, place, tables
 
 _COLUMN, _LINE = 120, 24  # pixels of the chart of ranks
 
 
-def write_page(content: dict, planned: Planned, store: Store) -> None:
+def write_page(content: dict, planned: Plan, store: Store) -> None:
     """Write index.html into the study's folder: one file that loads nothing."""
     absent, failures = (
         items(f"{own['row']}: {own['what']}: {own['reason']}" for own in content[key]) if content[key] else Markup()
@@ -90,11 +90,11 @@ def _cell(entry: dict | None) -> Markup:
     if entry is None:
         return Markup()
     seeds = ", ".join(f"{value:.1f}" for value in entry["by seed"])
-    told = f"by seed: {seeds}; {entry['videos']} videos"
+    text = f"by seed: {seeds}; {entry['videos']} videos"
     if above := entry["above"]:
-        than = "guessing" if "guessing" in entry else "random weights"
-        told += f"; above {than}: {above['value']:+.1f} [{above['low']:+.1f}, {above['high']:+.1f}]"
-    return fill('<span title="{}">{}{}{}</span>', told, value_cell(entry), guessed(entry), mark(entry))
+        than = "random weights" if chance_of(entry) is None else "chance"
+        text += f"; above {than}: {above['value']:+.1f} [{above['low']:+.1f}, {above['high']:+.1f}]"
+    return fill('<span title="{}">{}{}{}</span>', text, value_cell(entry), in_brackets(entry), mark(entry))
 
 
 def _orderings(content: dict) -> Markup:
@@ -120,12 +120,12 @@ def _forest(content: dict) -> Markup:
         own = [entry for entry in content["numbers"] if entry["column"] == number]
         rows = [(e["row"], [Point(kinds[e["row"]], e["value"], e["low"], e["high"])]) for e in own]
         for entry, (_, points) in zip(own, rows, strict=True):
-            points += [Point("chance", entry["guessing"])] if "guessing" in entry else []
+            points += [Point("chance", chance)] if (chance := chance_of(entry)) is not None else []
             shown |= {point.kind for point in points}
-        told = "; ".join(f"{e['row']} {e['value']:.1f}" for e in own)
+        text = "; ".join(f"{e['row']} {e['value']:.1f}" for e in own)
         if rows:
-            found.append(figure(f"{title}, %", plots.intervals(rows, f"{title}. {told}")))
-    legend = {"pretrained": "pretrained without labels, 95 % interval", "random": "references", "chance": "guessing"}
+            found.append(figure(f"{title}, %", plots.intervals(rows, f"{title}. {text}")))
+    legend = {"pretrained": "pretrained without labels, 95 % interval", "random": "references", "chance": "chance"}
     return join([plots.legend([own for own in legend.items() if own[0] in shown]), grid(found)]) if found else Markup()
 
 
@@ -169,7 +169,7 @@ def _rank_chart(ranks: dict[str, list[int]]) -> Markup:
     return fill(svg, width, height, label, join(out))
 
 
-def _curves(content: dict, planned: Planned, store: Store) -> Markup:
+def _curves(content: dict, planned: Plan, store: Store) -> Markup:
     """Loss and accuracy of the pretext task of each row and data set, first split and seed."""
     found: dict[str, Markup] = {}
     scored = False
@@ -185,7 +185,7 @@ def _curves(content: dict, planned: Planned, store: Store) -> Markup:
     if not found:
         return Markup()
     held_out = [("dots", "held-out training videos")] if scored else []
-    legend = plots.legend([("line", "training"), *held_out, ("level", "guessing")])
+    legend = plots.legend([("line", "training"), *held_out, ("level", "chance")])
     return join([paragraph("Of the first seed.", "muted"), legend, grid(found.values(), "pairs")])
 
 
@@ -212,10 +212,10 @@ def _data(content: dict) -> Markup:
         classes = ", ".join(map(str, own["classes"].values()))
         rows.append([name, own["dataset"], own["videos"], tested, classes, own["groups"], own["crop"]])
     for name, own in content["rows"].items():
-        for run, told in own.get("trained", {}).items():
-            loss = "" if told["held-out loss"] is None else f"{told['held-out loss']:.4g}"
+        for run, seen in own.get("trained", {}).items():
+            loss = "" if seen["held-out loss"] is None else f"{seen['held-out loss']:.4g}"
             clips.append(
-                [name, run, f"{told['videos']:,}", f"{told['clips']:,}", told["epochs"], f"{told['lr']:g}", loss]
+                [name, run, f"{seen['videos']:,}", f"{seen['clips']:,}", seen["epochs"], f"{seen['lr']:g}", loss]
             )
     head = ["Name", "Data set", "Videos", "Tested by split", "Classes", "Groups", "Crop"]
     budget = table(

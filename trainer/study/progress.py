@@ -1,4 +1,4 @@
-"""How far the runs of a study are, by what their processes write, wherever they run."""
+"""How far the jobs of a study are, by what their processes write, wherever they run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from labelgen.errors import VsslError
 from labelgen.progress import duration
@@ -13,32 +14,28 @@ from labelgen.reading import load_json, open_regular
 from trainer.study.jobs import Job, Store
 
 _TAIL = 1 << 13  # bytes from the end of a file
-_LETTERS = 120  # of a line that a run printed
+_CHARACTERS = 120  # of a line that a run printed
 _STEPS = 20  # the last ones, whose time tells what is left
 
 
 def running(jobs: Iterable[Job], store: Store) -> list[str]:
-    """A line for each job that is being made: on what, and step, loss and time left of a training, of what else it printed
-    last."""
+    """A line for each job that is being made: its device, and step, loss and time left of a training, or what it printed last."""
     lines = []
     for job in jobs:
         try:
-            where, begin = store.marker(job).read_text().split("\n")
-            state = _state(job, store) or _printed(store.log(job), int(begin)) or "starts"
+            device, begin = store.marker(job).read_text().split("\n")
+            state = _state(job.runs(store)) or _printed(store.log(job), int(begin)) or "starts"
         except (OSError, ValueError):  # it has just ended, or begins now
             continue
-        lines.append(f"{job.row}: {job.told} ({where}): {state}")
+        lines.append(f"{job.row}: {job.title} ({device}): {state}")
     return lines
 
 
-def _state(job: Job, store: Store) -> str:
-    if job.kind == "train":
-        return _training(store.run(job.id) / "run")
-    if job.kind == "finetune":
-        runs = [store.finetuned(job, split) for split in job.how["settings"]]
-        for number in range(len(runs), 0, -1):
-            if state := _training(runs[number - 1]):
-                return f"split {number} of {len(runs)}, {state}" if len(runs) > 1 else state
+def _state(runs: list[Path]) -> str:
+    """How far the last run is that has begun."""
+    for number in range(len(runs), 0, -1):
+        if state := _training(runs[number - 1]):
+            return f"split {number} of {len(runs)}, {state}" if len(runs) > 1 else state
     return ""
 
 
@@ -60,11 +57,11 @@ def _training(run: Path) -> str:
 def _printed(log: Path, begin: int) -> str:
     with open_regular(log) as file:
         lines = _tail(file, begin).replace("\r", "\n").split("\n")
-    return next((line.strip()[:_LETTERS] for line in reversed(lines) if line.strip()), "")
+    return next((line.strip()[:_CHARACTERS] for line in reversed(lines) if line.strip()), "")
 
 
-def _tail(file, begin: int) -> str:
-    """The last letters of a file behind a place; a line that is cut at its head is left out."""
+def _tail(file: BinaryIO, begin: int) -> str:
+    """The end of a file, from `begin` on; a line that is cut at its head is left out."""
     size = file.seek(0, 2)
     start = max(begin, size - _TAIL)
     file.seek(start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,9 +55,12 @@ def _augmented(pixels: Tensor, view: dict[str, Tensor]) -> Tensor:
 _FEW_STEPS = 500  # in fewer a network hardly learns anything from random weights on
 
 
-def training_clips(source: data.Shards, settings: Settings) -> dict[str, data.TrainingClips]:
-    """The samples of each method, of the videos that pretraining may use. Raises TrainerError where one has none."""
-    return {name: _clips(source, settings, name, _TRAINING) for name in settings.methods}
+def training_clips(
+    source: data.Shards, settings: Settings, say: Callable[[str], None] = say
+) -> dict[str, data.TrainingClips]:
+    """The samples of each method, of the videos that pretraining may use. say: is told what is left out. Raises TrainerError if a
+    method has none."""
+    return {name: _clips(source, settings, name, _TRAINING, say) for name in settings.methods}
 
 
 def epoch_of(clips: dict[str, data.TrainingClips], settings: Settings) -> tuple[int, float]:
@@ -129,7 +132,7 @@ def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Str
     no samples among them."""
     streams = {}
     for name in settings.methods:
-        clips = _clips(held_out, settings, name, _HELD_OUT)
+        clips = _clips(held_out, settings, name, _HELD_OUT, say)
         world, rank = distributed.world(), distributed.rank()
         if len(clips.samples) < world:
             raise TrainerError(
@@ -140,7 +143,9 @@ def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Str
     return streams
 
 
-def _clips(source: data.Shards, settings: Settings, name: str, tag: int) -> data.TrainingClips:
+def _clips(
+    source: data.Shards, settings: Settings, name: str, tag: int, say: Callable[[str], None]
+) -> data.TrainingClips:
     method, options = method_class(name), settings.options[name]
     samples, left_out, reason = method.samples(source, options)
     if not len(samples):
