@@ -60,7 +60,7 @@ def batch(clips, other, video=None):
         asked.append(rows.tolist())
         return other
 
-    given = Batch(clips, {"speed": SPEEDS[: len(clips)]}, video, 0.0, clips_of=clips_of)
+    given = Batch(clips.flatten(0, 1), {"speed": SPEEDS[: len(clips)]}, video, 0.0, clips_of=clips_of)
     return given, asked
 
 
@@ -336,10 +336,10 @@ def test_short_videos_are_left_out(shards, tmp_path):
         ({"speeds": [1]}, r"speeds is \[1\], expected two or more different whole numbers from 1, e.g. \[1, 2\]"),
         ({"speeds": [1, 1]}, "two or more different"),
         ({"speeds": [0, 1]}, "whole numbers from 1"),
-        ({"speeds": [1, 0.5]}, "whole numbers from 1"),
+        ({"speeds": [1, 0.5]}, "speeds is 0.5, expected a whole number"),
         ({"gamma": 1.5}, "gamma is 1.5, expected 0 to 1"),
         ({"decay": -0.1}, "decay is -0.1, expected 0 to 1"),
-        ({"speeds": 2}, "speeds is 2, a int, expected a list"),
+        ({"speeds": 2}, "speeds is 2, expected a list"),
     ],
 )
 def test_options_that_make_no_sense(options, message):

@@ -66,6 +66,7 @@ class ASCNet(Method):
 
     scored = False
     remembers_videos = True
+    former_buffers = ("sought", "nearest")
 
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
@@ -82,7 +83,7 @@ class ASCNet(Method):
     @staticmethod
     def check(options: dict) -> None:
         speeds = options["speeds"]
-        if not all(type(speed) is int and speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
+        if not all(speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
             raise SettingError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")
 
     @staticmethod
@@ -99,6 +100,14 @@ class ASCNet(Method):
         speeds = draw.rng.choice(draw.options["speeds"], 2, replace=False)
         return np.stack([_clip(reader, video, speed, draw.rng) for speed in speeds]), {"speed": speeds.astype(np.int64)}
 
+    @classmethod
+    def at_chance(cls, means: dict[str, float], samples: int) -> str:
+        """An appearance loss within 2 % of that of the best constant prediction is no better."""
+        appearance, constant = means.get("appearance", 0.0), means.get("constant", 1.0)
+        if appearance < 0.98 * constant:
+            return ""
+        return f"appearance loss {appearance:.3f}, that of one prediction for all {constant:.3f}"
+
     def networks(self) -> list[nn.Module]:
         target: Any = self.target
         return [target["backbone"]]
@@ -108,8 +117,8 @@ class ASCNet(Method):
         samples, mean over the dimensions, times the root of their number: 0 where all are one, 1 where they point everywhere.
         constant: the appearance loss of the best prediction that is the same for all samples of the step, 2 - 2 |mean|:
         below it the network has learnt more than where the averaged one points on the whole."""
-        check_normalised(self, "ascnet", len(batch.clips))
-        first, second = batch.clips.unbind(1)
+        check_normalised(self, "ascnet", len(batch.video))
+        first, second = batch.clips.unflatten(0, (-1, 2)).unbind(1)
         with torch.no_grad():
             appearance = self._averaged("appearance", second)
             other = batch.clips_of(self.neighbours(appearance, batch.video), _at_the_speed_of_the_first)

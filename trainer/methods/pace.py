@@ -113,13 +113,15 @@ class Pace(Method):
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: pace int64 [B, n]. contrast: the contrastive loss without its weight."""
-        pooled, pace = embedding(backbone, batch.clips.flatten(0, 1)), batch.labels["pace"].flatten()  # [B n, C], [B n]
+        pooled, pace = embedding(backbone, batch.clips), batch.labels["pace"].flatten()  # [B n, C], [B n]
         metrics = {"loss": pooled.new_zeros(())}
         if self.pace_weight:
             metrics = classification(self.head(pooled).float(), pace)
             metrics["loss"] = self.pace_weight * metrics["loss"]
         if self.contrast != "none":
-            group = pace if self.contrast == "same-pace" else batch.video.repeat_interleave(batch.clips.shape[1])
+            group = (
+                pace if self.contrast == "same-pace" else batch.video.repeat_interleave(batch.labels["pace"].shape[1])
+            )
             if self.literal:
                 contrast = literal(pooled, group)
             else:

@@ -84,7 +84,7 @@ class SkipClip(Method):
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B, targets], negatives int64 [B, targets]. accuracy: share of the pairs of targets that are
         ranked right; loss: the weighted sum of the losses rank, negative and rotation."""
-        context, targets = batch.clips[:, 0].tensor_split([-batch.labels["negatives"].shape[1]], 2)
+        context, targets = batch.clips.tensor_split([-batch.labels["negatives"].shape[1]], 2)
         h = last_stage(backbone, context).mean(2)
         frames = targets.transpose(1, 2).flatten(0, 1)[:, :, None]  # [B M, 3, 1, S, S]
         turns, upright = batch.labels["turns"].flatten(), len(frames)

@@ -118,7 +118,7 @@ class Statistics(Method):
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: motion int64 [B, 14], valid [B, 14], appearance int64 [B, 13] -> loss, accuracy and chance over all
         valid labels that are learnt, the loss of each part, the accuracy of each kind of label."""
-        last = last_stage(backbone, batch.clips.flatten(0, 1))  # [B, C, T, H, W]
+        last = last_stage(backbone, batch.clips)  # [B, C, T, H, W]
         features = last if self.hidden else last.mean((2, 3, 4))
         terms, hits, known, guess = {}, [], [], []
         for part, sizes in self.sizes.items():

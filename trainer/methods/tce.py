@@ -114,7 +114,7 @@ class TCE(Method):
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B], draws int64 [B, 2]. accuracy: of picking the positive among the negatives, of which
         hardness is the mean similarity; loss: the weighted sum of the losses contrast and rotation."""
-        anchor, positive = batch.clips.unbind(1)
+        anchor, positive = batch.clips.unflatten(0, (-1, 2)).unbind(1)
         turns = batch.labels["turns"]
         copies = [rotated(anchor, turns)] if self.rotation_weight else []
         x, x_turned = embedding(backbone, torch.cat([anchor, positive, *copies])).tensor_split([2 * len(turns)])
