@@ -158,7 +158,7 @@ def test_random_negatives_are_all_others_alike(demo):
     n = 4000
     draws = torch.from_numpy(np.random.default_rng(0).integers(1, PRIME, (n, 2)))
     vector = method.bank[:1].expand(n, -1)
-    similarity, known = method.similarity(vector, vector, Batch(None, {"draws": draws}, torch.full((n,), 5), 0.0))
+    similarity, known = method.similarity(vector, vector, torch.full((n,), 5), draws, -1.0)
     assert known.all()
     drawn = (similarity[:, 1:, None] - method.bank @ method.bank[0]).abs().argmin(2)
     seen = F.one_hot(drawn, 13).sum(1).double()
@@ -174,8 +174,8 @@ def test_similarities_are_float32_under_autocast(demo):
     fill(method, *range(13))
     data, (anchor, positive) = batch(3), F.normalize(torch.randn(2, 3, EMBEDDING), dim=2)
     with torch.autocast("cpu", torch.bfloat16):
-        similarity, _ = method.similarity(anchor, positive, data)
-    assert torch.equal(similarity, method.similarity(anchor, positive, data)[0])
+        similarity, _ = method.similarity(anchor, positive, data.video, data.labels["draws"], -1.0)
+    assert torch.equal(similarity, method.similarity(anchor, positive, data.video, data.labels["draws"], -1.0)[0])
 
 
 def test_the_bank_holds_vectors_not_graphs(demo):
@@ -296,9 +296,8 @@ def test_the_number_of_negatives_is_told_and_leaves_mining_a_choice(demo, here, 
     """Of 8 training videos each anchor has 2 negatives: with hard ones they are those two that are most alike."""
     backbone, method = make(demo, negatives=0)
     fill(method, *range(13))
-    similarity, known = method.similarity(
-        *F.normalize(torch.randn(2, 3, EMBEDDING), dim=2), replace(batch(3), progress=1.0)
-    )
+    data, (anchor, positive) = batch(3), F.normalize(torch.randn(2, 3, EMBEDDING), dim=2)
+    similarity, known = method.similarity(anchor, positive, data.video, data.labels["draws"], 1.0)
     assert method.negatives == 2 and similarity.shape == (3, 3) and known.all()
     train(Settings(**SMALL, method="tce", epochs=1), demo)
     assert "tce draws 2 negatives per anchor, of 7 other videos" in capsys.readouterr().out

@@ -74,7 +74,7 @@ class Method(nn.Module):
     @classmethod
     def stored_draws(cls, config: dict, options: dict) -> tuple[str, int] | None:
         """Which setting of the shards says how many draws of a sample are stored, "rows" or "clips", and how many of them are
-        shown at a time. None where every showing is drawn anew."""
+        shown at a time. None if every showing is drawn anew."""
         return ("clips", 1) if cls.of_labelled_clips and config["clips"] is not None else None
 
     @staticmethod
@@ -103,8 +103,11 @@ class Method(nn.Module):
         return []
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """Scalars by name: "loss", "accuracy" and "chance" where there are any, and others. Means over samples are taken
-        by trainer.distributed.mean, other samples of the batch by trainer.distributed.gather."""
+        """Scalars by name: "loss", "accuracy" and "chance" if there are any, and others.
+
+        It passes the batch's clips through the networks and hands tensors to the loss, a function or method that knows no Batch.
+        Means over samples are taken by trainer.distributed.mean, other samples of the batch by trainer.distributed.gather.
+        """
         raise NotImplementedError
 
     def after_step(self, backbone: Stages, progress: float) -> None:

@@ -39,7 +39,7 @@ class Recognition(Method):
     options = {
         "freeze": Option(False, "train the classifier alone, on features of the backbone in evaluation mode"),
         # assumed: the thesis names none; the authors' code has it, at .5, after fc 6 and fc 7
-        "dropout": Option(0.5, "before the last layer, or after each hidden one", SHARE),
+        "dropout": Option(0.5, "dropout before the last layer, or after each hidden one", SHARE),
         "hidden": Option(0, "width of two hidden layers, fc 6 and fc 7: 2048 in light C3D; 0: none", between(0, 65536)),
         "mirror": Option(True, "mirror every second clip, as the thesis does [3.4.2]; [vcop] does not"),
     }
