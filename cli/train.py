@@ -61,7 +61,7 @@ def _with_options(name: str):
                 "--run", type=WRITTEN, help="Name (in runs/) or path of the run.  [default: runs/METHOD-BACKBONE-N]"
             ),
             click.option(
-                "--resume", type=click.Path(path_type=Path), help="Run to go on with; leave out what it knows."
+                "--resume", type=click.Path(path_type=Path), help="Run to continue, whose settings need not be given."
             ),
         ]
         for option in reversed(options):
@@ -109,8 +109,8 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
 
     if clips is not None and given["epochs"] is not None:
         raise click.UsageError("--epochs and --clips exclude each other")
-    base, expected = recipes.recipe(recipe) if recipe else (Settings(), {})
-    name = method or base.method
+    base, expected = (Settings(), {}) if recipe is None else recipes.recipe(recipe)
+    name = base.method if method is None else method
     if name is None:
         name = (
             checkpoint.load(resume, untrained=True).meta["settings"]["method"]
@@ -129,5 +129,5 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
     except Interrupted as stopped:
         folders = " ".join(f"--shards {shlex.quote(str(folder))}" for folder in each_folder(shards))
         again = f"vssl train {folders} --resume {shlex.quote(str(stopped.run))}"
-        click.echo(f"{stopped}; go on with: {again}", err=True)
+        click.echo(f"{stopped}; continue with: {again}", err=True)
         sys.exit(stopped.exit_code)

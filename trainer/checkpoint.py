@@ -30,17 +30,17 @@ from torch import Tensor, nn
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import public, sync, writing
 from labelgen.reading import fit, load_json, open_regular, parse_json
-from trainer import backbones
+from trainer import backbones, distributed
+from trainer.data import Shards
 from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
-from trainer.settings import DECLARATIONS, Settings, resolve
+from trainer.settings import FREE, Settings, resolve
 
 SCHEMA = 2
 RUNS = Path("runs")
 _HEADER = 1 << 22  # bytes of the header of a .safetensors file, at most
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 _ORIGIN = {"dataset": str, "split": str | None, "samples": {"*": int}, "steps": int, "step": int, "config_hash": str}
-_FORMER = (".ascnet.sought", ".ascnet.nearest")  # buffers of runs of older versions, which nothing reads any more
 _META = {  # what metadata hold; names with ? may be missing
     **_ORIGIN,
     "settings": dict,
@@ -73,7 +73,7 @@ class Checkpoint:
         try:
             _, tensors = _read(path)
         except (ReadError, TrainerError) as error:
-            raise TrainerError(f"{error}; training cannot go on from here") from error
+            raise TrainerError(f"{error}; training cannot continue from here") from error
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             number, _, name = key.partition(".")
@@ -96,11 +96,35 @@ class Checkpoint:
         optimiser.load_state_dict({"state": state, "param_groups": now["param_groups"]})
 
 
+def metadata(
+    settings: Settings, source: Shards, samples: dict[str, int], steps: int, device: torch.device, initial: dict | None
+) -> dict:
+    """What checkpoint.json holds of a run, but for the step. samples: number of each method's; initial: see `start_from`."""
+    return {
+        "settings": asdict(settings),
+        "dataset": source.dataset,
+        "split": source.split,
+        "datasets": source.splits,
+        "samples": samples,
+        "videos": len(source.videos),
+        "classes": source.classes,
+        "steps": steps,
+        "config_hash": source.config_hash,
+        "config": source.config,
+        "environment": {
+            "device": device.type,
+            "processes": distributed.world(),
+            "threads": torch.get_num_threads(),
+            **versions(),
+        },
+        "initial": initial,
+    }
+
+
 def save(
     run: Path, step: int, weights: dict[str, Tensor], optimiser: dict, meta: dict, kind: str = "checkpoints"
 ) -> Path:
-    """Write the checkpoint of a step and, but of kind "kept", remove the older ones. Whenever the process ends, one whole one is
-    there.
+    """Write the checkpoint of a step and, unless its kind is "kept", remove the older ones. At any moment a whole one exists.
 
     weights, optimiser: states of network and optimiser, on the CPU; kind: the run's folder, "checkpoints", "best" or "kept".
     """
@@ -165,11 +189,11 @@ def _pretrained(folder: Path) -> bool:
     try:
         return not with_labels(load_json(folder / "checkpoint.json")["settings"])
     except (VsslError, LookupError, TypeError, AttributeError):
-        return True  # damaged: whoever loads it is told so
+        return True  # damaged, which loading it reports
 
 
 def trained_splits(meta: dict) -> dict[str, str | None]:
-    """The data sets that a run was trained on, each with the split that was seen of it."""
+    """The data sets that a run was trained on, each with the split of it that was seen."""
     return meta.get("datasets") or {meta["dataset"]: meta["split"]}
 
 
@@ -182,23 +206,23 @@ def with_labels(settings: dict) -> bool:
 def load(path: str | os.PathLike, best: bool = False, untrained: bool = False) -> Checkpoint:
     """Read the newest checkpoint of a run, a checkpoint folder or a .safetensors file.
 
-    best: of a run that has one, the checkpoint of the best held-out accuracy; untrained: also one of before the first step,
-    which training can go on from, and whose weights are random
+    best: the checkpoint of the best held-out accuracy, if the run has one; untrained: also one from before the first step,
+    whose weights are random, so that training can continue from it
 
-    Raises TrainerError when there is none, or when metadata and backbone are not as this version of vssl writes them.
+    Raises TrainerError if there is none, or if metadata and backbone are not as this version of vssl writes them.
     """
     path = run_path(path)
     saved = _load(path) if not (path / "checkpoints").is_dir() else _load_newest(path, best)
     if not saved.meta["step"] and not untrained:
         raise TrainerError(
-            f"{saved.file}: not trained for a single step, its weights are random; go on with its training "
+            f"{saved.file}: not trained for a single step, its weights are random; continue its training "
             f"(`vssl train --resume {saved.run}`), or name another run"
         )
     return saved
 
 
 def _load_newest(run: Path, best: bool) -> Checkpoint:
-    """The newest checkpoint of a run, which a training may replace by a newer one while it is read."""
+    """The newest checkpoint of a run, which a training process may replace by a newer one while it is read."""
     folder = _newest(run, best)
     while True:
         try:
@@ -225,7 +249,10 @@ def _load(path: Path) -> Checkpoint:
     run = {"checkpoints": folder.parent, "best": folder.parent, "kept": file.parent}.get(
         folder.name, file.with_suffix("")
     )
-    saved = Checkpoint(file, run, meta, {name: value for name, value in weights.items() if not name.endswith(_FORMER)})
+    names = meta["settings"]["method"].split("+")
+    former = {f".{name}.{buffer}" for name in names for buffer in method_class(name).former_buffers}
+    weights = {name: value for name, value in weights.items() if not name.endswith(tuple(former))}
+    saved = Checkpoint(file, run, meta, weights)
     with torch.device("meta"):
         backbone = backbones.create(meta["settings"]["backbone"], meta["settings"]["width"])
     check_fit(file, backbone, backbone_weights(saved))
@@ -233,7 +260,7 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _read(file: Path) -> tuple[object, dict[str, Tensor]]:
-    """Metadata and tensors of a .safetensors file. Raises TrainerError where it is damaged."""
+    """Metadata and tensors of a .safetensors file. Raises TrainerError if it is damaged."""
     try:
         with open_regular(file) as opened:
             length = int.from_bytes(opened.read(8), "little")
@@ -253,7 +280,7 @@ def _read(file: Path) -> tuple[object, dict[str, Tensor]]:
 
 
 def check_newest(saved: Checkpoint) -> None:
-    """Raises TrainerError where it is not the newest of its run, which another process may just have trained further."""
+    """Raises TrainerError if it is not the newest of its run, which another process may just have trained further."""
     if not (saved.run / "checkpoints").is_dir():
         raise TrainerError(f"{saved.file}: belongs to no run whose training could go on")
     if saved.file.parent.name != (newest := _newest(saved.run)).name:
@@ -261,7 +288,7 @@ def check_newest(saved: Checkpoint) -> None:
 
 
 def _newest(run: Path, best: bool = False) -> Path:
-    """Folder of the last checkpoint; best: of the best one, where the run has it."""
+    """Folder of the last checkpoint; best: of the best one, if the run has it."""
     for kind in ("best", "checkpoints") if best else ("checkpoints",):
         if found := [folder for folder in (run / kind).glob("[0-9]*") if folder.name.isdecimal()]:
             return max(found, key=lambda folder: int(folder.name))
@@ -279,9 +306,8 @@ def _check_meta(file: Path, meta: dict) -> None:
             raise ValueError(f"step {meta['step']} of {meta['steps']}")
     except ValueError as error:
         raise TrainerError(f"{file}: its metadata are damaged ({error}); {_OTHER}") from error
-    # one of an older version may lack what changes nothing that is computed
-    free = {name for name, declaration in DECLARATIONS.items() if declaration.may_change}
-    if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - free):
+    # one of an older version may lack settings that change no weight
+    if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - FREE):
         raise TrainerError(f"{file}: {', '.join(wrong):.200} missing or unknown in its metadata; {_OTHER}")
     try:
         meta["settings"] = asdict(resolve(Settings(**meta["settings"])))
@@ -290,7 +316,7 @@ def _check_meta(file: Path, meta: dict) -> None:
 
 
 def check_frames(config: dict) -> None:
-    """Raises ValueError where frames are none that labelgen makes."""
+    """Raises ValueError for frames of sizes that labelgen does not make."""
     fit(config, _FRAMES, "config")
     sizes = [config[name] for name in ("height", "width", "crop")]
     limits = {"clip_length": 256, "fps": 1000, "jpeg_quality": 100, "max_pixels": 1 << 30}
@@ -300,7 +326,7 @@ def check_frames(config: dict) -> None:
 
 
 def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Raises TrainerError that names the file where names or shapes of its weights are not the module's."""
+    """Raises TrainerError that names the file if names or shapes of its weights are not the module's."""
     expected, found = (
         {name: (value.shape, value.is_floating_point()) for name, value in own.items()}
         for own in (module.state_dict(), weights)
@@ -313,7 +339,7 @@ def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None
 
 
 def backbone_weights(saved: Checkpoint) -> dict[str, Tensor]:
-    """The backbone's weights by their names in it, the averaged ones where the run has them."""
+    """The backbone's weights by their names in it, the averaged ones if the run has them."""
     prefix = "ema.backbone." if any(name.startswith("ema.backbone.") for name in saved.weights) else "backbone."
     return {name.removeprefix(prefix): value for name, value in saved.weights.items() if name.startswith(prefix)}
 

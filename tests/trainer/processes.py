@@ -36,4 +36,5 @@ def share(data, rank):
     """SHARES of 6 samples."""
     part = slice(0, 4) if rank == 0 else slice(4, None)
     labels = {name: value[part] for name, value in data.labels.items()}
-    return replace(data, clips=data.clips[part], video=data.video[part], labels=labels)
+    clips = data.clips.unflatten(0, (len(data.video), -1))[part].flatten(0, 1)
+    return replace(data, clips=clips, video=data.video[part], labels=labels)

@@ -9,7 +9,7 @@ from tests.trainer.synthetic import write_shard
 from trainer.data import Batch, Shards, TrainingClips
 from trainer.errors import TrainerError
 from trainer.methods import ascnet
-from trainer.methods.ascnet import ASCNet, target_decay
+from trainer.methods.ascnet import ASCNet, consistency, target_decay
 from trainer.network import Network
 from trainer.settings import Settings, resolve
 from trainer.training.streams import training_streams
@@ -60,7 +60,7 @@ def batch(clips, other, video=None):
         asked.append(rows.tolist())
         return other
 
-    given = Batch(clips, {"speed": SPEEDS[: len(clips)]}, video, 0.0, clips_of=clips_of)
+    given = Batch(clips.flatten(0, 1), {"speed": SPEEDS[: len(clips)]}, video, 0.0, clips_of=clips_of)
     return given, asked
 
 
@@ -151,13 +151,13 @@ def test_unit_vectors_that_agree_are_at_right_angles_or_opposite(make, appearanc
     assert out["constant"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_spread_is_1_for_opposite_diagonals(make, monkeypatch):
-    backbone, method = make()
-    diagonal = torch.ones(4, 4) / 2
-    monkeypatch.setattr(method, "_averaged", lambda *_: diagonal * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
-    out = method(backbone, batch(torch.randn(4, 2, 3, 2, 3, 3), torch.randn(4, 3, 2, 3, 3))[0])
+def test_spread_is_1_for_opposite_diagonals_and_losses_are_weighted():
+    signs = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
+    targets = {"appearance": torch.full((4, 4), 0.5) * signs, "speed": torch.eye(4)}
+    out = consistency({"appearance": targets["appearance"], "speed": -torch.eye(4)}, targets, 0.25)
     assert out["spread"].item() == pytest.approx(1)
     assert out["constant"].item() == pytest.approx(2)  # the mean is 0
+    assert (out["appearance"], out["speed"], out["loss"]) == (0, 4, 1)
 
 
 def test_gradients_reach_the_online_network_alone(make):
@@ -336,10 +336,10 @@ def test_short_videos_are_left_out(shards, tmp_path):
         ({"speeds": [1]}, r"speeds is \[1\], expected two or more different whole numbers from 1, e.g. \[1, 2\]"),
         ({"speeds": [1, 1]}, "two or more different"),
         ({"speeds": [0, 1]}, "whole numbers from 1"),
-        ({"speeds": [1, 0.5]}, "whole numbers from 1"),
+        ({"speeds": [1, 0.5]}, "speeds is 0.5, expected a whole number"),
         ({"gamma": 1.5}, "gamma is 1.5, expected 0 to 1"),
         ({"decay": -0.1}, "decay is -0.1, expected 0 to 1"),
-        ({"speeds": 2}, "speeds is 2, a int, expected a list"),
+        ({"speeds": 2}, "speeds is 2, expected a list"),
     ],
 )
 def test_options_that_make_no_sense(options, message):

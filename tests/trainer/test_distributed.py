@@ -402,7 +402,7 @@ def test_torchrun_stops_resumes_and_equals_one_process(launched, here, alone):
         printed = process.communicate(timeout=60)[0]
         step = checkpoint.load("two").meta["step"]
         assert before + 9 <= step < 60 and process.returncode, printed
-        assert f"stopped by SIGTERM after step {step} of 60; go on with: vssl train --shards" in printed
+        assert f"stopped by SIGTERM after step {step} of 60; continue with: vssl train --shards" in printed
         assert printed.count("--resume runs/two") and log.read_text().count("\n") == step + 1
         process, before = launched("--resume", "two"), step
     printed = process.communicate(timeout=120)[0]

@@ -132,7 +132,7 @@ def build(**options):
 
 
 def batch(clips, pace, video):
-    return Batch(clips, {"pace": pace}, video, 0.0)
+    return Batch(clips.flatten(0, 1), {"pace": pace}, video, 0.0)
 
 
 @pytest.mark.parametrize("contrast", ["same-context", "same-pace"])
@@ -333,7 +333,7 @@ def test_same_context_leaves_out_videos_whose_rows_have_one_pace(tmp_path):
 def test_options_that_make_no_sense():
     with pytest.raises(TrainerError, match="contrast is 'context', expected one of: none, same-context, same-pace"):
         resolve(Settings(options={"pace": {"contrast": "context"}}))
-    with pytest.raises(TrainerError, match="temperature is 'low', a str, expected a float"):
+    with pytest.raises(TrainerError, match="temperature is 'low', expected a number"):
         resolve(Settings(options={"pace": {"temperature": "low"}}))
 
 

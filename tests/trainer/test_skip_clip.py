@@ -47,7 +47,7 @@ def batch(n, targets=8, size=16, video=None):
         "turns": torch.randint(4, (n, targets), generator=generator),
         "negatives": torch.randint(2**31, (n, targets), generator=generator),
     }
-    clips = torch.randn(n, 1, 3, 16 + targets, size, size, generator=generator)
+    clips = torch.randn(n, 3, 16 + targets, size, size, generator=generator)
     return Batch(clips, labels, torch.arange(n) if video is None else video, 0.0)
 
 
@@ -76,10 +76,10 @@ def slow_encode(method, image, cells=(2, 2)):
 def slow_parts(backbone, method, data):
     """rank, negative, rotation and the two accuracies, by the sums of the paper."""
     n, targets = data.labels["turns"].shape
-    z = [[slow_encode(method, clip[0, :, 16 + i]) for i in range(targets)] for clip in data.clips]
+    z = [[slow_encode(method, clip[:, 16 + i]) for i in range(targets)] for clip in data.clips]
     rank, against, rotation, right, straight = [], [], [], [], []
     for b in range(n):
-        h = slow_context(backbone, data.clips[b, 0])
+        h = slow_context(backbone, data.clips[b])
         scores = [slow_gamma(h, frame) for frame in z[b]]
         for i in range(targets):
             for j in range(i + 1, targets):
@@ -91,7 +91,7 @@ def slow_parts(backbone, method, data):
             mean = sum(slow_gamma(h, frame) for frame in chosen) / targets
             against.append(sum(max(0.0, -score + mean + method.negative_margin) for score in scores) / targets)
         for i, turns in enumerate(data.labels["turns"][b].tolist()):
-            image = torch.from_numpy(np.rot90(data.clips[b, 0, :, 16 + i].numpy(), turns, (1, 2)).copy())
+            image = torch.from_numpy(np.rot90(data.clips[b, :, 16 + i].numpy(), turns, (1, 2)).copy())
             pooled = [sum(channel.flatten().tolist()) / channel.numel() for channel in slow_encode(method, image)]
             pairs = zip(method.head.weight.tolist(), method.head.bias.tolist(), strict=True)
             logits = [sum(w * x for w, x in zip(row, pooled, strict=True)) + bias for row, bias in pairs]
@@ -123,7 +123,7 @@ def test_without_rotation_only_upright_frames_are_encoded(weight):
     data, seen = batch(3, targets=2), []
     method.encoder.register_forward_pre_hook(lambda _, frames: seen.append(frames[0]))
     out = method(backbone, data)
-    upright = data.clips[:, 0, :, 16:].transpose(1, 2).flatten(0, 1)[:, :, None]
+    upright = data.clips[:, :, 16:].transpose(1, 2).flatten(0, 1)[:, :, None]
     turned = rotated(upright, data.labels["turns"].flatten())
     assert len(seen) == 1 and torch.equal(seen[0], torch.cat([upright, turned]) if weight else upright)
     assert ("rotation" in out, "rotation_accuracy" in out, bool([*method.head.parameters()])) == (weight > 0,) * 3
@@ -207,8 +207,8 @@ def test_every_backbone_has_its_cells_matched(name):
     backbone = create(name, 0.06).eval()
     method = SkipClip(backbone, SkipClip.option_values(), SHARDS).eval()
     data = batch(2, size=64)
-    h = [*backbone(data.clips[:, 0, :, :16]).values()][-1]
-    assert method.encode(data.clips[:, 0, :, 16:17], h.shape[3:]).shape == (2, backbone.features, *h.shape[3:])
+    h = [*backbone(data.clips[:, :, :16]).values()][-1]
+    assert method.encode(data.clips[:, :, 16:17], h.shape[3:]).shape == (2, backbone.features, *h.shape[3:])
     assert method(backbone, data)["loss"].isfinite()
 
 

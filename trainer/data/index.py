@@ -82,7 +82,11 @@ class Shards:
 
     def weighted(self, samples: np.ndarray, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Samples of which those of each data set stand there as often as its weight says, int64 [n, 2]; how often each is
-        there, and which one of them it is, int64 [n]."""
+        there, and which one of them it is, int64 [n]. Raises TrainerError unless there is a weight for each data set."""
+        if len(weights) != len(self.readers.datasets):
+            raise TrainerError(
+                f"shard_weights are {weights}, expected one for each of {', '.join(self.readers.datasets)}"
+            )
         times = np.repeat(weights, [len(shards) for shards in self.readers.datasets.values()])[samples[:, 0]]
         copy = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         return np.repeat(samples, times, axis=0), np.repeat(times, times), copy

@@ -48,15 +48,15 @@ class TCE(Method):
         "jitter": "none",  # ours; the authors' code has one, with which the embedding collapses on small data
     }
     options = {  # of the authors' code, but for frames, the share of negatives, and the loss: theirs is nce
-        "frames": Option(1, "per clip; as many as a clip of the shards for a 3D backbone", at_least(1)),
+        "frames": Option(1, "frames per clip; as many as a clip of the shards for a 3D backbone", at_least(1)),
         "loss": Option("infonce", "nce: each negative by itself against noise", choices=("infonce", "nce")),
-        "temperature": Option(0.07, "of the similarities", POSITIVE),
+        "temperature": Option(0.07, "temperature of the similarities", POSITIVE),
         "negatives": Option(
-            0, "per anchor, at most; 0: 8192 or, if that is less, a quarter of the training videos", at_least(0)
+            0, "negatives per anchor; 0: 8192 or, if that is less, a quarter of the training videos", at_least(0)
         ),
         "lo": Option(-1.0, "similarity that negatives must exceed at the start", between(-1, 1)),
-        "hi": Option(1.0, "and towards which it rises; both -1: any negative", between(-1, 1)),
-        "rotation_weight": Option(1.0, "of the rotation of the anchor; 0: none is rotated", at_least(0)),
+        "hi": Option(1.0, "value that lo rises towards; both -1: any negative", between(-1, 1)),
+        "rotation_weight": Option(1.0, "weight of the rotation loss; 0: nothing is rotated", at_least(0)),
     }
     chances = {"rotation_accuracy": 1 / 4}
     remembers_videos = True
@@ -114,12 +114,13 @@ class TCE(Method):
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B], draws int64 [B, 2]. accuracy: of picking the positive among the negatives, of which
         hardness is the mean similarity; loss: the weighted sum of the losses contrast and rotation."""
-        anchor, positive = batch.clips.unbind(1)
+        anchor, positive = batch.clips.unflatten(0, (-1, 2)).unbind(1)
         turns = batch.labels["turns"]
         copies = [rotated(anchor, turns)] if self.rotation_weight else []
         x, x_turned = embedding(backbone, torch.cat([anchor, positive, *copies])).tensor_split([2 * len(turns)])
         anchor, positive = unit(self.projection(x)).chunk(2)
-        similarity, known = self.similarity(anchor, positive, batch)
+        limit = threshold(batch.progress, self.lo, self.hi)
+        similarity, known = self.similarity(anchor, positive, batch.video, batch.labels["draws"], limit)
         scaled = similarity / self.temperature
         contrast = distributed.mean(infonce(scaled) if self.loss == "infonce" else nce(scaled, self.temperature))
         if self.training:
@@ -141,15 +142,19 @@ class TCE(Method):
             }
         return metrics
 
-    def similarity(self, anchor: Tensor, positive: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def similarity(
+        self, anchor: Tensor, positive: Tensor, video: Tensor, draws: Tensor, limit: float
+    ) -> tuple[Tensor, Tensor]:
         """Cosines of each anchor with its positive and its negatives, float32 [B, 1 + K], -inf where there is none, and
-        which negatives there are, bool [B, K]. anchor, positive: unit vectors float32 [B, EMBEDDING]."""
+        which negatives there are, bool [B, K].
+
+        anchor, positive: unit vectors float32 [B, EMBEDDING]; video: int64 [B]; draws: int64 [B, 2]; limit: see `mine`
+        """
         with torch.autocast(anchor.device.type, enabled=False):
             bank = anchor @ self.bank.T  # [B, videos]
         slots = torch.arange(len(self.bank), device=bank.device)
-        candidate = self.bank.any(1) & (slots != batch.video[:, None])
-        limit = threshold(batch.progress, self.lo, self.hi)
-        priority = pairwise_random(slots, batch.labels["draws"])
+        candidate = self.bank.any(1) & (slots != video[:, None])
+        priority = pairwise_random(slots, draws)
         chosen, known = mine(bank.detach(), candidate, priority, limit, self.negatives)
         negative = bank.gather(1, chosen).masked_fill(~known, -torch.inf)
         return torch.cat([(anchor * positive).sum(1, keepdim=True), negative], 1), known

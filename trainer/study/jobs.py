@@ -16,7 +16,7 @@ from labelgen.errors import ReadError, VsslError
 from labelgen.files import json_sha256, write_json
 from labelgen.reading import fit, load_json, read_text
 from trainer.errors import TrainerError
-from trainer.settings import DECLARATIONS, Settings, resolve
+from trainer.settings import FREE, Settings, resolve
 from trainer.study import measures
 from trainer.study.devices import kind_of_device
 from trainer.study.sources import Source
@@ -42,7 +42,7 @@ def identity(kind: str, **what) -> str:
 
 def determining(settings: Settings) -> dict:
     """The settings that change weights, with all defaults."""
-    return {name: value for name, value in asdict(resolve(settings)).items() if not DECLARATIONS[name].may_change}
+    return {name: value for name, value in asdict(resolve(settings)).items() if name not in FREE}
 
 
 class Store:

@@ -214,8 +214,7 @@ def _check_alike(evaluator: evaluator.Evaluator) -> None:
         if (began := _began(saved)) != (other := _began(first)):
             raise TrainerError(f"{saved.file}: started from {began}, {first.file} from {other}; average like runs")
         for name, value in saved.meta["settings"].items():
-            free = name in ("split", "seed") or settings.DECLARATIONS[name].may_change
-            if not free and value != (other := first.meta["settings"][name]):
+            if name not in {"split", "seed", *settings.FREE} and value != (other := first.meta["settings"][name]):
                 raise TrainerError(f"{saved.file}: {name} is {value}, of {first.file} it is {other}; average like runs")
     trained = [saved.meta["split"] for saved in evaluator.runs]
     if len(set(trained)) < len(trained):
