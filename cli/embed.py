@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from cli.options import WRITTEN
-from labelgen.progress import working
+from labelgen.progress import ProgressBar, working
 
 PART_VIDEOS, PART_BYTES = 16, 1 << 28  # of the video files that are read at a time, at most
 
@@ -232,9 +232,7 @@ class VideoFiles:
 
 
 def _written(write, extract, source, out):
-    from cli.labelgen import Progress
-
-    with Progress("embedded") as progress:
+    with ProgressBar("embedded", "video") as progress:
         return write(extract, source, out, progress, progress.say)
 
 

@@ -87,12 +87,15 @@ class Shards:
         other.trains = trains
         return other
 
+    @property
+    def groups(self) -> np.ndarray:
+        """The source group of every video, str [videos]; a video without one is a group of its own, called by its id."""
+        return np.array([group or id for group, id in zip(*map(self.text, ("videos/group", "videos/id")), strict=True)])
+
     def hold_out(self, share: float, seed: int) -> np.ndarray:
         """Take about a share of the training videos out of `trains`, whole groups (a video without a group is one), drawn
         from the seed, one group at least. Returns which, bool [videos]. Raises TrainerError when there is only one group."""
-        groups = np.array(
-            [group or name for group, name in zip(*map(self.text, ("videos/group", "videos/id")), strict=True)]
-        )
+        groups = self.groups
         names, counts = np.unique(groups[self.trains], return_counts=True)
         if len(names) < 2:
             raise TrainerError(

@@ -14,7 +14,6 @@ from labelgen.texts import markdown as plain
 from trainer import checkpoint
 from trainer.data import TEST
 from trainer.evaluate.results import shown
-from trainer.evaluate.splits import groups_of
 from trainer.settings import Settings, resolve
 from trainer.study.bootstrap import RESAMPLES, difference, interval
 from trainer.study.budgets import unequal
@@ -75,7 +74,7 @@ def _data(source: Source) -> dict:
         "config_hash": first.config_hash,
         "pretraining": source.data.pretraining,
         "resample": source.data.resample,
-        "groups": len(set(groups_of(first).tolist())),
+        "groups": len(set(first.groups.tolist())),
     }
 
 
@@ -209,7 +208,7 @@ def _verdict(above: dict) -> str:
 def _groups(source: Source) -> dict[str, str]:
     opened = source.opened(next(iter(source.folders)), source.splits[0])
     ids = opened.text("videos/id")
-    return dict(zip(ids, groups_of(opened).tolist() if source.data.resample == "group" else ids, strict=True))
+    return dict(zip(ids, opened.groups.tolist() if source.data.resample == "group" else ids, strict=True))
 
 
 def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:

@@ -16,7 +16,6 @@ from labelgen.errors import ReadError
 from labelgen.reading import read_text
 from trainer.data import TEST, TRAIN, Shards
 from trainer.errors import TrainerError
-from trainer.evaluate.splits import groups_of
 from trainer.study.file import ALL, Data
 
 EVERY = "every video"  # name of the split that trains on all videos
@@ -127,7 +126,7 @@ def _held(own: Data, opened: Shards) -> dict[str, np.ndarray]:
     from sklearn.model_selection import StratifiedGroupKFold
 
     order = np.argsort(opened.text("videos/id"))
-    groups, labels = groups_of(opened)[order], np.array(opened.text("videos/label"))[order]
+    groups, labels = opened.groups[order], np.array(opened.text("videos/label"))[order]
     if own.folds is None or len(np.unique(groups)) < own.folds:
         raise TrainerError(f"{own.name}: {own.folds} folds of {len(np.unique(groups))} groups")
     folds = StratifiedGroupKFold(own.folds, shuffle=True, random_state=0).split(labels, labels, groups)
