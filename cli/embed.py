@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from cli.options import WRITTEN
 from cli.video_files import VideoFiles, video_files
-from labelgen.progress import working
+from labelgen.progress import ProgressBar, working
 
 TABLES = click.option(
     "--in",
@@ -142,9 +142,7 @@ def embed(
 
 
 def _written(write, extract, source, out):
-    from cli.labelgen import Progress
-
-    with Progress("embedded") as progress:
+    with ProgressBar("embedded", "video") as progress:
         return write(extract, source, out, progress, progress.say)
 
 

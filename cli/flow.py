@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from cli.labelgen import Progress, stop
+from cli.labelgen import stop
 from cli.options import WRITTEN
 from labelgen.flow import BACKENDS
+from labelgen.progress import ProgressBar
 
 _LAYOUTS = ("mmaction2", "denseflow", "uv", "npy", "flo")
 
@@ -85,7 +86,7 @@ def flow(videos, out, dataset, workers, backend, scheduler, stall, short, size, 
     data = dataset_of(videos) if videos.is_file() else load(dataset, videos)
     click.echo(data.summary())
     handler = signal.signal(signal.SIGINT, stop)
-    with Progress("extracted") as progress:
+    with ProgressBar("extracted", "video") as progress:
         try:
             report = extract(data, data.videos, out, config, workers, stall, progress, progress.say, scheduler)
         except KeyboardInterrupt:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import click
 
 from cli.options import WRITTEN
 from labelgen.config import Config
 from labelgen.flow import BACKENDS
-from labelgen.progress import telling
+from labelgen.progress import ProgressBar
 
 _DEFAULT = {field.name: field.default for field in fields(Config)}
 
@@ -144,7 +142,7 @@ def labelgen(
         from labelgen.demo import render
 
         root = root or default_root("demo")
-        with Progress("rendered") as progress:
+        with ProgressBar("rendered", "video") as progress:
             render(root, progress=progress)
     data = load(dataset, root, group, images=config.fps is not None)
     click.echo(data.summary())
@@ -158,7 +156,7 @@ def labelgen(
     if scheduler is not None and workers > 1:
         click.echo("--workers is not used: the cluster's workers make the shards", err=True)
     handler = signal.signal(signal.SIGINT, stop)
-    with Progress("labelled") as progress:
+    with ProgressBar("labelled", "video") as progress:
         try:
             report = run(
                 data, videos, out, config, workers, videos_per_shard, stall, progress, progress.say, split, scheduler
@@ -188,48 +186,6 @@ def stop(*_) -> None:
     """Ctrl-C: the first one stops the run in order, those that follow must not disturb that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-class Progress:
-    """Videos done and frames per second: a bar on a terminal, elsewhere a plain line every ten seconds."""
-
-    def __init__(self, verb: str, unit: str = "video"):
-        self._verb, self._unit, self._begin, self._counts = verb, unit, time.monotonic(), (0, 0, 0)
-        self._bar: Any = None  # tqdm, imported if there is a terminal
-        self._lines = telling(None if sys.stderr.isatty() else self._line)
-
-    def __enter__(self):
-        self._lines.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        self._lines.__exit__(*error)
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, done: int, total: int, frames: int = 0) -> None:
-        self._counts = done, total, frames
-        if sys.stderr.isatty():
-            if self._bar is None:
-                from tqdm import tqdm
-
-                self._bar = tqdm(total=total, initial=done, desc=self._verb, unit=self._unit, dynamic_ncols=True)
-            self._bar.set_postfix_str(self._rate(time.monotonic() - self._begin).strip(), refresh=False)
-            self._bar.update(done - self._bar.n)
-
-    def _rate(self, seconds: float) -> str:
-        return f" {self._counts[2] / seconds:.0f} frames/s" if self._counts[2] else ""
-
-    def _line(self, seconds: float) -> str:
-        done, total, _ = self._counts
-        return f"{self._verb} {done:,} of {total:,} {self._unit}s, {seconds:.0f} s{self._rate(seconds)}"
-
-    def say(self, text: str) -> None:
-        """Print a line without breaking the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            click.echo(text, err=True)
 
 
 def print_report(report: dict, folder: Path) -> None:

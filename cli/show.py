@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from cli.labelgen import Progress
 from cli.options import WRITTEN
-from labelgen.progress import working
+from labelgen.progress import ProgressBar, working
 
 _SHARDS = click.option(
     "--shards", type=click.Path(path_type=Path), default=Path("out"), help="Folder that labelgen wrote."
@@ -102,7 +101,7 @@ def verify(folder):
     from labelgen.errors import ShardError
     from labelgen.shards.verify import verify as read_again
 
-    with Progress("read", "shard") as progress:
+    with ProgressBar("read", "shard") as progress:
         count, found = read_again(folder, progress)
     if found:
         raise ShardError("\n".join([f"{len(found)} problems; delete these shards and run labelgen again", *found]))

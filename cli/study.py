@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from cli.labelgen import Progress
 from cli.options import WRITTEN
+from labelgen.progress import ProgressBar
 
 
 @click.command()
@@ -77,9 +77,9 @@ def label(given: dict, out: Path, workers: int) -> Path:
     root = given["root"] and Path(given["root"])
     if given["dataset"] == "demo":
         root = root or default_root("demo")
-        with Progress("rendered") as progress:
+        with ProgressBar("rendered", "video") as progress:
             render(root, progress=progress)
     data = load(given["dataset"], root)
-    with Progress("labelled") as progress:
+    with ProgressBar("labelled", "video") as progress:
         run(data, data.videos, out, config, workers, progress=progress, say=click.echo)
     return out

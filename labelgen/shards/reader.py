@@ -23,7 +23,7 @@ from labelgen.labels.pace import pace_frames
 from labelgen.reading import regular_handle
 from labelgen.shards.checks import check_texts, out_of_range
 from labelgen.shards.header import Header, Stored, digests, read_exactly, read_header
-from labelgen.shards.jpeg import header_length
+from labelgen.shards.jpeg import header
 from labelgen.shards.schema import fields, labels_sha256
 
 _NO_MAPS = {errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -285,12 +285,12 @@ class ShardReader:
 
         picture = None
         # the headers of all frames that were encoded with the same settings are the same
-        header = self._jpeg_header  # read once: other threads may change it
-        if not header or jpeg[: len(header)].tobytes() != header:
-            length = header_length(jpeg[:_LONGEST_JPEG_HEADER].tobytes(), self.frame_size)
-            header = jpeg[:length].tobytes()
-            self._jpeg_header = header or self._jpeg_header
-        if header:
+        known = self._jpeg_header  # read once: other threads may change it
+        if not known or jpeg[: len(known)].tobytes() != known:
+            length, size = header(jpeg[:_LONGEST_JPEG_HEADER].tobytes())
+            known = jpeg[: length if size == self.frame_size else 0].tobytes()
+            self._jpeg_header = known or self._jpeg_header
+        if known:
             picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
         if picture is None or picture.shape != (*self.frame_size, 3):
             raise ShardError(f"{self.path}: frame {frame} does not decode to {self.frame_size}; run labelgen again")

@@ -323,7 +323,7 @@ def test_show_labels(plain, tmp_path):
     assert code == 0 and list(sheets) == ["left/0.mp4.png", "right/1.mp4.png", "right/2.mp4.png"], output
     assert all(str(tmp_path / name) in output for name in sheets)
     for sheet in sheets.values():  # four rows of four tiles, each the frame enlarged
-        assert sheet.shape == (24 + 4 * (48 * 5 + 18 + 6), 4 * (64 * 5 + 6), 3)
+        assert sheet.shape == (20 + 4 * (20 + 48 * 5 + 6) - 6, 4 * (64 * 5 + 6) - 6, 3)
         assert sheet.std() > 20 and (sheet == 255).all(2).mean() < 0.5
     different = [np.abs(a.astype(int) - b).mean() for a in sheets.values() for b in sheets.values() if a is not b]
     assert min(different) > 5
@@ -347,7 +347,7 @@ def test_show_curriculum(plain, tmp_path):
     (sheet,) = pictures(tmp_path).values()
     assert code == 0 and output.strip() == str(tmp_path / "curriculum.png")
     # easy, middle, hard: six of twelve clips each, with their boundaries below
-    assert sheet.shape == (24 + 6 * (48 * 5 + 18 + 6), 6 * (64 * 5 + 6), 3) and sheet.std() > 20
+    assert sheet.shape == (20 + 6 * (20 + 48 * 5 + 6) - 6, 6 * (64 * 5 + 6) - 6, 3) and sheet.std() > 20
 
 
 def test_shards_info_and_verify(plain, tmp_path):

@@ -301,14 +301,14 @@ def test_probe_in_gram_coordinates_equals_that_in_singular_vectors():
 
 def test_progress_without_a_terminal_tells_what_is_left_also_while_a_step_lasts(monkeypatch, capsys):
     monkeypatch.setattr("labelgen.progress.EVERY", 0.05)
-    with ProgressBar("linear probe", 50, "fold") as step:
+    with ProgressBar("linear probe", "fold", 50) as bar:
         time.sleep(0.12)
-        step(3)
+        bar.step(3)
         time.sleep(0.12)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "linear probe: 0 of 50 folds"
     assert re.fullmatch("linear probe: 3 of 50 folds, about [2-9] s left", lines[-1])
-    told = ProgressBar("linear probe", 50, "fold")
+    told = ProgressBar("linear probe", "fold", 50)
     told.step(48)
     assert told.line(4 * 48) == "linear probe: 48 of 50 folds, about 8 s left"
 

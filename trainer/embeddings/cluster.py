@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from trainer.embeddings.table import Table, decoded, unit
+from trainer.embeddings.table import Table, decoded
 from trainer.errors import TrainerError
+from trainer.evaluate.features import normalised
 
 _DIMENSIONS = 50  # that clustering and maps see, by PCA
 _BLOCK = 2048  # videos that are compared at a time with all others
@@ -50,7 +51,7 @@ def points(table: Table, level: str) -> Points:
             begin += len(block)
     if len(fields) < 2:
         raise TrainerError(f"{table.name}: {len(fields)} of what is to be grouped, expected at least 2")
-    return Points(unit(np.stack(vectors)).astype(np.float32), fields, np.array(rows) + np.array(count) // 2)
+    return Points(normalised(np.stack(vectors)).astype(np.float32), fields, np.array(rows) + np.array(count) // 2)
 
 
 def reduced(vectors: np.ndarray) -> np.ndarray:
@@ -102,7 +103,7 @@ def duplicates(table: Table, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     from scipy.sparse.csgraph import connected_components
 
     pictures, bounds = _pictures(table)
-    means = unit(np.add.reduceat(pictures, bounds[:-1]))
+    means = normalised(np.add.reduceat(pictures, bounds[:-1]))
     n, edges = len(means), []
     nearest = np.full(n, -1.0)
     for begin in range(0, n, _BLOCK):
@@ -147,4 +148,5 @@ def _pictures(table: Table) -> tuple[np.ndarray, np.ndarray]:
     wholly = np.repeat(np.logical_and.reduceat(flat, bounds[:-1]), np.diff(bounds))[:, None]
     angle = np.pi / 255 * np.stack(colors)
     centred = np.where(flat[:, None], 0, pictures - pictures.mean(1, keepdims=True))
-    return unit(np.hstack([centred, wholly * np.cos(angle), wholly * np.sin(angle)]).astype(np.float32)), bounds
+    vectors = np.hstack([centred, wholly * np.cos(angle), wholly * np.sin(angle)])
+    return normalised(vectors).astype(np.float32), bounds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -23,7 +22,7 @@ from trainer import data
 from trainer.checkpoint import Checkpoint, backbone_weights, versions
 from trainer.embeddings.table import Table, join, write_part
 from trainer.errors import SettingError, TrainerError
-from trainer.evaluate.features import VIEWS, Compute, Features, pool, stage_outputs
+from trainer.evaluate.features import VIEWS, Compute, Features, pool, sha256_of, stage_outputs
 from trainer.network import build_backbone
 from trainer.settings import Settings
 
@@ -168,7 +167,7 @@ class Extractor:
         self.stage, self.views, self.choice = stage, VIEWS[views], Choice(choice.level, stage, choice.pooling, views)
         self.width = pool(stages[stage])[choice.pooling].shape[1]
         stored = {name: frames[name] for name in _STORED if name in frames}
-        self.settings = {"weights": _digest(self.backbone), **asdict(self.choice), "frames": stored}
+        self.settings = {"weights": sha256_of(self.backbone).hexdigest()[:16], **asdict(self.choice), "frames": stored}
         meta = saved.meta["settings"]
         self.about = {
             "checkpoint": path_text(saved.file.resolve()),
@@ -214,13 +213,6 @@ def _backbone(saved: Checkpoint) -> nn.Module:
     backbone = build_backbone(Settings(**saved.meta["settings"]))
     backbone.load_state_dict(backbone_weights(saved))
     return backbone.eval()
-
-
-def _digest(backbone: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(backbone.state_dict().items()):
-        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _thumbnail(piece: Piece, video: int, frame: int) -> bytes:

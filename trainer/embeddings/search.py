@@ -7,7 +7,8 @@ import os
 
 import numpy as np
 
-from trainer.embeddings.table import Table, unit
+from trainer.embeddings.table import Table
+from trainer.evaluate.features import normalised
 
 _CANDIDATES = 2000  # rows among which moments are sought first
 _SHOWN = ("id", "path", "label", "start", "end")
@@ -28,8 +29,10 @@ def search(
     Of rows of one video that overlap in time the best one counts, and at most `per_video` of it. own: path, start and end
     of the query, whose own moments are left out. Every row is compared; equal ones come in the order of the table.
     """
-    query = unit(query[None].astype(np.float64))[0]
-    cosines = [unit(vectors.astype(np.float64)) @ query for part in table.parts for (vectors,) in part.blocks("vector")]
+    query = normalised(query[None].astype(np.float64))[0]
+    cosines = [
+        normalised(vectors.astype(np.float64)) @ query for part in table.parts for (vectors,) in part.blocks("vector")
+    ]
     similarity = np.concatenate([*cosines, np.empty(0)])
     rows = np.argsort(-similarity, kind="stable")
     found = _apart(table, rows, similarity[rows], count, per_video, own)
@@ -90,7 +93,7 @@ def _random_pairs(table: Table) -> np.ndarray:
     rows = np.unique(np.concatenate(spread).astype(int))
     found = table.take(rows, ("id", "path", "vector"))
     _, video = np.unique([f"{row['path']}\n{row['id']}" for row in found], return_inverse=True)
-    vectors = unit(np.stack([row["vector"] for row in found]).astype(np.float64))
+    vectors = normalised(np.stack([row["vector"] for row in found]).astype(np.float64))
     one, other = np.triu_indices(len(found), 1)
     return np.sort((vectors @ vectors.T)[one, other][video[one] != video[other]])
 

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from labelgen.files import replacing
 from labelgen.reading import fit, open_regular, parse_json
+from labelgen.shards.jpeg import header
 from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 
@@ -37,7 +38,6 @@ _WIDTH, _PIXELS, _PACKED = (
     1 << 16,
     1000,
 )  # values of a vector, pixels of a thumbnail, bytes in one byte; at most
-_FRAMES = {0xC0, 0xC1, 0xC2}  # markers of baseline, extended and progressive frames
 _ABOUT = {
     "key?": str,
     "checkpoint?": str,
@@ -195,26 +195,11 @@ class Tables(Table):
         return [found[row] for row in wanted.tolist()]
 
 
-def unit(x: np.ndarray) -> np.ndarray:
-    """Vectors [n, d] of length 1, of the type of x; zeros stay zeros, and no float32 vector is too long or short."""
-    length = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
-    return (x / np.where(length > 0, length, 1)).astype(x.dtype)
-
-
-def _jpeg_pixels(jpeg: bytes) -> int:
-    """Pixels that a JPEG declares before its picture begins; 0 where it is none. [ITU T.81, annex B]"""
-    at = 2 if jpeg[:2] == b"\xff\xd8" else len(jpeg)
-    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
-        if jpeg[at + 1] in _FRAMES:
-            return int.from_bytes(jpeg[at + 5 : at + 7], "big") * int.from_bytes(jpeg[at + 7 : at + 9], "big")
-        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    return 0
-
-
 def decoded(jpeg: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     """A thumbnail as RGB uint8 [H, W, 3]; flags: of OpenCV. Raises TrainerError where it is damaged."""
-    known = 0 < _jpeg_pixels(jpeg) <= _PIXELS
-    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if known else None
+    length, size = header(jpeg)
+    small = length and math.prod(size) <= _PIXELS
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if small else None
     if picture is None:
         raise TrainerError("a thumbnail of the table is no JPEG: the table is damaged; make it anew with `vssl embed`")
     return picture

@@ -102,8 +102,9 @@ class Features:
 
 
 def normalised(x: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32 [..., d]; zeros stay."""
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    """Vectors of length 1, of the type of x, float [..., d]; zeros stay."""
+    length = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.where(length > 0, length, 1)
 
 
 def networks(saved: Checkpoint) -> dict[str, nn.Module]:
@@ -184,11 +185,17 @@ def _kept(folder: Path) -> list[tuple[str, str]]:
     return [(stage, pooling) for stage, pooling in kept]
 
 
-def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: str) -> str:
-    """Hash of everything that decides the features, the versions of this code and of torch included."""
+def sha256_of(backbone: nn.Module) -> hashlib._Hash:
+    """Hash of the weights and buffers of a network."""
     digest = hashlib.sha256()
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest
+
+
+def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: str) -> str:
+    """Hash of everything that decides the features, the versions of this code and of torch included."""
+    digest = sha256_of(backbone)
     digest.update(json.dumps([VERSION, torch.__version__, type(backbone).__name__, views, shards.config_hash]).encode())
     for sha256 in shards.readers.sha256:
         digest.update(json.dumps(sha256, sort_keys=True).encode())
@@ -273,13 +280,13 @@ def stage_outputs(
     seen = np.zeros(len(clips), np.int64)
     size = compute.batch_size
     keys = [range(first, min(first + size, len(clips))) for first in range(0, len(clips), size)]
-    with ProgressBar("features", len(clips), "clip") as step:
+    with ProgressBar("features", "clip", len(clips)) as bar:
         for batch in data.prefetch(clips, keys, compute.workers, device):
             index = batch["index"].numpy()
             with exact(device):
                 x = centre(batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"])
                 yield index, backbone(x)
             seen[index] += 1
-            step(len(index))
+            bar.step(len(index))
     if not (seen == 1).all():
         raise AssertionError(f"{np.count_nonzero(seen != 1)} of {len(seen)} clips were not scored exactly once")

@@ -157,7 +157,7 @@ class FeatureProtocol(Protocol):
     It implements `predict`, whose metrics `vssl eval` measures in all folds for each stage and pooling and of which studies
     take the first.
 
-    levels: of its items, "clip", "video"; steps: units of work of a fold: `predict` calls `step` after each but the last
+    levels: of its items, "clip", "video"; steps: units of work of a fold: `predict` calls `bar.step` after each but the last
     """
 
     levels: ClassVar[tuple[str, ...]] = ("video",)
@@ -187,7 +187,7 @@ class FeatureProtocol(Protocol):
         keys, levels = self.evaluator.kinds(extracted[0][1]), self.evaluator.levels(self.levels)
         kinds = [(key, level) for key in keys for level in levels]
         steps = len(kinds) * len(self.folds.parts) * self.steps
-        with progress.ProgressBar(f"{self.title}, {network}", steps, "step") as self.step:
+        with progress.ProgressBar(f"{self.title}, {network}", "step", steps) as self.bar:
             for key, level in kinds:
                 items = [found.vectors(key, level, rows, self.evaluator.time_parts) for rows, found in extracted]
                 for row in self.accuracies(items, level):
@@ -199,7 +199,7 @@ class FeatureProtocol(Protocol):
         predicted = []
         for test, train in parts:
             predicted.append(self.predict(train, test, level))
-            self.step()
+            self.bar.step()
         owners, targets = [test.video for test, _ in parts], self.shards.targets
         for (tested, _), owner in zip(self.folds.parts, owners, strict=True):
             if not np.array_equal(np.unique(owner), np.sort(tested)):

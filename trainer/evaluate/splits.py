@@ -114,7 +114,7 @@ def learnable(folds: Folds) -> Folds:
 
 def _cross_validation(source: data.Shards, rows: np.ndarray) -> tuple[str, list[np.ndarray]]:
     """Mode in words, and the videos that each fold tests, int64 rows of source.videos; rows: of all labelled ones."""
-    groups, grouped = groups_of(source)[rows], np.array(source.text("videos/group"))[rows] != ""
+    groups, grouped = source.groups[rows], np.array(source.text("videos/group"))[rows] != ""
     names = np.unique(groups)
     if 2 <= len(names) <= MOST_GROUPS and grouped.all():
         return f"leave one group out, {len(names)} groups", [rows[groups == name] for name in names]
@@ -138,13 +138,6 @@ def grouped_folds(targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         folds = [held_out for _, held_out in StratifiedGroupKFold(number).split(targets, targets, groups)]
     return [held_out for held_out in folds if 0 < len(held_out) < len(targets)]
-
-
-def groups_of(source: data.Shards) -> np.ndarray:
-    """Source group of every video; a video without one is a group of its own."""
-    return np.array(
-        [group or name for group, name in zip(*map(source.text, ("videos/group", "videos/id")), strict=True)]
-    )
 
 
 def covers(source: data.Shards, tested: np.ndarray) -> bool:

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from labelgen import files, progress, reading, shards, texts
+    from labelgen import files, progress, reading, shards, sheets
     from trainer import augment, checkpoint, data, methods, network, settings
     from trainer.evaluate import evaluator, features, metrics, neighbours, results, splits
     from trainer.training import precision, streams
 else:
     cv2, np, torch = map(_Lazy, ("cv2", "numpy", "torch"))
-    files, progress, reading, shards, texts = (
-        _Lazy(f"labelgen.{name}") for name in ("files", "progress", "reading", "shards", "texts")
+    files, progress, reading, shards, sheets = (
+        _Lazy(f"labelgen.{name}") for name in ("files", "progress", "reading", "shards", "sheets")
     )
     augment, checkpoint, data, methods, network, settings = (
         _Lazy(f"trainer.{name}") for name in ("augment", "checkpoint", "data", "methods", "network", "settings")

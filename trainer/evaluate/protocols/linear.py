@@ -36,7 +36,7 @@ class Linear(FeatureProtocol):
     def choose(self) -> data.Shards:
         self.unfinished = 0  # fits that did not converge
         source = super().choose()
-        self.groups, self.ids = splits.groups_of(source), np.array(source.text("videos/id"))
+        self.groups, self.ids = source.groups, np.array(source.text("videos/id"))
         return source
 
     def rows_of(self, network: str) -> Iterator[dict]:
@@ -64,7 +64,7 @@ class Linear(FeatureProtocol):
     def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:
         order = np.argsort(self.ids[train.video])  # so that the order of the shards has no effect
         x, videos = train.x[order], train.video[order]
-        predicted, strength = probe(x, self.shards.targets[videos], self.groups[videos], test.x, self.step)
+        predicted, strength = probe(x, self.shards.targets[videos], self.groups[videos], test.x, self.bar.step)
         self.chosen.append(strength)
         return {"accuracy": predicted}
 

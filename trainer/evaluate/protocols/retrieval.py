@@ -69,7 +69,7 @@ class Retrieval(Protocol):
             raise TrainerError(
                 f"{source.dataset}: groups can be left out only if each video searches all others and their groups are known"
             )
-        self.groups = np.unique(splits.groups_of(source), return_inverse=True)[1]
+        self.groups = np.unique(source.groups, return_inverse=True)[1]
         self.units = self.groups if leave_group_out else np.arange(len(self.groups))
         if leave_group_out and len(set(self.groups[self.folds.tested].tolist())) < 2:
             raise TrainerError(f"{source.dataset}: all videos are of one group, without it nothing can be found")

@@ -101,12 +101,12 @@ def leave_one_out(x: np.ndarray, targets: np.ndarray, what: str = "video") -> np
     u, s, _ = np.linalg.svd(x.astype(np.float64), full_matrices=False)
     x = u * s
     predicted = np.empty(len(x), np.int64)
-    with progress.ProgressBar(f"leave one out, {what}", len(x), "video") as step:
+    with progress.ProgressBar(f"leave one out, {what}", "video", len(x)) as bar:
         for i in range(len(x)):
             others = np.arange(len(x)) != i
             if len(np.unique(targets[others])) == 1:
                 predicted[i] = targets[others][0]
             else:
                 predicted[i] = LinearSVC(random_state=0).fit(x[others], targets[others]).predict(x[i : i + 1])[0]
-            step()
+            bar.step()
     return predicted

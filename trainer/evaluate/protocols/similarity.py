@@ -221,12 +221,12 @@ def cross_validated(x: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.nda
     from sklearn.svm import LinearSVC
 
     score, numbers = np.full(len(x), np.nan), np.unique(fold)
-    with progress.ProgressBar("same or not", len(numbers), "fold") as step:
+    with progress.ProgressBar("same or not", "fold", len(numbers)) as bar:
         for number in numbers:
             held_out = fold == number
             machine = make_pipeline(StandardScaler(), LinearSVC(random_state=0, max_iter=10_000))
             score[held_out] = machine.fit(x[~held_out], same[~held_out]).decision_function(x[held_out])
-            step()
+            bar.step()
     if np.isnan(score).any():
         raise AssertionError(f"{np.isnan(score).sum()} of {len(score)} pairs were not scored")
     return score
