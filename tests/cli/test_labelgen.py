@@ -228,6 +228,12 @@ def test_jpeg_quality(videos, tmp_path, plain):
         (("--paces", "1,0"), "none of them 0"),
         (("--paces", "1,1/0"), "paces are 1, 1/0; expected numbers such as"),
         (("--paces", "2,4/2"), "two different paces"),
+        (("--paces", "1,fast"), "paces are 1, fast; expected numbers such as"),
+        *((("--paces", f"1,{pace}"), "at most six digits") for pace in ("1e9999999999", "9" * 5000, "1/1e9")),
+        (
+            ("--height", 4096, "--width", 4096, "--clip-length", 24),
+            "24 frames of 4096 x 4096; expected 268,435,456 pixels",
+        ),
         (("--order-clips", 1), "order-clips is 1; expected 2 to 5"),
         (("--order-clips", 6), "order-clips is 6; expected 2 to 5"),
         (("--region", "0.5,0,0.5,1"), "region is 0.5, 0.0, 0.5, 1.0; expected left, top, right, bottom"),
@@ -265,6 +271,7 @@ def test_bad_values_are_refused(videos, tmp_path, options, message):
         (("--allow-wrap",), "allow_wrap: false there, true now"),
         (("--width", 72), "width: 64 there, 72 now"),
         (("--clip-length", 24), "clip_length: 16 there, 24 now"),
+        (("--videos-per-shard", 3), "videos_per_shard: 10 there, 3 now"),
     ],
 )
 def test_another_configuration_in_the_same_folder_is_an_error(videos, plain, options, message):

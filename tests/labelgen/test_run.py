@@ -17,7 +17,7 @@ from numba.core import caching
 
 from labelgen import compiled, decode, run
 from labelgen.config import Config
-from labelgen.errors import ConfigError, ShardError, VsslError
+from labelgen.errors import ShardError, VsslError
 from labelgen.flow import flow
 from labelgen.labels.patterns import crop_grid
 from labelgen.manifest import load
@@ -244,13 +244,6 @@ def test_a_video_that_kills_or_hangs_its_worker_is_the_only_one_lost(folder, unb
     assert (kept.jpeg(69) == ShardReader(unbroken[0] / "videos" / "00000.h5").jpeg(69)).all()
 
 
-def test_another_configuration_is_refused_with_both_values(folder, unbroken):
-    with pytest.raises(ShardError, match="jpeg_quality: 90 there, 50 now"):
-        label(folder, unbroken[0], config=Config(height=48, width=64, crop=32, jpeg_quality=50))
-    with pytest.raises(ShardError, match="videos_per_shard: 2 there, 3 now"):
-        label(folder, unbroken[0], videos_per_shard=3)
-
-
 def test_a_changed_list_of_videos_is_refused(folder, unbroken, tmp_path):
     (tmp_path / "v").mkdir()
     for path in (folder / "right").iterdir():
@@ -288,13 +281,6 @@ def test_a_file_that_breaks_off_is_kept_and_listed(tmp_path):
         assert (failure["stage"], failure["kept"], failure["shard"]) == ("decode", True, "00000.h5")
         assert failure["reason"].startswith(f"kept {report['frames']} frames: the file ends after ")
         assert failure["reason"].endswith(" of 80 frames") and report["videos"]["cut_short"] == 1
-
-
-def test_the_split_is_named_in_the_configuration(folder, tmp_path):
-    data = load("folder", folder)
-    run.run(data, data.videos, tmp_path, SMALL, 1, 5, split="1/train")
-    with pytest.raises(ShardError, match=r'split: "1/train" there, "2/train" now\)'):
-        run.run(data, data.videos, tmp_path, SMALL, 1, 5, split="2/train")
 
 
 def test_links_to_nowhere_are_listed_as_failed(tmp_path):
@@ -336,24 +322,6 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_shards_only(folder, unbroken
     assert not list(tmp_path.glob("videos/.*.tmp"))
     label(folder, tmp_path)
     assert content(tmp_path) == content(unbroken[0])
-
-
-def test_options_are_checked():
-    with pytest.raises(ConfigError, match="crop is 100"):
-        Config(crop=100)
-    with pytest.raises(ConfigError, match=r"crop is 128; .* \(120 x 171\)"):
-        Config(height=120, crop=128)
-    with pytest.raises(ConfigError, match="paces are 1, fast"):
-        Config(paces=("1", "fast"))
-    with pytest.raises(ConfigError, match="two different paces"):
-        Config(paces=("1", "2/2"))
-    for pace in ("1e9999999999", "9" * 5000, "1/1e9"):  # which no machine has the memory for
-        with pytest.raises(ConfigError, match="at most six digits"):
-            Config(paces=("1", pace))
-    with pytest.raises(ConfigError, match="clips have 24 frames of 4096 x 4096; expected 268,435,456 pixels"):
-        Config(height=4096, width=4096, clip_length=24)
-    with pytest.raises(ConfigError, match="height is 0"):
-        Config(height=0)
 
 
 @pytest.mark.parametrize(
