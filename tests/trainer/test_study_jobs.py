@@ -142,7 +142,7 @@ def test_runs_on_a_cluster_have_gpus_of_their_own(four_gpus, tmp_path, monkeypat
 
 def test_without_locks_gpus_are_taken_in_turn(four_gpus, monkeypatch):
     monkeypatch.setattr(devices.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(37, "no locks")))
-    with devices.given("cuda") as one, devices.given("cuda") as two:
+    with devices.reserved("cuda") as one, devices.reserved("cuda") as two:
         assert one != two and {one.name, two.name} == {"cuda"}
 
 

@@ -1,4 +1,4 @@
-"""The jobs of a study: what identifies each, what it makes, and where that is stored."""
+"""The jobs of a study: what identifies each, what it makes, and how that is stored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _RESULT = {
 }
 
 
-def identity(kind: str, **what) -> str:
+def identity(kind: str, **what: object) -> str:
     """Hash of everything that determines a run or a result: settings, data (see Source), the number of VERSIONS, and the
     versions of torch and NumPy."""
     return json_sha256({"kind": kind, "version": VERSIONS[kind], **_LIBRARIES, **what})
@@ -66,11 +66,11 @@ class Store:
         return content
 
     def has(self, id: str) -> bool:
-        """Whether a training or a result is there and whole."""
+        """Whether a training or a result exists and is whole."""
         return (self.run(id) / "done.json").exists() or (self.root / "results" / f"{id}.json").exists()
 
     def ids(self) -> list[str]:
-        """The trainings and results that are there."""
+        """The trainings and results that exist."""
         runs = (path.parent.name for path in self.root.glob("runs/*/done.json"))
         return [*runs, *(path.stem for path in self.root.glob("results/*.json"))]
 
@@ -79,11 +79,11 @@ class Store:
         return self.root / "logs" / f"{job.id}.txt"
 
     def marker(self, job: Job) -> Path:
-        """Is there while a job is made: on what, and how long its log was before."""
+        """Exists while a job is made; holds its device, and how long its log was before."""
         return self.root / "logs" / f"{job.id}.running"
 
     def done(self, job: Job) -> bool:
-        """Whether all that a job makes is there."""
+        """Whether all that a job makes exists."""
         return all(map(self.has, job.makes))
 
 
@@ -183,17 +183,18 @@ class Measuring(Job):
         raise NotImplementedError
 
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
-        requests, made = [own for own in self.requests if not store.has(own.id)], dict[str, dict]()
+        requests = [request for request in self.requests if not store.has(request.id)]
+        made: dict[str, dict] = {}
         (store.root / "scratch").mkdir(exist_ok=True)
         for network in dict.fromkeys(self.networks.values()):
-            splits = [split for split, own in self.networks.items() if own == network]
+            splits = [split for split, tested in self.networks.items() if tested == network]
             with tempfile.TemporaryDirectory(dir=store.root / "scratch") as folder:  # features are not kept
                 found = self.features(store, splits[0], flow, Path(folder))
-                for own in requests:
-                    content = made.setdefault(own.id, {"scores": {}})
+                for request in requests:
+                    content = made.setdefault(request.id, {"scores": {}})
                     try:
                         content["scores"] |= measures.scores(
-                            found, self.source, splits, own.target, own.measure, own.seed, self.device
+                            found, self.source, splits, request.target, request.measure, request.seed, self.device
                         )
                     except VsslError as error:  # this number cannot be had, the others can
                         content["reason"] = str(error)
@@ -269,7 +270,7 @@ class Pretext(Job):
 
 
 def _train_or_resume(run: Path, settings: Settings, job: Job, overlay: Path, initial: Path | None = None) -> None:
-    """Train a run, from where it stopped. On a CPU the process that trains decodes the frames, too."""
+    """Train a run, or resume it from its last checkpoint. On a CPU the process that trains decodes the frames, too."""
     workers = 0 if job.device == "cpu" else settings.workers
     if any((run / "checkpoints").glob("[0-9]*")):
         train(Settings(device=job.device, workers=workers), job.source.folder, resume=run, overlay=overlay)

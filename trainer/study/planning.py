@@ -75,7 +75,9 @@ def columns(study: Study, sources: dict[str, Source]) -> list[Column]:
         for tested in (name for name in measure.tested_on if name in sources):
             named = measure.pretrained_on
             before: Sequence[str] = [tested] if named == "itself" else [*study.data] if named == ALL else named
-            targets = [own for own in sources[tested].overlays if own in (measure.targets or sources[tested].overlays)]
+            targets = [
+                name for name in sources[tested].overlays if name in (measure.targets or sources[tested].overlays)
+            ]
             for target in targets[:1] if measure.protocol in WITHOUT_LABELS else targets:
                 found += [Column(name, tested, target, measure) for name in before if name in sources]
     places = list(dict.fromkeys((c.tested_on, c.target, c.pretrained_on) for c in found))
@@ -90,8 +92,8 @@ def plan(study: Study, sources: dict[str, Source], store: Store, device: str, fa
     planner = _Planner(study, sources, store, device, failed)
     for column in columns(study, sources):
         for row in study.rows.values():
-            asked = row.kind != "method" or row.name in (column.measure.rows or study.rows)
-            for seed in study.seeds if asked else ():
+            measured = row.kind != "method" or row.name in (column.measure.rows or study.rows)
+            for seed in study.seeds if measured else ():
                 try:
                     if id := planner.number(row, column, seed):
                         planner.plan.numbers[row.name, column, seed] = id
@@ -123,12 +125,12 @@ class _Planner:
 
     def _source(self, row: Row, name: str) -> Source:
         """A data set as the row asks for it."""
-        own = row.pretrains_on(name)
-        if own not in self.sources:
+        name = row.pretrains_on(name)
+        if name not in self.sources:
             raise TrainerError(
-                f"{own} does not exist: it needs a data set that the study labels itself, and labelling that works"
+                f"{name} is unavailable; expected a data set that the study labels, and labelling that works"
             )
-        return self.sources[own]
+        return self.sources[name]
 
     def _trained(self, row: Row, source: Source, split: str, seed: int) -> str:
         """The id of a pretraining with the settings that are chosen."""
@@ -139,7 +141,7 @@ class _Planner:
                 self._training(row, source, first, self.study.seeds[0], candidate) for candidate in candidates
             ]
             if all(self.store.has(id) or id in self.failed for id in tried):
-                losses = [held_out_loss(self.store, *own) for own in zip(tried, row.candidates, strict=True)]
+                losses = [held_out_loss(self.store, *each) for each in zip(tried, row.candidates, strict=True)]
                 index = self.plan.chosen[key] = int(np.argmin(losses))
         id = self.plan.runs[(*key, split, seed)] = self._training(row, source, split, seed, index)
         return id
@@ -209,7 +211,7 @@ class _Planner:
         bare = replace(over(measure.settings or Settings(), bare), epochs=epochs)
         settings = {split: replace(bare, split=few_name(split, measure.labels, seed)) for split in source.splits}
         what = {"network": networks if row.kind == "method" else None, "labels": source.labels[column.target]}
-        of_splits = {split: determining(own) for split, own in settings.items()}
+        of_splits = {split: determining(of_split) for split, of_split in settings.items()}
         id = identity("finetune", settings=of_splits, data=source.identity, **what)
         title = f"{measure.title} on {column.tested}" + _how(column, networks, seed)
         about = self._about(row, source, title, networks)
@@ -277,7 +279,7 @@ def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float,
     shards.keep(values["fraction"], values["seed"])
     clips_of = training_clips(shards, settings, say=lambda _: None)
     each = epoch_of(clips_of, settings)[1]
-    epochs, videos = max(1, round(clips / each)), {video for own in clips_of.values() for video in _videos_of(own)}
+    epochs, videos = max(1, round(clips / each)), {video for each in clips_of.values() for video in _videos_of(each)}
     return epochs, epochs * each, (len(videos), int(opened.trains.sum()))
 
 

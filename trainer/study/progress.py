@@ -46,8 +46,8 @@ def _training(run: Path) -> str:
         with open_regular(run / "log.csv") as file:
             head = file.readline().decode().strip().split(",")
             rows = [row for row in _tail(file, file.tell()).splitlines(keepends=True) if row.endswith("\n")]
-        last = [dict(zip(head, own, strict=True)) for own in csv.reader(rows[-_STEPS:])]
-        step, each = int(last[-1]["step"]), statistics.median(float(own["total_ms"]) for own in last) / 1000
+        last = [dict(zip(head, row, strict=True)) for row in csv.reader(rows[-_STEPS:])]
+        step, each = int(last[-1]["step"]), statistics.median(float(row["total_ms"]) for row in last) / 1000
         left = f"about {duration((steps - step) * each)} left"
         return f"step {step:,} of {steps:,}, loss {float(last[-1]['loss']):.4g}, {left}"
     except (VsslError, OSError, LookupError, ValueError, TypeError):  # not there yet, or about to be replaced

@@ -33,7 +33,7 @@ def collect(
     failed: dict[str, str],
     unusable: dict[str, str],
 ) -> dict:
-    """All that study.json holds, which is the same however often the study was stopped: "data", "rows", "columns",
+    """All that study.json holds, which is the same however often the study was interrupted: "data", "rows", "columns",
     "numbers", "orderings" (published ones, and the difference here), "assumed", "absent" (numbers that do not exist),
     "failures". A number is the mean over seeds and videos in per cent, with "low" and "high", "above" its difference from the
     random network of the same seeds, or of the pretext task from "chance", likewise, and the value of each seed."""
@@ -90,7 +90,7 @@ def _row(row: Row, planned: Plan, store: Store) -> dict:
             }
     for (name, data), ids in planned.tried.items():
         if name == row.name:
-            losses = [held_out_loss(store, *own) for own in zip(ids, row.candidates, strict=True)]
+            losses = [held_out_loss(store, *each) for each in zip(ids, row.candidates, strict=True)]
             chosen = planned.chosen.get((name, data))
             tried[data] = [
                 {**values, "held-out loss": _finite(loss), "chosen": i == chosen}
@@ -228,7 +228,7 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
         if source.data.pretraining == ALL:
             found.append(
                 f"{name}: pretraining is given all videos, those that are tested, too, without labels; how many a row saw "
-                "stands in its line."
+                "is shown in its line."
             )
         drawn = "groups of videos" if source.data.resample == "group" else "single videos"
         few = len(set(_units(source).values()))
@@ -266,7 +266,7 @@ def unavailable(reasons: dict[Key, str]) -> list[dict]:
     rows: dict[tuple[str, str], dict[str, None]] = {}
     for (row, column, _), reason in reasons.items():
         rows.setdefault((f"{column.measure.title} on {column.tested}", reason), {})[row] = None
-    return [{"row": ", ".join(own), "what": what, "reason": reason} for (what, reason), own in rows.items()]
+    return [{"row": ", ".join(names), "what": what, "reason": reason} for (what, reason), names in rows.items()]
 
 
 def tables(content: dict) -> list[tuple[str, list[str], dict[str, list[dict | None]]]]:
@@ -277,14 +277,15 @@ def tables(content: dict) -> list[tuple[str, list[str], dict[str, list[dict | No
     for number, column in enumerate(content["columns"]):
         places.setdefault(place(column), {})[number] = column["measure"]
     single: dict[str, dict[int, str]] = {}
-    for title, own in places.items():
-        if len(own) == 1:
-            ((number, measure),) = own.items()
+    for title, heads in places.items():
+        if len(heads) == 1:
+            ((number, measure),) = heads.items()
             single.setdefault(measure, {})[number] = title
-    joined = {measure: own for measure, own in single.items() if len(own) > 1}
-    alike = {number for own in joined.values() for number in own}
+    joined = {measure: titles for measure, titles in single.items() if len(titles) > 1}
+    alike = {number for titles in joined.values() for number in titles}
     found = []
-    for title, heads in ({title: own for title, own in places.items() if not alike & own.keys()} | joined).items():
+    apart = {title: heads for title, heads in places.items() if not alike & heads.keys()}
+    for title, heads in (apart | joined).items():
         rows = {row: [by.get((row, number)) for number in heads] for row in content["rows"]}
         found.append((title, [*heads.values()], {row: cells for row, cells in rows.items() if any(cells)}))
     return found
@@ -332,23 +333,23 @@ def markdown(content: dict) -> str:
     if content["orderings"]:
         head, body = orderings(content)
         lines += ["**Published orderings**", "", _line(map(plain, head)), "|---" * len(head) + "|"]
-        lines += [*(_line([*map(plain, own[:2]), *own[2:]]) for own in body), ""]
+        lines += [*(_line([*map(plain, cells[:2]), *cells[2:]]) for cells in body), ""]
     return "\n".join(lines)
 
 
 def orderings(content: dict) -> tuple[list[str], list[list[str]]]:
     """Head and lines of the table of published orderings."""
-    numbers = list(dict.fromkeys(here["column"] for own in content["orderings"] for here in own["here"]))
+    numbers = list(dict.fromkeys(here["column"] for ordering in content["orderings"] for here in ordering["here"]))
     columns = [content["columns"][number] for number in numbers]
     body = []
-    for own in content["orderings"]:
-        here = {one["column"]: one for one in own["here"]}
-        values = f" ({own['values'][0]:g}, {own['values'][1]:g})" if own["values"] else ""
+    for ordering in content["orderings"]:
+        here = {one["column"]: one for one in ordering["here"]}
+        values = " ({:g}, {:g})".format(*ordering["values"]) if ordering["values"] else ""
         cells = [
             f"{one['verdict']}: {one['value']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]" if one else ""
             for one in map(here.get, numbers)
         ]
-        body.append([f"{own['better']} > {own['worse']}", own["source"] + values, *cells])
+        body.append([f"{ordering['better']} > {ordering['worse']}", ordering["source"] + values, *cells])
     return ["Ordering", "Published", *(f"{place(column)}: {column['measure']}" for column in columns)], body
 
 

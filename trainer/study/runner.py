@@ -12,7 +12,7 @@ from labelgen.cluster import connected
 from labelgen.errors import VsslError
 from labelgen.files import write_text
 from labelgen.processes import cores, ending, finished
-from trainer.study.devices import Device, given
+from trainer.study.devices import Device, reserved
 from trainer.study.jobs import Job, Store
 
 
@@ -70,7 +70,7 @@ def execute(job: Job, root: Path, threads: int, flow: Callable | None) -> tuple[
     logs/ID.txt."""
     log, marker = Store(root).log(job), Store(root).marker(job)
     log.parent.mkdir(exist_ok=True)
-    with given(job.device) as device:
+    with reserved(job.device) as device:
         marker.write_text(f"{device} of {socket.gethostname()}\n{log.stat().st_size if log.exists() else 0}")
         try:
             return job, _in_process(replace(job, device=device.name), root, threads, flow, device)

@@ -29,7 +29,7 @@ _FINETUNE: dict[str, Any] = {"holdout": 0.0, "jitter": "none", "schedule": "cosi
 
 _ANY = str | float | bool | list | dict | None
 _NAMES = str | list | None
-_SETTINGS = {f"{own.name}?": _ANY for own in fields(Settings) if own.name not in ("seed", "split", "epochs")}
+_SETTINGS = {f"{field.name}?": _ANY for field in fields(Settings) if field.name not in ("seed", "split", "epochs")}
 _DATA = Only(
     {
         **dict.fromkeys(("shards?", "dataset?", "root?", "pretraining?", "resample?"), str),

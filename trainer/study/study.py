@@ -95,16 +95,14 @@ def _make(
 
 
 def _unused(planned: Plan, store: Store, unusable: dict[str, str]) -> list[str]:
-    """What stands in the folder and is not of this study any more, in words, as far as that is known."""
+    """What is in the folder and not of this study any more, in words, as far as that is known."""
     if unusable or planned.tried.keys() != planned.chosen.keys():
         return []
     unused = {*store.ids()} - {id for job in planned.jobs.values() for id in job.makes}
     what = [f"{len(unused)} runs and results"] * bool(unused)
     what += ["copies of shards (data/*/*.h5)"] * any(store.root.glob("data/*/*.h5"))
-    return [
-        f"{store.root}: {own} of other settings or of an earlier version of vssl are not used; delete them if you need the disk"
-        for own in what
-    ]
+    end = "of other settings or of an earlier version of vssl are not used; delete them if you need the disk"
+    return [f"{store.root}: {words} {end}" for words in what]
 
 
 def show_plan(path: str | Path, out: Path, workers: int, device: str) -> list[str]:
@@ -126,7 +124,7 @@ def show_plan(path: str | Path, out: Path, workers: int, device: str) -> list[st
         named = [*spec.data, *map(spec.rows[row].pretrains_on, spec.data)]
         if waits := ", ".join(name for name in unlabelled if name in named):
             lines.append(f"  runs on {waits}: {_UNKNOWN}")
-    lines += [f"unavailable: {own['row']}: {own['what']}: {own['reason']}" for own in unavailable(planned.unknown)]
+    lines += [f"unavailable: {one['row']}: {one['what']}: {one['reason']}" for one in unavailable(planned.unknown)]
     lines += _unused(planned, store, unusable)
     several = f", {workers} at a time: {duration(sum(took.values()) / workers)}" if workers > 1 else ""
     known = f"about {duration(sum(took.values()))}{several} (classifiers on frozen features not counted)"
