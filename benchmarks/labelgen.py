@@ -20,7 +20,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -40,7 +39,6 @@ from scipy.ndimage import prewitt  # noqa: E402
 from labelgen import decode, manifest, shards  # noqa: E402
 from labelgen.config import CLIP_LENGTH, Config  # noqa: E402
 from labelgen.flow import BACKENDS, find, luma  # noqa: E402
-from labelgen.flow.opencv import dis  # noqa: E402
 from labelgen.labels.appearance import appearance_statistics  # noqa: E402
 from labelgen.labels.boundaries import motion_boundaries  # noqa: E402
 from labelgen.labels.clip import MAX_FLOW  # noqa: E402
@@ -301,12 +299,10 @@ def eight_bits(flow: np.ndarray) -> np.ndarray:
 
 FLOWS = {  # of two luma images uint8 [H, W], float32 [H, W, 2]
     **{name: find(name).function for name in BACKENDS},
-    "dis medium": partial(dis, preset=cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
-    "farneback": lambda *pair: cv2.calcOpticalFlowFarneback(*pair, None, 0.5, 3, 15, 3, 5, 1.2, 0),  # as in flow.py
     "8 bits": lambda first, second: eight_bits(find("tvl1").function(first, second)).astype(np.float32),
 }
 COMPARED = [("tvl1", name) for name in FLOWS if name != "tvl1"]
-COMPARED += [("opencv-tvl1", name) for name in ("dis", "dis medium", "farneback")]
+COMPARED += [("opencv-tvl1", name) for name in ("dis", "dis-medium", "farneback")]
 
 
 def backends(data: Path, repeats: int) -> None:

@@ -61,9 +61,9 @@ def dis(first: np.ndarray, second: np.ndarray, *, preset: int = cv2.DISOPTICAL_F
     return _solved(first, second, create, preset=preset)
 
 
-def dis_medium(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def dis_medium(first: np.ndarray, second: np.ndarray, *, preset: int = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM) -> np.ndarray:
     """`dis` with OpenCV's preset "medium"."""
-    return dis(first, second, preset=cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    return dis(first, second, preset=preset)
 
 
 def farneback(
