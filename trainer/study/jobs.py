@@ -23,7 +23,7 @@ from labelgen.files import write_json, write_text
 from labelgen.processes import cores, ending, finished
 from labelgen.reading import fit, load_json, read_text
 from trainer.errors import TrainerError
-from trainer.settings import FREE, Settings, resolve
+from trainer.settings import Settings, resolve
 from trainer.study.devices import Device, given, kind_of_device
 
 _PACKAGE = Path(__file__).parents[1]
@@ -33,6 +33,14 @@ _TRAINING = (
 )
 _MEASURING = (*_TRAINING, "checkpoint.py", "evaluate", "study/measures.py", "study/sources.py")
 _RESULT = {"seconds": float | int, "cost": str, "clips": float | int, "device?": str, "scores?": dict, "reason?": str}
+_FREE = (
+    "compile",
+    "workers",
+    "device",
+    "checkpoint_minutes",
+    "log_every",
+    "keep_every",
+)  # settings that change no weight
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def identity(**what) -> str:
 
 def determining(settings: Settings) -> dict:
     """The settings that change weights, with all defaults."""
-    return {name: value for name, value in asdict(resolve(settings)).items() if name not in FREE}
+    return {name: value for name, value in asdict(resolve(settings)).items() if name not in _FREE}
 
 
 @functools.cache
