@@ -41,8 +41,8 @@ class Place:
 
 
 def place() -> Place:
-    """From the variables of `torchrun`; if a script of Slurm sets WORLD_SIZE, the missing ones are set from those of `srun`. Raises
-    TrainerError for what is still missing."""
+    """From the variables of `torchrun`; if a script of Slurm sets WORLD_SIZE, the missing ones are set from those of `srun`.
+    Raises TrainerError for what is still missing."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Place()
     for name, of_slurm in (("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "SLURM_LOCALID")):
