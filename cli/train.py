@@ -32,7 +32,7 @@ def _setting(name: str):
 
 
 def _with_options(name: str):
-    """Decorator: the options of the command of that name, the declared settings and those that say from what and to where."""
+    """Decorator: the options of the command of that name, which are the declared settings, the data and the run."""
 
     def decorate(command):
         several = name == "train"

@@ -1,12 +1,12 @@
-"""Checkpoints: a folder that is whole or not there, from which the network can be rebuilt without anything else.
+"""Checkpoints: folders that exist whole or not at all, from which the network can be rebuilt without anything else.
 
 <run>/checkpoints/00000200/
     weights.safetensors   weights and buffers; its metadata holds checkpoint.json once more
     checkpoint.json       settings, step, data set, configuration of the shards, versions
     optimiser.safetensors state of the optimiser, to resume
 
-The newest one replaces the older ones. <run>/best has that of the best held-out accuracy; <run>/kept those that stay, one every
-`keep_every` epochs, without the optimiser.
+The newest one replaces the older ones. <run>/best has the one with the best held-out accuracy; <run>/kept has those that stay,
+one every `keep_every` epochs, without the optimiser.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
 
     def optimiser_state(self) -> dict[int, dict[str, Tensor]]:
-        """State of the optimiser by number of the parameter and name. Raises TrainerError when it is missing or damaged."""
+        """State of the optimiser by number of the parameter and name. Raises TrainerError if it is missing or damaged."""
         path = self.file.with_name("optimiser.safetensors")
         try:
             _, tensors = _read(path)
@@ -83,16 +83,18 @@ class Checkpoint:
         return state
 
     def restore(self, optimiser: torch.optim.Optimizer) -> None:
-        """Give an optimiser its stored state. Raises TrainerError when it is missing or does not fit."""
+        """Give an optimiser its stored state. Raises TrainerError if it is missing or does not fit."""
         state, now = self.optimiser_state(), optimiser.state_dict()
         weights = [weight for group in optimiser.param_groups for weight in group["params"]]
-        for number, own in state.items():
+        for number, tensors in state.items():
             shapes = {(), weights[number].shape} if number < len(weights) else set()
-            if own.keys() != _STATE[type(optimiser).__name__] or any(v.shape not in shapes for v in own.values()):
-                where = self.file.with_name("optimiser.safetensors")
-                raise TrainerError(f"{where}: the state of parameter {number} is of another optimiser; {_OTHER}")
-            for name, value in own.items():  # in memory as the parameter, so that sums are rounded as before
-                own[name] = torch.empty_like(weights[number]).copy_(value) if value.dim() else value
+            if tensors.keys() != _STATE[type(optimiser).__name__] or any(
+                v.shape not in shapes for v in tensors.values()
+            ):
+                file = self.file.with_name("optimiser.safetensors")
+                raise TrainerError(f"{file}: the state of parameter {number} is of another optimiser; {_OTHER}")
+            for name, value in tensors.items():  # in memory like the parameter, so that sums are rounded as before
+                tensors[name] = torch.empty_like(weights[number]).copy_(value) if value.dim() else value
         optimiser.load_state_dict({"state": state, "param_groups": now["param_groups"]})
 
 
@@ -142,7 +144,7 @@ def save(
             save_file(weights, temporary / "weights.safetensors", {"vssl": json.dumps(meta)})
             if kind != "kept":
                 states = optimiser["state"].items()
-                tensors = {f"{number}.{name}": tensor for number, own in states for name, tensor in own.items()}
+                tensors = {f"{number}.{name}": tensor for number, state in states for name, tensor in state.items()}
                 tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
                 save_file(tensors, temporary / "optimiser.safetensors")
             (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=2) + "\n")
@@ -161,16 +163,16 @@ def save(
 
 
 def run_path(name: str | os.PathLike) -> Path:
-    """A run by name or path: a bare name stands in runs/, unless something of that name is here."""
+    """A run by name or path: a bare name is looked for in runs/, unless the current folder has something of that name."""
     path = Path(name)
     return RUNS / path if len(path.parts) == 1 and not path.exists() else path
 
 
 def newest_run(finetuned: bool = True) -> Path:
-    """The run in runs/ whose checkpoint was written last, of those with one step at least; finetuned: runs that were trained
+    """The run in runs/ whose checkpoint was written last, of those with at least one step; finetuned: runs that were trained
     with labels count, too.
 
-    Raises TrainerError when there is none.
+    Raises TrainerError if there is none.
     """
     written: dict[Path, float] = {}
     for path in RUNS.glob("*/checkpoints/[0-9]*"):
@@ -328,8 +330,8 @@ def check_frames(config: dict) -> None:
 def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None:
     """Raises TrainerError that names the file if names or shapes of its weights are not the module's."""
     expected, found = (
-        {name: (value.shape, value.is_floating_point()) for name, value in own.items()}
-        for own in (module.state_dict(), weights)
+        {name: (value.shape, value.is_floating_point()) for name, value in tensors.items()}
+        for tensors in (module.state_dict(), weights)
     )
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
@@ -345,9 +347,9 @@ def backbone_weights(saved: Checkpoint) -> dict[str, Tensor]:
 
 
 def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str], None]) -> dict:
-    """Copy the weights of a checkpoint's backbone into this one, say which matched, and return where they are from.
+    """Copy the weights of a checkpoint's backbone into this one, say which matched, and return what describes their origin.
 
-    Raises TrainerError when less than 95 % of the backbone's parameters have a weight of the same name and shape there.
+    Raises TrainerError if less than 95 % of the backbone's parameters have a weight of the same name and shape there.
     """
     saved = load(path, best=True)
     weights, before = backbone_weights(saved), backbone.state_dict()
@@ -373,7 +375,7 @@ def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str]
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were made with."""
+    """The versions that the numbers were made with."""
     try:
         vssl = version("vssl")
     except PackageNotFoundError:

@@ -147,7 +147,7 @@ class Settings:
         default_words="half of the process's cores, 1 to 8",
         may_change=True,
     )
-    device: str = _declared("auto", "cpu, cuda, cuda:1", default_words="cuda where there is one", may_change=True)
+    device: str = _declared("auto", "cpu, cuda, cuda:1", default_words="cuda if there is one", may_change=True)
     checkpoint_minutes: float = _declared(
         5.0,
         "Minutes between checkpoints, written beside the training; one is written at the end in any case",

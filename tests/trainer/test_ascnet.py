@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.trainer.synthetic import write_shard
-from trainer.data import Batch, Shards, TrainingClips
+from trainer.data import Batch, Draw, Shards, TrainingClips
 from trainer.errors import TrainerError
 from trainer.methods import ascnet
 from trainer.methods.ascnet import ASCNet, consistency, target_decay
@@ -244,11 +244,10 @@ def test_held_out_samples_change_nothing(make):
 
 def test_two_speeds_of_one_video(shards):
     samples = ASCNet.samples(shards, OPTIONS)[0]
-    clips = TrainingClips(shards, samples, ASCNet, OPTIONS, 0, "clip")
-    orders, starts, crops = set(), set(), set()
+    orders, starts = set(), set()
     for epoch in range(12):
         for sample, (shard, video) in enumerate(samples):
-            draw = clips._draw(1, (epoch, sample), 2)
+            draw = Draw(epoch, np.random.default_rng((epoch, sample)), [], OPTIONS)
             frames, labels = ASCNet.read(shards.readers[shard], video, draw)
             arrays = shards.readers[shard].arrays
             first, length = (int(arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
@@ -258,18 +257,18 @@ def test_two_speeds_of_one_video(shards):
                 assert first <= clip[0] and clip[-1] < first + length
             orders.add(tuple(labels["speed"]))
             starts.add(tuple(frames[:, 0] - first))
-            crops.add(tuple(view["crop"] for view in draw.views))
     assert orders == {(1, 2), (2, 1)} and len(starts) > 60  # drawn one by one
-    assert any(a != b for a, b in crops) and len(crops) > 30
+    clips = TrainingClips(shards, samples, ASCNet, OPTIONS, 0, "clip")
+    crops = clips.batch(np.array([(epoch, i) for epoch in range(9) for i in range(len(samples))]))["view"]["crop"]
+    assert (crops[:, 0] != crops[:, 1]).any() and len({*map(tuple, crops.tolist())}) > 30
 
 
 def test_starts_reach_both_ends_of_the_video(tmp_path):
     write_shard(tmp_path / "short" / "00000.h5", [33])
     source = Shards(tmp_path / "short")
-    clips = TrainingClips(source, source.videos, ASCNet, OPTIONS, 0, "none")
     starts = {1: set(), 2: set()}
     for epoch in range(150):
-        frames, labels = ASCNet.read(source.readers[0], 0, clips._draw(1, (epoch, 0), 2))
+        frames, labels = ASCNet.read(source.readers[0], 0, Draw(epoch, np.random.default_rng(epoch), [], OPTIONS))
         for clip, speed in zip(frames, labels["speed"].tolist(), strict=True):
             starts[speed].add(int(clip[0]))
     assert starts == {1: set(range(18)), 2: {0, 1, 2}}

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +23,8 @@ from trainer.training.log import cut_log
 
 
 @pytest.fixture
-def run(demo, here):
-    return train(Settings(width=0.06, epochs=1, workers=0), demo)
+def run(pace_run, here):
+    return Path(shutil.copytree(pace_run, "runs/pace-r3d10-1"))
 
 
 def test_loads_from_run_folder_and_file(run):

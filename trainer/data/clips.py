@@ -75,7 +75,7 @@ class Batch:
 class TrainingClips:
     """Clips of one method's samples (int64 [n, 2]).
 
-    method: class of trainer.methods; tag: tells the draws of different uses of the same samples apart
+    method: class of trainer.methods; tag: gives each use of the same samples draws of its own
     weights: how often a sample of each data set stands among the samples, if not once; each copy shows another draw
     """
 

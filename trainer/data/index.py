@@ -23,7 +23,7 @@ class Shards:
     folder, if it is open already; overlay: see Readers
     dataset, config, config_hash, clip_length, crop_grid: as in every one of the shards (int16 [crops, 2] y, x); of several
     data sets their names with a + between them, and a hash of all
-    split:  name of the split, None where the data set has none
+    split:  name of the split, None if the data set has none
     videos: int64 [videos, 2], shard and video in it; clips: int64 [clips, 2], likewise
     before: int64 [shards], row of a shard's first video; frame_size: height and width of the stored frames
     owner:  int64 [clips], row of `videos` that a clip is of
@@ -126,8 +126,8 @@ class Shards:
 
     def labelled_clips(self) -> tuple[np.ndarray, int, str]:
         """The samples of methods that learn from labelled clips, int64 [n, 2], how many videos are left out, and why: every
-        labelled clip of the training videos, or where some random ones of each video were labelled the videos, of which
-        every showing takes another clip [thesis 3.4.2]. `sample_clips` tells which clips a sample stands for."""
+        labelled clip of the training videos or, if some random ones of each video were labelled, the videos, each showing of
+        which takes another clip [thesis 3.4.2]. See `sample_clips` for the clips that a sample stands for."""
         used = self.trains[self.owner]
         videos = np.unique(self.owner[used])
         samples = self.clips[used] if self.config["clips"] is None else self.videos[videos]

@@ -99,7 +99,7 @@ class Method(nn.Module):
         return f"accuracy {accuracy:.3f}, chance {chance:.3f}"
 
     def networks(self) -> list[nn.Module]:
-        """Networks of its own beside the backbone, which torch.compile may take."""
+        """Networks beside the backbone, which torch.compile may take."""
         return []
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:

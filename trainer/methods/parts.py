@@ -63,7 +63,7 @@ def pooled_cells(backbone: Stages, crop: int, frames: int) -> int:
 
 def branch(cells: int, hidden: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
     """Last stage [B, C, T, H, W] -> [B, outputs]: pooling to `cells` values, two hidden layers with ReLU, each followed by
-    dropout where there is any, and the outputs: fc 6, fc 7 and the last layer of light C3D.
+    dropout if there is any, and the outputs: fc 6, fc 7 and the last layer of light C3D.
 
     As published [thesis table 2.1 and 2.2.4] but for the initial weights, which the thesis does not state: PyTorch's. With
     2048 hidden units and 4096 cells fc 6 and fc 7 have 12,587,008 parameters.

@@ -103,10 +103,10 @@ def trained_classifier(weights: dict[str, Tensor], options: dict, classes: int) 
     prefix = "methods.recognition.head."
     if any(name.startswith(f"ema.{prefix}") for name in weights):
         prefix = f"ema.{prefix}"
-    own = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+    trained = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
     if options.get("hidden"):
-        head: nn.Module = branch(own["2.weight"].shape[1], options["hidden"], classes, options["dropout"])
+        head: nn.Module = branch(trained["2.weight"].shape[1], options["hidden"], classes, options["dropout"])
     else:
-        head = nn.Linear(own["weight"].shape[1], classes)
-    head.load_state_dict(own)
+        head = nn.Linear(trained["weight"].shape[1], classes)
+    head.load_state_dict(trained)
     return head.double().eval().requires_grad_(False)

@@ -72,7 +72,7 @@ class TCE(Method):
         videos = len(self.samples(shards, options)[0])
         if videos < 2:
             raise TrainerError(
-                f"tce tells videos apart, and {shards.dataset} has 1 that it can train on; it needs 2 or more"
+                f"tce compares videos, and {shards.dataset} has 1 that it can train on; it needs 2 or more"
             )
         self.loss, self.temperature, self.rotation_weight = (
             options[name] for name in ("loss", "temperature", "rotation_weight")
@@ -187,7 +187,7 @@ def pairwise_random(slots: Tensor, draws: Tensor) -> Tensor:
 
 
 def mine(similarity: Tensor, candidate: Tensor, priority: Tensor, limit: float, k: int) -> tuple[Tensor, Tensor]:
-    """The k candidates of the highest priority among those with a similarity above the limit, and where fewer than k are
+    """The k candidates of the highest priority among those with a similarity above the limit, and if fewer than k are
     above it, the k most similar. Returns their columns int64 [B, min(k, n)], and which of these are candidates at all.
 
     similarity: float32 [B, n] in -1..1; candidate: bool [B, n]; priority: float32 [B, n] in 0..1
@@ -198,13 +198,13 @@ def mine(similarity: Tensor, candidate: Tensor, priority: Tensor, limit: float, 
 
 
 def infonce(logits: Tensor) -> Tensor:
-    """-log(e^l_0 / sum_j e^l_j), float32 [B]. logits: [B, 1 + K], the positive first, -inf where there is no negative."""
+    """-log(e^l_0 / sum_j e^l_j), float32 [B]. logits: [B, 1 + K], the positive first, -inf for a missing negative."""
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction="none")
 
 
 def nce(logits: Tensor, temperature: float) -> Tensor:
     """-log h_0 - sum_j log(1 - h_j), h = e^l / (e^l + K c), float32 [B]: is it the positive or one of K noise samples?
-    0 where K is 0.
+    0 if K is 0.
 
     c is the mean of e^(similarity / temperature) over random unit vectors, whose similarities have variance 1 / EMBEDDING
     and are nearly normal. [Z. Wu et al., CVPR 2018, eq. 5 to 7; they take c from the first batch and a random bank]

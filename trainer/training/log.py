@@ -157,10 +157,10 @@ def introduce(
     times = f", each {settings.repeats} times," if settings.repeats > 1 else ""
     samples = ", ".join(f"{n} samples{times}" for n in meta["samples"].values())
     device = next(network.parameters()).device
-    where = f"{device} x {distributed.world()}" if distributed.world() > 1 else f"{device}"
+    devices = f"{device} x {distributed.world()}" if distributed.world() > 1 else f"{device}"
     say(
         f"{settings.method}, {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) on "
-        f"{where} in {settings.precision}, "
+        f"{devices} in {settings.precision}, "
         f"{samples} of {source.dataset}, {settings.epochs} epochs of {steps} steps -> {folder}"
     )
     for name in source.whole:
