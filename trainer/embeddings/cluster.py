@@ -19,9 +19,10 @@ _FLAT = 1.0  # grey levels: a picture whose standard deviation is smaller shows 
 
 @dataclass(frozen=True)
 class Points:
-    """Vectors float32 [n, d] of length 1, of videos or of rows; fields: id, path, label, split, start, end of each; rows: that of
-    the table whose thumbnail stands for it, int64 [n]."""
+    """Vectors float32 [n, d] of length 1, at level "video" or "row"; fields: id, path, label, split, start, end of each; rows:
+    the row of the table whose thumbnail shows it, int64 [n]."""
 
+    level: str
     vectors: np.ndarray
     fields: list[dict]
     rows: np.ndarray
@@ -50,8 +51,11 @@ def points(table: Table, level: str) -> Points:
                 new = False
             begin += len(block)
     if len(fields) < 2:
-        raise TrainerError(f"{table.name}: {len(fields)} of what is to be grouped, expected at least 2")
-    return Points(normalised(np.stack(vectors)).astype(np.float32), fields, np.array(rows) + np.array(count) // 2)
+        noun = "rows" if level == "row" else "videos"
+        raise TrainerError(f"{table.name}: {len(fields)} {noun} to cluster, expected at least 2")
+    return Points(
+        level, normalised(np.stack(vectors)).astype(np.float32), fields, np.array(rows) + np.array(count) // 2
+    )
 
 
 def reduced(vectors: np.ndarray) -> np.ndarray:
@@ -76,7 +80,7 @@ def clusters(
     if method == "kmeans":
         k = max(2, round((n / 2) ** 0.5)) if k is None else k
         if k > n:
-            raise TrainerError(f"{k} clusters of {n} points cannot be; ask for at most {n}")
+            raise TrainerError(f"k = {k} exceeds the {n} items to cluster; choose at most {n}")
         found = KMeans(k, n_init=10, random_state=0).fit_predict(x)
     else:
         found = HDBSCAN(min(smallest, n), copy=True).fit_predict(x)

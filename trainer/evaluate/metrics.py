@@ -13,7 +13,7 @@ from trainer import data
 
 RESAMPLES = 1000
 GROUPS = 10  # with fewer of them a bootstrap over groups says nothing
-ANSWERS = "answers"  # key of a row, until its result is written, of the Answers behind its accuracy
+ANSWERS = "answers"  # key of a row of a protocol that holds the Answers behind its accuracy
 _NONE = -1  # no class was predicted, or the item was not tested
 
 

@@ -1,0 +1,120 @@
+"""Video files as a source of features: labelgen writes shards of their frames, the trainer reads those."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import click
+
+PART_VIDEOS, PART_BYTES = 16, 1 << 28  # of the video files that are read at a time, at most
+
+
+def video_files(places, dataset, config, workers):
+    """The videos of folders and files as a source. Ids of several folders begin with the name of the folder or, if two have one
+    name, with its path."""
+    from labelgen.manifest import Video, load
+    from labelgen.texts import path_text
+
+    whole = [os.path.abspath(place) for place in places]
+    names = [os.path.basename(path) for path in whole]
+    names = whole if len(set(names)) < len(names) else names
+    videos = []
+    for place, name in zip(places, map(path_text, names), strict=True):
+        if place.is_file():
+            videos.append(Video(name if len(places) > 1 else path_text(place.name), place.absolute(), "", "", ()))
+        elif len(places) > 1:
+            videos += [replace(video, id=f"{name}/{video.id}") for video in load(dataset, place).videos]
+        else:
+            videos = load(dataset, place).videos
+    folders = [os.path.dirname(path) if place.is_file() else path for path, place in zip(whole, places, strict=True)]
+    return VideoFiles(Path(os.path.commonpath(folders)), videos, config, workers)
+
+
+class VideoFiles:
+    """Video files as a trainer.embeddings.extract.Source: shards of their frames, without labels, are made of a part at a time,
+    and deleted when it has been read.
+
+    config: height, width, region, crop, fps and jpeg_quality of the frames, as in the shards that the network was trained on
+    begin, end: seconds of each video between which it is used; see labelgen.config.Config
+    """
+
+    def __init__(self, folder: Path, videos, config: dict, workers: int, begin: float = 0.0, end: float | None = None):
+        from labelgen.config import MAX_PIXELS
+        from labelgen.texts import path_text
+
+        self.config = {"fps": None, "jpeg_quality": 90, "region": None, "max_pixels": MAX_PIXELS} | config
+        self.about = {"kind": "videos", "folder": path_text(folder.resolve())}
+        self.parts: list[list] = []
+        self.count, self._workers, self._span = len(videos), workers, (begin, end)
+        self._folder = Path(os.path.abspath(folder))  # workers have another current folder
+        room = 0
+        for video in videos:
+            size = video.path.stat().st_size if os.path.exists(video.path) else 0
+            if not self.parts or len(self.parts[-1]) == PART_VIDEOS or size > room:
+                self.parts.append([])
+                room = PART_BYTES
+            self.parts[-1].append(video)
+            room -= size
+
+    def stamp(self, part: list) -> object:
+        """Ids, paths, labels, splits, sizes and times of a part's files."""
+        seen = [video.path.stat() if os.path.exists(video.path) else None for video in part]
+        return [
+            (video.id, str(video.path), video.label, video.split, own and (own.st_size, own.st_mtime_ns))
+            for video, own in zip(part, seen, strict=True)
+        ]
+
+    def size(self, part: list) -> int:
+        return len(part)
+
+    @contextmanager
+    def open(self, part: list, scratch: Path):
+        """The videos of a part, as a trainer.embeddings.extract.Piece."""
+        from labelgen.config import Config
+        from labelgen.manifest import Dataset, Videos
+        from labelgen.processes import cores
+        from labelgen.run import run
+        from labelgen.shards import open_shards
+        from labelgen.shards.checks import escaped
+        from labelgen.shards.reader import forget
+        from labelgen.texts import path_text
+        from trainer.embeddings.extract import piece_of, split_part
+
+        begin, end = self._span
+        names = ("height", "width", "crop", "clip_length", "fps", "jpeg_quality", "max_pixels")
+        region = self.config["region"] and tuple(self.config["region"])
+        settings = {name: self.config[name] for name in names if name in self.config}
+        own = {video.id.lstrip("/"): video for video in part}  # ids of shards are relative paths
+        none, paths = [""] * len(own), {id: str(video.path) for id, video in own.items()}
+        videos = Videos("", paths, [*own], none, none, [()] * len(own))
+        data = Dataset("videos", self._folder, videos, (), (), (), ())
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=scratch.absolute()) as folder:
+            config = Config(**settings, region=region, begin=begin, end=end)
+            run(
+                data,
+                videos,
+                Path(folder),
+                config,
+                max(1, min(self._workers, cores())),
+                1,
+                say=partial(click.echo, err=True),
+                labels={},
+            )
+            piece = piece_of(open_shards(folder), self.config)
+            by_id = {escaped(id): video for id, video in own.items()}
+            for failure in piece.failures:
+                video = by_id[failure["id"]]
+                failure |= {"id": video.id, "path": path_text(video.path)}
+            for field in piece.fields:
+                video = by_id[field["id"]]
+                field |= {"id": video.id, "path": path_text(video.path)}
+                field |= {"label": video.label, "split": split_part(video.split)}
+            try:
+                yield piece
+            finally:
+                forget()  # or the maps of deleted files would keep their place on the disk
