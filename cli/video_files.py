@@ -65,8 +65,8 @@ class VideoFiles:
         """Ids, paths, labels, splits, sizes and times of a part's files."""
         seen = [video.path.stat() if os.path.exists(video.path) else None for video in part]
         return [
-            (video.id, str(video.path), video.label, video.split, own and (own.st_size, own.st_mtime_ns))
-            for video, own in zip(part, seen, strict=True)
+            (video.id, str(video.path), video.label, video.split, file and (file.st_size, file.st_mtime_ns))
+            for video, file in zip(part, seen, strict=True)
         ]
 
     def size(self, part: list) -> int:
@@ -89,9 +89,9 @@ class VideoFiles:
         names = ("height", "width", "crop", "clip_length", "fps", "jpeg_quality", "max_pixels")
         region = self.config["region"] and tuple(self.config["region"])
         settings = {name: self.config[name] for name in names if name in self.config}
-        own = {video.id.lstrip("/"): video for video in part}  # ids of shards are relative paths
-        none, paths = [""] * len(own), {id: str(video.path) for id, video in own.items()}
-        videos = Videos("", paths, [*own], none, none, [()] * len(own))
+        by_shard_id = {video.id.lstrip("/"): video for video in part}  # ids of shards are relative paths
+        none, paths = [""] * len(by_shard_id), {id: str(video.path) for id, video in by_shard_id.items()}
+        videos = Videos("", paths, [*by_shard_id], none, none, [()] * len(by_shard_id))
         data = Dataset("videos", self._folder, videos, (), (), (), ())
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=scratch.absolute()) as folder:
             config = Config(**settings, region=region, begin=begin, end=end)
@@ -106,7 +106,7 @@ class VideoFiles:
                 labels={},
             )
             piece = piece_of(open_shards(folder), self.config)
-            by_id = {escaped(id): video for id, video in own.items()}
+            by_id = {escaped(id): video for id, video in by_shard_id.items()}
             for failure in piece.failures:
                 video = by_id[failure["id"]]
                 failure |= {"id": video.id, "path": path_text(video.path)}

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trainer.embeddings import cluster, extract, search
+from trainer.embeddings import clustering, extract, search
 from trainer.embeddings.table import TEXTS, Table, write_part
 from trainer.errors import TrainerError
 
@@ -73,7 +73,7 @@ def test_overlapping_moments_and_those_of_one_video_are_limited(tmp_path):
     query = np.array([2, 0, 0, 0], np.float32)
     assert [hit["row"] for hit in search.search(table, query, 2)] == [0, 4]  # row 1 overlaps row 0
     assert [hit["row"] for hit in search.search(table, query, 9, per_video=1)] == [0, 2, 3]
-    own = [hit["row"] for hit in search.search(table, query, 9, own=("/x/a", 0.0, 1.2))]
+    own = [hit["row"] for hit in search.search(table, query, 9, query_span=("/x/a", 0.0, 1.2))]
     assert own == [4, 2, 3]
     similarity = search.search(table, query, 2)[1]["similarity"]
     assert similarity == pytest.approx(0.8 / (0.8**2 + 0.2**2) ** 0.5)
@@ -97,16 +97,16 @@ def test_clusters_of_planted_points(tmp_path, method):
     kind = np.repeat([0, 1, 2], [30, 20, 10])
     vectors = (centres[kind] + rng.normal(size=(60, 16)) * 0.1).astype(np.float32)
     table = planted(tmp_path / "t.parquet", vectors, [f"{row:02d}" for row in range(60)])
-    found, distance = cluster.clusters(cluster.points(table, "video").vectors, method, 3)
+    found, distance = clustering.clusters(clustering.points(table, "video").vectors, method, 3)
     np.testing.assert_array_equal(found, kind)  # the largest is number 0
     assert (distance < 0.1).all()
     with pytest.raises(TrainerError, match="k = 70 exceeds the 60 items"):
-        cluster.clusters(vectors, "kmeans", 70)
+        clustering.clusters(vectors, "kmeans", 70)
 
 
 def test_a_video_is_the_mean_of_its_rows(tmp_path):
     table = planted(tmp_path / "t.parquet", DOTS, ["a", "a", "b", "c", "c"], [0.0, 1.0, 0.0, 0.0, 3.0])
-    own = cluster.points(table, "video")
+    own = clustering.points(table, "video")
     expected = np.array([[1.9, 0.1, 0, 0], [0, 1, 0, 0], [0.8, 1.1, 0.1, 0]])
     np.testing.assert_allclose(own.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-6)
     assert [(field["id"], field["start"], field["end"]) for field in own.fields] == [
@@ -114,7 +114,7 @@ def test_a_video_is_the_mean_of_its_rows(tmp_path):
         ("b", 0, 1),
         ("c", 0, 4),
     ]
-    assert own.rows.tolist() == [1, 2, 4] and len(cluster.points(table, "row").rows) == 5
+    assert own.rows.tolist() == [1, 2, 4] and len(clustering.points(table, "row").rows) == 5
 
 
 def jpeg(picture):
@@ -147,7 +147,7 @@ def test_flat_videos_are_copies_if_they_have_one_colour(tmp_path):
         "copy": [flat(0, 0, 0), textured, 255 - textured],
         "other": [textured[::-1]],
     }
-    group, nearest = cluster.duplicates(pictured(tmp_path / "t.parquet", videos), 0.995)
+    group, nearest = clustering.duplicates(pictured(tmp_path / "t.parquet", videos), 0.995)
     groups = {}
     for name, number in zip(videos, group, strict=True):
         groups.setdefault(number, []).append(name)
@@ -157,7 +157,7 @@ def test_flat_videos_are_copies_if_they_have_one_colour(tmp_path):
     }
     assert nearest[0] > 0.999 and (nearest <= 1 + 1e-5).all()
     many = {str(number): [flat(90, 90, 90)] for number in range(50)}
-    assert (cluster.duplicates(pictured(tmp_path / "many.parquet", many), 0.995)[0] == 0).all()
+    assert (clustering.duplicates(pictured(tmp_path / "many.parquet", many), 0.995)[0] == 0).all()
 
 
 @pytest.mark.parametrize("per_video", [None, 1, 2])
@@ -207,7 +207,7 @@ def test_vectors_of_any_finite_length_are_compared(tmp_path):
         hits = search.search(table, DOTS[0])
         assert {hit["row"] for hit in hits} == {*range(5)} and hits[0]["row"] == 0
         assert all(np.isfinite(hit["similarity"]) for hit in hits)
-        own = cluster.points(table, "video").vectors
+        own = clustering.points(table, "video").vectors
         np.testing.assert_allclose(np.linalg.norm(own, axis=1), 1, rtol=1e-5)
 
 
@@ -218,7 +218,7 @@ def test_moments_that_cannot_be_are_damage(tmp_path, start, end):
     table = Table(tmp_path / "t.parquet")
     for ask in (
         lambda: search.search(table, DOTS[0]),
-        lambda: cluster.points(table, "video"),
+        lambda: clustering.points(table, "video"),
         lambda: table.take([1], ("start", "end")),
     ):
         with pytest.raises(TrainerError, match="damaged .a moment from .* make it anew"):

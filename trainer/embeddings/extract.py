@@ -52,7 +52,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Readers:
+class StoredFrames:
     """Shards as data.VideoViews takes them, and the configuration of their frames."""
 
     readers: Sequence[ShardReader]
@@ -73,7 +73,7 @@ class Piece:
     one), width, height (before resizing); failures: id, path, reason, and kept, whether it is among the videos nevertheless;
     bounds: of each video, when its frames begin and the last one ends, see labelgen.times."""
 
-    frames: Readers
+    frames: StoredFrames
     videos: np.ndarray
     fields: list[dict]
     failures: list[dict]
@@ -81,8 +81,8 @@ class Piece:
 
 
 class Source(Protocol):
-    """Where videos come from. about: kind and folder, for the reader; config: of the frames; count: videos in all;
-    parts: what `open` takes, in order, few enough videos each for memory; stamp: changes whenever a part does."""
+    """Where videos come from. about: kind and folder, for the reader; config: of the frames; count: of the videos; parts: what
+    `open` takes, in order, each of so few videos that memory holds them; stamp: changes whenever a part does."""
 
     about: dict
     config: dict
@@ -139,21 +139,21 @@ def piece_of(shards: Sequence[ShardReader], config: dict) -> Piece:
             {"id": id, "path": path, "reason": reason, "kept": id in arrays["videos/id"]} for id, path, reason in failed
         ]
         times = np.split(arrays["frames/time"], arrays["videos/first_frame"][1:]) if shard.n_videos else []
-        bounds += [frame_bounds(*own) for own in zip(times, arrays["videos/fps"], strict=True)]
-    return Piece(Readers(shards, config), np.array(videos, np.int64).reshape(-1, 2), fields, failures, bounds)
+        bounds += [frame_bounds(*of_video) for of_video in zip(times, arrays["videos/fps"], strict=True)]
+    return Piece(StoredFrames(shards, config), np.array(videos, np.int64).reshape(-1, 2), fields, failures, bounds)
 
 
 class Extractor:
     """The backbone of a checkpoint, and what is taken from it.
 
-    choice: with nothing left open; settings: all that decides a row, besides its video; about: what the table tells of
-    the network. Raises TrainerError for a stage that the backbone does not have.
+    choice: with nothing left open; settings: all that decides a row, besides its video; about: how the table
+    describes the network. Raises TrainerError for a stage that the backbone does not have.
     """
 
     def __init__(self, saved: Checkpoint, choice: Choice, frames: dict, compute: Compute):
         self.backbone, self.compute, self.crop = _backbone(saved), compute, frames["crop"]
         with torch.inference_mode():
-            stages = self.backbone(torch.zeros(1, 3, Readers([], frames).clip_length, self.crop, self.crop))
+            stages = self.backbone(torch.zeros(1, 3, StoredFrames([], frames).clip_length, self.crop, self.crop))
         stage = choice.stage or list(stages)[-1]
         if stage not in stages:
             raise SettingError(f"the backbone has no stage {stage!r}, only {', '.join(stages)}")
@@ -192,7 +192,7 @@ class Extractor:
         if self.choice.level == "video" and len(clips):
             vectors = video_means(vectors, owner)
             owner = np.arange(len(piece.videos))
-            lengths = np.array([len(own) - 1 for own in piece.bounds])
+            lengths = np.array([len(bounds) - 1 for bounds in piece.bounds])
             first, last, middle = 0 * lengths, lengths - 1, lengths // 2
         fields = [piece.fields[video] for video in owner]
         columns = {name: [field[name] for field in fields] for name in ("id", "path", "label", "split")}
@@ -217,9 +217,9 @@ def _backbone(saved: Checkpoint) -> nn.Module:
 
 
 def _thumbnail(piece: Piece, video: int, frame: int) -> bytes:
-    number, own = piece.videos[video]
+    number, row = piece.videos[video]
     reader, field = piece.frames.readers[number], piece.fields[video]
-    picture = reader.frames([reader.arrays["videos/first_frame"][own] + frame])[0]
+    picture = reader.frames([reader.arrays["videos/first_frame"][row] + frame])[0]
     width = int(np.clip(round(_THUMBNAIL * field["width"] / max(1, field["height"])), 32, 256))
     small = cv2.resize(picture, (width, _THUMBNAIL), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from labelgen.files import write_png, write_text
-from trainer.embeddings.cluster import Points, clusters, duplicates, points
+from trainer.embeddings.clustering import Points, clusters, duplicates, points
 from trainer.embeddings.sheets import figures, moment, thumbnails_sheet
 from trainer.embeddings.table import Table
 from trainer.evaluate.results import csv_text
@@ -41,7 +41,7 @@ DUPLICATES = Kind(
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of points, see cluster.points. group: int64 [n], the number of each point's, -1 for none; values: float64 [n]"""
+    """Groups of points, see clustering.points. group: int64 [n], the number of each point's, -1 for none; values: float64 [n]"""
 
     kind: Kind
     table: Table
@@ -117,11 +117,11 @@ class Groups:
 
 
 def clustered(table: Table, level: str, method: str, k: int | None, smallest: int) -> Groups:
-    """Clusters of the videos or rows of a table by their features, see cluster.clusters."""
+    """Clusters of the videos or rows of a table by their features, see clustering.clusters."""
     found = points(table, level)
     return Groups(CLUSTERS, table, found, *clusters(found.vectors, method, k, smallest))
 
 
 def near_duplicates(table: Table, threshold: float) -> Groups:
-    """Groups of videos that show nearly the same, see cluster.duplicates."""
+    """Groups of videos that show nearly the same, see clustering.duplicates."""
     return Groups(DUPLICATES, table, points(table, "video"), *duplicates(table, threshold))

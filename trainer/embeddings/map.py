@@ -16,7 +16,7 @@ from markupsafe import Markup
 from labelgen.files import write_text
 from labelgen.reading import read_text
 from labelgen.texts import from_csv
-from trainer.embeddings.cluster import points, reduced
+from trainer.embeddings.clustering import points, reduced
 from trainer.embeddings.sheets import moment
 from trainer.embeddings.table import Table
 from trainer.errors import SettingError, TrainerError

@@ -14,8 +14,8 @@ from trainer.evaluate.results import Result, headline, place_of
 from trainer.pages import plots
 from trainer.pages.differences import Line, differences_table, value_cell
 from trainer.pages.films import Films
+from trainer.pages.measured import against_random, named
 from trainer.pages.page import details, figure, fill, grid, heading, join, paragraph, scroll, table
-from trainer.pages.results import against_random, named
 
 _MANY_CLASSES = 60  # more of them have no whole matrix
 _FEW_CLASSES = 24  # up to so many are compared in one table

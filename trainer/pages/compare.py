@@ -29,10 +29,10 @@ from trainer.evaluate.splits import with_split
 from trainer.pages.budgets import clips_seen, unequal
 from trainer.pages.classes import ABOUT, compared_html
 from trainer.pages.differences import Line, difference_text, differences_table, p_text, value_cell
+from trainer.pages.measured import named
 from trainer.pages.page import details, fill, heading, items, join, page, paragraph, table
 from trainer.pages.published import pretraining
 from trainer.pages.report import made_by, parameters
-from trainer.pages.results import named
 
 # what of a protocol describes the network; all else are conditions, which must be equal for numbers to stand in one row
 _OF_THE_NETWORK = {"pretraining", "initial", "backbone", "width", "parameters", "checkpoint", "checkpoints", "versions"}

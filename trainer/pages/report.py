@@ -21,10 +21,10 @@ from trainer.evaluate.splits import with_split
 from trainer.pages.classes import classes_html
 from trainer.pages.drawn import drawn_sections
 from trainer.pages.films import Films
-from trainer.pages.neighbours import neighbours_html
+from trainer.pages.measured import named, overview, result_html
 from trainer.pages.page import figure, fill, grid, heading, items, join, page, paragraph, picture, scroll
 from trainer.pages.published import published_html
-from trainer.pages.results import named, overview, result_html
+from trainer.pages.queries import neighbours_html
 from trainer.pages.sources import find_shards, results_of, unused
 from trainer.pages.trained import NEEDED, read_log, trained_html
 

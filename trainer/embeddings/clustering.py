@@ -70,8 +70,8 @@ def clusters(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cluster of every point, int64 [n], the largest first, -1 for none; and its distance from its cluster's mean [n].
 
-    method: "kmeans" into k clusters (default sqrt(n / 2)), "hdbscan" into as many as are denser than what lies around
-    them, of at least `smallest` points.
+    method: "kmeans" for k clusters (default sqrt(n / 2)), "hdbscan" for as many as are denser than their surroundings, of at
+    least `smallest` points.
     """
     from sklearn.cluster import HDBSCAN, KMeans
 
@@ -89,8 +89,8 @@ def clusters(
     ordered = np.array([rank.get(name, -1) for name in found])
     distance = np.zeros(n)
     for cluster in np.unique(ordered):
-        own = ordered == cluster
-        distance[own] = np.linalg.norm(x[own] - x[own].mean(0), axis=1)
+        members = ordered == cluster
+        distance[members] = np.linalg.norm(x[members] - x[members].mean(0), axis=1)
     return ordered, distance
 
 
@@ -98,9 +98,9 @@ def duplicates(table: Table, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Group of every video of a table that shows nearly the same as another one, int64 [videos], -1 for the others, and
     its similarity to the nearest other one [videos].
 
-    Pictures are compared, not features, to which two videos of one person in one room may be as near as a copy is: the
+    Pictures are compared, not features, to which two videos of one person in one room may be as near as a duplicate is: the
     similarity of two videos is the correlation of the thumbnails (grey, 16 x 12) of the shorter one with the best one of
-    the other, on average, so that a copy of another size, quality or beginning is found. Videos that show one colour
+    the other, on average, so that a duplicate of another size, quality or beginning is found. Videos that show one colour
     throughout are compared by it. Of each video, the nearest 20 by the mean of their pictures are compared so.
     """
     from scipy.sparse import coo_array
