@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from cli.options import COMPUTE, compute
 from trainer.evaluate import PROTOCOLS, protocol_class
 
 _FOLDER = click.Path(path_type=Path)
@@ -21,15 +22,7 @@ def _common(split, several=False):
         click.Option(["--shards"], type=_FOLDER, default=Path("out"), help="Folder that labelgen wrote."),
         click.Option(["--checkpoint"], type=_FOLDER, multiple=several, help=_CHECKPOINTS if several else _CHECKPOINT),
         click.Option(["--split"], help=split),
-        click.Option(
-            ["--batch-size"], default=32, type=click.IntRange(1), help="Clips at a time; no effect on the result."
-        ),
-        click.Option(
-            ["--workers"],
-            type=click.IntRange(0),
-            help="Processes that decode frames.  [default: half of the process's cores, 1 to 8]",
-        ),
-        click.Option(["--device"], default="auto", help="cpu, cuda, cuda:1; auto: cuda if there is one."),
+        *(click.Option([name], **declaration) for name, declaration in COMPUTE.items()),
     ]
 
 
@@ -70,12 +63,9 @@ def evaluate():
 def _evaluator(options):
     """The evaluator of the common options, which are taken out of these."""
     from trainer.evaluate.evaluator import Evaluator
-    from trainer.evaluate.features import Compute
-    from trainer.settings import WORKERS
 
-    shards, checkpoint, split, batch_size, workers, device = (options.pop(option.name) for option in _common(""))
-    compute = Compute(batch_size, WORKERS if workers is None else workers, device)
-    return Evaluator(shards, checkpoint or None, split, compute)
+    shards, checkpoint, split, *of_compute = (options.pop(option.name) for option in _common(""))
+    return Evaluator(shards, checkpoint or None, split, compute(*of_compute))
 
 
 def _run(name, **options):

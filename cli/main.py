@@ -9,13 +9,14 @@ import click
 
 from cli.cluster import cluster
 from cli.demo import demo
-from cli.embed import embed, search
+from cli.embed import embed
 from cli.evaluate import evaluate
 from cli.export import export
 from cli.flow import flow
 from cli.labelgen import labelgen
 from cli.map import map_
 from cli.report import compare, report
+from cli.search import search
 from cli.show import shards_group, show
 from cli.streams import keep_streams, names_in_utf8
 from cli.study import study

@@ -48,8 +48,10 @@ def labels(shards, out, names, count, seed):
     ids = [*clips]
     chosen = [ids[row] for row in VideoNames(ids).rows(names, str(shards), "video with a labelled clip")]
     for name in chosen or random.Random(seed).sample(sorted(clips), min(count, len(clips))):
-        shard, its = clips[name]
-        _write((out / name).with_name(path_name(Path(name).name, ".png")), label_sheet(shard, its[len(its) // 2]))
+        shard, of_video = clips[name]
+        _write(
+            (out / name).with_name(path_name(Path(name).name, ".png")), label_sheet(shard, of_video[len(of_video) // 2])
+        )
 
 
 @show.command()
@@ -85,19 +87,19 @@ def shards_group():
 @shards_group.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
 def info(folder):
-    """What is inside: sizes, counts, label histograms, failures."""
+    """Print sizes, counts, label histograms and failures."""
     from labelgen.shards import open_shards
     from labelgen.shards.describe import describe
 
     with working("reading the shards"):
-        told = describe(open_shards(folder))
-    click.echo(told)
+        text = describe(open_shards(folder))
+    click.echo(text)
 
 
 @shards_group.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
 def verify(folder):
-    """Read everything again: every frame decodes, every offset and label is in range, hashes are as written."""
+    """Read everything again: check that every frame decodes, every offset and label is in range, and every hash is as written."""
     from labelgen.errors import ShardError
     from labelgen.shards.verify import verify as read_again
 

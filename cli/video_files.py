@@ -1,4 +1,4 @@
-"""Video files as a source of features: their frames go through shards without labels, as those of training did."""
+"""Video files as a source of features: labelgen writes shards of their frames, the trainer reads those."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def video_files(places, dataset, config, workers, image_fps):
         elif len(places) > 1:
             found = load(dataset, place, images=rate is not None).videos
             itself = place.absolute()  # a folder of images
-            videos += [replace(own, id=name if own.path == itself else f"{name}/{own.id}") for own in found]
+            videos += [replace(video, id=name if video.path == itself else f"{name}/{video.id}") for video in found]
         else:
             videos = load(dataset, place, images=rate is not None).videos
     folders = [os.path.dirname(path) if place.is_file() else path for path, place in zip(whole, places, strict=True)]
@@ -66,7 +66,7 @@ class VideoFiles:
         self.about = {"kind": "videos", "folder": path_text(folder.resolve())}
         self.parts: list[list] = []
         self.count, self._workers = len(videos), workers
-        self._own: dict = {"begin": begin, "end": end, "image_fps": image_fps}
+        self._of_config: dict = {"begin": begin, "end": end, "image_fps": image_fps}
         self._folder = Path(os.path.abspath(folder))  # workers have another current folder
         room = 0
         for video in videos:
@@ -83,8 +83,9 @@ class VideoFiles:
 
         seen = [stamp_of(video.path) if os.path.exists(video.path) else None for video in part]
         return [
-            (video.id, str(video.path), video.label, video.split, own) + (self._own["image_fps"],) * video.path.is_dir()
-            for video, own in zip(part, seen, strict=True)
+            (video.id, str(video.path), video.label, video.split, file)
+            + (self._of_config["image_fps"],) * video.path.is_dir()
+            for video, file in zip(part, seen, strict=True)
         ]
 
     def size(self, part: list) -> int:
@@ -106,15 +107,15 @@ class VideoFiles:
         names = ("height", "width", "crop", "clip_length", "fps", "jpeg_quality", "max_pixels")
         region = self.config["region"] and tuple(self.config["region"])
         settings = {name: self.config[name] for name in names if name in self.config}
-        own = {video.id.lstrip("/"): video for video in part}  # ids of shards are relative paths
-        none, paths = [""] * len(own), {id: str(video.path) for id, video in own.items()}
-        videos = Videos("", paths, [*own], none, none, [()] * len(own))
+        by_shard_id = {video.id.lstrip("/"): video for video in part}  # ids of shards are relative paths
+        none, paths = [""] * len(by_shard_id), {id: str(video.path) for id, video in by_shard_id.items()}
+        videos = Videos("", paths, [*by_shard_id], none, none, [()] * len(by_shard_id))
         data = Dataset("videos", self._folder, videos, (), (), (), ())
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=scratch.absolute()) as folder:
-            config = Config(**settings, region=region, **self._own)
+            config = Config(**settings, region=region, **self._of_config)
             run(data, videos, Path(folder), config, max(1, min(self._workers, cores())), 1, say=_say, labels={})
             piece = piece_of(open_shards(folder), self.config)
-            by_id = {escaped(id): video for id, video in own.items()}
+            by_id = {escaped(id): video for id, video in by_shard_id.items()}
             for failure in piece.failures:
                 video = by_id[failure["id"]]
                 failure |= {"id": video.id, "path": path_text(video.path)}

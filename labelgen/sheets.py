@@ -14,10 +14,12 @@ _LETTER = 7.5  # width of a letter, pixels
 _SIZE = 0.45  # of OpenCV's font
 
 
-def contact_sheet(title: str, tiles: Sequence[tuple[np.ndarray, Sequence[str]]], columns: int) -> np.ndarray:
+def contact_sheet(
+    title: str, tiles: Sequence[tuple[np.ndarray, Sequence[str]]], columns: int, least: int = 0
+) -> np.ndarray:
     """Pictures RGB uint8 [H, W, 3], each under the lines of its caption, row by row under a title, as RGB uint8 [H, W, 3]. Of a
-    line that is too long the end is shown: the end of a path tells more."""
-    width = max(picture.shape[1] for picture, _ in tiles)
+    line that is too long the end is shown: the end of a path says more. least: width of a column at least"""
+    width = max(least, *(picture.shape[1] for picture, _ in tiles))
     above = LINE * max(len(lines) for _, lines in tiles)
     height = above + max(picture.shape[0] for picture, _ in tiles)
     rows, columns = math.ceil(len(tiles) / columns), min(columns, len(tiles))

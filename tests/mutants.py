@@ -23,7 +23,7 @@ from labelgen.run.video import Clock, compile_kernels, label_video
 from tests.labelgen.synthetic import write_video
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint
-from trainer.embeddings.cluster import duplicates, points
+from trainer.embeddings.clustering import duplicates, points
 from trainer.embeddings.search import search
 from trainer.embeddings.table import TEXTS, Table, write_npy, write_part
 from trainer.evaluate.features import networks

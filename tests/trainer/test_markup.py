@@ -92,7 +92,7 @@ def pages(made, tmp_path, request):
         poison_log(run)
     (runs[0] / "results" / f"damaged{EVIL}.json").write_text(json.dumps({EVIL: EVIL}))
     sheet = Sheet(f"caption{EVIL}", f"what it shows{EVIL}", video_frames(0, 1)[0])
-    found = [report(run, [folder], [sheet], [sheet])[0] for run in runs]
+    found = [report(run, [folder], lambda readers: ([sheet], [sheet]))[0] for run in runs]
     out = tmp_path / "comparison.html"
     done = CliRunner().invoke(main, ["compare", *map(str, runs), "--out", str(out)])
     assert done.exit_code == 0, done.output

@@ -20,7 +20,9 @@ from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
 from trainer.evaluate.results import headline, read_results
 from trainer.evaluate.results import shown as shown_row
-from trainer.pages import plots, report, results
+from trainer.pages import plots, report
+from trainer.pages.differences import Line, differences_table
+from trainer.pages.drawn import read_png
 from trainer.pages.page import fill, join, page, table
 from trainer.pages.report import Sheet
 from trainer.pages.trained import binned, read_log
@@ -60,7 +62,7 @@ def run(shards, tmp_path_factory):
 @pytest.fixture(scope="module")
 def path(run, shards):
     sheet = Sheet("A sheet of <labels>", "What it shows", video_frames(0, 1)[0].repeat(20, 0).repeat(20, 1))
-    return report.report(run, [shards], [sheet], [sheet])[0]
+    return report.report(run, [shards], lambda readers: ([sheet], [sheet]))[0]
 
 
 def by_the_command(run, monkeypatch, folder):
@@ -213,13 +215,13 @@ def test_a_sheet_is_decoded_only_where_its_chunks_are_whole(tmp_path, monkeypatc
     monkeypatch.setattr(cv2, "imdecode", lambda content, flags: decoded.append(len(content)) or decode(content, flags))
     whole = cv2.imencode(".png", np.full((8, 9, 3), 7, np.uint8))[1].tobytes()
     path.write_bytes(whole)
-    assert (report._png(path) == 7).all() and decoded == [len(whole)]
+    assert (read_png(path) == 7).all() and decoded == [len(whole)]
     data = whole.index(b"IDAT")
     large = whole[: data - 4] + b"\x7f\xff\xff\xff" + whole[data:]
     wide = whole.replace(whole[16:24], b"\0\1\0\0" * 2)
     for damaged in (large, wide, whole[:-1], whole + b"x", whole.replace(b"IDAT", b"fcTL"), b"", b"\x89PNG"):
         path.write_bytes(damaged)
-        assert report._png(path) is None and decoded == [len(whole)]
+        assert read_png(path) is None and decoded == [len(whole)]
 
 
 def test_damaged_predictions_are_told(run, tmp_path):
@@ -370,15 +372,17 @@ def test_numbers_of_an_axis_have_room(largest):
 
 
 def test_differences_stand_on_one_axis():
-    cells, axis = results.difference_cells([{"value": -10, "low": -31, "high": 5}, None, {"value": 20}])
-    assert re.findall(r">([-+\d]+)</text>", axis) == ["-40", "0", "+40"]
-    low, high, value = map(
-        float, re.search(r'x1="([\d.]+)%" x2="([\d.]+)%" y1="10".*cx="([\d.]+)%', cells[0][0]).groups()
-    )
+    pairs = [{"value": -10, "low": -31, "high": 5}, None, {"value": 20}]
+    lines = [Line(name, [name.upper()], {"By": pair, "Never": None}) for name, pair in zip("abc", pairs, strict=True)]
+    drawn = differences_table("T", "Row", ["Value"], lines)
+    assert re.findall(r">([-+\d]+)</text>", drawn) == ["-40", "0", "+40"]
+    assert Page(drawn).text == "T Row -40 0 +40 By Value a -10.0 [-31.0, +5.0] A b B c +20.0 C"
+    a, b, c = drawn.split("<tbody>")[1].split("</tr>")[:3]
+    low, high, value = map(float, re.search(r'x1="([\d.]+)%" x2="([\d.]+)%" y1="10".*cx="([\d.]+)%', a).groups())
     assert (value - 50) / 46 == pytest.approx(-10 / 40, abs=0.01)
     assert ((high - 50) / 46, (low - 50) / 46) == pytest.approx((5 / 40, -31 / 40), abs=0.01)
-    assert Page(cells[0][1]).text == "-10.0 [-31.0, +5.0]" and Page(cells[2][1]).text == "+20.0"
-    assert cells[1] == ("", "") and "interval" not in cells[2][0] and 'mark plain"' in cells[2][0]
+    assert "svg" not in b and "interval" not in c and 'mark plain"' in c
+    assert "p = .040" in differences_table("T", "Row", [], [Line("a", [], {"By": {"value": 1, "adjusted": 0.04}})])
     assert 'mark gain"' in plots.difference({"value": 2, "low": 1, "high": 3}, 5)
     assert 'mark loss"' in plots.difference({"value": -2, "low": -3, "high": -1}, 5)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from labelgen.shards import NONE, PARTS, ShardReader, open_shards
 from labelgen.texts import path_text
 from labelgen.times import frame_bounds
 from trainer import data
-from trainer.checkpoint import Checkpoint, backbone_weights, versions
+from trainer.checkpoint import Checkpoint, backbone_weights, check_frames, load, newest_run, versions
 from trainer.embeddings.table import Table, join, write_part
 from trainer.errors import SettingError, TrainerError
 from trainer.evaluate.features import VIEWS, Compute, Features, pool, sha256_of, stage_outputs
@@ -27,6 +27,7 @@ from trainer.network import build_backbone
 from trainer.settings import Settings
 
 POOLINGS = ("mean", "max")
+Progress = Callable[[int, int], None]  # is called with the videos that are done and their number
 _THUMBNAIL = 96  # height of the pictures in the table, pixels
 _STORED = (
     "height",
@@ -51,7 +52,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Readers:
+class StoredFrames:
     """Shards as data.VideoViews takes them, and the configuration of their frames."""
 
     readers: Sequence[ShardReader]
@@ -72,7 +73,7 @@ class Piece:
     one), width, height (before resizing); failures: id, path, reason, and kept, whether it is among the videos nevertheless;
     bounds: of each video, when its frames begin and the last one ends, see labelgen.times."""
 
-    frames: Readers
+    frames: StoredFrames
     videos: np.ndarray
     fields: list[dict]
     failures: list[dict]
@@ -80,19 +81,19 @@ class Piece:
 
 
 class Source(Protocol):
-    """Where videos come from. about: kind and folder, for the reader; config: of the frames; count: videos in all;
-    parts: what `open` takes, in order, few enough videos each for memory; stamp: changes whenever a part does."""
+    """Where videos come from. about: kind and folder, for the reader; config: of the frames; count: of the videos; parts: what
+    `open` takes, in order, each of so few videos that memory holds them; stamp: changes whenever a part does."""
 
     about: dict
     config: dict
     count: int
     parts: Sequence
 
-    def stamp(self, part) -> object: ...
+    def stamp(self, part: Any) -> object: ...
 
-    def size(self, part) -> int: ...
+    def size(self, part: Any) -> int: ...
 
-    def open(self, part, scratch: Path) -> AbstractContextManager[Piece]: ...
+    def open(self, part: Any, scratch: Path) -> AbstractContextManager[Piece]: ...
 
 
 def split_part(parts: Sequence[int]) -> str:
@@ -104,19 +105,19 @@ class ShardVideos:
     """The videos of shards as a Source, one part per shard."""
 
     def __init__(self, folder: Path):
-        self.parts = open_shards(folder)
+        self.parts: Sequence[Any] = open_shards(folder)
         self.config = self.parts[0].config
         self.about = {"kind": "shards", "folder": path_text(Path(folder).resolve()), "dataset": self.config["dataset"]}
         self.count = sum(map(self.size, self.parts))
 
-    def stamp(self, part) -> object:
+    def stamp(self, part: ShardReader) -> object:
         return part.sha256
 
-    def size(self, part) -> int:
+    def size(self, part: ShardReader) -> int:
         return len({*part.arrays["videos/id"], *part.arrays["failures/id"]})
 
     @contextmanager
-    def open(self, part, scratch: Path) -> Iterator[Piece]:
+    def open(self, part: ShardReader, scratch: Path) -> Iterator[Piece]:
         yield piece_of([part], self.config)
 
 
@@ -138,21 +139,21 @@ def piece_of(shards: Sequence[ShardReader], config: dict) -> Piece:
             {"id": id, "path": path, "reason": reason, "kept": id in arrays["videos/id"]} for id, path, reason in failed
         ]
         times = np.split(arrays["frames/time"], arrays["videos/first_frame"][1:]) if shard.n_videos else []
-        bounds += [frame_bounds(*own) for own in zip(times, arrays["videos/fps"], strict=True)]
-    return Piece(Readers(shards, config), np.array(videos, np.int64).reshape(-1, 2), fields, failures, bounds)
+        bounds += [frame_bounds(*of_video) for of_video in zip(times, arrays["videos/fps"], strict=True)]
+    return Piece(StoredFrames(shards, config), np.array(videos, np.int64).reshape(-1, 2), fields, failures, bounds)
 
 
 class Extractor:
     """The backbone of a checkpoint, and what is taken from it.
 
-    choice: with nothing left open; settings: all that decides a row, besides its video; about: what the table tells of
-    the network. Raises TrainerError for a stage that the backbone does not have.
+    choice: with nothing left open; settings: all that decides a row, besides its video; about: how the table
+    describes the network. Raises TrainerError for a stage that the backbone does not have.
     """
 
     def __init__(self, saved: Checkpoint, choice: Choice, frames: dict, compute: Compute):
         self.backbone, self.compute, self.crop = _backbone(saved), compute, frames["crop"]
         with torch.inference_mode():
-            stages = self.backbone(torch.zeros(1, 3, Readers([], frames).clip_length, self.crop, self.crop))
+            stages = self.backbone(torch.zeros(1, 3, StoredFrames([], frames).clip_length, self.crop, self.crop))
         stage = choice.stage or list(stages)[-1]
         if stage not in stages:
             raise SettingError(f"the backbone has no stage {stage!r}, only {', '.join(stages)}")
@@ -191,7 +192,7 @@ class Extractor:
         if self.choice.level == "video" and len(clips):
             vectors = video_means(vectors, owner)
             owner = np.arange(len(piece.videos))
-            lengths = np.array([len(own) - 1 for own in piece.bounds])
+            lengths = np.array([len(bounds) - 1 for bounds in piece.bounds])
             first, last, middle = 0 * lengths, lengths - 1, lengths // 2
         fields = [piece.fields[video] for video in owner]
         columns = {name: [field[name] for field in fields] for name in ("id", "path", "label", "split")}
@@ -216,9 +217,9 @@ def _backbone(saved: Checkpoint) -> nn.Module:
 
 
 def _thumbnail(piece: Piece, video: int, frame: int) -> bytes:
-    number, own = piece.videos[video]
+    number, row = piece.videos[video]
     reader, field = piece.frames.readers[number], piece.fields[video]
-    picture = reader.frames([reader.arrays["videos/first_frame"][own] + frame])[0]
+    picture = reader.frames([reader.arrays["videos/first_frame"][row] + frame])[0]
     width = int(np.clip(round(_THUMBNAIL * field["width"] / max(1, field["height"])), 32, 256))
     small = cv2.resize(picture, (width, _THUMBNAIL), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
@@ -228,20 +229,20 @@ def embed(
     extract: Extractor,
     source: Source,
     out: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Table:
-    """Write the table of features of all videos of the source; a table that is there with just these rows is kept.
+    """Write the table of features of all videos of the source; an existing table of just these rows is kept.
 
-    Finished parts lie in `OUT.parts/` until the table is whole; the same call goes on from them.
+    Finished parts lie in `OUT.parts/` until the table is complete; the same call resumes from them.
     `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError if
-    another table is there, or another process is writing it.
+    there is another table, or if another process is writing it.
     """
     keys = [json_sha256([extract.settings, source.stamp(part)]) for part in source.parts]
     key = json_sha256(keys)
     if out.exists():
         if (found := Table(out)).about.get("key") == key:
-            say(f"{out}: is there already, of these videos, this network and these settings")
+            say(f"{out}: up to date (same videos, network, settings)")
             return found
         raise TrainerError(
             f"{out}: holds features of {_difference(found.about, extract.settings)}; delete it, or name another"
@@ -251,7 +252,7 @@ def embed(
     with locked(folder, TrainerError(f"{folder}: another process is writing here; wait for it"), say):
         paths, done = [folder / f"{name}.parquet" for name in keys], 0
         if here := sum(path.exists() for path in paths):
-            say(f"{folder}: {here} of {len(paths)} parts are there")
+            say(f"{folder}: {here} of {len(paths)} parts exist")
         failures = []
         progress(0, source.count)
         for left in folder.glob("*.tmp"):  # of a killed process
@@ -274,6 +275,47 @@ def embed(
 
 
 def _difference(about: dict, settings: dict) -> str:
-    there = about.get("settings", {})
-    words = [f"{name} {there.get(name)}, not {value}" for name, value in settings.items() if there.get(name) != value]
+    stored = about.get("settings", {})
+    words = [f"{name} {stored.get(name)}, not {value}" for name, value in settings.items() if stored.get(name) != value]
     return "; ".join(words) or f"{about.get('videos')} videos that are not, or no longer, just these"
+
+
+def table_of_shards(
+    folder: Path, saved: Checkpoint, compute: Compute, progress: Progress, say: Callable[[str], None]
+) -> tuple[Table, Extractor]:
+    """The table of the clips of shards, which is kept in the run, and what made it."""
+    source = ShardVideos(folder)
+    content = json_sha256([source.stamp(part) for part in source.parts])[:8]
+    extract = Extractor(saved, Choice(), source.config, compute)
+    tables = saved.run / "embeddings"
+    tables.mkdir(parents=True, exist_ok=True)
+    out = tables / f"{source.config['dataset']}-{extract.settings['weights']}-{content}.parquet"
+    return embed(extract, source, out, progress, say), extract
+
+
+def extractor_of(table: Table, checkpoint: Path | None, compute: Compute) -> Extractor:
+    """What made the rows of a table; checkpoint: None for the one that the table names. Raises TrainerError if it is another
+    network."""
+    settings = table.about.get("settings")
+    if settings is None:
+        raise TrainerError(f"{table.path}: does not say what made it; make it anew with `vssl embed`")
+    try:
+        check_frames(settings["frames"])
+    except ValueError as error:
+        raise TrainerError(f"{table.path}: damaged ({error}); make it anew with `vssl embed`") from error
+    choice = Choice(*(settings[name] for name in ("level", "stage", "pooling", "views")))
+    saved = load_network(checkpoint or Path(table.about.get("checkpoint", "")))
+    extract = Extractor(saved, choice, settings["frames"], compute)
+    if extract.settings["weights"] != settings["weights"]:
+        raise TrainerError(
+            f"{saved.file}: weights {extract.settings['weights']}, but {table.path} was made with {settings['weights']}; "
+            "name the network that made it, or make it anew with `vssl embed`"
+        )
+    return extract
+
+
+def load_network(checkpoint: Path | None) -> Checkpoint:
+    """A run, None for the newest, or an exported .safetensors file. Raises TrainerError for another file."""
+    if checkpoint is not None and checkpoint.suffix in (".onnx", ".pt", ".pth"):
+        raise TrainerError(f"{checkpoint}: expected a run or a .safetensors file, as `vssl export` writes it")
+    return load(newest_run() if checkpoint is None else checkpoint, best=True)

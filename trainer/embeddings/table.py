@@ -1,8 +1,8 @@
 """The table of features, a Parquet file: one row per clip or video, and in its metadata how it was made.
 
-id, path, label   text; label "" where there is none
+id, path, label   text; label "" if there is none
 split             text: train, validation or test, the part of the first split; "" for none
-start, end        seconds, float64; null where the file does not tell its frame rate
+start, end        seconds, float64; null if the file does not give its frame rate
 stage             text
 vector            float32 [d]
 thumbnail         JPEG bytes of the middle frame
@@ -71,7 +71,7 @@ class Table:
     about: how it was made; rows, width: number and length of its vectors; groups: rows that lie together on the disk; parts: the
     tables that it is made of, itself alone; name: for messages
 
-    Raises TrainerError where the file is none that `vssl embed` wrote.
+    Raises TrainerError if `vssl embed` did not write the file.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -116,8 +116,8 @@ class Table:
                 if len(inside := chosen[(chosen >= begin) & (chosen < end)]):
                     part = file.read_row_group(group, columns=list(columns)).take(inside - begin)
                     values = zip(*self._values(part, columns), strict=True)
-                    rows_of = [dict(zip(columns, own, strict=True)) for own in values]
-                    found |= dict(zip(inside.tolist(), rows_of, strict=True))
+                    dicts = [dict(zip(columns, of_row, strict=True)) for of_row in values]
+                    found |= dict(zip(inside.tolist(), dicts, strict=True))
                 begin = end
         return [found[row] for row in wanted]
 
@@ -158,8 +158,7 @@ class Table:
 class Tables(Table):
     """Tables of several files that were made alike as one: their rows one after the other.
 
-    Raises TrainerError where one is no table, where one is given twice, and where they were made with
-    different networks or settings.
+    Raises TrainerError if one is no table, if one is given twice, and if they were made with different networks or settings.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike]):
@@ -177,10 +176,8 @@ class Tables(Table):
                     )
         self.path, self.about, self.width = first.path, first.about, first.width
         self.name = ", ".join(part.name for part in self.parts)
-        self.rows, self.groups = (
-            sum(part.rows for part in self.parts),
-            [own for part in self.parts for own in part.groups],
-        )
+        self.rows = sum(part.rows for part in self.parts)
+        self.groups = [rows for part in self.parts for rows in part.groups]
 
     def blocks(self, *columns: str) -> Iterator[tuple]:
         return chain.from_iterable(part.blocks(*columns) for part in self.parts)
@@ -196,7 +193,7 @@ class Tables(Table):
 
 
 def decoded(jpeg: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
-    """A thumbnail as RGB uint8 [H, W, 3]; flags: of OpenCV. Raises TrainerError where it is damaged."""
+    """A thumbnail as RGB uint8 [H, W, 3]; flags: of OpenCV. Raises TrainerError if it is damaged."""
     length, size = header(jpeg)
     small = length and math.prod(size) <= _PIXELS
     picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if small else None
@@ -207,26 +204,28 @@ def decoded(jpeg: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
 
 def write_part(path: Path, about: dict, vectors: np.ndarray, columns: Mapping[str, Sequence]) -> None:
     """One table of vectors float32 [n, d] and the other columns."""
-    own = schema(vectors.shape[1], about)
+    declared = schema(vectors.shape[1], about)
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     arrays = {**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
-    table = pa.table({name: pa.array(arrays[name], own.field(name).type) for name in own.names}, schema=own)
+    table = pa.table(
+        {name: pa.array(arrays[name], declared.field(name).type) for name in declared.names}, schema=declared
+    )
     with replacing(path, pa.ArrowException) as temporary, open(temporary, "wb") as file:
         pq.write_table(table, file, row_group_size=_GROUP, use_dictionary=list(TEXTS))
 
 
 def join(out: Path, about: dict, width: int, parts: Sequence[Path]) -> None:
     """The rows of all parts as one table; memory holds a block of them at a time."""
-    own = schema(width, about)
+    declared = schema(width, about)
     with (
         replacing(out, pa.ArrowException) as temporary,
         open(temporary, "wb") as raw,
-        pq.ParquetWriter(raw, own, use_dictionary=list(TEXTS)) as writer,
+        pq.ParquetWriter(raw, declared, use_dictionary=list(TEXTS)) as writer,
     ):
         for part in parts:
             with open(part, "rb") as stored, pq.ParquetFile(stored) as file:
                 for batch in file.iter_batches(_GROUP):
-                    writer.write_batch(batch.replace_schema_metadata(own.metadata))
+                    writer.write_batch(batch.replace_schema_metadata(declared.metadata))
 
 
 def write_npy(table: Table) -> tuple[Path, Path]:

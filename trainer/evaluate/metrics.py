@@ -14,7 +14,7 @@ from trainer import data
 RESAMPLES = 1000
 SEED_RESAMPLES = 2000  # of seeds and items
 GROUPS = 10  # with fewer of them a bootstrap over groups says nothing
-ANSWERS = "answers"  # key of a row, until its result is written, of the Answers behind its accuracy
+ANSWERS = "answers"  # key of a row of a protocol that holds the Answers behind its accuracy
 _NONE = -1  # no class was predicted, or the item was not tested
 
 

@@ -8,8 +8,8 @@ NumPy, torch and what needs them from trainer.evaluate.protocols, which loads th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from trainer.evaluate.protocols import data, evaluator, features, metrics, np, progress, results, splits
@@ -86,13 +86,18 @@ class Protocol:
         """Choose the items by the protocol's options; the data set that is measured on. Raises VsslError if there are none."""
         return self.evaluator.source()
 
-    def rows_of(self, network: str) -> Iterator[dict]:
-        """The numbers of one network, "pretrained" or "random"."""
+    def rows(self) -> Iterator[dict]:
+        """The numbers of all networks, and those beside them, such as chance, one after the other as they are measured.
+
+        A row is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and, if it is an
+        accuracy, what ItemScores.accuracy gives: the ends of its 95 % interval, "low" and "high", and the answers behind it.
+        """
         raise NotImplementedError
 
-    def rows_beside(self) -> Iterable[dict]:
-        """Numbers beside those of the networks, such as chance."""
-        return ()
+    def of_networks(self, measure: Callable[[str], Iterable[dict]]) -> Iterator[dict]:
+        """The rows that `measure` gives for each network, "pretrained" and "random"."""
+        for network in self.evaluator.network_names:
+            yield from ({"network": network, **row} for row in measure(network))
 
     def conditions(self) -> dict[str, Any]:
         """How it was measured, as far as the protocol decides: "mode", "views", "items", "classes", ..."""
@@ -106,19 +111,13 @@ class Protocol:
         """Name of the result's file, without the data set and the split."""
         return name
 
-    def rows(self) -> Iterator[dict]:
-        """The numbers of all networks, and those beside them, one after the other as they are measured.
-
-        A row is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and, if it is an
-        accuracy, the ends of its 95 % interval, "low" and "high", and the answers behind it, see metrics.ItemScores.
-        """
-        for network in self.evaluator.network_names:
-            yield from ({"network": network, **row} for row in self.rows_of(network))
-        yield from self.rows_beside()
-
     def result(self) -> dict:
-        """What is measured: "protocol" (how), "rows", "notes" and what of `extra` there is."""
+        """What is measured: "protocol" (how), "rows", "notes" and what of `extra` there is. `scores` then holds the answers
+        behind the rows."""
         rows = [*self.rows()]
+        answers = {number: row.pop(metrics.ANSWERS) for number, row in enumerate(rows) if metrics.ANSWERS in row}
+        if self.scores is not None:
+            self.scores = replace(self.scores, answers=answers)
         about = self.evaluator.describe(self.shards, **self.conditions())
         tested = self.tested()
         seen = [] if tested is None else splits.seen(self.evaluator.saved, self.shards, tested)
@@ -182,7 +181,10 @@ class FeatureProtocol(Protocol):
         `shards.targets`, which says what is right."""
         raise NotImplementedError
 
-    def rows_of(self, network: str) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
+        return self.of_networks(self._of_network)
+
+    def _of_network(self, network: str) -> Iterator[dict]:
         extracted = self.evaluator.features_of_parts(network, self.shards, self.folds.parts)
         keys, levels = self.evaluator.kinds(extracted[0][1]), self.evaluator.levels(self.levels)
         kinds = [(key, level) for key in keys for level in levels]

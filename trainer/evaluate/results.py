@@ -8,8 +8,8 @@ import functools
 import io
 import math
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -22,7 +22,7 @@ from labelgen.reading import fit, load_json, open_regular
 from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
-from trainer.evaluate.metrics import ANSWERS, Answers, ItemScores
+from trainer.evaluate.metrics import Answers, ItemScores
 from trainer.evaluate.splits import with_split
 
 MEASURED = ("value", "low", "high", "dimensions", "C", "videos")  # what of a row does not say what was measured
@@ -109,16 +109,14 @@ class Result:
 
 
 def write(result: dict, run: Path, name: str, scores: ItemScores | None = None) -> None:
-    """Write a result, its rows, and the answers behind them to each of the items that `scores` describes; result["file"] is then
-    the path of the first."""
+    """Write a result, its rows, and the answers behind them; result["file"] is then the path of the first."""
     protocol = result["protocol"]
     folder = run / "results"
     folder.mkdir(parents=True, exist_ok=True)
     parts = [name, protocol["dataset"], protocol["split"]]
     stem = "-".join(str(part).replace("/", "_") for part in parts if part)
-    answers = {i: row.pop(ANSWERS) for i, row in enumerate(result["rows"]) if ANSWERS in row}
-    if answers and scores:
-        write_scores(folder / f"{stem}.npz", replace(scores, answers=answers))
+    if scores and scores.answers:
+        write_scores(folder / f"{stem}.npz", scores)
     else:
         (folder / f"{stem}.npz").unlink(missing_ok=True)  # of an earlier measurement
     write_text(folder / f"{stem}.csv", csv_text(result["rows"]))
@@ -206,6 +204,18 @@ def read_results(run: Path) -> tuple[list[Result], list[str]]:
         found.append(Result(path.stem.removesuffix("-" + "-".join(of).replace("/", "_")), content, run, path))
     order = [*PROTOCOLS]
     return sorted(found, key=lambda result: order.index(result.name) if result.name in order else len(order)), notes
+
+
+def read_all_scores(results: Mapping[Any, Result]) -> tuple[dict[Any, ItemScores], list[str]]:
+    """The answers to the items of each result that kept them, by the key of the result, and a note about each damaged file."""
+    found, notes = {}, []
+    for key, result in results.items():
+        try:
+            if result.scores is not None:
+                found[key] = result.scores
+        except TrainerError as error:
+            notes.append(str(error))
+    return found, notes
 
 
 def _check(content: Any) -> None:

@@ -201,7 +201,7 @@ def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
     if split not in (source.split_names or (None,)):
         return np.ones(len(source.videos), bool)
     then = through(source, split)
-    # which videos of several data sets were held out cannot be told from one of them: they count as trained on
+    # which videos of several data sets were held out cannot be known from one of them: they count as trained on
     same = meta["config_hash"] == source.config_hash and meta.get("videos", len(then.videos)) == len(then.videos)
     if meta["settings"]["holdout"] and same:
         then.hold_out(meta["settings"]["holdout"], meta["settings"]["seed"])

@@ -11,8 +11,8 @@ from labelgen.reading import load_yaml
 from trainer.checkpoint import with_labels
 from trainer.evaluate import protocol_class
 from trainer.evaluate.results import Result, network_rows
+from trainer.pages.measured import value_cell
 from trainer.pages.page import details, items, join, paragraph, table
-from trainer.pages.results import value_cell
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 

@@ -39,12 +39,12 @@ class Linear(FeatureProtocol):
         self.groups, self.ids = source.groups, np.array(source.text("videos/id"))
         return source
 
-    def rows_of(self, network: str) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
         from sklearn.exceptions import ConvergenceWarning
 
         with warnings.catch_warnings(record=True) as met:
             warnings.simplefilter("always", ConvergenceWarning)
-            rows = [*super().rows_of(network)]
+            rows = [*super().rows()]
         for warning in met:
             if warning.category is ConvergenceWarning:
                 self.unfinished += 1

@@ -267,9 +267,9 @@ def _through_hidden_layers(
     """Softmax float64 [clips, classes] of a classifier with hidden layers, which do not take the stored features, and
     each clip's index into videos. Raises TrainerError for clips of another size than those of the run, which do not fit them."""
     for name in ("crop", "clip_length"):
-        if source.config[name] != (own := saved.meta["config"][name]):
+        if source.config[name] != (of_run := saved.meta["config"][name]):
             raise TrainerError(
-                f"{saved.file}: the hidden layers of its classifier fit {name} {own}, {source.folder} has "
+                f"{saved.file}: the hidden layers of its classifier fit {name} {of_run}, {source.folder} has "
                 f"{source.config[name]}"
             )
     clips = data.VideoViews(source, source.videos[videos], features.VIEWS[views])

@@ -101,7 +101,12 @@ class Retrieval(Protocol):
             notes.append(f"{lacking} queries left out, whose class {searched.dataset} lacks")
         return splits.Folds(asking, [(known, gallery)], mode, notes)
 
-    def rows_of(self, network: str) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
+        yield from self.of_networks(self._of_network)
+        if self.scored:
+            yield from self._chance()
+
+    def _of_network(self, network: str) -> Iterator[dict]:
         if network != "pretrained" and not self.scored:
             return
         extracted = self._extracted(network)
@@ -199,9 +204,7 @@ class Retrieval(Protocol):
             at = f"video level, {key[0]}, {key[1]}"
             self.notes.append(f"{100 * share:.0f} % of the top-1 hits ({at}) are videos of the query's own group")
 
-    def rows_beside(self) -> Iterator[dict]:
-        if not self.scored:
-            return
+    def _chance(self) -> Iterator[dict]:
         parts = [(self.targets[0][queries], self.targets[1][gallery]) for queries, gallery in self.folds.parts]
         units = self.units[self.folds.tested] if self.alone else None
         sizes = [len(queries) for queries, _ in parts]

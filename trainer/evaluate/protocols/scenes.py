@@ -52,7 +52,11 @@ class Scenes(Protocol):
         self.predicted: dict[tuple, np.ndarray] = {}  # by stage and pooling, of the pretrained network
         return source
 
-    def rows_of(self, network: str) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
+        yield from self.of_networks(self._of_network)
+        yield from self._chance_and_classes()
+
+    def _of_network(self, network: str) -> Iterator[dict]:
         found = self.evaluator.features(network, self.shards, self.videos, "sliding")
         for stage, pooling in self.evaluator.kinds(found)[-2 * STAGES :]:
             means = found.video_means((stage, pooling), self.evaluator.time_parts)
@@ -62,7 +66,7 @@ class Scenes(Protocol):
             score = self.scores.accuracy(predicted == self.targets, self.videos, predicted)
             yield {"stage": stage, "pooling": pooling, "metric": "accuracy", **score}
 
-    def rows_beside(self) -> Iterator[dict]:
+    def _chance_and_classes(self) -> Iterator[dict]:
         """Chance, and the accuracy by class of the last stage, pooled by maximum."""
         classes = np.unique(self.targets)
         yield {"network": "chance", "metric": "accuracy", "value": 100 / len(classes)}

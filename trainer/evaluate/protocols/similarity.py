@@ -63,7 +63,10 @@ class Similarity(Protocol):
         self.scores = metrics.ItemScores(np.array(names), labels, groups, words, {})
         return source
 
-    def rows_of(self, network: str) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
+        return self.of_networks(self._of_network)
+
+    def _of_network(self, network: str) -> Iterator[dict]:
         found = self.evaluator.features(network, self.shards, self.videos, "sliding")
         keys = [key for key in found.arrays if key[1] == "max"][-STAGES:]
         means = (found.video_means(key) for key in keys)
