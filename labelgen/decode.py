@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import math
 import os
@@ -23,6 +24,7 @@ from labelgen.pictures import Pictures
 from labelgen.timeline import Times, resample, seek_point
 
 VERSION = 3  # counts up with every change that may change a pixel of a frame
+TICK = 1e-6  # seconds: times that differ by less are equal
 _NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 _RESIZE = Interpolation.AREA | Interpolation.ACCURATE_RND
 
@@ -38,7 +40,7 @@ class FrameStream(Iterator[np.ndarray]):
             file's time line that it stands for; nan in all frames of a file that tells none. It never decreases: where time
             stamps step back, they go on one frame after the last
     damage: of that frame: 0 sound, 1 the decoder calls it damaged, 2 frames are lost just before it, 3 both
-    origin: presentation time of the first frame of the video, once one was yielded
+    origin: presentation time of the first frame of the video, once one was yielded; broken: how the file breaks off, "" if not
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class FrameStream(Iterator[np.ndarray]):
         self._max_pixels, self._region, self._alive = max_pixels, region, alive
         self.native_height = self.native_width = self.count = 0
         self._image_fps, self._since = image_fps or fps, since
-        self.origin = math.nan
+        self.origin, self.broken = math.nan, ""
         self.fps = float(fps or 0)
         self.time, self.damage = math.nan, 0
         self._cut = (0, 0, 0, 0)  # by the container: left, right, top, bottom
@@ -139,9 +141,11 @@ class FrameStream(Iterator[np.ndarray]):
             yield self._upright(frame)
         self.fps = float(fps or times.rate)
         lack = self._lack(container, stream, decoded, times.last) if decoded.read else ""
+        ended = f"cannot be decoded after {self.count} frames: {decoded.ended}" if decoded.ended else ""
+        broken = [ended, f"the file ends {lack}" if lack else ""]
+        self.broken = "; ".join(filter(None, broken))
         return [
-            f"cannot be decoded after {self.count} frames: {decoded.ended}" if decoded.ended else "",
-            f"the file ends {lack}" if lack else "",
+            *broken,
             *decoded.faults(bool(lack), "" if fps is None else " of the file"),
             *times.faults(fps),
             self._upside,
@@ -291,19 +295,18 @@ def frames(
     return FrameStream(path, height, width, fps, max_pixels, region, alive, image_fps, since)
 
 
-def expected_frames(
+def frame_times(
     path: str | os.PathLike[str],
-    fps: float | None = None,
     max_pixels: int = MAX_PIXELS,
     alive: Callable[[], object] = lambda: None,
     image_fps: float | None = None,
-) -> int:
-    """About how many frames `frames` yields, by the file's packets, without decoding them: in nearly every sound file just so
-    many. 0 where it cannot be read; arguments as of `frames`."""
+) -> list[float]:
+    """Presentation times of the frames in order, by the file's packets, without decoding them: those of nearly every sound file.
+    As many as can be read; nan for those that tell none; arguments as of `frames`."""
     times: list[float] = []
     with contextlib.suppress(DecodeError, av.FFmpegError, OSError, ValueError):
         if os.path.isdir(path):
-            times = image_times(frame_files(path), image_fps or fps or 1)
+            times = image_times(frame_files(path), image_fps or 1)
         else:
             with opened(os.fspath(path), _bound(max_pixels)) as container:
                 stream, _ = choose(container)
@@ -311,11 +314,22 @@ def expected_frames(
                     alive()
                     if packet.size and not packet.is_discard:
                         times.append(float(packet.pts * packet.time_base) if packet.pts is not None else math.nan)
-    if fps is None:
+    return sorted(times)
+
+
+def expected_frames(times: Sequence[float], fps: float | None, begin: float = 0.0, end: float = math.inf) -> int:
+    """About how many frames `frames` yields at a rate, of a video with such `frame_times`, or a `Span` of it from second `begin`
+    to `end`. 0 where that cannot be told."""
+    if fps is not None:
+        try:
+            times = [time for _, _, time in resample(((time, 0, time) for time in times), fps)]
+        except ValueError:
+            return 0
+    if (begin, end) == (0, math.inf) or not times:
         return len(times)
-    with contextlib.suppress(ValueError):
-        return sum(1 for _ in resample(((time, 0, time) for time in sorted(times)), fps))
-    return 0
+    seen = [time - times[0] for time in times]
+    first = bisect.bisect_right(seen, begin + TICK) - 1  # the one that is seen at that second
+    return max(0, bisect.bisect_left(seen, end - TICK) - max(0, first))
 
 
 class _FrameCounter(FrameStream):

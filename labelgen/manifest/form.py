@@ -23,6 +23,7 @@ _WHERE = {  # where everything lies on disk: of the manifest, or of one of its l
     ),
     "lists?": str,
     "csv?": Only({"files?": [str, ...], "video?": str, "may_lack?": str}),
+    "segments?": Only({"start": str, "end": str, "unit?": str, "first?": int}),
     "label?": Only({**_VALUE, "number?": bool}),
     "group?": _VALUE,
     "classes?": Only({"names?": [str, ...], "file?": str, "pattern?": str}),
@@ -105,6 +106,19 @@ def _check_meaning(spec: dict[str, Any], where: str) -> None:
     """What the form cannot say: keys that need each other, and values that cannot be right."""
     if "csv" in spec and spec["csv"].keys() - {"may_lack"} != {"files", "video"}:
         fail(f"csv in {where}", ", ".join(spec["csv"]), "files and video", "Give both")
+    segments = spec.get("segments")
+    if segments is not None:
+        if "csv" not in spec:
+            fail(f"segments in {where}", segments["start"], "a csv section that has this column", "Add csv")
+        if segments.get("unit", "seconds") not in ("seconds", "frames"):
+            fail(f"unit of segments in {where}", segments["unit"], "seconds or frames", "Correct it")
+        if segments.get("first", 0) and (segments["first"] != 1 or segments.get("unit") != "frames"):
+            fail(
+                f"first of segments in {where}",
+                segments["first"],
+                "0 or 1, the number of the first frame",
+                "Correct it",
+            )
     if spec.get("classes", {"names": []}).keys() not in ({"names"}, {"file", "pattern"}):
         fail(f"classes in {where}", ", ".join(spec["classes"]), "names, or file and pattern", "Give one form")
     splits = spec.get("splits", {"folder": 1})

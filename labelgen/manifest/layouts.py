@@ -53,7 +53,9 @@ def _lacking(spec: Mapping[str, Any], root: Path) -> str:
         if not files:
             return f"one of the files {', '.join(spec['csv']['files'])}"
         for path in files:
-            if absent := {field for _, field, _ in csv_template(spec["csv"]) if field} - set(csv_header(path)):
+            asked = {field for _, field, _ in csv_template(spec["csv"]) if field}
+            asked |= {spec["segments"][key] for key in ("start", "end")} if "segments" in spec else set()
+            if absent := asked - set(csv_header(path)):
                 return f"the column {' or '.join(sorted(absent))} of {path.relative_to(root)}"
     else:
         level = spec.get("label", {}).get("folder", 0)

@@ -15,6 +15,7 @@ from typing import Any
 
 from labelgen.errors import ManifestError, ReadError
 from labelgen.manifest.messages import fail
+from labelgen.manifest.segments import Part, part_name, read_part
 from labelgen.reading import open_regular, read_bytes
 from labelgen.shards import NONE, TEST, TRAIN, VALIDATION
 
@@ -156,12 +157,19 @@ def _table(path: Path) -> Iterator[Any]:  # a csv.reader, whose type has no publ
         raise ManifestError(f"cannot read {path}: {error}") from error
 
 
-def csv_rows(spec: Mapping[str, Any], root: Path, ids: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Which video -> the columns of its row that the manifest asks for; equal rows are one and the same dict, names that are
-    those of `ids` (id -> path) the same text."""
+_Parts = dict[str, dict[Part, dict[str, str]]]
+
+
+def csv_rows(spec: Mapping[str, Any], root: Path, ids: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], _Parts]:
+    """Which video -> the columns of its row that the manifest asks for, or of one of its rows if each is about a part of a video;
+    and then, which video -> part -> the columns. Equal rows are one and the same dict, names that are those of `ids`
+    (id -> path) the same text."""
+    parts: _Parts = {}
     if "csv" not in spec:
-        return {}
+        return {}, parts
     wanted = {spec[key]["column"] for key in ("label", "group", "splits") if "column" in spec.get(key, {})}
+    segments = spec.get("segments", {})
+    bounds = [segments[key] for key in ("start", "end")] if segments else []
     files = csv_files(spec["csv"], root)
     if not files:
         fail("CSV file not found in", root, " or ".join(spec["csv"]["files"]), "Put it there as published")
@@ -173,8 +181,9 @@ def csv_rows(spec: Mapping[str, Any], root: Path, ids: Mapping[str, str]) -> dic
     for path in files:
         with _table(path) as reader:
             place = {column: i for i, column in enumerate(next(reader, ()))}
-            if absent := fields - place.keys():
-                fail(f"column not found in {path}", ", ".join(absent), " or ".join(place), "Correct csv video")
+            if absent := (fields | {*bounds}) - place.keys():
+                what = "segments" if absent & {*bounds} else "csv video"
+                fail(f"column not found in {path}", ", ".join(sorted(absent)), " or ".join(place), f"Correct {what}")
             seen |= place.keys()
             columns = [place.get(column) for column in wanted]
             for row in reader:
@@ -188,12 +197,25 @@ def csv_rows(spec: Mapping[str, Any], root: Path, ids: Mapping[str, str]) -> dic
                     fail(f"value in {path}, line {reader.line_num}", cells, "text without NUL", "Correct the table")
                 if (values := distinct.get(cells)) is None:
                     values = distinct[cells] = dict(zip(wanted, cells, strict=True))
-                if rows.setdefault(entry, values) != values:
+                if segments:
+                    rows.setdefault(entry, values)
+                    start, end = (row[place[column]].strip() for column in bounds)
+                    try:
+                        part = read_part(segments, start, end)
+                    except ValueError as error:
+                        told, _, expected = str(error).partition(", expected ")
+                        fail(
+                            f"part of {entry!r} in {path}, line {reader.line_num}", told, expected, "Correct the table"
+                        )
+                    if parts.setdefault(entry, {}).setdefault(part, values) != values:
+                        name = part_name(segments, entry, part)
+                        fail(f"two different rows for one part of a video in {path}", name, "one", "Remove one")
+                elif rows.setdefault(entry, values) != values:
                     fail(f"two different rows for one video in {path}", entry, "one", "Remove one")
     # A test list may come without labels, so a column has to be in one of the files only.
     if absent := wanted - seen:
         fail("CSV column not found", ", ".join(sorted(absent)), " or ".join(sorted(seen)), "Correct the manifest")
-    return rows
+    return rows, parts
 
 
 def _fill(

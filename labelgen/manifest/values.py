@@ -10,23 +10,22 @@ from labelgen.manifest.lists import PART_WORDS
 from labelgen.manifest.messages import compiled, composed, fail, some
 from labelgen.shards import TEST, TRAIN
 
-Rows = Mapping[str, Mapping[str, str]]  # the row of a table that a video has, by its id
+Rows = Sequence[Mapping[str, str]]  # what a table says of each video, nothing if it has no row
 
 
-def values(what: str, spec: Mapping[str, Any], ids: list[str], row_of: Rows, labels: Sequence[str] = ()) -> list[str]:
-    """The label or group of every video: from its CSV row, else its file name (its path, for a pattern with a "/"), else its
-    folder, else ""."""
+def values(what: str, spec: Mapping[str, Any], ids: list[str], own: Rows, labels: Sequence[str] = ()) -> list[str]:
+    """The label or group of every video, by the ids of their files: from its CSV row, else its file name (its path, for a pattern
+    with a "/"), else its folder, else ""."""
     source = spec.get(what, {})
     column, pattern, level = source.get("column"), source.get("pattern"), source.get("folder")
     of_label: dict[str, re.Pattern[str]] = {}
     values = []
     for i, id in enumerate(ids):
-        value = row_of[id][column] if column and id in row_of else ""
+        value = own[i].get(column, "") if column else ""
         if not value and pattern:
             label = labels[i] if labels else ""
             if label not in of_label:
-                own = pattern.replace("{label}", re.escape(label)) if labels else pattern
-                of_label[label] = compiled(own, what)
+                of_label[label] = compiled(pattern.replace("{label}", re.escape(label)) if labels else pattern, what)
             match = of_label[label].search(id if "/" in pattern else id.rpartition("/")[2])
             if not match and what == "label":
                 fail("label pattern does not match the file name", id, pattern, "Correct the pattern or the name")
@@ -88,7 +87,7 @@ def spell_classes(ids: list[str], labels: list[str], known: Sequence[str], decla
 
 
 def split_by_value(
-    splits: Mapping[str, Any], ids: list[str], groups: list[str], row_of: Rows
+    splits: Mapping[str, Any], ids: list[str], groups: list[str], own: Rows
 ) -> tuple[tuple[str, ...], list[tuple[int, ...]]]:
     """Names of the splits and each video's parts, from a CSV column, a folder level or the groups."""
     if "leave_out" in splits:
@@ -101,7 +100,7 @@ def split_by_value(
         return tuple(str(k + 1) for k in range(len(names))), [row[g] for g in groups]
     if not splits:
         return (), [()] * len(ids)
-    words = values("split", {"split": splits}, ids, row_of)
+    words = values("split", {"split": splits}, ids, own)
     for id, word in zip(ids, words, strict=True):
         if word.lower() not in PART_WORDS:
             fail(f"split of {id!r}", word, "train, val, validation, test or none", "Rename it")
