@@ -175,7 +175,8 @@ def test_folders_of_images_are_embedded_and_searched(here):
 
 def test_parts_of_files_keep_the_times_of_their_file(here):
     Path("cut.yaml").write_text(
-        "name: cut\nlists: ..\ncsv: {files: [cut.csv], video: '{video}'}\nsegments: {start: start, end: end}\n"
+        f"name: cut\nlists: {here}\n"
+        "csv: {files: [cut.csv], video: '{video}'}\nsegments: {start: start, end: end}\n"
         "label: {column: what}\n"
     )
     Path("cut.csv").write_text(
