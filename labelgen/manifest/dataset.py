@@ -15,10 +15,11 @@ from labelgen.errors import ConfigError
 from labelgen.manifest.files import EXTENSIONS, check_levels, find_videos, locate, put_replacements
 from labelgen.manifest.form import check_group, read_manifest
 from labelgen.manifest.layouts import choose
-from labelgen.manifest.lists import PART_WORDS, class_names, csv_rows, list_members
+from labelgen.manifest.lists import PART_WORDS, class_names, list_members
 from labelgen.manifest.messages import fail, some
 from labelgen.manifest.segments import Part, order, part_name
-from labelgen.manifest.values import Rows, name_numbers, spell_classes, split_by_value, values
+from labelgen.manifest.tables import csv_rows
+from labelgen.manifest.values import Rows, by_index, name_numbers, spell_classes, split_by_value, values
 from labelgen.numbered import IMAGES
 from labelgen.shards import NONE, PARTS, TEST, TRAIN, VALIDATION
 
@@ -254,6 +255,8 @@ def _labels(
 ) -> tuple[list[str], tuple[str, ...]]:
     """The label of every video, spelt as its class, and the classes: those declared, else those of the table and the videos."""
     labels = values("label", spec, ids, own)
+    if spec.get("label", {}).get("index"):
+        labels = by_index(labels, declared, ids)
     column = spec.get("label", {}).get("column")
     known = declared or sorted({row[column] for row in told} - {""} if column else ())
     labels = spell_classes(ids, labels, known, declared=bool(declared))

@@ -8,7 +8,8 @@ from typing import Any
 
 from labelgen.manifest.lists import PART_WORDS
 from labelgen.manifest.messages import compiled, composed, fail, some
-from labelgen.shards import TEST, TRAIN
+from labelgen.manifest.tables import OF_FILE
+from labelgen.shards import NONE, TEST, TRAIN
 
 Rows = Sequence[Mapping[str, str]]  # what a table says of each video, nothing if it has no row
 
@@ -67,6 +68,16 @@ def name_numbers(numbers: Sequence[str], ids: Sequence[str]) -> tuple[list[str],
     return [name_of.get(number, "") for number in numbers], tuple(name_of.values())
 
 
+def by_index(numbers: Sequence[str], classes: Sequence[str], ids: Sequence[str]) -> list[str]:
+    """Labels from their places among the declared classes, counted from 0."""
+    for number, id in zip(numbers, ids, strict=True):
+        if number and not (number.isdecimal() and len(number) < 9 and int(number) < len(classes)):
+            fail(
+                f"label of {id!r}", number, f"the place of one of {len(classes)} classes, from 0 on", "Correct the list"
+            )
+    return [classes[int(number)] if number else "" for number in numbers]
+
+
 def plain(name: str) -> str:
     """A class name or a folder's without case, blanks and punctuation, which folders often lose ("using_segway")."""
     return "".join(c for c in composed(name).casefold() if c.isalnum())
@@ -100,9 +111,33 @@ def split_by_value(
         return tuple(str(k + 1) for k in range(len(names))), [row[g] for g in groups]
     if not splits:
         return (), [()] * len(ids)
+    if "match" in splits:
+        return tuple(splits["names"]), _matched(splits, ids)
+    if "files" in splits:
+        splits = {"column": OF_FILE}
     words = values("split", {"split": splits}, ids, own)
     for id, word in zip(ids, words, strict=True):
         if word.lower() not in PART_WORDS:
             fail(f"split of {id!r}", word, "train, val, validation, test or none", "Rename it")
     parts = {word: (PART_WORDS[word.lower()],) for word in set(words)}
     return ("1",), [parts[word] for word in words]
+
+
+def _matched(splits: Mapping[str, Any], ids: Sequence[str]) -> list[tuple[int, ...]]:
+    """Each video's parts: those of whose expressions, one per split, something in the file name is an instance."""
+    parts = {
+        PART_WORDS[word]: [compiled(pattern, f"splits, {word}") for pattern in own]
+        for word, own in splits["match"].items()
+    }
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    rows = []
+    for id in ids:
+        name = id if any("/" in own.pattern for of in parts.values() for own in of) else id.rpartition("/")[2]
+        row = []
+        for k, split in enumerate(splits["names"]):
+            own = [part for part, patterns in parts.items() if patterns[k].search(name)]
+            if len(own) > 1:
+                fail(f"two parts of split {split} for one video", id, "one", "Correct the manifest")
+            row.append(own[0] if own else NONE)
+        rows.append(found.setdefault(tuple(row), tuple(row)))
+    return rows
