@@ -76,11 +76,13 @@ def _query(extract, video: Path, span, fps):
 
     from labelgen.errors import DecodeError
     from labelgen.manifest import Video
+    from labelgen.manifest.segments import Part
     from labelgen.texts import path_text
     from trainer.embeddings.extract import video_means
 
-    one = Video(path_text(video.name), video.absolute(), "", "", ())
-    source = VideoFiles(video.parent, [one], extract.settings["frames"], 1, span[0], span[1], fps)
+    part = None if span == (0, None) else Part(*span)
+    one = Video(path_text(video.name), video.absolute(), "", "", (), part)
+    source = VideoFiles(video.parent, [one], extract.settings["frames"], 1, fps)
     with tempfile.TemporaryDirectory() as scratch, source.open([one], Path(scratch)) as piece:
         for failure in piece.failures:
             if not failure["kept"]:
@@ -88,7 +90,5 @@ def _query(extract, video: Path, span, fps):
             click.echo(f"{video}: {failure['reason']}", err=True)
         vectors, columns = extract(piece)
         end = float(piece.bounds[0][-1])
-        if span != (0, None):  # times of frames are counted from the first one of the file
-            end += float(piece.frames.readers[0].arrays["frames/time"][0])
     vector = video_means(vectors, np.zeros(len(vectors), np.int64))[0]
     return vector, math.inf if math.isnan(end) else end, columns["thumbnail"][len(vectors) // 2]

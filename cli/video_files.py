@@ -45,7 +45,7 @@ class VideoFiles:
     and deleted when it has been read.
 
     config: height, width, region, crop, fps and jpeg_quality of the frames, as in the shards that the network was trained on
-    begin, end, image_fps: seconds of each video between which it is used, rate of folders of images; see labelgen.config.Config
+    image_fps: rate of folders of images, see labelgen.config.Config
     """
 
     def __init__(
@@ -54,11 +54,10 @@ class VideoFiles:
         videos,
         config: dict,
         workers: int,
-        begin: float = 0.0,
-        end: float | None = None,
         image_fps: float | None = None,
     ):
         from labelgen.config import MAX_PIXELS
+        from labelgen.manifest.segments import Part
         from labelgen.numbered import stamp_of
         from labelgen.texts import path_text
 
@@ -66,9 +65,11 @@ class VideoFiles:
         self.about = {"kind": "videos", "folder": path_text(folder.resolve())}
         self.parts: list[list] = []
         self.count, self._workers = len(videos), workers
-        self._of_config: dict = {"begin": begin, "end": end, "image_fps": image_fps}
+        self._image_fps = image_fps
         self._folder = Path(os.path.abspath(folder))  # workers have another current folder
         room = 0
+        if any(video.part for video in videos):
+            videos = [replace(video, part=video.part or Part()) for video in videos]  # whose times are counted alike
         for video in videos:
             size = stamp_of(video.path)[0] if os.path.exists(video.path) else 0
             if not self.parts or len(self.parts[-1]) == PART_VIDEOS or size > room:
@@ -84,7 +85,8 @@ class VideoFiles:
         seen = [stamp_of(video.path) if os.path.exists(video.path) else None for video in part]
         return [
             (video.id, str(video.path), video.label, video.split, file)
-            + (self._of_config["image_fps"],) * video.path.is_dir()
+            + (self._image_fps,) * video.path.is_dir()
+            + (video.part or ())
             for video, file in zip(part, seen, strict=True)
         ]
 
@@ -109,10 +111,11 @@ class VideoFiles:
         settings = {name: self.config[name] for name in names if name in self.config}
         by_shard_id = {video.id.lstrip("/"): video for video in part}  # ids of shards are relative paths
         none, paths = [""] * len(by_shard_id), {id: str(video.path) for id, video in by_shard_id.items()}
-        videos = Videos("", paths, [*by_shard_id], none, none, [()] * len(by_shard_id))
+        parts = {id: video.part for id, video in by_shard_id.items() if video.part}
+        videos = Videos("", paths, [*by_shard_id], none, none, [()] * len(by_shard_id), parts)
         data = Dataset("videos", self._folder, videos, (), (), (), ())
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=scratch.absolute()) as folder:
-            config = Config(**settings, region=region, **self._of_config)
+            config = Config(**settings, region=region, image_fps=self._image_fps)
             run(data, videos, Path(folder), config, max(1, min(self._workers, cores())), 1, say=_say, labels={})
             piece = piece_of(open_shards(folder), self.config)
             by_id = {escaped(id): video for id, video in by_shard_id.items()}

@@ -119,10 +119,10 @@ def configuration(
         digest.update(f"{video.id}\0{bytes_}\0{video.label}\0{video.group}\0{video.split}\n".encode())
     backend = find_backend(config.flow)
     settings = asdict(config)
-    if (config.begin, config.end) == (0, None):  # shards of whole videos are older than these settings
-        del settings["begin"], settings["end"]
-    if config.image_fps is None:
+    if config.image_fps is None:  # shards are older than this setting, and than parts of files
         del settings["image_fps"]
+    if parts := [video.part for video in videos[:1] if video.part is not None]:
+        settings["segments"] = "frames" if parts[0].frames else "seconds"
     return {
         "dataset": dataset.name,
         "expected": dict(dataset.expected),

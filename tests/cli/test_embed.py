@@ -169,6 +169,35 @@ def test_folders_of_images_are_embedded_and_searched(here):
     assert "folders of images, which tell no frame rate" in told
 
 
+def test_parts_of_files_keep_the_times_of_their_file(here):
+    Path("cut.yaml").write_text(
+        f"name: cut\nlists: {here}\n"
+        "csv: {files: [cut.csv], video: '{video}'}\nsegments: {start: start, end: end}\n"
+        "label: {column: what}\n"
+    )
+    Path("cut.csv").write_text(
+        "video,start,end,what\nnear/a.mp4,0.64,1.6,run\nnear/a.mp4,1.28,,jump\ncopy.mp4,0,0.64,run\n"
+    )
+    vssl("labelgen", "videos", "--dataset", "cut.yaml", "--out", "cut", *SIZE)
+    vssl("embed", "--videos", "videos", "--dataset", "cut.yaml", "--out", "files.parquet")
+    vssl("embed", "--shards", "cut", "--out", "shards.parquet")
+    (files, told), (shards, of_shards) = columns("files.parquet"), columns("shards.parquet")
+    np.testing.assert_allclose(files, shards, rtol=1e-4, atol=1e-6)
+    moments = list(zip(told["id"], told["label"], told["start"], told["end"], strict=True))
+    assert moments == [
+        ("copy.mp4@0-0.64", "run", 0, 0.64),
+        ("near/a.mp4@0.64-1.6", "run", 0.64, 1.28), ("near/a.mp4@0.64-1.6", "run", 0.96, 1.6),
+        ("near/a.mp4@1.28-", "jump", 1.28, 1.92), ("near/a.mp4@1.28-", "jump", 1.6, 2.24),
+        ("near/a.mp4@1.28-", "jump", 1.92, 2.56),
+    ]  # fmt: skip
+    assert {*told["path"]} == {str(here / "videos/near/a.mp4"), str(here / "videos/copy.mp4")}
+    assert [of_shards[name] for name in ("id", "start", "end", "label")] == [
+        told[name] for name in ("id", "start", "end", "label")
+    ]
+    found = vssl("search", "videos/near/a.mp4", "--from", 1.3, "--to", 2.4, "--in", "files.parquet").splitlines()[1:]
+    assert [line.split()[3] for line in found if "near/a" in line] == ["0.6"]  # what overlaps the query is left out
+
+
 def test_the_part_of_the_split_is_in_the_table(here):
     (here / "parts.yaml").write_text(
         "name: parts\nlabel: {folder: 1}\ncsv: {files: [parts.csv], video: '{video}'}\nsplits: {column: part}\n"
@@ -223,7 +252,7 @@ def test_the_nearest_moments(here):
     # of the same video, what does not overlap the query is found
     own = [line for line in told[1:] if "videos/near/a.mp4" in line]
     assert own and not any("0.6 to 1.3 s" in line for line in own)
-    assert "from second 99 on, it has 64" in vssl("search", "videos/near/a.mp4", "--from", 99, code=1)
+    assert "from second 99 on, it ends at 2.6 s" in vssl("search", "videos/near/a.mp4", "--from", 99, code=1)
     assert "is not after" in vssl("search", "videos/near/a.mp4", "--from", 2, "--to", 1, code=2)
     both = "--in", "features.parquet", "--shards", "out"
     assert "give one of --in and --shards" in vssl("search", "videos/near/a.mp4", *both, code=2)
@@ -375,7 +404,8 @@ def test_seconds_are_those_of_the_frames(here):
         assert len(seen) == expected and seen[0] <= begin + 1e-3 and seen[-1] < end, (begin, end)
     told = vssl("search", "mine/vfr.mkv", "--from", 4, "--to", 20, "--in", "whole.parquet")
     assert "4 to 8.6 s" in told and "late.mkv" in told
-    assert "it has 32 and ends at 8.6 s" in vssl("search", "mine/vfr.mkv", "--from", 9, "--in", "whole.parquet", code=1)
+    told = vssl("search", "mine/vfr.mkv", "--from", 9, "--in", "whole.parquet", code=1)
+    assert "no frame from second 9 on, it ends at 8.6 s" in told
 
 
 def test_names_that_are_no_utf_8(here):
