@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import shutil
 import tempfile
 import time
@@ -16,10 +17,12 @@ from labelgen.errors import ReadError, VsslError
 from labelgen.files import json_sha256, write_json
 from labelgen.reading import fit, load_json, read_text
 from trainer.errors import TrainerError
+from trainer.evaluate.evaluator import Evaluator
+from trainer.evaluate.features import Compute, Features
 from trainer.settings import FREE, Settings, resolve
 from trainer.study import measures
 from trainer.study.devices import kind_of_device
-from trainer.study.sources import Source
+from trainer.study.sources import Source, few_name
 from trainer.study.spec import Measure
 from trainer.training import train
 
@@ -117,12 +120,8 @@ class Job:
         return (self.id,)
 
     @property
-    def compute(self) -> measures.Compute:
-        return measures.Compute(workers=0, device=self.device)
-
-    def runs(self, store: Store) -> list[Path]:
-        """The folders of the runs that it trains."""
-        return []
+    def compute(self) -> Compute:
+        return Compute(workers=0, device=self.device)
 
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
         """Make it here; what is stored by id. flow: see `study`. Raises VsslError."""
@@ -148,11 +147,8 @@ class Training(Job):
     settings: Settings
     videos: tuple[int, int]
 
-    def runs(self, store: Store) -> list[Path]:
-        return [store.run(self.id) / "run"]
-
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
-        (run,) = self.runs(store)
+        run = store.run(self.id) / "run"
         _train_or_resume(run, self.settings, self, self.source.overlay)
         rows = csv.DictReader(read_text(run / "log.csv").splitlines())
         return {self.id: {"seconds": round(sum(float(row["total_ms"]) for row in rows) / 1000, 2)}}
@@ -178,7 +174,7 @@ class Measuring(Job):
     def makes(self) -> tuple[str, ...]:
         return tuple(request.id for request in self.requests)
 
-    def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> measures.Features:
+    def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
         """The features of all videos, of the network that is tested on this split; folder: a temporary one."""
         raise NotImplementedError
 
@@ -190,12 +186,11 @@ class Measuring(Job):
             splits = [split for split, tested in self.networks.items() if tested == network]
             with tempfile.TemporaryDirectory(dir=store.root / "scratch") as folder:  # features are not kept
                 found = self.features(store, splits[0], flow, Path(folder))
-                for request in requests:
-                    content = made.setdefault(request.id, {"scores": {}})
+                for request, split in itertools.product(requests, splits):
+                    content, measure = made.setdefault(request.id, {"scores": {}}), request.measure
                     try:
-                        content["scores"] |= measures.scores(
-                            found, self.source, splits, request.target, request.measure, request.seed, self.device
-                        )
+                        opened = self.source.opened(few_name(split, measure.labels, request.seed), request.target)
+                        content["scores"] |= measures.scores(found, opened, measure, self.compute)
                     except VsslError as error:  # this number cannot be had, the others can
                         content["reason"] = str(error)
         return made
@@ -208,7 +203,7 @@ class Frozen(Measuring):
     kind = "frozen"
     settings: Settings
 
-    def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> measures.Features:
+    def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
         id = self.networks[split]
         run = store.run(id) / "run" if id else None
         return measures.backbone_features(run, self.settings, self.source.opened(split), folder, self.compute)
@@ -220,7 +215,7 @@ class Flow(Measuring):
 
     kind = "flow"
 
-    def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> measures.Features:
+    def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
         assert flow is not None
         return measures.flow_features(self.source.opened(split), flow)
 
@@ -233,18 +228,16 @@ class Finetuning(Job):
     target: str
     settings: dict[str, Settings]
 
-    def runs(self, store: Store) -> list[Path]:
-        return [store.root / "finetuned" / self.id / split.replace("/", "_") for split in self.settings]
-
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
-        scores: dict[str, float] = {}
-        for run, (split, settings) in zip(self.runs(store), self.settings.items(), strict=True):
+        scores, folder = dict[str, float](), store.root / "finetuned" / self.id
+        for split, settings in self.settings.items():
+            run = folder / split.replace("/", "_")
             id = self.networks[split]
             initial = store.run(id) / "run" if id else None
             _train_or_resume(run, settings, self, self.source.overlays[self.target], initial)
             opened = self.source.opened(str(settings.split), self.target)
-            scores |= measures.finetuned_scores(run, opened, self.compute)
-        shutil.rmtree(store.root / "finetuned" / self.id)  # only its scores are used
+            scores |= Evaluator(opened, run, compute=self.compute).scores("recognition").right
+        shutil.rmtree(folder)  # only its scores are used
         return {self.id: {"scores": scores}}
 
 
@@ -259,9 +252,8 @@ class Pretext(Job):
         made: dict[str, dict[str, float]] = {"scores": {}, "chance": {}}
         for split, id in self.networks.items():
             try:
-                found = measures.pretext_scores(
-                    store.run(str(id)) / "run", self.source.opened(split), self.draws, self.compute
-                )
+                evaluator = Evaluator(self.source.opened(split), store.run(str(id)) / "run", compute=self.compute)
+                found = evaluator.scores("pretext", draws=self.draws)
             except VsslError as error:  # a method without an accuracy
                 return {self.id: {"scores": {}, "reason": str(error)}}
             made["scores"] |= found.right

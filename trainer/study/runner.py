@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from labelgen.cluster import connected
 from labelgen.errors import VsslError
 from labelgen.files import write_text
 from labelgen.processes import cores, ending, finished
+from labelgen.reading import open_regular
 from trainer.study.devices import Device, reserved
 from trainer.study.jobs import Job, Store
+
+_TAIL = 1 << 13  # bytes at the end of a log
+_CHARACTERS = 160  # of a line that a job printed
 
 
 @dataclass(frozen=True)
@@ -104,3 +109,24 @@ def _child(job: Job, root: Path, flow: Callable | None) -> None:
 def _answer(job: Job, root: Path) -> Path:
     """Where the process of a job says why it failed."""
     return root / "logs" / f"{job.id}.error"
+
+
+def running(jobs: Iterable[Job], store: Store) -> list[str]:
+    """A line for each job that is being made: its device, and what it printed last, such as step, loss and time left."""
+    lines = []
+    for job in jobs:
+        try:
+            device, begin = store.marker(job).read_text().split("\n")
+            lines.append(f"{job.row}: {job.title} ({device}): {_last_line(store.log(job), int(begin)) or 'starts'}")
+        except (OSError, ValueError):  # it has just ended, or begins now
+            continue
+    return lines
+
+
+def _last_line(log: Path, begin: int) -> str:
+    """The last line of a file behind its first `begin` bytes."""
+    with open_regular(log) as file:
+        file.seek(max(begin, file.seek(0, os.SEEK_END) - _TAIL))
+        text = file.read().decode(errors="replace")
+    lines = map(str.strip, reversed(text.replace("\r", "\n").split("\n")))
+    return next(filter(None, lines), "")[:_CHARACTERS]

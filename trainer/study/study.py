@@ -14,9 +14,8 @@ from trainer.study.estimate import seconds
 from trainer.study.jobs import Job, Store
 from trainer.study.page import write_page
 from trainer.study.planning import Plan, plan
-from trainer.study.progress import running
 from trainer.study.results import collect, unavailable, write_tables
-from trainer.study.runner import Machine, make
+from trainer.study.runner import Machine, make, running
 from trainer.study.sources import Source, prepare
 from trainer.study.spec import Data, Study, read
 
