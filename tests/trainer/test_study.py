@@ -209,6 +209,19 @@ def test_a_row_may_label_its_pretraining_in_another_way(tmp_path, monkeypatch):
     assert any("of which there are 4: an interval over so few is too narrow" in text for text in content["assumed"])
 
 
+def test_other_seeds_are_trained_with_the_chosen_settings_alone(colors, tmp_path, monkeypatch):
+    rows = {"turns": {"method": "rotation", "holdout": 0.3, "lr": [1e18, 0.001]}}
+    path = write_study(colors, seeds=[3, 4], clips=8, rows=rows, measures=[{"protocol": "smoothness"}])
+    content = make_study(monkeypatch, path, tmp_path / "out")
+    trained = content["rows"]["turns"]["trained"]
+    assert [(run["lr"], *title.split(", ")[2:]) for title, run in trained.items()] == [
+        (0.001, "seed 3"),
+        (0.001, "seed 4"),
+    ]
+    assert [one["chosen"] for one in content["rows"]["turns"]["tried"]["colors"]] == [False, True]
+    assert len(list((tmp_path / "out" / "runs").glob("*/done.json"))) == 2 and len(content["failures"]) == 1
+
+
 def test_the_page_says_what_each_row_saw_and_how_rows_differ(tmp_path, monkeypatch):
     lengths = [64] * 4 + [20] * 6 + [64] * 6  # six are too short for pace 4
     write_shard(tmp_path / "colors" / "00000.h5", lengths, [1] * 12 + [3] * 4, list("abcd") * 4)
