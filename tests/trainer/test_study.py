@@ -22,7 +22,7 @@ from tests.trainer.studies import SMALL, execute_here, make_study, write_study
 from tests.trainer.synthetic import write_shard
 from trainer.backbones import BACKBONES
 from trainer.backbones.layers import Stages
-from trainer.study import budgets, results, runner
+from trainer.study import budgets, results, runner, tables
 from trainer.study.measures import flow_histogram
 from trainer.study.spec import RANDOM, read
 from trainer.study.study import show_plan
@@ -156,7 +156,7 @@ def test_tests_of_one_measure_alone_stand_in_one_table():
     content = {"columns": columns, "rows": ["one", "two"]}
     content["numbers"] = [{"row": "one", "column": number} for number in range(5)]
     content["numbers"].append({"row": "two", "column": 3})
-    found = {title: (heads, [*rows]) for title, heads, rows in results.tables(content)}
+    found = {title: (heads, [*rows]) for title, heads, rows in tables.tables(content)}
     assert found == {
         "a": (["linear", "knn"], ["one"]),
         "c": (["x"], ["one"]),
