@@ -22,7 +22,7 @@ from tests.trainer.studies import SMALL, execute_here, make_study, write_study
 from tests.trainer.synthetic import write_shard
 from trainer.backbones import BACKBONES
 from trainer.backbones.layers import Stages
-from trainer.study import budgets, results, runner
+from trainer.study import budgets, results, runner, tables
 from trainer.study.measures import flow_histogram
 from trainer.study.spec import RANDOM, read
 from trainer.study.study import show_plan
@@ -156,7 +156,7 @@ def test_tests_of_one_measure_alone_stand_in_one_table():
     content = {"columns": columns, "rows": ["one", "two"]}
     content["numbers"] = [{"row": "one", "column": number} for number in range(5)]
     content["numbers"].append({"row": "two", "column": 3})
-    found = {title: (heads, [*rows]) for title, heads, rows in results.tables(content)}
+    found = {title: (heads, [*rows]) for title, heads, rows in tables.tables(content)}
     assert found == {
         "a": (["linear", "knn"], ["one"]),
         "c": (["x"], ["one"]),
@@ -207,6 +207,19 @@ def test_a_row_may_label_its_pretraining_in_another_way(tmp_path, monkeypatch):
     found = {(entry["row"], entry["column"]) for entry in content["numbers"]}
     assert found == {("two", 0), ("slow", 0), ("two", 1), ("slow", 1), (RANDOM, 0)}
     assert any("of which there are 4: an interval over so few is too narrow" in text for text in content["assumed"])
+
+
+def test_other_seeds_are_trained_with_the_chosen_settings_alone(colors, tmp_path, monkeypatch):
+    rows = {"turns": {"method": "rotation", "holdout": 0.3, "lr": [1e18, 0.001]}}
+    path = write_study(colors, seeds=[3, 4], clips=8, rows=rows, measures=[{"protocol": "smoothness"}])
+    content = make_study(monkeypatch, path, tmp_path / "out")
+    trained = content["rows"]["turns"]["trained"]
+    assert [(run["lr"], *title.split(", ")[2:]) for title, run in trained.items()] == [
+        (0.001, "seed 3"),
+        (0.001, "seed 4"),
+    ]
+    assert [one["chosen"] for one in content["rows"]["turns"]["tried"]["colors"]] == [False, True]
+    assert len(list((tmp_path / "out" / "runs").glob("*/done.json"))) == 2 and len(content["failures"]) == 1
 
 
 def test_the_page_says_what_each_row_saw_and_how_rows_differ(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from trainer.pages.trained import curve, read_log
 from trainer.study.budgets import differing, runs_by_data
 from trainer.study.jobs import Store
 from trainer.study.planning import Plan
-from trainer.study.results import RULE, chance_of, in_brackets, mark, orderings, place, tables
+from trainer.study.tables import RULE, chance_of, in_brackets, mark, orderings, place, tables
 
 _COLUMN, _LINE = 120, 24  # pixels of the chart of ranks
 

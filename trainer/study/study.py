@@ -14,10 +14,11 @@ from trainer.study.estimate import seconds
 from trainer.study.jobs import Job, Store
 from trainer.study.page import write_page
 from trainer.study.planning import Plan, plan
-from trainer.study.results import collect, unavailable, write_tables
+from trainer.study.results import collect, unavailable
 from trainer.study.runner import Machine, make, running
 from trainer.study.sources import Source, prepare
 from trainer.study.spec import Data, Study, read
+from trainer.study.tables import write_tables
 
 _UNLABELLED, _UNKNOWN = "to be labelled first", "not known before labelling"
 Label = Callable[[dict, Path, int], Path]
