@@ -14,7 +14,6 @@ from trainer import data
 from trainer.data import Batch, Draw
 from trainer.errors import TrainerError
 from trainer.methods.pace import Pace, contrastive, literal
-from trainer.settings import Settings, resolve
 
 OPTIONS = Pace.option_values({"contrast": "same-context"})
 
@@ -330,13 +329,6 @@ def test_same_context_leaves_out_videos_whose_rows_have_one_pace(tmp_path):
     assert len(Pace.samples(source, Pace.option_values())[0]) == 7
 
 
-def test_options_that_make_no_sense():
-    with pytest.raises(TrainerError, match="contrast is 'context', expected one of: none, same-context, same-pace"):
-        resolve(Settings(options={"pace": {"contrast": "context"}}))
-    with pytest.raises(TrainerError, match="temperature is 'low', expected a number"):
-        resolve(Settings(options={"pace": {"temperature": "low"}}))
-
-
 @pytest.mark.parametrize("options", [{}, {"contrast": "same-pace", "contrast_weight": 0.0}], ids=str)
 def test_without_classification_and_contrast_nothing_is_learnt(options):
     with pytest.raises(TrainerError, match="pace_weight is 0 and there is no contrast"):
@@ -350,9 +342,3 @@ def test_the_projection_has_the_parameters_that_its_docstring_tells():
 
 def test_defaults_of_the_authors_code():
     assert (Pace.defaults["weight_decay"], Pace.defaults["momentum"]) == (5e-3, 0.9)
-
-
-@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("contrast_weight", -1.0), ("pace_weight", -0.1)])
-def test_values_that_make_no_sense(name, value):
-    with pytest.raises(TrainerError, match=f"{name} is {value}, expected"):
-        Pace.option_values({name: value})

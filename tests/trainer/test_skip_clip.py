@@ -11,7 +11,6 @@ from tests.trainer.runs import SMALL, rows
 from tests.trainer.synthetic import CONFIG
 from trainer.backbones import BACKBONES, create
 from trainer.data import Batch, Draw, Shards, TrainingClips
-from trainer.errors import TrainerError
 from trainer.methods.parts import rotated
 from trainer.methods.skip_clip import SkipClip, gamma, negatives, ranking
 from trainer.settings import Settings, resolve
@@ -245,22 +244,6 @@ def test_context_and_targets_share_a_view(demo):
     raw = clips.batch(np.array([(0, 0), (0, 1)]))
     assert raw["clips"].shape == (2, 1, 24, 32, 32, 3)
     assert raw["view"]["corner"].shape == (2, 1, 2) and raw["view"]["mirror"].shape == (2, 1)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "least"),
-    [
-        ("targets", 1, 2),
-        ("spacing", 0, 1),
-        ("rank_margin", -0.1, 0),
-        ("negative_margin", -0.1, 0),
-        ("negative_weight", -1.0, 0),
-        ("rotation_weight", -1.0, 0),
-    ],
-)
-def test_options_that_make_no_sense(name, value, least):
-    with pytest.raises(TrainerError, match=f"{name} is {value}, expected {least} or more"):
-        SkipClip.option_values({name: value})
 
 
 def test_the_backbone_is_the_papers():
