@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.processes import in_two_processes, share, step
 from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
 from trainer import data
 from trainer.data import Batch, Draw
@@ -196,39 +195,6 @@ def test_literal_sums_over_the_positives_of_a_clip():
     pace = torch.arange(30) % 4
     expected = (2 * 8 * 7 + 2 * 7 * 6) / 30 * math.log(30 * 29)
     assert literal(torch.zeros(30, 8), pace).item() == pytest.approx(expected, rel=1e-5) and 44 < expected < 45
-
-
-class Mixed(nn.Module):
-    """A backbone of four features with weights."""
-
-    features = 4
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv3d(3, 4, 1)
-
-    def forward(self, x):
-        return {"conv1": self.conv(x)}
-
-
-def work(rank, options):
-    torch.manual_seed(0)
-    backbone, n = Mixed(), 2 if options["contrast"] == "same-context" else 1
-    method = Pace(backbone, Pace.option_values(options), SimpleNamespace(config=CONFIG))
-    torch.manual_seed(1)
-    pace = torch.tensor([0, 1, 0, 3, 3, 0, 2, 0, 1, 1, 2, 0])[: 6 * n].reshape(6, n)
-    data = batch(torch.randn(6, n, 3, 2, 4, 4), pace, torch.tensor([4, 11, 0, 7, 2, 1]))
-    return step(backbone, method, data if rank is None else share(data, rank))
-
-
-@pytest.mark.parametrize("contrast", ["same-context", "same-pace"])
-@pytest.mark.parametrize("more", [{}, {"literal": True}, {"literal": True, "pace_weight": 0.0}], ids=str)
-def test_two_processes_equal_one(tmp_path, contrast, more):
-    """Metrics and gradients: positives, negatives and the denominator are those of the joined batch."""
-    options = {"contrast": contrast, **more}
-    for other in in_two_processes(tmp_path, work, options):
-        for a, b in zip(work(None, options), other, strict=True):
-            assert b.numpy() == pytest.approx(a.numpy(), rel=1e-4, abs=1e-5)
 
 
 def test_the_contrast_alone_classifies_nothing():

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.trainer.processes import in_two_processes, share, step
 from tests.trainer.runs import SMALL, rows
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint
@@ -318,19 +317,3 @@ def test_the_bank_holds_a_unit_vector_of_each_video_that_was_seen(demo, here):
     visited = bank.any(1)
     assert bank[visited].norm(dim=1) == pytest.approx(torch.ones(int(visited.sum())).numpy(), abs=1e-5)
     assert 0 < visited.sum() == checkpoint.load(whole).meta["samples"]["tce"] < 8
-
-
-def work(rank, demo):
-    backbone, method = make(demo, negatives=3, hi=0.0)
-    method.head.eval()  # batch normalisation is that of each process
-    fill(method, *range(5, 13))
-    data = batch(6, torch.tensor([4, 11, 0, 7, 2, 1]), progress=0.1)
-    values = step(backbone, method, data if rank is None else share(data, rank))
-    return [method.bank, *values]
-
-
-def test_two_processes_equal_one(demo, tmp_path):
-    """Banks, metrics and gradients."""
-    for other in in_two_processes(tmp_path, work, demo):
-        for a, b in zip(work(None, demo), other, strict=True):
-            assert b.numpy() == pytest.approx(a.numpy(), abs=1e-5)
