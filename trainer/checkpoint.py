@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from labelgen.config import Config
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import public, sync, writing
 from labelgen.reading import fit, load_json, open_regular, parse_json
@@ -51,8 +52,7 @@ _META = {  # what metadata hold; names with ? may be missing
     "initial": dict | None,
     "run?": str,
 }
-_FRAMES = {"height": int, "width": int, "crop": int, "clip_length?": int, "fps?": float | int | None}
-_FRAMES |= {"jpeg_quality?": int, "max_pixels?": int}
+_FRAMES = ("height", "width", "crop", "clip_length", "fps", "jpeg_quality", "max_pixels")  # of the configuration
 _INITIAL = {"file": str, "settings": {"method": str}, **_ORIGIN}
 _STATE = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}  # of each parameter
 _OTHER = "it was changed, or written by another version of vssl; use another one, or train again"
@@ -318,13 +318,9 @@ def _check_meta(file: Path, meta: dict) -> None:
 
 
 def check_frames(config: dict) -> None:
-    """Raises ValueError for frames of sizes that labelgen does not make."""
-    fit(config, _FRAMES, "config")
-    sizes = [config[name] for name in ("height", "width", "crop")]
-    limits = {"clip_length": 256, "fps": 1000, "jpeg_quality": 100, "max_pixels": 1 << 30}
-    wrong = [name for name, most in limits.items() if (config.get(name) is not None and not 0 < config[name] <= most)]
-    if not all(1 <= size <= 4096 for size in sizes) or sizes[2] > min(sizes) or wrong:
-        raise ValueError(f"frames of {sizes[0]} x {sizes[1]}, crops of {sizes[2]}, {wrong}: none that labelgen makes")
+    """Raises ValueError for frames that labelgen does not make."""
+    fit(config, {"height": int, "width": int, "crop": int}, "config")
+    Config(**{name: config[name] for name in _FRAMES if name in config})
 
 
 def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None:

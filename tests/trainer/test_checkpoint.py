@@ -208,7 +208,7 @@ def test_a_head_that_does_not_fit_cannot_be_resumed(run, demo):
         (lambda meta: meta.update(step=-1), r"\(step -1 of 1\)"),
         (lambda meta: meta.update(classes=[1]), r"\(classes is 1, expected text\)"),
         (lambda meta: meta.update(initial={"file": 1}), r"\(initial, file is 1, expected text\)"),
-        (lambda meta: meta["config"].update(height=10**9), "none that labelgen makes"),
+        (lambda meta: meta["config"].update(height=10**9), "height is 1000000000; expected 16 to 4096"),
         (lambda meta: meta.update(environment=json.loads("[" * 60 + "]" * 60)), "nest deeper than 40 levels"),
     ],
 )

@@ -35,7 +35,11 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"backbone": "c3d_light", "width": 0.06, "workers": 0, "device": "cpu"}
 VARIANTS = {
     "statistics": [{"targets": "classes"}, {"targets": "raw"}],
-    "pace": [{"contrast": "none"}, {"contrast": "same-context"}, {"contrast": "same-pace"}],
+    "pace": [
+        *({"contrast": contrast} for contrast in ("none", "same-context", "same-pace")),
+        {"contrast": "same-context", "literal": True},
+        {"contrast": "same-pace", "literal": True, "pace_weight": 0.0},
+    ],
     "tce": [{"frames": 16, "negatives": 2}, {"frames": 16, "loss": "nce"}],
 }
 CASES = {

@@ -192,6 +192,16 @@ def test_the_defaults_of_every_method_make_sense(name):
     assert method_class(name).option_values(options) == options
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_options_outside_of_what_is_declared_are_refused(name):
+    for key, option in method_class(name).options.items():
+        wrong = [3 if option.type is list else [3], "chess"]
+        wrong += [option.type(v) for v in (-2, -1, 0, 2, 70_000) if option.range and not option.range.holds(v)]
+        for value in wrong:
+            with pytest.raises(SettingError, match=rf"^{key} is .*, expected "):
+                method_class(name).option_values({key: value})
+
+
 @pytest.mark.parametrize("command", [train, finetune])
 def test_the_command_line_offers_what_is_declared(command):
     offered = {parameter.name for parameter in command.params} - {"options"}  # --set

@@ -232,10 +232,3 @@ def test_a_hidden_layer_is_saved_and_not_changed_on_resume(demo, here):
     assert checkpoint.load(run).weights["methods.statistics.heads.motion.4.weight"].shape == (16, 16)
     with pytest.raises(TrainerError, match="hidden is 8, the run has 16"):
         train(Settings(options={"statistics": {"hidden": 8}}), demo, resume=run)
-
-
-def test_hidden_must_be_a_width(demo, here):
-    with pytest.raises(TrainerError, match="hidden is -1, expected 0 to 65536"):
-        Statistics.option_values({"hidden": -1})
-    with pytest.raises(TrainerError, match="hidden is 0.5, expected a whole number"):
-        train(Settings(**SMALL, method="statistics", options={"statistics": {"hidden": 0.5}}), demo)

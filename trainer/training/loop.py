@@ -152,9 +152,8 @@ class _Training:
             distributed.on_rank_zero(lambda: stack.enter_context(locked(folder)))
             saver = stack.enter_context(Saver(folder, meta, settings.checkpoint_minutes, self.device))
             if saved:
-                distributed.on_rank_zero(
-                    lambda: checkpoint.check_newest(saved)
-                )  # it was read before the run was locked
+                # again, since it was read before the run was locked
+                distributed.on_rank_zero(lambda: checkpoint.check_newest(saved))
                 saved.restore(self.optimiser)
                 network.load_state_dict(saved.weights)
                 for file in ("log.csv", "holdout.csv"):
@@ -292,11 +291,9 @@ class _Training:
             prefix = f"{name}." if len(self.held_out) > 1 else ""
             names: list[str] = []
             found = []
-            for number, raw in enumerate(
-                stream.load(range(stream.batches.per_epoch), self.settings.workers, self.device)
-            ):
-                batch = stream.on_device(raw, (done - 1) / self.last, self.device, number)
-                metrics = self.network({name: batch})
+            batches = stream.load(range(stream.batches.per_epoch), self.settings.workers, self.device)
+            for number, raw in enumerate(batches):
+                metrics = self.network({name: stream.on_device(raw, (done - 1) / self.last, self.device, number)})
                 names = [*metrics]
                 found.append(torch.stack([*metrics.values()]))
             numbers = distributed.all_reduce_mean(torch.stack(found)).tolist()  # [batches, metrics]
