@@ -1,4 +1,4 @@
-"""`vssl cluster`: videos that are alike, and those that are nearly the same."""
+"""`vssl cluster`: groups of similar videos, and near-duplicates."""
 
 from __future__ import annotations
 

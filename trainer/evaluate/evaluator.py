@@ -114,7 +114,7 @@ class Evaluator:
         return data.Shards(folder, split, self._opened(Path(folder)))
 
     def source(self, saved: Checkpoint | None = None) -> data.Shards:
-        """The data set, seen through the split asked for; by default, if the run was trained on the data set, through that of
+        """The data set, seen through the given split; by default, if the run was trained on the data set, through that of
         the run: the test videos of another one were among its training videos."""
         if self.given is not None:
             return self.given
