@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from cli.options import TABLES, WRITTEN, compute, computing, one_folder_of_shards
 from cli.video_files import VideoFiles
-from labelgen.progress import ProgressBar, working
+from labelgen.progress import ProgressBar, busy
 
 
 @click.command()
@@ -50,7 +50,7 @@ def search(video, features, shards, checkpoint, begin, end, count, per_video, pa
     ):
         raise click.UsageError("give one of --in and --shards")
     how = compute(batch_size, workers, device)
-    with working("searching"):
+    with busy("searching"):
         if shards is not None:
             with ProgressBar("embedded", "video") as bar:
                 table, extract = table_of_shards(shards, load_network(checkpoint), how, bar, bar.say)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from labelgen.errors import VsslError
 from labelgen.files import locked
-from labelgen.progress import duration, telling, working
+from labelgen.progress import busy, duration, heartbeat
 from trainer.errors import TrainerError
 from trainer.study.file import Data, Study, read
 from trainer.study.jobs import Job, Store, make
@@ -71,7 +71,7 @@ def study(
             say(f"{len(ready)} runs to make" + (f", {waiting} that wait for them" if waiting else ""))
             made = make(ready, store.root, machine.workers, machine.scheduler, machine.device, {"flow": flow})
             failed |= _told(made, ready, store, say)
-        with working("collecting the numbers"):
+        with busy("collecting the numbers"):
             content = collect(own, sources, planned, store, failed, unusable)
         write_tables(content, store.root, latex)
         write_page(content, planned, store)
@@ -90,7 +90,7 @@ def _told(
 
     for job in jobs:
         store.marker(job).unlink(missing_ok=True)  # of a study that was killed
-    with telling(so_far):
+    with heartbeat(so_far):
         for number, (job, reason) in enumerate(made, 1):
             store.marker(job).unlink(missing_ok=True)  # of a worker that was lost
             state, why = ("failed", f": {reason}") if reason else ("done", "")
