@@ -89,11 +89,11 @@ class Source(Protocol):
     count: int
     parts: Sequence
 
-    def stamp(self, part) -> object: ...
+    def stamp(self, part: Any) -> object: ...
 
-    def size(self, part) -> int: ...
+    def size(self, part: Any) -> int: ...
 
-    def open(self, part, scratch: Path) -> AbstractContextManager[Piece]: ...
+    def open(self, part: Any, scratch: Path) -> AbstractContextManager[Piece]: ...
 
 
 def split_part(parts: Sequence[int]) -> str:
@@ -110,14 +110,14 @@ class ShardVideos:
         self.about = {"kind": "shards", "folder": path_text(Path(folder).resolve()), "dataset": self.config["dataset"]}
         self.count = sum(map(self.size, self.parts))
 
-    def stamp(self, part) -> object:
+    def stamp(self, part: ShardReader) -> object:
         return part.sha256
 
-    def size(self, part) -> int:
+    def size(self, part: ShardReader) -> int:
         return len({*part.arrays["videos/id"], *part.arrays["failures/id"]})
 
     @contextmanager
-    def open(self, part, scratch: Path) -> Iterator[Piece]:
+    def open(self, part: ShardReader, scratch: Path) -> Iterator[Piece]:
         yield piece_of([part], self.config)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 
 from labelgen.files import write_png, write_text
 from trainer.embeddings.clustering import Points, clusters, duplicates, points
@@ -99,7 +100,7 @@ class Groups:
         ]
         return csv_text(rows, ["group", *names, self.kind.value])
 
-    def _draw(self, folder: Path, number: int):
+    def _draw(self, folder: Path, number: int) -> Markup:
         """Write the sheet of a group; its section of the page."""
         members = np.flatnonzero(self.group == number)
         typical = self.values[members] if self.kind is CLUSTERS else -self.values[members]
