@@ -1,4 +1,4 @@
-"""`vssl cluster`: videos that are alike, and those that are nearly the same."""
+"""`vssl cluster`: groups of similar videos, and near-duplicates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli.options import TABLES, WRITTEN
-from labelgen.progress import working
+from labelgen.progress import busy
 
 
 @click.command()
@@ -28,12 +28,12 @@ def cluster(features, out, level, method, k, smallest, duplicates, threshold):
 
     table = Tables(features)
     if duplicates:
-        with working(f"comparing the pictures of {table.rows:,} rows"):
+        with busy(f"comparing the pictures of {table.rows:,} rows"):
             found = near_duplicates(table, threshold)
     else:
-        with working(f"{method} of {table.rows:,} rows"):
+        with busy(f"{method} of {table.rows:,} rows"):
             found = clustered(table, level, method, k, smallest)
-    with working("drawing"):
+    with busy("drawing"):
         written = found.write(out)
     alone = f"; {(found.group < 0).sum():,} in none" if (found.group < 0).any() else ""
     click.echo(f"{found.title}{alone} -> {', '.join(map(str, written))}")

@@ -1,4 +1,4 @@
-"""`vssl embed`: the features that a network gives for videos, as a table."""
+"""`vssl embed`: the features of videos, as a table."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def embed(
 ):
     """Write features of videos, of files or shards, as a Parquet table: one row per clip or video.
 
-    A video that cannot be read is listed, and the exit status is 3. The same command goes on after a stop.
+    A video that cannot be read is listed, and the exit status is 3. The same command resumes an interrupted run.
     """
     from trainer.embeddings.extract import Choice, Extractor, ShardVideos, load_network
     from trainer.embeddings.extract import embed as write

@@ -1,4 +1,4 @@
-"""`vssl eval`: what a pretrained network is worth."""
+"""`vssl eval`: how good a pretrained network is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _option(declared):
 
 
 class _Protocols(click.Group):
-    """A command per protocol, made of what it declares when it is asked for."""
+    """A command per protocol, made from its declaration when it is needed."""
 
     def list_commands(self, ctx):
         return sorted([*PROTOCOLS, "all"])
@@ -69,7 +69,7 @@ def _evaluator(options):
 
 
 def _run(name, **options):
-    """A protocol on these options: its table on the screen, and where it is written."""
+    """Run a protocol with these options; print its table and the path of its result."""
     from trainer.errors import ProtocolError, TrainerError
 
     evaluator = _evaluator(options)

@@ -24,7 +24,7 @@ from cli.train import finetune, train
 from labelgen.errors import ConfigError, VsslError
 from labelgen.processes import safe_path
 
-# Threads of PyTorch that wait for work spin by default, which slows a step two to three times where another process runs.
+# Threads of PyTorch that wait for work spin by default, which slows a step two to three times if another process runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -44,7 +44,7 @@ class _Group(click.Group):
             click.echo(f"Error: {error}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            kept = "; finished features are kept, and not computed again" if ctx.invoked_subcommand == "eval" else ""
+            kept = "; finished features are kept" if ctx.invoked_subcommand == "eval" else ""
             click.echo(f"\nvssl {ctx.invoked_subcommand}: interrupted{kept}", err=True)
             sys.exit(130)
         except MemoryError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli.options import TABLES, WRITTEN
-from labelgen.progress import working
+from labelgen.progress import busy
 
 
 @click.command("map")
@@ -32,6 +32,6 @@ def map_(features, out, level, method, color, column):
     from trainer.embeddings.table import Tables
 
     table = Tables(features)
-    with working(f"{method} of {table.rows:,} rows"):
+    with busy(f"{method} of {table.rows:,} rows"):
         write_map(table, out, level, method, column or ("group" if color else "label"), color)
     click.echo(out)

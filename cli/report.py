@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from cli.options import WRITTEN
-from labelgen.progress import working
+from labelgen.progress import busy
 
 
 @click.command()
@@ -26,7 +26,7 @@ def report(run, shards, count, seed):
     """Write a run's page, RUN/report.html: training, results, pictures.  [default: the newest run]"""
     from trainer.pages.report import report as write
 
-    with working("drawing the page"):
+    with busy("drawing the page"):
         path, notes = write(run, shards or None, partial(_draw, count, seed))
     click.echo("\n".join([f"{path} ({path.stat().st_size / 1e6:.1f} MB)", *(f"note: {note}" for note in notes)]))
 
@@ -71,7 +71,7 @@ def compare(runs, out, everything):
     """
     from trainer.pages import compare as comparison
 
-    with working("comparing"):
+    with busy("comparing"):
         result = comparison.compare(runs)
     click.echo(comparison.format_table(result, everything))
     if not everything:

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from cli.options import IMAGE_FPS, TABLES, WRITTEN, compute, computing, one_folder_of_shards
 from cli.video_files import VideoFiles
-from labelgen.progress import ProgressBar, working
+from labelgen.progress import ProgressBar, busy
 
 
 @click.command()
@@ -51,7 +51,7 @@ def search(video, features, shards, checkpoint, begin, end, fps, count, per_vide
     ):
         raise click.UsageError("give one of --in and --shards")
     how = compute(batch_size, workers, device)
-    with working("searching"):
+    with busy("searching"):
         if shards is not None:
             with ProgressBar("embedded", "video") as bar:
                 table, extract = table_of_shards(shards, load_network(checkpoint), how, bar, bar.say)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cli.options import WRITTEN
-from labelgen.progress import ProgressBar, working
+from labelgen.progress import ProgressBar, busy
 
 _SHARDS = click.option(
     "--shards", type=click.Path(path_type=Path), default=Path("out"), help="Folder that labelgen wrote."
@@ -39,7 +39,7 @@ def labels(shards, out, names, count, seed):
     from labelgen.show import label_sheet
 
     clips = {}  # id -> shard and clips of the video
-    with working("reading the shards"):
+    with busy("reading the shards"):
         for shard in open_shards(shards):
             for clip, video in enumerate(shard.arrays["clips/video"]):
                 clips.setdefault(shard.arrays["videos/id"][video], (shard, []))[1].append(clip)
@@ -64,7 +64,7 @@ def curriculum(shards, out):
     from labelgen.show import curriculum_sheet
 
     try:
-        with working("sorting the clips"):
+        with busy("sorting the clips"):
             sheet = curriculum_sheet(open_shards(shards))
     except ValueError as error:
         raise ShardError(f"{shards}: {error}") from error
@@ -91,7 +91,7 @@ def info(folder):
     from labelgen.shards import open_shards
     from labelgen.shards.describe import describe
 
-    with working("reading the shards"):
+    with busy("reading the shards"):
         text = describe(open_shards(folder))
     click.echo(text)
 

@@ -1,4 +1,4 @@
-"""Signs of life of long work, also inside a library and without a terminal."""
+"""Progress of long work: a bar on a terminal, a heartbeat elsewhere, also inside a library."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ class _Blocks:
 
     lock = threading.Lock()
     open: list[tuple[Callable[[float], str] | None, float]] = []
-    told = 0.0
+    printed = 0.0
 
 
 @contextmanager
-def telling(text: Callable[[float], str] | None) -> Iterator[None]:
-    """Print text(seconds since the begin) to standard error every ten seconds until the block ends; while another one is open
-    within it, that one's. None: nothing, as when a bar is drawn."""
+def heartbeat(text: Callable[[float], str] | None) -> Iterator[None]:
+    """Print text(seconds since the block began) to standard error every ten seconds until the block ends; while another one is
+    open within it, only that one's. None: nothing, as when a bar is drawn."""
     block, ended = (text, time.monotonic()), threading.Event()
 
-    def tell() -> None:
-        while not ended.wait(max(0.0, _Blocks.told + EVERY - time.monotonic())):
+    def lines() -> None:
+        while not ended.wait(max(0.0, _Blocks.printed + EVERY - time.monotonic())):
             with _Blocks.lock:
                 now = time.monotonic()
-                if _Blocks.open and now >= _Blocks.told + EVERY:
-                    _Blocks.told = now
+                if _Blocks.open and now >= _Blocks.printed + EVERY:
+                    _Blocks.printed = now
                     what, begin = _Blocks.open[-1]
                     if what:
                         print(what(now - begin), file=sys.stderr, flush=True)
 
     with _Blocks.lock:
         if not _Blocks.open:
-            _Blocks.told = block[1]
+            _Blocks.printed = block[1]
         _Blocks.open.append(block)
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=lines, daemon=True)
     with suppress(RuntimeError):  # the system starts no thread: the work itself can go on
         thread.start()
     try:
@@ -52,9 +52,9 @@ def telling(text: Callable[[float], str] | None) -> Iterator[None]:
             thread.join()
 
 
-def working(what: str) -> AbstractContextManager[None]:
-    """`telling` of work that cannot be counted: what is being done, and for how long."""
-    return telling(lambda seconds: f"{what}, {seconds:.0f} s")
+def busy(what: str) -> AbstractContextManager[None]:
+    """`heartbeat` of work that cannot be counted: what is being done, and for how long it has been."""
+    return heartbeat(lambda seconds: f"{what}, {seconds:.0f} s")
 
 
 class ProgressBar:
@@ -72,7 +72,7 @@ class ProgressBar:
         self._bar = tqdm(
             total=total, desc=what, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()
         )
-        self._lines = telling(self.line if self._bar.disable else None)
+        self._lines = heartbeat(self.line if self._bar.disable else None)
 
     def __enter__(self) -> ProgressBar:
         self._lines.__enter__()

@@ -80,7 +80,7 @@ def test_an_interrupted_command_says_what_is_kept(monkeypatch):
     monkeypatch.setattr(Evaluator, "__init__", interrupted)
     done = CliRunner().invoke(main, ["eval", "knn"])
     assert done.exit_code == 130
-    assert done.output == "\nvssl eval: interrupted; finished features are kept, and not computed again\n"
+    assert done.output == "\nvssl eval: interrupted; finished features are kept\n"
 
 
 def test_the_three_commands(videos, tmp_path, monkeypatch):

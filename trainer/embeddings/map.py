@@ -1,4 +1,4 @@
-"""A map of videos: points that lie close where features are alike, as a page that shows a picture at each."""
+"""A map of videos: points with similar features lie close together, and a page shows a picture of each."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def map_page(title: str, places: np.ndarray, rows: Sequence[dict], kinds: Sequen
     dot = '<li><svg viewBox="0 0 12 12"><circle cx="6" cy="6" r="5" fill="{}"/></svg>{}</li>'
     key = fill('<ul class="legend">{}</ul>\n', join(fill(dot, *name) for name in names))
     lead = (
-        "Points that lie close have features that are alike. Point at one, or step to it with the tab key, to see it."
+        "Points that lie close together have similar features. Point at one, or step to it with the tab key, to see it."
     )
     return page(title, lead, "", [("map", f"Coloured by {what}", join((key, scroll("The map", drawing))))], "")
 

@@ -235,7 +235,7 @@ def _keep(folder: Path, about: dict, extract: Callable[[Path], list[tuple[str, s
 def _left_over(temporary: Path) -> bool:
     """Whether nobody writes into a temporary folder any more: its process, on this host, no longer holds its lock. On another
     host, whose locks may not be seen here, and without locks the age decides."""
-    with contextlib.suppress(OSError):  # no lock, or none to be had
+    with contextlib.suppress(OSError):  # no lock, or no support for locks
         if temporary.name[1:].rpartition("-")[0] == socket.gethostname():
             with open(temporary / "lock", "r+") as lock:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

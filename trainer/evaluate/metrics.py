@@ -1,4 +1,4 @@
-"""Accuracies and their intervals: how often tested items were answered right, and how far that would move with other items."""
+"""Accuracies and their intervals: how often tested items were answered right, and how far that may vary with other items."""
 
 from __future__ import annotations
 

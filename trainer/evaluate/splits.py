@@ -65,9 +65,9 @@ def of_split(source: data.Shards) -> Folds:
 
 
 def in_turn(source: data.Shards, split: str | int | None, learnt_labels: bool) -> Folds | None:
-    """A fold for each official split, if all are used: if "all" is asked for, or if no split is and their test parts together
+    """A fold for each official split, if all are used: if `split` is "all", or if it is None and their test parts together
     hold every labelled video exactly once, like those that leave out one group each. None for a run that learnt labels, which
-    has seen those of the other splits' test videos, unless "all" is asked for."""
+    has seen those of the other splits' test videos, unless `split` is "all"."""
     names = source.split_names
     if len(names) < 2 or split not in (None, "all") or (split is None and learnt_labels):
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from labelgen.errors import VsslError
 from labelgen.files import locked
-from labelgen.progress import duration, telling, working
+from labelgen.progress import busy, duration, heartbeat
 from trainer.errors import TrainerError
 from trainer.study.estimate import seconds
 from trainer.study.jobs import Job, Store
@@ -60,7 +60,7 @@ def study(
         jobs = planned.jobs.values()
         _make([job for job in jobs if not job.needs], store, machine, flow, failed, say)
         _make([job for job in jobs if all(map(store.has, job.needs))], store, machine, flow, failed, say)
-        with working("collecting the numbers"):
+        with busy("collecting the numbers"):
             content = collect(spec, sources, planned, store, failed, unusable)
         write_tables(content, store.root, latex)
         write_page(content, planned, store)
@@ -85,7 +85,7 @@ def _make(
 
     for job in missing:
         store.marker(job).unlink(missing_ok=True)  # of a study that was killed
-    with telling(so_far):
+    with heartbeat(so_far):
         for number, (job, reason) in enumerate(make(missing, store.root, machine, flow), 1):
             store.marker(job).unlink(missing_ok=True)  # of a worker that was lost
             state, why = ("failed", f": {reason}") if reason else ("done", "")

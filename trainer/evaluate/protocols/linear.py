@@ -17,7 +17,7 @@ class Linear(FeatureProtocol):
     """Train a logistic regression on frozen features."""
 
     title = "Linear probe"
-    question = "Does a linear classifier tell the classes from frozen features?"
+    question = "Can a linear classifier tell the classes apart from frozen features?"
     items = (
         "Each video, the mean of its 10 spread clips. Without a test part one group (an actor, say) is left out at a time if "
         "there are 2 to 30 of them, else 5 stratified folds that keep groups together. `--split all` uses each official split in "

@@ -27,7 +27,7 @@ class Recognition(Protocol):
     """Test a network that `vssl finetune` trained."""
 
     title = "Recognition"
-    question = "How many test videos does a finetuned network name right?"
+    question = "How many test videos does a finetuned network classify correctly?"
     items = (
         "10 spread clips per video of the run's split, or with `--all-clips` all that do not overlap; clip and video "
         "level. Without a test part the held-out videos, with a note that they also chose the checkpoint (`--holdout`: whole "
@@ -35,7 +35,7 @@ class Recognition(Protocol):
     )
     classifier = (
         "The run's (`vssl finetune`, or `vssl train --method recognition`): a video's prediction is the mean softmax of its "
-        "clips. Accuracy, accuracy by class, top-5 where there are more than five classes; confusion matrix of videos."
+        "clips. Accuracy, accuracy by class, top-5 if there are more than five classes; confusion matrix of videos."
     )
     left_out = (
         "Videos without a label, and of classes that the network does not know (classes are matched by name); they are counted. "

@@ -161,7 +161,7 @@ class Retrieval(Protocol):
             for score in self.scores.accuracies(right, owners, self.folds.splits, self.folds.pooled, predicted):
                 yield {"metric": f"top-{k}", **score}
         if (fewest := min(nearest.shape[1] for nearest in found)) < max(self.ks):
-            self.notes.append(f"{level} level: only {fewest} gallery items; larger k search them all")
+            self.notes.append(f"{level} level: only {fewest} gallery items; larger k use all of them")
 
     def _examples(
         self, parts: Sequence[tuple[features.Vectors, features.Vectors]], found: Sequence[np.ndarray]

@@ -17,13 +17,13 @@ class Scenes(Protocol):
     """Train a linear SVM on all videos but one, and test it on that one."""
 
     title = "Scenes"
-    question = "Does a linear classifier tell dynamic scenes from frozen features, with one video left out?"
+    question = "Can a linear classifier tell dynamic scenes apart from frozen features, with one video left out?"
     items = "Each labelled video, the mean of its sliding clips, whatever the split; the three deepest stages."
     classifier = (
         "A linear SVM (scikit-learn's `LinearSVC`, C = 1) trained on all videos but one, for each video. `chance` is "
         "1 / classes, each as likely as the others. Leaving a video out makes its own class rarer in "
-        "training, so that an accuracy on noise can fall below that; a note says what always naming the most frequent of the "
-        "remaining classes would reach, `largest class` what always naming the largest would."
+        "training, so that an accuracy on noise can fall below that; a note says what always predicting the most frequent of the "
+        "remaining classes would reach, `largest class` what always predicting the largest would."
     )
     left_out = (
         "Videos without a label. Counts other than those that the data set was published with (YUPENN: 14 x 30) are noted; more "

@@ -23,7 +23,7 @@ _CHUNK = 256  # pairs whose features are in memory at a time
 
 
 class Similarity(Protocol):
-    """Tell from frozen features whether two videos show the same action."""
+    """Decide from frozen features whether two videos show the same action."""
 
     title = "Similarity"
     question = "Do two videos show the same action?"
