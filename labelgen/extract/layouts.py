@@ -60,7 +60,8 @@ LAYOUTS = {
 @dataclass(frozen=True)
 class Template:
     """The names of files: {video}, the path of the video below its folder, without the extension; {name}, the last part of it;
-    {axis}, x or y; {uv}, u or v; {step}; {index}, with a width such as {index:05d}.
+    {axis}, x or y; {uv}, u or v; {step}; {index}, with a width such as {index:05d}. A picture of flow without an axis is of x, y
+    and 128 in three channels, blue, green and red as OpenCV has them [MemDPC, CoCLR].
 
     Files of one video lie in folders of its own: {video} is a whole part of the path, before the last one; or it is the beginning
     of the last part, if all of its flow is one file, .npy.
@@ -104,14 +105,18 @@ class Template:
             raise ValueError(
                 "expected {index} in the name of each file, and none in that of .npy, which holds all of a video"
             )
-        axes = "axis" in fields or "uv" in fields
-        if axes != (not self.frames and self.suffix in _IMAGES):
-            raise ValueError("expected {axis} or {uv} in the names of pictures of flow, and in no others")
+        if ("axis" in fields or "uv" in fields) and (self.frames or self.suffix not in _IMAGES):
+            raise ValueError("expected {axis} or {uv} in the names of pictures of flow alone")
 
     @property
     def _parts(self) -> tuple[list[str], str]:
         *folders, last = self.text.split("/")
         return folders, last
+
+    @property
+    def both(self) -> bool:
+        """Whether one file holds both axes."""
+        return self.path("v", axis="x") == self.path("v", axis="y")
 
     @property
     def suffix(self) -> str:

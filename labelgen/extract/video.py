@@ -206,6 +206,9 @@ class _Files:
                 return write_flo(self._folder / path, flow)
             planes, outside = quantised(flow, self._settings.bound)
             self.outside += outside
+            if self._flow.both:
+                picture = np.dstack([*planes, np.full_like(planes[0], 128)])
+                return write_picture(self._folder / path, picture, self._settings.quality)
             paths = (self._folder / self._flow.path(self._name, index, axis) for axis in "xy")
             return sum(
                 write_picture(path, plane, self._settings.quality) for path, plane in zip(paths, planes, strict=True)

@@ -188,6 +188,10 @@ def test_a_template_of_ones_own(folder, tmp_path, here):
     ]
     stored = cv2.imread(str(tmp_path / "i3d/right/c/c-000008y.png"), cv2.IMREAD_UNCHANGED)
     assert (stored == np.rint(255 * (true[1][..., 1].clip(-20, 20).astype(float) + 20) / 40)).all()
+    run(folder, tmp_path / "coclr", template="{video}/flow_{index:05d}.png")  # MemDPC and CoCLR: x, y, 128 of OpenCV
+    stored = cv2.imread(str(tmp_path / "coclr/right/c/flow_00002.png"))
+    assert (stored[..., 2] == 128).all() and len(os.listdir(tmp_path / "coclr/right/c")) == 2
+    assert (stored[..., :2] == np.rint(255 * (true[1].clip(-20, 20).astype(float) + 20) / 40)).all()
     run(folder, tmp_path / "whole", template="{video}_raft.npy")
     assert np.load(tmp_path / "whole/right/c_raft.npy").shape == (2, 48, 64, 2)
 
@@ -333,8 +337,7 @@ def test_videos_of_one_name_and_odd_names_are_all_made(tmp_path, here):
         ("/tmp/{video}/{axis}_{index}.jpg", "below the output folder"),
         ("{video}/.{axis}_{index}.jpg", "no hidden names"),
         ("{video}/{axis}.jpg", "expected {index} in the name of each file"),
-        ("{video}/{index}.jpg", "expected {axis} or {uv}"),
-        ("{video}/{axis}_{index}.flo", "expected {axis} or {uv} in the names of pictures of flow, and in no others"),
+        ("{video}/{axis}_{index}.flo", "expected {axis} or {uv} in the names of pictures of flow alone"),
         ("{video}/{index}.npy", "none in that of .npy"),
         ("{video}/{axis}_{index}.mp4", "ends in .jpg"),
         ("{video}/{axis}_{index:5}.jpg", "width of at most 9 digits"),
