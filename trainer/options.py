@@ -52,13 +52,13 @@ class Option:
         """The value, a whole number as float if a float is meant. Raises SettingError for another type, a number that is not
         finite or too large, and for what is outside of the range or the choices."""
         fitted(value, self.form, name)
+        if self.form is float:
+            value = float(value)
         if self.range and not self.range.holds(value):
             raise SettingError(f"{name} is {value}, expected {self.range.words}")
         if self.choices and value not in self.choices:
             raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(self.choices)}")
-        if self.form == [float]:
-            return [*map(float, value)]
-        return float(value) if self.form is float else value
+        return [*map(float, value)] if self.form == [float] else value
 
 
 def fitted(value: Any, form: Any, name: str) -> None:
