@@ -99,7 +99,8 @@ class ProgressBar:
 
     def say(self, text: str) -> None:
         """Print a line to standard error without breaking the bar."""
-        self._bar.write(text, file=sys.stderr)
+        with self._bar.external_write_mode(file=sys.stderr):
+            print(text, file=sys.stderr, flush=True)
 
     def line(self, seconds: float) -> str:
         """What is done after so many seconds."""
