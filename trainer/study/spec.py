@@ -226,7 +226,7 @@ def _expect(holds: bool, name: str, value: object, expected: str) -> None:
 
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    _expect(value in known, name, value, f"one of: {', '.join(known)}")
+    _expect(value in known, name, value, f"one of: {', '.join(known) or '(none)'}")
 
 
 def _all_of(name: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
@@ -241,15 +241,15 @@ def _count(name: str, value: int | None, most: float = math.inf) -> int:
 
 
 def _data(folder: Path, name: str, given: dict) -> Data:
-    key = f"data: {name}"
+    key = f"data, {name}"
     if ("shards" in given) == ("dataset" in given):
         raise TrainerError(f"{key}: expected either shards, a folder, or dataset, root and label, how to make them")
     if len(parts := given.keys() & {"split", "test", "folds"}) > 1:
         raise TrainerError(f"{key} has {', '.join(sorted(parts))}, expected one of them, as they exclude each other")
-    _expect(0 < given.get("test", 0.5) < 1, f"{key}: test", given.get("test"), "a share between 0 and 1")
-    _expect(given.get("folds", 2) >= 2, f"{key}: folds", given.get("folds"), "2 or more")
+    _expect(0 < given.get("test", 0.5) < 1, f"{key}, test", given.get("test"), "a share between 0 and 1")
+    _expect(given.get("folds", 2) >= 2, f"{key}, folds", given.get("folds"), "2 or more")
     for choice, known in (("pretraining", ("train", ALL)), ("resample", ("video", "group"))):
-        _one_of(f"{key}: {choice}", given.get(choice, known[0]), known)
+        _one_of(f"{key}, {choice}", given.get(choice, known[0]), known)
     labelling = None
     if manifest := given.get("dataset"):
         labelling = {
@@ -269,7 +269,7 @@ def _path(folder: Path, given: str) -> str:
 
 
 def _row(name: str, given: dict, common: Settings, clips: int | None) -> Row:
-    key = f"rows: {name}"
+    key = f"rows, {name}"
     try:
         fit(given, _ROW, key)
     except ValueError as error:
@@ -277,7 +277,7 @@ def _row(name: str, given: dict, common: Settings, clips: int | None) -> Row:
     settings = {key: value for key, value in given.items() if f"{key}?" in _SETTINGS}
     swept = {key: value for key, value in settings.items() if isinstance(value, list) and key != "weights"}
     tried = math.prod(map(len, swept.values()))
-    _expect(tried <= _TRIED, f"{key}: settings to try", tried, f"at most {_TRIED}: fewer values of {', '.join(swept)}")
+    _expect(tried <= _TRIED, f"{key}, settings to try", tried, f"at most {_TRIED}: fewer values of {', '.join(swept)}")
     base = over(recipe(given["recipe"])[0], common) if "recipe" in given else common
     combinations = tuple(dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values()))
     candidates = tuple(over(base, Settings(**settings | chosen)) for chosen in combinations)
@@ -286,7 +286,7 @@ def _row(name: str, given: dict, common: Settings, clips: int | None) -> Row:
             raise TrainerError(f"{key}: recognition learns labels; the row {SUPERVISED!r} is made by itself")
         if swept and not candidate.holdout:
             raise TrainerError(f"{key}: several values of {', '.join(swept)} need a holdout to choose by")
-    clips = _count(f"{key}: clips", given.get("clips", clips))
+    clips = _count(f"{key}, clips", given.get("clips", clips))
     return Row(name, "method", candidates, combinations, clips, given.get("label", {}))
 
 
@@ -308,51 +308,51 @@ def _references(rows: dict[str, Row], measures: tuple[Measure, ...], baselines: 
 
 def _ordering(given: dict, rows: dict[str, Row]) -> Ordering:
     for key in ("better", "worse"):
-        _one_of(f"orderings: {key}", given[key], tuple(rows))
+        _one_of(f"orderings, {key}", given[key], tuple(rows))
     values = given.get("published", [])
-    _expect(len(values) in (0, 2), "orderings: published", values, "two numbers, the better one's first")
+    _expect(len(values) in (0, 2), "orderings, published", values, "two numbers, the better one's first")
     return Ordering(given["better"], given["worse"], given.get("source", ""), tuple(values))
 
 
 def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[Measure]:
     """The measures of an entry of the file: one for each of its stages and numbers of labels."""
     protocol = given["protocol"]
-    key = f"measures: {protocol}"
-    _one_of("measures: protocol", protocol, PROTOCOLS)
+    key = f"measures, {protocol}"
+    _one_of("measures, protocol", protocol, PROTOCOLS)
     where: dict[str, Any] = {
         "rows": tuple(given.get("rows", ())),
         "tested_on": tuple(given.get("tested_on", data)),
         "targets": tuple(given.get("targets", ())),
     }
-    _all_of(f"{key}: rows", where["rows"], tuple(rows))
-    _all_of(f"{key}: tested_on", where["tested_on"], tuple(data))
-    _all_of(f"{key}: targets", where["targets"], tuple(t for name in where["tested_on"] for t in data[name].targets))
+    _all_of(f"{key}, rows", where["rows"], tuple(rows))
+    _all_of(f"{key}, tested_on", where["tested_on"], tuple(data))
+    _all_of(f"{key}, targets", where["targets"], tuple(t for name in where["tested_on"] for t in data[name].targets))
     pretrained = given.get("pretrained_on", "itself")
     if isinstance(pretrained, list):
-        _all_of(f"{key}: pretrained_on", pretrained := tuple(pretrained), tuple(data))
+        _all_of(f"{key}, pretrained_on", pretrained := tuple(pretrained), tuple(data))
     else:
         _expect(
-            pretrained in ("itself", ALL), f"{key}: pretrained_on", pretrained, "itself, all or a list of data sets"
+            pretrained in ("itself", ALL), f"{key}, pretrained_on", pretrained, "itself, all or a list of data sets"
         )
     base = Measure(protocol, **where, pretrained_on=pretrained)
     if protocol == "pretext":
-        return [replace(base, draws=_count(f"{key}: draws", given.get("draws", 1)))]
-    labels = [ALL if n == ALL else _count(f"{key}: labels", n) for n in given.get("labels", [ALL])]
+        return [replace(base, draws=_count(f"{key}, draws", given.get("draws", 1)))]
+    labels = [ALL if n == ALL else _count(f"{key}, labels", n) for n in given.get("labels", [ALL])]
     if protocol == "finetune":
-        clips = _count(f"{key}: clips", given.get("clips", max(row.clips for row in rows.values()) // 4))
+        clips = _count(f"{key}, clips", given.get("clips", max(row.clips for row in rows.values()) // 4))
         settings = over(Settings(**_FINETUNE), Settings(**given.get("settings", {})))
         resolve(over(settings, Settings(method="recognition")))
         return [replace(base, labels=n, clips=clips, settings=settings) for n in labels]
     pooling = given.get("pooling", "mean" if protocol == "smoothness" else "max")
-    _one_of(f"{key}: pooling", pooling, ("max", "mean"))
+    _one_of(f"{key}, pooling", pooling, ("max", "mean"))
     last = dict.fromkeys(stage_names(*row.network)[-1] for row in rows.values())
     stages = given.get("stage", LAST if len(last) > 1 else [*last])
     of_stages = []
     for stage in stages if isinstance(stages, list) else [stages]:
-        _expect(isinstance(stage, str), f"{key}: stage", stage, "the name of a stage, such as conv5")
+        _expect(isinstance(stage, str), f"{key}, stage", stage, "the name of a stage, such as conv5")
         of_stages.append(replace(base, stage=stage, last_stage=stage in (LAST, *last), pooling=pooling))
     if protocol == "smoothness":
         return of_stages
-    k = 0 if protocol == "linear" else _count(f"{key}: k", given.get("k", 5 if protocol == "knn" else 1))
-    parts = _count(f"{key}: parts", given.get("parts", 1), most=VIEWS)  # features are of so many clips of a video
+    k = 0 if protocol == "linear" else _count(f"{key}, k", given.get("k", 5 if protocol == "knn" else 1))
+    parts = _count(f"{key}, parts", given.get("parts", 1), most=VIEWS)  # features are of so many clips of a video
     return [replace(measure, parts=parts, k=k, labels=n) for n in labels for measure in of_stages]
