@@ -41,11 +41,12 @@ def _sheets(config_hash, shards, count, seed):
 
     import numpy as np
 
-    from labelgen.shards import open_shards
+    from labelgen.shards import hash_of_all, open_shards
     from labelgen.show import curriculum, label_sheet
     from trainer.pages.report import Sheet
 
-    readers = next((own for own in map(open_shards, shards) if own[0].config_hash == config_hash), [])
+    opened = map(open_shards, shards)
+    readers = next((own for own in opened if hash_of_all([one.config_hash for one in own]) == config_hash), [])
     clips = [(reader, clip) for reader in readers for clip in range(reader.n_clips)]
     labels = []
     for reader, clip in random.Random(seed).sample(clips, min(count, len(clips))):

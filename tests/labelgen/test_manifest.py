@@ -299,7 +299,11 @@ def test_errors(tmp_path, text, match):
 
 
 def test_unknown_manifest(tmp_path):
-    fails("unknown data set: 'ucf'; expected .*folder, grid, hmdb51, jester, kinetics400, .*ucf101, weizmann", "ucf", tmp_path)
+    fails(
+        "unknown data set: 'ucf'; expected .*folder, grid, hmdb51, jester, kinetics400, .*ucf101, weizmann",
+        "ucf",
+        tmp_path,
+    )
     fails("manifest not found", str(tmp_path / "no.yaml"), tmp_path)
 
 

@@ -45,7 +45,7 @@ class Readers(Sequence[ShardReader]):
     time.
 
     datasets: the shards of each data set by its name; where there are several, it stands before the id and group of a video
-    n_videos, n_clips: int64 [shards]; sha256: of each shard, see ShardReader
+    n_videos, n_clips: int64 [shards]; sha256, config_hashes: of each shard, see ShardReader
 
     Raises ShardError as `open_shards` does, and where several data sets were not labelled alike.
     """
@@ -56,7 +56,7 @@ class Readers(Sequence[ShardReader]):
         numbers: dict[str, list[np.ndarray]] = {name: [] for name in _NUMBERS}
         texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
         shared: dict[str, Shared] = {}
-        n_videos, n_clips, self.sha256 = [], [], []
+        n_videos, n_clips, self.sha256, self.config_hashes = [], [], [], list[str]()
         self._open = functools.lru_cache(_OPEN)(ShardReader)
         for path in self._paths:
             reader = self._open(path)
@@ -64,6 +64,7 @@ class Readers(Sequence[ShardReader]):
             n_videos.append(reader.n_videos)
             n_clips.append(reader.n_clips)
             self.sha256.append(reader.sha256)
+            self.config_hashes.append(reader.config_hash)
             for name, parts in numbers.items():
                 if name in reader.arrays:
                     parts.append(reader.arrays[name])

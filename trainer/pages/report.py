@@ -15,7 +15,7 @@ from markupsafe import Markup
 from labelgen.errors import ReadError, ShardError
 from labelgen.files import write_text
 from labelgen.reading import load_json, read_bytes
-from labelgen.shards import ShardReader, open_shards
+from labelgen.shards import ShardReader, hash_of_all, open_shards
 from labelgen.shards.folder import shard_paths
 from trainer import checkpoint
 from trainer.errors import TrainerError
@@ -134,8 +134,8 @@ def shards_of(run: str | os.PathLike, folder: Path) -> tuple[list[Path], list[st
         try:
             first = ShardReader(shard_paths(own)[0])
             if (dataset := first.config["dataset"]) in named:
-                open_shards(own)  # all of them are there
-                found.setdefault(dataset, {}).setdefault(first.config_hash, own)
+                hashes = [reader.config_hash for reader in open_shards(own)]  # all of them are there
+                found.setdefault(dataset, {}).setdefault(hash_of_all(hashes), own)
         except ShardError as error:
             notes.append(f"{error}; these shards are left out")
     if absent := ", ".join(name for name in named if name not in found):
@@ -154,7 +154,8 @@ def _unused(run: _Run, opened: dict[str, list[ShardReader]]) -> list[str]:
         f"{folder} is not used: the page shows no videos of {of_dataset[0].config['dataset']} from there, and the run was not "
         "trained on this configuration of shards"
         for folder, of_dataset in opened.items()
-        if of_dataset[0].config_hash != run.saved.meta["config_hash"] and id(of_dataset) not in used
+        if hash_of_all([reader.config_hash for reader in of_dataset]) != run.saved.meta["config_hash"]
+        and id(of_dataset) not in used
     ]
 
 
