@@ -113,13 +113,31 @@ def _clips(ctx, param, value: str) -> int | None:
 )
 @click.option("--seed", default=_DEFAULT["seed"], help="Seed of every random draw.")
 @click.option(
+    "--add",
+    is_flag=True,
+    help="Label what is new beside the shards that are there, and forget what is gone: the same command every day.",
+)
+@click.option(
     "--stall",
     default=300.0,
     type=click.FloatRange(0, min_open=True),
     help="Give a video up after so many seconds without a frame.",
 )
 def labelgen(
-    videos, dataset, root, out, group, split, workers, backend, scheduler, videos_per_shard, stall, size, **settings
+    videos,
+    dataset,
+    root,
+    out,
+    group,
+    split,
+    workers,
+    backend,
+    scheduler,
+    videos_per_shard,
+    add,
+    stall,
+    size,
+    **settings,
 ):
     """Label the videos of the folder VIDEOS, or of a data set: optical flow, motion, appearance, difficulty, pace and order, into
     HDF5 shards.
@@ -158,9 +176,8 @@ def labelgen(
     handler = signal.signal(signal.SIGINT, stop)
     with ProgressBar("labelled", "video") as progress:
         try:
-            report = run(
-                data, videos, out, config, workers, videos_per_shard, stall, progress, progress.say, split, scheduler
-            )
+            how = {"progress": progress, "say": progress.say, "split": split, "scheduler": scheduler, "add": add}
+            report = run(data, videos, out, config, workers, videos_per_shard, stall, **how)
         except KeyboardInterrupt:
             progress.say("stopped; finished shards are kept, the same command goes on from them")
             sys.exit(130)
@@ -196,6 +213,13 @@ def print_report(report: dict, folder: Path) -> None:
         f"{videos['cut_short']} cut short; {report['frames']} frames, {report['clips']} clips, "
         f"{report['shards']} shards, {report['bytes'] / 1e6:.1f} MB"
     )
+    if added := report.get("added"):
+        forgotten, changed = added["forgotten"], added["changed"]
+        names = ", ".join(forgotten[:3]) + (", ..." if len(forgotten) > 3 else "")
+        click.echo(
+            f"{added['new']} videos added ({len(changed)} of them changed), {added['kept']} kept, {len(forgotten)} forgotten"
+            + (f": {names}" if names else "")
+        )
     short = {"a clip": report["without_clip"]}
     short |= {name[14:]: count for name, count in report.items() if name.startswith("too_short_for_")}
     (what, count), *rest = short.items()

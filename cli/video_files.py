@@ -90,6 +90,17 @@ class VideoFiles:
             for video, file in zip(part, seen, strict=True)
         ]
 
+    def files(self) -> dict[str, str]:
+        """What changes with a row of each video, by its id, in order: of its file, its label and split."""
+        from labelgen.files import json_sha256
+
+        return {video.id: json_sha256(self.stamp([video])) for part in self.parts for video in part}
+
+    def only(self, ids):
+        """The same, of some of the videos alone."""
+        videos = [video for part in self.parts for video in part if video.id in ids]
+        return VideoFiles(self._folder, videos, self.config, self._workers, self._image_fps)
+
     def size(self, part: list) -> int:
         return len(part)
 

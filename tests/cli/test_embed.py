@@ -236,6 +236,93 @@ def test_a_stopped_run_goes_on(here, monkeypatch):
     assert "no stage 'conv9', only conv1" in vssl("embed", "--videos", "videos", "--stage", "conv9", code=2)
 
 
+def grown(here):
+    """A folder of files, embedded, and then two more, one less, one another."""
+    shutil.copytree("videos", "mine")
+    vssl("embed", "--videos", "mine")
+    write_video(here / "mine" / "later.mp4", 40, 9)
+    write_video(here / "mine" / "a first.mp4", 40, 10)
+    (here / "mine" / "near" / "b.mp4").unlink()
+    write_video(here / "mine" / "far" / "d.mp4", 70, 11)
+
+
+def test_rows_of_files_that_have_not_changed_stay(here, monkeypatch):
+    grown(here)
+    (here / "mine" / "broken.mp4").write_bytes(b"no video")
+    shutil.copy("features.parquet", "old.parquet")
+    read = []
+    opened = video_files.VideoFiles.open
+    monkeypatch.setattr(
+        video_files.VideoFiles,
+        "open",
+        lambda self, part, at: read.extend(own.id for own in part) or opened(self, part, at),
+    )
+    told = vssl("embed", "--videos", "mine", code=3)
+    before = columns("old.parquet")[1]["id"]
+    assert f"{len(set(before)) - 2} videos are as they were, 2 gone or changed" in told
+    assert sorted(read) == ["a first.mp4", "broken.mp4", "far/d.mp4", "later.mp4"]
+    vssl("embed", "--videos", "mine", "--out", "anew.parquet", code=3)
+    (vectors, own), (expected, anew) = columns("features.parquet"), columns("anew.parquet")
+    assert own == anew and "near/b.mp4" not in own["id"] and own["id"][0] == "a first.mp4"
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-6)
+    about = Table("features.parquet").about
+    assert about["videos"] == len(set(own["id"])) + 1 and [one["id"] for one in about["failures"]] == ["broken.mp4"]
+    assert Table("features.parquet").groups == Table("anew.parquet").groups
+    read.clear()
+    assert "up to date" in vssl("embed", "--videos", "mine", code=3) and not read
+    (here / "mine" / "later.mp4").unlink()  # nothing to compute
+    vssl("embed", "--videos", "mine", code=3)
+    assert "later.mp4" not in columns("features.parquet")[1]["id"] and not read
+    assert "stage conv5, not conv2" in vssl("embed", "--videos", "mine", "--stage", "conv2", code=1)
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_a_kill_while_a_table_grows_changes_nothing(here, monkeypatch, step):
+    grown(here)
+    monkeypatch.setattr(video_files, "PART_VIDEOS", 1)
+    shutil.copy("features.parquet", "whole.parquet")
+    vssl("embed", "--videos", "mine", "--out", "whole.parquet")
+    done = []
+
+    def killed(function):
+        def counted(*arguments):
+            done.append(function)
+            if len(done) == (2, 4, 9)[step]:  # the second part, the table; below, behind it
+                raise KeyboardInterrupt
+            function(*arguments)
+            if step == 2 and len(done) == 4:
+                raise KeyboardInterrupt
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "write_part", killed(extract.write_part))
+        patch.setattr(extract, "join", killed(extract.join))
+        vssl("embed", "--videos", "mine", code=130)
+    vssl("embed", "--videos", "mine")
+    assert Path("features.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+    assert not Path("features.parquet.parts").exists()
+
+
+def test_a_table_of_shards_that_grow(here):
+    shutil.copytree("videos", "mine")
+    vssl("labelgen", "mine", "--out", "grown", "--add", "--videos-per-shard", 2, *SIZE)
+    vssl("embed", "--shards", "grown")
+    grown_again = here / "mine" / "later.mp4"
+    write_video(grown_again, 40, 9)
+    (here / "mine" / "near" / "b.mp4").unlink()
+    told = vssl("labelgen", "mine", "--out", "grown", "--add", "--videos-per-shard", 2, *SIZE)
+    assert "1 videos added (0 of them changed)" in told and "1 forgotten: near/b.mp4" in told
+    assert "videos are as they were" in vssl("embed", "--shards", "grown")
+    vssl("embed", "--shards", "grown", "--out", "anew.parquet")
+    (vectors, own), (expected, anew) = columns("features.parquet"), columns("anew.parquet")
+    assert own == anew and {"later.mp4"} <= {*own["id"]} and "near/b.mp4" not in own["id"]
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-6)
+    small = ("--method", "rotation", "--width", 0.05, "--epochs", 1, "--workers", 0)
+    vssl("train", "--shards", "grown", *small, "--run", here / "of grown")
+    assert "sound" in vssl("shards", "verify", "grown") and "configuration" in vssl("shards", "info", "grown")
+
+
 def test_the_nearest_moments(here):
     vssl("embed", "--videos", "videos")
     part = ("--from", 0, "--to", 0.64)

@@ -1,6 +1,7 @@
 """Options of `vssl labelgen` as a user types them, and what `vssl show` and `vssl shards` make of the result."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,22 @@ def test_groups_of_a_folder(videos, plain, tmp_path):
     assert "\n  groups: 4\n" in output and "no groups" not in output
     code, output = vssl("labelgen", "--dataset", "folder", "--root", videos, "--out", tmp_path, "--group", "^[0-9]")
     assert code == 2 and "group pattern: '^[0-9]'; expected one part in brackets" in output
+
+
+def test_a_folder_that_grows(videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "videos")
+    options = (tmp_path / "videos", "--out", tmp_path / "out", "--add", "--flow", "dis", *TINY)
+    code, output = vssl("labelgen", *options)
+    assert code == 0 and "4 videos added (0 of them changed), 0 kept, 0 forgotten\n" in output, output
+    write_video(tmp_path / "videos" / "left" / "9.mp4", 20, 9)
+    (tmp_path / "videos" / "right" / "3.mp4").unlink()
+    code, output = vssl("labelgen", *options)
+    assert code == 0 and "1 videos added (0 of them changed), 3 kept, 1 forgotten: right/3.mp4" in output, output
+    assert "4 of 4 videos labelled" in output
+    assert vssl("shards", "verify", tmp_path / "out")[0] == 0
+    code, output = vssl("shards", "info", tmp_path / "out")
+    assert code == 0 and "videos 4," in output
+    assert vssl("show", "labels", "--shards", tmp_path / "out", "--out", tmp_path / "sheets", "--count", 1)[0] == 0
 
 
 def test_without_options(plain):

@@ -30,6 +30,9 @@ class Many:
     def size(self, part):
         return 100
 
+    def files(self):
+        return {f"{part:03d}/{video:03d}": str(part) for part in self.parts for video in range(100)}
+
     @contextlib.contextmanager
     def open(self, part, scratch):
         yield extract.Piece(None, None, [{"id": f"{part:03d}/{video:03d}"} for video in range(100)], [])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from labelgen.shards import NO_ROW, TEST, TRAIN, ShardReader, config_hash
+from labelgen.shards import NO_ROW, TEST, TRAIN, ShardReader, config_hash, hash_of_all
 from trainer.data.keys import FRACTION, HALF, HOLDOUT
 from trainer.data.readers import Folders, Readers, each_folder
 from trainer.errors import SettingError, TrainerError
@@ -22,7 +22,7 @@ class Shards:
     folder: what labelgen wrote, or several; split: a split's name or 1-based number, None for the first; readers: of the
     folder, if it is open already; overlay: see Readers
     dataset, config, config_hash, clip_length, crop_grid: as in every one of the shards (int16 [crops, 2] y, x); of several
-    data sets their names with a + between them, and a hash of all
+    data sets their names with a + between them, and a hash of all, as of a folder that has grown, see `hash_of_all`
     split:  name of the split, None if the data set has none
     videos: int64 [videos, 2], shard and video in it; clips: int64 [clips, 2], likewise
     before: int64 [shards], row of a shard's first video; frame_size: height and width of the stored frames
@@ -44,11 +44,12 @@ class Shards:
         self.readers = Readers(folder, overlay) if readers is None else readers
         self.folder: str | os.PathLike = ", ".join(map(str, f)) if len(f := each_folder(folder)) > 1 else f[0]
         first, of = self.readers[0], [*self.readers.datasets.values()]
-        self.config, self.config_hash, self.crop_grid = first.config, first.config_hash, first.crop_grid
+        hashes = [hash_of_all(self.readers.config_hashes[shards.start : shards.stop]) for shards in of]
+        self.config, self.config_hash, self.crop_grid = first.config, hashes[0], first.crop_grid
         self.dataset: str = "+".join(self.readers.datasets)
         if len(of) > 1:
             self.config = first.config | {"dataset": self.dataset, "expected": {}}
-            self.config_hash = config_hash({"joined": [self.readers[shards[0]].config_hash for shards in of]})
+            self.config_hash = config_hash({"joined": hashes})
         self.clip_length = first.clip_length
         self.videos = _pairs(self.readers.n_videos)
         self.clips = _pairs(self.readers.n_clips)

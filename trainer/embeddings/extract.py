@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,7 +83,8 @@ class Piece:
 
 class Source(Protocol):
     """Where videos come from. about: kind and folder, for the reader; config: of the frames; count: of the videos; parts: what
-    `open` takes, in order, each of so few videos that memory holds them; stamp: changes whenever a part does."""
+    `open` takes, in order, each of so few videos that memory holds them; stamp: changes whenever a part does; files: by the ids
+    of all videos in order, what changes whenever a row of them would; only: the same source, of some of the videos alone."""
 
     about: dict
     config: dict
@@ -94,6 +96,10 @@ class Source(Protocol):
     def size(self, part: Any) -> int: ...
 
     def open(self, part: Any, scratch: Path) -> AbstractContextManager[Piece]: ...
+
+    def files(self) -> dict[str, str]: ...
+
+    def only(self, ids: Set[str]) -> Source: ...
 
 
 def split_part(parts: Sequence[int]) -> str:
@@ -114,7 +120,19 @@ class ShardVideos:
         return part.sha256
 
     def size(self, part: ShardReader) -> int:
-        return len({*part.arrays["videos/id"], *part.arrays["failures/id"]})
+        return len(self._ids(part))
+
+    def _ids(self, part: ShardReader) -> dict[str, None]:
+        return dict.fromkeys((*part.arrays["videos/id"], *part.arrays["failures/id"]))
+
+    def files(self) -> dict[str, str]:
+        return {id: json_sha256(part.sha256) for part in self.parts for id in self._ids(part)}
+
+    def only(self, ids: Set[str]) -> ShardVideos:
+        some = copy.copy(self)
+        some.parts = [part for part in self.parts if not ids.isdisjoint(self._ids(part))]
+        some.count = sum(map(some.size, some.parts))
+        return some
 
     @contextmanager
     def open(self, part: ShardReader, scratch: Path) -> Iterator[Piece]:
@@ -236,28 +254,41 @@ def embed(
     progress: Progress = lambda done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Table:
-    """Write the table of features of all videos of the source; an existing table of just these rows is kept.
+    """Write the table of features of all videos of the source; an existing table of just these rows is kept. In one of the same
+    network and settings, the rows of files that have not changed stay, those of others go.
 
     Finished parts lie in `OUT.parts/` until the table is complete; the same call resumes from them.
-    `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError if
-    there is another table, or if another process is writing it.
+    `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError if there is
+    a table of another network or settings, or if another process is writing it.
     """
-    keys = [json_sha256([extract.settings, source.stamp(part)]) for part in source.parts]
-    key = json_sha256(keys)
-    if out.exists():
-        if (found := Table(out)).about.get("key") == key:
-            say(f"{out}: up to date (same videos, network, settings)")
-            return found
-        raise TrainerError(
-            f"{out}: holds features of {_difference(found.about, extract.settings)}; delete it, or name another"
-        )
+    key = json_sha256([extract.settings, [source.stamp(part) for part in source.parts]])
+    files = source.files()
     folder = out.with_name(f"{out.name}.parts")
+    old: Table | None = None
+    kept: dict[str, str] = {}
+    if out.exists():
+        old = Table(out)
+        if old.about.get("key") == key:
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed behind the last step
+            say(f"{out}: up to date (same videos, network, settings)")
+            return old
+        there = old.about.get("settings")
+        if there is None or json_sha256(there) != json_sha256(extract.settings) or "files" not in old.about:
+            raise TrainerError(
+                f"{out}: holds features of {_difference(old.about, extract.settings)}; delete it, or name another"
+            )
+        kept = {id: stamp for id, stamp in old.about["files"].items() if files.get(id) == stamp}
+        say(f"{out}: {len(kept):,} videos are as they were, {len(old.about['files']) - len(kept):,} gone or changed")
+    everything, source = source, source.only(files.keys() - kept.keys()) if kept else source
+    keys = [json_sha256([extract.settings, source.stamp(part)]) for part in source.parts]
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, TrainerError(f"{folder}: another process is writing here; wait for it"), say):
+        if old is not None and Table(out).about.get("key") != old.about.get("key"):
+            raise TrainerError(f"{out}: another process has written it just now; run the same command again")
         paths, done = [folder / f"{name}.parquet" for name in keys], 0
         if here := sum(path.exists() for path in paths):
             say(f"{folder}: {here} of {len(paths)} parts exist")
-        failures = []
+        failures = [failure for failure in old.about["failures"] if failure["id"] in kept] if old else []
         progress(0, source.count)
         for left in folder.glob("*.tmp"):  # of a killed process
             shutil.rmtree(left, ignore_errors=True)
@@ -272,8 +303,11 @@ def embed(
             failures += Table(path).about["failures"]
             done += source.size(part)
             progress(done, source.count)
-        about = {"key": key, "settings": extract.settings, **extract.about, "source": source.about}
-        join(out, about | {"videos": source.count, "failures": failures}, extract.width, paths)
+        order = {id: place for place, id in enumerate(files)}
+        failures.sort(key=lambda failure: order[failure["id"]])
+        about = {"key": key, "settings": extract.settings, **extract.about, "source": everything.about}
+        about |= {"videos": everything.count, "files": files, "failures": failures}
+        join(out, about, extract.width, paths, None if old is None else out, kept, order)
         shutil.rmtree(folder)
     return Table(out)
 

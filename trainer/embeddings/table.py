@@ -11,13 +11,16 @@ thumbnail         JPEG bytes of the middle frame
 from __future__ import annotations
 
 import csv
+import heapq
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -43,6 +46,7 @@ _ABOUT = {
     "checkpoint?": str,
     "backbone?": str,
     "videos?": int,
+    "files?": {"*": str},
     "settings?": {**dict.fromkeys(("weights", "level", "stage", "pooling", "views"), str), "frames": dict},
     "failures?": [{"id": str, "path": str, "reason": str, "kept": bool}],
 }
@@ -214,18 +218,59 @@ def write_part(path: Path, about: dict, vectors: np.ndarray, columns: Mapping[st
         pq.write_table(table, file, row_group_size=_GROUP, use_dictionary=list(TEXTS))
 
 
-def join(out: Path, about: dict, width: int, parts: Sequence[Path]) -> None:
-    """The rows of all parts as one table; memory holds a block of them at a time."""
+def join(
+    out: Path,
+    about: dict,
+    width: int,
+    parts: Sequence[Path],
+    old: Path | None = None,
+    kept: Container[str] = (),
+    order: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """The rows of all parts as one table; memory holds a block of them at a time.
+
+    old: a table whose rows of the videos `kept`, by id, stand among them; order: of all videos, in which each has its rows
+    """
     declared = schema(width, about)
+    blocks = _blocks(parts)
+    if old is not None:
+        several = (_of_videos(_blocks([old]), kept), _of_videos(blocks, order))
+        blocks = _grouped(heapq.merge(*several, key=lambda rows: order[rows.column("id")[0].as_py()]))
     with (
         replacing(out, pa.ArrowException) as temporary,
         open(temporary, "wb") as raw,
         pq.ParquetWriter(raw, declared, use_dictionary=list(TEXTS)) as writer,
     ):
-        for part in parts:
-            with open(part, "rb") as stored, pq.ParquetFile(stored) as file:
-                for batch in file.iter_batches(_GROUP):
-                    writer.write_batch(batch.replace_schema_metadata(declared.metadata))
+        for batch in blocks:
+            writer.write_batch(batch.replace_schema_metadata(declared.metadata))
+
+
+def _blocks(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    for path in paths:
+        with open(path, "rb") as stored, pq.ParquetFile(stored) as file:
+            yield from file.iter_batches(_GROUP)
+
+
+def _grouped(blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows, some thousand in each block: each becomes a group of its own in the file."""
+    waiting: list[pa.RecordBatch] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(map(len, waiting)) >= _GROUP:
+            yield pa.concat_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_batches(waiting)
+
+
+def _of_videos(blocks: Iterable[pa.RecordBatch], wanted: Container[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of one video at a time, or as many of them as lie in a block, of the videos that are wanted."""
+    for block in blocks:
+        ids = block.column("id").to_pylist()
+        bounds = [0, *(row for row in range(1, len(ids)) if ids[row] != ids[row - 1]), len(ids)]
+        for begin, end in itertools.pairwise(bounds):
+            if begin < end and ids[begin] in wanted:
+                yield block.slice(begin, end - begin)
 
 
 def write_npy(table: Table) -> tuple[Path, Path]:

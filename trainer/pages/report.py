@@ -25,7 +25,7 @@ from trainer.pages.measured import named, overview, result_html
 from trainer.pages.page import figure, fill, grid, heading, items, join, page, paragraph, picture, scroll
 from trainer.pages.published import published_html
 from trainer.pages.queries import neighbours_html
-from trainer.pages.sources import find_shards, results_of, unused
+from trainer.pages.sources import configuration_of, find_shards, results_of, unused
 from trainer.pages.trained import NEEDED, read_log, trained_html
 
 _TILES = 4  # at most, one of each protocol
@@ -90,7 +90,7 @@ def report(
         opened, notes = find_shards(saved, results, Path("out"))
     else:
         opened, notes = {str(folder): open_shards(folder) for folder in shards}, []
-    alike = next((own for own in opened.values() if own[0].config_hash == saved.meta["config_hash"]), [])
+    alike = next((own for own in opened.values() if configuration_of(own) == saved.meta["config_hash"]), [])
     labels, curriculum = draw(alike) if draw and alike else ([], [])
     of = _Run(saved, str(run), results, scores, opened, log, held_out, labels, curriculum)
     films = Films({readers[0].config["dataset"]: readers for readers in opened.values()})

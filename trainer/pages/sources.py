@@ -8,7 +8,7 @@ from pathlib import Path
 
 from labelgen.errors import ShardError
 from labelgen.reading import load_json
-from labelgen.shards import ShardReader, open_shards
+from labelgen.shards import ShardReader, hash_of_all, open_shards
 from labelgen.shards.folder import shard_paths
 from trainer.checkpoint import Checkpoint, trained_splits
 from trainer.evaluate.results import Result, read_results
@@ -40,6 +40,11 @@ def _started_from(run: Path) -> list[Path]:
     return found
 
 
+def configuration_of(readers: Sequence[ShardReader]) -> str:
+    """The hash of the configuration of all shards of a folder."""
+    return hash_of_all([reader.config_hash for reader in readers])
+
+
 def find_shards(
     saved: Checkpoint, results: Sequence[Result], folder: Path
 ) -> tuple[dict[str, list[ShardReader]], list[str]]:
@@ -53,7 +58,8 @@ def find_shards(
         try:
             first = ShardReader(shard_paths(place)[0])
             if (dataset := first.config["dataset"]) in named:
-                found.setdefault(dataset, {}).setdefault(first.config_hash, (str(place), open_shards(place)))
+                readers = open_shards(place)
+                found.setdefault(dataset, {}).setdefault(configuration_of(readers), (str(place), readers))
         except ShardError as error:
             notes.append(f"{error}; these shards are left out")
     if absent := ", ".join(name for name in named if name not in found):
@@ -73,5 +79,5 @@ def unused(saved: Checkpoint, results: Sequence[Result], opened: Mapping[str, li
         f"{folder} is not used: the page shows no videos of {readers[0].config['dataset']} from there, and the run was not "
         "trained on this configuration of shards"
         for folder, readers in opened.items()
-        if readers[0].config_hash != saved.meta["config_hash"] and folder not in used
+        if configuration_of(readers) != saved.meta["config_hash"] and folder not in used
     ]
