@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import public, sync, writing
 from labelgen.reading import fit, load_json, open_regular, parse_json
-from trainer import backbones
+from trainer import backbones, inputs
+from trainer.backbones.layers import Stages
 from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
 from trainer.settings import DECLARATIONS, Settings, resolve
@@ -50,6 +51,9 @@ _META = {  # what metadata hold; names with ? may be missing
     "environment": {"torch": str},
     "initial": dict | None,
     "run?": str,
+    "input?": dict,
+    "norm_epsilon?": float,
+    "imported?": {"file": str, "sha256": str, "family": str, "dropped": [str]},
 }
 _FRAMES = {"height": int, "width": int, "crop": int, "clip_length?": int, "fps?": float | int | None}
 _FRAMES |= {"jpeg_quality?": int, "max_pixels?": int}
@@ -275,6 +279,10 @@ def _check_meta(file: Path, meta: dict) -> None:
         if meta["initial"] is not None:
             fit(meta["initial"], _INITIAL, "initial")
         check_frames(meta["config"])
+        if "input" in meta:
+            inputs.read(meta["input"])
+            if not 0 < meta.get("norm_epsilon", 0) < 1:
+                raise ValueError(f"norm_epsilon is {meta.get('norm_epsilon')}, expected a number between 0 and 1")
         if not 0 <= meta["step"] <= meta["steps"]:
             raise ValueError(f"step {meta['step']} of {meta['steps']}")
     except ValueError as error:
@@ -318,8 +326,26 @@ def backbone_weights(saved: Checkpoint) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in saved.weights.items() if name.startswith(prefix)}
 
 
-def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str], None]) -> dict:
-    """Copy the weights of a checkpoint's backbone into this one, say which matched, and return where they are from.
+def carried(backbone: Stages) -> dict:
+    """What a checkpoint holds of a backbone beside its weights, see `carry`."""
+    return {"input": backbone.input.stored(), "norm_epsilon": backbone.norm_epsilon}
+
+
+def carry(meta: dict, backbone: Stages) -> None:
+    """Give a backbone the input and the epsilon of batch normalisation of a checkpoint; those of older versions have none, and
+    mean the backbone's own."""
+    if "input" in meta:
+        backbone.input, backbone.norm_epsilon = input_of(meta), meta["norm_epsilon"]
+
+
+def input_of(meta: dict) -> inputs.Input:
+    """What a network expects, of what checkpoint.json holds."""
+    return inputs.read(meta["input"]) if "input" in meta else inputs.OURS
+
+
+def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], None]) -> dict:
+    """Copy the weights of a checkpoint's backbone into this one, with the normalisation of its input and the epsilon of its batch
+    normalisation, say which matched, and return where they are from. Clips are those of the shards.
 
     Raises TrainerError when less than 95 % of the backbone's parameters have a weight of the same name and shape there.
     """
@@ -342,6 +368,8 @@ def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str]
         )
     say(report + "".join(f"; {word}: {', '.join(sorted(names))}" for word, names in other.items() if names))
     backbone.load_state_dict(before | matched)
+    carry(saved.meta, backbone)
+    backbone.input = replace(backbone.input, frames=None, stride=1)
     kept = ("dataset", "split", "samples", "steps", "step", "config_hash")
     return {"file": str(saved.file), "settings": saved.meta["settings"], **{name: saved.meta[name] for name in kept}}
 

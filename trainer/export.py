@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from labelgen import files
 from trainer import checkpoint
-from trainer.augment import MEAN, STD
+from trainer.backbones.layers import Stages
 from trainer.errors import SettingError, TrainerError
-from trainer.network import build_backbone
-from trainer.settings import Settings
+from trainer.network import trained_backbone
 
 TOLERANCE = 1e-4  # of the largest value of a stage
 _SUFFIXES = {".safetensors": "safetensors", ".onnx": "onnx"}
@@ -78,18 +77,18 @@ def compare(eager: dict[str, Tensor], exported: dict[str, Tensor]) -> float:
     return max(differences)
 
 
-def _backbone(saved: checkpoint.Checkpoint) -> nn.Module:
-    backbone = build_backbone(Settings(**saved.meta["settings"]))
-    backbone.load_state_dict(checkpoint.backbone_weights(saved))
-    return backbone.eval().requires_grad_(False)
+def _backbone(saved: checkpoint.Checkpoint) -> Stages:
+    return trained_backbone(saved).requires_grad_(False)
 
 
 def _frames(saved: checkpoint.Checkpoint) -> int:
-    return saved.meta["config"].get("clip_length", 16)  # always 16 before it was stored
+    own = checkpoint.input_of(saved.meta).frames
+    return own or saved.meta["config"].get("clip_length", 16)  # always 16 before it was stored
 
 
-def _about(saved: checkpoint.Checkpoint, form: str, backbone: nn.Module, stages: dict[str, Tensor]) -> dict:
+def _about(saved: checkpoint.Checkpoint, form: str, backbone: Stages, stages: dict[str, Tensor]) -> dict:
     meta, settings, config = saved.meta, saved.meta["settings"], saved.meta["config"]
+    expected = checkpoint.input_of(meta)
     return {
         "format": form,
         "backbone": settings["backbone"],
@@ -97,15 +96,16 @@ def _about(saved: checkpoint.Checkpoint, form: str, backbone: nn.Module, stages:
         "parameters": sum(weight.numel() for weight in backbone.parameters()),
         "input": {
             "name": "clips",
-            "layout": "B, 3 (RGB), T, H, W; float32; (value / 255 - mean) / std",
-            "mean": MEAN,
-            "std": STD,
+            "layout": f"B, 3 ({expected.order}), T, H, W; float32; "
+            + ("(value - mean) / std" if expected.top == 255 else "(value / 255 - mean) / std"),
+            **expected.stored(),
             "frames": _frames(saved),
             "fps": config.get("fps"),
             "region": config.get("region"),
             "resize": [config["height"], config["width"]],
             "crop": [config["crop"], config["crop"]],
         },
+        "norm_epsilon": backbone.norm_epsilon,
         "stages": {name: list(stage.shape[1:]) for name, stage in stages.items()},
         "source": {"run": _origin(saved), "method": settings["method"], "options": settings["options"]}
         | {name: meta[name] for name in ("dataset", "split", "samples", "step", "steps", "config_hash")}

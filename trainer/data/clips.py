@@ -20,6 +20,7 @@ from labelgen.shards import ShardReader
 from trainer import augment
 from trainer.data.index import Shards, sample_clips
 from trainer.data.keys import OTHER_VIDEO, VIEW
+from trainer.inputs import OURS, Input
 
 if TYPE_CHECKING:
     from trainer.methods.method import Method
@@ -173,15 +174,19 @@ class VideoViews:
     order.
 
     frames: (number of frames of the video, T) -> frames int64 [clips, T] to show of it
+    input:  of the network, which may expect clips of another length, or with gaps between the frames
     owner:  int64 [clips], index into `videos` of each clip
     """
 
-    def __init__(self, shards: Shards, videos: np.ndarray, frames: Callable[[int, int], np.ndarray]):
+    def __init__(
+        self, shards: Shards, videos: np.ndarray, frames: Callable[[int, int], np.ndarray], input: Input = OURS
+    ):
         self.shards, self.videos = shards, videos
+        count, step = input.frames or shards.clip_length, input.stride
         lengths = [int(shards.readers[shard].arrays["videos/n_frames"][video]) for shard, video in videos]
-        shown = [frames(length, shards.clip_length) for length in lengths]
+        shown = [frames(length, step * (count - 1) + 1)[:, ::step] for length in lengths]
         self.owner = np.repeat(np.arange(len(videos)), [len(clips) for clips in shown])
-        self.frames = np.concatenate(shown) if shown else np.empty((0, shards.clip_length), np.int64)
+        self.frames = np.concatenate(shown) if shown else np.empty((0, count), np.int64)
 
     def __len__(self) -> int:
         return len(self.owner)

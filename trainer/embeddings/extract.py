@@ -19,13 +19,12 @@ from labelgen.files import json_sha256, locked
 from labelgen.shards import NONE, PARTS, ShardReader, open_shards
 from labelgen.texts import path_text
 from labelgen.times import frame_bounds
-from trainer import data
-from trainer.checkpoint import Checkpoint, backbone_weights, versions
+from trainer import data, inputs
+from trainer.checkpoint import Checkpoint, versions
 from trainer.embeddings.table import Table, join, write_part
 from trainer.errors import SettingError, TrainerError
 from trainer.evaluate.features import VIEWS, Compute, Features, pool, stage_outputs
-from trainer.network import build_backbone
-from trainer.settings import Settings
+from trainer.network import trained_backbone
 
 POOLINGS = ("mean", "max")
 _THUMBNAIL = 96  # height of the pictures in the table, pixels
@@ -151,9 +150,10 @@ class Extractor:
     """
 
     def __init__(self, saved: Checkpoint, choice: Choice, frames: dict, compute: Compute):
-        self.backbone, self.compute, self.crop = _backbone(saved), compute, frames["crop"]
+        self.backbone, self.compute, self.crop = trained_backbone(saved), compute, frames["crop"]
         with torch.inference_mode():
-            stages = self.backbone(torch.zeros(1, 3, Readers([], frames).clip_length, self.crop, self.crop))
+            length = self.backbone.input.frames or Readers([], frames).clip_length
+            stages = self.backbone(torch.zeros(1, 3, length, self.crop, self.crop))
         stage = choice.stage or list(stages)[-1]
         if stage not in stages:
             raise SettingError(f"the backbone has no stage {stage!r}, only {', '.join(stages)}")
@@ -179,7 +179,7 @@ class Extractor:
 
     def __call__(self, piece: Piece) -> tuple[np.ndarray, dict[str, list]]:
         """Vectors float32 [rows, d] of the videos of a piece in their order, and the other columns of the table."""
-        clips = data.VideoViews(piece.frames, piece.videos, self.views)  # type: ignore[arg-type]  # as good as Shards
+        clips = data.VideoViews(piece.frames, piece.videos, self.views, self.backbone.input)  # type: ignore[arg-type]  # as good as Shards
         vectors = np.empty((len(clips), self.width), np.float32)
         if len(clips):
             for index, stages in stage_outputs(self.backbone, clips, self.compute):
@@ -210,14 +210,8 @@ def video_means(vectors: np.ndarray, owner: np.ndarray) -> np.ndarray:
     return Features({("", ""): vectors}, owner).video_means(("", ""))
 
 
-def _backbone(saved: Checkpoint) -> nn.Module:
-    backbone = build_backbone(Settings(**saved.meta["settings"]))
-    backbone.load_state_dict(backbone_weights(saved))
-    return backbone.eval()
-
-
 def _digest(backbone: nn.Module) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(inputs.conditions(backbone).encode())
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

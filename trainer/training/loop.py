@@ -80,7 +80,7 @@ def train(
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
     with distributed.session(settings.device) as device:
         settings = replace(settings, precision=pick_precision(settings.precision, device))
-        training = _Training(settings, shards, device, None if saved else initial, clips, overlay)
+        training = _Training(settings, shards, device, None if saved else initial, clips, overlay, saved)
         if saved and training.settings.epochs != settings.epochs:
             told = f"{clips:,} clips are {training.settings.epochs} epochs, the run has {settings.epochs}"
             raise TrainerError(f"cannot resume {saved.run}: {told}. Leave the clips out, or start a new run")
@@ -115,6 +115,7 @@ class _Training:
         initial: str | os.PathLike | None = None,
         budget: int | None = None,
         overlay: str | os.PathLike | None = None,
+        saved: checkpoint.Checkpoint | None = None,
     ) -> None:
         self.device = device
         self.source, self.held_out = data.Shards(shards, settings.split, overlay=overlay), {}
@@ -139,6 +140,10 @@ class _Training:
 
         backbone = build_backbone(settings)
         self.initial = checkpoint.start_from(initial, backbone, say) if initial is not None else None
+        if saved is not None:
+            checkpoint.carry(saved.meta, backbone)
+        for streams in (self.streams, self.held_out):
+            streams |= {name: replace(stream, input=backbone.input) for name, stream in streams.items()}
         self.network = Network(settings, self.source, backbone)
         if settings.sync_bn and distributed.world() > 1 and device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
@@ -336,6 +341,7 @@ class _Training:
             "steps": self.last,
             "config_hash": self.source.config_hash,
             "config": self.source.config,
+            **checkpoint.carried(self.network.backbone),
             "environment": {
                 "device": self.device.type,
                 "processes": distributed.world(),

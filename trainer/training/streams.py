@@ -13,6 +13,7 @@ from torch import Tensor
 from trainer import data, distributed
 from trainer.augment import augment
 from trainer.errors import TrainerError
+from trainer.inputs import OURS, Input
 from trainer.methods import method_class
 from trainer.options import check_value
 from trainer.settings import DECLARATIONS, Settings
@@ -24,10 +25,11 @@ _TRAINING, _HELD_OUT = 0, 1  # tags of the draws
 
 @dataclass(frozen=True)
 class Stream:
-    """The batches of one method: its clips, and which of them each step shows to this process."""
+    """The batches of one method: its clips, which of them each step shows to this process, and what the network expects."""
 
     clips: data.TrainingClips
     batches: data.Batches
+    input: Input = OURS
 
     def load(self, steps: range, workers: int, device: torch.device) -> Generator[dict[str, Any]]:
         """The raw batches of this process for each micro-batch of the steps, see data.prefetch."""
@@ -36,20 +38,20 @@ class Stream:
     def on_device(self, raw: dict, progress: float, device: torch.device, counts: Sequence[int] = ()) -> data.Batch:
         """What the method's forward gets of a raw batch: augmented clips and labels, on the device."""
         moved = data.to_device({name: raw[name] for name in ("clips", "labels", "video")}, device)
-        clips = _augmented(moved["clips"], raw["view"])
+        clips = _augmented(moved["clips"], raw["view"], self.input)
 
         def clips_of(rows: Tensor, read: data.ReadClip) -> Tensor:
             others = self.clips.of_videos(raw, rows.cpu().numpy(), read)
             pixels = others["clips"] if device.type == "cpu" else others["clips"].pin_memory()
-            return _augmented(data.to_device(pixels, device), others["view"])[:, 0]
+            return _augmented(data.to_device(pixels, device), others["view"], self.input)[:, 0]
 
         return data.Batch(clips, moved["labels"], moved["video"], progress, counts, clips_of)
 
 
-def _augmented(pixels: Tensor, view: dict[str, Tensor]) -> Tensor:
+def _augmented(pixels: Tensor, view: dict[str, Tensor], input: Input) -> Tensor:
     """Frames uint8 [B, n, T, S, S, 3] -> float32 [B, n, 3, T, S, S]; the views stay on the CPU."""
     view = {key: value.flatten(0, 1) for key, value in view.items()}
-    return augment(pixels.flatten(0, 1), view).unflatten(0, pixels.shape[:2])
+    return augment(pixels.flatten(0, 1), view, input).unflatten(0, pixels.shape[:2])
 
 
 _FEW_STEPS = 500  # in fewer a network hardly learns anything from random weights on
