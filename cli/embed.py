@@ -70,7 +70,7 @@ def _load(checkpoint):
     from trainer.checkpoint import load, newest_run
     from trainer.errors import TrainerError
 
-    if checkpoint is not None and checkpoint.suffix in (".onnx", ".pt", ".pth"):
+    if checkpoint is not None and checkpoint.suffix == ".onnx":
         raise TrainerError(f"{checkpoint}: expected a run or a .safetensors file, as `vssl export` writes it")
     return load(newest_run() if checkpoint is None else checkpoint, best=True)
 

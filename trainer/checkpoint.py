@@ -53,12 +53,14 @@ _META = {  # what metadata hold; names with ? may be missing
     "run?": str,
     "input?": dict,
     "norm_epsilon?": float,
-    "imported?": {"file": str, "sha256": str, "family": str, "dropped": [str]},
+    "imported?": {**dict.fromkeys(("file", "sha256", "family", "about", "expects", "note"), str), "dropped": [str]},
 }
 _FRAMES = {"height": int, "width": int, "crop": int, "clip_length?": int, "fps?": float | int | None}
 _FRAMES |= {"jpeg_quality?": int, "max_pixels?": int}
 _INITIAL = {"file": str, "settings": {"method": str}, **_ORIGIN}
 _STATE = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}  # of each parameter
+IMPORTED = "imported"  # the method of a run whose weights are from another program
+_IMPORT = "import them first, as a run that every command takes: vssl import {} --out runs/NAME"
 _OTHER = "it was changed, or written by another version of vssl; use another one, or train again"
 
 
@@ -75,7 +77,7 @@ class Checkpoint:
         """State of the optimiser by number of the parameter and name. Raises TrainerError when it is missing or damaged."""
         path = self.file.with_name("optimiser.safetensors")
         try:
-            _, tensors = _read(path)
+            _, tensors = read_tensors(path)
         except (ReadError, TrainerError) as error:
             raise TrainerError(f"{error}; training cannot go on from here") from error
         state: dict[int, dict[str, Tensor]] = {}
@@ -217,7 +219,9 @@ def _load(path: Path) -> Checkpoint:
     file = path / "weights.safetensors" if path.is_dir() else path
     if not file.exists():
         raise TrainerError(f"{path}: neither a run, a checkpoint folder nor a .safetensors file")
-    meta, weights = _read(file)
+    meta, weights = read_tensors(file)
+    if meta is None:
+        raise TrainerError(f"{file}: weights that vssl did not write; {_IMPORT.format(file)}")
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         found = meta.get("schema") if isinstance(meta, dict) else "none"
         raise TrainerError(
@@ -236,11 +240,14 @@ def _load(path: Path) -> Checkpoint:
     return saved
 
 
-def _read(file: Path) -> tuple[object, dict[str, Tensor]]:
+def read_tensors(file: Path) -> tuple[object, dict[str, Tensor]]:
     """Metadata and tensors of a .safetensors file. Raises TrainerError where it is damaged."""
     try:
         with open_regular(file) as opened:
-            length = int.from_bytes(opened.read(8), "little")
+            start = opened.read(8)
+            if start[:4] == b"PK\3\4" or start[:1] == b"\x80" or file.suffix in (".pt", ".pth"):
+                raise TrainerError(f"{file}: weights in PyTorch's own format; {_IMPORT.format(file)}")
+            length = int.from_bytes(start, "little")
             if length > _HEADER:
                 raise ReadError(f"a header of {length:,} bytes, expected at most {_HEADER:,}")
             header = parse_json(opened.read(length).decode(), "its header")
@@ -292,7 +299,9 @@ def _check_meta(file: Path, meta: dict) -> None:
     if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - free):
         raise TrainerError(f"{file}: {', '.join(wrong):.200} missing or unknown in its metadata; {_OTHER}")
     try:
-        meta["settings"] = asdict(resolve(Settings(**meta["settings"])))
+        own = meta["settings"]
+        bare = {"method": None, "options": None} if own["method"] == IMPORTED else {}  # no method of this program
+        meta["settings"] = asdict(resolve(Settings(**own | bare))) | {name: own[name] for name in bare}
     except TrainerError as error:
         raise TrainerError(f"{file}: {error}; {_OTHER}") from error
 
