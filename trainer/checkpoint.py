@@ -11,6 +11,7 @@ The newest one replaces the older ones. <run>/best has that of the best held-out
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -240,14 +241,20 @@ def _load(path: Path) -> Checkpoint:
     return saved
 
 
+def is_pytorch(start: bytes) -> bool:
+    """Whether a file that begins with these nine bytes is one of `torch.save`: a zip file, or a pickle. The header of a
+    .safetensors file, whose length may look like a pickle, begins with a brace."""
+    return start[:4] == b"PK\3\4" or (start[:1] == b"\x80" and start[8:] != b"{")
+
+
 def read_tensors(file: Path) -> tuple[object, dict[str, Tensor]]:
     """Metadata and tensors of a .safetensors file. Raises TrainerError where it is damaged."""
     try:
         with open_regular(file) as opened:
-            start = opened.read(8)
-            if start[:4] == b"PK\3\4" or start[:1] == b"\x80" or file.suffix in (".pt", ".pth"):
+            if is_pytorch(opened.read(9)):
                 raise TrainerError(f"{file}: weights in PyTorch's own format; {_IMPORT.format(file)}")
-            length = int.from_bytes(start, "little")
+            opened.seek(0)
+            length = int.from_bytes(opened.read(8), "little")
             if length > _HEADER:
                 raise ReadError(f"a header of {length:,} bytes, expected at most {_HEADER:,}")
             header = parse_json(opened.read(length).decode(), "its header")
@@ -265,6 +272,8 @@ def read_tensors(file: Path) -> tuple[object, dict[str, Tensor]]:
 
 def check_newest(saved: Checkpoint) -> None:
     """Raises TrainerError where it is not the newest of its run, which another process may just have trained further."""
+    if saved.meta["settings"]["method"] == IMPORTED:
+        raise TrainerError(f"{saved.run}: imported weights, whose training cannot go on; start a new one from them")
     if not (saved.run / "checkpoints").is_dir():
         raise TrainerError(f"{saved.file}: belongs to no run whose training could go on")
     if saved.file.parent.name != (newest := _newest(saved.run)).name:
@@ -336,20 +345,8 @@ def backbone_weights(saved: Checkpoint) -> dict[str, Tensor]:
 
 
 def carried(backbone: Stages) -> dict:
-    """What a checkpoint holds of a backbone beside its weights, see `carry`."""
+    """What a checkpoint holds of a backbone beside its weights, see inputs.carry."""
     return {"input": backbone.input.stored(), "norm_epsilon": backbone.norm_epsilon}
-
-
-def carry(meta: dict, backbone: Stages) -> None:
-    """Give a backbone the input and the epsilon of batch normalisation of a checkpoint; those of older versions have none, and
-    mean the backbone's own."""
-    if "input" in meta:
-        backbone.input, backbone.norm_epsilon = input_of(meta), meta["norm_epsilon"]
-
-
-def input_of(meta: dict) -> inputs.Input:
-    """What a network expects, of what checkpoint.json holds."""
-    return inputs.read(meta["input"]) if "input" in meta else inputs.OURS
 
 
 def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], None]) -> dict:
@@ -377,10 +374,19 @@ def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], N
         )
     say(report + "".join(f"; {word}: {', '.join(sorted(names))}" for word, names in other.items() if names))
     backbone.load_state_dict(before | matched)
-    carry(saved.meta, backbone)
+    inputs.carry(saved.meta, backbone)
     backbone.input = replace(backbone.input, frames=None, stride=1)
     kept = ("dataset", "split", "samples", "steps", "step", "config_hash")
-    return {"file": str(saved.file), "settings": saved.meta["settings"], **{name: saved.meta[name] for name in kept}}
+    origin = {"file": str(saved.file), "weights": digest(weights), "imported": saved.meta.get("imported")}
+    return origin | {"settings": saved.meta["settings"]} | {name: saved.meta[name] for name in kept}
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """What tells weights from others: a digest of names and values, 16 characters."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from trainer.evaluate.protocols import checkpoint, data, evaluator, features, metrics, np, progress, results, splits
+from trainer.evaluate.protocols import data, evaluator, features, inputs, metrics, np, progress, results, splits
 
 SPLIT = "Official split.  [default: the one that the run was trained on, else the first]"
 IN_TURN = (
@@ -97,7 +97,7 @@ class Protocol:
     @property
     def span(self) -> tuple[int, int]:
         """Frames of a clip that the network expects, and from one to the next."""
-        expected = checkpoint.input_of(self.evaluator.saved.meta)
+        expected = inputs.of_run(self.evaluator.saved.meta)
         return expected.frames or self.shards.clip_length, expected.stride
 
     @property

@@ -25,6 +25,7 @@ from trainer.errors import Interrupted, TrainerError
 from trainer.network import Network, build_backbone
 from trainer.recipes import differing
 from trainer.settings import Settings, resolve, resumed
+from trainer.training import streams
 from trainer.training.log import Log, at_chance, cut_log, say
 from trainer.training.precision import pick_precision, set_precision, version_warnings
 from trainer.training.run_folder import check_name, check_same_data, locked, new_run
@@ -138,12 +139,9 @@ class _Training:
         self.per_epoch = max(stream.batches.per_epoch for stream in self.streams.values())
         self.last = settings.epochs * self.per_epoch
 
-        backbone = build_backbone(settings)
+        backbone = build_backbone(settings, saved.meta if saved else None)
         self.initial = checkpoint.start_from(initial, backbone, say) if initial is not None else None
-        if saved is not None:
-            checkpoint.carry(saved.meta, backbone)
-        for streams in (self.streams, self.held_out):
-            streams |= {name: replace(stream, input=backbone.input) for name, stream in streams.items()}
+        self.streams, self.held_out = (streams.expecting(own, backbone.input) for own in (self.streams, self.held_out))
         self.network = Network(settings, self.source, backbone)
         if settings.sync_bn and distributed.world() > 1 and device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)

@@ -142,6 +142,11 @@ def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Str
     return streams
 
 
+def expecting(streams: dict[str, Stream], input: Input) -> dict[str, Stream]:
+    """The streams for a network that expects other pixels."""
+    return {name: replace(stream, input=input) for name, stream in streams.items()}
+
+
 def _clips(source: data.Shards, settings: Settings, name: str, tag: int) -> data.TrainingClips:
     method, options = method_class(name), settings.options[name]
     samples, left_out, reason = method.samples(source, options)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from labelgen.reading import open_regular
-from trainer.checkpoint import read_tensors
+from trainer.checkpoint import is_pytorch, read_tensors
 from trainer.errors import SettingError, TrainerError
 from trainer.weights.families import FAMILIES, Family
 from trainer.weights.layouts import expected, to_ours
@@ -94,9 +94,7 @@ def read(path: Path) -> Found:
             digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a BinaryIO has what it needs
             size = file.tell()
             file.seek(0)
-            start = file.read(16)
-            file.seek(0)
-            if start.startswith(b"PK") or start[:1] == b"\x80":
+            if is_pytorch(file.read(9)):
                 content = _unpickled(file, size)
             else:
                 meta, content = read_tensors(path)

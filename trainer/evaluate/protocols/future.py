@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.errors import ProtocolError
 from trainer.evaluate.protocol import Protocol, ProtocolOption
-from trainer.evaluate.protocols import attention, checkpoint, data, np, pretext, torch
+from trainer.evaluate.protocols import attention, data, inputs, np, pretext, torch
 
 
 class Future(Protocol):
@@ -83,7 +83,7 @@ class Future(Protocol):
         def picture(frame: np.ndarray) -> np.ndarray:
             return expected.pixels(frame.transpose(1, 2, 0))
 
-        expected = checkpoint.input_of(self.evaluator.saved.meta)
+        expected = inputs.of_run(self.evaluator.saved.meta)
         low, spacing = cells.min(), self.clips.options["spacing"]
         shades = ((cells - low) / max(cells.max() - low, 1e-12)).astype(np.float32)
         tiles = {"end of the context": picture(last)}

@@ -11,6 +11,7 @@ from trainer.evaluate.protocols import (
     checkpoint,
     data,
     evaluator,
+    inputs,
     methods,
     metrics,
     network,
@@ -146,7 +147,7 @@ def batches(
 ) -> Iterator[tuple[data.Batch, int]]:
     """Every sample, `draws` times, in a batch by itself, so that nothing depends on other samples; and the row of its video."""
     device, number = evaluator.device, len(clips.samples)
-    stream = streams.Stream(clips, data.Batches(number, 1, _SEED), checkpoint.input_of(evaluator.saved.meta))
+    stream = streams.Stream(clips, data.Batches(number, 1, _SEED), inputs.of_run(evaluator.saved.meta))
     keys = [np.array([[draw, sample]]) for draw in range(draws) for sample in range(number)]
     with progress.ProgressBar(what, len(keys), "sample") as step:
         for raw in data.prefetch(clips, keys, evaluator.compute.workers, device):
