@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -24,9 +25,12 @@ TABLES = click.option(
     help="Table that embed wrote; several, made alike, are taken together.",
 )
 _CHECKPOINT = click.option(
+    "--weights",
     "--checkpoint",
+    "checkpoint",
     type=click.Path(path_type=Path),
-    help="Run, checkpoint folder or exported .safetensors file.  [default: the newest run]",
+    help="Run, checkpoint folder or exported .safetensors file; or without any training random, random:BACKBONE, flow-histogram, "
+    "boundary-histogram or colour-histogram.  [default: the newest run]",
 )
 _COMPUTE = (
     click.option("--batch-size", default=32, type=click.IntRange(1), help="Clips at a time; no effect on the result."),
@@ -68,11 +72,28 @@ def _compute(batch_size, workers, device):
 
 def _load(checkpoint):
     from trainer.checkpoint import load, newest_run
+    from trainer.embeddings.baselines import baseline, is_baseline
     from trainer.errors import TrainerError
 
+    if checkpoint is not None and is_baseline(checkpoint):
+        from labelgen.config import Config
+
+        return baseline(str(checkpoint), asdict(Config()))
     if checkpoint is not None and checkpoint.suffix == ".onnx":
         raise TrainerError(f"{checkpoint}: expected a run or a .safetensors file, as `vssl export` writes it")
     return load(newest_run() if checkpoint is None else checkpoint, best=True)
+
+
+def _extractor(saved, choice, frames, compute):
+    """What makes the rows of a table: a network, or a histogram, whose flow is that of labelgen."""
+    from trainer.embeddings.baselines import HISTOGRAMS, HistogramExtractor
+    from trainer.embeddings.extract import Extractor
+
+    if (name := saved.meta.get("baseline")) in HISTOGRAMS:
+        from labelgen.flow import flow
+
+        return HistogramExtractor(name, choice, frames, compute, flow)
+    return Extractor(saved, choice, frames, compute)
 
 
 def _say(text: str) -> None:
@@ -115,7 +136,7 @@ def embed(
 
     A video that cannot be read is listed, and the exit status is 3. The same command goes on after a stop.
     """
-    from trainer.embeddings.extract import Choice, Extractor, ShardVideos
+    from trainer.embeddings.extract import Choice, ShardVideos
     from trainer.embeddings.extract import embed as write
     from trainer.embeddings.table import write_npy
 
@@ -126,7 +147,7 @@ def embed(
     saved, compute = _load(checkpoint), _compute(batch_size, workers, device)
     source = ShardVideos(shards) if shards else video_files(videos, dataset, saved.meta["config"], compute.workers, fps)
     choice = Choice(level, stage, pooling, views)
-    table = _written(write, Extractor(saved, choice, source.config, compute), source, out)
+    table = _written(write, _extractor(saved, choice, source.config, compute), source, out)
     failures = table.about["failures"]
     lost = sum(not failure["kept"] for failure in failures)
     click.echo(
@@ -211,12 +232,12 @@ def search(video, features, shards, checkpoint, begin, end, fps, count, per_vide
 
 def _table_of_shards(shards, saved, compute):
     from labelgen.files import json_sha256
-    from trainer.embeddings.extract import Choice, Extractor, ShardVideos
+    from trainer.embeddings.extract import Choice, ShardVideos
     from trainer.embeddings.extract import embed as write
 
     source = ShardVideos(shards)
     content = json_sha256([source.stamp(part) for part in source.parts])[:8]
-    extract = Extractor(saved, Choice(), source.config, compute)
+    extract = _extractor(saved, Choice(), source.config, compute)
     folder = saved.run / "embeddings"
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"{source.config['dataset']}-{extract.settings['weights']}-{content}.parquet"
@@ -226,7 +247,7 @@ def _table_of_shards(shards, saved, compute):
 def _extractor_of(table, checkpoint, compute):
     """What the rows of the table were made with. Raises TrainerError if the network is another one."""
     from trainer.checkpoint import check_frames
-    from trainer.embeddings.extract import Choice, Extractor
+    from trainer.embeddings.extract import Choice
     from trainer.errors import TrainerError
 
     settings = table.about.get("settings")
@@ -238,7 +259,7 @@ def _extractor_of(table, checkpoint, compute):
         raise TrainerError(f"{table.path}: damaged ({error}); make it anew with `vssl embed`") from error
     choice = Choice(*(settings[name] for name in ("level", "stage", "pooling", "views")))
     saved = _load(checkpoint or Path(table.about.get("checkpoint", "")))
-    extract = Extractor(saved, choice, settings["frames"], compute)
+    extract = _extractor(saved, choice, settings["frames"], compute)
     if extract.settings["weights"] != settings["weights"]:
         raise TrainerError(
             f"{saved.file}: weights {extract.settings['weights']}, but {table.path} was made with {settings['weights']}; "

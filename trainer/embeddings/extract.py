@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,11 +150,26 @@ class Extractor:
     """
 
     def __init__(self, saved: Checkpoint, choice: Choice, frames: dict, compute: Compute):
-        self.backbone, self.compute, self.crop = trained_backbone(saved), compute, frames["crop"]
+        self.backbone, self.compute, crop = trained_backbone(saved), compute, frames["crop"]
+        self.input = self.backbone.input
         with torch.inference_mode():
-            length = self.backbone.input.frames or Readers([], frames).clip_length
-            stages = self.backbone(torch.zeros(1, 3, length, self.crop, self.crop))
-        stage = choice.stage or list(stages)[-1]
+            length = self.input.frames or Readers([], frames).clip_length
+            stages = self.backbone(torch.zeros(1, 3, length, crop, crop))
+        self._choose(choice, stages)
+        self.width = pool(stages[self.stage])[choice.pooling].shape[1]
+        self.settings = {"weights": _digest(self.backbone), **asdict(self.choice), "frames": stored_frames(frames)}
+        meta = saved.meta["settings"]
+        self.about = {
+            "checkpoint": saved.meta.get("baseline") or path_text(saved.file.resolve()),
+            "backbone": meta["backbone"],
+            "network_width": meta["width"],
+        }
+        self.about |= {"method": meta["method"], "versions": versions()}
+
+    def _choose(self, choice: Choice, stages: Iterable[str]) -> None:
+        """Fill in what a choice leaves open. Raises SettingError for what there is not."""
+        stages = list(stages)
+        stage = choice.stage or stages[-1]
         if stage not in stages:
             raise SettingError(f"the backbone has no stage {stage!r}, only {', '.join(stages)}")
         for name, value, known in (
@@ -166,31 +181,15 @@ class Extractor:
                 raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(filter(None, known))}")
         views = choice.views or {"clip": "sliding", "video": "spread"}[choice.level]
         self.stage, self.views, self.choice = stage, VIEWS[views], Choice(choice.level, stage, choice.pooling, views)
-        self.width = pool(stages[stage])[choice.pooling].shape[1]
-        stored = {name: frames[name] for name in _STORED if name in frames}
-        self.settings = {"weights": _digest(self.backbone), **asdict(self.choice), "frames": stored}
-        meta = saved.meta["settings"]
-        self.about = {
-            "checkpoint": path_text(saved.file.resolve()),
-            "backbone": meta["backbone"],
-            "network_width": meta["width"],
-        }
-        self.about |= {"method": meta["method"], "versions": versions()}
 
     def __call__(self, piece: Piece) -> tuple[np.ndarray, dict[str, list]]:
         """Vectors float32 [rows, d] of the videos of a piece in their order, and the other columns of the table."""
-        clips = data.VideoViews(piece.frames, piece.videos, self.views, self.backbone.input)  # type: ignore[arg-type]  # as good as Shards
-        vectors = np.empty((len(clips), self.width), np.float32)
-        if len(clips):
-            for index, stages in stage_outputs(self.backbone, clips, self.compute):
-                values = pool(stages[self.stage])[self.choice.pooling]
-                if not values.isfinite().all():
-                    raise TrainerError(f"stage {self.stage} gives values that are not finite: the weights are damaged")
-                vectors[index] = values.cpu().numpy()
+        clips = data.VideoViews(piece.frames, piece.videos, self.views, self.input)  # type: ignore[arg-type]  # as good as Shards
+        vectors, whole = self.vectors(piece, clips)
         owner, first, last = clips.owner, clips.frames.min(1, initial=1 << 62), clips.frames.max(1, initial=0)
         middle = clips.frames[:, clips.frames.shape[1] // 2]
         if self.choice.level == "video" and len(clips):
-            vectors = video_means(vectors, owner)
+            vectors = vectors if whole else video_means(vectors, owner)
             owner = np.arange(len(piece.videos))
             lengths = np.array([len(own) - 1 for own in piece.bounds])
             first, last, middle = 0 * lengths, lengths - 1, lengths // 2
@@ -203,6 +202,22 @@ class Extractor:
         shown = zip(owner.tolist(), middle.tolist(), strict=True)
         columns["thumbnail"] = [_thumbnail(piece, video, frame) for video, frame in shown]
         return vectors, columns
+
+    def vectors(self, piece: Piece, clips: data.VideoViews) -> tuple[np.ndarray, bool]:
+        """Vectors float32 [clips, d] of the clips of a piece, or of its whole videos [videos, d], and whether it is these."""
+        vectors = np.empty((len(clips), self.width), np.float32)
+        if len(clips):
+            for index, stages in stage_outputs(self.backbone, clips, self.compute):
+                values = pool(stages[self.stage])[self.choice.pooling]
+                if not values.isfinite().all():
+                    raise TrainerError(f"stage {self.stage} gives values that are not finite: the weights are damaged")
+                vectors[index] = values.cpu().numpy()
+        return vectors, False
+
+
+def stored_frames(frames: dict) -> dict:
+    """What of the configuration of frames changes features."""
+    return {name: frames[name] for name in _STORED if name in frames}
 
 
 def video_means(vectors: np.ndarray, owner: np.ndarray) -> np.ndarray:

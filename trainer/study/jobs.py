@@ -30,9 +30,9 @@ from trainer.study.sources import Source
 _PACKAGE = Path(__file__).parents[1]
 _TRAINING = (
     *("training", "data", "methods", "backbones"),
-    *("network.py", "augment.py", "settings.py", "options.py", "distributed.py", "memory.py"),
+    *("network.py", "augment.py", "settings.py", "options.py", "distributed.py", "memory.py", "inputs.py"),
 )
-_MEASURING = (*_TRAINING, "checkpoint.py", "evaluate", "study/measures.py", "study/sources.py")
+_MEASURING = (*_TRAINING, "checkpoint.py", "evaluate", "histograms.py", "study/measures.py", "study/sources.py")
 _RESULT = {"seconds": float | int, "cost": str, "clips": float | int, "device?": str, "scores?": dict, "reason?": str}
 _FREE = (
     "compile",
