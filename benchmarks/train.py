@@ -46,9 +46,9 @@ from labelgen import shards  # noqa: E402
 from labelgen.config import CLIP_LENGTH  # noqa: E402
 from labelgen.labels.pace import pace_rows  # noqa: E402
 from trainer import data  # noqa: E402
-from trainer.augment import MEAN, STD  # noqa: E402
 from trainer.backbones import BACKBONES, create  # noqa: E402
 from trainer.backbones.layers import FLAT, BatchNorm3d, Conv3d  # noqa: E402
+from trainer.inputs import OURS  # noqa: E402
 from trainer.memory import keep_freed_memory  # noqa: E402
 from trainer.methods.pace import Pace  # noqa: E402
 from trainer.methods.parts import embedding  # noqa: E402
@@ -163,7 +163,7 @@ class PlainClips(Dataset):
             if mirror:
                 frame = frame[:, ::-1]
             frame = frame.astype(np.float32) / 255
-            frames.append((frame - MEAN) / STD)
+            frames.append((frame - OURS.mean[0]) / OURS.std[0])
         clip = np.ascontiguousarray(np.stack(frames).transpose(3, 0, 1, 2), np.float32)
         return torch.from_numpy(clip), int(reader.arrays["pace/pace"][video, row])
 

@@ -16,9 +16,12 @@ from labelgen.progress import ProgressBar
 
 @click.command()
 @click.option(
+    "--weights",
     "--checkpoint",
+    "checkpoint",
     type=click.Path(path_type=Path),
-    help="Run, checkpoint folder or exported .safetensors file.  [default: the newest run]",
+    help="Run, checkpoint folder or exported .safetensors file; or without any training random, random:BACKBONE, flow-histogram, "
+    "boundary-histogram or colour-histogram.  [default: the newest run]",
 )
 @click.option(
     "--videos", type=click.Path(path_type=Path), multiple=True, help="Folder of video files, or one file; repeatable."
@@ -48,7 +51,9 @@ def embed(
 
     A video that cannot be read is listed, and the exit status is 3. The same command resumes an interrupted run.
     """
-    from trainer.embeddings.extract import Choice, Extractor, ShardVideos, load_network
+    from labelgen.flow import flow
+    from trainer.embeddings.chosen import extractor, load_network
+    from trainer.embeddings.extract import Choice, ShardVideos
     from trainer.embeddings.extract import embed as write
     from trainer.embeddings.table import write_npy
 
@@ -58,7 +63,7 @@ def embed(
         raise click.UsageError(f"--videos {twice[0]} is given twice")
     saved, how = load_network(checkpoint), compute(batch_size, workers, device)
     source = ShardVideos(shards) if shards else video_files(videos, dataset, saved.meta["config"], how.workers, fps)
-    extract = Extractor(saved, Choice(level, stage, pooling, views), source.config, how)
+    extract = extractor(saved, Choice(level, stage, pooling, views), source.config, how, flow)
     with ProgressBar("embedded", "video") as bar:
         table = write(extract, source, out, bar, bar.say)
     failures = table.about["failures"]

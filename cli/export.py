@@ -13,8 +13,8 @@ from cli.options import WRITTEN
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["safetensors", "onnx"]),
-    help="[default: by the suffix of FILE, .safetensors or .onnx]",
+    type=click.Choice(["safetensors", "onnx", "torchvision", "vcop", "kenshohara"]),
+    help="Of vssl, ONNX, or the state dict of another program.  [default: by the suffix of FILE, .safetensors or .onnx]",
 )
 def export(run, out, form):
     """Write the backbone of RUN alone: weights for `vssl finetune`, or a network that runs without vssl.

@@ -21,6 +21,7 @@ from cli.show import shards_group, show
 from cli.streams import keep_streams, names_in_utf8
 from cli.study import study
 from cli.train import finetune, train
+from cli.weights import import_
 from labelgen.errors import ConfigError, VsslError
 from labelgen.processes import safe_path
 
@@ -78,6 +79,7 @@ for command in (
     finetune,
     evaluate,
     export,
+    import_,
     report,
     compare,
     show,

@@ -35,8 +35,9 @@ def search(video, features, shards, checkpoint, begin, end, fps, count, per_vide
 
     Moments that overlap the query itself, or a better one of the same video, are left out.
     """
+    from labelgen.flow import flow
     from labelgen.texts import path_text
-    from trainer.embeddings.extract import extractor_of, load_network, table_of_shards
+    from trainer.embeddings.chosen import extractor_of, load_network, table_of_shards
     from trainer.embeddings.search import search as nearest
     from trainer.embeddings.sheets import above, moment, write_hits
     from trainer.embeddings.table import Tables
@@ -54,10 +55,10 @@ def search(video, features, shards, checkpoint, begin, end, fps, count, per_vide
     with busy("searching"):
         if shards is not None:
             with ProgressBar("embedded", "video") as bar:
-                table, extract = table_of_shards(shards, load_network(checkpoint), how, bar, bar.say)
+                table, extract = table_of_shards(shards, load_network(checkpoint), how, flow, bar, bar.say)
         else:
             table = Tables(features)
-            extract = extractor_of(table, checkpoint, how)
+            extract = extractor_of(table, checkpoint, how, flow)
         query, last, picture = _query(extract, video, (begin, end), fps)
         hits = nearest(table, query, count, per_video, (str(video.resolve()), begin, last))
     name = path_text(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")

@@ -73,8 +73,16 @@ def _with_options(name: str):
 
 @click.command()
 @_with_options("train")
+@click.option(
+    "--from",
+    "initial",
+    type=click.Path(path_type=Path),
+    help="Run whose backbone the pretraining starts from, in place of random weights.",
+)
 def train(**given):
     """Pretrain a 3D CNN on the training videos of the shards."""
+    if given["initial"] is not None and given["resume"] is not None:
+        raise click.UsageError("--from and --resume exclude each other: --resume knows what its run began with")
     if given["method"] is None and given["recipe"] is None and given["resume"] is None:
         click.echo(f"no --method given: {DECLARATIONS['method'].default}")
     _train(**given)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 from torch import Tensor
 
-MEAN, STD = 0.45, 0.225  # of RGB values in 0..1
+from trainer.inputs import Input, constant
+
 # The colour jitter is that of the public code of pace's authors; the thesis has no numbers.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.8, 0.8, 0.8, 0.2  # its ranges
 JITTER_PROBABILITY = 0.8
@@ -30,26 +29,21 @@ def draw(rng: np.random.Generator, crop_grid: np.ndarray, frames: int, jitter: s
     return view
 
 
-def augment(clips: Tensor, view: dict[str, Tensor]) -> Tensor:
+def augment(clips: Tensor, view: dict[str, Tensor], input: Input) -> Tensor:
     """Crops uint8 [B, T, S, S, 3] and the batch of views drawn for them, on the CPU -> network input float32
-    [B, 3, T, S, S], mirrored and jittered, where the crops are."""
+    [B, 3, T, S, S], mirrored, jittered and normalised as the network expects it, where the crops are."""
     mirrored = view["mirror"].tolist()
     x = torch.stack([clip.flip(2) if flip else clip for clip, flip in zip(clips, mirrored, strict=True)])
     x = x.float().div_(255)
     if "jitter" in view:
         x = color_jitter(x, view["jitter"].to(x.device, non_blocking=True))
-    return _network_input(x)
+    return input.normalised(x).permute(0, 4, 1, 2, 3)  # a view that is already channels_last_3d
 
 
-def centre(clips: Tensor, size: int) -> Tensor:
+def centre(clips: Tensor, size: int, input: Input) -> Tensor:
     """uint8 [B, T, H, W, 3] -> network input float32 [B, 3, T, size, size] of the centre crop, for evaluation."""
     y, x = (clips.shape[2] - size) // 2, (clips.shape[3] - size) // 2
-    return _network_input(clips[:, :, y : y + size, x : x + size].float().div_(255))
-
-
-def _network_input(x: Tensor) -> Tensor:
-    # in place, since new memory takes longer than the arithmetic; the permuted view is already channels_last_3d
-    return x.sub_(MEAN).div_(STD).permute(0, 4, 1, 2, 3)
+    return input.normalised(clips[:, :, y : y + size, x : x + size].float().div_(255)).permute(0, 4, 1, 2, 3)
 
 
 def color_jitter(clips: Tensor, factors: Tensor) -> Tensor:
@@ -66,13 +60,8 @@ def color_jitter(clips: Tensor, factors: Tensor) -> Tensor:
     return _turn_hue(x, hue[..., 0])
 
 
-@functools.cache  # or each step would wait for its upload
-def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device)
-
-
 def _luma(x: Tensor) -> Tensor:
-    return (x * _constant(_LUMA, x.device)).sum(-1, keepdim=True)
+    return (x * constant(_LUMA, x.device)).sum(-1, keepdim=True)
 
 
 def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
@@ -85,5 +74,5 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    sectors = (hue[..., None] + 6 * turn[..., None] + _constant(_SECTORS, x.device)) % 6
+    sectors = (hue[..., None] + 6 * turn[..., None] + constant(_SECTORS, x.device)) % 6
     return high[..., None] - chroma[..., None] * torch.minimum(sectors, 4 - sectors).clamp(0, 1)

@@ -11,6 +11,7 @@ one every `keep_every` epochs, without the optimiser.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from labelgen.config import Config
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import public, sync, writing
 from labelgen.reading import fit, load_json, open_regular, parse_json
-from trainer import backbones, distributed
+from trainer import backbones, distributed, inputs
+from trainer.backbones.layers import Stages
 from trainer.data import Shards
 from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
@@ -51,10 +53,15 @@ _META = {  # what metadata hold; names with ? may be missing
     "environment": {"torch": str},
     "initial": dict | None,
     "run?": str,
+    "input?": dict,
+    "norm_epsilon?": float,
+    "imported?": {**dict.fromkeys(("file", "sha256", "family", "about", "expects", "note"), str), "dropped": [str]},
 }
 _FRAMES = ("height", "width", "crop", "clip_length", "fps", "jpeg_quality", "max_pixels")  # of the configuration
 _INITIAL = {"file": str, "settings": {"method": str}, **_ORIGIN}
 _STATE = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}  # of each parameter
+IMPORTED = "imported"  # the method of a run whose weights are from another program
+_IMPORT = "import them first, as a run that every command takes: vssl import {} --out runs/NAME"
 _OTHER = "it was changed, or written by another version of vssl; use another one, or train again"
 
 
@@ -71,7 +78,7 @@ class Checkpoint:
         """State of the optimiser by number of the parameter and name. Raises TrainerError if it is missing or damaged."""
         path = self.file.with_name("optimiser.safetensors")
         try:
-            _, tensors = _read(path)
+            _, tensors = read_tensors(path)
         except (ReadError, TrainerError) as error:
             raise TrainerError(f"{error}; training cannot continue from here") from error
         state: dict[int, dict[str, Tensor]] = {}
@@ -99,7 +106,13 @@ class Checkpoint:
 
 
 def metadata(
-    settings: Settings, source: Shards, samples: dict[str, int], steps: int, device: torch.device, initial: dict | None
+    settings: Settings,
+    source: Shards,
+    backbone: Stages,
+    samples: dict[str, int],
+    steps: int,
+    device: torch.device,
+    initial: dict | None,
 ) -> dict:
     """What checkpoint.json holds of a run, but for the step. samples: number of each method's; initial: see `start_from`."""
     return {
@@ -113,6 +126,7 @@ def metadata(
         "steps": steps,
         "config_hash": source.config_hash,
         "config": source.config,
+        **carried(backbone),
         "environment": {
             "device": device.type,
             "processes": distributed.world(),
@@ -239,7 +253,9 @@ def _load(path: Path) -> Checkpoint:
     file = path / "weights.safetensors" if path.is_dir() else path
     if not file.exists():
         raise TrainerError(f"{path}: neither a run, a checkpoint folder nor a .safetensors file")
-    meta, weights = _read(file)
+    meta, weights = read_tensors(file)
+    if meta is None:
+        raise TrainerError(f"{file}: weights that vssl did not write; {_IMPORT.format(file)}")
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         found = meta.get("schema") if isinstance(meta, dict) else "none"
         raise TrainerError(
@@ -261,10 +277,19 @@ def _load(path: Path) -> Checkpoint:
     return saved
 
 
-def _read(file: Path) -> tuple[object, dict[str, Tensor]]:
+def is_pytorch(start: bytes) -> bool:
+    """Whether a file that begins with these nine bytes is one of `torch.save`: a zip file, or a pickle. The header of a
+    .safetensors file, whose length may look like a pickle, begins with a brace."""
+    return start[:4] == b"PK\3\4" or (start[:1] == b"\x80" and start[8:] != b"{")
+
+
+def read_tensors(file: Path) -> tuple[object, dict[str, Tensor]]:
     """Metadata and tensors of a .safetensors file. Raises TrainerError if it is damaged."""
     try:
         with open_regular(file) as opened:
+            if is_pytorch(opened.read(9)):
+                raise TrainerError(f"{file}: weights in PyTorch's own format; {_IMPORT.format(file)}")
+            opened.seek(0)
             length = int.from_bytes(opened.read(8), "little")
             if length > _HEADER:
                 raise ReadError(f"a header of {length:,} bytes, expected at most {_HEADER:,}")
@@ -283,6 +308,10 @@ def _read(file: Path) -> tuple[object, dict[str, Tensor]]:
 
 def check_newest(saved: Checkpoint) -> None:
     """Raises TrainerError if it is not the newest of its run, which another process may just have trained further."""
+    if saved.meta["settings"]["method"] == IMPORTED:
+        raise TrainerError(
+            f"{saved.run}: imported weights, whose training cannot be resumed; start a new one from them"
+        )
     if not (saved.run / "checkpoints").is_dir():
         raise TrainerError(f"{saved.file}: belongs to no run whose training could go on")
     if saved.file.parent.name != (newest := _newest(saved.run)).name:
@@ -304,6 +333,10 @@ def _check_meta(file: Path, meta: dict) -> None:
         if meta["initial"] is not None:
             fit(meta["initial"], _INITIAL, "initial")
         check_frames(meta["config"])
+        if "input" in meta:
+            inputs.read(meta["input"])
+            if not 0 < meta.get("norm_epsilon", 0) < 1:
+                raise ValueError(f"norm_epsilon is {meta.get('norm_epsilon')}, expected a number between 0 and 1")
         if not 0 <= meta["step"] <= meta["steps"]:
             raise ValueError(f"step {meta['step']} of {meta['steps']}")
     except ValueError as error:
@@ -312,7 +345,9 @@ def _check_meta(file: Path, meta: dict) -> None:
     if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - FREE):
         raise TrainerError(f"{file}: {', '.join(wrong):.200} missing or unknown in its metadata; {_OTHER}")
     try:
-        meta["settings"] = asdict(resolve(Settings(**meta["settings"])))
+        own = meta["settings"]
+        bare = {"method": None, "options": None} if own["method"] == IMPORTED else {}  # no method of this program
+        meta["settings"] = asdict(resolve(Settings(**own | bare))) | {name: own[name] for name in bare}
     except TrainerError as error:
         raise TrainerError(f"{file}: {error}; {_OTHER}") from error
 
@@ -342,8 +377,20 @@ def backbone_weights(saved: Checkpoint) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in saved.weights.items() if name.startswith(prefix)}
 
 
-def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str], None]) -> dict:
-    """Copy the weights of a checkpoint's backbone into this one, say which matched, and return what describes their origin.
+def carried(backbone: Stages) -> dict[str, object]:
+    """What a checkpoint holds of a backbone beside its weights, see `carry`."""
+    return {"input": backbone.input.stored(), "norm_epsilon": backbone.norm_epsilon}
+
+
+def carry(meta: dict, backbone: Stages) -> None:
+    """Give a backbone the input and the epsilon of batch normalisation of a run's checkpoint.json, if it has them."""
+    if "input" in meta:
+        backbone.input, backbone.norm_epsilon = inputs.of_run(meta), meta["norm_epsilon"]
+
+
+def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], None]) -> dict:
+    """Copy the weights of a checkpoint's backbone into this one, with the normalisation of its input and the epsilon of its batch
+    normalisation, say which matched, and return what describes their origin. Clips are those of the shards.
 
     Raises TrainerError if less than 95 % of the backbone's parameters have a weight of the same name and shape there.
     """
@@ -366,8 +413,19 @@ def start_from(path: str | os.PathLike, backbone: nn.Module, say: Callable[[str]
         )
     say(report + "".join(f"; {word}: {', '.join(sorted(names))}" for word, names in other.items() if names))
     backbone.load_state_dict(before | matched)
+    carry(saved.meta, backbone)
+    backbone.input = replace(backbone.input, frames=None, stride=1)
     kept = ("dataset", "split", "samples", "steps", "step", "config_hash")
-    return {"file": str(saved.file), "settings": saved.meta["settings"], **{name: saved.meta[name] for name in kept}}
+    origin = {"file": str(saved.file), "weights": digest(weights), "imported": saved.meta.get("imported")}
+    return origin | {"settings": saved.meta["settings"]} | {name: saved.meta[name] for name in kept}
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """What tells weights from others: a digest of names and values, 16 characters."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -15,11 +16,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from labelgen import files
-from trainer import checkpoint
-from trainer.augment import MEAN, STD
+from trainer import backbones, checkpoint, inputs
+from trainer.backbones.layers import Stages
 from trainer.errors import SettingError, TrainerError
-from trainer.network import build_backbone
-from trainer.settings import Settings
+from trainer.network import trained_backbone
+from trainer.weights import foreign
+from trainer.weights.families import FAMILIES
+from trainer.weights.layouts import expected as expected_names
+from trainer.weights.layouts import to_theirs
 
 TOLERANCE = 1e-4  # of the largest value of a stage
 _SUFFIXES = {".safetensors": "safetensors", ".onnx": "onnx"}
@@ -33,8 +37,11 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
     form: a name of FORMATS; by default the suffix of `out` decides: .safetensors or .onnx
 
     ONNX takes clips float32 [B, 3, T, crop, crop], as long as those of the shards, for any B, and gives the stages by name.
+    torchvision, vcop and kenshohara are state dicts of these programs' networks, without the head: of `torch.save`, or
+    of safetensors if `out` ends so.
     The file is read back and run on random clips. Returns the content of the JSON file and the largest absolute difference
-    from the network itself. Raises TrainerError, and writes nothing, if it is above TOLERANCE or a package is missing.
+    from the network itself. Raises TrainerError, and writes nothing, if it is above TOLERANCE, a package is missing, or the
+    program has no such network.
     """
     out = Path(out)
     if out.is_dir() or not out.parent.is_dir():
@@ -42,21 +49,25 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
     form = form or _SUFFIXES.get(out.suffix)
     if form is None:
         raise SettingError(
-            f"{out}: ends in {out.suffix or 'nothing'}, expected {', '.join(_SUFFIXES)}; or name the format"
+            f"{out}: ends in {out.suffix or 'nothing'}, expected {', '.join(_SUFFIXES)}; or name the format, one of "
+            f"{', '.join(FORMATS)}"
         )
     if form not in FORMATS:
         raise SettingError(f"unknown format {form!r}, expected one of: {', '.join(FORMATS)}")
     saved = checkpoint.load(run, best=True)
     backbone, crop = _backbone(saved), saved.meta["config"]["crop"]
-    clips = torch.randn(3, 3, _frames(saved), crop, crop, generator=torch.Generator().manual_seed(0))
+    size = (_frames(saved), crop, crop)
+    if form != "onnx":  # which takes clips of one size alone
+        size = min(size[0], 16), *(min(side, 64) for side in size[1:])
+    clips = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     convert, read = FORMATS[form]
     with torch.no_grad():
-        content = convert(backbone, clips[:2], saved)  # another batch size than the one that is compared
+        content = convert(backbone, clips[:2], saved, out)  # another batch size than the one that is compared
     with files.replacing(out) as temporary, torch.no_grad():
         temporary.write_bytes(content)
         eager = backbone(clips)
         difference = compare(eager, read(str(temporary))(clips))
-    about = _about(saved, form, backbone, eager)
+    about = _about(saved, form, backbone)
     files.write_json(out.with_name(f"{out.name}.json"), about)
     return about, difference
 
@@ -78,18 +89,21 @@ def compare(eager: dict[str, Tensor], exported: dict[str, Tensor]) -> float:
     return max(differences)
 
 
-def _backbone(saved: checkpoint.Checkpoint) -> nn.Module:
-    backbone = build_backbone(Settings(**saved.meta["settings"]))
-    backbone.load_state_dict(checkpoint.backbone_weights(saved))
-    return backbone.eval().requires_grad_(False)
+def _backbone(saved: checkpoint.Checkpoint) -> Stages:
+    return trained_backbone(saved).requires_grad_(False)
 
 
 def _frames(saved: checkpoint.Checkpoint) -> int:
-    return saved.meta["config"].get("clip_length", 16)  # always 16 before it was stored
+    own = inputs.of_run(saved.meta).frames
+    return own or saved.meta["config"].get("clip_length", 16)  # always 16 before it was stored
 
 
-def _about(saved: checkpoint.Checkpoint, form: str, backbone: nn.Module, stages: dict[str, Tensor]) -> dict:
+def _about(saved: checkpoint.Checkpoint, form: str, backbone: Stages) -> dict:
     meta, settings, config = saved.meta, saved.meta["settings"], saved.meta["config"]
+    expected = inputs.of_run(meta)
+    with torch.device("meta"):
+        empty = backbones.create(settings["backbone"], settings["width"]).eval()
+        stages = empty(torch.empty(1, 3, _frames(saved), config["crop"], config["crop"]))
     return {
         "format": form,
         "backbone": settings["backbone"],
@@ -97,15 +111,16 @@ def _about(saved: checkpoint.Checkpoint, form: str, backbone: nn.Module, stages:
         "parameters": sum(weight.numel() for weight in backbone.parameters()),
         "input": {
             "name": "clips",
-            "layout": "B, 3 (RGB), T, H, W; float32; (value / 255 - mean) / std",
-            "mean": MEAN,
-            "std": STD,
+            "layout": f"B, 3 ({expected.order}), T, H, W; float32; "
+            + ("(value - mean) / std" if expected.top == 255 else "(value / 255 - mean) / std"),
+            **expected.stored(),
             "frames": _frames(saved),
             "fps": config.get("fps"),
             "region": config.get("region"),
             "resize": [config["height"], config["width"]],
             "crop": [config["crop"], config["crop"]],
         },
+        "norm_epsilon": backbone.norm_epsilon,
         "stages": {name: list(stage.shape[1:]) for name, stage in stages.items()},
         "source": {"run": _origin(saved), "method": settings["method"], "options": settings["options"]}
         | {name: meta[name] for name in ("dataset", "split", "samples", "step", "steps", "config_hash")}
@@ -117,7 +132,7 @@ def _origin(saved: checkpoint.Checkpoint) -> str:
     return saved.meta.get("run", saved.run.resolve().name)  # an exported file knows its run
 
 
-def _safetensors(backbone: nn.Module, _: Tensor, saved: checkpoint.Checkpoint) -> bytes:
+def _safetensors(backbone: nn.Module, _: Tensor, saved: checkpoint.Checkpoint, out: Path) -> bytes:
     # names and metadata of a checkpoint, so that finetuning and evaluation take it as one
     weights = {f"backbone.{name}": weight.contiguous() for name, weight in backbone.state_dict().items()}
     return save(weights, {"vssl": json.dumps(saved.meta | {"run": _origin(saved)})})
@@ -127,7 +142,7 @@ def _read_safetensors(path: str) -> Callable:
     return _backbone(checkpoint.load(path))
 
 
-def _onnx(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint) -> bytes:
+def _onnx(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint, out: Path) -> bytes:
     _onnxruntime()
     names = list(dict(backbone.named_children()))
     batch = {0: torch.export.Dim("batch")}
@@ -181,7 +196,60 @@ class _Tuple(nn.Module):
         return tuple(self.backbone(clips).values())
 
 
-FORMATS = {
+def _as_in(program: str) -> tuple[Callable, Callable]:
+    """How a state dict in the names of another program is written, and read back."""
+
+    def convert(backbone: Stages, _: Tensor, saved: checkpoint.Checkpoint, out: Path) -> bytes:
+        settings = saved.meta["settings"]
+        layout = _layout(program, settings["backbone"], settings["width"], backbone.norm_epsilon)
+        own = backbone.state_dict()
+        names = expected_names(layout, settings["backbone"])
+        weights = {
+            theirs: to_theirs(settings["backbone"], own[ours]).contiguous() for theirs, (ours, _) in names.items()
+        }
+        if out.suffix == ".safetensors":
+            return save(weights)
+        buffer = io.BytesIO()
+        torch.save(weights, buffer)
+        return buffer.getvalue()
+
+    def read(path: str) -> Callable:
+        found = foreign.read(Path(path))
+        match = foreign.recognise(found, program)
+        backbone = backbones.create(match.backbone)
+        backbone.load_state_dict(match.weights(found.tensors))
+        backbone.norm_epsilon = match.family.epsilon
+        return backbone.eval().requires_grad_(False)
+
+    return convert, read
+
+
+def _layout(program: str, backbone: str, width: float, epsilon: float) -> str:
+    """The layout of a program's names of a backbone. Raises TrainerError if the program has no network that computes the
+    same."""
+    networks = {
+        own: (layout, family) for family in FAMILIES if family.name == program for own, layout in family.networks
+    }
+    if backbone not in networks:
+        others = [form for form in _PROGRAMS if any(f.name == form and backbone in dict(f.networks) for f in FAMILIES)]
+        advice = f"name {', '.join(others)}" if others else "take safetensors or onnx"
+        raise TrainerError(f"{program} has no {backbone}, only {', '.join(networks)}; {advice}")
+    layout, family = networks[backbone]
+    if width != 1:
+        raise TrainerError(
+            f"{program} has networks of full width alone, and this one's is {width:g}; take safetensors or onnx"
+        )
+    if epsilon != family.epsilon:
+        raise TrainerError(
+            f"batch normalisation has an epsilon of {epsilon:g}, that of {program} {family.epsilon:g}: its features there would "
+            "differ; take safetensors or onnx"
+        )
+    return layout
+
+
+_PROGRAMS = ("torchvision", "vcop", "kenshohara")
+FORMATS: dict[str, tuple[Callable, Callable]] = {
     "safetensors": (_safetensors, _read_safetensors),
     "onnx": (_onnx, _read_onnx),
+    **{program: _as_in(program) for program in _PROGRAMS},
 }

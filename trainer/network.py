@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trainer import backbones, distributed
 from trainer.backbones.layers import Stages
+from trainer.checkpoint import Checkpoint, backbone_weights, carry
 from trainer.data import Batch, Shards
 from trainer.methods import method_class
 from trainer.methods.method import Method
@@ -75,7 +76,18 @@ def stage_names(backbone: str, width: float) -> tuple[str, ...]:
         return tuple(backbones.create(backbone, width).eval()(torch.empty(1, 3, 16, 112, 112)))
 
 
-def build_backbone(settings: Settings) -> Stages:
-    """The backbone with the initial weights of settings.seed."""
+def build_backbone(settings: Settings, meta: dict | None = None) -> Stages:
+    """The backbone with the initial weights of settings.seed; meta: what checkpoint.json holds of a run, whose input and epsilon
+    of batch normalisation it then has."""
     torch.manual_seed(settings.seed)
-    return backbones.create(settings.backbone, settings.width)
+    backbone = backbones.create(settings.backbone, settings.width)
+    if meta is not None:
+        carry(meta, backbone)
+    return backbone
+
+
+def trained_backbone(saved: Checkpoint) -> Stages:
+    """The backbone of a checkpoint, in evaluation mode."""
+    backbone = build_backbone(Settings(**saved.meta["settings"]), saved.meta)
+    backbone.load_state_dict(backbone_weights(saved))
+    return backbone.eval()

@@ -6,6 +6,7 @@ import torch
 
 from tests.trainer.synthetic import GRID
 from trainer import augment
+from trainer.inputs import OURS
 
 
 def numbered(clips=3, frames=4, height=9, width=11):
@@ -17,12 +18,12 @@ def test_all_frames_of_a_clip_share_the_mirror():
     still = torch.randint(0, 256, (6, 1, 32, 32, 3), dtype=torch.uint8).expand(-1, 16, -1, -1, -1)
     views = [augment.draw(np.random.default_rng(i), GRID, 16, "none") for i in range(6)]
     assert len({(view["crop"], view["mirror"]) for view in views}) > 2 and "jitter" not in views[0]
-    out = augment.augment(still, torch.utils.data.default_collate(views))
+    out = augment.augment(still, torch.utils.data.default_collate(views), OURS)
     assert out.shape == (6, 3, 16, 32, 32) and out.dtype == torch.float32
     assert torch.equal(out, out[:, :, :1].expand_as(out))
     for clip, view in enumerate(views):
         expected = still[clip, 0].flip(1) if view["mirror"] else still[clip, 0]
-        assert torch.allclose(out[clip, :, 0].permute(1, 2, 0) * augment.STD + augment.MEAN, expected / 255, atol=1e-6)
+        assert torch.allclose(out[clip, :, 0].permute(1, 2, 0) * 0.225 + 0.45, expected / 255, atol=1e-6)
 
 
 def test_jitter_is_drawn_per_frame_or_per_clip():
@@ -88,7 +89,7 @@ def test_color_jitter_hand_worked():
 
 def test_centre_crop():
     clips = numbered(1, 1, 40, 48).to(torch.uint8)
-    out = augment.centre(clips, 32)
-    expected = (clips[0, 0, 4:36, 8:40].float() / 255 - augment.MEAN) / augment.STD
+    out = augment.centre(clips, 32, OURS)
+    expected = (clips[0, 0, 4:36, 8:40].float() / 255 - 0.45) / 0.225
     assert torch.allclose(out[0, :, 0].permute(1, 2, 0), expected)
     assert out.is_contiguous(memory_format=torch.channels_last_3d)

@@ -23,8 +23,10 @@ PARAMETERS = {  # at width 1, without any head
     "r2plus1d10": 14_365_303,
     "r3d18": 33_166_272,
     "r2plus1d18": 33_178_423,
+    "r2plus1d18_tv": 31_300_125,
     "resnet3d18": 33_203_904,
     "s3dg": 9_125_072,
+    "s3d": 7_910_048,
     "resnet18": 11_176_512,
     "resnet50": 23_508_032,
 }
@@ -36,8 +38,10 @@ SHAPES = {  # of conv1 to conv5 for 16 x 112 x 112
     "r2plus1d10": R3D,
     "r3d18": R3D,
     "r2plus1d18": R3D,
+    "r2plus1d18_tv": R3D,
     "resnet3d18": [(64, 16, 56, 56), (64, 8, 28, 28), (128, 4, 14, 14), (256, 2, 7, 7), (512, 1, 4, 4)],
     "s3dg": [(64, 8, 56, 56), (192, 8, 28, 28), (480, 8, 14, 14), (832, 4, 7, 7), (1024, 2, 4, 4)],
+    "s3d": [(64, 8, 56, 56), (192, 8, 28, 28), (480, 8, 14, 14), (832, 4, 7, 7), (1024, 2, 3, 3)],
     "resnet18": [(64, 16, 56, 56), (64, 16, 28, 28), (128, 16, 14, 14), (256, 16, 7, 7), (512, 16, 4, 4)],
     "resnet50": [(64, 16, 56, 56), (256, 16, 28, 28), (512, 16, 14, 14), (1024, 16, 7, 7), (2048, 16, 4, 4)],
 }
@@ -87,7 +91,7 @@ def test_width_multiplies_the_channels(name, width):
         network = create(name, width)
         stages = network(torch.empty(2, 3, 8, 32, 32))
     parts = [[channels] for channels, *_ in SHAPES[name]]
-    if name == "s3dg":  # the four branches of its Inception blocks
+    if name in ("s3dg", "s3d"):  # the four branches of its Inception blocks
         parts[2:] = [128, 192, 96, 64], [256, 320, 128, 128], [384, 384, 128, 128]
     expected = [sum(max(1, round(channels * width)) for channels in stage) for stage in parts]
     assert [stage.shape[1] for stage in stages.values()] == expected

@@ -85,8 +85,11 @@ def test_the_description_says_how_to_use_it(run, tmp_path):
     assert about["input"] == {
         "name": "clips",
         "layout": "B, 3 (RGB), T, H, W; float32; (value / 255 - mean) / std",
-        "mean": 0.45,
-        "std": 0.225,
+        "order": "RGB",
+        "top": 1.0,
+        "mean": [0.45] * 3,
+        "std": [0.225] * 3,
+        "stride": 1,
         "frames": 16,
         "fps": None,
         "region": None,

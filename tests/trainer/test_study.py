@@ -22,8 +22,8 @@ from tests.trainer.studies import SMALL, execute_here, make_study, write_study
 from tests.trainer.synthetic import write_shard
 from trainer.backbones import BACKBONES
 from trainer.backbones.layers import Stages
+from trainer.histograms import histogram
 from trainer.study import budgets, results, runner, tables
-from trainer.study.measures import flow_histogram
 from trainer.study.spec import RANDOM, read
 from trainer.study.study import show_plan
 
@@ -56,7 +56,7 @@ def test_flow_histogram_finds_direction_place_and_time():
         field[24:, :8] = (-1, 0)  # and that of the lower left one, all the time
         return field
 
-    squares = flow_histogram(frames, flow).reshape(15, 4, 4, 8) ** 2  # whole, halves, quarters, eighths
+    squares = histogram(frames, "flow", flow).reshape(15, 4, 4, 8) ** 2  # whole, halves, quarters, eighths
     assert squares.sum((1, 2, 3)) == pytest.approx([1] * 15)
     corner, other = squares[:, 0, 3], squares[:, 3, 0]
     for part in (1, 3, 4, 7):  # of the first half: 2 pixels to the right, against 1 to the left

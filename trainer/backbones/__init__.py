@@ -18,8 +18,10 @@ BACKBONES = {
     "r2plus1d10": "trainer.backbones.resnet3d:r2plus1d10",
     "r3d18": "trainer.backbones.resnet3d:r3d18",
     "r2plus1d18": "trainer.backbones.resnet3d:r2plus1d18",
+    "r2plus1d18_tv": "trainer.backbones.resnet3d:r2plus1d18_tv",
     "resnet3d18": "trainer.backbones.resnet3d:resnet3d18",
     "s3dg": "trainer.backbones.s3dg:s3dg",
+    "s3d": "trainer.backbones.s3dg:s3d",
     "resnet18": "trainer.backbones.resnet2d:resnet18",
     "resnet50": "trainer.backbones.resnet2d:resnet50",
 }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainer.inputs import OURS, Input
 
 Size = int | tuple[int, int, int]  # along T, H and W, a number for all three
 
@@ -18,15 +22,30 @@ class Stages(nn.Module):
     forward: float [B, 3, T, H, W] -> the output [B, C, T', H', W'] of every stage by name, shallow to deep
     features: channels of the last stage
     autocast: type in which its layers compute; None: that of x
+    input: the pixels that it expects
     """
 
     autocast: torch.dtype | None = None
+    input: Input = OURS
 
     def __init__(self, features: int, **stages: nn.Module) -> None:
         super().__init__()
         for name, stage in stages.items():
             self.add_module(name, stage)
         self.features = features
+
+    @property
+    def norm_epsilon(self) -> float:
+        """Epsilon of all its batch normalisations."""
+        return next((norm.eps for norm in self._norms()), 1e-5)
+
+    @norm_epsilon.setter
+    def norm_epsilon(self, value: float) -> None:
+        for norm in self._norms():
+            norm.eps = value
+
+    def _norms(self) -> Iterator[_BatchNorm]:
+        return (module for module in self.modules() if isinstance(module, _BatchNorm))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         outputs = {}

@@ -63,6 +63,21 @@ def middle_channels(inputs: int, outputs: int, kernel: Size) -> int:
     return max(1, t * d * d * inputs * outputs // (d * d * inputs + t * outputs))
 
 
+class FactorisedBlock(BasicBlock):
+    """A BasicBlock of (2+1)D convolutions as torchvision defines it: both have as many middle channels as the rule gives for
+    the first one, and the shortcut is a plain convolution."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        middle = middle_channels(inputs, outputs, 3)
+
+        def conv(inputs: int, outputs: int, kernel: Size, stride: Size = 1) -> nn.Sequential:
+            if kernel == 1:
+                return conv3d(inputs, outputs, kernel, stride)
+            return separable(inputs, middle, outputs, kernel, stride)
+
+        super().__init__(conv, inputs, outputs, stride)
+
+
 def _resnet(width: float, conv: Conv, depth: int, stem: Size = (3, 7, 7), pooled: bool = False) -> Stages:
     channels = scaled(width, 64, 128, 256, 512)
     conv1 = nn.Sequential(conv(3, channels[0], stem, (1, 2, 2)), nn.ReLU())
@@ -106,6 +121,17 @@ def r2plus1d18(width: float = 1.0) -> Stages:
     The stages' shapes are those of r3d10.
     """
     return _resnet(width, conv2plus1d, 2)
+
+
+def r2plus1d18_tv(width: float = 1.0) -> Stages:
+    """R(2+1)D with two blocks per stage as torchvision defines it (its `r2plus1d_18`), for published weights.
+
+    Tran et al., CVPR 2018. It is r2plus1d18 with 45 middle channels in the stem, plain shortcuts, and blocks whose two
+    convolutions have the middle channels of the first; the stages' shapes are those of r3d10.
+    """
+    stem, *channels = scaled(width, 45, 64, 128, 256, 512)
+    conv1 = nn.Sequential(separable(3, stem, channels[0], (3, 7, 7), (1, 2, 2)), nn.ReLU())
+    return Stages(channels[-1], conv1=conv1, **residual_stages(FactorisedBlock, channels[0], channels, [2] * 4))
 
 
 def resnet3d18(width: float = 1.0) -> Stages:

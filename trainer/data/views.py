@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.index import Shards
+from trainer.inputs import OURS, Input
 
 
 class VideoViews:
@@ -16,15 +17,19 @@ class VideoViews:
     order.
 
     frames: (number of frames of the video, T) -> frames int64 [clips, T] of its clips
+    input:  of the network, which may expect clips of another length, or with gaps between the frames
     owner:  int64 [clips], index into `videos` of each clip
     """
 
-    def __init__(self, shards: Shards, videos: np.ndarray, frames: Callable[[int, int], np.ndarray]):
+    def __init__(
+        self, shards: Shards, videos: np.ndarray, frames: Callable[[int, int], np.ndarray], input: Input = OURS
+    ):
         self.shards, self.videos = shards, videos
+        count, step = input.frames or shards.clip_length, input.stride
         lengths = [int(shards.readers[shard].arrays["videos/n_frames"][video]) for shard, video in videos]
-        shown = [frames(length, shards.clip_length) for length in lengths]
+        shown = [frames(length, step * (count - 1) + 1)[:, ::step] for length in lengths]
         self.owner = np.repeat(np.arange(len(videos)), [len(clips) for clips in shown])
-        self.frames = np.concatenate(shown) if shown else np.empty((0, shards.clip_length), np.int64)
+        self.frames = np.concatenate(shown) if shown else np.empty((0, count), np.int64)
 
     def __len__(self) -> int:
         return len(self.owner)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,19 +13,17 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
-from torch import nn
 
 from labelgen.files import json_sha256, locked
 from labelgen.shards import NONE, PARTS, ShardReader, open_shards
 from labelgen.texts import path_text
 from labelgen.times import frame_bounds
 from trainer import data
-from trainer.checkpoint import Checkpoint, backbone_weights, check_frames, load, newest_run, versions
+from trainer.checkpoint import Checkpoint, versions
 from trainer.embeddings.table import Table, join, write_part
 from trainer.errors import SettingError, TrainerError
 from trainer.evaluate.features import VIEWS, Compute, Features, pool, sha256_of, stage_outputs
-from trainer.network import build_backbone
-from trainer.settings import Settings
+from trainer.network import trained_backbone
 
 POOLINGS = ("mean", "max")
 Progress = Callable[[int, int], None]  # is called with the videos that are done and their number
@@ -173,10 +171,27 @@ class Extractor:
     """
 
     def __init__(self, saved: Checkpoint, choice: Choice, frames: dict, compute: Compute):
-        self.backbone, self.compute, self.crop = _backbone(saved), compute, frames["crop"]
+        self.backbone, self.compute, crop = trained_backbone(saved), compute, frames["crop"]
+        self.input = self.backbone.input
         with torch.inference_mode():
-            stages = self.backbone(torch.zeros(1, 3, StoredFrames([], frames).clip_length, self.crop, self.crop))
-        stage = choice.stage or list(stages)[-1]
+            length = self.input.frames or StoredFrames([], frames).clip_length
+            stages = self.backbone(torch.zeros(1, 3, length, crop, crop))
+        self._choose(choice, stages)
+        self.width = pool(stages[self.stage])[choice.pooling].shape[1]
+        weights = sha256_of(self.backbone).hexdigest()[:16]
+        self.settings = {"weights": weights, **asdict(self.choice), "frames": stored_frames(frames)}
+        meta = saved.meta["settings"]
+        self.about = {
+            "checkpoint": saved.meta.get("baseline") or path_text(saved.file.resolve()),
+            "backbone": meta["backbone"],
+            "network_width": meta["width"],
+        }
+        self.about |= {"method": meta["method"], "versions": versions()}
+
+    def _choose(self, choice: Choice, stages: Iterable[str]) -> None:
+        """Fill in what a choice leaves open. Raises SettingError for what there is not."""
+        stages = list(stages)
+        stage = choice.stage or stages[-1]
         if stage not in stages:
             raise SettingError(f"the backbone has no stage {stage!r}, only {', '.join(stages)}")
         for name, value, known in (
@@ -188,31 +203,15 @@ class Extractor:
                 raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(filter(None, known))}")
         views = choice.views or {"clip": "sliding", "video": "spread"}[choice.level]
         self.stage, self.views, self.choice = stage, VIEWS[views], Choice(choice.level, stage, choice.pooling, views)
-        self.width = pool(stages[stage])[choice.pooling].shape[1]
-        stored = {name: frames[name] for name in _STORED if name in frames}
-        self.settings = {"weights": sha256_of(self.backbone).hexdigest()[:16], **asdict(self.choice), "frames": stored}
-        meta = saved.meta["settings"]
-        self.about = {
-            "checkpoint": path_text(saved.file.resolve()),
-            "backbone": meta["backbone"],
-            "network_width": meta["width"],
-        }
-        self.about |= {"method": meta["method"], "versions": versions()}
 
     def __call__(self, piece: Piece) -> tuple[np.ndarray, dict[str, list]]:
         """Vectors float32 [rows, d] of the videos of a piece in their order, and the other columns of the table."""
-        clips = data.VideoViews(piece.frames, piece.videos, self.views)  # type: ignore[arg-type]  # as good as Shards
-        vectors = np.empty((len(clips), self.width), np.float32)
-        if len(clips):
-            for index, stages in stage_outputs(self.backbone, clips, self.compute):
-                values = pool(stages[self.stage])[self.choice.pooling]
-                if not values.isfinite().all():
-                    raise TrainerError(f"stage {self.stage} gives values that are not finite: the weights are damaged")
-                vectors[index] = values.cpu().numpy()
+        clips = data.VideoViews(piece.frames, piece.videos, self.views, self.input)  # type: ignore[arg-type]  # as good as Shards
+        vectors, whole = self.vectors(piece, clips)
         owner, first, last = clips.owner, clips.frames.min(1, initial=1 << 62), clips.frames.max(1, initial=0)
         middle = clips.frames[:, clips.frames.shape[1] // 2]
         if self.choice.level == "video" and len(clips):
-            vectors = video_means(vectors, owner)
+            vectors = vectors if whole else video_means(vectors, owner)
             owner = np.arange(len(piece.videos))
             lengths = np.array([len(bounds) - 1 for bounds in piece.bounds])
             first, last, middle = 0 * lengths, lengths - 1, lengths // 2
@@ -226,16 +225,26 @@ class Extractor:
         columns["thumbnail"] = [_thumbnail(piece, video, frame) for video, frame in shown]
         return vectors, columns
 
+    def vectors(self, piece: Piece, clips: data.VideoViews) -> tuple[np.ndarray, bool]:
+        """Vectors float32 [clips, d] of the clips of a piece, or of its whole videos [videos, d], and whether it is these."""
+        vectors = np.empty((len(clips), self.width), np.float32)
+        if len(clips):
+            for index, stages in stage_outputs(self.backbone, clips, self.compute):
+                values = pool(stages[self.stage])[self.choice.pooling]
+                if not values.isfinite().all():
+                    raise TrainerError(f"stage {self.stage} gives values that are not finite: the weights are damaged")
+                vectors[index] = values.cpu().numpy()
+        return vectors, False
+
+
+def stored_frames(frames: dict) -> dict:
+    """What of the configuration of frames changes features."""
+    return {name: frames[name] for name in _STORED if name in frames}
+
 
 def video_means(vectors: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """The mean vector of each video, of length 1, float32 [videos, d], of those of its clips [clips, d]; owner: int64 [clips]."""
     return Features({("", ""): vectors}, owner).video_means(("", ""))
-
-
-def _backbone(saved: Checkpoint) -> nn.Module:
-    backbone = build_backbone(Settings(**saved.meta["settings"]))
-    backbone.load_state_dict(backbone_weights(saved))
-    return backbone.eval()
 
 
 def _thumbnail(piece: Piece, video: int, frame: int) -> bytes:
@@ -316,44 +325,3 @@ def _difference(about: dict, settings: dict) -> str:
     stored = about.get("settings", {})
     words = [f"{name} {stored.get(name)}, not {value}" for name, value in settings.items() if stored.get(name) != value]
     return "; ".join(words) or f"{about.get('videos')} videos that are not, or no longer, just these"
-
-
-def table_of_shards(
-    folder: Path, saved: Checkpoint, compute: Compute, progress: Progress, say: Callable[[str], None]
-) -> tuple[Table, Extractor]:
-    """The table of the clips of shards, which is kept in the run, and what made it."""
-    source = ShardVideos(folder)
-    content = json_sha256([source.stamp(part) for part in source.parts])[:8]
-    extract = Extractor(saved, Choice(), source.config, compute)
-    tables = saved.run / "embeddings"
-    tables.mkdir(parents=True, exist_ok=True)
-    out = tables / f"{source.config['dataset']}-{extract.settings['weights']}-{content}.parquet"
-    return embed(extract, source, out, progress, say), extract
-
-
-def extractor_of(table: Table, checkpoint: Path | None, compute: Compute) -> Extractor:
-    """What made the rows of a table; checkpoint: None for the one that the table names. Raises TrainerError if it is another
-    network."""
-    settings = table.about.get("settings")
-    if settings is None:
-        raise TrainerError(f"{table.path}: does not say what made it; make it anew with `vssl embed`")
-    try:
-        check_frames(settings["frames"])
-    except ValueError as error:
-        raise TrainerError(f"{table.path}: damaged ({error}); make it anew with `vssl embed`") from error
-    choice = Choice(*(settings[name] for name in ("level", "stage", "pooling", "views")))
-    saved = load_network(checkpoint or Path(table.about.get("checkpoint", "")))
-    extract = Extractor(saved, choice, settings["frames"], compute)
-    if extract.settings["weights"] != settings["weights"]:
-        raise TrainerError(
-            f"{saved.file}: weights {extract.settings['weights']}, but {table.path} was made with {settings['weights']}; "
-            "name the network that made it, or make it anew with `vssl embed`"
-        )
-    return extract
-
-
-def load_network(checkpoint: Path | None) -> Checkpoint:
-    """A run, None for the newest, or an exported .safetensors file. Raises TrainerError for another file."""
-    if checkpoint is not None and checkpoint.suffix in (".onnx", ".pt", ".pth"):
-        raise TrainerError(f"{checkpoint}: expected a run or a .safetensors file, as `vssl export` writes it")
-    return load(newest_run() if checkpoint is None else checkpoint, best=True)

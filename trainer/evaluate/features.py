@@ -25,11 +25,11 @@ from labelgen.errors import ReadError
 from labelgen.files import sync, writing
 from labelgen.progress import ProgressBar
 from labelgen.reading import fit, load_json, open_regular
-from trainer import data, distributed
+from trainer import data, distributed, inputs
 from trainer.augment import centre
-from trainer.checkpoint import Checkpoint, backbone_weights
+from trainer.checkpoint import Checkpoint
 from trainer.errors import TrainerError
-from trainer.network import build_backbone
+from trainer.network import build_backbone, trained_backbone
 from trainer.settings import Settings
 from trainer.training.precision import exact
 
@@ -109,10 +109,8 @@ def normalised(x: np.ndarray) -> np.ndarray:
 
 def networks(saved: Checkpoint) -> dict[str, nn.Module]:
     """The backbone of a checkpoint, and the same one with the weights that its training began with."""
-    settings = Settings(**saved.meta["settings"])
-    pretrained, random = (build_backbone(settings) for _ in range(2))
-    pretrained.load_state_dict(backbone_weights(saved))
-    return {"pretrained": pretrained, "random": random}
+    random = build_backbone(Settings(**saved.meta["settings"]), saved.meta)
+    return {"pretrained": trained_backbone(saved), "random": random}
 
 
 def pool(stage: Tensor) -> dict[str, Tensor]:
@@ -134,9 +132,9 @@ def features(
     before for the same weights, shards, videos and views.
 
     network: the name of the backbone ("pretrained", "random"); views: a name of VIEWS.
-    Centre crop, batch normalisation in evaluation mode, float32.
+    Centre crop, normalised as the network expects it, batch normalisation in evaluation mode, float32.
     """
-    clips = data.VideoViews(shards, videos, VIEWS[views])
+    clips = data.VideoViews(shards, videos, VIEWS[views], inputs.of(backbone))
     folder = saved.run / "features" / _key(backbone, shards, videos, views)
     if not (folder / "about.json").exists():
         about = {
@@ -190,6 +188,7 @@ def sha256_of(backbone: nn.Module) -> hashlib._Hash:
     digest = hashlib.sha256()
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(inputs.conditions(backbone).encode())
     return digest
 
 
@@ -273,8 +272,8 @@ def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute:
 def stage_outputs(
     backbone: nn.Module, clips: data.VideoViews, compute: Compute
 ) -> Iterable[tuple[np.ndarray, dict[str, Tensor]]]:
-    """Every clip once: its index int64 [B] and what each stage gives for it, [B, C, T, H, W]. Centre crop, float32, batch
-    normalisation in evaluation mode."""
+    """Every clip once: its index int64 [B] and what each stage gives for it, [B, C, T, H, W]. Centre crop, float32, normalised
+    as the network expects it, batch normalisation in evaluation mode."""
     device = distributed.pick_device(compute.device)
     backbone.eval().to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     seen = np.zeros(len(clips), np.int64)
@@ -284,7 +283,9 @@ def stage_outputs(
         for batch in data.prefetch(clips, keys, compute.workers, device):
             index = batch["index"].numpy()
             with exact(device):
-                x = centre(batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"])
+                x = centre(
+                    batch["clips"].to(device, non_blocking=True), clips.shards.config["crop"], inputs.of(backbone)
+                )
                 yield index, backbone(x)
             seen[index] += 1
             bar.step(len(index))

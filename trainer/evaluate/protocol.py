@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from trainer.evaluate.protocols import data, evaluator, features, metrics, np, progress, results, splits
+from trainer.evaluate.protocols import data, evaluator, features, inputs, metrics, np, progress, results, splits
 
 SPLIT = "Official split.  [default: the one that the run was trained on, else the first]"
 IN_TURN = (
@@ -98,6 +98,24 @@ class Protocol:
         """The rows that `measure` gives for each network, "pretrained" and "random"."""
         for network in self.evaluator.network_names:
             yield from ({"network": network, **row} for row in measure(network))
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Frames of a clip that the network expects, and from one to the next."""
+        expected = inputs.of_run(self.evaluator.saved.meta)
+        return expected.frames or self.shards.clip_length, expected.stride
+
+    @property
+    def clip(self) -> str:
+        """The clips whose features are measured, in words."""
+        length, stride = self.span
+        return f"{length} frames" + (f", {stride} apart," if stride > 1 else "")
+
+    @property
+    def overlap(self) -> int:
+        """Frames of the video in which two such clips that follow one another overlap."""
+        length, stride = self.span
+        return (stride * (length - 1) + 1) // 2
 
     def conditions(self) -> dict[str, Any]:
         """How it was measured, as far as the protocol decides: "mode", "views", "items", "classes", ..."""

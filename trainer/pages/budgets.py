@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import IMPORTED, Checkpoint
 from trainer.methods import method_class
 from trainer.settings import Settings, resolve
 
@@ -15,6 +15,8 @@ _FACTOR = 1.05  # of equal budgets, at most
 def clips_seen(meta: dict) -> int:
     """Clips of different frames that a run of these metadata has seen, as studies count them: all clips of a sample that are
     encoded."""
+    if meta["settings"]["method"] == IMPORTED:
+        return 0  # nothing here tells
     settings = resolve(Settings(**meta["settings"]))
     values, done = asdict(settings), meta["step"] / max(1, meta["steps"])
     shown = values["epochs"] * values["repeats"] * max(meta["samples"].values()) * done

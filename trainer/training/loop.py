@@ -78,7 +78,7 @@ def train(
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
     with distributed.session(settings.device) as device:
         settings = replace(settings, precision=pick_precision(settings.precision, device))
-        training = _Training(settings, shards, device, None if saved else initial, clips, overlay)
+        training = _Training(settings, shards, device, None if saved else initial, clips, overlay, saved)
         if saved and training.settings.epochs != settings.epochs:
             budget = f"{clips:,} clips are {training.settings.epochs} epochs, the run has {settings.epochs}"
             raise TrainerError(f"cannot resume {saved.run}: {budget}. Leave the clips out, or start a new run")
@@ -113,6 +113,7 @@ class _Training:
         initial: str | os.PathLike | None,
         budget: int | None,
         overlay: str | os.PathLike | None,
+        saved: checkpoint.Checkpoint | None,
     ) -> None:
         self.device = device
         self.source, held_out = streams.select_videos(shards, settings, overlay)
@@ -123,8 +124,9 @@ class _Training:
         self.per_epoch = max(stream.batches.per_epoch for stream in self.streams.values())
         self.last = settings.epochs * self.per_epoch
 
-        backbone = build_backbone(settings)
+        backbone = build_backbone(settings, saved.meta if saved else None)
         self.initial = checkpoint.start_from(initial, backbone, say) if initial is not None else None
+        self.streams, self.held_out = (streams.expecting(own, backbone.input) for own in (self.streams, self.held_out))
         self.network = Network(settings, self.source, backbone)
         if settings.sync_bn and distributed.world() > 1 and device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
@@ -141,7 +143,7 @@ class _Training:
         settings, network, source = self.settings, self.network, self.source
         samples = {name: len(stream.clips.samples) for name, stream in self.streams.items()}
         initial = saved.meta["initial"] if saved else self.initial
-        meta = checkpoint.metadata(settings, source, samples, self.last, self.device, initial)
+        meta = checkpoint.metadata(settings, source, network.backbone, samples, self.last, self.device, initial)
         first = saved.meta["step"] if saved else 0
         if saved:
             check_same_data(saved, {"split": source.split, "samples": samples}, source.folder)

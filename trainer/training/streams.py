@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer import data, distributed
 from trainer.augment import augment
 from trainer.errors import TrainerError
+from trainer.inputs import OURS, Input
 from trainer.methods import method_class
 from trainer.settings import DECLARATIONS, Settings
 from trainer.training.log import say
@@ -25,10 +26,11 @@ _FEW_STEPS = 500  # in fewer a network hardly learns anything from random weight
 
 @dataclass(frozen=True)
 class Stream:
-    """The batches of one method: its clips, and which of them each step shows to this process."""
+    """The batches of one method: its clips, which of them each step shows to this process, and what the network expects."""
 
     clips: data.TrainingClips
     batches: data.Batches
+    input: Input = OURS
 
     def load(self, steps: range, workers: int, device: torch.device) -> Generator[dict[str, Any]]:
         """The raw batches of this process for each micro-batch of the steps, see data.prefetch."""
@@ -44,15 +46,15 @@ class Stream:
         def clips_of(rows: Tensor, read: data.ReadClip) -> Tensor:
             others = self.clips.of_videos(raw, rows.cpu().numpy(), read)
             pixels = others["clips"] if device.type == "cpu" else others["clips"].pin_memory()
-            return _augmented(data.to_device(pixels, device), others["view"])
+            return _augmented(data.to_device(pixels, device), others["view"], self.input)
 
-        clips = _augmented(moved["clips"], raw["view"])
+        clips = _augmented(moved["clips"], raw["view"], self.input)
         return data.Batch(clips, moved["labels"], moved["video"], progress, counts, share, clips_of)
 
 
-def _augmented(pixels: Tensor, view: dict[str, Tensor]) -> Tensor:
+def _augmented(pixels: Tensor, view: dict[str, Tensor], input: Input) -> Tensor:
     """Frames uint8 [B, n, T, S, S, 3] -> float32 [B n, 3, T, S, S]; the views [B, n, ...] stay on the CPU."""
-    return augment(pixels.flatten(0, 1), {name: value.flatten(0, 1) for name, value in view.items()})
+    return augment(pixels.flatten(0, 1), {name: value.flatten(0, 1) for name, value in view.items()}, input)
 
 
 def select_videos(
@@ -174,3 +176,8 @@ def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Str
         batches = data.Batches(len(clips.samples), settings.batch_size, 0, world=world, rank=distributed.rank())
         streams[name] = Stream(clips, batches)
     return streams
+
+
+def expecting(streams: dict[str, Stream], input: Input) -> dict[str, Stream]:
+    """The streams for a network that expects other pixels."""
+    return {name: replace(stream, input=input) for name, stream in streams.items()}

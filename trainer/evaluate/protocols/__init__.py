@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from labelgen import files, progress, reading, shards, sheets
-    from trainer import augment, checkpoint, data, methods, network, settings
+    from trainer import checkpoint, data, inputs, methods, network, settings
     from trainer.evaluate import evaluator, features, metrics, neighbours, results, splits
     from trainer.training import precision, streams
 else:
@@ -33,8 +33,8 @@ else:
     files, progress, reading, shards, sheets = (
         _Lazy(f"labelgen.{name}") for name in ("files", "progress", "reading", "shards", "sheets")
     )
-    augment, checkpoint, data, methods, network, settings = (
-        _Lazy(f"trainer.{name}") for name in ("augment", "checkpoint", "data", "methods", "network", "settings")
+    checkpoint, data, inputs, methods, network, settings = (
+        _Lazy(f"trainer.{name}") for name in ("checkpoint", "data", "inputs", "methods", "network", "settings")
     )
     evaluator, features, metrics, neighbours, results, splits = (
         _Lazy(f"trainer.evaluate.{name}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.errors import ProtocolError
 from trainer.evaluate.protocol import Protocol, ProtocolOption
-from trainer.evaluate.protocols import attention, augment, data, np, pretext, torch
+from trainer.evaluate.protocols import attention, data, inputs, np, pretext, torch
 
 
 class Future(Protocol):
@@ -81,8 +81,9 @@ class Future(Protocol):
         """The sheet of one context: its last frame float32 [3, S, S], later frames [3, M, S, S], their cells [M, h, w]."""
 
         def picture(frame: np.ndarray) -> np.ndarray:
-            return np.clip(255 * (frame.transpose(1, 2, 0) * augment.STD + augment.MEAN), 0, 255).astype(np.uint8)
+            return expected.pixels(frame.transpose(1, 2, 0))
 
+        expected = inputs.of_run(self.evaluator.saved.meta)
         low, spacing = cells.min(), self.clips.options["spacing"]
         shades = ((cells - low) / max(cells.max() - low, 1e-12)).astype(np.float32)
         tiles = {"end of the context": picture(last)}

@@ -47,7 +47,7 @@ class KNearest(FeatureProtocol):
 
     def conditions(self) -> dict[str, Any]:
         classifier = f"k nearest neighbours, cosine, votes exp(cosine / {TEMPERATURE:g})"
-        views = f"10 clips of {self.shards.clip_length} frames"
+        views = f"10 clips of {self.clip}"
         return {**super().conditions(), "views": views, "classifier": classifier}
 
     @classmethod

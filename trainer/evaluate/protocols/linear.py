@@ -80,7 +80,7 @@ class Linear(FeatureProtocol):
 
     def conditions(self) -> dict[str, Any]:
         classifier = "logistic regression, L2, standardised"
-        views = f"10 clips of {self.shards.clip_length} frames, averaged"
+        views = f"10 clips of {self.clip}, averaged"
         return {**super().conditions(), "views": views, "classifier": classifier}
 
 

@@ -11,6 +11,7 @@ from trainer.evaluate.protocols import (
     checkpoint,
     data,
     evaluator,
+    inputs,
     methods,
     metrics,
     network,
@@ -130,7 +131,7 @@ def trained(evaluator: evaluator.Evaluator, source: data.Shards, name: str, pret
             raise TrainerError(
                 f"{learnt} compares with its training videos of {saved.meta['dataset']}, not of {source.dataset}"
             )
-    made = network.Network(trained_with, source)
+    made = network.Network(trained_with, source, network.build_backbone(trained_with, saved.meta))
     if pretrained:
         checkpoint.check_fit(saved.file, made, saved.weights)
         made.load_state_dict(saved.weights)
@@ -146,7 +147,7 @@ def batches(
 ) -> Iterator[tuple[data.Batch, int]]:
     """Every sample, `draws` times, in a batch by itself, so that nothing depends on other samples; and the row of its video."""
     device, number = evaluator.device, len(clips.samples)
-    stream = streams.Stream(clips, data.Batches(number, 1, _SEED))
+    stream = streams.Stream(clips, data.Batches(number, 1, _SEED), inputs.of_run(evaluator.saved.meta))
     keys = [np.array([[draw, sample]]) for draw in range(draws) for sample in range(number)]
     with progress.ProgressBar(what, "sample", len(keys)) as bar:
         for raw in data.prefetch(clips, keys, evaluator.compute.workers, device):

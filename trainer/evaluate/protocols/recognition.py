@@ -102,7 +102,7 @@ class Recognition(Protocol):
         return {
             "split": split,
             "mode": mode,
-            "views": f"{views} of {self.shards.clip_length} frames, mean softmax",
+            "views": f"{views} of {self.clip}, mean softmax",
             "items": f"{len(self.targets)} videos",
             **metrics.distribution(self.targets),
             "intervals": self.scores.describe_units(self.videos),

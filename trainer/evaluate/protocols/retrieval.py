@@ -228,7 +228,7 @@ class Retrieval(Protocol):
             about["intervals"] = self.scores.describe_units(asked)
         return {
             "mode": self.folds.mode + (", but those of its own group" if self.leave_group_out else ""),
-            "views": f"10 clips of {self.shards.clip_length} frames",
+            "views": f"10 clips of {self.clip}",
             "items": f"{len(asked)} query and {len(searched)} gallery videos",
             "gallery": self.gallery.dataset,
             **about,

@@ -81,7 +81,7 @@ class Scenes(Protocol):
         return {
             "split": None,
             "mode": "linear SVM, leave one video out",
-            "views": f"all clips of {(length := self.shards.clip_length)} frames with {length // 2} overlapping, averaged",
+            "views": f"all clips of {self.clip} with {self.overlap} overlapping, averaged",
             "items": f"{len(self.videos)} videos",
             **metrics.distribution(self.targets),
             "intervals": self.scores.describe_units(self.videos),

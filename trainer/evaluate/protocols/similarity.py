@@ -86,7 +86,7 @@ class Similarity(Protocol):
         return {
             "split": None,
             "mode": f"linear SVM on 12 (dis)similarities x {STAGES} stages, {folds} folds",
-            "views": f"all clips of {(length := self.shards.clip_length)} frames with {length // 2} overlapping, averaged",
+            "views": f"all clips of {self.clip} with {self.overlap} overlapping, averaged",
             "items": f"{len(self.same)} pairs of {len(self.videos)} videos, {same:.1f} % of them the same",
             "intervals": self.scores.describe_units(np.arange(len(self.same))),
         }

@@ -1,0 +1,38 @@
+"""`vssl import`: weights of other programs, as a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.options import WRITTEN
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=WRITTEN, required=True, help="Name (in runs/) or path of the run to write.")
+@click.option("--from", "name", help="Program that the weights are of, if the file does not tell (docs/weights.md).")
+@click.option("--frames", type=click.IntRange(1, 256), help="Frames of a clip.  [default: as published]")
+@click.option("--stride", type=click.IntRange(1, 256), help="From one frame of a clip to the next.  [default: 1]")
+def import_(file, out, name, frames, stride):
+    """Make a run of published weights in FILE, of PyTorch or safetensors.
+
+    It holds the backbone, and what pixels it expects, for embed, eval, finetune, train --from, export and studies.
+    """
+    from trainer.weights.importing import import_weights
+
+    saved = import_weights(file, out, name, frames, stride, click.echo)
+    meta = saved.meta
+    own, config, expected = meta["imported"], meta["config"], meta["input"]
+    click.echo(
+        f"{file}: {meta['settings']['backbone']} of {own['about']}, {len(saved.weights)} tensors -> {saved.run}\n"
+        f"  expects {own['expects']}; clips of {expected['frames']} frames, {expected['stride']} apart"
+        + (f" at {config['fps']:g} a second" if config["fps"] else "")
+        + f", {config['crop']} x {config['crop']} of {config['height']} x {config['width']} pixels; "
+        f"epsilon of batch normalisation {meta['norm_epsilon']:g}"
+    )
+    if dropped := own["dropped"]:
+        click.echo(f"  left out, as no part of the backbone: {', '.join(dropped)}")
+    if own["note"]:
+        click.echo(f"  {own['note']}")

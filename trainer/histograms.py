@@ -1,0 +1,77 @@
+"""What a user could do without a network: histograms of flow, of motion boundaries and of colours over a video and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+
+Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]  # luma uint8 [H, W] twice -> float32 [H, W, 2], (u, v) in pixels
+
+_CELLS, _DIRECTIONS, _SHADES = 4, 8, 4  # per side of the frame; bins; of each colour
+_PARTS = (1, 2, 4, 8)  # equal parts of the time, each with a histogram of its own
+VERSION = 1  # whoever changes the values raises it
+
+
+def of_times(frames: np.ndarray, kind: str, flow: Flow, threads: int = 1) -> np.ndarray:
+    """The histogram of every frame and the next one (of "colour", of every frame), float64 [times, bins].
+
+    frames: RGB uint8 [T, H, W, 3]; kind: a name of KINDS
+    """
+    if kind == "colour":
+        return np.stack([_colours(frame) for frame in frames])
+    luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    if len(luma) < 2:
+        return np.zeros((0, KINDS[kind]))
+    made = _directions if kind == "flow" else _boundaries
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        return np.stack([*pool.map(lambda first, second: made(flow(first, second)), luma[:-1], luma[1:])])
+
+
+def pyramid(times: np.ndarray) -> np.ndarray:
+    """Histograms of times [n, bins] -> of the whole, its halves, quarters and eighths, float32 [15 x bins]: the root of each
+    bin's share of its part (Hellinger)."""
+    bins = np.zeros((_PARTS[-1], times.shape[1]))
+    for t, row in enumerate(times):
+        bins[t * len(bins) // len(times)] += row
+    parts = np.concatenate([bins.reshape(n, -1, bins.shape[1]).sum(1) for n in _PARTS])
+    roots = np.sqrt(parts)
+    return (roots / np.maximum(np.linalg.norm(roots, axis=-1, keepdims=True), 1e-12)).astype(np.float32).ravel()
+
+
+def histogram(frames: np.ndarray, kind: str, flow: Flow) -> np.ndarray:
+    """Of a whole video, RGB uint8 [T, H, W, 3]: float32 [15 x bins], see `pyramid`."""
+    return pyramid(of_times(frames, kind, flow))
+
+
+def _directions(field: np.ndarray) -> np.ndarray:
+    """8 directions of vectors [H, W, 2], (x, y), weighted by their magnitude, in a 4 x 4 grid of cells: float64 [128]."""
+    height, width = field.shape[:2]
+    rows, columns = (np.arange(n) * _CELLS // n for n in (height, width))
+    cell = (rows[:, None] * _CELLS + columns).ravel()
+    u, v = field.reshape(-1, 2).T
+    magnitude, angle = np.hypot(u, v), np.arctan2(-v, u) % (2 * np.pi)
+    direction = (angle * _DIRECTIONS / (2 * np.pi)).astype(int) % _DIRECTIONS
+    return np.bincount(cell * _DIRECTIONS + direction, magnitude, _CELLS**2 * _DIRECTIONS)
+
+
+def _boundaries(flow: np.ndarray) -> np.ndarray:
+    """Directions of the spatial derivatives (Prewitt) of u, and of v: float64 [256]. A flow that is equal everywhere, as that
+    of a moving camera nearly is, has none. Dalal, Triggs and Schmid, ECCV 2006."""
+    found = []
+    for component in np.moveaxis(flow, 2, 0):
+        part = np.pad(component, 1, "edge")
+        columns, rows = part[:-2] + part[2:] + part[1:-1], part[:, :-2] + part[:, 2:] + part[:, 1:-1]
+        found.append(_directions(np.dstack([columns[:, 2:] - columns[:, :-2], rows[2:] - rows[:-2]]) / 6))
+    return np.concatenate(found)
+
+
+def _colours(frame: np.ndarray) -> np.ndarray:
+    """How many pixels have each of 4 x 4 x 4 colours, float64 [64]."""
+    shades = frame.reshape(-1, 3) // (256 // _SHADES)
+    return np.bincount(shades @ np.array([_SHADES**2, _SHADES, 1]), minlength=_SHADES**3).astype(float)
+
+
+KINDS = {"flow": _CELLS**2 * _DIRECTIONS, "boundary": 2 * _CELLS**2 * _DIRECTIONS, "colour": _SHADES**3}  # bins of each

@@ -1,0 +1,1 @@
+"""Weights of other programs: read, recognised by their names, and written."""

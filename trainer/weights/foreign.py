@@ -1,0 +1,248 @@
+"""A file of weights from a stranger: read without running anything of it, and recognised by the names of its tensors.
+
+Only tensors are made of the file; what it declares is compared with what it holds before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labelgen.reading import open_regular
+from trainer.checkpoint import is_pytorch, read_tensors
+from trainer.errors import SettingError, TrainerError
+from trainer.weights.families import FAMILIES, Family
+from trainer.weights.layouts import expected, to_ours
+
+_DEPTH, _ENTRIES = 3, 1 << 16  # of dictionaries within one another, and of names
+# what checkpoints hold beside tensors: plain values, which nothing here looks at
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *((np.float64(0).__reduce__()[0], f"numpy.{place}.multiarray.scalar") for place in ("core", "_core")),
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
+]
+_REFUSED = {  # names by which networks are known that are none of ours
+    r"mixed_3b\.gating_b0\.": "the S3D of video-pace, whose poolings pad as TensorFlow's do: its features here would differ",
+    r"sepInc_\w+\.": "the S3D-G of RSPNet, which gates by a convolution and leaves two branches without a gate",
+    r"conv1_s\.weight": "the R(2+1)D of 3D-ResNets, whose stem is another than that of any backbone here",
+    r"conv1a\.conv\.weight|conv1\.conv\.(weight|conv_s)": "a network of MMAction2",
+    r"s1\.pathway\d_stem\.": "a network of PySlowFast",
+    r"blocks\.0\.(multipathway_blocks\.\d\.)?conv\.weight": "a network of PyTorchVideo",
+    r"Conv3d_1a_7x7\.": "I3D",
+    r"patch_embed\.|cls_token": "a transformer",
+    r"mc3_|encoder\.layers\.encoder_layer": "a transformer of torchvision",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file holds: tensors by their names, the key of the dictionary that they stand in ("" for the file itself), and the
+    SHA-256 of the file."""
+
+    tensors: Mapping[str, Tensor]
+    wrapper: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """One of our backbones in a file: the program that it may be of, its layout, what stands before its names, and the names
+    that are no part of it."""
+
+    family: Family
+    backbone: str
+    layout: str
+    prefix: str
+    dropped: tuple[str, ...]
+
+    @property
+    def published(self) -> bool:
+        """Whether names stand there as in the files that the program's authors published."""
+        return any(prefix == self.prefix.replace("module.", "") for _, prefix in self.family.files)
+
+    def weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors by our names, float32. Raises TrainerError for values that are not finite."""
+        found = {}
+        for theirs, (ours, _) in expected(self.layout, self.backbone).items():
+            value = tensors.get(self.prefix + theirs)
+            if value is None:  # counts of batches are younger than many files
+                value = torch.zeros((), dtype=torch.int64)
+            value = to_ours(self.backbone, value).detach()
+            value = value.to(torch.float32) if value.is_floating_point() else value.to(torch.int64)
+            if not torch.isfinite(value).all():
+                raise TrainerError(f"{self.prefix}{theirs} holds values that are not finite")
+            found[ours] = value.clone(memory_format=torch.contiguous_format)
+        return found
+
+
+def read(path: Path) -> Found:
+    """The tensors of a file of PyTorch or safetensors. Raises TrainerError for a file that is damaged, or neither."""
+    try:
+        with open_regular(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a BinaryIO has what it needs
+            size = file.tell()
+            file.seek(0)
+            if is_pytorch(file.read(9)):
+                content = _unpickled(file, size)
+            else:
+                meta, content = read_tensors(path)
+                if meta is not None:
+                    raise TrainerError("weights of vssl, which every command takes as they are")
+    except (OSError, TrainerError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise TrainerError(f"{path}: {getattr(error, 'strerror', None) or reason}") from error
+    wrapper, tensors = max(_dictionaries(content), key=lambda found: len(found[1]), default=("", {}))
+    if not tensors:
+        raise TrainerError(
+            f"{path}: holds no tensors by name; expected the state_dict of a network, as `torch.save` writes it"
+        )
+    return Found(tensors, wrapper, digest)
+
+
+def _unpickled(file: BinaryIO, size: int) -> object:
+    """What torch.load makes of plain values and tensors. Raises TrainerError for anything else."""
+    try:
+        if zipfile.is_zipfile(file):
+            file.seek(0)
+            with zipfile.ZipFile(file) as archive:
+                stored = sum(entry.file_size for entry in archive.infolist())
+            if stored > size:
+                raise TrainerError(f"declares {stored:,} bytes, and has {size:,}: compressed, or made to look larger")
+        file.seek(0)
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (TrainerError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise TrainerError(
+                f"holds {code[1]:.80}, which is neither a tensor nor a plain value; nothing of it was run. Save its weights "
+                "alone where they were made: torch.save(network.state_dict(), FILE)"
+            ) from error
+        raise TrainerError("not a readable file of weights (its pickle is damaged)") from error
+    except Exception as error:  # the libraries raise of every kind for a damaged file
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise TrainerError(f"not a readable file of weights ({line:.200})") from error
+
+
+def _dictionaries(content: object, key: str = "", depth: int = 0) -> Iterable[tuple[str, dict[str, Tensor]]]:
+    """Every dictionary within `content` by its key, with those of its entries that are tensors."""
+    if not isinstance(content, Mapping) or depth > _DEPTH or len(content) > _ENTRIES:
+        return
+    yield key, {name: value for name, value in content.items() if isinstance(name, str) and _usable(value)}
+    for name, value in content.items():
+        if isinstance(name, str):
+            yield from _dictionaries(value, name, depth + 1)
+
+
+def _usable(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_quantized
+        and value.device.type == "cpu"
+    )
+
+
+def recognise(found: Found, name: str | None = None) -> Match:
+    """The network in a file. name: the program that the weights are of, if the file fits several that expect other pixels.
+
+    Raises TrainerError that says what the file is, or lacks; SettingError for an unknown program, and if a choice is needed.
+    """
+    if name is not None and name not in names():
+        raise SettingError(f"unknown program {name!r}, expected one of: {', '.join(names())}")
+    matches, reasons = [], list[str]()
+    for family in FAMILIES:
+        for backbone, layout in family.networks:
+            for prefix in _prefixes(found.tensors, layout, backbone):
+                reason, dropped = _compared(found.tensors, family, backbone, layout, prefix)
+                if reason:
+                    reasons.append(f"{backbone}: {reason}")
+                else:
+                    matches.append(Match(family, backbone, layout, prefix, dropped))
+    if not matches:
+        raise TrainerError(_unknown(found.tensors, reasons))
+    if name is not None:
+        matches, all_matches = [match for match in matches if match.family.name == name], matches
+        if not matches:
+            fits = ", ".join(dict.fromkeys(match.family.name for match in all_matches))
+            raise TrainerError(f"the names and shapes of its tensors are not those of {name}, but of: {fits}")
+    else:
+        as_published = [match for match in matches if (found.wrapper, _bare(match.prefix)) in match.family.files]
+        matches = as_published or matches
+    query = [match for match in matches if "encoder_q." in match.prefix]  # of a query and a momentum encoder the first
+    matches = query or matches
+    if len(prefixes := {match.prefix for match in matches}) > 1:
+        raise TrainerError(f"holds several networks: {', '.join(sorted(map(shown, prefixes)))}; save one of them alone")
+    inputs = {(m.family.input, m.family.size, m.family.fps, m.family.epsilon, bool(m.family.refused)) for m in matches}
+    if len(inputs) > 1:
+        choices = "; ".join(f"{match.family.name} ({match.family.input.described})" for match in matches)
+        raise SettingError(
+            f"the same names are those of several programs whose networks expect other pixels; say which it is of: {choices}"
+        )
+    best = matches[0]
+    if best.backbone in best.family.refused:
+        raise TrainerError(f"{best.family.about}: {best.family.refused[best.backbone]}; its features here would differ")
+    return best
+
+
+def names() -> list[str]:
+    """The programs by name."""
+    return list(dict.fromkeys(family.name for family in FAMILIES))
+
+
+def _bare(prefix: str) -> str:
+    return prefix.replace("module.", "")
+
+
+def _prefixes(tensors: Mapping[str, Tensor], layout: str, backbone: str) -> list[str]:
+    """What may stand before the names of a network: what stands before that of its first tensor."""
+    first = next(iter(expected(layout, backbone)))
+    return [name.removesuffix(first) for name in tensors if name == first or name.endswith(f".{first}")]
+
+
+def _compared(
+    tensors: Mapping[str, Tensor], family: Family, backbone: str, layout: str, prefix: str
+) -> tuple[str, tuple[str, ...]]:
+    """Why the tensors behind a prefix are not the network, "" if they are, and the names that are no part of it."""
+    wanted = expected(layout, backbone)
+    missing = [name for name in wanted if prefix + name not in tensors and not name.endswith("num_batches_tracked")]
+    if missing:
+        return f"{shown(prefix + missing[0])} and {len(missing) - 1} others are missing", ()
+    for name, (_, shape) in wanted.items():
+        value = tensors.get(prefix + name)
+        if value is not None and tuple(value.shape) != shape:
+            sizes = ["x".join(map(str, size)) for size in (value.shape, shape)]
+            return f"{shown(prefix + name)} is {sizes[0]}, expected {sizes[1]}", ()
+    rest = [name for name in tensors if name.removeprefix(prefix) not in wanted or not name.startswith(prefix)]
+    own = [name for name in rest if name.startswith(prefix) and not family.heads.match(name.removeprefix(prefix))]
+    if own:
+        return f"{shown(own[0])} and {len(own) - 1} others are no part of it, and no head that is known", ()
+    return "", tuple(rest)
+
+
+def _unknown(tensors: Mapping[str, Tensor], reasons: list[str]) -> str:
+    for pattern, what in _REFUSED.items():
+        if any(re.search(rf"(^|\.)({pattern})", name) for name in tensors):
+            return f"{what}; there is no such backbone here"
+    if reasons:
+        return f"none of the networks that can be read: {'; '.join(dict.fromkeys(reasons))}"
+    some = ", ".join(shown(name) for name in sorted(tensors)[:3])
+    return f"none of the networks that can be read ({', '.join(names())}): it holds {len(tensors):,} tensors, such as {some}"
+
+
+def shown(name: str) -> str:
+    """A name from a file, as it may be printed."""
+    return name[:100] if name.isprintable() else repr(name)[:100]
