@@ -15,7 +15,7 @@ def unequal(rows: dict[str, dict]) -> list[str]:
         if seen[most] > _FACTOR * seen[few]:
             sentences.append(
                 f"Unequal budgets: pretraining on {data} saw from {seen[few]:,.0f} clips ({few}) to {seen[most]:,.0f} "
-                f"({most}), so that a difference may not be one of the methods."
+                f"({most}), so that a difference may have another cause than the methods."
             )
     return sentences
 

@@ -67,6 +67,11 @@ class Plan:
     tried: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     chosen: dict[tuple[str, str], int] = field(default_factory=dict)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether settings are still to be chosen."""
+        return self.tried.keys() != self.chosen.keys()
+
 
 def columns(study: Study, sources: dict[str, Source]) -> list[Column]:
     """All columns, those of one pretraining and test side by side."""

@@ -52,7 +52,8 @@ def study(
         for name, reason in unusable.items():
             say(f"failed: data {name}: {reason}")
         planned = plan(spec, sources, store, machine.device, failed)
-        if tried := [planned.jobs[id] for ids in planned.tried.values() for id in ids]:
+        if planned.undecided:
+            tried = [planned.jobs[id] for ids in planned.tried.values() for id in ids]
             _make(tried, store, machine, flow, failed, say)
             planned = plan(spec, sources, store, machine.device, failed)  # with the settings that were best
         for line in _unused(planned, store, unusable):
@@ -96,7 +97,7 @@ def _make(
 
 def _unused(planned: Plan, store: Store, unusable: dict[str, str]) -> list[str]:
     """What is in the folder and not of this study any more, in words, as far as that is known."""
-    if unusable or planned.tried.keys() != planned.chosen.keys():
+    if unusable or planned.undecided:
         return []
     unused = {*store.ids()} - {id for job in planned.jobs.values() for id in job.makes}
     what = [f"{len(unused)} runs and results"] * bool(unused)
