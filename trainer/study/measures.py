@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
 from trainer.evaluate.evaluator import Evaluator, Selection
-from trainer.evaluate.features import Compute, Features, features, networks, normalised
+from trainer.evaluate.features import Compute, Features, features, networks
+from trainer.evaluate.histograms import flow_histogram
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
 from trainer.study.spec import LAST, WITHOUT_LABELS, Measure
-
-_CELLS, _DIRECTIONS = 4, 8  # of the histogram: per side, and bins
-_SEGMENTS = (1, 2, 4, 8)  # equal parts of a video, each with a histogram of its own
 
 
 def backbone_features(
@@ -39,28 +35,6 @@ def flow_features(shards: data.Shards, flow: Callable) -> Features:
         rows.append(flow_histogram(reader.frames(np.arange(first, first + n)), flow))
     x = np.stack(rows)
     return Features({("flow", pooling): x for pooling in ("max", "mean")}, np.arange(len(x)))
-
-
-def flow_histogram(frames: np.ndarray, flow: Callable) -> np.ndarray:
-    """What a user could do without a network: frames uint8 [T, H, W, 3] -> float32 [15 x 4 x 4 x 8].
-
-    For the video, its halves, quarters and eighths, and each cell of a 4 x 4 grid over the frame: 8 directions of the flow,
-    weighted by its magnitude; the root of each, relative to the whole part of the video (Hellinger). flow: luma uint8 [H, W]
-    twice -> float32 [H, W, 2].
-    """
-    luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    height, width = luma[0].shape
-    rows, columns = (np.arange(n) * _CELLS // n for n in (height, width))
-    cell = (rows[:, None] * _CELLS + columns).ravel()
-    out = np.zeros((_SEGMENTS[-1], _CELLS**2 * _DIRECTIONS))
-    steps = max(1, len(luma) - 1)
-    for t, (first, second) in enumerate(pairwise(luma)):
-        u, v = flow(first, second).reshape(-1, 2).T
-        magnitude, angle = np.hypot(u, v), np.arctan2(-v, u) % (2 * np.pi)
-        direction = (angle * _DIRECTIONS / (2 * np.pi)).astype(int) % _DIRECTIONS
-        out[t * len(out) // steps] += np.bincount(cell * _DIRECTIONS + direction, magnitude, out.shape[1])
-    parts = np.concatenate([out.reshape(n, -1, out.shape[1]).sum(1) for n in _SEGMENTS])
-    return normalised(np.sqrt(parts)).astype(np.float32).ravel()
 
 
 def scores(found: Features, opened: data.Shards, measure: Measure, compute: Compute) -> dict[str, float]:
