@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from trainer.evaluate import PROTOCOLS, protocol_class
 _FOLDER = click.Path(path_type=Path)
 _CHECKPOINT = "Run, checkpoint folder or file.  [default: the newest run]"
 _CHECKPOINTS = "Finetuned run; repeated, one per split: their mean.  [default: the newest run]"
+_COMPUTED = {"boundaries": "labelgen.labels.clip:clip_boundaries", "flow": "labelgen.flow:flow"}
 _ALL_SPLIT = "Official split.  [default: that of the run, else the first]"
 
 
@@ -103,8 +105,4 @@ def _advised(error):
 
 def _computed(name):
     """What a protocol needs that the trainer cannot compute: it has no optical flow."""
-    if not protocol_class(name).needs_boundaries:
-        return {}
-    from labelgen.labels.clip import clip_boundaries
-
-    return {"boundaries": clip_boundaries}
+    return {what: pkgutil.resolve_name(_COMPUTED[what]) for what in protocol_class(name).needs}

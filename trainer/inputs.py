@@ -42,7 +42,7 @@ class Input:
     def pixels(self, x: np.ndarray) -> np.ndarray:
         """What the network gets, float32 [..., 3], as RGB uint8."""
         values = 255 / self.top * (x * np.array(self.std, x.dtype) + np.array(self.mean, x.dtype))
-        return np.clip(values[..., ::-1] if self.order == "BGR" else values, 0, 255).astype(np.uint8)
+        return np.clip(np.rint(values[..., ::-1] if self.order == "BGR" else values), 0, 255).astype(np.uint8)
 
     @property
     def described(self) -> str:

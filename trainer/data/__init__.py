@@ -2,6 +2,7 @@
 
 from labelgen.shards import TEST, TRAIN, VALIDATION
 from trainer.data.clips import Batch, CentreClips, Draw, ReadClip, TrainingClips
+from trainer.data.dataset import ClipDataset
 from trainer.data.index import Shards
 from trainer.data.loader import Download, prefetch, to_device
 from trainer.data.readers import Folders, Readers
@@ -15,6 +16,7 @@ __all__ = [
     "Batch",
     "Batches",
     "CentreClips",
+    "ClipDataset",
     "Download",
     "Draw",
     "Folders",

@@ -248,7 +248,12 @@ def _left_over(temporary: Path) -> bool:
 def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute) -> list[tuple[str, str]]:
     done, keys = 0, list[tuple[str, str]]()
     for index, stages in stage_outputs(backbone, clips, compute):
-        pooled = {(stage, name): x for stage, output in stages.items() for name, x in pool(output).items()}
+        pooled = {
+            (stage, name): x
+            for stage, output in stages.items()
+            for name, x in pool(output).items()
+            if name in getattr(backbone, "poolings", (name,))  # a histogram has nothing to pool
+        }
         together = torch.cat([*pooled.values()], 1).cpu()  # the device is waited for once
         parts = together.split([x.shape[1] for x in pooled.values()], 1)
         keys = list(pooled)

@@ -51,7 +51,7 @@ class Protocol:
     of_finetuned: it measures what a run was finetuned to do; the page of the run that it started from shows it, too
     published: metrics of the numbers that papers report (trainer/pages/published.yaml)
     about_sheets: a sentence above the pictures that it draws, if it does; scale: what the ends of their colours mean
-    needs_boundaries: `choose` is given a function `boundaries`, which computes the motion boundaries of a clip
+    needs: functions that `choose` is given, of what trainer cannot compute: "boundaries" of a clip, "flow" of two luma images
 
     evaluator: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which
     they come up; extra: what a result holds beside numbers ("neighbours", "confusion", "sheets"); scores: of the tested items
@@ -73,7 +73,7 @@ class Protocol:
     published: ClassVar[tuple[str, ...]] = ("accuracy",)
     about_sheets: ClassVar[str] = ""
     scale: ClassVar[tuple[str, str]] = ("", "")
-    needs_boundaries: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, evaluator: evaluator.Evaluator, **options: Any):
         self.evaluator = evaluator

@@ -78,6 +78,7 @@ def _values(result: Result) -> Markup:
     """Plots of the first metric, one per level: a row per stage and pooling, pretrained and random network side by side; and
     of hits by k, if there are several."""
     rows = [row for row in overall(result.content["rows"]) if not row.keys() & {"class", "video", "distance"}]
+    rows = [row for row in rows if row.get("network", "pretrained") in _NETWORKS]
     places = {(row.get("stage"), row.get("pooling")) for row in rows if "low" in row}
     if len(places) < 2:
         return Markup()  # a table shows the same

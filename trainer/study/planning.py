@@ -176,7 +176,7 @@ class _Planner:
 
     def _frozen(self, row: Row, column: Column, seed: int) -> str | None:
         measure, source, flow = column.measure, self.sources[column.tested_on], row.kind == FLOW
-        if row.kind == SUPERVISED or (flow and measure.protocol == "smoothness"):
+        if row.kind == SUPERVISED or (flow and measure.protocol in WITHOUT_LABELS):
             return None
         few = measure.labels != ALL
         if few:

@@ -19,8 +19,8 @@ from trainer.recipes import recipe
 from trainer.settings import Settings, over, resolve
 
 RANDOM, SUPERVISED, FLOW = "random weights", "supervised", "flow histogram"
-PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "finetune", "pretext")
-WITHOUT_LABELS = ("smoothness", "pretext")
+PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "self", "finetune", "pretext")
+WITHOUT_LABELS = ("smoothness", "self", "pretext")
 ALL = "all"
 LAST = "last"  # the last stage of each network, if these have different names
 VIEWS = 10  # clips of a video that features are taken of
@@ -343,7 +343,7 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
         settings = over(Settings(**_FINETUNE), Settings(**given.get("settings", {})))
         resolve(over(settings, Settings(method="recognition")))
         return [replace(base, labels=n, clips=clips, settings=settings) for n in labels]
-    pooling = given.get("pooling", "mean" if protocol == "smoothness" else "max")
+    pooling = given.get("pooling", "mean" if protocol in WITHOUT_LABELS else "max")
     _one_of(f"{key}, pooling", pooling, ("max", "mean"))
     last = dict.fromkeys(stage_names(*row.network)[-1] for row in rows.values())
     stages = given.get("stage", LAST if len(last) > 1 else [*last])
@@ -351,7 +351,7 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     for stage in stages if isinstance(stages, list) else [stages]:
         _expect(isinstance(stage, str), f"{key}, stage", stage, "the name of a stage, such as conv5")
         of_stages.append(replace(base, stage=stage, last_stage=stage in (LAST, *last), pooling=pooling))
-    if protocol == "smoothness":
+    if protocol in WITHOUT_LABELS:
         return of_stages
     k = 0 if protocol == "linear" else _count(f"{key}, k", given.get("k", 5 if protocol == "knn" else 1))
     parts = _count(f"{key}, parts", given.get("parts", 1), most=VIEWS)  # features are of so many clips of a video

@@ -48,7 +48,7 @@ class Attention(Protocol):
     index = ("video",)
     columns = ("network",)
     published = ()
-    needs_boundaries = True
+    needs = ("boundaries",)
     about_sheets = (
         "Where the network is active, over the frame in grey; each map relative to its own most active place. The motion "
         "boundaries show where the clip moves. The numbers are 100 x the correlation of the two over the map's cells."
