@@ -267,7 +267,7 @@ def _load(path: Path) -> Checkpoint:
     run = {"checkpoints": folder.parent, "best": folder.parent, "kept": file.parent}.get(
         folder.name, file.with_suffix("")
     )
-    names = meta["settings"]["method"].split("+")
+    names = [name for name in meta["settings"]["method"].split("+") if name != IMPORTED]
     former = {f".{name}.{buffer}" for name in names for buffer in method_class(name).former_buffers}
     weights = {name: value for name, value in weights.items() if not name.endswith(tuple(former))}
     saved = Checkpoint(file, run, meta, weights)

@@ -110,10 +110,10 @@ class _Training:
         settings: Settings,
         shards: data.Folders,
         device: torch.device,
-        initial: str | os.PathLike | None,
-        budget: int | None,
-        overlay: str | os.PathLike | None,
-        saved: checkpoint.Checkpoint | None,
+        initial: str | os.PathLike | None = None,
+        budget: int | None = None,
+        overlay: str | os.PathLike | None = None,
+        saved: checkpoint.Checkpoint | None = None,
     ) -> None:
         self.device = device
         self.source, held_out = streams.select_videos(shards, settings, overlay)
