@@ -2,6 +2,7 @@
 
 python benchmarks/flow.py               ours, OpenCV's TV-L1, DIS (fast, medium) and Farneback, at full size and at 128 x 171
 python benchmarks/flow.py --parameters  TV-L1 with one parameter changed at a time
+python benchmarks/flow.py --light       TV-L1 of images, of their texture, and OpenCV's, where the light changes
 python benchmarks/flow.py --extract     `vssl flow` from a video file to files, with each backend: pairs/s, memory, stages
 python benchmarks/flow.py --stored      what 8 bits, JPEG and float16 cost of the flow
 """
@@ -15,7 +16,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +51,12 @@ FLOWS = {  # name in a table -> of two luma images uint8 [H, W], float32 [H, W, 
 NAMES = dict(zip(FLOWS, BACKENDS, strict=True))  # of the backends
 CHANGES = (
     {},
-    *({"attachment": value} for value in (0.2, 0.25, 0.35, 0.4)),
+    {"structure": 0, "attachment": 0.3},  # version 1
+    *({"structure": value} for value in (0, 0.2, 0.4, 0.5)),
+    {"structure": 0.8, "attachment": 0.4},
+    *({"structure_steps": value} for value in (10, 30, 60)),
+    *({"flatness": value} for value in (8.0, 32.0)),
+    *({"attachment": value} for value in (0.25, 0.3, 0.4)),
     *({"tightness": value} for value in (0.15, 0.25, 0.3)),
     *({"step": value} for value in (0.2, 0.225)),
     *({"scale": value} for value in (0.5, 0.6, 0.7, 0.75, 0.85)),
@@ -131,6 +137,68 @@ def parameters(data: Path, repeats: int) -> None:
         title = ", ".join(f"{name} {value}" for name, value in change.items()) or "defaults"
         cells = " ".join(f"{error:.3f}" for error in errors)
         print(f"{title:29} | {cells} ; {np.mean(errors):.4f} | {np.mean(small_errors):.4f} | {elapsed:.2f}", flush=True)
+
+
+def lit(image: np.ndarray, how: str) -> np.ndarray:
+    """An image uint8 [H, W] in another light."""
+    height, width = image.shape
+    y, x = np.mgrid[:height, :width]
+    lights = {
+        "as it is": lambda: image,
+        "10 % darker": lambda: image * 0.9,
+        "15 grey levels brighter": lambda: image + 15.0,
+        "lamp from the left": lambda: image * (1.15 - 0.3 * x / width),
+        "flicker in rows": lambda: image * (1 + 0.1 * np.sin(2 * np.pi * y / (height / 3))),
+    }
+    return np.rint(np.clip(lights[how](), 0, 255)).astype(np.uint8)
+
+
+LIGHTS = ("as it is", "10 % darker", "15 grey levels brighter", "lamp from the left", "flicker in rows")
+IN_LIGHT = {  # of two luma images
+    "images": lambda *pair: tvl1(*pair, structure=0),
+    "texture": tvl1,
+    "share .8": lambda *pair: tvl1(*pair, structure=0.8, attachment=0.4),
+    "TV-L1": opencv_tvl1,
+}
+
+
+def warping_error(flow: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+    """Mean difference in grey levels between the first image and the second one, sampled where the flow points to."""
+    height, width = first.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    at_x, at_y = x + flow[..., 0], y + flow[..., 1]
+    inside = (at_x >= 0) & (at_y >= 0) & (at_x <= width - 1) & (at_y <= height - 1)
+    warped = cv2.remap(second.astype(np.float32), at_x, at_y, cv2.INTER_CUBIC)
+    return float(np.abs(warped - first)[inside].mean())
+
+
+def light(data: Path, repeats: int) -> None:
+    """The second image of each pair in another light: error of the flow where it is known, and on real videos how well the flow
+    fits the second image as it is."""
+    known = [read_pair(data / name) for name in PAIRS]
+    for name in ("ucf101", "asl", "clips", "arid", "weizmann"):
+        paths = sorted(path for path in (data.parent / name).rglob("*.*") if path.suffix in VIDEOS)
+        pairs = []
+        for path in paths[:: -(-len(paths) // 4)]:
+            grey = [luma(frame) for frame in islice(decode.frames(path, *SMALL), 24)]
+            pairs += [(grey[at], grey[at + 1]) for at in range(0, len(grey) - 1, 8)]
+        _light(f"{name}, {len(pairs)} pairs: warping error, grey levels", pairs, warping_error)
+    _light("known flow at 128 x 171: error, pixels", [shrink_pair(*pair) for pair in known], None)
+    others = dict(IN_LIGHT)
+    del others["TV-L1"]  # which takes seconds
+    _light("known flow, full size: error, pixels", known, None, others)
+
+
+def _light(
+    title: str, pairs: Sequence[tuple[np.ndarray, ...]], error: Callable[..., float] | None, flows=IN_LIGHT
+) -> None:
+    print(" | ".join([f"{title:46}", *(f"{name:>8}" for name in flows)]))
+    for how in LIGHTS:
+        rows = []
+        for first, second, *true in pairs:
+            found = [flow(first, lit(second, how)) for flow in flows.values()]
+            rows.append([error(one, first, second) if error else end_point_error(one, *true) for one in found])
+        print(" | ".join([f"  {how:44}", *(f"{value:8.3f}" for value in np.mean(rows, 0))]), flush=True)
 
 
 def clip_of(videos: Path, path: Path, frames: int) -> Path:
@@ -261,6 +329,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each, in turn")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--parameters", action="store_true", help="compare parameters of TV-L1 instead of backends")
+    what.add_argument("--light", action="store_true", help="measure flow where the light changes")
     what.add_argument("--extract", action="store_true", help="measure `vssl flow`")
     what.add_argument("--stored", action="store_true", help="measure what storing costs")
     arguments = parser.parse_args()
@@ -273,7 +342,7 @@ def main() -> int:
         return 2
     cv2.setNumThreads(1)
     print(machine())
-    others = {"parameters": parameters, "extract": extract, "stored": stored}
+    others = {"parameters": parameters, "light": light, "extract": extract, "stored": stored}
     next((run for name, run in others.items() if getattr(arguments, name)), backends)(arguments.data, arguments.repeats)
     return 0
 

@@ -38,6 +38,7 @@ from scipy.ndimage import prewitt  # noqa: E402
 
 from labelgen import decode, manifest, shards  # noqa: E402
 from labelgen.config import CLIP_LENGTH, Config  # noqa: E402
+from labelgen.extract.values import quantised  # noqa: E402
 from labelgen.flow import BACKENDS, find, luma  # noqa: E402
 from labelgen.labels.appearance import appearance_statistics  # noqa: E402
 from labelgen.labels.boundaries import motion_boundaries  # noqa: E402
@@ -297,9 +298,19 @@ def eight_bits(flow: np.ndarray) -> np.ndarray:
     )
 
 
+def of_jpeg(flow: np.ndarray) -> np.ndarray:
+    """The flow as it is read back from the pictures that `vssl flow` writes."""
+    planes, _ = quantised(flow, MAX_FLOW)
+    files = (cv2.imencode(".jpg", plane, [cv2.IMWRITE_JPEG_QUALITY, 95])[1] for plane in planes)
+    read = np.stack([cv2.imdecode(file, cv2.IMREAD_GRAYSCALE) for file in files], -1)
+    return (read * np.float64(2 * MAX_FLOW / 255) - MAX_FLOW).astype(np.float32)
+
+
 FLOWS = {  # of two luma images uint8 [H, W], float32 [H, W, 2]
     **{name: find(name).function for name in BACKENDS},
     "8 bits": lambda first, second: eight_bits(find("tvl1").function(first, second)).astype(np.float32),
+    "JPEG 95": lambda first, second: of_jpeg(find("tvl1").function(first, second)),
+    "float16": lambda first, second: find("tvl1").function(first, second).astype(np.float16).astype(np.float32),
 }
 COMPARED = [("tvl1", name) for name in FLOWS if name != "tvl1"]
 COMPARED += [("opencv-tvl1", name) for name in ("dis", "dis-medium", "farneback")]

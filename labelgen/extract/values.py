@@ -19,20 +19,19 @@ def quantised(flow: np.ndarray, bound: float) -> tuple[np.ndarray, int]:
     Returns uint8 [2, H, W], and how many of the 2 H W values lie outside of the bounds.
     """
     out = np.empty((2, *flow.shape[:2]), np.uint8)
-    return out, int(_quantise(flow, float(bound), out))
+    return out, int(_quantise(np.ascontiguousarray(flow).reshape(-1), float(bound), out.reshape(2, -1)))
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _quantise(flow: np.ndarray, bound: float, out: np.ndarray) -> int:
-    height, width, _ = flow.shape
     outside = 0
-    for y in range(height):
-        for x in range(width):
-            for component in range(2):
-                value = np.float64(flow[y, x, component])
-                outside += int((value < -bound) | (value > bound))
-                held = min(max(value, -bound), bound)
-                out[component, y, x] = np.uint8(np.rint(255 * (held + bound) / (2 * bound)))
+    for component in range(2):
+        plane = out[component]
+        for i in range(plane.size):
+            value = np.float64(flow[2 * i + component])
+            held = min(max(value, -bound), bound)
+            outside += int(held != value)
+            plane[i] = np.uint8(np.int32(np.rint(255 * (held + bound) / (2 * bound))))
     return outside
 
 

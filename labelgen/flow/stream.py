@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +21,14 @@ class Pairs:
     def __init__(self, backend: str = "tvl1", step: int = 1) -> None:
         if step < 1:
             raise ConfigError(f"step is {step}; expected at least 1 frame")
-        self._function = find(backend).function
-        self._images: deque[np.ndarray] = deque(maxlen=step + 1)
+        self._backend = find(backend)
+        self._images: deque[Any] = deque(maxlen=step + 1)  # prepared
 
     def __call__(self, frame: np.ndarray) -> np.ndarray | None:
-        self._images.append(luma(frame))
+        self._images.append(self._backend.prepare(luma(frame)))
         if len(self._images) < (self._images.maxlen or 0):
             return None
-        return self._function(self._images[0], self._images[-1])
+        return self._backend.of_prepared(self._images[0], self._images[-1])
 
 
 def flows(

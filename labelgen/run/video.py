@@ -18,7 +18,7 @@ import numpy as np
 from labelgen import decode
 from labelgen.config import Config
 from labelgen.errors import DecodeError
-from labelgen.flow import flow, luma
+from labelgen.flow import find, flow, luma
 from labelgen.labels import kinds
 from labelgen.labels.clip import Clip, clipped_flow
 from labelgen.labels.sampling import clip_starts, generator
@@ -204,10 +204,13 @@ def _label_clip(
     frames = [window[t] for t in range(start, start + config.clip_length)]
     pairs = range(start, start + config.clip_length - 1)
     with clock("flow"):
-        grey = [luma(frame) for frame in frames]
+        backend, images = find(config.flow), dict[int, Any]()
         for i, t in enumerate(pairs):
             if t not in flows:
-                flows[t] = clipped_flow(grey[i], grey[i + 1], config.flow)
+                for at in (i, i + 1):
+                    if at not in images:
+                        images[at] = backend.prepare(luma(frames[at]))
+                flows[t] = clipped_flow(images[i], images[i + 1], backend)
                 clock.counts["flow pairs"] += 1
                 alive()
     with clock("labels"):
