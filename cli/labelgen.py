@@ -14,7 +14,7 @@ import click
 from cli.options import WRITTEN
 from labelgen.config import Config
 from labelgen.flow import BACKENDS
-from labelgen.progress import telling
+from labelgen.progress import duration, telling
 
 _DEFAULT = {field.name: field.default for field in fields(Config)}
 
@@ -120,6 +120,11 @@ def _clips(ctx, param, value: str) -> int | None:
     help="Label what is new beside the shards that are there, and forget what is gone: the same command every day.",
 )
 @click.option(
+    "--plan",
+    is_flag=True,
+    help="Say how long it would take, how much disk and memory, as measured on a few of the videos, and leave nothing behind.",
+)
+@click.option(
     "--stall",
     default=300.0,
     type=click.FloatRange(0, min_open=True),
@@ -137,6 +142,7 @@ def labelgen(
     scheduler,
     videos_per_shard,
     add,
+    plan,
     stall,
     size,
     **settings,
@@ -173,6 +179,9 @@ def labelgen(
         )
     videos = select(data.videos, data.splits, split)
     split = split_name(data.splits, split)
+    if plan:
+        _plan(data, videos, out, config, workers, stall)
+        return
     if scheduler is not None and workers > 1:
         click.echo("--workers is not used: the cluster's workers make the shards", err=True)
     handler = signal.signal(signal.SIGINT, _stop)
@@ -199,6 +208,32 @@ def _source(videos: Path | None, dataset: str | None, root: Path | None) -> tupl
     if root is None and dataset is None:
         raise click.UsageError("no videos are named; give their folder, or a data set with --dataset")
     return dataset or "folder", root
+
+
+def _plan(data, videos, out, config, workers, stall) -> None:
+    from labelgen.run.estimate import SECONDS, estimate
+
+    with Progress("measured") as progress:
+        found = estimate(data, videos, out, config, workers, stall, progress=progress)
+    click.echo(
+        f"measured on the first {SECONDS:g} s of {len(found.sample)} videos, from small to large files, by one core:"
+    )
+    for one in found.sample:
+        click.echo(
+            f"  {one.id}, {duration(one.seconds)}: {one.cost / one.used:.2f} times as long as it lasts, "
+            f"{one.stored / one.used * 3.6e-3:,.0f} MB an hour"
+        )
+    for why in found.failed:
+        click.echo(f"  not measured: {why}")
+    mean, least, most = found.core_hours
+    click.echo(f"{found.videos:,} videos, {found.hours:,.2f} hours of video, by the sizes of their files")
+    click.echo(f"  processor: about {mean:,.2f} core hours ({least:,.2f} to {most:,.2f} by single videos)")
+    click.echo(f"  time:      about {duration(3600 * found.wall_hours)} with {found.workers} workers")
+    short = "; NOT ENOUGH" if found.disk > found.free else ""
+    click.echo(
+        f"  disk:      about {found.disk / 1e9:,.2f} GB in {out}, where {found.free / 1e9:,.1f} GB are free{short}"
+    )
+    click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB for all workers")
 
 
 def _stop(*_) -> None:
