@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import shutil
@@ -82,15 +83,13 @@ def estimate(
     if not videos:
         raise ShardError(f"{out}: all videos are labelled there; there is nothing to plan")
     sizes = file_sizes(videos)
-    lengths = _lengths(videos, sizes)
-    order = np.argsort(sizes, kind="stable")
-    count = min(SAMPLE, len(order))
+    lengths, rows = lengths_of(videos, sizes), spread(sizes)
+    count = len(rows)
     sample: dict[int, Measured] = {}
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="vssl-plan-") as scratch:
-        for done in range(count):
+        for done, row in enumerate(rows):
             progress(done, count)
-            row = int(order[int((done + 0.5) * len(order) / count)])
             found = _measured(dataset, videos[row], int(sizes[row]), Path(scratch), config, stall, labels)
             if isinstance(found, str):
                 failed.append(found)
@@ -121,13 +120,38 @@ def estimate(
     )
 
 
+def spread(sizes: np.ndarray) -> list[int]:
+    """Rows of a few videos, from small to large files."""
+    order = np.argsort(sizes, kind="stable")
+    count = min(SAMPLE, len(order))
+    return [int(order[int((place + 0.5) * len(order) / count)]) for place in range(count)]
+
+
+def first_seconds(video: Video, max_pixels: int, image_fps: float | None) -> tuple[Video, float, float] | None:
+    """The begin of a video, how many seconds all of it is, and how many the begin; None if that cannot be told."""
+    times = [time for time in frame_times(video.path, max_pixels, image_fps=image_fps) if not math.isnan(time)]
+    if len(times) < 2:
+        return None
+    begin, end = 0.0, times[-1] - times[0]
+    if (part := video.part) is not None:
+        begin, last = part.begin, end if part.end is None else part.end
+        if part.frames:
+            with contextlib.suppress(ValueError):
+                begin, last = seconds_of(part, times)
+        end = min(end, last)
+    if end <= begin:
+        return None
+    used = min(SECONDS, end - begin)
+    return replace(video, part=Part(begin, begin + used)), end - begin, used
+
+
 def _there(folder: Path) -> set[str]:
     """Ids of the videos that finished shards hold."""
     arrays = (ShardReader(path).arrays for path in folder.glob("[0-9]*.h5"))
     return {id for own in arrays for key in ("videos/id", "failures/id") for id in own[key]}
 
 
-def _lengths(videos: Sequence[Video], sizes: np.ndarray) -> np.ndarray:
+def lengths_of(videos: Sequence[Video], sizes: np.ndarray) -> np.ndarray:
     """What the length of a video is in proportion to: the bytes of its file, or, of parts of files, theirs, float64 [videos]."""
     parts = [video.part for video in videos]
     if all(part is not None and part.end is not None for part in parts):
@@ -139,22 +163,10 @@ def _measured(
     dataset: Dataset, video: Video, size: int, scratch: Path, config: Config, stall: float, labels: Mapping[str, str]
 ) -> Measured | str:
     """What a video takes, or why that cannot be told."""
-    times = [
-        time
-        for time in frame_times(video.path, config.max_pixels, image_fps=config.image_fps or config.fps)
-        if time == time
-    ]
-    if len(times) < 2:
+    begun = first_seconds(video, config.max_pixels, config.image_fps or config.fps)
+    if begun is None:
         return f"{video.id}: its length cannot be told"
-    begin, end = 0.0, times[-1] - times[0]
-    if (part := video.part) is not None:
-        with contextlib.suppress(ValueError):
-            begin, last = (
-                seconds_of(part, times) if part.frames else (part.begin, end if part.end is None else part.end)
-            )
-            end = min(end, last)
-    used = min(SECONDS, end - begin)
-    one = replace(video, part=Part(begin, begin + used))
+    one, seconds, used = begun
 
     def identity(videos: Sequence[Video], sizes: np.ndarray) -> dict[str, object]:
         return configuration(dataset, videos, sizes, "all", config, None, labels)
@@ -171,11 +183,11 @@ def _measured(
     path.unlink()
     if not made.counts["frames"]:
         return f"{video.id}: no frame of it can be decoded"
-    return Measured(video.id, max(end - begin, used), used, size, cost, stored, memory)
+    return Measured(video.id, seconds, used, size, cost, stored, memory)
 
 
 def _taking(task: Task) -> tuple[Made, float, int]:
-    """A shard, the processor seconds that it took, whatever else the machine does, and the bytes that this process had at most."""
+    """A shard, the processor seconds that it took, whatever else the machine does, and the most bytes that this process had."""
     from labelgen.run.guard import register
     from labelgen.run.video import compile_kernels
 
