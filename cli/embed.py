@@ -107,9 +107,14 @@ def _say(text: str) -> None:
     help="Clips that overlap by half, or 10 per video.  [default: sliding for clips, spread for videos]",
 )
 @click.option("--npy", is_flag=True, help="Write the vectors as .npy and all else as .csv beside the table, too.")
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Say how long it would take, how much memory and disk, as measured on a few of the videos, and leave nothing behind.",
+)
 @_computing
 def embed(
-    checkpoint, videos, shards, out, dataset, fps, level, stage, pooling, views, npy, batch_size, workers, device
+    checkpoint, videos, shards, out, dataset, fps, level, stage, pooling, views, npy, plan, batch_size, workers, device
 ):
     """Write features of videos, of files or shards, as a Parquet table: one row per clip or video.
 
@@ -125,8 +130,11 @@ def embed(
         raise click.UsageError(f"--videos {twice[0]} is given twice")
     saved, compute = _load(checkpoint), _compute(batch_size, workers, device)
     source = ShardVideos(shards) if shards else video_files(videos, dataset, saved.meta["config"], compute.workers, fps)
-    choice = Choice(level, stage, pooling, views)
-    table = _written(write, Extractor(saved, choice, source.config, compute), source, out)
+    extract = Extractor(saved, Choice(level, stage, pooling, views), source.config, compute)
+    if plan:
+        _plan(extract, source)
+        return
+    table = _written(write, extract, source, out)
     failures = table.about["failures"]
     lost = sum(not failure["kept"] for failure in failures)
     click.echo(
@@ -139,6 +147,22 @@ def embed(
         click.echo(f"  {failure['id']}: {failure['reason']}")
     if failures:
         sys.exit(3)
+
+
+def _plan(extract, source) -> None:
+    from labelgen.progress import duration
+    from trainer.embeddings.estimate import estimate
+
+    with working("measuring"):
+        found = estimate(extract, source)
+    reading, computing = duration(found.opening), duration(found.computing)
+    click.echo(f"measured on {found.measured} of {found.videos:,} videos, or their begin:")
+    click.echo(
+        f"  time:   about {duration(found.opening + found.computing)}: {reading} to read, {computing} of the network"
+    )
+    on_device = f", {found.on_device / 1e9:,.2f} GB on the GPU" if found.on_device else ""
+    click.echo(f"  memory: about {found.memory / 1e9:,.2f} GB, and .25 GB for each worker that decodes{on_device}")
+    click.echo(f"  disk:   about {found.disk / 1e9:,.3f} GB for {found.rows:,} rows, twice as much while it is written")
 
 
 def _written(write, extract, source, out):

@@ -115,6 +115,11 @@ def _clips(ctx, param, value: str) -> int | None:
 )
 @click.option("--seed", default=_DEFAULT["seed"], help="Seed of every random draw.")
 @click.option(
+    "--motion",
+    type=WRITTEN,
+    help="Table to write, .csv or .parquet: how much moves in each clip, in pixels per frame. Shards hold it, too.",
+)
+@click.option(
     "--add",
     is_flag=True,
     help="Label what is new beside the shards that are there, and forget what is gone: the same command every day.",
@@ -141,6 +146,7 @@ def labelgen(
     backend,
     scheduler,
     videos_per_shard,
+    motion,
     add,
     plan,
     stall,
@@ -153,8 +159,10 @@ def labelgen(
     The same command again resumes where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
     listed), 1 error, 2 wrong usage.
     """
+    from labelgen.labels import LABELS, ON_DEMAND
     from labelgen.manifest import default_root, load, select, split_name
     from labelgen.run import run
+    from labelgen.run.motion import check_table, write_motion
 
     if (backend == "dask") != (scheduler is not None):
         raise click.UsageError(
@@ -163,7 +171,10 @@ def labelgen(
     dataset, root = _source(videos, dataset, root)
     for name, preset in zip(("height", "width", "crop"), _SIZES[size], strict=True):
         settings[name] = preset if settings[name] is None else settings[name]
-    config = Config(**settings)
+    config, labels = Config(**settings), dict(LABELS)
+    if motion is not None:
+        check_table(motion)
+        labels |= ON_DEMAND
     if dataset == "demo":
         from labelgen.demo import render
 
@@ -180,20 +191,30 @@ def labelgen(
     videos = select(data.videos, data.splits, split)
     split = split_name(data.splits, split)
     if plan:
-        _plan(data, videos, out, config, workers, stall)
+        _plan(data, videos, out, config, workers, stall, labels)
         return
     if scheduler is not None and workers > 1:
         click.echo("--workers is not used: the cluster's workers make the shards", err=True)
     handler = signal.signal(signal.SIGINT, _stop)
     with Progress("labelled") as progress:
         try:
-            how = {"progress": progress, "say": progress.say, "split": split, "scheduler": scheduler, "add": add}
+            how = {
+                "progress": progress,
+                "say": progress.say,
+                "split": split,
+                "scheduler": scheduler,
+                "add": add,
+                "labels": labels,
+            }
             report = run(data, videos, out, config, workers, videos_per_shard, stall, **how)
         except KeyboardInterrupt:
             progress.say("stopped; finished shards are kept, the same command goes on from them")
             sys.exit(130)
         signal.signal(signal.SIGINT, handler)
     print_report(report, out / data.name)
+    if motion is not None:
+        count = write_motion(motion, sorted((out / data.name).glob("[0-9]*.h5")))
+        click.echo(f"{motion}: the motion of {count:,} clips")
     if report["failures"]:
         sys.exit(3)
 
@@ -210,11 +231,11 @@ def _source(videos: Path | None, dataset: str | None, root: Path | None) -> tupl
     return dataset or "folder", root
 
 
-def _plan(data, videos, out, config, workers, stall) -> None:
+def _plan(data, videos, out, config, workers, stall, labels) -> None:
     from labelgen.run.estimate import SECONDS, estimate
 
     with Progress("measured") as progress:
-        found = estimate(data, videos, out, config, workers, stall, progress=progress)
+        found = estimate(data, videos, out, config, workers, stall, labels, progress)
     click.echo(
         f"measured on the first {SECONDS:g} s of {len(found.sample)} videos, from small to large files, by one core:"
     )

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -285,6 +286,22 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
     few, few_arrow = peak(6)
     many, many_arrow = peak(24)
     assert many < 1.2 * few and many_arrow < 1.2 * few_arrow
+
+
+def test_a_plan_leaves_nothing_behind(here, monkeypatch):
+    (here / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(here / "scratch"))
+    there = sorted(path.name for path in here.iterdir())
+    runs = sorted((here / "runs").rglob("*"))
+    for source in (("--videos", "videos"), ("--shards", "out")):
+        told = vssl("embed", *source, "--plan")
+        (rows,) = re.findall(r"GB for ([0-9,]+) rows", told)
+        assert re.search(r"time: +about [0-9.]+ (s|min|h)", told) and "memory: about" in told
+        assert 15 <= int(rows) <= 30  # 22
+    told = vssl("train", "--shards", "out", "--width", 0.05, "--epochs", 40, "--workers", 0, "--plan")
+    assert "40 epochs, 40 steps of" in told and "disk:" in told
+    assert sorted(path.name for path in here.iterdir()) == there and not list((here / "scratch").iterdir())
+    assert sorted((here / "runs").rglob("*")) == runs
 
 
 def grown(here):

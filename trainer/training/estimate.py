@@ -24,8 +24,8 @@ STEPS, _WARM = 8, 3  # that are made, and those that do not count
 
 @dataclass(frozen=True)
 class Estimate:
-    """epochs, steps: of the training; seconds: of a step; cores: that were busy in it; memory, on_device: bytes of this process, at
-    most, and on the GPU, 0 without one; disk: bytes of the run's folder"""
+    """epochs, steps: of the training; seconds: of a step; cores: that were busy in it; memory, on_device: most bytes of this
+    process, and of it on the GPU, 0 without one; disk: bytes of the run's folder"""
 
     epochs: int
     steps: int
