@@ -11,7 +11,7 @@ import click
 
 from cli.options import IMAGE_FPS, WRITTEN, compute, computing, one_folder_of_shards
 from cli.video_files import video_files
-from labelgen.progress import ProgressBar
+from labelgen.progress import ProgressBar, busy, duration
 
 
 @click.command()
@@ -43,9 +43,14 @@ from labelgen.progress import ProgressBar
     help="Clips that overlap by half, or 10 per video.  [default: sliding for clips, spread for videos]",
 )
 @click.option("--npy", is_flag=True, help="Write the vectors as .npy and all else as .csv beside the table, too.")
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Say how long it would take, how much memory and disk, as measured on a few of the videos, and leave nothing behind.",
+)
 @computing
 def embed(
-    checkpoint, videos, shards, out, dataset, fps, level, stage, pooling, views, npy, batch_size, workers, device
+    checkpoint, videos, shards, out, dataset, fps, level, stage, pooling, views, npy, plan, batch_size, workers, device
 ):
     """Write features of videos, of files or shards, as a Parquet table: one row per clip or video.
 
@@ -64,6 +69,9 @@ def embed(
     saved, how = load_network(checkpoint), compute(batch_size, workers, device)
     source = ShardVideos(shards) if shards else video_files(videos, dataset, saved.meta["config"], how.workers, fps)
     extract = extractor(saved, Choice(level, stage, pooling, views), source.config, how, flow)
+    if plan:
+        _plan(extract, source)
+        return
     with ProgressBar("embedded", "video") as bar:
         table = write(extract, source, out, bar, bar.say)
     failures = table.about["failures"]
@@ -78,3 +86,18 @@ def embed(
         click.echo(f"  {failure['id']}: {failure['reason']}")
     if failures:
         sys.exit(3)
+
+
+def _plan(extract, source) -> None:
+    from trainer.embeddings.estimate import estimate
+
+    with busy("measuring"):
+        found = estimate(extract, source)
+    reading, computing = duration(found.opening), duration(found.computing)
+    click.echo(f"measured on {found.measured} of {found.videos:,} videos, or their begin:")
+    click.echo(
+        f"  time:   about {duration(found.opening + found.computing)}: {reading} to read, {computing} of the network"
+    )
+    on_device = f", {found.on_device / 1e9:,.2f} GB on the GPU" if found.on_device else ""
+    click.echo(f"  memory: about {found.memory / 1e9:,.2f} GB, and .25 GB for each worker that decodes{on_device}")
+    click.echo(f"  disk:   about {found.disk / 1e9:,.3f} GB for {found.rows:,} rows, twice as much while it is written")

@@ -12,7 +12,7 @@ import click
 from cli.options import WRITTEN
 from labelgen.config import Config
 from labelgen.flow import BACKENDS
-from labelgen.progress import ProgressBar
+from labelgen.progress import ProgressBar, duration
 
 _DEFAULT = {field.name: field.default for field in fields(Config)}
 
@@ -113,9 +113,19 @@ def _clips(ctx, param, value: str) -> int | None:
 )
 @click.option("--seed", default=_DEFAULT["seed"], help="Seed of every random draw.")
 @click.option(
+    "--motion",
+    type=WRITTEN,
+    help="Table to write, .csv or .parquet: how much moves in each clip, in pixels per frame. Shards hold it, too.",
+)
+@click.option(
     "--add",
     is_flag=True,
     help="Label what is new beside the shards that are there, and forget what is gone: the same command every day.",
+)
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Say how long it would take, how much disk and memory, as measured on a few of the videos, and leave nothing behind.",
 )
 @click.option(
     "--stall",
@@ -134,7 +144,9 @@ def labelgen(
     backend,
     scheduler,
     videos_per_shard,
+    motion,
     add,
+    plan,
     stall,
     size,
     **settings,
@@ -145,8 +157,10 @@ def labelgen(
     The same command again resumes where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
     listed), 1 error, 2 wrong usage.
     """
+    from labelgen.labels import LABELS, ON_DEMAND
     from labelgen.manifest import default_root, load, select, split_name
     from labelgen.run import run
+    from labelgen.run.motion import check_table, write_motion
 
     if (backend == "dask") != (scheduler is not None):
         raise click.UsageError(
@@ -155,7 +169,10 @@ def labelgen(
     dataset, root = _source(videos, dataset, root)
     for name, preset in zip(("height", "width", "crop"), _SIZES[size], strict=True):
         settings[name] = preset if settings[name] is None else settings[name]
-    config = Config(**settings)
+    config, labels = Config(**settings), dict(LABELS)
+    if motion is not None:
+        check_table(motion)
+        labels |= ON_DEMAND
     if dataset == "demo":
         from labelgen.demo import render
 
@@ -171,18 +188,31 @@ def labelgen(
         )
     videos = select(data.videos, data.splits, split)
     split = split_name(data.splits, split)
+    if plan:
+        _plan(data, videos, out, config, workers, stall, labels)
+        return
     if scheduler is not None and workers > 1:
         click.echo("--workers is not used: the cluster's workers make the shards", err=True)
     handler = signal.signal(signal.SIGINT, stop)
     with ProgressBar("labelled", "video") as progress:
         try:
-            how = {"progress": progress, "say": progress.say, "split": split, "scheduler": scheduler, "add": add}
+            how = {
+                "progress": progress,
+                "say": progress.say,
+                "split": split,
+                "scheduler": scheduler,
+                "add": add,
+                "labels": labels,
+            }
             report = run(data, videos, out, config, workers, videos_per_shard, stall, **how)
         except KeyboardInterrupt:
             progress.say("stopped; finished shards are kept, the same command goes on from them")
             sys.exit(130)
         signal.signal(signal.SIGINT, handler)
     print_report(report, out / data.name)
+    if motion is not None:
+        count = write_motion(motion, sorted((out / data.name).glob("[0-9]*.h5")))
+        click.echo(f"{motion}: the motion of {count:,} clips")
     if report["failures"]:
         sys.exit(3)
 
@@ -197,6 +227,32 @@ def _source(videos: Path | None, dataset: str | None, root: Path | None) -> tupl
     if root is None and dataset is None:
         raise click.UsageError("no videos are named; give their folder, or a data set with --dataset")
     return dataset or "folder", root
+
+
+def _plan(data, videos, out, config, workers, stall, labels) -> None:
+    from labelgen.run.estimate import SECONDS, estimate
+
+    with ProgressBar("measured", "video") as progress:
+        found = estimate(data, videos, out, config, workers, stall, labels, progress)
+    click.echo(
+        f"measured on the first {SECONDS:g} s of {len(found.sample)} videos, from small to large files, by one core:"
+    )
+    for one in found.sample:
+        click.echo(
+            f"  {one.id}, {duration(one.seconds)}: {one.cost / one.used:.2f} times as long as it lasts, "
+            f"{one.stored / one.used * 3.6e-3:,.0f} MB an hour"
+        )
+    for why in found.failed:
+        click.echo(f"  not measured: {why}")
+    mean, least, most = found.core_hours
+    click.echo(f"{found.videos:,} videos, {found.hours:,.2f} hours of video, by the sizes of their files")
+    click.echo(f"  processor: about {mean:,.2f} core hours ({least:,.2f} to {most:,.2f} by single videos)")
+    click.echo(f"  time:      about {duration(3600 * found.wall_hours)} with {found.workers} workers")
+    short = "; NOT ENOUGH" if found.disk > found.free else ""
+    click.echo(
+        f"  disk:      about {found.disk / 1e9:,.2f} GB in {out}, where {found.free / 1e9:,.1f} GB are free{short}"
+    )
+    click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB for all workers")
 
 
 def stop(*_) -> None:

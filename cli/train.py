@@ -79,13 +79,20 @@ def _with_options(name: str):
     type=click.Path(path_type=Path),
     help="Run whose backbone the pretraining starts from, in place of random weights.",
 )
-def train(**given):
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Say how long it would take, how much memory and disk, as measured on a few steps, and leave nothing behind.",
+)
+def train(plan, **given):
     """Pretrain a 3D CNN on the training videos of the shards."""
     if given["initial"] is not None and given["resume"] is not None:
         raise click.UsageError("--from and --resume exclude each other: --resume knows what its run began with")
     if given["method"] is None and given["recipe"] is None and given["resume"] is None:
         click.echo(f"no --method given: {DECLARATIONS['method'].default}")
-    _train(**given)
+    if plan and given["resume"] is not None:
+        raise click.UsageError("--plan and --resume exclude each other")
+    _train(plan=plan, **given)
 
 
 @click.command()
@@ -108,7 +115,7 @@ def finetune(initial, freeze, scratch, options, **given):
     _train(method="recognition", initial=initial, newest=newest, options=options, **given)
 
 
-def _train(method, shards, run, resume, recipe, options, clips, initial=None, newest=False, **given):
+def _train(method, shards, run, resume, recipe, options, clips, initial=None, newest=False, plan=False, **given):
     from trainer import checkpoint, recipes
     from trainer.data.readers import each_folder
     from trainer.errors import Interrupted, SettingError
@@ -130,6 +137,9 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
     except SettingError as error:
         raise SettingError(f"--set {error}") from error
     settings = over(base, Settings(method=name, options=chosen or None, **given))
+    if plan:
+        _plan(settings, shards, clips)
+        return
     if newest:
         initial = checkpoint.newest_run(finetuned=False)
     try:
@@ -139,3 +149,18 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
         again = f"vssl train {folders} --resume {shlex.quote(str(stopped.run))}"
         click.echo(f"{stopped}; continue with: {again}", err=True)
         sys.exit(stopped.exit_code)
+
+
+def _plan(settings, shards, clips) -> None:
+    from labelgen.progress import busy, duration
+    from trainer.training.estimate import estimate
+
+    with busy("making a few steps"):
+        found = estimate(settings, shards, clips)
+    seconds = found.steps * found.seconds
+    click.echo(f"{found.epochs:,} epochs, {found.steps:,} steps of {found.seconds:.3g} s, as measured on a few")
+    click.echo(f"  time:      about {duration(seconds)}")
+    click.echo(f"  processor: about {seconds * found.cores / 3600:,.2f} core hours, {found.cores:.1f} cores at work")
+    on_device = f", {found.on_device / 1e9:,.2f} GB on the GPU" if found.on_device else ""
+    click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB{on_device}")
+    click.echo(f"  disk:      about {found.disk / 1e9:,.2f} GB for the run")

@@ -101,6 +101,31 @@ class VideoFiles:
         videos = [video for part in self.parts for video in part if video.id in ids]
         return VideoFiles(self._folder, videos, self.config, self._workers, self._image_fps)
 
+    def sample(self):
+        """The same, of the begin of a few videos, from small to large files, as one part; and which share of all that is."""
+        import numpy as np
+
+        from labelgen.run.estimate import first_seconds, lengths_of, spread
+        from labelgen.run.plan import file_sizes
+        from trainer.errors import TrainerError
+
+        videos = [video for part in self.parts for video in part]
+        sizes = file_sizes(videos)
+        rate = self._image_fps or self.config["fps"]
+        begun = {row: first_seconds(videos[row], self.config["max_pixels"], rate) for row in spread(sizes)}
+        begun = {row: found for row, found in begun.items() if found is not None}
+        if not begun:
+            raise TrainerError(
+                f"{self._folder}: of a few videos none has a length that can be told; nothing can be planned"
+            )
+        lengths = lengths_of(videos, sizes)
+        seconds = sum(found[1] for found in begun.values()) / lengths[[*begun]].sum() * np.sum(lengths)
+        few = VideoFiles(
+            self._folder, [found[0] for found in begun.values()], self.config, self._workers, self._image_fps
+        )
+        few.parts = [[video for part in few.parts for video in part]]
+        return few, float(sum(found[2] for found in begun.values()) / seconds)
+
     def size(self, part: list) -> int:
         return len(part)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from labelgen.errors import ShardError
-from labelgen.labels import kinds
+from labelgen.labels import known
 from labelgen.labels.kind import Field, Kind
 from labelgen.labels.order import order_permutations
 from labelgen.labels.pace import pace_frames
@@ -180,7 +180,7 @@ class ShardReader:
         self.crop_grid, self.splits, self.versions = shared.crop_grid, shared.splits, shared.versions
         self.sha256 = header.sha256
         self.clip_length: int = self.config["clip_length"]
-        self.kinds: list[Kind] = [kind for kind in kinds() if kind.name in shared.kinds]
+        self.kinds: list[Kind] = [kind for kind in known() if kind.name in shared.kinds]
         self.unknown: list[str] = sorted(set(shared.kinds) - {kind.name for kind in self.kinds})
         of_shard = fields(self.kinds)
         if absent := [name for name in ("frames/jpeg", *(field.name for field in of_shard)) if name not in stored]:

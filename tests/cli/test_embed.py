@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -234,6 +235,22 @@ def test_a_stopped_run_goes_on(here, monkeypatch):
     told = vssl("embed", "--videos", "videos", "--stage", "conv2", code=1)
     assert "stage conv5, not conv2" in told
     assert "no stage 'conv9', only conv1" in vssl("embed", "--videos", "videos", "--stage", "conv9", code=2)
+
+
+def test_a_plan_leaves_nothing_behind(here, monkeypatch):
+    (here / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(here / "scratch"))
+    there = sorted(path.name for path in here.iterdir())
+    runs = sorted((here / "runs").rglob("*"))
+    for source in (("--videos", "videos"), ("--shards", "out")):
+        told = vssl("embed", *source, "--plan")
+        (rows,) = re.findall(r"GB for ([0-9,]+) rows", told)
+        assert re.search(r"time: +about [0-9.]+ (s|min|h)", told) and "memory: about" in told
+        assert 15 <= int(rows) <= 30  # 22
+    told = vssl("train", "--shards", "out", "--width", 0.05, "--epochs", 40, "--workers", 0, "--plan")
+    assert "40 epochs, 40 steps of" in told and "disk:" in told
+    assert sorted(path.name for path in here.iterdir()) == there and not list((here / "scratch").iterdir())
+    assert sorted((here / "runs").rglob("*")) == runs
 
 
 def grown(here):

@@ -1,10 +1,12 @@
 """Options of `vssl labelgen` as a user types them, and what `vssl show` and `vssl shards` make of the result."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +17,11 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import main
+from labelgen import run
+from labelgen.config import Config
 from labelgen.decode import frames
+from labelgen.manifest import load
+from labelgen.run.estimate import estimate
 from labelgen.shards import NO_ROW, encode_frame, open_shards
 from tests.labelgen.synthetic import write_video
 
@@ -98,6 +104,32 @@ def test_a_folder_that_grows(videos, tmp_path):
     code, output = vssl("shards", "info", tmp_path / "out")
     assert code == 0 and "videos 4," in output
     assert vssl("show", "labels", "--shards", tmp_path / "out", "--out", tmp_path / "sheets", "--count", 1)[0] == 0
+
+
+def test_a_plan_leaves_nothing_behind(videos, tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    code, output = vssl("labelgen", videos, "--out", tmp_path / "out", "--plan", "--flow", "dis", "--clips", 1, *TINY)
+    assert code == 0 and "measured on the first 20 s of 4 videos" in output, output
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "scratch").iterdir())
+    numbers = dict(re.findall(r"(processor|disk): +about ([0-9.,]+)", output))
+    assert set(numbers) == {"processor", "disk"} and "with 1 workers" in output
+    # what is labelled already is not planned again
+    options = (videos, "--out", tmp_path / "out", "--flow", "dis", "--clips", 1, *TINY)
+    assert vssl("labelgen", *options)[0] == 0
+    code, output = vssl("labelgen", *options, "--plan")
+    assert code == 1 and "all videos are labelled there" in output
+
+
+def test_a_plan_is_what_the_run_takes(videos, tmp_path):
+    """Of four videos, all of which are measured to their end."""
+    found = load("folder", videos)
+    config = Config(height=48, width=64, crop=32, flow="dis")
+    guess = estimate(found, found.videos, tmp_path / "out", config, 1, 60)
+    assert guess.videos == len(guess.sample) == 4 and not guess.failed
+    assert guess.hours * 3600 == pytest.approx((120 + 70 + 20 + 12 - 4) / 25, rel=0.01)
+    report = run.run(found, found.videos, tmp_path / "out", config, videos_per_shard=1)
+    assert guess.disk == pytest.approx(report["bytes"], rel=0.1)
 
 
 def test_without_options(plain):

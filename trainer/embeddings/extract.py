@@ -82,7 +82,8 @@ class Piece:
 class Source(Protocol):
     """Where videos come from. about: kind and folder, for the reader; config: of the frames; count: of the videos; parts: what
     `open` takes, in order, each of so few videos that memory holds them; stamp: changes whenever a part does; files: by the ids
-    of all videos in order, what changes whenever a row of them would; only: the same source, of some of the videos alone."""
+    of all videos in order, what changes whenever a row of them would; only: the same source, of some of the videos alone; sample:
+    of a few of them, or their begin, and which share of all that is."""
 
     about: dict
     config: dict
@@ -98,6 +99,8 @@ class Source(Protocol):
     def files(self) -> dict[str, str]: ...
 
     def only(self, ids: Set[str]) -> Source: ...
+
+    def sample(self) -> tuple[Source, float]: ...
 
 
 def split_part(parts: Sequence[int]) -> str:
@@ -131,6 +134,15 @@ class ShardVideos:
         some.parts = [part for part in self.parts if not ids.isdisjoint(self._ids(part))]
         some.count = sum(map(some.size, some.parts))
         return some
+
+    def sample(self) -> tuple[ShardVideos, float]:
+        some = copy.copy(self)
+        some.parts = self.parts[:: max(1, len(self.parts) // 2)][:2]
+        some.count = sum(map(some.size, some.parts))
+        frames, whole = (
+            sum(int(part.arrays["videos/n_frames"].sum()) for part in of) for of in (some.parts, self.parts)
+        )
+        return some, frames / max(1, whole)
 
     @contextmanager
     def open(self, part: ShardReader, scratch: Path) -> Iterator[Piece]:
