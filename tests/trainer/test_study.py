@@ -27,13 +27,16 @@ from tests.labelgen.synthetic import write_video
 from tests.trainer.pages import Page
 from tests.trainer.planted import write_colored
 from tests.trainer.synthetic import write_shard
+from trainer import checkpoint
 from trainer.backbones import BACKBONES
 from trainer.backbones.layers import Stages
 from trainer.errors import TrainerError
 from trainer.histograms import histogram
+from trainer.settings import Settings
 from trainer.study import bootstrap, budgets, devices, file, jobs, planning, progress, results, sources
 from trainer.study.study import Machine, show_plan
 from trainer.study.study import study as make_study
+from trainer.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -609,3 +612,24 @@ def test_a_cluster_makes_runs_one_per_gpu(colors, tmp_path):
     assert "no such folder of shards" in made[lost]
     with pytest.raises(ClusterError, match="no Dask scheduler answers there"):
         next(jobs.make([job], tmp_path, 1, "nowhere", "cpu", {}))
+
+
+def test_a_row_may_be_weights_or_begin_with_them(colors, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "execute", execute_here)
+    small = Settings(method="rotation", width=0.06, epochs=1, batch_size=4, workers=0, device="cpu")
+    train(small, colors / "colors", tmp_path / "first")
+    rows = {"published": {"weights": "first"}, "continued": {"weights": "first", "method": "rotation"}}
+    measure = [{"protocol": "retrieval", "pooling": "mean"}]
+    data = {"colors": {"shards": str(colors / "colors")}}
+    path = write_study(tmp_path, seeds=[0], data=data, rows=rows, measures=measure)
+    study = file.read(path)
+    assert study.rows["published"].kind == file.WEIGHTS and study.rows["published"].network == ("r3d10", 0.06)
+    content = make_study(path, tmp_path / "out", Machine(device="cpu"), label, None, say=print)
+    assert not content["failures"] and {"published", "continued"} <= {own["row"] for own in content["numbers"]}
+    (run,) = (tmp_path / "out" / "runs").glob("*/run")
+    assert checkpoint.load(run).meta["initial"]["weights"] == study.rows["continued"].weights
+    train(replace(small, seed=1), colors / "colors", tmp_path / "second")
+    before = set((tmp_path / "out" / "results").iterdir())
+    path = write_study(tmp_path, seeds=[0], data=data, rows={"published": {"weights": "second"}}, measures=measure)
+    make_study(path, tmp_path / "out", Machine(device="cpu"), label, None, say=print)
+    assert len(set((tmp_path / "out" / "results").iterdir()) - before) == 1  # other weights, other numbers

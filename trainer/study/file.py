@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from labelgen.reading import fit
+from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.extends import chain, merged
 from trainer.network import stage_names
 from trainer.recipes import recipe
 from trainer.settings import Settings, over, resolve
 
-RANDOM, SUPERVISED, FLOW = "random weights", "supervised", "flow histogram"
+RANDOM, SUPERVISED, FLOW, WEIGHTS = "random weights", "supervised", "flow histogram", "weights"
 PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "finetune", "pretext")
 WITHOUT_LABELS = ("smoothness", "pretext")
 ALL = "all"
@@ -102,7 +103,8 @@ class Data:
 @dataclass(frozen=True)
 class Row:
     """What is compared: candidates are its settings, several where a list of values is tried; clips: the budget that
-    pretraining sees; label: what its pretraining labels in another way; kind: method, or RANDOM, SUPERVISED, FLOW."""
+    pretraining sees; label: what its pretraining labels in another way; kind: method, or RANDOM, SUPERVISED, FLOW, or WEIGHTS of
+    a file alone. start: the run or file whose backbone it begins with, and weights: what tells them from others."""
 
     name: str
     kind: str
@@ -110,6 +112,8 @@ class Row:
     tried: tuple[dict, ...] = ()
     clips: int = 0
     label: dict = field(default_factory=dict)
+    start: str = ""
+    weights: str = ""
 
     def pretrains_on(self, data: str) -> str:
         """Name of the data set, labelled as the row asks for, that it pretrains on."""
@@ -234,7 +238,10 @@ def _study(path: Path, content: dict) -> Study:
     seeds = _numbers("seeds", content.get("seeds", [0, 1, 2]))
     data = {name: _data(path.parent, name, given) for name, given in content["data"].items()}
     common = _settings("settings", content.get("settings", {}))
-    rows = {name: _row(name, given or {}, common, content.get("clips")) for name, given in content["rows"].items()}
+    rows = {
+        name: _row(path.parent, name, given or {}, common, content.get("clips"))
+        for name, given in content["rows"].items()
+    }
     measures = tuple(m for given in content["measures"] for m in _measures(given, data, rows))
     baselines = content.get("baselines", ["supervised", "flow"])
     if unknown := set(baselines) - {"supervised", "flow"}:
@@ -325,9 +332,16 @@ def _settings(where: str, given: dict) -> Settings:
     return Settings(**given)
 
 
-def _row(name: str, given: dict, common: Settings, clips: int | None) -> Row:
+def _row(folder: Path, name: str, given: dict, common: Settings, clips: int | None) -> Row:
     where = f"rows: {name}"
     own = {key: value for key, value in given.items() if key not in ("recipe", "clips", "label")}
+    begin = {}
+    if isinstance(own.get("weights"), str):  # a file; the weights of losses are a list
+        saved = checkpoint.load(_path(folder, own.pop("weights")), best=True)
+        begin = {"start": str(saved.file), "weights": checkpoint.digest(checkpoint.backbone_weights(saved))}
+        common = over(common, Settings(**{key: saved.meta["settings"][key] for key in ("backbone", "width")}))
+        if not own and "recipe" not in given and common.method is None:
+            return Row(name, WEIGHTS, (common,), **begin)
     swept = {key: value for key, value in own.items() if isinstance(value, list) and key != "weights"}
     if math.prod(map(len, swept.values())) > _TRIED:
         raise TrainerError(f"{where}: more than {_TRIED} settings to try, expected fewer values of {', '.join(swept)}")
@@ -345,7 +359,9 @@ def _row(name: str, given: dict, common: Settings, clips: int | None) -> Row:
         tried.append(chosen)
     label = given.get("label", {})
     _known(f"{where}: label", label)
-    return Row(name, "method", tuple(found), tuple(tried), _count(f"{where}: clips", given.get("clips", clips)), label)
+    return Row(
+        name, "method", tuple(found), tuple(tried), _count(f"{where}: clips", given.get("clips", clips)), label, **begin
+    )
 
 
 def _ordering(given: dict, rows: dict[str, Row]) -> Ordering:

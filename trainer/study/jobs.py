@@ -188,7 +188,12 @@ def work(job: Job, root: Path, functions: dict[str, Callable]) -> None:
 
 def _train(job: Job, store: Store, functions: dict) -> dict[str, dict]:
     how = job.how
-    run = train_or_resume(store.run(job.id) / "run", on_device(how["settings"], how["device"]), how["source"])
+    run = train_or_resume(
+        store.run(job.id) / "run",
+        on_device(how["settings"], how["device"]),
+        how["source"],
+        initial=how["start"] or None,
+    )
     seconds = _logged_seconds(run)
     return {job.id: {"seconds": round(seconds, 2)}}
 
@@ -232,7 +237,7 @@ def _frozen(job: Job, store: Store, functions: dict) -> dict[str, dict]:
             if job.kind == "flow":
                 found = measures.flow_features(shards, functions["flow"])
             else:
-                place = run and store.run(run) / "run"
+                place = store.run(run) / "run" if run else how["start"] or None
                 found = measures.backbone_features(place, how["settings"], shards, Path(folder), compute)
             for id, target, measure, seed in requests:
                 own = made.setdefault(id, {"scores": {}})
@@ -248,7 +253,8 @@ def _finetune(job: Job, store: Store, functions: dict) -> dict[str, dict]:
 
     how, scores = job.how, dict[str, float]()
     for split, settings in how["settings"].items():
-        initial = how["run"][split] and str(store.run(how["run"][split]) / "run")
+        own_run = how["run"][split]
+        initial = str(store.run(own_run) / "run") if own_run else how["start"] or None
         run = train_or_resume(
             store.finetuned(job, split), on_device(settings, how["device"]), how["source"], how["target"], initial
         )

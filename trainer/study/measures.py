@@ -19,11 +19,11 @@ from trainer.study.sources import Source, few_name
 
 
 def backbone_features(
-    run: Path | None, settings: dict, shards: data.Shards, folder: Path, compute: Compute
+    run: Path | str | None, settings: dict, shards: data.Shards, folder: Path, compute: Compute
 ) -> Features:
     """Features of the 10 clips of every video, of a run's backbone, or of the initial weights of `settings`; kept in folder."""
     saved = checkpoint.Checkpoint(folder, folder, {}, {})
-    trained = networks(checkpoint.load(run))["pretrained"] if run else None
+    trained = networks(checkpoint.load(run, best=True))["pretrained"] if run else None
     backbone = trained or build_backbone(resolve(Settings(**settings)))
     return features(saved, "study", backbone, shards, shards.videos, "spread", compute)
 

@@ -14,6 +14,7 @@ from trainer.pages.report import made_by
 from trainer.pages.results import value_cell
 from trainer.pages.trained import curve, read_log
 from trainer.study.budgets import differing, runs_by_data
+from trainer.study.file import WEIGHTS
 from trainer.study.jobs import Store
 from trainer.study.planning import Planned
 from trainer.study.results import RULE, guessed, mark, orderings, place, tables
@@ -114,7 +115,9 @@ def _headlines(content: dict) -> list[tuple[int, str]]:
 
 
 def _forest(content: dict) -> Markup:
-    kinds = {row: "pretrained" if own["kind"] == "method" else "random" for row, own in content["rows"].items()}
+    kinds = {
+        row: "pretrained" if own["kind"] in ("method", WEIGHTS) else "random" for row, own in content["rows"].items()
+    }
     found, shown = [], set()
     for number, title in _headlines(content):
         own = [entry for entry in content["numbers"] if entry["column"] == number]

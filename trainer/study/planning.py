@@ -20,7 +20,7 @@ from trainer.errors import TrainerError
 from trainer.network import build_backbone
 from trainer.settings import Settings, over, resolve
 from trainer.study.devices import kind_of_device
-from trainer.study.file import ALL, FLOW, SUPERVISED, VIEWS, WITHOUT_LABELS, Measure, Row, Study
+from trainer.study.file import ALL, FLOW, SUPERVISED, VIEWS, WEIGHTS, WITHOUT_LABELS, Measure, Row, Study
 from trainer.study.jobs import Job, Store, code, determining, identity
 from trainer.study.sources import Source, few_name
 from trainer.training.precision import pick_precision, set_precision
@@ -150,6 +150,7 @@ class _Planner:
         epochs, clips, videos = _epochs(source, settings, row.clips)
         settings = replace(settings, epochs=epochs)
         what = {"settings": determining(settings), "data": source.identity[split]}
+        what |= {"start": row.weights} if row.weights else {}
         id = self.trainings[key] = identity(kind="train", code=code("train"), **what)
         own = resolve(settings)
         told = f"pretrain on {source.data.name}{f', split {split}' if len(source.splits) > 1 else ''}, seed {seed}"
@@ -157,7 +158,7 @@ class _Planner:
             f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in row.tried[index].items()
         )
-        how = {"settings": asdict(settings), "source": source, "device": self.device}
+        how = {"settings": asdict(settings), "source": source, "device": self.device, "start": row.start}
         cost = f"{own.method} {own.backbone} {own.width:g} {_clip(source)}", clips
         self._add(Job("train", id, (), how, (), row.name, ", ".join(filter(None, (told, tried))), cost, videos))
         return id
@@ -172,6 +173,8 @@ class _Planner:
     def _identity(self, row: Row, networks: dict, seed: int) -> object:
         if row.kind == FLOW:
             return FLOW
+        if row.kind == WEIGHTS:
+            return row.weights
         own = resolve(row.candidates[0])
         return networks if row.kind == "method" else [own.backbone, own.width, seed]
 
@@ -192,6 +195,7 @@ class _Planner:
         kind = "flow" if row.kind == FLOW else "frozen"
         settings = None if row.kind == FLOW else asdict(replace(row.candidates[0], seed=seed))
         how = {"source": source, "run": networks, "settings": settings, "device": self.device}
+        how["start"] = row.start if row.kind == WEIGHTS else ""
         how["requests"] = [(id, column.target, measure, seed)]
         needs = tuple(dict.fromkeys(filter(None, networks.values())))
         videos = _videos(source) * max(1, len(needs))
@@ -226,12 +230,13 @@ class _Planner:
         bare = Settings(method="recognition", backbone=own.backbone, width=own.width, seed=seed)
         bare = replace(over(measure.settings or Settings(), bare), epochs=epochs)
         settings = {s: replace(bare, split=few_name(s, measure.labels, seed)) for s in source.splits}
-        network = self._identity(row, networks, seed) if row.kind == "method" else None
+        network = self._identity(row, networks, seed) if row.kind in ("method", WEIGHTS) else None
         what = {"network": network, "data": source.identity, "labels": source.labels[column.target]}
         of = {split: determining(one) for split, one in settings.items()}
         id = identity(kind="finetune", code=code("train") + code("measure"), settings=of, **what)
         how = {"source": source, "target": column.target, "run": networks, "device": self.device}
         how |= {"settings": {split: asdict(one) for split, one in settings.items()}}
+        how["start"] = row.start if row.kind == WEIGHTS else ""
         needs = tuple(dict.fromkeys(filter(None, networks.values())))
         told = f"{measure.title} on {column.tested_on} {column.target}".rstrip()
         told += (f", pretrained on {column.pretrained_on}" if needs else "") + f", seed {seed}"

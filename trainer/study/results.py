@@ -101,6 +101,7 @@ def _row(row: Row, planned: Planned, store: Store) -> dict:
                 ]
     elif row.candidates:
         told |= {"backbone": row.network[0], "width": row.network[1]}
+        told |= {"weights": row.weights, "start": row.start} if row.start else {}
     return told
 
 
