@@ -22,6 +22,7 @@ from trainer.methods.method import Method
 from trainer.options import Option
 from trainer.settings import DECLARATIONS, DEFAULT_BACKBONE, Declaration
 from trainer.study.tables import markdown
+from trainer.weights.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -91,6 +92,18 @@ def backbones() -> list[str]:
     return table(("backbone", "parameters", "features", ""), rows)
 
 
+def weights() -> list[str]:
+    """The programs whose weights are read, and what pixels their networks expect."""
+    rows = []
+    for of in FAMILIES:
+        names = dict.fromkeys(name for name, _ in of.networks if name not in of.refused)
+        clip = f"{of.input.frames} frames" + (f", {of.fps:g} a second" if of.fps else "")
+        size = f"{of.size[2]} of {of.size[0]} x {of.size[1]}"
+        networks = ", ".join(f"`{name}`" for name in names)
+        rows.append((f"`{of.name}`", of.about, networks, of.input.described, clip, size, f"{of.epsilon:g}"))
+    return table(("`--from`", "weights", "backbone here", "input", "clip", "crop", "epsilon"), rows)
+
+
 def settings() -> list[str]:
     """Every setting of a run but the options of methods."""
     rows = [
@@ -142,6 +155,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "options": options,
     "backbones": backbones,
     "backbone-names": lambda: names(BACKBONES),
+    "weights": weights,
     "settings": settings,
     "commands": commands,
     "protocols": protocols,

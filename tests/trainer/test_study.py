@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,15 @@ from tests.trainer.pages import Page
 from tests.trainer.planted import write_colored
 from tests.trainer.studies import SMALL, execute_here, make_study, write_study
 from tests.trainer.synthetic import write_shard
+from trainer import checkpoint
 from trainer.backbones import BACKBONES
 from trainer.backbones.layers import Stages
 from trainer.histograms import histogram
+from trainer.settings import Settings
 from trainer.study import budgets, results, runner, tables
-from trainer.study.spec import RANDOM, read
+from trainer.study.spec import RANDOM, WEIGHTS, read
 from trainer.study.study import show_plan
+from trainer.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -258,3 +262,23 @@ def test_a_verdict_needs_the_whole_interval_on_one_side():
     ends = [(0.1, 3.0), (-3.0, -0.1), (-1.0, 0.0), (0.0, 1.0)]
     words = [results.verdict({"low": low, "high": high}) for low, high in ends]
     assert words == ["agrees", "disagrees", "undecided", "undecided"]
+
+
+def test_a_row_may_be_weights_or_begin_with_them(colors, tmp_path, monkeypatch):
+    small = Settings(method="rotation", width=0.06, epochs=1, batch_size=4, workers=0, device="cpu")
+    train(small, colors / "colors", tmp_path / "first")
+    rows = {"published": {"weights": "first"}, "continued": {"weights": "first", "method": "rotation"}}
+    common = {"seeds": [0], "data": {"colors": {"shards": str(colors / "colors")}}}
+    path = write_study(tmp_path, rows=rows, **common)
+    study = read(path)
+    assert study.rows["published"].kind == WEIGHTS and study.rows["published"].network == ("r3d10", 0.06)
+    content = make_study(monkeypatch, path, tmp_path / "out")
+    assert not content["failures"] and {"published", "continued"} <= {entry["row"] for entry in content["numbers"]}
+    (run,) = (tmp_path / "out" / "runs").glob("*/run")
+    assert checkpoint.load(run).meta["initial"]["weights"] == study.rows["continued"].weights
+    train(replace(small, seed=1), colors / "colors", tmp_path / "second")
+    before = {*(tmp_path / "out" / "results").iterdir()}
+    make_study(
+        monkeypatch, write_study(tmp_path, rows={"published": {"weights": "second"}}, **common), tmp_path / "out"
+    )
+    assert len({*(tmp_path / "out" / "results").iterdir()} - before) == 1  # other weights, other numbers

@@ -98,7 +98,9 @@ def four_gpus(monkeypatch, tmp_path):
 
 def some_jobs(count, device):
     about = {"row": "row", "cost": "c", "clips": 1.0, "device": device, "source": None, "networks": {}}
-    return [Training(id=f"{i}", title=f"number {i}", settings=None, videos=(1, 1), **about) for i in range(count)]
+    return [
+        Training(id=f"{i}", title=f"number {i}", settings=None, videos=(1, 1), start="", **about) for i in range(count)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ class Job:
 
     id: hash of all that determines it; row, title: for the reader; cost: name of like jobs, and clips: how many, for the estimate
     source: the data set that it reads; networks: by split, the id of the training whose network is used, None for random weights
-    device: or several, among which jobs are spread
+    start: run or file whose backbone is used in place of random weights, if any; device: or several, among which jobs are spread
     """
 
     kind: ClassVar[str]
@@ -108,6 +108,12 @@ class Job:
     device: str
     source: Source
     networks: dict[str, str | None]
+    start: str
+
+    def network(self, store: Store, split: str) -> Path | str | None:
+        """The run or file of the network that is tested on a split, None for random weights."""
+        id = self.networks[split]
+        return store.run(id) / "run" if id else self.start or None
 
     @property
     def needs(self) -> list[str]:
@@ -149,7 +155,7 @@ class Training(Job):
 
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
         run = store.run(self.id) / "run"
-        _train_or_resume(run, self.settings, self, self.source.overlay)
+        _train_or_resume(run, self.settings, self, self.source.overlay, self.start or None)
         rows = csv.DictReader(read_text(run / "log.csv").splitlines())
         return {self.id: {"seconds": round(sum(float(row["total_ms"]) for row in rows) / 1000, 2)}}
 
@@ -204,8 +210,7 @@ class Frozen(Measuring):
     settings: Settings
 
     def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
-        id = self.networks[split]
-        run = store.run(id) / "run" if id else None
+        run = self.network(store, split)
         return measures.backbone_features(run, self.settings, self.source.opened(split), folder, self.compute)
 
 
@@ -232,9 +237,7 @@ class Finetuning(Job):
         scores, folder = dict[str, float](), store.root / "finetuned" / self.id
         for split, settings in self.settings.items():
             run = folder / split.replace("/", "_")
-            id = self.networks[split]
-            initial = store.run(id) / "run" if id else None
-            _train_or_resume(run, settings, self, self.source.overlays[self.target], initial)
+            _train_or_resume(run, settings, self, self.source.overlays[self.target], self.network(store, split))
             opened = self.source.opened(str(settings.split), self.target)
             scores |= Evaluator(opened, run, compute=self.compute).scores("recognition").right
         shutil.rmtree(folder)  # only its scores are used
@@ -261,7 +264,7 @@ class Pretext(Job):
         return {self.id: made}
 
 
-def _train_or_resume(run: Path, settings: Settings, job: Job, overlay: Path, initial: Path | None = None) -> None:
+def _train_or_resume(run: Path, settings: Settings, job: Job, overlay: Path, initial: Path | str | None) -> None:
     """Train a run, or resume it from its last checkpoint. On a CPU the process that trains decodes the frames, too."""
     workers = 0 if job.device == "cpu" else settings.workers
     if any((run / "checkpoints").glob("[0-9]*")):

@@ -18,11 +18,11 @@ from trainer.study.spec import LAST, WITHOUT_LABELS, Measure
 
 
 def backbone_features(
-    run: Path | None, settings: Settings, shards: data.Shards, folder: Path, compute: Compute
+    run: Path | str | None, settings: Settings, shards: data.Shards, folder: Path, compute: Compute
 ) -> Features:
     """Features of the 10 clips of every video, of a run's backbone, or of the initial weights of `settings`; kept in folder."""
     saved = checkpoint.Checkpoint(folder, folder, {}, {})
-    backbone = networks(checkpoint.load(run))["pretrained"] if run else build_backbone(resolve(settings))
+    backbone = networks(checkpoint.load(run, best=True))["pretrained"] if run else build_backbone(resolve(settings))
     return features(saved, "study", backbone, shards, shards.videos, "spread", compute)
 
 

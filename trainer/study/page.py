@@ -16,6 +16,7 @@ from trainer.pages.trained import curve, read_log
 from trainer.study.budgets import differing, runs_by_data
 from trainer.study.jobs import Store
 from trainer.study.planning import Plan
+from trainer.study.spec import WEIGHTS
 from trainer.study.tables import RULE, chance_of, in_brackets, mark, orderings, place, tables
 
 _COLUMN, _LINE = 120, 24  # pixels of the chart of ranks
@@ -106,7 +107,10 @@ def _headlines(content: dict) -> list[tuple[int, str]]:
 
 
 def _forest(content: dict) -> Markup:
-    kinds = {row: "pretrained" if about["kind"] == "method" else "random" for row, about in content["rows"].items()}
+    kinds = {
+        row: "pretrained" if about["kind"] in ("method", WEIGHTS) else "random"
+        for row, about in content["rows"].items()
+    }
     found, shown = [], set()
     for number, title in _headlines(content):
         entries = [entry for entry in content["numbers"] if entry["column"] == number]

@@ -157,7 +157,8 @@ class _Planner:
             settings = replace(row.candidates[index], seed=seed, split=split)
             epochs, clips, videos = _epochs(source, settings, row.clips)
             settings = replace(settings, epochs=epochs)
-            id = identity("train", settings=determining(settings), data=source.identity[split])
+            begin = {"start": row.weights} if row.weights else {}
+            id = identity("train", settings=determining(settings), data=source.identity[split], **begin)
             title = f"pretrain on {source.data.name}{f', split {split}' if len(source.splits) > 1 else ''}, seed {seed}"
             tried = (f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.tried[index].items())
             cost = f"{resolve(settings).method} {_size(row, source)}"
@@ -172,7 +173,8 @@ class _Planner:
 
     def _about(self, row: Row, source: Source, title: str, networks: dict[str, str | None]) -> dict[str, Any]:
         """What every job has."""
-        return {"row": row.name, "source": source, "title": title, "networks": networks, "device": self.device}
+        about = {"row": row.name, "source": source, "title": title, "networks": networks, "device": self.device}
+        return about | {"start": row.start}
 
     def _frozen(self, row: Row, column: Column, seed: int) -> str | None:
         measure, source, flow = column.measure, self.sources[column.tested_on], row.kind == FLOW
@@ -182,7 +184,7 @@ class _Planner:
         if few:
             _training_videos(source, column, seed)
         networks = self._networks(row, column, seed)
-        network: object = FLOW if flow else networks if row.kind == "method" else [*row.network, seed]
+        network: object = FLOW if flow else networks if row.kind == "method" else row.weights or [*row.network, seed]
         kind, of = "flow" if flow else "frozen", {"network": network, "data": source.identity}
         what = measure.determining | ({"stage": "", "pooling": "", "parts": 1} if flow else {})
         drawn = {"seed": seed if few else None}
@@ -215,7 +217,10 @@ class _Planner:
         bare = Settings(method="recognition", backbone=backbone, width=width, seed=seed)
         bare = replace(over(measure.settings or Settings(), bare), epochs=epochs)
         settings = {split: replace(bare, split=few_name(split, measure.labels, seed)) for split in source.splits}
-        what = {"network": networks if row.kind == "method" else None, "labels": source.labels[column.target]}
+        what = {
+            "network": networks if row.kind == "method" else row.weights or None,
+            "labels": source.labels[column.target],
+        }
         of_splits = {split: determining(of_split) for split, of_split in settings.items()}
         id = identity("finetune", settings=of_splits, data=source.identity, **what)
         title = f"{measure.title} on {column.tested}" + _how(column, networks, seed)

@@ -70,7 +70,7 @@ def _data(source: Source) -> dict:
 def _row(row: Row, planned: Plan, store: Store) -> dict:
     if row.kind != "method":
         network = zip(("backbone", "width"), row.network, strict=True) if row.candidates else ()
-        return {"kind": row.kind, **dict(network)}
+        return {"kind": row.kind, **dict(network)} | _start(row)
     varied = ("seed", "split", "epochs", *row.tried[0])
     settings = {key: value for key, value in determining(row.candidates[0]).items() if key not in varied}
     trained, tried = {}, {}
@@ -92,7 +92,12 @@ def _row(row: Row, planned: Plan, store: Store) -> dict:
                 for i, (values, loss) in enumerate(zip(row.tried, losses, strict=True))
             ]
     about = {"kind": row.kind, "clips asked for": row.clips, "settings": settings, "label": row.label}
-    return about | {"trained": trained} | ({"tried": tried} if tried else {})
+    return about | {"trained": trained} | ({"tried": tried} if tried else {}) | _start(row)
+
+
+def _start(row: Row) -> dict[str, str]:
+    """The weights that a row begins with, if they are of a file."""
+    return {"start": row.start, "weights": row.weights} if row.start else {}
 
 
 def _finite(loss: float) -> float | None:

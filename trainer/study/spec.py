@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from labelgen.reading import Only, fit
+from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.extends import chain, merged
 from trainer.network import stage_names
 from trainer.recipes import recipe
 from trainer.settings import Settings, over, resolve
 
-RANDOM, SUPERVISED, FLOW = "random weights", "supervised", "flow histogram"
+RANDOM, SUPERVISED, FLOW, WEIGHTS = "random weights", "supervised", "flow histogram", "weights"
 PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "self", "finetune", "pretext")
 WITHOUT_LABELS = ("smoothness", "self", "pretext")
 ALL = "all"
@@ -87,8 +88,9 @@ class Data:
 class Row:
     """What is compared.
 
-    kind: "method", or RANDOM, SUPERVISED, FLOW; candidates: its settings, several if values are tried, and tried: these values
-    of each; clips: the budget of a pretraining; label: how its pretraining is labelled, if in another way than the data set
+    kind: "method", or RANDOM, SUPERVISED, FLOW, or WEIGHTS of a file alone; candidates: its settings, several if values are
+    tried, and tried: these values of each; clips: the budget of a pretraining; label: how its pretraining is labelled, if in
+    another way than the data set; start: the run or file whose backbone it begins with, and weights: what tells these from others
     """
 
     name: str
@@ -97,6 +99,8 @@ class Row:
     tried: tuple[dict, ...] = ()
     clips: int = 0
     label: dict = field(default_factory=dict)
+    start: str = ""
+    weights: str = ""
 
     def pretrains_on(self, data: str) -> str:
         """Name of the data set, labelled as the row asks for, that it pretrains on."""
@@ -213,7 +217,9 @@ def _study(folder: Path, content: dict) -> Study:
     _expect(min(seeds) >= 0 and len(set(seeds)) == len(seeds), "seeds", seeds, "different numbers, 0 or more")
     data = {name: _data(folder, name, given) for name, given in content["data"].items()}
     common = Settings(**content.get("settings", {}))
-    rows = {name: _row(name, given or {}, common, content.get("clips")) for name, given in content["rows"].items()}
+    rows = {
+        name: _row(folder, name, given or {}, common, content.get("clips")) for name, given in content["rows"].items()
+    }
     measures = tuple(m for given in content["measures"] for m in _measures(given, data, rows))
     rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow"]))
     orderings = tuple(_ordering(given, rows) for given in content.get("orderings", ()))
@@ -268,13 +274,19 @@ def _path(folder: Path, given: str) -> str:
     return os.path.abspath(folder / Path(os.path.expandvars(given)).expanduser())
 
 
-def _row(name: str, given: dict, common: Settings, clips: int | None) -> Row:
+def _row(folder: Path, name: str, given: dict, common: Settings, clips: int | None) -> Row:
     key = f"rows, {name}"
     try:
         fit(given, _ROW, key)
     except ValueError as error:
         raise TrainerError(str(error)) from error
-    settings = {key: value for key, value in given.items() if f"{key}?" in _SETTINGS}
+    settings, begin = {key: value for key, value in given.items() if f"{key}?" in _SETTINGS}, {}
+    if isinstance(settings.get("weights"), str):  # a file; the weights of losses are a list
+        saved = checkpoint.load(_path(folder, settings.pop("weights")), best=True)
+        begin = {"start": str(saved.file), "weights": checkpoint.digest(checkpoint.backbone_weights(saved))}
+        common = over(common, Settings(**{name: saved.meta["settings"][name] for name in ("backbone", "width")}))
+        if given.keys() == {"weights"} and common.method is None:
+            return Row(name, WEIGHTS, (common,), **begin)
     swept = {key: value for key, value in settings.items() if isinstance(value, list) and key != "weights"}
     tried = math.prod(map(len, swept.values()))
     _expect(tried <= _TRIED, f"{key}, settings to try", tried, f"at most {_TRIED}: fewer values of {', '.join(swept)}")
@@ -287,7 +299,7 @@ def _row(name: str, given: dict, common: Settings, clips: int | None) -> Row:
         if swept and not candidate.holdout:
             raise TrainerError(f"{key}: several values of {', '.join(swept)} need a holdout to choose by")
     clips = _count(f"{key}, clips", given.get("clips", clips))
-    return Row(name, "method", candidates, combinations, clips, given.get("label", {}))
+    return Row(name, "method", candidates, combinations, clips, given.get("label", {}), **begin)
 
 
 def _references(rows: dict[str, Row], measures: tuple[Measure, ...], baselines: list[str]) -> dict[str, Row]:
