@@ -21,6 +21,7 @@ from cli.show import shards_group, show
 from cli.streams import keep_streams, names_in_utf8
 from cli.study import study
 from cli.train import finetune, train
+from labelgen import own
 from labelgen.errors import ConfigError, VsslError
 from labelgen.processes import safe_path
 
@@ -61,7 +62,13 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="vssl")
-def main():
+@click.option(
+    "--use",
+    metavar="MODULE:NAME",
+    multiple=True,
+    help=f"A method, backbone, protocol or label kind of your own that may be imported; also in ${own.VARIABLE}.",
+)
+def main(use):
     """From a folder of unlabelled videos to a pretrained, evaluated 3D CNN.
 
     \b
@@ -69,6 +76,12 @@ def main():
       vssl train --shards out/
       vssl eval retrieval
     """
+    for path in use:
+        own.use(path)
+    if own.named():
+        from labelgen.labels import register_own
+
+        register_own()
 
 
 for command in (

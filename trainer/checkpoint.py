@@ -27,14 +27,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from labelgen import own
 from labelgen.config import Config
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import public, sync, writing
 from labelgen.reading import fit, load_json, open_regular, parse_json
 from trainer import backbones, distributed
 from trainer.data import Shards
-from trainer.errors import TrainerError
-from trainer.methods import METHODS, method_class
+from trainer.errors import SettingError, TrainerError
+from trainer.methods import known, method_class, module_name
 from trainer.settings import FREE, Settings, resolve
 
 SCHEMA = 2
@@ -202,7 +203,7 @@ def trained_splits(meta: dict) -> dict[str, str | None]:
 def with_labels(settings: dict) -> bool:
     """Whether a run of these settings learns the class labels."""
     names = settings["method"].split("+")
-    return any(name in METHODS and method_class(name).supervised for name in names)  # of others nothing is known
+    return any(known(name) and method_class(name).supervised for name in names)  # of others nothing is known
 
 
 def load(path: str | os.PathLike, best: bool = False, untrained: bool = False) -> Checkpoint:
@@ -252,7 +253,7 @@ def _load(path: Path) -> Checkpoint:
         folder.name, file.with_suffix("")
     )
     names = meta["settings"]["method"].split("+")
-    former = {f".{name}.{buffer}" for name in names for buffer in method_class(name).former_buffers}
+    former = {f".{module_name(name)}.{buffer}" for name in names for buffer in method_class(name).former_buffers}
     weights = {name: value for name, value in weights.items() if not name.endswith(tuple(former))}
     saved = Checkpoint(file, run, meta, weights)
     with torch.device("meta"):
@@ -311,6 +312,11 @@ def _check_meta(file: Path, meta: dict) -> None:
     # one of an older version may lack settings that change no weight
     if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - FREE):
         raise TrainerError(f"{file}: {', '.join(wrong):.200} missing or unknown in its metadata; {_OTHER}")
+    made_with = [meta["settings"][name] for name in ("method", "backbone")]
+    try:
+        own.check_named([name for text in made_with if isinstance(text, str) for name in text.split("+")], SettingError)
+    except SettingError as error:
+        raise TrainerError(f"{file}: {error}") from error
     try:
         meta["settings"] = asdict(resolve(Settings(**meta["settings"])))
     except TrainerError as error:
