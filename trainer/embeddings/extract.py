@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,12 +43,14 @@ _STORED = (
 @dataclass(frozen=True)
 class Choice:
     """What a row is: level "clip" or "video"; stage of the backbone, None for the last; pooling "mean" or "max"; views, a
-    name of VIEWS, None for "sliding" clips, "spread" over videos."""
+    name of VIEWS, None for "sliding" clips, "spread" over videos; crops: 1, the centre, or 10, whose vectors stand side by side,
+    see data.TenCrops."""
 
     level: str = "clip"
     stage: str | None = None
     pooling: str = "mean"
     views: str | None = None
+    crops: int = 1
 
 
 @dataclass(frozen=True)
@@ -165,14 +167,17 @@ class Extractor:
             ("level", choice.level, ("clip", "video")),
             ("pooling", choice.pooling, POOLINGS),
             ("views", choice.views, (None, *VIEWS)),
+            ("crops", choice.crops, (1, 10)),
         ):
             if value not in known:
-                raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(filter(None, known))}")
+                raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(map(str, filter(None, known)))}")
         views = choice.views or {"clip": "sliding", "video": "spread"}[choice.level]
-        self.stage, self.views, self.choice = stage, VIEWS[views], Choice(choice.level, stage, choice.pooling, views)
-        self.width = pool(stages[stage])[choice.pooling].shape[1]
+        self.stage, self.views, self.choice = stage, VIEWS[views], replace(choice, stage=stage, views=views)
+        self.width = choice.crops * pool(stages[stage])[choice.pooling].shape[1]
         stored = {name: frames[name] for name in _STORED if name in frames}
         self.settings = {"weights": sha256_of(self.backbone).hexdigest()[:16], **asdict(self.choice), "frames": stored}
+        if choice.crops == 1:
+            del self.settings["crops"]  # as tables of earlier versions have it
         meta = saved.meta["settings"]
         self.about = {
             "checkpoint": path_text(saved.file.resolve()),
@@ -183,14 +188,16 @@ class Extractor:
 
     def __call__(self, piece: Piece) -> tuple[np.ndarray, dict[str, list]]:
         """Vectors float32 [rows, d] of the videos of a piece in their order, and the other columns of the table."""
-        clips = data.VideoViews(piece.frames, piece.videos, self.views)  # type: ignore[arg-type]  # as good as Shards
-        vectors = np.empty((len(clips), self.width), np.float32)
+        shown = data.VideoViews if self.choice.crops == 1 else data.TenCrops
+        clips = shown(piece.frames, piece.videos, self.views)  # type: ignore[arg-type]  # as good as Shards
+        vectors = np.empty((len(clips), self.width // self.choice.crops), np.float32)
         if len(clips):
             for index, stages in stage_outputs(self.backbone, clips, self.compute):
                 values = pool(stages[self.stage])[self.choice.pooling]
                 if not values.isfinite().all():
                     raise TrainerError(f"stage {self.stage} gives values that are not finite: the weights are damaged")
                 vectors[index] = values.cpu().numpy()
+        vectors = vectors.reshape(-1, self.width)
         owner, first, last = clips.owner, clips.frames.min(1, initial=1 << 62), clips.frames.max(1, initial=0)
         middle = clips.frames[:, clips.frames.shape[1] // 2]
         if self.choice.level == "video" and len(clips):
@@ -204,8 +211,8 @@ class Extractor:
             times = [float(piece.bounds[int(video)][int(frame)]) for video, frame in zip(owner, at, strict=True)]
             columns[name] = [None if np.isnan(time) else time for time in times]
         columns["stage"] = [self.stage] * len(fields)
-        shown = zip(owner.tolist(), middle.tolist(), strict=True)
-        columns["thumbnail"] = [_thumbnail(piece, video, frame) for video, frame in shown]
+        pictures = zip(owner.tolist(), middle.tolist(), strict=True)
+        columns["thumbnail"] = [_thumbnail(piece, video, frame) for video, frame in pictures]
         return vectors, columns
 
 
@@ -280,7 +287,11 @@ def embed(
 
 def _difference(about: dict, settings: dict) -> str:
     stored = about.get("settings", {})
-    words = [f"{name} {stored.get(name)}, not {value}" for name, value in settings.items() if stored.get(name) != value]
+    words = [
+        f"{n} {stored.get(n)}, not {settings.get(n)}"
+        for n in {**settings, **stored}
+        if stored.get(n) != settings.get(n)
+    ]
     return "; ".join(words) or f"{about.get('videos')} videos that are not, or no longer, just these"
 
 
@@ -307,7 +318,7 @@ def extractor_of(table: Table, checkpoint: Path | None, compute: Compute) -> Ext
         check_frames(settings["frames"])
     except ValueError as error:
         raise TrainerError(f"{table.path}: damaged ({error}); make it anew with `vssl embed`") from error
-    choice = Choice(*(settings[name] for name in ("level", "stage", "pooling", "views")))
+    choice = Choice(*(settings[name] for name in ("level", "stage", "pooling", "views")), crops=settings.get("crops", 1))
     saved = load_network(checkpoint or Path(table.about.get("checkpoint", "")))
     extract = Extractor(saved, choice, settings["frames"], compute)
     if extract.settings["weights"] != settings["weights"]:
