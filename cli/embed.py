@@ -39,10 +39,24 @@ from labelgen.progress import ProgressBar, busy, duration
 )
 @click.option(
     "--views",
-    type=click.Choice(["sliding", "spread"]),
-    help="Clips that overlap by half, or 10 per video.  [default: sliding for clips, spread for videos]",
+    type=click.Choice(["sliding", "spread", "adjacent"]),
+    help="Clips that overlap by half, 10 per video, or one after the other.  [default: sliding for clips, spread for videos, "
+    "adjacent with --npy per-video]",
 )
-@click.option("--npy", is_flag=True, help="Write the vectors as .npy and all else as .csv beside the table, too.")
+@click.option(
+    "--crops",
+    default="1",
+    type=click.Choice(["1", "10"]),
+    help="The centre, or the four corners and the centre, and these mirrored: ten vectors side by side.",
+)
+@click.option(
+    "--npy",
+    is_flag=False,
+    flag_value="table",
+    type=click.Choice(["table", "per-video"]),
+    help="Write the vectors as .npy and all else as .csv beside the table, too; per-video: a file of [clips, values] for each "
+    "video, [clips, 10, values] with --crops 10.",
+)
 @click.option(
     "--plan",
     is_flag=True,
@@ -50,7 +64,22 @@ from labelgen.progress import ProgressBar, busy, duration
 )
 @computing
 def embed(
-    checkpoint, videos, shards, out, dataset, fps, level, stage, pooling, views, npy, plan, batch_size, workers, device
+    checkpoint,
+    videos,
+    shards,
+    out,
+    dataset,
+    fps,
+    level,
+    stage,
+    pooling,
+    views,
+    crops,
+    npy,
+    plan,
+    batch_size,
+    workers,
+    device,
 ):
     """Write features of videos, of files or shards, as a Parquet table: one row per clip or video.
 
@@ -60,15 +89,19 @@ def embed(
     from trainer.embeddings.chosen import extractor, load_network
     from trainer.embeddings.extract import Choice, ShardVideos
     from trainer.embeddings.extract import embed as write
-    from trainer.embeddings.table import write_npy
+    from trainer.embeddings.table import write_npy, write_npy_per_video
 
     if (not videos) == (shards is None):
         raise click.UsageError("give one of --videos and --shards")
     if twice := [path for path, count in Counter(map(os.path.abspath, videos)).items() if count > 1]:
         raise click.UsageError(f"--videos {twice[0]} is given twice")
+    if npy == "per-video" and level == "video":
+        raise click.UsageError("--npy per-video writes the clips of each video; leave --level video out")
+    if npy == "per-video" and views is None:
+        views = "adjacent"
     saved, how = load_network(checkpoint), compute(batch_size, workers, device)
     source = ShardVideos(shards) if shards else video_files(videos, dataset, saved.meta["config"], how.workers, fps)
-    extract = extractor(saved, Choice(level, stage, pooling, views), source.config, how, flow)
+    extract = extractor(saved, Choice(level, stage, pooling, views, int(crops)), source.config, how, flow)
     if plan:
         _plan(extract, source)
         return
@@ -80,8 +113,11 @@ def embed(
         f"{out}: {table.rows:,} rows of {source.count - lost:,} of {source.count:,} videos, {table.width} values each, "
         f"{table.about['settings']['stage']} of {table.about['backbone']} ({table.about['checkpoint']})"
     )
-    if npy:
+    if npy == "table":
         click.echo("\n".join(map(str, write_npy(table))))
+    elif npy == "per-video":
+        folder, videos_written = write_npy_per_video(table)
+        click.echo(f"{folder}: {videos_written:,} videos")
     for failure in failures:
         click.echo(f"  {failure['id']}: {failure['reason']}")
     if failures:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from cli.options import COMPUTE, compute
+from labelgen import plugins
 from trainer.evaluate import PROTOCOLS, protocol_class
 
 _FOLDER = click.Path(path_type=Path)
@@ -50,7 +51,9 @@ class _Protocols(click.Group):
             shared = [option for each in PROTOCOLS for option in protocol_class(each).options if option.shared]
             options = [*_common(_ALL_SPLIT), *map(_option, shared)]
             return click.Command("all", params=options, callback=_run_all, help=_run_all.__doc__)
-        if name not in PROTOCOLS:
+        if plugins.is_path(name):
+            plugins.use(name)
+        elif name not in PROTOCOLS:
             return None
         protocol = protocol_class(name)
         options = [*_common(protocol.split_help, protocol.several_runs), *map(_option, protocol.options)]

@@ -22,6 +22,7 @@ from cli.streams import keep_streams, names_in_utf8
 from cli.study import study
 from cli.train import finetune, train
 from cli.weights import import_
+from labelgen import plugins
 from labelgen.errors import ConfigError, VsslError
 from labelgen.processes import safe_path
 
@@ -62,7 +63,13 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="vssl")
-def main():
+@click.option(
+    "--use",
+    metavar="MODULE:NAME",
+    multiple=True,
+    help=f"A method, backbone, protocol or label kind of your own that may be imported; also in ${plugins.VARIABLE}.",
+)
+def main(use):
     """From a folder of unlabelled videos to a pretrained, evaluated 3D CNN.
 
     \b
@@ -70,6 +77,12 @@ def main():
       vssl train --shards out/
       vssl eval retrieval
     """
+    for path in use:
+        plugins.use(path)
+    if plugins.named():
+        from labelgen.labels import register_own
+
+        register_own()
 
 
 for command in (

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from cli.options import WRITTEN
+from labelgen import plugins
 from trainer.settings import DECLARATIONS, TYPES
 
 
@@ -122,6 +123,8 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
     from trainer.settings import Settings, over
     from trainer.training import train as train_network
 
+    for path in filter(plugins.is_path, [*(method or "").split("+"), given["backbone"] or ""]):
+        plugins.use(path)
     if clips is not None and given["epochs"] is not None:
         raise click.UsageError("--epochs and --clips exclude each other")
     base, expected = (Settings(), {}) if recipe is None else recipes.recipe(recipe)

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from labelgen import plugins
 from labelgen.config import Config
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import public, sync, writing
@@ -35,8 +36,8 @@ from labelgen.reading import fit, load_json, open_regular, parse_json
 from trainer import backbones, distributed, inputs
 from trainer.backbones.layers import Stages
 from trainer.data import Shards
-from trainer.errors import TrainerError
-from trainer.methods import METHODS, method_class
+from trainer.errors import SettingError, TrainerError
+from trainer.methods import known, method_class, module_name
 from trainer.settings import FREE, Settings, resolve
 
 SCHEMA = 2
@@ -216,7 +217,7 @@ def trained_splits(meta: dict) -> dict[str, str | None]:
 def with_labels(settings: dict) -> bool:
     """Whether a run of these settings learns the class labels."""
     names = settings["method"].split("+")
-    return any(name in METHODS and method_class(name).supervised for name in names)  # of others nothing is known
+    return any(known(name) and method_class(name).supervised for name in names)  # of others nothing is known
 
 
 def load(path: str | os.PathLike, best: bool = False, untrained: bool = False) -> Checkpoint:
@@ -268,7 +269,7 @@ def _load(path: Path) -> Checkpoint:
         folder.name, file.with_suffix("")
     )
     names = [name for name in meta["settings"]["method"].split("+") if name != IMPORTED]
-    former = {f".{name}.{buffer}" for name in names for buffer in method_class(name).former_buffers}
+    former = {f".{module_name(name)}.{buffer}" for name in names for buffer in method_class(name).former_buffers}
     weights = {name: value for name, value in weights.items() if not name.endswith(tuple(former))}
     saved = Checkpoint(file, run, meta, weights)
     with torch.device("meta"):
@@ -344,10 +345,17 @@ def _check_meta(file: Path, meta: dict) -> None:
     # one of an older version may lack settings that change no weight
     if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - FREE):
         raise TrainerError(f"{file}: {', '.join(wrong):.200} missing or unknown in its metadata; {_OTHER}")
+    made_with = [meta["settings"][name] for name in ("method", "backbone")]
     try:
-        own = meta["settings"]
-        bare = {"method": None, "options": None} if own["method"] == IMPORTED else {}  # no method of this program
-        meta["settings"] = asdict(resolve(Settings(**own | bare))) | {name: own[name] for name in bare}
+        plugins.check_named(
+            [name for text in made_with if isinstance(text, str) for name in text.split("+")], SettingError
+        )
+    except SettingError as error:
+        raise TrainerError(f"{file}: {error}") from error
+    try:
+        stored = meta["settings"]
+        bare = {"method": None, "options": None} if stored["method"] == IMPORTED else {}  # no method of this program
+        meta["settings"] = asdict(resolve(Settings(**stored | bare))) | {name: stored[name] for name in bare}
     except TrainerError as error:
         raise TrainerError(f"{file}: {error}; {_OTHER}") from error
 

@@ -12,7 +12,7 @@ from trainer import backbones, distributed
 from trainer.backbones.layers import Stages
 from trainer.checkpoint import Checkpoint, backbone_weights, carry
 from trainer.data import Batch, Shards
-from trainer.methods import method_class
+from trainer.methods import method_class, module_name
 from trainer.methods.method import Method
 from trainer.methods.parts import averaged_copy, update_ema
 from trainer.settings import Settings
@@ -25,9 +25,12 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = build_backbone(settings) if backbone is None else backbone
         self.methods = nn.ModuleDict(
-            {name: method_class(name)(self.backbone, settings.options[name], shards) for name in settings.methods}
+            {
+                module_name(name): method_class(name)(self.backbone, settings.options[name], shards)
+                for name in settings.methods
+            }
         )
-        self.weights, self.decay = dict(zip(self.methods, settings.weights, strict=True)), settings.ema
+        self.weights, self.decay = dict(zip(settings.methods, settings.weights, strict=True)), settings.ema
         self.ema = None
         if self.decay:
             self.ema = averaged_copy(nn.ModuleDict({"backbone": self.backbone, "methods": self.methods}))
@@ -38,7 +41,7 @@ class Network(nn.Module):
         metrics = {}
         for name, batch in batches.items():
             with distributed.sharing(batch.counts):
-                found = self.methods[name](self.backbone, batch)
+                found = self.method(name)(self.backbone, batch)
             metrics[name] = {key: batch.share * value.float() for key, value in found.items()}
         if len(metrics) == 1:
             return next(iter(metrics.values()))
@@ -49,18 +52,18 @@ class Network(nn.Module):
 
     def compile_networks(self) -> None:
         """Have torch.compile take the backbone and the methods' own networks, for each of the few sizes of a batch."""
-        networks = [self.backbone, *(each for name in self.methods for each in self.method(name).networks())]
+        networks = [self.backbone, *(each for name in self.weights for each in self.method(name).networks())]
         for network in networks:
             network.compile(dynamic=False)
 
     def method(self, name: str) -> Method:
         """One of the methods."""
-        return cast(Method, self.methods[name])
+        return cast(Method, self.methods[module_name(name)])
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Update averages, after a step of the optimiser; progress: share of the training that is done."""
-        for name in self.methods:
+        for name in self.weights:
             self.method(name).after_step(self.backbone, progress)
         if self.ema is not None:
             source = nn.ModuleDict({"backbone": self.backbone, "methods": self.methods})

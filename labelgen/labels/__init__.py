@@ -5,6 +5,8 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping
 
+from labelgen import plugins
+from labelgen.errors import ConfigError
 from labelgen.labels.kind import Kind
 
 # A new kind is its file and one line here. Reading a shard imports these files: they import Numba where they compute.
@@ -27,3 +29,13 @@ def known() -> list[Kind]:
 def kinds(labels: Mapping[str, str] = LABELS) -> list[Kind]:
     """The label kinds of a registry such as LABELS, in the order of their data sets in a shard."""
     return [pkgutil.resolve_name(where) for where in labels.values()]
+
+
+def register_own() -> None:
+    """Add the label kinds that the user has named, see labelgen.plugins, to LABELS. Raises ConfigError if one cannot be imported,
+    or has the name of another kind."""
+    for path in plugins.named():
+        if isinstance(found := plugins.find(path), Kind) and LABELS.setdefault(found.name, path) != path:
+            raise ConfigError(
+                f"{path}: the name of its kind is {found.name!r}, which is that of {LABELS[found.name]}; choose another"
+            )

@@ -18,7 +18,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from cli.main import main
 from docs import tables
-from labelgen import decode, flow, labels, shards
+from labelgen import decode, flow, labels, own, shards
 from labelgen.config import Config
 from labelgen.errors import ShardError
 from labelgen.labels import LABELS, kinds, sampling
@@ -49,6 +49,27 @@ def new_kinds(tmp_path, monkeypatch):
     monkeypatch.setitem(LABELS, "still", "brightness_labels:STILL")
     yield
     sys.modules.pop("brightness_labels", None)
+
+
+def test_a_kind_from_outside_of_the_package_is_named_on_the_command_line(new_kinds, videos, tmp_path, monkeypatch):
+    for name in ("brightness", "still"):
+        monkeypatch.delitem(LABELS, name)
+    monkeypatch.setenv(own.VARIABLE, "")
+    folders = ("--dataset", "folder", "--root", videos, "--out", tmp_path / "out")
+    vssl("--use", "brightness_labels:BRIGHTNESS", "labelgen", *folders, *TINY)
+    (shard,) = open_shards(tmp_path / "out")
+    assert shard.arrays["brightness/mean"].shape == (3, 16, 3) and "still/frame" not in shard.arrays
+    LABELS.pop("brightness")  # in a process in which nothing is named
+    (shard,) = open_shards(tmp_path / "out")
+    assert shard.unknown == ["brightness"]
+    monkeypatch.setenv(own.VARIABLE, "brightness_labels:BRIGHTNESS")
+    assert "brightness " in vssl("shards", "info", tmp_path / "out")
+    monkeypatch.setitem(LABELS, "brightness", "labelgen.labels.pace:PACE")
+    done = CliRunner().invoke(main, ["shards", "info", str(tmp_path / "out")])
+    assert (
+        done.exit_code == 2
+        and "the name of its kind is 'brightness', which is that of labelgen.labels.pace" in done.output
+    )
 
 
 @pytest.fixture(scope="module")

@@ -221,3 +221,21 @@ def test_test_videos_alone_are_not_trained_on(demo, monkeypatch):
     )
     with pytest.raises(TrainerError, match="as test and none as train"):
         data.Shards(demo)
+
+
+def test_ten_crops_by_hand(demo):
+    shards = data.Shards(demo)
+    ten, whole = (of(shards, shards.videos[:2], data.adjacent_frames) for of in (data.TenCrops, data.VideoViews))
+    assert len(ten) == 10 * len(whole)
+    order = [13, 4, 19, 10]  # of two clips, mixed
+    batch = ten.batch(order)
+    assert batch["index"].tolist() == order
+    first, second = whole.batch([0, 1])["clips"]
+    for shown, frames, (y, x), mirrored in (
+        (batch["clips"][0], second, (8, 16), False),  # lower right
+        (batch["clips"][1], first, (4, 8), False),  # centre
+        (batch["clips"][2], second, (4, 8), True),
+        (batch["clips"][3], second, (0, 0), False),
+    ):
+        crop = frames[:, y : y + 32, x : x + 32]
+        assert (shown == (crop.flip(2) if mirrored else crop)).all()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING
 
+from labelgen import plugins
 from trainer.errors import SettingError
 
 if TYPE_CHECKING:
@@ -28,12 +29,21 @@ BACKBONES = {
 
 
 def create(name: str, width: float = 1.0) -> Stages:
-    """The backbone of that name with new weights. Raises SettingError for an unknown name."""
+    """The backbone of that name, or of an import path that the user has named (see labelgen.plugins), with new weights. Raises
+    SettingError for another name."""
     check_name(name)
-    return pkgutil.resolve_name(BACKBONES[name])(width)
+    if not plugins.is_path(name):
+        return pkgutil.resolve_name(BACKBONES[name])(width)
+    from trainer.backbones.layers import Stages
+
+    made = plugins.find(name, SettingError)(width)
+    if not isinstance(made, Stages):
+        raise SettingError(f"{name}: gives {type(made).__name__}, expected trainer.backbones.layers.Stages")
+    return made
 
 
 def check_name(name: str) -> None:
-    """Raises SettingError for an unknown name."""
-    if name not in BACKBONES:
+    """Raises SettingError for an unknown name, and for an import path that the user has not named."""
+    plugins.check_named([name], SettingError)
+    if name not in BACKBONES and not plugins.is_path(name):
         raise SettingError(f"unknown backbone {name!r}, expected one of: {', '.join(BACKBONES)}")

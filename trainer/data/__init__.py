@@ -7,7 +7,7 @@ from trainer.data.index import Shards
 from trainer.data.loader import Download, prefetch, to_device
 from trainer.data.readers import Folders, Readers
 from trainer.data.sampler import Batches
-from trainer.data.views import VideoViews, adjacent_frames, sliding_frames, spread_frames
+from trainer.data.views import TenCrops, VideoViews, adjacent_frames, sliding_frames, spread_frames
 
 __all__ = [
     "TEST",
@@ -23,6 +23,7 @@ __all__ = [
     "ReadClip",
     "Readers",
     "Shards",
+    "TenCrops",
     "TrainingClips",
     "VideoViews",
     "adjacent_frames",

@@ -44,6 +44,31 @@ class VideoViews:
         return {"index": torch.tensor(indices), "clips": torch.from_numpy(array)}
 
 
+class TenCrops(VideoViews):
+    """Ten crops of each of these clips, one after the other: upper left, upper right, lower left, lower right and centre, and
+    these mirrored. `owner` and `frames` are those of the clips."""
+
+    def __len__(self) -> int:
+        return 10 * len(self.owner)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """One batch: "index" int64 [B], of clip * 10 + crop, "clips" uint8 [B, T, S, S, 3]."""
+        size = self.shards.config["crop"]
+        bottom, right = (length - size for length in self.shards.frame_size)
+        corners = (0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)
+        wanted = np.array(indices)
+        clips, of = np.unique(wanted // 10, return_inverse=True)  # each is decoded once
+        whole = super().batch(clips.tolist())["clips"]
+        crops = [
+            whole[clip, :, y : y + size, x : x + size].flip(2)
+            if crop >= 5
+            else whole[clip, :, y : y + size, x : x + size]
+            for clip, crop in zip(of.tolist(), (wanted % 10).tolist(), strict=True)
+            for y, x in [corners[crop % 5]]
+        ]
+        return {"index": torch.tensor(indices), "clips": torch.stack(crops)}
+
+
 def spread_frames(n_frames: int, length: int, views: int = 10) -> np.ndarray:
     """Frames of `views` clips evenly spread over a video, int64 [views, length]: starts round(linspace(0, n_frames - length,
     views)); a video shorter than a clip is played in a loop."""

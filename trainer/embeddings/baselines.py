@@ -10,7 +10,7 @@ import numpy as np
 from trainer import data, histograms
 from trainer.backbones import BACKBONES
 from trainer.checkpoint import RUNS, Checkpoint, versions
-from trainer.embeddings.extract import Choice, Extractor, Piece, stored_frames
+from trainer.embeddings.extract import Choice, Extractor, Piece
 from trainer.errors import SettingError
 from trainer.evaluate.features import Compute
 from trainer.inputs import OURS
@@ -45,13 +45,11 @@ class HistogramExtractor(Extractor):
         kind = self.kind = HISTOGRAMS[name]
         self.compute, self.flow = compute, flow
         self.input = OURS
+        if choice.crops > 1:
+            raise SettingError(f"crops is {choice.crops}, and a {name} is of whole frames; leave the crops out")
         self._choose(choice, [kind])
         self.width = 15 * histograms.KINDS[kind]
-        self.settings = {
-            "weights": f"{name}-{histograms.VERSION}",
-            **asdict(self.choice),
-            "frames": stored_frames(frames),
-        }
+        self.settings = self.settings_of(f"{name}-{histograms.VERSION}", frames)
         self.about = {
             "checkpoint": name,
             "backbone": name,

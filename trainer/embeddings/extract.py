@@ -6,7 +6,7 @@ import copy
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,12 +42,14 @@ _STORED = (
 @dataclass(frozen=True)
 class Choice:
     """What a row is: level "clip" or "video"; stage of the backbone, None for the last; pooling "mean" or "max"; views, a
-    name of VIEWS, None for "sliding" clips, "spread" over videos."""
+    name of VIEWS, None for "sliding" clips, "spread" over videos; crops: 1, the centre, or 10, whose vectors stand side by side,
+    see data.TenCrops."""
 
     level: str = "clip"
     stage: str | None = None
     pooling: str = "mean"
     views: str | None = None
+    crops: int = 1
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,8 @@ class Extractor:
             length = self.input.frames or StoredFrames([], frames).clip_length
             stages = self.backbone(torch.zeros(1, 3, length, crop, crop))
         self._choose(choice, stages)
-        self.width = pool(stages[self.stage])[choice.pooling].shape[1]
-        weights = sha256_of(self.backbone).hexdigest()[:16]
-        self.settings = {"weights": weights, **asdict(self.choice), "frames": stored_frames(frames)}
+        self.width = choice.crops * pool(stages[self.stage])[choice.pooling].shape[1]
+        self.settings = self.settings_of(sha256_of(self.backbone).hexdigest()[:16], frames)
         meta = saved.meta["settings"]
         self.about = {
             "checkpoint": saved.meta.get("baseline") or path_text(saved.file.resolve()),
@@ -210,15 +211,22 @@ class Extractor:
             ("level", choice.level, ("clip", "video")),
             ("pooling", choice.pooling, POOLINGS),
             ("views", choice.views, (None, *VIEWS)),
+            ("crops", choice.crops, (1, 10)),
         ):
             if value not in known:
-                raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(filter(None, known))}")
+                raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(map(str, filter(None, known)))}")
         views = choice.views or {"clip": "sliding", "video": "spread"}[choice.level]
-        self.stage, self.views, self.choice = stage, VIEWS[views], Choice(choice.level, stage, choice.pooling, views)
+        self.stage, self.views, self.choice = stage, VIEWS[views], replace(choice, stage=stage, views=views)
+
+    def settings_of(self, weights: str, frames: dict) -> dict:
+        """All that decides a row, besides its video."""
+        settings = {"weights": weights, **asdict(self.choice), "frames": stored_frames(frames)}
+        return settings if self.choice.crops > 1 else {name: x for name, x in settings.items() if name != "crops"}
 
     def __call__(self, piece: Piece) -> tuple[np.ndarray, dict[str, list]]:
         """Vectors float32 [rows, d] of the videos of a piece in their order, and the other columns of the table."""
-        clips = data.VideoViews(piece.frames, piece.videos, self.views, self.input)  # type: ignore[arg-type]  # as good as Shards
+        views = data.VideoViews if self.choice.crops == 1 else data.TenCrops
+        clips = views(piece.frames, piece.videos, self.views, self.input)  # type: ignore[arg-type]  # as good as Shards
         vectors, whole = self.vectors(piece, clips)
         owner, first, last = clips.owner, clips.frames.min(1, initial=1 << 62), clips.frames.max(1, initial=0)
         middle = clips.frames[:, clips.frames.shape[1] // 2]
@@ -233,20 +241,20 @@ class Extractor:
             times = [float(piece.bounds[int(video)][int(frame)]) for video, frame in zip(owner, at, strict=True)]
             columns[name] = [None if np.isnan(time) else time for time in times]
         columns["stage"] = [self.stage] * len(fields)
-        shown = zip(owner.tolist(), middle.tolist(), strict=True)
-        columns["thumbnail"] = [_thumbnail(piece, video, frame) for video, frame in shown]
+        pictures = zip(owner.tolist(), middle.tolist(), strict=True)
+        columns["thumbnail"] = [_thumbnail(piece, video, frame) for video, frame in pictures]
         return vectors, columns
 
     def vectors(self, piece: Piece, clips: data.VideoViews) -> tuple[np.ndarray, bool]:
         """Vectors float32 [clips, d] of the clips of a piece, or of its whole videos [videos, d], and whether it is these."""
-        vectors = np.empty((len(clips), self.width), np.float32)
+        vectors = np.empty((len(clips), self.width // self.choice.crops), np.float32)
         if len(clips):
             for index, stages in stage_outputs(self.backbone, clips, self.compute):
                 values = pool(stages[self.stage])[self.choice.pooling]
                 if not values.isfinite().all():
                     raise TrainerError(f"stage {self.stage} gives values that are not finite: the weights are damaged")
                 vectors[index] = values.cpu().numpy()
-        return vectors, False
+        return vectors.reshape(-1, self.width), False
 
 
 def stored_frames(frames: dict) -> dict:
@@ -335,5 +343,9 @@ def embed(
 
 def _difference(about: dict, settings: dict) -> str:
     stored = about.get("settings", {})
-    words = [f"{name} {stored.get(name)}, not {value}" for name, value in settings.items() if stored.get(name) != value]
+    words = [
+        f"{n} {stored.get(n)}, not {settings.get(n)}"
+        for n in {**settings, **stored}
+        if stored.get(n) != settings.get(n)
+    ]
     return "; ".join(words) or f"{about.get('videos')} videos that are not, or no longer, just these"

@@ -16,10 +16,12 @@ import itertools
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 import cv2
@@ -27,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labelgen.files import replacing
+from labelgen.files import path_name, replacing
 from labelgen.reading import fit, open_regular, parse_json
 from labelgen.shards.jpeg import header
 from labelgen.texts import csv_cells
@@ -47,9 +49,14 @@ _ABOUT = {
     "backbone?": str,
     "videos?": int,
     "files?": {"*": str},
-    "settings?": {**dict.fromkeys(("weights", "level", "stage", "pooling", "views"), str), "frames": dict},
+    "settings?": {
+        **dict.fromkeys(("weights", "level", "stage", "pooling", "views"), str),
+        "frames": dict,
+        "crops?": int,
+    },
     "failures?": [{"id": str, "path": str, "reason": str, "kept": bool}],
 }
+_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,4}$")
 TEXTS = ("id", "path", "label", "split", "stage")
 
 
@@ -288,3 +295,52 @@ def write_npy(table: Table) -> tuple[Path, Path]:
         for columns in table.blocks(*names):
             writer.writerows(map(csv_cells, zip(*columns, strict=True)))
     return array, text
+
+
+def write_npy_per_video(table: Table) -> tuple[Path, int]:
+    """Of each video STEM.npy, the vectors of its rows in their order, float32 [T, C], or [T, 10, C] of ten crops, and STEM.csv,
+    where each starts and ends in seconds, in the folder NAME-per-video beside the table; the folder and the number of videos.
+
+    STEM is the id without the suffix of the file, or with it if two videos would have one name. Raises TrainerError for an id
+    that leads elsewhere.
+    """
+    folder = table.path.with_name(f"{table.path.stem}-per-video")
+    ids = list(dict.fromkeys(id for (block,) in table.blocks("id") for id in block))
+    stems = {id: _SUFFIX.sub("", id) for id in ids}
+    times = Counter(stems.values())
+    crops = table.about.get("settings", {}).get("crops", 1)
+    shape = (-1, table.width) if crops == 1 else (-1, crops, table.width // crops)
+    for id, vectors, spans in _of_each_video(table):
+        parts = [part for part in PurePosixPath(stems[id] if times[stems[id]] == 1 else id).parts if part != "/"]
+        if not parts or ".." in parts or "\0" in id:
+            raise TrainerError(
+                f"{table.path}: the id {id!r:.80} leads elsewhere; expected a path below the folder of the videos"
+            )
+        path = folder.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, content in ((".npy", vectors.reshape(shape)), (".csv", spans)):
+            with replacing(path.with_name(path_name(path.name, suffix))) as temporary, open(temporary, "wb") as file:
+                if suffix == ".npy":
+                    np.save(file, content)
+                else:
+                    lines = ["start,end", *(",".join("" if t is None else str(t) for t in span) for span in content)]
+                    file.write(("\n".join(lines) + "\n").encode())
+    return folder, len(ids)
+
+
+def _of_each_video(table: Table) -> Iterator[tuple[str, np.ndarray, list[tuple]]]:
+    """The id of each video, its vectors float32 [T, width] and when each starts and ends; memory holds one video."""
+    parts: list[np.ndarray] = []
+    spans: list[tuple] = []
+    last = None
+    for vectors, ids, starts, ends in table.blocks("vector", "id", "start", "end"):
+        begins = [0, *(row for row in range(1, len(ids)) if ids[row] != ids[row - 1])]
+        for begin, end in zip(begins, [*begins[1:], len(ids)], strict=True):
+            if last is not None and ids[begin] != last:
+                yield last, np.concatenate(parts), spans
+                parts, spans = [], []
+            last = ids[begin]
+            parts.append(np.array(vectors[begin:end]))
+            spans += zip(starts[begin:end], ends[begin:end], strict=True)
+    if last is not None:
+        yield last, np.concatenate(parts), spans

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING
 
+from labelgen import plugins
 from trainer.errors import SettingError
 
 if TYPE_CHECKING:
@@ -27,7 +28,20 @@ PROTOCOLS = {
 
 
 def protocol_class(name: str) -> type[Protocol]:
-    """The class of a protocol. Raises SettingError for an unknown name."""
+    """The class of a protocol of PROTOCOLS, or of an import path that the user has named, see labelgen.plugins. Raises
+    SettingError for another name."""
+    if plugins.is_path(name):
+        from trainer.evaluate.protocol import Protocol
+
+        found = plugins.find(name, SettingError)
+        if not (isinstance(found, type) and issubclass(found, Protocol)):
+            raise SettingError(f"{name}: {found!r:.80}, expected a child of trainer.evaluate.protocol.Protocol")
+        return found
     if name not in PROTOCOLS:
         raise SettingError(f"unknown protocol {name!r}: there are {', '.join(PROTOCOLS)}")
     return pkgutil.resolve_name(PROTOCOLS[name])
+
+
+def known(name: str) -> bool:
+    """Whether there is a protocol of that name, or the user has named it."""
+    return name in PROTOCOLS or name in plugins.named()

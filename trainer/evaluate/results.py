@@ -21,7 +21,7 @@ from labelgen.files import replacing, write_json, write_text
 from labelgen.reading import fit, load_json, open_regular
 from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
-from trainer.evaluate import PROTOCOLS, protocol_class
+from trainer.evaluate import PROTOCOLS, known, protocol_class
 from trainer.evaluate.metrics import Answers, ItemScores
 from trainer.evaluate.splits import with_split
 
@@ -91,7 +91,7 @@ class Result:
     @property
     def measured_by(self) -> type[Any] | None:
         """The protocol, None if there is none of that name."""
-        return protocol_class(self.kind) if self.kind in PROTOCOLS else None
+        return protocol_class(self.kind) if known(self.kind) else None
 
     @property
     def drawn(self) -> bool:

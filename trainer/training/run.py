@@ -17,6 +17,7 @@ from torch import nn
 from labelgen import files
 from trainer import checkpoint, data, distributed
 from trainer.errors import TrainerError
+from trainer.methods import short
 from trainer.settings import Settings
 from trainer.training.log import say
 
@@ -34,7 +35,7 @@ def new_folder(name: str | os.PathLike | None, settings: Settings) -> Path:
         return folder
     n = 1
     while True:
-        folder = checkpoint.RUNS / f"{settings.method}-{settings.backbone}-{n}"
+        folder = checkpoint.RUNS / f"{short(settings.method)}-{short(settings.backbone)}-{n}"
         try:
             folder.mkdir(parents=True)
             return folder

@@ -138,7 +138,7 @@ def trained(evaluator: evaluator.Evaluator, source: data.Shards, name: str, pret
     parts: Any = {"backbone": made.backbone, "methods": made.methods}
     if pretrained and made.ema is not None:
         parts = made.ema
-    backbone, method = parts["backbone"], parts["methods"][name]
+    backbone, method = parts["backbone"], parts["methods"][methods.module_name(name)]
     return backbone.eval().to(evaluator.device), method.eval().to(evaluator.device)
 
 

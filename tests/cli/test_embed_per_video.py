@@ -1,0 +1,71 @@
+"""`vssl embed --npy per-video` and `--crops 10`."""
+
+# ruff: noqa: F811 (fixtures of another file)
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.test_embed import LENGTHS, columns, here, place, vssl  # noqa: F401 (fixtures)
+from trainer.embeddings.table import Table, write_npy_per_video, write_part
+from trainer.errors import TrainerError
+
+
+def test_a_file_of_each_video(here):
+    """Clips one after the other, with their times; the same command writes again what is lost."""
+    told = vssl("embed", "--videos", "videos", "--npy", "per-video")
+    assert "features-per-video: 5 videos" in told
+    vectors, own = columns("features.parquet")
+    for name, length in {**LENGTHS, "copy.mp4": 64}.items():
+        rows = [row for row, id in enumerate(own["id"]) if id == name]
+        path = Path("features-per-video", name).with_suffix(".npy")
+        stored = np.load(path)
+        assert stored.dtype == np.float32 and stored.shape == (max(1, length // 16), vectors.shape[1])
+        np.testing.assert_array_equal(stored, vectors[rows])
+        with open(path.with_suffix(".csv"), newline="") as file:
+            times = [(float(row["start"]), float(row["end"])) for row in csv.DictReader(file)]
+        assert times == [(own["start"][row], own["end"][row]) for row in rows]
+    assert np.array(times) == pytest.approx(np.arange(4)[:, None] * 16 / 25 + np.array([0, 16 / 25]))  # stride 16
+    path.unlink()
+    assert "up to date" in vssl("embed", "--videos", "videos", "--npy", "per-video")
+    assert np.array_equal(np.load(path), stored)
+    assert "views adjacent, not sliding" in vssl("embed", "--videos", "videos", code=1)
+    assert "leave --level video out" in vssl(
+        "embed", "--videos", "videos", "--npy", "per-video", "--level", "video", code=2
+    )
+
+
+def test_ten_crops(here):
+    """Four corners and the centre, and these mirrored: the fifth is what one crop gives."""
+    video = ("--videos", "videos/near/b.mp4", "--npy", "per-video")
+    vssl("embed", *video, "--out", "one.parquet")
+    vssl("embed", *video, "--crops", 10, "--out", "ten.parquet", "--batch-size", 7, "--workers", 0)
+    one, ten = np.load("one-per-video/b.npy"), np.load("ten-per-video/b.npy")
+    assert ten.shape == (2, 10, one.shape[1])
+    np.testing.assert_allclose(ten[:, 4], one, rtol=1e-4, atol=1e-6)
+    assert len(np.unique(ten.round(6), axis=1)[0]) == 10  # all differ
+    assert "crops 10, not None" in vssl("embed", *video, "--out", "ten.parquet", code=1)
+    vssl("search", "videos/near/b.mp4", "--in", "ten.parquet")
+
+
+def test_names_of_the_files_of_videos(tmp_path):
+    """Two videos of one stem keep their suffixes, paths lead below the folder, an id that leads elsewhere is refused."""
+
+    def stored(*ids):
+        n = len(ids)
+        texts = {name: [""] * n for name in ("path", "label", "split", "stage")}
+        rest = {"start": [None] * n, "end": [None] * n, "thumbnail": [b""] * n}
+        write_part(tmp_path / "t.parquet", {}, np.eye(n, 3, dtype=np.float32), {"id": list(ids), **texts, **rest})
+        return Table(tmp_path / "t.parquet")
+
+    folder, count = write_npy_per_video(
+        stored("x/a.mp4", "x/a.avi", "b.mp4", "b.mp4", "film.mp4@1-2.25", "/whole/c.mov")
+    )
+    assert count == 5 and np.load(folder / "b.npy").shape == (2, 3)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*.npy")}
+    assert found == {"x/a.mp4.npy", "x/a.avi.npy", "b.npy", "film.mp4@1-2.25.npy", "whole/c.npy"}
+    assert (folder / "b.csv").read_text() == "start,end\n,\n,\n"
+    with pytest.raises(TrainerError, match="the id '../../a' leads elsewhere"):
+        write_npy_per_video(stored("../../a"))
