@@ -44,9 +44,8 @@ def extractor_of(table: Table, checkpoint: Path | None, compute: Compute, flow: 
         check_frames(settings["frames"])
     except ValueError as error:
         raise TrainerError(f"{table.path}: damaged ({error}); make it anew with `vssl embed`") from error
-    choice = Choice(
-        *(settings[name] for name in ("level", "stage", "pooling", "views")), crops=settings.get("crops", 1)
-    )
+    level, stage, pooling, views = (settings[name] for name in ("level", "stage", "pooling", "views"))
+    choice = Choice(level, stage, pooling, views, settings.get("crops", 1))
     saved = load_network(checkpoint or Path(table.about.get("checkpoint", "")))
     extract = extractor(saved, choice, settings["frames"], compute, flow)
     if extract.settings["weights"] != settings["weights"]:
