@@ -70,7 +70,7 @@ def extract(
     busy = ShardError(f"{folder}: another command is writing flow here; wait for it, or name another output folder")
     with locked(folder, busy, say):
         journal = Journal(folder, identity)
-        suspects = clean(folder)
+        suspects = set() if journal.fresh else clean(folder)
         _plan_names(folder, journal, list(size_of), settings)
         row_of = {_key(video): row for row, video in enumerate(size_of)}
         missing = [key for key, row in row_of.items() if not journal.settled(videos[row].id, size_of[videos[row].id])]

@@ -25,12 +25,14 @@ NAME = ".flow.jsonl"
 class Journal:
     """Lines of JSON: the configuration; for each video first its id and {video} of its files, then what has become of it.
 
+    fresh: whether there was none, so that nothing in the folder is this command's own
     names: by id, of the videos that were planned: what lies at their places is this command's own
     entries: by id, what is known of the videos that are done or have failed
     """
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
         self._folder, self._file = folder, folder / NAME
+        self.fresh = False
         self.names: dict[str, str] = {}
         self.entries: dict[str, dict[str, Any]] = {}
         self._lines: list[bytes] = []
@@ -41,7 +43,7 @@ class Journal:
             self._check(first, configuration)
         else:
             self._lines = [json.dumps({"configuration": configuration}).encode()]
-            self._torn = False
+            self.fresh, self._torn = True, False
             self._file.unlink(missing_ok=True)  # a part of the first line
         for line in lines:
             self._read(line)
@@ -108,6 +110,7 @@ class Journal:
         try:
             if os.stat(self._folder / place).st_mtime_ns == changed:
                 return True
-            return state(self._folder / place)[0] == files
+            there, several = state(self._folder / place)[0], (self._folder / place).is_dir()
+            return there >= files if several else there == files  # somebody may have put a file beside them
         except OSError:
             return False

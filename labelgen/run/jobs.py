@@ -152,10 +152,10 @@ def made_of(
 
 def clean(folder: Path) -> set[str]:
     """Remove what killed processes left behind; returns the names of the jobs they were at."""
-    left = list(folder.glob(".*.tmp"))
+    left = {path: found[1] for path in folder.glob(".*.tmp") if (found := _LEFT.fullmatch(path.name))}
     for path in left:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    return {found[1] for path in left if (found := _LEFT.fullmatch(path.name))}
+    return set(left.values())

@@ -18,6 +18,7 @@ import pytest
 from labelgen import run
 from labelgen.config import Config
 from labelgen.errors import ClusterError, ReadError
+from labelgen.extract import Extraction, extract
 from labelgen.manifest import load
 from labelgen.reading import read_bytes
 from labelgen.run.plan import Task
@@ -78,6 +79,21 @@ def test_a_cluster_writes_the_same_bytes_wherever_the_command_runs(folder, local
     assert {key: report[key] for key in report if key != "this_run"} == {
         key: local[1][key] for key in report if key != "this_run"
     }
+
+
+def test_a_cluster_writes_the_same_flow(folder, cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data, settings = load("folder", folder), Extraction(flow="dis", short=48)
+    reports = [
+        extract(data, data.videos, Path(name), settings, scheduler=scheduler)
+        for name, scheduler in (("here", None), ("there", cluster.scheduler_address))
+    ]
+    assert reports[0]["flows"] == reports[1]["flows"] == 70 + 40 + 12 + 90 + 64 - 5
+    here, there = (
+        {path.relative_to(name): path.read_bytes() for path in Path(name).rglob("*.jpg")} for name in ("here", "there")
+    )
+    assert here == there and len(here) == 2 * reports[0]["flows"]
+    assert [failure["id"] for failure in reports[1]["failures"]] == ["right/9.mp4"]
 
 
 def test_a_video_that_hangs_the_process_of_its_shard_is_the_only_one_lost(folder, local, tmp_path, monkeypatch):

@@ -443,9 +443,15 @@ def test_new_changed_and_damaged_videos(tmp_path, here):
 def test_what_another_program_has_written_is_left_alone(folder, tmp_path, here):
     (tmp_path / "left/a").mkdir(parents=True)
     (tmp_path / "left/a/img_00001.jpg").write_text("precious")
+    (tmp_path / ".cache.abcdefgh.tmp").mkdir()
     with pytest.raises(ShardError, match="left/a: is there, and was not made by this command"):
         run(folder, tmp_path)
-    assert [path.name for path in tmp_path.rglob("*.jpg")] == ["img_00001.jpg"]
+    assert [path.name for path in tmp_path.rglob("*.jpg")] == ["img_00001.jpg"] and (
+        tmp_path / ".cache.abcdefgh.tmp"
+    ).exists()
+    run(folder, tmp_path / "own")
+    (tmp_path / "own/left/a/notes.txt").write_text("precious")
+    assert run(folder, tmp_path / "own")["this_run"]["frames"] == 0 and (tmp_path / "own/left/a/notes.txt").exists()
 
 
 def test_a_journal_of_a_stranger_leads_nowhere(folder, tmp_path, here):
