@@ -167,7 +167,7 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None,
     if images:
         paths |= of_images
     elif not paths:
-        do = "Give their frames per second (fps)"
+        do = "Give their frames per second, as in --fps 25"
         fail(
             f"no videos but folders of images, which tell no frame rate, in {folder}",
             some(sorted(of_images)),

@@ -78,7 +78,7 @@ def _columns(shards: Sequence[Path]) -> Iterator[dict[str, list[Any]]]:
             *(arrays[f"videos/{key}"] for key in ("first_frame", "n_frames", "fps")), strict=True
         ):
             time = arrays["frames/time"][begin : begin + count]
-            bounds.append(frame_bounds(time, fps) + (time[0] if of_part else 0))
+            bounds.append(np.round(frame_bounds(time, fps) + (time[0] if of_part else 0), 6))
         values = np.asarray(arrays["amount/motion"], np.float64)
         found: dict[str, list[Any]] = {name: [arrays[f"videos/{name}"][video] for video in owner] for name in _TEXTS}
         found["frame"] = first.tolist()

@@ -169,11 +169,9 @@ def piece_of(shards: Sequence[ShardReader], config: dict) -> Piece:
             {"id": id, "path": path, "reason": reason, "kept": id in arrays["videos/id"]} for id, path, reason in failed
         ]
         times = np.split(arrays["frames/time"], arrays["videos/first_frame"][1:]) if shard.n_videos else []
-        bounds += [
-            frame_bounds(time, fps)
-            + (time[0] if "segments" in shard.config else 0)  # parts keep the times of their file
-            for time, fps in zip(times, arrays["videos/fps"], strict=True)
-        ]
+        for time, fps in zip(times, arrays["videos/fps"], strict=True):
+            begin = time[0] if "segments" in shard.config else 0  # parts keep the times of their file
+            bounds.append(np.round(begin + frame_bounds(time, fps), 6))
     return Piece(StoredFrames(shards, config), np.array(videos, np.int64).reshape(-1, 2), fields, failures, bounds)
 
 

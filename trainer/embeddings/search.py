@@ -52,15 +52,17 @@ def _apart(
     query_span: tuple[str, float, float] | None,
 ) -> list[dict]:
     """The first `count` of these rows that neither overlap one before them or the query, nor are too many of a video."""
-    found: dict[tuple[str, str], list[dict]] = {}
+    found: dict[str, list[dict]] = {}  # by the path of the file, of which several videos may be parts
     hits: list[dict] = []
     same_file = functools.cache(functools.partial(_same_file, query_span[0] if query_span else ""))
     begin, end = 0, max(_CANDIDATES, 20 * count)
     while begin < len(rows) and len(hits) < count:
         texts = table.take(rows[begin:end], _SHOWN)
         for row, value, hit in zip(rows[begin:end].tolist(), similarity[begin:end].tolist(), texts, strict=True):
-            of_video = found.setdefault((hit["id"], hit["path"]), [])
-            if len(of_video) == per_video or any(_overlap(hit, other) for other in of_video):
+            of_video = found.setdefault(hit["path"], [])
+            if sum(other["id"] == hit["id"] for other in of_video) == per_video or any(
+                _overlap(hit, other) for other in of_video
+            ):
                 continue
             if query_span and same_file(hit["path"]) and _overlap(hit, {"start": query_span[1], "end": query_span[2]}):
                 continue
