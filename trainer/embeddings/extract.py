@@ -318,7 +318,9 @@ def extractor_of(table: Table, checkpoint: Path | None, compute: Compute) -> Ext
         check_frames(settings["frames"])
     except ValueError as error:
         raise TrainerError(f"{table.path}: damaged ({error}); make it anew with `vssl embed`") from error
-    choice = Choice(*(settings[name] for name in ("level", "stage", "pooling", "views")), crops=settings.get("crops", 1))
+    choice = Choice(
+        **{name: settings[name] for name in ("level", "stage", "pooling", "views", "crops") if name in settings}
+    )
     saved = load_network(checkpoint or Path(table.about.get("checkpoint", "")))
     extract = Extractor(saved, choice, settings["frames"], compute)
     if extract.settings["weights"] != settings["weights"]:
