@@ -15,7 +15,7 @@ from labelgen.progress import ProgressBar, busy
 
 
 @click.command()
-@click.argument("video", type=click.Path(path_type=Path))
+@click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @TABLES
 @one_folder_of_shards("Search shards instead; their table is kept in the run.")
 @click.option(
@@ -30,8 +30,8 @@ from labelgen.progress import ProgressBar, busy
 @click.option("--per-video", type=click.IntRange(1), help="Moments of one video, at most.  [default: no limit]")
 @click.option("--page", type=WRITTEN, help="Draw them: .html, or a contact sheet .png.")
 @computing
-def search(video, features, shards, checkpoint, begin, end, fps, count, per_video, page, batch_size, workers, device):
-    """Find the moments that are nearest to VIDEO, or to a part of it.
+def search(videos, features, shards, checkpoint, begin, end, fps, count, per_video, page, batch_size, workers, device):
+    """Find the moments that are nearest to VIDEO, or to a part of it; of several, to the mean of their vectors.
 
     Moments that overlap the query itself, or a better one of the same video, are left out.
     """
@@ -44,6 +44,10 @@ def search(video, features, shards, checkpoint, begin, end, fps, count, per_vide
 
     if end is not None and end <= begin:
         raise click.UsageError(f"--to {end:g} is not after --from {begin:g}")
+    if len(videos) > 1 and (begin or end is not None):
+        raise click.UsageError(
+            f"--from and --to are of one video, and {len(videos)} are given; cut them, or search by one"
+        )
     if page is not None and page.suffix not in (".html", ".png"):
         raise click.UsageError(f"--page {page}: expected a name that ends in .html or .png")
     if (
@@ -59,15 +63,18 @@ def search(video, features, shards, checkpoint, begin, end, fps, count, per_vide
         else:
             table = Tables(features)
             extract = extractor_of(table, checkpoint, how, flow)
-        query, last, picture = _query(extract, video, (begin, end), fps)
-        hits = nearest(table, query, count, per_video, (str(video.resolve()), begin, last))
-    name = path_text(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")
+        vectors, ends, pictures = zip(*(_query(extract, video, (begin, end), fps) for video in videos), strict=True)
+        spans = [(str(video.resolve()), begin, last) for video, last in zip(videos, ends, strict=True)]
+        hits = nearest(table, sum(vectors) / len(vectors), count, per_video, spans)
+    part = f", {begin:g} to {ends[0]:.1f} s" if begin or end else ""
+    name = ", ".join(map(path_text, videos)) + part
     click.echo(f"nearest to {name}, of {table.rows:,} rows of {table.name}; cosine, random pairs that are less alike:")
     for hit in hits:
         label = f"  ({hit['label']})" if hit["label"] else ""
         click.echo(f"{hit['similarity']:7.4f}  {above(hit):>7}  {moment(hit):>18}  {hit['path']}{label}")
     if page is not None:
-        write_hits(page, name.removeprefix(f"{path_text(video.parent)}/"), picture, hits)
+        names = [path_text(video.name) + part for video in videos]
+        write_hits(page, [*zip(names, pictures, strict=True)], hits)
         click.echo(page)
 
 

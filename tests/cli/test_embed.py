@@ -350,7 +350,7 @@ def test_the_nearest_moments(here):
     whole = vssl("search", "videos/near/a.mp4", "--count", 30)
     assert "copy.mp4" in whole and "videos/near/a.mp4  (" not in whole
     page = Path("found.html").read_text()
-    assert page.count("<figure>") == 4 and (here / "videos/copy.mp4").as_uri() + "#t=" in page
+    assert page.count("<figure>") == 4 and 'href="videos/copy.mp4#t=' in page
     told = vssl("search", "videos/near/a.mp4", "--from", 0.64, "--to", 1.28, "--page", "found.png").splitlines()
     assert "0.64 to 1.3 s" in told[0] and Path("found.png").read_bytes()[:4] == b"\x89PNG"
     # of the same video, what does not overlap the query is found

@@ -1,4 +1,4 @@
-"""`vssl embed --npy per-video` and `--crops 10`."""
+"""`vssl embed --npy per-video` and `--crops 10`, and `vssl search` by several examples."""
 
 # ruff: noqa: F811 (fixtures of another file)
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.cli.test_embed import LENGTHS, columns, here, place, vssl  # noqa: F401 (fixtures)
+from trainer.embeddings.sheets import link
 from trainer.embeddings.table import Table, write_npy_per_video, write_part
 from trainer.errors import TrainerError
 
@@ -69,3 +70,27 @@ def test_names_of_the_files_of_videos(tmp_path):
     assert (folder / "b.csv").read_text() == "start,end\n,\n,\n"
     with pytest.raises(TrainerError, match="the id '../../a' leads elsewhere"):
         write_npy_per_video(stored("../../a"))
+
+
+def test_several_examples_are_one_query(here):
+    vssl("embed", "--videos", "videos", "--level", "video")
+    vectors, own = columns("features.parquet")
+    of = dict(zip(own["id"], vectors, strict=True))
+    told = vssl("search", "videos/near/a.mp4", "videos/far/d.mp4", "--page", "pages/found.html").splitlines()
+    assert told[0].startswith("nearest to videos/near/a.mp4, videos/far/d.mp4, of 5 rows")
+    mean = of["near/a.mp4"] + of["far/d.mp4"]
+    others = ("near/b.mp4", "far/c.mp4", "copy.mp4")  # no example finds itself
+    expected = {name: float(of[name] @ mean / np.linalg.norm(mean) / np.linalg.norm(of[name])) for name in others}
+    found = {
+        name: value for line in told[1:-1] for name in others for value in [float(line.split()[0])] if name in line
+    }
+    assert found == pytest.approx(expected, abs=2e-4) and len(told) == 5
+    page = Path("pages/found.html").read_text()
+    assert page.count("<figure>") == 5 and 'href="../videos/copy.mp4#t=' in page
+    assert "are of one video, and 2 are given" in vssl("search", "a.mp4", "b.mp4", "--from", 1, code=2)
+
+
+def test_links_are_relative_below_a_common_folder():
+    assert link("/data/my videos/a#1.mp4", Path("/data/pages")) == "../my%20videos/a%231.mp4"
+    assert link("/data/x:y.mp4", Path("/data")) == "x%3Ay.mp4"
+    assert link("/data/a.mp4", Path("/home/me")) == "file:///data/a.mp4"

@@ -76,7 +76,7 @@ def test_overlapping_moments_and_those_of_one_video_are_limited(tmp_path):
     query = np.array([2, 0, 0, 0], np.float32)
     assert [hit["row"] for hit in search.search(table, query, 2)] == [0, 4]  # row 1 overlaps row 0
     assert [hit["row"] for hit in search.search(table, query, 9, per_video=1)] == [0, 2, 3]
-    own = [hit["row"] for hit in search.search(table, query, 9, query_span=("/x/a", 0.0, 1.2))]
+    own = [hit["row"] for hit in search.search(table, query, 9, query_spans=[("/x/a", 0.0, 1.2)])]
     assert own == [4, 2, 3]
     similarity = search.search(table, query, 2)[1]["similarity"]
     assert similarity == pytest.approx(0.8 / (0.8**2 + 0.2**2) ** 0.5)
@@ -180,7 +180,7 @@ def test_search_goes_on_until_it_has_what_was_asked_for(tmp_path, per_video):
             if not near and len(others) != per_video and not (own and names[row] == "near"):
                 others.append(row)
                 expected.append(row)
-        found = search.search(table, query, 30, per_video, own)
+        found = search.search(table, query, 30, per_video, [own] if own else [])
         assert [hit["row"] for hit in found] == expected[:30]
 
 

@@ -114,7 +114,7 @@ class Groups:
         path = folder / f"{self.kind.name}-{number:03d}.png"
         write_png(path, thumbnails_sheet(f"{number}: {head}", captions))
         lines = ["; ".join(filter(None, of_row)) for of_row in zip(values, times, strict=True)]
-        return join((paragraph(head, "muted"), figures(rows, lines)))
+        return join((paragraph(head, "muted"), figures(rows, lines, folder)))
 
 
 def clustered(table: Table, level: str, method: str, k: int | None, smallest: int) -> Groups:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,13 +22,13 @@ def search(
     query: np.ndarray,
     count: int = 10,
     per_video: int | None = None,
-    query_span: tuple[str, float, float] | None = None,
+    query_spans: Sequence[tuple[str, float, float]] = (),
 ) -> list[dict]:
     """The `count` rows most similar to a query (float32 [d]), best first: columns of the table and "similarity"; and "above", the
     share of random pairs of rows of different videos that are less similar, None if there is only one video.
 
-    Of rows of one video that overlap in time the best one counts, and at most `per_video` of it. query_span: path, start and end
-    of the query, whose moments are left out. Every row is compared; equal ones come in the order of the table.
+    Of rows of one video that overlap in time the best one counts, and at most `per_video` of it. query_spans: path, start and end
+    of each example of the query, whose moments are left out. Every row is compared; equal ones come in the order of the table.
     """
     query = normalised(query[None].astype(np.float64))[0]
     cosines = [
@@ -35,7 +36,7 @@ def search(
     ]
     similarity = np.concatenate([*cosines, np.empty(0)])
     rows = np.argsort(-similarity, kind="stable")
-    found = _apart(table, rows, similarity[rows], count, per_video, query_span)
+    found = _apart(table, rows, similarity[rows], count, per_video, query_spans)
     by_chance = _random_pairs(table)
     pictures = table.take([hit["row"] for hit in found], ("thumbnail",))
     return [
@@ -49,12 +50,12 @@ def _apart(
     similarity: np.ndarray,
     count: int,
     per_video: int | None,
-    query_span: tuple[str, float, float] | None,
+    query_spans: Sequence[tuple[str, float, float]],
 ) -> list[dict]:
     """The first `count` of these rows that neither overlap one before them or the query, nor are too many of a video."""
     found: dict[str, list[dict]] = {}  # by the path of the file, of which several videos may be parts
     hits: list[dict] = []
-    same_file = functools.cache(functools.partial(_same_file, query_span[0] if query_span else ""))
+    same_file = functools.cache(_same_file)
     begin, end = 0, max(_CANDIDATES, 20 * count)
     while begin < len(rows) and len(hits) < count:
         texts = table.take(rows[begin:end], _SHOWN)
@@ -64,7 +65,8 @@ def _apart(
                 _overlap(hit, other) for other in of_video
             ):
                 continue
-            if query_span and same_file(hit["path"]) and _overlap(hit, {"start": query_span[1], "end": query_span[2]}):
+            spans = ((start, end) for path, start, end in query_spans if same_file(path, hit["path"]))
+            if any(_overlap(hit, {"start": start, "end": end}) for start, end in spans):
                 continue
             of_video.append({**hit, "row": row, "similarity": value})
             hits.append(of_video[-1])

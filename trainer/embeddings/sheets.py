@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
@@ -33,40 +35,54 @@ def thumbnails_sheet(title: str, pictures: Sequence[tuple[bytes, Sequence[str]]]
     return contact_sheet(title, [(decoded(jpeg), lines) for jpeg, lines in pictures], 6, _WIDTH)
 
 
-def figures(rows: Sequence[dict], lines: Sequence[str]) -> Markup:
-    """Thumbnails of rows, each a link to its moment in the video, with a line beneath the name."""
-    drawn = join(_figure(row, line) for row, line in zip(rows, lines, strict=True))
+def link(path: str, folder: Path) -> str:
+    """The address of a file (absolute) on a page in a folder: a relative one if both lie below a common folder, so that they can
+    move together."""
+    here = os.path.abspath(folder)
+    if os.path.commonpath([here, path]) == os.path.sep:
+        return Path(path).as_uri()
+    return quote(os.path.relpath(path, here))
+
+
+def figures(rows: Sequence[dict], lines: Sequence[str], folder: Path) -> Markup:
+    """Thumbnails of rows, each a link to its moment in the video, with a line beneath the name; folder: of the page."""
+    drawn = join(_figure(row, line, folder) for row, line in zip(rows, lines, strict=True))
     return fill('<div class="thumbs">{}</div>\n', drawn)
 
 
-def _figure(row: dict, line: str) -> Markup:
+def _figure(row: dict, line: str, folder: Path) -> Markup:
     jpeg = row["thumbnail"]
     shown = image(jpeg, "jpeg", f"{row['id']}, {moment(row)}", decoded(jpeg).shape[:2])
     if Path(row["path"]).is_absolute():
         at = "" if row["start"] is None else f"#t={row['start']:.2f},{row['end']:.2f}"
-        shown = fill('<a href="{}">{}</a>', Path(row["path"]).as_uri() + at, shown)
+        shown = fill('<a href="{}">{}</a>', link(row["path"], folder) + at, shown)
     template = "<figure>{}<figcaption>{}<br><small>{}</small></figcaption></figure>\n"
     return fill(template, shown, row["id"], line)
 
 
-def write_hits(path: Path, name: str, thumbnail: bytes, hits: Sequence[dict]) -> None:
-    """Write a query, its name and its picture, and what search found for it, as a contact sheet (.png) or a page."""
+def write_hits(path: Path, query: Sequence[tuple[str, bytes]], hits: Sequence[dict]) -> None:
+    """Write a query, the name and the picture of each of its examples, and what search found for it, as a contact sheet (.png)
+    or a page."""
+    title = f"nearest to {', '.join(name for name, _ in query)}"
     values = [", ".join(filter(None, (f"{hit['similarity']:.4f}", above(hit)))) for hit in hits]
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        pictures = [(thumbnail, ["query", name])]
+        pictures = [(thumbnail, ["query", name]) for name, thumbnail in query]
         pictures += [
             (hit["thumbnail"], [hit["id"], value, moment(hit)]) for hit, value in zip(hits, values, strict=True)
         ]
-        write_png(path, thumbnails_sheet(f"nearest to {name}", pictures))
+        write_png(path, thumbnails_sheet(title, pictures))
         return
     lines = ["; ".join(filter(None, (value, moment(hit)))) for hit, value in zip(hits, values, strict=True)]
-    query = {"id": name, "path": "", "start": None, "end": None, "thumbnail": thumbnail}
-    sections = [("query", "Query", figures([query], [""])), ("found", "Nearest moments", figures(hits, lines))]
+    of_query = [{"id": name, "path": "", "start": None, "end": None, "thumbnail": shown} for name, shown in query]
+    sections = [
+        ("query", "Query", figures(of_query, [""] * len(query), path.parent)),
+        ("found", "Nearest moments", figures(hits, lines, path.parent)),
+    ]
     lead = (
         "The first number is the cosine of the features, which for many networks is nearly 1 for any two videos; the second one "
         "is the share of random pairs of moments, of different videos, that are less alike."
     )
     if any(Path(hit["path"]).is_absolute() for hit in hits):
         lead += " A picture opens the video at its moment."
-    write_text(path, page(f"Nearest to {name}", lead, "", sections, ""))
+    write_text(path, page(f"N{title[1:]}", lead, "", sections, ""))
