@@ -176,7 +176,9 @@ def _pretrained(folder: Path) -> bool:
 
 
 def trained_splits(meta: dict) -> dict[str, str | None]:
-    """The data sets that a run was trained on, each with the split that was seen of it."""
+    """The data sets that a run was trained on, each with the split that was seen of it; of imported weights nothing is known."""
+    if meta["settings"]["method"] == IMPORTED:
+        return {}
     return meta.get("datasets") or {meta["dataset"]: meta["split"]}
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from labelgen.errors import ReadError
 from labelgen.reading import read_text
+from trainer import inputs
 from trainer.evaluate.results import flat
 from trainer.evaluate.splits import with_split
 from trainer.pages import plots
@@ -43,6 +44,9 @@ def trained_html(meta: dict, log: dict[str, np.ndarray], held: dict[str, np.ndar
         trained_on = with_split(initial["dataset"], initial["split"])
         by = f"{initial['settings']['method']} on {trained_on}, step {initial['step']:,}: {initial['file']}"
         told.insert(0, ("Started from", by))
+    if own := meta.get("imported"):  # nothing is known of its training
+        told = [("Imported from", f"{own['file']}, SHA-256 {own['sha256']}"), ("Weights of", own["about"]), told[-1]]
+    told.insert(-1, ("Input of the network", inputs.of_run(meta).described))
     if log:
         log = {**log, "total_ms": np.maximum(log["total_ms"], 0.1)}  # what the log resolves: means are weighted with it
         minutes, waited = log["total_ms"].sum() / 6e4, log["data_ms"].sum() / log["total_ms"].sum()
@@ -53,7 +57,7 @@ def trained_html(meta: dict, log: dict[str, np.ndarray], held: dict[str, np.ndar
         out.append(items(damaged))
     if log:
         out.append(_curves(log, held))
-    elif not damaged:
+    elif not damaged and not own:
         out.append(paragraph("No step is logged yet.", "muted"))
     out.append(details("All settings", table("Settings of the run", ("Setting", "Value"), flat(settings))))
     configuration = table("Configuration of the shards", ("Setting", "Value"), flat(meta["config"]))
