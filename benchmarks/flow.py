@@ -1,52 +1,62 @@
-"""Accuracy and speed of optical flows on Middlebury pairs with known flow, on one core.
+"""Accuracy and speed of optical flows on Middlebury pairs with known flow, and from video files to files of flow, on one core.
 
 python benchmarks/flow.py               ours, OpenCV's TV-L1, DIS (fast, medium) and Farneback, at full size and at 128 x 171
 python benchmarks/flow.py --parameters  TV-L1 with one parameter changed at a time
+python benchmarks/flow.py --light       TV-L1 of images, of their texture, and OpenCV's, where the light changes
+python benchmarks/flow.py --extract     `vssl flow` from a video file to files, with each backend: pairs/s, memory, stages
+python benchmarks/flow.py --stored      what 8 bits, JPEG and float16 cost of the flow
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import resource
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # `labelgen` is the package, no script here
 
+import av  # noqa: E402
 import cv2  # noqa: E402
 import numba  # noqa: E402
 import numpy as np  # noqa: E402
 
 from labelgen import decode  # noqa: E402
-from labelgen.flow import tvl1  # noqa: E402
-from labelgen.flow.opencv import dis, opencv_tvl1  # noqa: E402
+from labelgen.extract.values import quantised  # noqa: E402
+from labelgen.flow import BACKENDS, flow, luma, tvl1  # noqa: E402
+from labelgen.flow.opencv import dis, dis_medium, farneback, opencv_tvl1  # noqa: E402
 
 PAIRS = ("RubberWhale", "Dimetrodon", "Venus", "Grove2")
 SMALL = 128, 171
 UNKNOWN = 1e9
-
-
-def farneback(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """OpenCV's Farneback flow with the parameters of its tutorial: three levels of half the size, windows of 15, three
-    iterations, polynomials of 5 pixels."""
-    return cv2.calcOpticalFlowFarneback(first, second, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+EXTRACTED = {"TV-L1": 4, "others": 61, "long": 1220}  # frames of the videos of --extract
+VIDEOS = (".avi", ".mkv", ".mp4")
 
 
 FLOWS = {  # name in a table -> of two luma images uint8 [H, W], float32 [H, W, 2]
     "ours": tvl1,
     "TV-L1": opencv_tvl1,
     "DIS": dis,  # preset "fast"
-    "DIS m": partial(dis, preset=cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
+    "DIS m": dis_medium,
     "Farn.": farneback,
 }
+NAMES = dict(zip(FLOWS, BACKENDS, strict=True))  # of the backends
 CHANGES = (
     {},
-    *({"attachment": value} for value in (0.2, 0.25, 0.35, 0.4)),
+    {"structure": 0, "attachment": 0.3},  # version 1
+    *({"structure": value} for value in (0, 0.2, 0.4, 0.5)),
+    {"structure": 0.8, "attachment": 0.4},
+    *({"structure_steps": value} for value in (10, 30, 60)),
+    *({"flatness": value} for value in (8.0, 32.0)),
+    *({"attachment": value} for value in (0.25, 0.3, 0.4)),
     *({"tightness": value} for value in (0.15, 0.25, 0.3)),
     *({"step": value} for value in (0.2, 0.225)),
     *({"scale": value} for value in (0.5, 0.6, 0.7, 0.75, 0.85)),
@@ -129,6 +139,181 @@ def parameters(data: Path, repeats: int) -> None:
         print(f"{title:29} | {cells} ; {np.mean(errors):.4f} | {np.mean(small_errors):.4f} | {elapsed:.2f}", flush=True)
 
 
+def lit(image: np.ndarray, how: str) -> np.ndarray:
+    """An image uint8 [H, W] in another light."""
+    height, width = image.shape
+    y, x = np.mgrid[:height, :width]
+    lights = {
+        "as it is": lambda: image,
+        "10 % darker": lambda: image * 0.9,
+        "15 grey levels brighter": lambda: image + 15.0,
+        "lamp from the left": lambda: image * (1.15 - 0.3 * x / width),
+        "flicker in rows": lambda: image * (1 + 0.1 * np.sin(2 * np.pi * y / (height / 3))),
+    }
+    return np.rint(np.clip(lights[how](), 0, 255)).astype(np.uint8)
+
+
+LIGHTS = ("as it is", "10 % darker", "15 grey levels brighter", "lamp from the left", "flicker in rows")
+IN_LIGHT = {  # of two luma images
+    "images": lambda *pair: tvl1(*pair, structure=0),
+    "texture": tvl1,
+    "share .8": lambda *pair: tvl1(*pair, structure=0.8, attachment=0.4),
+    "TV-L1": opencv_tvl1,
+}
+
+
+def warping_error(flow: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+    """Mean difference in grey levels between the first image and the second one, sampled where the flow points to."""
+    height, width = first.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    at_x, at_y = x + flow[..., 0], y + flow[..., 1]
+    inside = (at_x >= 0) & (at_y >= 0) & (at_x <= width - 1) & (at_y <= height - 1)
+    warped = cv2.remap(second.astype(np.float32), at_x, at_y, cv2.INTER_CUBIC)
+    return float(np.abs(warped - first)[inside].mean())
+
+
+def light(data: Path, repeats: int) -> None:
+    """The second image of each pair in another light: error of the flow where it is known, and on real videos how well the flow
+    fits the second image as it is."""
+    known = [read_pair(data / name) for name in PAIRS]
+    for name in ("ucf101", "asl", "clips", "arid", "weizmann"):
+        paths = sorted(path for path in (data.parent / name).rglob("*.*") if path.suffix in VIDEOS)
+        pairs = []
+        for path in paths[:: -(-len(paths) // 4)]:
+            grey = [luma(frame) for frame in islice(decode.frames(path, *SMALL), 24)]
+            pairs += [(grey[at], grey[at + 1]) for at in range(0, len(grey) - 1, 8)]
+        _light(f"{name}, {len(pairs)} pairs: warping error, grey levels", pairs, warping_error)
+    _light("known flow at 128 x 171: error, pixels", [shrink_pair(*pair) for pair in known], None)
+    others = dict(IN_LIGHT)
+    del others["TV-L1"]  # which takes seconds
+    _light("known flow, full size: error, pixels", known, None, others)
+
+
+def _light(
+    title: str, pairs: Sequence[tuple[np.ndarray, ...]], error: Callable[..., float] | None, flows=IN_LIGHT
+) -> None:
+    print(" | ".join([f"{title:46}", *(f"{name:>8}" for name in flows)]))
+    for how in LIGHTS:
+        rows = []
+        for first, second, *true in pairs:
+            found = [flow(first, lit(second, how)) for flow in flows.values()]
+            rows.append([error(one, first, second) if error else end_point_error(one, *true) for one in found])
+        print(" | ".join([f"  {how:44}", *(f"{value:8.3f}" for value in np.mean(rows, 0))]), flush=True)
+
+
+def clip_of(videos: Path, path: Path, frames: int) -> Path:
+    """A video as UCF101's are, MPEG-4 of 320 x 240 pixels, of so many frames of the first real one in a folder, back and forth,
+    or of a moving texture if there is none."""
+    real = next(iter(sorted(videos.rglob("*.avi")) if videos.is_dir() else []), None)
+    if real is not None:
+        shown = list(islice(decode.frames(real, 240, 320), 150))
+    else:
+        noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+        texture = cv2.resize(noise, (320, 240), interpolation=cv2.INTER_CUBIC)
+        shown = [np.roll(texture, (t, 2 * t), (0, 1)) for t in range(40)]
+    there_and_back = shown + shown[-2:0:-1]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, options={"qscale": "4"})
+        stream.height, stream.width, stream.pix_fmt = 240, 320, "yuv420p"
+        for t in range(frames):
+            picture = np.ascontiguousarray(there_and_back[t % len(there_and_back)])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def extraction(path: Path, out: Path, backend: str) -> tuple[float, Mapping[str, float], Mapping[str, int], int]:
+    """Processor seconds, seconds per stage and counts of a video whose flow is written, and the most memory of this process."""
+    from labelgen.extract import Extraction, dataset_of
+    from labelgen.extract.video import Task, extract_video
+
+    data = dataset_of(path)
+    settings = Extraction(flow=backend, short=None, height=256, width=340)
+    begin = time.process_time()
+    made = extract_video(Task(out / "job", data.videos, data.root, settings, backend, stall=600))
+    return time.process_time() - begin, made.seconds, made.counts, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _memory(path: Path, out: Path) -> int:
+    """Most memory of a process of its own that writes the flow of a video, kB."""
+    code = "import sys; sys.argv.pop(0); from pathlib import Path; from benchmarks.flow import extraction; "
+    code += "print(extraction(Path(sys.argv[0]), Path(sys.argv[1]), 'tvl1')[3])"
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, out], env=environment, check=True, capture_output=True, text=True
+    )
+    return int(done.stdout)
+
+
+def extract(data: Path, repeats: int) -> None:
+    """From a video file to JPEGs of 256 x 340 in the layout of MMAction2, in one process."""
+    with TemporaryDirectory() as folder:
+        out, videos = Path(folder), data.parent / "ucf101"
+        clips = {name: clip_of(videos, out / f"{frames}.avi", frames) for name, frames in EXTRACTED.items()}
+        for name in NAMES:  # loads the kernels
+            extraction(clips["TV-L1"], out, NAMES[name])
+        runs = {name: [] for name in NAMES}
+        for _ in range(repeats):  # in turn
+            for name, backend in NAMES.items():
+                runs[name].append(extraction(clips.get(name, clips["others"]), out, backend))
+        pairs = {name: runs[name][0][2]["flow pairs"] for name in NAMES}
+        times = {name: np.array([seconds for seconds, *_ in runs[name]]) / pairs[name] for name in NAMES}
+        stages = ("decode", "flow", "jpeg", "write")
+        print(" | ".join([f"{'':5}", "pairs/s", "ms/pair", " ratio", *(f"{stage:>6}" for stage in stages)]))
+        for name in NAMES:
+            each = np.median(times[name])
+            spent = [sum(run[1][stage] for run in runs[name]) for stage in stages]
+            shares = (100 * seconds / sum(spent) for seconds in spent)
+            ratio = np.median(times[name] / times["ours"])
+            print(
+                f"{name:5} | {1 / each:7.1f} | {1e3 * each:7.2f} | {ratio:6.2f} | "
+                + " | ".join(f"{share:4.1f} %" for share in shares)
+            )
+        short, long = (_memory(clips[name], out) for name in ("others", "long"))
+        few, many = EXTRACTED["others"], EXTRACTED["long"]
+        print(f"memory of a process: {short / 1024:.0f} MB after {few} frames, {long / 1024:.0f} MB after {many}")
+    print("published: denseflow's TV-L1 with CUDA logs 45 and 119.5 flows/s of a whole GPU")
+
+
+def stored(data: Path, repeats: int) -> None:
+    """What storing costs: error against the flow that was stored, pixels, of the first frames of real clips at 256 x 340."""
+    folders = (data.parent / name for name in ("ucf101", "asl", "clips"))
+    paths = [path for folder in folders for path in sorted(folder.rglob("*.*")) if path.suffix in VIDEOS]
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for path in paths:
+        grey = [luma(frame) for frame in islice(decode.frames(path, 256, 340), 6)]
+        for pair in pairwise(grey):
+            one = np.clip(flow(*pair), -20, 20)
+            for name, (read, size) in as_stored(one).items():
+                error = np.abs(read - one)
+                found.setdefault(name, []).append((error.mean(), np.quantile(error, 0.99), size))
+    print(
+        f"{sum(map(len, found.values())) // len(found)} flows of {len(paths)} videos, 256 x 340, clipped to 20 pixels"
+    )
+    print(f"{'':26} | mean error | 99 % below | kB per flow")
+    for name, rows in found.items():
+        mean, most, size = np.mean(rows, 0)
+        print(f"{name:26} | {mean:10.4f} | {most:10.4f} | {size / 1e3:11.1f}")
+
+
+def as_stored(one: np.ndarray) -> dict[str, tuple[np.ndarray, int]]:
+    """A flow as it is read back, and the bytes that it takes, by how it is stored."""
+    planes, _ = quantised(one, 20)
+
+    def coded(suffix: str, *options: int) -> tuple[np.ndarray, int]:
+        files = [cv2.imencode(suffix, plane, options)[1] for plane in planes]
+        read = np.stack([cv2.imdecode(file, cv2.IMREAD_GRAYSCALE) for file in files], -1)
+        return read.astype(np.float64) * 40 / 255 - 20, sum(map(len, files))
+
+    qualities = {f"8 bits, JPEG {q}": coded(".jpg", cv2.IMWRITE_JPEG_QUALITY, q) for q in (100, 95, 90, 75)}
+    half = one.astype(np.float16)
+    return {
+        "8 bits, lossless (.png)": coded(".png"),
+        **qualities,
+        "float16 (npy)": (half.astype(np.float32), half.nbytes),
+    }
+
+
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
@@ -142,9 +327,14 @@ def main() -> int:
         "--data", type=Path, default=HERE.parents[1] / "shared/data/flow", help="folder of Middlebury pairs"
     )
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each, in turn")
-    parser.add_argument("--parameters", action="store_true", help="compare parameters of TV-L1 instead of backends")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--parameters", action="store_true", help="compare parameters of TV-L1 instead of backends")
+    what.add_argument("--light", action="store_true", help="measure flow where the light changes")
+    what.add_argument("--extract", action="store_true", help="measure `vssl flow`")
+    what.add_argument("--stored", action="store_true", help="measure what storing costs")
     arguments = parser.parse_args()
     missing = [name for name in PAIRS if not (arguments.data / name / "flow10.flo").is_file()]
+    missing = [] if arguments.extract or arguments.stored else missing
     if missing:
         print(
             f"{arguments.data}: no Middlebury pairs {', '.join(missing)}; give their folder by --data", file=sys.stderr
@@ -152,7 +342,8 @@ def main() -> int:
         return 2
     cv2.setNumThreads(1)
     print(machine())
-    (parameters if arguments.parameters else backends)(arguments.data, arguments.repeats)
+    others = {"parameters": parameters, "light": light, "extract": extract, "stored": stored}
+    next((run for name, run in others.items() if getattr(arguments, name)), backends)(arguments.data, arguments.repeats)
     return 0
 
 

@@ -20,7 +20,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -39,8 +38,8 @@ from scipy.ndimage import prewitt  # noqa: E402
 
 from labelgen import decode, manifest, shards  # noqa: E402
 from labelgen.config import CLIP_LENGTH, Config  # noqa: E402
+from labelgen.extract.values import quantised  # noqa: E402
 from labelgen.flow import BACKENDS, find, luma  # noqa: E402
-from labelgen.flow.opencv import dis  # noqa: E402
 from labelgen.labels.appearance import appearance_statistics  # noqa: E402
 from labelgen.labels.boundaries import motion_boundaries  # noqa: E402
 from labelgen.labels.clip import MAX_FLOW  # noqa: E402
@@ -299,14 +298,22 @@ def eight_bits(flow: np.ndarray) -> np.ndarray:
     )
 
 
+def of_jpeg(flow: np.ndarray) -> np.ndarray:
+    """The flow as it is read back from the pictures that `vssl flow` writes."""
+    planes, _ = quantised(flow, MAX_FLOW)
+    files = (cv2.imencode(".jpg", plane, [cv2.IMWRITE_JPEG_QUALITY, 95])[1] for plane in planes)
+    read = np.stack([cv2.imdecode(file, cv2.IMREAD_GRAYSCALE) for file in files], -1)
+    return (read * np.float64(2 * MAX_FLOW / 255) - MAX_FLOW).astype(np.float32)
+
+
 FLOWS = {  # of two luma images uint8 [H, W], float32 [H, W, 2]
     **{name: find(name).function for name in BACKENDS},
-    "dis medium": partial(dis, preset=cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
-    "farneback": lambda *pair: cv2.calcOpticalFlowFarneback(*pair, None, 0.5, 3, 15, 3, 5, 1.2, 0),  # as in flow.py
     "8 bits": lambda first, second: eight_bits(find("tvl1").function(first, second)).astype(np.float32),
+    "JPEG 95": lambda first, second: of_jpeg(find("tvl1").function(first, second)),
+    "float16": lambda first, second: find("tvl1").function(first, second).astype(np.float16).astype(np.float32),
 }
 COMPARED = [("tvl1", name) for name in FLOWS if name != "tvl1"]
-COMPARED += [("opencv-tvl1", name) for name in ("dis", "dis medium", "farneback")]
+COMPARED += [("opencv-tvl1", name) for name in ("dis", "dis-medium", "farneback")]
 
 
 def backends(data: Path, repeats: int) -> None:

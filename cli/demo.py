@@ -34,8 +34,8 @@ measures:
 def demo(folder):
     """Render the demo videos, label them, pretrain a small network on them and compare it with random weights.
 
-    The commands are printed as they run; each can be run by itself, with other options. The same command again goes on
-    where it stopped.
+    The commands are printed as they run; each can be run by itself, with other options. The same command resumes an
+    interrupted run.
     """
     from labelgen.files import write_text
     from labelgen.processes import environment

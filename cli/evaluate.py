@@ -1,17 +1,20 @@
-"""`vssl eval`: what a pretrained network is worth."""
+"""`vssl eval`: how good a pretrained network is."""
 
 from __future__ import annotations
 
+import pkgutil
 from functools import partial
 from pathlib import Path
 
 import click
 
+from cli.options import COMPUTE, compute
 from trainer.evaluate import PROTOCOLS, protocol_class
 
 _FOLDER = click.Path(path_type=Path)
 _CHECKPOINT = "Run, checkpoint folder or file.  [default: the newest run]"
 _CHECKPOINTS = "Finetuned run; repeated, one per split: their mean.  [default: the newest run]"
+_COMPUTED = {"boundaries": "labelgen.labels.clip:clip_boundaries", "flow": "labelgen.flow:flow"}
 _ALL_SPLIT = "Official split.  [default: that of the run, else the first]"
 
 
@@ -21,15 +24,7 @@ def _common(split, several=False):
         click.Option(["--shards"], type=_FOLDER, default=Path("out"), help="Folder that labelgen wrote."),
         click.Option(["--checkpoint"], type=_FOLDER, multiple=several, help=_CHECKPOINTS if several else _CHECKPOINT),
         click.Option(["--split"], help=split),
-        click.Option(
-            ["--batch-size"], default=32, type=click.IntRange(1), help="Clips at a time; no effect on the result."
-        ),
-        click.Option(
-            ["--workers"],
-            type=click.IntRange(0),
-            help="Processes that decode frames.  [default: half of the process's cores, 1 to 8]",
-        ),
-        click.Option(["--device"], default="auto", help="cpu, cuda, cuda:1; auto: cuda if there is one."),
+        *(click.Option([name], **declaration) for name, declaration in COMPUTE.items()),
     ]
 
 
@@ -45,7 +40,7 @@ def _option(declared):
 
 
 class _Protocols(click.Group):
-    """A command per protocol, made of what it declares when it is asked for."""
+    """A command per protocol, made from its declaration when it is needed."""
 
     def list_commands(self, ctx):
         return sorted([*PROTOCOLS, "all"])
@@ -70,16 +65,13 @@ def evaluate():
 def _evaluator(options):
     """The evaluator of the common options, which are taken out of these."""
     from trainer.evaluate.evaluator import Evaluator
-    from trainer.evaluate.features import Compute
-    from trainer.settings import WORKERS
 
-    shards, checkpoint, split, batch_size, workers, device = (options.pop(option.name) for option in _common(""))
-    compute = Compute(batch_size, WORKERS if workers is None else workers, device)
-    return Evaluator(shards, checkpoint or None, split, compute)
+    shards, checkpoint, split, *of_compute = (options.pop(option.name) for option in _common(""))
+    return Evaluator(shards, checkpoint or None, split, compute(*of_compute))
 
 
 def _run(name, **options):
-    """A protocol on these options: its table on the screen, and where it is written."""
+    """Run a protocol with these options; print its table and the path of its result."""
     from trainer.errors import ProtocolError, TrainerError
 
     evaluator = _evaluator(options)
@@ -113,8 +105,4 @@ def _advised(error):
 
 def _computed(name):
     """What a protocol needs that the trainer cannot compute: it has no optical flow."""
-    if not protocol_class(name).needs_boundaries:
-        return {}
-    from labelgen.labels.clip import clip_boundaries
-
-    return {"boundaries": clip_boundaries}
+    return {what: pkgutil.resolve_name(_COMPUTED[what]) for what in protocol_class(name).needs}

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import click
 
 from cli.options import WRITTEN
 from labelgen.config import Config
 from labelgen.flow import BACKENDS
-from labelgen.progress import telling
+from labelgen.progress import ProgressBar, duration
 
 _DEFAULT = {field.name: field.default for field in fields(Config)}
 
@@ -115,13 +113,43 @@ def _clips(ctx, param, value: str) -> int | None:
 )
 @click.option("--seed", default=_DEFAULT["seed"], help="Seed of every random draw.")
 @click.option(
+    "--motion",
+    type=WRITTEN,
+    help="Table to write, .csv or .parquet: how much moves in each clip, in pixels per frame. Shards hold it, too.",
+)
+@click.option(
+    "--add",
+    is_flag=True,
+    help="Label what is new beside the shards that are there, and forget what is gone: the same command every day.",
+)
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Say how long it would take, how much disk and memory, as measured on a few of the videos, and leave nothing behind.",
+)
+@click.option(
     "--stall",
     default=300.0,
     type=click.FloatRange(0, min_open=True),
     help="Give a video up after so many seconds without a frame.",
 )
 def labelgen(
-    videos, dataset, root, out, group, split, workers, backend, scheduler, videos_per_shard, stall, size, **settings
+    videos,
+    dataset,
+    root,
+    out,
+    group,
+    split,
+    workers,
+    backend,
+    scheduler,
+    videos_per_shard,
+    motion,
+    add,
+    plan,
+    stall,
+    size,
+    **settings,
 ):
     """Label the videos of the folder VIDEOS, or of a data set: optical flow, motion, appearance, difficulty, pace and order, into
     HDF5 shards.
@@ -129,8 +157,10 @@ def labelgen(
     The same command again resumes where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
     listed), 1 error, 2 wrong usage.
     """
+    from labelgen.labels import LABELS, ON_DEMAND
     from labelgen.manifest import default_root, load, select, split_name
     from labelgen.run import run
+    from labelgen.run.motion import check_table, write_motion
 
     if (backend == "dask") != (scheduler is not None):
         raise click.UsageError(
@@ -139,12 +169,15 @@ def labelgen(
     dataset, root = _source(videos, dataset, root)
     for name, preset in zip(("height", "width", "crop"), _SIZES[size], strict=True):
         settings[name] = preset if settings[name] is None else settings[name]
-    config = Config(**settings)
+    config, labels = Config(**settings), dict(LABELS)
+    if motion is not None:
+        check_table(motion)
+        labels |= ON_DEMAND
     if dataset == "demo":
         from labelgen.demo import render
 
         root = root or default_root("demo")
-        with Progress("rendered") as progress:
+        with ProgressBar("rendered", "video") as progress:
             render(root, progress=progress)
     data = load(dataset, root, group, images=config.fps is not None)
     click.echo(data.summary())
@@ -155,19 +188,31 @@ def labelgen(
         )
     videos = select(data.videos, data.splits, split)
     split = split_name(data.splits, split)
+    if plan:
+        _plan(data, videos, out, config, workers, stall, labels)
+        return
     if scheduler is not None and workers > 1:
         click.echo("--workers is not used: the cluster's workers make the shards", err=True)
-    handler = signal.signal(signal.SIGINT, _stop)
-    with Progress("labelled") as progress:
+    handler = signal.signal(signal.SIGINT, stop)
+    with ProgressBar("labelled", "video") as progress:
         try:
-            report = run(
-                data, videos, out, config, workers, videos_per_shard, stall, progress, progress.say, split, scheduler
-            )
+            how = {
+                "progress": progress,
+                "say": progress.say,
+                "split": split,
+                "scheduler": scheduler,
+                "add": add,
+                "labels": labels,
+            }
+            report = run(data, videos, out, config, workers, videos_per_shard, stall, **how)
         except KeyboardInterrupt:
             progress.say("stopped; finished shards are kept, the same command goes on from them")
             sys.exit(130)
         signal.signal(signal.SIGINT, handler)
     print_report(report, out / data.name)
+    if motion is not None:
+        count = write_motion(motion, sorted((out / data.name).glob("[0-9]*.h5")))
+        click.echo(f"{motion}: the motion of {count:,} clips")
     if report["failures"]:
         sys.exit(3)
 
@@ -184,52 +229,36 @@ def _source(videos: Path | None, dataset: str | None, root: Path | None) -> tupl
     return dataset or "folder", root
 
 
-def _stop(*_) -> None:
+def _plan(data, videos, out, config, workers, stall, labels) -> None:
+    from labelgen.run.estimate import SECONDS, estimate
+
+    with ProgressBar("measured", "video") as progress:
+        found = estimate(data, videos, out, config, workers, stall, labels, progress)
+    click.echo(
+        f"measured on the first {SECONDS:g} s of {len(found.sample)} videos, from small to large files, by one core:"
+    )
+    for one in found.sample:
+        click.echo(
+            f"  {one.id}, {duration(one.seconds)}: {one.cost / one.used:.2f} times as long as it lasts, "
+            f"{one.stored / one.used * 3.6e-3:,.0f} MB an hour"
+        )
+    for why in found.failed:
+        click.echo(f"  not measured: {why}")
+    mean, least, most = found.core_hours
+    click.echo(f"{found.videos:,} videos, {found.hours:,.2f} hours of video, by the sizes of their files")
+    click.echo(f"  processor: about {mean:,.2f} core hours ({least:,.2f} to {most:,.2f} by single videos)")
+    click.echo(f"  time:      about {duration(3600 * found.wall_hours)} with {found.workers} workers")
+    short = "; NOT ENOUGH" if found.disk > found.free else ""
+    click.echo(
+        f"  disk:      about {found.disk / 1e9:,.2f} GB in {out}, where {found.free / 1e9:,.1f} GB are free{short}"
+    )
+    click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB for all workers")
+
+
+def stop(*_) -> None:
     """Ctrl-C: the first one stops the run in order, those that follow must not disturb that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-class Progress:
-    """Videos done and frames per second: a bar on a terminal, elsewhere a plain line every ten seconds."""
-
-    def __init__(self, verb: str, unit: str = "video"):
-        self._verb, self._unit, self._begin, self._counts = verb, unit, time.monotonic(), (0, 0, 0)
-        self._bar: Any = None  # tqdm, imported if there is a terminal
-        self._lines = telling(None if sys.stderr.isatty() else self._line)
-
-    def __enter__(self):
-        self._lines.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        self._lines.__exit__(*error)
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, done: int, total: int, frames: int = 0) -> None:
-        self._counts = done, total, frames
-        if sys.stderr.isatty():
-            if self._bar is None:
-                from tqdm import tqdm
-
-                self._bar = tqdm(total=total, initial=done, desc=self._verb, unit=self._unit, dynamic_ncols=True)
-            self._bar.set_postfix_str(self._rate(time.monotonic() - self._begin).strip(), refresh=False)
-            self._bar.update(done - self._bar.n)
-
-    def _rate(self, seconds: float) -> str:
-        return f" {self._counts[2] / seconds:.0f} frames/s" if self._counts[2] else ""
-
-    def _line(self, seconds: float) -> str:
-        done, total, _ = self._counts
-        return f"{self._verb} {done:,} of {total:,} {self._unit}s, {seconds:.0f} s{self._rate(seconds)}"
-
-    def say(self, text: str) -> None:
-        """Print a line without breaking the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            click.echo(text, err=True)
 
 
 def print_report(report: dict, folder: Path) -> None:
@@ -240,6 +269,13 @@ def print_report(report: dict, folder: Path) -> None:
         f"{videos['cut_short']} cut short; {report['frames']} frames, {report['clips']} clips, "
         f"{report['shards']} shards, {report['bytes'] / 1e6:.1f} MB"
     )
+    if added := report.get("added"):
+        forgotten, changed = added["forgotten"], added["changed"]
+        names = ", ".join(forgotten[:3]) + (", ..." if len(forgotten) > 3 else "")
+        click.echo(
+            f"{added['new']} videos added ({len(changed)} of them changed), {added['kept']} kept, {len(forgotten)} forgotten"
+            + (f": {names}" if names else "")
+        )
     short = {"a clip": report["without_clip"]}
     short |= {name[14:]: count for name, count in report.items() if name.startswith("too_short_for_")}
     (what, count), *rest = short.items()

@@ -9,12 +9,14 @@ import click
 
 from cli.cluster import cluster
 from cli.demo import demo
-from cli.embed import embed, search
+from cli.embed import embed
 from cli.evaluate import evaluate
 from cli.export import export
+from cli.flow import flow
 from cli.labelgen import labelgen
 from cli.map import map_
 from cli.report import compare, report
+from cli.search import search
 from cli.show import shards_group, show
 from cli.streams import keep_streams, names_in_utf8
 from cli.study import study
@@ -23,7 +25,7 @@ from cli.weights import import_
 from labelgen.errors import ConfigError, VsslError
 from labelgen.processes import safe_path
 
-# Threads of PyTorch that wait for work spin by default, which slows a step two to three times where another process runs.
+# Threads of PyTorch that wait for work spin by default, which slows a step two to three times if another process runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -43,7 +45,7 @@ class _Group(click.Group):
             click.echo(f"Error: {error}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            kept = "; finished features are kept, and not computed again" if ctx.invoked_subcommand == "eval" else ""
+            kept = "; finished features are kept" if ctx.invoked_subcommand == "eval" else ""
             click.echo(f"\nvssl {ctx.invoked_subcommand}: interrupted{kept}", err=True)
             sys.exit(130)
         except MemoryError:
@@ -72,6 +74,7 @@ def main():
 
 for command in (
     labelgen,
+    flow,
     train,
     finetune,
     evaluate,

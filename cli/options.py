@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,3 +24,57 @@ class _Written(click.Path):
 
 
 WRITTEN = _Written(path_type=Path)
+TABLES = click.option(
+    "--in",
+    "features",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    default=[Path("features.parquet")],
+    help="Table that embed wrote; several, made alike, are taken together.",
+)
+IMAGE_FPS = click.option(
+    "--fps",
+    type=click.FloatRange(0, 1000, min_open=True),
+    help="Frames per second of folders of images.  [default: those of the network's training, if it had a constant rate]",
+)
+# of all commands that compute features: name and declaration
+COMPUTE: dict[str, dict[str, Any]] = {
+    "--batch-size": {
+        "default": 32,
+        "type": click.IntRange(1),
+        "help": "Clips at a time; no effect on the result.",
+    },
+    "--workers": {
+        "type": click.IntRange(0),
+        "help": "Threads that decode frames; embed: also processes that decode videos.  [default: half of the process's cores, "
+        "1 to 8]",
+    },
+    "--device": {"default": "auto", "help": "cpu, cuda, cuda:1; auto: cuda if there is one."},
+}
+
+
+def computing(command):
+    """Give a command the options of COMPUTE, see `compute`."""
+    for name, declaration in reversed(COMPUTE.items()):
+        command = click.option(name, **declaration)(command)
+    return command
+
+
+def compute(batch_size: int, workers: int | None, device: str):
+    """The trainer.evaluate.features.Compute of the options of COMPUTE."""
+    from trainer.evaluate.features import Compute
+    from trainer.settings import WORKERS
+
+    return Compute(batch_size, WORKERS if workers is None else workers, device)
+
+
+def _once(ctx, param, value: tuple[Path, ...]) -> Path | None:
+    if len(value) > 1:
+        advice = "search several by their tables, --in ONE --in OTHER"
+        raise click.BadParameter(f"given {len(value)} times, expected once; {advice}", ctx, param)
+    return value[0] if value else None
+
+
+def one_folder_of_shards(text: str):
+    """The option --shards that is given once, in place of videos or tables; text: of its help."""
+    return click.option("--shards", type=click.Path(path_type=Path), multiple=True, callback=_once, help=text)

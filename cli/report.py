@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from functools import partial
 from pathlib import Path
 
 import click
 
 from cli.options import WRITTEN
-from labelgen.progress import working
+from labelgen.progress import busy
 
 
 @click.command()
@@ -22,30 +24,20 @@ from labelgen.progress import working
 @click.option("--seed", default=0, help="Seed of their random choice.")
 def report(run, shards, count, seed):
     """Write a run's page, RUN/report.html: training, results, pictures.  [default: the newest run]"""
-    from trainer.checkpoint import load, newest_run
     from trainer.pages.report import report as write
-    from trainer.pages.report import shards_of
 
-    run, told = newest_run() if run is None else run, []
-    with working("drawing the page"):
-        if not shards:
-            shards, told = shards_of(run, Path("out"))
-        path, notes = write(run, shards, *_sheets(load(run).meta["config_hash"], shards, count, seed))
-    notes = [*told, *notes]
+    with busy("drawing the page"):
+        path, notes = write(run, shards or None, partial(_draw, count, seed))
     click.echo("\n".join([f"{path} ({path.stat().st_size / 1e6:.1f} MB)", *(f"note: {note}" for note in notes)]))
 
 
-def _sheets(config_hash, shards, count, seed):
-    """Sheets of labels of random clips, and clips of the curriculum, from the shards of this configuration."""
-    import random
-
+def _draw(count, seed, readers):
+    """Sheets of labels of random clips, and clips of the curriculum."""
     import numpy as np
 
-    from labelgen.shards import open_shards
     from labelgen.show import curriculum, label_sheet
     from trainer.pages.report import Sheet
 
-    readers = next((own for own in map(open_shards, shards) if own[0].config_hash == config_hash), [])
     clips = [(reader, clip) for reader in readers for clip in range(reader.n_clips)]
     labels = []
     for reader, clip in random.Random(seed).sample(clips, min(count, len(clips))):
@@ -74,12 +66,12 @@ def _sheets(config_hash, shards, count, seed):
 def compare(runs, out, everything):
     """Set runs side by side: what they are, and the numbers measured under the same conditions.
 
-    Prints the row that stands for each result. A mark tells where a run differs from the first one, corrected for the number of
-    rows that are looked at.
+    Prints the row that stands for each result. A mark shows that a run differs from the first one, corrected for the number of
+    rows that are compared.
     """
     from trainer.pages import compare as comparison
 
-    with working("comparing"):
+    with busy("comparing"):
         result = comparison.compare(runs)
     click.echo(comparison.format_table(result, everything))
     if not everything:

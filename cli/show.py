@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from cli.labelgen import Progress
 from cli.options import WRITTEN
-from labelgen.progress import working
+from labelgen.progress import ProgressBar, busy
 
 _SHARDS = click.option(
     "--shards", type=click.Path(path_type=Path), default=Path("out"), help="Folder that labelgen wrote."
@@ -40,7 +39,7 @@ def labels(shards, out, names, count, seed):
     from labelgen.show import label_sheet
 
     clips = {}  # id -> shard and clips of the video
-    with working("reading the shards"):
+    with busy("reading the shards"):
         for shard in open_shards(shards):
             for clip, video in enumerate(shard.arrays["clips/video"]):
                 clips.setdefault(shard.arrays["videos/id"][video], (shard, []))[1].append(clip)
@@ -49,8 +48,10 @@ def labels(shards, out, names, count, seed):
     ids = [*clips]
     chosen = [ids[row] for row in VideoNames(ids).rows(names, str(shards), "video with a labelled clip")]
     for name in chosen or random.Random(seed).sample(sorted(clips), min(count, len(clips))):
-        shard, its = clips[name]
-        _write((out / name).with_name(path_name(Path(name).name, ".png")), label_sheet(shard, its[len(its) // 2]))
+        shard, of_video = clips[name]
+        _write(
+            (out / name).with_name(path_name(Path(name).name, ".png")), label_sheet(shard, of_video[len(of_video) // 2])
+        )
 
 
 @show.command()
@@ -63,7 +64,7 @@ def curriculum(shards, out):
     from labelgen.show import curriculum_sheet
 
     try:
-        with working("sorting the clips"):
+        with busy("sorting the clips"):
             sheet = curriculum_sheet(open_shards(shards))
     except ValueError as error:
         raise ShardError(f"{shards}: {error}") from error
@@ -86,23 +87,23 @@ def shards_group():
 @shards_group.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
 def info(folder):
-    """What is inside: sizes, counts, label histograms, failures."""
+    """Print sizes, counts, label histograms and failures."""
     from labelgen.shards import open_shards
     from labelgen.shards.describe import describe
 
-    with working("reading the shards"):
-        told = describe(open_shards(folder))
-    click.echo(told)
+    with busy("reading the shards"):
+        text = describe(open_shards(folder))
+    click.echo(text)
 
 
 @shards_group.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
 def verify(folder):
-    """Read everything again: every frame decodes, every offset and label is in range, hashes are as written."""
+    """Read everything again: check that every frame decodes, every offset and label is in range, and every hash is as written."""
     from labelgen.errors import ShardError
     from labelgen.shards.verify import verify as read_again
 
-    with Progress("read", "shard") as progress:
+    with ProgressBar("read", "shard") as progress:
         count, found = read_again(folder, progress)
     if found:
         raise ShardError("\n".join([f"{len(found)} problems; delete these shards and run labelgen again", *found]))

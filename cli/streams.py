@@ -11,7 +11,7 @@ _NOBODY = (errno.EPIPE, errno.EIO)  # a pipe whose reader ended, a terminal that
 
 
 class _Kept(io.FileIO):
-    """A descriptor that is written to as long as somebody reads it, and then nowhere."""
+    """A descriptor that is written to while somebody reads it; after that, what is written is lost."""
 
     def write(self, data, /) -> int:
         try:
@@ -42,9 +42,9 @@ def names_in_utf8() -> None:
 
 
 def keep_streams() -> None:
-    """Have this process go on where its output cannot be written because it was closed, before or meanwhile; and write what a
-    terminal's encoding lacks, or half a letter in a name, as an escape. What a caller has put in the place of sys.stdout or
-    sys.stderr is left."""
+    """Let this process continue if its output cannot be written because it was closed, before or meanwhile; and write characters
+    that the terminal's encoding lacks, and unpaired surrogates in names, as escapes. What a caller has put in the place of
+    sys.stdout or sys.stderr stays."""
     for number in range(3):
         try:
             os.fstat(number)

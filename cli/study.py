@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from cli.labelgen import Progress
 from cli.options import WRITTEN
+from labelgen.progress import ProgressBar
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=WRITTEN, required=True, help="Folder of the study: runs, numbers, page.")
 @click.option(
-    "--plan", is_flag=True, help="Show the runs, what is there and about how long the others take; make none."
+    "--plan", is_flag=True, help="Show the runs, which are done and about how long the others take; make none."
 )
 @click.option(
     "--workers", default=1, type=click.IntRange(1), help="Runs at a time, at most four per core; they share the cores."
@@ -28,21 +28,22 @@ from cli.options import WRITTEN
 @click.option(
     "--device",
     default="auto",
-    help="cpu, cuda, or GPUs such as cuda:0,cuda:2: each run gets one; auto: cuda where there is one.",
+    help="cpu, cuda, or GPUs such as cuda:0,cuda:2: each run gets one; auto: cuda if there is a GPU.",
 )
 @click.option("--latex", is_flag=True, help="Write table.tex, too.")
 def study(file, out, plan, workers, backend, scheduler, device, latex):
     """Compare the rows of a study FILE (docs/studies.md) on its data sets.
 
-    Makes what is missing and writes OUT/study.json, table.md and index.html. The same command again goes on where it
-    stopped. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
+    Makes what is missing and writes OUT/study.json, table.md and index.html. The same command again resumes an
+    interrupted study. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
     """
     if (backend == "dask") != (scheduler is not None):
         raise click.UsageError(
             f"--backend is {backend}, --scheduler {scheduler}; give both --backend dask and --scheduler"
         )
     from labelgen.flow import flow
-    from trainer.study.study import Machine, show_plan
+    from trainer.study.runner import Machine
+    from trainer.study.study import show_plan
     from trainer.study.study import study as make
 
     if plan:
@@ -50,8 +51,8 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
         return
     content = make(file, out, Machine(workers, scheduler, device), label, flow, click.echo, latex)
     click.echo((out / "table.md").read_text(encoding="utf-8"))
-    for own in content["failures"]:
-        click.echo(f"failed: {own['row']}: {own['what']}: {own['reason']}")
+    for one in content["failures"]:
+        click.echo(f"failed: {one['row']}: {one['what']}: {one['reason']}")
     click.echo(out / "index.html")
     if content["failures"]:
         sys.exit(3)
@@ -76,9 +77,9 @@ def label(given: dict, out: Path, workers: int) -> Path:
     root = given["root"] and Path(given["root"])
     if given["dataset"] == "demo":
         root = root or default_root("demo")
-        with Progress("rendered") as progress:
+        with ProgressBar("rendered", "video") as progress:
             render(root, progress=progress)
     data = load(given["dataset"], root)
-    with Progress("labelled") as progress:
+    with ProgressBar("labelled", "video") as progress:
         run(data, data.videos, out, config, workers, progress=progress, say=click.echo)
     return out

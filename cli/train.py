@@ -32,7 +32,7 @@ def _setting(name: str):
 
 
 def _with_options(name: str):
-    """Decorator: the options of the command of that name, the declared settings and those that say from what and to where."""
+    """Decorator: the options of the command of that name, which are the declared settings, the data and the run."""
 
     def decorate(command):
         several = name == "train"
@@ -61,7 +61,7 @@ def _with_options(name: str):
                 "--run", type=WRITTEN, help="Name (in runs/) or path of the run.  [default: runs/METHOD-BACKBONE-N]"
             ),
             click.option(
-                "--resume", type=click.Path(path_type=Path), help="Run to go on with; leave out what it knows."
+                "--resume", type=click.Path(path_type=Path), help="Run to continue, whose settings need not be given."
             ),
         ]
         for option in reversed(options):
@@ -79,13 +79,20 @@ def _with_options(name: str):
     type=click.Path(path_type=Path),
     help="Run whose backbone the pretraining starts from, in place of random weights.",
 )
-def train(**given):
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Say how long it would take, how much memory and disk, as measured on a few steps, and leave nothing behind.",
+)
+def train(plan, **given):
     """Pretrain a 3D CNN on the training videos of the shards."""
     if given["initial"] is not None and given["resume"] is not None:
         raise click.UsageError("--from and --resume exclude each other: --resume knows what its run began with")
     if given["method"] is None and given["recipe"] is None and given["resume"] is None:
         click.echo(f"no --method given: {DECLARATIONS['method'].default}")
-    _train(**given)
+    if plan and given["resume"] is not None:
+        raise click.UsageError("--plan and --resume exclude each other")
+    _train(plan=plan, **given)
 
 
 @click.command()
@@ -108,7 +115,7 @@ def finetune(initial, freeze, scratch, options, **given):
     _train(method="recognition", initial=initial, newest=newest, options=options, **given)
 
 
-def _train(method, shards, run, resume, recipe, options, clips, initial=None, newest=False, **given):
+def _train(method, shards, run, resume, recipe, options, clips, initial=None, newest=False, plan=False, **given):
     from trainer import checkpoint, recipes
     from trainer.data.readers import each_folder
     from trainer.errors import Interrupted, SettingError
@@ -117,8 +124,8 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
 
     if clips is not None and given["epochs"] is not None:
         raise click.UsageError("--epochs and --clips exclude each other")
-    base, expected = recipes.recipe(recipe) if recipe else (Settings(), {})
-    name = method or base.method
+    base, expected = (Settings(), {}) if recipe is None else recipes.recipe(recipe)
+    name = base.method if method is None else method
     if name is None:
         name = (
             checkpoint.load(resume, untrained=True).meta["settings"]["method"]
@@ -130,6 +137,9 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
     except SettingError as error:
         raise SettingError(f"--set {error}") from error
     settings = over(base, Settings(method=name, options=chosen or None, **given))
+    if plan:
+        _plan(settings, shards, clips)
+        return
     if newest:
         initial = checkpoint.newest_run(finetuned=False)
     try:
@@ -137,5 +147,20 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
     except Interrupted as stopped:
         folders = " ".join(f"--shards {shlex.quote(str(folder))}" for folder in each_folder(shards))
         again = f"vssl train {folders} --resume {shlex.quote(str(stopped.run))}"
-        click.echo(f"{stopped}; go on with: {again}", err=True)
+        click.echo(f"{stopped}; continue with: {again}", err=True)
         sys.exit(stopped.exit_code)
+
+
+def _plan(settings, shards, clips) -> None:
+    from labelgen.progress import busy, duration
+    from trainer.training.estimate import estimate
+
+    with busy("making a few steps"):
+        found = estimate(settings, shards, clips)
+    seconds = found.steps * found.seconds
+    click.echo(f"{found.epochs:,} epochs, {found.steps:,} steps of {found.seconds:.3g} s, as measured on a few")
+    click.echo(f"  time:      about {duration(seconds)}")
+    click.echo(f"  processor: about {seconds * found.cores / 3600:,.2f} core hours, {found.cores:.1f} cores at work")
+    on_device = f", {found.on_device / 1e9:,.2f} GB on the GPU" if found.on_device else ""
+    click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB{on_device}")
+    click.echo(f"  disk:      about {found.disk / 1e9:,.2f} GB for the run")

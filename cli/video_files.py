@@ -1,4 +1,4 @@
-"""Video files as a source of features: their frames go through shards without labels, as those of training did."""
+"""Video files as a source of features: labelgen writes shards of their frames, the trainer reads those."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def video_files(places, dataset, config, workers, image_fps):
         elif len(places) > 1:
             found = load(dataset, place, images=rate is not None).videos
             itself = place.absolute()  # a folder of images
-            videos += [replace(own, id=name if own.path == itself else f"{name}/{own.id}") for own in found]
+            videos += [replace(video, id=name if video.path == itself else f"{name}/{video.id}") for video in found]
         else:
             videos = load(dataset, place, images=rate is not None).videos
     folders = [os.path.dirname(path) if place.is_file() else path for path, place in zip(whole, places, strict=True)]
@@ -45,7 +45,7 @@ class VideoFiles:
     and deleted when it has been read.
 
     config: height, width, region, crop, fps and jpeg_quality of the frames, as in the shards that the network was trained on
-    begin, end, image_fps: seconds of each video between which it is used, rate of folders of images; see labelgen.config.Config
+    image_fps: rate of folders of images, see labelgen.config.Config
     """
 
     def __init__(
@@ -54,11 +54,10 @@ class VideoFiles:
         videos,
         config: dict,
         workers: int,
-        begin: float = 0.0,
-        end: float | None = None,
         image_fps: float | None = None,
     ):
         from labelgen.config import MAX_PIXELS
+        from labelgen.manifest.segments import Part
         from labelgen.numbered import stamp_of
         from labelgen.texts import path_text
 
@@ -66,9 +65,11 @@ class VideoFiles:
         self.about = {"kind": "videos", "folder": path_text(folder.resolve())}
         self.parts: list[list] = []
         self.count, self._workers = len(videos), workers
-        self._own: dict = {"begin": begin, "end": end, "image_fps": image_fps}
+        self._image_fps = image_fps
         self._folder = Path(os.path.abspath(folder))  # workers have another current folder
         room = 0
+        if any(video.part for video in videos):
+            videos = [replace(video, part=video.part or Part()) for video in videos]  # whose times are counted alike
         for video in videos:
             size = stamp_of(video.path)[0] if os.path.exists(video.path) else 0
             if not self.parts or len(self.parts[-1]) == PART_VIDEOS or size > room:
@@ -83,9 +84,47 @@ class VideoFiles:
 
         seen = [stamp_of(video.path) if os.path.exists(video.path) else None for video in part]
         return [
-            (video.id, str(video.path), video.label, video.split, own) + (self._own["image_fps"],) * video.path.is_dir()
-            for video, own in zip(part, seen, strict=True)
+            (video.id, str(video.path), video.label, video.split, file)
+            + (self._image_fps,) * video.path.is_dir()
+            + (video.part or ())
+            for video, file in zip(part, seen, strict=True)
         ]
+
+    def files(self) -> dict[str, str]:
+        """What changes with a row of each video, by its id, in order: of its file, its label and split."""
+        from labelgen.files import json_sha256
+
+        return {video.id: json_sha256(self.stamp([video])) for part in self.parts for video in part}
+
+    def only(self, ids):
+        """The same, of some of the videos alone."""
+        videos = [video for part in self.parts for video in part if video.id in ids]
+        return VideoFiles(self._folder, videos, self.config, self._workers, self._image_fps)
+
+    def sample(self):
+        """The same, of the begin of a few videos, from small to large files, as one part; and which share of all that is."""
+        import numpy as np
+
+        from labelgen.run.estimate import first_seconds, lengths_of, spread
+        from labelgen.run.plan import file_sizes
+        from trainer.errors import TrainerError
+
+        videos = [video for part in self.parts for video in part]
+        sizes = file_sizes(videos)
+        rate = self._image_fps or self.config["fps"]
+        begun = {row: first_seconds(videos[row], self.config["max_pixels"], rate) for row in spread(sizes)}
+        begun = {row: found for row, found in begun.items() if found is not None}
+        if not begun:
+            raise TrainerError(
+                f"{self._folder}: of a few videos none has a length that can be told; nothing can be planned"
+            )
+        lengths = lengths_of(videos, sizes)
+        seconds = sum(found[1] for found in begun.values()) / lengths[[*begun]].sum() * np.sum(lengths)
+        few = VideoFiles(
+            self._folder, [found[0] for found in begun.values()], self.config, self._workers, self._image_fps
+        )
+        few.parts = [[video for part in few.parts for video in part]]
+        return few, float(sum(found[2] for found in begun.values()) / seconds)
 
     def size(self, part: list) -> int:
         return len(part)
@@ -106,15 +145,16 @@ class VideoFiles:
         names = ("height", "width", "crop", "clip_length", "fps", "jpeg_quality", "max_pixels")
         region = self.config["region"] and tuple(self.config["region"])
         settings = {name: self.config[name] for name in names if name in self.config}
-        own = {video.id.lstrip("/"): video for video in part}  # ids of shards are relative paths
-        none, paths = [""] * len(own), {id: str(video.path) for id, video in own.items()}
-        videos = Videos("", paths, [*own], none, none, [()] * len(own))
+        by_shard_id = {video.id.lstrip("/"): video for video in part}  # ids of shards are relative paths
+        none, paths = [""] * len(by_shard_id), {id: str(video.path) for id, video in by_shard_id.items()}
+        parts = {id: video.part for id, video in by_shard_id.items() if video.part}
+        videos = Videos("", paths, [*by_shard_id], none, none, [()] * len(by_shard_id), parts)
         data = Dataset("videos", self._folder, videos, (), (), (), ())
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=scratch.absolute()) as folder:
-            config = Config(**settings, region=region, **self._own)
+            config = Config(**settings, region=region, image_fps=self._image_fps)
             run(data, videos, Path(folder), config, max(1, min(self._workers, cores())), 1, say=_say, labels={})
             piece = piece_of(open_shards(folder), self.config)
-            by_id = {escaped(id): video for id, video in own.items()}
+            by_id = {escaped(id): video for id, video in by_shard_id.items()}
             for failure in piece.failures:
                 video = by_id[failure["id"]]
                 failure |= {"id": video.id, "path": path_text(video.path)}

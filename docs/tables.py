@@ -21,7 +21,7 @@ from trainer.methods import METHODS, method_class
 from trainer.methods.method import Method
 from trainer.options import Option
 from trainer.settings import DECLARATIONS, DEFAULT_BACKBONE, Declaration
-from trainer.study.results import markdown
+from trainer.study.tables import markdown
 from trainer.weights.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,8 +28,6 @@ class Config:
     region: tuple[float, ...] | None = (
         None  # left, top, right, bottom of the part of the picture that is used, as shares of it
     )
-    begin: float = 0.0  # second of each video at which the part that is used begins, counted from its first frame
-    end: float | None = None  # second at which it ends; None: at the end of the video
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
     image_fps: float | None = None  # of folders of images, which tell none; None: fps
     max_pixels: int = MAX_PIXELS  # of a picture of a video; files with larger ones are failures
@@ -87,8 +84,6 @@ class Config:
             if (rate := getattr(self, name)) is not None and not 0 < rate <= 1000:
                 told = "expected frames per second, more than 0 and at most 1000"
                 raise ConfigError(f"{name.replace('_', '-')} is {rate}; {told}")
-        if not 0 <= self.begin < (math.inf if self.end is None else self.end):
-            raise ConfigError(f"begin is {self.begin:g} and end {self.end}; expected seconds, the end after the begin")
         if self.clip_length * self.height * self.width > _CLIP_PIXELS:
             raise ConfigError(
                 f"clips have {self.clip_length} frames of {self.height} x {self.width}; expected {_CLIP_PIXELS:,} pixels at "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import math
 import os
@@ -20,9 +21,10 @@ from labelgen.errors import DecodeError, ReadError
 from labelgen.media import Decoded, Turn, choose, cropping, on_samples, opened, orientation, reason
 from labelgen.numbered import frame_files, image_times
 from labelgen.pictures import Pictures
-from labelgen.timeline import Times, resample
+from labelgen.timeline import Times, resample, seek_point
 
 VERSION = 3  # counts up with every change that may change a pixel of a frame
+TICK = 1e-6  # seconds: times that differ by less are equal
 _RESIZE = Interpolation.AREA | Interpolation.ACCURATE_RND
 
 
@@ -37,6 +39,7 @@ class FrameStream(Iterator[np.ndarray]):
             file's time line that it stands for; nan in all frames of a file that tells none. It never decreases: where time
             stamps step back, they go on one frame after the last
     damage: of that frame: 0 sound, 1 the decoder calls it damaged, 2 frames are lost just before it, 3 both
+    origin: presentation time of the first frame of the video, once one was yielded; broken: how the file breaks off, "" if not
     """
 
     def __init__(
@@ -49,11 +52,14 @@ class FrameStream(Iterator[np.ndarray]):
         region: Sequence[float] | None = None,
         alive: Callable[[], object] = lambda: None,
         image_fps: float | None = None,
+        short: int | None = None,
+        since: float = 0.0,
     ) -> None:
-        self.path, self._height, self._width = os.fspath(path), height, width
+        self.path, self._height, self._width, self._short = os.fspath(path), height, width, short
         self._max_pixels, self._region, self._alive = max_pixels, region, alive
         self.native_height = self.native_width = self.count = 0
-        self._image_fps = image_fps or fps
+        self._image_fps, self._since = image_fps or fps, since
+        self.origin, self.broken = math.nan, ""
         self.fps = float(fps or 0)
         self.time, self.damage = math.nan, 0
         self._cut = (0, 0, 0, 0)  # by the container: left, right, top, bottom
@@ -65,6 +71,8 @@ class FrameStream(Iterator[np.ndarray]):
 
     def __next__(self) -> np.ndarray:
         frame = next(self._frames)
+        if not self.count and math.isnan(self.origin):
+            self.origin = self.time
         self.count += 1
         return frame
 
@@ -79,11 +87,16 @@ class FrameStream(Iterator[np.ndarray]):
             if os.path.isdir(self.path):
                 notes = yield from self._of_images(fps, bound)
             else:
+                point = self._seek_point(bound)
                 with opened(self.path, bound) as container:
                     if container.format.name == "tty":  # FFmpeg would draw the letters
                         raise DecodeError(self.path, "a text, no video")
                     stream, several = choose(container)
-                    notes = [*(yield from self._of_film(container, stream, fps, bound)), several]
+                    self._prepare(stream, bound)
+                    if point is not None:
+                        self.origin, stamp = point
+                        container.seek(stamp, stream=stream)
+                    notes = [*(yield from self._of_film(container, stream, fps)), several]
         except ReadError as error:
             raise DecodeError(self.path, str(error).removeprefix(f"{self.path}: ")) from error
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
@@ -101,25 +114,38 @@ class FrameStream(Iterator[np.ndarray]):
         if any(notes):
             raise DecodeError(self.path, "; ".join(filter(None, notes)))
 
-    def _of_film(
-        self, container: InputContainer, stream: av.VideoStream, fps: float | None, bound: dict[str, str]
-    ) -> Generator[np.ndarray, None, list[str]]:
-        """The frames of a file; returns what was wrong with it."""
+    def _prepare(self, stream: av.VideoStream, bound: dict[str, str]) -> None:
         stream.thread_count = 1  # parallelism is by video
         stream.codec_context.options = bound
         self._check_size(stream.width, stream.height)
+
+    def _seek_point(self, bound: dict[str, str]) -> tuple[float, int] | None:
+        if not self._since:
+            return None
+        with opened(self.path, bound) as container:
+            stream, _ = choose(container)
+            self._prepare(stream, bound)
+            return seek_point(container, stream, self._since, self._alive)
+
+    def _of_film(
+        self, container: InputContainer, stream: av.VideoStream, fps: float | None
+    ) -> Generator[np.ndarray, None, list[str]]:
+        """The frames of a file; returns what was wrong with it."""
         self._cut = cropping(container, stream)
         times = Times(stream.average_rate, stream.guessed_rate)
         self.fps = self.fps or times.rate
         decoded = Decoded(container, stream, times.rate, self._alive)
         timed = times.of(decoded)
-        for frame, self.damage, self.time in timed if fps is None else resample(timed, fps):
+        frames = timed if fps is None else resample(timed, fps, self.origin)
+        for frame, self.damage, self.time in frames:
             yield self._upright(frame)
         self.fps = float(fps or times.rate)
         lack = self._lack(container, stream, decoded, times.last) if decoded.read else ""
+        ended = f"cannot be decoded after {self.count} frames: {decoded.ended}" if decoded.ended else ""
+        broken = [ended, f"the file ends {lack}" if lack else ""]
+        self.broken = "; ".join(filter(None, broken))
         return [
-            f"cannot be decoded after {self.count} frames: {decoded.ended}" if decoded.ended else "",
-            f"the file ends {lack}" if lack else "",
+            *broken,
             *decoded.faults(bool(lack), "" if fps is None else " of the file"),
             *times.faults(fps),
             self._upside,
@@ -127,9 +153,10 @@ class FrameStream(Iterator[np.ndarray]):
 
     def _of_images(self, fps: float | None, bound: dict[str, str]) -> Generator[np.ndarray, None, list[str]]:
         """The frames of a folder of images; returns what was wrong with them."""
-        images = Pictures(self.path, self._image_fps, self._max_pixels, bound, self._alive)
+        images = Pictures(self.path, self._image_fps, self._max_pixels, bound, self._alive, self._since)
+        self.origin = 0.0
         self.fps = float(fps or images.rate)
-        for frame, self.damage, self.time in images if fps is None else resample(images, fps):
+        for frame, self.damage, self.time in images if fps is None else resample(images, fps, 0.0):
             yield self._upright(frame)
         return [*images.faults(), self._upside]
 
@@ -179,6 +206,9 @@ class FrameStream(Iterator[np.ndarray]):
             if not on_samples(frame.format, (left, right), (top, bottom)):
                 frame = self._reformatter.reformat(frame, format="rgb24", interpolation=_RESIZE, threads=1)
             frame = self._cropper(frame, left, top, right - left, bottom - top)
+        if self._short and self._height is None:  # the first picture: all have its size
+            self._height, self._width = turn.shortened(bottom - top, right - left, self._short)
+            self._check_size(self._width, self._height)
         height, width = self._height, self._width
         if turn.exchanged:
             height, width = width, height
@@ -246,15 +276,19 @@ def frames(
     region: Sequence[float] | None = None,
     alive: Callable[[], object] = lambda: None,
     image_fps: float | None = None,
+    short: int | None = None,
+    since: float = 0.0,
 ) -> FrameStream:
     """Decode a video, a file or a folder of numbered images, of which `image_fps` (default: `fps`) make a second: an iterator of
     RGB uint8 arrays [height, width, 3] in presentation order.
 
     The container's cropping and orientation are applied, then the picture is cut to `region` (left, top, right, bottom as shares
-    of it; default: all of it), then area interpolation to `height` x `width` pixels (default: as they are). `fps` resamples to a
-    constant rate by nearest presentation time; default: every frame of the file. A picture that would then stand still for
-    longer than MAX_HOLD seconds, as where time stamps jump, stands for so long. Memory does not grow with the length of the
-    video. alive: called for every packet, so that a long file is told from one that hangs.
+    of it; default: all of it), then area interpolation to `height` x `width` pixels, or to a shorter side of `short` (default: as
+    they are). `fps` resamples to a constant rate by nearest presentation time; default: every frame of the file. A picture that
+    would then stand still for longer than MAX_HOLD seconds, as where time stamps jump, stands for so long. Memory does not grow
+    with the length of the video. alive: called for every packet, so that a long file is told from one that hangs. since: seconds
+    after the first frame before which no frames are needed but the one that is seen then: fewer of those before it come, as far
+    as a file can be read from there on, see `seek_point`.
 
     Raises DecodeError, with the reason, where the file is no regular one, cannot be opened or holds no frame, where a folder of
     images comes without a rate, and where its pictures have more than `max_pixels` pixels, which is known before one is decoded.
@@ -262,22 +296,21 @@ def frames(
     time stamps jump or step back, images are missing among the numbers, cannot be decoded or have another size than the first.
     Frames yielded before that are good but for their `FrameStream.damage`, `FrameStream.count` tells how many.
     """
-    return FrameStream(path, height, width, fps, max_pixels, region, alive, image_fps)
+    return FrameStream(path, height, width, fps, max_pixels, region, alive, image_fps, short, since)
 
 
-def expected_frames(
+def frame_times(
     path: str | os.PathLike[str],
-    fps: float | None = None,
     max_pixels: int = MAX_PIXELS,
     alive: Callable[[], object] = lambda: None,
     image_fps: float | None = None,
-) -> int:
-    """About how many frames `frames` yields, by the file's packets, without decoding them: in nearly every sound file just so
-    many. 0 where it cannot be read; arguments as of `frames`."""
+) -> list[float]:
+    """Presentation times of the frames in order, by the file's packets, without decoding them: those of nearly every sound file.
+    As many as can be read; nan for those that tell none; arguments as of `frames`."""
     times: list[float] = []
     with contextlib.suppress(DecodeError, av.FFmpegError, OSError, ValueError):
         if os.path.isdir(path):
-            times = image_times(frame_files(path), image_fps or fps or 1)
+            times = image_times(frame_files(path), image_fps or 1)
         else:
             with opened(os.fspath(path), _bound(max_pixels)) as container:
                 stream, _ = choose(container)
@@ -285,8 +318,19 @@ def expected_frames(
                     alive()
                     if packet.size and not packet.is_discard:
                         times.append(float(packet.pts * packet.time_base) if packet.pts is not None else math.nan)
-    if fps is None:
+    return sorted(times)
+
+
+def expected_frames(times: Sequence[float], fps: float | None, begin: float = 0.0, end: float = math.inf) -> int:
+    """About how many frames `frames` yields at a rate, of a video with such `frame_times`, or a `Span` of it from second `begin`
+    to `end`. 0 where that cannot be told."""
+    if fps is not None:
+        try:
+            times = [time for _, _, time in resample(((time, 0, time) for time in times), fps)]
+        except ValueError:
+            return 0
+    if (begin, end) == (0, math.inf) or not times:
         return len(times)
-    with contextlib.suppress(ValueError):
-        return sum(1 for _ in resample(((time, 0, time) for time in sorted(times)), fps))
-    return 0
+    seen = [time - times[0] for time in times]
+    first = bisect.bisect_right(seen, begin + TICK) - 1  # the one that is seen at that second
+    return max(0, bisect.bisect_left(seen, end - TICK) - max(0, first))

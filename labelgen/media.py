@@ -153,6 +153,14 @@ class Turn(NamedTuple):
     mirrored: bool
     flipped: bool
 
+    def shortened(self, height: int, width: int, short: int) -> tuple[int, int]:
+        """Height and width of a picture, stored as `height` x `width`, once it is upright and its shorter side has `short`
+        pixels; the other one in whole pixels, half ones upwards."""
+        if self.exchanged:
+            height, width = width, height
+        least = min(height, width)
+        return (2 * height * short + least) // (2 * least), (2 * width * short + least) // (2 * least)
+
 
 def orientation(frame: av.VideoFrame) -> Turn | None:
     """One of the eight, as the frame's display matrix says; None where that is none of them."""

@@ -6,6 +6,8 @@ damaged.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 from collections.abc import Callable, Iterator
 
@@ -29,12 +31,19 @@ class Pictures(Iterator[tuple[av.VideoFrame, int, float]]):
     first one are lost.
 
     read: frames so far; rate: as given; each: seconds that a frame is shown; alive: called for every image
+    since: second before which no frame is needed but the one that is seen then
 
     Raises ValueError for a folder that is no video and without a rate, OSError if it, or an image that is there, cannot be read.
     """
 
     def __init__(
-        self, folder: str, rate: float | None, max_pixels: int, bound: dict[str, str], alive: Callable[[], object]
+        self,
+        folder: str,
+        rate: float | None,
+        max_pixels: int,
+        bound: dict[str, str],
+        alive: Callable[[], object],
+        since: float = 0.0,
     ) -> None:
         self._files = frame_files(folder)
         if rate is None:
@@ -43,6 +52,7 @@ class Pictures(Iterator[tuple[av.VideoFrame, int, float]]):
         self._folder, self._bound, self._alive = folder, bound, alive
         self._most = _PIXEL * max_pixels + (1 << 20)
         self._times = image_times(self._files, rate)
+        self._begin = max(0, bisect.bisect_right(self._times, since - self.each) - 1)
         self._codecs: dict[str, VideoCodecContext] = {}
         self._counts = dict.fromkeys(("missing", "undecodable", "of another size", "damaged"), 0)
         self._first: dict[str, str] = {}
@@ -60,8 +70,10 @@ class Pictures(Iterator[tuple[av.VideoFrame, int, float]]):
         ]
 
     def _decode(self) -> Iterator[tuple[av.VideoFrame, int, float]]:
-        size, before, lost = None, 0.0, 0
-        for (_, name), time in zip(self._files, self._times, strict=True):
+        size, before, lost = None, self._times[self._begin], 0
+        if self._begin and (first := self._picture(self._files[0][1])[0]):
+            size = (first.width, first.height)
+        for (_, name), time in itertools.islice(zip(self._files, self._times, strict=True), self._begin, None):
             if (missing := round((time - before) / self.each) - 1) > 0:
                 self._fault("missing", f"before {name}", missing)
                 lost = LOSS

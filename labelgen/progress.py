@@ -1,4 +1,4 @@
-"""Signs of life of long work, also inside a library and without a terminal."""
+"""Progress of long work: a bar on a terminal, a heartbeat elsewhere, also inside a library."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ class _Blocks:
 
     lock = threading.Lock()
     open: list[tuple[Callable[[float], str] | None, float]] = []
-    told = 0.0
+    printed = 0.0
 
 
 @contextmanager
-def telling(text: Callable[[float], str] | None) -> Iterator[None]:
-    """Print text(seconds since the begin) to standard error every ten seconds until the block ends; while another one is open
-    within it, that one's. None: nothing, as when a bar is drawn."""
+def heartbeat(text: Callable[[float], str] | None) -> Iterator[None]:
+    """Print text(seconds since the block began) to standard error every ten seconds until the block ends; while another one is
+    open within it, only that one's. None: nothing, as when a bar is drawn."""
     block, ended = (text, time.monotonic()), threading.Event()
 
-    def tell() -> None:
-        while not ended.wait(max(0.0, _Blocks.told + EVERY - time.monotonic())):
+    def lines() -> None:
+        while not ended.wait(max(0.0, _Blocks.printed + EVERY - time.monotonic())):
             with _Blocks.lock:
                 now = time.monotonic()
-                if _Blocks.open and now >= _Blocks.told + EVERY:
-                    _Blocks.told = now
+                if _Blocks.open and now >= _Blocks.printed + EVERY:
+                    _Blocks.printed = now
                     what, begin = _Blocks.open[-1]
                     if what:
                         print(what(now - begin), file=sys.stderr, flush=True)
 
     with _Blocks.lock:
         if not _Blocks.open:
-            _Blocks.told = block[1]
+            _Blocks.printed = block[1]
         _Blocks.open.append(block)
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=lines, daemon=True)
     with suppress(RuntimeError):  # the system starts no thread: the work itself can go on
         thread.start()
     try:
@@ -52,40 +52,65 @@ def telling(text: Callable[[float], str] | None) -> Iterator[None]:
             thread.join()
 
 
-def working(what: str) -> AbstractContextManager[None]:
-    """`telling` of work that cannot be counted: what is being done, and for how long."""
-    return telling(lambda seconds: f"{what}, {seconds:.0f} s")
+def busy(what: str) -> AbstractContextManager[None]:
+    """`heartbeat` of work that cannot be counted: what is being done, and for how long it has been."""
+    return heartbeat(lambda seconds: f"{what}, {seconds:.0f} s")
 
 
 class ProgressBar:
-    """A bar on a terminal; elsewhere a plain line every ten seconds: what is done and how much is left. As a context manager
-    it gives the function to call after each unit of work.
+    """A bar on a terminal; elsewhere a plain line every ten seconds: what is done, and about how long the rest takes.
 
-    what: is done; total: units of work; unit: name of one
+    what: is done; unit: name of a unit of work; total: units of work, if they are known from the start
     """
 
-    def __init__(self, what: str, total: int, unit: str):
+    def __init__(self, what: str, unit: str, total: int = 0):
         from tqdm import tqdm
 
-        self.what, self.total, self.unit, self.done = what, total, unit, 0
-        self.bar = tqdm(total=total, desc=what, unit=unit, leave=False, disable=not sys.stderr.isatty())
-        self.lines = telling(self.line if self.bar.disable else None)
+        self.what, self.unit, self.total = what, unit, total
+        self.done = self.already = self.frames = 0
+        self._begin = time.monotonic()
+        self._bar = tqdm(
+            total=total, desc=what, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()
+        )
+        self._lines = heartbeat(self.line if self._bar.disable else None)
 
-    def __enter__(self) -> Callable[..., None]:
-        self.lines.__enter__()
-        return self.step
+    def __enter__(self) -> ProgressBar:
+        self._lines.__enter__()
+        return self
 
     def __exit__(self, *error: object) -> None:
-        self.lines.__exit__(*error)  # type: ignore[arg-type]
-        self.bar.close()
+        self._lines.__exit__(*error)  # type: ignore[arg-type]
+        self._bar.close()
 
     def step(self, units: int = 1) -> None:
-        self.done += units
-        self.bar.update(units)
+        """So many more units are done."""
+        self(self.done + units, self.total)
+
+    def __call__(self, done: int, total: int, frames: int = 0) -> None:
+        """So many units of the total are done, and so many frames, if those are counted. Those of the first call took no time if
+        its `frames` is 0: they were done before."""
+        if not self.total:
+            self.total = self._bar.total = total
+            self.already = self._bar.initial = 0 if frames else done
+        if frames:
+            self._bar.set_postfix_str(self._rate(time.monotonic() - self._begin), refresh=False)
+        self._bar.update(done - self.done)
+        self.done, self.frames = done, frames
+
+    def say(self, text: str) -> None:
+        """Print a line to standard error without breaking the bar."""
+        with self._bar.external_write_mode(file=sys.stderr):
+            print(text, file=sys.stderr, flush=True)
 
     def line(self, seconds: float) -> str:
-        left = f", about {duration(seconds / self.done * (self.total - self.done))} left" if self.done else ""
-        return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s{left}"
+        """What is done after so many seconds."""
+        made, rest = self.done - self.already, self.total - self.done
+        rate = f", {self._rate(seconds)}" if self.frames else ""
+        left = f", about {duration(seconds / made * rest)} left" if made else ""
+        return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s{rate}{left}"
+
+    def _rate(self, seconds: float) -> str:
+        return f"{self.frames / max(seconds, 1e-3):.0f} frames/s"
 
 
 def duration(seconds: float) -> str:

@@ -13,10 +13,10 @@ from labelgen.labels.clip import clip_of_frames
 from labelgen.labels.patterns import centre_crop, patterns
 from labelgen.labels.statistics import PATTERNS
 from labelgen.shards import ShardReader
+from labelgen.sheets import contact_sheet, grey
 from labelgen.texts import draw
 
 _TILE = 340  # pixels: frames are enlarged to about this width
-_GAP = 6
 _WHEEL = 40  # radius of the colour wheel, pixels
 _U, _V, _DIVERSE, _STABLE = (255, 60, 40), (40, 200, 60), (255, 200, 0), (60, 130, 255)
 
@@ -53,15 +53,14 @@ def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
     appearance = arrays["statistics/appearance"][clip, centre, 0]
     corner = shard.crop_grid[centre]
 
-    shown = [_titled(frames[t], f"frame {start + t}") for t in np.linspace(0, len(frames) - 1, 4, dtype=int)]
+    tiles = [(_tile(frames[t]), f"frame {start + t}") for t in np.linspace(0, len(frames) - 1, 4, dtype=int)]
     largest = [int(motion[label]) if valid[label] else len(fields) // 2 for label in (12, 13)]
-    maps = [_titled(flow_colors(fields[t]), f"flow {t}, largest {name}") for t, name in zip(largest, "uv", strict=True)]
-    maps += [
-        _titled(_grey(np.hypot(summed[0], summed[1])), "boundary of u"),
-        _titled(_grey(np.hypot(summed[2], summed[3])), "boundary of v"),
+    tiles += [
+        (_tile(flow_colors(fields[t])), f"flow {t}, largest {name}") for t, name in zip(largest, "uv", strict=True)
     ]
-    blocks = [_titled(middle, "centre crop", [(patterns(size)[0] >= 0, (255, 255, 255), "")], corner)]
-    colours = [_legend(frames[0].shape, arrays["curriculum/score"][clip], motion, valid, appearance[12])]
+    tiles += [(_tile(grey(np.hypot(*summed[i : i + 2]))), f"boundary of {name}") for i, name in ((0, "u"), (2, "v"))]
+    blocks = [(_tile(middle, [(patterns(size)[0] >= 0, (255, 255, 255), "")], corner), "centre crop")]
+    colours = [(_legend(frames[0].shape, arrays["curriculum/score"][clip], motion, valid, appearance[12]), "")]
     for pattern in range(3):
         p_u, o_u, p_v, o_v = motion[4 * pattern : 4 * pattern + 4]
         ids = patterns(size)[pattern]
@@ -70,13 +69,13 @@ def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
             marks.append((ids == p_u, _U, int(o_u)))
         if valid[4 * pattern + 2]:
             marks.append((ids == p_v, _V, int(o_v)))
-        blocks.append(_titled(middle, f"{PATTERNS[pattern]}: u {p_u}/{o_u}, v {p_v}/{o_v}", marks, corner))
+        blocks.append((_tile(middle, marks, corner), f"{PATTERNS[pattern]}: u {p_u}/{o_u}, v {p_v}/{o_v}"))
         p_l, c_l, p_s, c_s = appearance[4 * pattern : 4 * pattern + 4]
         marks = [(ids == p_l, _DIVERSE, _color(c_l)), (ids == p_s, _STABLE, _color(c_s))]
-        colours.append(_titled(middle, f"{PATTERNS[pattern]}: diverse {p_l}/{c_l}, stable {p_s}/{c_s}", marks, corner))
+        colours.append((_tile(middle, marks, corner), f"{PATTERNS[pattern]}: diverse {p_l}/{c_l}, stable {p_s}/{c_s}"))
     label = arrays["videos/label"][video]
     title = f"{arrays['videos/id'][video]}{f' ({label})' if label else ''}, frames {start} to {start + len(frames) - 1}"
-    return _page(title, [shown, maps, blocks, colours])
+    return contact_sheet(title, [(tile, [text]) for tile, text in (*tiles, *blocks, *colours)], 4)
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,14 @@ def curriculum_sheet(shards: Sequence[ShardReader], columns: int = 6) -> np.ndar
     Raises ValueError if no clip moves.
     """
     clips = curriculum(shards, columns)
-    rows = []
+    tiles = []
     for place in dict.fromkeys(clip.place for clip in clips):
-        own = [clip for clip in clips if clip.place == place]
-        rows.append([_titled(clip.frame, f"{place}: {clip.score:.3f}") for clip in own])
-        rows.append([_titled(clip.boundaries, clip.video[-50:]) for clip in own])
+        of_place = [clip for clip in clips if clip.place == place]
+        tiles += [(_tile(clip.frame), [f"{place}: {clip.score:.3f}"]) for clip in of_place]
+        tiles += [(_tile(clip.boundaries), [clip.video]) for clip in of_place]
     scores = np.concatenate([shard.arrays["curriculum/score"][:] for shard in shards])
-    return _page(f"{np.count_nonzero(~np.isnan(scores))} clips by the share of motion in one block", rows)
+    title = f"{np.count_nonzero(~np.isnan(scores))} clips by the share of motion in one block"
+    return contact_sheet(title, tiles, len(of_place))
 
 
 def curriculum(shards: Sequence[ShardReader], count: int = 6) -> list[Example]:
@@ -127,7 +127,7 @@ def curriculum(shards: Sequence[ShardReader], count: int = 6) -> list[Example]:
             larger = np.maximum(np.hypot(summed[0], summed[1]), np.hypot(summed[2], summed[3]))
             video = shard.arrays["videos/id"][shard.arrays["clips/video"][clip]]
             frame = moving.frames[len(moving.frames) // 2]
-            found.append(Example(place, float(score[index]), video, frame, _grey(larger)))
+            found.append(Example(place, float(score[index]), video, frame, grey(larger)))
     return found
 
 
@@ -135,18 +135,13 @@ def _zoom(width: int) -> int:
     return max(1, round(_TILE / width))
 
 
-def _grey(magnitude: np.ndarray) -> np.ndarray:
-    scaled = np.clip(magnitude / max(float(np.percentile(magnitude, 99.5)), 1e-3) * 255, 0, 255)
-    return np.repeat(scaled.astype(np.uint8)[..., None], 3, -1)
-
-
 def _color(index: int) -> Color:
     red, green, blue = (255 if index & bit else 0 for bit in (4, 2, 1))
     return red, green, blue
 
 
-def _titled(picture: np.ndarray, title: str, marks: Sequence[Mark] = (), corner: Sequence[int] = (0, 0)) -> np.ndarray:
-    """A tile: the picture enlarged, with outlined blocks, each with an arrow (sector) or a swatch (colour) at its centre."""
+def _tile(picture: np.ndarray, marks: Sequence[Mark] = (), corner: Sequence[int] = (0, 0)) -> np.ndarray:
+    """The picture enlarged, with outlined blocks, each with an arrow (sector) or a swatch (colour) at its centre."""
     zoom = _zoom(picture.shape[1])
     tile = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     offset = (int(corner[1]) * zoom - 1, int(corner[0]) * zoom - 1)
@@ -169,13 +164,7 @@ def _titled(picture: np.ndarray, title: str, marks: Sequence[Mark] = (), corner:
             angle = math.radians(45 * sign + 22.5)
             tip = (round(x + 16 * math.cos(angle)), round(y - 16 * math.sin(angle)))
             cv2.arrowedLine(tile, (2 * x - tip[0], 2 * y - tip[1]), tip, color, 2, tipLength=0.4)
-    return np.vstack([_text(tile.shape[1], title), tile])
-
-
-def _text(width: int, text: str, size: float = 0.42) -> np.ndarray:
-    strip = np.full((18, width, 3), 255, np.uint8)
-    draw(strip, text, 2, 13, size)
-    return strip
+    return tile
 
 
 def _legend(shape: Sequence[int], score: float, motion: np.ndarray, valid: np.ndarray, color: int) -> np.ndarray:
@@ -189,23 +178,10 @@ def _legend(shape: Sequence[int], score: float, motion: np.ndarray, valid: np.nd
         "yellow, blue: most diverse, most stable (block/colour)",
         "flow: colour by direction, paler where shorter",
     ]
-    box = np.vstack([_text(width, line) for line in lines])
+    box = np.full((max(shape[0] * _zoom(shape[1]), 18 * len(lines) + 2 * _WHEEL + 1), width, 3), 255, np.uint8)
+    for number, line in enumerate(lines):
+        draw(box, line, 2, 13 + 18 * number, 0.42)
     y, x = np.mgrid[-_WHEEL : _WHEEL + 1, -_WHEEL : _WHEEL + 1].astype(np.float32)
-    wheel = np.full((2 * _WHEEL + 1, width, 3), 255, np.uint8)
-    wheel[:, : len(x)] = np.where((np.hypot(x, y) > _WHEEL)[..., None], 255, flow_colors(np.dstack([x, y]), _WHEEL))
-    box = np.vstack([box, wheel])
-    full = np.full((18 + shape[0] * _zoom(shape[1]), width, 3), 255, np.uint8)
-    rows = min(len(box), len(full))
-    full[:rows] = box[:rows]
-    return full
-
-
-def _page(title: str, rows: list[list[np.ndarray]]) -> np.ndarray:
-    height, width = rows[0][0].shape[:2]
-    page = np.full((24 + len(rows) * (height + _GAP), max(map(len, rows)) * (width + _GAP), 3), 255, np.uint8)
-    page[:18] = _text(page.shape[1], title, 0.5)
-    for r, row in enumerate(rows):
-        for c, tile in enumerate(row):
-            y, x = 24 + r * (height + _GAP), c * (width + _GAP)
-            page[y : y + height, x : x + width] = tile
-    return page
+    wheel = np.where((np.hypot(x, y) > _WHEEL)[..., None], 255, flow_colors(np.dstack([x, y]), _WHEEL))
+    box[18 * len(lines) :][: len(wheel), : len(x)] = wheel
+    return box[: shape[0] * _zoom(shape[1])]

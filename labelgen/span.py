@@ -8,24 +8,26 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 
-from labelgen.decode import FrameStream
+from labelgen.decode import TICK, FrameStream
 from labelgen.errors import DecodeError
+from labelgen.media import DAMAGED
 from labelgen.times import frame_bounds
-
-_TICK = 1e-6  # seconds: times that differ by less are equal
 
 
 class Span(Iterator[np.ndarray]):
-    """The frames of a stream that are seen between two seconds after its first frame, with the attributes of the stream.
+    """The frames of a stream that are seen between two seconds after the first frame of its file, with the attributes of the
+    stream.
 
-    begin, end: seconds; None as end: to the end of the video. The first frame may begin earlier if it is still seen at `begin`.
+    begin, end: seconds; infinity as end: to the end of the video. The first frame may begin earlier if it is still seen at
+    `begin`.
     time: of the frame that was yielded last, in seconds after the first one of the file; damage: see FrameStream
 
-    Raises DecodeError as the stream does, and for a stream without presentation times or without a frame in that part.
+    Raises DecodeError as the stream does, but for faults that lie outside of that part; for a stream without presentation times
+    or without a frame in that part; and, after its last frame, if some are damaged or lost.
     """
 
-    def __init__(self, stream: FrameStream, begin: float, end: float | None) -> None:
-        self._stream, self._begin, self._end = stream, begin, math.inf if end is None else end
+    def __init__(self, stream: FrameStream, begin: float, end: float) -> None:
+        self._stream, self._begin, self._end = stream, begin, end
         self.time, self.damage = math.nan, 0
         self._frames = self._part()
 
@@ -51,30 +53,45 @@ class Span(Iterator[np.ndarray]):
         return self._stream.native_height
 
     def _part(self) -> Generator[tuple[np.ndarray, float, int], None, None]:
-        times, found = array("d"), False
+        times, found, faults = array("d"), False, list[str]()
         before = None  # the last frame that begins before the part
-        for frame in self._stream:
-            times.append(self._stream.time)
-            at = self._stream.time - times[0]
-            if math.isnan(at):
-                raise DecodeError(self._stream.path, "the file tells no times, so that no part can be taken")
-            if at >= self._end - _TICK:
-                break
-            shown = frame, at, self._stream.damage
-            if at < self._begin - _TICK:
-                before = shown
-                continue
-            if before is not None and at > self._begin + _TICK:
-                yield before
-            before, found = None, True
-            yield shown
-        bounds = frame_bounds(times, self._stream.fps)
-        after = (
-            -2 if len(times) and times[-1] - times[0] >= self._end - _TICK else -1
-        )  # the frame behind the part is seen, too
-        if before is not None and bounds[after] > self._begin + _TICK:
+        reason = ""
+        try:
+            for frame in self._stream:
+                at = self._stream.time - self._stream.origin
+                if math.isnan(at):
+                    raise DecodeError(self._stream.path, "the file tells no times, so that no part can be taken")
+                times.append(at)
+                if at >= self._end - TICK:
+                    break
+                shown = frame, at, self._stream.damage
+                if at < self._begin - TICK:
+                    before = shown
+                    continue
+                for one in filter(None, (before if at > self._begin + TICK else None, shown)):
+                    faults += [f"{one[1]:.2f} s"] * bool(
+                        one[2] if found else one[2] & DAMAGED
+                    )  # lost before it: no fault
+                    found = True
+                    yield one
+                before = None
+        except DecodeError as error:
+            reason = error.reason
+            if not times:
+                raise
+        bounds = times[0] + frame_bounds(times, self._stream.fps) if times else np.zeros(1)
+        passed = bool(times) and times[-1] >= self._end - TICK  # the frame behind the part is seen, too
+        if before is not None and bounds[-2 if passed else -1] > self._begin + TICK:
             found = True
             yield before
         if not found:
-            ends = f"it has {len(times)} and ends at {bounds[-1]:.1f} s"
-            raise DecodeError(self._stream.path, f"no frame from second {self._begin:g} on, {ends}")
+            after = f"; {reason}" if reason else ""
+            told = f"no frame from second {self._begin:g} on, it ends at {bounds[-1]:.1f} s{after}"
+            raise DecodeError(self._stream.path, told)
+        if reason and (self._begin, self._end) == (0, math.inf):
+            raise DecodeError(self._stream.path, reason)
+        if self._stream.broken and bounds[-1] < self._end - TICK:
+            raise DecodeError(self._stream.path, self._stream.broken)
+        if faults:
+            many = f"{len(faults)} frames of the part are" if len(faults) > 1 else "1 frame of the part is"
+            raise DecodeError(self._stream.path, f"{many} damaged or behind lost ones, the first at {faults[0]}")

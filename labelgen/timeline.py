@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import TypeVar
 
 import av
+from av.container import InputContainer
 
 from labelgen.media import DAMAGED, LOSS, Decoded
 
+_INDEXED = ("mov,mp4", "matroska")  # containers whose index tells where key frames are
+_NEAR, _EARLIER = 10.0, 2.0  # seconds that are decoded rather than skipped, and that are decoded before a part
 MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
 _FASTEST = 1000.0  # frames per second: more is no rate, but the unit of a header's time stamps
 _T = TypeVar("_T")  # a frame
@@ -92,24 +96,32 @@ class Times:
         return found
 
 
-def _closed(timed: Iterable[tuple[_T, int, float]]) -> Iterator[tuple[_T, int, float, float]]:
-    """Frames with their damage, their seconds after the first one without what is longer than MAX_HOLD, and how much less these
-    are than those of the file."""
+def _closed(timed: Iterable[tuple[_T, int, float]], origin: float) -> Iterator[tuple[_T, int, float, float]]:
+    """Frames with their damage, their seconds after `origin` (nan: the first one) without what is longer than MAX_HOLD, and how
+    much less these are than those of the file."""
     last, cut = math.nan, 0.0
     for frame, damage, time in timed:
         if math.isnan(time):
             raise ValueError("frames carry no presentation time, which a constant frame rate needs")
-        cut = time if math.isnan(last) else cut + max(0.0, time - last - MAX_HOLD)
+        if math.isnan(last):
+            cut = time if math.isnan(origin) else origin
+        else:
+            cut += max(0.0, time - last - MAX_HOLD)
         last = time
         yield frame, damage, time - cut, cut
 
 
-def resample(timed: Iterable[tuple[_T, int, float]], fps: float) -> Iterator[tuple[_T, int, float]]:
+def resample(
+    timed: Iterable[tuple[_T, int, float]], fps: float, origin: float = math.nan
+) -> Iterator[tuple[_T, int, float]]:
     """Frame k is the one presented nearest to second k / fps after the first, with that second on the file's time line. A loss is
-    marked at the next frame that is shown, damage whenever the frame is."""
+    marked at the next frame that is shown, damage whenever the frame is. origin: second of the file's first frame, where these
+    begin with a later one."""
     held: _T | None = None
     found, lost, held_time, held_cut, k = 0, 0, 0.0, 0.0, 0
-    for frame, damage, time, cut in _closed(timed):
+    for frame, damage, time, cut in _closed(timed, origin):
+        if held is None:
+            k = math.ceil(time * fps)
         while held is not None and k / fps < (held_time + time) / 2:
             yield held, found | lost, k / fps + held_cut
             lost = 0
@@ -120,3 +132,26 @@ def resample(timed: Iterable[tuple[_T, int, float]], fps: float) -> Iterator[tup
         yield held, found | lost, k / fps + held_cut
         lost = 0
         k += 1
+
+
+def seek_point(
+    container: InputContainer, stream: av.VideoStream, since: float, alive: Callable[[], object]
+) -> tuple[float, int] | None:
+    """Time of a file's first frame, and the time stamp of a key frame two seconds or more before second `since` after it, from
+    which it can be read; None if it has no index, or that would save nothing. The container is then somewhere in the file."""
+    if since < _NEAR or not container.format.name.startswith(_INDEXED) or not stream.time_base:
+        return None
+
+    def first() -> float:
+        times = Times(stream.average_rate, stream.guessed_rate)
+        for _, _, time in times.of(Decoded(container, stream, times.rate, alive)):
+            return time
+        return math.nan
+
+    with contextlib.suppress(av.FFmpegError):
+        if not math.isnan(origin := first()):
+            stamp = int((origin + since - _EARLIER) / stream.time_base)
+            container.seek(stamp, stream=stream)
+            if first() <= origin + since - _EARLIER:
+                return origin, stamp
+    return None

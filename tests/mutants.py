@@ -24,7 +24,7 @@ from labelgen.run.video import Clock, compile_kernels, label_video
 from tests.labelgen.synthetic import write_video
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint
-from trainer.embeddings.cluster import duplicates, points
+from trainer.embeddings.clustering import duplicates, points
 from trainer.embeddings.search import search
 from trainer.embeddings.table import TEXTS, Table, write_npy, write_part
 from trainer.evaluate.features import networks
@@ -32,7 +32,7 @@ from trainer.evaluate.results import read_results
 from trainer.pages.report import report
 from trainer.recipes import RECIPES, parse_options, read, recipe
 from trainer.settings import TYPES, Settings, over, resolve
-from trainer.study import file as study_file
+from trainer.study import spec as study_file
 from trainer.training import train
 from trainer.weights.importing import import_weights
 

@@ -1,7 +1,8 @@
 """Hostile inputs by the thousand, used in processes that may die of them: `python -m tests.soak_doors --count 1000 --seed 0`.
 
 Counts, by kind, what was refused and what was used, and every crash, hang, traceback and process that took too much memory, with
-the number of each, which `--kind KIND --mutant NUMBER` repeats. Seeds have no mutant in common. Exit status 1 where there is one.
+the number of each, which `--kind KIND --mutant NUMBER` repeats. Seeds have no mutant in common. The exit
+status is 1 if any of these was there.
 """
 
 import argparse

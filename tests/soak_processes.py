@@ -69,7 +69,7 @@ def child(leader: int, words: bytes) -> int | None:
 
 def kill_at(process: subprocess.Popen, moment: float, words: bytes | None) -> str:
     """Kill the command, or one of its processes that was started with these words, that many seconds from now or as soon as
-    there is one. Returns what went wrong, or "early" where the command had ended before."""
+    there is one. Returns what went wrong, or "early" if the command had ended before."""
     begin = time.monotonic()
     victim = process.pid
     while process.poll() is None and time.monotonic() - begin < moment:

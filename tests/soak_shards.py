@@ -3,8 +3,8 @@
     python tests/soak_shards.py --count 2000 --seed 0
 
 flips `count` single bits, makes half as many structured mutants and every crafted file of tests/labelgen/forging.py, each in
-a copy of a small data set, and prints what became of them. Exit status 1 where anything crashed, hung, leaked, ended in a
-traceback, or where `verify` did not find a flipped bit.
+a copy of a small data set, and prints what became of them. The exit status is 1 if anything crashed, hung, leaked, ended in a
+traceback, or if `verify` did not find a flipped bit.
 """
 
 import argparse
@@ -43,7 +43,7 @@ Item = tuple[str, str | int]  # what is done, which one
 
 
 def read_all(folder: Path, out: Path | None, methods: Iterable[str] = METHODS) -> tuple[str, bool, bool]:
-    """Set all that reads shards on a folder: `shards info`, `shards verify`, `show labels` where there is a folder for its
+    """Set all that reads shards on a folder: `shards info`, `shards verify`, `show labels` if there is a folder for its
     pictures, and samples of the methods. Returns what was said, whether it can be read, and whether verify finds it sound.
     Raises what is no error of this project's, which would reach a user as a traceback."""
     commands: list[tuple[str | Path, ...]] = [("shards", "info", folder), ("shards", "verify", folder)]

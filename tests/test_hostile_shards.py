@@ -13,7 +13,7 @@ from labelgen.errors import ShardError
 from labelgen.shards import ShardReader, config_hash, open_shards
 from labelgen.shards.checks import escaped
 from labelgen.shards.hdf5 import Viewer
-from labelgen.shards.jpeg import header_length
+from labelgen.shards.jpeg import header
 from labelgen.shards.verify import verify
 from tests.labelgen import forging
 from tests.soak_shards import SECRET, read_all
@@ -68,7 +68,7 @@ def test_a_flipped_bit_is_found(path, where):
     assert not read_all(path.parent, None, ["statistics"])[2]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_structured_mutant_ends_in_an_error_that_says_so(path, seed):
     forging.mutate(path, np.random.default_rng(seed))
     read_all(path.parent, path.parent.parent, ["statistics", "pace", "order"])
@@ -89,11 +89,12 @@ def test_not_a_byte_beside_header_and_arrays_is_needed(path):
 def test_pictures_are_looked_at_before_they_are_decoded(path, monkeypatch):
     reader = ShardReader(path)
     jpeg = reader.jpeg(0).tobytes()
-    length = header_length(jpeg, (40, 48))
+    length, size = header(jpeg)
+    assert size == (40, 48)
     assert jpeg[:length].endswith(b"\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00")  # of a scan of three components
     assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (40, 48, 3)
     for picture in forging.pictures(np.random.default_rng(0)):
-        assert header_length(picture, (40, 48)) == 0
+        assert header(picture)[1] != (40, 48)
     forging.overwrite(path, "frames/jpeg", next(forging.pictures(np.random.default_rng(0)))[: len(jpeg)])
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ShardError, match="frame 0 does not decode to"):

@@ -1,12 +1,12 @@
-"""Checkpoints: a folder that is whole or not there, from which the network can be rebuilt without anything else.
+"""Checkpoints: folders that exist whole or not at all, from which the network can be rebuilt without anything else.
 
 <run>/checkpoints/00000200/
     weights.safetensors   weights and buffers; its metadata holds checkpoint.json once more
     checkpoint.json       settings, step, data set, configuration of the shards, versions
     optimiser.safetensors state of the optimiser, to resume
 
-The newest one replaces the older ones. <run>/best has that of the best held-out accuracy; <run>/kept those that stay, one every
-`keep_every` epochs, without the optimiser.
+The newest one replaces the older ones. <run>/best has the one with the best held-out accuracy; <run>/kept has those that stay,
+one every `keep_every` epochs, without the optimiser.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from labelgen.config import Config
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import public, sync, writing
 from labelgen.reading import fit, load_json, open_regular, parse_json
-from trainer import backbones, inputs
+from trainer import backbones, distributed, inputs
 from trainer.backbones.layers import Stages
+from trainer.data import Shards
 from trainer.errors import TrainerError
 from trainer.methods import METHODS, method_class
-from trainer.settings import DECLARATIONS, Settings, resolve
+from trainer.settings import FREE, Settings, resolve
 
 SCHEMA = 2
 RUNS = Path("runs")
 _HEADER = 1 << 22  # bytes of the header of a .safetensors file, at most
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 _ORIGIN = {"dataset": str, "split": str | None, "samples": {"*": int}, "steps": int, "step": int, "config_hash": str}
-_FORMER = (".ascnet.sought", ".ascnet.nearest")  # buffers of runs of older versions, which nothing reads any more
 _META = {  # what metadata hold; names with ? may be missing
     **_ORIGIN,
     "settings": dict,
@@ -56,8 +57,7 @@ _META = {  # what metadata hold; names with ? may be missing
     "norm_epsilon?": float,
     "imported?": {**dict.fromkeys(("file", "sha256", "family", "about", "expects", "note"), str), "dropped": [str]},
 }
-_FRAMES = {"height": int, "width": int, "crop": int, "clip_length?": int, "fps?": float | int | None}
-_FRAMES |= {"jpeg_quality?": int, "max_pixels?": int}
+_FRAMES = ("height", "width", "crop", "clip_length", "fps", "jpeg_quality", "max_pixels")  # of the configuration
 _INITIAL = {"file": str, "settings": {"method": str}, **_ORIGIN}
 _STATE = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}  # of each parameter
 IMPORTED = "imported"  # the method of a run whose weights are from another program
@@ -75,12 +75,12 @@ class Checkpoint:
     weights: dict[str, Tensor]
 
     def optimiser_state(self) -> dict[int, dict[str, Tensor]]:
-        """State of the optimiser by number of the parameter and name. Raises TrainerError when it is missing or damaged."""
+        """State of the optimiser by number of the parameter and name. Raises TrainerError if it is missing or damaged."""
         path = self.file.with_name("optimiser.safetensors")
         try:
             _, tensors = read_tensors(path)
         except (ReadError, TrainerError) as error:
-            raise TrainerError(f"{error}; training cannot go on from here") from error
+            raise TrainerError(f"{error}; training cannot continue from here") from error
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             number, _, name = key.partition(".")
@@ -90,24 +90,57 @@ class Checkpoint:
         return state
 
     def restore(self, optimiser: torch.optim.Optimizer) -> None:
-        """Give an optimiser its stored state. Raises TrainerError when it is missing or does not fit."""
+        """Give an optimiser its stored state. Raises TrainerError if it is missing or does not fit."""
         state, now = self.optimiser_state(), optimiser.state_dict()
         weights = [weight for group in optimiser.param_groups for weight in group["params"]]
-        for number, own in state.items():
+        for number, tensors in state.items():
             shapes = {(), weights[number].shape} if number < len(weights) else set()
-            if own.keys() != _STATE[type(optimiser).__name__] or any(v.shape not in shapes for v in own.values()):
-                where = self.file.with_name("optimiser.safetensors")
-                raise TrainerError(f"{where}: the state of parameter {number} is of another optimiser; {_OTHER}")
-            for name, value in own.items():  # in memory as the parameter, so that sums are rounded as before
-                own[name] = torch.empty_like(weights[number]).copy_(value) if value.dim() else value
+            if tensors.keys() != _STATE[type(optimiser).__name__] or any(
+                v.shape not in shapes for v in tensors.values()
+            ):
+                file = self.file.with_name("optimiser.safetensors")
+                raise TrainerError(f"{file}: the state of parameter {number} is of another optimiser; {_OTHER}")
+            for name, value in tensors.items():  # in memory like the parameter, so that sums are rounded as before
+                tensors[name] = torch.empty_like(weights[number]).copy_(value) if value.dim() else value
         optimiser.load_state_dict({"state": state, "param_groups": now["param_groups"]})
+
+
+def metadata(
+    settings: Settings,
+    source: Shards,
+    backbone: Stages,
+    samples: dict[str, int],
+    steps: int,
+    device: torch.device,
+    initial: dict | None,
+) -> dict:
+    """What checkpoint.json holds of a run, but for the step. samples: number of each method's; initial: see `start_from`."""
+    return {
+        "settings": asdict(settings),
+        "dataset": source.dataset,
+        "split": source.split,
+        "datasets": source.splits,
+        "samples": samples,
+        "videos": len(source.videos),
+        "classes": source.classes,
+        "steps": steps,
+        "config_hash": source.config_hash,
+        "config": source.config,
+        **carried(backbone),
+        "environment": {
+            "device": device.type,
+            "processes": distributed.world(),
+            "threads": torch.get_num_threads(),
+            **versions(),
+        },
+        "initial": initial,
+    }
 
 
 def save(
     run: Path, step: int, weights: dict[str, Tensor], optimiser: dict, meta: dict, kind: str = "checkpoints"
 ) -> Path:
-    """Write the checkpoint of a step and, but of kind "kept", remove the older ones. Whenever the process ends, one whole one is
-    there.
+    """Write the checkpoint of a step and, unless its kind is "kept", remove the older ones. At any moment a whole one exists.
 
     weights, optimiser: states of network and optimiser, on the CPU; kind: the run's folder, "checkpoints", "best" or "kept".
     """
@@ -125,7 +158,7 @@ def save(
             save_file(weights, temporary / "weights.safetensors", {"vssl": json.dumps(meta)})
             if kind != "kept":
                 states = optimiser["state"].items()
-                tensors = {f"{number}.{name}": tensor for number, own in states for name, tensor in own.items()}
+                tensors = {f"{number}.{name}": tensor for number, state in states for name, tensor in state.items()}
                 tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
                 save_file(tensors, temporary / "optimiser.safetensors")
             (temporary / "checkpoint.json").write_text(json.dumps(meta, indent=2) + "\n")
@@ -144,16 +177,16 @@ def save(
 
 
 def run_path(name: str | os.PathLike) -> Path:
-    """A run by name or path: a bare name stands in runs/, unless something of that name is here."""
+    """A run by name or path: a bare name is looked for in runs/, unless the current folder has something of that name."""
     path = Path(name)
     return RUNS / path if len(path.parts) == 1 and not path.exists() else path
 
 
 def newest_run(finetuned: bool = True) -> Path:
-    """The run in runs/ whose checkpoint was written last, of those with one step at least; finetuned: runs that were trained
+    """The run in runs/ whose checkpoint was written last, of those with at least one step; finetuned: runs that were trained
     with labels count, too.
 
-    Raises TrainerError when there is none.
+    Raises TrainerError if there is none.
     """
     written: dict[Path, float] = {}
     for path in RUNS.glob("*/checkpoints/[0-9]*"):
@@ -172,7 +205,7 @@ def _pretrained(folder: Path) -> bool:
     try:
         return not with_labels(load_json(folder / "checkpoint.json")["settings"])
     except (VsslError, LookupError, TypeError, AttributeError):
-        return True  # damaged: whoever loads it is told so
+        return True  # damaged, which loading it reports
 
 
 def trained_splits(meta: dict) -> dict[str, str | None]:
@@ -191,23 +224,23 @@ def with_labels(settings: dict) -> bool:
 def load(path: str | os.PathLike, best: bool = False, untrained: bool = False) -> Checkpoint:
     """Read the newest checkpoint of a run, a checkpoint folder or a .safetensors file.
 
-    best: of a run that has one, the checkpoint of the best held-out accuracy; untrained: also one of before the first step,
-    which training can go on from, and whose weights are random
+    best: the checkpoint of the best held-out accuracy, if the run has one; untrained: also one from before the first step,
+    whose weights are random, so that training can continue from it
 
-    Raises TrainerError when there is none, or when metadata and backbone are not as this version of vssl writes them.
+    Raises TrainerError if there is none, or if metadata and backbone are not as this version of vssl writes them.
     """
     path = run_path(path)
     saved = _load(path) if not (path / "checkpoints").is_dir() else _load_newest(path, best)
     if not saved.meta["step"] and not untrained:
         raise TrainerError(
-            f"{saved.file}: not trained for a single step, its weights are random; go on with its training "
+            f"{saved.file}: not trained for a single step, its weights are random; continue its training "
             f"(`vssl train --resume {saved.run}`), or name another run"
         )
     return saved
 
 
 def _load_newest(run: Path, best: bool) -> Checkpoint:
-    """The newest checkpoint of a run, which a training may replace by a newer one while it is read."""
+    """The newest checkpoint of a run, which a training process may replace by a newer one while it is read."""
     folder = _newest(run, best)
     while True:
         try:
@@ -236,7 +269,10 @@ def _load(path: Path) -> Checkpoint:
     run = {"checkpoints": folder.parent, "best": folder.parent, "kept": file.parent}.get(
         folder.name, file.with_suffix("")
     )
-    saved = Checkpoint(file, run, meta, {name: value for name, value in weights.items() if not name.endswith(_FORMER)})
+    names = [name for name in meta["settings"]["method"].split("+") if name != IMPORTED]
+    former = {f".{name}.{buffer}" for name in names for buffer in method_class(name).former_buffers}
+    weights = {name: value for name, value in weights.items() if not name.endswith(tuple(former))}
+    saved = Checkpoint(file, run, meta, weights)
     with torch.device("meta"):
         backbone = backbones.create(meta["settings"]["backbone"], meta["settings"]["width"])
     check_fit(file, backbone, backbone_weights(saved))
@@ -250,7 +286,7 @@ def is_pytorch(start: bytes) -> bool:
 
 
 def read_tensors(file: Path) -> tuple[object, dict[str, Tensor]]:
-    """Metadata and tensors of a .safetensors file. Raises TrainerError where it is damaged."""
+    """Metadata and tensors of a .safetensors file. Raises TrainerError if it is damaged."""
     try:
         with open_regular(file) as opened:
             if is_pytorch(opened.read(9)):
@@ -273,9 +309,11 @@ def read_tensors(file: Path) -> tuple[object, dict[str, Tensor]]:
 
 
 def check_newest(saved: Checkpoint) -> None:
-    """Raises TrainerError where it is not the newest of its run, which another process may just have trained further."""
+    """Raises TrainerError if it is not the newest of its run, which another process may just have trained further."""
     if saved.meta["settings"]["method"] == IMPORTED:
-        raise TrainerError(f"{saved.run}: imported weights, whose training cannot go on; start a new one from them")
+        raise TrainerError(
+            f"{saved.run}: imported weights, whose training cannot be resumed; start a new one from them"
+        )
     if not (saved.run / "checkpoints").is_dir():
         raise TrainerError(f"{saved.file}: belongs to no run whose training could go on")
     if saved.file.parent.name != (newest := _newest(saved.run)).name:
@@ -283,7 +321,7 @@ def check_newest(saved: Checkpoint) -> None:
 
 
 def _newest(run: Path, best: bool = False) -> Path:
-    """Folder of the last checkpoint; best: of the best one, where the run has it."""
+    """Folder of the last checkpoint; best: of the best one, if the run has it."""
     for kind in ("best", "checkpoints") if best else ("checkpoints",):
         if found := [folder for folder in (run / kind).glob("[0-9]*") if folder.name.isdecimal()]:
             return max(found, key=lambda folder: int(folder.name))
@@ -305,9 +343,8 @@ def _check_meta(file: Path, meta: dict) -> None:
             raise ValueError(f"step {meta['step']} of {meta['steps']}")
     except ValueError as error:
         raise TrainerError(f"{file}: its metadata are damaged ({error}); {_OTHER}") from error
-    # one of an older version may lack what changes nothing that is computed
-    free = {name for name, declaration in DECLARATIONS.items() if declaration.may_change}
-    if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - free):
+    # one of an older version may lack settings that change no weight
+    if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - FREE):
         raise TrainerError(f"{file}: {', '.join(wrong):.200} missing or unknown in its metadata; {_OTHER}")
     try:
         own = meta["settings"]
@@ -318,20 +355,16 @@ def _check_meta(file: Path, meta: dict) -> None:
 
 
 def check_frames(config: dict) -> None:
-    """Raises ValueError where frames are none that labelgen makes."""
-    fit(config, _FRAMES, "config")
-    sizes = [config[name] for name in ("height", "width", "crop")]
-    limits = {"clip_length": 256, "fps": 1000, "jpeg_quality": 100, "max_pixels": 1 << 30}
-    wrong = [name for name, most in limits.items() if (config.get(name) is not None and not 0 < config[name] <= most)]
-    if not all(1 <= size <= 4096 for size in sizes) or sizes[2] > min(sizes) or wrong:
-        raise ValueError(f"frames of {sizes[0]} x {sizes[1]}, crops of {sizes[2]}, {wrong}: none that labelgen makes")
+    """Raises ValueError for frames that labelgen does not make."""
+    fit(config, {"height": int, "width": int, "crop": int}, "config")
+    Config(**{name: config[name] for name in _FRAMES if name in config})
 
 
 def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Raises TrainerError that names the file where names or shapes of its weights are not the module's."""
+    """Raises TrainerError that names the file if names or shapes of its weights are not the module's."""
     expected, found = (
-        {name: (value.shape, value.is_floating_point()) for name, value in own.items()}
-        for own in (module.state_dict(), weights)
+        {name: (value.shape, value.is_floating_point()) for name, value in tensors.items()}
+        for tensors in (module.state_dict(), weights)
     )
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
@@ -341,21 +374,27 @@ def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None
 
 
 def backbone_weights(saved: Checkpoint) -> dict[str, Tensor]:
-    """The backbone's weights by their names in it, the averaged ones where the run has them."""
+    """The backbone's weights by their names in it, the averaged ones if the run has them."""
     prefix = "ema.backbone." if any(name.startswith("ema.backbone.") for name in saved.weights) else "backbone."
     return {name.removeprefix(prefix): value for name, value in saved.weights.items() if name.startswith(prefix)}
 
 
-def carried(backbone: Stages) -> dict:
-    """What a checkpoint holds of a backbone beside its weights, see inputs.carry."""
+def carried(backbone: Stages) -> dict[str, object]:
+    """What a checkpoint holds of a backbone beside its weights, see `carry`."""
     return {"input": backbone.input.stored(), "norm_epsilon": backbone.norm_epsilon}
+
+
+def carry(meta: dict, backbone: Stages) -> None:
+    """Give a backbone the input and the epsilon of batch normalisation of a run's checkpoint.json, if it has them."""
+    if "input" in meta:
+        backbone.input, backbone.norm_epsilon = inputs.of_run(meta), meta["norm_epsilon"]
 
 
 def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], None]) -> dict:
     """Copy the weights of a checkpoint's backbone into this one, with the normalisation of its input and the epsilon of its batch
-    normalisation, say which matched, and return where they are from. Clips are those of the shards.
+    normalisation, say which matched, and return what describes their origin. Clips are those of the shards.
 
-    Raises TrainerError when less than 95 % of the backbone's parameters have a weight of the same name and shape there.
+    Raises TrainerError if less than 95 % of the backbone's parameters have a weight of the same name and shape there.
     """
     saved = load(path, best=True)
     weights, before = backbone_weights(saved), backbone.state_dict()
@@ -376,7 +415,7 @@ def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], N
         )
     say(report + "".join(f"; {word}: {', '.join(sorted(names))}" for word, names in other.items() if names))
     backbone.load_state_dict(before | matched)
-    inputs.carry(saved.meta, backbone)
+    carry(saved.meta, backbone)
     backbone.input = replace(backbone.input, frames=None, stride=1)
     kept = ("dataset", "split", "samples", "steps", "step", "config_hash")
     origin = {"file": str(saved.file), "weights": digest(weights), "imported": saved.meta.get("imported")}
@@ -392,7 +431,7 @@ def digest(weights: dict[str, Tensor]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were made with."""
+    """The versions that the numbers were made with."""
     try:
         vssl = version("vssl")
     except PackageNotFoundError:

@@ -1,7 +1,7 @@
 """Several processes as one: what a step over the joined batch needs under `torchrun`.
 
 DistributedDataParallel averages gradients over processes. A loss that is built from `mean` and `gather` alone therefore
-has the gradients of one process with the joined batch, also where the processes hold unequal numbers of samples. How many
+has the gradients of one process with the joined batch, also if the processes hold unequal numbers of samples. How many
 each one holds is known beforehand, see `sharing`, and never exchanged.
 """
 
@@ -32,8 +32,8 @@ def world() -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Of this process among those that were started together: its number on its machine, and how many there are, on its
-    machine (None: not told) and on all."""
+    """This process among those that were started together: its number on its machine, and how many there are, on its machine
+    (None: unknown) and on all."""
 
     local_rank: int = 0
     local: int | None = 1
@@ -41,8 +41,8 @@ class Place:
 
 
 def place() -> Place:
-    """From the variables of `torchrun`; where a script of Slurm sets WORLD_SIZE, what is missing from those of `srun`, which are
-    then set, too. Raises TrainerError for what is missing."""
+    """From the variables of `torchrun`; if a script of Slurm sets WORLD_SIZE, the missing ones are set from those of `srun`.
+    Raises TrainerError for what is still missing."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Place()
     for name, of_slurm in (("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "SLURM_LOCALID")):
@@ -59,9 +59,9 @@ def place() -> Place:
 
 
 def pick_device(name: str, here: Place = Place()) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one, else the CPU. Of several processes each has a CUDA device of
-    its own, the one that it sees or that of its number. Raises SettingError for what is no device, TrainerError for one that
-    cannot be used, or not by all."""
+    """The device of that name; "auto" is CUDA if there is one, else the CPU. Each of several processes has another CUDA device,
+    the only one that it sees or the one of its number. Raises SettingError for what is no device, TrainerError for one that
+    cannot be used, or not by all processes."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError as error:
@@ -107,8 +107,8 @@ _counts: Sequence[int] = ()
 
 @contextmanager
 def sharing(counts: Sequence[int]) -> Iterator[None]:
-    """In the block, the batch in hand has so many samples in each process, 1 or more; `mean` and `gather` need it where
-    there are several."""
+    """In the block, the current batch has so many samples in each process, 1 or more; `mean` and `gather` need it if there are
+    several."""
     global _counts
     before, _counts = _counts, counts
     try:
@@ -118,8 +118,8 @@ def sharing(counts: Sequence[int]) -> Iterator[None]:
 
 
 def mean(terms: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Mean of the valid terms of all processes, 0 where there are none; where valid bool is None of all terms, of which every
-    sample has as many.
+    """Mean of the valid terms of all processes, 0 if there are none; if valid (bool) is None, of all terms, of which every sample
+    has as many.
 
     Its average over the processes, values and gradients, is that mean; in one process it is the mean itself.
     """

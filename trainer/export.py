@@ -1,4 +1,4 @@
-"""The backbone of a run as a file of its own: weights to start from, or a network that runs without vssl."""
+"""The backbone of a run in a file by itself: weights to start from, or a network that runs without vssl."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
 
 
 def compare(eager: dict[str, Tensor], exported: dict[str, Tensor]) -> float:
-    """Largest absolute difference of the stages. Raises TrainerError where it is above TOLERANCE times the stage's
+    """Largest absolute difference of the stages. Raises TrainerError if it is above TOLERANCE times the stage's
     largest absolute value, or not a number."""
     if eager.keys() != exported.keys():
         raise TrainerError(f"the exported network gives {', '.join(exported)}, expected {', '.join(eager)}")
@@ -146,7 +146,7 @@ def _onnx(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint, out:
     _onnxruntime()
     names = list(dict(backbone.named_children()))
     batch = {0: torch.export.Dim("batch")}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # tells that torchvision is not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it mentions that torchvision is not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of packages about each other
         program: Any = torch.onnx.export(

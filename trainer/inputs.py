@@ -5,16 +5,13 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from labelgen.reading import Only, fit
-
-if TYPE_CHECKING:
-    from trainer.backbones.layers import Stages
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Input:
     def pixels(self, x: np.ndarray) -> np.ndarray:
         """What the network gets, float32 [..., 3], as RGB uint8."""
         values = 255 / self.top * (x * np.array(self.std, x.dtype) + np.array(self.mean, x.dtype))
-        return np.clip(values[..., ::-1] if self.order == "BGR" else values, 0, 255).astype(np.uint8)
+        return np.clip(np.rint(values[..., ::-1] if self.order == "BGR" else values), 0, 255).astype(np.uint8)
 
     @property
     def described(self) -> str:
@@ -80,12 +77,6 @@ def of(backbone: nn.Module) -> Input:
 def of_run(meta: dict) -> Input:
     """What a run's network expects, of what its checkpoint.json holds; those of older versions mean ours."""
     return read(meta["input"]) if "input" in meta else OURS
-
-
-def carry(meta: dict, backbone: Stages) -> None:
-    """Give a backbone the input and the epsilon of batch normalisation of a run's checkpoint.json, if it has them."""
-    if "input" in meta:
-        backbone.input, backbone.norm_epsilon = of_run(meta), meta["norm_epsilon"]
 
 
 def conditions(backbone: nn.Module) -> str:

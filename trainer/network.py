@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from trainer import backbones, distributed, inputs
+from trainer import backbones, distributed
 from trainer.backbones.layers import Stages
-from trainer.checkpoint import Checkpoint, backbone_weights
+from trainer.checkpoint import Checkpoint, backbone_weights, carry
 from trainer.data import Batch, Shards
 from trainer.methods import method_class
 from trainer.methods.method import Method
@@ -32,17 +32,14 @@ class Network(nn.Module):
         if self.decay:
             self.ema = averaged_copy(nn.ModuleDict({"backbone": self.backbone, "methods": self.methods}))
 
-    def forward(self, batches: dict[str, Batch], shares: dict[str, float] | None = None) -> dict[str, Tensor]:
-        """The methods' metrics; of several methods the weighted sum of the losses, and each metric as "method.name".
-
-        shares: factors for each method's metrics, the share of a step's samples that these batches hold.
-        """
+    def forward(self, batches: dict[str, Batch]) -> dict[str, Tensor]:
+        """The metrics of each method, times the batch's share of the step; of several methods the weighted sum of the losses, and
+        each metric as "method.name"."""
         metrics = {}
         for name, batch in batches.items():
-            share = shares[name] if shares else 1.0
             with distributed.sharing(batch.counts):
                 found = self.methods[name](self.backbone, batch)
-            metrics[name] = {key: share * value.float() for key, value in found.items()}
+            metrics[name] = {key: batch.share * value.float() for key, value in found.items()}
         if len(metrics) == 1:
             return next(iter(metrics.values()))
         loss = sum(self.weights[name] * found["loss"] for name, found in metrics.items())
@@ -85,7 +82,7 @@ def build_backbone(settings: Settings, meta: dict | None = None) -> Stages:
     torch.manual_seed(settings.seed)
     backbone = backbones.create(settings.backbone, settings.width)
     if meta is not None:
-        inputs.carry(meta, backbone)
+        carry(meta, backbone)
     return backbone
 
 

@@ -30,10 +30,6 @@ def between(low: float, high: float) -> Range:
     return Range(f"{low} to {high}", lambda x: low <= x <= high)
 
 
-def strictly_between(low: float, high: float) -> Range:
-    return Range(f"more than {low} and less than {high}", lambda x: low < x < high)
-
-
 @dataclass(frozen=True)
 class Option:
     """A value with a default, whose type it has, one line of help, and a range or a few choices."""
@@ -44,35 +40,32 @@ class Option:
     choices: tuple[str, ...] = ()
 
     @property
-    def type(self) -> type:
+    def type(self) -> Any:
         return type(self.default)
 
-    def checked(self, name: str, value: object) -> object:
-        """The value, of the option's type. Raises SettingError for another type, nan, what is too large for a generator's
-        seed or a float, and what is outside of the range or the choices."""
-        value = typed(name, value, self.type)
-        check_value(name, value, self.range, self.choices)
-        return value
+    @property
+    def form(self) -> Any:
+        """The type as labelgen.reading.fit takes it; a list has entries of the default's type."""
+        return [type(self.default[0])] if isinstance(self.default, list) else self.type
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value, a whole number as float if a float is meant. Raises SettingError for another type, a number that is not
+        finite or too large, and for what is outside of the range or the choices."""
+        fitted(value, self.form, name)
+        if self.form is float:
+            value = float(value)
+        if self.range and not self.range.holds(value):
+            raise SettingError(f"{name} is {value}, expected {self.range.words}")
+        if self.choices and value not in self.choices:
+            raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(self.choices)}")
+        return [*map(float, value)] if self.form == [float] else value
 
 
-def check_value(name: str, value: Any, range: Range | None, choices: tuple[str, ...]) -> None:
-    """Raises SettingError for a value outside of the range, and for one that is not among the choices, if there are any."""
-    if range and not range.holds(value):
-        raise SettingError(f"{name} is {value}, expected {range.words}")
-    if choices and value not in choices:
-        raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(choices)}")
+def fitted(value: Any, form: Any, name: str) -> None:
+    """labelgen.reading.fit, whose errors are SettingErrors."""
+    from labelgen.reading import fit  # not above: it reads YAML, too, which the command line's help does without
 
-
-def typed(name: str, value: Any, kind: type) -> Any:
-    """The value, a whole number as float where one is meant. Raises SettingError for another type and for numbers that are
-    not finite or too large."""
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, int | float) and not abs(number) < 1 << 63:
-            raise SettingError(f"{name} is {number}, expected a finite number smaller than 2^63")
-        if isinstance(value, list) and not isinstance(number, str | int | float):
-            raise SettingError(f"{name} is {value!r:.60}, expected a list of numbers or texts")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise SettingError(f"{name} is {value!r:.200}, a {type(value).__name__}, expected a {kind.__name__}")
-    return value
+    try:
+        fit(value, form, name)
+    except ValueError as error:
+        raise SettingError(str(error)) from error

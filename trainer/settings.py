@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from labelgen.processes import cores
 from trainer import backbones
 from trainer.errors import SettingError, TrainerError
 from trainer.methods import METHODS, method_class
-from trainer.options import POSITIVE, SHARE, Range, at_least, between, check_value, typed
+from trainer.options import POSITIVE, SHARE, Option, Range, at_least, between, fitted
 
 
 def default_workers() -> int:
@@ -23,28 +23,26 @@ WORKERS = default_workers()
 
 
 @dataclass(frozen=True)
-class Declaration:
+class Declaration(Option):
     """A setting: its default (None: the method's), a line of help and which values make sense.
 
     default_words: the default in words, if its value says too little
-    may_change: the setting does not change what is computed, so that a resumed run may have another value
+    may_change: it changes no weight, so that a resumed run may have another value
     commands: those with an option of this name; a recipe may set it in any case
+    form: its type, see labelgen.reading.fit; None: that of the field of Settings
     """
 
-    default: object
-    help: str
-    range: Range | None = None
-    choices: tuple[str, ...] = ()
     default_words: str = ""
     may_change: bool = False
     commands: tuple[str, ...] = ("train", "finetune")
+    form: Any = None
 
     @property
     def shown_default(self) -> str:
         return self.default_words or ("the method's" if self.default is None else str(self.default))
 
 
-def _declared(default: object, help: str, range: Range | None = None, **named):
+def _declared(default: object, help: str, range: Range | None = None, **named: Any) -> Any:
     return field(default=None, metadata={"declaration": Declaration(default, help, range, **named)})
 
 
@@ -54,9 +52,13 @@ class Settings:
 
     method: str = _declared("pace", f"{', '.join(METHODS)}; or several: pace+statistics", commands=("train",))
     weights: list = _declared(
-        None, "Weights of the losses of several methods, such as 1,0.5", default_words="all 1", commands=("train",)
+        None,
+        "Weights of the losses of several methods, such as 1,0.5",
+        default_words="all 1",
+        commands=("train",),
+        form=[float],
     )
-    options: dict = _declared(None, "Options of the methods, {method: {name: value}}", commands=())
+    options: dict = _declared(None, "Options of the methods, {method: {name: value}}", commands=(), form={"*": dict})
     backbone: str = _declared(
         None,
         ", ".join(backbones.BACKBONES),
@@ -70,6 +72,7 @@ class Settings:
         "With several --shards: how often a sample of each is shown, relative to the others, such as 1,4",
         default_words="all 1",
         commands=("train",),
+        form=[float],
     )
     split: str = _declared(
         "1", "Official split whose training videos are used, name or number", default_words="the first"
@@ -144,7 +147,7 @@ class Settings:
         default_words="half of the process's cores, 1 to 8",
         may_change=True,
     )
-    device: str = _declared("auto", "cpu, cuda, cuda:1", default_words="cuda where there is one", may_change=True)
+    device: str = _declared("auto", "cpu, cuda, cuda:1", default_words="cuda if there is one", may_change=True)
     checkpoint_minutes: float = _declared(
         5.0,
         "Minutes between checkpoints, written beside the training; one is written at the end in any case",
@@ -168,22 +171,27 @@ class Settings:
 
     @property
     def methods(self) -> list[str]:
-        """Names of the methods trained together; of settings that name any."""
+        """Names of the methods that are trained together, of settings that name them."""
         assert self.method is not None
         return self.method.split("+")
 
 
-DECLARATIONS: dict[str, Declaration] = {entry.name: entry.metadata["declaration"] for entry in fields(Settings)}
 TYPES: dict[str, type] = {name: next(iter(get_args(hint)), hint) for name, hint in get_type_hints(Settings).items()}
+DECLARATIONS: dict[str, Declaration] = {
+    entry.name: replace(declaration, form=declaration.form or TYPES[entry.name])
+    for entry in fields(Settings)
+    for declaration in [entry.metadata["declaration"]]
+}
+FREE = {name for name, declaration in DECLARATIONS.items() if declaration.may_change}  # those that change no weight
 DEFAULT_BACKBONE = "r3d10"
 
 
 def resolve(settings: Settings) -> Settings:
     """The settings with every default filled in. Raises SettingError for values that make no sense."""
     given = {name: value for name, value in asdict(settings).items() if value is not None}
-    if isinstance(given.get("split"), int):
+    if type(given.get("split")) is int:
         given["split"] = str(given["split"])
-    given = {name: typed(name, value, TYPES[name]) for name, value in given.items()}
+    given = {name: DECLARATIONS[name].checked(name, value) for name, value in given.items()}
     methods = given.get("method", DECLARATIONS["method"].default).split("+")
     classes = {name: method_class(name) for name in methods}
     if len(classes) < len(methods):
@@ -198,17 +206,14 @@ def resolve(settings: Settings) -> Settings:
         raise SettingError(f"options of {name!r} are given, and the method is {'+'.join(methods)}")
     values["options"] = {name: method.option_values(chosen.get(name)) for name, method in classes.items()}
     values["weights"] = _weights(given.get("weights"), methods)
-    values["shard_weights"] = _shard_weights(given.get("shard_weights"))
-    for name, declaration in DECLARATIONS.items():
-        if values[name] is not None:  # jitter of several methods
-            check_value(name, values[name], declaration.range, declaration.choices)
+    values["shard_weights"] = _shard_weights(given.get("shard_weights", []))
     if values["pacing"] != "single" and not values["curriculum"]:
         raise SettingError(f"pacing is {values['pacing']}, and curriculum is 0; set curriculum, such as 0.5")
     return Settings(**values)
 
 
-def _weights(given: list | None, methods: list[str]) -> list[float]:
-    weights = [1.0] * len(methods) if given is None else [typed("weights", weight, float) for weight in given]
+def _weights(given: list[float] | None, methods: list[str]) -> list[float]:
+    weights = [1.0] * len(methods) if given is None else given
     if len(weights) != len(methods) or not all(weight > 0 for weight in weights):
         raise SettingError(f"weights are {weights}, expected one more than 0 for each of {', '.join(methods)}")
     if len(methods) == 1 and weights != [1.0]:
@@ -216,9 +221,8 @@ def _weights(given: list | None, methods: list[str]) -> list[float]:
     return weights
 
 
-def _shard_weights(given: list | None) -> list[int]:
-    given = given or []
-    if not all(type(w) in (int, float) and 1 <= w <= 1000 and w == int(w) for w in given):
+def _shard_weights(given: list[float]) -> list[int]:
+    if not all(1 <= weight <= 1000 and weight == int(weight) for weight in given):
         raise SettingError(f"shard_weights are {given}, expected whole numbers from 1 to 1000, one for each --shards")
     return [int(weight) for weight in given]
 
@@ -227,10 +231,9 @@ def over(recipe: Settings, given: Settings) -> Settings:
     """A recipe's settings, with those that are given replaced."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     if "options" in changes:
-        for both in (recipe.options or {}, changes["options"]):
-            if not isinstance(both, dict) or not all(isinstance(own, dict) for own in both.values()):
-                raise SettingError(f"options are {both!r:.60}, expected {{method: {{name: value}}}}")
         old = recipe.options or {}
+        for options in (old, changes["options"]):
+            fitted(options, DECLARATIONS["options"].form, "options")
         changes["options"] = {m: old.get(m, {}) | changes["options"].get(m, {}) for m in {**old, **changes["options"]}}
     if recipe.method and changes.get("method", recipe.method) != recipe.method:
         raise SettingError(f"the recipe is for method {recipe.method}, not {changes['method']}; leave one of them out")
@@ -238,19 +241,17 @@ def over(recipe: Settings, given: Settings) -> Settings:
 
 
 def resumed(given: Settings, stored: dict, run: Path) -> Settings:
-    """The stored settings of a run, with those that are given and may change. Raises TrainerError for other differences."""
+    """The stored settings of a run, with those that are given and change no weight. Raises TrainerError for other differences."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     options = changes.pop("options", {})
     stored = asdict(resolve(Settings(**stored)))  # one of an older version lacks settings
     differences = [
-        (name, value, stored[name])
-        for name, value in changes.items()
-        if not DECLARATIONS[name].may_change and value != stored[name]
+        (name, value, stored[name]) for name, value in changes.items() if name not in FREE and value != stored[name]
     ]
     for method, values in options.items():
         has = stored["options"].get(method, {})
         differences += [(name, value, has.get(name)) for name, value in values.items() if value != has.get(name)]
     if differences:
-        told = "; ".join(f"{name} is {value!r}, the run has {old!r}" for name, value, old in differences)
-        raise TrainerError(f"cannot resume {run}: {told}. Leave them out, or start a new run")
+        both = "; ".join(f"{name} is {value!r}, the run has {old!r}" for name, value, old in differences)
+        raise TrainerError(f"cannot resume {run}: {both}. Leave them out, or start a new run")
     return resolve(replace(Settings(**stored), **changes))

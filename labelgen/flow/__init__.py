@@ -1,4 +1,4 @@
-"""Optical flow between two frames: a fast TV-L1, and OpenCV's TV-L1 and DIS behind the same call."""
+"""Optical flow between two frames and of a video: a fast TV-L1, and OpenCV's TV-L1, DIS and Farneback behind the same call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from labelgen.flow.backend import Backend
+    from labelgen.flow.stream import flows as flows
     from labelgen.flow.tv_l1 import tvl1 as tvl1
 
 # A new backend is its file and one line here; what stands in these files is imported where it is used.
@@ -18,6 +19,8 @@ BACKENDS = {
     "tvl1": "labelgen.flow.tv_l1:BACKEND",
     "opencv-tvl1": "labelgen.flow.opencv:TVL1",
     "dis": "labelgen.flow.opencv:DIS",
+    "dis-medium": "labelgen.flow.opencv:DIS_MEDIUM",
+    "farneback": "labelgen.flow.opencv:FARNEBACK",
 }
 
 
@@ -68,9 +71,10 @@ def luma(frame: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "tvl1":  # imported when asked for: it needs Numba, the list of names does not
-        from labelgen.flow.tv_l1 import tvl1
+_LAZY = {"tvl1": "labelgen.flow.tv_l1:tvl1", "flows": "labelgen.flow.stream:flows"}
 
-        return tvl1
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:  # imported when asked for: they need Numba and FFmpeg, the list of names does not
+        return pkgutil.resolve_name(_LAZY[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,8 @@ class Backend:
     """One way to compute optical flow.
 
     function:   (first, second) uint8 luma [H, W] -> float32 [H, W, 2], (u, v) in pixels, see `labelgen.flow.flow`
+    prepare, between: the same in two steps, function(first, second) = between(prepare(first), prepare(second)): what is to be
+                done once for each image of a video, and then for each pair; without them there is no first step
     version:    counts up with every change that may change a flow; part of the configuration of the shards
     parameters: what it computes with, by name; part of the configuration, too
     """
@@ -22,17 +25,28 @@ class Backend:
     function: Callable[[np.ndarray, np.ndarray], np.ndarray]
     version: int
     parameters: Mapping[str, float]
+    prepare: Callable[[np.ndarray], Any] = lambda image: image
+    between: Callable[[Any, Any], np.ndarray] | None = None
+
+    def of_prepared(self, first: Any, second: Any) -> np.ndarray:
+        """The flow between two images that `prepare` has prepared."""
+        return (self.between or self.function)(first, second)
+
+
+def checked(name: str, image: np.ndarray) -> np.ndarray:
+    """An image as an array. Raises ValueError if it is no luma image."""
+    image = np.asarray(image)
+    if image.ndim != 2 or min(image.shape) < SMALLEST:
+        expected = f"luma [H, W] of at least {SMALLEST} x {SMALLEST} pixels"
+        raise ValueError(f"{name} has shape {image.shape}; expected {expected}")
+    if image.dtype.kind not in "uif":
+        raise ValueError(f"{name} has dtype {image.dtype}; expected uint8 or floating point")
+    return image
 
 
 def checked_pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Two images as arrays. Raises ValueError if they are not two luma images of one size."""
-    first, second = np.asarray(first), np.asarray(second)
-    for name, image in (("first", first), ("second", second)):
-        if image.ndim != 2 or min(image.shape) < SMALLEST:
-            expected = f"luma [H, W] of at least {SMALLEST} x {SMALLEST} pixels"
-            raise ValueError(f"{name} has shape {image.shape}; expected {expected}")
-        if image.dtype.kind not in "uif":
-            raise ValueError(f"{name} has dtype {image.dtype}; expected uint8 or floating point")
+    first, second = checked("first", first), checked("second", second)
     if first.shape != second.shape:
         raise ValueError(f"images differ in shape: first {first.shape}, second {second.shape}; expected the same")
     return first, second

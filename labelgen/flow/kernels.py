@@ -289,20 +289,31 @@ def _median(image, height, width, out):
 
 
 @_kernel
-def _pyramid(images, sizes, begin, sigma):
-    """All levels of both images; level l of image i is the plane out[i, begin[l] : begin[l + 1]]."""
-    _, height, width = images.shape
-    stride = _stride(width)
-    out = np.zeros((2, begin[-1]), f32)
-    for i in range(2):
-        for y in range(height):
-            for x in range(width):
-                out[i, (y + PAD) * stride + PAD + x] = images[i, y, x]
-        _replicate(out[i], height, width)
-        for level in range(1, len(sizes)):
-            fine, coarse = out[i, begin[level - 1] :], out[i, begin[level] :]
-            h, w, to_h, to_w = sizes[level - 1, 0], sizes[level - 1, 1], sizes[level, 0], sizes[level, 1]
-            _shrink(fine, h, w, coarse, to_h, to_w, sigma)
+def _begins(sizes):
+    """Where the plane of each level begins in the array of all of them, and where the last one ends."""
+    begin = np.zeros(len(sizes) + 1, np.int64)
+    for level in range(len(sizes)):
+        begin[level + 1] = begin[level] + (sizes[level, 0] + 2 * PAD) * _stride(sizes[level, 1])
+    return begin
+
+
+@_kernel
+def pyramid(image, sizes, sigma):
+    """All levels of an image, float32 [H, W], for `coarse_to_fine`: their planes one after the other, the finest first.
+
+    sizes: int64 [levels, 2], height and width of each level; sigma: see `_shrink`
+    """
+    height, width = image.shape
+    stride, begin = _stride(width), _begins(sizes)
+    out = np.zeros(begin[-1], f32)
+    for y in range(height):
+        for x in range(width):
+            out[(y + PAD) * stride + PAD + x] = image[y, x]
+    _replicate(out, height, width)
+    for level in range(1, len(sizes)):
+        fine, coarse = out[begin[level - 1] :], out[begin[level] :]
+        h, w, to_h, to_w = sizes[level - 1, 0], sizes[level - 1, 1], sizes[level, 0], sizes[level, 1]
+        _shrink(fine, h, w, coarse, to_h, to_w, sigma)
     return out
 
 
@@ -337,19 +348,14 @@ def _solve_level(
 
 
 @_kernel
-def coarse_to_fine(images, sizes, sigma, bound, tightness, rate, warps, iterations):
-    """The flow, float32 [H, W, 2], between two images, float32 [2, H, W]: solved on each level of the pyramid, from the coarsest
-    one on, beginning with the enlarged flow of the level before.
+def coarse_to_fine(first, second, sizes, bound, tightness, rate, warps, iterations):
+    """The flow, float32 [H, W, 2], between two images, given by their pyramids: solved on each level, from the coarsest one on,
+    beginning with the enlarged flow of the level before.
 
-    sizes: int64 [levels, 2], height and width of each level, the finest first; sigma: see `_shrink`; the rest as of `tvl1`
+    first, second, sizes: see `pyramid`; the rest as of `tvl1`
     """
-    levels = len(sizes)
-    begin = np.zeros(levels + 1, np.int64)
-    for level in range(levels):
-        begin[level + 1] = begin[level] + (sizes[level, 0] + 2 * PAD) * _stride(sizes[level, 1])
-    pyramid = _pyramid(images, sizes, begin, sigma)
-
-    _, height, width = images.shape
+    levels, begin = len(sizes), _begins(sizes)
+    height, width = sizes[0, 0], sizes[0, 1]
     flow, other = np.zeros((2, begin[1]), f32), np.zeros((2, begin[1]), f32)
     data, dual, grid = np.zeros((4, begin[1]), f32), np.empty((4, begin[1]), f32), np.zeros((2, begin[1]), f32)
     doubled = np.empty(4 * height * width, f32)
@@ -362,7 +368,7 @@ def coarse_to_fine(images, sizes, sigma, bound, tightness, rate, warps, iteratio
                 _replicate(flow[component], coarse_h, coarse_w)
                 _enlarge(flow[component], coarse_h, coarse_w, other[component], h, w, f32(growth))
             flow, other = other, flow
-        one, two = pyramid[0, begin[level] :], pyramid[1, begin[level] :]
+        one, two = first[begin[level] :], second[begin[level] :]
         _gradient(one, h, w, data[0], data[1])
         _double(two, h, w, doubled)
         _column_and_row(h, w, grid)

@@ -1,4 +1,4 @@
-"""OpenCV's TV-L1 and DIS behind the call of `tvl1`."""
+"""OpenCV's TV-L1, DIS and Farneback flow behind the call of `tvl1`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from labelgen.errors import ConfigError
 from labelgen.flow.backend import Backend, checked_pair
 
 PARAMETERS: dict[str, Any] = {"attachment": 0.15, "tightness": 0.3, "step": 0.25, "scale": 0.8, "warps": 5}
+_FARNEBACK: dict[str, Any] = {  # of OpenCV's tutorial
+    "scale": 0.5,
+    "levels": 3,
+    "window": 15,
+    "iterations": 3,
+    "neighbours": 5,
+    "sigma": 1.2,
+}
 
 
 def opencv_tvl1(
@@ -53,6 +61,31 @@ def dis(first: np.ndarray, second: np.ndarray, *, preset: int = cv2.DISOPTICAL_F
     return _solved(first, second, create, preset=preset)
 
 
+def dis_medium(first: np.ndarray, second: np.ndarray, *, preset: int = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM) -> np.ndarray:
+    """`dis` with OpenCV's preset "medium"."""
+    return dis(first, second, preset=preset)
+
+
+def farneback(
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    scale: float = _FARNEBACK["scale"],
+    levels: int = _FARNEBACK["levels"],
+    window: int = _FARNEBACK["window"],
+    iterations: int = _FARNEBACK["iterations"],
+    neighbours: int = _FARNEBACK["neighbours"],
+    sigma: float = _FARNEBACK["sigma"],
+) -> np.ndarray:
+    """OpenCV's Farneback flow with the parameters of its tutorial, see `tvl1`. Takes uint8 luma."""
+    create = cv2.FarnebackOpticalFlow_create  # type: ignore[attr-defined]  # its stubs lack it
+    names = {
+        **{"pyrScale": scale, "numLevels": levels, "winSize": window, "numIters": iterations},
+        **{"polyN": neighbours, "polySigma": sigma},
+    }
+    return _solved(first, second, create, **names)
+
+
 def _solved(first: np.ndarray, second: np.ndarray, create: Callable[..., Any], **settings: float) -> np.ndarray:
     first, second = checked_pair(first, second)
     for name, image in (("first", first), ("second", second)):
@@ -71,3 +104,5 @@ def _solved(first: np.ndarray, second: np.ndarray, create: Callable[..., Any], *
 
 TVL1 = Backend(opencv_tvl1, version=1, parameters=PARAMETERS)
 DIS = Backend(dis, version=1, parameters={"preset": cv2.DISOPTICAL_FLOW_PRESET_FAST})
+DIS_MEDIUM = Backend(dis_medium, version=1, parameters={"preset": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM})
+FARNEBACK = Backend(farneback, version=1, parameters=_FARNEBACK)

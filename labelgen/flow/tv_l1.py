@@ -9,25 +9,38 @@ References
 [4] S. Baker, I. Matthews, "Lucas-Kanade 20 years on", IJCV 2004 (the gradient of the image that is not warped).
 [5] X. Bresson, T. Chan, "Fast dual minimization of the vectorial total variation norm", IPI 2008.
 [6] A. Chambolle, "Total variation minimization and a class of binary MRF models", EMMCVPR 2005 (projected dual step).
+[7] A. Wedel, T. Pock, C. Zach, H. Bischof, D. Cremers, "An improved algorithm for TV-L1 optical flow", Statistical and
+    Geometrical Approaches to Visual Motion Analysis 2009 (structure-texture decomposition).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from labelgen.flow import kernels
-from labelgen.flow.backend import SMALLEST, Backend, checked_pair
+from labelgen.flow.backend import SMALLEST, Backend, checked, checked_pair
+from labelgen.flow.texture import texture
 
 PARAMETERS: dict[str, Any] = {
-    "attachment": 0.3,
+    "attachment": 0.35,
     "tightness": 0.2,
     "step": 0.25,
     "scale": 0.8,
     "warps": 4,
     "iterations": 10,
+    "structure": 0.3,
+    "flatness": 16.0,
+    "structure_steps": 20,
 }
+
+
+class Image(NamedTuple):
+    """An image, prepared for any number of flows. planes: see `kernels.pyramid`; sizes: int64 [levels, 2]."""
+
+    planes: np.ndarray
+    sizes: np.ndarray
 
 
 def tvl1(
@@ -40,11 +53,15 @@ def tvl1(
     scale: float = PARAMETERS["scale"],
     warps: int = PARAMETERS["warps"],
     iterations: int = PARAMETERS["iterations"],
+    structure: float = PARAMETERS["structure"],
+    flatness: float = PARAMETERS["flatness"],
+    structure_steps: int = PARAMETERS["structure_steps"],
 ) -> np.ndarray:
     """TV-L1 optical flow from `first` to `second`: first[y, x] is seen again at second[y + v, x + u].
 
     Minimises sum |grad (u, v)| + attachment |second(x + u) - first(x)| coarse to fine as in [1, 2], with the total variation of
-    both components taken together [5]. docs/flow.md says where this differs from [1] and why. The same input gives the same
+    both components taken together [5], of the images less a share of their structure [7]. docs/flow.md says where this differs
+    from [1] and why. The same input gives the same
     flow on every run.
 
     Parameters
@@ -63,6 +80,12 @@ def tvl1(
         Linearisations of the image per pyramid level.
     iterations : int
         Primal-dual iterations per linearisation.
+    structure : float
+        Share of the structure of both images that is taken away, 0..1, see `texture`; 0 takes them as they are.
+    flatness : float
+        How flat what counts as structure is, grey levels (theta of the denoising).
+    structure_steps : int
+        Steps of the denoising that finds it.
 
     Returns
     -------
@@ -87,24 +110,62 @@ def tvl1(
     [2.0, 1.0]
     """
     first, second = checked_pair(first, second)
-    for name, image in (("first", first), ("second", second)):
-        if not np.isfinite(image).all():
-            raise ValueError(f"{name} holds {image[~np.isfinite(image)][0]}; expected finite luma, 0..255")
+    how = scale, structure, flatness, structure_steps
+    one, two = _prepared("first", first, *how), _prepared("second", second, *how)
+    return _solved(one, two, attachment, tightness, step, warps, iterations)
+
+
+def _prepared(
+    name: str, image: np.ndarray, scale: float, structure: float, flatness: float, structure_steps: int
+) -> Image:
+    if not np.isfinite(image).all():
+        raise ValueError(f"{name} holds {image[~np.isfinite(image)][0]}; expected finite luma, 0..255")
     if not 0 < scale < 1:
         raise ValueError(f"scale is {scale}; expected a value between 0 and 1")
-    numbers = {"attachment": attachment, "tightness": tightness, "step": step, "warps": warps, "iterations": iterations}
-    for name, value in numbers.items():
-        if not value > 0:
-            raise ValueError(f"{name} is {value}; expected a value above 0")
-    height, width = first.shape
+    if not 0 <= structure <= 1:
+        raise ValueError(f"structure is {structure}; expected a share from 0 to 1")
+    _check_positive(flatness=flatness, structure_steps=structure_steps)
+    height, width = image.shape
     sizes = [(height, width)]
     while min(sizes[-1]) * scale >= SMALLEST:
         shrunk = scale ** len(sizes)
         sizes.append((round(height * shrunk), round(width * shrunk)))
     sigma = 0.6 * np.sqrt(scale**-2 - 1)  # [2]: what shrinking to the next level must blur away
+    image = np.ascontiguousarray(image, np.float32)
+    if structure:
+        image = texture(image, np.float32(structure), np.float32(flatness), structure_steps)
+    levels: np.ndarray = np.array(sizes)
+    return Image(kernels.pyramid(image, levels, sigma), levels)
+
+
+def _solved(
+    first: Image, second: Image, attachment: float, tightness: float, step: float, warps: int, iterations: int
+) -> np.ndarray:
+    _check_positive(attachment=attachment, tightness=tightness, step=step, warps=warps, iterations=iterations)
+    if not np.array_equal(first.sizes, second.sizes):
+        shapes = f"first {tuple(first.sizes[0].tolist())}, second {tuple(second.sizes[0].tolist())}"
+        raise ValueError(f"images differ in shape: {shapes}; expected the same")
     bound, rate = np.float32(attachment * tightness), np.float32(step / tightness)
-    images = np.stack([first, second]).astype(np.float32)
-    return kernels.coarse_to_fine(images, np.array(sizes), sigma, bound, np.float32(tightness), rate, warps, iterations)
+    return kernels.coarse_to_fine(
+        first.planes, second.planes, first.sizes, bound, np.float32(tightness), rate, warps, iterations
+    )
 
 
-BACKEND = Backend(tvl1, version=1, parameters=PARAMETERS)
+def _check_positive(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ValueError(f"{name} is {value}; expected a value above 0")
+
+
+def _prepare(image: np.ndarray) -> Image:
+    return _prepared("image", checked("image", image), *(PARAMETERS[name] for name in ("scale", *_OF_STRUCTURE)))
+
+
+def _between(first: Image, second: Image) -> np.ndarray:
+    return _solved(
+        first, second, *(PARAMETERS[name] for name in ("attachment", "tightness", "step", "warps", "iterations"))
+    )
+
+
+_OF_STRUCTURE = ("structure", "flatness", "structure_steps")
+BACKEND = Backend(tvl1, version=2, parameters=PARAMETERS, prepare=_prepare, between=_between)

@@ -15,6 +15,14 @@ LABELS = {
     "order": "labelgen.labels.order:ORDER",
 }
 
+# Those that are made if they are asked for; shards with them can always be read.
+ON_DEMAND = {"amount": "labelgen.labels.amount:AMOUNT"}
+
+
+def known() -> list[Kind]:
+    """All label kinds that a shard may hold."""
+    return kinds(LABELS | ON_DEMAND)
+
 
 def kinds(labels: Mapping[str, str] = LABELS) -> list[Kind]:
     """The label kinds of a registry such as LABELS, in the order of their data sets in a shard."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from labelgen.flow import flow, luma
+from labelgen.flow import find, luma
+from labelgen.flow.backend import Backend
 from labelgen.labels.boundaries import motion_boundaries
 
 MAX_FLOW = 20  # pixels per frame: components beyond are clipped
@@ -39,14 +40,17 @@ class Clip:
         return cls(np.stack(frames), flows, boundaries)
 
 
-def clipped_flow(first: np.ndarray, second: np.ndarray, backend: str) -> np.ndarray:
-    """Flow between two luma images uint8 [H, W], its components clipped to MAX_FLOW; float32 [H, W, 2]."""
-    return np.clip(flow(first, second, backend), -MAX_FLOW, MAX_FLOW)
+def clipped_flow(first: Any, second: Any, backend: Backend) -> np.ndarray:
+    """Flow between two luma images uint8 [H, W] that the backend has prepared, its components clipped to MAX_FLOW; float32
+    [H, W, 2]."""
+    return np.clip(backend.of_prepared(first, second), -MAX_FLOW, MAX_FLOW)
 
 
 def clip_of_frames(frames: Sequence[np.ndarray] | np.ndarray, backend: str) -> Clip:
     """The clip of RGB frames uint8 [T, H, W, 3], its flow computed by this backend."""
-    return Clip.of(list(frames), [clipped_flow(*pair, backend) for pair in pairwise(map(luma, frames))])
+    found = find(backend)
+    images = (found.prepare(luma(frame)) for frame in frames)
+    return Clip.of(list(frames), [clipped_flow(*pair, found) for pair in pairwise(images)])
 
 
 def clip_boundaries(frames: Sequence[np.ndarray] | np.ndarray, config: Mapping[str, Any]) -> np.ndarray:

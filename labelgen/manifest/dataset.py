@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 from labelgen.errors import ConfigError
 from labelgen.manifest.files import EXTENSIONS, check_levels, find_videos, locate, put_replacements
 from labelgen.manifest.form import check_group, read_manifest
 from labelgen.manifest.layouts import choose
-from labelgen.manifest.lists import PART_WORDS, class_names, csv_rows, list_members
+from labelgen.manifest.lists import PART_WORDS, class_names, list_members
 from labelgen.manifest.messages import fail, some
-from labelgen.manifest.values import Rows, name_numbers, spell_classes, split_by_value, values
+from labelgen.manifest.segments import Part, order, part_name
+from labelgen.manifest.tables import csv_rows
+from labelgen.manifest.values import Rows, by_index, name_numbers, spell_classes, split_by_value, values
 from labelgen.numbered import IMAGES
 from labelgen.shards import NONE, PARTS, TEST, TRAIN, VALIDATION
 
@@ -25,13 +28,14 @@ _Listed = TypeVar("_Listed")
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One video: a file, or a folder of numbered images."""
+    """One video: a file, or a folder of numbered images; or a part of one."""
 
-    id: str  # path below the video folder, POSIX, with extension; unique, valid UTF-8
+    id: str  # path below the video folder, POSIX, with extension, and the times of a part; unique, valid UTF-8
     file: str | Path  # absolute
     label: str  # "" when there is none
     group: str  # "" when there is none
     split: tuple[int, ...]  # one per official split, see labelgen.shards.PARTS
+    part: Part | None = None  # of the file; None: the whole file
 
     @property
     def path(self) -> Path:
@@ -42,7 +46,7 @@ class Video:
 class Videos(Sequence[Video]):
     """Videos by columns, since there may be millions; each is made when it is asked for.
 
-    paths: of the files below `folder`, by id, if they are not the ids
+    paths: of the files below `folder`, by id, if they are not the ids; parts: of the files, by id
     """
 
     def __init__(
@@ -53,8 +57,9 @@ class Videos(Sequence[Video]):
         labels: Sequence[str],
         groups: Sequence[str],
         split: Sequence[tuple[int, ...]],
+        parts: Mapping[str, Part] = MappingProxyType({}),
     ):
-        self._folder, self._paths = os.path.join(folder, ""), paths
+        self._folder, self._paths, self.parts = os.path.join(folder, ""), paths, parts
         self.ids, self.labels, self.groups, self.split = ids, labels, groups, split
 
     def __len__(self) -> int:
@@ -70,13 +75,15 @@ class Videos(Sequence[Video]):
         if isinstance(at, slice):
             return self.take(range(*at.indices(len(self))))
         id = self.ids[at]
-        return Video(id, self._folder + self._paths.get(id, id), self.labels[at], self.groups[at], self.split[at])
+        file, part = self._folder + self._paths.get(id, id), self.parts.get(id)
+        return Video(id, file, self.labels[at], self.groups[at], self.split[at], part)
 
     def take(self, rows: Sequence[int]) -> Videos:
         """Some of the videos."""
         ids, labels, groups = ([column[row] for row in rows] for column in (self.ids, self.labels, self.groups))
         paths = {id: self._paths[id] for id in ids if id in self._paths} if self._paths else {}
-        return Videos(self._folder, paths, ids, labels, groups, [self.split[row] for row in rows])
+        parts = {id: self.parts[id] for id in ids} if self.parts else {}
+        return Videos(self._folder, paths, ids, labels, groups, [self.split[row] for row in rows], parts)
 
 
 @dataclass(frozen=True)
@@ -85,12 +92,13 @@ class Dataset:
 
     name: str
     root: Path
-    videos: Videos  # sorted by id
+    videos: Videos  # sorted by id, parts of a file by their times
     splits: tuple[str, ...]  # names of the official splits
     classes: tuple[str, ...]  # official order, else sorted; () when unlabelled
     missing: tuple[str, ...]  # listed officially, not found
     unlisted: tuple[str, ...]  # ids found, in no official list
     others: tuple[str, ...] = ()  # files beside the videos whose extension is no video's
+    without: tuple[str, ...] = ()  # files that are left out, as no list names a part of them
     images: tuple[str, ...] = ()  # folders of numbered images that are no videos for want of a frame rate
     expected: Mapping[str, int] = field(default_factory=dict)  # official numbers: videos, classes, ...
     layout: str = ""  # which of the manifest's layouts the folder has; "" if it has one only
@@ -100,9 +108,12 @@ class Dataset:
         listed = len(self.videos) - len(self.unlisted)
         total = self.expected.get("videos") or (listed + len(self.missing) if self.missing or self.unlisted else 0)
         count = f"{listed:,} of {total:,}" if total else f"{listed:,}"
+        if self.videos.parts:
+            count = f"{listed:,} parts of {len({video.file for video in self.videos}):,}"
         lines = [f"{self.name}: {count} videos in {self.root}"]
         lines += [f"  layout: {self.layout}"] if self.layout else []
         what_else = {"missing": self.missing, "unlisted": self.unlisted, "no video by their names": self.others}
+        what_else["left out, as the list has no part of them"] = self.without
         what_else["folders of images left out, as nothing tells their frames per second"] = self.images
         lines += [f"  {what}: {some(names)}" for what, names in what_else.items() if names]
         videos = self.videos
@@ -170,7 +181,7 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None,
     if "levels" in where:
         check_levels(ids, where["levels"], folder)
 
-    rows = csv_rows(spec, lists, paths)
+    rows, parts = csv_rows(spec, lists, paths)
     classes = class_names(spec, lists)
     names, members, numbers = list_members(spec.get("splits", {}), lists, classes)
     located = locate(rows, members, paths, extensions, spec.get("csv", {}).get("may_lack"))
@@ -180,7 +191,24 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None,
         named = {id: listed[entry] for entry, id in located.items() if entry in listed}
         return listed | named if named else listed
 
-    row_of = by_id(rows)
+    without: list[str] = []
+    part_of: dict[str, Part] = {}
+    if "segments" in spec:
+        named = by_id(parts)
+        without = [id for id in ids if id not in named]
+        cut = [(id, part) for id in ids for part in sorted(named.get(id, ()), key=order)]
+        if not cut:
+            fail(
+                f"no part of a video of {folder} in the tables of {lists}",
+                some(sorted(rows)),
+                f"parts of {some(ids)}",
+                "Correct csv video",
+            )
+        ids, own = [id for id, _ in cut], [named[id][part] for id, part in cut]
+        part_of = {part_name(spec["segments"], id, part): part for id, part in cut}
+    else:
+        row_of = by_id(rows)
+        own = [row_of.get(id, {}) for id in ids]
     if spec.get("label", {}).get("number"):
         if unnumbered := members.keys() - numbers.keys():
             expected = "a video and the number of its class"
@@ -188,24 +216,30 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None,
         number_of = by_id(numbers)
         labels, classes = name_numbers([number_of.get(id, "") for id in ids], ids)
     else:
-        labels, classes = _labels(spec, ids, row_of, rows, classes)
-    groups = values("group", spec, ids, row_of, labels)
+        told = [row for own in parts.values() for row in own.values()] if part_of else rows.values()
+        labels, classes = _labels(spec, ids, own, told, classes)
+    groups = values("group", spec, ids, own, labels)
     if names:
         split = _parts(by_id(members), ids, len(names))
     else:
-        names, split = split_by_value(spec.get("splits", {}), ids, groups, row_of)
+        names, split = split_by_value(spec.get("splits", {}), ids, groups, own)
     entries = rows.keys() | members.keys() if members else rows.keys()
     official = bool(names and members) or "csv" in spec
     means = set(located.values())
+    unlisted = tuple(id for id in ids if official and not part_of and id not in entries and id not in means)
+    of_other = {id: path for id, path in paths.items() if id != path}
+    if part_of:
+        of_other, ids = {name: paths[id] for name, id in zip(part_of, ids, strict=True)}, list(part_of)
     return Dataset(
         name=name,
         root=root,
-        videos=Videos(folder, {id: path for id, path in paths.items() if id != path}, ids, labels, groups, split),
+        videos=Videos(folder, of_other, ids, labels, groups, split, part_of),
         splits=names,
         classes=classes,
         missing=tuple(sorted(entry for entry in entries if entry not in paths and entry not in located)),
-        unlisted=tuple(id for id in ids if official and id not in entries and id not in means),
+        unlisted=unlisted,
         others=tuple(sorted(others)),
+        without=tuple(without),
         images=() if images else tuple(sorted(of_images)),
         expected=spec.get("expected", {}),
         layout=layout,
@@ -213,12 +247,18 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None,
 
 
 def _labels(
-    spec: Mapping[str, Any], ids: list[str], row_of: Rows, rows: Rows, declared: tuple[str, ...]
+    spec: Mapping[str, Any],
+    ids: list[str],
+    own: Rows,
+    told: Iterable[Mapping[str, str]],
+    declared: tuple[str, ...],
 ) -> tuple[list[str], tuple[str, ...]]:
     """The label of every video, spelt as its class, and the classes: those declared, else those of the table and the videos."""
-    labels = values("label", spec, ids, row_of)
+    labels = values("label", spec, ids, own)
+    if spec.get("label", {}).get("index"):
+        labels = by_index(labels, declared, ids)
     column = spec.get("label", {}).get("column")
-    known = declared or sorted({row[column] for row in rows.values()} - {""} if column else ())
+    known = declared or sorted({row[column] for row in told} - {""} if column else ())
     labels = spell_classes(ids, labels, known, declared=bool(declared))
     return labels, declared or tuple(sorted({*known, *labels} - {""}))
 

@@ -22,14 +22,17 @@ _WHERE = {  # where everything lies on disk: of the manifest, or of one of its l
         }
     ),
     "lists?": str,
-    "csv?": Only({"files?": [str, ...], "video?": str, "may_lack?": str}),
-    "label?": Only({**_VALUE, "number?": bool}),
+    "csv?": Only({"files?": [str, ...], "video?": str, "may_lack?": str, "columns?": [str, ...], "delimiter?": str}),
+    "segments?": Only({"start": str, "end": str, "unit?": str, "first?": int}),
+    "label?": Only({**_VALUE, "number?": bool, "index?": bool}),
     "group?": _VALUE,
     "classes?": Only({"names?": [str, ...], "file?": str, "pattern?": str}),
     "splits?": Only(
         {
             **{"names?": [str, ...], "lists?": Only(dict.fromkeys((f"{part}?" for part in PARTS[1:]), str))},
             **{"optional?": bool, "by_name?": bool, "flags?": str, "column?": str, "folder?": int, "leave_out?": str},
+            "files?": Only(dict.fromkeys((f"{part}?" for part in PARTS[1:]), str)),
+            "match?": Only(dict.fromkeys((f"{part}?" for part in PARTS[1:]), [str, ...])),
         }
     ),
 }
@@ -103,16 +106,47 @@ def read_manifest(dataset: str) -> dict[str, Any]:
 
 def _check_meaning(spec: dict[str, Any], where: str) -> None:
     """What the form cannot say: keys that need each other, and values that cannot be right."""
-    if "csv" in spec and spec["csv"].keys() - {"may_lack"} != {"files", "video"}:
+    if "csv" in spec and spec["csv"].keys() - {"may_lack", "columns", "delimiter"} != {"files", "video"}:
         fail(f"csv in {where}", ", ".join(spec["csv"]), "files and video", "Give both")
-    if spec.get("classes", {"names": []}).keys() not in ({"names"}, {"file", "pattern"}):
-        fail(f"classes in {where}", ", ".join(spec["classes"]), "names, or file and pattern", "Give one form")
+    segments = spec.get("segments")
+    if segments is not None:
+        if "csv" not in spec:
+            fail(f"segments in {where}", segments["start"], "a csv section that has this column", "Add csv")
+        if segments.get("unit", "seconds") not in ("seconds", "frames"):
+            fail(f"unit of segments in {where}", segments["unit"], "seconds or frames", "Correct it")
+        if segments.get("first", 0) and (segments["first"] != 1 or segments.get("unit") != "frames"):
+            fail(
+                f"first of segments in {where}",
+                segments["first"],
+                "0 or 1, the number of the first frame",
+                "Correct it",
+            )
+    classes = spec.get("classes", {"names": []})
+    json = classes.keys() == {"file"} and classes["file"].lower().endswith(".json")
+    if classes.keys() not in ({"names"}, {"file", "pattern"}) and not json:
+        fail(f"classes in {where}", ", ".join(classes), "names, file and pattern, or a JSON file", "Give one form")
+    if len(spec.get("csv", {}).get("delimiter", ",")) != 1:
+        fail(f"delimiter in {where}", spec["csv"]["delimiter"], "one character", "Correct it")
+    if spec.get("label", {}).get("index") and "classes" not in spec:
+        fail(f"label in {where}", "index", "classes in the manifest", "Declare the classes")
     splits = spec.get("splits", {"folder": 1})
     kinds = splits.keys() - _CHOICES
     if len(kinds) != 1:
-        fail(f"splits in {where}", ", ".join(kinds), "one of lists, flags, column, folder, leave_out", "Keep one")
-    if "names" in splits and not kinds & {"lists", "flags"}:
-        fail(f"splits in {where}", "names", "lists or flags beside it", "Remove names")
+        fail(
+            f"splits in {where}",
+            ", ".join(kinds),
+            "one of lists, files, flags, match, column, folder, leave_out",
+            "Keep one",
+        )
+    if "names" in splits and not kinds & {"lists", "flags", "match"}:
+        fail(f"splits in {where}", "names", "lists, flags or match beside it", "Remove names")
+    for word, patterns in splits.get("match", {}).items():
+        if len(patterns) != len(splits.get("names", ())):
+            fail(f"match in {where}, {word}", ", ".join(patterns), "names, and an expression for each", "Correct it")
+        for pattern in patterns:
+            compiled(pattern, f"match in {where}, {word}")
+    if "files" in splits and "csv" not in spec:
+        fail(f"splits in {where}", "files", "a csv section, which these are of", "Add csv")
     if splits.keys() & {"optional", "by_name"} and "lists" not in splits:
         fail(f"splits in {where}", ", ".join(splits), "lists beside optional or by_name", "Remove them")
     if spec.get("label", {}).get("number") and ("lists" not in splits or len(spec["label"]) > 1):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from labelgen.manifest.files import entries_of, search_folders
-from labelgen.manifest.lists import csv_files, csv_header, csv_template, list_files
+from labelgen.manifest.lists import list_files
 from labelgen.manifest.messages import fail
+from labelgen.manifest.tables import csv_files, csv_header, csv_template
 
 
 def choose(spec: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], str]:
@@ -53,7 +54,9 @@ def _lacking(spec: Mapping[str, Any], root: Path) -> str:
         if not files:
             return f"one of the files {', '.join(spec['csv']['files'])}"
         for path in files:
-            if absent := {field for _, field, _ in csv_template(spec["csv"]) if field} - set(csv_header(path)):
+            asked = {field for _, field, _ in csv_template(spec["csv"]) if field}
+            asked |= {spec["segments"][key] for key in ("start", "end")} if "segments" in spec else set()
+            if absent := asked - set(csv_header(path, spec["csv"])):
                 return f"the column {' or '.join(sorted(absent))} of {path.relative_to(root)}"
     else:
         level = spec.get("label", {}).get("folder", 0)

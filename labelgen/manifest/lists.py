@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from labelgen.errors import ManifestError, ReadError
 from labelgen.manifest.messages import fail
-from labelgen.reading import open_regular, read_bytes
+from labelgen.reading import fit, load_json, read_bytes
 from labelgen.shards import NONE, TEST, TRAIN, VALIDATION
 
 # How lists and folders write the parts of a split.
@@ -31,9 +27,7 @@ PART_WORDS = {
 }
 
 
-_LINE = 10_000  # characters of a line of a list, and of a cell that names a video
-_FIELDS = 20  # columns that name a video
-_STYLE = re.compile(r"([<>^]?0?\d{0,2}[ds]?)?")  # formats of columns; wider ones would fill the memory
+_LINE = 10_000  # characters of a line of a list
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -56,15 +50,29 @@ def class_names(spec: Mapping[str, Any], root: Path) -> tuple[str, ...]:
     classes = spec.get("classes", {})
     names = list(classes.get("names", []))
     if "file" in classes:
-        pattern = re.compile(classes["pattern"])
         path = root / classes["file"]
-        for line in _lines(path):
+        if path.suffix.lower() == ".json":
+            names = _json_classes(path)
+        pattern = re.compile(classes.get("pattern", ""))
+        for line in [] if names else _lines(path):
             if not (match := pattern.search(line)):
                 fail(f"line in {path}", line, f"the pattern {classes['pattern']}", "Correct the file or the pattern")
             names.append(match["label"] or "")
     if len(set(names)) < len(names):
         fail("class declared twice", next(n for n in names if names.count(n) > 1), "distinct names", "Remove one")
     return tuple(names)
+
+
+def _json_classes(path: Path) -> list[str]:
+    """Classes of a JSON file: the keys of a mapping to their numbers, or a list; texts that make up one class are joined."""
+    try:
+        content = load_json(path)
+        if isinstance(content, dict):
+            fit(content, {"*": str | int}, "it")
+            return sorted(content, key=lambda name: int(content[name]))
+        return [" ".join(one) if isinstance(one, list) else str(one) for one in content]
+    except (OSError, TypeError, ValueError) as error:
+        raise ManifestError(f"cannot read the classes of {path}: {error}") from error
 
 
 def _part_files(splits: Mapping[str, Any], root: Path, name: str) -> Iterator[tuple[int, Path]]:
@@ -122,94 +130,3 @@ def list_members(
                         fail(f"line in {path}", line, "a file name and 0, 1 or 2", "Take the file as published")
                     add(entry.strip(), k, (NONE, TRAIN, TEST)[int(flag)], path)
     return names, members, numbers
-
-
-def csv_files(table: Mapping[str, Any], root: Path) -> list[Path]:
-    """The files of the csv section that are there, in its order."""
-    found = [root / file for pattern in table["files"] for file in sorted(glob.glob(pattern, root_dir=root))]
-    return list(dict.fromkeys(found))
-
-
-def csv_header(path: Path) -> list[str]:
-    """The columns of a CSV file. Raises ManifestError if it cannot be read."""
-    with _table(path) as reader:
-        return next(reader, [])
-
-
-def csv_template(table: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
-    """The text that names a row's video, in parts: literal text, the column behind it or None, and its format."""
-    try:
-        found = [(literal, field, style or "") for literal, field, style, _ in Formatter().parse(table["video"])]
-        if len(found) > _FIELDS or not all(_STYLE.fullmatch(style) for _, _, style in found):
-            raise ValueError("a few columns, numbers with formats such as 06d")
-    except ValueError as error:
-        fail("csv video", table["video"][:200], f"text with {{column}} in it ({error})", "Correct it")
-    return found
-
-
-@contextmanager
-def _table(path: Path) -> Iterator[Any]:  # a csv.reader, whose type has no public name
-    try:
-        with open_regular(path) as raw, TextIOWrapper(raw, "utf-8-sig", "backslashreplace", "") as file:
-            yield csv.reader(file)
-    except (OSError, csv.Error) as error:
-        raise ManifestError(f"cannot read {path}: {error}") from error
-
-
-def csv_rows(spec: Mapping[str, Any], root: Path, ids: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Which video -> the columns of its row that the manifest asks for; equal rows are one and the same dict, names that are
-    those of `ids` (id -> path) the same text."""
-    if "csv" not in spec:
-        return {}
-    wanted = {spec[key]["column"] for key in ("label", "group", "splits") if "column" in spec.get(key, {})}
-    files = csv_files(spec["csv"], root)
-    if not files:
-        fail("CSV file not found in", root, " or ".join(spec["csv"]["files"]), "Put it there as published")
-    template = csv_template(spec["csv"])
-    fields = {field for _, field, _ in template if field is not None}
-    rows: dict[str, dict[str, str]] = {}
-    distinct: dict[tuple[str, ...], dict[str, str]] = {}  # a large table repeats few labels and splits
-    seen: set[str] = set()
-    for path in files:
-        with _table(path) as reader:
-            place = {column: i for i, column in enumerate(next(reader, ()))}
-            if absent := fields - place.keys():
-                fail(f"column not found in {path}", ", ".join(absent), " or ".join(place), "Correct csv video")
-            seen |= place.keys()
-            columns = [place.get(column) for column in wanted]
-            for row in reader:
-                if not row:
-                    continue
-                row += [""] * (len(place) - len(row))
-                entry = _fill(template, place, row, path, reader.line_num)
-                entry = known if (known := ids.get(entry)) == entry else entry  # one text for both
-                cells = tuple(["" if i is None else row[i].strip() for i in columns])
-                if any("\0" in cell for cell in cells):
-                    fail(f"value in {path}, line {reader.line_num}", cells, "text without NUL", "Correct the table")
-                if (values := distinct.get(cells)) is None:
-                    values = distinct[cells] = dict(zip(wanted, cells, strict=True))
-                if rows.setdefault(entry, values) != values:
-                    fail(f"two different rows for one video in {path}", entry, "one", "Remove one")
-    # A test list may come without labels, so a column has to be in one of the files only.
-    if absent := wanted - seen:
-        fail("CSV column not found", ", ".join(sorted(absent)), " or ".join(sorted(seen)), "Correct the manifest")
-    return rows
-
-
-def _fill(
-    template: list[tuple[str, str | None, str]], place: Mapping[str, int], row: list[str], path: Path, line: int
-) -> str:
-    """str.format for CSV text: numeric formats (`06d`) read the text as a whole number."""
-    parts = []
-    for literal, field, style in template:
-        parts.append(literal)
-        if field is not None:
-            cell = row[place[field]].strip()
-            try:
-                if "\0" in cell or len(cell) > _LINE:
-                    raise ValueError("text without NUL, and not so long")
-                parts.append(format(int(cell) if style.endswith("d") else cell, style) if style else cell)
-            except ValueError as error:
-                what = f"{field} in {path}, line {line}"
-                fail(what, cell[:80], f"a value for the format {style} ({error})", "Correct it")
-    return "".join(parts)

@@ -8,25 +8,25 @@ from typing import Any
 
 from labelgen.manifest.lists import PART_WORDS
 from labelgen.manifest.messages import compiled, composed, fail, some
-from labelgen.shards import TEST, TRAIN
+from labelgen.manifest.tables import OF_FILE
+from labelgen.shards import NONE, TEST, TRAIN
 
-Rows = Mapping[str, Mapping[str, str]]  # the row of a table that a video has, by its id
+Rows = Sequence[Mapping[str, str]]  # what a table says of each video, nothing if it has no row
 
 
-def values(what: str, spec: Mapping[str, Any], ids: list[str], row_of: Rows, labels: Sequence[str] = ()) -> list[str]:
-    """The label or group of every video: from its CSV row, else its file name (its path, for a pattern with a "/"), else its
-    folder, else ""."""
+def values(what: str, spec: Mapping[str, Any], ids: list[str], own: Rows, labels: Sequence[str] = ()) -> list[str]:
+    """The label or group of every video, by the ids of their files: from its CSV row, else its file name (its path, for a pattern
+    with a "/"), else its folder, else ""."""
     source = spec.get(what, {})
     column, pattern, level = source.get("column"), source.get("pattern"), source.get("folder")
     of_label: dict[str, re.Pattern[str]] = {}
     values = []
     for i, id in enumerate(ids):
-        value = row_of[id][column] if column and id in row_of else ""
+        value = own[i].get(column, "") if column else ""
         if not value and pattern:
             label = labels[i] if labels else ""
             if label not in of_label:
-                own = pattern.replace("{label}", re.escape(label)) if labels else pattern
-                of_label[label] = compiled(own, what)
+                of_label[label] = compiled(pattern.replace("{label}", re.escape(label)) if labels else pattern, what)
             match = of_label[label].search(id if "/" in pattern else id.rpartition("/")[2])
             if not match and what == "label":
                 fail("label pattern does not match the file name", id, pattern, "Correct the pattern or the name")
@@ -68,6 +68,16 @@ def name_numbers(numbers: Sequence[str], ids: Sequence[str]) -> tuple[list[str],
     return [name_of.get(number, "") for number in numbers], tuple(name_of.values())
 
 
+def by_index(numbers: Sequence[str], classes: Sequence[str], ids: Sequence[str]) -> list[str]:
+    """Labels from their places among the declared classes, counted from 0."""
+    for number, id in zip(numbers, ids, strict=True):
+        if number and not (number.isdecimal() and len(number) < 9 and int(number) < len(classes)):
+            fail(
+                f"label of {id!r}", number, f"the place of one of {len(classes)} classes, from 0 on", "Correct the list"
+            )
+    return [classes[int(number)] if number else "" for number in numbers]
+
+
 def plain(name: str) -> str:
     """A class name or a folder's without case, blanks and punctuation, which folders often lose ("using_segway")."""
     return "".join(c for c in composed(name).casefold() if c.isalnum())
@@ -88,7 +98,7 @@ def spell_classes(ids: list[str], labels: list[str], known: Sequence[str], decla
 
 
 def split_by_value(
-    splits: Mapping[str, Any], ids: list[str], groups: list[str], row_of: Rows
+    splits: Mapping[str, Any], ids: list[str], groups: list[str], own: Rows
 ) -> tuple[tuple[str, ...], list[tuple[int, ...]]]:
     """Names of the splits and each video's parts, from a CSV column, a folder level or the groups."""
     if "leave_out" in splits:
@@ -101,9 +111,33 @@ def split_by_value(
         return tuple(str(k + 1) for k in range(len(names))), [row[g] for g in groups]
     if not splits:
         return (), [()] * len(ids)
-    words = values("split", {"split": splits}, ids, row_of)
+    if "match" in splits:
+        return tuple(splits["names"]), _matched(splits, ids)
+    if "files" in splits:
+        splits = {"column": OF_FILE}
+    words = values("split", {"split": splits}, ids, own)
     for id, word in zip(ids, words, strict=True):
         if word.lower() not in PART_WORDS:
             fail(f"split of {id!r}", word, "train, val, validation, test or none", "Rename it")
     parts = {word: (PART_WORDS[word.lower()],) for word in set(words)}
     return ("1",), [parts[word] for word in words]
+
+
+def _matched(splits: Mapping[str, Any], ids: Sequence[str]) -> list[tuple[int, ...]]:
+    """Each video's parts: those of whose expressions, one per split, something in the file name is an instance."""
+    parts = {
+        PART_WORDS[word]: [compiled(pattern, f"splits, {word}") for pattern in own]
+        for word, own in splits["match"].items()
+    }
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    rows = []
+    for id in ids:
+        name = id if any("/" in own.pattern for of in parts.values() for own in of) else id.rpartition("/")[2]
+        row = []
+        for k, split in enumerate(splits["names"]):
+            own = [part for part, patterns in parts.items() if patterns[k].search(name)]
+            if len(own) > 1:
+                fail(f"two parts of split {split} for one video", id, "one", "Correct the manifest")
+            row.append(own[0] if own else NONE)
+        rows.append(found.setdefault(tuple(row), tuple(row)))
+    return rows

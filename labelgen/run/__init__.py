@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from labelgen.config import Config
 from labelgen.errors import ConfigError, MachineError, ShardError
 from labelgen.files import locked, write_json, writing
@@ -17,10 +19,12 @@ from labelgen.labels import LABELS
 from labelgen.manifest import Dataset, Video
 from labelgen.run import report
 from labelgen.run.finished import Finished
+from labelgen.run.growth import Growth, grow
 from labelgen.run.jobs import clean, made_of
-from labelgen.run.plan import Plan, check_configuration, configuration, file_sizes
+from labelgen.run.plan import Plan, check_configuration, configuration, file_sizes, in_order
 from labelgen.run.shard import label_shard, label_shard_on_cluster
 from labelgen.run.workers import pool
+from labelgen.shards.collection import read_collection, write_collection
 from labelgen.shards.reader import warn_without_maps
 
 STALL_SECONDS = 300.0  # a video that yields no frame for so long hangs, and its process is ended
@@ -40,6 +44,7 @@ def run(
     split: str = "all",
     scheduler: str | None = None,
     labels: Mapping[str, str] = LABELS,
+    add: bool = False,
 ) -> dict[str, Any]:
     """Label `videos` of `dataset` into shards `out/<dataset>/00000.h5` ...; shards that are there are kept.
 
@@ -49,6 +54,7 @@ def run(
     split: name of the part of the data set that `videos` is, for the configuration
     scheduler: address of a Dask scheduler, whose workers are used in place of processes of this machine
     labels: the label kinds to make, as in LABELS; without any, shards hold frames alone
+    add: label what is new beside the shards that are there, and forget what is gone, see `labelgen.run.growth`
 
     Returns the report that is also written to `out/<dataset>/report.json`.
     Raises ShardError if the folder holds shards of another configuration, or cannot be written; ClusterError if the Dask cluster
@@ -58,19 +64,33 @@ def run(
         raise ConfigError(f"workers is {workers}, videos-per-shard is {videos_per_shard}; expected at least 1")
     per_shard = videos_per_shard or min(32, -(-len(videos) // 64))
     sizes = file_sizes(videos)
-    identity = configuration(dataset, videos, sizes, split, config, per_shard, labels)
+
+    def of_shard(videos: Sequence[Video], sizes: np.ndarray) -> dict[str, Any]:
+        return configuration(dataset, videos, sizes, split, config, None, labels)
+
+    identity = configuration(dataset, videos, sizes, split, config, None if add else per_shard, labels)
     folder = Path(os.path.abspath(out)) / dataset.name
-    plan = Plan(folder, dataset, videos, sizes, per_shard, config, identity, stall, dict(labels))
-    names = plan.names
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     busy = ShardError(f"{folder}: another labelgen is writing here; wait for it, or name another output folder")
     with locked(folder, busy, say):
         finished = Finished(folder)
-        there = sorted(folder.glob("[0-9]*.h5"))
-        check_configuration(there, finished, identity, videos)
         suspects = clean(folder)
-        missing = plan.missing(path.name for path in there)
+        growth: Growth | None = None
+        if add:
+            growth = grow(folder, dataset, videos, sizes, of_shard, videos_per_shard, finished)
+            told = folder, dataset, growth.videos, growth.sizes, growth.rows, config, of_shard, stall, dict(labels)
+        else:
+            if read_collection(folder) is not None:
+                raise ShardError(
+                    f"{folder}: has grown by --add; label into it with --add, or name another output folder"
+                )
+            check_configuration(sorted(folder.glob("[0-9]*.h5")), finished, identity, videos)
+            rows = in_order(len(videos), per_shard)
+            told = folder, dataset, videos, sizes, rows, config, lambda videos, sizes: identity, stall, dict(labels)
+        plan = Plan(*told)
+        names = sorted(growth.shards) if growth else plan.names
+        missing = plan.missing(path.name for path in folder.glob("[0-9]*.h5"))
         done = len(videos) - sum(map(plan.count, missing))
         if done:
             say(f"{folder}: {len(names) - len(missing)} of {len(names)} shards are there ({done} videos)")
@@ -94,7 +114,7 @@ def run(
                         faults[name] = made.fault
                         continue
                     instructions.add(made.instructions)
-                    finished.summary(folder / name)
+                    finished.summary(folder / name, plan.bytes_of(name))
                     done += plan.count(name)
                     progress(done, len(videos), counts["frames"])
         if faults:
@@ -105,8 +125,12 @@ def run(
                 "disk, network and memory are well the same command goes on. Without a file that is gone or unreadable for good, "
                 "name another output folder"
             )
-        warn_without_maps(str(folder / names[0]))
+        if names:
+            warn_without_maps(str(folder / names[0]))
         content = report.report(dataset, videos, (finished.summary(folder / name) for name in names), identity)
+        if growth:
+            write_collection(folder, dict.fromkeys(names, ()))
+            content["added"] = {name: getattr(growth, name) for name in ("new", "kept", "forgotten", "changed")}
         content["this_run"] = report.this_run(at_work, time.perf_counter() - begin, seconds, counts, instructions)
         write_json(folder / "report.json", content)
     return content

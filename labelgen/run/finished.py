@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ from labelgen.shards.checks import check_texts
 
 _COUNTS = ("labelled", "frames", "bytes", "clips", "without_clip")
 _FAILURE = {**dict.fromkeys(("id", "path", "stage", "reason", "shard"), str), "kept": bool}
-_SUMMARY = {"config_hash": str, "totals": {**dict.fromkeys(_COUNTS, int), "*": int}, "failures": [_FAILURE]}
+_SUMMARY = {
+    "config_hash": str,
+    "totals": {**dict.fromkeys(_COUNTS, int), "*": int},
+    "failures": [_FAILURE],
+    "sizes?": {"*": int},
+}
 
 
 class Finished:
@@ -30,14 +36,15 @@ class Finished:
         self._torn = bool(lines) and not lines[-1].endswith(b"\n")  # by a full disk or a kill
         self._lines = {line[2 : line.find(b'"', 2)]: line for line in lines}  # the last one of a name counts
 
-    def summary(self, path: Path) -> dict[str, Any]:
-        """`shard_summary` of a shard that is there. Raises ShardError if it is no whole shard."""
+    def summary(self, path: Path, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """`shard_summary` of a shard that is there, and, under "sizes", the bytes of its videos' files by id, as they were given
+        last. Raises ShardError if it is no whole shard."""
         status = os.stat(path)
         key = [path.name, status.st_size, status.st_mtime_ns]
         name = path.name.encode()
         summary = self._noted(self._lines.get(name, b""), key)
-        if summary is None:
-            summary = shard_summary(path)
+        if summary is None or sizes is not None and summary.get("sizes") != sizes:
+            summary = (summary or shard_summary(path)) | ({} if sizes is None else {"sizes": dict(sizes)})
             self._lines[name] = json.dumps([*key, summary]).encode() + b"\n"
             with writing(self._file), open(self._file, "ab") as file:
                 file.write(b"\n" * self._torn + self._lines[name])

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from labelgen.manifest import Dataset, Video
 from labelgen.numbered import stamp_of
 from labelgen.run.finished import Finished
 from labelgen.run.jobs import Job
+from labelgen.shards.checks import escaped
 
 _NO_FILE = {errno.ELOOP, errno.ENAMETOOLONG}
 
@@ -38,47 +39,54 @@ class Task(Job):
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of a run: `per_shard` videos each, in the order of the videos. sizes: see `file_sizes`; the rest as of Task."""
+    """All shards of a run. rows: by their file names, which of the videos each is to hold; identity: the configuration of a shard
+    of these videos and sizes; sizes: see `file_sizes`; the rest as of Task."""
 
     folder: Path
     dataset: Dataset
     videos: Sequence[Video]
     sizes: np.ndarray
-    per_shard: int
+    rows: Mapping[str, slice]
     config: Config
-    identity: dict[str, Any]
+    identity: Callable[[Sequence[Video], np.ndarray], dict[str, Any]]
     stall: float
     labels: Mapping[str, str]
 
     @property
     def names(self) -> list[str]:
         """The file names of all shards."""
-        return [f"{index:05d}.h5" for index in range(-(-len(self.videos) // self.per_shard))]
+        return [*self.rows]
 
     def count(self, name: str) -> int:
         """How many videos a shard is to hold."""
-        return min(self.per_shard, len(self.videos) - self._first(name))
+        return len(self.sizes[self.rows[name]])
+
+    def bytes_of(self, name: str) -> dict[str, int]:
+        """The size of the file of each video of a shard, by the id that this has there."""
+        videos, sizes = self.videos[self.rows[name]], self.sizes[self.rows[name]].tolist()
+        return {escaped(video.id): size for video, size in zip(videos, sizes, strict=True)}
 
     def missing(self, there: Iterable[str]) -> list[str]:
         """The shards that are not among these, those of the largest files first: a long video that is begun last would keep the
         whole run waiting for one worker."""
-        of_shards = np.add.reduceat(self.sizes, np.arange(0, len(self.sizes), self.per_shard))
-        of_name = dict(zip(self.names, of_shards.tolist(), strict=True))
+        of_name = {name: int(self.sizes[rows].sum()) for name, rows in self.rows.items()}
         return sorted(of_name.keys() - set(there), key=lambda name: (-of_name[name], name))
 
     def task(self, name: str, isolated: bool) -> Task:
         """What is to be done for a shard; isolated: see Task."""
-        at = slice(self._first(name), self._first(name) + self.per_shard)
-        batch = self.videos[at]
-        sizes = dict(zip((video.id for video in batch), self.sizes[at].tolist(), strict=True))
-        path, data = self.folder / name, self.dataset
+        batch, own = self.videos[self.rows[name]], self.sizes[self.rows[name]]
+        sizes = dict(zip((video.id for video in batch), own.tolist(), strict=True))
+        path, data, identity = self.folder / name, self.dataset, self.identity(batch, own)
         return Task(
-            path, batch, data.root, data.splits, self.config, self.identity,
+            path, batch, data.root, data.splits, self.config, identity,
             stall=self.stall, sizes=sizes, isolated=isolated, labels=self.labels,
         )  # fmt: skip
 
-    def _first(self, name: str) -> int:
-        return int(name.removesuffix(".h5")) * self.per_shard
+
+def in_order(count: int, per_shard: int, first: int = 0) -> dict[str, slice]:
+    """The names of shards, numbered from `first` on, each with its share of so many videos in their order."""
+    numbers = range(-(-count // per_shard))
+    return {f"{first + number:05d}.h5": slice(number * per_shard, (number + 1) * per_shard) for number in numbers}
 
 
 def file_sizes(videos: Sequence[Video]) -> np.ndarray:
@@ -108,27 +116,28 @@ def configuration(
     sizes: np.ndarray,
     split: str,
     config: Config,
-    per_shard: int,
+    per_shard: int | None,
     labels: Mapping[str, str] = LABELS,
 ) -> dict[str, Any]:
     """Everything that decides the bytes of the shards: which videos there are, of which sizes (`file_sizes`), the settings, and
-    the version, constants and parameters of whatever computes the `labels`, see `run`."""
+    the version, constants and parameters of whatever computes the `labels`, see `run`. per_shard: None for one shard's own, in a
+    folder that grows."""
     digest = hashlib.sha256()
     for video, size in zip(videos, sizes.tolist(), strict=True):
         bytes_ = "none" if size < 0 else size
         digest.update(f"{video.id}\0{bytes_}\0{video.label}\0{video.group}\0{video.split}\n".encode())
     backend = find_backend(config.flow)
     settings = asdict(config)
-    if (config.begin, config.end) == (0, None):  # shards of whole videos are older than these settings
-        del settings["begin"], settings["end"]
-    if config.image_fps is None:
+    if config.image_fps is None:  # shards are older than this setting, and than parts of files
         del settings["image_fps"]
+    if parts := [video.part for video in videos[:1] if video.part is not None]:
+        settings["segments"] = "frames" if parts[0].frames else "seconds"
     return {
         "dataset": dataset.name,
         "expected": dict(dataset.expected),
         "split": split,
         "videos": f"{len(videos)} {digest.hexdigest()[:16]}",
-        "videos_per_shard": per_shard,
+        **({} if per_shard is None else {"videos_per_shard": per_shard}),
         **settings,
         "paces": list(config.paces),
         "frames": {"version": decode.VERSION},
@@ -148,17 +157,16 @@ def check_configuration(
     for path in paths:
         if finished.summary(path)["config_hash"] != expected:
             found = shards.ShardReader(path)
-            here, there = _flat(identity), _flat(found.config)
-            keys = [key for key in sorted(here | there) if here.get(key) != there.get(key)]
-            # backends have parameters of their own, which say nothing beside the backend's name
-            keys = [key for key in keys if key in here and key in there] or keys
-            differing = [f"{key}: {there.get(key)} there, {here.get(key)} now" for key in keys if key != "videos"]
-            if "videos" in keys:
+            differing = differences(found.config, identity)
+            only_videos = differing.keys() <= {"videos"}
+            if differing.pop("videos", ""):
                 ids = {video.id for video in videos}
-                differing.append(_other_videos(paths, found.config["videos"], identity["videos"], ids))
+                differing["videos"] = _other_videos(paths, found.config["videos"], identity["videos"], ids)
             raise ShardError(
-                f"{path} was made with configuration {found.config_hash}, this run's is {expected} ({'; '.join(differing)}); "
-                "name another output folder, or delete this one"
+                f"{path} was made with configuration {found.config_hash}, this run's is {expected} "
+                f"({'; '.join(differing.values())}); name another output folder, or delete this one"
+                + ", or add what is new with --add"
+                * only_videos
             )
 
 
@@ -173,6 +181,15 @@ def _other_videos(paths: Sequence[Path], there: str, here: str, videos: set[str]
     if len(stored) == count and (new := videos - stored):
         text += f"; new is {min(new)}"
     return text
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """The values in which two configurations differ, in words, by the names that lead to them."""
+    found, asked = _flat(there), _flat(here)
+    keys = [key for key in sorted(found | asked) if found.get(key) != asked.get(key)]
+    # backends have parameters of their own, which say nothing beside the backend's name
+    keys = [key for key in keys if key in found and key in asked] or keys
+    return {key: f"{key}: {found.get(key)} there, {asked.get(key)} now" for key in keys}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from array import array
 from collections import Counter
@@ -16,12 +18,14 @@ import numpy as np
 from labelgen import decode
 from labelgen.config import Config
 from labelgen.errors import DecodeError
-from labelgen.flow import flow, luma
+from labelgen.flow import find, flow, luma
 from labelgen.labels import kinds
 from labelgen.labels.clip import Clip, clipped_flow
 from labelgen.labels.sampling import clip_starts, generator
 from labelgen.manifest import Video
+from labelgen.manifest.segments import seconds_of
 from labelgen.media import DAMAGED
+from labelgen.numbered import stamp_of
 from labelgen.shards import encode_frame
 from labelgen.span import Span
 
@@ -79,19 +83,20 @@ def label_video(
     Raises DecodeError if not even one frame can be decoded.
     """
     record = Record(video)
+    part = None if video.part is None else _seconds(video, config, alive)
     of_clips = any(kind.of_clip is not None for kind in kinds())
     planned: list[int] | None = None if of_clips else []  # starts of the clips; None: all that do not overlap
     drawing = of_clips and config.clips is not None
     if drawing:  # which needs the number of frames: by the packets, which only decoding can prove wrong
         with clock("decode"):
-            n_frames = decode.expected_frames(video.path, config.fps, config.max_pixels, alive, config.image_fps)
+            n_frames = decode.expected_frames(_frame_times(video, config, alive), config.fps, *(part or ()))
         planned = _drawn(video, config, n_frames)
-    _label_clips(record, planned, config, write, clock, alive)
+    _label_clips(record, part, planned, config, write, clock, alive)
     clock.counts["frames"] += len(record.jpeg_sizes)
     damage = np.frombuffer(record.damage, np.uint8)
     if drawing and planned != (drawn := _drawn(video, config, len(damage), damage)):
         again = Record(video)
-        _label_clips(again, drawn, config, None, clock, alive)
+        _label_clips(again, part, drawn, config, None, clock, alive)
         record.start, record.labels = again.start, again.labels
     for kind in kinds():
         if kind.of_video is not None:
@@ -108,19 +113,48 @@ def _drawn(video: Video, config: Config, n_frames: int, damage: np.ndarray | Non
     return starts
 
 
+_times_of: dict[tuple[object, ...], list[float]] = {}  # of the last file: the parts of one come one after the other
+
+
+def _frame_times(video: Video, config: Config, alive: Callable[[], object]) -> list[float]:
+    if video.part is None:
+        return decode.frame_times(video.path, config.max_pixels, alive, config.image_fps or config.fps)
+    key = video.file, stamp_of(video.file), config.max_pixels, config.image_fps or config.fps
+    if key not in _times_of:
+        _times_of.clear()
+        _times_of[key] = decode.frame_times(video.path, config.max_pixels, alive, config.image_fps or config.fps)
+    return _times_of[key]
+
+
+def _seconds(video: Video, config: Config, alive: Callable[[], object]) -> tuple[float, float]:
+    """From which second to which a part of a file goes, after its first frame."""
+    part = video.part
+    assert part is not None
+    if not part.frames:
+        return part.begin, math.inf if part.end is None else part.end
+    try:
+        return seconds_of(part, _frame_times(video, config, alive))
+    except ValueError as error:
+        raise DecodeError(os.fspath(video.file), str(error)) from error
+
+
 def _label_clips(
     record: Record,
+    part: tuple[float, float] | None,
     starts: list[int] | None,
     config: Config,
     write: Callable[[bytes], object] | None,
     clock: Clock,
     alive: Callable[[], object],
 ) -> None:
-    """Decode a video into its record, and label the clips that start at these frames, or all sound ones that do not overlap.
-    Without `write` nothing but the clips is recorded."""
+    """Decode a video, or the part of its file between two seconds, into its record, and label the clips that start at these
+    frames, or all sound ones that do not overlap. Without `write` nothing but the clips is recorded."""
     path, size = record.video.path, (config.height, config.width)
-    whole = decode.frames(path, *size, config.fps, config.max_pixels, config.region, alive, config.image_fps)
-    stream = whole if (config.begin, config.end) == (0, None) else Span(whole, config.begin, config.end)
+    since = part[0] if part else 0.0
+    whole = decode.frames(
+        path, *size, config.fps, config.max_pixels, config.region, alive, config.image_fps, since=since
+    )
+    stream = Span(whole, *part) if part else whole
     left = None if starts is None else iter(starts)
     start = 0 if left is None else next(left, None)
     window: dict[int, np.ndarray] = {}  # the frames that the current clip, or a later one that overlaps it, needs
@@ -170,10 +204,13 @@ def _label_clip(
     frames = [window[t] for t in range(start, start + config.clip_length)]
     pairs = range(start, start + config.clip_length - 1)
     with clock("flow"):
-        grey = [luma(frame) for frame in frames]
+        backend, images = find(config.flow), dict[int, Any]()
         for i, t in enumerate(pairs):
             if t not in flows:
-                flows[t] = clipped_flow(grey[i], grey[i + 1], config.flow)
+                for at in (i, i + 1):
+                    if at not in images:
+                        images[at] = backend.prepare(luma(frames[at]))
+                flows[t] = clipped_flow(images[i], images[i + 1], backend)
                 clock.counts["flow pairs"] += 1
                 alive()
     with clock("labels"):

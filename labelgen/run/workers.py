@@ -26,11 +26,12 @@ class WorkerLost(Exception):
 
 @contextlib.contextmanager
 def pool(
-    workers: int, scheduler: str | None, say: Callable[[str], None]
+    workers: int, scheduler: str | None, say: Callable[[str], None], what: str = "shards"
 ) -> Iterator[tuple[Callable[..., Iterator[Any]], int]]:
     """Processes for many calls: a function `each(function, tasks)`, and how many calls it makes at a time.
 
     workers: processes of this machine, at most one per core; scheduler: address of a Dask cluster to use in their place
+    what: is made by a call, for messages
 
     `each` yields the results of `function(task)` as they come. It takes the next few tasks at a time from their iterator: all of
     them would not fit into memory. It raises WorkerLost if a process of this machine was killed, ClusterError if the cluster
@@ -45,7 +46,7 @@ def pool(
         return
     with connected(scheduler) as client:
         threads = client.nthreads()
-        say(f"{scheduler}: {len(threads)} Dask workers, {sum(threads.values())} shards at a time")
+        say(f"{scheduler}: {len(threads)} Dask workers, {sum(threads.values())} {what} at a time")
         yield functools.partial(_each_on_cluster, client=client), sum(threads.values())
 
 

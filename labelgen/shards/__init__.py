@@ -8,6 +8,7 @@ strangers. Reading goes by a header in front of the HDF5 structure, which is che
 """
 
 from labelgen.labels.kind import NO_ROW as NO_ROW
+from labelgen.shards.collection import hash_of_all as hash_of_all
 from labelgen.shards.folder import disagreements as disagreements
 from labelgen.shards.folder import open_shards as open_shards
 from labelgen.shards.folder import shard_paths as shard_paths

@@ -25,7 +25,7 @@ _SETTINGS = {
     **{"dataset": str, "height": int, "width": int, "crop": int, "clip_length": int, "paces": [str]},
     **{"clips": int | None, "rows": int, "order_clips": int, "allow_wrap": bool, "flow": {"backend": str}},
     **{"wrap_any?": bool, "fps?": float | None, "jpeg_quality?": int, "seed?": int, "expected?": {"*": int}},
-    **{"split?": str, "videos?": str, "videos_per_shard?": int, "labels?": dict},
+    **{"segments?": str, "split?": str, "videos?": str, "videos_per_shard?": int, "labels?": dict},
 }
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from labelgen.shards.collection import hash_of_all
 from labelgen.shards.reader import ShardReader
 from labelgen.shards.schema import PARTS
 
 
 def describe(shards: Sequence[ShardReader]) -> str:
     """A page of text: videos, frames, clips, sizes, histograms of the labels, failures, configuration."""
-    first = shards[0]
+    first, hashed = shards[0], hash_of_all([shard.config_hash for shard in shards])
     arrays: dict[str, Any] = {}
     for key, values in first.arrays.items():
         parts = [shard.arrays[key] for shard in shards]
@@ -23,7 +24,7 @@ def describe(shards: Sequence[ShardReader]) -> str:
     frames, size = arrays["videos/n_frames"], sum(os.path.getsize(shard.path) for shard in shards)
     jpeg = sum(int(shard.arrays["frames/offset"][-1]) for shard in shards)
     lines = [
-        f"{first.config['dataset']}: {len(shards)} shards, {size / 1e6:,.1f} MB, configuration {first.config_hash}",
+        f"{first.config['dataset']}: {len(shards)} shards, {size / 1e6:,.1f} MB, configuration {hashed}",
         f"videos {len(frames):,}, frames {frames.sum():,} ({jpeg / max(1, frames.sum()) / 1000:.1f} kB each), "
         f"clips {len(arrays['clips/video']):,} of {first.clip_length} frames, "
         f"crops per clip {len(first.crop_grid)} plain and mirrored",

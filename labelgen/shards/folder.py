@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from labelgen.errors import ShardError
+from labelgen.shards.collection import read_collection
 from labelgen.shards.header import Shared
 from labelgen.shards.reader import ShardReader, warn_without_maps
 from labelgen.shards.schema import config_hash
@@ -47,26 +49,46 @@ def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
+def alike(config: Mapping[str, Any], grown: bool) -> dict[str, Any]:
+    """What is the same in all shards of a folder: of one that has grown, all but which videos there are."""
+    return {
+        key: value
+        for key, value in config.items()
+        if not grown or key not in ("expected", "videos", "videos_per_shard")
+    }
+
+
 def disagreements(shared: Mapping[str, Shared]) -> Iterator[str]:
-    """What keeps shards from being one whole data set: other configurations or splits than the first one's, missing shards.
+    """What keeps shards from being one whole data set: other configurations or splits than the first one's, missing shards. In a
+    folder that has grown, configurations differ by the videos that they name.
 
     shared: what each shard says as all of its data set should, by its path.
     """
     path, first = next(iter(shared.items()))
+    folder = os.path.dirname(path)
+    grown = read_collection(folder)
     for other, own in shared.items():
         if own is first:
             continue
-        if own.config != first.config:  # whatever they say of its hash
+        if alike(own.config, grown is not None) != alike(
+            first.config, grown is not None
+        ):  # whatever they say of its hash
             yield (
                 f"{other} was made with configuration {config_hash(own.config)}, {path} with {config_hash(first.config)}; "
                 "label one of the two into another folder"
             )
         elif own.splits != first.splits or not np.array_equal(own.crop_grid, first.crop_grid):
             yield f"{other} has other splits or crops than {path}; label one of the two into another folder"
-    if "videos_per_shard" in first.config and "videos" in first.config:
+    if grown is not None:
+        if missing := grown.keys() - {os.path.basename(path) for path in shared}:
+            yield (
+                f"{folder}: {len(grown) - len(missing)} of {len(grown)} shards are there, {min(missing)} is not; run the same "
+                "`vssl labelgen --add` command again to finish"
+            )
+    elif "videos_per_shard" in first.config and "videos" in first.config:
         expected = -(-int(first.config["videos"].split()[0]) // first.config["videos_per_shard"])
         if len(shared) != expected:
             yield (
-                f"{os.path.dirname(path)}: {len(shared)} of {expected} shards are there; run the same "
+                f"{folder}: {len(shared)} of {expected} shards are there; run the same "
                 "`vssl labelgen` command again to finish"
             )

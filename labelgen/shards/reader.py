@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from labelgen.errors import ShardError
-from labelgen.labels import kinds
+from labelgen.labels import known
 from labelgen.labels.kind import Field, Kind
 from labelgen.labels.order import order_permutations
 from labelgen.labels.pace import pace_frames
 from labelgen.reading import regular_handle
 from labelgen.shards.checks import check_texts, out_of_range
 from labelgen.shards.header import Header, Stored, digests, read_exactly, read_header
-from labelgen.shards.jpeg import header_length
+from labelgen.shards.jpeg import header
 from labelgen.shards.schema import fields, labels_sha256
 
 _NO_MAPS = {errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -180,7 +180,7 @@ class ShardReader:
         self.crop_grid, self.splits, self.versions = shared.crop_grid, shared.splits, shared.versions
         self.sha256 = header.sha256
         self.clip_length: int = self.config["clip_length"]
-        self.kinds: list[Kind] = [kind for kind in kinds() if kind.name in shared.kinds]
+        self.kinds: list[Kind] = [kind for kind in known() if kind.name in shared.kinds]
         self.unknown: list[str] = sorted(set(shared.kinds) - {kind.name for kind in self.kinds})
         of_shard = fields(self.kinds)
         if absent := [name for name in ("frames/jpeg", *(field.name for field in of_shard)) if name not in stored]:
@@ -285,12 +285,12 @@ class ShardReader:
 
         picture = None
         # the headers of all frames that were encoded with the same settings are the same
-        header = self._jpeg_header  # read once: other threads may change it
-        if not header or jpeg[: len(header)].tobytes() != header:
-            length = header_length(jpeg[:_LONGEST_JPEG_HEADER].tobytes(), self.frame_size)
-            header = jpeg[:length].tobytes()
-            self._jpeg_header = header or self._jpeg_header
-        if header:
+        known = self._jpeg_header  # read once: other threads may change it
+        if not known or jpeg[: len(known)].tobytes() != known:
+            length, size = header(jpeg[:_LONGEST_JPEG_HEADER].tobytes())
+            known = jpeg[: length if size == self.frame_size else 0].tobytes()
+            self._jpeg_header = known or self._jpeg_header
+        if known:
             picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
         if picture is None or picture.shape != (*self.frame_size, 3):
             raise ShardError(f"{self.path}: frame {frame} does not decode to {self.frame_size}; run labelgen again")

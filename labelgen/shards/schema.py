@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from labelgen.files import json_sha256
-from labelgen.labels import kinds
+from labelgen.labels import known
 from labelgen.labels.kind import Arrays, Field, Kind
 
 SCHEMA_VERSION = 4
@@ -60,12 +60,12 @@ COMMON = (
 
 def fields(of: Iterable[Kind] | None = None) -> tuple[Field, ...]:
     """The data sets of a shard with these label kinds, all by default, but for /frames/jpeg, which is not loaded."""
-    return COMMON + tuple(field for kind in (kinds() if of is None else of) for field in kind.fields)
+    return COMMON + tuple(field for kind in (known() if of is None else of) for field in kind.fields)
 
 
 def kinds_in(arrays: Arrays) -> list[Kind]:
     """The label kinds of which there is any data set."""
-    return [kind for kind in kinds() if any(field.name in arrays for field in kind.fields)]
+    return [kind for kind in known() if any(field.name in arrays for field in kind.fields)]
 
 
 def sizes(arrays: Arrays, config: Mapping[str, Any], crops: int, splits: int) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def attributes(shared: Mapping[str, Any], sha256: Mapping[str, str]) -> dict[str
         },
         "frames": {"sha256": sha256["frames"]},
     }
-    for kind in kinds():
+    for kind in known():
         if kind.settings and kind.name in shared["kinds"]:
             found[kind.name] = {setting: json.dumps(shared["config"][setting]) for setting in kind.settings}
     return found

@@ -40,6 +40,7 @@ def write(
     config: Mapping[str, Any],
     crop_grid: np.ndarray,
     splits: Sequence[str],
+    made_with: Mapping[str, str] | None = None,
 ) -> None:
     """Write one shard atomically: afterwards `path` is complete and verified, or as it was before.
 
@@ -48,6 +49,7 @@ def write(
     config:    the whole configuration, see docs/shards.md.
     crop_grid: int16 [crops, 2], the y and x of each crop's corner.
     splits:    names of the official splits, one per column of videos/split.
+    made_with: the versions that its labels were made with, None for those here.
 
     Raises ShardError if what was written reads back differently, WriteError if the disk is full.
     """
@@ -58,7 +60,7 @@ def write(
         "crop_grid": np.asarray(crop_grid, np.int16).tolist(),
         "kinds": {kind.name: kind.version for kind in kinds},
         "splits": list(splits),
-        "versions": versions(),
+        "versions": dict(made_with or versions()),
     }
     with replacing(path) as name:
         written = _write_file(name, arrays, jpeg, shared, fields(kinds))

@@ -1,9 +1,12 @@
 """Options of `vssl labelgen` as a user types them, and what `vssl show` and `vssl shards` make of the result."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,7 +17,11 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import main
+from labelgen import run
+from labelgen.config import Config
 from labelgen.decode import frames
+from labelgen.manifest import load
+from labelgen.run.estimate import estimate
 from labelgen.shards import NO_ROW, encode_frame, open_shards
 from tests.labelgen.synthetic import write_video
 
@@ -81,6 +88,48 @@ def test_groups_of_a_folder(videos, plain, tmp_path):
     assert "\n  groups: 4\n" in output and "no groups" not in output
     code, output = vssl("labelgen", "--dataset", "folder", "--root", videos, "--out", tmp_path, "--group", "^[0-9]")
     assert code == 2 and "group pattern: '^[0-9]'; expected one part in brackets" in output
+
+
+def test_a_folder_that_grows(videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "videos")
+    options = (tmp_path / "videos", "--out", tmp_path / "out", "--add", "--flow", "dis", *TINY)
+    code, output = vssl("labelgen", *options)
+    assert code == 0 and "4 videos added (0 of them changed), 0 kept, 0 forgotten\n" in output, output
+    write_video(tmp_path / "videos" / "left" / "9.mp4", 20, 9)
+    (tmp_path / "videos" / "right" / "3.mp4").unlink()
+    code, output = vssl("labelgen", *options)
+    assert code == 0 and "1 videos added (0 of them changed), 3 kept, 1 forgotten: right/3.mp4" in output, output
+    assert "4 of 4 videos labelled" in output
+    assert vssl("shards", "verify", tmp_path / "out")[0] == 0
+    code, output = vssl("shards", "info", tmp_path / "out")
+    assert code == 0 and "videos 4," in output
+    assert vssl("show", "labels", "--shards", tmp_path / "out", "--out", tmp_path / "sheets", "--count", 1)[0] == 0
+
+
+def test_a_plan_leaves_nothing_behind(videos, tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    code, output = vssl("labelgen", videos, "--out", tmp_path / "out", "--plan", "--flow", "dis", "--clips", 1, *TINY)
+    assert code == 0 and "measured on the first 20 s of 4 videos" in output, output
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "scratch").iterdir())
+    numbers = dict(re.findall(r"(processor|disk): +about ([0-9.,]+)", output))
+    assert set(numbers) == {"processor", "disk"} and "with 1 workers" in output
+    # what is labelled already is not planned again
+    options = (videos, "--out", tmp_path / "out", "--flow", "dis", "--clips", 1, *TINY)
+    assert vssl("labelgen", *options)[0] == 0
+    code, output = vssl("labelgen", *options, "--plan")
+    assert code == 1 and "all videos are labelled there" in output
+
+
+def test_a_plan_is_what_the_run_takes(videos, tmp_path):
+    """Of four videos, all of which are measured to their end."""
+    found = load("folder", videos)
+    config = Config(height=48, width=64, crop=32, flow="dis")
+    guess = estimate(found, found.videos, tmp_path / "out", config, 1, 60)
+    assert guess.videos == len(guess.sample) == 4 and not guess.failed
+    assert guess.hours * 3600 == pytest.approx((120 + 70 + 20 + 12 - 4) / 25, rel=0.01)
+    report = run.run(found, found.videos, tmp_path / "out", config, videos_per_shard=1)
+    assert guess.disk == pytest.approx(report["bytes"], rel=0.1)
 
 
 def test_without_options(plain):
@@ -228,6 +277,12 @@ def test_jpeg_quality(videos, tmp_path, plain):
         (("--paces", "1,0"), "none of them 0"),
         (("--paces", "1,1/0"), "paces are 1, 1/0; expected numbers such as"),
         (("--paces", "2,4/2"), "two different paces"),
+        (("--paces", "1,fast"), "paces are 1, fast; expected numbers such as"),
+        *((("--paces", f"1,{pace}"), "at most six digits") for pace in ("1e9999999999", "9" * 5000, "1/1e9")),
+        (
+            ("--height", 4096, "--width", 4096, "--clip-length", 24),
+            "24 frames of 4096 x 4096; expected 268,435,456 pixels",
+        ),
         (("--order-clips", 1), "order-clips is 1; expected 2 to 5"),
         (("--order-clips", 6), "order-clips is 6; expected 2 to 5"),
         (("--region", "0.5,0,0.5,1"), "region is 0.5, 0.0, 0.5, 1.0; expected left, top, right, bottom"),
@@ -265,6 +320,7 @@ def test_bad_values_are_refused(videos, tmp_path, options, message):
         (("--allow-wrap",), "allow_wrap: false there, true now"),
         (("--width", 72), "width: 64 there, 72 now"),
         (("--clip-length", 24), "clip_length: 16 there, 24 now"),
+        (("--videos-per-shard", 3), "videos_per_shard: 10 there, 3 now"),
     ],
 )
 def test_another_configuration_in_the_same_folder_is_an_error(videos, plain, options, message):
@@ -323,7 +379,7 @@ def test_show_labels(plain, tmp_path):
     assert code == 0 and list(sheets) == ["left/0.mp4.png", "right/1.mp4.png", "right/2.mp4.png"], output
     assert all(str(tmp_path / name) in output for name in sheets)
     for sheet in sheets.values():  # four rows of four tiles, each the frame enlarged
-        assert sheet.shape == (24 + 4 * (48 * 5 + 18 + 6), 4 * (64 * 5 + 6), 3)
+        assert sheet.shape == (20 + 4 * (20 + 48 * 5 + 6) - 6, 4 * (64 * 5 + 6) - 6, 3)
         assert sheet.std() > 20 and (sheet == 255).all(2).mean() < 0.5
     different = [np.abs(a.astype(int) - b).mean() for a in sheets.values() for b in sheets.values() if a is not b]
     assert min(different) > 5
@@ -347,7 +403,7 @@ def test_show_curriculum(plain, tmp_path):
     (sheet,) = pictures(tmp_path).values()
     assert code == 0 and output.strip() == str(tmp_path / "curriculum.png")
     # easy, middle, hard: six of twelve clips each, with their boundaries below
-    assert sheet.shape == (24 + 6 * (48 * 5 + 18 + 6), 6 * (64 * 5 + 6), 3) and sheet.std() > 20
+    assert sheet.shape == (20 + 6 * (20 + 48 * 5 + 6) - 6, 6 * (64 * 5 + 6) - 6, 3) and sheet.std() > 20
 
 
 def test_shards_info_and_verify(plain, tmp_path):

@@ -13,6 +13,8 @@ from trainer.embeddings.map import layout
 from trainer.embeddings.table import write_part
 from trainer.errors import TrainerError
 
+METHODS = ["tsne", pytest.param("umap", marks=pytest.mark.slow)]  # umap compiles for half a minute
+
 
 def vssl(*arguments, code=0):
     done = CliRunner().invoke(main, list(map(str, arguments)))
@@ -43,10 +45,8 @@ def circles(path):
     return [child for child in svg.iter() if child.tag == "circle"]
 
 
-@pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("method", METHODS)
 def test_heaps_stay_apart(planted, method):
-    if method == "umap":
-        pytest.importorskip("umap")
     vectors, kind = planted
     places = layout(vectors, method)
     assert places.shape == (80, 2) and places.min() == 0 and places.max() == 1
@@ -89,7 +89,7 @@ def test_moments_are_coloured_one_by_one(planted):
     assert "none.csv: cannot be read" in vssl("map", "--color", "none.csv", code=1)
 
 
-@pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("points", [3, 4, 30])
 @pytest.mark.parametrize("noise", [0, 1e-8])
 def test_equal_points_have_places_of_their_own(method, points, noise):
@@ -98,10 +98,8 @@ def test_equal_points_have_places_of_their_own(method, points, noise):
     assert len(np.unique(places, axis=0)) == points and (places >= 0).all() and (places <= 1).all()
 
 
-@pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("method", METHODS)
 def test_few_points_and_values(method):
-    if method == "umap":
-        pytest.importorskip("umap")
     rng = np.random.default_rng(0)
     for shape in ((3, 8), (10, 1)):
         places = layout(rng.random(shape, np.float32), method)

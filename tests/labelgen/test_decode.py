@@ -1,4 +1,4 @@
-"""Decoding: sizes, order, rotation, failures; on files made here and on the codec collection where it is present."""
+"""Decoding: sizes, order, rotation, failures; on files made here and on the codec collection if it is present."""
 
 import os
 import resource

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from labelgen.config import Config
-from labelgen.decode import expected_frames, frames
+from labelgen.decode import expected_frames, frame_times, frames
 from labelgen.errors import DecodeError, ShardError
 from labelgen.labels.order import order_rows
 from labelgen.labels.pace import pace_offsets, pace_rows
@@ -308,44 +308,6 @@ def test_shards_whose_labels_cross_damage_or_whose_time_steps_back_are_refused(t
         ShardReader(path)
 
 
-def films(path, *sizes, default=None, disposition=None):
-    """A file of a stream of 25 frames for each size (height, width), of one frame where the height is negative."""
-    with av.open(str(path), "w") as container:
-        streams = []
-        for number, (height, width) in enumerate(sizes):
-            stream = container.add_stream("mjpeg" if height < 0 else "mpeg4", rate=25)
-            stream.height, stream.width, stream.pix_fmt = abs(height), width, "yuvj420p" if height < 0 else "yuv420p"
-            stream.disposition = (disposition or {}).get(number, 1 if number == default else 0)
-            streams.append(stream)
-        for t in range(25):
-            for stream in streams:
-                if t == 0 or stream.codec_context.name == "mpeg4":
-                    flat = np.full((stream.height, stream.width, 3), 9 * t, np.uint8)
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(flat, format="rgb24")))
-        for stream in streams:
-            container.mux(stream.encode())
-    return path
-
-
-def test_the_film_is_taken_and_not_its_cover(tmp_path):
-    several = "2 video streams: number 1 of 96 x 64 pixels is taken"
-    for name, sizes, default, size, reason in (
-        ("a.mkv", [(32, 48), (64, 96)], None, (64, 96), several),
-        ("b.mkv", [(320, 480), (64, 96)], 1, (64, 96), several),
-        ("c.mp4", [(-400, 480), (64, 96)], 1, (64, 96), ""),
-        ("d.mp4", [(-400, 480), (64, 96)], 0, (64, 96), ""),
-    ):
-        shown, _, _, found = read(films(tmp_path / name, *sizes, default=default))
-        assert (len(shown), shown[0].shape[:2], found) == (25, size, reason), name
-    attached = films(tmp_path / "e.mp4", (-400, 480), (64, 96), disposition={0: av.stream.Disposition.attached_pic})
-    assert len(read(attached)[0]) == 25
-
-
-def test_a_picture_alone_is_no_video(tmp_path):
-    cover = films(tmp_path / "a.mp4", (-40, 48), disposition={0: av.stream.Disposition.attached_pic})
-    assert read(cover)[3] == "no video, only a picture"
-
-
 def test_cropping_of_matroska_is_applied(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
@@ -402,7 +364,8 @@ def test_clips_are_drawn_without_decoding_twice(tmp_path, monkeypatch):
     from labelgen import decode
 
     path = synthetic.write_video(tmp_path / "a.mp4", 60, codec="libx264")
-    assert expected_frames(path) == 60 and expected_frames(path, 12.5) == 30 and expected_frames(tmp_path / "none") == 0
+    assert [expected_frames(frame_times(path), fps) for fps in (None, 12.5)] == [60, 30]
+    assert expected_frames(frame_times(tmp_path / "none"), None) == 0
     made, calls, original = [], [], decode.FrameStream
     monkeypatch.setattr(decode, "FrameStream", lambda *options: made.append(1) or original(*options))
     config = Config(height=48, width=64, crop=32, flow="dis", clips=2)

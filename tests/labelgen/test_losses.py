@@ -7,7 +7,7 @@ import pytest
 from labelgen.decode import frames
 from tests.labelgen import synthetic
 from tests.labelgen.test_decode import pictures
-from tests.labelgen.test_faults import board, films, read, remade, spoilt
+from tests.labelgen.test_faults import board, read, remade, spoilt
 
 
 @pytest.mark.parametrize("bad", [0, 40])
@@ -52,6 +52,44 @@ def test_an_avi_that_repeats_frames_is_whole(tmp_path):
     stream = frames(tmp_path / "a.avi")
     times = [stream.time for _ in stream]
     assert np.allclose(np.diff(times), 1 / 25) and stream.count == 50 and stream.fps == 25
+
+
+def films(path, *sizes, default=None, disposition=None):
+    """A file of a stream of 25 frames for each size (height, width), of one frame if the height is negative."""
+    with av.open(str(path), "w") as container:
+        streams = []
+        for number, (height, width) in enumerate(sizes):
+            stream = container.add_stream("mjpeg" if height < 0 else "mpeg4", rate=25)
+            stream.height, stream.width, stream.pix_fmt = abs(height), width, "yuvj420p" if height < 0 else "yuv420p"
+            stream.disposition = (disposition or {}).get(number, 1 if number == default else 0)
+            streams.append(stream)
+        for t in range(25):
+            for stream in streams:
+                if t == 0 or stream.codec_context.name == "mpeg4":
+                    flat = np.full((stream.height, stream.width, 3), 9 * t, np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(flat, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    return path
+
+
+def test_the_film_is_taken_and_not_its_cover(tmp_path):
+    several = "2 video streams: number 1 of 96 x 64 pixels is taken"
+    for name, sizes, default, size, reason in (
+        ("a.mkv", [(32, 48), (64, 96)], None, (64, 96), several),
+        ("b.mkv", [(320, 480), (64, 96)], 1, (64, 96), several),
+        ("c.mp4", [(-400, 480), (64, 96)], 1, (64, 96), ""),
+        ("d.mp4", [(-400, 480), (64, 96)], 0, (64, 96), ""),
+    ):
+        shown, _, _, found = read(films(tmp_path / name, *sizes, default=default))
+        assert (len(shown), shown[0].shape[:2], found) == (25, size, reason), name
+    attached = films(tmp_path / "e.mp4", (-400, 480), (64, 96), disposition={0: av.stream.Disposition.attached_pic})
+    assert len(read(attached)[0]) == 25
+
+
+def test_a_picture_alone_is_no_video(tmp_path):
+    cover = films(tmp_path / "a.mp4", (-40, 48), disposition={0: av.stream.Disposition.attached_pic})
+    assert read(cover)[3] == "no video, only a picture"
 
 
 def test_single_pictures_and_empty_streams_are_no_films(tmp_path):

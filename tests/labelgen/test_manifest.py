@@ -210,7 +210,7 @@ def test_label_and_group_patterns(tmp_path):
         ("videos: [a]", "videos is .'a'., expected a mapping"),
         ("videos: {extensions: avi}", "expected a list"),
         ("classes: {names: [yes]}", "names is True, expected text. .*quotes"),
-        ("classes: {file: c.txt}", "expected names, or file and pattern"),
+        ("classes: {file: c.txt}", "expected names, file and pattern, or a JSON file"),
         ("classes: {names: [a, a]}", "class declared twice"),
         ("label: {pattern: '(?P<label>'}", "bad regular expression"),
         ("label: {pattern: '(.*)'}", r"expected a part named \(\?P<label>"),
@@ -227,7 +227,7 @@ def test_label_and_group_patterns(tmp_path):
         ("csv: {files: [u.csv], video: '{video}'}", "CSV file not found"),
         ("csv: {files: [t.csv]}", "expected files and video"),
         ("splits: {folder: 1, column: a}", "expected one of lists"),
-        ("splits: {folder: 1, names: ['1']}", "expected lists or flags"),
+        ("splits: {folder: 1, names: ['1']}", "expected lists, flags or match"),
         ("splits: {flags: 'a{class}'}", "expected classes"),
         ("splits: {leave_out: group}", "with a group in the manifest"),
         ("splits: {leave_out: group}\ngroup: {folder: 1}", "one group only: 'run'"),
@@ -257,7 +257,11 @@ def test_errors(tmp_path, text, match):
 
 
 def test_unknown_manifest(tmp_path):
-    fails("unknown data set: 'ucf'; expected .*folder, grid, hmdb51, kinetics400, .*ucf101, weizmann", "ucf", tmp_path)
+    fails(
+        "unknown data set: 'ucf'; expected .*folder, grid, hmdb51, jester, kinetics400, .*ucf101, weizmann",
+        "ucf",
+        tmp_path,
+    )
     fails("manifest not found", str(tmp_path / "no.yaml"), tmp_path)
 
 

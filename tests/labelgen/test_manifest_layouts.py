@@ -1,5 +1,6 @@
 """Each layout in which copies of the data sets lie on disk, with empty files."""
 
+import json
 import re
 from pathlib import Path
 
@@ -411,3 +412,120 @@ def test_official_lists_and_groups_hold_for_folders_of_images(tmp_path):
         ("Archery/v_Archery_g02_c01", "Archery", (TEST,) * 3),
     ]
     assert [video.group for video in dataset.videos] == ["g01", "g02"] and dataset.missing == ()
+
+
+# --- lists of other forms ---
+
+
+@pytest.mark.parametrize(
+    ("videos", "lists"), [("20bn-jester-v1", "."), ("20bn-jester-v1", "annotations"), ("rawframes", "annotations")]
+)
+def test_jester(tmp_path, videos, lists):
+    write(tmp_path / lists / "jester-v1-labels.csv", "Swiping Left", "Drumming Fingers")
+    write(tmp_path / lists / "jester-v1-train.csv", "34870;Drumming Fingers", "2;Swiping Left")
+    write(tmp_path / lists / "jester-v1-validation.csv", "3;Swiping Left")
+    write(tmp_path / lists / "jester-v1-test.csv", "4")
+    for video in ("34870", "3", "4", "5"):
+        put(tmp_path / videos / video, "00001.jpg", "00002.jpg")
+    dataset = load("jester", tmp_path)
+    assert rows(dataset) == [
+        ("3", "Swiping Left", (VALIDATION,)), ("34870", "Drumming Fingers", (TRAIN,)), ("4", "", (TEST,)), ("5", "", (NONE,)),
+    ]  # fmt: skip
+    assert (dataset.missing, dataset.unlisted, dataset.classes) == (
+        ("2",),
+        ("5",),
+        ("Swiping Left", "Drumming Fingers"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "videos", "lists", "begin"),
+    [
+        ("MMAction2, videos", "videos", "annotations", "something-something-v2-"),
+        ("as unpacked, with the lists beside it", "20bn-something-something-v2", ".", "something-something-v2-"),
+        ("as unpacked, with Qualcomm's labels", "20bn-something-something-v2", "labels", ""),
+    ],
+)
+def test_something_something(tmp_path, layout, videos, lists, begin):
+    template = "Holding [something] next to [something]"
+    full = {
+        "id": "1",
+        "label": "holding potato next to vicks",
+        "template": template,
+        "placeholders": ["potato", "vicks"],
+    }
+    for name, content in {
+        "labels": {"Dropping something": "1", "Holding something next to something": "0"},
+        "train": [full, {**full, "id": "2"}],
+        "validation": [{**full, "id": "3", "template": "Dropping [something]"}],
+        "test": [{"id": "4"}],
+    }.items():
+        write(tmp_path / lists / f"{begin}{name}.json", json.dumps(content))
+    put(tmp_path / videos, "1.webm", "3.webm", "4.webm")
+    dataset = load("something2", tmp_path)
+    holding, dropping = "Holding something next to something", "Dropping something"
+    assert rows(dataset) == [
+        ("1.webm", holding, (TRAIN,)),
+        ("3.webm", dropping, (VALIDATION,)),
+        ("4.webm", "", (TEST,)),
+    ]
+    assert (dataset.layout, dataset.classes, dataset.missing) == (layout, (holding, dropping), ("2",))
+
+
+def test_diving48(tmp_path):
+    vocabulary = [["Back", "15som", "05Twis", "FREE"], ["Back", "15som", "15Twis", "FREE"]]
+    one = {"vid_name": "-mmq0PT-u8k_00155", "label": 1, "start_frame": 0, "end_frame": 48}
+    for name, content in {
+        "vocab": vocabulary, "V2_train": [one, {**one, "vid_name": "gone_00001"}],
+        "V2_test": [{**one, "vid_name": "a_b-c_00001", "label": 0}],
+    }.items():  # fmt: skip
+        write(tmp_path / "annotations" / f"Diving48_{name}.json", json.dumps(content))
+    put(tmp_path / "rgb", "-mmq0PT-u8k_00155.mp4", "a_b-c_00001.mp4")
+    dataset = load("diving48", tmp_path)
+    classes = ("Back 15som 05Twis FREE", "Back 15som 15Twis FREE")
+    assert rows(dataset) == [("-mmq0PT-u8k_00155.mp4", classes[1], (TRAIN,)), ("a_b-c_00001.mp4", classes[0], (TEST,))]
+    assert [video.group for video in dataset.videos] == ["-mmq0PT-u8k", "a_b-c"]
+    assert (dataset.classes, dataset.missing) == (classes, ("gone_00001",))
+    write(
+        tmp_path / "annotations" / "Diving48_V2_test.json", json.dumps([{**one, "vid_name": "a_b-c_00001", "label": 2}])
+    )
+    with pytest.raises(ManifestError, match="expected the place of one of 2 classes, from 0 on"):
+        load("diving48", tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["nturgb+d_rgb", "s001"])
+def test_ntu60(tmp_path, folder):
+    names = ("S001C001P001R001A001_rgb.avi", "S001C002P003R002A060_rgb.avi", "S017C003P040R001A012_rgb.avi")
+    put(tmp_path / folder, *names)
+    dataset = load("ntu60", tmp_path)
+    assert dataset.splits == ("subject", "view")
+    assert [(video.label, video.group, video.split) for video in dataset.videos] == [
+        ("A001", "P001", (TRAIN, TEST)), ("A060", "P003", (TEST, TRAIN)), ("A012", "P040", (TEST, TRAIN)),
+    ]  # fmt: skip
+    people = read_manifest("ntu60")["splits"]["match"]
+    for person in range(1, 41):  # 20 train, 20 test
+        found = [bool(re.search(people[part][0], f"P{person:03d}R")) for part in ("train", "test")]
+        assert sum(found) == 1
+    assert sum(bool(re.search(people["train"][0], f"P{person:03d}R")) for person in range(1, 41)) == 20
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("splits: {names: [a], match: {train: [x, y]}}", "names, and an expression for each"),
+        ("splits: {names: [a], match: {train: ['(']}}", "bad regular expression for match"),
+        ("splits: {names: [a], match: {train: [x], test: [x]}}", "two parts of split a for one video"),
+        ("splits: {files: {train: x}}", "a csv section, which these are of"),
+        ("csv: {files: [x.json], video: '{v}', delimiter: ab}", "expected one character"),
+        ("label: {index: true}", "classes in the manifest"),
+        ("classes: {file: a.txt}", "names, file and pattern, or a JSON file"),
+        ("csv: {files: [x.json], video: '{v}'}", "cannot read .*x.json: it is 5, expected a list"),
+        ("classes: {file: x.json}", "cannot read the classes of .*x.json"),
+    ],
+)
+def test_lists_of_other_forms_that_cannot_be(tmp_path, lines, told):
+    put(tmp_path, "x.mp4")
+    write(tmp_path / "x.json", "5")
+    write(tmp_path / "m.yaml", "name: m", lines)
+    with pytest.raises(ManifestError, match=told):
+        load(str(tmp_path / "m.yaml"), tmp_path)

@@ -13,7 +13,7 @@ import pytest
 
 from labelgen import run
 from labelgen.config import Config
-from labelgen.decode import expected_frames, frames
+from labelgen.decode import expected_frames, frame_times, frames
 from labelgen.errors import ConfigError, DecodeError, MachineError, ManifestError
 from labelgen.manifest import load
 from labelgen.shards import open_shards
@@ -32,7 +32,7 @@ def seen(folder, fps=25, **options):
         reason = error.reason
     pictures, times, damage = zip(*own, strict=True) if own else ((), (), ())
     image_fps = options.get("image_fps")
-    assert expected_frames(folder, fps, image_fps=image_fps) in (0, len(own)) or reason
+    assert expected_frames(frame_times(folder, image_fps=image_fps or fps), fps) in (0, len(own)) or reason
     return pictures, np.array(times), list(damage), reason, stream
 
 

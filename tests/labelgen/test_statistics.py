@@ -13,7 +13,7 @@ from labelgen.labels.patterns import areas, centre_crop, crop_grid, mirrored_blo
 from tests.labelgen import reference
 
 CROP = 112
-ONE_CROP = np.zeros((1, 2), np.int16)
+ONE_CROP = crop_grid(CROP, CROP, CROP)  # [[0, 0]], of the type that the kernels are compiled for
 
 
 def smooth(rng, *shape):

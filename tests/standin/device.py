@@ -32,7 +32,7 @@ cpp_extension.load("standin", [sys.argv[1]], extra_cflags=sys.argv[3:], build_di
 
 
 def missing() -> str:
-    """What the build needs and is not here, in words; "" where nothing is missing."""
+    """What the build needs and is not here, in words; "" if nothing is missing."""
     compiler = os.environ.get("CXX", "c++")
     if not shutil.which(compiler):
         return f"no C++ compiler ({compiler}; Debian: apt-get install g++)"

@@ -1,5 +1,5 @@
 """Mistakes that a rehearsal must catch. Each is planted into a method's forward: (method, batch, loss) -> the loss, or None
-where it stays. The last line of each function is the mistake."""
+if it stays. The last line of each function is the mistake."""
 
 import torch
 import torch.distributed as dist

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from tests.trainer.synthetic import write_shard
-from trainer.data import Batch, Shards, TrainingClips
+from trainer.data import Batch, Draw, Shards, TrainingClips
 from trainer.errors import TrainerError
 from trainer.methods import ascnet
-from trainer.methods.ascnet import ASCNet, target_decay
+from trainer.methods.ascnet import ASCNet, consistency, target_decay
 from trainer.network import Network
 from trainer.settings import Settings, resolve
 from trainer.training.streams import training_streams
@@ -60,7 +60,7 @@ def batch(clips, other, video=None):
         asked.append(rows.tolist())
         return other
 
-    given = Batch(clips, {"speed": SPEEDS[: len(clips)]}, video, 0.0, clips_of=clips_of)
+    given = Batch(clips.flatten(0, 1), {"speed": SPEEDS[: len(clips)]}, video, 0.0, clips_of=clips_of)
     return given, asked
 
 
@@ -151,13 +151,13 @@ def test_unit_vectors_that_agree_are_at_right_angles_or_opposite(make, appearanc
     assert out["constant"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_spread_is_1_for_opposite_diagonals(make, monkeypatch):
-    backbone, method = make()
-    diagonal = torch.ones(4, 4) / 2
-    monkeypatch.setattr(method, "_averaged", lambda *_: diagonal * torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
-    out = method(backbone, batch(torch.randn(4, 2, 3, 2, 3, 3), torch.randn(4, 3, 2, 3, 3))[0])
+def test_spread_is_1_for_opposite_diagonals_and_losses_are_weighted():
+    signs = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
+    targets = {"appearance": torch.full((4, 4), 0.5) * signs, "speed": torch.eye(4)}
+    out = consistency({"appearance": targets["appearance"], "speed": -torch.eye(4)}, targets, 0.25)
     assert out["spread"].item() == pytest.approx(1)
     assert out["constant"].item() == pytest.approx(2)  # the mean is 0
+    assert (out["appearance"], out["speed"], out["loss"]) == (0, 4, 1)
 
 
 def test_gradients_reach_the_online_network_alone(make):
@@ -244,11 +244,10 @@ def test_held_out_samples_change_nothing(make):
 
 def test_two_speeds_of_one_video(shards):
     samples = ASCNet.samples(shards, OPTIONS)[0]
-    clips = TrainingClips(shards, samples, ASCNet, OPTIONS, 0, "clip")
-    orders, starts, crops = set(), set(), set()
+    orders, starts = set(), set()
     for epoch in range(12):
         for sample, (shard, video) in enumerate(samples):
-            draw = clips._draw(1, (epoch, sample), 2)
+            draw = Draw(epoch, np.random.default_rng((epoch, sample)), [], OPTIONS)
             frames, labels = ASCNet.read(shards.readers[shard], video, draw)
             arrays = shards.readers[shard].arrays
             first, length = (int(arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
@@ -258,18 +257,18 @@ def test_two_speeds_of_one_video(shards):
                 assert first <= clip[0] and clip[-1] < first + length
             orders.add(tuple(labels["speed"]))
             starts.add(tuple(frames[:, 0] - first))
-            crops.add(tuple(view["crop"] for view in draw.views))
     assert orders == {(1, 2), (2, 1)} and len(starts) > 60  # drawn one by one
-    assert any(a != b for a, b in crops) and len(crops) > 30
+    clips = TrainingClips(shards, samples, ASCNet, OPTIONS, 0, "clip")
+    crops = clips.batch(np.array([(epoch, i) for epoch in range(9) for i in range(len(samples))]))["view"]["crop"]
+    assert (crops[:, 0] != crops[:, 1]).any() and len({*map(tuple, crops.tolist())}) > 30
 
 
 def test_starts_reach_both_ends_of_the_video(tmp_path):
     write_shard(tmp_path / "short" / "00000.h5", [33])
     source = Shards(tmp_path / "short")
-    clips = TrainingClips(source, source.videos, ASCNet, OPTIONS, 0, "none")
     starts = {1: set(), 2: set()}
     for epoch in range(150):
-        frames, labels = ASCNet.read(source.readers[0], 0, clips._draw(1, (epoch, 0), 2))
+        frames, labels = ASCNet.read(source.readers[0], 0, Draw(epoch, np.random.default_rng(epoch), [], OPTIONS))
         for clip, speed in zip(frames, labels["speed"].tolist(), strict=True):
             starts[speed].add(int(clip[0]))
     assert starts == {1: set(range(18)), 2: {0, 1, 2}}
@@ -336,10 +335,10 @@ def test_short_videos_are_left_out(shards, tmp_path):
         ({"speeds": [1]}, r"speeds is \[1\], expected two or more different whole numbers from 1, e.g. \[1, 2\]"),
         ({"speeds": [1, 1]}, "two or more different"),
         ({"speeds": [0, 1]}, "whole numbers from 1"),
-        ({"speeds": [1, 0.5]}, "whole numbers from 1"),
+        ({"speeds": [1, 0.5]}, "speeds is 0.5, expected a whole number"),
         ({"gamma": 1.5}, "gamma is 1.5, expected 0 to 1"),
         ({"decay": -0.1}, "decay is -0.1, expected 0 to 1"),
-        ({"speeds": 2}, "speeds is 2, a int, expected a list"),
+        ({"speeds": 2}, "speeds is 2, expected a list"),
     ],
 )
 def test_options_that_make_no_sense(options, message):

@@ -55,9 +55,9 @@ def test_middle_clip(length, first):
     assert middle_clip(length, 16).tolist() == [list(range(first, first + 16))]
 
 
-def test_tiles_of_a_sheet_are_those_it_was_made_of():
+def test_tiles_of_a_sheet_are_those_it_was_made_of(tmp_path):
     tiles = {name: np.full((224, 224, 3), value, np.uint8) for name, value in (("a", 10), ("b", 90), ("c", 200))}
-    drawn = maps.sheet("title", tiles)
+    drawn = cv2.imread(str(tmp_path.parent / maps.write_sheet(tmp_path, "a/b", "title", tiles)))
     for tile, own in zip(maps.tiles_of(drawn, 3), tiles.values(), strict=True):
         assert (tile == own).all()
     assert maps.tiles_of(drawn, 2) == [] == maps.tiles_of(drawn[1:], 3)

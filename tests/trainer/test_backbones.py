@@ -249,7 +249,7 @@ for width in (0.01, 0.06):  # 1 to 5 channels, the smallest width that is allowe
     for name in BACKBONES:
         network = create(name, width).to(memory_format=torch.channels_last_3d)
         for _ in range(2):
-            clips = torch.randn(2, 3, 16, 112, 112).to(memory_format=torch.channels_last_3d)
+            clips = torch.randn(2, 3, 16, 48, 48).to(memory_format=torch.channels_last_3d)
             network(clips)["conv5"].square().sum().backward()
         print(name, width, flush=True)
 """
@@ -257,7 +257,8 @@ for width in (0.01, 0.06):  # 1 to 5 channels, the smallest width that is allowe
 
 @pytest.mark.parametrize("instructions", ["DEFAULT", "AVX2"])
 def test_few_channels_train_within_their_memory(instructions):
-    """oneDNN chooses other kernels for other processors: those of AVX2 are tried on newer ones, too."""
+    """oneDNN chooses other kernels for other processors: those of AVX2 are tried on newer ones, too. Each in a process of its own
+    (seconds), which a debugging malloc ends."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions, "MALLOC_CHECK_": "3", "PYTHONFAULTHANDLER": "1"}
     if library := ctypes.util.find_library("c_malloc_debug"):  # glibc's; without it MALLOC_CHECK_ does nothing
         environment["LD_PRELOAD"] = library

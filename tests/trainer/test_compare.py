@@ -168,8 +168,8 @@ def test_many_rows_are_corrected_by_holm(runs):
 
 
 def test_the_screen_stops_after_the_headlines(runs):
-    line = ["compare", str(runs[0]), str(runs[1])]
-    short, whole = (CliRunner().invoke(main, [*line, *more]).output for more in ((), ("--all",)))
+    short = CliRunner().invoke(main, ["compare", str(runs[0]), str(runs[1])]).output
+    whole = format_table(compare(runs[:2]))
     assert len(short.splitlines()) < 40 < 130 < len(whole.splitlines())
     head = "Retrieval on demo, split split1: top-1, video, conv5, max"
     assert head in short and head in whole and "more rows" in short and "--all" in short
@@ -179,13 +179,10 @@ def test_the_screen_stops_after_the_headlines(runs):
         assert text.index(told) < text.index(head)
 
 
-def test_equal_budgets_are_not_called_unequal(runs, tmp_path):
+def test_equal_budgets_are_not_called_unequal(runs):
     result = compare([runs[0], runs[2]])
     assert result["unequal"] == [] and "unequal" not in format_table(result)
     assert result["runs"]["a"]["clips seen"] == result["runs"]["c"]["clips seen"] == "6"
-    write(compare(runs[:2]), tmp_path / "table.html")
-    text = Page((tmp_path / "table.html").read_text()).text
-    assert text.index("clips seen: 6 (a), 54 (b)") < text.index("The row that stands for each result")
 
 
 def test_classes_that_gain_and_lose_most(runs, tmp_path):
@@ -194,7 +191,8 @@ def test_classes_that_gain_and_lose_most(runs, tmp_path):
     for run, own in zip(runs[:2], hits, strict=True):
         put(run, "linear", [row(50, 40, 60, **what)])
         keep(run, "linear", own)
-    own = next(one for one in compare(runs[:2])["tables"] if one["title"].startswith("Linear"))
+    result = compare(runs[:2])
+    own = next(one for one in result["tables"] if one["title"].startswith("Linear"))
     assert own["headline"]["what"] == what
     a, b = own["classes"]["b"]
     assert (a["class"], a["items"], a["first"], a["other"], a["value"]) == ("a", 10, 50, 80, pytest.approx(30))
@@ -206,11 +204,12 @@ def test_classes_that_gain_and_lose_most(runs, tmp_path):
         "other": 0,
         "value": pytest.approx(-80),
     }  # too few for an interval
-    told = format_table(compare(runs[:2]))
+    told = format_table(result)
     assert "classes that gain most, b, accuracy, video, conv5: a +30.0 [" in told
     assert "classes that lose most, b, accuracy, video, conv5: b -80.0\n" in told
-    write(compare(runs[:2]), tmp_path / "table.html")
+    write(result, tmp_path / "table.html")
     text = Page((tmp_path / "table.html").read_text()).text
+    assert text.index("clips seen: 6 (a), 54 (b)") < text.index("The row that stands for each result")
     assert "Classes: b less a" in text and "b -80.0 0.0 80.0 5" in text
     for run in runs[:2]:
         (run / "results" / "linear-demo-split1.npz").unlink()
@@ -221,9 +220,10 @@ def test_changed_rows_stand_first(runs, tmp_path):
     values = {"conv1": (50, 52), "conv2": (50, 90), "conv3": (50, 51), "conv4": (50, 10)}
     for i, run in enumerate(runs[:2]):
         put(run, "scenes", [row(v[i], v[i] - 5, v[i] + 5, **what, stage=stage) for stage, v in values.items()])
-    own = next(one for one in compare(runs[:2])["tables"] if one["title"].startswith("Scenes"))
+    result = compare(runs[:2])
+    own = next(one for one in result["tables"] if one["title"].startswith("Scenes"))
     assert [line["what"]["stage"] for line in own["rows"]] == ["conv2", "conv4", "conv1", "conv3"]
-    write(compare(runs[:2]), tmp_path / "table.html")
+    write(result, tmp_path / "table.html")
     text = Page((tmp_path / "table.html").read_text()).text
     text = text[text.index("Rows that differ from the first run, %: pretrained, accuracy") :]
     assert text.index("conv4") < text.index("The other rows, %: pretrained, accuracy") < text.index("conv1")
@@ -240,14 +240,12 @@ def test_three_runs(runs):
     assert own["rows"][0]["marks"] == {"a": "", "b": "▼", "c": "▲"}
 
 
-def test_a_damaged_result_is_left_out(runs, tmp_path):
-    tables = len(compare(runs[:2])["tables"])
+def test_a_damaged_result_is_left_out(runs):
     file = runs[0] / "results" / "attention-demo-split1.json"
     file.write_bytes(b"\x80\x00")
     result = compare(runs[:2])
-    assert len(result["tables"]) == tables and result["notes"][0].startswith(
-        f"{file}: not a result of vssl eval, or dam"
-    )
+    assert not any(one["title"].startswith("Attention") for one in result["tables"])
+    assert result["notes"][0].startswith(f"{file}: not a result of vssl eval, or dam")
     file.unlink()
 
 
@@ -256,15 +254,13 @@ def test_wrong_use(runs, tmp_path):
         with pytest.raises(TrainerError, match="name two or more, each once"):
             compare(chosen)
     with pytest.raises(TrainerError, match=r"ends in .txt, expected .html or .csv"):
-        write(compare(runs[:2]), tmp_path / "x.txt")
+        write({}, tmp_path / "x.txt")
 
 
 def test_files_by_the_command(runs, tmp_path):
-    for ending in ("csv", "html"):
-        out = tmp_path / f"table.{ending}"
-        done = CliRunner().invoke(main, ["compare", str(runs[0]), str(runs[1]), "--out", str(out)])
-        assert done.exit_code == 0, done.output
-    result = compare(runs[:2])
+    done = CliRunner().invoke(main, ["compare", str(runs[0]), str(runs[1]), "--out", str(tmp_path / "table.csv")])
+    assert done.exit_code == 0, done.output
+    write(result := compare(runs[:2]), tmp_path / "table.html")
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     expected = [of for own in result["tables"] for one in own["rows"] for of in one["of"].values()]
     assert [float(line["value"]) for line in lines] == [of["value"] for of in expected]

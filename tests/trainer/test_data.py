@@ -22,23 +22,8 @@ def keys(batches: data.Batches, steps: range) -> list[list[tuple[int, int]]]:
     return [[tuple(key) for key in batch.tolist()] for batch in batches.sampler(steps)]
 
 
-@pytest.mark.parametrize(("samples", "batch_size"), [(10, 3), (10, 10), (7, 30), (31, 30), (1, 4)])
-def test_each_epoch_is_one_pass_in_even_batches(samples, batch_size):
-    batches = data.Batches(samples, batch_size, 5)
-    per_epoch = batches.per_epoch
-    steps = keys(batches, range(2 * per_epoch))
-    sizes = [len(step) for step in steps]
-    assert sizes == [batches.size(step) for step in range(2 * per_epoch)]
-    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
-    for epoch in (0, 1):
-        shown = sum(steps[epoch * per_epoch : (epoch + 1) * per_epoch], [])
-        assert sorted(shown) == [(epoch, sample) for sample in range(samples)]
-
-
-def test_resumed_in_mid_epoch_skips_exactly():
+def test_epochs_and_seeds_have_orders_of_their_own():
     whole = keys(data.Batches(10, 3, 0), range(12))
-    for first in range(13):
-        assert keys(data.Batches(10, 3, 0), range(first, 12)) == whole[first:]
     assert sum(whole[:4], []) != [(0, sample) for _, sample in sum(whole[4:8], [])]
     assert whole != keys(data.Batches(10, 3, 1), range(12))
 
@@ -52,21 +37,6 @@ def test_processes_and_accumulated_parts_share_the_batch_of_one(micro):
     assert data.Batches(10, 5, 0, micro=micro, world=2).shares(0) == ([1] if micro == 1 else [3 / 5, 2 / 5])
     with pytest.raises(TrainerError, match="a batch of 5 samples cannot be shared among 3 processes and 2 accumulated"):
         data.Batches(10, 5, 0, micro=2, world=3)
-
-
-@pytest.mark.parametrize("easy_steps", [1, 3, 6])
-def test_curriculum_shows_the_easier_half_first_and_as_many_samples(easy_steps):
-    easy = np.array([7, 2, 5, 0, 9])
-    batches = data.Batches(10, 4, 0, [(easy_steps, easy)])
-    steps = keys(batches, range(12))
-    assert [len(step) for step in steps] == [len(step) for step in keys(data.Batches(10, 4, 0), range(12))]
-    first, rest = sum(steps[:easy_steps], []), sum(steps[easy_steps:], [])
-    for number in range(0, len(first) - 4, 5):  # whole passes over the easier half
-        assert sorted(sample for _, sample in first[number : number + 5]) == sorted(easy)
-    assert sorted(sample for _, sample in rest[:10]) == list(range(10))
-    assert len(set(first + rest)) == len(first + rest)  # no draw twice
-    for start in range(13):
-        assert keys(data.Batches(10, 4, 0, [(easy_steps, easy)]), range(start, 12)) == steps[start:]
 
 
 def test_an_index_keeps_columns_and_few_shards_open(demo, monkeypatch):

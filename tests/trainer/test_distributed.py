@@ -35,7 +35,11 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"backbone": "c3d_light", "width": 0.06, "workers": 0, "device": "cpu"}
 VARIANTS = {
     "statistics": [{"targets": "classes"}, {"targets": "raw"}],
-    "pace": [{"contrast": "none"}, {"contrast": "same-context"}, {"contrast": "same-pace"}],
+    "pace": [
+        *({"contrast": contrast} for contrast in ("none", "same-context", "same-pace")),
+        {"contrast": "same-context", "literal": True},
+        {"contrast": "same-pace", "literal": True, "pace_weight": 0.0},
+    ],
     "tce": [{"frames": 16, "negatives": 2}, {"frames": 16, "loss": "nce"}],
 }
 CASES = {
@@ -402,7 +406,7 @@ def test_torchrun_stops_resumes_and_equals_one_process(launched, here, alone):
         printed = process.communicate(timeout=60)[0]
         step = checkpoint.load("two").meta["step"]
         assert before + 9 <= step < 60 and process.returncode, printed
-        assert f"stopped by SIGTERM after step {step} of 60; go on with: vssl train --shards" in printed
+        assert f"stopped by SIGTERM after step {step} of 60; continue with: vssl train --shards" in printed
         assert printed.count("--resume runs/two") and log.read_text().count("\n") == step + 1
         process, before = launched("--resume", "two"), step
     printed = process.communicate(timeout=120)[0]

@@ -79,7 +79,7 @@ def test_the_new_method_is_used_by_the_command_line(arrow, demo, here):
     assert checkpoint.load("arrow-r3d10-1").meta["settings"]["options"] == {"arrow": {"backwards": 0.3}}
     vssl("finetune", "--checkpoint", "arrow-r3d10-1", "--shards", demo, "--holdout", 0, *FEW)
     assert "| `arrow` | is the clip played forwards or backwards |" in "\n".join(tables.methods())
-    assert "| `arrow` | `backwards` | 0.5 | more than 0 and less than 1 |" in "\n".join(tables.options())
+    assert "| `arrow` | `backwards` | 0.5 | 0 or more and less than 1 |" in "\n".join(tables.options())
 
 
 def test_the_new_backbone_is_used_by_the_command_line(plain, demo, here):
@@ -108,7 +108,7 @@ def test_the_new_method_trains_beside_another_and_refuses_nonsense(arrow, demo, 
     run = train(Settings(**SMALL, method="arrow+pace", epochs=1, weights=[1, 0.5]), demo)
     row = {name: float(value) for name, value in rows(run)[0].items()}
     assert row["loss"] == pytest.approx(row["arrow.loss"] + 0.5 * row["pace.loss"], rel=1e-5)
-    with pytest.raises(TrainerError, match="backwards is 1.0, expected more than 0 and less than 1"):
+    with pytest.raises(TrainerError, match="backwards is 1.0, expected 0 or more and less than 1"):
         train(Settings(**SMALL, method="arrow", options={"arrow": {"backwards": 1.0}}), demo)
 
 

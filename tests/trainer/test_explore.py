@@ -15,8 +15,8 @@ from trainer.evaluate.metrics import ItemScores
 from trainer.evaluate.results import Result
 from trainer.pages.classes import classes_html, compared_html, confusion
 from trainer.pages.films import Films, animation, frames_of
-from trainer.pages.neighbours import neighbours_html
 from trainer.pages.page import page
+from trainer.pages.queries import neighbours_html
 
 NAMES = [f"v/<i>{i}</i>.avi" for i in range(8)]
 LABELS = ["run", "<b>walk</b>"] * 4

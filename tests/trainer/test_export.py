@@ -2,7 +2,7 @@
 
 import json
 import os
-import subprocess
+import resource
 import sys
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from cli.main import main
+from labelgen.errors import WriteError
 from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.export import FORMATS, TOLERANCE, compare, export
@@ -18,7 +19,6 @@ from trainer.network import build_backbone
 from trainer.settings import Settings
 from trainer.training import train
 
-ROOT_ON_PATH = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 SMALL = {"width": 0.06, "batch_size": 6, "workers": 0, "device": "cpu"}
 
 
@@ -110,15 +110,15 @@ def test_a_file_exported_again_keeps_its_origin(run, tmp_path):
 
 
 def test_a_full_disk_names_the_file(run, tmp_path):
-    code = (
-        "import resource, sys; from trainer.export import export\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"  # the kernel's, in place of a full disk
-        "export(*sys.argv[1:])"
-    )
-    name = "x.safetensors"
-    done = subprocess.run([sys.executable, "-c", code, run, name], cwd=tmp_path, env=ROOT_ON_PATH, capture_output=True)
-    assert f"labelgen.errors.WriteError: {name}: cannot be written (" in done.stderr.decode()
-    assert b"File too large" in done.stderr and not os.listdir(tmp_path)
+    """With the kernel's limit of a file's size in its place."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(WriteError, match=r"x.safetensors: cannot be written \(.*File too large"):
+            export(run, tmp_path / "x.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not os.listdir(tmp_path)
 
 
 def test_a_difference_is_an_error_that_leaves_no_file(run, tmp_path, monkeypatch):

@@ -50,10 +50,18 @@ def test_what_was_labelled_in_another_way_is_refused(two, tmp_path):
 
 def test_weights_show_other_draws_of_the_same_video(two):
     settings = resolve(Settings(**SMALL, epochs=2, shard_weights=[1, 3]))
-    clips = training_streams(data.Shards(two), settings)["pace"].clips
+    shards = data.Shards(two)
+    clips = training_streams(shards, settings)["pace"].clips
     assert clips.samples.tolist() == [[0, 0], [0, 1], [1, 0]] + [[2, 0]] * 3 + [[2, 1]] * 3
-    epochs = [[clips._draw(0, np.array([epoch, sample]), 1).epoch for epoch in (0, 1)] for sample in (0, 3, 4, 5)]
-    assert epochs == [[0, 1], [0, 3], [1, 4], [2, 5]]  # no stored row is shown twice before all were
+    stored = [shards.readers[shard].arrays["pace/pace"][0] for shard in (0, 2)]
+    for sample, shard, rows in (
+        (0, 0, (0, 1)),
+        (3, 1, (0, 3)),
+        (4, 1, (1, 0)),
+        (5, 1, (2, 1)),
+    ):  # of 4 rows the next one
+        shown = clips.batch(np.array([(epoch, sample) for epoch in (0, 1)]))["labels"]["pace"][:, 0]
+        assert shown.tolist() == stored[shard][[*rows]].tolist()
 
 
 def test_a_run_on_two_data_sets_resumes_bit_for_bit_and_knows_what_it_saw(two, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ def batches():
     torch.manual_seed(1)
     labels = {part: torch.stack([torch.randint(size, (3,)) for size in sizes], 1) for part, sizes in SIZES.items()}
     labels["valid"] = torch.ones(3, 14, dtype=torch.int64)
-    clips = torch.randn(5, 1, 3, 16, 32, 32)
+    clips = torch.randn(5, 3, 16, 32, 32)
     return {
         "pace": Batch(clips[:2], {"pace": torch.tensor([[1], [3]])}, torch.arange(2), 0.0),
         "statistics": Batch(clips[2:], labels, torch.arange(3), 0.0),

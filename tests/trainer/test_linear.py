@@ -286,5 +286,5 @@ def test_knn_equals_slow_protocol(demo, run):
                 == ("pretrained", "conv5", "mean", level, f"{k}-NN")
             )
             assert row["value"] == pytest.approx(100 * right / len(items["test"]))
-    assert result["notes"] == ["video level: only 8 training items; larger k ask them all"]
+    assert result["notes"] == ["video level: only 8 training items; larger k use all of them"]
     assert "exp(cosine / 0.07)" in KNearest.format_table(result)

@@ -78,27 +78,34 @@ def test_off_a_terminal_the_first_step_is_told_and_then_by_time(demo, here, caps
 
 
 @pytest.mark.parametrize(
-    ("columns", "expected"),
+    ("method", "columns", "expected"),
     [
-        ({"accuracy": 0.27, "chance": 0.25}, "accuracy 0.270 of the last 20 steps, guessing 0.250"),
-        ({"accuracy": 0.40, "chance": 0.25}, ""),  # 60 samples: two standard errors are .11
-        ({"appearance": 1.13, "constant": 1.131}, "appearance loss 1.130 of the last 20 steps, that of one prediction"),
-        ({"appearance": 0.9, "constant": 1.131}, ""),
-        ({"loss": 0.9}, ""),
+        ("pace", {"accuracy": 0.27, "chance": 0.25}, "accuracy 0.270, chance 0.250"),
+        ("pace", {"accuracy": 0.40, "chance": 0.25}, ""),  # 60 samples: two standard errors are .11
+        ("pace", {"loss": 0.9}, ""),
+        (
+            "ascnet",
+            {"appearance": 1.13, "constant": 1.131},
+            "appearance loss 1.130, that of one prediction for all 1.131",
+        ),
+        ("ascnet", {"appearance": 0.9, "constant": 1.131}, ""),
     ],
 )
-def test_a_training_that_ended_at_chance_is_told(tmp_path, columns, expected):
-    for names in (["pace"], ["pace", "ascnet"]):
-        prefix = "pace." if len(names) > 1 else ""
-        with open(tmp_path / "log.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", *(prefix + name for name in columns)])
-            writer.writeheader()
-            for step in range(1, 101):  # the first ones are better
-                good = {"accuracy": 0.9, "appearance": 0.1}
-                row = {prefix + k: v if step > 80 else good.get(k, v) for k, v in columns.items()}
-                writer.writerow({"step": step, **row})
-        told = at_chance(tmp_path / "log.csv", {name: data.Batches(9, 3, 0) for name in names})
-        assert expected in told and bool(told) == bool(expected) and ("pace: " in told) == bool(prefix and expected)
+@pytest.mark.parametrize("other", [[], ["rotation"]])
+def test_a_training_that_ended_at_chance_is_told(tmp_path, method, columns, expected, other):
+    prefix = f"{method}." if other else ""
+    with open(tmp_path / "log.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["step", *(prefix + name for name in columns)])
+        writer.writeheader()
+        for step in range(1, 101):  # the first ones are better
+            good = {"accuracy": 0.9, "appearance": 0.1}
+            row = {prefix + k: v if step > 80 else good.get(k, v) for k, v in columns.items()}
+            writer.writerow({"step": step, **row})
+    verdict = at_chance(tmp_path / "log.csv", {name: data.Batches(9, 3, 0) for name in [method, *other]})
+    words = (
+        f"; no better than chance in the last 20 steps ({f'{method}: ' if other else ''}{expected}): it has not learned"
+    )
+    assert verdict.startswith(words) if expected else verdict == ""
 
 
 def test_a_short_training_is_told_at_its_begin_and_at_its_end(demo, here, capsys):
@@ -106,7 +113,10 @@ def test_a_short_training_is_told_at_its_begin_and_at_its_end(demo, here, capsys
     told = capsys.readouterr().out
     assert "40 steps in all: in fewer than 500 a network hardly learns" in told
     assert "--clips, here 3,000 for 1,000 steps" in told
-    assert "trained 40 steps -> runs/short; no better than guessing (accuracy 0." in told.splitlines()[-1]
+    assert (
+        "trained 40 steps -> runs/short; no better than chance in the last 20 steps (accuracy 0."
+        in told.splitlines()[-1]
+    )
 
 
 def test_a_budget_in_clips_sets_epochs_and_the_drops_of_the_learning_rate(demo, here, capsys):
@@ -152,7 +162,7 @@ def test_hints_may_be_pasted(demo, here, monkeypatch):
     small = ["--epochs", "1", "--width", "0.06", "--batch-size", "3", "--workers", "0", "--device", "cpu"]
     done = CliRunner().invoke(main, ["train", "--shards", "my shards", "--run", "a b", *small])
     assert done.exit_code == 130
-    assert "after step 1 of 2; go on with: vssl train --shards 'my shards' --resume 'runs/a b'\n" in done.output
+    assert "after step 1 of 2; continue with: vssl train --shards 'my shards' --resume 'runs/a b'\n" in done.output
 
 
 def test_the_largest_seed_trains(demo, here):

@@ -81,19 +81,23 @@ def made(tmp_path_factory):
     return folder, first, second
 
 
-@pytest.fixture(params=[(), ("network", "metric", "level", "split", "dataset")], ids=["all", "all but the rows' own"])
-def pages(made, tmp_path, request):
+@pytest.fixture(
+    scope="module",
+    params=[(), ("network", "metric", "level", "split", "dataset")],
+    ids=["all", "all but the rows' own"],
+)
+def pages(made, tmp_path_factory, request):
     """The two reports and the comparison, when every text is markup."""
-    folder, *runs = made
-    runs = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    (folder, *runs), copies = made, tmp_path_factory.mktemp("copies")
+    runs = [shutil.copytree(run, copies / run.name) for run in runs]
     for run in runs:
         poison_checkpoint(run)
         poison_results(run, request.param)
         poison_log(run)
     (runs[0] / "results" / f"damaged{EVIL}.json").write_text(json.dumps({EVIL: EVIL}))
     sheet = Sheet(f"caption{EVIL}", f"what it shows{EVIL}", video_frames(0, 1)[0])
-    found = [report(run, [folder], [sheet], [sheet])[0] for run in runs]
-    out = tmp_path / "comparison.html"
+    found = [report(run, [folder], lambda readers: ([sheet], [sheet]))[0] for run in runs]
+    out = copies / "comparison.html"
     done = CliRunner().invoke(main, ["compare", *map(str, runs), "--out", str(out)])
     assert done.exit_code == 0, done.output
     return [*found, out]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cli.embed import _draw_hits
 from cli.main import main
 from tests.trainer.pages import Page
+from trainer.embeddings.sheets import write_hits
 from trainer.embeddings.table import Table, write_part
 from trainer.study.jobs import Store
 from trainer.study.page import write_page
@@ -71,7 +71,7 @@ def test_clusters_and_copies(features, tmp_path, options):
 def test_what_a_search_finds(features, tmp_path):
     table = Table(features)
     rows = table.take(range(12), ("id", "path", "label", "start", "end", "thumbnail"))
-    _draw_hits(tmp_path / "found.html", EVIL, rows[0]["thumbnail"], [row | {"similarity": 0.5} for row in rows])
+    write_hits(tmp_path / "found.html", EVIL, rows[0]["thumbnail"], [row | {"similarity": 0.5} for row in rows])
     assert_text(tmp_path / "found.html", 24)
 
 

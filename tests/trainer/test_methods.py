@@ -34,7 +34,7 @@ def make(name, **options):
 
 def run(method, clips, labels):
     """The method's metrics; clips [B, 3, T, H, W], one per sample."""
-    return method(Pixels(), Batch(clips[:, None], labels, torch.arange(len(clips)), 0.0))
+    return method(Pixels(), Batch(clips, labels, torch.arange(len(clips)), 0.0))
 
 
 def test_pace_uniform_logits_give_log_of_the_number_of_paces():
@@ -180,7 +180,7 @@ def test_recognition_loss_and_frozen_backbone(demo):
     nn.init.zeros_(method.head.weight), nn.init.zeros_(method.head.bias)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     backbone.train()
-    clips = torch.randn(3, 1, 3, 16, 32, 32)
+    clips = torch.randn(3, 3, 16, 32, 32)
     out = method(backbone, Batch(clips, {}, torch.tensor([0, 1, 2]), 0.0))
     assert out["loss"].item() == pytest.approx(math.log(2)) and out["accuracy"].item() == pytest.approx(2 / 3)
     out["loss"].backward()

@@ -1,14 +1,11 @@
-"""Intervals by groups, what is kept of every item, splits that are a cross-validation, paired differences, progress."""
+"""Intervals by groups, what is kept of every item, splits that are a cross-validation, paired differences."""
 
 import json
-import re
-import time
 
 import numpy as np
 import pytest
 import torch
 
-from labelgen.progress import ProgressBar
 from tests.trainer.planted import Noise, SeesClass, group, keep, write_colored
 from tests.trainer.synthetic import write_shard
 from trainer import data
@@ -297,20 +294,6 @@ def test_probe_in_gram_coordinates_equals_that_in_singular_vectors():
     coordinates, of_test = gram_coordinates(x, test)
     assert coordinates.shape == (20, 19)
     assert np.allclose(coordinates @ coordinates.T, x @ x.T) and np.allclose(of_test @ coordinates.T, test @ x.T)
-
-
-def test_progress_without_a_terminal_tells_what_is_left_also_while_a_step_lasts(monkeypatch, capsys):
-    monkeypatch.setattr("labelgen.progress.EVERY", 0.05)
-    with ProgressBar("linear probe", 50, "fold") as step:
-        time.sleep(0.12)
-        step(3)
-        time.sleep(0.12)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "linear probe: 0 of 50 folds"
-    assert re.fullmatch("linear probe: 3 of 50 folds, about [2-9] s left", lines[-1])
-    told = ProgressBar("linear probe", 50, "fold")
-    told.step(48)
-    assert told.line(4 * 48) == "linear probe: 48 of 50 folds, about 8 s left"
 
 
 def test_compare_pairs_the_videos(demo, tmp_path):

@@ -45,7 +45,7 @@ def method(clips):
 
 
 def batch(clips, order):
-    return Batch(clips, {"order": order}, torch.zeros(len(clips), dtype=torch.int64), 0.0)
+    return Batch(clips.flatten(0, 1), {"order": order}, torch.zeros(len(clips), dtype=torch.int64), 0.0)
 
 
 def slow_logits(method, features):

@@ -40,12 +40,36 @@ def kind(command):
     return " ".join([*words[1 : 3 if words[1] in ("eval", "show") else 2], *dict.fromkeys(names)])
 
 
-KINDS = {kind(command): command for command in reversed(COMMANDS)}
 MAKES = {run: command for command in COMMANDS for run in values_of(command, "--run")}
 SHARDS = {
     f"{(values_of(command, '--out') or ['out'])[0]}/{values_of(command, '--dataset')[0]}": command
     for command in LABELLINGS
 }
+
+
+def needed(command):
+    """The commands that make the shards and the runs that a command names."""
+    words = [word for word in shlex.split(command)[1:] if word not in values_of(command, "--recipe")]
+    runs = [run for word in words for run in MAKES if run in (word, *word.split("/")) and MAKES[run] != command]
+    return [SHARDS[word] for word in words if word in SHARDS] + [MAKES[run] for run in runs]
+
+
+def with_needed(command):
+    return {command}.union(*map(with_needed, needed(command)))
+
+
+def one_of_each_kind():
+    """By kind, the command for which the fewest others have to run that do not run already."""
+    kinds, chosen, running = {}, {}, set()
+    for command in COMMANDS:
+        kinds.setdefault(kind(command), []).append(command)
+    for name in sorted(kinds, reverse=True):  # trainings before evaluations
+        chosen[name] = min(kinds[name], key=lambda command: len(with_needed(command) - running))
+        running |= with_needed(chosen[name])
+    return chosen
+
+
+KINDS = one_of_each_kind()
 
 
 @pytest.fixture(scope="session")
@@ -67,13 +91,9 @@ def run(place, monkeypatch):
     def run_once(command):
         if command in done:
             return
+        for each in needed(command):
+            run_once(each)
         words = shlex.split(command)[1:]
-        for needed in [word for word in words if word in SHARDS]:
-            run_once(SHARDS[needed])
-        for needed in [
-            run for word in words for run in MAKES if run in (word, *word.split("/")) and MAKES[run] != command
-        ]:
-            run_once(MAKES[needed])
         patterns = [word for word in words if "*" in word]
         if patterns:
             found = [command.replace(pattern, file) for pattern in patterns for file in glob.glob(pattern)]

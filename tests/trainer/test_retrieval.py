@@ -156,7 +156,7 @@ def test_protocol_is_told(run, result):
     assert protocol["pretraining"]["method"] == "pace" and protocol["pretraining"]["steps"] == 1
     assert protocol["largest_class"] == 40  # 5 of 8 gallery videos swim, 2 of 5 queries do
     assert len(result["rows"]) == (2 * 5 * 2 * 2 + 2) * len(KS)
-    assert result["notes"] == ["video level: only 8 gallery items; larger k search them all"]
+    assert result["notes"] == ["video level: only 8 gallery items; larger k use all of them"]
     assert [len(shown["nearest"]) for shown in result["neighbours"]] == [5] * 5
     for shown in result["neighbours"]:
         cosines = shown["cosines"]

@@ -69,9 +69,9 @@ def test_a_rotated_clip_gives_the_same_rotations_one_on():
 def test_loss_is_the_mean_over_all_rotations_of_all_clips():
     torch.manual_seed(0)
     method = Rotation(Corner(), {}, None)
-    clips = torch.randn(5, 1, 3, 2, 4, 4)
+    clips = torch.randn(5, 3, 2, 4, 4)
     loss, hits = 0.0, 0
-    for clip in clips[:, 0]:
+    for clip in clips:
         corners = [
             clip[..., 0, 0],
             clip[..., 0, -1],
@@ -95,7 +95,7 @@ def test_features_that_no_rotation_changes_are_right_once_in_four():
     """Each clip is there in all four rotations, so that chance is exact in every batch, and log 4 the best loss."""
     torch.manual_seed(0)
     method = Rotation(Pixels(), {}, None)
-    clips = torch.randn(7, 1, 3, 2, 4, 4)
+    clips = torch.randn(7, 3, 2, 4, 4)
     out = method(Pixels(), batch(clips))
     assert out["accuracy"] == 0.25 and out["loss"] > math.log(4)
     nn.init.zeros_(method.head.weight), nn.init.zeros_(method.head.bias)
@@ -104,8 +104,8 @@ def test_features_that_no_rotation_changes_are_right_once_in_four():
 
 def test_clips_with_a_bright_top_are_learnt():
     torch.manual_seed(0)
-    clips = torch.zeros(6, 1, 3, 16, 32, 32)
-    clips[..., :8, :] = 1 + torch.rand(6, 1, 1, 1, 1, 1)
+    clips = torch.zeros(6, 3, 16, 32, 32)
+    clips[..., :8, :] = 1 + torch.rand(6, 1, 1, 1, 1)
     backbone = create("r3d10", 0.06)
     method = Rotation(backbone, {}, None)
     optimiser = torch.optim.SGD([*backbone.parameters(), *method.parameters()], 0.1, 0.9)

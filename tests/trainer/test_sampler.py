@@ -38,12 +38,15 @@ def shown(batches: data.Batches, steps: range) -> list[tuple[int, int]]:
 # repeats
 
 
-@pytest.mark.parametrize(("samples", "batch_size", "repeats"), [(10, 3, 4), (7, 30, 10), (31, 8, 2)])
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "repeats"), [(10, 3, 4), (7, 30, 10), (31, 8, 2), (10, 10, 1), (31, 30, 1), (1, 4, 1)]
+)
 def test_an_epoch_shows_every_sample_so_often_each_time_another_draw(samples, batch_size, repeats):
     batches = data.Batches(samples, batch_size, 5, repeats=repeats)
     n = batches.per_epoch
     assert n == math.ceil(samples * repeats / batch_size)
-    assert max(map(batches.size, range(n))) - min(map(batches.size, range(n))) <= 1
+    sizes = [batches.size(step) for step in range(n)]
+    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
     for epoch in range(3):
         keys = shown(batches, range(epoch * n, (epoch + 1) * n))
         assert sorted(keys) == [(epoch * repeats + r, sample) for r in range(repeats) for sample in range(samples)]

@@ -12,8 +12,8 @@ from tests.trainer.planted import write_colored
 from trainer import data
 from trainer.data.overlay import Overlay
 from trainer.errors import TrainerError
-from trainer.study.file import Data
 from trainer.study.sources import prepare
+from trainer.study.spec import Data
 
 
 @pytest.fixture(scope="module")

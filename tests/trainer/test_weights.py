@@ -334,7 +334,7 @@ def test_the_same_import_again_changes_nothing_and_another_is_refused(imported, 
     assert CliRunner().invoke(main, ["import", str(s3d_file), "--out", "killed"]).exit_code == 0
     assert [path.name for path in (here / "killed" / "checkpoints").iterdir()] == ["00000001"]
     result = CliRunner().invoke(main, ["train", "--resume", "killed", "--shards", "x"])
-    assert result.exit_code == 1 and "imported weights, whose training cannot go on" in result.output
+    assert result.exit_code == 1 and "imported weights, whose training cannot be resumed" in result.output
     result = CliRunner().invoke(main, ["import", str(s3d_file), "--out", "other", "--from", "vcop"])
     assert result.exit_code == 1 and "not those of vcop, but of: torchvision" in result.output
     assert not (here / "other").exists()
@@ -386,7 +386,7 @@ def test_trainings_that_begin_with_it_see_what_it_expects(imported, demo, here):
     clips = training.streams["rotation"].on_device(raw, 0.0, torch.device("cpu")).clips
     mirrored = raw["view"]["mirror"].bool()[..., None, None, None, None]
     pixels = torch.where(mirrored, raw["clips"].flip(4), raw["clips"]).float()
-    assert torch.allclose(clips, scaled(*KINETICS)(pixels).movedim(-1, 2), atol=1e-5)
+    assert torch.allclose(clips, scaled(*KINETICS)(pixels.flatten(0, 1)).movedim(-1, 1), atol=1e-5)
     again = loop._Training(settings, demo, torch.device("cpu"), saved=checkpoint.load("rotation-s3d-1"))
     assert again.network.backbone.input == expected and again.network.backbone.norm_epsilon == 1e-3
 

@@ -1,21 +1,13 @@
 """Shards -> batches."""
 
 from labelgen.shards import TEST, TRAIN, VALIDATION
-from trainer.data.clips import (
-    Batch,
-    CentreClips,
-    Draw,
-    ReadClip,
-    TrainingClips,
-    VideoViews,
-    adjacent_frames,
-    sliding_frames,
-    spread_frames,
-)
+from trainer.data.clips import Batch, CentreClips, Draw, ReadClip, TrainingClips
+from trainer.data.dataset import ClipDataset
 from trainer.data.index import Shards
 from trainer.data.loader import Download, prefetch, to_device
 from trainer.data.readers import Folders, Readers
 from trainer.data.sampler import Batches
+from trainer.data.views import VideoViews, adjacent_frames, sliding_frames, spread_frames
 
 __all__ = [
     "TEST",
@@ -24,6 +16,7 @@ __all__ = [
     "Batch",
     "Batches",
     "CentreClips",
+    "ClipDataset",
     "Download",
     "Draw",
     "Folders",

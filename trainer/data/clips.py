@@ -1,4 +1,4 @@
-"""Samples -> batches of frames, labels and views: the only place that reads pixels.
+"""Samples -> batches of frames, labels and views.
 
 Every random draw is a pure function of (seed, epoch, sample), whichever thread makes it, also in a run that was resumed in
 the middle of an epoch.
@@ -20,7 +20,6 @@ from labelgen.shards import ShardReader
 from trainer import augment
 from trainer.data.index import Shards, sample_clips
 from trainer.data.keys import OTHER_VIDEO, VIEW
-from trainer.inputs import OURS, Input
 
 if TYPE_CHECKING:
     from trainer.methods.method import Method
@@ -30,9 +29,10 @@ if TYPE_CHECKING:
 class Draw:
     """How one sample is shown.
 
-    epoch: number of the pass over the samples, several of which may make an epoch of the run (the setting `repeats`)
-    rng: generator of this (seed, epoch, sample); views: one per clip, see
-    augment.draw; options: the method's
+    epoch:   number of the pass over the samples, several of which may make an epoch of the run (the setting `repeats`)
+    rng:     generator of this (seed, epoch, sample)
+    views:   one per clip, see augment.draw
+    options: the method's
     """
 
     epoch: int
@@ -52,11 +52,12 @@ def _no_clips(rows: Tensor, read: ReadClip) -> Tensor:
 class Batch:
     """What a method's forward gets, on the device.
 
-    clips:    float32 [B, n, 3, T, size, size], n clips of T frames per sample, augmented
+    clips:    float32 [B n, 3, T, size, size], augmented; the n clips of a sample, of T frames each, are adjacent
     labels:   what the method's read returned, by name, stacked [B, ...]
     video:    int64 [B], row in Shards.videos of each sample's video
     progress: share of the training that is done, 0 to 1
     counts:   number of samples in each process; not needed with one process
+    share:    share of the step's samples that this micro-batch holds, over all processes
     clips_of: (rows int64 [B] of Shards.videos, read) -> float32 [B, 3, T, size, size], augmented: a clip of another video for
               each sample, decoded while the caller waits. read: (reader, video in it, the sample's labels, draw) -> frames
               int64 [T]
@@ -67,14 +68,15 @@ class Batch:
     video: Tensor
     progress: float
     counts: Sequence[int] = ()
+    share: float = 1.0
     clips_of: Callable[[Tensor, ReadClip], Tensor] = _no_clips
 
 
 class TrainingClips:
     """Clips of one method's samples (int64 [n, 2]).
 
-    method: class of trainer.methods; tag tells the draws of different uses of the same samples apart.
-    times, copy: int64 [n], how often a sample stands among the samples, and which one of these it is: each shows another draw
+    method: class of trainer.methods; tag: gives each use of the same samples draws of its own
+    weights: how often a sample of each data set stands among the samples, if not once; each copy shows another draw
     """
 
     def __init__(
@@ -86,16 +88,19 @@ class TrainingClips:
         seed: int,
         jitter: str,
         tag: int = 0,
+        weights: Sequence[int] = (),
     ) -> None:
         self.shards, self.samples, self.method, self.options = shards, samples, method, options
         self.seed, self.jitter, self.tag = seed, jitter, tag
         self.times, self.copy = np.ones(len(samples), np.int64), np.zeros(len(samples), np.int64)
+        if weights:
+            self.samples, self.times, self.copy = shards.weighted(samples, weights)
         (self.n, self.length), self.size = method.shape(shards.config, options), shards.config["crop"]
 
     def _draw(self, kind: int, key: np.ndarray, n: int) -> Draw:
         epoch, sample = map(int, key)
         seed = kind, self.tag, self.seed, epoch, sample
-        # the same generator either way, made in half the time of an array
+        # the same generator either way; an array makes it in half the time
         rng = np.random.default_rng(np.array(seed, np.uint32) if max(seed) < 1 << 32 else seed)
         views = [augment.draw(rng, self.shards.crop_grid, self.length, self.jitter) for _ in range(n)]
         return Draw(epoch * int(self.times[sample]) + int(self.copy[sample]), rng, views, self.options)
@@ -109,9 +114,7 @@ class TrainingClips:
             reader = self.shards.readers[shard]
             draw = self._draw(VIEW, key, self.n)
             if self.method.of_labelled_clips:
-                clips = sample_clips(
-                    reader, item
-                )  # sorted by video: without the shift one pass would show only the beginnings
+                clips = sample_clips(reader, item)  # sorted: without the shift a pass would show all beginnings
                 item = clips[(draw.epoch + item) % len(clips)]
             frames, label = self.method.read(reader, item, draw)
             shown.append((reader, frames, draw.views))
@@ -167,56 +170,3 @@ def _stacked(dicts: list[dict]) -> dict[str, np.ndarray]:
 
 def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-class VideoViews:
-    """Clips of T frames, as long as those of the shards, of videos (int64 [n, 2]), for evaluation, a video's adjacent and in
-    order.
-
-    frames: (number of frames of the video, T) -> frames int64 [clips, T] to show of it
-    input:  of the network, which may expect clips of another length, or with gaps between the frames
-    owner:  int64 [clips], index into `videos` of each clip
-    """
-
-    def __init__(
-        self, shards: Shards, videos: np.ndarray, frames: Callable[[int, int], np.ndarray], input: Input = OURS
-    ):
-        self.shards, self.videos = shards, videos
-        count, step = input.frames or shards.clip_length, input.stride
-        lengths = [int(shards.readers[shard].arrays["videos/n_frames"][video]) for shard, video in videos]
-        shown = [frames(length, step * (count - 1) + 1)[:, ::step] for length in lengths]
-        self.owner = np.repeat(np.arange(len(videos)), [len(clips) for clips in shown])
-        self.frames = np.concatenate(shown) if shown else np.empty((0, count), np.int64)
-
-    def __len__(self) -> int:
-        return len(self.owner)
-
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """One batch: "index" int64 [B], "clips" uint8 [B, T, H, W, 3]."""
-        array = np.empty((len(indices), self.frames.shape[1], *self.shards.frame_size, 3), np.uint8)
-        for target, index in zip(array, indices, strict=True):
-            shard, video = self.videos[self.owner[index]]
-            reader = self.shards.readers[shard]
-            reader.frames(reader.arrays["videos/first_frame"][video] + self.frames[index], target)
-        return {"index": torch.tensor(indices), "clips": torch.from_numpy(array)}
-
-
-def spread_frames(n_frames: int, length: int, views: int = 10) -> np.ndarray:
-    """Frames of `views` clips evenly spread over a video, int64 [views, length]: starts round(linspace(0, n_frames - length,
-    views)); a video shorter than a clip is played in a loop."""
-    starts = np.rint(np.linspace(0, max(0, n_frames - length), views)).astype(np.int64)
-    return (starts[:, None] + np.arange(length)) % n_frames
-
-
-def sliding_frames(n_frames: int, length: int) -> np.ndarray:
-    """Frames of all clips that overlap by half and fit, int64 [clips, length]; of a video shorter than a clip one, played in a
-    loop."""
-    starts = np.arange(0, max(1, n_frames - length + 1), length // 2)
-    return (starts[:, None] + np.arange(length)) % n_frames
-
-
-def adjacent_frames(n_frames: int, length: int) -> np.ndarray:
-    """Frames of all clips that fit one after the other, int64 [clips, length]; of a video shorter than a clip one, played in a
-    loop."""
-    starts = np.arange(0, max(1, n_frames - length + 1), length)
-    return (starts[:, None] + np.arange(length)) % n_frames

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from labelgen.shards import NO_ROW, TEST, TRAIN, ShardReader, config_hash
+from labelgen.shards import NO_ROW, TEST, TRAIN, ShardReader, config_hash, hash_of_all
 from trainer.data.keys import FRACTION, HALF, HOLDOUT
 from trainer.data.readers import Folders, Readers, each_folder
 from trainer.errors import SettingError, TrainerError
@@ -22,8 +22,8 @@ class Shards:
     folder: what labelgen wrote, or several; split: a split's name or 1-based number, None for the first; readers: of the
     folder, if it is open already; overlay: see Readers
     dataset, config, config_hash, clip_length, crop_grid: as in every one of the shards (int16 [crops, 2] y, x); of several
-    data sets their names with a + between them, and a hash of all
-    split:  name of the split, None where the data set has none
+    data sets their names with a + between them, and a hash of all, as of a folder that has grown, see `hash_of_all`
+    split:  name of the split, None if the data set has none
     videos: int64 [videos, 2], shard and video in it; clips: int64 [clips, 2], likewise
     before: int64 [shards], row of a shard's first video; frame_size: height and width of the stored frames
     owner:  int64 [clips], row of `videos` that a clip is of
@@ -44,11 +44,12 @@ class Shards:
         self.readers = Readers(folder, overlay) if readers is None else readers
         self.folder: str | os.PathLike = ", ".join(map(str, f)) if len(f := each_folder(folder)) > 1 else f[0]
         first, of = self.readers[0], [*self.readers.datasets.values()]
-        self.config, self.config_hash, self.crop_grid = first.config, first.config_hash, first.crop_grid
+        hashes = [hash_of_all(self.readers.config_hashes[shards.start : shards.stop]) for shards in of]
+        self.config, self.config_hash, self.crop_grid = first.config, hashes[0], first.crop_grid
         self.dataset: str = "+".join(self.readers.datasets)
         if len(of) > 1:
             self.config = first.config | {"dataset": self.dataset, "expected": {}}
-            self.config_hash = config_hash({"joined": [self.readers[shards[0]].config_hash for shards in of]})
+            self.config_hash = config_hash({"joined": hashes})
         self.clip_length = first.clip_length
         self.videos = _pairs(self.readers.n_videos)
         self.clips = _pairs(self.readers.n_clips)
@@ -82,7 +83,11 @@ class Shards:
 
     def weighted(self, samples: np.ndarray, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Samples of which those of each data set stand there as often as its weight says, int64 [n, 2]; how often each is
-        there, and which one of them it is, int64 [n]."""
+        there, and which one of them it is, int64 [n]. Raises TrainerError unless there is a weight for each data set."""
+        if len(weights) != len(self.readers.datasets):
+            raise TrainerError(
+                f"shard_weights are {weights}, expected one for each of {', '.join(self.readers.datasets)}"
+            )
         times = np.repeat(weights, [len(shards) for shards in self.readers.datasets.values()])[samples[:, 0]]
         copy = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         return np.repeat(samples, times, axis=0), np.repeat(times, times), copy
@@ -93,12 +98,15 @@ class Shards:
         other.trains = trains
         return other
 
+    @property
+    def groups(self) -> np.ndarray:
+        """The source group of every video, str [videos]; a video without one is a group of its own, called by its id."""
+        return np.array([group or id for group, id in zip(*map(self.text, ("videos/group", "videos/id")), strict=True)])
+
     def hold_out(self, share: float, seed: int) -> np.ndarray:
         """Take about a share of the training videos out of `trains`, whole groups (a video without a group is one), drawn
         from the seed, one group at least. Returns which, bool [videos]. Raises TrainerError when there is only one group."""
-        groups = np.array(
-            [group or name for group, name in zip(*map(self.text, ("videos/group", "videos/id")), strict=True)]
-        )
+        groups = self.groups
         names, counts = np.unique(groups[self.trains], return_counts=True)
         if len(names) < 2:
             raise TrainerError(
@@ -119,8 +127,8 @@ class Shards:
 
     def labelled_clips(self) -> tuple[np.ndarray, int, str]:
         """The samples of methods that learn from labelled clips, int64 [n, 2], how many videos are left out, and why: every
-        labelled clip of the training videos, or where some random ones of each video were labelled the videos, of which
-        every showing takes another clip [thesis 3.4.2]. `sample_clips` tells which clips a sample stands for."""
+        labelled clip of the training videos or, if some random ones of each video were labelled, the videos, each showing of
+        which takes another clip [thesis 3.4.2]. See `sample_clips` for the clips that a sample stands for."""
         used = self.trains[self.owner]
         videos = np.unique(self.owner[used])
         samples = self.clips[used] if self.config["clips"] is None else self.videos[videos]

@@ -49,7 +49,7 @@ class Readers(Sequence[ShardReader]):
     overlay: file with other classes and splits of the videos, see `trainer.data.overlay`
     datasets: the shards of each data set by its name; if there are several, it stands before the id and group of a video
     splits: the names of the splits of each data set
-    n_videos, n_clips: int64 [shards]; sha256: of each shard, see ShardReader; digest: of all that the shards hold
+    n_videos, n_clips: int64 [shards]; sha256, config_hashes: of each shard, see ShardReader; digest: of all that the shards hold
 
     Raises ShardError as `open_shards` does, and if several data sets were not labelled alike; TrainerError for an overlay that is
     damaged or of other shards.
@@ -61,7 +61,7 @@ class Readers(Sequence[ShardReader]):
         numbers: dict[str, list[np.ndarray]] = {name: [] for name in _NUMBERS}
         texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
         shared: dict[str, Shared] = {}
-        n_videos, n_clips, self.sha256 = [], [], []
+        n_videos, n_clips, self.sha256, self.config_hashes = [], [], [], list[str]()
         self._open = functools.lru_cache(_OPEN)(ShardReader)
         for path in self._paths:
             reader = self._open(path)
@@ -69,6 +69,7 @@ class Readers(Sequence[ShardReader]):
             n_videos.append(reader.n_videos)
             n_clips.append(reader.n_clips)
             self.sha256.append(reader.sha256)
+            self.config_hashes.append(reader.config_hash)
             for name, parts in numbers.items():
                 if name in reader.arrays:
                     parts.append(reader.arrays[name])

@@ -17,7 +17,7 @@ class Batches:
 
     Without a curriculum each epoch is `repeats` random passes over all samples, cut into batches that differ by at most
     one sample, none larger than batch_size: nothing is dropped and no rest of one or two samples upsets batch
-    normalisation. Pass r of epoch e has number e * repeats + r, which tells its draws from those of others.
+    normalisation. Pass r of epoch e has number e * repeats + r, which gives it draws of its own.
 
     stages: of a curriculum, each with the first step after it and the samples, int64 indices, that its steps pass over;
         the steps after the last one pass over all. Batches have the same sizes, so that the total number of samples is
@@ -64,7 +64,7 @@ class Batches:
         return np.random.default_rng((ORDER, self.seed, number)).permutation(self._stages[stage][2])
 
     def joined(self, step: int) -> np.ndarray:
-        """(pass, sample) of every item of a step, int64 [n, 2]. Passes are counted from 0 and tell draws apart."""
+        """(pass, sample) of every item of a step, int64 [n, 2]. Passes are counted from 0; each has its draws."""
         stage = max(i for i, (first, _, _) in enumerate(self._stages) if first <= step)
         first, number, samples = self._stages[stage]
         items = np.arange(self._shown_before(step), self._shown_before(step + 1)) - self._shown_before(first)

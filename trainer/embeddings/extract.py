@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import torch
-from torch import nn
 
 from labelgen.files import json_sha256, locked
 from labelgen.shards import NONE, PARTS, ShardReader, open_shards
 from labelgen.texts import path_text
 from labelgen.times import frame_bounds
-from trainer import data, inputs
+from trainer import data
 from trainer.checkpoint import Checkpoint, versions
 from trainer.embeddings.table import Table, join, write_part
 from trainer.errors import SettingError, TrainerError
-from trainer.evaluate.features import VIEWS, Compute, Features, pool, stage_outputs
+from trainer.evaluate.features import VIEWS, Compute, Features, pool, sha256_of, stage_outputs
 from trainer.network import trained_backbone
 
 POOLINGS = ("mean", "max")
+Progress = Callable[[int, int], None]  # is called with the videos that are done and their number
 _THUMBNAIL = 96  # height of the pictures in the table, pixels
 _STORED = (
     "height",
@@ -51,7 +51,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Readers:
+class StoredFrames:
     """Shards as data.VideoViews takes them, and the configuration of their frames."""
 
     readers: Sequence[ShardReader]
@@ -72,7 +72,7 @@ class Piece:
     one), width, height (before resizing); failures: id, path, reason, and kept, whether it is among the videos nevertheless;
     bounds: of each video, when its frames begin and the last one ends, see labelgen.times."""
 
-    frames: Readers
+    frames: StoredFrames
     videos: np.ndarray
     fields: list[dict]
     failures: list[dict]
@@ -80,19 +80,27 @@ class Piece:
 
 
 class Source(Protocol):
-    """Where videos come from. about: kind and folder, for the reader; config: of the frames; count: videos in all;
-    parts: what `open` takes, in order, few enough videos each for memory; stamp: changes whenever a part does."""
+    """Where videos come from. about: kind and folder, for the reader; config: of the frames; count: of the videos; parts: what
+    `open` takes, in order, each of so few videos that memory holds them; stamp: changes whenever a part does; files: by the ids
+    of all videos in order, what changes whenever a row of them would; only: the same source, of some of the videos alone; sample:
+    of a few of them, or their begin, and which share of all that is."""
 
     about: dict
     config: dict
     count: int
     parts: Sequence
 
-    def stamp(self, part) -> object: ...
+    def stamp(self, part: Any) -> object: ...
 
-    def size(self, part) -> int: ...
+    def size(self, part: Any) -> int: ...
 
-    def open(self, part, scratch: Path) -> AbstractContextManager[Piece]: ...
+    def open(self, part: Any, scratch: Path) -> AbstractContextManager[Piece]: ...
+
+    def files(self) -> dict[str, str]: ...
+
+    def only(self, ids: Set[str]) -> Source: ...
+
+    def sample(self) -> tuple[Source, float]: ...
 
 
 def split_part(parts: Sequence[int]) -> str:
@@ -104,19 +112,40 @@ class ShardVideos:
     """The videos of shards as a Source, one part per shard."""
 
     def __init__(self, folder: Path):
-        self.parts = open_shards(folder)
+        self.parts: Sequence[Any] = open_shards(folder)
         self.config = self.parts[0].config
         self.about = {"kind": "shards", "folder": path_text(Path(folder).resolve()), "dataset": self.config["dataset"]}
         self.count = sum(map(self.size, self.parts))
 
-    def stamp(self, part) -> object:
+    def stamp(self, part: ShardReader) -> object:
         return part.sha256
 
-    def size(self, part) -> int:
-        return len({*part.arrays["videos/id"], *part.arrays["failures/id"]})
+    def size(self, part: ShardReader) -> int:
+        return len(self._ids(part))
+
+    def _ids(self, part: ShardReader) -> dict[str, None]:
+        return dict.fromkeys((*part.arrays["videos/id"], *part.arrays["failures/id"]))
+
+    def files(self) -> dict[str, str]:
+        return {id: json_sha256(part.sha256) for part in self.parts for id in self._ids(part)}
+
+    def only(self, ids: Set[str]) -> ShardVideos:
+        some = copy.copy(self)
+        some.parts = [part for part in self.parts if not ids.isdisjoint(self._ids(part))]
+        some.count = sum(map(some.size, some.parts))
+        return some
+
+    def sample(self) -> tuple[ShardVideos, float]:
+        some = copy.copy(self)
+        some.parts = self.parts[:: max(1, len(self.parts) // 2)][:2]
+        some.count = sum(map(some.size, some.parts))
+        frames, whole = (
+            sum(int(part.arrays["videos/n_frames"].sum()) for part in of) for of in (some.parts, self.parts)
+        )
+        return some, frames / max(1, whole)
 
     @contextmanager
-    def open(self, part, scratch: Path) -> Iterator[Piece]:
+    def open(self, part: ShardReader, scratch: Path) -> Iterator[Piece]:
         yield piece_of([part], self.config)
 
 
@@ -138,26 +167,31 @@ def piece_of(shards: Sequence[ShardReader], config: dict) -> Piece:
             {"id": id, "path": path, "reason": reason, "kept": id in arrays["videos/id"]} for id, path, reason in failed
         ]
         times = np.split(arrays["frames/time"], arrays["videos/first_frame"][1:]) if shard.n_videos else []
-        bounds += [frame_bounds(*own) for own in zip(times, arrays["videos/fps"], strict=True)]
-    return Piece(Readers(shards, config), np.array(videos, np.int64).reshape(-1, 2), fields, failures, bounds)
+        bounds += [
+            frame_bounds(time, fps)
+            + (time[0] if "segments" in shard.config else 0)  # parts keep the times of their file
+            for time, fps in zip(times, arrays["videos/fps"], strict=True)
+        ]
+    return Piece(StoredFrames(shards, config), np.array(videos, np.int64).reshape(-1, 2), fields, failures, bounds)
 
 
 class Extractor:
     """The backbone of a checkpoint, and what is taken from it.
 
-    choice: with nothing left open; settings: all that decides a row, besides its video; about: what the table tells of
-    the network. Raises TrainerError for a stage that the backbone does not have.
+    choice: with nothing left open; settings: all that decides a row, besides its video; about: how the table
+    describes the network. Raises TrainerError for a stage that the backbone does not have.
     """
 
     def __init__(self, saved: Checkpoint, choice: Choice, frames: dict, compute: Compute):
         self.backbone, self.compute, crop = trained_backbone(saved), compute, frames["crop"]
         self.input = self.backbone.input
         with torch.inference_mode():
-            length = self.input.frames or Readers([], frames).clip_length
+            length = self.input.frames or StoredFrames([], frames).clip_length
             stages = self.backbone(torch.zeros(1, 3, length, crop, crop))
         self._choose(choice, stages)
         self.width = pool(stages[self.stage])[choice.pooling].shape[1]
-        self.settings = {"weights": _digest(self.backbone), **asdict(self.choice), "frames": stored_frames(frames)}
+        weights = sha256_of(self.backbone).hexdigest()[:16]
+        self.settings = {"weights": weights, **asdict(self.choice), "frames": stored_frames(frames)}
         meta = saved.meta["settings"]
         self.about = {
             "checkpoint": saved.meta.get("baseline") or path_text(saved.file.resolve()),
@@ -191,7 +225,7 @@ class Extractor:
         if self.choice.level == "video" and len(clips):
             vectors = vectors if whole else video_means(vectors, owner)
             owner = np.arange(len(piece.videos))
-            lengths = np.array([len(own) - 1 for own in piece.bounds])
+            lengths = np.array([len(bounds) - 1 for bounds in piece.bounds])
             first, last, middle = 0 * lengths, lengths - 1, lengths // 2
         fields = [piece.fields[video] for video in owner]
         columns = {name: [field[name] for field in fields] for name in ("id", "path", "label", "split")}
@@ -225,17 +259,10 @@ def video_means(vectors: np.ndarray, owner: np.ndarray) -> np.ndarray:
     return Features({("", ""): vectors}, owner).video_means(("", ""))
 
 
-def _digest(backbone: nn.Module) -> str:
-    digest = hashlib.sha256(inputs.conditions(backbone).encode())
-    for name, value in sorted(backbone.state_dict().items()):
-        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _thumbnail(piece: Piece, video: int, frame: int) -> bytes:
-    number, own = piece.videos[video]
+    number, row = piece.videos[video]
     reader, field = piece.frames.readers[number], piece.fields[video]
-    picture = reader.frames([reader.arrays["videos/first_frame"][own] + frame])[0]
+    picture = reader.frames([reader.arrays["videos/first_frame"][row] + frame])[0]
     width = int(np.clip(round(_THUMBNAIL * field["width"] / max(1, field["height"])), 32, 256))
     small = cv2.resize(picture, (width, _THUMBNAIL), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
@@ -245,31 +272,44 @@ def embed(
     extract: Extractor,
     source: Source,
     out: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Table:
-    """Write the table of features of all videos of the source; a table that is there with just these rows is kept.
+    """Write the table of features of all videos of the source; an existing table of just these rows is kept. In one of the same
+    network and settings, the rows of files that have not changed stay, those of others go.
 
-    Finished parts lie in `OUT.parts/` until the table is whole; the same call goes on from them.
-    `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError if
-    another table is there, or another process is writing it.
+    Finished parts lie in `OUT.parts/` until the table is complete; the same call resumes from them.
+    `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError if there is
+    a table of another network or settings, or if another process is writing it.
     """
-    keys = [json_sha256([extract.settings, source.stamp(part)]) for part in source.parts]
-    key = json_sha256(keys)
-    if out.exists():
-        if (found := Table(out)).about.get("key") == key:
-            say(f"{out}: is there already, of these videos, this network and these settings")
-            return found
-        raise TrainerError(
-            f"{out}: holds features of {_difference(found.about, extract.settings)}; delete it, or name another"
-        )
+    key = json_sha256([extract.settings, [source.stamp(part) for part in source.parts]])
+    files = source.files()
     folder = out.with_name(f"{out.name}.parts")
+    old: Table | None = None
+    kept: dict[str, str] = {}
+    if out.exists():
+        old = Table(out)
+        if old.about.get("key") == key:
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed behind the last step
+            say(f"{out}: up to date (same videos, network, settings)")
+            return old
+        there = old.about.get("settings")
+        if there is None or json_sha256(there) != json_sha256(extract.settings) or "files" not in old.about:
+            raise TrainerError(
+                f"{out}: holds features of {_difference(old.about, extract.settings)}; delete it, or name another"
+            )
+        kept = {id: stamp for id, stamp in old.about["files"].items() if files.get(id) == stamp}
+        say(f"{out}: {len(kept):,} videos are as they were, {len(old.about['files']) - len(kept):,} gone or changed")
+    everything, source = source, source.only(files.keys() - kept.keys()) if kept else source
+    keys = [json_sha256([extract.settings, source.stamp(part)]) for part in source.parts]
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, TrainerError(f"{folder}: another process is writing here; wait for it"), say):
+        if old is not None and Table(out).about.get("key") != old.about.get("key"):
+            raise TrainerError(f"{out}: another process has written it just now; run the same command again")
         paths, done = [folder / f"{name}.parquet" for name in keys], 0
         if here := sum(path.exists() for path in paths):
-            say(f"{folder}: {here} of {len(paths)} parts are there")
-        failures = []
+            say(f"{folder}: {here} of {len(paths)} parts exist")
+        failures = [failure for failure in old.about["failures"] if failure["id"] in kept] if old else []
         progress(0, source.count)
         for left in folder.glob("*.tmp"):  # of a killed process
             shutil.rmtree(left, ignore_errors=True)
@@ -284,13 +324,16 @@ def embed(
             failures += Table(path).about["failures"]
             done += source.size(part)
             progress(done, source.count)
-        about = {"key": key, "settings": extract.settings, **extract.about, "source": source.about}
-        join(out, about | {"videos": source.count, "failures": failures}, extract.width, paths)
+        order = {id: place for place, id in enumerate(files)}
+        failures.sort(key=lambda failure: order[failure["id"]])
+        about = {"key": key, "settings": extract.settings, **extract.about, "source": everything.about}
+        about |= {"videos": everything.count, "files": files, "failures": failures}
+        join(out, about, extract.width, paths, None if old is None else out, kept, order)
         shutil.rmtree(folder)
     return Table(out)
 
 
 def _difference(about: dict, settings: dict) -> str:
-    there = about.get("settings", {})
-    words = [f"{name} {there.get(name)}, not {value}" for name, value in settings.items() if there.get(name) != value]
+    stored = about.get("settings", {})
+    words = [f"{name} {stored.get(name)}, not {value}" for name, value in settings.items() if stored.get(name) != value]
     return "; ".join(words) or f"{about.get('videos')} videos that are not, or no longer, just these"

@@ -1,24 +1,80 @@
-"""A map of videos: points that lie close where features are alike, as a page that shows a picture at each."""
+"""A map of videos: points with similar features lie close together, and a page shows a picture of each."""
 
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
 
-from trainer.embeddings.cluster import reduced
+from labelgen.files import write_text
+from labelgen.reading import read_text
+from labelgen.texts import from_csv
+from trainer.embeddings.clustering import points, reduced
 from trainer.embeddings.sheets import moment
-from trainer.errors import TrainerError
+from trainer.embeddings.table import Table
+from trainer.errors import SettingError, TrainerError
 from trainer.pages.page import fill, join, page, scroll
 
 _SIZE, _EDGE = np.array([1000, 640]), 30  # width and height of the drawing, and the empty space around the points
 _COLORS = ("#3a7fdd", "#d1495b", "#2a9d4e", "#e08e0b", "#9467d0", "#1a9aa8", "#c2489b", "#8a6d3b", "#6a7f10", "#5b6470")
 _OTHER = "#9aa3ad"
 _SPREAD = 1e-6  # vectors of length 1 of which no value differs by more are equal
+
+
+def write_map(
+    table: Table,
+    out: Path,
+    level: str = "video",
+    method: str = "tsne",
+    column: str = "label",
+    color: Path | None = None,
+) -> None:
+    """Write the map of the videos or rows of a table, see `layout` and `map_page`.
+
+    column: what colours the points, of the table or of a CSV file `color`. Raises TrainerError if there is none of that name.
+    """
+    found = points(table, level)
+    kinds = _csv_values(color, column, found.fields) if color else _table_values(table.name, column, found.fields)
+    places = layout(found.vectors, method)
+    pictures = table.take(found.rows, ("thumbnail",))
+    rows = [field | picture for field, picture in zip(found.fields, pictures, strict=True)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    noun = "videos" if level == "video" else "moments"
+    write_text(out, map_page(f"{len(rows):,} {noun}", places, rows, kinds, column))
+
+
+def _table_values(name: str, column: str, fields: list[dict]) -> list[str]:
+    if column not in fields[0]:
+        raise SettingError(f"{name}: no column {column}, only {', '.join(fields[0])}; name a CSV file with --color")
+    return [str(field[column]) for field in fields]
+
+
+def _csv_values(path: Path, column: str, fields: list[dict]) -> list[str]:
+    """Value of each point in a column of a CSV file, "" if it has none: by id, and also by start if a video has several rows.
+    Raises TrainerError for another file."""
+    reader = csv.DictReader(io.StringIO(read_text(path, encoding="utf-8-sig"), newline=""))
+    try:
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:
+        raise TrainerError(f"{path}: no CSV file ({error})") from error
+    if absent := {"id", column} - set(names):
+        raise TrainerError(f"{path}: no column {', '.join(sorted(absent))}, only {', '.join(names)}")
+    by_id = {from_csv(row["id"]): row[column] or "" for row in rows}
+    if len(by_id) == len(rows):
+        return [by_id.get(field["id"], "") for field in fields]
+    by_moment = {(from_csv(row["id"]), row.get("start")): row[column] or "" for row in rows}
+    if len(by_moment) < len(rows) or len({field["id"] for field in fields}) == len(fields):
+        raise TrainerError(
+            f"{path}: {len(rows):,} rows of {len(by_id):,} ids, expected one per video, or with --level row one per start"
+        )
+    return [by_moment.get((field["id"], "" if field["start"] is None else str(field["start"])), "") for field in fields]
 
 
 def layout(vectors: np.ndarray, method: str = "tsne") -> np.ndarray:
@@ -74,7 +130,7 @@ def map_page(title: str, places: np.ndarray, rows: Sequence[dict], kinds: Sequen
     dot = '<li><svg viewBox="0 0 12 12"><circle cx="6" cy="6" r="5" fill="{}"/></svg>{}</li>'
     key = fill('<ul class="legend">{}</ul>\n', join(fill(dot, *name) for name in names))
     lead = (
-        "Points that lie close have features that are alike. Point at one, or step to it with the tab key, to see it."
+        "Points that lie close together have similar features. Point at one, or step to it with the tab key, to see it."
     )
     return page(title, lead, "", [("map", f"Coloured by {what}", join((key, scroll("The map", drawing))))], "")
 

@@ -7,7 +7,8 @@ import os
 
 import numpy as np
 
-from trainer.embeddings.table import Table, unit
+from trainer.embeddings.table import Table
+from trainer.evaluate.features import normalised
 
 _CANDIDATES = 2000  # rows among which moments are sought first
 _SHOWN = ("id", "path", "label", "start", "end")
@@ -20,19 +21,21 @@ def search(
     query: np.ndarray,
     count: int = 10,
     per_video: int | None = None,
-    own: tuple[str, float, float] | None = None,
+    query_span: tuple[str, float, float] | None = None,
 ) -> list[dict]:
     """The `count` rows most similar to a query (float32 [d]), best first: columns of the table and "similarity"; and "above", the
-    share of random pairs of rows of different videos that are less similar, None where there is one video alone.
+    share of random pairs of rows of different videos that are less similar, None if there is only one video.
 
-    Of rows of one video that overlap in time the best one counts, and at most `per_video` of it. own: path, start and end
-    of the query, whose own moments are left out. Every row is compared; equal ones come in the order of the table.
+    Of rows of one video that overlap in time the best one counts, and at most `per_video` of it. query_span: path, start and end
+    of the query, whose moments are left out. Every row is compared; equal ones come in the order of the table.
     """
-    query = unit(query[None].astype(np.float64))[0]
-    cosines = [unit(vectors.astype(np.float64)) @ query for part in table.parts for (vectors,) in part.blocks("vector")]
+    query = normalised(query[None].astype(np.float64))[0]
+    cosines = [
+        normalised(vectors.astype(np.float64)) @ query for part in table.parts for (vectors,) in part.blocks("vector")
+    ]
     similarity = np.concatenate([*cosines, np.empty(0)])
     rows = np.argsort(-similarity, kind="stable")
-    found = _apart(table, rows, similarity[rows], count, per_video, own)
+    found = _apart(table, rows, similarity[rows], count, per_video, query_span)
     by_chance = _random_pairs(table)
     pictures = table.take([hit["row"] for hit in found], ("thumbnail",))
     return [
@@ -46,12 +49,12 @@ def _apart(
     similarity: np.ndarray,
     count: int,
     per_video: int | None,
-    own: tuple[str, float, float] | None,
+    query_span: tuple[str, float, float] | None,
 ) -> list[dict]:
     """The first `count` of these rows that neither overlap one before them or the query, nor are too many of a video."""
     found: dict[tuple[str, str], list[dict]] = {}
     hits: list[dict] = []
-    same_file = functools.cache(functools.partial(_same_file, own[0] if own else ""))
+    same_file = functools.cache(functools.partial(_same_file, query_span[0] if query_span else ""))
     begin, end = 0, max(_CANDIDATES, 20 * count)
     while begin < len(rows) and len(hits) < count:
         texts = table.take(rows[begin:end], _SHOWN)
@@ -59,7 +62,7 @@ def _apart(
             of_video = found.setdefault((hit["id"], hit["path"]), [])
             if len(of_video) == per_video or any(_overlap(hit, other) for other in of_video):
                 continue
-            if own and same_file(hit["path"]) and _overlap(hit, {"start": own[1], "end": own[2]}):
+            if query_span and same_file(hit["path"]) and _overlap(hit, {"start": query_span[1], "end": query_span[2]}):
                 continue
             of_video.append({**hit, "row": row, "similarity": value})
             hits.append(of_video[-1])
@@ -90,7 +93,7 @@ def _random_pairs(table: Table) -> np.ndarray:
     rows = np.unique(np.concatenate(spread).astype(int))
     found = table.take(rows, ("id", "path", "vector"))
     _, video = np.unique([f"{row['path']}\n{row['id']}" for row in found], return_inverse=True)
-    vectors = unit(np.stack([row["vector"] for row in found]).astype(np.float64))
+    vectors = normalised(np.stack([row["vector"] for row in found]).astype(np.float64))
     one, other = np.triu_indices(len(found), 1)
     return np.sort((vectors @ vectors.T)[one, other][video[one] != video[other]])
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from labelgen.texts import draw
+from labelgen.files import write_png, write_text
+from labelgen.sheets import contact_sheet
 from trainer.embeddings.table import decoded
-from trainer.pages.page import fill, image, join
+from trainer.pages.page import fill, image, join, page
 
-_GAP, _LINE = 10, 16  # pixels
-_LETTER = 6.3  # width of a letter of a caption, pixels
+_WIDTH = 180  # pixels that captions have at least
 
 
 def moment(row: dict) -> str:
@@ -28,27 +28,9 @@ def above(hit: dict) -> str:
     return "" if share is None else f"{math.floor(1000 * share) / 10:.1f} %"
 
 
-def contact_sheet(title: str, pictures: Sequence[tuple[bytes, Sequence[str]]], columns: int = 6) -> np.ndarray:
-    """JPEG pictures, each over the lines of its caption, row by row, as RGB uint8 [H, W, 3]."""
-    tiles = [decoded(jpeg) for jpeg, _ in pictures]
-    width = max(150, *(tile.shape[1] for tile in tiles))
-    height = max(tile.shape[0] for tile in tiles) + _LINE * max(len(lines) for _, lines in pictures) + _GAP
-    columns = min(columns, len(tiles))
-    rows = math.ceil(len(tiles) / columns)
-    sheet = np.full((2 * _GAP + _LINE + rows * height, _GAP + columns * (width + _GAP), 3), 255, np.uint8)
-    _write(sheet, title, _GAP, _GAP + 6, sheet.shape[1])
-    for place, (tile, (_, lines)) in enumerate(zip(tiles, pictures, strict=True)):
-        y, x = 2 * _GAP + _LINE + place // columns * height, _GAP + place % columns * (width + _GAP)
-        sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
-        for number, line in enumerate(lines):
-            _write(sheet, line, x, y + tile.shape[0] + _LINE * number + 12, width)
-    return sheet
-
-
-def _write(sheet: np.ndarray, text: str, x: int, y: int, width: int) -> None:
-    room = int(width / _LETTER)
-    text = text if len(text) <= room else f"..{text[2 - room :]}"  # the end of a path tells more
-    draw(sheet, text, x, y, 0.38)
+def thumbnails_sheet(title: str, pictures: Sequence[tuple[bytes, Sequence[str]]]) -> np.ndarray:
+    """JPEG pictures, each under the lines of its caption, six in a row, as RGB uint8 [H, W, 3]."""
+    return contact_sheet(title, [(decoded(jpeg), lines) for jpeg, lines in pictures], 6, _WIDTH)
 
 
 def figures(rows: Sequence[dict], lines: Sequence[str]) -> Markup:
@@ -65,3 +47,26 @@ def _figure(row: dict, line: str) -> Markup:
         shown = fill('<a href="{}">{}</a>', Path(row["path"]).as_uri() + at, shown)
     template = "<figure>{}<figcaption>{}<br><small>{}</small></figcaption></figure>\n"
     return fill(template, shown, row["id"], line)
+
+
+def write_hits(path: Path, name: str, thumbnail: bytes, hits: Sequence[dict]) -> None:
+    """Write a query, its name and its picture, and what search found for it, as a contact sheet (.png) or a page."""
+    values = [", ".join(filter(None, (f"{hit['similarity']:.4f}", above(hit)))) for hit in hits]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        pictures = [(thumbnail, ["query", name])]
+        pictures += [
+            (hit["thumbnail"], [hit["id"], value, moment(hit)]) for hit, value in zip(hits, values, strict=True)
+        ]
+        write_png(path, thumbnails_sheet(f"nearest to {name}", pictures))
+        return
+    lines = ["; ".join(filter(None, (value, moment(hit)))) for hit, value in zip(hits, values, strict=True)]
+    query = {"id": name, "path": "", "start": None, "end": None, "thumbnail": thumbnail}
+    sections = [("query", "Query", figures([query], [""])), ("found", "Nearest moments", figures(hits, lines))]
+    lead = (
+        "The first number is the cosine of the features, which for many networks is nearly 1 for any two videos; the second one "
+        "is the share of random pairs of moments, of different videos, that are less alike."
+    )
+    if any(Path(hit["path"]).is_absolute() for hit in hits):
+        lead += " A picture opens the video at its moment."
+    write_text(path, page(f"Nearest to {name}", lead, "", sections, ""))

@@ -1,8 +1,8 @@
 """The table of features, a Parquet file: one row per clip or video, and in its metadata how it was made.
 
-id, path, label   text; label "" where there is none
+id, path, label   text; label "" if there is none
 split             text: train, validation or test, the part of the first split; "" for none
-start, end        seconds, float64; null where the file does not tell its frame rate
+start, end        seconds, float64; null if the file does not give its frame rate
 stage             text
 vector            float32 [d]
 thumbnail         JPEG bytes of the middle frame
@@ -11,13 +11,16 @@ thumbnail         JPEG bytes of the middle frame
 from __future__ import annotations
 
 import csv
+import heapq
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -26,6 +29,7 @@ import pyarrow.parquet as pq
 
 from labelgen.files import replacing
 from labelgen.reading import fit, open_regular, parse_json
+from labelgen.shards.jpeg import header
 from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 
@@ -37,12 +41,12 @@ _WIDTH, _PIXELS, _PACKED = (
     1 << 16,
     1000,
 )  # values of a vector, pixels of a thumbnail, bytes in one byte; at most
-_FRAMES = {0xC0, 0xC1, 0xC2}  # markers of baseline, extended and progressive frames
 _ABOUT = {
     "key?": str,
     "checkpoint?": str,
     "backbone?": str,
     "videos?": int,
+    "files?": {"*": str},
     "settings?": {**dict.fromkeys(("weights", "level", "stage", "pooling", "views"), str), "frames": dict},
     "failures?": [{"id": str, "path": str, "reason": str, "kept": bool}],
 }
@@ -71,7 +75,7 @@ class Table:
     about: how it was made; rows, width: number and length of its vectors; groups: rows that lie together on the disk; parts: the
     tables that it is made of, itself alone; name: for messages
 
-    Raises TrainerError where the file is none that `vssl embed` wrote.
+    Raises TrainerError if `vssl embed` did not write the file.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -116,8 +120,8 @@ class Table:
                 if len(inside := chosen[(chosen >= begin) & (chosen < end)]):
                     part = file.read_row_group(group, columns=list(columns)).take(inside - begin)
                     values = zip(*self._values(part, columns), strict=True)
-                    rows_of = [dict(zip(columns, own, strict=True)) for own in values]
-                    found |= dict(zip(inside.tolist(), rows_of, strict=True))
+                    dicts = [dict(zip(columns, of_row, strict=True)) for of_row in values]
+                    found |= dict(zip(inside.tolist(), dicts, strict=True))
                 begin = end
         return [found[row] for row in wanted]
 
@@ -158,8 +162,7 @@ class Table:
 class Tables(Table):
     """Tables of several files that were made alike as one: their rows one after the other.
 
-    Raises TrainerError where one is no table, where one is given twice, and where they were made with
-    different networks or settings.
+    Raises TrainerError if one is no table, if one is given twice, and if they were made with different networks or settings.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike]):
@@ -177,10 +180,8 @@ class Tables(Table):
                     )
         self.path, self.about, self.width = first.path, first.about, first.width
         self.name = ", ".join(part.name for part in self.parts)
-        self.rows, self.groups = (
-            sum(part.rows for part in self.parts),
-            [own for part in self.parts for own in part.groups],
-        )
+        self.rows = sum(part.rows for part in self.parts)
+        self.groups = [rows for part in self.parts for rows in part.groups]
 
     def blocks(self, *columns: str) -> Iterator[tuple]:
         return chain.from_iterable(part.blocks(*columns) for part in self.parts)
@@ -195,26 +196,11 @@ class Tables(Table):
         return [found[row] for row in wanted.tolist()]
 
 
-def unit(x: np.ndarray) -> np.ndarray:
-    """Vectors [n, d] of length 1, of the type of x; zeros stay zeros, and no float32 vector is too long or short."""
-    length = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
-    return (x / np.where(length > 0, length, 1)).astype(x.dtype)
-
-
-def _jpeg_pixels(jpeg: bytes) -> int:
-    """Pixels that a JPEG declares before its picture begins; 0 where it is none. [ITU T.81, annex B]"""
-    at = 2 if jpeg[:2] == b"\xff\xd8" else len(jpeg)
-    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
-        if jpeg[at + 1] in _FRAMES:
-            return int.from_bytes(jpeg[at + 5 : at + 7], "big") * int.from_bytes(jpeg[at + 7 : at + 9], "big")
-        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    return 0
-
-
 def decoded(jpeg: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
-    """A thumbnail as RGB uint8 [H, W, 3]; flags: of OpenCV. Raises TrainerError where it is damaged."""
-    known = 0 < _jpeg_pixels(jpeg) <= _PIXELS
-    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if known else None
+    """A thumbnail as RGB uint8 [H, W, 3]; flags: of OpenCV. Raises TrainerError if it is damaged."""
+    length, size = header(jpeg)
+    small = length and math.prod(size) <= _PIXELS
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if small else None
     if picture is None:
         raise TrainerError("a thumbnail of the table is no JPEG: the table is damaged; make it anew with `vssl embed`")
     return picture
@@ -222,26 +208,69 @@ def decoded(jpeg: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
 
 def write_part(path: Path, about: dict, vectors: np.ndarray, columns: Mapping[str, Sequence]) -> None:
     """One table of vectors float32 [n, d] and the other columns."""
-    own = schema(vectors.shape[1], about)
+    declared = schema(vectors.shape[1], about)
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     arrays = {**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
-    table = pa.table({name: pa.array(arrays[name], own.field(name).type) for name in own.names}, schema=own)
+    table = pa.table(
+        {name: pa.array(arrays[name], declared.field(name).type) for name in declared.names}, schema=declared
+    )
     with replacing(path, pa.ArrowException) as temporary, open(temporary, "wb") as file:
         pq.write_table(table, file, row_group_size=_GROUP, use_dictionary=list(TEXTS))
 
 
-def join(out: Path, about: dict, width: int, parts: Sequence[Path]) -> None:
-    """The rows of all parts as one table; memory holds a block of them at a time."""
-    own = schema(width, about)
+def join(
+    out: Path,
+    about: dict,
+    width: int,
+    parts: Sequence[Path],
+    old: Path | None = None,
+    kept: Container[str] = (),
+    order: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """The rows of all parts as one table; memory holds a block of them at a time.
+
+    old: a table whose rows of the videos `kept`, by id, stand among them; order: of all videos, in which each has its rows
+    """
+    declared = schema(width, about)
+    blocks = _blocks(parts)
+    if old is not None:
+        several = (_of_videos(_blocks([old]), kept), _of_videos(blocks, order))
+        blocks = _grouped(heapq.merge(*several, key=lambda rows: order[rows.column("id")[0].as_py()]))
     with (
         replacing(out, pa.ArrowException) as temporary,
         open(temporary, "wb") as raw,
-        pq.ParquetWriter(raw, own, use_dictionary=list(TEXTS)) as writer,
+        pq.ParquetWriter(raw, declared, use_dictionary=list(TEXTS)) as writer,
     ):
-        for part in parts:
-            with open(part, "rb") as stored, pq.ParquetFile(stored) as file:
-                for batch in file.iter_batches(_GROUP):
-                    writer.write_batch(batch.replace_schema_metadata(own.metadata))
+        for batch in blocks:
+            writer.write_batch(batch.replace_schema_metadata(declared.metadata))
+
+
+def _blocks(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    for path in paths:
+        with open(path, "rb") as stored, pq.ParquetFile(stored) as file:
+            yield from file.iter_batches(_GROUP)
+
+
+def _grouped(blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows, some thousand in each block: each becomes a group of its own in the file."""
+    waiting: list[pa.RecordBatch] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(map(len, waiting)) >= _GROUP:
+            yield pa.concat_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_batches(waiting)
+
+
+def _of_videos(blocks: Iterable[pa.RecordBatch], wanted: Container[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of one video at a time, or as many of them as lie in a block, of the videos that are wanted."""
+    for block in blocks:
+        ids = block.column("id").to_pylist()
+        bounds = [0, *(row for row in range(1, len(ids)) if ids[row] != ids[row - 1]), len(ids)]
+        for begin, end in itertools.pairwise(bounds):
+            if begin < end and ids[begin] in wanted:
+                yield block.slice(begin, end - begin)
 
 
 def write_npy(table: Table) -> tuple[Path, Path]:

@@ -22,6 +22,7 @@ PROTOCOLS = {
     "attention": "trainer.evaluate.protocols.attention:Attention",
     "pretext": "trainer.evaluate.protocols.pretext:Pretext",
     "future": "trainer.evaluate.protocols.future:Future",
+    "self": "trainer.evaluate.protocols.self_evaluation:SelfEvaluation",
 }
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from labelgen.errors import VsslError
-from labelgen.progress import working
+from labelgen.progress import busy
 from trainer import data, distributed, inputs
 from trainer.checkpoint import Checkpoint, load, newest_run, trained_splits, versions, with_labels
 from trainer.errors import TrainerError
@@ -114,7 +114,7 @@ class Evaluator:
         return data.Shards(folder, split, self._opened(Path(folder)))
 
     def source(self, saved: Checkpoint | None = None) -> data.Shards:
-        """The data set, seen through the split asked for; by default, if the run was trained on the data set, through that of
+        """The data set, seen through the given split; by default, if the run was trained on the data set, through that of
         the run: the test videos of another one were among its training videos."""
         if self.given is not None:
             return self.given
@@ -226,7 +226,7 @@ class Evaluator:
         """
         if len(self.runs) > 1 and not protocol_class(name).several_runs:
             raise TrainerError(f"{name} measures one run at a time, not {len(self.runs)}")
-        with working(protocol_class(name).title):
+        with busy(protocol_class(name).title):
             protocol = protocol_class(name)(self, **options)
             if len(self.runs) > 1:
                 for saved in self.runs:

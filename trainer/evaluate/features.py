@@ -102,8 +102,9 @@ class Features:
 
 
 def normalised(x: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32 [..., d]; zeros stay."""
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    """Vectors of length 1, of the type of x, float [..., d]; zeros stay."""
+    length = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.where(length > 0, length, 1)
 
 
 def networks(saved: Checkpoint) -> dict[str, nn.Module]:
@@ -182,12 +183,18 @@ def _kept(folder: Path) -> list[tuple[str, str]]:
     return [(stage, pooling) for stage, pooling in kept]
 
 
-def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: str) -> str:
-    """Hash of everything that decides the features, the versions of this code and of torch included."""
+def sha256_of(backbone: nn.Module) -> hashlib._Hash:
+    """Hash of the weights and buffers of a network."""
     digest = hashlib.sha256()
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     digest.update(inputs.conditions(backbone).encode())
+    return digest
+
+
+def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: str) -> str:
+    """Hash of everything that decides the features, the versions of this code and of torch included."""
+    digest = sha256_of(backbone)
     digest.update(json.dumps([VERSION, torch.__version__, type(backbone).__name__, views, shards.config_hash]).encode())
     for sha256 in shards.readers.sha256:
         digest.update(json.dumps(sha256, sort_keys=True).encode())
@@ -227,7 +234,7 @@ def _keep(folder: Path, about: dict, extract: Callable[[Path], list[tuple[str, s
 def _left_over(temporary: Path) -> bool:
     """Whether nobody writes into a temporary folder any more: its process, on this host, no longer holds its lock. On another
     host, whose locks may not be seen here, and without locks the age decides."""
-    with contextlib.suppress(OSError):  # no lock, or none to be had
+    with contextlib.suppress(OSError):  # no lock, or no support for locks
         if temporary.name[1:].rpartition("-")[0] == socket.gethostname():
             with open(temporary / "lock", "r+") as lock:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -241,7 +248,12 @@ def _left_over(temporary: Path) -> bool:
 def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute) -> list[tuple[str, str]]:
     done, keys = 0, list[tuple[str, str]]()
     for index, stages in stage_outputs(backbone, clips, compute):
-        pooled = {(stage, name): x for stage, output in stages.items() for name, x in pool(output).items()}
+        pooled = {
+            (stage, name): x
+            for stage, output in stages.items()
+            for name, x in pool(output).items()
+            if name in getattr(backbone, "poolings", (name,))  # a histogram has nothing to pool
+        }
         together = torch.cat([*pooled.values()], 1).cpu()  # the device is waited for once
         parts = together.split([x.shape[1] for x in pooled.values()], 1)
         keys = list(pooled)
@@ -272,7 +284,7 @@ def stage_outputs(
     seen = np.zeros(len(clips), np.int64)
     size = compute.batch_size
     keys = [range(first, min(first + size, len(clips))) for first in range(0, len(clips), size)]
-    with ProgressBar("features", len(clips), "clip") as step:
+    with ProgressBar("features", "clip", len(clips)) as bar:
         for batch in data.prefetch(clips, keys, compute.workers, device):
             index = batch["index"].numpy()
             with exact(device):
@@ -281,6 +293,6 @@ def stage_outputs(
                 )
                 yield index, backbone(x)
             seen[index] += 1
-            step(len(index))
+            bar.step(len(index))
     if not (seen == 1).all():
         raise AssertionError(f"{np.count_nonzero(seen != 1)} of {len(seen)} clips were not scored exactly once")

@@ -1,4 +1,4 @@
-"""Accuracies and their intervals: how often tested items were answered right, and how far that would move with other items."""
+"""Accuracies and their intervals: how often tested items were answered right, and how far that may vary with other items."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from scipy.special import stdtr
 from trainer import data
 
 RESAMPLES = 1000
+SEED_RESAMPLES = 2000  # of seeds and items
 GROUPS = 10  # with fewer of them a bootstrap over groups says nothing
-ANSWERS = "answers"  # key of a row, until its result is written, of the Answers behind its accuracy
+ANSWERS = "answers"  # key of a row of a protocol that holds the Answers behind its accuracy
 _NONE = -1  # no class was predicted, or the item was not tested
 
 
@@ -41,6 +42,37 @@ def accuracy(scores: Sequence[np.ndarray], units: Sequence[np.ndarray]) -> dict[
     """The mean of scores in per cent with its interval, "value", "low", "high"; arguments as for `bootstrap`."""
     value = 100 * float(np.mean([of.mean() for of in scores]))
     return {"value": value, **interval(value, bootstrap(scores, units), len(np.unique(np.concatenate(units))))}
+
+
+def seed_bootstrap(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The mean of scores of several training seeds, in per cent, in each of SEED_RESAMPLES draws, float64 [SEED_RESAMPLES].
+
+    scores: float64 [seeds, items]; groups: [items], the group of each item; whole groups are drawn. Every seed is tested on the
+    same items, so seeds and groups are crossed: a draw of groups holds for all seeds of a resample. Groups drawn anew for each
+    seed would average the choice of items out as seeds are added.
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    sums, items = np.stack([np.bincount(group, row) for row in scores]), np.bincount(group)
+    rng, n = np.random.default_rng(0), len(scores)
+    of_seeds, of_groups = (rng.multinomial(k, np.full(k, 1 / k), size=SEED_RESAMPLES) for k in (n, len(items)))
+    totals = np.einsum("rs,sg,rg->r", of_seeds, sums, of_groups, optimize=True)
+    return 100 * totals / (n * (of_groups @ items))
+
+
+def seed_accuracy(scores: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """The mean of scores, 0 to 1, in per cent with its interval over seeds and items, "value", "low", "high"; arguments as for
+    `seed_bootstrap`. With one seed the interval is one over items alone."""
+    value = 100 * float(scores.mean())
+    return {"value": value, **interval(value, seed_bootstrap(scores, groups), len(np.unique(groups)))}
+
+
+def seed_difference(scores: np.ndarray, others: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """How far scores lie above others of the same seeds and items, float64 [seeds, items] both, in points: "value", "low",
+    "high". Seeds and items are drawn in pairs."""
+    if scores.shape != others.shape:
+        raise AssertionError(f"pairs of {scores.shape} and {others.shape} scores")
+    low, high = map(float, np.percentile(seed_bootstrap(scores - others, groups), (2.5, 97.5)))
+    return {"value": 100 * float((scores - others).mean()), "low": low, "high": high}
 
 
 def interval(value: float, means: np.ndarray, units: int) -> dict[str, float]:

@@ -33,7 +33,7 @@ def nearest(
     )
     k = min(k, len(gallery.video) - int(items_of_video[queries.video].max()))
     found = np.empty((len(queries.video), k), np.int64)
-    with ProgressBar("nearest neighbours", len(queries.video), "item") as step:
+    with ProgressBar("nearest neighbours", "item", len(queries.video)) as bar:
         for start in range(0, len(queries.video), chunk):
             query, query_video = _chunk(queries, start, chunk, device)
             best = torch.empty(len(query), 0, dtype=torch.int64, device=device)
@@ -44,7 +44,7 @@ def nearest(
                 best = torch.cat([best, keys], 1)
                 best = best.topk(min(k, best.shape[1])).values
             found[start : start + chunk] = (-best & _PLACES).cpu().numpy()
-            step(len(query))
+            bar.step(len(query))
     return found
 
 

@@ -8,8 +8,8 @@ NumPy, torch and what needs them from trainer.evaluate.protocols, which loads th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from trainer.evaluate.protocols import data, evaluator, features, inputs, metrics, np, progress, results, splits
@@ -51,7 +51,7 @@ class Protocol:
     of_finetuned: it measures what a run was finetuned to do; the page of the run that it started from shows it, too
     published: metrics of the numbers that papers report (trainer/pages/published.yaml)
     about_sheets: a sentence above the pictures that it draws, if it does; scale: what the ends of their colours mean
-    needs_boundaries: `choose` is given a function `boundaries`, which computes the motion boundaries of a clip
+    needs: functions that `choose` is given, of what trainer cannot compute: "boundaries" of a clip, "flow" of two luma images
 
     evaluator: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which
     they come up; extra: what a result holds beside numbers ("neighbours", "confusion", "sheets"); scores: of the tested items
@@ -73,7 +73,7 @@ class Protocol:
     published: ClassVar[tuple[str, ...]] = ("accuracy",)
     about_sheets: ClassVar[str] = ""
     scale: ClassVar[tuple[str, str]] = ("", "")
-    needs_boundaries: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, evaluator: evaluator.Evaluator, **options: Any):
         self.evaluator = evaluator
@@ -86,13 +86,18 @@ class Protocol:
         """Choose the items by the protocol's options; the data set that is measured on. Raises VsslError if there are none."""
         return self.evaluator.source()
 
-    def rows_of(self, network: str) -> Iterator[dict]:
-        """The numbers of one network, "pretrained" or "random"."""
+    def rows(self) -> Iterator[dict]:
+        """The numbers of all networks, and those beside them, such as chance, one after the other as they are measured.
+
+        A row is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and, if it is an
+        accuracy, what ItemScores.accuracy gives: the ends of its 95 % interval, "low" and "high", and the answers behind it.
+        """
         raise NotImplementedError
 
-    def rows_beside(self) -> Iterable[dict]:
-        """Numbers beside those of the networks, such as chance."""
-        return ()
+    def of_networks(self, measure: Callable[[str], Iterable[dict]]) -> Iterator[dict]:
+        """The rows that `measure` gives for each network, "pretrained" and "random"."""
+        for network in self.evaluator.network_names:
+            yield from ({"network": network, **row} for row in measure(network))
 
     @property
     def span(self) -> tuple[int, int]:
@@ -124,19 +129,13 @@ class Protocol:
         """Name of the result's file, without the data set and the split."""
         return name
 
-    def rows(self) -> Iterator[dict]:
-        """The numbers of all networks, and those beside them, one after the other as they are measured.
-
-        A row is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and, if it is an
-        accuracy, the ends of its 95 % interval, "low" and "high", and the answers behind it, see metrics.ItemScores.
-        """
-        for network in self.evaluator.network_names:
-            yield from ({"network": network, **row} for row in self.rows_of(network))
-        yield from self.rows_beside()
-
     def result(self) -> dict:
-        """What is measured: "protocol" (how), "rows", "notes" and what of `extra` there is."""
+        """What is measured: "protocol" (how), "rows", "notes" and what of `extra` there is. `scores` then holds the answers
+        behind the rows."""
         rows = [*self.rows()]
+        answers = {number: row.pop(metrics.ANSWERS) for number, row in enumerate(rows) if metrics.ANSWERS in row}
+        if self.scores is not None:
+            self.scores = replace(self.scores, answers=answers)
         about = self.evaluator.describe(self.shards, **self.conditions())
         tested = self.tested()
         seen = [] if tested is None else splits.seen(self.evaluator.saved, self.shards, tested)
@@ -182,7 +181,7 @@ class FeatureProtocol(Protocol):
     It implements `predict`, whose metrics `vssl eval` measures in all folds for each stage and pooling and of which studies
     take the first.
 
-    levels: of its items, "clip", "video"; steps: units of work of a fold: `predict` calls `step` after each but the last
+    levels: of its items, "clip", "video"; steps: units of work of a fold: `predict` calls `bar.step` after each but the last
     """
 
     levels: ClassVar[tuple[str, ...]] = ("video",)
@@ -207,12 +206,15 @@ class FeatureProtocol(Protocol):
         `shards.targets`, which says what is right."""
         raise NotImplementedError
 
-    def rows_of(self, network: str) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
+        return self.of_networks(self._of_network)
+
+    def _of_network(self, network: str) -> Iterator[dict]:
         extracted = self.evaluator.features_of_parts(network, self.shards, self.folds.parts)
         keys, levels = self.evaluator.kinds(extracted[0][1]), self.evaluator.levels(self.levels)
         kinds = [(key, level) for key in keys for level in levels]
         steps = len(kinds) * len(self.folds.parts) * self.steps
-        with progress.ProgressBar(f"{self.title}, {network}", steps, "step") as self.step:
+        with progress.ProgressBar(f"{self.title}, {network}", "step", steps) as self.bar:
             for key, level in kinds:
                 items = [found.vectors(key, level, rows, self.evaluator.time_parts) for rows, found in extracted]
                 for row in self.accuracies(items, level):
@@ -224,7 +226,7 @@ class FeatureProtocol(Protocol):
         predicted = []
         for test, train in parts:
             predicted.append(self.predict(train, test, level))
-            self.step()
+            self.bar.step()
         owners, targets = [test.video for test, _ in parts], self.shards.targets
         for (tested, _), owner in zip(self.folds.parts, owners, strict=True):
             if not np.array_equal(np.unique(owner), np.sort(tested)):

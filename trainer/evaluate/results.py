@@ -8,8 +8,8 @@ import functools
 import io
 import math
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -22,7 +22,7 @@ from labelgen.reading import fit, load_json, open_regular
 from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
-from trainer.evaluate.metrics import ANSWERS, Answers, ItemScores
+from trainer.evaluate.metrics import Answers, ItemScores
 from trainer.evaluate.splits import with_split
 
 MEASURED = ("value", "low", "high", "dimensions", "C", "videos")  # what of a row does not say what was measured
@@ -109,16 +109,14 @@ class Result:
 
 
 def write(result: dict, run: Path, name: str, scores: ItemScores | None = None) -> None:
-    """Write a result, its rows, and the answers behind them to each of the items that `scores` describes; result["file"] is then
-    the path of the first."""
+    """Write a result, its rows, and the answers behind them; result["file"] is then the path of the first."""
     protocol = result["protocol"]
     folder = run / "results"
     folder.mkdir(parents=True, exist_ok=True)
     parts = [name, protocol["dataset"], protocol["split"]]
     stem = "-".join(str(part).replace("/", "_") for part in parts if part)
-    answers = {i: row.pop(ANSWERS) for i, row in enumerate(result["rows"]) if ANSWERS in row}
-    if answers and scores:
-        write_scores(folder / f"{stem}.npz", replace(scores, answers=answers))
+    if scores and scores.answers:
+        write_scores(folder / f"{stem}.npz", scores)
     else:
         (folder / f"{stem}.npz").unlink(missing_ok=True)  # of an earlier measurement
     write_text(folder / f"{stem}.csv", csv_text(result["rows"]))
@@ -208,25 +206,49 @@ def read_results(run: Path) -> tuple[list[Result], list[str]]:
     return sorted(found, key=lambda result: order.index(result.name) if result.name in order else len(order)), notes
 
 
+def read_all_scores(results: Mapping[Any, Result]) -> tuple[dict[Any, ItemScores], list[str]]:
+    """The answers to the items of each result that kept them, by the key of the result, and a note about each damaged file."""
+    found, notes = {}, []
+    for key, result in results.items():
+        try:
+            if result.scores is not None:
+                found[key] = result.scores
+        except TrainerError as error:
+            notes.append(str(error))
+    return found, notes
+
+
 def _check(content: Any) -> None:
-    """Raise ValueError for what is not the content of a result."""
+    """Raise ValueError for what is not the content of a result, with the value and what was expected."""
     fit(content, _SHAPE, "it")
     if initial := content["protocol"]["initial"]:
         fit(initial, {"settings": {"method": str}, "dataset": str}, "initial")
     for row in content["rows"]:
-        numbers = [row.get(key, 0) for key in ("value", "low", "high")]
-        other = isinstance(row.get("distance"), str) and row["distance"] != OTHER_VIDEO
-        if other or ("low" in row) != ("high" in row) or not all(abs(number) < 1e6 for number in numbers):
-            raise ValueError(f"row {str(row):.60}")
+        numbers = [abs(row.get(key, 0)) for key in ("value", "low", "high")]
+        distance = row.get("distance", OTHER_VIDEO)
+        _expect(max(numbers) < 1e6, "row", row, "numbers below 10^6")
+        _expect(("low" in row) == ("high" in row), "row", row, "both ends of the interval or none")
+        _expect(
+            distance == OTHER_VIDEO or not isinstance(distance, str),
+            "distance",
+            distance,
+            f"{OTHER_VIDEO!r} or a number",
+        )
     for query in content.get("neighbours", ()):
-        if any(len(pair) != 2 for pair in query["nearest"]):
-            raise ValueError("neighbours without their class")
-        if len(query.get("cosines", query["nearest"])) != len(query["nearest"]):
-            raise ValueError("not a cosine for each neighbour")
+        nearest, cosines = query["nearest"], query.get("cosines", query["nearest"])
+        _expect(all(len(pair) == 2 for pair in nearest), "neighbours", nearest, "video and class of each")
+        _expect(len(cosines) == len(nearest), "cosines", cosines, f"{len(nearest)}, one for each neighbour")
     if confusion := content.get("confusion"):
-        classes, counts = confusion["classes"], np.array(confusion["counts"])  # ValueError if rows differ in length
-        if counts.shape != (len(classes),) * 2 or not counts.any():
-            raise ValueError(f"{len(classes)} classes, confusions {counts.shape}")
+        classes, counts = confusion["classes"], confusion["counts"]
+        square = len(counts) == len(classes) and all(len(row) == len(classes) for row in counts)
+        _expect(
+            square and any(map(any, counts)), "confusion", counts, f"counts of {len(classes)} x {len(classes)} classes"
+        )
+
+
+def _expect(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!s:.60}, expected {expected}")
 
 
 def network_rows(result: Result) -> list[dict]:

@@ -65,9 +65,9 @@ def of_split(source: data.Shards) -> Folds:
 
 
 def in_turn(source: data.Shards, split: str | int | None, learnt_labels: bool) -> Folds | None:
-    """A fold for each official split, if all are used: if "all" is asked for, or if no split is and their test parts together
+    """A fold for each official split, if all are used: if `split` is "all", or if it is None and their test parts together
     hold every labelled video exactly once, like those that leave out one group each. None for a run that learnt labels, which
-    has seen those of the other splits' test videos, unless "all" is asked for."""
+    has seen those of the other splits' test videos, unless `split` is "all"."""
     names = source.split_names
     if len(names) < 2 or split not in (None, "all") or (split is None and learnt_labels):
         return None
@@ -114,7 +114,7 @@ def learnable(folds: Folds) -> Folds:
 
 def _cross_validation(source: data.Shards, rows: np.ndarray) -> tuple[str, list[np.ndarray]]:
     """Mode in words, and the videos that each fold tests, int64 rows of source.videos; rows: of all labelled ones."""
-    groups, grouped = groups_of(source)[rows], np.array(source.text("videos/group"))[rows] != ""
+    groups, grouped = source.groups[rows], np.array(source.text("videos/group"))[rows] != ""
     names = np.unique(groups)
     if 2 <= len(names) <= MOST_GROUPS and grouped.all():
         return f"leave one group out, {len(names)} groups", [rows[groups == name] for name in names]
@@ -138,13 +138,6 @@ def grouped_folds(targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         folds = [held_out for _, held_out in StratifiedGroupKFold(number).split(targets, targets, groups)]
     return [held_out for held_out in folds if 0 < len(held_out) < len(targets)]
-
-
-def groups_of(source: data.Shards) -> np.ndarray:
-    """Source group of every video; a video without one is a group of its own."""
-    return np.array(
-        [group or name for group, name in zip(*map(source.text, ("videos/group", "videos/id")), strict=True)]
-    )
 
 
 def covers(source: data.Shards, tested: np.ndarray) -> bool:
@@ -208,7 +201,7 @@ def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
     if split not in (source.split_names or (None,)):
         return np.ones(len(source.videos), bool)
     then = through(source, split)
-    # which videos of several data sets were held out cannot be told from one of them: they count as trained on
+    # which videos of several data sets were held out cannot be known from one of them: they count as trained on
     same = meta["config_hash"] == source.config_hash and meta.get("videos", len(then.videos)) == len(then.videos)
     if meta["settings"]["holdout"] and same:
         then.hold_out(meta["settings"]["holdout"], meta["settings"]["seed"])

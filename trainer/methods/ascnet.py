@@ -61,11 +61,12 @@ class ASCNet(Method):
         "speeds": Option([1, 2], "two or more whole numbers"),
         # assumed, as the following one
         "gamma": Option(0.5, "weight of the speed loss; the rest is that of the appearance", between(0, 1)),
-        "decay": Option(0.99, "of the averaged network at the start, from which it rises to 1", between(0, 1)),
+        "decay": Option(0.99, "decay of the averaged network at the start, from which it rises to 1", between(0, 1)),
     }
 
     scored = False
     remembers_videos = True
+    former_buffers = ("sought", "nearest")
 
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
@@ -82,7 +83,7 @@ class ASCNet(Method):
     @staticmethod
     def check(options: dict) -> None:
         speeds = options["speeds"]
-        if not all(type(speed) is int and speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
+        if not all(speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
             raise SettingError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")
 
     @staticmethod
@@ -99,22 +100,26 @@ class ASCNet(Method):
         speeds = draw.rng.choice(draw.options["speeds"], 2, replace=False)
         return np.stack([_clip(reader, video, speed, draw.rng) for speed in speeds]), {"speed": speeds.astype(np.int64)}
 
+    @classmethod
+    def at_chance(cls, means: dict[str, float], samples: int) -> str:
+        """An appearance loss within 2 % of that of the best constant prediction is no better."""
+        appearance, constant = means.get("appearance", 0.0), means.get("constant", 1.0)
+        if appearance < 0.98 * constant:
+            return ""
+        return f"appearance loss {appearance:.3f}, that of one prediction for all {constant:.3f}"
+
     def networks(self) -> list[nn.Module]:
         target: Any = self.target
         return [target["backbone"]]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """labels: speed int64 [B, 2]. spread: standard deviation of the averaged network's appearance over the
-        samples, mean over the dimensions, times the root of their number: 0 where all are one, 1 where they point everywhere.
-        constant: the appearance loss of the best prediction that is the same for all samples of the step, 2 - 2 |mean|:
-        below it the network has learnt more than where the averaged one points on the whole."""
-        check_normalised(self, "ascnet", len(batch.clips))
-        first, second = batch.clips.unbind(1)
+        """labels: speed int64 [B, 2]. See `consistency` for the metrics."""
+        check_normalised(self, "ascnet", len(batch.video))
+        first, second = batch.clips.unflatten(0, (-1, 2)).unbind(1)
         with torch.no_grad():
             appearance = self._averaged("appearance", second)
             other = batch.clips_of(self.neighbours(appearance, batch.video), _at_the_speed_of_the_first)
-            speed = self._averaged("speed", other)
-            everything, _ = distributed.gather(appearance)
+            targets = {"appearance": appearance, "speed": self._averaged("speed", other)}
         x = embedding(backbone, first)
         online = {name: g(x) for name, g in self.projections.items()}
         predicted = {name: unit(self.predictors[name](projected)) for name, projected in online.items()}
@@ -122,16 +127,7 @@ class ASCNet(Method):
             with torch.no_grad():
                 self.bank = remembered(self.bank, batch.video, unit(online["appearance"]))
                 self.filled = self.filled.index_fill(0, distributed.gather(batch.video)[0], True)
-        losses = {
-            name: distributed.mean((predicted[name] - target).square().sum(1))
-            for name, target in (("appearance", appearance), ("speed", speed))
-        }
-        return {
-            "loss": self.gamma * losses["speed"] + (1 - self.gamma) * losses["appearance"],
-            **losses,
-            "spread": everything.std(0, correction=0).mean() * math.sqrt(EMBEDDING),
-            "constant": 2 - 2 * everything.mean(0).norm(),
-        }
+        return consistency(predicted, targets, self.gamma)
 
     def _averaged(self, name: str, clips: Tensor) -> Tensor:
         """Unit vectors float32 [B, EMBEDDING] of clips [B, 3, T, H, W] by the averaged network."""
@@ -139,8 +135,8 @@ class ASCNet(Method):
         return unit(target["projections"][name](embedding(target["backbone"], clips)))
 
     def neighbours(self, appearance: Tensor, video: Tensor) -> Tensor:
-        """Rows int64 [B] of the videos with the nearest entries, other than the samples' rows `video` int64 [B]; these where
-        there is no other entry, and as long as the bank is not full."""
+        """Rows int64 [B] of the videos with the nearest entries, other than the samples' rows `video` int64 [B]; those if there
+        is no other entry, and as long as the bank is not full."""
         with torch.autocast(appearance.device.type, enabled=False):
             similarity = appearance @ self.bank.T
         similarity = similarity.masked_fill(~self.filled, -torch.inf).scatter(1, video[:, None], -torch.inf)
@@ -150,6 +146,25 @@ class ASCNet(Method):
     def after_step(self, backbone: Stages, progress: float) -> None:
         online = nn.ModuleDict({"backbone": backbone, "projections": self.projections})
         update_ema(self.target, online, target_decay(self.decay, progress))
+
+
+def consistency(predicted: dict[str, Tensor], targets: dict[str, Tensor], gamma: float) -> dict[str, Tensor]:
+    """Squared distances of the predicted vectors from their targets, both unit vectors float32 [B, d] of "appearance" and
+    "speed": each loss, their sum weighted by gamma, and
+
+    spread:   standard deviation of the targets of appearance over the samples, mean over the dimensions, times the root of
+              their number: 0 if all are one, 1 if they point everywhere
+    constant: the appearance loss of the best prediction that is the same for all samples of the step, 2 - 2 |mean|; below it
+              the network has learnt more than the direction in which the averaged one points on the whole
+    """
+    losses = {name: distributed.mean((predicted[name] - target).square().sum(1)) for name, target in targets.items()}
+    everything, _ = distributed.gather(targets["appearance"])
+    return {
+        "loss": gamma * losses["speed"] + (1 - gamma) * losses["appearance"],
+        **losses,
+        "spread": everything.std(0, correction=0).mean() * math.sqrt(everything.shape[1]),
+        "constant": 2 - 2 * everything.mean(0).norm(),
+    }
 
 
 def target_decay(start: float, progress: float) -> float:

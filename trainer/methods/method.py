@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -24,7 +26,8 @@ class Method(nn.Module):
     scored: an answer is right or wrong, so that forward gives "accuracy" and "chance"; chances: those of other accuracies by name
     answers_depend_on: settings of the shards that decide what an answer means
     remembers_videos: it keeps vectors of its training videos, so that it answers only questions about their data set
-    notes:    what its options came to, lines that are told when training starts
+    former_buffers: names of buffers that older versions saved and nothing reads any more
+    notes:    what its options came to, lines that are printed when training starts
 
     A child is made of (backbone, options, shards), options by `option_values`.
     """
@@ -40,15 +43,14 @@ class Method(nn.Module):
     chances: dict[str, float] = {}
     answers_depend_on: tuple[str, ...] = ()
     remembers_videos = False
+    former_buffers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @classmethod
     def option_values(cls, given: dict | None = None) -> dict:
         """Every option's value: what is given, else its default. Raises SettingError for unknown names, wrong types and
         values that make no sense."""
-        given = {} if given is None else given
-        if not isinstance(given, dict):
-            raise SettingError(f"options of a method are {given!r:.60}, expected a mapping of names to values")
+        given = given or {}
         for name in given.keys() - cls.options.keys():
             method = cls.__module__.rpartition(".")[2]
             known = f"it has {', '.join(cls.options)}" if cls.options else "it has none"
@@ -72,7 +74,7 @@ class Method(nn.Module):
     @classmethod
     def stored_draws(cls, config: dict, options: dict) -> tuple[str, int] | None:
         """Which setting of the shards says how many draws of a sample are stored, "rows" or "clips", and how many of them are
-        shown at a time. None where every showing is drawn anew."""
+        shown at a time. None if every showing is drawn anew."""
         return ("clips", 1) if cls.of_labelled_clips and config["clips"] is not None else None
 
     @staticmethod
@@ -85,13 +87,27 @@ class Method(nn.Module):
         """Frames of one sample, int64 [clips, frames] in the shard, and its labels by name (numbers or arrays)."""
         raise NotImplementedError
 
+    @classmethod
+    def at_chance(cls, means: dict[str, float], samples: int) -> str:
+        """What says that steps with so many samples were no better than chance, else "". means: of each metric over them.
+
+        An accuracy within two standard errors of chance is no better.
+        """
+        accuracy, chance = means.get("accuracy", 1.0), means.get("chance", 0.0)
+        if accuracy > chance + 2 * math.sqrt(chance * (1 - chance) / samples):
+            return ""
+        return f"accuracy {accuracy:.3f}, chance {chance:.3f}"
+
     def networks(self) -> list[nn.Module]:
-        """Networks of its own beside the backbone, which torch.compile may take."""
+        """Networks beside the backbone, which torch.compile may take."""
         return []
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """Scalars by name: "loss", "accuracy" and "chance" where there are any, and others. Means over samples are taken
-        by trainer.distributed.mean, other samples of the batch by trainer.distributed.gather."""
+        """Scalars by name: "loss", "accuracy" and "chance" if there are any, and others.
+
+        It passes the batch's clips through the networks and hands tensors to the loss, a function or method that knows no Batch.
+        Means over samples are taken by trainer.distributed.mean, other samples of the batch by trainer.distributed.gather.
+        """
         raise NotImplementedError
 
     def after_step(self, backbone: Stages, progress: float) -> None:

@@ -69,8 +69,7 @@ class Order(Method):
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: order int64 [B]."""
-        n = batch.clips.shape[1]
-        features = embedding(backbone, batch.clips.flatten(0, 1)).unflatten(0, (-1, n))
+        features = embedding(backbone, batch.clips).unflatten(0, (len(batch.video), -1))  # [B, n, C]
         return classification(self.logits(features), batch.labels["order"])
 
     def logits(self, features: Tensor) -> Tensor:

@@ -43,13 +43,13 @@ class Pace(Method):
     }
     options = {
         "contrast": Option("none", "which clips belong together: those of one video or of one pace", choices=CONTRASTS),
-        "contrast_weight": Option(0.1, "of that loss", at_least(0)),
-        "pace_weight": Option(1.0, "of the classification; 0: the contrast alone, nothing is classified", at_least(0)),
-        "temperature": Option(0.1, "of that loss", POSITIVE),  # not stated in the thesis
+        "contrast_weight": Option(0.1, "weight of the contrastive loss", at_least(0)),
+        "pace_weight": Option(1.0, "weight of the classification; 0: only the contrast is learnt", at_least(0)),
+        "temperature": Option(0.1, "temperature of the contrastive loss", POSITIVE),  # not stated in the thesis
         "literal": Option(
             False,
-            "that loss as the thesis writes it: dot products of features, over all pairs of the batch, summed over a clip's "
-            "positives, no projection, no temperature",
+            "the contrastive loss as the thesis writes it: dot products of features, over all pairs of the batch, summed over a "
+            "clip's positives, no projection, no temperature",
         ),
         "random_backwards": Option(False, "play every second clip, at random, backwards; its class is its pace alone"),
     }
@@ -83,8 +83,8 @@ class Pace(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for every pace, and with "same-context" with rows of two. Raises TrainerError where all have
-        too few rows, and for random backwards of paces some of which are backwards themselves."""
+        """The videos long enough for every pace, and with "same-context" with rows of two. Raises TrainerError if the shards have
+        too few rows, and for random_backwards if some paces are backwards themselves."""
         two = options["contrast"] == "same-context"
         if two and shards.config["rows"] < 2:
             raise TrainerError("same-context needs two pace rows per video, the shards have 1; label two rows or more")
@@ -112,14 +112,21 @@ class Pace(Method):
         return frames, {"pace": paces[rows].astype(np.int64)}
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """labels: pace int64 [B, n]. contrast: the contrastive loss without its weight."""
-        pooled, pace = embedding(backbone, batch.clips.flatten(0, 1)), batch.labels["pace"].flatten()  # [B n, C], [B n]
+        """labels: pace int64 [B, n]."""
+        pace = batch.labels["pace"]
+        return self.metrics(
+            embedding(backbone, batch.clips), pace.flatten(), batch.video.repeat_interleave(pace.shape[1])
+        )
+
+    def metrics(self, pooled: Tensor, pace: Tensor, video: Tensor) -> dict[str, Tensor]:
+        """Of features float32 [N, C] of clips, and the pace and video of each, int64 [N]. contrast: the contrastive loss without
+        its weight."""
         metrics = {"loss": pooled.new_zeros(())}
         if self.pace_weight:
             metrics = classification(self.head(pooled).float(), pace)
             metrics["loss"] = self.pace_weight * metrics["loss"]
         if self.contrast != "none":
-            group = pace if self.contrast == "same-pace" else batch.video.repeat_interleave(batch.clips.shape[1])
+            group = pace if self.contrast == "same-pace" else video
             if self.literal:
                 contrast = literal(pooled, group)
             else:

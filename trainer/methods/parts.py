@@ -40,7 +40,7 @@ def projection_head(inputs: int, hidden: int, outputs: int, batch_norm: bool = F
 
 
 def check_normalised(method: nn.Module, name: str, samples: int) -> None:
-    """Raises TrainerError where a head with batch normalisation is trained on one sample of a step."""
+    """Raises TrainerError if a head with batch normalisation is trained on one sample of a step."""
     if method.training and samples < 2:
         raise TrainerError(
             f"a process has 1 sample of a step, and {name}'s batch normalisation needs 2; raise the batch size or "
@@ -63,7 +63,7 @@ def pooled_cells(backbone: Stages, crop: int, frames: int) -> int:
 
 def branch(cells: int, hidden: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
     """Last stage [B, C, T, H, W] -> [B, outputs]: pooling to `cells` values, two hidden layers with ReLU, each followed by
-    dropout where there is any, and the outputs: fc 6, fc 7 and the last layer of light C3D.
+    dropout if there is any, and the outputs: fc 6, fc 7 and the last layer of light C3D.
 
     As published [thesis table 2.1 and 2.2.4] but for the initial weights, which the thesis does not state: PyTorch's. With
     2048 hidden units and 4096 cells fc 6 and fc 7 have 12,587,008 parameters.
@@ -76,7 +76,7 @@ def branch(cells: int, hidden: int, outputs: int, dropout: float = 0.0) -> nn.Se
 
 
 def classification(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy "loss", "accuracy" and the "chance" of guessing, means over the samples of all processes.
+    """Cross-entropy "loss", "accuracy" and its "chance" level, means over the samples of all processes.
 
     logits: float32 [B, classes]; targets: int64 [B]
     """

@@ -39,7 +39,7 @@ class Recognition(Method):
     options = {
         "freeze": Option(False, "train the classifier alone, on features of the backbone in evaluation mode"),
         # assumed: the thesis names none; the authors' code has it, at .5, after fc 6 and fc 7
-        "dropout": Option(0.5, "before the last layer, or after each hidden one", SHARE),
+        "dropout": Option(0.5, "dropout before the last layer, or after each hidden one", SHARE),
         "hidden": Option(0, "width of two hidden layers, fc 6 and fc 7: 2048 in light C3D; 0: none", between(0, 65536)),
         "mirror": Option(True, "mirror every second clip, as the thesis does [3.4.2]; [vcop] does not"),
     }
@@ -61,7 +61,9 @@ class Recognition(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos that have a label. Raises TrainerError where there are fewer than two classes."""
+        """The videos that have a label. Raises TrainerError for several data sets and for fewer than two classes."""
+        if len(shards.splits) > 1:
+            raise TrainerError(f"recognition learns the labels of one data set, not of {', '.join(shards.splits)}")
         if len(shards.classes) < 2:
             raise TrainerError(f"{shards.dataset} has {len(shards.classes)} classes, recognition needs two or more")
         labelled = shards.targets >= 0
@@ -78,7 +80,7 @@ class Recognition(Method):
         return reader.arrays["videos/first_frame"][video] + frames[None], {}
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        logits, target = self.logits(backbone, batch.clips.flatten(0, 1)), self.targets[batch.video]
+        logits, target = self.logits(backbone, batch.clips), self.targets[batch.video]
         return classification(logits, target)
 
     def logits(self, backbone: Stages, clips: Tensor) -> Tensor:
@@ -101,10 +103,10 @@ def trained_classifier(weights: dict[str, Tensor], options: dict, classes: int) 
     prefix = "methods.recognition.head."
     if any(name.startswith(f"ema.{prefix}") for name in weights):
         prefix = f"ema.{prefix}"
-    own = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+    trained = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
     if options.get("hidden"):
-        head: nn.Module = branch(own["2.weight"].shape[1], options["hidden"], classes, options["dropout"])
+        head: nn.Module = branch(trained["2.weight"].shape[1], options["hidden"], classes, options["dropout"])
     else:
-        head = nn.Linear(own["weight"].shape[1], classes)
-    head.load_state_dict(own)
+        head = nn.Linear(trained["weight"].shape[1], classes)
+    head.load_state_dict(trained)
     return head.double().eval().requires_grad_(False)

@@ -49,6 +49,5 @@ class Rotation(Method):
         return reader.clip_frames(clip)[None], {}
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        clips = batch.clips.flatten(0, 1)
-        turns = torch.arange(4, device=clips.device).repeat(len(clips))
-        return classification(self.head(embedding(backbone, rotations(clips))).float(), turns)
+        turns = torch.arange(4, device=batch.clips.device).repeat(len(batch.clips))
+        return classification(self.head(embedding(backbone, rotations(batch.clips))).float(), turns)

@@ -44,11 +44,13 @@ class SkipClip(Method):
     }
     options = {  # all assumed
         "targets": Option(8, "future frames", at_least(2)),
-        "spacing": Option(4, "frames from the context to the first of them, and from each to the next", at_least(1)),
-        "rank_margin": Option(0.1, "between a nearer and a later frame", at_least(0)),
-        "negative_margin": Option(0.1, "between a future frame and those of other videos", at_least(0)),
-        "negative_weight": Option(1.0, "of the loss against other videos; the ranking has weight 1", at_least(0)),
-        "rotation_weight": Option(0.5, "of the rotation of the frames; 0: none is rotated", at_least(0)),
+        "spacing": Option(4, "frames from the context to the first target, and from each to the next", at_least(1)),
+        "rank_margin": Option(0.1, "margin between a nearer and a later frame", at_least(0)),
+        "negative_margin": Option(0.1, "margin between a future frame and those of other videos", at_least(0)),
+        "negative_weight": Option(
+            1.0, "weight of the loss against other videos; the ranking has weight 1", at_least(0)
+        ),
+        "rotation_weight": Option(0.5, "weight of the rotation loss; 0: nothing is rotated", at_least(0)),
     }
     chances = {"rotation_accuracy": 1 / 4}
 
@@ -84,28 +86,14 @@ class SkipClip(Method):
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B, targets], negatives int64 [B, targets]. accuracy: share of the pairs of targets that are
         ranked right; loss: the weighted sum of the losses rank, negative and rotation."""
-        context, targets = batch.clips[:, 0].tensor_split([-batch.labels["negatives"].shape[1]], 2)
+        context, targets = batch.clips.tensor_split([-batch.labels["negatives"].shape[1]], 2)
         h = last_stage(backbone, context).mean(2)
         frames = targets.transpose(1, 2).flatten(0, 1)[:, :, None]  # [B M, 3, 1, S, S]
         turns, upright = batch.labels["turns"].flatten(), len(frames)
         if self.rotation_weight:
             frames = torch.cat([frames, rotated(frames, turns)])
         z, z_turned = self.encode(frames, (h.shape[2], h.shape[3])).tensor_split([upright])
-        z = z.unflatten(0, (len(h), -1))
-        scores = gamma(h, z)
-        terms, right = ranking(scores, self.rank_margin)
-        others, known = negatives(z, batch.video, batch.labels["negatives"])
-        against = gamma(h, others).mean(1, keepdim=True)
-        losses = {
-            "rank": distributed.mean(terms),
-            "negative": distributed.mean(F.relu(against - scores + self.negative_margin).mean(1), known),
-        }
-        metrics = {
-            "loss": losses["rank"] + self.negative_weight * losses["negative"],
-            "accuracy": distributed.mean(right),
-            "chance": scores.new_full((), 1 / 2),
-            **losses,
-        }
+        metrics = self.ranked(h, z.unflatten(0, (len(h), -1)), batch.video, batch.labels["negatives"])
         if self.rotation_weight:
             rotation = classification(self.head(z_turned.mean((2, 3))).float(), turns)
             metrics |= {
@@ -114,6 +102,26 @@ class SkipClip(Method):
                 "rotation_accuracy": rotation["accuracy"],
             }
         return metrics
+
+    def ranked(self, h: Tensor, z: Tensor, video: Tensor, draws: Tensor) -> dict[str, Tensor]:
+        """Losses of the ranking and against frames of other videos, and the share of the pairs that are ranked right.
+
+        h: contexts [B, C, H, W]; z: targets [B, M, C, H, W], nearest first; video: int64 [B]; draws: see `negatives`
+        """
+        scores = gamma(h, z)
+        terms, right = ranking(scores, self.rank_margin)
+        others, known = negatives(z, video, draws)
+        against = gamma(h, others).mean(1, keepdim=True)
+        losses = {
+            "rank": distributed.mean(terms),
+            "negative": distributed.mean(F.relu(against - scores + self.negative_margin).mean(1), known),
+        }
+        return {
+            "loss": losses["rank"] + self.negative_weight * losses["negative"],
+            "accuracy": distributed.mean(right),
+            "chance": scores.new_full((), 1 / 2),
+            **losses,
+        }
 
     def networks(self) -> list[nn.Module]:
         return [self.encoder]

@@ -42,7 +42,7 @@ class Statistics(Method):
     thesis names none and the authors' code switches it off here, so there is none.
     """
 
-    task = "where, in which direction and when does most move; which block is most diverse, which most stable, of which colour"
+    task = "place, direction and time of the largest motion; most and least diverse block, their colours"
     sample = "a labelled clip, with the labels of its crop and mirror"
     source = "J. Wang et al., CVPR 2019"
     defaults = {
@@ -118,28 +118,31 @@ class Statistics(Method):
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: motion int64 [B, 14], valid [B, 14], appearance int64 [B, 13] -> loss, accuracy and chance over all
         valid labels that are learnt, the loss of each part, the accuracy of each kind of label."""
-        last = last_stage(backbone, batch.clips.flatten(0, 1))  # [B, C, T, H, W]
-        features = last if self.hidden else last.mean((2, 3, 4))
-        terms, hits, known, guess = {}, [], [], []
+        last = last_stage(backbone, batch.clips)  # [B, C, T, H, W]
+        return self.metrics(last if self.hidden else last.mean((2, 3, 4)), batch.labels)
+
+    def metrics(self, features: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of what the heads take, float32 [B, C] or with options.hidden [B, C, T, H, W]; labels: as of `forward`."""
+        terms, hits, known, chances = {}, [], [], []
         for part, sizes in self.sizes.items():
             columns = self.get_buffer(f"{part}_columns")
-            ids = batch.labels[part].index_select(1, columns)
+            ids = labels[part].index_select(1, columns)
             valid = torch.ones_like(ids, dtype=torch.bool)
             if part == "motion":
-                valid = batch.labels["valid"].index_select(1, columns) > 0
+                valid = labels["valid"].index_select(1, columns) > 0
             outputs, numbers = self.heads[part](features).float(), self.get_buffer(f"{part}_sizes")
             scale = numbers - 1 if self.targets == "scaled" else 1
             losses, predicted = part_terms(outputs, ids, sizes, self.targets, scale)
             hit = (predicted == ids).float()
             hits.append(hit)
             known.append(valid)
-            guess.append((1 / numbers).expand(ids.shape))
+            chances.append((1 / numbers).expand(ids.shape))
             terms[f"{part}_loss"] = losses, valid
             for kind in dict.fromkeys(KINDS[part][i] for i in self.columns[part]):
                 columns = self.get_buffer(f"{part}_{kind}")
                 terms[kind] = hit.index_select(1, columns), valid.index_select(1, columns)
         valid = torch.cat(known, 1)
-        terms = {"accuracy": (torch.cat(hits, 1), valid), "chance": (torch.cat(guess, 1), valid), **terms}
+        terms = {"accuracy": (torch.cat(hits, 1), valid), "chance": (torch.cat(chances, 1), valid), **terms}
         metrics = dict(zip(terms, distributed.means([*terms.values()]), strict=True))
         loss: Any = sum(weight * metrics[f"{part}_loss"] for part, weight in self.weights.items())
         return {"loss": loss, **metrics}

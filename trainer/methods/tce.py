@@ -48,15 +48,15 @@ class TCE(Method):
         "jitter": "none",  # ours; the authors' code has one, with which the embedding collapses on small data
     }
     options = {  # of the authors' code, but for frames, the share of negatives, and the loss: theirs is nce
-        "frames": Option(1, "per clip; as many as a clip of the shards for a 3D backbone", at_least(1)),
+        "frames": Option(1, "frames per clip; as many as a clip of the shards for a 3D backbone", at_least(1)),
         "loss": Option("infonce", "nce: each negative by itself against noise", choices=("infonce", "nce")),
-        "temperature": Option(0.07, "of the similarities", POSITIVE),
+        "temperature": Option(0.07, "temperature of the similarities", POSITIVE),
         "negatives": Option(
-            0, "per anchor, at most; 0: 8192 or, if that is less, a quarter of the training videos", at_least(0)
+            0, "negatives per anchor; 0: 8192 or, if that is less, a quarter of the training videos", at_least(0)
         ),
         "lo": Option(-1.0, "similarity that negatives must exceed at the start", between(-1, 1)),
-        "hi": Option(1.0, "and towards which it rises; both -1: any negative", between(-1, 1)),
-        "rotation_weight": Option(1.0, "of the rotation of the anchor; 0: none is rotated", at_least(0)),
+        "hi": Option(1.0, "value that lo rises towards; both -1: any negative", between(-1, 1)),
+        "rotation_weight": Option(1.0, "weight of the rotation loss; 0: nothing is rotated", at_least(0)),
     }
     chances = {"rotation_accuracy": 1 / 4}
     remembers_videos = True
@@ -72,7 +72,7 @@ class TCE(Method):
         videos = len(self.samples(shards, options)[0])
         if videos < 2:
             raise TrainerError(
-                f"tce tells videos apart, and {shards.dataset} has 1 that it can train on; it needs 2 or more"
+                f"tce compares videos, and {shards.dataset} has 1 that it can train on; it needs 2 or more"
             )
         self.loss, self.temperature, self.rotation_weight = (
             options[name] for name in ("loss", "temperature", "rotation_weight")
@@ -114,12 +114,13 @@ class TCE(Method):
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B], draws int64 [B, 2]. accuracy: of picking the positive among the negatives, of which
         hardness is the mean similarity; loss: the weighted sum of the losses contrast and rotation."""
-        anchor, positive = batch.clips.unbind(1)
+        anchor, positive = batch.clips.unflatten(0, (-1, 2)).unbind(1)
         turns = batch.labels["turns"]
         copies = [rotated(anchor, turns)] if self.rotation_weight else []
         x, x_turned = embedding(backbone, torch.cat([anchor, positive, *copies])).tensor_split([2 * len(turns)])
         anchor, positive = unit(self.projection(x)).chunk(2)
-        similarity, known = self.similarity(anchor, positive, batch)
+        limit = threshold(batch.progress, self.lo, self.hi)
+        similarity, known = self.similarity(anchor, positive, batch.video, batch.labels["draws"], limit)
         scaled = similarity / self.temperature
         contrast = distributed.mean(infonce(scaled) if self.loss == "infonce" else nce(scaled, self.temperature))
         if self.training:
@@ -141,15 +142,19 @@ class TCE(Method):
             }
         return metrics
 
-    def similarity(self, anchor: Tensor, positive: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def similarity(
+        self, anchor: Tensor, positive: Tensor, video: Tensor, draws: Tensor, limit: float
+    ) -> tuple[Tensor, Tensor]:
         """Cosines of each anchor with its positive and its negatives, float32 [B, 1 + K], -inf where there is none, and
-        which negatives there are, bool [B, K]. anchor, positive: unit vectors float32 [B, EMBEDDING]."""
+        which negatives there are, bool [B, K].
+
+        anchor, positive: unit vectors float32 [B, EMBEDDING]; video: int64 [B]; draws: int64 [B, 2]; limit: see `mine`
+        """
         with torch.autocast(anchor.device.type, enabled=False):
             bank = anchor @ self.bank.T  # [B, videos]
         slots = torch.arange(len(self.bank), device=bank.device)
-        candidate = self.bank.any(1) & (slots != batch.video[:, None])
-        limit = threshold(batch.progress, self.lo, self.hi)
-        priority = pairwise_random(slots, batch.labels["draws"])
+        candidate = self.bank.any(1) & (slots != video[:, None])
+        priority = pairwise_random(slots, draws)
         chosen, known = mine(bank.detach(), candidate, priority, limit, self.negatives)
         negative = bank.gather(1, chosen).masked_fill(~known, -torch.inf)
         return torch.cat([(anchor * positive).sum(1, keepdim=True), negative], 1), known
@@ -182,7 +187,7 @@ def pairwise_random(slots: Tensor, draws: Tensor) -> Tensor:
 
 
 def mine(similarity: Tensor, candidate: Tensor, priority: Tensor, limit: float, k: int) -> tuple[Tensor, Tensor]:
-    """The k candidates of the highest priority among those with a similarity above the limit, and where fewer than k are
+    """The k candidates of the highest priority among those with a similarity above the limit, and if fewer than k are
     above it, the k most similar. Returns their columns int64 [B, min(k, n)], and which of these are candidates at all.
 
     similarity: float32 [B, n] in -1..1; candidate: bool [B, n]; priority: float32 [B, n] in 0..1
@@ -193,13 +198,13 @@ def mine(similarity: Tensor, candidate: Tensor, priority: Tensor, limit: float, 
 
 
 def infonce(logits: Tensor) -> Tensor:
-    """-log(e^l_0 / sum_j e^l_j), float32 [B]. logits: [B, 1 + K], the positive first, -inf where there is no negative."""
+    """-log(e^l_0 / sum_j e^l_j), float32 [B]. logits: [B, 1 + K], the positive first, -inf for a missing negative."""
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction="none")
 
 
 def nce(logits: Tensor, temperature: float) -> Tensor:
     """-log h_0 - sum_j log(1 - h_j), h = e^l / (e^l + K c), float32 [B]: is it the positive or one of K noise samples?
-    0 where K is 0.
+    0 if K is 0.
 
     c is the mean of e^(similarity / temperature) over random unit vectors, whose similarities have variance 1 / EMBEDDING
     and are nearly normal. [Z. Wu et al., CVPR 2018, eq. 5 to 7; they take c from the first batch and a random bank]

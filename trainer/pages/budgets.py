@@ -1,4 +1,4 @@
-"""How much runs have seen, and where that differs between runs that are compared."""
+"""How much runs have seen, and how that differs between runs that are compared."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ _FACTOR = 1.05  # of equal budgets, at most
 
 
 def clips_seen(meta: dict) -> int:
-    """Clips of different frames that a run of these metadata has seen, as studies count them: of each sample all that are
+    """Clips of different frames that a run of these metadata has seen, as studies count them: all clips of a sample that are
     encoded."""
     if meta["settings"]["method"] == IMPORTED:
         return 0  # nothing here tells
-    own = resolve(Settings(**meta["settings"]))
-    values, done = asdict(own), meta["step"] / max(1, meta["steps"])
+    settings = resolve(Settings(**meta["settings"]))
+    values, done = asdict(settings), meta["step"] / max(1, meta["steps"])
     shown = values["epochs"] * values["repeats"] * max(meta["samples"].values()) * done
-    encoded = (method_class(name).shape(meta["config"], values["options"][name])[0] for name in own.methods)
+    encoded = (method_class(name).shape(meta["config"], values["options"][name])[0] for name in settings.methods)
     return round(shown * sum(encoded))
 
 
 def unequal(saved: Mapping[str, Checkpoint]) -> list[str]:
-    """What of the budgets of runs, by name, differs, in words: clips seen, videos of the training part, the steps of a
-    pretraining before."""
+    """How the budgets of runs, by name, differ, in words: clips seen, videos in the shards, steps of the pretraining."""
     found = {
         "clips seen": {name: clips_seen(run.meta) for name, run in saved.items()},
         "videos in the shards": {name: run.meta["videos"] for name, run in saved.items()},

@@ -1,4 +1,4 @@
-"""A result class by class: accuracies beside those of random weights, and which videos are taken for which class."""
+"""A result class by class: accuracies beside those of random weights, and which class is predicted for which videos."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ import numpy as np
 from markupsafe import Markup
 
 from trainer.evaluate.metrics import GROUPS, ItemScores, by_class
-from trainer.evaluate.results import Result, baseline_rows, headline, place_of
+from trainer.evaluate.results import Result, headline, place_of
 from trainer.pages import plots
+from trainer.pages.differences import Line, differences_table, value_cell
 from trainer.pages.films import Films
+from trainer.pages.measured import against_random, named
 from trainer.pages.page import details, figure, fill, grid, heading, join, paragraph, scroll, table
-from trainer.pages.results import difference_cells, named, value_cell
 
-_MANY_CLASSES, _FEW_CLASSES = (
-    60,
-    24,
-)  # more than the first have no whole matrix, up to the second are compared in one table
+_MANY_CLASSES = 60  # more of them have no whole matrix
+_FEW_CLASSES = 24  # up to so many are compared in one table
 _MOST_COMPARED = 10  # classes that gain most, and that lose most, of those with more
 _CLICKED = 40  # up to so many classes a cell of the matrix is large enough to be chosen
 _LISTED = 12  # confusions in the table
 _OF_A_CELL, _OF_A_PAGE = 6, 200  # videos with a picture
 ABOUT = (
-    "Differences by class are of the same videos answered by both. A hollow mark is without an interval: of a class with fewer "
-    f"than {GROUPS} videos, or groups of them. Of many classes some differ by chance."
+    "Differences by class compare the answers of both networks to the same videos. A hollow mark has no interval: the class "
+    f"has fewer than {GROUPS} videos, or groups of them. Among many classes some differ by chance."
 )
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Videos by true and named class.
+    """Videos by true and predicted class.
 
-    counts: int64 [classes, classes]; videos: the ids of each cell's, by (true, named), where they are kept
+    counts: int64 [classes, classes]; videos: the ids of each cell's, by (true, predicted), if they are kept
     """
 
     classes: list[str]
@@ -42,31 +41,31 @@ class Confusion:
     videos: Mapping[tuple[int, int], Sequence[str]] = field(default_factory=dict)
 
 
-def classes_html(results: Sequence[Result], kept: Mapping[Path, ItemScores], films: Films) -> Markup:
+def classes_html(results: Sequence[Result], scores: Mapping[Path, ItemScores], films: Films) -> Markup:
     """Accuracy by class and the confusion matrix of the results that have them; the first matrix is open, the others are folded.
 
-    kept: what became of the videos, by file of the result; films: of the page, shown in cells
+    scores: answers to the videos, by file of the result; films: of the page, shown in cells
     """
     out: list[Markup] = []
     opened = False
     for i, result in enumerate(results):
-        by_class, matrix = _of_result(result, kept.get(result.file), films, f"cell-{i}")
+        by_class, matrix = _of_result(result, scores.get(result.file), films, f"cell-{i}")
         if by_class or matrix:
             if not out:
                 out.append(paragraph(ABOUT))
-            folded = details("Which class was named", matrix) if matrix and opened else matrix
+            folded = details("Which class was predicted", matrix) if matrix and opened else matrix
             out += [heading(result.title), by_class, folded]
             opened = opened or bool(matrix)
     return join(out)
 
 
-def _of_result(result: Result, kept: ItemScores | None, films: Films, name: str) -> tuple[Markup, Markup]:
+def _of_result(result: Result, scores: ItemScores | None, films: Films, name: str) -> tuple[Markup, Markup]:
     """Accuracy by class, and the confusion matrix; name: begins the ids of its cells."""
     out, row = [], headline(result)
     rows = [row for row in result.content["rows"] if "class" in row]
     clips = {row["class"]: row for row in rows if row.get("level") == "clip"}
     rows = sorted((row for row in rows if row.get("level") != "clip"), key=lambda row: -row["value"])
-    if row and (compared := _beside_random(result, row, kept)):
+    if row and (compared := against_random(result, row, scores, by_class)):
         out.append(paragraph(f"{named(row)}; this network less random weights", "muted"))
         out.append(compared_html(compared, "Random", "This network"))
     elif rows:
@@ -76,16 +75,9 @@ def _of_result(result: Result, kept: ItemScores | None, films: Films, name: str)
             head.append("Of clips")
             body = [[*line, value_cell(clips[line[0]])] for line in body]
         out.append(details("Numbers", table("Accuracy by class, %", head, body, range(1, len(head)))))
-    found = confusion(result, row, kept)
+    found = confusion(result, row, scores)
     matrix = _confusion(found, result.protocol["dataset"], films, name) if found else Markup()
     return join(out), matrix
-
-
-def _beside_random(result: Result, row: dict, kept: ItemScores | None) -> list[dict]:
-    random = baseline_rows(result, row).get("random")
-    if kept is None or random is None:
-        return []
-    return by_class(kept, kept, place_of(result, random), place_of(result, row))
 
 
 def compared_html(compared: Sequence[dict], first: str, other: str) -> Markup:
@@ -104,31 +96,32 @@ def compared_html(compared: Sequence[dict], first: str, other: str) -> Markup:
 
 
 def _compared(caption: str, compared: Sequence[dict], first: str, other: str) -> Markup:
-    cells, axis = difference_cells(compared)
-    body = [
-        (told["class"], *drawn, f"{told['other']:.1f}", f"{told['first']:.1f}", told["items"])
-        for told, drawn in zip(compared, cells, strict=True)
+    lines = [
+        Line(one["class"], [f"{one['other']:.1f}", f"{one['first']:.1f}", one["items"]], {"Difference": one})
+        for one in compared
     ]
-    return table(caption, ("Class", axis, "Difference", other, first, "Tested"), body, range(2, 6))
+    return differences_table(caption, "Class", (other, first, "Tested"), lines)
 
 
-def confusion(result: Result, row: dict | None, kept: ItemScores | None) -> Confusion | None:
-    """Which class was named for the videos of the row that stands for a result; None where nothing tells."""
-    answers = kept.answers.get(place_of(result, row)) if kept and row else None
-    if kept is not None and answers is not None and (answers.predicted >= 0).any():
-        classes = kept.classes.tolist()
+def confusion(result: Result, row: dict | None, scores: ItemScores | None) -> Confusion | None:
+    """Which class was predicted for the videos of the row that stands for a result; None if it is not known."""
+    answers = scores.answers.get(place_of(result, row)) if scores and row else None
+    if scores is not None and answers is not None and (answers.predicted >= 0).any():
+        classes = scores.classes.tolist()
         index = {name: i for i, name in enumerate(classes)}
         videos: dict[tuple[int, int], list[str]] = {}
-        for item, label, one in zip(kept.items.tolist(), kept.labels.tolist(), answers.predicted.tolist(), strict=True):
+        for item, label, one in zip(
+            scores.items.tolist(), scores.labels.tolist(), answers.predicted.tolist(), strict=True
+        ):
             if label in index and 0 <= one < len(classes):
                 videos.setdefault((index[label], one), []).append(item)
         counts = np.zeros((len(classes),) * 2, np.int64)
-        for cell, own in videos.items():
-            counts[cell] = len(own)
+        for cell, of_cell in videos.items():
+            counts[cell] = len(of_cell)
         if videos:
             return Confusion(classes, counts, videos)
-    if told := result.content.get("confusion"):
-        return Confusion(told["classes"], np.array(told["counts"]))
+    if stored := result.content.get("confusion"):
+        return Confusion(stored["classes"], np.array(stored["counts"]))
     return None
 
 
@@ -154,12 +147,12 @@ def _confusion(found: Confusion, dataset: str, films: Films, name: str) -> Marku
     links, shown = {}, []
     for t, p in cells:
         if videos := found.videos.get((present[t], present[p])):
-            taken = f"taken for {classes[p]}" if t != p else "named right"
+            taken = f"taken for {classes[p]}" if t != p else "recognised"
             label = f"{classes[t]} {taken}: {len(videos)} {'video' if len(videos) == 1 else 'videos'}"
             links[t, p] = f"{name}-{t}-{p}", label
             shown.append(_cell(*links[t, p], videos, dataset, films))
     label = f"Confusion matrix of {len(classes)} classes: {np.trace(counts)} of {counts.sum()} videos on the diagonal"
-    caption = "Rows: true class; columns: named class; shade: share of the row"
+    caption = "Rows: true class; columns: predicted class; shade: share of the row"
     drawn = figure(caption, scroll(label, plots.matrix(classes, counts, label, links)))
     if shown:
         hint = paragraph("Choose a number in the matrix or the table to see its videos here.", "muted hint")
@@ -175,7 +168,7 @@ def _confusion(found: Confusion, dataset: str, films: Films, name: str) -> Marku
         out.append(table("The most frequent confusions", head, body, (2, 3)))
     if len(classes) <= _MANY_CLASSES:
         full = [(name, *(count or "" for count in row)) for name, row in zip(classes, counts.tolist(), strict=True)]
-        numbers = table("Videos by true class (rows) and named class", ("True class", *classes), full, range(1, 99))
+        numbers = table("Videos by true class (rows) and predicted class", ("True class", *classes), full, range(1, 99))
         out.append(details("The whole matrix", numbers))
     return join(out)
 
@@ -190,13 +183,13 @@ def _cell(name: str, label: str, videos: Sequence[str], dataset: str, films: Fil
     template = "<figure>{}<figcaption>{}</figcaption></figure>"
     figures = join(fill(template, films.show(dataset, video, video), video) for video in pictured)
     others = [video for video in videos if video not in pictured]
-    told = f"{'And ' if pictured else ''}{', '.join(others[:_OF_A_CELL])}" if others else ""
+    text = f"{'And ' if pictured else ''}{', '.join(others[:_OF_A_CELL])}" if others else ""
     if len(others) > _OF_A_CELL:
-        told += f" and {len(others) - _OF_A_CELL} more"
+        text += f" and {len(others) - _OF_A_CELL} more"
     return fill(
         '<div class="taken" id="{}"><p><strong>{}</strong></p>{}{}</div>\n',
         name,
         label,
         fill('<div class="films">{}</div>', figures) if pictured else "",
-        paragraph(told, "muted") if told else "",
+        paragraph(text, "muted") if text else "",
     )

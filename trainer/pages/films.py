@@ -15,7 +15,7 @@ from trainer.pages.page import fill, join
 
 _FRAMES, _EVERY = 12, 2  # a film shows every second frame of about a second
 _HEIGHT, _QUALITY = 96, 50  # at most, pixels; of the WebP
-_FPS = 25.0  # of a video that tells no times
+_FPS = 25.0  # of a video without times
 _RULE = (
     ".v{0}{{aspect-ratio:{1}/{2};background-image:url(data:image/jpeg;base64,{3})}}\n"
     ".v{0}:is(:hover,:focus)::after{{background-image:url(data:image/webp;base64,{4})}}\n"
@@ -46,7 +46,7 @@ class Films:
         return len(self._numbers)
 
     def show(self, dataset: str, name: str, alt: str) -> Markup:
-        """A video, or a blank where its shards are not given."""
+        """A video, or a blank if its shards are not given."""
         video = dataset, name
         if video not in self:
             return fill('<span class="film blank" role="img" aria-label="{}"></span>', alt)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 _WEBP_QUALITY = 85
-_LONG = 28  # letters, from which on the text of a cell is broken into lines
+_LONG = 28  # characters: the text of a cell that is longer is broken into lines
 
 
 def fill(template: str, *values: object, **named: object) -> Markup:
@@ -25,19 +25,19 @@ def fill(template: str, *values: object, **named: object) -> Markup:
 
 def join(parts: Iterable[object]) -> Markup:
     """Parts one after the other, escaped as by `fill`."""
-    return Markup("").join(parts)
+    return Markup("").join(map(escape, parts))
 
 
 def table(
     caption: str,
-    head: Sequence[str],
+    head: Sequence[object],
     rows: Iterable[Sequence],
     numbers: Container[int] = (),
     classes: Sequence[str] = (),
 ) -> Markup:
     """A table in a box of its own that scrolls sideways; the first cell of a row is its header.
 
-    numbers: columns that are set to the right; classes: of the rows, where given
+    numbers: columns that are set to the right; classes: of the rows, if given
     """
 
     def attributes(i: int, content: object) -> Markup:
@@ -72,7 +72,7 @@ def heading(text: object) -> Markup:
 
 
 def scroll(label: str, content: Markup) -> Markup:
-    """A box that scrolls sideways, with the keyboard, too."""
+    """A box that scrolls sideways, also with the keyboard."""
     return fill('<div class="scroll" role="region" aria-label="{}" tabindex="0">{}</div>\n', label, content)
 
 

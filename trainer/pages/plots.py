@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -12,8 +13,11 @@ from markupsafe import Markup
 from trainer.pages.page import fill, join
 
 _WIDTH, _SMALL = 360, 300  # units of a plot, of one with curves; about as many pixels on a phone: text stays readable
-_LETTER = 6.8  # units that a letter takes
-_NAME = 24  # letters of a name
+_LETTER = 6.8  # units that a character takes
+_NAME = 24  # characters of a name
+
+
+Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,16 @@ class Series:
     """
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Values
+    y: Values
     kind: str = "line"
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    low: Values | None = None
+    high: Values | None = None
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value with its interval, where it has one, of the series `kind`: pretrained, random or chance."""
+    """A value with its interval, if it has one, of the series `kind`: pretrained, random or chance."""
 
     kind: str
     value: float
@@ -42,7 +46,7 @@ class Point:
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers in [low, high], steps of 1, 2 or 5 times a power of ten, about as many as asked for."""
+    """Round numbers in [low, high], in steps of 1, 2 or 5 times a power of ten, about as many as `about`."""
     rough = max(high - low, 1e-12) / about
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -84,7 +88,7 @@ def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool
     y_high += 0.05 * (y_high - y_low)
     left = max(42.0, 12 + _LETTER * max(len(number(tick)) for tick in ticks(y_low, y_high)))
 
-    def at(x, y) -> tuple[float, float]:
+    def at(x: Any, y: Any) -> tuple[Any, Any]:
         across = (np.asarray(x, float) - x_low) / (x_high - x_low)
         up = (np.asarray(y, float) - y_low) / (y_high - y_low)
         return left + across * (_SMALL - left - right), height - bottom - up * (height - top - bottom)
@@ -106,9 +110,9 @@ def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool
         out.append(fill('<path class="curve {}" d="{}"/>', s.kind, _path(places)))
         if "level" not in s.kind and ("dots" in s.kind or len(places) == 1):
             for (px, py), x, y in zip(places, s.x, s.y, strict=True):
-                told = f"{s.name}, {x_name} {number(x)}: {number(y)}"
+                title = f"{s.name}, {x_name} {number(x)}: {number(y)}"
                 template = '<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="3.5"><title>{}</title></circle>'
-                out.append(fill(template, s.kind, px, py, told))
+                out.append(fill(template, s.kind, px, py, title))
     return _svg(height, label, out, _SMALL)
 
 
@@ -143,17 +147,17 @@ def intervals(rows: Sequence[tuple[str, Sequence[Point]]], label: str) -> Markup
         apart = {"pretrained": -4, "random": 5} if {"pretrained", "random"} <= {p.kind for p in points} else {}
         for p in points:
             y = centre + apart.get(p.kind, 0)
-            told = f"{name}, {p.kind}: {p.value:.1f} %"
-            if p.low is not None:
-                told += f", 95 % interval {p.low:.1f} to {p.high:.1f}"
+            label = f"{name}, {p.kind}: {p.value:.1f} %"
+            if p.low is not None and p.high is not None:
+                label += f", 95 % interval {p.low:.1f} to {p.high:.1f}"
                 template = '<path class="interval {}" d="M{:.1f} {:.1f}H{:.1f}"/>'
                 out.append(fill(template, p.kind, at(p.low), y, at(p.high)))
-            out.append(_mark(p.kind, at(p.value), y, step, told))
+            out.append(_mark(p.kind, at(p.value), y, step, label))
     return _svg(height, label, out)
 
 
-def _mark(kind: str, x: float, y: float, step: float, told: str) -> Markup:
-    title = fill("<title>{}</title>", told)
+def _mark(kind: str, x: float, y: float, step: float, label: str) -> Markup:
+    title = fill("<title>{}</title>", label)
     if kind == "chance":
         template = '<path class="curve level" d="M{0:.1f} {1:.1f}V{2:.1f}">{3}</path>'
         return fill(template, x, y - step / 2, y + step / 2, title)
@@ -172,7 +176,7 @@ _FOREST = '<svg class="forest" width="160" height="20" aria-hidden="true">{}</sv
 
 
 def difference(pair: Mapping[str, float], limit: float) -> Markup:
-    """A difference with its interval, where it has one, on an axis from -limit to limit; hollow without an interval. The
+    """A difference with its interval, if it has one, on an axis from -limit to limit; hollow without an interval. The
     numbers stand beside it."""
 
     def at(value: float) -> float:
@@ -239,8 +243,8 @@ def matrix(
     label: str,
     links: Mapping[tuple[int, int], tuple[str, str]] | None = None,
 ) -> Markup:
-    """A confusion matrix, int [classes, classes], rows true and columns named, coloured by each row's share; names up to
-    40 classes, counts in the cells up to 15. links: of cells by (row, column), the id of what they lead to, and words."""
+    """A confusion matrix, int [classes, classes], rows true and columns predicted, coloured by each row's share; with names up
+    to 40 classes, with counts in the cells up to 15. links: of cells by (row, column), the id of their target, and words."""
     n, named = len(classes), len(classes) <= 40
     margin = _room(classes) if named else 24.0
     cell = max(13.0 if named else 2.0, min(34.0, (_WIDTH - margin - 4) / n))
@@ -261,13 +265,13 @@ def matrix(
                 out.append(_text(*place, str(count), "middle", Markup(' class="count"')))
     if named:
         for i, name in enumerate(classes):
-            place = margin + (i + 0.5) * cell
-            turned = fill(' transform="rotate(-90 {:.1f} {:.1f})"', place + 4, margin - 6)
-            out.append(_text(margin - 6, place + 4, _short(name), "end"))
-            out.append(_text(place + 4, margin - 6, _short(name), "start", turned))
-    for (r, c), (target, told) in (links or {}).items():
+            middle = margin + (i + 0.5) * cell
+            turned = fill(' transform="rotate(-90 {:.1f} {:.1f})"', middle + 4, margin - 6)
+            out.append(_text(margin - 6, middle + 4, _short(name), "end"))
+            out.append(_text(middle + 4, margin - 6, _short(name), "start", turned))
+    for (r, c), (target, title) in (links or {}).items():
         box = '<rect class="hit" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
         drawn = fill(box, margin + c * cell, margin + r * cell, cell, cell)
-        out.append(fill('<a href="#{}" aria-label="{}"><title>{}</title>{}</a>', target, told, told, drawn))
+        out.append(fill('<a href="#{}" aria-label="{}"><title>{}</title>{}</a>', target, title, title, drawn))
     size = margin + n * cell + 4
     return _svg(size, label, out, size, "group" if links else "img")

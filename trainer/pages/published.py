@@ -11,8 +11,8 @@ from labelgen.reading import load_yaml
 from trainer.checkpoint import with_labels
 from trainer.evaluate import protocol_class
 from trainer.evaluate.results import Result, network_rows
+from trainer.pages.measured import value_cell
 from trainer.pages.page import details, items, join, paragraph, table
-from trainer.pages.results import value_cell
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 
@@ -21,7 +21,7 @@ def published_html(settings: dict, initial: dict | None, results: Sequence[Resul
     """Tables of the published numbers of a run's method and backbone, by protocol, and this run's own on the same data sets.
 
     settings: the run's; initial: what it started from, see checkpoint.start_from: of a finetuned run the method is that of
-    its pretraining. Empty where no paper has such a number.
+    its pretraining. Empty if no paper has such a number.
     """
     method, backbone = pretraining(settings, initial)[0], settings["backbone"]
     content = load_yaml(PUBLISHED)

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from labelgen.errors import ReadError
+from labelgen.progress import duration
 from labelgen.reading import read_text
 from trainer import inputs
 from trainer.evaluate.results import flat
@@ -24,15 +25,17 @@ _RATE = "clips_per_s"
 NEEDED = ("step", "epoch", "lr", "data_ms", "total_ms", _RATE)  # columns of every log.csv
 
 
-def trained_html(meta: dict, log: dict[str, np.ndarray], held: dict[str, np.ndarray], damaged: Sequence[str]) -> Markup:
+def trained_html(
+    meta: dict, log: dict[str, np.ndarray], held_out: dict[str, np.ndarray], damaged: Sequence[str]
+) -> Markup:
     """Facts, curves and settings of a run.
 
-    meta: of its checkpoint; log, held: of its log.csv and holdout.csv, see read_log; damaged: what of them is, in words
+    meta: of its checkpoint; log, held_out: of its log.csv and holdout.csv, see read_log; damaged: notes on them
     """
     settings, several = meta["settings"], len(meta["samples"]) > 1
     shown = {name: n * settings.get("repeats", 1) for name, n in meta["samples"].items()}
     samples = (f"{n:,} ({name})" if several else f"{n:,}" for name, n in shown.items())
-    told = [
+    rows = [
         ("Data", f"{with_split(meta['dataset'], meta['split'])}, {meta['videos']:,} videos in the shards"),
         ("Samples per epoch", ", ".join(samples)),
         ("Budget", f"{settings['epochs']} epochs, {meta['steps']:,} steps of at most {settings['batch_size']} samples"),
@@ -43,20 +46,22 @@ def trained_html(meta: dict, log: dict[str, np.ndarray], held: dict[str, np.ndar
     if initial := meta["initial"]:
         trained_on = with_split(initial["dataset"], initial["split"])
         by = f"{initial['settings']['method']} on {trained_on}, step {initial['step']:,}: {initial['file']}"
-        told.insert(0, ("Started from", by))
+        rows.insert(0, ("Started from", by))
     if own := meta.get("imported"):  # nothing is known of its training
-        told = [("Imported from", f"{own['file']}, SHA-256 {own['sha256']}"), ("Weights of", own["about"]), told[-1]]
-    told.insert(-1, ("Input of the network", inputs.of_run(meta).described))
+        rows = [("Imported from", f"{own['file']}, SHA-256 {own['sha256']}"), ("Weights of", own["about"]), rows[-1]]
+    rows.insert(-1, ("Input of the network", inputs.of_run(meta).described))
     if log:
-        log = {**log, "total_ms": np.maximum(log["total_ms"], 0.1)}  # what the log resolves: means are weighted with it
-        minutes, waited = log["total_ms"].sum() / 6e4, log["data_ms"].sum() / log["total_ms"].sum()
-        spent = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.1f} minutes"
-        told.append(("Time", f"{spent}, {100 * waited:.1f} % of it waiting for data"))
-    out = [facts("The run", told)]
+        log = {
+            **log,
+            "total_ms": np.maximum(log["total_ms"], 0.1),
+        }  # the resolution of the log: means are weighted with it
+        spent, waited = duration(log["total_ms"].sum() / 1e3), log["data_ms"].sum() / log["total_ms"].sum()
+        rows.append(("Time", f"{spent}, {100 * waited:.1f} % of it waiting for data"))
+    out = [facts("The run", rows)]
     if damaged:
         out.append(items(damaged))
     if log:
-        out.append(_curves(log, held))
+        out.append(_curves(log, held_out))
     elif not damaged and not own:
         out.append(paragraph("No step is logged yet.", "muted"))
     out.append(details("All settings", table("Settings of the run", ("Setting", "Value"), flat(settings))))
@@ -65,8 +70,8 @@ def trained_html(meta: dict, log: dict[str, np.ndarray], held: dict[str, np.ndar
 
 
 def read_log(path: Path, needed: Sequence[str] = ()) -> tuple[dict[str, np.ndarray], str]:
-    """Columns of log.csv or holdout.csv, float64 [rows], and what of it is damaged, in words. No columns where the file is
-    missing, cannot be read, lacks one of `needed` or has no whole row."""
+    """Columns of log.csv or holdout.csv, float64 [rows], and what of it is damaged, in words. No columns if the file is missing,
+    cannot be read, lacks one of `needed` or has no whole row."""
     try:
         if not path.exists():
             return {}, ""
@@ -78,12 +83,12 @@ def read_log(path: Path, needed: Sequence[str] = ()) -> tuple[dict[str, np.ndarr
         return {}, f"{path.name} is damaged: it has no column {', '.join(missing)}"
     rows = [row for row in map(_numbers, lines) if len(row) == len(head)]
     left = len(lines) - len(rows)
-    told = f"{path.name}: {left} of {len(lines)} rows are damaged and left out" if left else ""
-    return dict(zip(head, np.array(rows).T, strict=False)), told
+    note = f"{path.name}: {left} of {len(lines)} rows are damaged and left out" if left else ""
+    return dict(zip(head, np.array(rows).T, strict=False)), note
 
 
 def _numbers(line: Sequence[str]) -> list[float]:
-    """Numbers of a line; none where one of them is no number that can be drawn."""
+    """Numbers of a line; none if one of them is no number that can be drawn."""
     try:
         numbers = [float(text) for text in line]
     except ValueError:
@@ -92,66 +97,68 @@ def _numbers(line: Sequence[str]) -> list[float]:
 
 
 def binned(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-    """Of a curve float [n] at most 240 points: the last x, the (weighted) mean, the smallest and the largest y of each."""
+    """At most 240 points of a curve float [n]: the last x, the (weighted) mean, the smallest and the largest y of each."""
     parts = np.array_split(np.arange(len(x)), min(len(x), _POINTS))
     weights = np.ones(len(x)) if weights is None else weights
     points = [(x[p[-1]], np.average(y[p], weights=weights[p]), y[p].min(), y[p].max()) for p in parts]
     return tuple(np.array(column) for column in zip(*points, strict=True))
 
 
-def _curves(log: dict, held: dict) -> Markup:
+def _curves(log: dict, held_out: dict) -> Markup:
     metrics = [name for name in log if name not in _NO_METRICS and not name.endswith("chance")]
     main = [name for name in metrics if name.split(".")[-1] in ("loss", "accuracy")]
     several = len(log["step"]) > _POINTS
     kinds = [("line", "training, mean and range of several steps" if several else "training")]
-    if held:
+    if held_out:
         kinds.append(("dots", "held-out videos"))
     if any("chance" in name for name in log):
-        kinds.append(("level", "guessing"))
-    out = [plots.legend(kinds), grid((curve(name, log, held) for name in (*main, "lr", _RATE)), "small")]
+        kinds.append(("level", "chance"))
+    out = [plots.legend(kinds), grid((curve(name, log, held_out) for name in (*main, "lr", _RATE)), "small")]
     if "clips_share" in log:  # there is a curriculum
         share = log["clips_share"]
-        told = (
-            f"the first {(share < 1).sum():,} steps saw easier clips only, {100 * share.min():.0f} % of them at first."
-        )
-        out.append(paragraph(f"Curriculum: {told}"))
+        easier = f"the first {(share < 1).sum():,} steps saw easier clips only, {100 * share.min():.0f} % of all clips at first."
+        out.append(paragraph(f"Curriculum: {easier}"))
     others = [name for name in metrics if name not in main]
     if others:
-        out.append(details("More curves", grid((curve(name, log, held) for name in others), "small")))
-    return join([*out, details("Numbers by epoch", _by_epoch(log, held))])
+        out.append(details("More curves", grid((curve(name, log, held_out) for name in others), "small")))
+    return join([*out, details("Numbers by epoch", _by_epoch(log, held_out))])
 
 
-def curve(name: str, log: dict, held: dict) -> Markup:
-    """Plot of a column of log.csv, beside what of it was held out and guessing; log, held: see read_log."""
+def curve(name: str, log: dict, held_out: dict) -> Markup:
+    """Plot of a column of log.csv, beside that of the held-out videos and chance; log, held_out: see read_log."""
     share = name.endswith("accuracy")
     scale, weights = 100 if share else 1, log["total_ms"] if name == _RATE else None
     x, mean, low, high = binned(log["step"], scale * log[name], weights)
     series = [Series("training", x, mean, "line", *((low, high) if len(log["step"]) > len(x) else ()))]
-    told = f"{name} over {len(log['step']):,} steps, from {number(mean[0])} to {number(mean[-1])}"
-    if name in held and name != "lr":
-        series.append(Series("held-out videos", held["step"], scale * held[name], "dots"))
-        told += f"; on held-out videos from {number(scale * held[name][0])} to {number(scale * held[name][-1])}"
+    label = f"{name} over {len(log['step']):,} steps, from {number(mean[0])} to {number(mean[-1])}"
+    if name in held_out and name != "lr":
+        series.append(Series("held-out videos", held_out["step"], scale * held_out[name], "dots"))
+        label += (
+            f"; on held-out videos from {number(scale * held_out[name][0])} to {number(scale * held_out[name][-1])}"
+        )
     chance = name.removesuffix("accuracy") + "chance"
     if share and chance in log:
         x, mean, *_ = binned(log["step"], scale * log[chance])
-        series.append(Series("guessing", x, mean, "level"))
-        told += f"; guessing gives {number(mean[-1])}"
+        series.append(Series("chance", x, mean, "level"))
+        label += f"; chance is {number(mean[-1])}"
     title = {"lr": "learning rate", _RATE: "clips per second"}.get(name, name.replace("_", " "))
     if share:
         title += ", %"
-    return figure(title, plots.lines(series, told, zero=share or name in ("lr", _RATE)))
+    return figure(title, plots.lines(series, label, zero=share or name in ("lr", _RATE)))
 
 
-def _by_epoch(log: dict, held: dict) -> Markup:
+def _by_epoch(log: dict, held_out: dict) -> Markup:
     names = [name for name in log if name not in _NO_METRICS or name in ("lr", _RATE)]
-    scored = [name for name in held if name in ("loss", "accuracy")]
+    scored = [name for name in held_out if name in ("loss", "accuracy")]
     rows = []
     for epoch in np.unique(log["epoch"]):
         steps = log["epoch"] == epoch
         weights = {_RATE: log["total_ms"][steps]}
         means = [np.average(log[name][steps], weights=weights.get(name)) for name in names]
         last = log["step"][steps][-1]
-        scores = [number(held[name][held["step"] == last][0]) for name in scored if (held["step"] == last).any()]
+        scores = [
+            number(held_out[name][held_out["step"] == last][0]) for name in scored if (held_out["step"] == last).any()
+        ]
         scores += [""] * (len(scored) - len(scores))
         rows.append([f"{epoch + 1:.0f}", f"{last:,.0f}", *map(number, means), *scores])
     head = ["Epoch", "Last step", *names, *(f"held-out {name}" for name in scored)]

@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from labelgen.errors import ReadError
-from labelgen.reading import parse_yaml
+from labelgen.reading import Only, fit, parse_yaml
 from trainer.errors import SettingError, TrainerError
 from trainer.extends import chain, merged
 from trainer.methods import method_class
 from trainer.settings import DECLARATIONS, Settings, resolve
 
 RECIPES = Path(__file__).parent
+_ENTRY = Only({"value": str | int | float | bool | list | None, "source": str})
+_FORM = Only(
+    {
+        "about": str,
+        "settings?": Only({f"{name}?": _ENTRY for name in DECLARATIONS} | {"options?": {"*": _ENTRY}}),
+        "shards?": {"*": _ENTRY},
+    }
+)
 
 
 def recipe(name: str) -> tuple[Settings, dict[str, Any]]:
@@ -59,27 +67,12 @@ def _path(name: str, folder: Path = Path()) -> Path:
 
 def _check(path: Path, content: object) -> None:
     """Raises TrainerError unless a file has the keys of a recipe and gives each value with its source."""
-    if not isinstance(content, dict) or not {"about"} <= content.keys() <= {"about", "settings", "shards"}:
-        raise TrainerError(f"{path}: expected the keys about, settings and, if any, shards and extends")
-    settings = content.get("settings", {})
-    for where, entries in (
-        ("settings", settings),
-        ("options", settings.get("options", {}) if isinstance(settings, dict) else {}),
-        ("shards", content.get("shards", {})),
-    ):
-        if not isinstance(entries, dict):
-            raise TrainerError(f"{path}: {where} is {entries!r:.60}, expected a mapping")
-        for key, entry in entries.items():
-            if where == "settings" and key not in DECLARATIONS:
-                raise TrainerError(f"{path}: settings: unknown key {key!r}, expected one of: {', '.join(DECLARATIONS)}")
-            if (where, key) == ("settings", "options"):
-                continue
-            if (
-                not isinstance(entry, dict)
-                or entry.keys() != {"value", "source"}
-                or not isinstance(entry["source"], str)
-            ):
-                raise TrainerError(f"{path}: {where}: {key} is {entry!r:.200}, expected {{value: ..., source: ...}}")
+    try:
+        fit(content, _FORM, "it")
+    except ValueError as error:
+        raise TrainerError(
+            f"{path}: {error}; each value stands with its source, {{value: ..., source: ...}}"
+        ) from error
 
 
 def differing(expected: dict[str, Any], config: dict[str, Any]) -> list[str]:

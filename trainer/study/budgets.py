@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-_FACTOR = 1.1  # by which clips of equal budgets differ at most, as they are whole passes
+_FACTOR = 1.1  # by which the clips of equal budgets differ at most, as they are whole passes
 
 
 def unequal(rows: dict[str, dict]) -> list[str]:
     """A sentence on each data set of which the rows did not see about as many clips in pretraining."""
-    told = []
-    for of in dict.fromkeys(of for row in rows.values() for of in runs_by_data(row)):
-        clips = {name: [run["clips"] for run in runs_by_data(row).get(of, ())] for name, row in rows.items()}
-        seen = {name: sum(own) / len(own) for name, own in clips.items() if own}
+    sentences, runs = [], {name: runs_by_data(row) for name, row in rows.items()}
+    for data in dict.fromkeys(data for of_row in runs.values() for data in of_row):
+        clips = {name: [run["clips"] for run in of_row[data]] for name, of_row in runs.items() if data in of_row}
+        seen = {name: sum(each) / len(each) for name, each in clips.items()}
         few, most = min(seen, key=seen.__getitem__), max(seen, key=seen.__getitem__)
         if seen[most] > _FACTOR * seen[few]:
-            told.append(
-                f"Unequal budgets: pretraining on {of} saw from {seen[few]:,.0f} clips ({few}) to {seen[most]:,.0f} "
-                f"({most}), so that a difference need not be one of the methods."
+            sentences.append(
+                f"Unequal budgets: pretraining on {data} saw from {seen[few]:,.0f} clips ({few}) to {seen[most]:,.0f} "
+                f"({most}), so that a difference may have another cause than the methods."
             )
-    return told
+    return sentences
 
 
 def runs_by_data(row: dict) -> dict[str, list[dict]]:
@@ -32,9 +32,9 @@ def differing(rows: dict[str, dict]) -> tuple[list[str], dict[str, list[str]]]:
     """Settings that are not the same in all rows with a method: their names, and the values of each row. An option counts if
     several rows have it."""
     found = {name: _flat_settings(row) for name, row in rows.items() if row["kind"] == "method"}
-    keys = list(dict.fromkeys(key for own in found.values() for key in own))
-    unlike = [key for key in keys if len({own[key] for own in found.values() if key in own}) > 1]
-    return unlike, {name: [own.get(key, "") for key in unlike] for name, own in found.items()}
+    keys = dict.fromkeys(key for settings in found.values() for key in settings)
+    unlike = [key for key in keys if len({settings[key] for settings in found.values() if key in settings}) > 1]
+    return unlike, {name: [settings.get(key, "") for key in unlike] for name, settings in found.items()}
 
 
 def _flat_settings(row: dict) -> dict[str, str]:
@@ -42,9 +42,9 @@ def _flat_settings(row: dict) -> dict[str, str]:
     options = settings.pop("options", None) or {}
     tried: list[dict] = next(iter(row.get("tried", {}).values()), [])
     found = {key: _words(value) for key, value in settings.items()}
-    found |= {f"{method}: {key}": _words(value) for method, own in options.items() for key, value in own.items()}
+    found |= {f"{method}: {key}": _words(value) for method, values in options.items() for key, value in values.items()}
     for key in tried[0].keys() - {"held-out loss", "chosen"} if tried else ():
-        found[key] = "one of " + ", ".join(dict.fromkeys(_words(own[key]) for own in tried))
+        found[key] = "one of " + ", ".join(dict.fromkeys(_words(values[key]) for values in tried))
     return found | {f"label: {key}": _words(value) for key, value in row["label"].items()}
 
 

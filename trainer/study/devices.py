@@ -16,8 +16,8 @@ _turns = itertools.count()  # without locks
 
 @dataclass(frozen=True)
 class Device:
-    """name: as the process of the run calls it; alone: what CUDA_VISIBLE_DEVICES says there, so that it sees no other GPU, ""
-    of what is none."""
+    """name: as the process of the run calls it; alone: what CUDA_VISIBLE_DEVICES says for it, so that it sees no other GPU, "" if
+    it is no GPU."""
 
     name: str
     alone: str = ""
@@ -26,11 +26,11 @@ class Device:
         return f"GPU {self.alone}" if self.alone else self.name.replace("auto", "CPU")
 
 
-def devices(asked: str) -> list[Device]:
-    """The devices of this machine among which runs are spread. asked: cpu, auto, cuda, cuda:1, or several with commas. What is
-    not there is given back as it is: the run then says what is wrong with it."""
+def devices(names: str) -> list[Device]:
+    """The devices of this machine among which runs are spread. names: cpu, auto, cuda, cuda:1, or several with commas. One that
+    does not exist is returned as it is: the run then says what is wrong with it."""
     found, gpus = [], _gpus()
-    for name in map(str.strip, asked.split(",")):
+    for name in map(str.strip, names.split(",")):
         kind, _, number = name.partition(":")
         if kind == "cuda" and number.isdecimal() and int(number) < len(gpus):
             found.append(Device("cuda", gpus[int(number)]))
@@ -41,30 +41,30 @@ def devices(asked: str) -> list[Device]:
     return list(dict.fromkeys(found))
 
 
-def kind_of_device(asked: str) -> str:
-    """cpu, cuda: on what runs are made that ask for these devices."""
-    return devices(asked)[0].name.partition(":")[0].replace("auto", "cpu")
+def kind_of_device(names: str) -> str:
+    """On what runs with these devices are made: "cpu", "cuda"."""
+    return devices(names)[0].name.partition(":")[0].replace("auto", "cpu")
 
 
 def _gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES would have to say for each GPU that is visible now."""
+    """What CUDA_VISIBLE_DEVICES has to say for each of the GPUs that are visible now, so that it is visible alone."""
     import torch
 
-    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [own.strip() for own in named.split(",")][:count] if named else [str(number) for number in range(count)]
+    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [gpu.strip() for gpu in visible.split(",")][:count] if visible else [str(number) for number in range(count)]
 
 
 @contextmanager
-def given(asked: str) -> Iterator[Device]:
-    """One of these devices for the block: of GPUs one that the fewest blocks of this user on this machine have, in whatever
-    process, of whatever study."""
-    found = devices(asked)
+def reserved(names: str) -> Iterator[Device]:
+    """One of these devices for the block: of GPUs one that the fewest other blocks of this user on this machine have, in any
+    process of any study."""
+    found = devices(names)
     if len(found) == 1 and not found[0].alone:
         yield found[0]
         return
     try:
         device, handle = _locked(found)
-    except OSError:  # nowhere to lock
+    except OSError:  # a file system without locks
         device, handle = found[next(_turns) % len(found)], None
     try:
         yield device
@@ -82,9 +82,8 @@ def _locked(found: list[Device]) -> tuple[Device, int]:
             name = f"{device}-{others}".replace(" ", "-").replace("/", "_")
             handle = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(
-                    handle, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # of this open file: threads lock one another out, too
+                # a lock of this open file: threads lock one another out, too
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return device, handle
             except BlockingIOError:
                 os.close(handle)

@@ -1,99 +1,51 @@
-"""The runs of a study: what identifies each, which are still to be made, and one process for each of them."""
+"""The jobs of a study: what identifies each, what it makes, and how that is stored."""
 
 from __future__ import annotations
 
-import ast
 import csv
-import functools
-import hashlib
-import json
+import itertools
 import shutil
-import socket
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
-from labelgen.cluster import connected
 from labelgen.errors import ReadError, VsslError
-from labelgen.files import write_json, write_text
-from labelgen.processes import cores, ending, finished
+from labelgen.files import json_sha256, write_json
 from labelgen.reading import fit, load_json, read_text
 from trainer.errors import TrainerError
-from trainer.settings import Settings, resolve
-from trainer.study.devices import Device, given, kind_of_device
-from trainer.study.sources import Source
+from trainer.evaluate.evaluator import Evaluator
+from trainer.evaluate.features import Compute, Features
+from trainer.settings import FREE, Settings, resolve
+from trainer.study import measures
+from trainer.study.devices import kind_of_device
+from trainer.study.sources import Source, few_name
+from trainer.study.spec import Measure
+from trainer.training import train
 
-_PACKAGE = Path(__file__).parents[1]
-_TRAINING = (
-    *("training", "data", "methods", "backbones"),
-    *("network.py", "augment.py", "settings.py", "options.py", "distributed.py", "memory.py", "inputs.py"),
-)
-_MEASURING = (*_TRAINING, "checkpoint.py", "evaluate", "histograms.py", "study/measures.py", "study/sources.py")
-_RESULT = {"seconds": float | int, "cost": str, "clips": float | int, "device?": str, "scores?": dict, "reason?": str}
-_FREE = (
-    "compile",
-    "workers",
-    "device",
-    "checkpoint_minutes",
-    "log_every",
-    "keep_every",
-)  # settings that change no weight
-
-
-@dataclass(frozen=True)
-class Job:
-    """One process.
-
-    id: hash of all that determines what it makes; makes: ids of the results, none for training; how: what it is called
-    with, paths and all, and the "device", or several among which runs are spread; needs: ids of the trainings before it; row,
-    told: for the reader; cost: name of like jobs and the number of clips, for the estimate; videos: that a training sees, and
-    that the training part has
-    """
-
-    kind: str
-    id: str
-    makes: tuple[str, ...]
-    how: dict = field(hash=False, compare=False)
-    needs: tuple[str, ...]
-    row: str
-    told: str
-    cost: tuple[str, float]
-    videos: tuple[int, int] = (0, 0)
+# Raise the number of a kind of job if a change gives it other results for the same settings and data: another draw, another
+# default that is no setting, a mended loss or score. All that studies have of this kind is then made anew. What leaves results as
+# they are, such as refactoring, leaves the numbers as they are. A job also depends on the trainings before it.
+VERSIONS = {"train": 1, "frozen": 1, "flow": 1, "finetune": 1, "pretext": 1}
+_LIBRARIES = {name: metadata.version(name) for name in ("torch", "numpy")}
+_RESULT = {
+    **{"seconds": float, "cost": str, "clips": float},
+    **{"device?": str, "scores?": {"*": float}, "chance?": {"*": float}, "reason?": str},
+}
 
 
-def identity(**what) -> str:
-    """Hash of everything that determines a run or a result."""
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def identity(kind: str, **what: object) -> str:
+    """Hash of everything that determines a run or a result: settings, data (see Source), the number of VERSIONS, and the
+    versions of torch and NumPy."""
+    return json_sha256({"kind": kind, "version": VERSIONS[kind], **_LIBRARIES, **what})
 
 
 def determining(settings: Settings) -> dict:
     """The settings that change weights, with all defaults."""
-    return {name: value for name, value in asdict(resolve(settings)).items() if name not in _FREE}
-
-
-@functools.cache
-def code(kind: str) -> list[str]:
-    """Versions of vssl and torch, and a hash of the source, without comments and docstrings, that training or measuring
-    runs: a change there makes new runs."""
-    digest = hashlib.sha256()
-    for name in _TRAINING if kind == "train" else _MEASURING:
-        path = _PACKAGE / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(_bare(file).encode())
-    return [*(metadata.version(name) for name in ("torch", "numpy")), digest.hexdigest()[:16]]
-
-
-def _bare(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        match node:
-            case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node) is not None:
-                node.body.pop(0)
-    return ast.dump(tree)
+    return {name: value for name, value in asdict(resolve(settings)).items() if name not in FREE}
 
 
 class Store:
@@ -107,7 +59,7 @@ class Store:
         return self.root / "runs" / id
 
     def result(self, id: str) -> dict:
-        """What was stored of a result or, of a training, of how it was made."""
+        """What was stored of a result or, of a training, of how it was made. Raises TrainerError if it is damaged."""
         path = self.run(id) / "done.json" if self.run(id).is_dir() else self.root / "results" / f"{id}.json"
         try:
             content = load_json(path)
@@ -117,212 +69,207 @@ class Store:
         return content
 
     def has(self, id: str) -> bool:
-        """Whether a training or a result is there and whole."""
+        """Whether a training or a result exists and is whole."""
         return (self.run(id) / "done.json").exists() or (self.root / "results" / f"{id}.json").exists()
 
-    def finetuned(self, job: Job, split: str) -> Path:
-        """Folder of a finetuning, while it is made."""
-        return self.root / "finetuned" / job.id / split.replace("/", "_")
+    def ids(self) -> list[str]:
+        """The trainings and results that exist."""
+        runs = (path.parent.name for path in self.root.glob("runs/*/done.json"))
+        return [*runs, *(path.stem for path in self.root.glob("results/*.json"))]
 
     def log(self, job: Job) -> Path:
         """What a job prints."""
         return self.root / "logs" / f"{job.id}.txt"
 
     def marker(self, job: Job) -> Path:
-        """Is there while a job is made: on what, and how long its log was before."""
+        """Exists while a job is made; holds its device, and how long its log was before."""
         return self.root / "logs" / f"{job.id}.running"
 
     def done(self, job: Job) -> bool:
-        """Whether all that a job makes is there."""
-        return all(map(self.has, job.makes or (job.id,)))
+        """Whether all that a job makes exists."""
+        return all(map(self.has, job.makes))
 
 
-def execute(job: Job, root: Path, threads: int, functions: dict[str, Callable]) -> tuple[Job, str]:
-    """Make a job in a process of its own, on a device that it has alone while there are enough; "" or why it failed. What it
-    prints is in logs/ID.txt."""
-    log, marker = Store(root).log(job), Store(root).marker(job)
-    log.parent.mkdir(exist_ok=True)
-    with given(job.how["device"]) as device:
-        marker.write_text(f"{device} of {socket.gethostname()}\n{log.stat().st_size if log.exists() else 0}")
-        try:
-            return job, _in_process(job, root, threads, functions, device)
-        finally:
-            marker.unlink(missing_ok=True)
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What one process makes.
+
+    id: hash of all that determines it; row, title: for the reader; cost: name of like jobs, and clips: how many, for the estimate
+    source: the data set that it reads; networks: by split, the id of the training whose network is used, None for random weights
+    device: or several, among which jobs are spread; start: the weights that a training of the row begins with, and that are used
+    where there is no training
+    """
+
+    kind: ClassVar[str]
+    id: str
+    row: str
+    title: str
+    cost: str
+    clips: float
+    device: str
+    source: Source
+    networks: dict[str, str | None]
+    start: Path | None
+
+    @property
+    def needs(self) -> list[str]:
+        """The trainings that come before it."""
+        return list(dict.fromkeys(id for id in self.networks.values() if id))
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """The ids of what it makes."""
+        return (self.id,)
+
+    @property
+    def compute(self) -> Compute:
+        return Compute(workers=0, device=self.device)
+
+    def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
+        """Make it here; what is stored by id. flow: see `study`. Raises VsslError."""
+        raise NotImplementedError
+
+    def work_and_store(self, store: Store, flow: Callable | None) -> None:
+        """Make it here, and store what it makes. Raises VsslError."""
+        begin = time.perf_counter()
+        made = self.work(store, flow)
+        took = round((time.perf_counter() - begin) / max(1, len(made)), 2)
+        about = {"seconds": took, "cost": self.cost, "device": kind_of_device(self.device)}
+        for id, content in made.items():
+            path = store.run(id) / "done.json" if self.kind == "train" else store.root / "results" / f"{id}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, about | {"clips": self.clips / len(made)} | content)
 
 
-def _in_process(job: Job, root: Path, threads: int, functions: dict[str, Callable], device: Device) -> str:
-    log, answer = Store(root).log(job), root / "logs" / f"{job.id}.error"
-    answer.unlink(missing_ok=True)
-    job = replace(job, how=job.how | {"device": device.name})
-    own = {"CUDA_VISIBLE_DEVICES": device.alone} if device.alone else {}
-    with open(log, "ab") as file:
-        status, _ = finished(_child, job, root, functions, threads=threads, variables=own, stdout=file, stderr=file)
-    if status == 0:
-        return ""
-    if answer.exists():
-        return answer.read_text(encoding="utf-8")
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return f"{ending(status)}: {lines[-1] if lines else 'it said nothing'}; see {log}"
+@dataclass(frozen=True, eq=False)
+class Training(Job):
+    """A pretraining; videos: that it sees, and that the training part has."""
+
+    kind = "train"
+    settings: Settings
+    videos: tuple[int, int]
+
+    def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
+        run = store.run(self.id) / "run"
+        _train_or_resume(run, self.settings, self, self.source.overlay, self.start)
+        rows = csv.DictReader(read_text(run / "log.csv").splitlines())
+        return {self.id: {"seconds": round(sum(float(row["total_ms"]) for row in rows) / 1000, 2)}}
 
 
-def _child(job: Job, root: Path, functions: dict[str, Callable]) -> None:
-    """The other side of `execute`."""
-    try:
-        work(job, root, functions)
-    except VsslError as error:
-        write_text(root / "logs" / f"{job.id}.error", str(error))
-        sys.exit(1)
+@dataclass(frozen=True)
+class Request:
+    """A number that is measured on features; id: of the result."""
+
+    id: str
+    target: str
+    measure: Measure
+    seed: int
 
 
-def work(job: Job, root: Path, functions: dict[str, Callable]) -> None:
-    """Make a job here, and store what it makes. Raises VsslError."""
-    begin = time.perf_counter()
-    made = _WORK[job.kind](job, Store(root), functions)
-    seconds = (time.perf_counter() - begin) / max(1, len(made))
-    told = {"cost": job.cost[0], "clips": job.cost[1] / len(made), "device": kind_of_device(job.how["device"])}
-    for id, content in made.items():
-        path = Store(root).run(id) / "done.json" if job.kind == "train" else root / "results" / f"{id}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"seconds": round(seconds, 2)} | told | content)
+@dataclass(frozen=True, eq=False)
+class Measuring(Job):
+    """All measures on the same features of videos."""
+
+    requests: tuple[Request, ...]
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(request.id for request in self.requests)
+
+    def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
+        """The features of all videos, of the network that is tested on this split; folder: a temporary one."""
+        raise NotImplementedError
+
+    def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
+        requests = [request for request in self.requests if not store.has(request.id)]
+        made: dict[str, dict] = {}
+        (store.root / "scratch").mkdir(exist_ok=True)
+        for network in dict.fromkeys(self.networks.values()):
+            splits = [split for split, tested in self.networks.items() if tested == network]
+            with tempfile.TemporaryDirectory(dir=store.root / "scratch") as folder:  # features are not kept
+                found = self.features(store, splits[0], flow, Path(folder))
+                for request, split in itertools.product(requests, splits):
+                    content, measure = made.setdefault(request.id, {"scores": {}}), request.measure
+                    try:
+                        opened = self.source.opened(few_name(split, measure.labels, request.seed), request.target)
+                        content["scores"] |= measures.scores(found, opened, measure, self.compute)
+                    except VsslError as error:  # this number cannot be had, the others can
+                        content["reason"] = str(error)
+        return made
 
 
-def _train(job: Job, store: Store, functions: dict) -> dict[str, dict]:
-    how = job.how
-    run = train_or_resume(
-        store.run(job.id) / "run",
-        on_device(how["settings"], how["device"]),
-        how["source"],
-        initial=how["start"] or None,
-    )
-    seconds = _logged_seconds(run)
-    return {job.id: {"seconds": round(seconds, 2)}}
+@dataclass(frozen=True, eq=False)
+class Frozen(Measuring):
+    """Of the features of a backbone; settings: of a network of random weights."""
+
+    kind = "frozen"
+    settings: Settings
+
+    def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
+        id = self.networks[split]
+        run = store.run(id) / "run" if id else self.start
+        return measures.backbone_features(run, self.settings, self.source.opened(split), folder, self.compute)
 
 
-def _logged_seconds(run: Path) -> float:
-    rows = csv.DictReader(read_text(run / "log.csv").splitlines())
-    return sum(float(row["total_ms"]) for row in rows) / 1000
+@dataclass(frozen=True, eq=False)
+class Flow(Measuring):
+    """Of the histogram of flow."""
+
+    kind = "flow"
+
+    def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
+        assert flow is not None
+        return measures.flow_features(self.source.opened(split), flow)
 
 
-def on_device(settings: dict, device: str) -> Settings:
-    """Settings of a run for its process there: beside a CPU that trains pixels are decoded by that process."""
-    own = Settings(**settings)
-    return replace(own, device=device, workers=0 if device == "cpu" else own.workers)
+@dataclass(frozen=True, eq=False)
+class Finetuning(Job):
+    """A finetuning for each split; settings: by split."""
+
+    kind = "finetune"
+    target: str
+    settings: dict[str, Settings]
+
+    def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
+        scores, folder = dict[str, float](), store.root / "finetuned" / self.id
+        for split, settings in self.settings.items():
+            run = folder / split.replace("/", "_")
+            id = self.networks[split]
+            initial = store.run(id) / "run" if id else self.start
+            _train_or_resume(run, settings, self, self.source.overlays[self.target], initial)
+            opened = self.source.opened(str(settings.split), self.target)
+            scores |= Evaluator(opened, run, compute=self.compute).scores("recognition").right
+        shutil.rmtree(folder)  # only its scores are used
+        return {self.id: {"scores": scores}}
 
 
-def train_or_resume(
-    run: Path, own: Settings, source: Source, target: str | None = None, initial: str | None = None
-) -> Path:
-    """Train a run, from where it stopped."""
-    from trainer.training import train
+@dataclass(frozen=True, eq=False)
+class Pretext(Job):
+    """The pretext task of the row; draws: of each sample."""
 
-    overlay = source.overlay if target is None else source.overlays[target]
+    kind = "pretext"
+    draws: int
 
+    def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
+        made: dict[str, dict[str, float]] = {"scores": {}, "chance": {}}
+        for split, id in self.networks.items():
+            try:
+                evaluator = Evaluator(self.source.opened(split), store.run(str(id)) / "run", compute=self.compute)
+                found = evaluator.scores("pretext", draws=self.draws)
+            except VsslError as error:  # a method without an accuracy
+                return {self.id: {"scores": {}, "reason": str(error)}}
+            made["scores"] |= found.right
+            made["chance"] |= found.chance or {}
+        return {self.id: made}
+
+
+def _train_or_resume(run: Path, settings: Settings, job: Job, overlay: Path, initial: Path | None = None) -> None:
+    """Train a run, or resume it from its last checkpoint. On a CPU the process that trains decodes the frames, too."""
+    workers = 0 if job.device == "cpu" else settings.workers
     if any((run / "checkpoints").glob("[0-9]*")):
-        return train(Settings(device=own.device, workers=own.workers), source.folder, resume=run, overlay=overlay)
+        train(Settings(device=job.device, workers=workers), job.source.folder, resume=run, overlay=overlay)
+        return
     shutil.rmtree(run, ignore_errors=True)
     run.parent.mkdir(parents=True, exist_ok=True)
-    return train(own, source.folder, run=run, initial=initial, overlay=overlay)
-
-
-def _frozen(job: Job, store: Store, functions: dict) -> dict[str, dict]:
-    from trainer.study import measures
-
-    how, made = job.how, dict[str, dict]()
-    source, compute = how["source"], measures.Compute(workers=0, device=how["device"])
-    requests = [own for own in how["requests"] if not store.has(own[0])]
-    for run in dict.fromkeys(how["run"].values()):
-        splits = [split for split, own in how["run"].items() if own == run]
-        shards = source.opened(splits[0])
-        with _scratch(store) as folder:
-            if job.kind == "flow":
-                found = measures.flow_features(shards, functions["flow"])
-            else:
-                place = store.run(run) / "run" if run else how["start"] or None
-                found = measures.backbone_features(place, how["settings"], shards, Path(folder), compute)
-            for id, target, measure, seed in requests:
-                own = made.setdefault(id, {"scores": {}})
-                try:
-                    own["scores"] |= measures.scores(found, source, splits, target, measure, seed, how["device"])
-                except VsslError as error:  # this number cannot be had, the others can
-                    own["reason"] = str(error)
-    return made
-
-
-def _finetune(job: Job, store: Store, functions: dict) -> dict[str, dict]:
-    from trainer.study import measures
-
-    how, scores = job.how, dict[str, float]()
-    for split, settings in how["settings"].items():
-        own_run = how["run"][split]
-        initial = str(store.run(own_run) / "run") if own_run else how["start"] or None
-        run = train_or_resume(
-            store.finetuned(job, split), on_device(settings, how["device"]), how["source"], how["target"], initial
-        )
-        opened = how["source"].opened(settings["split"], how["target"])
-        scores |= measures.finetuned_scores(run, opened, measures.Compute(workers=0, device=how["device"]))
-    shutil.rmtree(store.root / "finetuned" / job.id)  # only its scores are used
-    return {job.makes[0]: {"scores": scores}}
-
-
-def _pretext(job: Job, store: Store, functions: dict) -> dict[str, dict]:
-    from trainer.study import measures
-
-    how, made = job.how, {"scores": dict[str, float](), "chance": dict[str, float]()}
-    for split, run in how["run"].items():
-        try:
-            place, compute = store.run(run) / "run", measures.Compute(workers=0, device=how["device"])
-            found = measures.pretext_scores(place, how["source"].opened(split), how["draws"], compute)
-        except VsslError as error:  # a method without an accuracy
-            return {job.makes[0]: {"scores": {}, "reason": str(error)}}
-        for key, scores in zip(made, found, strict=True):
-            made[key] |= scores or {}
-    return {job.makes[0]: made}
-
-
-def _scratch(store: Store) -> tempfile.TemporaryDirectory:
-    """Folder for features, which are not kept."""
-    (store.root / "scratch").mkdir(exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=store.root / "scratch")
-
-
-_WORK = {"train": _train, "frozen": _frozen, "flow": _frozen, "finetune": _finetune, "pretext": _pretext}
-
-
-def make(
-    jobs: Sequence[Job], root: Path, workers: int, scheduler: str | None, device: str, functions: dict
-) -> Iterator[tuple[Job, str]]:
-    """Make all jobs, several at a time; each with "" or why it failed, as they end. Raises ClusterError for a cluster that
-    cannot be used."""
-    if scheduler is None:
-        import joblib
-
-        workers = min(workers, 4 * cores())  # a slip of the pen would start thousands
-        threads = max(1, cores() // workers)
-        parallel = joblib.Parallel(
-            n_jobs=max(1, min(workers, len(jobs))), backend="threading", batch_size=1, return_as="generator_unordered"
-        )
-        yield from parallel(joblib.delayed(execute)(job, root, threads, functions) for job in jobs)
-        return
-    yield from _on_cluster(jobs, root, scheduler, device, functions)
-
-
-def _on_cluster(jobs, root: Path, scheduler: str, device: str, functions: dict) -> Iterator[tuple[Job, str]]:
-    with connected(scheduler) as client:
-        from distributed import CancelledError, KilledWorker, as_completed
-
-        workers = client.nthreads()
-        threads = min(workers.values())
-        # one GPU per run where workers have been started with --resources GPU=1
-        gpus = client.run_on_scheduler(lambda dask_scheduler: bool(dask_scheduler.resources.get("GPU")))
-        resources = {"GPU": 1} if gpus and device != "cpu" else None
-        waiting = {
-            client.submit(execute, job, root, threads, functions, pure=False, resources=resources): job for job in jobs
-        }
-        try:
-            for future in as_completed(waiting, loop=client.loop):
-                try:
-                    yield future.result()
-                except (KilledWorker, CancelledError) as error:
-                    yield waiting[future], f"the Dask cluster failed ({error})"
-        finally:
-            client.cancel([*waiting])
+    settings = replace(settings, device=job.device, workers=workers)
+    train(settings, job.source.folder, run=run, initial=initial, overlay=overlay)

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from markupsafe import Markup
 
 from labelgen.files import write_text
 from trainer.pages import plots
+from trainer.pages.differences import value_cell
 from trainer.pages.page import details, figure, fill, grid, heading, items, join, page, paragraph, scroll, table
 from trainer.pages.plots import Point
 from trainer.pages.report import made_by
-from trainer.pages.results import value_cell
 from trainer.pages.trained import curve, read_log
 from trainer.study.budgets import differing, runs_by_data
-from trainer.study.file import WEIGHTS
 from trainer.study.jobs import Store
-from trainer.study.planning import Planned
-from trainer.study.results import RULE, guessed, mark, orderings, place, tables
+from trainer.study.planning import Plan
+from trainer.study.spec import WEIGHTS
+from trainer.study.tables import RULE, chance_of, in_brackets, mark, orderings, place, tables
 
 _COLUMN, _LINE = 120, 24  # pixels of the chart of ranks
 
 
-def write_page(content: dict, planned: Planned, store: Store) -> None:
+def write_page(content: dict, planned: Plan, store: Store) -> None:
     """Write index.html into the study's folder: one file that loads nothing."""
-    absent, failures = (
-        items(f"{own['row']}: {own['what']}: {own['reason']}" for own in content[key]) if content[key] else Markup()
-        for key in ("absent", "failures")
-    )
+
+    def reasons(key: str) -> Markup:
+        lines = [f"{one['row']}: {one['what']}: {one['reason']}" for one in content[key]]
+        return items(lines) if lines else Markup()
+
+    warnings = [items(content["unequal"])] if content["unequal"] else []
     sections = [
-        (
-            "numbers",
-            "Numbers",
-            join(
-                [
-                    paragraph(RULE, "muted"),
-                    *([items(content["unequal"])] if content["unequal"] else []),
-                    *_tables(content),
-                ]
-            ),
-        ),
+        ("numbers", "Numbers", join([paragraph(RULE, "muted"), *warnings, *_tables(content)])),
         ("seen", "What the rows saw", _seen(content)),
         ("forest", "Forest plots", _forest(content)),
         ("orderings", "Published orderings", _orderings(content)),
@@ -47,15 +39,15 @@ def write_page(content: dict, planned: Planned, store: Store) -> None:
         ("curves", "Pretraining, row by row", _curves(content, planned, store)),
         ("tried", "What was tried", _tried(content)),
         ("assumed", "What was assumed", join([items(content["assumed"]), _data(content)])),
-        ("absent", "Numbers that do not exist", absent),
-        ("failures", "What did not work", failures),
+        ("absent", "Numbers that do not exist", reasons("absent")),
+        ("failures", "What did not work", reasons("failures")),
     ]
     lead = content["about"] or f"{len(content['rows'])} rows, seeds {', '.join(map(str, content['seeds']))}"
     shown = [section for section in sections if section[2]]
     write_text(store.root / "index.html", page(store.root.resolve().name, lead, "", shown, made_by()))
 
 
-def _tables(content: dict):
+def _tables(content: dict) -> Iterator[Markup]:
     for title, measures, rows in tables(content):
         body = [[row, *map(_cell, cells)] for row, cells in rows.items()]
         yield table(title, ["Row", *measures], body, range(1, len(measures) + 1))
@@ -77,7 +69,7 @@ def _seen(content: dict) -> Markup:
     out = [paragraph(about, "muted"), table("Pretraining of each row", head, body, (2, 3, 4))]
     names, values = differing(content["rows"])
     if names:
-        rows = [[name, *own] for name, own in values.items()]
+        rows = [[name, *cells] for name, cells in values.items()]
         out.append(table("Settings that differ between rows", ["Row", *names], rows))
     return join(out)
 
@@ -91,11 +83,11 @@ def _cell(entry: dict | None) -> Markup:
     if entry is None:
         return Markup()
     seeds = ", ".join(f"{value:.1f}" for value in entry["by seed"])
-    told = f"by seed: {seeds}; {entry['videos']} videos"
+    text = f"by seed: {seeds}; {entry['videos']} videos"
     if above := entry["above"]:
-        than = "guessing" if "guessing" in entry else "random weights"
-        told += f"; above {than}: {above['value']:+.1f} [{above['low']:+.1f}, {above['high']:+.1f}]"
-    return fill('<span title="{}">{}{}{}</span>', told, value_cell(entry), guessed(entry), mark(entry))
+        than = "random weights" if chance_of(entry) is None else "chance"
+        text += f"; above {than}: {above['value']:+.1f} [{above['low']:+.1f}, {above['high']:+.1f}]"
+    return fill('<span title="{}">{}{}{}</span>', text, value_cell(entry), in_brackets(entry), mark(entry))
 
 
 def _orderings(content: dict) -> Markup:
@@ -104,7 +96,7 @@ def _orderings(content: dict) -> Markup:
     head, body = orderings(content)
     lead = (
         "Difference here of the row that was published as the better one, in points, with its 95 % interval: it agrees or "
-        "disagrees where the interval leaves out 0."
+        "disagrees if the interval does not contain 0."
     )
     return join([paragraph(lead, "muted"), table("Published orderings", head, body, range(2, len(head)))])
 
@@ -116,27 +108,30 @@ def _headlines(content: dict) -> list[tuple[int, str]]:
 
 def _forest(content: dict) -> Markup:
     kinds = {
-        row: "pretrained" if own["kind"] in ("method", WEIGHTS) else "random" for row, own in content["rows"].items()
+        row: "pretrained" if about["kind"] in ("method", WEIGHTS) else "random"
+        for row, about in content["rows"].items()
     }
     found, shown = [], set()
     for number, title in _headlines(content):
-        own = [entry for entry in content["numbers"] if entry["column"] == number]
-        rows = [(e["row"], [Point(kinds[e["row"]], e["value"], e["low"], e["high"])]) for e in own]
-        for entry, (_, points) in zip(own, rows, strict=True):
-            points += [Point("chance", entry["guessing"])] if "guessing" in entry else []
+        entries = [entry for entry in content["numbers"] if entry["column"] == number]
+        rows = [(e["row"], [Point(kinds[e["row"]], e["value"], e["low"], e["high"])]) for e in entries]
+        for entry, (_, points) in zip(entries, rows, strict=True):
+            points += [Point("chance", chance)] if (chance := chance_of(entry)) is not None else []
             shown |= {point.kind for point in points}
-        told = "; ".join(f"{e['row']} {e['value']:.1f}" for e in own)
+        text = "; ".join(f"{e['row']} {e['value']:.1f}" for e in entries)
         if rows:
-            found.append(figure(f"{title}, %", plots.intervals(rows, f"{title}. {told}")))
-    legend = {"pretrained": "pretrained without labels, 95 % interval", "random": "references", "chance": "guessing"}
-    return join([plots.legend([own for own in legend.items() if own[0] in shown]), grid(found)]) if found else Markup()
+            found.append(figure(f"{title}, %", plots.intervals(rows, f"{title}. {text}")))
+    legend = {"pretrained": "pretrained without labels, 95 % interval", "random": "references", "chance": "chance"}
+    return (
+        join([plots.legend([mark for mark in legend.items() if mark[0] in shown]), grid(found)]) if found else Markup()
+    )
 
 
 def _ranks(content: dict) -> Markup:
     """Chart of the rank of every method in every column, one line per row."""
-    names = [name for name, own in content["rows"].items() if own["kind"] == "method"]
+    names = [name for name, row in content["rows"].items() if row["kind"] == "method"]
     values = {(entry["row"], entry["column"]): entry["value"] for entry in content["numbers"]}
-    shown = [own for own in _headlines(content) if all((name, own[0]) in values for name in names)]
+    shown = [column for column in _headlines(content) if all((name, column[0]) in values for name in names)]
     if len(names) < 2 or len(shown) < 2:
         return Markup()
     ranks: dict[str, list[int]] = {name: [] for name in names}
@@ -144,7 +139,7 @@ def _ranks(content: dict) -> Markup:
         for rank, (_, name) in enumerate(sorted((-values[name, number], i) for i, name in enumerate(names)), 1):
             ranks[names[name]].append(rank)
     columns = items(f"{i}: {title}" for i, (_, title) in enumerate(shown, 1))
-    rows = [[name, *own] for name, own in ranks.items()]
+    rows = [[name, *of_columns] for name, of_columns in ranks.items()]
     numbers = table("Ranks", ["Row", *range(1, len(shown) + 1)], rows, range(1, len(shown) + 1))
     lead = (
         "Rank of each method by its value alone, the best on top, equal ones in the order of the file; ranks within one "
@@ -159,20 +154,20 @@ def _rank_chart(ranks: dict[str, list[int]]) -> Markup:
     across = [left + _COLUMN * i for i in range(columns)]
     text = '<text x="{}" y="{}" text-anchor="{}">{}</text>'
     out = [fill(text, x, 14, "middle", i) for i, x in enumerate(across, 1)]
-    for number, (name, own) in enumerate(ranks.items()):
+    for number, (name, of_columns) in enumerate(ranks.items()):
         color = f"hsl({360 * number / len(ranks):.0f} 60% 50%)"
-        spots = [(x, 8 + _LINE * rank) for x, rank in zip(across, own, strict=True)]
+        spots = [(x, 8 + _LINE * rank) for x, rank in zip(across, of_columns, strict=True)]
         path = "L".join(f"{x} {y}" for x, y in spots)
         out.append(fill('<path d="M{}" fill="none" stroke="{}" stroke-width="3"/>', path, color))
         out += [fill('<circle cx="{}" cy="{}" r="4" fill="{}"/>', x, y, color) for x, y in spots]
         for (x, y), shift, anchor in ((spots[0], -10, "end"), (spots[-1], 10, "start")):
             out.append(fill(text, x + shift, y + 4, anchor, name))
-    label = "; ".join(f"{name}: {', '.join(map(str, own))}" for name, own in ranks.items())
+    label = "; ".join(f"{name}: {', '.join(map(str, of_columns))}" for name, of_columns in ranks.items())
     svg = '<svg viewBox="0 0 {0} {1}" style="min-width:{0}px;max-width:{0}px" role="img" aria-label="Ranks. {2}">{3}</svg>'
     return fill(svg, width, height, label, join(out))
 
 
-def _curves(content: dict, planned: Planned, store: Store) -> Markup:
+def _curves(content: dict, planned: Plan, store: Store) -> Markup:
     """Loss and accuracy of the pretext task of each row and data set, first split and seed."""
     found: dict[str, Markup] = {}
     scored = False
@@ -188,13 +183,13 @@ def _curves(content: dict, planned: Planned, store: Store) -> Markup:
     if not found:
         return Markup()
     held_out = [("dots", "held-out training videos")] if scored else []
-    legend = plots.legend([("line", "training"), *held_out, ("level", "guessing")])
+    legend = plots.legend([("line", "training"), *held_out, ("level", "chance")])
     return join([paragraph("Of the first seed.", "muted"), legend, grid(found.values(), "pairs")])
 
 
 def _tried(content: dict) -> Markup:
     return join(
-        table(f"{name} on {data}", [*tried[0]], [[*map(_shown, own.values())] for own in tried])
+        table(f"{name} on {data}", [*tried[0]], [[*map(_shown, values.values())] for values in tried])
         for name, row in content["rows"].items()
         for data, tried in row.get("tried", {}).items()
     )
@@ -209,22 +204,17 @@ def _shown(value: object) -> str:
 
 
 def _data(content: dict) -> Markup:
-    rows, clips = [], []
-    for name, own in content["data"].items():
-        tested = ", ".join(f"{split}: {count}" for split, count in own["tested videos"].items())
-        classes = ", ".join(map(str, own["classes"].values()))
-        rows.append([name, own["dataset"], own["videos"], tested, classes, own["groups"], own["crop"]])
-    for name, own in content["rows"].items():
-        for run, told in own.get("trained", {}).items():
-            loss = "" if told["held-out loss"] is None else f"{told['held-out loss']:.4g}"
-            clips.append(
-                [name, run, f"{told['videos']:,}", f"{told['clips']:,}", told["epochs"], f"{told['lr']:g}", loss]
-            )
-    head = ["Name", "Data set", "Videos", "Tested by split", "Classes", "Groups", "Crop"]
-    budget = table(
-        "Pretrainings",
-        ["Row", "Run", "Videos seen", "Clips seen", "Epochs", "lr", "Held-out loss"],
-        clips,
-        (2, 3, 4, 5, 6),
-    )
-    return join([table("Data sets", head, rows, (2, 5, 6)), details("Every pretraining", budget)])
+    rows, runs = [], []
+    for name, data in content["data"].items():
+        tested = ", ".join(f"{split}: {count}" for split, count in data["tested videos"].items())
+        classes = ", ".join(map(str, data["classes"].values()))
+        rows.append([name, data["dataset"], data["videos"], tested, classes, data["groups"], data["crop"]])
+    for name, row in content["rows"].items():
+        for title, run in row.get("trained", {}).items():
+            loss = "" if run["held-out loss"] is None else f"{run['held-out loss']:.4g}"
+            seen = f"{run['videos']:,}", f"{run['clips']:,}", run["epochs"]
+            runs.append([name, title, *seen, f"{run['lr']:g}", loss])
+    of_data = ["Name", "Data set", "Videos", "Tested by split", "Classes", "Groups", "Crop"]
+    of_runs = ["Row", "Run", "Videos seen", "Clips seen", "Epochs", "lr", "Held-out loss"]
+    budgets = table("Pretrainings", of_runs, runs, (2, 3, 4, 5, 6))
+    return join([table("Data sets", of_data, rows, (2, 5, 6)), details("Every pretraining", budgets)])

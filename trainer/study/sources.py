@@ -17,8 +17,7 @@ from labelgen.reading import read_text
 from trainer.data import TEST, TRAIN, Readers, Shards
 from trainer.data.overlay import Overlay
 from trainer.errors import TrainerError
-from trainer.evaluate.splits import groups_of
-from trainer.study.file import ALL, Data
+from trainer.study.spec import ALL, Data
 
 EVERY = "every video"  # name of the split that trains on all videos
 
@@ -63,16 +62,16 @@ def _readers(folder: Path, overlay: Path) -> Readers:
     return Readers(folder, overlay)
 
 
-def prepare(own: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: tuple[int, ...]) -> Source:
+def prepare(data: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: tuple[int, ...]) -> Source:
     """The data set of the shards in `folder`, whose overlays are written into the folder `root`.
 
     few: numbers of videos per class that classifiers learn from. Raises TrainerError, ShardError.
     """
     opened = Shards(folder)
-    parts = _parts(own, opened)
-    columns = parts | ({EVERY: np.full(len(opened.videos), TRAIN, np.uint8)} if own.pretraining == ALL else {})
+    parts = _parts(data, opened)
+    columns = parts | ({EVERY: np.full(len(opened.videos), TRAIN, np.uint8)} if data.pretraining == ALL else {})
     ids, digest = opened.text("videos/id"), opened.readers.digest
-    classes = {target: _labels(table, ids) for target, table in own.targets.items()}
+    classes = {target: _labels(table, ids) for target, table in data.targets.items()}
     classes, overlays = classes or {"": opened.text("videos/label")}, {}
     for target, labels in classes.items():
         drawn = {}
@@ -81,10 +80,10 @@ def prepare(own: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: tu
             if chosen is not None:
                 others = np.where(parts[split] == TRAIN, 0, parts[split])
                 drawn[few_name(split, count, seed)] = np.where(chosen, TRAIN, others).astype(np.uint8)
-        overlays[target] = Overlay(labels, columns | drawn).write(root, own.folder, digest)
+        overlays[target] = Overlay(labels, columns | drawn).write(root, data.folder, digest)
     identity = {split: json_sha256([digest, column.tolist()]) for split, column in columns.items()}
     labels_of = {target: json_sha256(labels) for target, labels in classes.items()}
-    return Source(own, folder, overlays, tuple(parts), identity, labels_of)
+    return Source(data, folder, overlays, tuple(parts), identity, labels_of)
 
 
 def few_name(split: str, labels: int | str, seed: int) -> str:
@@ -104,37 +103,37 @@ def _draw(labels: np.ndarray, train: np.ndarray, count: int, seed: int) -> np.nd
     return chosen
 
 
-def _parts(own: Data, opened: Shards) -> dict[str, np.ndarray]:
+def _parts(data: Data, opened: Shards) -> dict[str, np.ndarray]:
     """The part of every video, uint8 [videos], by the name of the split."""
-    if own.test or own.folds:
-        return {name: np.where(held, TEST, TRAIN).astype(np.uint8) for name, held in _held_out(own, opened).items()}
-    named = own.split if isinstance(own.split, list) else [own.split]
-    names = opened.split_names if own.split == ALL else named
+    if data.test or data.folds:
+        return {name: np.where(held, TEST, TRAIN).astype(np.uint8) for name, held in _held_out(data, opened).items()}
+    named = data.split if isinstance(data.split, list) else [data.split]
+    names = opened.split_names if data.split == ALL else named
     seen = [Shards(opened.folder, name, opened.readers) for name in names]
     for one in seen:
         if not {TRAIN, TEST} <= set(one.part.tolist()):
             raise TrainerError(
-                f"{own.name}: its split {one.split} has no train part or no test part; say `folds: 5` or `test: 0.25` in the "
+                f"{data.name}: its split {one.split} has no train part or no test part; say `folds: 5` or `test: 0.25` in the "
                 "study file, which then draws them"
             )
     return {str(one.split): one.part for one in seen}
 
 
-def _held_out(own: Data, opened: Shards) -> dict[str, np.ndarray]:
+def _held_out(data: Data, opened: Shards) -> dict[str, np.ndarray]:
     """The tested videos by split, bool [videos], in whole groups: a share of the videos, or folds with about equal classes. The
     order of the shards has no effect."""
-    if own.test:
+    if data.test:
         every = opened.with_training_videos(np.ones(len(opened.videos), bool))
-        return {"1": every.hold_out(own.test, 0)}
+        return {"1": every.hold_out(data.test, 0)}
     from sklearn.model_selection import StratifiedGroupKFold
 
     order = np.argsort(opened.text("videos/id"))
-    groups, labels = groups_of(opened)[order], np.array(opened.text("videos/label"))[order]
-    if own.folds is None or len(np.unique(groups)) < own.folds:
+    groups, labels = opened.groups[order], np.array(opened.text("videos/label"))[order]
+    if data.folds is None or len(np.unique(groups)) < data.folds:
         raise TrainerError(
-            f"{own.name}: {own.folds} folds of {len(np.unique(groups))} groups of videos; expected no more folds than groups"
+            f"{data.name}: {data.folds} folds of {len(np.unique(groups))} groups of videos; expected no more folds than groups"
         )
-    folds = StratifiedGroupKFold(own.folds, shuffle=True, random_state=0).split(labels, labels, groups)
+    folds = StratifiedGroupKFold(data.folds, shuffle=True, random_state=0).split(labels, labels, groups)
     return {str(i): np.isin(np.arange(len(order)), order[rows]) for i, (_, rows) in enumerate(folds, 1)}
 
 

@@ -1,151 +1,158 @@
-"""Make what is missing of a study, one process per run, and write its numbers, tables and page."""
+"""Make what is missing of a study, and write its numbers, tables and page."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from labelgen.errors import VsslError
 from labelgen.files import locked
-from labelgen.progress import duration, telling, working
+from labelgen.progress import busy, duration, heartbeat
 from trainer.errors import TrainerError
-from trainer.study.file import Data, Study, read
-from trainer.study.jobs import Job, Store, make
+from trainer.study.estimate import seconds
+from trainer.study.jobs import Job, Store
 from trainer.study.page import write_page
-from trainer.study.planning import plan, seconds
-from trainer.study.progress import running
-from trainer.study.results import collect, not_to_be_had, write_tables
+from trainer.study.planning import Plan, plan
+from trainer.study.results import collect, unavailable
+from trainer.study.runner import Machine, make, running
 from trainer.study.sources import Source, prepare
+from trainer.study.spec import Data, Study, read
+from trainer.study.tables import write_tables
 
-_UNLABELLED, _NOT_KNOWN = "to be labelled first", "not known before labelling"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where runs are made: processes at a time, or a Dask scheduler's address; device: cpu, cuda, auto, or several GPUs,
-    cuda:0,cuda:2, among which runs are spread."""
-
-    workers: int = 1
-    scheduler: str | None = None
-    device: str = "auto"
+_UNLABELLED, _UNKNOWN = "to be labelled first", "not known before labelling"
+Label = Callable[[dict, Path, int], Path]
+Say = Callable[[str], None]
 
 
 def study(
     path: str | Path,
     out: Path,
     machine: Machine,
-    label: Callable[[dict, Path, int], Path],
+    label: Label,
     flow: Callable,
-    say: Callable[[str], None] = print,
+    say: Say = print,
     latex: bool = False,
 ) -> dict:
-    """Make what is missing of the study of a file in the folder `out`, and write study.json, table.md, index.html and, where
-    asked, table.tex there. Returns what study.json holds; "failures" lists what did not work.
+    """Make what is missing of the study of a file in the folder `out`, and write study.json, table.md, index.html and, if asked,
+    table.tex there. Returns what study.json holds; "failures" lists what did not work.
 
     label: makes the shards of a data set: what the file says of it, the folder to write to, processes; returns the shards
     flow: optical flow of two luma images uint8 [H, W], float32 [H, W, 2]
 
-    A killed study goes on where it stopped; what is there is never made again. Raises TrainerError for a file that makes
-    no sense, and while another process works on the same folder.
+    An interrupted study resumes with the same call; nothing is made twice. Raises TrainerError for a file that makes no sense,
+    and while another process works on the same folder.
     """
-    own, store, failed = read(path), Store(Path(out).resolve()), dict[str, str]()  # workers may stand elsewhere
+    spec, store, failed = read(path), Store(Path(out).resolve()), dict[str, str]()  # workers may stand elsewhere
     store.root.mkdir(parents=True, exist_ok=True)
     other = TrainerError(f"{out}: another process works on this study; wait for it, or stop it")
     with locked(store.root, other, say):
         shutil.rmtree(store.root / "scratch", ignore_errors=True)  # of a study that was killed
-        sources, unusable = _sources(own, store.root, lambda d: _shards(d, store.root, label, machine.workers, say))
+        sources, unusable = _sources(spec, store.root, lambda d: _shards(d, store.root, label, machine.workers, say))
         for name, reason in unusable.items():
             say(f"failed: data {name}: {reason}")
-        while True:
-            planned = plan(own, sources, store, machine.device, failed)
-            ready = [
-                job
-                for job in planned.jobs.values()
-                if job.id not in failed and not store.done(job) and all(map(store.has, job.needs))
-            ]
-            if not ready:
-                break
-            waiting = sum(not store.done(job) for job in planned.jobs.values()) - len(ready)
-            say(f"{len(ready)} runs to make" + (f", {waiting} that wait for them" if waiting else ""))
-            made = make(ready, store.root, machine.workers, machine.scheduler, machine.device, {"flow": flow})
-            failed |= _told(made, ready, store, say)
-        with working("collecting the numbers"):
-            content = collect(own, sources, planned, store, failed, unusable)
+        planned = plan(spec, sources, store, machine.device, failed)
+        if planned.undecided:
+            tried = [planned.jobs[id] for ids in planned.tried.values() for id in ids]
+            _make(tried, store, machine, flow, failed, say)
+            planned = plan(spec, sources, store, machine.device, failed)  # with the settings that were best
+        for line in _unused(planned, store, unusable):
+            say(line)
+        jobs = planned.jobs.values()
+        _make([job for job in jobs if not job.needs], store, machine, flow, failed, say)
+        _make([job for job in jobs if all(map(store.has, job.needs))], store, machine, flow, failed, say)
+        with busy("collecting the numbers"):
+            content = collect(spec, sources, planned, store, failed, unusable)
         write_tables(content, store.root, latex)
         write_page(content, planned, store)
     return content
 
 
-def _told(
-    made: Iterable[tuple[Job, str]], jobs: Sequence[Job], store: Store, say: Callable[[str], None]
-) -> dict[str, str]:
-    """Tell of each job as it ends, and meanwhile how far those are that run; returns id -> reason of those that failed."""
-    number, failed = 0, dict[str, str]()
+def _make(
+    jobs: Sequence[Job], store: Store, machine: Machine, flow: Callable, failed: dict[str, str], say: Say
+) -> None:
+    """Make those jobs that are missing, and say so of each as it ends and meanwhile how far they are; the reasons of those that
+    fail are added to `failed`."""
+    missing, number = [job for job in jobs if job.id not in failed and not store.done(job)], 0
+    if not missing:
+        return
+    say(f"{len(missing)} runs to make")
 
     def so_far(seconds: float) -> str:
-        head = f"{number} of {len(jobs)} runs made in {duration(seconds)}; what they print is in {store.root / 'logs'}"
-        return "\n  ".join([head, *running(jobs, store)])
+        head = (
+            f"{number} of {len(missing)} runs made in {duration(seconds)}; what they print is in {store.root / 'logs'}"
+        )
+        return "\n  ".join([head, *running(missing, store)])
 
-    for job in jobs:
+    for job in missing:
         store.marker(job).unlink(missing_ok=True)  # of a study that was killed
-    with telling(so_far):
-        for number, (job, reason) in enumerate(made, 1):
+    with heartbeat(so_far):
+        for number, (job, reason) in enumerate(make(missing, store.root, machine, flow), 1):
             store.marker(job).unlink(missing_ok=True)  # of a worker that was lost
             state, why = ("failed", f": {reason}") if reason else ("done", "")
-            say(f"{state} {number}/{len(jobs)}: {job.row}: {job.told}{why}")
+            say(f"{state} {number}/{len(missing)}: {job.row}: {job.title}{why}")
             if reason:
                 failed[job.id] = reason
-    return failed
+
+
+def _unused(planned: Plan, store: Store, unusable: dict[str, str]) -> list[str]:
+    """What is in the folder and not of this study any more, in words, as far as that is known."""
+    if unusable or planned.undecided:
+        return []
+    unused = {*store.ids()} - {id for job in planned.jobs.values() for id in job.makes}
+    what = [f"{len(unused)} runs and results"] * bool(unused)
+    what += ["copies of shards (data/*/*.h5)"] * any(store.root.glob("data/*/*.h5"))
+    end = "of other settings or of an earlier version of vssl are not used; delete them if you need the disk"
+    return [f"{store.root}: {words} {end}" for words in what]
 
 
 def show_plan(path: str | Path, out: Path, workers: int, device: str) -> list[str]:
-    """The runs of a study, what is there and about how long the others take, as lines. No run is made."""
-    own, store = read(path), Store(Path(out).resolve())
-    sources, unusable = _sources(own, store.root, lambda d: _labelled(d, store.root))
+    """The jobs of a study, which are done and about how long the others take, as lines. None is made."""
+    spec, store = read(path), Store(Path(out).resolve())
+    sources, unusable = _sources(spec, store.root, lambda d: _labelled(d, store.root))
     unlabelled = [name for name, reason in unusable.items() if reason == _UNLABELLED]
     lines = [f"{name}: {reason}; its runs are not in the plan" for name, reason in unusable.items()]
-    planned = plan(own, sources, store, device, {})
+    planned = plan(spec, sources, store, device, {})
     jobs = [*planned.jobs.values()]
     missing = [job for job in jobs if not store.done(job)]
     took = {job.id: time for job, time in seconds(missing, store, device)}
-    for row in own.rows:
+    for row in spec.rows:
         lines.append(row)
-        for job in jobs:
-            if job.row == row:
-                clips = f", {job.cost[1]:,.0f} {'videos' if job.kind == 'flow' else 'clips'}"
-                state = f"about {duration(took[job.id])}" if job.id in took else "there"
-                lines.append(f"  {job.kind:8} {job.told}{clips}: {state}")
-        named = [*own.data, *map(own.rows[row].pretrains_on, own.data)]
+        for job in (job for job in jobs if job.row == row):
+            clips = f", {job.clips:,.0f} {'videos' if job.kind == 'flow' else 'clips'}"
+            state = f"about {duration(took[job.id])}" if job.id in took else "done"
+            lines.append(f"  {job.kind:8} {job.title}{clips}: {state}")
+        named = [*spec.data, *map(spec.rows[row].pretrains_on, spec.data)]
         if waits := ", ".join(name for name in unlabelled if name in named):
-            lines.append(f"  runs on {waits}: {_NOT_KNOWN}")
-    lines += [f"not to be had: {own['row']}: {own['what']}: {own['reason']}" for own in not_to_be_had(planned.unknown)]
+            lines.append(f"  runs on {waits}: {_UNKNOWN}")
+    lines += [f"unavailable: {one['row']}: {one['what']}: {one['reason']}" for one in unavailable(planned.unknown)]
+    lines += _unused(planned, store, unusable)
     several = f", {workers} at a time: {duration(sum(took.values()) / workers)}" if workers > 1 else ""
     known = f"about {duration(sum(took.values()))}{several} (classifiers on frozen features not counted)"
     if unlabelled:
-        known = f"{known}, those on {', '.join(unlabelled)}: {_NOT_KNOWN}" if jobs else _NOT_KNOWN
-    there = f"{len(jobs) - len(missing)} of {len(jobs)} runs are there" if jobs else "no run is there"
-    return [*lines, f"{there}; the others take: {known}"]
+        known = f"{known}, those on {', '.join(unlabelled)}: {_UNKNOWN}" if jobs else _UNKNOWN
+    done = f"{len(jobs) - len(missing)} of {len(jobs)} runs are done" if jobs else "no run is done"
+    return [*lines, f"{done}; the others take: {known}"]
 
 
-def _sources(own: Study, root: Path, shards: Callable[[Data], Path]) -> tuple[dict[str, Source], dict[str, str]]:
+def _sources(spec: Study, root: Path, shards: Callable[[Data], Path]) -> tuple[dict[str, Source], dict[str, str]]:
     """The data sets that can be used, and why the others cannot."""
     sources, unusable = {}, {}
-    for name, data in (own.data | own.variants).items():
-        few = tuple(dict.fromkeys(m.labels for m in own.measures if name in m.on and isinstance(m.labels, int)))
+    for name, data in (spec.data | spec.variants).items():
+        labels = dict.fromkeys(measure.labels for measure in spec.measures if name in measure.tested_on)
+        few = tuple(count for count in labels if isinstance(count, int))
         try:
-            sources[name] = prepare(data, shards(data), root / "data", own.seeds, few)
+            sources[name] = prepare(data, shards(data), root / "data", spec.seeds, few)
         except VsslError as error:
             unusable[name] = str(error)
     return sources, unusable
 
 
-def _shards(data: Data, root: Path, label: Callable, workers: int, say: Callable[[str], None]) -> Path:
+def _shards(data: Data, root: Path, label: Label, workers: int, say: Say) -> Path:
     if data.shards:
         return data.shards
     say(f"labelling {data.name}")
-    return label(data.labelling, root / "shards" / data.folder, workers)
+    return label(data.labelling or {}, root / "shards" / data.folder, workers)
 
 
 def _labelled(data: Data, root: Path) -> Path:

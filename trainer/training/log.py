@@ -1,9 +1,8 @@
-"""What a run tells: log.csv, holdout.csv, TensorBoard, the screen."""
+"""What a run says of itself: log.csv, holdout.csv, TensorBoard, the screen."""
 
 from __future__ import annotations
 
 import csv
-import math
 import os
 import sys
 import threading
@@ -12,32 +11,38 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from tqdm import tqdm
 
 from labelgen.errors import ReadError, WriteError
 from labelgen.files import write_text, writing
 from labelgen.reading import read_text
 from trainer import distributed
-from trainer.data import Batches
+from trainer.checkpoint import Checkpoint
+from trainer.data import Batches, Shards
 from trainer.errors import TrainerError
+from trainer.methods import method_class
+from trainer.network import Network
+from trainer.settings import Settings
+from trainer.training.precision import version_warnings
 
 
 def say(text: str) -> None:
-    """Print a line, of the first process only, without breaking a progress bar."""
+    """Print a line without breaking a progress bar; only the first process does."""
     if distributed.rank() == 0:
         tqdm.write(text)
         sys.stdout.flush()
 
 
 class Log:
-    """log.csv, holdout.csv, TensorBoard where it is installed, and the screen; written by the first process alone.
+    """log.csv, holdout.csv, TensorBoard if it is installed, and the screen; only the first process writes.
 
-    first, last: steps done before and in all; every: seconds between two lines where there is no terminal
+    first, last: steps done before and in all; every: seconds between two lines if there is no terminal
     """
 
     def __init__(self, folder: Path, first: int, last: int, every: int):
         self.folder, self.first, self.last, self.every = folder, first, last, every
-        writes, self.begun, self.told = distributed.rank() == 0, 0.0, 0.0
+        writes, self.begun, self.printed = distributed.rank() == 0, 0.0, 0.0
         shown = writes and sys.stderr.isatty()
         self.bar = tqdm(total=last, initial=first, unit="step") if shown else None
         self.board = _tensorboard(folder, first) if writes else None
@@ -48,7 +53,7 @@ class Log:
         return self
 
     def _thread_ended(self, what: threading.ExceptHookArgs) -> None:
-        """Of TensorBoard's thread the next step tells why it could not write."""
+        """Print nothing if TensorBoard's thread cannot write: the next step raises the reason."""
         if not (isinstance(what.exc_value, OSError) and "tensorboard" in type(what.thread).__module__):
             self.hook(what)
 
@@ -58,7 +63,7 @@ class Log:
             self.bar.close()
         for name, opened in (("log.csv", self.file), ("tensorboard", self.board)):
             if opened:
-                # what failed before is what is told
+                # an earlier error is the one to raise
                 with suppress(WriteError) if kind else nullcontext(), writing(self.folder / name):
                     opened.close()
 
@@ -92,8 +97,8 @@ class Log:
             return
         now, done = time.monotonic(), step - self.first  # steps after the first one, which takes longer
         self.begun = self.begun or now
-        if not done or step + 1 == self.last or now - self.told >= self.every:
-            self.told = now
+        if not done or step + 1 == self.last or now - self.printed >= self.every:
+            self.printed = now
             left = (self.last - step - 1) * ((now - self.begun) / done if done else total)
             say(
                 f"step {step + 1}/{self.last} | epoch {epoch} | {_shown(values)} | data {row['data_ms']} ms | "
@@ -101,10 +106,10 @@ class Log:
             )
 
     def held_out(self, step: int, values: dict) -> bool:
-        """Log the metrics of the held-out samples, and tell whether their accuracy is the best so far."""
+        """Log the metrics of the held-out samples. Returns whether their accuracy is the best so far."""
         path = self.folder / "holdout.csv"
-        told = csv.DictReader(read_text(path).splitlines()) if path.exists() else ()
-        before = [float(row.get("accuracy", -1)) for row in told]
+        rows = csv.DictReader(read_text(path).splitlines()) if path.exists() else ()
+        before = [float(row.get("accuracy", -1)) for row in rows]
         with writing(path), open(path, "a", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             if file.tell() == 0:
@@ -125,30 +130,53 @@ class Log:
 
 
 def at_chance(path: Path, batches: dict[str, Batches]) -> str:
-    """What to tell of a training whose last steps (a tenth, 20 at least) were no better than guessing, "" of others; batches:
-    of the methods, by name. An accuracy within two standard errors of guessing is no better; an appearance loss within 2 % of
-    that of the best constant prediction is none, either."""
+    """Words for a training whose last steps (a tenth, 20 at least) were no better than chance, else ""; batches: of each method.
+    What that means is the method's, see Method.at_chance."""
     rows = [*csv.DictReader(read_text(path).splitlines())]
-    rows = rows[-max(20, len(rows) // 10) :]
-    told = []
-    for name, own in batches.items():
-        prefix, words = (f"{name}.", f"{name}: ") if len(batches) > 1 else ("", "")
-        sizes = [own.size(int(row["step"]) - 1) for row in rows]
+    rows, words = rows[-max(20, len(rows) // 10) :], []
+    for name, each in batches.items() if rows else ():
+        prefix = f"{name}." if len(batches) > 1 else ""
+        sizes = [each.size(int(row["step"]) - 1) for row in rows]
         means = {
-            key: sum(n * float(row[prefix + key]) for n, row in zip(sizes, rows, strict=True)) / sum(sizes)
-            for key in ("accuracy", "chance", "appearance", "constant")
-            if rows and prefix + key in rows[0]
+            key.removeprefix(prefix): sum(n * float(row[key]) for n, row in zip(sizes, rows, strict=True)) / sum(sizes)
+            for key in rows[0]
+            if key.startswith(prefix)
         }
-        if "accuracy" in means:
-            accuracy, chance = means["accuracy"], means["chance"]
-            if accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / sum(sizes)):
-                told.append(f"{words}accuracy {accuracy:.3f} of the last {len(rows)} steps, guessing {chance:.3f}")
-        elif "constant" in means and means["appearance"] >= 0.98 * means["constant"]:
-            told.append(
-                f"{words}appearance loss {means['appearance']:.3f} of the last {len(rows)} steps, that of one prediction for all "
-                f"{means['constant']:.3f}"
-            )
-    return f"; no better than guessing ({'; '.join(told)}): it has not learned its task" if told else ""
+        if found := method_class(name).at_chance(means, sum(sizes)):
+            words.append(f"{name}: {found}" if prefix else found)
+    steps = f"in the last {len(rows)} steps"
+    return f"; no better than chance {steps} ({'; '.join(words)}): it has not learned its task" if words else ""
+
+
+def introduce(
+    settings: Settings, source: Shards, network: Network, steps: int, folder: Path, meta: dict, saved: Checkpoint | None
+) -> None:
+    """Print what is trained on what, and what a reader of its numbers should know; steps: of an epoch; meta: of the run, see
+    checkpoint.metadata."""
+    parameters = sum(weight.numel() for weight in network.backbone.parameters())
+    times = f", each {settings.repeats} times," if settings.repeats > 1 else ""
+    samples = ", ".join(f"{n} samples{times}" for n in meta["samples"].values())
+    device = next(network.parameters()).device
+    devices = f"{device} x {distributed.world()}" if distributed.world() > 1 else f"{device}"
+    say(
+        f"{settings.method}, {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) on "
+        f"{devices} in {settings.precision}, "
+        f"{samples} of {source.dataset}, {settings.epochs} epochs of {steps} steps -> {folder}"
+    )
+    for name in source.whole:
+        split = f" in split {source.splits[name]}" if source.splits[name] else ""
+        say(f"{name} marks no video as train{split}: all are used")
+    for name in settings.methods:
+        for note in network.method(name).notes:
+            say(note)
+    for warning in version_warnings(settings.precision, torch.__version__, torch.backends.cudnn.version()):
+        say(f"warning: {warning}")
+    if saved:
+        say(f"resuming after step {saved.meta['step']} of {meta['steps']}")
+        before, now = saved.meta["environment"], meta["environment"]
+        changed = [f"{name} {old} -> {now[name]}" for name in now if (old := before.get(name, "unknown")) != now[name]]
+        if changed:
+            say(f"resumed in a different environment, so results may differ in the last bits: {', '.join(changed)}")
 
 
 def _duration(seconds: float) -> str:
@@ -171,8 +199,8 @@ def _tensorboard(folder: Path, first: int) -> Any:
 
 
 def cut_log(path: Path, steps: int) -> None:
-    """Drop the rows after the checkpoint, which are about to be made again, and a row that was cut off. Raises TrainerError
-    for rows that are not numbers."""
+    """Drop the rows after the checkpoint, whose steps follow again, and a row that was cut off. Raises TrainerError for rows
+    that are not numbers."""
     if not path.exists():
         return
     try:
@@ -180,11 +208,11 @@ def cut_log(path: Path, steps: int) -> None:
         rows = [row for row in rows if row.endswith("\n")]
         numbers = [[float(cell) for cell in row.split(",")] for row in rows]
         if any(len(row) != len(head.split(",")) for row in numbers):
-            raise ValueError("a row has not as many numbers as the first line has names")
+            raise ValueError("a row has another number of columns than the first line")
     except (ReadError, ValueError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise TrainerError(
-            f"{path}: damaged ({reason}); mend it or move it away, and resume again: what follows is logged anew"
+            f"{path}: damaged ({reason}); repair or move the file, then resume: the log continues from there"
         ) from error
     kept = [text for text, row in zip(rows, numbers, strict=True) if row[0] <= steps]
     write_text(path, "".join([head, *kept]) if kept else "")

@@ -8,9 +8,9 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,20 +26,17 @@ from trainer.network import Network, build_backbone
 from trainer.recipes import differing
 from trainer.settings import Settings, resolve, resumed
 from trainer.training import streams
-from trainer.training.log import Log, at_chance, cut_log, say
-from trainer.training.precision import pick_precision, set_precision, version_warnings
-from trainer.training.run_folder import check_name, check_same_data, locked, new_run
-from trainer.training.saver import Saver
+from trainer.training.log import Log, at_chance, cut_log, introduce, say
+from trainer.training.precision import pick_precision, set_precision
+from trainer.training.run import STOPS, Saver, StopSignals, check_name, check_same_data, locked, new_folder
 from trainer.training.schedule import learning_rate, pacing
-from trainer.training.signals import STOPS, StopSignals
-from trainer.training.streams import for_budget, held_out_streams, training_clips, training_streams, warn_of_few_steps
 
 _OPTIMIZERS = {
     "sgd": (torch.optim.SGD, lambda momentum: {"momentum": momentum}),
     "adamw": (torch.optim.AdamW, lambda momentum: {"betas": (momentum, 0.999)}),
 }
 _CHECKPOINT = 0
-_FLAGS = (_CHECKPOINT, *map(int, STOPS))  # what a process may be asked for
+_REQUESTS = (_CHECKPOINT, *map(int, STOPS))  # what a process may be asked for while it trains
 
 
 def train(
@@ -56,13 +53,13 @@ def train(
 
     shards:  folder that labelgen wrote, or several that were labelled alike
     run:     name (in runs/) or path of the new run, default runs/<method>-<backbone>-<n>
-    resume:  run to go on with; what was given in settings must be what the run has
+    resume:  run to continue; what is given in settings must be what the run has
     initial: checkpoint whose backbone the training starts from
-    expected: configuration of the shards that the settings are meant for; a line tells where they have another one
-    clips:   budget in clips shown, in the place of the settings' epochs
+    expected: configuration of the shards that the settings are meant for; differences are printed
+    clips:   budget in clips shown, instead of the settings' epochs
     overlay: file with other classes and splits of the videos, see `trainer.data.overlay`
 
-    Under `torchrun` all processes call it alike; the first one writes. Raises TrainerError, ShardError, WriteError;
+    Under `torchrun`, all processes call it alike and the first one writes. Raises TrainerError, ShardError, WriteError;
     Interrupted after SIGINT, SIGTERM or SIGHUP, when a checkpoint has been written.
     """
     if run is not None and resume is not None:
@@ -72,7 +69,7 @@ def train(
     if resume is not None:
         saved = checkpoint.load(resume, untrained=True)
         checkpoint.check_newest(saved)
-        opened = data.Shards(shards, overlay=overlay)
+        opened = data.Shards(shards, overlay=overlay)  # before the split of other data is looked for
         check_same_data(saved, {"dataset": opened.dataset, "config_hash": opened.config_hash}, opened.folder)
     if initial is not None:
         of = checkpoint.load(initial, best=True).meta["settings"]
@@ -83,8 +80,8 @@ def train(
         settings = replace(settings, precision=pick_precision(settings.precision, device))
         training = _Training(settings, shards, device, None if saved else initial, clips, overlay, saved)
         if saved and training.settings.epochs != settings.epochs:
-            told = f"{clips:,} clips are {training.settings.epochs} epochs, the run has {settings.epochs}"
-            raise TrainerError(f"cannot resume {saved.run}: {told}. Leave the clips out, or start a new run")
+            budget = f"{clips:,} clips are {training.settings.epochs} epochs, the run has {settings.epochs}"
+            raise TrainerError(f"cannot resume {saved.run}: {budget}. Leave the clips out, or start a new run")
         expected = expected or {}
         for name in differing(expected, training.source.config):
             say(f"the recipe is for shards with {name} {expected[name]}, these have {training.source.config.get(name)}")
@@ -93,8 +90,8 @@ def train(
 
 @dataclass
 class _Step:
-    """A step that has been launched. download: holds "numbers", the metrics by these names and then _FLAGS; waited, total:
-    seconds, of waiting for data and in all"""
+    """A step that has been launched. download: "numbers", the values of these names, then _REQUESTS; waited, total: seconds
+    of waiting for data and in all."""
 
     number: int
     lr: float
@@ -119,23 +116,11 @@ class _Training:
         saved: checkpoint.Checkpoint | None = None,
     ) -> None:
         self.device = device
-        self.source, self.held_out = data.Shards(shards, settings.split, overlay=overlay), {}
-        if len(self.source.splits) > 1 and "recognition" in settings.methods:
-            raise TrainerError(f"recognition learns the labels of one data set, not of {', '.join(self.source.splits)}")
-        if (weights := settings.shard_weights) and len(weights) != len(self.source.splits):
-            raise TrainerError(f"shard_weights are {weights}, expected one for each of {', '.join(self.source.splits)}")
-        if settings.holdout:
-            held = self.source.hold_out(settings.holdout, settings.seed)
-            say(f"{held.sum()} training videos are held out, {self.source.trains.sum()} are trained on")
-        if settings.fraction < 1:
-            before = self.source.trains.sum()
-            self.source.keep(settings.fraction, settings.seed)
-            say(f"{self.source.trains.sum()} of {before} training videos are used")
-        clips = training_clips(self.source, settings)
-        self.settings = settings = for_budget(settings, clips, budget) if budget else settings
-        self.streams = training_streams(self.source, settings, clips)
-        if settings.holdout:
-            self.held_out = held_out_streams(self.source.with_training_videos(held), settings)
+        self.source, held_out = streams.select_videos(shards, settings, overlay)
+        clips = streams.training_clips(self.source, settings)
+        self.settings = settings = streams.for_budget(settings, clips, budget) if budget else settings
+        self.streams = streams.training_streams(self.source, settings, clips)
+        self.held_out = streams.held_out_streams(held_out, settings) if held_out else {}
         self.per_epoch = max(stream.batches.per_epoch for stream in self.streams.values())
         self.last = settings.epochs * self.per_epoch
 
@@ -154,32 +139,36 @@ class _Training:
         self.optimiser = create(weights, settings.lr, weight_decay=settings.weight_decay, **options)
 
     def run(self, name: str | os.PathLike | None, saved: checkpoint.Checkpoint | None) -> Path:
-        """Train a new run, or the saved one from its checkpoint on, to the last step."""
-        settings, network, meta = self.settings, self.network, self._meta()
+        """Train a new run, or a saved one from its checkpoint on, to the last step."""
+        settings, network, source = self.settings, self.network, self.source
+        samples = {name: len(stream.clips.samples) for name, stream in self.streams.items()}
+        initial = saved.meta["initial"] if saved else self.initial
+        meta = checkpoint.metadata(settings, source, network.backbone, samples, self.last, self.device, initial)
         first = saved.meta["step"] if saved else 0
-        meta["initial"] = saved.meta["initial"] if saved else self.initial
         if saved:
-            check_same_data(saved, {name: meta[name] for name in ("split", "samples")}, self.source.folder)
+            check_same_data(saved, {"split": source.split, "samples": samples}, source.folder)
             checkpoint.check_fit(saved.file, network, saved.weights)
-        folder = saved.run if saved else distributed.on_rank_zero(lambda: new_run(name, settings))
+        folder = saved.run if saved else distributed.on_rank_zero(lambda: new_folder(name, settings))
 
         with ExitStack() as stack:
             distributed.on_rank_zero(lambda: stack.enter_context(locked(folder)))
             saver = stack.enter_context(Saver(folder, meta, settings.checkpoint_minutes, self.device))
             if saved:
-                distributed.on_rank_zero(lambda: checkpoint.check_newest(saved))  # read before the run was locked
+                # again, since it was read before the run was locked
+                distributed.on_rank_zero(lambda: checkpoint.check_newest(saved))
                 saved.restore(self.optimiser)
                 network.load_state_dict(saved.weights)
-                for name in ("log.csv", "holdout.csv"):
-                    distributed.on_rank_zero(partial(cut_log, folder / name, first))
+                for file in ("log.csv", "holdout.csv"):
+                    distributed.on_rank_zero(partial(cut_log, folder / file, first))
             else:
-                try:
-                    # so that a run can be resumed from its first step
+                try:  # so that a run can be resumed from its first step
                     saver.save(first, network, self.optimiser, wait=True)
                 except BaseException:
-                    shutil.rmtree(folder, ignore_errors=True)  # a run without a checkpoint is none
+                    shutil.rmtree(folder, ignore_errors=True)  # without a checkpoint it is no run
                     raise
-            self._introduce(folder, saved, meta)
+            introduce(settings, source, network, self.per_epoch, folder, meta, saved)
+            if not saved and self.initial is None:
+                streams.warn_of_few_steps({name: stream.clips for name, stream in self.streams.items()}, settings)
             stop = stack.enter_context(StopSignals())
             log = stack.enter_context(Log(folder, first, self.last, settings.log_every))
             self._steps(first, log, stop, saver)
@@ -189,8 +178,8 @@ class _Training:
         return folder
 
     def _steps(self, first: int, log: Log, stop: StopSignals, saver: Saver) -> None:
-        """All steps from the first on. The metrics of a step are read while the next one is computed, but always before a score
-        or a checkpoint is made of it."""
+        """All steps from the first on. The metrics of a step are read while the next one is computed, but before a score or a
+        checkpoint is made of it."""
         settings, network = self.settings, self.network
         torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
         set_precision(settings.precision, network)
@@ -199,8 +188,7 @@ class _Training:
             with warnings.catch_warnings(action="ignore"):  # torch 2.13 renames it; older ones know this name alone
                 forward = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
         network.train()
-        start = time.perf_counter()
-        behind: _Step | None = None
+        start, unread = time.perf_counter(), None
         with ExitStack() as stack:
             loaders = {
                 name: stack.enter_context(closing(stream.load(range(first, self.last), settings.workers, self.device)))
@@ -208,41 +196,39 @@ class _Training:
             }
             for number in range(first, self.last):
                 try:
-                    step = self._step(number, loaders, forward, lambda: _asked(stop, saver))
-                except VsslError:  # of the batch, which costs no step before
-                    self._read(behind, log)
+                    step = self._launch(number, loaders, forward, stop, saver)
+                except VsslError:  # of the batch; the step before it is done
+                    self._read(unread, log)
                     raise
-                asked = self._read(behind, log)
+                requests = self._read(unread, log)
                 if distributed.world() == 1:  # several processes act on what all of them have read
-                    asked |= _asked(stop, saver)
-                end = time.perf_counter()
-                step.total = end - start
-                start = end  # so that scoring and checkpoints count in the next step's total
-                behind = step
+                    requests |= _requests(stop, saver)
+                now = time.perf_counter()
+                step.total, start, unread = now - start, now, step  # scores and checkpoints count in the next total
 
                 done = number + 1
                 last, scored = done == self.last, self.held_out and done % self.per_epoch == 0
                 kept = settings.keep_every and done % (settings.keep_every * self.per_epoch) == 0
-                if asked or last or scored or kept or number == first:  # a reader waits to hear of the first one
-                    asked |= self._read(behind, log)
-                    behind = None
+                if requests or last or scored or kept or number == first:  # a user waits for the first one
+                    requests |= self._read(unread, log)
+                    unread = None
                 if scored:
-                    self._score_and_keep_the_best(done, log, saver)
-                stopping = max(asked - {_CHECKPOINT}, default=None)
-                if asked or last or kept:
+                    self._score(done, log, saver)
+                stopping = max(requests - {_CHECKPOINT}, default=None)
+                if requests or last or kept:
                     if not distributed.everywhere(_finite(network)):
                         raise TrainerError(_not_finite("a weight", step, log.folder))
                     log.sync()  # a checkpoint never runs ahead of its log
                     if kept:
                         saver.save(done, network, self.optimiser, "kept")
-                if asked or last:
+                if requests or last:
                     saver.save(done, network, self.optimiser, wait=last or stopping is not None)
                 if stopping and not last:
                     message = f"stopped by {signal.Signals(stopping).name} after step {done} of {self.last}"
                     raise Interrupted(message, 128 + stopping, log.folder)
 
-    def _step(
-        self, number: int, loaders: Mapping[str, Iterator[dict]], forward: nn.Module, asked: Callable[[], set[int]]
+    def _launch(
+        self, number: int, loaders: Mapping[str, Iterator[dict]], forward: nn.Module, stop: StopSignals, saver: Saver
     ) -> _Step:
         """Launch one step of the optimiser. On a GPU its batch is copied while the step before is computed."""
         settings = self.settings
@@ -258,18 +244,18 @@ class _Training:
             raw = {name: next(loader) for name, loader in loaders.items()}
             waited += time.perf_counter() - begin
             ids += [id for batch in raw.values() for id in batch["id"]]
-            batches, shares = {}, {}
-            for name, stream in self.streams.items():
-                counts, shares[name] = stream.batches.counts(number)[micro], stream.batches.shares(number)[micro]
-                batches[name] = stream.on_device(raw[name], number / self.last, self.device, counts)
+            batches = {
+                name: stream.on_device(raw[name], number / self.last, self.device, number, micro)
+                for name, stream in self.streams.items()
+            }
             last = micro + 1 == settings.accumulate
             with nullcontext() if last or not isinstance(forward, DistributedDataParallel) else forward.no_sync():
-                metrics = forward(batches, shares)
+                metrics = forward(batches)
                 for key, value in metrics.items():
                     sums[key] = sums.get(key, 0) + value.detach()
                 if last:
-                    now = asked()
-                    flags = [metrics["loss"].new_full((), float(flag in now)) for flag in _FLAGS]
+                    now = _requests(stop, saver)
+                    flags = [metrics["loss"].new_full((), float(request in now)) for request in _REQUESTS]
                     numbers = distributed.all_reduce_mean(torch.stack([*sums.values(), *flags]))
                     download = data.Download({"numbers": numbers}, self.device)
                 metrics["loss"].backward()
@@ -286,7 +272,7 @@ class _Training:
             return set()
         settings, number = self.settings, step.number
         numbers = step.download.wait()["numbers"].tolist()
-        values = dict(zip(step.names, numbers, strict=False))  # the flags follow them
+        values = dict(zip(step.names, numbers, strict=False))  # the requests follow them
         if not math.isfinite(values["loss"]):
             raise TrainerError(_not_finite("the loss", step, log.folder))
         if settings.curriculum:
@@ -294,21 +280,14 @@ class _Training:
             values["clips_share"] = next((share for stop, share in stages if number < stop), 1.0)
         clips = sum(stream.batches.size(number) * stream.clips.n for stream in self.streams.values())
         log.step(number, number // self.per_epoch, step.lr, values, step.waited, step.total, clips)
-        return {flag for flag, value in zip(_FLAGS, numbers[len(step.names) :], strict=True) if value}
-
-    def _score_and_keep_the_best(self, done: int, log: Log, saver: Saver) -> None:
-        scores = self._score(done - 1)
-        best = distributed.on_rank_zero(lambda: log.held_out(done, scores))
-        if best and all(stream.clips.method.supervised for stream in self.streams.values()):
-            saver.save(done, self.network, self.optimiser, "best")
-        self.network.train()
+        return {request for request, value in zip(_REQUESTS, numbers[len(step.names) :], strict=True) if value}
 
     @torch.no_grad()
-    def _score(self, step: int) -> dict[str, float]:
-        """Means of the metrics over all held-out samples, of the network in evaluation mode. Same draws every time."""
+    def _score(self, done: int, log: Log, saver: Saver) -> None:
+        """Log the means of the metrics over all held-out samples, with the same draws every time; keep the best classifier."""
         self.network.eval()
         distributed.broadcast(self.network.buffers())
-        seed_step(self.settings.seed, step)
+        seed_step(self.settings.seed, done - 1)
         totals: dict[str, float] = {}
         for name, stream in self.held_out.items():
             prefix = f"{name}." if len(self.held_out) > 1 else ""
@@ -316,8 +295,7 @@ class _Training:
             found = []
             batches = stream.load(range(stream.batches.per_epoch), self.settings.workers, self.device)
             for number, raw in enumerate(batches):
-                counts = stream.batches.counts(number)[0]
-                metrics = self.network({name: stream.on_device(raw, step / self.last, self.device, counts)})
+                metrics = self.network({name: stream.on_device(raw, (done - 1) / self.last, self.device, number)})
                 names = [*metrics]
                 found.append(torch.stack([*metrics.values()]))
             numbers = distributed.all_reduce_mean(torch.stack(found)).tolist()  # [batches, metrics]
@@ -325,59 +303,10 @@ class _Training:
                 share = stream.batches.size(number) / len(stream.clips.samples)
                 for key, value in zip(names, row, strict=True):
                     totals[prefix + key] = totals.get(prefix + key, 0.0) + share * value
-        return totals
-
-    def _meta(self) -> dict:
-        return {
-            "settings": asdict(self.settings),
-            "dataset": self.source.dataset,
-            "split": self.source.split,
-            "datasets": self.source.splits,
-            "samples": {name: len(stream.clips.samples) for name, stream in self.streams.items()},
-            "videos": len(self.source.videos),
-            "classes": self.source.classes,
-            "steps": self.last,
-            "config_hash": self.source.config_hash,
-            "config": self.source.config,
-            **checkpoint.carried(self.network.backbone),
-            "environment": {
-                "device": self.device.type,
-                "processes": distributed.world(),
-                "threads": torch.get_num_threads(),
-                **checkpoint.versions(),
-            },
-        }
-
-    def _introduce(self, folder: Path, saved: checkpoint.Checkpoint | None, meta: dict) -> None:
-        """Print what is trained on what, and what a reader of its numbers should know."""
-        settings, source = self.settings, self.source
-        parameters = sum(weight.numel() for weight in self.network.backbone.parameters())
-        times = f", each {settings.repeats} times," if settings.repeats > 1 else ""
-        samples = ", ".join(f"{n} samples{times}" for n in meta["samples"].values())
-        device = f"{self.device} x {distributed.world()}" if distributed.world() > 1 else f"{self.device}"
-        say(
-            f"{settings.method}, {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) on "
-            f"{device} in {settings.precision}, "
-            f"{samples} of {source.dataset}, {settings.epochs} epochs of {self.per_epoch} steps -> {folder}"
-        )
-        for name in source.whole:
-            where = f" in split {source.splits[name]}" if source.splits[name] else ""
-            say(f"{name} marks no video as train{where}: all are used")
-        if not saved and self.initial is None:
-            warn_of_few_steps({name: stream.clips for name, stream in self.streams.items()}, settings)
-        for name in settings.methods:
-            for note in self.network.method(name).notes:
-                say(note)
-        for warning in version_warnings(settings.precision, torch.__version__, torch.backends.cudnn.version()):
-            say(f"warning: {warning}")
-        if saved:
-            say(f"resuming after step {saved.meta['step']} of {self.last}")
-            before, now = saved.meta["environment"], meta["environment"]
-            changed = [
-                f"{name} {old} -> {now[name]}" for name in now if (old := before.get(name, "unknown")) != now[name]
-            ]
-            if changed:
-                say(f"not bit for bit the unbroken run, because of other conditions: {', '.join(changed)}")
+        best = distributed.on_rank_zero(lambda: log.held_out(done, totals))
+        if best and all(stream.clips.method.supervised for stream in self.streams.values()):
+            saver.save(done, self.network, self.optimiser, "best")
+        self.network.train()
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -386,8 +315,8 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
 
 
-def _asked(stop: StopSignals, saver: Saver) -> set[int]:
-    """Which of _FLAGS this process is asked for now."""
+def _requests(stop: StopSignals, saver: Saver) -> set[int]:
+    """Which of _REQUESTS this process has now."""
     return ({_CHECKPOINT} if saver.due else set()) | ({int(stop.caught)} if stop.caught else set())
 
 

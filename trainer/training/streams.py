@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+import os
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +16,12 @@ from trainer.augment import augment
 from trainer.errors import TrainerError
 from trainer.inputs import OURS, Input
 from trainer.methods import method_class
-from trainer.options import check_value
 from trainer.settings import DECLARATIONS, Settings
 from trainer.training.log import say
 from trainer.training.schedule import pacing
 
 _TRAINING, _HELD_OUT = 0, 1  # tags of the draws
+_FEW_STEPS = 500  # in fewer a network hardly learns anything from random weights on
 
 
 @dataclass(frozen=True)
@@ -35,31 +36,68 @@ class Stream:
         """The raw batches of this process for each micro-batch of the steps, see data.prefetch."""
         return data.prefetch(self.clips, self.batches.sampler(steps), workers, device)
 
-    def on_device(self, raw: dict, progress: float, device: torch.device, counts: Sequence[int] = ()) -> data.Batch:
-        """What the method's forward gets of a raw batch: augmented clips and labels, on the device."""
+    def on_device(
+        self, raw: dict[str, Any], progress: float, device: torch.device, step: int = 0, micro: int = 0
+    ) -> data.Batch:
+        """What the method's forward gets of a raw batch, a micro-batch of a step: augmented clips and labels, on the device."""
         moved = data.to_device({name: raw[name] for name in ("clips", "labels", "video")}, device)
-        clips = _augmented(moved["clips"], raw["view"], self.input)
+        counts, share = self.batches.counts(step)[micro], self.batches.shares(step)[micro]
 
         def clips_of(rows: Tensor, read: data.ReadClip) -> Tensor:
             others = self.clips.of_videos(raw, rows.cpu().numpy(), read)
             pixels = others["clips"] if device.type == "cpu" else others["clips"].pin_memory()
-            return _augmented(data.to_device(pixels, device), others["view"], self.input)[:, 0]
+            return _augmented(data.to_device(pixels, device), others["view"], self.input)
 
-        return data.Batch(clips, moved["labels"], moved["video"], progress, counts, clips_of)
+        clips = _augmented(moved["clips"], raw["view"], self.input)
+        return data.Batch(clips, moved["labels"], moved["video"], progress, counts, share, clips_of)
 
 
 def _augmented(pixels: Tensor, view: dict[str, Tensor], input: Input) -> Tensor:
-    """Frames uint8 [B, n, T, S, S, 3] -> float32 [B, n, 3, T, S, S]; the views stay on the CPU."""
-    view = {key: value.flatten(0, 1) for key, value in view.items()}
-    return augment(pixels.flatten(0, 1), view, input).unflatten(0, pixels.shape[:2])
+    """Frames uint8 [B, n, T, S, S, 3] -> float32 [B n, 3, T, S, S]; the views [B, n, ...] stay on the CPU."""
+    return augment(pixels.flatten(0, 1), {name: value.flatten(0, 1) for name, value in view.items()}, input)
 
 
-_FEW_STEPS = 500  # in fewer a network hardly learns anything from random weights on
+def select_videos(
+    folders: data.Folders, settings: Settings, overlay: str | os.PathLike | None = None
+) -> tuple[data.Shards, data.Shards | None]:
+    """The shards with the videos that are trained on, and with those that are held out, if any are."""
+    source, held_out = data.Shards(folders, settings.split, overlay=overlay), None
+    if settings.holdout:
+        held = source.hold_out(settings.holdout, settings.seed)
+        say(f"{held.sum()} training videos are held out, {source.trains.sum()} are trained on")
+        held_out = source.with_training_videos(held)
+    if settings.fraction < 1:
+        before = source.trains.sum()
+        source.keep(settings.fraction, settings.seed)
+        say(f"{source.trains.sum()} of {before} training videos are used")
+    return source, held_out
 
 
-def training_clips(source: data.Shards, settings: Settings) -> dict[str, data.TrainingClips]:
-    """The samples of each method, of the videos that pretraining may use. Raises TrainerError where one has none."""
-    return {name: _clips(source, settings, name, _TRAINING) for name in settings.methods}
+def training_clips(
+    source: data.Shards, settings: Settings, say: Callable[[str], None] = say
+) -> dict[str, data.TrainingClips]:
+    """The samples of each method, of the videos that pretraining may use; `say` gets a line about what is left out. Raises
+    TrainerError if a method has none."""
+    return {name: _clips(source, settings, name, _TRAINING, say) for name in settings.methods}
+
+
+def _clips(
+    source: data.Shards, settings: Settings, name: str, tag: int, say: Callable[[str], None]
+) -> data.TrainingClips:
+    method, options, trains = method_class(name), settings.options[name], tag == _TRAINING
+    samples, left_out, reason = method.samples(source, options)
+    if not len(samples):
+        purpose = "use" if trains else "hold out"
+        raise TrainerError(f"{source.folder}: nothing that {name} can {purpose}: {left_out} videos {reason}")
+    if left_out and trains:
+        say(f"{name} leaves out: {left_out} videos {reason}")
+    if settings.subset != "all" and trains:
+        if not method.of_labelled_clips:
+            raise TrainerError(f"a subset needs labelled clips, which {name} does not draw; leave it out")
+        whole, samples = len(samples), source.half(samples, settings.subset, settings.seed)
+        say(f"{name} uses the {settings.subset} half, {len(samples)} of {whole} samples")
+    jitter, weights = settings.jitter or method.defaults["jitter"], settings.shard_weights if trains else []
+    return data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag, weights)
 
 
 def epoch_of(clips: dict[str, data.TrainingClips], settings: Settings) -> tuple[int, float]:
@@ -72,15 +110,15 @@ def epoch_of(clips: dict[str, data.TrainingClips], settings: Settings) -> tuple[
 
 def for_budget(settings: Settings, clips: dict[str, data.TrainingClips], budget: int) -> Settings:
     """The settings with the epochs whose clips come nearest to a budget, and with the drops of the learning rate at the same
-    shares of the training as before. Raises TrainerError for too many epochs."""
+    shares of the training as before. Raises SettingError for too many epochs."""
     epochs = max(1, round(budget / epoch_of(clips, settings)[1]))
-    check_value("epochs", epochs, DECLARATIONS["epochs"].range, ())
+    DECLARATIONS["epochs"].checked("epochs", epochs)
     say(f"{budget:,} clips are {epochs} epochs")
     return replace(settings, epochs=epochs, drop_every=max(1, round(settings.drop_every * epochs / settings.epochs)))
 
 
 def warn_of_few_steps(clips: dict[str, data.TrainingClips], settings: Settings) -> None:
-    """Say so where the settings have too few steps to learn from random weights on."""
+    """Say so if the settings have too few steps to learn from random weights on."""
     steps, shown = epoch_of(clips, settings)
     if settings.epochs * steps < _FEW_STEPS:
         say(
@@ -92,8 +130,8 @@ def warn_of_few_steps(clips: dict[str, data.TrainingClips], settings: Settings) 
 def training_streams(
     source: data.Shards, settings: Settings, clips: dict[str, data.TrainingClips] | None = None
 ) -> dict[str, Stream]:
-    """A stream of each method, of the videos that pretraining may use; clips: see `training_clips`, where they are known.
-    Raises TrainerError where a method has no samples."""
+    """A stream of each method, of the videos that pretraining may use; clips: those of `training_clips`, if they are known.
+    Raises TrainerError if a method has no samples."""
     clips = clips or training_clips(source, settings)
     steps = settings.epochs * epoch_of(clips, settings)[0]
     streams = {}
@@ -115,8 +153,7 @@ def training_streams(
             rank=distributed.rank(),
         )
         streams[name] = Stream(each, batches)
-        stored = each.method.stored_draws(source.config, each.options)
-        if stored:
+        if stored := each.method.stored_draws(source.config, each.options):
             (setting, at_once), passes = stored, batches.passes(steps) * int(each.times.max())
             times = math.ceil(passes * at_once / source.config[setting])
             if times > 1:
@@ -127,17 +164,16 @@ def training_streams(
 
 
 def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Stream]:
-    """A stream of each method over the held-out videos, whose first epoch is scored. Raises TrainerError where a method has
-    no samples among them."""
-    streams = {}
+    """A stream of each method over the held-out videos, whose first epoch is scored. Raises TrainerError if a method has no
+    samples among them."""
+    streams, world = {}, distributed.world()
     for name in settings.methods:
-        clips = _clips(held_out, settings, name, _HELD_OUT)
-        world, rank = distributed.world(), distributed.rank()
+        clips = _clips(held_out, settings, name, _HELD_OUT, say)
         if len(clips.samples) < world:
             raise TrainerError(
                 f"{len(clips.samples)} samples of {name} are held out, and {world} processes score them; hold out more, or none"
             )
-        batches = data.Batches(len(clips.samples), settings.batch_size, 0, world=world, rank=rank)
+        batches = data.Batches(len(clips.samples), settings.batch_size, 0, world=world, rank=distributed.rank())
         streams[name] = Stream(clips, batches)
     return streams
 
@@ -145,25 +181,3 @@ def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Str
 def expecting(streams: dict[str, Stream], input: Input) -> dict[str, Stream]:
     """The streams for a network that expects other pixels."""
     return {name: replace(stream, input=input) for name, stream in streams.items()}
-
-
-def _clips(source: data.Shards, settings: Settings, name: str, tag: int) -> data.TrainingClips:
-    method, options = method_class(name), settings.options[name]
-    samples, left_out, reason = method.samples(source, options)
-    if not len(samples):
-        purpose = "hold out" if tag == _HELD_OUT else "use"
-        raise TrainerError(f"{source.folder}: nothing that {name} can {purpose}: {left_out} videos {reason}")
-    if left_out and tag == _TRAINING:
-        say(f"{name} leaves out: {left_out} videos {reason}")
-    if tag == _TRAINING and settings.subset != "all":
-        if not method.of_labelled_clips:
-            raise TrainerError(f"a subset needs labelled clips, which {name} does not draw; leave it out")
-        whole, samples = len(samples), source.half(samples, settings.subset, settings.seed)
-        say(f"{name} uses the {settings.subset} half, {len(samples)} of {whole} samples")
-    jitter = settings.jitter or method.defaults["jitter"]
-    if tag != _TRAINING or not settings.shard_weights:
-        return data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag)
-    samples, times, copy = source.weighted(samples, settings.shard_weights)
-    clips = data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag)
-    clips.times, clips.copy = times, copy
-    return clips

@@ -10,12 +10,11 @@ from typing import Any
 
 from trainer.errors import SettingError
 from trainer.evaluate.protocol import Protocol, ProtocolOption
-from trainer.evaluate.protocols import cv2, data, features, files, np, results, shards, texts, torch
+from trainer.evaluate.protocols import cv2, data, features, files, np, results, shards, sheets, torch
 
 # frames uint8 [T, H, W, 3], configuration of the shards -> magnitudes of M_u and M_v, float32 [2, H, W]
 Boundaries = Callable[["np.ndarray", dict], "np.ndarray"]
 _TILE = 224  # pixels: crops are enlarged to this width
-_GAP = 6
 
 
 class Attention(Protocol):
@@ -49,7 +48,7 @@ class Attention(Protocol):
     index = ("video",)
     columns = ("network",)
     published = ()
-    needs_boundaries = True
+    needs = ("boundaries",)
     about_sheets = (
         "Where the network is active, over the frame in grey; each map relative to its own most active place. The motion "
         "boundaries show where the clip moves. The numbers are 100 x the correlation of the two over the map's cells."
@@ -89,7 +88,7 @@ class Attention(Protocol):
             tiles |= {f"{network} {self.stage}": overlay(drawn, of_network[i]) for network, of_network in maps.items()}
             if self.boundaries is not None:
                 moving = [crop(magnitude, size) for magnitude in self.boundaries(frames, source.config)]
-                tiles |= {f"motion boundary of {name}": grey(m) for name, m in zip("uv", moving, strict=True)}
+                tiles |= {f"motion boundary of {name}": sheets.grey(m) for name, m in zip("uv", moving, strict=True)}
                 for network, of_network in maps.items():
                     value = correlation(of_network[i], moving[0] + moving[1])
                     row = {"network": network, "stage": self.stage, "video": ids[video], "metric": "correlation"}
@@ -196,28 +195,12 @@ def crop(picture: np.ndarray, size: int) -> np.ndarray:
     return picture[y : y + size, x : x + size]
 
 
-def grey(magnitude: np.ndarray) -> np.ndarray:
-    """Magnitudes float32 [H, W] as a grey picture, uint8 [H, W, 3], white from the 99.5th percentile on."""
-    scaled = np.clip(magnitude / max(float(np.percentile(magnitude, 99.5)), 1e-3) * 255, 0, 255)
-    return np.repeat(scaled.astype(np.uint8)[..., None], 3, -1)
-
-
-def sheet(title: str, tiles: dict[str, np.ndarray]) -> np.ndarray:
-    """Tiles uint8 [size, size, 3] side by side under their titles, RGB uint8."""
-    page = np.full((2 * 20 + _TILE, len(tiles) * (_TILE + _GAP) - _GAP, 3), 255, np.uint8)
-    texts.draw(page, title, 2, 14, 0.45)
-    for i, (name, tile) in enumerate(tiles.items()):
-        x = i * (_TILE + _GAP)
-        page[40:, x : x + _TILE] = cv2.resize(tile, (_TILE, _TILE), interpolation=cv2.INTER_CUBIC)
-        texts.draw(page, name, x + 2, 34, 0.45)
-    return page
-
-
-def tiles_of(page: np.ndarray, count: int) -> list[np.ndarray]:
-    """The tiles of a `sheet` of so many, uint8 [_TILE, _TILE, 3] each; none if the picture is of another size."""
-    if page.shape[:2] != (2 * 20 + _TILE, count * (_TILE + _GAP) - _GAP):
+def tiles_of(sheet: np.ndarray, count: int) -> list[np.ndarray]:
+    """The tiles of a sheet of `count`, see `write_sheet`, uint8 [_TILE, _TILE, 3] each; none if the picture has another size."""
+    top, step = 2 * sheets.LINE, _TILE + sheets.GAP
+    if sheet.shape[:2] != (top + _TILE, count * step - sheets.GAP):
         return []
-    return [page[40:, i * (_TILE + _GAP) :][:, :_TILE] for i in range(count)]
+    return [sheet[top:, i * step :][:, :_TILE] for i in range(count)]
 
 
 def sheet_folder(protocol: Protocol, name: str) -> Path:
@@ -229,9 +212,12 @@ def sheet_folder(protocol: Protocol, name: str) -> Path:
 
 
 def write_sheet(folder: Path, name: str, title: str, tiles: dict[str, np.ndarray]) -> str:
-    """Write a sheet, see `sheet`; its path below the folder of results."""
+    """Write tiles uint8 [size, size, 3] side by side, each under its title, as a sheet; its path below the folder of results."""
     path = folder / files.path_name(name.replace("/", "_"), ".png")
-    files.write_png(path, sheet(title, tiles))
+    shown = [
+        (cv2.resize(tile, (_TILE, _TILE), interpolation=cv2.INTER_CUBIC), [caption]) for caption, tile in tiles.items()
+    ]
+    files.write_png(path, sheets.contact_sheet(title, shown, len(shown)))
     return f"{folder.name}/{path.name}"
 
 

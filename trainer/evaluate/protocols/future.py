@@ -64,7 +64,7 @@ class Future(Protocol):
         drawn = np.unique(np.linspace(0, number - 1, min(self.count, number)).astype(int)).tolist()
         batches = pretext.batches(self.evaluator, self.clips, self.draws, f"later frames, {network}")
         for i, (batch, video) in enumerate(batches):
-            context, targets = batch.clips[:, 0].tensor_split([self.shards.clip_length], 2)
+            context, targets = batch.clips.tensor_split([self.shards.clip_length], 2)
             h = last_stage(backbone, context).mean(2)  # [1, C, H, W]
             z = method.encode(
                 targets.transpose(1, 2).flatten(0, 1)[:, :, None], (h.shape[2], h.shape[3])

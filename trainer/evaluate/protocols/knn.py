@@ -12,10 +12,10 @@ TEMPERATURE = 0.07
 
 
 class KNearest(FeatureProtocol):
-    """Let the nearest neighbours in frozen features vote."""
+    """Let the nearest neighbours in frozen features vote on the class."""
 
     title = "k-NN"
-    question = "Do the nearest training items name the class?"
+    question = "Do the nearest training items vote for the right class?"
     items = (
         "10 spread clips per video, at clip and video level; folds as of `linear`. A video is never compared with its "
         "group, which differs from `retrieval`."
@@ -27,7 +27,7 @@ class KNearest(FeatureProtocol):
     levels = ("clip", "video")
 
     def choose(self, k: int | None = None) -> data.Shards:
-        """k: in place of KS."""
+        """k: instead of KS."""
         self.ks = KS if k is None else (k,)
         self.fewest = dict.fromkeys(self.levels, max(self.ks))  # neighbours that there were at least
         return super().choose()
@@ -41,7 +41,9 @@ class KNearest(FeatureProtocol):
 
     def remarks(self) -> list[str]:
         few = {level: number for level, number in self.fewest.items() if number < max(self.ks)}
-        return [f"{level} level: only {number} training items; larger k ask them all" for level, number in few.items()]
+        return [
+            f"{level} level: only {number} training items; larger k use all of them" for level, number in few.items()
+        ]
 
     def conditions(self) -> dict[str, Any]:
         classifier = f"k nearest neighbours, cosine, votes exp(cosine / {TEMPERATURE:g})"

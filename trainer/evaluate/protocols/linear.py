@@ -17,7 +17,7 @@ class Linear(FeatureProtocol):
     """Train a logistic regression on frozen features."""
 
     title = "Linear probe"
-    question = "Does a linear classifier tell the classes from frozen features?"
+    question = "Can a linear classifier tell the classes apart from frozen features?"
     items = (
         "Each video, the mean of its 10 spread clips. Without a test part one group (an actor, say) is left out at a time if "
         "there are 2 to 30 of them, else 5 stratified folds that keep groups together. `--split all` uses each official split in "
@@ -36,15 +36,15 @@ class Linear(FeatureProtocol):
     def choose(self) -> data.Shards:
         self.unfinished = 0  # fits that did not converge
         source = super().choose()
-        self.groups, self.ids = splits.groups_of(source), np.array(source.text("videos/id"))
+        self.groups, self.ids = source.groups, np.array(source.text("videos/id"))
         return source
 
-    def rows_of(self, network: str) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
         from sklearn.exceptions import ConvergenceWarning
 
         with warnings.catch_warnings(record=True) as met:
             warnings.simplefilter("always", ConvergenceWarning)
-            rows = [*super().rows_of(network)]
+            rows = [*super().rows()]
         for warning in met:
             if warning.category is ConvergenceWarning:
                 self.unfinished += 1
@@ -64,7 +64,7 @@ class Linear(FeatureProtocol):
     def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:
         order = np.argsort(self.ids[train.video])  # so that the order of the shards has no effect
         x, videos = train.x[order], train.video[order]
-        predicted, strength = probe(x, self.shards.targets[videos], self.groups[videos], test.x, self.step)
+        predicted, strength = probe(x, self.shards.targets[videos], self.groups[videos], test.x, self.bar.step)
         self.chosen.append(strength)
         return {"accuracy": predicted}
 

@@ -155,11 +155,11 @@ def batches(
     device, number = evaluator.device, len(clips.samples)
     stream = streams.Stream(clips, data.Batches(number, 1, _SEED), inputs.of_run(evaluator.saved.meta))
     keys = [np.array([[draw, sample]]) for draw in range(draws) for sample in range(number)]
-    with progress.ProgressBar(what, len(keys), "sample") as step:
+    with progress.ProgressBar(what, "sample", len(keys)) as bar:
         for raw in data.prefetch(clips, keys, evaluator.compute.workers, device):
             with precision.exact(device):
                 yield stream.on_device(raw, 1.0, device), int(raw["video"][0])
-            step()
+            bar.step()
 
 
 def answers(

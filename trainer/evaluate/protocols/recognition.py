@@ -27,7 +27,7 @@ class Recognition(Protocol):
     """Test a network that `vssl finetune` trained."""
 
     title = "Recognition"
-    question = "How many test videos does a finetuned network name right?"
+    question = "How many test videos does a finetuned network classify correctly?"
     items = (
         "10 spread clips per video of the run's split, or with `--all-clips` all that do not overlap; clip and video "
         "level. Without a test part the held-out videos, with a note that they also chose the checkpoint (`--holdout`: whole "
@@ -35,7 +35,7 @@ class Recognition(Protocol):
     )
     classifier = (
         "The run's (`vssl finetune`, or `vssl train --method recognition`): a video's prediction is the mean softmax of its "
-        "clips. Accuracy, accuracy by class, top-5 where there are more than five classes; confusion matrix of videos."
+        "clips. Accuracy, accuracy by class, top-5 if there are more than five classes; confusion matrix of videos."
     )
     left_out = (
         "Videos without a label, and of classes that the network does not know (classes are matched by name); they are counted. "
@@ -214,8 +214,7 @@ def _check_alike(evaluator: evaluator.Evaluator) -> None:
         if (began := _began(saved)) != (other := _began(first)):
             raise TrainerError(f"{saved.file}: started from {began}, {first.file} from {other}; average like runs")
         for name, value in saved.meta["settings"].items():
-            free = name in ("split", "seed") or settings.DECLARATIONS[name].may_change
-            if not free and value != (other := first.meta["settings"][name]):
+            if name not in {"split", "seed", *settings.FREE} and value != (other := first.meta["settings"][name]):
                 raise TrainerError(f"{saved.file}: {name} is {value}, of {first.file} it is {other}; average like runs")
     trained = [saved.meta["split"] for saved in evaluator.runs]
     if len(set(trained)) < len(trained):
@@ -268,9 +267,9 @@ def _through_hidden_layers(
     """Softmax float64 [clips, classes] of a classifier with hidden layers, which do not take the stored features, and
     each clip's index into videos. Raises TrainerError for clips of another size than those of the run, which do not fit them."""
     for name in ("crop", "clip_length"):
-        if source.config[name] != (own := saved.meta["config"][name]):
+        if source.config[name] != (of_run := saved.meta["config"][name]):
             raise TrainerError(
-                f"{saved.file}: the hidden layers of its classifier fit {name} {own}, {source.folder} has "
+                f"{saved.file}: the hidden layers of its classifier fit {name} {of_run}, {source.folder} has "
                 f"{source.config[name]}"
             )
     clips = data.VideoViews(source, source.videos[videos], features.VIEWS[views])

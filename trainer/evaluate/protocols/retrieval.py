@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.errors import ProtocolError, TrainerError
 from trainer.evaluate.protocol import IN_TURN, Protocol, ProtocolOption
@@ -13,6 +13,14 @@ from trainer.evaluate.protocols import data, features, metrics, neighbours, np, 
 
 KS = (1, 5, 10, 20, 50)
 _SHOWN = 24  # queries whose neighbours are kept in the result
+
+
+class Found(NamedTuple):
+    """A fold's queries and gallery, and the gallery items nearest to each query, best first, int64 [queries, k]."""
+
+    queries: features.Vectors
+    gallery: features.Vectors
+    nearest: np.ndarray
 
 
 class Retrieval(Protocol):
@@ -69,7 +77,7 @@ class Retrieval(Protocol):
             raise TrainerError(
                 f"{source.dataset}: groups can be left out only if each video searches all others and their groups are known"
             )
-        self.groups = np.unique(splits.groups_of(source), return_inverse=True)[1]
+        self.groups = np.unique(source.groups, return_inverse=True)[1]
         self.units = self.groups if leave_group_out else np.arange(len(self.groups))
         if leave_group_out and len(set(self.groups[self.folds.tested].tolist())) < 2:
             raise TrainerError(f"{source.dataset}: all videos are of one group, without it nothing can be found")
@@ -101,7 +109,12 @@ class Retrieval(Protocol):
             notes.append(f"{lacking} queries left out, whose class {searched.dataset} lacks")
         return splits.Folds(asking, [(known, gallery)], mode, notes)
 
-    def rows_of(self, network: str) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
+        yield from self.of_networks(self._of_network)
+        if self.scored:
+            yield from self._chance()
+
+    def _of_network(self, network: str) -> Iterator[dict]:
         if network != "pretrained" and not self.scored:
             return
         extracted = self._extracted(network)
@@ -109,21 +122,20 @@ class Retrieval(Protocol):
         shown = [key for key in keys if key[1] == keys[0][1]][-1]  # the last stage, pooled by maximum
         for key in keys if self.scored else [shown]:
             for level in self.evaluator.levels(("clip", "video")) if self.scored else ("video",):
-                sides = [
+                queries, gallery = (
                     [found.vectors(key, level, rows, self.evaluator.time_parts) for rows, found in side]
                     for side in extracted
+                )
+                folds = [
+                    self._search(features.select(queries, asking), features.select(gallery, searched))
+                    for asking, searched in self.folds.parts
                 ]
-                parts = [
-                    (features.select(sides[0], queries), features.select(sides[1], gallery))
-                    for queries, gallery in self.folds.parts
-                ]
-                found = [self._nearest(queries, gallery) for queries, gallery in parts]
                 if self.scored:
-                    row = {"stage": key[0], "pooling": key[1], "level": level, "dimensions": sides[0][0].x.shape[1]}
-                    yield from ({**row, **score} for score in self._accuracies(parts, found, level))
+                    row = {"stage": key[0], "pooling": key[1], "level": level, "dimensions": queries[0].x.shape[1]}
+                    yield from ({**row, **score} for score in self._accuracies(folds, level))
                 if (network, key, level) == ("pretrained", shown, "video"):
-                    self.extra["neighbours"] = self._examples(parts, found)
-                    self._note_own_group(parts, found, key)
+                    self.extra["neighbours"] = self._examples(folds)
+                    self._note_own_group(folds, key)
 
     def _extracted(self, network: str) -> list[list[tuple[np.ndarray, features.Features]]]:
         """Features of the queries' side and of the gallery's, with the rows of the videos: of one fold apart, of several all
@@ -134,43 +146,37 @@ class Retrieval(Protocol):
         sides = zip((self.shards, self.gallery), self.folds.parts[0], strict=True)
         return [[(rows, self.evaluator.features(network, shards, rows, "spread"))] for shards, rows in sides]
 
-    def _nearest(self, queries: features.Vectors, gallery: features.Vectors) -> np.ndarray:
-        """The gallery items that are found, int64 [queries, k]: none of the query's video, or of its group."""
+    def _search(self, queries: features.Vectors, gallery: features.Vectors) -> Found:
+        """What is found: nothing of the query's video, or of its group."""
         if self.alone:
             asking, searched = self.units[queries.video], self.units[gallery.video]
         else:
             asking, searched = queries.video, gallery.video + len(self.shards.videos)
-        queries, gallery = features.Vectors(queries.x, asking), features.Vectors(gallery.x, searched)
-        return neighbours.nearest(queries, gallery, max(self.ks), self.evaluator.device)
+        sides = features.Vectors(queries.x, asking), features.Vectors(gallery.x, searched)
+        return Found(queries, gallery, neighbours.nearest(*sides, max(self.ks), self.evaluator.device))
 
-    def _accuracies(
-        self, parts: Sequence[tuple[features.Vectors, features.Vectors]], found: Sequence[np.ndarray], level: str
-    ) -> Iterator[dict]:
-        """The rows of hits by k; found: int64 [queries, k] of each fold."""
-        classes = [self.targets[1][gallery.video[nearest]] for (_, gallery), nearest in zip(parts, found, strict=True)]
-        owners = [queries.video for queries, _ in parts]
+    def _accuracies(self, folds: Sequence[Found], level: str) -> Iterator[dict]:
+        """The rows of hits by k."""
+        classes = [self.targets[1][fold.gallery.video[fold.nearest]] for fold in folds]
+        owners = [fold.queries.video for fold in folds]
         hit = [hits(of, self.targets[0][owner]) for of, owner in zip(classes, owners, strict=True)]
         for k in self.ks:
             right = [of_fold[:, min(k, of_fold.shape[1]) - 1] for of_fold in hit]
             predicted = [of_fold[:, 0] for of_fold in classes] if k == 1 else None
             for score in self.scores.accuracies(right, owners, self.folds.splits, self.folds.pooled, predicted):
                 yield {"metric": f"top-{k}", **score}
-        if (fewest := min(nearest.shape[1] for nearest in found)) < max(self.ks):
-            self.notes.append(f"{level} level: only {fewest} gallery items; larger k search them all")
+        if (fewest := min(fold.nearest.shape[1] for fold in folds)) < max(self.ks):
+            self.notes.append(f"{level} level: only {fewest} gallery items; larger k use all of them")
 
-    def _examples(
-        self, parts: Sequence[tuple[features.Vectors, features.Vectors]], found: Sequence[np.ndarray]
-    ) -> list[dict]:
+    def _examples(self, folds: Sequence[Found]) -> list[dict]:
         """A few queries, evenly spread, with the videos found for them by name and class, and their cosines."""
         names, theirs = (shards.text("videos/id") for shards in (self.shards, self.gallery))
-        queries = [
-            (*sides, nearest, q) for sides, nearest in zip(parts, found, strict=True) for q in range(len(nearest))
-        ]
+        queries = [(fold, query) for fold in folds for query in range(len(fold.nearest))]
         examples = []
         for i in np.unique(np.linspace(0, len(queries) - 1, _SHOWN).astype(int)):
-            asking, gallery, nearest, q = queries[i]
-            video, best = asking.video[q], nearest[q, :5]
-            cosines = features.normalised(gallery.x[best]) @ features.normalised(asking.x[q : q + 1])[0]
+            (asking, gallery, nearest), query = queries[i]
+            video, best = asking.video[query], nearest[query, :5]
+            cosines = features.normalised(gallery.x[best]) @ features.normalised(asking.x[query : query + 1])[0]
             examples.append(
                 {
                     "query": names[video],
@@ -181,27 +187,18 @@ class Retrieval(Protocol):
             )
         return examples
 
-    def _note_own_group(
-        self,
-        parts: Sequence[tuple[features.Vectors, features.Vectors]],
-        found: Sequence[np.ndarray],
-        key: tuple[str, str],
-    ) -> None:
+    def _note_own_group(self, folds: Sequence[Found], key: tuple[str, str]) -> None:
+        """Note how many of the hits are of the query's group."""
         if not self.grouped:
             return
-        hit, same_group = [], []
-        for (queries, gallery), nearest in zip(parts, found, strict=True):
-            first = gallery.video[nearest[:, 0]]
-            hit.append(self.targets[0][queries.video] == self.targets[1][first])
-            same_group.append(self.groups[queries.video] == self.groups[first])
-        whole = np.concatenate(hit)
-        if whole.any() and (share := np.concatenate(same_group)[whole].mean()):
+        asking = np.concatenate([fold.queries.video for fold in folds])
+        first = np.concatenate([fold.gallery.video[fold.nearest[:, 0]] for fold in folds])
+        hit = self.targets[0][asking] == self.targets[1][first]
+        if hit.any() and (share := (self.groups[asking] == self.groups[first])[hit].mean()):
             at = f"video level, {key[0]}, {key[1]}"
             self.notes.append(f"{100 * share:.0f} % of the top-1 hits ({at}) are videos of the query's own group")
 
-    def rows_beside(self) -> Iterator[dict]:
-        if not self.scored:
-            return
+    def _chance(self) -> Iterator[dict]:
         parts = [(self.targets[0][queries], self.targets[1][gallery]) for queries, gallery in self.folds.parts]
         units = self.units[self.folds.tested] if self.alone else None
         sizes = [len(queries) for queries, _ in parts]

@@ -17,13 +17,13 @@ class Scenes(Protocol):
     """Train a linear SVM on all videos but one, and test it on that one."""
 
     title = "Scenes"
-    question = "Does a linear classifier tell dynamic scenes from frozen features, with one video left out?"
+    question = "Can a linear classifier tell dynamic scenes apart from frozen features, with one video left out?"
     items = "Each labelled video, the mean of its sliding clips, whatever the split; the three deepest stages."
     classifier = (
         "A linear SVM (scikit-learn's `LinearSVC`, C = 1) trained on all videos but one, for each video. `chance` is "
         "1 / classes, each as likely as the others. Leaving a video out makes its own class rarer in "
-        "training, so that an accuracy on noise can fall below that; a note says what always naming the most frequent of the "
-        "remaining classes would reach, `largest class` what always naming the largest would."
+        "training, so that an accuracy on noise can fall below that; a note says what always predicting the most frequent of the "
+        "remaining classes would reach, `largest class` what always predicting the largest would."
     )
     left_out = (
         "Videos without a label. Counts other than those that the data set was published with (YUPENN: 14 x 30) are noted; more "
@@ -52,7 +52,11 @@ class Scenes(Protocol):
         self.predicted: dict[tuple, np.ndarray] = {}  # by stage and pooling, of the pretrained network
         return source
 
-    def rows_of(self, network: str) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
+        yield from self.of_networks(self._of_network)
+        yield from self._chance_and_classes()
+
+    def _of_network(self, network: str) -> Iterator[dict]:
         found = self.evaluator.features(network, self.shards, self.videos, "sliding")
         for stage, pooling in self.evaluator.kinds(found)[-2 * STAGES :]:
             means = found.video_means((stage, pooling), self.evaluator.time_parts)
@@ -62,7 +66,7 @@ class Scenes(Protocol):
             score = self.scores.accuracy(predicted == self.targets, self.videos, predicted)
             yield {"stage": stage, "pooling": pooling, "metric": "accuracy", **score}
 
-    def rows_beside(self) -> Iterator[dict]:
+    def _chance_and_classes(self) -> Iterator[dict]:
         """Chance, and the accuracy by class of the last stage, pooled by maximum."""
         classes = np.unique(self.targets)
         yield {"network": "chance", "metric": "accuracy", "value": 100 / len(classes)}
@@ -101,12 +105,12 @@ def leave_one_out(x: np.ndarray, targets: np.ndarray, what: str = "video") -> np
     u, s, _ = np.linalg.svd(x.astype(np.float64), full_matrices=False)
     x = u * s
     predicted = np.empty(len(x), np.int64)
-    with progress.ProgressBar(f"leave one out, {what}", len(x), "video") as step:
+    with progress.ProgressBar(f"leave one out, {what}", "video", len(x)) as bar:
         for i in range(len(x)):
             others = np.arange(len(x)) != i
             if len(np.unique(targets[others])) == 1:
                 predicted[i] = targets[others][0]
             else:
                 predicted[i] = LinearSVC(random_state=0).fit(x[others], targets[others]).predict(x[i : i + 1])[0]
-            step()
+            bar.step()
     return predicted

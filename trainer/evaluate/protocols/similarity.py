@@ -23,7 +23,7 @@ _CHUNK = 256  # pairs whose features are in memory at a time
 
 
 class Similarity(Protocol):
-    """Tell from frozen features whether two videos show the same action."""
+    """Decide from frozen features whether two videos show the same action."""
 
     title = "Similarity"
     question = "Do two videos show the same action?"
@@ -63,7 +63,10 @@ class Similarity(Protocol):
         self.scores = metrics.ItemScores(np.array(names), labels, groups, words, {})
         return source
 
-    def rows_of(self, network: str) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
+        return self.of_networks(self._of_network)
+
+    def _of_network(self, network: str) -> Iterator[dict]:
         found = self.evaluator.features(network, self.shards, self.videos, "sliding")
         keys = [key for key in found.arrays if key[1] == "max"][-STAGES:]
         means = (found.video_means(key) for key in keys)
@@ -221,12 +224,12 @@ def cross_validated(x: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.nda
     from sklearn.svm import LinearSVC
 
     score, numbers = np.full(len(x), np.nan), np.unique(fold)
-    with progress.ProgressBar("same or not", len(numbers), "fold") as step:
+    with progress.ProgressBar("same or not", "fold", len(numbers)) as bar:
         for number in numbers:
             held_out = fold == number
             machine = make_pipeline(StandardScaler(), LinearSVC(random_state=0, max_iter=10_000))
             score[held_out] = machine.fit(x[~held_out], same[~held_out]).decision_function(x[held_out])
-            step()
+            bar.step()
     if np.isnan(score).any():
         raise AssertionError(f"{np.isnan(score).sum()} of {len(score)} pairs were not scored")
     return score

@@ -47,7 +47,11 @@ class Smoothness(Protocol):
             self.long = self._long_videos(source)
         return source
 
-    def rows_of(self, network: str) -> Iterator[dict]:
+    def rows(self) -> Iterator[dict]:
+        yield from self.of_networks(self._of_network)
+        yield {"network": "chance", "metric": "ordered triples", "value": 50.0}
+
+    def _of_network(self, network: str) -> Iterator[dict]:
         found = self.evaluator.features(network, self.shards, self.videos, "spread")
         for stage, pooling in self.evaluator.kinds(found):
             x = found.arrays[stage, pooling]
@@ -77,9 +81,6 @@ class Smoothness(Protocol):
         if not len(long):
             raise TrainerError(f"{source.dataset}: no video has {source.clip_length} frames")
         return long[np.unique(np.linspace(0, len(long) - 1, MOST_VIDEOS).astype(int))]
-
-    def rows_beside(self) -> Iterator[dict]:
-        yield {"network": "chance", "metric": "ordered triples", "value": 50.0}
 
     def conditions(self) -> dict[str, Any]:
         over, moment = "space and time", f"a clip of {self.shards.clip_length} frames, one every {self.spacing} frames"

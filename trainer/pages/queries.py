@@ -13,7 +13,7 @@ _QUERIES = 12
 
 
 def neighbours_html(result: Result, films: Films) -> Markup:
-    """Queries of a result, spread evenly over all, with the five videos found first; nothing where it has none."""
+    """Queries of a result, spread evenly over all, with the five videos found first; nothing if it has none."""
     shown = result.content.get("neighbours")
     if not shown:
         return Markup()
@@ -30,8 +30,8 @@ def neighbours_html(result: Result, films: Films) -> Markup:
         about += " The number is the cosine to the query."
     out = [heading(result.title), paragraph(about)]
     if any(missed):
-        told = f"wrong only: the {sum(missed)} whose first find is of another class"
-        out.append(fill('<p><label><input type="checkbox" class="wrong-only"> {}</label></p>\n', told))
+        only = f"wrong only: the {sum(missed)} whose first find is of another class"
+        out.append(fill('<p><label><input type="checkbox" class="wrong-only"> {}</label></p>\n', only))
     p = result.protocol
     datasets = p["dataset"], p.get("gallery", p["dataset"])
     queries = join(
@@ -49,8 +49,8 @@ def _query(query: dict, films: Films, of_queries: str, of_gallery: str, scored: 
         kind, sign = ("right", "✓") if found == label else ("wrong", "✗")
         kind, sign = (kind, fill('<b aria-hidden="true">{}</b> ', sign)) if scored else ("found", Markup())
         near = "" if cosine is None else f" {cosine:.2f}"
-        told = f"Found {place}, {kind}: {name}" if scored else f"Found {place}: {name}"
-        cells.append((kind, films.show(of_gallery, name, told), fill("{}{}{}", sign, found, near), name))
+        alt = f"Found {place}, {kind}: {name}" if scored else f"Found {place}: {name}"
+        cells.append((kind, films.show(of_gallery, name, alt), fill("{}{}{}", sign, found, near), name))
     template = '<li class="{}"><figure>{}<figcaption>{}<small>{}</small></figcaption></figure></li>'
     entries = join(fill(template, *cell) for cell in cells)
     return fill('<ol aria-label="{}">{}</ol>', query["query"], entries)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from markupsafe import Markup
 
@@ -19,20 +20,15 @@ from trainer.evaluate.results import (
     network_rows,
     overall,
     place_of,
-    shown,
 )
 from trainer.pages import plots
-from trainer.pages.page import details, figure, fill, grid, heading, items, join, paragraph, table
+from trainer.pages.differences import Line, differences_table, value_cell
+from trainer.pages.page import details, figure, grid, heading, items, join, paragraph, table
 from trainer.pages.plots import Point, Series
 
+T = TypeVar("T")
 _MANY_ROWS = 8
 _NETWORKS = {"pretrained": "this network, 95 % interval", "random": "random weights", "chance": "chance"}
-
-
-def value_cell(row: dict) -> Markup:
-    """A value with its interval."""
-    value, _, interval = shown(row).partition(" ")
-    return fill("{} <small>{}</small>", value, interval) if interval else fill("{}", value)
 
 
 def named(row: dict) -> str:
@@ -40,58 +36,36 @@ def named(row: dict) -> str:
     return ", ".join(str(row[key]) for key in ("metric", "level", "stage", "pooling") if key in row)
 
 
-def difference_cells(differences: Sequence[dict | None]) -> tuple[list[tuple[Markup, Markup]], Markup]:
-    """Of paired differences ("value", and "low", "high" where there is an interval) the plot and the number, cell by cell, and
-    the axis of the plots, which all have the same."""
-    ends = [abs(pair[key]) for pair in differences if pair for key in ("value", "low", "high") if key in pair]
-    limit = plots.rounded_up(max(ends, default=0))
-    empty = Markup(), Markup()
-    cells = [(plots.difference(pair, limit), difference_cell(pair)) if pair else empty for pair in differences]
-    return cells, plots.difference_axis(limit)
+def against_random(
+    result: Result, row: dict, scores: ItemScores | None, measure: Callable[[ItemScores, ItemScores, int, int], T]
+) -> T | None:
+    """What a function of two accuracies, see metrics.paired, says of a row and that of random weights; None if it cannot be
+    compared."""
+    random = baseline_rows(result, row).get("random")
+    if scores is None or random is None:
+        return None
+    return measure(scores, scores, place_of(result, random), place_of(result, row))
 
 
-def difference_cell(pair: dict) -> Markup:
-    """A paired difference with its interval, where it has one."""
-    value, _, interval = difference_text(pair).partition(" ")
-    return fill("{} <small>{}</small>", value, interval) if interval else fill("{}", value)
-
-
-def difference_text(pair: dict) -> str:
-    """A paired difference with its interval, where it has one: +4.0 [-1.5, +9.5]."""
-    value, *ends = (f"{pair[key]:+.1f}" for key in ("value", "low", "high") if key in pair)
-    return f"{value} [{', '.join(ends)}]" if ends else value
-
-
-def overview(results: Sequence[Result], kept: Mapping[Path, ItemScores]) -> Markup:
-    """A table of the row that stands for each result, beside random weights; kept: predictions, by the file of the result."""
-    lines, differences = [], []
+def overview(results: Sequence[Result], scores: Mapping[Path, ItemScores]) -> Markup:
+    """A table of the row that stands for each result, beside random weights and chance; scores: by the file of the result."""
+    lines = []
     for result in results:
         if row := headline(result):
             others = baseline_rows(result, row)
             cells = [f"{others[name]['value']:.1f}" if name in others else "" for name in ("random", "chance")]
-            lines.append([f"{result.title}: {named(row)}", value_cell(row), *cells])
-            differences.append(_from_random(result, row, others.get("random"), kept.get(result.file)))
-    if not lines:
-        return Markup()
-    drawn, axis = difference_cells(differences)
-    head = ["Result", "This network", "Random", "Chance"]
-    if any(differences):
-        head += [axis, "Difference from random"]
-        lines = [[*line, *cells] for line, cells in zip(lines, drawn, strict=True)]
-    return table("The row that stands for each result, %", head, lines, (1, 2, 3, 5))
-
-
-def _from_random(result: Result, row: dict, random: dict | None, kept: ItemScores | None) -> dict | None:
-    if kept is None or random is None:
-        return None
-    return paired(kept, kept, place_of(result, random), place_of(result, row))
+            pair = against_random(result, row, scores.get(result.file), paired)
+            name = f"{result.title}: {named(row)}"
+            lines.append(Line(name, [value_cell(row), *cells], {"Difference from random": pair}))
+    values = ["This network", "Random", "Chance"]
+    return differences_table("The row that stands for each result, %", "Result", values, lines) if lines else Markup()
 
 
 def result_html(result: Result, of: str = "") -> Markup:
     """Heading, protocol, plots and tables of a result; of: words behind the title."""
     p = result.protocol
-    told = "; ".join(str(p[key]) for key in ("mode", "views", "classifier", "items") if key in p)
-    out = [heading(result.title + of), paragraph(f"{told}.", "muted"), _values(result), _distances(result)]
+    how = "; ".join(str(p[key]) for key in ("mode", "views", "classifier", "items") if key in p)
+    out = [heading(result.title + of), paragraph(f"{how}.", "muted"), _values(result), _distances(result)]
     for head, rows, left in _tables(result.content["rows"]):
         text = table(f"{result.title}: {', '.join(head[left:])}", head, rows, range(left, len(head)))
         out.append(details(f"{len(rows)} rows of numbers", text) if len(rows) > _MANY_ROWS else text)
@@ -102,20 +76,21 @@ def result_html(result: Result, of: str = "") -> Markup:
 
 def _values(result: Result) -> Markup:
     """Plots of the first metric, one per level: a row per stage and pooling, pretrained and random network side by side; and
-    of hits by k, where there are several."""
+    of hits by k, if there are several."""
     rows = [row for row in overall(result.content["rows"]) if not row.keys() & {"class", "video", "distance"}]
+    rows = [row for row in rows if row.get("network", "pretrained") in _NETWORKS]
     places = {(row.get("stage"), row.get("pooling")) for row in rows if "low" in row}
     if len(places) < 2:
-        return Markup()  # a table says as much
+        return Markup()  # a table shows the same
     metric = next(row["metric"] for row in rows if "low" in row)
     found, kinds = [], set()
     for level in dict.fromkeys(row.get("level") for row in rows):
         of_level = [row for row in rows if row["metric"] == metric and row.get("level") == level]
         points = _points(of_level)
         kinds |= {point.kind for place in points.values() for point in place}
-        told = "; ".join(f"{name}: " + ", ".join(f"{p.kind} {p.value:.1f}" for p in ps) for name, ps in points.items())
+        label = "; ".join(f"{name}: " + ", ".join(f"{p.kind} {p.value:.1f}" for p in ps) for name, ps in points.items())
         caption = f"{metric}, %, {level} level" if level else f"{metric}, %"
-        found.append(figure(caption, plots.intervals([*points.items()], f"{caption}. {told}")))
+        found.append(figure(caption, plots.intervals([*points.items()], f"{caption}. {label}")))
     legend = plots.legend([(kind, name) for kind, name in _NETWORKS.items() if kind in kinds])
     return join((legend, grid([*found, _by_k(result)])))
 
@@ -145,19 +120,19 @@ def _by_k(result: Result) -> Markup:
                 lines.setdefault(network, {})[int(k)] = value
     kinds = {"pretrained": "dots line", "random": "dots", "chance": "level"}
     series = [Series(network, [*of_k], [*of_k.values()], kinds[network]) for network, of_k in lines.items()]
-    told = "; ".join(f"{s.name}: " + ", ".join(f"{value:.1f}" for value in s.y) for s in series)
+    label = "; ".join(f"{s.name}: " + ", ".join(f"{value:.1f}" for value in s.y) for s in series)
     ks = ", ".join(map(str, lines["pretrained"]))
-    where = " ".join(str(row[key]) for key in ("level", "stage", "pooling") if key in row)
-    caption = f"hit among the k nearest, %, {where}"
-    return figure(caption, plots.lines(series, f"{caption}, k = {ks}. {told}", "k", zero=True))
+    features = " ".join(str(row[key]) for key in ("level", "stage", "pooling") if key in row)
+    caption = f"hit among the k nearest, %, {features}"
+    return figure(caption, plots.lines(series, f"{caption}, k = {ks}. {label}", "k", zero=True))
 
 
 def _distances(result: Result) -> Markup:
-    """Plot of the values by distance in frames, where the rows have one."""
+    """Plot of the values by distance in frames, if the rows have one."""
     rows = [row for row in result.content["rows"] if "distance" in row]
     if not rows:
         return Markup()
-    series, told = [], []
+    series, labels = [], []
     for network, kind in (("pretrained", "line"), ("random", "dots")):
         of_network = [row for row in rows if row.get("network") == network]
         points = [(row["distance"], row["value"]) for row in of_network if row["distance"] != OTHER_VIDEO]
@@ -165,13 +140,13 @@ def _distances(result: Result) -> Markup:
             return Markup()
         x, y = zip(*points, strict=True)
         series.append(Series(network, x, y, kind))
-        told.append(f"{network}: from {y[0]:.1f} at {x[0]} frames to {y[-1]:.1f} at {x[-1]}")
+        labels.append(f"{network}: from {y[0]:.1f} at {x[0]} frames to {y[-1]:.1f} at {x[-1]}")
         others = [row["value"] for row in of_network if row["distance"] == OTHER_VIDEO]
         series += [
             Series(f"{network}, {OTHER_VIDEO}", (x[0], x[-1]), (value,) * 2, f"{kind} level") for value in others
         ]
     kinds = [("line", "this network"), ("dots", "random weights"), ("level", "moments of different videos")]
-    plot = plots.lines(series, "; ".join(told), "frames")
+    plot = plots.lines(series, "; ".join(labels), "frames")
     return join((plots.legend(kinds), grid([figure("100 x cosine of two moments, by their distance", plot)])))
 
 

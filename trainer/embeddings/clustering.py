@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from trainer.embeddings.table import Table, decoded, unit
+from trainer.embeddings.table import Table, decoded
 from trainer.errors import TrainerError
+from trainer.evaluate.features import normalised
 
 _DIMENSIONS = 50  # that clustering and maps see, by PCA
 _BLOCK = 2048  # videos that are compared at a time with all others
@@ -18,9 +19,10 @@ _FLAT = 1.0  # grey levels: a picture whose standard deviation is smaller shows 
 
 @dataclass(frozen=True)
 class Points:
-    """Vectors float32 [n, d] of length 1, of videos or of rows; fields: id, path, label, split, start, end of each; rows: that of
-    the table whose thumbnail stands for it, int64 [n]."""
+    """Vectors float32 [n, d] of length 1, at level "video" or "row"; fields: id, path, label, split, start, end of each; rows:
+    the row of the table whose thumbnail shows it, int64 [n]."""
 
+    level: str
     vectors: np.ndarray
     fields: list[dict]
     rows: np.ndarray
@@ -49,8 +51,11 @@ def points(table: Table, level: str) -> Points:
                 new = False
             begin += len(block)
     if len(fields) < 2:
-        raise TrainerError(f"{table.name}: {len(fields)} of what is to be grouped, expected at least 2")
-    return Points(unit(np.stack(vectors)).astype(np.float32), fields, np.array(rows) + np.array(count) // 2)
+        noun = "rows" if level == "row" else "videos"
+        raise TrainerError(f"{table.name}: {len(fields)} {noun} to cluster, expected at least 2")
+    return Points(
+        level, normalised(np.stack(vectors)).astype(np.float32), fields, np.array(rows) + np.array(count) // 2
+    )
 
 
 def reduced(vectors: np.ndarray) -> np.ndarray:
@@ -65,8 +70,8 @@ def clusters(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cluster of every point, int64 [n], the largest first, -1 for none; and its distance from its cluster's mean [n].
 
-    method: "kmeans" into k clusters (default sqrt(n / 2)), "hdbscan" into as many as are denser than what lies around
-    them, of at least `smallest` points.
+    method: "kmeans" for k clusters (default sqrt(n / 2)), "hdbscan" for as many as are denser than their surroundings, of at
+    least `smallest` points.
     """
     from sklearn.cluster import HDBSCAN, KMeans
 
@@ -75,7 +80,7 @@ def clusters(
     if method == "kmeans":
         k = max(2, round((n / 2) ** 0.5)) if k is None else k
         if k > n:
-            raise TrainerError(f"{k} clusters of {n} points cannot be; ask for at most {n}")
+            raise TrainerError(f"k = {k} exceeds the {n} items to cluster; choose at most {n}")
         found = KMeans(k, n_init=10, random_state=0).fit_predict(x)
     else:
         found = HDBSCAN(min(smallest, n), copy=True).fit_predict(x)
@@ -84,8 +89,8 @@ def clusters(
     ordered = np.array([rank.get(name, -1) for name in found])
     distance = np.zeros(n)
     for cluster in np.unique(ordered):
-        own = ordered == cluster
-        distance[own] = np.linalg.norm(x[own] - x[own].mean(0), axis=1)
+        members = ordered == cluster
+        distance[members] = np.linalg.norm(x[members] - x[members].mean(0), axis=1)
     return ordered, distance
 
 
@@ -93,16 +98,16 @@ def duplicates(table: Table, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Group of every video of a table that shows nearly the same as another one, int64 [videos], -1 for the others, and
     its similarity to the nearest other one [videos].
 
-    Pictures are compared, not features, to which two videos of one person in one room may be as near as a copy is: the
+    Pictures are compared, not features, to which two videos of one person in one room may be as near as a duplicate is: the
     similarity of two videos is the correlation of the thumbnails (grey, 16 x 12) of the shorter one with the best one of
-    the other, on average, so that a copy of another size, quality or beginning is found. Videos that show one colour
+    the other, on average, so that a duplicate of another size, quality or beginning is found. Videos that show one colour
     throughout are compared by it. Of each video, the nearest 20 by the mean of their pictures are compared so.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     pictures, bounds = _pictures(table)
-    means = unit(np.add.reduceat(pictures, bounds[:-1]))
+    means = normalised(np.add.reduceat(pictures, bounds[:-1]))
     n, edges = len(means), []
     nearest = np.full(n, -1.0)
     for begin in range(0, n, _BLOCK):
@@ -147,4 +152,5 @@ def _pictures(table: Table) -> tuple[np.ndarray, np.ndarray]:
     wholly = np.repeat(np.logical_and.reduceat(flat, bounds[:-1]), np.diff(bounds))[:, None]
     angle = np.pi / 255 * np.stack(colors)
     centred = np.where(flat[:, None], 0, pictures - pictures.mean(1, keepdims=True))
-    return unit(np.hstack([centred, wholly * np.cos(angle), wholly * np.sin(angle)]).astype(np.float32)), bounds
+    vectors = np.hstack([centred, wholly * np.cos(angle), wholly * np.sin(angle)])
+    return normalised(vectors).astype(np.float32), bounds

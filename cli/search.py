@@ -1,0 +1,95 @@
+"""`vssl search`: the moments of a table, or of shards, that are nearest to a video."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from cli.options import IMAGE_FPS, TABLES, WRITTEN, compute, computing, one_folder_of_shards
+from cli.video_files import VideoFiles
+from labelgen.progress import ProgressBar, busy
+
+
+@click.command()
+@click.argument("video", type=click.Path(path_type=Path))
+@TABLES
+@one_folder_of_shards("Search shards instead; their table is kept in the run.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="[default: the table's; with --shards, the newest run]"
+)
+@click.option("--from", "begin", default=0.0, type=click.FloatRange(0), help="Second at which the query begins.")
+@click.option(
+    "--to", "end", type=click.FloatRange(0, min_open=True), help="Second at which it ends.  [default: its end]"
+)
+@IMAGE_FPS
+@click.option("--count", default=10, type=click.IntRange(1), help="Moments to find.")
+@click.option("--per-video", type=click.IntRange(1), help="Moments of one video, at most.  [default: no limit]")
+@click.option("--page", type=WRITTEN, help="Draw them: .html, or a contact sheet .png.")
+@computing
+def search(video, features, shards, checkpoint, begin, end, fps, count, per_video, page, batch_size, workers, device):
+    """Find the moments that are nearest to VIDEO, or to a part of it.
+
+    Moments that overlap the query itself, or a better one of the same video, are left out.
+    """
+    from labelgen.flow import flow
+    from labelgen.texts import path_text
+    from trainer.embeddings.chosen import extractor_of, load_network, table_of_shards
+    from trainer.embeddings.search import search as nearest
+    from trainer.embeddings.sheets import above, moment, write_hits
+    from trainer.embeddings.table import Tables
+
+    if end is not None and end <= begin:
+        raise click.UsageError(f"--to {end:g} is not after --from {begin:g}")
+    if page is not None and page.suffix not in (".html", ".png"):
+        raise click.UsageError(f"--page {page}: expected a name that ends in .html or .png")
+    if (
+        shards is not None
+        and click.get_current_context().get_parameter_source("features") == ParameterSource.COMMANDLINE
+    ):
+        raise click.UsageError("give one of --in and --shards")
+    how = compute(batch_size, workers, device)
+    with busy("searching"):
+        if shards is not None:
+            with ProgressBar("embedded", "video") as bar:
+                table, extract = table_of_shards(shards, load_network(checkpoint), how, flow, bar, bar.say)
+        else:
+            table = Tables(features)
+            extract = extractor_of(table, checkpoint, how, flow)
+        query, last, picture = _query(extract, video, (begin, end), fps)
+        hits = nearest(table, query, count, per_video, (str(video.resolve()), begin, last))
+    name = path_text(video) + (f", {begin:g} to {last:.1f} s" if begin or end else "")
+    click.echo(f"nearest to {name}, of {table.rows:,} rows of {table.name}; cosine, random pairs that are less alike:")
+    for hit in hits:
+        label = f"  ({hit['label']})" if hit["label"] else ""
+        click.echo(f"{hit['similarity']:7.4f}  {above(hit):>7}  {moment(hit):>18}  {hit['path']}{label}")
+    if page is not None:
+        write_hits(page, name.removeprefix(f"{path_text(video.parent)}/"), picture, hits)
+        click.echo(page)
+
+
+def _query(extract, video: Path, span, fps):
+    """Vector of a video, or part of it, the second at which that ends, and a picture of it."""
+    import numpy as np
+
+    from labelgen.errors import DecodeError
+    from labelgen.manifest import Video
+    from labelgen.manifest.segments import Part
+    from labelgen.texts import path_text
+    from trainer.embeddings.extract import video_means
+
+    part = None if span == (0, None) else Part(*span)
+    one = Video(path_text(video.name), video.absolute(), "", "", (), part)
+    source = VideoFiles(video.parent, [one], extract.settings["frames"], 1, fps)
+    with tempfile.TemporaryDirectory() as scratch, source.open([one], Path(scratch)) as piece:
+        for failure in piece.failures:
+            if not failure["kept"]:
+                raise DecodeError(str(video), failure["reason"])
+            click.echo(f"{video}: {failure['reason']}", err=True)
+        vectors, columns = extract(piece)
+        end = float(piece.bounds[0][-1])
+    vector = video_means(vectors, np.zeros(len(vectors), np.int64))[0]
+    return vector, math.inf if math.isnan(end) else end, columns["thumbnail"][len(vectors) // 2]

@@ -1,0 +1,67 @@
+"""The optical flow of a video, pair by pair."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from labelgen.config import MAX_PIXELS
+from labelgen.errors import ConfigError
+from labelgen.flow import find, luma
+
+
+class Pairs:
+    """From each frame to the one `step` frames after it: called with one frame after the other, RGB uint8 [H, W, 3], it returns
+    the flow that ends at this frame, float32 [H, W, 2], and None for the first `step` frames."""
+
+    def __init__(self, backend: str = "tvl1", step: int = 1) -> None:
+        if step < 1:
+            raise ConfigError(f"step is {step}; expected at least 1 frame")
+        self._backend = find(backend)
+        self._images: deque[Any] = deque(maxlen=step + 1)  # prepared
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray | None:
+        self._images.append(self._backend.prepare(luma(frame)))
+        if len(self._images) < (self._images.maxlen or 0):
+            return None
+        return self._backend.of_prepared(self._images[0], self._images[-1])
+
+
+def flows(
+    path: str | os.PathLike[str],
+    backend: str = "tvl1",
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    short: int | None = None,
+    step: int = 1,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[np.ndarray]:
+    """The optical flow of a video: an iterator of float32 [height, width, 2], (u, v) in pixels, from frame t to frame t + step
+    for t = 0, 1, ..., so that N frames give N - step flows. Memory does not grow with the length of the video.
+
+    height, width, short: of the frames, see `labelgen.decode.frames`; backend: a key of BACKENDS
+
+    Raises DecodeError as `labelgen.decode.frames` does, at the end if anything was wrong with the file: flows yielded before that
+    are good. Raises ConfigError for a backend or a step that cannot be used.
+
+    Examples
+    --------
+    >>> for flow in flows("video.mp4", short=256):  # doctest: +SKIP
+    ...     print(flow.shape, abs(flow).mean())
+    """
+    from labelgen import decode
+
+    pairs = Pairs(backend, step)
+
+    def stream() -> Iterator[np.ndarray]:
+        for frame in decode.frames(path, height, width, max_pixels=max_pixels, short=short):
+            flow = pairs(frame)
+            if flow is not None:
+                yield flow
+
+    return stream()

@@ -1,0 +1,108 @@
+"""The study file: what it means, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.studies import write_study
+from trainer.errors import TrainerError
+from trainer.study.spec import FLOW, RANDOM, SUPERVISED, read
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def row(**settings):
+    return {"rows": {"a": settings}}
+
+
+def of_data(**given):
+    return {"data": {"a": given}}
+
+
+def measure(protocol, **given):
+    return {"measures": [{"protocol": protocol, **given}]}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"rowz": {}}, ["'rowz'", "about", "rows"]),
+        ({"rows": {}}, ["rows", "at least one"]),
+        ({"seeds": [1, 1]}, ["seeds", "[1, 1]", "different"]),
+        ({"seeds": [-1]}, ["seeds", "-1"]),
+        ({"seeds": []}, ["seeds", "at least one"]),
+        ({"clips": 0}, ["clips", "0", "1 or more"]),
+        ({"clips": "many"}, ["clips", "'many'", "a whole number"]),
+        ({"baselines": ["magic"]}, ["'magic'", "supervised, flow"]),
+        ({"settings": {"epochs": 3}}, ["'epochs'", "batch_size"]),
+        (row(method="magic"), ["'magic'", "pace"]),
+        (row(method="pace", epochs=3), ["rows, a", "'epochs'", "batch_size"]),
+        (row(method="recognition"), ["rows, a", "recognition learns labels"]),
+        (row(method="pace", lr=[0.1, 0.2]), ["rows, a", "lr", "holdout"]),
+        (row(method="pace", holdout=0.1, lr=[0.1] * 40, momentum=[0.1] * 40), ["1600", "at most 1000"]),
+        (of_data(), ["data, a", "shards", "dataset"]),
+        (of_data(shards="x", test=0.2, folds=3), ["data, a", "folds, test", "one of them"]),
+        (of_data(shards="x", test=1.5), ["data, a, test", "1.5", "between 0 and 1"]),
+        (of_data(shards="x", folds=1), ["data, a, folds", "1", "2 or more"]),
+        (of_data(shards="x", pretraining="some"), ["'some'", "train, all"]),
+        (of_data(shards="x", targets={"t": {"csv": "x"}}), ["targets, t", "video"]),
+        (measure("magic"), ["protocol", "'magic'", "linear, knn"]),
+        (measure("knn", k=0), ["k", "0", "1 or more"]),
+        (measure("knn", rows=["other"]), ["'other'", "turns <i>"]),
+        (measure("knn", targets=["other"]), ["targets", "'other'"]),
+        (measure("knn", pooling="min"), ["'min'", "max, mean"]),
+        (measure("linear", tested_on=["other"]), ["'other'", "colors"]),
+        (measure("linear", pretrained_on="other"), ["'other'", "itself, all"]),
+        (measure("linear", labels=[0]), ["labels", "0", "1 or more"]),
+        (measure("linear", parts=11), ["parts", "11", "1 to 10"]),
+        (measure("linear", stage=[["conv5"]]), ["stage", "['conv5']", "such as conv5"]),
+        (measure("finetune", clips=0), ["clips", "0", "1 or more"]),
+        (measure("pretext", draws=0), ["draws", "0", "1 or more"]),
+        ({"orderings": [{"better": "turns <i>", "worse": "other"}]}, ["worse", "'other'", "turns <i>"]),
+        ({"orderings": [{"better": "turns <i>", "worse": "turns <i>", "published": [1]}]}, ["published", "[1]", "two"]),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_file_value_and_expectation(tmp_path, changes, words):
+    path = write_study(tmp_path, **changes)
+    with pytest.raises(TrainerError) as error:
+        read(path)
+    assert [word for word in (str(path), *words) if word not in str(error.value)] == []
+
+
+def test_a_file_extends_another(tmp_path):
+    write_study(tmp_path)
+    other = tmp_path / "large.yaml"
+    other.write_text("extends: study.yaml\nclips: 100\nsettings: {width: 0.5}\n")
+    row = read(other).rows["turns <i>"]
+    assert row.clips == 100 and row.network == ("r3d10", 0.5) and row.candidates[0].batch_size == 8
+    other.write_text("extends: large.yaml\n")
+    with pytest.raises(TrainerError, match="large.yaml: more than 10 files .* expected fewer; does one extend itself"):
+        read(other)
+    (tmp_path / "base.yaml").write_text("clips: many\n")
+    other.write_text("extends: base.yaml\n")
+    with pytest.raises(TrainerError, match="base.yaml: .*clips.*many"):
+        read(other)
+
+
+def test_references_are_added_for_every_network(tmp_path):
+    rows = {"a": {"method": "pace"}, "b": {"method": "tce", "backbone": "resnet18"}}
+    measures = [{"protocol": "finetune"}, {"protocol": "knn"}]
+    study = read(write_study(tmp_path, rows=rows, measures=measures, baselines=["supervised", "flow"]))
+    assert [row.kind for row in study.rows.values()] == ["method"] * 2 + [RANDOM, SUPERVISED] * 2 + [FLOW]
+    assert study.measures[0].clips == study.rows["a"].clips // 4 > 0
+
+
+def test_a_row_without_settings_has_the_common_ones(tmp_path):
+    assert read(write_study(tmp_path, rows={"a": None})).rows["a"].candidates[0].width == 0.05
+
+
+def test_a_sweep_has_a_candidate_for_every_combination(tmp_path):
+    swept = {"method": "pace", "holdout": 0.2, "lr": [0.1, 0.2], "weight_decay": [0, 1.0, 2.0]}
+    row = read(write_study(tmp_path, rows={"a": swept})).rows["a"]
+    assert len(row.candidates) == 6 and row.tried[5] == {"lr": 0.2, "weight_decay": 2.0}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_study_files_of_the_repository_are_whole(path):
+    study = read(path)
+    assert len(study.seeds) >= 3 and study.rows

@@ -1,0 +1,68 @@
+"""What makes the rows of a table, by the name of a run, a file or a baseline, or by an existing table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from labelgen.config import Config
+from labelgen.files import json_sha256
+from trainer.checkpoint import Checkpoint, check_frames, load, newest_run
+from trainer.embeddings.baselines import HISTOGRAMS, HistogramExtractor, baseline, is_baseline
+from trainer.embeddings.extract import Choice, Extractor, Progress, ShardVideos, embed
+from trainer.embeddings.table import Table
+from trainer.errors import TrainerError
+from trainer.evaluate.features import Compute
+from trainer.histograms import Flow
+
+
+def load_network(checkpoint: Path | None) -> Checkpoint:
+    """A run, None for the newest, an exported .safetensors file, or a baseline by its name. Raises TrainerError for another
+    file."""
+    if checkpoint is not None and is_baseline(checkpoint):
+        return baseline(str(checkpoint), asdict(Config()))
+    if checkpoint is not None and checkpoint.suffix == ".onnx":
+        raise TrainerError(f"{checkpoint}: expected a run or a .safetensors file, as `vssl export` writes it")
+    return load(newest_run() if checkpoint is None else checkpoint, best=True)
+
+
+def extractor(saved: Checkpoint, choice: Choice, frames: dict, compute: Compute, flow: Flow) -> Extractor:
+    """What makes the rows of a table: a network, or a histogram, whose flow is made by `flow`."""
+    if (name := saved.meta.get("baseline")) in HISTOGRAMS:
+        return HistogramExtractor(name, choice, frames, compute, flow)
+    return Extractor(saved, choice, frames, compute)
+
+
+def extractor_of(table: Table, checkpoint: Path | None, compute: Compute, flow: Flow) -> Extractor:
+    """What made the rows of a table; checkpoint: None for the one that the table names. Raises TrainerError if it is another
+    network."""
+    settings = table.about.get("settings")
+    if settings is None:
+        raise TrainerError(f"{table.path}: does not say what made it; make it anew with `vssl embed`")
+    try:
+        check_frames(settings["frames"])
+    except ValueError as error:
+        raise TrainerError(f"{table.path}: damaged ({error}); make it anew with `vssl embed`") from error
+    choice = Choice(*(settings[name] for name in ("level", "stage", "pooling", "views")))
+    saved = load_network(checkpoint or Path(table.about.get("checkpoint", "")))
+    extract = extractor(saved, choice, settings["frames"], compute, flow)
+    if extract.settings["weights"] != settings["weights"]:
+        raise TrainerError(
+            f"{saved.file}: weights {extract.settings['weights']}, but {table.path} was made with {settings['weights']}; "
+            "name the network that made it, or make it anew with `vssl embed`"
+        )
+    return extract
+
+
+def table_of_shards(
+    folder: Path, saved: Checkpoint, compute: Compute, flow: Flow, progress: Progress, say: Callable[[str], None]
+) -> tuple[Table, Extractor]:
+    """The table of the clips of shards, which is kept in the run, and what made it."""
+    source = ShardVideos(folder)
+    content = json_sha256([source.stamp(part) for part in source.parts])[:8]
+    extract = extractor(saved, Choice(), source.config, compute, flow)
+    tables = saved.run / "embeddings"
+    tables.mkdir(parents=True, exist_ok=True)
+    out = tables / f"{source.config['dataset']}-{extract.settings['weights']}-{content}.parquet"
+    return embed(extract, source, out, progress, say), extract

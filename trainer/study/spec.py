@@ -1,0 +1,372 @@
+"""The study file: data sets, rows and measures, checked as it is read. docs/studies.md describes it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from labelgen.reading import Only, fit
+from trainer import checkpoint
+from trainer.errors import TrainerError
+from trainer.extends import chain, merged
+from trainer.network import stage_names
+from trainer.recipes import recipe
+from trainer.settings import Settings, over, resolve
+
+RANDOM, SUPERVISED, FLOW, WEIGHTS = "random weights", "supervised", "flow histogram", "weights"
+PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "self", "finetune", "pretext")
+WITHOUT_LABELS = ("smoothness", "self", "pretext")
+ALL = "all"
+LAST = "last"  # the last stage of each network, if these have different names
+VIEWS = 10  # clips of a video that features are taken of
+_TRIED = 1000  # settings of a row, at most
+_FINETUNE: dict[str, Any] = {"holdout": 0.0, "jitter": "none", "schedule": "cosine", "optimizer": "adamw", "lr": 1e-3}
+
+_ANY = str | float | bool | list | dict | None
+_NAMES = str | list | None
+_SETTINGS = {f"{field.name}?": _ANY for field in fields(Settings) if field.name not in ("seed", "split", "epochs")}
+_DATA = Only(
+    {
+        **dict.fromkeys(("shards?", "dataset?", "root?", "pretraining?", "resample?"), str),
+        **{"label?": dict, "split?": _NAMES, "test?": float, "folds?": int},
+        "targets?": {"*": Only({"csv": str, "video": str, "column": str})},
+    }
+)
+_ROW = Only({**_SETTINGS, "recipe?": str, "clips?": int, "label?": dict})
+_MEASURE = Only(
+    {
+        **{"protocol": str, "stage?": str | list, "pooling?": str, "k?": int, "labels?": list, "clips?": int},
+        **{"settings?": Only(_SETTINGS), "tested_on?": [str], "targets?": [str], "pretrained_on?": _NAMES},
+        **{"rows?": [str], "draws?": int, "parts?": int},
+    }
+)
+_FORM = Only(
+    {
+        **{"about?": str, "seeds?": [int, ...], "clips?": int, "baselines?": [str], "settings?": Only(_SETTINGS)},
+        **{"data?": {"*": _DATA}, "rows?": {"*": dict | None}, "measures?": [_MEASURE, ...]},
+        "orderings?": [Only({"better": str, "worse": str, "source?": str, "published?": [float]})],
+    }
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set.
+
+    shards: folder that labelgen wrote, or None if the study labels it: labelling has "dataset", "root" and "label" (options)
+    split: official splits by name ("all": each), or test: the share of the groups that is tested, or folds: how many
+    pretraining: "train" (of each split apart) or "all" videos, once
+    targets: CSV tables of classes by name, {csv, video, column}; none: the classes of the shards
+    resample: "group" or "video", what the bootstrap draws
+    """
+
+    name: str
+    shards: Path | None
+    labelling: dict | None
+    targets: dict[str, dict] = field(default_factory=dict)
+    split: str | list | None = None
+    test: float | None = None
+    folds: int | None = None
+    pretraining: str = "train"
+    resample: str = "video"
+
+    @property
+    def folder(self) -> str:
+        """The name of a folder for it."""
+        if re.fullmatch(r"[\w-]+", self.name):
+            return self.name
+        return f"{re.sub(r'[^a-zA-Z0-9]+', '-', self.name)}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is compared.
+
+    kind: "method", or RANDOM, SUPERVISED, FLOW, or WEIGHTS of a file alone; candidates: its settings, several if values are
+    tried, and tried: these values of each; clips: the budget of a pretraining; label: how its pretraining is labelled, if in
+    another way than the data set
+    start: the run or file whose backbone it begins with, if any, and weights: what tells these from others
+    """
+
+    name: str
+    kind: str
+    candidates: tuple[Settings, ...] = ()
+    tried: tuple[dict, ...] = ()
+    clips: int = 0
+    label: dict = field(default_factory=dict)
+    start: Path | None = None
+    weights: str = ""
+
+    def pretrains_on(self, data: str) -> str:
+        """Name of the data set, labelled as the row asks for, that it pretrains on."""
+        words = ", ".join(f"{key} {value}" for key, value in self.label.items())
+        return f"{data}, {words}" if words else data
+
+    @property
+    def network(self) -> tuple[str, float]:
+        """Backbone and width."""
+        settings = asdict(resolve(self.candidates[0]))
+        return settings["backbone"], settings["width"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a network on a data set.
+
+    last_stage: whether its stage is the last one of a network; parts: of a video's time, whose features stand side by side
+    labels: per class that a classifier learns from, or "all"; draws: of each sample of the pretext task
+    rows: methods, none for all; targets: none for all that a data set has
+    """
+
+    protocol: str
+    stage: str = ""
+    last_stage: bool = False
+    pooling: str = ""
+    parts: int = 1
+    k: int = 0
+    labels: int | str = ALL
+    clips: int = 0
+    draws: int = 0
+    settings: Settings | None = None
+    rows: tuple[str, ...] = ()
+    tested_on: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    pretrained_on: str | tuple[str, ...] = "itself"
+
+    @property
+    def title(self) -> str:
+        """Words for a column."""
+        names = {"linear": "linear probe", "knn": f"{self.k}-NN", "retrieval": f"retrieval top-{self.k}"}
+        names |= {"pretext": "pretext task"}
+        few = f"{self.labels} per class" if self.labels != ALL else ""
+        parts = f"{self.parts} parts" if self.parts > 1 else ""
+        stage = "last stage" if self.stage == LAST else self.stage
+        return ", ".join(filter(None, (names.get(self.protocol, self.protocol), stage, self.pooling, parts, few)))
+
+    @property
+    def headline(self) -> bool:
+        """Whether it stands in the forest plot and the ranks, by a rule that does not look at values: all labels, and of frozen
+        features the last stage."""
+        return self.labels == ALL and (not self.stage or self.last_stage)
+
+    @property
+    def determining(self) -> dict:
+        """What of it determines a number."""
+        names = "protocol", "stage", "pooling", "parts", "k", "labels", "clips", "draws"
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """A published result: one row is better than another; values: both, in per cent, if they are known."""
+
+    better: str
+    worse: str
+    source: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, read and checked; content: what it says, with what it extends."""
+
+    about: str
+    content: dict
+    seeds: tuple[int, ...]
+    data: dict[str, Data]
+    rows: dict[str, Row]
+    measures: tuple[Measure, ...]
+    orderings: tuple[Ordering, ...]
+
+    @property
+    def variants(self) -> dict[str, Data]:
+        """The data sets as rows with a `label` ask for them, by name, see Row.pretrains_on."""
+        found = {}
+        for row, (name, data) in itertools.product(self.rows.values(), self.data.items()):
+            if row.label and data.labelling is not None:
+                labelling = data.labelling | {"label": data.labelling["label"] | row.label}
+                changed = replace(data, name=row.pretrains_on(name), labelling=labelling, targets={})
+                found[changed.name] = changed
+        return found
+
+
+def read(path: str | Path) -> Study:
+    """The study of a file. Raises TrainerError for unknown keys and values that make no sense."""
+    path, content = Path(path), dict[str, Any]()
+    try:
+        for file, given in chain(path):
+            try:
+                fit(given, _FORM, "it")
+            except ValueError as error:
+                raise TrainerError(f"{file}: {error}; see docs/studies.md") from error
+            content = merged(content, given)
+        return _study(path.parent, content)
+    except TrainerError as error:
+        raise TrainerError(str(error) if str(error).startswith(f"{path}:") else f"{path}: {error}") from error
+
+
+def _study(folder: Path, content: dict) -> Study:
+    for key in ("data", "rows", "measures"):
+        _expect(bool(content.get(key)), key, content.get(key), "at least one")
+    seeds = content.get("seeds", [0, 1, 2])
+    _expect(min(seeds) >= 0 and len(set(seeds)) == len(seeds), "seeds", seeds, "different numbers, 0 or more")
+    data = {name: _data(folder, name, given) for name, given in content["data"].items()}
+    common = Settings(**content.get("settings", {}))
+    rows = {
+        name: _row(folder, name, given or {}, common, content.get("clips")) for name, given in content["rows"].items()
+    }
+    measures = tuple(m for given in content["measures"] for m in _measures(given, data, rows))
+    rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow"]))
+    orderings = tuple(_ordering(given, rows) for given in content.get("orderings", ()))
+    return Study(content.get("about", ""), content, tuple(seeds), data, rows, measures, orderings)
+
+
+def _expect(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise TrainerError(f"{name} is {value!r:.60}, expected {expected}")
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    _expect(value in known, name, value, f"one of: {', '.join(known) or '(none)'}")
+
+
+def _all_of(name: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for value in values:
+        _one_of(name, value, known)
+
+
+def _count(name: str, value: int | None, most: float = math.inf) -> int:
+    """A number that makes sense from 1 on."""
+    _expect(type(value) is int and 1 <= value <= most, name, value, f"1 to {most}" if most < math.inf else "1 or more")
+    return int(value or 0)
+
+
+def _data(folder: Path, name: str, given: dict) -> Data:
+    key = f"data, {name}"
+    if ("shards" in given) == ("dataset" in given):
+        raise TrainerError(f"{key}: expected either shards, a folder, or dataset, root and label, how to make them")
+    if len(parts := given.keys() & {"split", "test", "folds"}) > 1:
+        raise TrainerError(f"{key} has {', '.join(sorted(parts))}, expected one of them, as they exclude each other")
+    _expect(0 < given.get("test", 0.5) < 1, f"{key}, test", given.get("test"), "a share between 0 and 1")
+    _expect(given.get("folds", 2) >= 2, f"{key}, folds", given.get("folds"), "2 or more")
+    for choice, known in (("pretraining", ("train", ALL)), ("resample", ("video", "group"))):
+        _one_of(f"{key}, {choice}", given.get(choice, known[0]), known)
+    labelling = None
+    if manifest := given.get("dataset"):
+        labelling = {
+            "dataset": _path(folder, manifest) if manifest.endswith((".yaml", ".yml")) else manifest,
+            "root": _path(folder, given["root"]) if "root" in given else None,
+            "label": given.get("label", {}),
+        }
+    targets = {name: table | {"csv": _path(folder, table["csv"])} for name, table in given.get("targets", {}).items()}
+    shards = Path(_path(folder, given["shards"])) if "shards" in given else None
+    same = {name: given[name] for name in ("split", "test", "folds", "pretraining", "resample") if name in given}
+    return Data(name, shards, labelling, targets, **same)
+
+
+def _path(folder: Path, given: str) -> str:
+    """A path of the file made absolute, from the file's folder; variables of the environment, $VSSL_DATA, are filled in."""
+    return os.path.abspath(folder / Path(os.path.expandvars(given)).expanduser())
+
+
+def _row(folder: Path, name: str, given: dict, common: Settings, clips: int | None) -> Row:
+    key = f"rows, {name}"
+    try:
+        fit(given, _ROW, key)
+    except ValueError as error:
+        raise TrainerError(str(error)) from error
+    settings = {key: value for key, value in given.items() if f"{key}?" in _SETTINGS}
+    begin: dict[str, Any] = {}
+    if isinstance(settings.get("weights"), str):  # a file; the weights of losses are a list
+        saved = checkpoint.load(_path(folder, settings.pop("weights")), best=True)
+        begin = {"start": saved.file, "weights": checkpoint.digest(checkpoint.backbone_weights(saved))}
+        common = over(common, Settings(**{name: saved.meta["settings"][name] for name in ("backbone", "width")}))
+        if not settings and "recipe" not in given and common.method is None:
+            return Row(name, WEIGHTS, (common,), **begin)
+    swept = {key: value for key, value in settings.items() if isinstance(value, list) and key != "weights"}
+    tried = math.prod(map(len, swept.values()))
+    _expect(tried <= _TRIED, f"{key}, settings to try", tried, f"at most {_TRIED}: fewer values of {', '.join(swept)}")
+    base = over(recipe(given["recipe"])[0], common) if "recipe" in given else common
+    combinations = tuple(dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values()))
+    candidates = tuple(over(base, Settings(**settings | chosen)) for chosen in combinations)
+    for candidate in map(resolve, candidates):
+        if "recognition" in candidate.methods:
+            raise TrainerError(f"{key}: recognition learns labels; the row {SUPERVISED!r} is made by itself")
+        if swept and not candidate.holdout:
+            raise TrainerError(f"{key}: several values of {', '.join(swept)} need a holdout to choose by")
+    clips = _count(f"{key}, clips", given.get("clips", clips))
+    return Row(name, "method", candidates, combinations, clips, given.get("label", {}), **begin)
+
+
+def _references(rows: dict[str, Row], measures: tuple[Measure, ...], baselines: list[str]) -> dict[str, Row]:
+    """The rows that are added, see docs/studies.md."""
+    _all_of("baselines", tuple(baselines), ("supervised", "flow"))
+    protocols, networks = {measure.protocol for measure in measures}, dict.fromkeys(r.network for r in rows.values())
+    most, added = max(row.clips for row in rows.values()), []
+    for backbone, width in networks:
+        suffix = f", {backbone} x {width:g}" if len(networks) > 1 else ""
+        bare = (Settings(backbone=backbone, width=width),)
+        added.append(Row(RANDOM + suffix, RANDOM, bare))
+        if "supervised" in baselines and "finetune" in protocols:
+            added.append(Row(SUPERVISED + suffix, SUPERVISED, bare, clips=most))
+    if "flow" in baselines and protocols & {"linear", "knn", "retrieval"}:
+        added.append(Row(FLOW, FLOW))
+    return {row.name: row for row in added}
+
+
+def _ordering(given: dict, rows: dict[str, Row]) -> Ordering:
+    for key in ("better", "worse"):
+        _one_of(f"orderings, {key}", given[key], tuple(rows))
+    values = given.get("published", [])
+    _expect(len(values) in (0, 2), "orderings, published", values, "two numbers, the better one's first")
+    return Ordering(given["better"], given["worse"], given.get("source", ""), tuple(values))
+
+
+def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[Measure]:
+    """The measures of an entry of the file: one for each of its stages and numbers of labels."""
+    protocol = given["protocol"]
+    key = f"measures, {protocol}"
+    _one_of("measures, protocol", protocol, PROTOCOLS)
+    where: dict[str, Any] = {
+        "rows": tuple(given.get("rows", ())),
+        "tested_on": tuple(given.get("tested_on", data)),
+        "targets": tuple(given.get("targets", ())),
+    }
+    _all_of(f"{key}, rows", where["rows"], tuple(rows))
+    _all_of(f"{key}, tested_on", where["tested_on"], tuple(data))
+    _all_of(f"{key}, targets", where["targets"], tuple(t for name in where["tested_on"] for t in data[name].targets))
+    pretrained = given.get("pretrained_on", "itself")
+    if isinstance(pretrained, list):
+        _all_of(f"{key}, pretrained_on", pretrained := tuple(pretrained), tuple(data))
+    else:
+        _expect(
+            pretrained in ("itself", ALL), f"{key}, pretrained_on", pretrained, "itself, all or a list of data sets"
+        )
+    base = Measure(protocol, **where, pretrained_on=pretrained)
+    if protocol == "pretext":
+        return [replace(base, draws=_count(f"{key}, draws", given.get("draws", 1)))]
+    labels = [ALL if n == ALL else _count(f"{key}, labels", n) for n in given.get("labels", [ALL])]
+    if protocol == "finetune":
+        clips = _count(f"{key}, clips", given.get("clips", max(row.clips for row in rows.values()) // 4))
+        settings = over(Settings(**_FINETUNE), Settings(**given.get("settings", {})))
+        resolve(over(settings, Settings(method="recognition")))
+        return [replace(base, labels=n, clips=clips, settings=settings) for n in labels]
+    pooling = given.get("pooling", "mean" if protocol in WITHOUT_LABELS else "max")
+    _one_of(f"{key}, pooling", pooling, ("max", "mean"))
+    last = dict.fromkeys(stage_names(*row.network)[-1] for row in rows.values())
+    stages = given.get("stage", LAST if len(last) > 1 else [*last])
+    of_stages = []
+    for stage in stages if isinstance(stages, list) else [stages]:
+        _expect(isinstance(stage, str), f"{key}, stage", stage, "the name of a stage, such as conv5")
+        of_stages.append(replace(base, stage=stage, last_stage=stage in (LAST, *last), pooling=pooling))
+    if protocol in WITHOUT_LABELS:
+        return of_stages
+    k = 0 if protocol == "linear" else _count(f"{key}, k", given.get("k", 5 if protocol == "knn" else 1))
+    parts = _count(f"{key}, parts", given.get("parts", 1), most=VIEWS)  # features are of so many clips of a video
+    return [replace(measure, parts=parts, k=k, labels=n) for n in labels for measure in of_stages]

@@ -1,0 +1,61 @@
+"""How long a training takes, and what memory and disk, as measured on a few of its steps."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import resource
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from trainer import data, distributed
+from trainer.settings import Settings, resolve
+from trainer.training.loop import _Training
+from trainer.training.precision import pick_precision
+
+STEPS, _WARM = 8, 3  # that are made, and those that do not count
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """epochs, steps: of the training; seconds: of a step; cores: that were busy in it; memory, on_device: most bytes of this
+    process, and of it on the GPU, 0 without one; disk: bytes of the run's folder"""
+
+    epochs: int
+    steps: int
+    seconds: float
+    cores: float
+    memory: int
+    on_device: int
+    disk: int
+
+
+def estimate(settings: Settings, shards: data.Folders, clips: int | None = None) -> Estimate:
+    """Make a few steps of a training in a temporary folder, which is removed; arguments as of `train`."""
+    settings = resolve(settings)
+    with (
+        tempfile.TemporaryDirectory(prefix="vssl-plan-") as scratch,
+        contextlib.redirect_stdout(io.StringIO()),
+        distributed.session(settings.device) as device,
+    ):
+        settings = replace(settings, precision=pick_precision(settings.precision, device))
+        training = _Training(settings, shards, device, None, clips)
+        epochs, steps = training.settings.epochs, training.last
+        training.last = min(STEPS, steps)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        folder = training.run(Path(scratch) / "run", None)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        with open(folder / "log.csv", newline="") as file:
+            took = [float(row["total_ms"]) / 1000 for row in csv.DictReader(file)]
+        disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    peak = after.ru_maxrss if sys.platform == "darwin" else 1024 * after.ru_maxrss
+    each = median(took[min(_WARM, len(took) - 1) :])
+    return Estimate(epochs or 0, steps, each, used / sum(took), peak, on_device, disk)
