@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
@@ -109,7 +109,7 @@ class Job:
     device: str
     source: Source
     networks: dict[str, str | None]
-    start: Path | None
+    start: Path | None = field(default=None, kw_only=True)
 
     @property
     def needs(self) -> list[str]:
