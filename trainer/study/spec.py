@@ -18,6 +18,7 @@ from trainer.extends import chain, merged
 from trainer.network import stage_names
 from trainer.recipes import recipe
 from trainer.settings import Settings, over, resolve
+from trainer.tensors import digest
 
 RANDOM, SUPERVISED, FLOW, WEIGHTS = "random weights", "supervised", "flow histogram", "weights"
 PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "self", "finetune", "pretext")
@@ -285,7 +286,7 @@ def _row(folder: Path, name: str, given: dict, common: Settings, clips: int | No
     begin: dict[str, Any] = {}
     if isinstance(settings.get("weights"), str):  # a file; the weights of losses are a list
         saved = checkpoint.load(_path(folder, settings.pop("weights")), best=True)
-        begin = {"start": saved.file, "weights": checkpoint.digest(checkpoint.backbone_weights(saved))}
+        begin = {"start": saved.file, "weights": digest(checkpoint.backbone_weights(saved))}
         common = over(common, Settings(**{name: saved.meta["settings"][name] for name in ("backbone", "width")}))
         if not settings and "recipe" not in given and common.method is None:
             return Row(name, WEIGHTS, (common,), **begin)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from labelgen.reading import open_regular
-from trainer.checkpoint import is_pytorch, read_tensors
 from trainer.errors import SettingError, TrainerError
+from trainer.tensors import is_pytorch, read_tensors
 from trainer.weights.families import FAMILIES, Family
 from trainer.weights.layouts import expected, to_ours
 
