@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -33,6 +34,7 @@ from trainer.recipes import RECIPES, parse_options, read, recipe
 from trainer.settings import TYPES, Settings, over, resolve
 from trainer.study import spec as study_file
 from trainer.training import train
+from trainer.weights.importing import import_weights
 
 NASTY = [
     *(None, True, -1, 0, 0.5, 1, 7, 1e15, 1e-300, 2**62, 10**30, 1e308, -1e308, float("nan"), float("inf"), 100_000),
@@ -148,7 +150,7 @@ def odd_file(path: Path, rng: random.Random) -> None:
 class Mutants:
     """Whole inputs in a folder, and a method for each of KINDS (generator of random numbers) that changes one and uses it."""
 
-    KINDS = ("checkpoint", "manifest", "lists", "recipe", "option", "study", "result", "embeddings", "video")
+    KINDS = ("checkpoint", "weights", "manifest", "lists", "recipe", "option", "study", "result", "embeddings", "video")
 
     def __init__(self, folder: Path):
         self.folder, self.place = folder, folder / "mutant"
@@ -240,6 +242,17 @@ class Mutants:
             if settings["epochs"] * settings["repeats"] < 10 and settings["accumulate"] < 10:
                 train(None, self.shards, resume=run)
         report(run)
+
+    def weights(self, rng: random.Random) -> None:
+        network = {
+            f"module.{name}": value for name, value in load_file(next(self.run.glob("**/weights.safetensors"))).items()
+        }
+        content = {"state_dict": network, "epoch": 3, "args": {"lr": 0.1}}
+        torch.save(changed(content, rng), self.place / "w.pth", _use_new_zipfile_serialization=rng.random() < 0.7)
+        if rng.random() < 0.7:
+            whole = (self.place / "w.pth").read_bytes()
+            (self.place / "w.pth").write_bytes(flipped(whole, rng, rng.choice([3000, len(whole)])))
+        import_weights(self.place / "w.pth", self.place / "imported", rng.choice([None, "vcop"]), say=lambda _: None)
 
     def manifest(self, rng: random.Random) -> None:
         root = self.place / "root"

@@ -11,7 +11,6 @@ one every `keep_every` epochs, without the optimiser.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -24,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -32,18 +31,17 @@ from labelgen import plugins
 from labelgen.config import Config
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import public, sync, writing
-from labelgen.reading import fit, load_json, open_regular, parse_json
+from labelgen.reading import fit, load_json
 from trainer import backbones, distributed, inputs
 from trainer.backbones.layers import Stages
 from trainer.data import Shards
 from trainer.errors import SettingError, TrainerError
 from trainer.methods import known, method_class, module_name
 from trainer.settings import FREE, Settings, resolve
+from trainer.tensors import IMPORT, digest, read_tensors
 
 SCHEMA = 2
 RUNS = Path("runs")
-_HEADER = 1 << 22  # bytes of the header of a .safetensors file, at most
-_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 _ORIGIN = {"dataset": str, "split": str | None, "samples": {"*": int}, "steps": int, "step": int, "config_hash": str}
 _META = {  # what metadata hold; names with ? may be missing
     **_ORIGIN,
@@ -62,7 +60,6 @@ _FRAMES = ("height", "width", "crop", "clip_length", "fps", "jpeg_quality", "max
 _INITIAL = {"file": str, "settings": {"method": str}, **_ORIGIN}
 _STATE = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}  # of each parameter
 IMPORTED = "imported"  # the method of a run whose weights are from another program
-_IMPORT = "import them first, as a run that every command takes: vssl import {} --out runs/NAME"
 _OTHER = "it was changed, or written by another version of vssl; use another one, or train again"
 
 
@@ -127,7 +124,7 @@ def metadata(
         "steps": steps,
         "config_hash": source.config_hash,
         "config": source.config,
-        **carried(backbone),
+        **inputs.carried(backbone),
         "environment": {
             "device": device.type,
             "processes": distributed.world(),
@@ -210,7 +207,9 @@ def _pretrained(folder: Path) -> bool:
 
 
 def trained_splits(meta: dict) -> dict[str, str | None]:
-    """The data sets that a run was trained on, each with the split of it that was seen."""
+    """The data sets that a run was trained on, each with the split that was seen of it; of imported weights nothing is known."""
+    if meta["settings"]["method"] == IMPORTED:
+        return {}
     return meta.get("datasets") or {meta["dataset"]: meta["split"]}
 
 
@@ -256,7 +255,7 @@ def _load(path: Path) -> Checkpoint:
         raise TrainerError(f"{path}: neither a run, a checkpoint folder nor a .safetensors file")
     meta, weights = read_tensors(file)
     if meta is None:
-        raise TrainerError(f"{file}: weights that vssl did not write; {_IMPORT.format(file)}")
+        raise TrainerError(f"{file}: weights that vssl did not write; {IMPORT.format(file)}")
     if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
         found = meta.get("schema") if isinstance(meta, dict) else "none"
         raise TrainerError(
@@ -276,35 +275,6 @@ def _load(path: Path) -> Checkpoint:
         backbone = backbones.create(meta["settings"]["backbone"], meta["settings"]["width"])
     check_fit(file, backbone, backbone_weights(saved))
     return saved
-
-
-def is_pytorch(start: bytes) -> bool:
-    """Whether a file that begins with these nine bytes is one of `torch.save`: a zip file, or a pickle. The header of a
-    .safetensors file, whose length may look like a pickle, begins with a brace."""
-    return start[:4] == b"PK\3\4" or (start[:1] == b"\x80" and start[8:] != b"{")
-
-
-def read_tensors(file: Path) -> tuple[object, dict[str, Tensor]]:
-    """Metadata and tensors of a .safetensors file. Raises TrainerError if it is damaged."""
-    try:
-        with open_regular(file) as opened:
-            if is_pytorch(opened.read(9)):
-                raise TrainerError(f"{file}: weights in PyTorch's own format; {_IMPORT.format(file)}")
-            opened.seek(0)
-            length = int.from_bytes(opened.read(8), "little")
-            if length > _HEADER:
-                raise ReadError(f"a header of {length:,} bytes, expected at most {_HEADER:,}")
-            header = parse_json(opened.read(length).decode(), "its header")
-        tensors = {"__metadata__?": {"*": str}, "*": dict}
-        fit(header, tensors, "its header")
-        for name, value in header.items():
-            if name != "__metadata__" and value.get("dtype") not in _DTYPES:
-                raise ReadError(f"{name!r:.60} is of type {value.get('dtype')!r:.20}")
-        meta = parse_json(header.get("__metadata__", {}).get("vssl", "null"), "its metadata")
-        with safe_open(file, "pt") as opened:
-            return meta, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise TrainerError(f"{file}: not a readable checkpoint ({error})") from error
 
 
 def check_newest(saved: Checkpoint) -> None:
@@ -385,17 +355,6 @@ def backbone_weights(saved: Checkpoint) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in saved.weights.items() if name.startswith(prefix)}
 
 
-def carried(backbone: Stages) -> dict[str, object]:
-    """What a checkpoint holds of a backbone beside its weights, see `carry`."""
-    return {"input": backbone.input.stored(), "norm_epsilon": backbone.norm_epsilon}
-
-
-def carry(meta: dict, backbone: Stages) -> None:
-    """Give a backbone the input and the epsilon of batch normalisation of a run's checkpoint.json, if it has them."""
-    if "input" in meta:
-        backbone.input, backbone.norm_epsilon = inputs.of_run(meta), meta["norm_epsilon"]
-
-
 def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], None]) -> dict:
     """Copy the weights of a checkpoint's backbone into this one, with the normalisation of its input and the epsilon of its batch
     normalisation, say which matched, and return what describes their origin. Clips are those of the shards.
@@ -421,19 +380,11 @@ def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], N
         )
     say(report + "".join(f"; {word}: {', '.join(sorted(names))}" for word, names in other.items() if names))
     backbone.load_state_dict(before | matched)
-    carry(saved.meta, backbone)
+    inputs.carry(saved.meta, backbone)
     backbone.input = replace(backbone.input, frames=None, stride=1)
     kept = ("dataset", "split", "samples", "steps", "step", "config_hash")
     origin = {"file": str(saved.file), "weights": digest(weights), "imported": saved.meta.get("imported")}
     return origin | {"settings": saved.meta["settings"]} | {name: saved.meta[name] for name in kept}
-
-
-def digest(weights: dict[str, Tensor]) -> str:
-    """What tells weights from others: a digest of names and values, 16 characters."""
-    found = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

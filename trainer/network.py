@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from trainer import backbones, distributed
+from trainer import backbones, distributed, inputs
 from trainer.backbones.layers import Stages
-from trainer.checkpoint import Checkpoint, backbone_weights, carry
+from trainer.checkpoint import Checkpoint, backbone_weights
 from trainer.data import Batch, Shards
 from trainer.methods import method_class, module_name
 from trainer.methods.method import Method
@@ -85,7 +85,7 @@ def build_backbone(settings: Settings, meta: dict | None = None) -> Stages:
     torch.manual_seed(settings.seed)
     backbone = backbones.create(settings.backbone, settings.width)
     if meta is not None:
-        carry(meta, backbone)
+        inputs.carry(meta, backbone)
     return backbone
 
 

@@ -17,12 +17,14 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from cli.main import main
+from tests.labelgen.synthetic import write_video
 from tests.trainer import references
 from tests.trainer.references import Reference
 from trainer import backbones, checkpoint, data, inputs
+from trainer.embeddings.table import Table
 from trainer.errors import SettingError, TrainerError
 from trainer.evaluate.evaluator import Evaluator
-from trainer.export import export
+from trainer.export import FORMATS, export
 from trainer.inputs import Input
 from trainer.network import trained_backbone
 from trainer.settings import Settings, resolve
@@ -406,3 +408,68 @@ def test_what_was_imported_is_exported_with_its_input(imported, here):
         export(run, here / "d.pth", "vcop")
     with pytest.raises(SettingError, match="or name the format"):
         export(run, here / "d.pth")
+
+
+def test_pages_and_protocols_know_that_nothing_is_known_of_its_training(imported, demo, here):
+    run, _ = imported
+    result = CliRunner().invoke(main, ["eval", "pretext", "--checkpoint", str(run), "--shards", str(demo)])
+    assert result.exit_code == 1 and "imported weights, whose pretext task is not known here" in result.output
+    small = ["--checkpoint", str(run), "--shards", str(demo), "--workers", "0", "--device", "cpu"]
+    result = CliRunner().invoke(main, ["eval", "knn", *small])
+    assert "made for crops of 224 pixels, those of the shards have 32" in result.output
+    assert "10 clips of 8 frames, 2 apart" in result.output
+    stored = json.loads((run / "results" / "knn-demo-split1.json").read_text())
+    assert stored["protocol"]["input"].startswith("RGB, 0 to 1, mean 0.43216")
+    result = CliRunner().invoke(main, ["report", str(run), "--shards", str(demo)])
+    assert result.exit_code == 0, result.output
+    page = (run / "report.html").read_text()
+    assert "Imported from" in page and "torchvision&#39;s s3d" in page and "No step is logged" not in page
+
+
+def test_files_are_decoded_as_the_network_expects_them(imported, here):
+    write_video(Path("videos/one.mp4").absolute(), 40)
+    result = CliRunner().invoke(
+        main,
+        [
+            "embed",
+            "--weights",
+            str(imported[0]),
+            "--videos",
+            "videos",
+            "--level",
+            "video",
+            "--views",
+            "spread",
+            "--workers",
+            "0",
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    frames = Table("features.parquet").about["settings"]["frames"]
+    assert (frames["height"], frames["width"], frames["crop"], frames["fps"]) == (256, 256, 224, 15)
+
+
+@pytest.mark.parametrize(
+    ("program", "backbone", "network"), [("vcop", "r3d10", R3D), ("kenshohara", "resnet3d18", None)]
+)
+def test_what_is_written_for_a_program_is_its_own_state_dict(program, backbone, network, here):
+    network, reference = network or references.resnet, Reference()
+    own = backbones.create(backbone).eval()
+    settings = {"backbone": backbone, "width": 1.0}
+    saved = checkpoint.Checkpoint(here, here, {"settings": settings}, {})
+    convert, read = FORMATS[program]
+    (here / "out.pth").write_bytes(convert(own, None, saved, here / "out.pth"))
+    state = torch.load("out.pth", weights_only=True)
+    network(reference, torch.zeros(1, 3, 8, 32, 32))
+    assert {name: value.shape for name, value in state.items()} == {n: v.shape for n, v in reference.state.items()}
+    reference.state, clips = state, torch.randn(1, 3, 8, 32, 32)
+    with torch.no_grad():
+        expected, got = network(reference, clips), own(clips)["conv5"]
+        assert float((got - expected).abs().max()) < 1e-3 * float(expected.abs().max())
+        assert torch.allclose(read("out.pth")(clips)["conv5"], got, rtol=1e-4, atol=1e-4 * float(got.max()))
+    own.norm_epsilon = 1e-3
+    with pytest.raises(TrainerError, match="has an epsilon of 0.001"):
+        convert(own, None, saved, here / "out.pth")
+    settings["width"] = 0.5
+    with pytest.raises(TrainerError, match="networks of full width alone, and this one's is 0.5"):
+        convert(own, None, saved, here / "out.pth")

@@ -24,7 +24,7 @@ from torch import nn
 
 from labelgen.errors import VsslError
 from labelgen.progress import busy
-from trainer import data, distributed
+from trainer import data, distributed, inputs
 from trainer.checkpoint import Checkpoint, load, newest_run, trained_splits, versions, with_labels
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, features, protocol_class, results, splits
@@ -211,6 +211,7 @@ class Evaluator:
             "config_hash": source.config_hash,
             "pretraining": pretraining,
             "initial": meta.get("initial"),
+            "input": inputs.of_run(meta).described,
             "backbone": settings["backbone"],
             "width": settings["width"],
             "parameters": sum(weight.numel() for weight in self.networks()["pretrained"].parameters()),

@@ -139,8 +139,15 @@ class Protocol:
         about = self.evaluator.describe(self.shards, **self.conditions())
         tested = self.tested()
         seen = [] if tested is None else splits.seen(self.evaluator.saved, self.shards, tested)
-        notes = [*self.notes, *self.remarks(), *seen]
+        notes = [*self.notes, *self.remarks(), *seen, *self._of_other_size()]
         return {"protocol": about, "rows": rows, "notes": list(dict.fromkeys(notes)), **self.extra}
+
+    def _of_other_size(self) -> list[str]:
+        """A note if imported weights were made for crops of another size than those of the shards."""
+        meta, crop = self.evaluator.saved.meta, self.shards.config["crop"]
+        if "imported" not in meta or (own := meta["config"]["crop"]) == crop:
+            return []
+        return [f"the weights were made for crops of {own} pixels, those of the shards have {crop}"]
 
     def remarks(self) -> list[str]:
         """Notes that are known only after everything is measured."""

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from labelgen.errors import ReadError
 from labelgen.progress import duration
 from labelgen.reading import read_text
+from trainer import inputs
 from trainer.evaluate.results import flat
 from trainer.evaluate.splits import with_split
 from trainer.pages import plots
@@ -46,6 +47,9 @@ def trained_html(
         trained_on = with_split(initial["dataset"], initial["split"])
         by = f"{initial['settings']['method']} on {trained_on}, step {initial['step']:,}: {initial['file']}"
         rows.insert(0, ("Started from", by))
+    if own := meta.get("imported"):  # nothing is known of its training
+        rows = [("Imported from", f"{own['file']}, SHA-256 {own['sha256']}"), ("Weights of", own["about"]), rows[-1]]
+    rows.insert(-1, ("Input of the network", inputs.of_run(meta).described))
     if log:
         log = {
             **log,
@@ -58,7 +62,7 @@ def trained_html(
         out.append(items(damaged))
     if log:
         out.append(_curves(log, held_out))
-    elif not damaged:
+    elif not damaged and not own:
         out.append(paragraph("No step is logged yet.", "muted"))
     out.append(details("All settings", table("Settings of the run", ("Setting", "Value"), flat(settings))))
     configuration = table("Configuration of the shards", ("Setting", "Value"), flat(meta["config"]))

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 
 from labelgen.reading import open_regular
-from trainer.checkpoint import is_pytorch, read_tensors
 from trainer.errors import SettingError, TrainerError
+from trainer.tensors import is_pytorch, read_tensors
 from trainer.weights.families import FAMILIES, Family
 from trainer.weights.layouts import expected, to_ours
 
@@ -121,7 +122,7 @@ def _unpickled(file: BinaryIO, size: int) -> object:
             if stored > size:
                 raise TrainerError(f"declares {stored:,} bytes, and has {size:,}: compressed, or made to look larger")
         file.seek(0)
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings(action="ignore"):
             return torch.load(file, map_location="cpu", weights_only=True)
     except (TrainerError, MemoryError):
         raise

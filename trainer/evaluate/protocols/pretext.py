@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,6 +98,11 @@ def unseen(evaluator: evaluator.Evaluator) -> tuple[data.Shards, np.ndarray, str
     if checkpoint.with_labels(saved.meta["settings"]):
         raise ProtocolError(
             f"{saved.file}: was trained with class labels, not on a pretext task", "vssl eval recognition"
+        )
+    if saved.meta["settings"]["method"] == checkpoint.IMPORTED:
+        raise ProtocolError(
+            f"{saved.file}: imported weights, whose pretext task is not known here; continue them with one",
+            f"vssl train --from {shlex.quote(str(saved.run))}",
         )
     source = evaluator.source()
     return source, *splits.unseen(saved, source)

@@ -1,0 +1,54 @@
+"""Tensors by name: of a .safetensors file, which may be from a stranger, and what tells them from others."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from labelgen.errors import ReadError
+from labelgen.reading import fit, open_regular, parse_json
+from trainer.errors import TrainerError
+
+IMPORT = "import them first, as a run that every command takes: vssl import {} --out runs/NAME"
+_HEADER = 1 << 22  # bytes of the header of a .safetensors file, at most
+_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+
+
+def is_pytorch(start: bytes) -> bool:
+    """Whether a file that begins with these nine bytes is one of `torch.save`: a zip file, or a pickle. The header of a
+    .safetensors file, whose length may look like a pickle, begins with a brace."""
+    return start[:4] == b"PK\3\4" or (start[:1] == b"\x80" and start[8:] != b"{")
+
+
+def read_tensors(file: Path) -> tuple[object, dict[str, Tensor]]:
+    """Metadata and tensors of a .safetensors file. Raises TrainerError if it is damaged."""
+    try:
+        with open_regular(file) as opened:
+            if is_pytorch(opened.read(9)):
+                raise TrainerError(f"{file}: weights in PyTorch's own format; {IMPORT.format(file)}")
+            opened.seek(0)
+            length = int.from_bytes(opened.read(8), "little")
+            if length > _HEADER:
+                raise ReadError(f"a header of {length:,} bytes, expected at most {_HEADER:,}")
+            header = parse_json(opened.read(length).decode(), "its header")
+        tensors = {"__metadata__?": {"*": str}, "*": dict}
+        fit(header, tensors, "its header")
+        for name, value in header.items():
+            if name != "__metadata__" and value.get("dtype") not in _DTYPES:
+                raise ReadError(f"{name!r:.60} is of type {value.get('dtype')!r:.20}")
+        meta = parse_json(header.get("__metadata__", {}).get("vssl", "null"), "its metadata")
+        with safe_open(file, "pt") as opened:
+            return meta, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise TrainerError(f"{file}: not a readable checkpoint ({error})") from error
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """What tells weights from others: a digest of names and values, 16 characters."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
