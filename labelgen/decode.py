@@ -248,7 +248,7 @@ def frames(
     DecodeError where anything was wrong: where decoding stops early, frames are damaged or lost, time stamps jump or step back.
     Frames yielded before that are good but for their `FrameStream.damage`, `FrameStream.count` tells how many.
     """
-    return FrameStream(path, height, width, fps, max_pixels, region, alive, short)
+    return FrameStream(path, height, width, fps, max_pixels, region, alive, short=short)
 
 
 class _Times:
