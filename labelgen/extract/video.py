@@ -132,9 +132,8 @@ def _decode_to_files(video: Video, task: Task, clock: Clock, folder: Path, alive
     Raises DecodeError if not even one frame can be decoded, VideoFailed if there are too few for a flow.
     """
     settings, done = task.settings, Extracted()
-    stream = decode.frames(
-        video.path, settings.height, settings.width, None, settings.max_pixels, None, alive, settings.short
-    )
+    height, width, short, most = settings.height, settings.width, settings.short, settings.max_pixels
+    stream = decode.frames(video.path, height, width, max_pixels=most, alive=alive, short=short)
     pairs = Pairs(settings.flow, settings.step)
     with ExitStack() as files:
         out = _Files(task, folder, clock, files)
