@@ -417,7 +417,7 @@ def test_pages_and_protocols_know_that_nothing_is_known_of_its_training(imported
     small = ["--checkpoint", str(run), "--shards", str(demo), "--workers", "0", "--device", "cpu"]
     result = CliRunner().invoke(main, ["eval", "knn", *small])
     assert "made for crops of 224 pixels, those of the shards have 32" in result.output
-    assert "10 clips of 8 frames, 2 apart" in result.output
+    assert "10 clips of 8 frames, 2 apart" in result.output and "imported from s3d.pth, expects RGB" in result.output
     stored = json.loads((run / "results" / "knn-demo-split1.json").read_text())
     assert stored["protocol"]["input"].startswith("RGB, 0 to 1, mean 0.43216")
     result = CliRunner().invoke(main, ["report", str(run), "--shards", str(demo)])
