@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from labelgen.files import json_sha256
 from labelgen.reading import Only, fit
 from trainer import checkpoint
 from trainer.errors import TrainerError
@@ -286,7 +287,8 @@ def _row(folder: Path, name: str, given: dict, common: Settings, clips: int | No
     begin: dict[str, Any] = {}
     if isinstance(settings.get("weights"), str):  # a file; the weights of losses are a list
         saved = checkpoint.load(_path(folder, settings.pop("weights")), best=True)
-        begin = {"start": saved.file, "weights": digest(checkpoint.backbone_weights(saved))}
+        conditions = json_sha256([saved.meta.get(name) for name in ("input", "norm_epsilon")])[:8]
+        begin = {"start": saved.file, "weights": f"{digest(checkpoint.backbone_weights(saved))}-{conditions}"}
         common = over(common, Settings(**{name: saved.meta["settings"][name] for name in ("backbone", "width")}))
         if not settings and "recipe" not in given and common.method is None:
             return Row(name, WEIGHTS, (common,), **begin)
