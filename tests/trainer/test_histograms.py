@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from cli.main import main
 from labelgen.labels.boundaries import motion_boundaries
+from tests.labelgen.synthetic import write_video
 from trainer import data, histograms
 from trainer.histograms import histogram, of_times
 
@@ -79,3 +80,14 @@ def test_tables_without_any_training_are_searched(name, demo, here):
 def test_unknown_names_say_what_there_is(demo, here):
     result = CliRunner().invoke(main, ["embed", "--weights", "random:r9d", "--shards", str(demo)])
     assert result.exit_code == 2 and "unknown backbone 'r9d'" in result.output
+
+
+def test_a_part_of_a_video_is_found_by_what_moves(here):
+    for name, step in (("right", 2), ("left", -2), ("still", 0)):
+        write_video(here / "videos" / f"{name}.mp4", 40, step=step)
+    write_video(here / "query.mp4", 40, seed=5, step=-2)  # another texture
+    common = ["--weights", "flow-histogram", "--videos", "videos", "--workers", "1"]
+    result = CliRunner().invoke(main, ["embed", *common])
+    assert result.exit_code == 0 and "1920 values each, flow of flow-histogram" in result.output, result.output
+    result = CliRunner().invoke(main, ["search", "query.mp4", "--count", "1", "--workers", "1"])
+    assert result.exit_code == 0 and "left.mp4" in result.output, result.output

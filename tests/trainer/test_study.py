@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from torch import nn
 
@@ -24,6 +25,7 @@ from tests.trainer.synthetic import write_shard
 from trainer import checkpoint
 from trainer.backbones import BACKBONES
 from trainer.backbones.layers import Stages
+from trainer.errors import TrainerError
 from trainer.histograms import histogram
 from trainer.settings import Settings
 from trainer.study import budgets, results, runner, tables
@@ -268,17 +270,22 @@ def test_a_row_may_be_weights_or_begin_with_them(colors, tmp_path, monkeypatch):
     small = Settings(method="rotation", width=0.06, epochs=1, batch_size=4, workers=0, device="cpu")
     train(small, colors / "colors", tmp_path / "first")
     rows = {"published": {"weights": "first"}, "continued": {"weights": "first", "method": "rotation"}}
-    common = {"seeds": [0], "data": {"colors": {"shards": str(colors / "colors")}}}
-    path = write_study(tmp_path, rows=rows, **common)
+    measure = [{"protocol": "retrieval", "pooling": "mean"}]
+    data = {"colors": {"shards": str(colors / "colors")}}
+    path = write_study(tmp_path, seeds=[0], data=data, rows=rows, measures=measure)
     study = read(path)
     assert study.rows["published"].kind == WEIGHTS and study.rows["published"].network == ("r3d10", 0.06)
     content = make_study(monkeypatch, path, tmp_path / "out")
-    assert not content["failures"] and {"published", "continued"} <= {entry["row"] for entry in content["numbers"]}
+    assert not content["failures"] and {"published", "continued"} <= {own["row"] for own in content["numbers"]}
     (run,) = (tmp_path / "out" / "runs").glob("*/run")
-    assert checkpoint.load(run).meta["initial"]["weights"] == study.rows["continued"].weights
+    assert study.rows["continued"].weights.startswith(checkpoint.load(run).meta["initial"]["weights"])
     train(replace(small, seed=1), colors / "colors", tmp_path / "second")
-    before = {*(tmp_path / "out" / "results").iterdir()}
-    make_study(
-        monkeypatch, write_study(tmp_path, rows={"published": {"weights": "second"}}, **common), tmp_path / "out"
-    )
-    assert len({*(tmp_path / "out" / "results").iterdir()} - before) == 1  # other weights, other numbers
+    before = set((tmp_path / "out" / "results").iterdir())
+    path = write_study(tmp_path, seeds=[0], data=data, rows={"published": {"weights": "second"}}, measures=measure)
+    make_study(monkeypatch, path, tmp_path / "out")
+    assert len(set((tmp_path / "out" / "results").iterdir()) - before) == 1  # other weights, other numbers
+    torch.save({"a": torch.ones(1)}, tmp_path / "theirs.pth")
+    with pytest.raises(
+        TrainerError, match="study.yaml: .*theirs.pth: weights in PyTorch's own format; import them first"
+    ):
+        read(write_study(tmp_path, rows={"published": {"weights": "theirs.pth"}}))

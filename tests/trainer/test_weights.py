@@ -197,7 +197,7 @@ def test_every_tensor_is_matched_or_named(r3d10):
         return str(raised.value)
 
     assert "bn1.running_var" in refused(lambda state: state.pop("bn1.running_var"))
-    assert "conv6.weight and 0 others are no part of it" in refused(
+    assert "conv6.weight is no part of it, and no head" in refused(
         lambda state: state.update({"conv6.weight": torch.ones(2)})
     )
     assert "is 9, expected 64" in refused(lambda state: state.update({"bn1.weight": torch.ones(9)}))
@@ -417,7 +417,7 @@ def test_pages_and_protocols_know_that_nothing_is_known_of_its_training(imported
     small = ["--checkpoint", str(run), "--shards", str(demo), "--workers", "0", "--device", "cpu"]
     result = CliRunner().invoke(main, ["eval", "knn", *small])
     assert "made for crops of 224 pixels, those of the shards have 32" in result.output
-    assert "10 clips of 8 frames, 2 apart" in result.output
+    assert "10 clips of 8 frames, 2 apart" in result.output and "imported from s3d.pth, expects RGB" in result.output
     stored = json.loads((run / "results" / "knn-demo-split1.json").read_text())
     assert stored["protocol"]["input"].startswith("RGB, 0 to 1, mean 0.43216")
     result = CliRunner().invoke(main, ["report", str(run), "--shards", str(demo)])
@@ -473,3 +473,28 @@ def test_what_is_written_for_a_program_is_its_own_state_dict(program, backbone, 
     settings["width"] = 0.5
     with pytest.raises(TrainerError, match="networks of full width alone, and this one's is 0.5"):
         convert(own, None, saved, here / "out.pth")
+
+
+def test_the_network_that_is_nearest_is_named(r3d10):
+    reference = Reference(dims=2)
+    references.resnet(reference, torch.zeros(1, 3, 32, 32), depths=(3, 4, 6, 3))
+    with pytest.raises(
+        TrainerError, match="the nearest is resnet50, but layer1.0.conv3.weight and .* are missing"
+    ) as raised:
+        foreign.recognise(found_in(reference.state))
+    assert len(str(raised.value)) < 200
+    gates = {"Mixed_3b.gating_b0.fc.weight": torch.ones(1)}
+    reference = Reference()
+    references.s3d(reference, torch.zeros(1, 3, 8, 32, 32), coclr=True)
+    with pytest.raises(TrainerError, match="the nearest is s3d, but Mixed_3b.gating_b0.fc.weight is no part of it"):
+        foreign.recognise(found_in(reference.state | gates))
+
+
+def test_of_a_query_and_a_momentum_encoder_the_query_is_taken_and_of_two_equals_none(r3d10):
+    def named(*prefixes):
+        return {prefix + name: value for prefix in prefixes for name, value in r3d10.items()}
+
+    match = foreign.recognise(found_in({"model": named("encoder_k.encoder.", "encoder_q.encoder.")}))
+    assert match.prefix == "encoder_q.encoder." and match.family.name == "rspnet" and len(match.dropped) == len(r3d10)
+    with pytest.raises(TrainerError, match="holds several networks: one., two.; save one of them alone"):
+        foreign.recognise(found_in(named("one.", "two.")), "vcop")

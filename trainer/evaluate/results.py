@@ -313,11 +313,13 @@ def header(result: dict, title: str) -> list[str]:
     """How a result was measured, in words."""
     p = result["protocol"]
     source = p["pretraining"]
+    by = f"{source['method']} on {source['dataset']}, {source['steps']} of {source['steps_planned']} steps, seed {source['seed']}"
+    if source["method"] == "imported":
+        by = f"imported from {source['dataset']}, expects {p.get('input', 'unknown pixels')}"
     return [
         f"{title} on {with_split(p['dataset'], p['split'])}",
         "; ".join(f"{key.replace('_', ' ')}: {p[key]}" for key in _ABOUT if key in p),
-        f"{p['backbone']} (width {p['width']:g}, {p['parameters']:,} parameters), {source['method']} on "
-        f"{source['dataset']}, {source['steps']} of {source['steps_planned']} steps, seed {source['seed']}",
+        f"{p['backbone']} (width {p['width']:g}, {p['parameters']:,} parameters), {by}",
     ]
 
 

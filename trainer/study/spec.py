@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from labelgen.files import json_sha256
 from labelgen.reading import Only, fit
 from trainer import checkpoint
 from trainer.errors import TrainerError
@@ -283,7 +284,9 @@ def _row(folder: Path, name: str, given: dict, common: Settings, clips: int | No
     settings, begin = {key: value for key, value in given.items() if f"{key}?" in _SETTINGS}, {}
     if isinstance(settings.get("weights"), str):  # a file; the weights of losses are a list
         saved = checkpoint.load(_path(folder, settings.pop("weights")), best=True)
-        begin = {"start": str(saved.file), "weights": checkpoint.digest(checkpoint.backbone_weights(saved))}
+        conditions = json_sha256([saved.meta.get(name) for name in ("input", "norm_epsilon")])[:8]
+        weights = f"{checkpoint.digest(checkpoint.backbone_weights(saved))}-{conditions}"
+        begin = {"start": str(saved.file), "weights": weights}
         common = over(common, Settings(**{name: saved.meta["settings"][name] for name in ("backbone", "width")}))
         if given.keys() == {"weights"} and common.method is None:
             return Row(name, WEIGHTS, (common,), **begin)

@@ -164,17 +164,18 @@ def recognise(found: Found, name: str | None = None) -> Match:
     """
     if name is not None and name not in names():
         raise SettingError(f"unknown program {name!r}, expected one of: {', '.join(names())}")
-    matches, reasons = [], list[str]()
+    matches, near = [], dict[str, int]()
     for family in FAMILIES:
         for backbone, layout in family.networks:
             for prefix in _prefixes(found.tensors, layout, backbone):
                 reason, dropped = _compared(found.tensors, family, backbone, layout, prefix)
                 if reason:
-                    reasons.append(f"{backbone}: {reason}")
+                    wanted = expected(layout, backbone)
+                    near[f"{backbone}, but {reason}"] = sum(prefix + theirs in found.tensors for theirs in wanted)
                 else:
                     matches.append(Match(family, backbone, layout, prefix, dropped))
     if not matches:
-        raise TrainerError(_unknown(found.tensors, reasons))
+        raise TrainerError(_unknown(found.tensors, near))
     if name is not None:
         matches, all_matches = [match for match in matches if match.family.name == name], matches
         if not matches:
@@ -221,7 +222,7 @@ def _compared(
     wanted = expected(layout, backbone)
     missing = [name for name in wanted if prefix + name not in tensors and not name.endswith("num_batches_tracked")]
     if missing:
-        return f"{shown(prefix + missing[0])} and {len(missing) - 1} others are missing", ()
+        return f"{_listed([prefix + name for name in missing])} missing", ()
     for name, (_, shape) in wanted.items():
         value = tensors.get(prefix + name)
         if value is not None and tuple(value.shape) != shape:
@@ -230,16 +231,23 @@ def _compared(
     rest = [name for name in tensors if name.removeprefix(prefix) not in wanted or not name.startswith(prefix)]
     own = [name for name in rest if name.startswith(prefix) and not family.heads.match(name.removeprefix(prefix))]
     if own:
-        return f"{shown(own[0])} and {len(own) - 1} others are no part of it, and no head that is known", ()
+        return f"{_listed(own)} no part of it, and no head that is known", ()
     return "", tuple(rest)
 
 
-def _unknown(tensors: Mapping[str, Tensor], reasons: list[str]) -> str:
+def _listed(names: list[str]) -> str:
+    """The first of some names, how many others there are, and the verb."""
+    return f"{shown(names[0])} is" if len(names) == 1 else f"{shown(names[0])} and {len(names) - 1} others are"
+
+
+def _unknown(tensors: Mapping[str, Tensor], near: dict[str, int]) -> str:
+    """What a file is that fits none; near: of what was compared with it, the number of names that are the same."""
     for pattern, what in _REFUSED.items():
         if any(re.search(rf"(^|\.)({pattern})", name) for name in tensors):
             return f"{what}; there is no such backbone here"
-    if reasons:
-        return f"none of the networks that can be read: {'; '.join(dict.fromkeys(reasons))}"
+    nearest = max(near, key=near.__getitem__, default="")
+    if nearest and near[nearest] > len(tensors) / 4:
+        return f"none of the networks that can be read; the nearest is {nearest}"
     some = ", ".join(shown(name) for name in sorted(tensors)[:3])
     return f"none of the networks that can be read ({', '.join(names())}): it holds {len(tensors):,} tensors, such as {some}"
 

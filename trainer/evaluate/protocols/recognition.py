@@ -189,8 +189,14 @@ def check_runs(evaluator: evaluator.Evaluator) -> None:
     """Raises TrainerError for a run without a classifier, and for runs whose results cannot be averaged."""
     for saved in evaluator.runs:
         if not checkpoint.with_labels(saved.meta["settings"]):
+            method = saved.meta["settings"]["method"]
+            network = (
+                "weights that were imported have"
+                if method == checkpoint.IMPORTED
+                else f"a network trained with {method} has"
+            )
             raise ProtocolError(
-                f"{saved.file}: a network trained with {saved.meta['settings']['method']} has no classifier; finetune it first",
+                f"{saved.file}: {network} no classifier; finetune it first",
                 f"vssl finetune --checkpoint {shlex.quote(str(saved.run))}",
             )
     if len(evaluator.runs) > 1:
