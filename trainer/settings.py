@@ -50,7 +50,9 @@ def _declared(default: object, help: str, range: Range | None = None, **named: A
 class Settings:
     """What a run is made of. None, which `resolve` replaces: as the run has it when resuming, else the default."""
 
-    method: str = _declared("pace", f"{', '.join(METHODS)}; or several: pace+statistics", commands=("train",))
+    method: str = _declared(
+        "pace", f"{', '.join(METHODS)}; several: pace+statistics; your own: my.module:Arrow", commands=("train",)
+    )
     weights: list = _declared(
         None,
         "Weights of the losses of several methods, such as 1,0.5",
@@ -61,7 +63,7 @@ class Settings:
     options: dict = _declared(None, "Options of the methods, {method: {name: value}}", commands=(), form={"*": dict})
     backbone: str = _declared(
         None,
-        ", ".join(backbones.BACKBONES),
+        f"{', '.join(backbones.BACKBONES)}; your own: my.module:plain",
         default_words="the checkpoint's, the method's or r3d10",
     )
     width: float = _declared(

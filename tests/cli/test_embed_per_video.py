@@ -47,7 +47,7 @@ def test_ten_crops(here):
     assert ten.shape == (2, 10, one.shape[1])
     np.testing.assert_allclose(ten[:, 4], one, rtol=1e-4, atol=1e-6)
     assert len(np.unique(ten.round(6), axis=1)[0]) == 10  # all differ
-    assert "crops 10, not None" in vssl("embed", *video, "--out", "ten.parquet", code=1)
+    assert "crops 10, not 1" in vssl("embed", *video, "--out", "ten.parquet", code=1)
     vssl("search", "videos/near/b.mp4", "--in", "ten.parquet")
 
 

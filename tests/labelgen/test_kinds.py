@@ -18,7 +18,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from cli.main import main
 from docs import tables
-from labelgen import decode, flow, labels, own, shards
+from labelgen import decode, flow, labels, shards
 from labelgen.config import Config
 from labelgen.errors import ShardError
 from labelgen.labels import LABELS, kinds, sampling
@@ -54,7 +54,7 @@ def new_kinds(tmp_path, monkeypatch):
 def test_a_kind_from_outside_of_the_package_is_named_on_the_command_line(new_kinds, videos, tmp_path, monkeypatch):
     for name in ("brightness", "still"):
         monkeypatch.delitem(LABELS, name)
-    monkeypatch.setenv(own.VARIABLE, "")
+    monkeypatch.setenv(plugins.VARIABLE, "")
     folders = ("--dataset", "folder", "--root", videos, "--out", tmp_path / "out")
     vssl("--use", "brightness_labels:BRIGHTNESS", "labelgen", *folders, *TINY)
     (shard,) = open_shards(tmp_path / "out")
@@ -62,7 +62,7 @@ def test_a_kind_from_outside_of_the_package_is_named_on_the_command_line(new_kin
     LABELS.pop("brightness")  # in a process in which nothing is named
     (shard,) = open_shards(tmp_path / "out")
     assert shard.unknown == ["brightness"]
-    monkeypatch.setenv(own.VARIABLE, "brightness_labels:BRIGHTNESS")
+    monkeypatch.setenv(plugins.VARIABLE, "brightness_labels:BRIGHTNESS")
     assert "brightness " in vssl("shards", "info", tmp_path / "out")
     monkeypatch.setitem(LABELS, "brightness", "labelgen.labels.pace:PACE")
     done = CliRunner().invoke(main, ["shards", "info", str(tmp_path / "out")])

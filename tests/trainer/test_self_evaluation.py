@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from cli.main import main
 from labelgen.flow import flow
 from tests.trainer.planted import COLORS, Noise, SeesClass, kept_scores, write_colored
+from tests.trainer.studies import make_study, write_study
 from trainer.errors import TrainerError
 from trainer.evaluate import features
 from trainer.evaluate.evaluator import Evaluator, Selection, measure
@@ -160,6 +161,23 @@ def test_groups_are_drawn_and_fewer_videos_are_spread(tmp_path, run, monkeypatch
     assert "did not help beyond random weights" in result["notes"][-1] and len(COLORS) == 4
     fewer = evaluate(tmp_path, run, most=5, others=(run,))
     assert fewer["protocol"]["items"] == "5 videos, 10 clips" and str(run) in {row["network"] for row in fewer["rows"]}
+
+
+def test_in_a_study(tmp_path, monkeypatch):
+    write_colored(tmp_path / "colors" / "00000.h5", 12, 40, split=[[1]] * 8 + [[3]] * 4)
+    measures = [{"protocol": "self"}, {"protocol": "knn", "k": 1}]
+    path = write_study(tmp_path, seeds=[0], clips=8, measures=measures, baselines=["flow"])
+
+    def still(first, second):
+        return np.zeros((*first.shape, 2), np.float32)
+
+    content = make_study(monkeypatch, path, tmp_path / "out", flow=still)
+    columns = [column["measure"] for column in content["columns"]]
+    found = {entry["row"]: entry for entry in content["numbers"] if columns[entry["column"]].startswith("self")}
+    assert (
+        found.keys() == {"turns <i>", "random weights"} and not content["failures"]
+    )  # one vector of a video has no halves
+    assert all(entry["videos"] == 4 and entry["value"] == 100 for entry in found.values())  # four colours
 
 
 def test_short_videos_are_left_out_and_too_few_are_refused(tmp_path, run):

@@ -36,7 +36,10 @@ def create(name: str, width: float = 1.0) -> Stages:
         return pkgutil.resolve_name(BACKBONES[name])(width)
     from trainer.backbones.layers import Stages
 
-    made = plugins.find(name, SettingError)(width)
+    try:
+        made = plugins.find(name, SettingError)(width)
+    except TypeError as error:
+        raise SettingError(f"{name}: makes no backbone ({error}), expected a function of the width") from error
     if not isinstance(made, Stages):
         raise SettingError(f"{name}: gives {type(made).__name__}, expected trainer.backbones.layers.Stages")
     return made

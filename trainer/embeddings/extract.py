@@ -341,9 +341,6 @@ def embed(
 
 def _difference(about: dict, settings: dict) -> str:
     stored = about.get("settings", {})
-    words = [
-        f"{n} {stored.get(n)}, not {settings.get(n)}"
-        for n in {**settings, **stored}
-        if stored.get(n) != settings.get(n)
-    ]
+    differ = [name for name in {**settings, "crops": 1} if stored.get(name) != settings.get(name)]
+    words = [f"{name} {stored.get(name, 1)}, not {settings.get(name, 1)}" for name in differ]
     return "; ".join(words) or f"{about.get('videos')} videos that are not, or no longer, just these"
