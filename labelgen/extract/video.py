@@ -27,8 +27,11 @@ from labelgen.flow.stream import Pairs
 from labelgen.manifest import Video
 from labelgen.run.guard import VideoFailed, apart, here, register
 from labelgen.run.jobs import Job, Made, make, on_cluster
-from labelgen.run.video import Clock
+from labelgen.run.video import Clock, part_of
 from labelgen.shards.checks import escaped
+from labelgen.span import Span
+
+_IMAGE_RATE = 1.0  # of folders of images: flow does not depend on it
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,14 @@ def _decode_to_files(video: Video, task: Task, clock: Clock, folder: Path, alive
     """
     settings, done = task.settings, Extracted()
     height, width, short, most = settings.height, settings.width, settings.short, settings.max_pixels
-    stream = decode.frames(video.path, height, width, max_pixels=most, alive=alive, short=short)
+    images, part = os.path.isdir(video.path), part_of(video, most, _IMAGE_RATE, alive)
+    if images and video.part is not None and not video.part.frames:
+        raise DecodeError(str(video.path), "images tell no seconds; give the part of them in frames")
+    since = part[0] if part else 0.0
+    whole = decode.frames(
+        video.path, height, width, max_pixels=most, alive=alive, image_fps=_IMAGE_RATE, short=short, since=since
+    )
+    stream = Span(whole, *part) if part else whole
     pairs = Pairs(settings.flow, settings.step)
     with ExitStack() as files:
         out = _Files(task, folder, clock, files)
@@ -162,7 +172,7 @@ def _decode_to_files(video: Video, task: Task, clock: Clock, folder: Path, alive
             raise VideoFailed(
                 "flow", f"a flow of step {settings.step} needs {settings.step + 1} frames; it has {found}"
             )
-    (done.height, done.width), done.fps, done.outside = out.size, float(stream.fps), out.outside
+    (done.height, done.width), done.fps, done.outside = out.size, 0.0 if images else float(stream.fps), out.outside
     clock.counts["frames"] += done.frames
     clock.counts["flow pairs"] += done.flows
     _check_files(task, folder, done)

@@ -59,7 +59,7 @@ def flows(
     pairs = Pairs(backend, step)
 
     def stream() -> Iterator[np.ndarray]:
-        for frame in decode.frames(path, height, width, max_pixels=max_pixels, short=short):
+        for frame in decode.frames(path, height, width, max_pixels=max_pixels, image_fps=1.0, short=short):
             flow = pairs(frame)
             if flow is not None:
                 yield flow

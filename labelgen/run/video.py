@@ -83,13 +83,16 @@ def label_video(
     Raises DecodeError if not even one frame can be decoded.
     """
     record = Record(video)
-    part = None if video.part is None else _seconds(video, config, alive)
+    rate = config.image_fps or config.fps
+    part = part_of(video, config.max_pixels, rate, alive)
     of_clips = any(kind.of_clip is not None for kind in kinds())
     planned: list[int] | None = None if of_clips else []  # starts of the clips; None: all that do not overlap
     drawing = of_clips and config.clips is not None
     if drawing:  # which needs the number of frames: by the packets, which only decoding can prove wrong
         with clock("decode"):
-            n_frames = decode.expected_frames(_frame_times(video, config, alive), config.fps, *(part or ()))
+            n_frames = decode.expected_frames(
+                _frame_times(video, config.max_pixels, rate, alive), config.fps, *(part or ())
+            )
         planned = _drawn(video, config, n_frames)
     _label_clips(record, part, planned, config, write, clock, alive)
     clock.counts["frames"] += len(record.jpeg_sizes)
@@ -116,24 +119,28 @@ def _drawn(video: Video, config: Config, n_frames: int, damage: np.ndarray | Non
 _times_of: dict[tuple[object, ...], list[float]] = {}  # of the last file: the parts of one come one after the other
 
 
-def _frame_times(video: Video, config: Config, alive: Callable[[], object]) -> list[float]:
+def _frame_times(video: Video, max_pixels: int, image_fps: float | None, alive: Callable[[], object]) -> list[float]:
     if video.part is None:
-        return decode.frame_times(video.path, config.max_pixels, alive, config.image_fps or config.fps)
-    key = video.file, stamp_of(video.file), config.max_pixels, config.image_fps or config.fps
+        return decode.frame_times(video.path, max_pixels, alive, image_fps)
+    key = video.file, stamp_of(video.file), max_pixels, image_fps
     if key not in _times_of:
         _times_of.clear()
-        _times_of[key] = decode.frame_times(video.path, config.max_pixels, alive, config.image_fps or config.fps)
+        _times_of[key] = decode.frame_times(video.path, max_pixels, alive, image_fps)
     return _times_of[key]
 
 
-def _seconds(video: Video, config: Config, alive: Callable[[], object]) -> tuple[float, float]:
-    """From which second to which a part of a file goes, after its first frame."""
+def part_of(
+    video: Video, max_pixels: int, image_fps: float | None, alive: Callable[[], object]
+) -> tuple[float, float] | None:
+    """From which second to which a video goes that is a part of a file, after the first frame of this; None if it is all of it.
+    image_fps: of folders of images. Raises DecodeError for a part that the file does not have."""
     part = video.part
-    assert part is not None
+    if part is None:
+        return None
     if not part.frames:
         return part.begin, math.inf if part.end is None else part.end
     try:
-        return seconds_of(part, _frame_times(video, config, alive))
+        return seconds_of(part, _frame_times(video, max_pixels, image_fps, alive))
     except ValueError as error:
         raise DecodeError(os.fspath(video.file), str(error)) from error
 

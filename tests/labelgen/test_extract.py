@@ -27,7 +27,7 @@ from labelgen.extract.values import quantised
 from labelgen.flow import flow, flows, luma
 from labelgen.manifest import load
 from labelgen.run.plan import file_sizes
-from tests.labelgen.synthetic import write_video
+from tests.labelgen.synthetic import write_images, write_video
 from tests.labelgen.test_run import SABOTAGE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +167,31 @@ def test_flo(folder, tmp_path, here):
         words = np.fromfile(tmp_path / f"left/a/flow_{index:05d}.flo", "<f4")
         assert words[0] == 202021.25 and words[1:3].view("<i4").tolist() == [64, 48]
         assert (words[3:].reshape(48, 64, 2) == one).all()
+
+
+def test_folders_of_images_and_parts_of_files(tmp_path, here):
+    """Flow needs no rate; a part of a file, by its seconds or frames, is a video of its own."""
+    write_images(tmp_path / "videos/images", 5)
+    write_video(tmp_path / "videos/long.mp4", 30)
+    (tmp_path / "cut.csv").write_text("video,start,end\nlong.mp4,10,20\nimages,1,4\n")
+    (tmp_path / "cut.yaml").write_text(
+        "name: cut\nvideos: {folder: videos}\ncsv: {files: [cut.csv], video: '{video}'}\n"
+        "segments: {start: start, end: end, unit: frames}\n"
+    )
+    assert run(tmp_path / "videos", tmp_path / "whole", layout="npy")["videos"]["extracted"] == 2
+    assert np.load(tmp_path / "whole/images/flow.npy").shape == (4, 48, 64, 2)
+    data = load(str(tmp_path / "cut.yaml"), tmp_path)
+    report = extract.extract(data, data.videos, tmp_path / "parts", Extraction(layout="npy", flow="dis", short=48))
+    assert not report["failures"] and len(data.videos) == 2
+    (parts,) = [*(tmp_path / "parts").glob("long*")]
+    stored, whole = np.load(parts / "flow.npy"), np.load(tmp_path / "whole/long/flow.npy")
+    assert len(stored) == 10 and np.array_equal(stored, whole[10:20])  # frames 10 to 20
+    seconds = (tmp_path / "cut.yaml").read_text().replace(", unit: frames", "")
+    (tmp_path / "cut.yaml").write_text(seconds)
+    (tmp_path / "cut.csv").write_text("video,start,end\nimages,1,4\n")
+    data = load(str(tmp_path / "cut.yaml"), tmp_path)
+    report = extract.extract(data, data.videos, tmp_path / "none", Extraction(layout="npy", flow="dis", short=48))
+    assert "give the part of them in frames" in report["failures"][0]["reason"]
 
 
 def test_a_template_of_ones_own(folder, tmp_path, here):

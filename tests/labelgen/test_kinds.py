@@ -18,7 +18,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from cli.main import main
 from docs import tables
-from labelgen import decode, flow, labels, shards
+from labelgen import decode, flow, labels, plugins, shards
 from labelgen.config import Config
 from labelgen.errors import ShardError
 from labelgen.labels import LABELS, kinds, sampling
