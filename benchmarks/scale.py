@@ -107,7 +107,7 @@ def write_table(folder: Path, n: int) -> None:
 def plan_rows(folder: str, n: int) -> dict:
     from labelgen.manifest import dataset
 
-    dataset.find_videos = lambda *_: ({name: name for name in names(n)}, [])
+    dataset.find_videos = lambda *_: ({name: name for name in names(n)}, {}, [])
     data = manifest.load(f"{folder}/many.yaml", folder)
     plan.configuration(data, data.videos, plan.file_sizes(data.videos), "all", SMALL, 32)
     return {}

@@ -79,7 +79,7 @@ def label(given: dict, out: Path, workers: int) -> Path:
         root = root or default_root("demo")
         with ProgressBar("rendered", "video") as progress:
             render(root, progress=progress)
-    data = load(given["dataset"], root)
+    data = load(given["dataset"], root, images=(config.image_fps or config.fps) is not None)
     with ProgressBar("labelled", "video") as progress:
         run(data, data.videos, out, config, workers, progress=progress, say=click.echo)
     return out

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 from labelgen.errors import ConfigError
@@ -57,9 +56,9 @@ class Videos(Sequence[Video]):
         labels: Sequence[str],
         groups: Sequence[str],
         split: Sequence[tuple[int, ...]],
-        parts: Mapping[str, Part] = MappingProxyType({}),
+        parts: Mapping[str, Part] | None = None,
     ):
-        self._folder, self._paths, self.parts = os.path.join(folder, ""), paths, parts
+        self._folder, self._paths, self.parts = os.path.join(folder, ""), paths, parts or {}
         self.ids, self.labels, self.groups, self.split = ids, labels, groups, split
 
     def __len__(self) -> int:

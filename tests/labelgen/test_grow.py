@@ -107,7 +107,7 @@ def test_a_remade_shard_is_one_that_was_made_of_those_videos(root, tmp_path):
     assert content(tmp_path / "out")["00000.h5"] == content(tmp_path / "one")["00000.h5"]
 
 
-@pytest.mark.parametrize("step", range(7))
+@pytest.mark.parametrize("step", (0, 2, 4, 6))
 @pytest.mark.parametrize("first", [True, False], ids=["added", "plain"])
 def test_a_kill_changes_nothing(root, tmp_path, monkeypatch, step, first):
     label(root, tmp_path / "out", add=first)

@@ -126,7 +126,7 @@ def turn_into(what):
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\nx"), "1 image undecodable, the first img_00006.png ("),
         (turn_into(os.mkfifo), "img_00006.png (a named pipe; expected a regular file)"),
         (turn_into(os.mkdir), "img_00006.png (a folder; expected a regular file)"),
-        (turn_into(lambda path: path.symlink_to("/nowhere")), "img_00006.png (a link to nowhere)"),
+        (turn_into(lambda path: path.symlink_to(path.parent / "absent")), "img_00006.png (a link to nowhere)"),
         (
             lambda path: cv2.imwrite(str(path), np.zeros((50, 40, 3), np.uint8)),
             "1 image of another size, the first img_00006.png (40 x 50, not 128 x 96)",
