@@ -26,6 +26,8 @@ from trainer import checkpoint
 from trainer.backbones import BACKBONES
 from trainer.backbones.layers import Stages
 from trainer.errors import TrainerError
+from trainer.evaluate import PROTOCOLS
+from trainer.evaluate.protocols.knn import KNearest
 from trainer.histograms import histogram
 from trainer.settings import Settings
 from trainer.study import budgets, results, runner, tables
@@ -289,3 +291,20 @@ def test_a_row_may_be_weights_or_begin_with_them(colors, tmp_path, monkeypatch):
         TrainerError, match="study.yaml: .*theirs.pth: weights in PyTorch's own format; import them first"
     ):
         read(write_study(tmp_path, rows={"published": {"weights": "theirs.pth"}}))
+
+
+class Nearest(KNearest):
+    """The share of the nearest training video's class."""
+
+    title, neighbours = "Nearest", 1
+
+
+def test_a_new_protocol_of_features_measures_in_studies_at_once(colors, tmp_path, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "nearest", f"{__name__}:Nearest")
+    measures = [{"protocol": name, "pooling": "mean", "k": 1} for name in ("nearest", "knn")]
+    data = {"colors": {"shards": str(colors / "colors")}}
+    path = write_study(tmp_path, seeds=[0], data=data, measures=measures)
+    assert "nearest" in [measure.protocol for measure in read(path).measures]
+    content = make_study(monkeypatch, path, tmp_path / "out")
+    of_each = [[entry["value"] for entry in content["numbers"] if entry["column"] == number] for number in (0, 1)]
+    assert of_each[0] == of_each[1] and len(of_each[0]) == 2 and not content["failures"]

@@ -51,6 +51,8 @@ class Protocol:
     of_finetuned: it measures what a run was finetuned to do; the page of the run that it started from shows it, too
     published: metrics of the numbers that papers report (trainer/pages/published.yaml)
     about_sheets: a sentence above the pictures that it draws, if it does; scale: what the ends of their colours mean
+    of_features: it scores videos on frozen features, so that studies measure by it, too; labelled: by classes, which it learns
+    from other videos; neighbours: how many of these a study takes by default, 0 if it has no such option
     needs: functions that `choose` is given, of what trainer cannot compute: "boundaries" of a clip, "flow" of two luma images
 
     evaluator: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which
@@ -73,6 +75,9 @@ class Protocol:
     published: ClassVar[tuple[str, ...]] = ("accuracy",)
     about_sheets: ClassVar[str] = ""
     scale: ClassVar[tuple[str, str]] = ("", "")
+    of_features: ClassVar[bool] = False
+    labelled: ClassVar[bool] = True
+    neighbours: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, evaluator: evaluator.Evaluator, **options: Any):

@@ -14,7 +14,7 @@ from trainer.evaluate.features import Compute, Features, features, networks
 from trainer.histograms import histogram
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
-from trainer.study.spec import LAST, WITHOUT_LABELS, Measure
+from trainer.study.spec import LAST, Measure, unlabelled
 
 
 def backbone_features(
@@ -45,7 +45,7 @@ def scores(found: Features, opened: data.Shards, measure: Measure, compute: Comp
     flow = {stage for stage, _ in found.arrays} == {"flow"}  # one vector of each video
     stage, parts = (LAST, 1) if flow else (measure.stage, measure.parts)
     test, train = np.flatnonzero(opened.part == data.TEST), None
-    if measure.protocol not in WITHOUT_LABELS:
+    if not unlabelled(measure.protocol):
         labelled = opened.targets >= 0
         test, train = test[labelled[test]], np.flatnonzero((opened.part == data.TRAIN) & labelled)
         train = train[np.argsort(np.array(opened.text("videos/id"))[train])]  # the order of the shards has no effect

@@ -28,7 +28,7 @@ from trainer.study.jobs import (
     identity,
 )
 from trainer.study.sources import Source, few_name
-from trainer.study.spec import ALL, FLOW, SUPERVISED, VIEWS, WITHOUT_LABELS, Measure, Row, Study
+from trainer.study.spec import ALL, FLOW, SUPERVISED, VIEWS, Measure, Row, Study, unlabelled
 from trainer.training.streams import epoch_of, training_clips
 
 
@@ -83,7 +83,7 @@ def columns(study: Study, sources: dict[str, Source]) -> list[Column]:
             targets = [
                 name for name in sources[tested].overlays if name in (measure.targets or sources[tested].overlays)
             ]
-            for target in targets[:1] if measure.protocol in WITHOUT_LABELS else targets:
+            for target in targets[:1] if unlabelled(measure.protocol) else targets:
                 found += [Column(name, tested, target, measure) for name in before if name in sources]
     places = list(dict.fromkeys((c.tested_on, c.target, c.pretrained_on) for c in found))
     return sorted(dict.fromkeys(found), key=lambda c: places.index((c.tested_on, c.target, c.pretrained_on)))
@@ -178,7 +178,7 @@ class _Planner:
 
     def _frozen(self, row: Row, column: Column, seed: int) -> str | None:
         measure, source, flow = column.measure, self.sources[column.tested_on], row.kind == FLOW
-        if row.kind == SUPERVISED or (flow and measure.protocol in WITHOUT_LABELS):
+        if row.kind == SUPERVISED or (flow and unlabelled(measure.protocol)):
             return None
         few = measure.labels != ALL
         if few:

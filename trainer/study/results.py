@@ -15,7 +15,7 @@ from trainer.study.budgets import unequal
 from trainer.study.jobs import VERSIONS, Store, Training, determining
 from trainer.study.planning import Column, Key, Plan, held_out_loss
 from trainer.study.sources import Source
-from trainer.study.spec import ALL, FLOW, RANDOM, SUPERVISED, WITHOUT_LABELS, Row, Study
+from trainer.study.spec import ALL, FLOW, RANDOM, SUPERVISED, Row, Study, unlabelled
 
 _FEW = 10  # units to draw from; the bootstrap's intervals over fewer are known to be too narrow
 
@@ -108,7 +108,7 @@ def _column(column: Column) -> dict:
     return {
         "pretrained_on": column.pretrained_on,
         "tested_on": column.tested_on,
-        "target": "" if column.measure.protocol in WITHOUT_LABELS else column.target,
+        "target": "" if unlabelled(column.measure.protocol) else column.target,
         "measure": column.measure.title,
         "headline": column.measure.headline,
         "labels": column.measure.labels,

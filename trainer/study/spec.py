@@ -15,14 +15,15 @@ from labelgen.files import json_sha256
 from labelgen.reading import Only, fit
 from trainer import checkpoint
 from trainer.errors import TrainerError
+from trainer.evaluate import PROTOCOLS, protocol_class
+from trainer.evaluate import known as is_protocol
 from trainer.extends import chain, merged
 from trainer.network import stage_names
 from trainer.recipes import recipe
 from trainer.settings import Settings, over, resolve
 
 RANDOM, SUPERVISED, FLOW, WEIGHTS = "random weights", "supervised", "flow histogram", "weights"
-PROTOCOLS = ("linear", "knn", "retrieval", "smoothness", "self", "finetune", "pretext")
-WITHOUT_LABELS = ("smoothness", "self", "pretext")
+FINETUNE, PRETEXT = "finetune", "pretext"  # measures beside the protocols of frozen features
 ALL = "all"
 LAST = "last"  # the last stage of each network, if these have different names
 VIEWS = 10  # clips of a video that features are taken of
@@ -54,6 +55,11 @@ _FORM = Only(
         "orderings?": [Only({"better": str, "worse": str, "source?": str, "published?": [float]})],
     }
 )
+
+
+def unlabelled(protocol: str) -> bool:
+    """Whether a measure by a protocol needs no classes."""
+    return protocol == PRETEXT or protocol != FINETUNE and not protocol_class(protocol).labelled
 
 
 @dataclass(frozen=True)
@@ -333,7 +339,12 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     """The measures of an entry of the file: one for each of its stages and numbers of labels."""
     protocol = given["protocol"]
     key = f"measures, {protocol}"
-    _one_of("measures, protocol", protocol, PROTOCOLS)
+    if protocol not in (FINETUNE, PRETEXT) and not (is_protocol(protocol) and protocol_class(protocol).of_features):
+        _one_of(
+            "measures, protocol",
+            protocol,
+            (*filter(lambda name: protocol_class(name).of_features, PROTOCOLS), FINETUNE, PRETEXT),
+        )
     where: dict[str, Any] = {
         "rows": tuple(given.get("rows", ())),
         "tested_on": tuple(given.get("tested_on", data)),
@@ -350,15 +361,15 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
             pretrained in ("itself", ALL), f"{key}, pretrained_on", pretrained, "itself, all or a list of data sets"
         )
     base = Measure(protocol, **where, pretrained_on=pretrained)
-    if protocol == "pretext":
+    if protocol == PRETEXT:
         return [replace(base, draws=_count(f"{key}, draws", given.get("draws", 1)))]
     labels = [ALL if n == ALL else _count(f"{key}, labels", n) for n in given.get("labels", [ALL])]
-    if protocol == "finetune":
+    if protocol == FINETUNE:
         clips = _count(f"{key}, clips", given.get("clips", max(row.clips for row in rows.values()) // 4))
         settings = over(Settings(**_FINETUNE), Settings(**given.get("settings", {})))
         resolve(over(settings, Settings(method="recognition")))
         return [replace(base, labels=n, clips=clips, settings=settings) for n in labels]
-    pooling = given.get("pooling", "mean" if protocol in WITHOUT_LABELS else "max")
+    pooling = given.get("pooling", "mean" if unlabelled(protocol) else "max")
     _one_of(f"{key}, pooling", pooling, ("max", "mean"))
     last = dict.fromkeys(stage_names(*row.network)[-1] for row in rows.values())
     stages = given.get("stage", LAST if len(last) > 1 else [*last])
@@ -366,8 +377,9 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     for stage in stages if isinstance(stages, list) else [stages]:
         _expect(isinstance(stage, str), f"{key}, stage", stage, "the name of a stage, such as conv5")
         of_stages.append(replace(base, stage=stage, last_stage=stage in (LAST, *last), pooling=pooling))
-    if protocol in WITHOUT_LABELS:
+    if unlabelled(protocol):
         return of_stages
-    k = 0 if protocol == "linear" else _count(f"{key}, k", given.get("k", 5 if protocol == "knn" else 1))
+    neighbours = protocol_class(protocol).neighbours
+    k = _count(f"{key}, k", given.get("k", neighbours)) if neighbours else 0
     parts = _count(f"{key}, parts", given.get("parts", 1), most=VIEWS)  # features are of so many clips of a video
     return [replace(measure, parts=parts, k=k, labels=n) for n in labels for measure in of_stages]

@@ -15,6 +15,7 @@ class KNearest(FeatureProtocol):
     """Let the nearest neighbours in frozen features vote on the class."""
 
     title = "k-NN"
+    of_features, neighbours = True, 5
     question = "Do the nearest training items vote for the right class?"
     items = (
         "10 spread clips per video, at clip and video level; folds as of `linear`. A video is never compared with its "

@@ -17,6 +17,7 @@ class Linear(FeatureProtocol):
     """Train a logistic regression on frozen features."""
 
     title = "Linear probe"
+    of_features = True
     question = "Can a linear classifier tell the classes apart from frozen features?"
     items = (
         "Each video, the mean of its 10 spread clips. Without a test part one group (an actor, say) is left out at a time if "

@@ -27,6 +27,7 @@ class Retrieval(Protocol):
     """Find videos of the same class by nearest neighbours of frozen features."""
 
     title = "Retrieval"
+    of_features, neighbours = True, 1
     question = "Is one of the k nearest neighbours of a video in feature space of its class?"
     items = (
         "10 spread clips per video. *Clip level*: each clip is an item; *video level*: each video. The test part searches the "

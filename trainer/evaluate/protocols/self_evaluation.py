@@ -20,6 +20,7 @@ class SelfEvaluation(Protocol):
     """Measure without labels whether a network tells videos apart, and the moments of each."""
 
     title = "Self-evaluation"
+    of_features, labelled = True, False
     question = "Does the network tell videos apart that nobody has labelled, and the moments of each?"
     items = (
         "Those of a video's 10 spread clips that share no frame: the first, and each that begins after the one before has "

@@ -18,6 +18,7 @@ class Smoothness(Protocol):
     """Measure whether moments of a video are less alike, the further they lie apart."""
 
     title = "Smoothness"
+    of_features, labelled = True, False
     question = "How alike are two moments of a video, by the frames between them?"
     items = (
         "*Ordered triples*: 10 spread clips of every video of the split's test part, else of all, each as one vector of a stage. "
