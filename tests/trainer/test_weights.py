@@ -498,3 +498,25 @@ def test_of_a_query_and_a_momentum_encoder_the_query_is_taken_and_of_two_equals_
     assert match.prefix == "encoder_q.encoder." and match.family.name == "rspnet" and len(match.dropped) == len(r3d10)
     with pytest.raises(TrainerError, match="holds several networks: one., two.; save one of them alone"):
         foreign.recognise(found_in(named("one.", "two.")), "vcop")
+
+
+@pytest.mark.parametrize(
+    "expected", {family.input for family in FAMILIES} | {inputs.OURS}, ids=lambda own: own.described
+)
+def test_an_input_is_turned_round_and_stored(expected):
+    rgb = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
+    values = expected.normalised(torch.from_numpy(rgb).float() / 255)
+    by_hand = rgb[..., ::-1] if expected.order == "BGR" else rgb
+    by_hand = (by_hand / 255 * expected.top - np.array(expected.mean)) / np.array(expected.std)
+    assert np.allclose(values.numpy(), by_hand, atol=1e-4)
+    assert np.abs(expected.pixels(values.numpy()).astype(int) - rgb).max() <= 1  # rounded down, as before
+    assert inputs.read(json.loads(json.dumps(expected.stored()))) == expected
+
+
+@pytest.mark.parametrize("change", [
+    {"order": "GBR"}, {"top": 2}, {"mean": [0, 0]}, {"std": [1, 0, 1]}, {"std": [1, 1, "1"]}, {"frames": 0},
+    {"frames": 10**9}, {"stride": 0}, {"stride": True}, {"mean": [0, float("nan"), 0]}, {"more": 1},
+])  # fmt: skip
+def test_an_input_that_makes_no_sense_is_refused(change):
+    with pytest.raises(ValueError, match=r"input|more"):
+        inputs.read(inputs.OURS.stored() | change)
