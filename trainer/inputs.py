@@ -67,7 +67,8 @@ def read(stored: object) -> Input:
     found = Input(**stored | {"mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
     sane = len(found.mean) == len(found.std) == 3 and all(0 < abs(s) < 1e6 for s in found.std) and found.stride >= 1
     sane &= all(abs(m) < 1e6 for m in found.mean) and found.order in ("RGB", "BGR") and found.top in (1, 255)
-    if not sane or not 1 <= (found.frames or 1) <= 256 or found.stride > 256:
+    sane &= (found.frames is None or 1 <= found.frames <= 256) and found.stride <= 256
+    if not sane:
         raise ValueError(f"input is {stored!r:.200}, which is none that a network has")
     return found
 

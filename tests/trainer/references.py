@@ -6,6 +6,14 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+
+
+def scaled(mean, std):
+    """How most programs normalise pixels 0 to 255."""
+    return lambda rgb: (rgb / 255 - torch.tensor(mean)) / torch.tensor(std)
+
 
 class Reference:
     """Tensors by the program's names; `dims` of its convolutions."""

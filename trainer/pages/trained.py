@@ -13,6 +13,7 @@ from labelgen.errors import ReadError
 from labelgen.progress import duration
 from labelgen.reading import read_text
 from trainer import inputs
+from trainer.checkpoint import IMPORTED
 from trainer.evaluate.results import flat
 from trainer.evaluate.splits import with_split
 from trainer.pages import plots
@@ -46,6 +47,8 @@ def trained_html(
     if initial := meta["initial"]:
         trained_on = with_split(initial["dataset"], initial["split"])
         by = f"{initial['settings']['method']} on {trained_on}, step {initial['step']:,}: {initial['file']}"
+        if initial["settings"]["method"] == IMPORTED:
+            by = f"imported weights, {initial['dataset']}: {initial['file']}"
         rows.insert(0, ("Started from", by))
     if own := meta.get("imported"):  # nothing is known of its training
         rows = [("Imported from", f"{own['file']}, SHA-256 {own['sha256']}"), ("Weights of", own["about"]), rows[-1]]

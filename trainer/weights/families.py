@@ -96,7 +96,7 @@ FAMILIES = (
         _FRAMES,
         _clips(_IMAGENET),
         ("", ""),
-        size=(256, 342, 224),
+        size=(256, 340, 224),
     ),
     _family("vcop", "VCOP, Xu et al., CVPR 2019", _VCOP, _RAW, ("", "base_network."), ("", "")),
     _family("prp", "PRP, Yao et al., CVPR 2020", _VCOP, _RAW, ("", "base_network."), ("", "")),
@@ -125,7 +125,7 @@ FAMILIES = (
         _FRAMES,
         _clips(_IMAGENET),
         ("state_dict", ""),
-        size=(256, 342, 224),
+        size=(256, 340, 224),
     ),
     _family(
         "ctp",

@@ -117,6 +117,8 @@ class Recognition(Protocol):
         initial = result["protocol"]["initial"]
         if not initial:
             return ["started from random weights"]
+        if initial["settings"]["method"] == checkpoint.IMPORTED:
+            return [f"started from imported weights, {initial['dataset']}, {initial['file']}"]
         return [f"started from {initial['settings']['method']} on {initial['dataset']}, {initial['file']}"]
 
     @classmethod
