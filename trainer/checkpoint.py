@@ -124,7 +124,7 @@ def metadata(
         "steps": steps,
         "config_hash": source.config_hash,
         "config": source.config,
-        **inputs.carried(backbone),
+        **backbone.stored(),
         "environment": {
             "device": device.type,
             "processes": distributed.world(),
@@ -380,7 +380,7 @@ def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], N
         )
     say(report + "".join(f"; {word}: {', '.join(sorted(names))}" for word, names in other.items() if names))
     backbone.load_state_dict(before | matched)
-    inputs.carry(saved.meta, backbone)
+    backbone.expect(saved.meta)
     backbone.input = replace(backbone.input, frames=None, stride=1)
     kept = ("dataset", "split", "samples", "steps", "step", "config_hash")
     origin = {"file": str(saved.file), "weights": digest(weights), "imported": saved.meta.get("imported")}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.inputs import OURS
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]  # luma uint8 [H, W] twice -> float32 [H, W, 2], (u, v) in pixels
 
@@ -75,3 +79,27 @@ def _colours(frame: np.ndarray) -> np.ndarray:
 
 
 KINDS = {"flow": _CELLS**2 * _DIRECTIONS, "boundary": 2 * _CELLS**2 * _DIRECTIONS, "colour": _SHADES**3}  # bins of each
+
+
+class Histogram(nn.Module):
+    """A histogram in the place of a backbone: network input float32 [B, 3, T, S, S] -> one stage [B, d, 1, 1, 1], named after the
+    kind, one of KINDS."""
+
+    poolings = ("mean",)
+
+    def __init__(self, kind: str, flow: Flow) -> None:
+        super().__init__()
+        self.kind, self.flow = kind, flow
+        self.register_buffer(
+            "what", torch.tensor([*f"{kind} {VERSION}".encode()])
+        )  # kept features are told apart by it
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        pixels = OURS.pixels(x.permute(0, 2, 3, 4, 1).cpu().numpy())
+        vectors = torch.from_numpy(np.stack([histogram(clip, self.kind, self.flow) for clip in pixels]))
+        return {self.kind: vectors[:, :, None, None, None].to(x.device)}
+
+
+def histograms(flow: Flow) -> Iterator[tuple[str, Histogram]]:
+    """All kinds of histograms, by name."""
+    return ((f"{kind} histogram", Histogram(kind, flow)) for kind in KINDS)

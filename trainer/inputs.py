@@ -5,16 +5,13 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from labelgen.reading import Only, fit
-
-if TYPE_CHECKING:
-    from trainer.backbones.layers import Stages
 
 
 @dataclass(frozen=True)
@@ -81,17 +78,6 @@ def of(backbone: nn.Module) -> Input:
 def of_run(meta: dict) -> Input:
     """What a run's network expects, of what its checkpoint.json holds; those of older versions mean ours."""
     return read(meta["input"]) if "input" in meta else OURS
-
-
-def carried(backbone: Stages) -> dict[str, object]:
-    """What a checkpoint holds of a backbone beside its weights, see `carry`."""
-    return {"input": backbone.input.stored(), "norm_epsilon": backbone.norm_epsilon}
-
-
-def carry(meta: dict, backbone: Stages) -> None:
-    """Give a backbone the input and the epsilon of batch normalisation of a run's checkpoint.json, if it has them."""
-    if "input" in meta:
-        backbone.input, backbone.norm_epsilon = of_run(meta), meta["norm_epsilon"]
 
 
 def conditions(backbone: nn.Module) -> str:

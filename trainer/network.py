@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from trainer import backbones, distributed, inputs
+from trainer import backbones, distributed
 from trainer.backbones.layers import Stages
 from trainer.checkpoint import Checkpoint, backbone_weights
 from trainer.data import Batch, Shards
@@ -85,7 +85,7 @@ def build_backbone(settings: Settings, meta: dict | None = None) -> Stages:
     torch.manual_seed(settings.seed)
     backbone = backbones.create(settings.backbone, settings.width)
     if meta is not None:
-        inputs.carry(meta, backbone)
+        backbone.expect(meta)
     return backbone
 
 

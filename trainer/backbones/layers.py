@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainer.inputs import OURS, Input
+from trainer.inputs import OURS, Input, of_run
 
 Size = int | tuple[int, int, int]  # along T, H and W, a number for all three
 
@@ -43,6 +43,15 @@ class Stages(nn.Module):
     def norm_epsilon(self, value: float) -> None:
         for norm in self._norms():
             norm.eps = value
+
+    def stored(self) -> dict[str, object]:
+        """What a checkpoint holds of it beside its weights, see `expect`."""
+        return {"input": self.input.stored(), "norm_epsilon": self.norm_epsilon}
+
+    def expect(self, meta: dict) -> None:
+        """Take the input and the epsilon of batch normalisation of a run's checkpoint.json, if it has them."""
+        if "input" in meta:
+            self.input, self.norm_epsilon = of_run(meta), meta["norm_epsilon"]
 
     def _norms(self) -> Iterator[_BatchNorm]:
         return (module for module in self.modules() if isinstance(module, _BatchNorm))

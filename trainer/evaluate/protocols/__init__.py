@@ -25,19 +25,20 @@ if TYPE_CHECKING:
     import torch
 
     from labelgen import files, progress, reading, shards, sheets
-    from trainer import checkpoint, data, inputs, methods, network, settings
-    from trainer.evaluate import evaluator, features, histograms, metrics, neighbours, results, splits
+    from trainer import checkpoint, data, histograms, inputs, methods, network, settings
+    from trainer.evaluate import evaluator, features, metrics, neighbours, results, splits
     from trainer.training import precision, streams
 else:
     cv2, np, torch = map(_Lazy, ("cv2", "numpy", "torch"))
     files, progress, reading, shards, sheets = (
         _Lazy(f"labelgen.{name}") for name in ("files", "progress", "reading", "shards", "sheets")
     )
-    checkpoint, data, inputs, methods, network, settings = (
-        _Lazy(f"trainer.{name}") for name in ("checkpoint", "data", "inputs", "methods", "network", "settings")
+    checkpoint, data, histograms, inputs, methods, network, settings = (
+        _Lazy(f"trainer.{name}")
+        for name in ("checkpoint", "data", "histograms", "inputs", "methods", "network", "settings")
     )
-    evaluator, features, histograms, metrics, neighbours, results, splits = (
+    evaluator, features, metrics, neighbours, results, splits = (
         _Lazy(f"trainer.evaluate.{name}")
-        for name in ("evaluator", "features", "histograms", "metrics", "neighbours", "results", "splits")
+        for name in ("evaluator", "features", "metrics", "neighbours", "results", "splits")
     )
     precision, streams = (_Lazy(f"trainer.training.{name}") for name in ("precision", "streams"))
