@@ -77,7 +77,7 @@ def test_the_process_of_a_study(trap, tmp_path):
     from trainer.study.jobs import Job
     from trainer.study.runner import execute
 
-    about = {"row": "", "title": "", "cost": "", "clips": 0, "source": None, "networks": {}}
+    about = {"row": "", "title": "", "cost": "", "clips": 0, "source": None, "networks": {}, "start": ""}
     job = Job(id="none", device="cpu", **about)
     assert "NotImplementedError" in execute(job, tmp_path, 1, None)[1]  # the study's code has been reached
 

@@ -305,7 +305,7 @@ def test_the_default_split_is_the_runs_own_on_its_data_set(tmp_path, monkeypatch
     for name in ("demo", "other"):
         split = [[1, 3], [1, 3], [3, 1]]
         write_shard(tmp_path / name / "00000.h5", [20] * 3, split=split, splits=("a", "b"))
-    saved = SimpleNamespace(meta={"dataset": "demo", "split": "b"})
+    saved = SimpleNamespace(meta={"dataset": "demo", "split": "b", "settings": {"method": "pace"}})
     monkeypatch.setattr(evaluator, "load", lambda *_, **__: saved)
     for name, split, opened in (("demo", None, "b"), ("demo", 1, "a"), ("other", None, "a")):
         assert Evaluator(tmp_path / name, "run", split).source().split == opened
