@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
 import pickle
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers of mallopt(3)
 
 _CHILD = [sys.executable, "-c", "from labelgen.processes import _child; _child()"]
 
@@ -153,3 +156,12 @@ def safe_path() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+def keep_memory() -> None:
+    """Have this process keep what it frees, if its C library is glibc, which would otherwise give the megabytes that each flow
+    works on back to the system: that clears their pages each time, for 5 % of the time of labelling."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        for option, size in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 256 << 20)):
+            library.mallopt(option, size)

@@ -18,6 +18,7 @@ from labelgen.files import writing
 from labelgen.flow import BACKENDS
 from labelgen.labels import LABELS
 from labelgen.manifest import Video
+from labelgen.processes import keep_memory
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.workers import WorkerLost
 
@@ -81,6 +82,7 @@ def make(function: Callable[[_Job], Made], job: _Job, finished: str) -> Made:
 
     Raises ShardError if the result cannot be written.
     """
+    keep_memory()
     try:
         with writing(job.path):
             return function(job)
