@@ -12,7 +12,7 @@ import click
 from cli.options import WRITTEN
 from labelgen.config import Config
 from labelgen.flow import BACKENDS
-from labelgen.progress import ProgressBar, duration
+from labelgen.progress import ProgressBar, core_hours, duration
 
 _DEFAULT = {field.name: field.default for field in fields(Config)}
 
@@ -246,7 +246,9 @@ def _plan(data, videos, out, config, workers, stall, labels) -> None:
         click.echo(f"  not measured: {why}")
     mean, least, most = found.core_hours
     click.echo(f"{found.videos:,} videos, {found.hours:,.2f} hours of video, by the sizes of their files")
-    click.echo(f"  processor: about {mean:,.2f} core hours ({least:,.2f} to {most:,.2f} by single videos)")
+    click.echo(
+        f"  processor: about {core_hours(mean)} core hours ({core_hours(least)} to {core_hours(most)} by single videos)"
+    )
     click.echo(f"  time:      about {duration(3600 * found.wall_hours)} with {found.workers} workers")
     short = "; NOT ENOUGH" if found.disk > found.free else ""
     click.echo(

@@ -155,7 +155,7 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
 
 
 def _plan(settings, shards, clips) -> None:
-    from labelgen.progress import busy, duration
+    from labelgen.progress import busy, core_hours, duration
     from trainer.training.estimate import estimate
 
     with busy("making a few steps"):
@@ -163,7 +163,9 @@ def _plan(settings, shards, clips) -> None:
     seconds = found.steps * found.seconds
     click.echo(f"{found.epochs:,} epochs, {found.steps:,} steps of {found.seconds:.3g} s, as measured on a few")
     click.echo(f"  time:      about {duration(seconds)}")
-    click.echo(f"  processor: about {seconds * found.cores / 3600:,.2f} core hours, {found.cores:.1f} cores at work")
+    click.echo(
+        f"  processor: about {core_hours(seconds * found.cores / 3600)} core hours, {found.cores:.1f} cores at work"
+    )
     on_device = f", {found.on_device / 1e9:,.2f} GB on the GPU" if found.on_device else ""
     click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB{on_device}")
     click.echo(f"  disk:      about {found.disk / 1e9:,.2f} GB for the run")

@@ -113,6 +113,11 @@ class ProgressBar:
         return f"{self.frames / max(seconds, 1e-3):.0f} frames/s"
 
 
+def core_hours(hours: float) -> str:
+    """Hours of one core in words, with two digits at least: "0.0026", "12.34", "1,234"."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2f}" if hours >= 1 else f"{hours:.2g}"
+
+
 def duration(seconds: float) -> str:
     """About so long, in words."""
     if seconds < 100:

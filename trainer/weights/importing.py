@@ -8,14 +8,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from labelgen import files
-from labelgen.errors import VsslError
+from labelgen.errors import ReadError, VsslError
+from labelgen.reading import fit, load_json
 from labelgen.texts import path_text
-from trainer import checkpoint
+from trainer import checkpoint, inputs
 from trainer.errors import SettingError, TrainerError
 from trainer.settings import Settings, resolve
 from trainer.weights import foreign
 
 _MOST = 256  # frames of a clip
+_EXPORTED = {"input": {"fps": float | None, "resize": [int], "crop": [int]}}  # what is used of it
 
 
 def import_weights(
@@ -41,7 +43,7 @@ def import_weights(
         weights = match.weights(found.tensors)
     except VsslError as error:
         raise type(error)(f"{file}: {error}") from error
-    meta = _meta(file, found, match, frames, stride)
+    meta = _meta(file, found, match, _exported(file), frames, stride)
     out.mkdir(parents=True, exist_ok=True)
     with files.locked(out, TrainerError(f"{out}: another process is writing this run; wait for it"), say):
         if any((out / "checkpoints").glob("[0-9]*")):
@@ -56,14 +58,46 @@ def import_weights(
     return checkpoint.load(out)
 
 
-def _meta(file: Path, found: foreign.Found, match: foreign.Match, frames: int | None, stride: int | None) -> dict:
+def _exported(file: Path) -> dict | None:
+    """What `vssl export` has written beside the file, if it is from there: its input is not that of the published weights of the
+    same names. Raises TrainerError if it is damaged."""
+    path = Path(f"{file}.json")
+    if not path.exists():
+        return None
+    try:
+        content = load_json(path)
+        fit(content, _EXPORTED, "it")
+        own = content["input"]
+        own["expected"] = inputs.read({name: own[name] for name in inputs.OURS.stored()})
+        (height, width), (crop, _) = own["resize"], own["crop"]
+        checkpoint.check_frames({"height": height, "width": width, "crop": crop})
+    except (ReadError, ValueError, LookupError) as error:
+        raise TrainerError(
+            f"{path}: does not say what pixels {file.name} expects ({error!s:.200}); export it again, or move this file away if "
+            "the weights are published ones"
+        ) from error
+    return own
+
+
+def _meta(
+    file: Path,
+    found: foreign.Found,
+    match: foreign.Match,
+    exported: dict | None,
+    frames: int | None,
+    stride: int | None,
+) -> dict:
     """What checkpoint.json holds of the run."""
     family = match.family
     height, width, crop = family.size
-    expected = replace(family.input, frames=frames or family.input.frames, stride=stride or family.input.stride)
+    fps, known = family.fps, family.input
+    if exported is not None:
+        known, fps = exported["expected"], exported["fps"]
+        (height, width), (crop, _) = exported["resize"], exported["crop"]
+    expected = replace(known, frames=frames or known.frames, stride=stride or known.stride)
     if not 1 <= (expected.frames or 1) <= _MOST or not 1 <= expected.stride <= _MOST:
         raise SettingError(f"frames is {frames}, stride {stride}, expected numbers from 1 to {_MOST}")
-    config = {"height": height, "width": width, "crop": crop, "clip_length": expected.frames, "fps": family.fps}
+    config = {"height": height, "width": width, "crop": crop, "clip_length": expected.frames, "fps": fps}
     settings = asdict(resolve(Settings(backbone=match.backbone))) | {"method": checkpoint.IMPORTED, "options": {}}
     return {
         "settings": settings,
@@ -86,7 +120,7 @@ def _meta(file: Path, found: foreign.Found, match: foreign.Match, frames: int | 
             "family": family.name,
             "about": family.about,
             "expects": expected.described,
-            "note": family.note,
+            "note": family.note if exported is None else f"its pixels are as {file.name}.json says",
             "wrapper": foreign.shown(found.wrapper),
             "prefix": foreign.shown(match.prefix),
             "dropped": [foreign.shown(name) for name in match.dropped],
