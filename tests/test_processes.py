@@ -61,16 +61,17 @@ def test_the_process_that_looks_at_hdf5(trap, tmp_path):
         assert viewer.fault(str(tmp_path / "0.h5"), ShardReader(tmp_path / "0.h5").header) is None
 
 
-def test_the_workers_of_labelgen(trap):
-    from joblib.externals.loky import reusable_executor
-    from joblib.externals.loky.backend.resource_tracker import _resource_tracker
-
-    if reusable_executor._executor:  # of another test
-        reusable_executor._executor.shutdown(kill_workers=True)
-    _resource_tracker._stop()
-    with pool(1, None, print) as (each, _):
-        assert list(each(str, [7])) == ["7"]
-    reusable_executor._executor.shutdown()
+def test_the_workers_of_labelgen(trap, tmp_path):
+    """In a process of its own, whose first workers, and what watches over them, are started there."""
+    script = tmp_path / "workers.py"
+    script.write_text(
+        "from labelgen.run.workers import pool\n"
+        "if __name__ == '__main__':\n"
+        "    with pool(1, None, print) as (each, _):\n"
+        "        print(*each(str, [7]))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.stdout == "7\n", done.stderr
 
 
 def test_the_process_of_a_study(trap, tmp_path):
