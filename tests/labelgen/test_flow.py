@@ -222,15 +222,19 @@ def test_images_prepared_once_give_the_flow_of_both():
 # --- known flows
 
 
+OF_IMAGES = {"structure": 0.0, "attachment": 0.25}  # of the images as they are, which light does not change here
+
+
 def test_sinusoidal_flow_is_met():
     first, second, true = sinusoid(128, 171)
-    error = np.linalg.norm(tvl1(first, second) - true, axis=-1)
-    assert error.mean() < 0.052
+    for parameters, most in (OF_IMAGES, 0.05), ({}, 0.052):
+        assert np.linalg.norm(tvl1(first, second, **parameters) - true, axis=-1).mean() < most
 
 
 def test_shift_by_20_pixels_is_found():
-    flow = tvl1(*shifted(480, 640, 20, 0))
-    np.testing.assert_allclose(flow[30:-30, 30:-30], np.broadcast_to([20, 0], (420, 580, 2)), atol=0.02)
+    for parameters, most in (OF_IMAGES, 0.01), ({}, 0.02):
+        flow = tvl1(*shifted(480, 640, 20, 0), **parameters)
+        np.testing.assert_allclose(flow[30:-30, 30:-30], np.broadcast_to([20, 0], (420, 580, 2)), atol=most)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 33), (16, 400), (300, 16), (129, 173)])
@@ -271,7 +275,7 @@ def test_middlebury_pairs_are_met_as_well_as_by_opencv():
         first, second, true = shrink_pair(first, second, true)
         ours.append(end_point_error(tvl1(first, second), true))
         theirs.append(end_point_error(opencv_tvl1(first, second), true))
-    assert np.mean(errors) < 0.1995 and np.all(np.array(errors) < 1.05 * np.array([0.156, 0.180, 0.306, 0.157]))
+    assert np.mean(errors) < 0.175 and np.all(np.array(errors) < np.array([0.156, 0.180, 0.306, 0.157]))
     assert np.mean(ours) < np.mean(theirs)
 
 
