@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from cli.labelgen import stop
-from cli.options import WRITTEN
+from cli.options import WRITTEN, check_scheduler, on_workers, stop
 from labelgen.flow import BACKENDS
 from labelgen.progress import ProgressBar
 
@@ -50,14 +49,7 @@ def _size(ctx, param, value: str | None) -> tuple[int, int] | None:
 @click.option(
     "--dataset", default="folder", help="What VIDEOS is: a built-in data set or a YAML manifest, for its classes."
 )
-@click.option("--workers", default=1, type=click.IntRange(1), help="Processes; at most one per core is started.")
-@click.option(
-    "--backend",
-    default="loky",
-    type=click.Choice(["loky", "dask"]),
-    help="This machine, or a Dask cluster (docs/shards.md).",
-)
-@click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask.")
+@on_workers
 @click.option("--max-pixels", type=click.IntRange(1), help="Largest picture of a video.  [default: 8K]")
 @click.option(
     "--stall",
@@ -74,10 +66,7 @@ def flow(videos, out, dataset, workers, backend, scheduler, stall, short, size, 
     from labelgen.extract import Extraction, dataset_of, extract
     from labelgen.manifest import load
 
-    if (backend == "dask") != (scheduler is not None):
-        raise click.UsageError(
-            f"--backend is {backend}, --scheduler {scheduler}; give both --backend dask and --scheduler"
-        )
+    check_scheduler(backend, scheduler)
     if size is not None and short is not None:
         raise click.UsageError(f"--size is {size[0]}x{size[1]}, --short {short}; give one of them")
     height, width = size or (None, None)

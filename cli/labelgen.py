@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import WRITTEN
+from cli.options import WRITTEN, check_scheduler, on_workers, stop
 from labelgen.config import Config
 from labelgen.flow import BACKENDS
 from labelgen.progress import ProgressBar, core_hours, duration
@@ -62,14 +62,7 @@ def _clips(ctx, param, value: str) -> int | None:
     "with one part in brackets, such as '^([^_]+)_', searched in the file name, or in the path if it has a /.",
 )
 @click.option("--split", help="Label only the videos of an official split (1), a part (train), or both (1/train).")
-@click.option("--workers", default=1, type=click.IntRange(1), help="Processes; at most one per core is started.")
-@click.option(
-    "--backend",
-    default="loky",
-    type=click.Choice(["loky", "dask"]),
-    help="This machine, or a Dask cluster (docs/shards.md).",
-)
-@click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask.")
+@on_workers
 @click.option("--videos-per-shard", type=click.IntRange(1), help="[default: about 64 shards of at most 32 videos]")
 @click.option("--clip-length", default=_DEFAULT["clip_length"], help="Frames of a clip, a multiple of 8.")
 @click.option(
@@ -162,10 +155,7 @@ def labelgen(
     from labelgen.run import run
     from labelgen.run.motion import check_table, write_motion
 
-    if (backend == "dask") != (scheduler is not None):
-        raise click.UsageError(
-            f"--backend is {backend}, --scheduler {scheduler}; give both --backend dask and --scheduler"
-        )
+    check_scheduler(backend, scheduler)
     dataset, root = _source(videos, dataset, root)
     for name, preset in zip(("height", "width", "crop"), _SIZES[size], strict=True):
         settings[name] = preset if settings[name] is None else settings[name]
@@ -255,12 +245,6 @@ def _plan(data, videos, out, config, workers, stall, labels) -> None:
         f"  disk:      about {found.disk / 1e9:,.2f} GB in {out}, where {found.free / 1e9:,.1f} GB are free{short}"
     )
     click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB for all workers")
-
-
-def stop(*_) -> None:
-    """Ctrl-C: the first one stops the run in order, those that follow must not disturb that."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def print_report(report: dict, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,35 @@ def _once(ctx, param, value: tuple[Path, ...]) -> Path | None:
 def one_folder_of_shards(text: str):
     """The option --shards that is given once, in place of videos or tables; text: of its help."""
     return click.option("--shards", type=click.Path(path_type=Path), multiple=True, callback=_once, help=text)
+
+
+def on_workers(command):
+    """Give a command the options of what many processes do, see `check_scheduler`."""
+    for option in (
+        click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask."),
+        click.option(
+            "--backend",
+            default="loky",
+            type=click.Choice(["loky", "dask"]),
+            help="This machine, or a Dask cluster (docs/shards.md).",
+        ),
+        click.option(
+            "--workers", default=1, type=click.IntRange(1), help="Processes; at most one per core is started."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def check_scheduler(backend: str, scheduler: str | None) -> None:
+    """Raises UsageError if one of the two is given without the other."""
+    if (backend == "dask") != (scheduler is not None):
+        raise click.UsageError(
+            f"--backend is {backend}, --scheduler {scheduler}; give both --backend dask and --scheduler"
+        )
+
+
+def stop(*_) -> None:
+    """Ctrl-C: the first one stops the run in order, those that follow must not disturb that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
