@@ -28,7 +28,8 @@ def printed_commands(page):
     """The commands of vssl in the blocks of a page, as words."""
     for line in page.read_text(encoding="utf-8").splitlines():
         if found := re.match(r" {4,}(?:[A-Z_]+=\S+ )*(?:torchrun .*?-- )?(vssl (?!shard \d).*)", line):
-            for command in re.split(r"&&|;", re.split(r"\s#", found[1])[0].rstrip("\\")):
+            text = re.sub(r"\$\(.*\)", "OUTPUT", re.split(r"\s#", found[1])[0].rstrip("\\"))
+            for command in re.split(r"&&|;", text):
                 if (words := shlex.split(command))[:1] == ["vssl"]:
                     yield words[1:]
 
