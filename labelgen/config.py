@@ -29,7 +29,7 @@ class Config:
         None  # left, top, right, bottom of the part of the picture that is used, as shares of it
     )
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
-    image_fps: float | None = None  # of folders of images, which tell none; None: fps
+    image_fps: float | None = None  # of folders of images, which have none themselves; None: fps
     max_pixels: int = MAX_PIXELS  # of a picture of a video; files with larger ones are failures
     jpeg_quality: int = 90  # 1..100
     flow: str = "tvl1"  # backend, a key of labelgen.flow.BACKENDS

@@ -323,7 +323,7 @@ def frame_times(
 
 def expected_frames(times: Sequence[float], fps: float | None, begin: float = 0.0, end: float = math.inf) -> int:
     """About how many frames `frames` yields at a rate, of a video with such `frame_times`, or a `Span` of it from second `begin`
-    to `end`. 0 where that cannot be told."""
+    to `end`. 0 if that is unknown."""
     if fps is not None:
         try:
             times = [time for _, _, time in resample(((time, 0, time) for time in times), fps)]

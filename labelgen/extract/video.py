@@ -138,7 +138,7 @@ def _decode_to_files(video: Video, task: Task, clock: Clock, folder: Path, alive
     height, width, short, most = settings.height, settings.width, settings.short, settings.max_pixels
     images, part = os.path.isdir(video.path), part_of(video, most, _IMAGE_RATE, alive)
     if images and video.part is not None and not video.part.frames:
-        raise DecodeError(str(video.path), "images tell no seconds; give the part of them in frames")
+        raise DecodeError(str(video.path), "a folder of images has no times; give its part in frames")
     since = part[0] if part else 0.0
     whole = decode.frames(
         video.path, height, width, max_pixels=most, alive=alive, image_fps=_IMAGE_RATE, short=short, since=since

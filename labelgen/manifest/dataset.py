@@ -113,7 +113,7 @@ class Dataset:
         lines += [f"  layout: {self.layout}"] if self.layout else []
         what_else = {"missing": self.missing, "unlisted": self.unlisted, "no video by their names": self.others}
         what_else["left out, as the list has no part of them"] = self.without
-        what_else["folders of images left out, as nothing tells their frames per second"] = self.images
+        what_else["folders of images left out, as their frame rate is unknown"] = self.images
         lines += [f"  {what}: {some(names)}" for what, names in what_else.items() if names]
         videos = self.videos
         found = len({*videos.labels} - {""})
@@ -168,7 +168,7 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None,
     elif not paths:
         do = "Give their frames per second, as in --fps 25"
         fail(
-            f"no videos but folders of images, which tell no frame rate, in {folder}",
+            f"only folders of images, whose frame rate is unknown, in {folder}",
             some(sorted(of_images)),
             "a rate",
             do,

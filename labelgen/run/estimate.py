@@ -128,7 +128,7 @@ def spread(sizes: np.ndarray) -> list[int]:
 
 
 def first_seconds(video: Video, max_pixels: int, image_fps: float | None) -> tuple[Video, float, float] | None:
-    """The begin of a video, how many seconds all of it is, and how many the begin; None if that cannot be told."""
+    """The begin of a video, how many seconds all of it is, and how many the begin; None if that is unknown."""
     times = [time for time in frame_times(video.path, max_pixels, image_fps=image_fps) if not math.isnan(time)]
     if len(times) < 2:
         return None
@@ -162,10 +162,10 @@ def lengths_of(videos: Sequence[Video], sizes: np.ndarray) -> np.ndarray:
 def _measured(
     dataset: Dataset, video: Video, size: int, scratch: Path, config: Config, stall: float, labels: Mapping[str, str]
 ) -> Measured | str:
-    """What a video takes, or why that cannot be told."""
+    """What a video takes, or why that is unknown."""
     begun = first_seconds(video, config.max_pixels, config.image_fps or config.fps)
     if begun is None:
-        return f"{video.id}: its length cannot be told"
+        return f"{video.id}: its length is unknown"
     one, seconds, used = begun
 
     def identity(videos: Sequence[Video], sizes: np.ndarray) -> dict[str, object]:

@@ -159,4 +159,6 @@ def _check_alike(path: Path, reader: ShardReader, dataset: Dataset, identity: di
         )
     if reader.splits != dataset.splits:
         told, now = (", ".join(names) or "none" for names in (reader.splits, dataset.splits))
-        raise ShardError(f"{path} has the splits {told:.200}, the data set now {now:.200}; name another output folder")
+        raise ShardError(
+            f"{path}: its splits are {told:.200}, those of the data set are now {now:.200}; name another output folder"
+        )

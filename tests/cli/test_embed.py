@@ -167,7 +167,7 @@ def test_folders_of_images_are_embedded_and_searched(here):
     vssl("embed", "--videos", "mine/near/a", "--videos", "videos/copy.mp4", "--fps", 25, "--out", "two.parquet")
     assert list(dict.fromkeys(columns("two.parquet")[1]["id"])) == ["a", "copy.mp4"]
     told = vssl("embed", "--videos", "mine/near/a", "--out", "no.parquet", code=2)
-    assert "folders of images, which tell no frame rate" in told
+    assert "folders of images, whose frame rate is unknown" in told
 
 
 def test_parts_of_files_keep_the_times_of_their_file(here):

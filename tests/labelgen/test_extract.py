@@ -191,7 +191,7 @@ def test_folders_of_images_and_parts_of_files(tmp_path, here):
     (tmp_path / "cut.csv").write_text("video,start,end\nimages,1,4\n")
     data = load(str(tmp_path / "cut.yaml"), tmp_path)
     report = extract.extract(data, data.videos, tmp_path / "none", Extraction(layout="npy", flow="dis", short=48))
-    assert "give the part of them in frames" in report["failures"][0]["reason"]
+    assert "give its part in frames" in report["failures"][0]["reason"]
 
 
 def test_a_template_of_ones_own(folder, tmp_path, here):

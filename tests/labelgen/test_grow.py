@@ -177,7 +177,7 @@ def test_labels_that_change_are_changed_without_labelling(root, tmp_path):
     assert {group for shard in open_shards(tmp_path / "out") for group in shard.arrays["videos/group"]} == {""}
     (root / "m.yaml").write_text("name: videos\nlabel: {folder: 1}\nsplits: {folder: 1}\n")
     os.rename(root / "left", root / "train")
-    with pytest.raises(ShardError, match="has the splits none, the data set now 1"):
+    with pytest.raises(ShardError, match="splits are none, those of the data set are now 1"):
         add()
 
 

@@ -207,11 +207,8 @@ def test_which_folders_are_videos(tmp_path):
     assert data.others == ("covers/img_00001.png", "covers/img_00002.png", "covers/img_00003.png", "one/img_00001.png")
     without = load("folder", tmp_path / "root", images=False)
     assert [video.id for video in without.videos] == ["covers/film.mp4"] and without.images == ("run/a", "run/b.mp4")
-    assert (
-        "folders of images left out, as nothing tells their frames per second: 2 (run/a, run/b.mp4)"
-        in without.summary()
-    )
-    with pytest.raises(ConfigError, match="no videos but folders of images, which tell no frame rate"):
+    assert "folders of images left out, as their frame rate is unknown: 2 (run/a, run/b.mp4)" in without.summary()
+    with pytest.raises(ConfigError, match="only folders of images, whose frame rate is unknown"):
         load("folder", tmp_path / "root" / "run", images=False)
     (itself,) = load("folder", tmp_path / "root" / "run" / "a").videos
     assert (itself.id, itself.path, itself.label) == ("a", tmp_path / "root" / "run" / "a", "")

@@ -66,7 +66,7 @@ def test_the_same_import_again_changes_nothing_and_another_is_refused(imported, 
     before = (run / "checkpoints" / "00000001" / "weights.safetensors").stat()
     same = ["import", str(s3d_file), "--out", str(run), "--frames", "8", "--stride", "2"]
     result = CliRunner().invoke(main, same)
-    assert result.exit_code == 0 and "is there already" in result.output
+    assert result.exit_code == 0 and "up to date" in result.output
     assert (run / "checkpoints" / "00000001" / "weights.safetensors").stat().st_mtime_ns == before.st_mtime_ns
     result = CliRunner().invoke(main, same[:-2])
     assert result.exit_code == 1 and "holds other weights" in result.output

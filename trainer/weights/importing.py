@@ -50,7 +50,7 @@ def import_weights(
             there = checkpoint.load(out)
             if any(there.meta.get(key) != meta[key] for key in ("imported", "input", "config", "norm_epsilon")):
                 raise TrainerError(f"{out}: exists and holds other weights; name another folder")
-            say(f"{out}: is there already, with these weights")
+            say(f"{out}: up to date (same weights)")
             return there
         if other := [path.name for path in out.iterdir() if path.name not in (".lock", "checkpoints")]:
             raise TrainerError(f"{out}: exists and holds {other[0]}; name another folder")
