@@ -21,6 +21,9 @@ REDUCED = {  # small sums over two processes per step: one of all metrics, and p
     "skip_clip": 3,
     "tce-nce": 2,
     "ascnet": 1,
+    "simclr": 3,
+    "moco": 1,
+    "byol": 1,
     "recognition-freeze": 1,
     "joint": 2,
 }
