@@ -37,7 +37,7 @@ CASES = {
     "statistics": "train --method statistics",
     "statistics-raw": "train --method statistics --set targets=raw --set hidden=8",
     "pace": "train --method pace --accumulate 1",
-    "pace-context": "train --method pace --set contrast=same-context --accumulate 2",
+    "pace-context": "train --method pace --set contrast=same-context --accumulate 2 --optimizer lars",
     "pace-pace": "train --method pace --set contrast=same-pace --jitter clip --optimizer adamw",
     "order": "train --method order",
     "skip_clip": "train --method skip_clip --set spacing=1",

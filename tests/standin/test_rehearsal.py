@@ -42,8 +42,8 @@ def test_training_scoring_and_resuming(rehearse, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pace", "pace-pace"])
-def test_sgd_and_adamw_are_fused(rehearse, name):
+@pytest.mark.parametrize("name", ["pace", "pace-context", "pace-pace"])
+def test_sgd_lars_and_adamw_are_fused(rehearse, name):
     assert rehearse(fused, name)
 
 

@@ -26,7 +26,7 @@ RUNS = {  # of each method: labels, banks, averaged networks, dropout, curricula
         "options": {"statistics": {"targets": "scaled", "hidden": 16}},
         "curriculum": 0.5,
     },
-    "pace": {"epochs": 3},
+    "pace": {"epochs": 3, "batch_size": 6, "accumulate": 2, "optimizer": "lars", "lr": 1.0},
     "pace same-context": {"epochs": 3, "options": {"pace": {"contrast": "same-context", "random_backwards": True}}},
     "pace same-pace": {
         "epochs": 3,
