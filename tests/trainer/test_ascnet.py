@@ -9,7 +9,7 @@ from tests.trainer.synthetic import write_shard
 from trainer.data import Batch, Draw, Shards, TrainingClips
 from trainer.errors import TrainerError
 from trainer.methods import ascnet
-from trainer.methods.ascnet import ASCNet, consistency, target_decay
+from trainer.methods.ascnet import ASCNet, consistency
 from trainer.network import Network
 from trainer.settings import Settings, resolve
 from trainer.training.streams import training_streams
@@ -280,7 +280,7 @@ def test_the_clip_of_a_similar_video_has_the_speed_of_the_first(demo, shards, mo
     raw = next(stream.load(range(1), 0, torch.device("cpu")))
     given, read, speeds, shown = (
         stream.on_device(raw, 0.0, torch.device("cpu")),
-        ascnet._clip,
+        ascnet.random_clip,
         raw["labels"]["speed"],
         [],
     )
@@ -289,7 +289,7 @@ def test_the_clip_of_a_similar_video_has_the_speed_of_the_first(demo, shards, mo
         shown.append((shards.readers.index(reader), video, speed, read(reader, video, speed, rng)))
         return shown[-1][-1]
 
-    monkeypatch.setattr(ascnet, "_clip", noted)
+    monkeypatch.setattr(ascnet, "random_clip", noted)
     metrics = network({"ascnet": given})
     assert metrics["loss"].isfinite()
     expected = [(*shards.videos[row], speed) for row, speed in zip(raw["video"], speeds[:, 0].tolist(), strict=True)]
@@ -317,10 +317,6 @@ def test_the_target_starts_as_the_online_network_and_follows_it(make):
     assert not method.target["projections"]["speed"][1].running_mean.any()
     method.after_step(backbone, 1.0)
     assert torch.equal(pairs[0][1], before[0])  # the last step leaves it
-
-
-def test_decay_by_hand():
-    assert [target_decay(0.99, progress) for progress in (0, 1 / 3, 0.5, 1)] == pytest.approx([0.99, 0.9925, 0.995, 1])
 
 
 def test_short_videos_are_left_out(shards, tmp_path):

@@ -3,7 +3,6 @@ speed, and the speed of a clip of a similar video that is played at its own. [as
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import SettingError
+from trainer.methods.contrast import random_clip, spread
 from trainer.methods.method import Method
 from trainer.methods.parts import (
     averaged_copy,
@@ -22,6 +22,7 @@ from trainer.methods.parts import (
     embedding,
     projection_head,
     remembered,
+    target_decay,
     unit,
     update_ema,
 )
@@ -98,7 +99,9 @@ class ASCNet(Method):
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
         speeds = draw.rng.choice(draw.options["speeds"], 2, replace=False)
-        return np.stack([_clip(reader, video, speed, draw.rng) for speed in speeds]), {"speed": speeds.astype(np.int64)}
+        return np.stack([random_clip(reader, video, speed, draw.rng) for speed in speeds]), {
+            "speed": speeds.astype(np.int64)
+        }
 
     @classmethod
     def at_chance(cls, means: dict[str, float], samples: int) -> str:
@@ -152,36 +155,23 @@ def consistency(predicted: dict[str, Tensor], targets: dict[str, Tensor], gamma:
     """Squared distances of the predicted vectors from their targets, both unit vectors float32 [B, d] of "appearance" and
     "speed": each loss, their sum weighted by gamma, and
 
-    spread:   standard deviation of the targets of appearance over the samples, mean over the dimensions, times the root of
-              their number: 0 if all are one, 1 if they point everywhere
+    spread:   of the targets of appearance, see `contrast.spread`
     constant: the appearance loss of the best prediction that is the same for all samples of the step, 2 - 2 |mean|; below it
               the network has learnt more than the direction in which the averaged one points on the whole
     """
     losses = {name: distributed.mean((predicted[name] - target).square().sum(1)) for name, target in targets.items()}
-    everything, _ = distributed.gather(targets["appearance"])
+    deviation, mean = spread(targets["appearance"])
     return {
         "loss": gamma * losses["speed"] + (1 - gamma) * losses["appearance"],
         **losses,
-        "spread": everything.std(0, correction=0).mean() * math.sqrt(everything.shape[1]),
-        "constant": 2 - 2 * everything.mean(0).norm(),
+        "spread": deviation,
+        "constant": 2 - 2 * mean,
     }
-
-
-def target_decay(start: float, progress: float) -> float:
-    """Decay of the averaged network: 1 - (1 - start) (cos(pi progress) + 1) / 2. [Grill et al., BYOL, NeurIPS 2020, 3.3]"""
-    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
-
-
-def _clip(reader: ShardReader, video: int, speed: int, rng: np.random.Generator) -> np.ndarray:
-    """Frames int64 [T] of a clip at a speed, with a uniform start."""
-    offsets = speed * np.arange(reader.clip_length)
-    start = rng.integers(reader.arrays["videos/n_frames"][video] - offsets[-1])
-    return reader.arrays["videos/first_frame"][video] + start + offsets
 
 
 def _at_the_speed_of_the_first(reader: ShardReader, video: int, labels: dict[str, Tensor], draw: Draw) -> np.ndarray:
     """Frames int64 [T] of a clip of a video, at the speed of the first clip of the sample with these labels."""
-    return _clip(reader, video, int(labels["speed"][0]), draw.rng)
+    return random_clip(reader, video, int(labels["speed"][0]), draw.rng)
 
 
 def _head(inputs: int) -> nn.Sequential:
