@@ -32,7 +32,7 @@ from trainer.settings import Settings
 from trainer.training import train
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"backbone": "c3d_light", "width": 0.06, "workers": 0, "device": "cpu"}
+SMALL = {"backbone": "c3d_light", "width": 0.06, "workers": 0, "device": "cpu", "optimizer": "sgd"}
 VARIANTS = {
     "statistics": [{"targets": "classes"}, {"targets": "raw"}],
     "pace": [
@@ -41,6 +41,7 @@ VARIANTS = {
         {"contrast": "same-pace", "literal": True, "pace_weight": 0.0},
     ],
     "tce": [{"frames": 16, "negatives": 2}, {"frames": 16, "loss": "nce"}],
+    "lejepa": [{"hidden": 16, "outputs": 8}],
 }
 CASES = {
     "-".join([method, *map(str, options.values())]): {"method": method, "options": {method: options}}

@@ -49,7 +49,8 @@ class Stream:
             return _augmented(data.to_device(pixels, device), others["view"], self.input)
 
         clips = _augmented(moved["clips"], raw["view"], self.input)
-        return data.Batch(clips, moved["labels"], moved["video"], progress, counts, share, clips_of)
+        key = self.clips.seed, step
+        return data.Batch(clips, moved["labels"], moved["video"], progress, key, counts, share, clips_of)
 
 
 def _augmented(pixels: Tensor, view: dict[str, Tensor], input: Input) -> Tensor:
