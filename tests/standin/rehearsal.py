@@ -44,6 +44,7 @@ CASES = {
     "tce": "train --method tce",
     "tce-nce": "train --method tce --backbone r3d10 --set frames=16 --set loss=nce --set negatives=2",
     "ascnet": "train --method ascnet",
+    "rspnet": "train --method rspnet",
     "lejepa": "train --method lejepa --set hidden=16 --set outputs=8",
     "rotation": "train --method rotation --batch-size 8 --curriculum .5",
     "recognition": "finetune --scratch",

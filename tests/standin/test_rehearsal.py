@@ -21,6 +21,7 @@ REDUCED = {  # small sums over two processes per step: one of all metrics, and p
     "skip_clip": 3,
     "tce-nce": 2,
     "ascnet": 1,
+    "rspnet": 1,
     "lejepa": 2,
     "recognition-freeze": 1,
     "joint": 2,

@@ -35,6 +35,7 @@ SHAPES = {
     "skip_clip": (1, LENGTH + 4),
     "tce": (2, LENGTH),
     "ascnet": (2, LENGTH),
+    "rspnet": (3, LENGTH),
     "lejepa": (4, LENGTH),
 }
 

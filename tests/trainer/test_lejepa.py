@@ -52,8 +52,8 @@ def test_losses_equal_the_plain_reference(videos, clips, weight):
 
 @pytest.mark.parametrize("n", [1, 10, 1000])
 def test_one_point_by_hand(n):
-    """All at 0: N times the integral of (1 - p)^2 p, p = e^(-t^2 / 2), which over all t is sqrt(2 pi) (1 - 2 / sqrt 2 + 1 / sqrt 3), less
-    what lies beyond -3..3."""
+    """All at 0: N times the integral of (1 - p)^2 p, p = e^(-t^2 / 2), over -3..3; over all t it is
+    sqrt(2 pi) (1 - 2 / sqrt 2 + 1 / sqrt 3)."""
     whole = math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + 1 / math.sqrt(3))
     beyond = math.sqrt(2 * math.pi) * math.erfc(3 / math.sqrt(2))
     assert sigreg(torch.zeros(n, 2, 3), torch.eye(3)).item() == pytest.approx(n * (whole - beyond), rel=2e-3)

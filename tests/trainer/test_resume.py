@@ -37,6 +37,7 @@ RUNS = {  # of each method: labels, banks, averaged networks, dropout, curricula
     "tce": {"epochs": 3, "holdout": 0.2},
     "tce nce": {"backbone": "r3d10", "epochs": 3, "options": {"tce": {"frames": 16, "loss": "nce", "negatives": 3}}},
     "ascnet": {"epochs": 4, "holdout": 0.3},
+    "rspnet": {"epochs": 2, "holdout": 0.2},
     "lejepa": {"epochs": 2, "holdout": 0.2, "options": {"lejepa": {"clips": 2, "hidden": 16, "outputs": 8}}},
     "rotation": {"backbone": "resnet18", "epochs": 1, "curriculum": 0.7, "pacing": "varied", "holdout": 0.2},
     "recognition": {**ACCUMULATED, "epochs": 4, "holdout": 0.3},

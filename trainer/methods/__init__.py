@@ -18,6 +18,7 @@ METHODS = {
     "skip_clip": "trainer.methods.skip_clip:SkipClip",
     "tce": "trainer.methods.tce:TCE",
     "ascnet": "trainer.methods.ascnet:ASCNet",
+    "rspnet": "trainer.methods.rspnet:RSPNet",
     "lejepa": "trainer.methods.lejepa:LeJEPA",
     "rotation": "trainer.methods.rotation:Rotation",
     "recognition": "trainer.methods.recognition:Recognition",

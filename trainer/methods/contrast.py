@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.data import Draw, Shards
+from trainer.errors import SettingError
 from trainer.methods.method import Method
 from trainer.methods.parts import float32
 from trainer.options import Option, at_least
@@ -119,3 +120,9 @@ def spread(vectors: Tensor) -> tuple[Tensor, Tensor]:
     the root of their number, 0 if all are one and 1 if they point everywhere; and the length of their mean, 1 and 0."""
     everything, _ = distributed.gather(vectors)
     return everything.std(0, correction=0).mean() * math.sqrt(everything.shape[1]), everything.mean(0).norm()
+
+
+def check_speeds(speeds: list[int]) -> None:
+    """Raises SettingError for speeds of which no two can be compared."""
+    if not all(speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
+        raise SettingError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")
