@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.data import Batch, Draw, Shards, TrainingClips
+from trainer.data import Batch, Shards, TrainingClips
 from trainer.errors import SettingError
 from trainer.methods import rspnet
 from trainer.methods.rspnet import RSPNet, closer
