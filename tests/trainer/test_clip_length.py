@@ -34,7 +34,7 @@ SHAPES = {
     "order": (3, LENGTH),
     "skip_clip": (1, LENGTH + 4),
     "tce": (2, LENGTH),
-    "ascnet": (2, LENGTH),
+    **dict.fromkeys(("ascnet", "simclr", "moco", "byol"), (2, LENGTH)),
     "rspnet": (3, LENGTH),
     "lejepa": (4, LENGTH),
 }

@@ -71,7 +71,14 @@ def test_gradients_are_the_weighted_sum_and_reach_every_head(demo, batches):
 def test_the_first_of_several_methods_starts_as_it_does_alone(demo, here):
     """Same weights, same batches: its first loss is that of a run of its own."""
     once = PLAIN | {"epochs": 1, "batch_size": 30}
-    for first, second in (("pace", "statistics"), ("statistics", "pace"), ("rotation", "ascnet"), ("lejepa", "rspnet")):
+    pairs = (
+        ("pace", "statistics"),
+        ("statistics", "pace"),
+        ("rotation", "ascnet"),
+        ("simclr", "pace"),
+        ("lejepa", "rspnet"),
+    )
+    for first, second in pairs:
         joint = rows(train(Settings(**once, method=f"{first}+{second}", weights=[2.0, 0.5]), demo))[0]
         alone = rows(train(Settings(**once, method=first), demo))[0]
         for key in alone.keys() - {"step", "epoch", "lr"}:

@@ -100,7 +100,7 @@ def test_the_method_is_the_loss_of_its_projector(demo):
     clips = torch.rand(15, 3, 2, 4, 4)
     for step in (1, 2):
         found = method(Pixels(), Batch(clips, {}, torch.arange(5), 0.0, (9, step)))
-        z = method.projector(clips.mean((2, 3, 4))).unflatten(0, (5, 3))
+        z = method.projection(clips.mean((2, 3, 4))).unflatten(0, (5, 3))
         expected = losses(z, directions((9, step), 4, 6, CPU), 0.3)
         assert {name: value.item() for name, value in found.items()} == {
             name: pytest.approx(value.item(), rel=1e-5) for name, value in expected.items()
@@ -112,8 +112,8 @@ def test_the_method_is_the_loss_of_its_projector(demo):
 def test_the_projector_has_three_layers_with_normalisation(demo):
     method = LeJEPA(Pixels(), LeJEPA.option_values(), Shards(demo))
     kinds = [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
-    assert [type(layer) for layer in method.projector] == kinds
-    assert [layer.out_features for layer in method.projector if isinstance(layer, nn.Linear)] == [2048, 2048, 64]
+    assert [type(layer) for layer in method.projection] == kinds
+    assert [layer.out_features for layer in method.projection if isinstance(layer, nn.Linear)] == [2048, 2048, 64]
 
 
 def test_clips_without_a_video_have_the_invariance_that_is_expected_of_them():

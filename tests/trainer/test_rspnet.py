@@ -5,27 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from tests.trainer.plain import Colour, dot, slow_features, slow_mlp, slow_unit
 from trainer.data import Batch, Shards, TrainingClips
 from trainer.errors import SettingError
 from trainer.methods import rspnet
 from trainer.methods.rspnet import RSPNet, closer
 
 OPTIONS = RSPNet.option_values()
-
-
-class Colour(nn.Module):
-    """A backbone of four features with weights."""
-
-    features = 4
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv3d(3, 4, 1)
-
-    def forward(self, x):
-        return {"conv1": self.conv(x)}
 
 
 @pytest.fixture
@@ -77,18 +64,7 @@ def test_how_much_closer_by_hand():
 
 
 def slow_vectors(backbone, head, clips):
-    """Unit vectors of clips: mean of a 1 x 1 x 1 convolution, then a linear layer."""
-    rows = []
-    for clip in clips:
-        mean = clip.flatten(1).mean(1)
-        feature = backbone.conv.weight.flatten(1) @ mean + backbone.conv.bias
-        row = (head.weight @ feature + head.bias).tolist()
-        rows.append([x / math.sqrt(sum(y * y for y in row)) for x in row])
-    return rows
-
-
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True))
+    return slow_unit(slow_mlp([head], slow_features(backbone, clips)))
 
 
 def slow_losses(backbone, method, clips, video, queue, temperature, margin):

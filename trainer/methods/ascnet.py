@@ -13,7 +13,7 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.methods.contrast import check_speeds, random_clip, spread
+from trainer.methods.contrast import check_speeds, like_a_constant, random_clip, spread
 from trainer.methods.method import Method
 from trainer.methods.parts import (
     averaged_copy,
@@ -73,7 +73,7 @@ class ASCNet(Method):
         self.gamma, self.decay = options["gamma"], options["decay"]
         self.projections = nn.ModuleDict({name: _head(backbone.features) for name in ("appearance", "speed")})
         self.predictors = nn.ModuleDict({name: _head(EMBEDDING) for name in self.projections})
-        self.target = averaged_copy(nn.ModuleDict({"backbone": backbone, "projections": self.projections}))
+        self.target: Any = averaged_copy(nn.ModuleDict({"backbone": backbone, "projections": self.projections}))
         self.videos = len(self.samples(shards, options)[0])
         self.bank: Tensor
         self.register_buffer("bank", torch.zeros(len(shards.videos), EMBEDDING))
@@ -102,15 +102,10 @@ class ASCNet(Method):
 
     @classmethod
     def at_chance(cls, means: dict[str, float], samples: int) -> str:
-        """An appearance loss within 2 % of that of the best constant prediction is no better."""
-        appearance, constant = means.get("appearance", 0.0), means.get("constant", 1.0)
-        if appearance < 0.98 * constant:
-            return ""
-        return f"appearance loss {appearance:.3f}, that of one prediction for all {constant:.3f}"
+        return like_a_constant("appearance loss", means.get("appearance", 0.0), means.get("constant", 1.0))
 
     def networks(self) -> list[nn.Module]:
-        target: Any = self.target
-        return [target["backbone"]]
+        return [self.target["backbone"]]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: speed int64 [B, 2]. See `consistency` for the metrics."""
@@ -131,8 +126,7 @@ class ASCNet(Method):
 
     def _averaged(self, name: str, clips: Tensor) -> Tensor:
         """Unit vectors float32 [B, EMBEDDING] of clips [B, 3, T, H, W] by the averaged network."""
-        target: Any = self.target
-        return unit(target["projections"][name](embedding(target["backbone"], clips)))
+        return unit(self.target["projections"][name](embedding(self.target["backbone"], clips)))
 
     def neighbours(self, appearance: Tensor, video: Tensor) -> Tensor:
         """Rows int64 [B] of the videos with the nearest entries, other than the samples' rows `video` int64 [B]; those if there

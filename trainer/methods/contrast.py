@@ -1,5 +1,5 @@
-"""What methods share that compare several clips of a video with each other and with those of other videos: samples, losses
-against other videos, a queue of keys, and what tells a collapse."""
+"""What methods share that compare several clips of a video with each other and with those of other videos: samples, heads,
+losses against other videos, a queue of keys, and what tells a collapse."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from labelgen.shards import ShardReader
 from trainer import distributed
+from trainer.backbones.layers import Stages
 from trainer.data import Draw, Shards
-from trainer.errors import SettingError
+from trainer.errors import SettingError, TrainerError
 from trainer.methods.method import Method
-from trainer.methods.parts import float32
-from trainer.options import Option, at_least
+from trainer.methods.parts import embedding, float32, projection_head, unit
+from trainer.options import Option, at_least, between
 
 
 class SeveralClips(Method):
@@ -45,6 +46,41 @@ class SeveralClips(Method):
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
         stride = draw.options["stride"]
         return np.stack([random_clip(reader, video, stride, draw.rng) for _ in range(draw.options["clips"])]), {}
+
+
+def head_options(layers: int, hidden: int, outputs: int, batch_norm: bool) -> dict[str, Option]:
+    """Options of a projection with these defaults, see `projection`."""
+    return {
+        "layers": Option(layers, "linear layers of the projection", at_least(1)),
+        "hidden": Option(hidden, "width of its hidden layers; 0: that of what it gets", between(0, 65536)),
+        "outputs": Option(outputs, "width of what it gives", at_least(1)),
+        "batch_norm": Option(batch_norm, "batch normalisation before each of its ReLUs"),
+    }
+
+
+def projection(inputs: int, options: dict) -> nn.Sequential:
+    """[B, inputs] -> [B, outputs], with the options of `head_options`."""
+    hidden = options["hidden"] or inputs
+    return projection_head(inputs, hidden, options["outputs"], options["batch_norm"], options["layers"])
+
+
+def encoded(backbone: Stages, head: nn.Module, clips: Tensor) -> Tensor:
+    """Unit vectors float32 [B, n, d] of n clips of each sample, [B, n, 3, T, H, W]."""
+    return unit(head(embedding(backbone, clips.flatten(0, 1)))).unflatten(0, clips.shape[:2])
+
+
+def pairs(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Each query beside the key of each other clip of its sample: [B, n, d] of n clips -> twice [B, n (n - 1), d]."""
+    others = range(1, queries.shape[1])
+    return queries.repeat(1, len(others), 1), torch.cat([keys.roll(by, 1) for by in others], 1)
+
+
+def check_several(method: str, shards: Shards, videos: int) -> None:
+    """Raises TrainerError for a method that compares videos and has only one."""
+    if videos < 2:
+        raise TrainerError(
+            f"{method} compares videos, and {shards.dataset} has {videos} that it can train on; it needs 2 or more"
+        )
 
 
 def random_clip(reader: ShardReader, video: int, stride: int, rng: np.random.Generator) -> np.ndarray:
@@ -78,6 +114,17 @@ def belonging(group: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(group), device=group.device)
     same = group[:, None] == groups
     return same, same.scatter(1, begin + rows[:, None], False)
+
+
+@float32
+def nearest(z: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Of z float32 [N, d] and groups int64 [N]: whether the most similar other clip of all processes is of the same group, and
+    how probable that is by chance, float32 [N]."""
+    everything, begin = distributed.gather(z)
+    rows = begin + torch.arange(len(z), device=z.device)
+    chosen = (z @ everything.T).scatter(1, rows[:, None], -torch.inf).argmax(1, keepdim=True)
+    _, positive = belonging(group)
+    return positive.gather(1, chosen)[:, 0].float(), positive.float().sum(1) / max(1, len(everything) - 1)
 
 
 def infonce(logits: Tensor) -> Tensor:
@@ -120,6 +167,12 @@ def spread(vectors: Tensor) -> tuple[Tensor, Tensor]:
     the root of their number, 0 if all are one and 1 if they point everywhere; and the length of their mean, 1 and 0."""
     everything, _ = distributed.gather(vectors)
     return everything.std(0, correction=0).mean() * math.sqrt(everything.shape[1]), everything.mean(0).norm()
+
+
+def like_a_constant(name: str, value: float, constant: float) -> str:
+    """See Method.at_chance. A distance from targets within 2 % of that of the best prediction that is the same for all is no
+    better than chance."""
+    return "" if value < 0.98 * constant else f"{name} {value:.3f}, that of one prediction for all {constant:.3f}"
 
 
 def check_speeds(speeds: list[int]) -> None:

@@ -11,8 +11,8 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Shards
 from trainer.data.keys import DIRECTION
-from trainer.methods.contrast import SeveralClips
-from trainer.methods.parts import embedding, float32, projection_head
+from trainer.methods.contrast import SeveralClips, head_options, projection
+from trainer.methods.parts import embedding, float32
 from trainer.options import Option, at_least, between
 
 KNOTS, LIMIT = 17, 3.0  # of the characteristic function, from 0 to the limit
@@ -43,8 +43,7 @@ class LeJEPA(SeveralClips):
     }
     options = SeveralClips.options | {
         "clips": Option(4, "clips of a video", at_least(2)),
-        "hidden": Option(2048, "width of the projector's two hidden layers", at_least(1)),
-        "outputs": Option(64, "dimensions of the embedding; the authors' are 16 to 128", at_least(1)),
+        **head_options(3, 2048, 64, True),  # outputs: the authors' are 16 to 128
         "weight": Option(0.05, "weight of SIGReg; the rest is that of the invariance", between(0, 1)),
         "directions": Option(256, "random directions on which SIGReg projects, others in each step", at_least(1)),
     }
@@ -54,7 +53,7 @@ class LeJEPA(SeveralClips):
         super().__init__()
         self.clips, self.weight = options["clips"], options["weight"]
         self.dimensions = options["outputs"], options["directions"]
-        self.projector = projection_head(backbone.features, options["hidden"], options["outputs"], True, layers=3)
+        self.projection = projection(backbone.features, options)
 
     @classmethod
     def at_chance(cls, means: dict[str, float], samples: int) -> str:
@@ -66,7 +65,7 @@ class LeJEPA(SeveralClips):
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """See `losses`."""
-        z = self.projector(embedding(backbone, batch.clips)).float().unflatten(0, (-1, self.clips))
+        z = self.projection(embedding(backbone, batch.clips)).float().unflatten(0, (-1, self.clips))
         return losses(z, directions(batch.key, *self.dimensions, z.device), self.weight)
 
 

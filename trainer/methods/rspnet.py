@@ -14,7 +14,7 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.methods.contrast import Queue, check_speeds, infonce
+from trainer.methods.contrast import Queue, check_several, check_speeds, infonce
 from trainer.methods.method import Method
 from trainer.methods.parts import averaged_copy, embedding, float32, unit, update_ema
 from trainer.options import POSITIVE, Option, at_least, between
@@ -60,6 +60,7 @@ class RSPNet(Method):
 
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
+        check_several("rspnet", shards, len(self.samples(shards, options)[0]))
         self.temperature, self.decay = options["temperature"], options["decay"]
         self.margin, self.speed_weight = options["margin"], options["speed_weight"]
         self.heads = nn.ModuleDict({name: nn.Linear(backbone.features, EMBEDDING) for name in ("appearance", "speed")})

@@ -14,7 +14,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import SettingError, TrainerError
-from trainer.methods.contrast import infonce
+from trainer.methods.contrast import check_several, infonce
 from trainer.methods.method import Method
 from trainer.methods.parts import check_normalised, classification, embedding, remembered, rotated, unit
 from trainer.options import POSITIVE, Option, at_least, between
@@ -71,10 +71,7 @@ class TCE(Method):
                 f"set frames to {shards.config['clip_length']}, or choose the backbone resnet18 or resnet50"
             )
         videos = len(self.samples(shards, options)[0])
-        if videos < 2:
-            raise TrainerError(
-                f"tce compares videos, and {shards.dataset} has 1 that it can train on; it needs 2 or more"
-            )
+        check_several("tce", shards, videos)
         self.loss, self.temperature, self.rotation_weight = (
             options[name] for name in ("loss", "temperature", "rotation_weight")
         )
