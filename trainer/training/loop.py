@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,13 +26,15 @@ from trainer.network import Network, build_backbone
 from trainer.recipes import differing
 from trainer.settings import Settings, resolve, resumed
 from trainer.training import streams
+from trainer.training.lars import LARS
 from trainer.training.log import Log, at_chance, cut_log, introduce, say
 from trainer.training.precision import pick_precision, set_precision
 from trainer.training.run import STOPS, Saver, StopSignals, check_name, check_same_data, locked, new_folder
 from trainer.training.schedule import learning_rate, pacing
 
-_OPTIMIZERS = {
+_OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], Callable[[float], dict]]] = {
     "sgd": (torch.optim.SGD, lambda momentum: {"momentum": momentum}),
+    "lars": (LARS, lambda momentum: {"momentum": momentum}),
     "adamw": (torch.optim.AdamW, lambda momentum: {"betas": (momentum, 0.999)}),
 }
 _CHECKPOINT = 0

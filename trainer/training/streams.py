@@ -48,8 +48,8 @@ class Stream:
             pixels = others["clips"] if device.type == "cpu" else others["clips"].pin_memory()
             return self._augmented(data.to_device(pixels, device), others["view"])
 
-        clips = self._augmented(moved["clips"], raw["view"])
-        return data.Batch(clips, moved["labels"], moved["video"], progress, counts, share, clips_of)
+        clips, key = self._augmented(moved["clips"], raw["view"]), (self.clips.seed, step)
+        return data.Batch(clips, moved["labels"], moved["video"], progress, key, counts, share, clips_of)
 
     def _augmented(self, pixels: Tensor, view: dict[str, Tensor]) -> Tensor:
         """Frames uint8 [B, n, T, H, W, 3] -> float32 [B n, 3, T, size, size]; the views [B, n, ...] stay on the CPU."""
