@@ -1,8 +1,8 @@
-"""Features of a backbone or of optical flow, and the scores of every test video on them."""
+"""Features of a backbone, or histograms, and the scores of every test video on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,10 @@ from trainer import checkpoint, data
 from trainer.errors import TrainerError
 from trainer.evaluate.evaluator import Evaluator, Selection
 from trainer.evaluate.features import Compute, Features, features, networks
-from trainer.histograms import histogram
+from trainer.histograms import of_times, pyramid
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
-from trainer.study.spec import LAST, Measure, unlabelled
+from trainer.study.spec import Measure, unlabelled
 
 
 def backbone_features(
@@ -26,15 +26,16 @@ def backbone_features(
     return features(saved, "study", backbone, shards, shards.videos, "spread", compute)
 
 
-def flow_features(shards: data.Shards, flow: Callable) -> Features:
-    """The histogram of flow of every video, as features of one stage, "flow"."""
-    rows = []
+def histogram_features(shards: data.Shards, kinds: Collection[str], flow: Callable) -> Features:
+    """Histograms of every video, kinds of trainer.histograms, each as features of one stage of its name, pooled by "mean"."""
+    rows: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
     for shard, video in shards.videos:
         reader = shards.readers[shard]
         first, n = (int(reader.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
-        rows.append(histogram(reader.frames(np.arange(first, first + n)), "flow", flow))
-    x = np.stack(rows)
-    return Features({("flow", pooling): x for pooling in ("max", "mean")}, np.arange(len(x)))
+        for kind, times in of_times(reader.frames(np.arange(first, first + n)), kinds, flow).items():
+            rows[kind].append(pyramid(times))
+    found = {(kind, "mean"): np.stack(of_kind) for kind, of_kind in rows.items()}
+    return Features(found, np.arange(len(shards.videos)))
 
 
 def scores(found: Features, opened: data.Shards, measure: Measure, compute: Compute) -> dict[str, float]:
@@ -42,8 +43,6 @@ def scores(found: Features, opened: data.Shards, measure: Measure, compute: Comp
 
     Raises TrainerError for a stage that the features lack, and if there is nothing to test.
     """
-    flow = {stage for stage, _ in found.arrays} == {"flow"}  # one vector of each video
-    stage, parts = (LAST, 1) if flow else (measure.stage, measure.parts)
     test, train = np.flatnonzero(opened.part == data.TEST), None
     if not unlabelled(measure.protocol):
         labelled = opened.targets >= 0
@@ -51,6 +50,6 @@ def scores(found: Features, opened: data.Shards, measure: Measure, compute: Comp
         train = train[np.argsort(np.array(opened.text("videos/id"))[train])]  # the order of the shards has no effect
     if not len(test):
         raise TrainerError(f"{opened.dataset}: no test videos")
-    selection = Selection(stage, measure.pooling, parts, found, test, train)
+    selection = Selection(measure.stage, measure.pooling, measure.parts, found, test, train)
     options = {"k": measure.k} if measure.k else {}
     return Evaluator(opened, compute=compute).scores(measure.protocol, selection, **options).right

@@ -15,8 +15,13 @@ from trainer.study.budgets import unequal
 from trainer.study.jobs import VERSIONS, Store, Training, determining
 from trainer.study.planning import Column, Key, Plan, held_out_loss
 from trainer.study.sources import Source
-from trainer.study.spec import ALL, FLOW, RANDOM, SUPERVISED, Row, Study, unlabelled
+from trainer.study.spec import ALL, HISTOGRAMS, RANDOM, SUPERVISED, Row, Study, unlabelled
 
+_COUNTED = {
+    "flow": "directions of the optical flow on a 4 x 4 grid of the frames",
+    "boundary": "directions of the derivatives of the optical flow on a 4 x 4 grid of the frames",
+    "colour": "colours of the pixels",
+}
 _FEW = 10  # units to draw from; the bootstrap's intervals over fewer are known to be too narrow
 
 
@@ -219,10 +224,10 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
         found.append(
             f"{SUPERVISED}: random weights, trained with labels for the clips of pretraining and of finetuning together."
         )
-    if FLOW in study.rows:
+    for name in filter(HISTOGRAMS.__contains__, study.rows):
         found.append(
-            f"{FLOW}: no network: directions of the optical flow in a video, its halves, quarters and eighths on a 4 x 4 "
-            "grid of its frames, before the same classifiers."
+            f"{name}: no network: {_COUNTED[HISTOGRAMS[name]]} in a video, its halves, quarters and eighths, before the same "
+            "classifiers."
         )
     for name, source in ((name, sources[name]) for name in study.data if name in sources):
         if source.data.pretraining == ALL:

@@ -18,11 +18,13 @@ from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
 from trainer.evaluate import known as is_protocol
 from trainer.extends import chain, merged
+from trainer.histograms import KINDS
 from trainer.network import stage_names
 from trainer.recipes import recipe
 from trainer.settings import Settings, over, resolve
 
-RANDOM, SUPERVISED, FLOW, WEIGHTS = "random weights", "supervised", "flow histogram", "weights"
+RANDOM, SUPERVISED, WEIGHTS = "random weights", "supervised", "weights"
+HISTOGRAMS = {f"{kind} histogram": kind for kind in KINDS}
 FINETUNE, PRETEXT = "finetune", "pretext"  # measures beside the protocols of frozen features
 ALL = "all"
 LAST = "last"  # the last stage of each network, if these have different names
@@ -95,7 +97,7 @@ class Data:
 class Row:
     """What is compared.
 
-    kind: "method", or RANDOM, SUPERVISED, FLOW, or WEIGHTS of a file alone; candidates: its settings, several if values are
+    kind: "method", or RANDOM, SUPERVISED, one of HISTOGRAMS, or WEIGHTS of a file alone; candidates: its settings, several if values are
     tried, and tried: these values of each; clips: the budget of a pretraining; label: how its pretraining is labelled, if in
     another way than the data set; start: the run or file whose backbone it begins with, and weights: what tells these from others
     """
@@ -228,7 +230,7 @@ def _study(folder: Path, content: dict) -> Study:
         name: _row(folder, name, given or {}, common, content.get("clips")) for name, given in content["rows"].items()
     }
     measures = tuple(m for given in content["measures"] for m in _measures(given, data, rows))
-    rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow"]))
+    rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow", "boundary"]))
     orderings = tuple(_ordering(given, rows) for given in content.get("orderings", ()))
     return Study(content.get("about", ""), content, tuple(seeds), data, rows, measures, orderings)
 
@@ -313,7 +315,7 @@ def _row(folder: Path, name: str, given: dict, common: Settings, clips: int | No
 
 def _references(rows: dict[str, Row], measures: tuple[Measure, ...], baselines: list[str]) -> dict[str, Row]:
     """The rows that are added, see docs/studies.md."""
-    _all_of("baselines", tuple(baselines), ("supervised", "flow"))
+    _all_of("baselines", tuple(baselines), ("supervised", *KINDS))
     protocols, networks = {measure.protocol for measure in measures}, dict.fromkeys(r.network for r in rows.values())
     most, added = max(row.clips for row in rows.values()), []
     for backbone, width in networks:
@@ -322,8 +324,8 @@ def _references(rows: dict[str, Row], measures: tuple[Measure, ...], baselines: 
         added.append(Row(RANDOM + suffix, RANDOM, bare))
         if "supervised" in baselines and "finetune" in protocols:
             added.append(Row(SUPERVISED + suffix, SUPERVISED, bare, clips=most))
-    if "flow" in baselines and protocols & {"linear", "knn", "retrieval"}:
-        added.append(Row(FLOW, FLOW))
+    if not all(map(unlabelled, protocols - {FINETUNE})):
+        added += [Row(name, name) for name, kind in HISTOGRAMS.items() if kind in baselines]
     return {row.name: row for row in added}
 
 
