@@ -196,7 +196,8 @@ class _Planner:
         about = self._about(row, source, title, networks)
         videos = len(source.opened(source.splits[0]).videos) * max(1, len(set(networks.values()) - {None}))
         if histogram:
-            job: Measuring = Histograms(id=identity(kind, data=source.identity), cost=kind, clips=videos, requests=requests, **about)
+            id_of_job = identity(kind, data=source.identity)
+            job: Measuring = Histograms(id=id_of_job, cost=kind, clips=videos, requests=requests, **about)
         else:
             about |= {"cost": f"features {_size(row, source)}", "clips": videos * VIEWS}
             settings = replace(row.candidates[0], seed=seed)

@@ -97,9 +97,10 @@ class Data:
 class Row:
     """What is compared.
 
-    kind: "method", or RANDOM, SUPERVISED, one of HISTOGRAMS, or WEIGHTS of a file alone; candidates: its settings, several if values are
-    tried, and tried: these values of each; clips: the budget of a pretraining; label: how its pretraining is labelled, if in
-    another way than the data set; start: the run or file whose backbone it begins with, and weights: what tells these from others
+    kind: "method", or RANDOM, SUPERVISED, one of HISTOGRAMS, or WEIGHTS of a file alone; candidates: its settings, several if
+    values are tried, and tried: these values of each; clips: the budget of a pretraining; label: how its pretraining is
+    labelled, if in another way than the data set; start: the run or file whose backbone it begins with, and weights: what tells
+    these from others
     """
 
     name: str
