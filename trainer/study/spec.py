@@ -28,6 +28,7 @@ HISTOGRAMS = {f"{kind} histogram": kind for kind in KINDS}
 FINETUNE, PRETEXT = "finetune", "pretext"  # measures beside the protocols of frozen features
 ALL = "all"
 LAST = "last"  # the last stage of each network, if these have different names
+CHOSEN = "chosen"  # that which is best in a cross-validation of the training part, of each network and split
 VIEWS = 10  # clips of a video that features are taken of
 _TRIED = 1000  # settings of a row, at most
 _FINETUNE: dict[str, Any] = {"holdout": 0.0, "jitter": "none", "schedule": "cosine", "optimizer": "adamw", "lr": 1e-3}
@@ -128,14 +129,14 @@ class Row:
 class Measure:
     """One number of a network on a data set.
 
-    last_stage: whether its stage is the last one of a network; parts: of a video's time, whose features stand side by side
+    standing: whether the charts show its stage; parts: of a video's time, whose features stand side by side
     labels: per class that a classifier learns from, or "all"; draws: of each sample of the pretext task
     rows: methods, none for all; targets: none for all that a data set has
     """
 
     protocol: str
     stage: str = ""
-    last_stage: bool = False
+    standing: bool = False
     pooling: str = ""
     parts: int = 1
     k: int = 0
@@ -155,14 +156,14 @@ class Measure:
         names |= {"pretext": "pretext task"}
         few = f"{self.labels} per class" if self.labels != ALL else ""
         parts = f"{self.parts} parts" if self.parts > 1 else ""
-        stage = "last stage" if self.stage == LAST else self.stage
+        stage = {LAST: "last stage", CHOSEN: "chosen stage"}.get(self.stage, self.stage)
         return ", ".join(filter(None, (names.get(self.protocol, self.protocol), stage, self.pooling, parts, few)))
 
     @property
     def headline(self) -> bool:
         """Whether it stands in the forest plot and the ranks, by a rule that does not look at values: all labels, and of frozen
-        features the last stage."""
-        return self.labels == ALL and (not self.stage or self.last_stage)
+        features the chosen stage or, if the file asks for none, the last one."""
+        return self.labels == ALL and (not self.stage or self.standing)
 
     @property
     def determining(self) -> dict:
@@ -376,11 +377,15 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     _one_of(f"{key}, pooling", pooling, ("max", "mean"))
     last = dict.fromkeys(stage_names(*row.network)[-1] for row in rows.values())
     stages = given.get("stage", LAST if len(last) > 1 else [*last])
-    of_stages = []
-    for stage in stages if isinstance(stages, list) else [stages]:
+    stages, of_stages = stages if isinstance(stages, list) else [stages], []
+    for stage in stages:
         _expect(isinstance(stage, str), f"{key}, stage", stage, "the name of a stage, such as conv5")
-        of_stages.append(replace(base, stage=stage, last_stage=stage in (LAST, *last), pooling=pooling))
+        standing = (CHOSEN,) if CHOSEN in stages else (LAST, *last)
+        of_stages.append(replace(base, stage=stage, standing=stage in standing, pooling=pooling))
     if unlabelled(protocol):
+        _expect(
+            CHOSEN not in stages, f"{key}, stage", CHOSEN, "the name of a stage: without classes none can be chosen"
+        )
         return of_stages
     neighbours = protocol_class(protocol).neighbours
     k = _count(f"{key}, k", given.get("k", neighbours)) if neighbours else 0
