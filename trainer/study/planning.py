@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -256,14 +256,20 @@ def _how(column: Column, networks: dict[str, str | None], seed: int | None) -> s
 
 def held_out_loss(store: Store, id: str, settings: Settings) -> float:
     """Last loss on held-out videos of a training; infinite if it failed or diverged."""
-    path, settings = store.run(id) / "run" / "holdout.csv", resolve(settings)
+    path = store.run(id) / "run" / "holdout.csv"
     if not store.has(id) or not path.exists():
         return math.inf
     last = [*csv.DictReader(read_text(path).splitlines())][-1]
-    weights = zip(settings.methods, settings.weights or (), strict=True)
-    names = {"loss": 1} if "loss" in last else {f"{name}.loss": weight for name, weight in weights}
-    loss = sum(weight * float(last[name]) for name, weight in names.items())
+    loss = float(total_loss({name: np.float64(text) for name, text in last.items()}, settings))
     return loss if math.isfinite(loss) else math.inf
+
+
+def total_loss(logged: Mapping[str, Any], settings: Settings) -> Any:
+    """The loss in columns of log.csv or holdout.csv, of several methods the weighted sum."""
+    if "loss" in logged:
+        return logged["loss"]
+    weights = asdict(resolve(settings))["weights"]
+    return sum(weight * logged[f"{name}.loss"] for name, weight in zip(resolve(settings).methods, weights, strict=True))
 
 
 def _training_videos(source: Source, column: Column, seed: int) -> int:
