@@ -33,7 +33,14 @@ VERSIONS = {"train": 1, "frozen": 1, "flow": 1, "finetune": 1, "pretext": 1}
 _LIBRARIES = {name: metadata.version(name) for name in ("torch", "numpy")}
 _RESULT = {
     **{"seconds": float, "cost": str, "clips": float},
-    **{"device?": str, "scores?": {"*": float}, "chance?": {"*": float}, "reason?": str},
+    **{
+        "device?": str,
+        "scores?": {"*": float},
+        "chance?": {"*": float},
+        "predicted?": {"*": str},
+        "stages?": {"*": str},
+    },
+    "reason?": str,
 }
 
 
@@ -191,14 +198,20 @@ class Measuring(Job):
         for network in dict.fromkeys(self.networks.values()):
             splits = [split for split, tested in self.networks.items() if tested == network]
             with tempfile.TemporaryDirectory(dir=store.root / "scratch") as folder:  # features are not kept
-                found = self.features(store, splits[0], flow, Path(folder))
+                features = self.features(store, splits[0], flow, Path(folder))
+                scoring = measures.Scoring(features, self.source, self.compute)
                 for request, split in itertools.product(requests, splits):
                     content, measure = made.setdefault(request.id, {"scores": {}}), request.measure
                     try:
-                        opened = self.source.opened(few_name(split, measure.labels, request.seed), request.target)
-                        content["scores"] |= measures.scores(found, opened, measure, self.compute)
+                        few = few_name(split, measure.labels, request.seed)
+                        found, stage = scoring.scores(few, request.target, measure)
                     except VsslError as error:  # this number cannot be had, the others can
                         content["reason"] = str(error)
+                        continue
+                    content["scores"] |= found.right
+                    content["predicted"] = content.get("predicted", {}) | found.predicted
+                    if stage:
+                        content["stages"] = content.get("stages", {}) | {split: stage}
         return made
 
 
@@ -215,14 +228,15 @@ class Frozen(Measuring):
 
 
 @dataclass(frozen=True, eq=False)
-class Flow(Measuring):
-    """Of the histogram of flow."""
+class Histograms(Measuring):
+    """Of the histograms that stand in the place of a stage in the measures that are asked for."""
 
-    kind = "flow"
+    kind = "flow"  # which takes the time
 
     def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
         assert flow is not None
-        return measures.flow_features(self.source.opened(split), flow)
+        kinds = dict.fromkeys(request.measure.stage for request in self.requests)
+        return measures.histogram_features(self.source.opened(split), kinds, flow)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,14 +248,17 @@ class Finetuning(Job):
     settings: dict[str, Settings]
 
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
-        scores, folder = dict[str, float](), store.root / "finetuned" / self.id
+        made: dict[str, dict] = {"scores": {}, "predicted": {}}
+        folder = store.root / "finetuned" / self.id
         for split, settings in self.settings.items():
             run = folder / split.replace("/", "_")
             _train_or_resume(run, settings, self, self.source.overlays[self.target], self.network(store, split))
             opened = self.source.opened(str(settings.split), self.target)
-            scores |= Evaluator(opened, run, compute=self.compute).scores("recognition").right
+            found = Evaluator(opened, run, compute=self.compute).scores("recognition")
+            made["scores"] |= found.right
+            made["predicted"] |= found.predicted
         shutil.rmtree(folder)  # only its scores are used
-        return {self.id: {"scores": scores}}
+        return {self.id: made}
 
 
 @dataclass(frozen=True, eq=False)
