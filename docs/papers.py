@@ -1,28 +1,25 @@
-"""Print papers.md anew: every table and figure of the papers, its numbers and the commands that run it, which papers.yaml has."""
+"""Print papers.md anew: every table and figure of the papers, its numbers and the commands that run it, which
+trainer/papers/papers.yaml has."""
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from labelgen.reading import load_yaml
-from trainer.recipes import RECIPES, differing, read, recipe
+from trainer.papers import PAPERS, Loop, commands, cost, labelgen, labelgen_options, labelling, rows, script, shards_of
+from trainer.recipes import RECIPES, read
 
-PAPERS, PAGE = (Path(__file__).with_name(f"papers.{ending}") for ending in ("yaml", "md"))
+PAGE = Path(__file__).with_name("papers.md")
 
 _NOTES = {"lacks": "Left out", "differs": "Differs", "assumes": "Assumed", "remarks": "Remarks"}
 _INTRO = """\
 # The papers' experiments
 
 Every table and figure of the five sources, with the numbers as printed and the commands that run it here. The page is printed
-from `docs/papers.yaml` and the recipes, by `make docs`.
+from `trainer/papers/papers.yaml` and the recipes, by `make docs`.
 
 The commands can be copied as they stand, into bash, in a folder whose `data/` holds the data sets by their names (or
 `$VSSL_DATA`). [Shards](#shards) are labelled first; a run has the name of its recipe, a finetuned one those of data set and
@@ -30,17 +27,6 @@ split, too, and what has run for one table serves the next. Numbers are per cent
 printed there. A row that nothing runs is of a method that is not here. *Differs* is what is done otherwise than in the
 source, *left out* what nothing here runs, with the reason, *assumed* what the source leaves open; [the recipes](#recipes)
 have the values that no source states."""
-_PRETRAINING, _FINETUNING = ("TRAIN", "SHARDS"), ("FINETUNE", "OUT")  # what the capitals in commands depend on
-_EACH = {"data": ["ucf101"], "split": [1]}  # what a variable of a command stands for where an entry says nothing else
-
-
-@dataclass(frozen=True)
-class Loop:
-    """Commands for each value of a variable of the shell."""
-
-    variable: str
-    values: list[str]
-    body: list[str | Loop]
 
 
 def page() -> list[str]:
@@ -54,64 +40,6 @@ def page() -> list[str]:
     return [*lines, "", "## Shards", "", *_shards(content), "", "## Recipes", "", *_recipes()]
 
 
-def rows(entry: dict[str, Any]) -> Iterator[tuple[str, str | None, list[Any]]]:
-    """Of each row its label, what runs it (None: nothing here) and its numbers, one per column."""
-    columns = len(entry.get("columns", ()))
-    for label, *cells in entry.get("rows", ()):
-        yield label, cells[0] if len(cells) > columns else None, cells[len(cells) - columns :]
-
-
-def script(entry: dict[str, Any], content: dict[str, Any]) -> list[str | Loop]:
-    """The commands of an entry: those with $run for what runs its rows, with $backbone for its rows of random weights."""
-    found = list(dict.fromkeys(run for _, run, _ in rows(entry) if run))
-    runs = [run for run in found if run.startswith(tuple(entry.get("only", [""]))) and not run.startswith("none-")]
-    each = {"backbone": [run.partition("-")[2] for run in found if run.startswith("none-")]}
-    each |= _EACH | entry.get("each", {})
-    values = {run: _values(run, content) for run in runs}
-    alike = all(values[run] == values[runs[0]] for run in runs)
-
-    def capitals(template: str) -> tuple[str, ...]:
-        """What may differ between runs of which a template stands in one loop with its neighbours."""
-        if "$run" not in template:
-            return ()
-        names = _PRETRAINING if any(name in template for name in _PRETRAINING) else _FINETUNING
-        return _PRETRAINING + _FINETUNING if alike else names
-
-    nodes: list[str | Loop] = []
-    for names, templates in groupby(entry.get("commands", ()), capitals):
-        body = list(templates)
-        if not names:
-            nodes += _nested(body, each)
-            continue
-        fillings = [({name: values[run][name] for name in names}, run) for run in runs]
-        for filling, group in groupby(fillings, itemgetter(0)):
-            nodes += _nested(
-                [_filled(template, filling) for template in body], {"run": [run for _, run in group]} | each
-            )
-    return nodes
-
-
-@cache
-def shards_of(name: str) -> dict[str, Any]:
-    """The configuration of the shards that a recipe is for."""
-    return recipe(name)[1]
-
-
-def labelling(shards: dict[str, Any], dataset: str, content: dict[str, Any]) -> str:
-    """The folder of the first labelling of a data set that serves a recipe, which is for such shards."""
-    for each in content["labellings"]:
-        if each["dataset"] == dataset and not differing(shards, each):
-            return f"{each.get('out', 'out')}/{dataset}"
-    raise ValueError(f"no labelling of {dataset} in {PAPERS.name} has {shards}")
-
-
-def labelgen(each: dict[str, Any]) -> str:
-    """The command of a labelling."""
-    out, split = (f" --{name} {each[name]}" if name in each else "" for name in ("out", "split"))
-    options = {name: value for name, value in each.items() if name not in ("dataset", "out", "split")}
-    return f"vssl labelgen --dataset {each['dataset']}{split}{out} {labelgen_options(options)}"
-
-
 def printed(nodes: list[str | Loop], indent: str = "") -> Iterator[str]:
     """Lines of bash."""
     for node in nodes:
@@ -121,62 +49,6 @@ def printed(nodes: list[str | Loop], indent: str = "") -> Iterator[str]:
             yield f"{indent}for {node.variable} in {' '.join(node.values)}; do"
             yield from printed(node.body, f"{indent}  ")
             yield f"{indent}done"
-
-
-def commands(nodes: list[str | Loop]) -> Iterator[str]:
-    """Every command that bash runs of these lines, in turn."""
-    for node in nodes:
-        if isinstance(node, str):
-            yield node
-        else:
-            for value in node.values:
-                yield from commands(_substituted(node.body, f"${node.variable}", value))
-
-
-def _substituted(nodes: list[str | Loop], name: str, value: str) -> list[str | Loop]:
-    return [
-        node.replace(name, value)
-        if isinstance(node, str)
-        else Loop(node.variable, node.values, _substituted(node.body, name, value))
-        for node in nodes
-    ]
-
-
-def _values(run: str, content: dict[str, Any]) -> dict[str, str]:
-    """What the capitals in the commands of a run stand for."""
-    finetuning = content["finetuning"][max((name for name in content["finetuning"] if run.startswith(name)), key=len)]
-    out = labelling(shards_of(finetuning), "ucf101", content).removesuffix("/ucf101")
-    if run.startswith("supervised-"):
-        train, shards = (
-            f"vssl finetune --recipe {finetuning} --scratch --backbone {run.partition('-')[2]}",
-            f"{out}/kinetics400",
-        )
-    else:
-        train, shards = "vssl train --recipe $run", labelling(shards_of(run), run.split("-")[2], content)
-    return {"TRAIN": train, "SHARDS": shards, "FINETUNE": finetuning, "OUT": out}
-
-
-def _filled(command: str, values: dict[str, str]) -> str:
-    for name, value in values.items():
-        command = command.replace(name, value)
-    return command
-
-
-def _nested(commands: list[str], each: dict[str, list[Any]]) -> list[str | Loop]:
-    """The commands in loops over the variables that they name, the first one outside; none of a variable without values."""
-    if not each:
-        return list(commands)
-    (variable, values), *rest = each.items()
-    nodes: list[str | Loop] = []
-    for has, group in groupby(commands, lambda command: f"${variable}" in command):
-        body = _nested(list(group), dict(rest))
-        if not has:
-            nodes += body
-        elif len(values) == 1 and "*" not in str(values[0]):
-            nodes += _substituted(body, f"${variable}", str(values[0]))
-        elif values:
-            nodes.append(Loop(variable, [str(value) for value in values], body))
-    return nodes
 
 
 def _item(entry: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
@@ -212,18 +84,10 @@ def _shards(content: dict[str, Any]) -> Iterator[str]:
     body = []
     for each in content["labellings"]:
         folder = f"{each.get('out', 'out')}/{each['dataset']}"
-        body.append([f"`{folder}`", *_cost(each, content), str(len(serves.get(folder, ()))) or ""])
+        known = cost(each, content)
+        costs = [f"{known[0]:g}", f"{known[1]:.1f}", f"{known[2]:.0f}"] if known else [""] * 3
+        body.append([f"`{folder}`", *costs, str(len(serves.get(folder, ())))])
     yield from _markdown(["shards", "frames, millions", "core hours", "GB", "recipes of pretraining"], body)
-
-
-def _cost(each: dict[str, Any], content: dict[str, Any]) -> list[str]:
-    """Frames in millions, core hours and gigabytes of a labelling, from what was measured for frames of that size."""
-    frames = content["frames"].get(each["dataset"])
-    if frames is None:
-        return ["", "", ""]
-    clips = "all" if each["clips"] is None else "some"
-    hours, size = content["measured"][each["dataset"]]["{height} x {width}".format(**each)][clips]
-    return [f"{frames:g}", f"{frames * hours:.1f}", f"{frames * size:.0f}"]
 
 
 def _names() -> list[str]:
@@ -240,19 +104,6 @@ def _recipes() -> Iterator[str]:
         assumed += [labelgen_options({key: value}) for key, value in shards.items()]
         found.append([f"`{name}`", f"`{labelgen_options(shards_of(name))}`", ", ".join(assumed) or "nothing"])
     yield from _markdown(["recipe", "is for shards of `vssl labelgen` with", "assumed"], found)
-
-
-def labelgen_options(shards: dict[str, Any]) -> str:
-    """The shard configuration of a recipe as options of `vssl labelgen`."""
-    options = []
-    for name, value in shards.items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):  # a flag
-            options += [option] * value
-        else:
-            text = "all" if value is None else ",".join(value) if isinstance(value, list) else str(value)
-            options.append(f"{option} {shlex.quote(text)}")
-    return " ".join(options)
 
 
 def _run(run: str | None) -> str:

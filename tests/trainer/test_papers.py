@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from cli.main import main
-from docs import papers
+from docs.papers import PAGE, page
+from trainer import papers
 from trainer.backbones import BACKBONES
 from trainer.extends import chain
 from trainer.methods import METHODS
@@ -107,7 +108,7 @@ def test_every_command_exists():
 
 def test_every_entry_of_statistics_says_that_its_flow_differs():
     flow = "the flow is TV-L1; the thesis cites Brox et al., ECCV 2004"
-    lines, count = papers.page(), 0
+    lines, count = page(), 0
     for (source, item), entry in ENTRIES.items():
         text = " ".join(papers.commands(papers.script(entry, CONTENT)))
         here = lines.index(f"### {source} {item}: {entry['title']}")
@@ -182,11 +183,11 @@ def test_numbers_agree_with_those_of_the_report():
 
 
 def test_the_page_is_the_printed_one():
-    assert papers.PAGE.read_text() == "\n".join(papers.page()) + "\n", "run `make docs`"
+    assert PAGE.read_text() == "\n".join(page()) + "\n", "run `make docs`"
 
 
 def test_the_page_names_every_number_and_what_recipes_assume():
-    lines = papers.page()
+    lines = page()
     text = "\n".join(lines)
     for (source, item), entry in ENTRIES.items():
         assert f"### {source} {item}: {entry['title']}" in lines
