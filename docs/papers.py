@@ -9,12 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from labelgen.reading import load_yaml
-from trainer.papers import PAPERS, Loop, commands, cost, labelgen, labelgen_options, labelling, rows, script, shards_of
+from trainer.papers import (
+    PAPERS,
+    Loop,
+    cost,
+    labelgen,
+    labelgen_options,
+    labelling,
+    markdown,
+    notes,
+    rows,
+    run_by,
+    script,
+    shards_of,
+)
 from trainer.recipes import RECIPES, read
 
 PAGE = Path(__file__).with_name("papers.md")
 
-_NOTES = {"lacks": "Left out", "differs": "Differs", "assumes": "Assumed", "remarks": "Remarks"}
 _INTRO = """\
 # The papers' experiments
 
@@ -56,16 +68,12 @@ def _item(entry: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
         yield f"Not run here: {entry['cannot']}."
     if "protocol" in entry:
         yield f"Protocol: {entry['protocol']}."
-    trained = {word.split("-")[0] for command in commands(script(entry, content)) for word in command.split()}
-    of_methods = [text for method, text in content["differs_of"].items() if method in trained]
-    notes = entry | {"differs": [*entry.get("differs", ()), *of_methods]}
-    for name, title in _NOTES.items():
-        if notes.get(name):
-            yield f"{title}: {'; '.join(notes[name])}."
-    found = [[label, _run(run), *map(_cell, cells)] for label, run, cells in rows(entry)]
+    for title, texts in notes(entry, content).items():
+        yield f"{title}: {'; '.join(texts)}."
+    found = [[label, f"`{run_by(run)}`" if run else "", *map(_cell, cells)] for label, run, cells in rows(entry)]
     if any(run for _, run, *_ in found):
         yield ""
-        yield from _markdown(["", "run by", *entry.get("columns", ())], found)
+        yield from markdown(["", "run by", *entry.get("columns", ())], found)
     elif found:  # the classes of a data set: a line of its own for each would bury the rest
         numbers = (f"{label} {' / '.join(cells)}" for label, _, *cells in found)
         yield f"Numbers, {' / '.join(entry['columns'])}: {'; '.join(numbers)}."
@@ -87,7 +95,7 @@ def _shards(content: dict[str, Any]) -> Iterator[str]:
         known = cost(each, content)
         costs = [f"{known[0]:g}", f"{known[1]:.1f}", f"{known[2]:.0f}"] if known else [""] * 3
         body.append([f"`{folder}`", *costs, str(len(serves.get(folder, ())))])
-    yield from _markdown(["shards", "frames, millions", "core hours", "GB", "recipes of pretraining"], body)
+    yield from markdown(["shards", "frames, millions", "core hours", "GB", "recipes of pretraining"], body)
 
 
 def _names() -> list[str]:
@@ -103,14 +111,7 @@ def _recipes() -> Iterator[str]:
         shards = {key: entry["value"] for key, entry in content["shards"].items() if entry["source"] == "assumed"}
         assumed += [labelgen_options({key: value}) for key, value in shards.items()]
         found.append([f"`{name}`", f"`{labelgen_options(shards_of(name))}`", ", ".join(assumed) or "nothing"])
-    yield from _markdown(["recipe", "is for shards of `vssl labelgen` with", "assumed"], found)
-
-
-def _run(run: str | None) -> str:
-    if run is None:
-        return ""
-    method, _, backbone = run.partition("-")
-    return f"`--scratch --backbone {backbone}`" if method == "none" else f"`{run}`"
+    yield from markdown(["recipe", "is for shards of `vssl labelgen` with", "assumed"], found)
 
 
 def _cell(value: object) -> str:
@@ -119,11 +120,6 @@ def _cell(value: object) -> str:
 
 def _value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _markdown(head: list[str], body: list[list[str]]) -> Iterator[str]:
-    for cells in (head, ["---"] * len(head), *body):
-        yield f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

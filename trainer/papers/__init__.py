@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,19 @@ def rows(entry: dict[str, Any]) -> Iterator[tuple[str, str | None, list[Any]]]:
     columns = len(entry.get("columns", ()))
     for label, *cells in entry.get("rows", ()):
         yield label, cells[0] if len(cells) > columns else None, cells[len(cells) - columns :]
+
+
+def numbered(item: str) -> Iterator[tuple[str, str]]:
+    """("tab.", "2.4") of each table and figure that an item's name holds; "fig. 2.1 to 2.3" are three."""
+    kind = ""
+    for word in re.findall(r"tab\.|fig\.|[\d.]+ to [\d.]+|\d[\d.]*", item):
+        if word in ("tab.", "fig."):
+            kind = word
+        elif " to " in word:
+            (*chapter, first), (*_, last) = (end.split(".") for end in word.split(" to "))
+            yield from ((kind, ".".join([*chapter, str(n)])) for n in range(int(first), int(last) + 1))
+        elif kind:
+            yield kind, word
 
 
 def script(entry: dict[str, Any], content: dict[str, Any]) -> list[str | Loop]:
@@ -77,6 +91,11 @@ def labelling(shards: dict[str, Any], dataset: str, content: dict[str, Any]) -> 
         if each["dataset"] == dataset and not differing(shards, each):
             return f"{each.get('out', 'out')}/{dataset}"
     raise ValueError(f"no labelling of {dataset} in {PAPERS.name} has {shards}")
+
+
+def labelling_of(folder: str, content: dict[str, Any]) -> dict[str, Any]:
+    """The labelling that makes the shards of a folder, "out/1to3/ucf101"."""
+    return next(each for each in content["labellings"] if f"{each.get('out', 'out')}/{each['dataset']}" == folder)
 
 
 def labelgen(each: dict[str, Any]) -> str:
@@ -164,3 +183,36 @@ def labelgen_options(shards: dict[str, Any]) -> str:
             text = "all" if value is None else ",".join(value) if isinstance(value, list) else str(value)
             options.append(f"{option} {shlex.quote(text)}")
     return " ".join(options)
+
+
+def values_of(words: Sequence[str], option: str) -> list[str]:
+    """The values that an option has in a command."""
+    return [value for name, value in pairwise(words) if name == option]
+
+
+def value_of(words: Sequence[str], option: str) -> str | None:
+    """The value that an option has in a command, the last one; None without it."""
+    return next(reversed(values_of(words, option)), None)
+
+
+_NOTES = {"lacks": "Left out", "differs": "Differs", "assumes": "Assumed", "remarks": "Remarks"}
+
+
+def notes(entry: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
+    """What is to be said of an entry, under its headings."""
+    trained = {word.split("-")[0] for command in commands(script(entry, content)) for word in command.split()}
+    of_methods = [text for method, text in content["differs_of"].items() if method in trained]
+    found = entry | {"differs": [*entry.get("differs", ()), *of_methods]}
+    return {title: found[name] for name, title in _NOTES.items() if found.get(name)}
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Lines of a table."""
+    for cells in (head, ["---"] * len(head), *body):
+        yield f"| {' | '.join(cells)} |"
+
+
+def run_by(run: str | None) -> str:
+    """What runs a row."""
+    method, _, backbone = (run or "").partition("-")
+    return f"--scratch --backbone {backbone}" if method == "none" else run or ""
