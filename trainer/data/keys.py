@@ -1,3 +1,3 @@
 """What begins the key of each kind of random draw, so that no two kinds share a generator."""
 
-ORDER, VIEW, OTHER_VIDEO, HOLDOUT, FRACTION, HALF, SHUFFLED, LABELLED = 1, 2, 3, 4, 5, 6, 7, 8
+ORDER, VIEW, OTHER_VIDEO, HOLDOUT, FRACTION, HALF, DIRECTION, SHUFFLED, LABELLED = range(1, 10)
