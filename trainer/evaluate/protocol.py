@@ -227,7 +227,7 @@ class FeatureProtocol(Protocol):
     tasks: the numbers of the classes that are told from one another, by name; ALL_CLASSES, or pairs of opposite ones
     """
 
-    options = (
+    options: ClassVar[tuple[ProtocolOption, ...]] = (
         TIME,
         SEED,
         ProtocolOption(
