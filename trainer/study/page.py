@@ -11,7 +11,7 @@ from trainer.pages import plots
 from trainer.pages.differences import value_cell
 from trainer.pages.page import details, figure, fill, grid, heading, items, join, page, paragraph, scroll, table
 from trainer.pages.plots import Point
-from trainer.pages.report import made_by
+from trainer.pages.sources import made_by
 from trainer.pages.trained import curve, read_log
 from trainer.study.budgets import differing, runs_by_data
 from trainer.study.jobs import Store
