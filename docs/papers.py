@@ -21,8 +21,8 @@ _NOTES = {"lacks": "Left out", "differs": "Differs", "assumes": "Assumed", "rema
 _INTRO = """\
 # The papers' experiments
 
-Every table and figure of the sources, or of the models of their public code, with the numbers as printed and the commands that run it here. The page is printed
-from `docs/papers.yaml` and the recipes, by `make docs`.
+Every table and figure of the sources, of some the table of the models of their public code, with the numbers as printed and
+the commands that run it here. The page is printed from `docs/papers.yaml` and the recipes, by `make docs`.
 
 The commands can be copied as they stand, into bash, in a folder whose `data/` holds the data sets by their names (or
 `$VSSL_DATA`). [Shards](#shards) are labelled first; a run has the name of its recipe, a finetuned one those of data set and
