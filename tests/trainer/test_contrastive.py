@@ -243,7 +243,7 @@ def test_held_out_samples_change_nothing(make, name):
 
 def test_what_cannot_be_trained(make, tmp_path):
     write_shard(tmp_path / "one" / "00000.h5", [64, 9])
-    for name in ("simclr", "moco"):
+    for name in ("simclr", "moco", "rspnet"):
         of = method_class(name)
         with pytest.raises(
             TrainerError, match=f"{name} compares videos, and one has 1 that it can train on; it needs 2"

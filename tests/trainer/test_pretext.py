@@ -95,6 +95,7 @@ def test_order_accuracy_equals_a_slow_one(demo, tmp_path):
             {("tce", "accuracy"): None, ("tce", "rotation accuracy"): 25},
         ),
         ({"method": "moco"}, {("moco", "accuracy"): None}),
+        ({"method": "rspnet"}, {("rspnet", "accuracy"): None, ("rspnet", "speed accuracy"): 50}),
     ],
 )
 def test_every_method_with_an_accuracy(demo, tmp_path, settings, metrics):

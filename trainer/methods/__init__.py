@@ -21,6 +21,8 @@ METHODS = {
     "simclr": "trainer.methods.simclr:SimCLR",
     "moco": "trainer.methods.moco:MoCo",
     "byol": "trainer.methods.byol:BYOL",
+    "rspnet": "trainer.methods.rspnet:RSPNet",
+    "lejepa": "trainer.methods.lejepa:LeJEPA",
     "rotation": "trainer.methods.rotation:Rotation",
     "recognition": "trainer.methods.recognition:Recognition",
 }

@@ -13,8 +13,7 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.errors import SettingError
-from trainer.methods.contrast import like_a_constant, random_clip, spread
+from trainer.methods.contrast import check_speeds, like_a_constant, random_clip, spread
 from trainer.methods.method import Method
 from trainer.methods.parts import (
     averaged_copy,
@@ -83,9 +82,7 @@ class ASCNet(Method):
 
     @staticmethod
     def check(options: dict) -> None:
-        speeds = options["speeds"]
-        if not all(speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
-            raise SettingError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")
+        check_speeds(options["speeds"])
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Draw, Shards
-from trainer.errors import TrainerError
+from trainer.errors import SettingError, TrainerError
 from trainer.methods.method import Method
 from trainer.methods.parts import embedding, float32, projection_head, unit
 from trainer.options import Option, at_least, between
@@ -173,3 +173,9 @@ def like_a_constant(name: str, value: float, constant: float) -> str:
     """See Method.at_chance. A distance from targets within 2 % of that of the best prediction that is the same for all is no
     better than chance."""
     return "" if value < 0.98 * constant else f"{name} {value:.3f}, that of one prediction for all {constant:.3f}"
+
+
+def check_speeds(speeds: list[int]) -> None:
+    """Raises SettingError for speeds of which no two can be compared."""
+    if not all(speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
+        raise SettingError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")

@@ -45,8 +45,8 @@ class Pretext(Protocol):
         "among the negatives mined from the bank; `rotation accuracy` is that of their rotation head. Beside it chance."
     )
     left_out = (
-        "Videos too short for the method; clips without a valid label; `ascnet`, `simclr` and `byol`, whose losses compare "
-        "vectors of several samples."
+        "Videos too short for the method; clips without a valid label; `ascnet`, `simclr`, `byol` and `lejepa`, whose "
+        "losses compare vectors of several samples."
     )
     source = "Xu et al., CVPR 2019, tab. 1 (order); thesis tab. 4.1 (pace)."
     options = (ProtocolOption("draws", int, "Draws of every sample.", default=1, least=1),)
