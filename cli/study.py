@@ -60,8 +60,8 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
 
 def label(given: dict, out: Path, workers: int) -> Path:
     """Shards of a data set, as the study file says (dataset, root, label: fields of labelgen.config.Config)."""
+    from labelgen import demo
     from labelgen.config import Config
-    from labelgen.demo import render
     from labelgen.errors import ConfigError
     from labelgen.manifest import default_root, load
     from labelgen.run import run
@@ -78,7 +78,12 @@ def label(given: dict, out: Path, workers: int) -> Path:
     if given["dataset"] == "demo":
         root = root or default_root("demo")
         with ProgressBar("rendered", "video") as progress:
-            render(root, progress=progress)
+            try:
+                demo.render(root, **given.get("render", {}), progress=progress)
+            except TypeError as error:
+                raise ConfigError(f"render: {error}") from error
+    elif "render" in given:
+        raise ConfigError(f"render: {given['dataset']} is not rendered; expected dataset: demo")
     data = load(given["dataset"], root, images=(config.image_fps or config.fps) is not None)
     with ProgressBar("labelled", "video") as progress:
         run(data, data.videos, out, config, workers, progress=progress, say=click.echo)

@@ -54,7 +54,7 @@ CASES = {
 CASES["tce-frames"] = {"method": "tce", "backbone": "resnet18"}
 CASES["joint"] = {"method": "ascnet+statistics", "weights": [1.0, 0.5], "ema": 0.9}
 CASES["queue"] = {"method": "moco+pace", "accumulate": 2}
-CASES["accumulated"] = {"method": "rotation", "accumulate": 2}
+CASES["accumulated"] = {"method": "rotation", "accumulate": 2, "jitter": "contrast"}
 ON_CUDA = {"backbone": "r3d10", "device": "cuda:0", "precision": "float32", "sync_bn": True}
 CUDA_CASES = {
     name: CASES[name] | ON_CUDA

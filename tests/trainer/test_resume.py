@@ -27,7 +27,11 @@ RUNS = {  # of each method: labels, banks, averaged networks, dropout, curricula
         "curriculum": 0.5,
     },
     "pace": {"epochs": 3, "batch_size": 6, "accumulate": 2, "optimizer": "lars", "lr": 1.0},
-    "pace same-context": {"epochs": 3, "options": {"pace": {"contrast": "same-context", "random_backwards": True}}},
+    "pace same-context": {
+        "epochs": 3,
+        "options": {"pace": {"contrast": "same-context", "random_backwards": True}},
+        "jitter": "contrast",
+    },
     "pace same-pace": {
         "epochs": 3,
         "options": {"pace": {"contrast": "same-pace", "literal": True, "pace_weight": 0.0}},

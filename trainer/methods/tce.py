@@ -103,7 +103,7 @@ class TCE(Method):
         """turns: quarter turns of the anchor's copy, 0 to 3; draws: two random numbers from which negatives are drawn. The
         second view gets crop and mirror of the first."""
         first, second = draw.views
-        second |= {name: first[name] for name in ("crop", "corner", "mirror")}
+        second |= {name: first[name] for name in first.keys() - {"jitter", "sigma"}}
         length = draw.options["frames"]
         start = draw.rng.integers(reader.arrays["videos/n_frames"][video] - 2 * length + 1)
         frames = reader.arrays["videos/first_frame"][video] + start + np.arange(2 * length).reshape(2, length)
