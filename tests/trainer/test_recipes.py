@@ -20,7 +20,7 @@ from trainer.recipes import RECIPES, read, recipe
 from trainer.settings import resolve
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-SOURCE = re.compile(r"assumed|(thesis|vcop|skip-clip|tce|ascnet),? \S.*")
+SOURCE = re.compile(r"assumed|(thesis|vcop|skip-clip|tce|ascnet|rspnet|lejepa),? \S.*")
 ALWAYS = {
     "method",
     "repeats",
@@ -64,6 +64,18 @@ TCE = SGD | {"lr": 0.03, "batch_size": 100, "epochs": 50, "drop_every": 25, "wei
 TCE |= {"temperature": 0.07, "negatives": 8192, "lo": -1, "hi": 1, "rotation_weight": 1, "loss": "nce"}
 FINETUNE = THESIS | {"method": "recognition", "lr": 3e-3, "epochs": 20, "repeats": 10, "mirror": True, "hidden": 0}
 ASCNET = {"speeds": [1, 2], "optimizer": "sgd"}
+RSPNET = {"speeds": [1, 2], "queue": 16384, "temperature": 0.07, "decay": 0.999, "margin": 2, "speed_weight": 1}
+RSPNET |= {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "lr": 0.1, "weight_decay": 1e-4, "epochs": 200}
+RSPNET |= {"batch_size": 64, "jitter": "contrast", "crop_area": [0.4, 1], "crop": 112}
+LEJEPA = {
+    "optimizer": "adamw",
+    "lr": 5e-4,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "epochs": 100,
+    "batch_size": 256,
+}
+LEJEPA |= {"clips": 4, "layers": 3, "hidden": 2048, "outputs": 128, "directions": 1024, "crop_area": [0.3, 1]}
 PUBLISHED = {
     "statistics-c3d_light-ucf101": LIGHT,
     "statistics-c3d_light-ucf101-motion": MOTION,
@@ -118,6 +130,12 @@ PUBLISHED = {
     "tce-resnet18-ucf101-no-mining": TCE | {"negatives": 0, "hi": -1},
     "ascnet-r3d18-kinetics400": ASCNET,
     "ascnet-s3dg-kinetics400": ASCNET | S3DG,
+    "rspnet-resnet3d18-kinetics400": RSPNET,
+    "rspnet-c3d-kinetics400": RSPNET,
+    "rspnet-r2plus1d10-kinetics400": RSPNET | {"lr": 0.05},
+    "rspnet-s3dg-kinetics400": RSPNET | {"lr": 0.05, "crop": 224},
+    "lejepa-resnet3d18-kinetics400": LEJEPA,
+    "pace-s3dg-kinetics400-speednet": S3DG | {"paces": ["1", "2"], "contrast": "none"},
     "rotation-resnet3d18-kinetics400": {"backbone": "resnet3d18", "crop": 224, "clips": 20},
     "finetune-thesis": FINETUNE | SIZE,
     "finetune-thesis-light": FINETUNE | SIZE | {"epochs": 18, "hidden": 2048, "mirror": False},
