@@ -188,8 +188,7 @@ def labelgen(
     videos = select(data.videos, data.splits, split)
     split = split_name(data.splits, split)
     if plan:
-        _plan(data, videos, out, config, workers, stall, labels)
-        return
+        return _plan(data, videos, out, config, workers, stall, labels)
     if scheduler is not None and workers > 1:
         click.echo("--workers is not used: the cluster's workers make the shards", err=True)
     handler = signal.signal(signal.SIGINT, stop)
@@ -228,7 +227,7 @@ def _source(videos: Path | None, dataset: str | None, root: Path | None) -> tupl
     return dataset or "folder", root
 
 
-def _plan(data, videos, out, config, workers, stall, labels) -> None:
+def _plan(data, videos, out, config, workers, stall, labels):
     from labelgen.run.estimate import SECONDS, estimate
 
     with ProgressBar("measured", "video") as progress:
@@ -254,6 +253,7 @@ def _plan(data, videos, out, config, workers, stall, labels) -> None:
         f"  disk:      about {found.disk / 1e9:,.2f} GB in {out}, where {found.free / 1e9:,.1f} GB are free{short}"
     )
     click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB for all workers")
+    return found
 
 
 def print_report(report: dict, folder: Path) -> None:

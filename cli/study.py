@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli.options import WRITTEN
+from cli.options import WRITTEN, check_scheduler, on_machine
 from labelgen.progress import ProgressBar
 
 
@@ -18,18 +18,7 @@ from labelgen.progress import ProgressBar
 @click.option(
     "--plan", is_flag=True, help="Show the runs, which are done and about how long the others take; make none."
 )
-@click.option(
-    "--workers", default=1, type=click.IntRange(1), help="Runs at a time, at most four per core; they share the cores."
-)
-@click.option(
-    "--backend", default="joblib", type=click.Choice(["joblib", "dask"]), help="This machine, or a Dask cluster."
-)
-@click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask.")
-@click.option(
-    "--device",
-    default="auto",
-    help="cpu, cuda, or GPUs such as cuda:0,cuda:2: each run gets one; auto: cuda if there is a GPU.",
-)
+@on_machine
 @click.option("--latex", is_flag=True, help="Write table.tex, too.")
 def study(file, out, plan, workers, backend, scheduler, device, latex):
     """Compare the rows of a study FILE (docs/studies.md) on its data sets.
@@ -37,10 +26,7 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
     Makes what is missing and writes OUT/study.json, table.md and index.html. The same command again resumes an
     interrupted study. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
     """
-    if (backend == "dask") != (scheduler is not None):
-        raise click.UsageError(
-            f"--backend is {backend}, --scheduler {scheduler}; give both --backend dask and --scheduler"
-        )
+    check_scheduler(backend, scheduler)
     from labelgen.flow import flow
     from trainer.study.runner import Machine
     from trainer.study.study import show_plan

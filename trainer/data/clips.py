@@ -133,7 +133,7 @@ class TrainingClips:
             shown.append((reader, frames, draw.views))
             video = np.searchsorted(reader.arrays["videos/first_frame"], frames.flat[0], "right") - 1
             ids.append(reader.arrays["videos/id"][video])
-            rows.append(self.shards.before[shard] + video)
+            rows.append(self.shards.first_row[shard] + video)
             views += draw.views
             labels.append(label)
         array = self._frames(views, self.n)

@@ -73,10 +73,7 @@ def train(
         checkpoint.check_newest(saved)
         opened = data.Shards(shards, overlay=overlay)  # before the split of other data is looked for
         check_same_data(saved, {"dataset": opened.dataset, "config_hash": opened.config_hash}, opened.folder)
-    if initial is not None:
-        of = checkpoint.load(initial, best=True).meta["settings"]
-        missing = {name: of[name] for name in ("backbone", "width") if getattr(settings, name) is None}
-        settings = replace(settings, **missing)
+    settings = like_initial(settings, initial)
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
     with distributed.session(settings.device) as device:
         settings = replace(settings, precision=pick_precision(settings.precision, device))
@@ -88,6 +85,14 @@ def train(
         for name in differing(expected, training.source.config):
             say(f"the recipe is for shards with {name} {expected[name]}, these have {training.source.config.get(name)}")
         return training.run(run, saved)
+
+
+def like_initial(settings: Settings, initial: str | os.PathLike | None) -> Settings:
+    """Settings with backbone and width of the checkpoint that the training starts from, if any, where they say none."""
+    if initial is None:
+        return settings
+    of = checkpoint.load(initial, best=True).meta["settings"]
+    return replace(settings, **{name: of[name] for name in ("backbone", "width") if getattr(settings, name) is None})
 
 
 @dataclass

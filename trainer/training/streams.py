@@ -64,12 +64,12 @@ def select_videos(
     source, held_out = data.Shards(folders, settings.split, overlay=overlay), None
     if settings.holdout:
         held = source.hold_out(settings.holdout, settings.seed)
-        say(f"{held.sum()} training videos are held out, {source.trains.sum()} are trained on")
+        say(f"{held.sum()} training videos are held out, {source.train_mask.sum()} are trained on")
         held_out = source.with_training_videos(held)
     if settings.fraction < 1:
-        before = source.trains.sum()
-        source.keep(settings.fraction, settings.seed)
-        say(f"{source.trains.sum()} of {before} training videos are used")
+        before = source.train_mask.sum()
+        source.subsample(settings.fraction, settings.seed)
+        say(f"{source.train_mask.sum()} of {before} training videos are used")
     return source, held_out
 
 
