@@ -84,35 +84,56 @@ class Store:
         runs = (path.parent.name for path in self.root.glob("runs/*/done.json"))
         return [*runs, *(path.stem for path in self.root.glob("results/*.json"))]
 
-    def log(self, job: Job) -> Path:
+    def log(self, job: Work) -> Path:
         """What a job prints."""
         return self.root / "logs" / f"{job.id}.txt"
 
-    def marker(self, job: Job) -> Path:
+    def marker(self, job: Work) -> Path:
         """Exists while a job is made; holds its device, and how long its log was before."""
         return self.root / "logs" / f"{job.id}.running"
 
-    def done(self, job: Job) -> bool:
+    def done(self, job: Work) -> bool:
         """Whether all that a job makes exists."""
         return all(map(self.has, job.makes))
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """What one process makes.
-
-    id: hash of all that determines it; row, title: for the reader; cost: name of like jobs, and clips: how many, for the estimate
-    source: the data set that it reads; networks: by split, the id of the training whose network is used, None for random weights
-    start: run or file whose backbone is used in place of random weights, if any; device: or several, among which jobs are spread
-    """
+class Work:
+    """What one process makes. id: hash of all that determines it; row, title: for the reader; device: or several, among which
+    they are spread"""
 
     kind: ClassVar[str]
     id: str
     row: str
     title: str
+    device: str
+
+    @property
+    def needs(self) -> list[str]:
+        """The ids of what comes before it."""
+        return []
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """The ids of what it makes."""
+        return (self.id,)
+
+    def work_and_store(self, store: Store, flow: Callable | None) -> None:
+        """Make it here, and store what it makes; flow: see `study`. Raises VsslError."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Job(Work):
+    """What one process makes of a data set and a network.
+
+    cost: name of like jobs, and clips: how many, for the estimate
+    source: the data set that it reads; networks: by split, the id of the training whose network is used, None for random weights
+    start: run or file whose backbone is used in place of random weights, if any
+    """
+
     cost: str
     clips: float
-    device: str
     source: Source
     networks: dict[str, str | None]
     start: str
@@ -124,13 +145,8 @@ class Job:
 
     @property
     def needs(self) -> list[str]:
-        """The trainings that come before it."""
+        """The ids of the trainings that come before it."""
         return list(dict.fromkeys(id for id in self.networks.values() if id))
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        """The ids of what it makes."""
-        return (self.id,)
 
     @property
     def compute(self) -> Compute:
@@ -141,7 +157,6 @@ class Job:
         raise NotImplementedError
 
     def work_and_store(self, store: Store, flow: Callable | None) -> None:
-        """Make it here, and store what it makes. Raises VsslError."""
         begin = time.perf_counter()
         made = self.work(store, flow)
         took = round((time.perf_counter() - begin) / max(1, len(made)), 2)

@@ -292,19 +292,19 @@ def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float,
     part has."""
     settings, opened = resolve(settings), source.opened(str(settings.split))
     values = asdict(settings)
-    shards = opened.with_training_videos(opened.trains)
+    shards = opened.with_training_videos(opened.train_mask)
     if settings.holdout:
         shards.hold_out(values["holdout"], values["seed"])
-    shards.keep(values["fraction"], values["seed"])
+    shards.subsample(values["fraction"], values["seed"])
     clips_of = training_clips(shards, settings, say=lambda _: None)
     each = epoch_of(clips_of, settings)[1]
     epochs, videos = max(1, round(clips / each)), {video for each in clips_of.values() for video in _videos_of(each)}
-    return epochs, epochs * each, (len(videos), int(opened.trains.sum()))
+    return epochs, epochs * each, (len(videos), int(opened.train_mask.sum()))
 
 
 def _videos_of(clips: data.TrainingClips) -> list[int]:
     """Rows of the videos that the samples of a method are of."""
     shards, (shard, item) = clips.shards, clips.samples.T
     if clips.method.of_labelled_clips and shards.config["clips"] is None:  # the samples are clips
-        return shards.owner[(np.cumsum(shards.readers.n_clips) - shards.readers.n_clips)[shard] + item].tolist()
-    return (np.asarray(shards.before)[shard] + item).tolist()
+        return shards.clip_video[(np.cumsum(shards.readers.n_clips) - shards.readers.n_clips)[shard] + item].tolist()
+    return (np.asarray(shards.first_row)[shard] + item).tolist()

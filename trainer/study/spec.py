@@ -39,7 +39,7 @@ _SETTINGS = {f"{field.name}?": _ANY for field in fields(Settings) if field.name 
 _DATA = Only(
     {
         **dict.fromkeys(("shards?", "dataset?", "root?", "pretraining?", "resample?"), str),
-        **{"label?": dict, "split?": _NAMES, "test?": float, "folds?": int},
+        **{"label?": dict, "render?": dict, "split?": _NAMES, "test?": float, "folds?": int},
         "targets?": {"*": Only({"csv": str, "video": str, "column": str})},
     }
 )
@@ -273,6 +273,7 @@ def _data(folder: Path, name: str, given: dict) -> Data:
             "dataset": _path(folder, manifest) if manifest.endswith((".yaml", ".yml")) else manifest,
             "root": _path(folder, given["root"]) if "root" in given else None,
             "label": given.get("label", {}),
+            **({"render": given["render"]} if "render" in given else {}),
         }
     targets = {name: table | {"csv": _path(folder, table["csv"])} for name, table in given.get("targets", {}).items()}
     shards = Path(_path(folder, given["shards"])) if "shards" in given else None
