@@ -52,10 +52,10 @@ def study(
         for name, reason in unusable.items():
             say(f"failed: data {name}: {reason}")
         planned = plan(spec, sources, store, machine.device, failed)
-        if planned.undecided:
-            tried = [planned.jobs[id] for ids in planned.tried.values() for id in ids]
-            make_missing(tried, store, machine, flow, failed, say)
-            planned = plan(spec, sources, store, machine.device, failed)  # with the settings that were best
+        for _ in ("trainings", "their networks, if they are compared by classes"):
+            if planned.undecided:
+                make_missing([*planned.deciding.values()], store, machine, flow, failed, say)
+                planned = plan(spec, sources, store, machine.device, failed)  # at last with the settings that were best
         for line in _unused(planned, store, unusable):
             say(line)
         jobs = planned.jobs.values()
