@@ -34,8 +34,8 @@ def study(
     say: Say = print,
     latex: bool = False,
 ) -> dict:
-    """Make what is missing of the study of a file in the folder `out`, and write study.json, table.md, lists as CSV, index.html and,
-    if asked, table.tex there. Returns what study.json holds; "failures" lists what did not work.
+    """Make what is missing of the study of a file in the folder `out`, and write study.json, table.md, lists as CSV, index.html
+    and, if asked, table.tex there. Returns what study.json holds; "failures" lists what did not work.
 
     label: makes the shards of a data set: what the file says of it, the folder to write to, processes; returns the shards
     flow: optical flow of two luma images uint8 [H, W], float32 [H, W, 2]
