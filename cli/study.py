@@ -23,8 +23,8 @@ from labelgen.progress import ProgressBar
 def study(file, out, plan, workers, backend, scheduler, device, latex):
     """Compare the rows of a study FILE (docs/studies.md) on its data sets.
 
-    Makes what is missing and writes OUT/study.json, table.md and index.html. The same command again resumes an
-    interrupted study. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
+    Makes what is missing and writes OUT/study.json, table.md, lists as CSV and index.html. The same command again resumes
+    an interrupted study. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
     """
     check_scheduler(backend, scheduler)
     from labelgen.flow import flow
