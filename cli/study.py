@@ -1,4 +1,4 @@
-"""`vssl study`: methods side by side under equal conditions."""
+"""`vssl study`: comparison of methods under equal conditions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from labelgen.progress import ProgressBar
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=WRITTEN, required=True, help="Folder of the study: runs, numbers, page.")
+@click.option("--out", type=WRITTEN, required=True, help="Folder of the study: runs, results, page.")
 @click.option(
-    "--plan", is_flag=True, help="Show the runs, which are done and about how long the others take; make none."
+    "--plan",
+    is_flag=True,
+    help="Show the runs, which of them are done, and about how long the others take; run nothing.",
 )
 @click.option(
-    "--workers", default=1, type=click.IntRange(1), help="Runs at a time, at most four per core; they share the cores."
+    "--workers", default=1, type=click.IntRange(1), help="Concurrent runs, at most four per core; they share the cores."
 )
 @click.option(
     "--backend", default="joblib", type=click.Choice(["joblib", "dask"]), help="This machine, or a Dask cluster."
@@ -30,12 +32,12 @@ from labelgen.progress import ProgressBar
     default="auto",
     help="cpu, cuda, or GPUs such as cuda:0,cuda:2: each run gets one; auto: cuda if there is a GPU.",
 )
-@click.option("--latex", is_flag=True, help="Write table.tex, too.")
+@click.option("--latex", is_flag=True, help="Also write table.tex.")
 def study(file, out, plan, workers, backend, scheduler, device, latex):
     """Compare the rows of a study FILE (docs/studies.md) on its data sets.
 
-    Makes what is missing and writes OUT/study.json, table.md and index.html. The same command again resumes an
-    interrupted study. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
+    Runs what is missing and writes OUT/study.json, table.md and index.html. The same command resumes an interrupted
+    study. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
     """
     if (backend == "dask") != (scheduler is not None):
         raise click.UsageError(
@@ -59,7 +61,7 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
 
 
 def label(given: dict, out: Path, workers: int) -> Path:
-    """Shards of a data set, as the study file says (dataset, root, label: fields of labelgen.config.Config)."""
+    """Make the shards of a data set of a study file (dataset, root, label: fields of labelgen.config.Config)."""
     from labelgen.config import Config
     from labelgen.demo import render
     from labelgen.errors import ConfigError

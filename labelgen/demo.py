@@ -1,10 +1,9 @@
-"""The demo data set: real video files of six classes that differ by motion alone.
+"""The demo data set: real video files of six classes that differ only in motion.
 
-A textured object on a textured background has six clocks, one per motion, each started at a random phase.
-In a video of one class only that motion's clock runs. So a single frame has the same distribution in every
-class, whichever the frame: nothing but motion can tell them apart. The motions keep their own time
-(`PERIODS`), so that the pace of playback can be told too; and no class is another one mirrored: a clock
-runs forwards or backwards, by chance.
+A textured object on a textured background has six clocks, one per motion, each started at a random phase. In a video of
+a class only the clock of that motion runs. So every frame has the same distribution in every class, and only motion
+distinguishes the classes. Each motion has its period (`PERIODS`), so that the pace of playback can be recognized, too;
+and no class is the mirror image of another one, because clocks run forwards or backwards at random.
 """
 
 from __future__ import annotations
@@ -28,14 +27,16 @@ PERIODS = {"bounce": 24, "orbit": 32, "pulse": 24, "rock": 22, "spin": 45, "swin
 CLASSES = tuple(PERIODS)
 FPS = 30
 SIDE = 96  # pixels; the pictures are square
-_VERSION = 1  # of the pictures: a change of anything drawn counts it up
-_JITTER = 0.12  # of a period; below 1/7, or one video's pace 3 could be another one's pace 4
-_SPRITE = 20  # root-mean-square radius in pixels at which the object is drawn; it is shown larger, its texture coarse
-_BACKGROUND = 0.3  # of its contrast is kept, so that a small network's few clips suffice to find the motion
+_VERSION = 1  # of the pictures: counts up with every change of what is drawn
+_JITTER = 0.12  # of a period; below 1/7, or pace 3 of one video could look like pace 4 of another
+_SPRITE = (
+    20  # root-mean-square radius in pixels at which the object is drawn; it is shown larger, with a coarse texture
+)
+_BACKGROUND = 0.3  # share of its contrast that is kept, so that a small network finds the motion in few clips
 
 
 def trajectory(motion: str, n: int, rng: np.random.Generator) -> np.ndarray:
-    """The object's pose in n frames when the clock of `motion` runs and the others stand still.
+    """The object's pose in n frames while only the clock of `motion` runs.
 
     Returns float64 [n, 4]: x, y (pixels from the centre of the picture), log scale, angle (radians).
     """
@@ -57,11 +58,11 @@ def render(
 ) -> None:
     """Render `train` and `test` videos of each class as root/{train,test}/{class}/{000...}.mp4.
 
-    A video has 64 to 96 frames of 96 x 96 pixels, 30 per second. The same arguments give the same bytes. The
-    videos are rendered beside `root` and renamed as a whole: where `root` is, it is complete, and rendering
-    it again returns at once. `progress(done, total)` is called after each video.
+    A video has 64 to 96 frames of 96 x 96 pixels, 30 per second. The same arguments give the same bytes. The videos are
+    rendered beside `root` and renamed together: if `root` exists, it is complete, and rendering it again returns at
+    once. `progress(done, total)` is called after each video.
 
-    Raises ConfigError if `root` holds something else: other numbers, another seed, missing files.
+    Raises ConfigError if `root` holds something else: other numbers of videos, another seed, or files are missing.
     """
     root = Path(root)
     names = [
@@ -144,7 +145,7 @@ def _sprite(split: str, rng: np.random.Generator) -> np.ndarray:
 
 def _texture(split: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """A random pattern between a dark and a bright colour, float32 [height, width, 3], 0..255. Their luma is always the
-    same: pictures that differ much in contrast would hide the motion from a small network."""
+    same, because pictures of very different contrast would hide the motion from a small network."""
     colors = rng.uniform(0, 255, (2, 3))
     colors += np.array([[70], [185]]) - colors @ np.array([[0.299], [0.587], [0.114]])
     dark, bright = np.clip(colors, 0, 255)

@@ -191,7 +191,7 @@ def test_folders_of_images_and_parts_of_files(tmp_path, here):
     (tmp_path / "cut.csv").write_text("video,start,end\nimages,1,4\n")
     data = load(str(tmp_path / "cut.yaml"), tmp_path)
     report = extract.extract(data, data.videos, tmp_path / "none", Extraction(layout="npy", flow="dis", short=48))
-    assert "give its part in frames" in report["failures"][0]["reason"]
+    assert "give the part of it in frames" in report["failures"][0]["reason"]
 
 
 def test_a_template_of_ones_own(folder, tmp_path, here):
@@ -289,7 +289,7 @@ def test_sizes(folder, tmp_path, here):
     if turned.exists():
         stream = decode.frames(turned, short=20)
         assert next(stream).shape[1] == 20 and stream.native_width < stream.native_height
-    with pytest.raises(DecodeError, match="are 2667 x 2000: more than --max-pixels 1,000,000"):
+    with pytest.raises(DecodeError, match="are 2667 x 2000, more than --max-pixels 1,000,000"):
         next(decode.frames(folder / "left/a.mp4", short=2000, max_pixels=10**6))
 
 
@@ -331,9 +331,11 @@ def test_hostile_names():
     found = names(odd, template, {}, spaces=False)
     assert found["..mp4"] == "_..mp4" and found[".lock.mp4"] == "_.lock" and found["a\nb.mp4"] == "a_b"
     assert found["{index}.mp4"] == "{index}" and template[0].path("{index}", 3) == "{index}/flow_x_00003.jpg"
-    with pytest.raises(ConfigError, match="of 26. bytes; expected at most 255: rename the video, or take a shorter"):
+    with pytest.raises(
+        ConfigError, match="would have 26. bytes; expected at most 255: rename the video, or choose a shorter"
+    ):
         names(["n" * 250 + ".mp4"], [Template("{video}/{name}-{index:06d}{axis}.jpg")], {})
-    with pytest.raises(ConfigError, match="report.json/x.mp4: no place is left"):
+    with pytest.raises(ConfigError, match="report.json/x.mp4: its files would lie in .*, which is taken"):
         names(["report.json/x.mp4"], template, {})
 
 
@@ -360,17 +362,17 @@ def test_videos_of_one_name_and_odd_names_are_all_made(tmp_path, here):
         ("{video}_{axis}_{index}.jpg", "expected {video} once"),
         ("../{video}/{axis}_{index}.jpg", "below the output folder"),
         ("/tmp/{video}/{axis}_{index}.jpg", "below the output folder"),
-        ("{video}/.{axis}_{index}.jpg", "no hidden names"),
-        ("{video}/{axis}.jpg", "expected {index} in the name of each file"),
-        ("{video}/{axis}_{index}.flo", "expected {axis} or {uv} in the names of pictures of flow alone"),
-        ("{video}/{index}.npy", "none in that of .npy"),
+        ("{video}/.{axis}_{index}.jpg", "without hidden names"),
+        ("{video}/{axis}.jpg", "expected {index} in each name"),
+        ("{video}/{axis}_{index}.flo", "expected {axis} or {uv} only in the names of pictures of flow"),
+        ("{video}/{index}.npy", "not in that of a .npy file"),
         ("{video}/{axis}_{index}.mp4", "ends in .jpg"),
         ("{video}/{axis}_{index:5}.jpg", "width of at most 9 digits"),
         ("{video}/{axis}_{index!r}.jpg", "expected none but"),
         ("{video}/{axis.__class__}_{index}.jpg", "expected none but"),
         ("{video}/{0}{axis}_{index}.jpg", "expected none but"),
         ("{video}/{axis}_{index.jpg", "expected '}' before end of string"),
-        ("{video}/deep/{axis}_{index}.jpg", "right in the folder"),
+        ("{video}/deep/{axis}_{index}.jpg", "directly in the folder"),
     ],
 )
 def test_templates_that_cannot_be(template, message):
@@ -380,21 +382,21 @@ def test_templates_that_cannot_be(template, message):
 
 def test_options_are_checked(folder, tmp_path):
     assert set(_LAYOUTS) == set(LAYOUTS)
-    with pytest.raises(ConfigError, match="frames and flow are both called"):
+    with pytest.raises(ConfigError, match="frames and flow have the same template"):
         Extraction(frames=True, template="{video}/{axis}{index}.jpg", frames_template="{video}/x{index}.jpg")
     for options, message in (
         ({"bound": 0.0}, "bound is 0; expected 0.001 to 10000"),
         ({"bound": float("nan")}, "bound is nan"),
         ({"layout": "x"}, "layout is 'x'; expected one of mmaction2"),
         ({"flow": "raft"}, "flow backend is 'raft'"),
-        ({"height": 20, "width": 20}, "short is 256, the size 20 x 20"),
+        ({"height": 20, "width": 20}, "short is 256 and the size 20 x 20"),
         ({"frames_template": "{video}/{index}.jpg"}, "no frames are written"),
     ):
         with pytest.raises(ConfigError, match=message):
             Extraction(**options)
     for arguments, message in (
         (("--size", "256"), "expected height x width such as 256x340"),
-        (("--size", "256x340", "--short", 256), "give one of them"),
+        (("--size", "256x340", "--short", 256), "give only one of them"),
         (("--backend", "dask"), "give both --backend dask and --scheduler"),
         (("--bound", 0), "bound is 0; expected"),
     ):
@@ -417,7 +419,7 @@ def test_failures_are_listed_and_the_rest_is_made(folder, tmp_path):
     assert code == 3 and "flow of 2 of 4 videos, 2 failed, 1 cut short" in output, output
     report = json.loads((tmp_path / "out/report.json").read_text())
     reasons = {failure["id"]: (failure["stage"], failure["kept"], failure["reason"]) for failure in report["failures"]}
-    assert reasons["one.mp4"] == ("flow", False, "a flow of step 1 needs 2 frames; it has 1 frame")
+    assert reasons["one.mp4"] == ("flow", False, "a flow of step 1 needs 2 frames; the video has 1 frame")
     assert reasons["none.mp4"][:2] == ("decode", False)
     kept = len(list((tmp_path / "out/short").glob("img_*")))
     assert reasons["short.avi"][:2] == ("decode", True) and reasons["short.avi"][2].startswith(f"kept {kept} frames: ")
@@ -425,7 +427,7 @@ def test_failures_are_listed_and_the_rest_is_made(folder, tmp_path):
     assert not (tmp_path / "out/one").exists() and not (tmp_path / "out/none").exists()
     before = content(tmp_path / "out")
     code, output = vssl(*command)
-    assert code == 3 and "4 of 4 videos are there" in output and content(tmp_path / "out") == before
+    assert code == 3 and "4 of 4 videos are done" in output and content(tmp_path / "out") == before
 
 
 def test_another_configuration_is_refused(folder, tmp_path, here):
@@ -469,7 +471,7 @@ def test_what_another_program_has_written_is_left_alone(folder, tmp_path, here):
     (tmp_path / "left/a").mkdir(parents=True)
     (tmp_path / "left/a/img_00001.jpg").write_text("precious")
     (tmp_path / ".cache.abcdefgh.tmp").mkdir()
-    with pytest.raises(ShardError, match="left/a: is there, and was not made by this command"):
+    with pytest.raises(ShardError, match="left/a: exists, but was not made by this command"):
         run(folder, tmp_path)
     assert [path.name for path in tmp_path.rglob("*.jpg")] == ["img_00001.jpg"] and (
         tmp_path / ".cache.abcdefgh.tmp"
@@ -497,7 +499,7 @@ def test_a_journal_of_a_stranger_leads_nowhere(folder, tmp_path, here):
     journal.write_text("\n".join([first, *map(json.dumps, odd), "[" * 9999, *lines, "torn"]))
     assert run(folder, tmp_path / "out")["flows"] == 15 and not list((tmp_path / "precious").iterdir())
     journal.write_text("nonsense\n")
-    with pytest.raises(ShardError, match="damaged .*name another output folder"):
+    with pytest.raises(ShardError, match="damaged .*choose another output folder"):
         run(folder, tmp_path / "out")
 
 
@@ -586,7 +588,9 @@ def test_an_error_of_the_machine_is_not_written_down(folder, tmp_path, here, mon
 
     with monkeypatch.context() as patched:
         patched.setattr(of_video.Pairs, "__call__", failing)
-        with pytest.raises(MachineError, match="2 of 3 videos could not be made, .*left/a.mp4: not enough memory"):
+        with pytest.raises(
+            MachineError, match="2 of 3 videos failed because of the machine .*left/a.mp4: not enough memory"
+        ):
             run(folder, tmp_path, step=4)
     assert not (tmp_path / "report.json").exists() and not (tmp_path / "left/a").exists()
     assert run(folder, tmp_path, step=4)["videos"]["failed"] == 1  # of three frames
@@ -636,7 +640,7 @@ def test_files_that_vanish_while_they_are_written_are_missed(folder, tmp_path, h
         return size
 
     monkeypatch.setattr(of_video, "write_picture", losing)
-    with pytest.raises(MachineError, match="left/a has 15 files when all have been written; expected 16"):
+    with pytest.raises(MachineError, match="left/a has 15 files, although all were written; expected 16"):
         run(folder, tmp_path)
 
 
