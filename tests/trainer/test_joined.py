@@ -77,7 +77,7 @@ def test_a_run_on_two_data_sets_resumes_bit_for_bit_and_knows_what_it_saw(two, t
     for one, seen in zip(two, ([True, True, False, True], [True, True]), strict=True):
         source = Evaluator(one, whole).source()
         assert trained_on(first.meta, source).tolist() == seen
-    with pytest.raises(TrainerError, match="dataset of .* is a, the run has a\\+b"):
+    with pytest.raises(TrainerError, match="dataset of .* is a, but the run has a\\+b"):
         train(None, two[0], resume=part)
 
 

@@ -84,7 +84,7 @@ def test_trained_by_import_path_and_used_where_it_is_named_again(mine, demo, her
     evaluated = ("eval", "pretext", "--checkpoint", "Arrow-plain-1", "--shards", demo, "--workers", 0)
     nothing_named(monkeypatch)
     told = vssl(*evaluated, code=1)
-    assert f"'{ARROW}' is code from outside of vssl" in told and f"{plugins.VARIABLE}=MODULE:NAME" in told
+    assert f"'{ARROW}' is code outside of vssl" in told and f"{plugins.VARIABLE}=MODULE:NAME" in told
     assert "mine" not in sys.modules  # the checkpoint alone has imported nothing
     assert "accuracy" in vssl("--use", ARROW, "--use", PLAIN, *evaluated)
     nothing_named(monkeypatch)
@@ -158,6 +158,6 @@ def test_a_checkpoint_of_a_stranger_imports_nothing(name, pace_run, tmp_path, mo
     for path in ("evil:evil", "pace+evil:evil", "evil:evil.sub"):
         meta = {**saved.meta, "settings": {**saved.meta["settings"], name: path}}
         save_file(saved.weights, tmp_path / "gift.safetensors", {"vssl": json.dumps(meta)})
-        with pytest.raises(TrainerError, match=r"gift.safetensors: .*code from outside of vssl"):
+        with pytest.raises(TrainerError, match=r"gift.safetensors: .*code outside of vssl"):
             checkpoint.load(tmp_path / "gift.safetensors")
     assert not (trap / "sprung").exists() and "evil" not in sys.modules
