@@ -145,7 +145,7 @@ def test_data_sets_of_other_crops_are_not_joined(home, path):
 
     for name in ("00000.h5", "00001.h5"):
         forging.forge(path.parent / name, other_crops)
-    with pytest.raises(ShardError, match="00000.h5 has other crops than .*/sound/00000.h5"):
+    with pytest.raises(ShardError, match="00000.h5 and .*/sound/00000.h5 have different crops"):
         Shards([home / "sound", path.parent])
 
 

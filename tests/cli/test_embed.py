@@ -276,7 +276,7 @@ def test_rows_of_files_that_have_not_changed_stay(here, monkeypatch):
     )
     told = vssl("embed", "--videos", "mine", code=3)
     before = columns("old.parquet")[1]["id"]
-    assert f"{len(set(before)) - 2} videos are as they were, 2 gone or changed" in told
+    assert f"{len(set(before)) - 2} videos are unchanged, 2 deleted or changed" in told
     assert sorted(read) == ["a first.mp4", "broken.mp4", "far/d.mp4", "later.mp4"]
     vssl("embed", "--videos", "mine", "--out", "anew.parquet", code=3)
     (vectors, own), (expected, anew) = columns("features.parquet"), columns("anew.parquet")
@@ -330,7 +330,7 @@ def test_a_table_of_shards_that_grow(here):
     (here / "mine" / "near" / "b.mp4").unlink()
     told = vssl("labelgen", "mine", "--out", "grown", "--add", "--videos-per-shard", 2, *SIZE)
     assert "1 videos added (0 of them changed)" in told and "1 forgotten: near/b.mp4" in told
-    assert "videos are as they were" in vssl("embed", "--shards", "grown")
+    assert "videos are unchanged" in vssl("embed", "--shards", "grown")
     vssl("embed", "--shards", "grown", "--out", "anew.parquet")
     (vectors, own), (expected, anew) = columns("features.parquet"), columns("anew.parquet")
     assert own == anew and {"later.mp4"} <= {*own["id"]} and "near/b.mp4" not in own["id"]
@@ -451,7 +451,7 @@ def test_several_tables_are_one(here):
     vssl("map", *both)
     assert Path("map.html").read_text().count("<circle") > 4
     vssl("embed", "--videos", "videos/far", "--out", "other.parquet", "--stage", "conv2")
-    assert "tables that were made alike" in vssl("search", "videos/copy.mp4", *both, "--in", "other.parquet", code=1)
+    assert "tables made with the same settings" in vssl("search", "videos/copy.mp4", *both, "--in", "other.parquet", code=1)
     assert "given 2 times" in vssl("search", "videos/copy.mp4", "--shards", "out", "--shards", "out", code=2)
 
 

@@ -145,12 +145,12 @@ def test_what_was_imported_is_exported_with_its_input(imported, here):
     own["input"] |= {"mean": [0.45] * 3, "resize": [64, 80], "crop": [56, 56], "fps": 12.5}
     (here / "a.pth.json").write_text(json.dumps(own))
     again = CliRunner().invoke(main, ["import", "a.pth", "--out", "again"])
-    assert again.exit_code == 0 and "its pixels are as a.pth.json says" in again.output, again.output
+    assert again.exit_code == 0 and "its input is that of a.pth.json" in again.output, again.output
     meta = checkpoint.load("again").meta
     assert inputs.of_run(meta).mean == (0.45,) * 3 and meta["config"]["width"] == 80 and meta["config"]["fps"] == 12.5
     (here / "a.pth.json").write_text(json.dumps(own | {"input": own["input"] | {"std": [0, 1, 1]}}))
     damaged = CliRunner().invoke(main, ["import", "a.pth", "--out", "damaged"])
-    assert damaged.exit_code == 1 and "a.pth.json: does not say what pixels" in damaged.output
+    assert damaged.exit_code == 1 and "a.pth.json: it does not give the input" in damaged.output
     reference = Reference(epsilon=1e-3)
     references.s3d(reference, torch.zeros(1, 3, 8, 32, 32))
     for state in (torch.load("a.pth", weights_only=True), load_file("b.safetensors")):

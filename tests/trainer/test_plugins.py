@@ -108,9 +108,9 @@ def test_an_absent_module_and_other_objects_are_told(mine, demo, here, monkeypat
         ),
         (
             (*given, "--backbone", "builtins:float"),
-            "builtins:float: gives float, expected trainer.backbones.layers.Stages",
+            "builtins:float: it returns float, expected trainer.backbones.layers.Stages",
         ),
-        ((*given, "--backbone", "os:sep"), "os:sep: makes no backbone ('str' object is not callable)"),
+        ((*given, "--backbone", "os:sep"), "os:sep: it does not make a backbone ('str' object is not callable)"),
         ((*given, "--method", "os.path:"), "'os.path:': expected an import path MODULE:NAME"),
         (("eval", "os:getcwd"), "expected a child of trainer.evaluate.protocol.Protocol"),
         (("--use", "none.there:x", "eval", "knn"), "none.there:x: cannot be imported (No module named 'none')"),

@@ -1,7 +1,7 @@
-"""Samples -> batches of frames, labels and views.
+"""From samples to batches of frames, labels and views.
 
-Every random draw is a pure function of (seed, epoch, sample), whichever thread makes it, also in a run that was resumed in
-the middle of an epoch.
+Every random draw is a pure function of (seed, epoch, sample), in any thread, even if the run was resumed in the middle
+of an epoch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 class Draw:
     """How one sample is shown.
 
-    epoch:   number of the pass over the samples, several of which may make an epoch of the run (the setting `repeats`)
+    epoch:   number of the pass over the samples; an epoch of the run may have several (the setting `repeats`)
     rng:     generator of this (seed, epoch, sample)
     views:   one per clip, see augment.draw
-    options: the method's
+    options: of the method
     """
 
     epoch: int
@@ -50,10 +50,10 @@ def _no_clips(rows: Tensor, read: ReadClip) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method's forward gets, on the device.
+    """The input of a method's forward, on the device.
 
     clips:    float32 [B n, 3, T, size, size], augmented; the n clips of a sample, of T frames each, are adjacent
-    labels:   what the method's read returned, by name, stacked [B, ...]
+    labels:   returned by the method's read, by name, stacked [B, ...]
     video:    int64 [B], row in Shards.videos of each sample's video
     progress: share of the training that is done, 0 to 1
     counts:   number of samples in each process; not needed with one process
@@ -75,8 +75,8 @@ class Batch:
 class TrainingClips:
     """Clips of one method's samples (int64 [n, 2]).
 
-    method: class of trainer.methods; tag: gives each use of the same samples draws of its own
-    weights: how often a sample of each data set stands among the samples, if not once; each copy shows another draw
+    method: class of trainer.methods; tag: gives each use of the same samples different draws
+    weights: how often a sample of each data set occurs, if not once; each copy has a different draw
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class TrainingClips:
         }
 
     def of_videos(self, raw: dict[str, Any], rows: np.ndarray, read: ReadClip) -> dict[str, Any]:
-        """A clip of the video of each row for each sample of a batch: "clips" uint8 [B, 1, T, size, size, 3] and "view", drawn
-        from the samples' keys alone. read: see `Batch`."""
+        """A clip of the video of each row, for each sample of a batch: "clips" uint8 [B, 1, T, size, size, 3] and
+        "view", drawn only from the samples' keys. read: see `Batch`."""
         draws = [self._draw(OTHER_VIDEO, key, 1) for key in raw["key"].numpy()]
         array = np.empty((len(draws), 1, self.length, self.size, self.size, 3), np.uint8)
 
@@ -154,7 +154,7 @@ class TrainingClips:
 
 
 class CentreClips(TrainingClips):
-    """Samples drawn as in training, but each clip the centre crop, neither mirrored nor jittered."""
+    """Samples drawn as in training, but with centre crops, neither mirrored nor jittered."""
 
     def _draw(self, kind: int, key: np.ndarray, n: int) -> Draw:
         draw, grid = super()._draw(kind, key, n), self.shards.crop_grid
