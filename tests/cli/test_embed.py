@@ -451,7 +451,9 @@ def test_several_tables_are_one(here):
     vssl("map", *both)
     assert Path("map.html").read_text().count("<circle") > 4
     vssl("embed", "--videos", "videos/far", "--out", "other.parquet", "--stage", "conv2")
-    assert "tables made with the same settings" in vssl("search", "videos/copy.mp4", *both, "--in", "other.parquet", code=1)
+    assert "tables made with the same settings" in vssl(
+        "search", "videos/copy.mp4", *both, "--in", "other.parquet", code=1
+    )
     assert "given 2 times" in vssl("search", "videos/copy.mp4", "--shards", "out", "--shards", "out", code=2)
 
 

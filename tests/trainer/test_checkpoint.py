@@ -85,9 +85,7 @@ def test_a_run_that_never_took_a_step_is_used_for_nothing(run, demo, here, monke
         "a file": lambda: checkpoint.load("runs/dead/checkpoints/00000000/weights.safetensors"),
     }
     for use in uses.values():
-        with pytest.raises(
-            TrainerError, match="00000000/weights.safetensors: it was not trained yet, its weights"
-        ):
+        with pytest.raises(TrainerError, match="00000000/weights.safetensors: it was not trained yet, its weights"):
             use()
     done = CliRunner().invoke(main, ["embed", "--checkpoint", "dead", "--shards", str(demo)])
     assert done.exit_code == 1 and "it was not trained yet" in done.output

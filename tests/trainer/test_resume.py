@@ -26,8 +26,12 @@ RUNS = {  # of each method: labels, banks, averaged networks, dropout, curricula
         "options": {"statistics": {"targets": "scaled", "hidden": 16}},
         "curriculum": 0.5,
     },
-    "pace": {"epochs": 3},
-    "pace same-context": {"epochs": 3, "options": {"pace": {"contrast": "same-context", "random_backwards": True}}},
+    "pace": {"epochs": 3, "batch_size": 6, "accumulate": 2, "optimizer": "lars", "lr": 1.0},
+    "pace same-context": {
+        "epochs": 3,
+        "options": {"pace": {"contrast": "same-context", "random_backwards": True}},
+        "jitter": "contrast",
+    },
     "pace same-pace": {
         "epochs": 3,
         "options": {"pace": {"contrast": "same-pace", "literal": True, "pace_weight": 0.0}},
@@ -37,6 +41,11 @@ RUNS = {  # of each method: labels, banks, averaged networks, dropout, curricula
     "tce": {"epochs": 3, "holdout": 0.2},
     "tce nce": {"backbone": "r3d10", "epochs": 3, "options": {"tce": {"frames": 16, "loss": "nce", "negatives": 3}}},
     "ascnet": {"epochs": 4, "holdout": 0.3},
+    "simclr": {"epochs": 2, "options": {"simclr": {"clips": 3, "stride": 2}}},
+    "moco": {"epochs": 3, "holdout": 0.3, "options": {"moco": {"queue": 11}}},
+    "byol": {**ACCUMULATED, "epochs": 3, "holdout": 0.3},
+    "rspnet": {"epochs": 2, "holdout": 0.2},
+    "lejepa": {"epochs": 2, "holdout": 0.2, "options": {"lejepa": {"clips": 2, "hidden": 16, "outputs": 8}}},
     "rotation": {"backbone": "resnet18", "epochs": 1, "curriculum": 0.7, "pacing": "varied", "holdout": 0.2},
     "recognition": {**ACCUMULATED, "epochs": 4, "holdout": 0.3},
     "ascnet+statistics": {**ACCUMULATED, "weights": [1.0, 0.5], "epochs": 1, "holdout": 0.3},
@@ -196,7 +205,9 @@ def test_a_file_system_without_locks_trains(demo, here, monkeypatch, capsys):
 def test_a_file_of_weights_is_no_run_to_go_on_with(unbroken, demo, here):
     copy = here / "elsewhere.safetensors"
     copy.write_bytes(checkpoint.load(unbroken).file.read_bytes())
-    with pytest.raises(TrainerError, match=r"elsewhere.safetensors: does not belong to a run whose training could continue"):
+    with pytest.raises(
+        TrainerError, match=r"elsewhere.safetensors: does not belong to a run whose training could continue"
+    ):
         train(None, demo, resume=copy)
     assert os.listdir(here) == [copy.name]
 

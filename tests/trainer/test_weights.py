@@ -281,7 +281,10 @@ def test_the_network_that_is_nearest_is_named(r3d10):
     gates = {"Mixed_3b.gating_b0.fc.weight": torch.ones(1)}
     reference = Reference()
     references.s3d(reference, torch.zeros(1, 3, 8, 32, 32), coclr=True)
-    with pytest.raises(TrainerError, match="the nearest is s3d, but Mixed_3b.gating_b0.fc.weight is neither part of it nor a known head"):
+    with pytest.raises(
+        TrainerError,
+        match="the nearest is s3d, but Mixed_3b.gating_b0.fc.weight is neither part of it",
+    ):
         foreign.recognise(found_in(reference.state | gates))
 
 

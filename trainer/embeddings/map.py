@@ -129,7 +129,9 @@ def map_page(title: str, places: np.ndarray, rows: Sequence[dict], kinds: Sequen
     names += [(_OTHER, f"{len(ranked) - len(_COLORS)} others")] * (len(ranked) > len(_COLORS))
     dot = '<li><svg viewBox="0 0 12 12"><circle cx="6" cy="6" r="5" fill="{}"/></svg>{}</li>'
     key = fill('<ul class="legend">{}</ul>\n', join(fill(dot, *name) for name in names))
-    lead = "Points that are close together have similar features. Point at one, or move to it with the tab key, to see it."
+    lead = (
+        "Points that are close together have similar features. Point at one, or move to it with the tab key, to see it."
+    )
     return page(title, lead, "", [("map", f"Coloured by {what}", join((key, scroll("The map", drawing))))], "")
 
 
