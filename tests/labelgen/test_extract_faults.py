@@ -197,7 +197,9 @@ def test_an_error_of_the_machine_is_not_written_down(folder, tmp_path, in_proces
 
     with monkeypatch.context() as patched:
         patched.setattr(of_video.Pairs, "__call__", failing)
-        with pytest.raises(MachineError, match="2 of 3 videos failed because of the machine .*left/a.mp4: not enough memory"):
+        with pytest.raises(
+            MachineError, match="2 of 3 videos failed because of the machine .*left/a.mp4: not enough memory"
+        ):
             run(folder, tmp_path, step=4)
     assert not (tmp_path / "report.json").exists() and not (tmp_path / "left/a").exists()
     assert run(folder, tmp_path, step=4)["videos"]["failed"] == 1  # of three frames
