@@ -322,7 +322,7 @@ def test_a_row_may_be_weights_or_begin_with_them(colors, tmp_path, monkeypatch):
     assert len(set((tmp_path / "out" / "results").iterdir()) - before) == 1  # other weights, other numbers
     torch.save({"a": torch.ones(1)}, tmp_path / "theirs.pth")
     with pytest.raises(
-        TrainerError, match="study.yaml: .*theirs.pth: weights in PyTorch's own format; import them first"
+        TrainerError, match="study.yaml: .*theirs.pth: weights in the format of PyTorch; import them first"
     ):
         read(write_study(tmp_path, rows={"published": {"weights": "theirs.pth"}}))
 
