@@ -13,6 +13,7 @@ import numpy as np
 from labelgen.reading import read_text
 from trainer import data
 from trainer.errors import TrainerError
+from trainer.evaluate.splits import words
 from trainer.settings import Settings, over, resolve
 from trainer.study.jobs import (
     Finetuning,
@@ -304,10 +305,12 @@ def total_loss(logged: Mapping[str, Any], settings: Settings) -> Any:
 
 
 def _training_videos(source: Source, column: Column, seed: int) -> int:
-    """Number of labelled videos that a classifier learns from, in the first split. Raises TrainerError if a class has too few."""
+    """Number of labelled videos that a classifier learns from, in the first split. Raises TrainerError if there are too few."""
     for split in source.splits:
         if few_name(split, column.measure.labels, seed) not in source.opened(split, column.target).split_names:
-            raise TrainerError(f"a class has fewer than {column.measure.labels} training videos in split {split}")
+            raise TrainerError(
+                f"split {split} has too few training videos for labels of {words(column.measure.labels)}"
+            )
     first = source.opened(few_name(source.splits[0], column.measure.labels, seed), column.target)
     return int(((first.part == data.TRAIN) & (first.targets >= 0)).sum())
 

@@ -17,6 +17,7 @@ from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
 from trainer.evaluate import known as is_protocol
+from trainer.evaluate.splits import number_of_labels, words
 from trainer.extends import chain, merged
 from trainer.histograms import KINDS
 from trainer.network import stage_names
@@ -135,7 +136,7 @@ class Measure:
     """One number of a network on a data set.
 
     standing: whether the charts show its stage; parts: of a video's time, whose features stand side by side
-    labels: per class that a classifier learns from, or "all"; draws: of each sample of the pretext task
+    labels: that a classifier learns from, see splits.number_of_labels, or "all"; draws: of each sample of the pretext task
     rows: methods, none for all; targets: none for all that a data set has
     """
 
@@ -159,7 +160,7 @@ class Measure:
         """Words for a column."""
         names = {"linear": "linear probe", "knn": f"{self.k}-NN", "retrieval": f"retrieval top-{self.k}"}
         names |= {"pretext": "pretext task"}
-        few = f"{self.labels} per class" if self.labels != ALL else ""
+        few = words(self.labels) if self.labels != ALL else ""
         parts = f"{self.parts} parts" if self.parts > 1 else ""
         stage = {LAST: "last stage", CHOSEN: "chosen stage"}.get(self.stage, self.stage)
         return ", ".join(filter(None, (names.get(self.protocol, self.protocol), stage, self.pooling, parts, few)))
@@ -373,7 +374,7 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     base = Measure(protocol, **where, pretrained_on=pretrained)
     if protocol == PRETEXT:
         return [replace(base, draws=_count(f"{key}, draws", given.get("draws", 1)))]
-    labels = [ALL if n == ALL else _count(f"{key}, labels", n) for n in given.get("labels", [ALL])]
+    labels = [ALL if n == ALL else number_of_labels(n) for n in given.get("labels", [ALL])]
     if protocol == FINETUNE:
         clips = _count(f"{key}, clips", given.get("clips", max(row.clips for row in rows.values()) // 4))
         settings = over(Settings(**_FINETUNE), Settings(**given.get("settings", {})))
