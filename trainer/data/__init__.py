@@ -1,4 +1,4 @@
-"""Shards -> batches."""
+"""From shards to batches."""
 
 from labelgen.shards import TEST, TRAIN, VALIDATION
 from trainer.data.clips import Batch, CentreClips, Draw, ReadClip, TrainingClips

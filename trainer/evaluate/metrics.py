@@ -13,7 +13,7 @@ from trainer import data
 
 RESAMPLES = 1000
 SEED_RESAMPLES = 2000  # of seeds and items
-FLIPS = 50_000  # patterns of signs, beside those that are drawn
+FLIPS = 100_000  # patterns of signs, beside those that are drawn
 EXACT = 15  # units, of which all patterns are tried
 GROUPS = 10  # with fewer of them a bootstrap over groups says nothing
 ANSWERS = "answers"  # key of a row of a protocol that holds the Answers behind its accuracy
@@ -259,7 +259,7 @@ def sign_flips(differences: np.ndarray) -> np.ndarray:
     FLIPS patterns are drawn, the same ones for all tests, and the one that is there is counted, too [Phipson and Smyth, 2010].
     """
     units = differences.shape[1]
-    least = np.abs(differences.sum(1)) - 1e-9 * np.abs(differences).sum(1)  # rounding breaks no tie
+    least = np.abs(differences.sum(1)) - 1e-5 * np.abs(differences).sum(1)  # rounding breaks no tie
     count, rng = np.zeros(len(differences)), np.random.default_rng(0)
     number = 2**units if units <= EXACT else FLIPS
     for start in range(0, number, 4096):
@@ -268,7 +268,8 @@ def sign_flips(differences: np.ndarray) -> np.ndarray:
             bits = np.arange(start, start + size)[:, None] >> np.arange(units) & 1
         else:
             bits = rng.integers(2, size=(size, units), dtype=np.int8)
-        count += (np.abs((1.0 - 2.0 * bits) @ differences.T) >= least).sum(0)
+        signs = 1 - 2 * bits.astype(np.float32)
+        count += (np.abs(signs @ differences.T.astype(np.float32)) >= least).sum(0)
     return count / number if units <= EXACT else (count + 1) / (number + 1)
 
 

@@ -34,8 +34,8 @@ def study(
     say: Say = print,
     latex: bool = False,
 ) -> dict:
-    """Make what is missing of the study of a file in the folder `out`, and write study.json, table.md, index.html and, if asked,
-    table.tex there. Returns what study.json holds; "failures" lists what did not work.
+    """Make what is missing of the study of a file in the folder `out`, and write study.json, table.md, lists as CSV, index.html
+    and, if asked, table.tex there. Returns what study.json holds; "failures" lists what did not work.
 
     label: makes the shards of a data set: what the file says of it, the folder to write to, processes; returns the shards
     flow: optical flow of two luma images uint8 [H, W], float32 [H, W, 2]
@@ -52,10 +52,10 @@ def study(
         for name, reason in unusable.items():
             say(f"failed: data {name}: {reason}")
         planned = plan(spec, sources, store, machine.device, failed)
-        if planned.undecided:
-            tried = [planned.jobs[id] for ids in planned.tried.values() for id in ids]
-            make_missing(tried, store, machine, flow, failed, say)
-            planned = plan(spec, sources, store, machine.device, failed)  # with the settings that were best
+        for _ in ("trainings", "their networks, if they are compared by classes"):
+            if planned.undecided:
+                make_missing([*planned.deciding.values()], store, machine, flow, failed, say)
+                planned = plan(spec, sources, store, machine.device, failed)  # at last with the settings that were best
         for line in _unused(planned, store, unusable):
             say(line)
         jobs = planned.jobs.values()
