@@ -49,7 +49,7 @@ def write(
 
 
 def samples_of_run(saved: Checkpoint, folder: str, films: Films) -> Markup:
-    """The first samples of a run's training, made again of shards that are labelled as those it was trained on; none if the run had
+    """The first samples of a run's training, made again of shards that are labelled as those it was trained on; none if it had
     other samples of them, such as with the classes and splits of a study, or its method is not there."""
     try:
         settings = resolve(Settings(**saved.meta["settings"]))
