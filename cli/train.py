@@ -72,6 +72,11 @@ _RUN = (
     click.option(
         "--resume", type=click.Path(path_type=Path), help="Run to continue, whose settings need not be given."
     ),
+    click.option(
+        "--plan",
+        is_flag=True,
+        help="Say how long it would take, how much memory and disk, as measured on a few steps; leave nothing behind.",
+    ),
 )
 
 
@@ -83,20 +88,13 @@ _RUN = (
     type=click.Path(path_type=Path),
     help="Run whose backbone the pretraining starts from, in place of random weights.",
 )
-@click.option(
-    "--plan",
-    is_flag=True,
-    help="Say how long it would take, how much memory and disk, as measured on a few steps, and leave nothing behind.",
-)
-def train(plan, **given):
+def train(**given):
     """Pretrain a 3D CNN on the training videos of the shards."""
     if given["initial"] is not None and given["resume"] is not None:
         raise click.UsageError("--from and --resume exclude each other: --resume knows what its run began with")
     if given["method"] is None and given["recipe"] is None and given["resume"] is None:
         click.echo(f"no --method given: {DECLARATIONS['method'].default}")
-    if plan and given["resume"] is not None:
-        raise click.UsageError("--plan and --resume exclude each other")
-    _train(plan=plan, **given)
+    return _train(**given)
 
 
 @click.command()
@@ -116,7 +114,7 @@ def finetune(initial, freeze, scratch, options, **given):
     if freeze:
         options = (*options, "freeze=true")
     newest = initial is None and not scratch and given["resume"] is None
-    _train(method="recognition", initial=initial, newest=newest, options=options, **given)
+    return _train(method="recognition", initial=initial, newest=newest, options=options, **given)
 
 
 def chosen(method, recipe, options, resume=None, **given):
@@ -142,22 +140,23 @@ def chosen(method, recipe, options, resume=None, **given):
     return over(base, Settings(method=name, options=of_methods or None, **given)), expected
 
 
-def _train(method, shards, run, resume, recipe, options, clips, initial=None, newest=False, plan=False, **given):
+def _train(method, shards, run, resume, recipe, options, clips, plan, initial=None, newest=False, **given):
     from trainer import checkpoint
     from trainer.data.readers import each_folder
     from trainer.errors import Interrupted
     from trainer.training import train as train_network
 
+    if plan and resume is not None:
+        raise click.UsageError("--plan and --resume exclude each other")
     if clips is not None and given["epochs"] is not None:
         raise click.UsageError("--epochs and --clips exclude each other")
     settings, expected = chosen(method, recipe, options, resume, **given)
-    if plan:
-        _plan(settings, shards, clips)
-        return
     if newest:
         initial = checkpoint.newest_run(finetuned=False)
+    if plan:
+        return _plan(settings, shards, clips, initial)
     try:
-        train_network(settings, shards, run, resume, initial, expected, clips)
+        return train_network(settings, shards, run, resume, initial, expected, clips)
     except Interrupted as stopped:
         folders = " ".join(f"--shards {shlex.quote(str(folder))}" for folder in each_folder(shards))
         again = f"vssl train {folders} --resume {shlex.quote(str(stopped.run))}"
@@ -165,12 +164,12 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
         sys.exit(stopped.exit_code)
 
 
-def _plan(settings, shards, clips) -> None:
+def _plan(settings, shards, clips, initial):
     from labelgen.progress import busy, core_hours, duration
     from trainer.training.estimate import estimate
 
     with busy("making a few steps"):
-        found = estimate(settings, shards, clips)
+        found = estimate(settings, shards, clips, initial)
     seconds = found.steps * found.seconds
     click.echo(f"{found.epochs:,} epochs, {found.steps:,} steps of {found.seconds:.3g} s, as measured on a few")
     click.echo(f"  time:      about {duration(seconds)}")
@@ -180,3 +179,4 @@ def _plan(settings, shards, clips) -> None:
     on_device = f", {found.on_device / 1e9:,.2f} GB on the GPU" if found.on_device else ""
     click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB{on_device}")
     click.echo(f"  disk:      about {found.disk / 1e9:,.2f} GB for the run")
+    return found

@@ -129,9 +129,13 @@ class Settings:
     batch_size: int = _declared(None, "Samples per step at most, over all processes", between(1, 1 << 16))
     accumulate: int = _declared(1, "Gradient accumulation: parts in which a step is computed", between(1, 1 << 16))
     lr: float = _declared(None, "Learning rate at the start", POSITIVE)
-    optimizer: str = _declared("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adamw"))
-    momentum: float = _declared(None, "Momentum of SGD, or the first beta of AdamW", at_least(0), commands=())
-    weight_decay: float = _declared(None, "On all parameters", at_least(0), commands=())
+    optimizer: str = _declared(
+        "sgd", "SGD with momentum, LARS for large batches, or AdamW", choices=("sgd", "lars", "adamw")
+    )
+    momentum: float = _declared(None, "Momentum of SGD and LARS, or the first beta of AdamW", at_least(0), commands=())
+    weight_decay: float = _declared(
+        None, "On all parameters; with LARS on those of two or more dimensions", at_least(0), commands=()
+    )
     schedule: str = _declared(
         None,
         "step: lr / 10 every drop_every epochs; cosine: 5 % warm-up, then to 0",

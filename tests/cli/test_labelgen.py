@@ -14,26 +14,18 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from cli.main import main
 from labelgen import run
 from labelgen.config import Config
 from labelgen.decode import frames
 from labelgen.manifest import load
 from labelgen.run.estimate import estimate
 from labelgen.shards import NO_ROW, encode_frame, open_shards
+from tests.command import vssl
 from tests.labelgen.synthetic import write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--height", 48, "--width", 64, "--crop", 32)
-
-
-def vssl(*arguments):
-    """Exit status and everything printed."""
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
-    return done.exit_code, done.output
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +41,8 @@ def videos(tmp_path_factory):
 def labelgen(videos, out, *options):
     """Label the videos into one shard and open it."""
     common = ("--dataset", "folder", "--root", videos, "--out", out, "--videos-per-shard", 10)
-    code, output = vssl("labelgen", *common, *options)
-    assert code == 0 and "4 of 4 videos labelled, 0 failed" in output, output
+    output = vssl("labelgen", *common, *options)
+    assert "4 of 4 videos labelled, 0 failed" in output
     (shard,) = open_shards(out)
     return shard, output
 
@@ -66,19 +58,17 @@ def plain(videos, tmp_path_factory):
 
 
 def test_a_folder_by_its_name_alone(videos, plain, tmp_path):
-    code, output = vssl("labelgen", videos, "--out", tmp_path, "--videos-per-shard", 10, *TINY)
-    assert code == 0 and (tmp_path / "videos/00000.h5").read_bytes() == Path(plain[1].path).read_bytes(), output
-    assert (
-        vssl("labelgen", "--root", videos, "--out", tmp_path, "--videos-per-shard", 10, *TINY)[0] == 0
-    )  # the same run
-    for arguments, told in (
-        ([videos, "--root", videos], f"VIDEOS is {videos}, --root {videos}; give one of them"),
-        ([], "no videos are named; give their folder"),
-        ([tmp_path / "absent"], "folder not found"),
-        ([videos, "--dataset", "ucf101"], f"no layout of ucf101 fits: '{videos}'"),
+    options = ("--out", tmp_path, "--videos-per-shard", 10, *TINY)
+    vssl("labelgen", videos, *options)
+    assert (tmp_path / "videos/00000.h5").read_bytes() == Path(plain[1].path).read_bytes()
+    vssl("labelgen", "--root", videos, *options)  # the same run
+    for code, told, *arguments in (
+        (2, f"VIDEOS is {videos}, --root {videos}; give one of them", videos, "--root", videos),
+        (2, "no videos are named; give their folder"),
+        (1, "folder not found", tmp_path / "absent"),
+        (1, f"no layout of ucf101 fits: '{videos}'", videos, "--dataset", "ucf101"),
     ):
-        code, output = vssl("labelgen", *arguments, "--out", tmp_path / "no")
-        assert code in (1, 2) and told in output, output
+        assert told in vssl("labelgen", *arguments, "--out", tmp_path / "no", code=code)
 
 
 def test_groups_of_a_folder(videos, plain, tmp_path):
@@ -86,39 +76,36 @@ def test_groups_of_a_folder(videos, plain, tmp_path):
     shard, output = labelgen(videos, tmp_path / "grouped", *TINY, "--flow", "dis", "--group", "^([0-9])")
     assert list(shard.arrays["videos/group"]) == ["0", "1", "2", "3"]
     assert "\n  groups: 4\n" in output and "no groups" not in output
-    code, output = vssl("labelgen", "--dataset", "folder", "--root", videos, "--out", tmp_path, "--group", "^[0-9]")
-    assert code == 2 and "group pattern: '^[0-9]'; expected one part in brackets" in output
+    refused = vssl("labelgen", videos, "--out", tmp_path, "--group", "^[0-9]", code=2)
+    assert "group pattern: '^[0-9]'; expected one part in brackets" in refused
 
 
 def test_a_folder_that_grows(videos, tmp_path):
     shutil.copytree(videos, tmp_path / "videos")
     options = (tmp_path / "videos", "--out", tmp_path / "out", "--add", "--flow", "dis", *TINY)
-    code, output = vssl("labelgen", *options)
-    assert code == 0 and "4 videos added (0 of them changed), 0 kept, 0 forgotten\n" in output, output
+    assert "4 videos added (0 of them changed), 0 kept, 0 forgotten\n" in vssl("labelgen", *options)
     write_video(tmp_path / "videos" / "left" / "9.mp4", 20, 9)
     (tmp_path / "videos" / "right" / "3.mp4").unlink()
-    code, output = vssl("labelgen", *options)
-    assert code == 0 and "1 videos added (0 of them changed), 3 kept, 1 forgotten: right/3.mp4" in output, output
+    output = vssl("labelgen", *options)
+    assert "1 videos added (0 of them changed), 3 kept, 1 forgotten: right/3.mp4" in output
     assert "4 of 4 videos labelled" in output
-    assert vssl("shards", "verify", tmp_path / "out")[0] == 0
-    code, output = vssl("shards", "info", tmp_path / "out")
-    assert code == 0 and "videos 4," in output
-    assert vssl("show", "labels", "--shards", tmp_path / "out", "--out", tmp_path / "sheets", "--count", 1)[0] == 0
+    vssl("shards", "verify", tmp_path / "out")
+    assert "videos 4," in vssl("shards", "info", tmp_path / "out")
+    vssl("show", "labels", "--shards", tmp_path / "out", "--out", tmp_path / "sheets", "--count", 1)
 
 
 def test_a_plan_leaves_nothing_behind(videos, tmp_path, monkeypatch):
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    code, output = vssl("labelgen", videos, "--out", tmp_path / "out", "--plan", "--flow", "dis", "--clips", 1, *TINY)
-    assert code == 0 and "measured on the first 20 s of 4 videos" in output, output
+    options = (videos, "--out", tmp_path / "out", "--flow", "dis", "--clips", 1, *TINY)
+    output = vssl("labelgen", *options, "--plan")
+    assert "measured on the first 20 s of 4 videos" in output
     assert not (tmp_path / "out").exists() and not list((tmp_path / "scratch").iterdir())
     numbers = dict(re.findall(r"(processor|disk): +about ([0-9.,]+)", output))
     assert set(numbers) == {"processor", "disk"} and "with 1 workers" in output
     # what is labelled already is not planned again
-    options = (videos, "--out", tmp_path / "out", "--flow", "dis", "--clips", 1, *TINY)
-    assert vssl("labelgen", *options)[0] == 0
-    code, output = vssl("labelgen", *options, "--plan")
-    assert code == 1 and "all videos are labelled there" in output
+    vssl("labelgen", *options)
+    assert "all videos are labelled there" in vssl("labelgen", *options, "--plan", code=1)
 
 
 def test_a_plan_is_what_the_run_takes(videos, tmp_path):
@@ -147,10 +134,8 @@ def test_size_224(videos, tmp_path):
     assert shard.frame_size == (256, 340) and shard.frames([0]).shape == (1, 256, 340, 3)
     assert len(shard.crop_grid) == 5 * 15 and shard.arrays["statistics/motion"].shape[1:] == (75, 2, 14)
     assert shard.config["crop"] == 224 and [16, 58] in shard.crop_grid.tolist()
-
-
-def test_height_width_and_crop_overrule_the_size(videos, tmp_path):
-    shard, _ = labelgen(videos, tmp_path, "--size", 224, "--height", 72, "--crop", 64, "--clips", 1, "--flow", "dis")
+    options = ("--height", 72, "--crop", 64)  # overrule it
+    shard, _ = labelgen(videos, tmp_path / "own", "--size", 224, *options, "--clips", 1, "--flow", "dis")
     assert shard.frame_size == (72, 340) and shard.config["crop"] == 64
 
 
@@ -204,7 +189,7 @@ def test_wrap_any(videos, tmp_path):
     assert (wrapped > 0).all() and (wrapped[:2] < 1).all() and wrapped[3] == 1
     for row in np.flatnonzero(shard.arrays["pace/wrapped"][0]):
         assert (np.diff(shard.pace_frames(0, row)) < 0).sum() == 1  # runs on from the first frame
-    assert vssl("shards", "verify", tmp_path) == (0, "1 shards are sound\n")
+    assert vssl("shards", "verify", tmp_path) == "1 shards are sound\n"
 
 
 @pytest.mark.parametrize(("clips", "classes", "short"), [(2, 2, 2), (5, 120, 3)])
@@ -242,13 +227,12 @@ def test_clip_length(videos, tmp_path, plain, length):
         assert (shard.arrays["order/permutation"][video] != NO_ROW).all() == (lengths[video] >= 2 * length + 8)
     assert shard.order_frames(0, 0).shape == (2, length)
     assert (shard.order_frames(0, 0)[1] - shard.order_frames(0, 0)[0] == length + 8).all()
-    assert vssl("shards", "verify", tmp_path) == (0, "1 shards are sound\n")
-    assert f"clips {shard.n_clips} of {length} frames" in vssl("shards", "info", tmp_path)[1]
-    code, output = vssl("show", "labels", "--shards", tmp_path, "--out", tmp_path, "--count", 1)
-    assert code == 0, output
+    assert vssl("shards", "verify", tmp_path) == "1 shards are sound\n"
+    assert f"clips {shard.n_clips} of {length} frames" in vssl("shards", "info", tmp_path)
+    vssl("show", "labels", "--shards", tmp_path, "--out", tmp_path, "--count", 1)
     with h5py.File(shard.path, "r+") as file:
         file["statistics/motion"][0, 0, 0, 12] = length - 1
-    assert "statistics/motion is out of range" in vssl("shards", "verify", tmp_path)[1]
+    assert "statistics/motion is out of range" in vssl("shards", "verify", tmp_path, code=1)
 
 
 def test_jpeg_quality(videos, tmp_path, plain):
@@ -303,8 +287,8 @@ def test_jpeg_quality(videos, tmp_path, plain):
     ],
 )
 def test_bad_values_are_refused(videos, tmp_path, options, message):
-    code, output = vssl("labelgen", "--dataset", "folder", "--root", videos, "--out", tmp_path / "out", *options)
-    assert code == 2 and message in " ".join(output.split()), output
+    output = vssl("labelgen", videos, "--out", tmp_path / "out", *options, code=2)
+    assert message in " ".join(output.split())
     assert not (tmp_path / "out").exists()
 
 
@@ -325,9 +309,8 @@ def test_bad_values_are_refused(videos, tmp_path, options, message):
 )
 def test_another_configuration_in_the_same_folder_is_an_error(videos, plain, options, message):
     before = {path.name: path.read_bytes() for path in (plain[0] / "videos").glob("*.h5")}
-    common = ("--dataset", "folder", "--root", videos, "--out", plain[0], "--videos-per-shard", 10)
-    code, output = vssl("labelgen", *common, *TINY, *options)
-    assert code == 1 and message in output and "name another output folder" in output
+    output = vssl("labelgen", videos, "--out", plain[0], "--videos-per-shard", 10, *TINY, *options, code=1)
+    assert message in output and "name another output folder" in output
     assert {path.name: path.read_bytes() for path in (plain[0] / "videos").glob("*.h5")} == before
 
 
@@ -335,13 +318,10 @@ def test_the_split_that_was_labelled_is_named(videos, tmp_path):
     manifest = tmp_path / "mine.yaml"
     manifest.write_text("name: mine\nlabel: {folder: 1}\ngroup: {folder: 1}\nsplits: {leave_out: group}\n")
     common = ("labelgen", "--dataset", manifest, "--root", videos, "--out", tmp_path, *TINY, "--flow", "dis")
-    code, output = vssl(*common, "--split", "1/test")
-    assert code == 0 and "1 of 1 videos labelled" in output, output
-    assert vssl(*common, "--split", "test")[0] == 0  # the same
-    code, output = vssl(*common, "--split", "2/train")
-    assert code == 1 and 'split: "1/test" there, "2/train" now' in output, output
-    code, output = vssl(*common, "--split", "3")
-    assert code == 2 and "unknown split: '3'; expected 1, 2, train" in output, output
+    assert "1 of 1 videos labelled" in vssl(*common, "--split", "1/test")
+    vssl(*common, "--split", "test")  # the same
+    assert 'split: "1/test" there, "2/train" now' in vssl(*common, "--split", "2/train", code=1)
+    assert "unknown split: '3'; expected 1, 2, train" in vssl(*common, "--split", "3", code=2)
 
 
 # --- Ctrl-C
@@ -373,10 +353,10 @@ def pictures(folder):
 
 
 def test_show_labels(plain, tmp_path):
-    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path)
+    output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path)
     sheets = pictures(tmp_path)
     # the video of 12 frames has no clip
-    assert code == 0 and list(sheets) == ["left/0.mp4.png", "right/1.mp4.png", "right/2.mp4.png"], output
+    assert list(sheets) == ["left/0.mp4.png", "right/1.mp4.png", "right/2.mp4.png"]
     assert all(str(tmp_path / name) in output for name in sheets)
     for sheet in sheets.values():  # four rows of four tiles, each the frame enlarged
         assert sheet.shape == (20 + 4 * (20 + 48 * 5 + 6) - 6, 4 * (64 * 5 + 6) - 6, 3)
@@ -386,41 +366,39 @@ def test_show_labels(plain, tmp_path):
 
 
 def test_show_labels_of_chosen_videos(plain, tmp_path):
-    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path, "--video", "right/2.mp4")
-    assert code == 0 and list(pictures(tmp_path)) == ["right/2.mp4.png"], output
-    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path, "--video", "right/3.mp4")
-    assert code == 1 and "no video with a labelled clip is called 'right/3.mp4'" in output
-    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path / "stem", "--video", "right/2")
-    assert code == 0 and list(pictures(tmp_path / "stem")) == ["right/2.mp4.png"], output
-    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path, "--video", ".mp4")
-    assert code == 1 and "'.mp4' is the name of 3 videos: 'left/0.mp4', 'right/1.mp4', 'right/2.mp4'" in output
-    code, output = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path / "one", "--count", 1, "--seed", 5)
-    assert code == 0 and len(pictures(tmp_path / "one")) == 1
+    def show(*options, code=0):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        told = vssl("show", "labels", "--shards", plain[0], "--out", tmp_path / "out", *options, code=code)
+        return told if code else list(pictures(tmp_path / "out"))
+
+    for name in ("right/2.mp4", "right/2"):
+        assert show("--video", name) == ["right/2.mp4.png"]
+    assert "no video with a labelled clip is called 'right/3.mp4'" in show("--video", "right/3.mp4", code=1)
+    told = "'.mp4' is the name of 3 videos: 'left/0.mp4', 'right/1.mp4', 'right/2.mp4'"
+    assert told in show("--video", ".mp4", code=1)
+    assert len(show("--count", 1, "--seed", 5)) == 1
 
 
 def test_show_curriculum(plain, tmp_path):
-    code, output = vssl("show", "curriculum", "--shards", plain[0], "--out", tmp_path)
+    output = vssl("show", "curriculum", "--shards", plain[0], "--out", tmp_path)
     (sheet,) = pictures(tmp_path).values()
-    assert code == 0 and output.strip() == str(tmp_path / "curriculum.png")
+    assert output.strip() == str(tmp_path / "curriculum.png")
     # easy, middle, hard: six of twelve clips each, with their boundaries below
     assert sheet.shape == (20 + 6 * (20 + 48 * 5 + 6) - 6, 6 * (64 * 5 + 6) - 6, 3) and sheet.std() > 20
 
 
 def test_shards_info_and_verify(plain, tmp_path):
-    code, output = vssl("shards", "info", plain[0])
-    assert code == 0 and "videos: 1 shards" in output and "frames 222" in output and "I_v" in output
-    code, output = vssl("shards", "verify", plain[0])
-    assert code == 0 and output == "1 shards are sound\n"
-    code, output = vssl("shards", "verify", tmp_path)
-    assert code == 1 and "holds no shards" in output
+    output = vssl("shards", "info", plain[0])
+    assert "videos: 1 shards" in output and "frames 222" in output and "I_v" in output
+    assert vssl("shards", "verify", plain[0]) == "1 shards are sound\n"
+    assert "holds no shards" in vssl("shards", "verify", tmp_path, code=1)
     for command in (("shards", "info"), ("shards", "verify"), ("show", "labels", "--shards")):
-        code, output = vssl(*command, tmp_path / "none")
-        assert code == 1 and output.endswith("or name another folder\n"), output
+        assert vssl(*command, tmp_path / "none", code=1).endswith("or name another folder\n")
     data = (plain[0] / "videos" / "00000.h5").read_bytes()
     (tmp_path / "00000.h5").write_bytes(data)
     (tmp_path / "00001.h5").write_bytes(data[:-100])
     with h5py.File(tmp_path / "00000.h5", "r+") as file:
         file["statistics/motion"][0, 0, 0, 0] = 99
-    code, output = vssl("shards", "verify", tmp_path)
-    assert code == 1 and output.startswith("Error: 3 problems; delete these shards and run labelgen again\n"), output
+    output = vssl("shards", "verify", tmp_path, code=1)
+    assert output.startswith("Error: 3 problems; delete these shards and run labelgen again\n")
     assert "00000.h5: statistics/motion is out of range" in output and "00001.h5: not a readable shard" in output

@@ -26,8 +26,9 @@ from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.shard import label_shard_on_cluster
 from labelgen.run.workers import pool
 from labelgen.shards import ShardReader
+from tests.command import ENVIRONMENT
+from tests.labelgen.sabotage import HANG, sabotaged
 from tests.labelgen.synthetic import write_video
-from tests.labelgen.test_run import ROOT, SABOTAGE
 
 distributed = pytest.importorskip("distributed")
 dask = pytest.importorskip("dask")
@@ -98,9 +99,7 @@ def test_a_cluster_writes_the_same_flow(folder, cluster, tmp_path, monkeypatch):
 
 def test_a_video_that_hangs_the_process_of_its_shard_is_the_only_one_lost(folder, local, tmp_path, monkeypatch):
     """What a Dask worker does, without a cluster."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SABOTAGE.format(action="time.sleep(1000)"))
-    monkeypatch.syspath_prepend(tmp_path / "site")  # of the processes to be started
+    monkeypatch.syspath_prepend(sabotaged(tmp_path, 20, {"1.mp4": HANG}))  # of the processes to be started
     data, shard = load("folder", folder), ShardReader(local[0] / "videos" / "00000.h5")
     (tmp_path / ".lock").touch()
     path = tmp_path / "00000.h5"
@@ -142,7 +141,7 @@ def test_a_process_of_its_own_gives_results_and_errors_and_its_death_is_told():
 
 def test_a_process_of_its_own_ends_with_its_parent():
     code = "import time; from labelgen.run.process import in_new_process; in_new_process(time.sleep, 1000)"
-    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    parent = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT)
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     while not (child := children.read_text()):
         time.sleep(0.05)
@@ -208,7 +207,7 @@ def test_a_scheduler_that_is_killed_costs_no_finished_shard(folder, local, clust
     """A scheduler and a worker as a user starts them; then the same command again on another cluster."""
     dask = [sys.executable, "-c", "from dask.__main__ import main; main()"]
     address, log = f"tcp://127.0.0.1:{_free_port()}", open(tmp_path / "log", "w")  # noqa: SIM115
-    quiet = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "stdout": log, "stderr": log}
+    quiet = {"env": ENVIRONMENT, "stdout": log, "stderr": log}
     scheduler = subprocess.Popen([*dask, "scheduler", "--port", address.rpartition(":")[2], "--no-dashboard"], **quiet)
     worker = subprocess.Popen([*dask, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"], **quiet)
 

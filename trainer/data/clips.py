@@ -56,6 +56,7 @@ class Batch:
     labels:   what the method's read returned, by name, stacked [B, ...]
     video:    int64 [B], row in Shards.videos of each sample's video
     progress: share of the training that is done, 0 to 1
+    key:      seed of the run and step, for draws that are the same in all processes
     counts:   number of samples in each process; not needed with one process
     share:    share of the step's samples that this micro-batch holds, over all processes
     clips_of: (rows int64 [B] of Shards.videos, read) -> float32 [B, 3, T, size, size], augmented: a clip of another video for
@@ -67,6 +68,7 @@ class Batch:
     labels: dict[str, Tensor]
     video: Tensor
     progress: float
+    key: tuple[int, int] = (0, 0)
     counts: Sequence[int] = ()
     share: float = 1.0
     clips_of: Callable[[Tensor, ReadClip], Tensor] = _no_clips
@@ -131,7 +133,7 @@ class TrainingClips:
             shown.append((reader, frames, draw.views))
             video = np.searchsorted(reader.arrays["videos/first_frame"], frames.flat[0], "right") - 1
             ids.append(reader.arrays["videos/id"][video])
-            rows.append(self.shards.before[shard] + video)
+            rows.append(self.shards.first_row[shard] + video)
             views += draw.views
             labels.append(label)
         array = self._frames(views, self.n)

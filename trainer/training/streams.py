@@ -48,8 +48,8 @@ class Stream:
             pixels = others["clips"] if device.type == "cpu" else others["clips"].pin_memory()
             return self._augmented(data.to_device(pixels, device), others["view"])
 
-        clips = self._augmented(moved["clips"], raw["view"])
-        return data.Batch(clips, moved["labels"], moved["video"], progress, counts, share, clips_of)
+        clips, key = self._augmented(moved["clips"], raw["view"]), (self.clips.seed, step)
+        return data.Batch(clips, moved["labels"], moved["video"], progress, key, counts, share, clips_of)
 
     def _augmented(self, pixels: Tensor, view: dict[str, Tensor]) -> Tensor:
         """Frames uint8 [B, n, T, H, W, 3] -> float32 [B n, 3, T, size, size]; the views [B, n, ...] stay on the CPU."""
@@ -67,12 +67,12 @@ def select_videos(
     source, held_out = data.Shards(folders, settings.split, overlay=overlay), None
     if settings.holdout:
         held = source.hold_out(settings.holdout, settings.seed)
-        say(f"{held.sum()} training videos are held out, {source.trains.sum()} are trained on")
+        say(f"{held.sum()} training videos are held out, {source.train_mask.sum()} are trained on")
         held_out = source.with_training_videos(held)
     if settings.fraction < 1:
-        before = source.trains.sum()
-        source.keep(settings.fraction, settings.seed)
-        say(f"{source.trains.sum()} of {before} training videos are used")
+        before = source.train_mask.sum()
+        source.subsample(settings.fraction, settings.seed)
+        say(f"{source.train_mask.sum()} of {before} training videos are used")
     return source, held_out
 
 
