@@ -15,7 +15,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.methods.contrast import Queue, check_several, check_speeds, infonce
-from trainer.methods.method import Method
+from trainer.methods.method import Method, Shown
 from trainer.methods.parts import averaged_copy, embedding, float32, unit, update_ema
 from trainer.options import POSITIVE, Option, at_least, between
 
@@ -91,6 +91,12 @@ class RSPNet(Method):
         query, key = draw.rng.integers(reader.arrays["videos/n_frames"][video] - offsets.max(), size=2)
         frames = np.stack([query + offsets[0], key + offsets[0], key + offsets[1]])
         return reader.arrays["videos/first_frame"][video] + frames, {}
+
+    @staticmethod
+    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
+        names = ("query", "key at the query's speed", "key at another speed")
+        lines = ["appearance: both keys are of the query's video", "speed: the query is nearer to the key at its speed"]
+        return lines, [*zip(names, batch.clips, strict=True)]
 
     def networks(self) -> list[nn.Module]:
         return [self.target["backbone"]]
