@@ -101,7 +101,7 @@ def test_more_samples_than_a_step_or_an_epoch_has(demo):
 def test_every_method_says_what_is_to_be_learnt(demo, method):
     given, text = shown(demo, count=2, method=method, holdout=0.0)
     names, line = WORDS.get(method, (None, "views of one video"))
-    assert re.search(line, text[method])
+    assert re.search(line, text[method]) and "`" not in text[method]
     told = [alt.rpartition(" of ")[0] for _, _, alt in given]
     if names:
         assert len(told) == 2 * len(names)
@@ -114,6 +114,8 @@ def test_orders_and_turns_are_those_of_the_clips(demo):
     orders = data.Shards(demo).readers[0].orders[batch.labels["order"]] + 1
     text = shown(demo, count=3, method="order")[1]["order"]
     assert re.findall(r"order ([-\d]+)", text) == ["-".join(map(str, order)) for order in orders[:3]]
+    given, text = shown(demo, count=1, method="skip_clip", options={"skip_clip": {"targets": 3}})
+    assert "a clip and 3 later frames" in text["skip_clip"]
     given = shown(demo, count=1, method="rotation")[0]
     assert all(np.array_equal(np.rot90(given[0][0], k, (1, 2)), given[k][0]) for k in range(4))
     (anchor, _, copy) = shown(demo, count=1, method="tce")[0]
