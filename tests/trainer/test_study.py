@@ -203,6 +203,19 @@ def test_pretext_tasks_are_compared_with_chance_and_orderings_judged(tmp_path, m
     assert ", chance: 25.0 %" in drawn and "held-out training videos" not in drawn  # of marks, those that are there
 
 
+def test_contrastive_methods_are_rows_like_any_other(colors, tmp_path, monkeypatch):
+    """Two steps of each, with the augmentation and the heads that they have by default."""
+    methods = ("simclr", "moco", "byol", "lejepa")
+    rows = {name: {"method": name, "options": {name: {"hidden": 8}}} for name in methods}
+    settings = {"width": 0.05, "batch_size": 8, "jitter": "contrast"}
+    knn = [{"protocol": "knn", "k": 1, "pooling": "mean"}]
+    path = write_study(colors, seeds=[0], rows=rows, measures=knn, settings=settings)
+    content = make_study(monkeypatch, path, tmp_path / "out")
+    assert not content["failures"] and {own["row"] for own in content["numbers"]} == {*methods, RANDOM}
+    steps = [checkpoint.load(run).meta["step"] for run in (tmp_path / "out" / "runs").glob("*/run")]
+    assert steps == [2] * len(methods)
+
+
 def test_a_row_may_label_its_pretraining_in_another_way(tmp_path, monkeypatch):
     for name in ("a/1", "a/2", "b/1", "b/2"):
         write_video(tmp_path / "videos" / f"{name}.avi", 40)
