@@ -49,8 +49,8 @@ def write(
 
 
 def samples_of_run(saved: Checkpoint, folder: str, films: Films) -> Markup:
-    """The first samples of a run's training, made again of shards that are labelled as those it was trained on; none if the run had
-    other samples of them, such as with the classes and splits of a study, or its method is not there."""
+    """The first samples of a run's training, made again from shards that are labelled as those it was trained on. There are none if
+    the run had other samples, for example with the classes and splits of a study, or if its method is not there."""
     try:
         settings = resolve(Settings(**saved.meta["settings"]))
         source, _ = streams.select_videos(folder, settings, say=_nobody)
