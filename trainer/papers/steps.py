@@ -173,12 +173,14 @@ def steps(
 ) -> tuple[list[Step], list[Step]]:
     """The labellings and the other commands of an entry, see papers.yaml; call: makes a command.
 
-    Raises TrainerError if none of its trainings is of the splits that are asked for.
+    Raises TrainerError for splits that none of its trainings is of.
     """
     printed = [tuple(shlex.split(command)[1:]) for command in commands(script(entry, content))]
+    of_splits = dict.fromkeys(split for words in printed for split in values_of(words, "--split"))
+    if other := [split for split in scale.splits if split not in of_splits]:
+        expected = f"expected {' or '.join(of_splits)}" if of_splits else "the entry is of no single splits"
+        raise TrainerError(f"--split is {', '.join(other)}; {expected}")
     printed = [*dict.fromkeys(_of_splits(printed, scale.splits))]
-    if not printed:
-        raise TrainerError(f"--split is {', '.join(scale.splits)}, expected one that the entry has")
     folders = dict.fromkeys(folder for words in printed for option in _SHARDS for folder in values_of(words, option))
     labellings = [_labelling(folder, content, scale, place, device, call) for folder in folders]
     made: dict[str, str] = {}  # the run of each name -> id of the step
