@@ -191,10 +191,10 @@ def steps(
             needed = _runs(words, made, suffix)
             here = _here(words, needed | _trained_as(words, suffix), place)
             here += _scaled(words, scale, seed)
-            id = _id(words, here)
+            before = tuple(dict.fromkeys(made[name.partition("/")[0]] for name in needed.values()))
+            id = _id(words, (*here, *before))
             if (name := value_of(words, "--run")) is not None:
                 made[name + suffix] = id
-            before = tuple(dict.fromkeys(made[name.partition("/")[0]] for name in needed.values()))
             row, title = _told(words, suffix)
             found.setdefault(id, Step(id, row, title, device, words, tuple(here), seed, before, call))
     return labellings, [*found.values()]
@@ -264,9 +264,10 @@ def _told(words: Sequence[str], suffix: str) -> tuple[str, str]:
     return names[0] + suffix, f"{what} on {', '.join(data)}"
 
 
-def _id(words: Sequence[str], here: Sequence[str]) -> str:
+def _id(words: Sequence[str], what: Sequence[str]) -> str:
+    """The name of a step, and the hash of all that determines it."""
     kind = "-".join(words[: 2 if words[0] in ("eval", "show") else 1])
-    return f"{kind}-{re.sub(r'[^a-zA-Z0-9.]+', '-', _told(words, '')[0])[:80]}-{json_sha256([*here])[:8]}"
+    return f"{kind}-{re.sub(r'[^a-zA-Z0-9.]+', '-', _told(words, '')[0])[:80]}-{json_sha256([*what])[:8]}"
 
 
 def _labelling(folder: str, content: dict[str, Any], scale: Scale, place: Place, device: str, call: Call) -> Step:
