@@ -111,7 +111,7 @@ def run(place, monkeypatch):
         assert result.exit_code == 0, f"{command}\n{result.output}\n{result.exception!r}"
         for made in values_of(command, "--run"):
             assert checkpoint.load(made).meta["step"] == 2
-            assert "the recipe is for shards with" not in other_than_size(result.output)
+            assert "the recipe expects shards with" not in other_than_size(result.output)
         done.add(command)
 
     return run_once
@@ -119,7 +119,7 @@ def run(place, monkeypatch):
 
 def other_than_size(output):
     """What is said, but for the frame size, which is smaller here."""
-    sizes = [f"the recipe is for shards with {name} " for name in ("height", "width", "crop")]
+    sizes = [f"the recipe expects shards with {name} " for name in ("height", "width", "crop")]
     return "\n".join(line for line in output.splitlines() if not line.startswith(tuple(sizes)))
 
 

@@ -279,7 +279,7 @@ def test_command(run, shards, tmp_path):
     done = CliRunner().invoke(main, ["report", str(run), "--shards", str(shards), "--count", "1"])
     assert done.exit_code == 0 and "report.html (" in done.output, done.output
     found = Page((run / "report.html").read_text())
-    assert sum("motion boundaries, blocks of most motion" in image["alt"] for image in found.all("img")) == 1
+    assert sum("motion boundaries, blocks of largest motion" in image["alt"] for image in found.all("img")) == 1
     clips = [image["alt"] for image in found.all("img") if image["alt"].startswith("Middle frame and motion bound")]
     captions = re.findall(r"(easy|middle|hard): [.\d]+, (\S+)", found.text)
     assert len(clips) == len(captions) == 18 and [place for place, _ in captions[::6]] == ["easy", "middle", "hard"]

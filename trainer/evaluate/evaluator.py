@@ -154,14 +154,20 @@ class Evaluator:
         return self._networks[saved.file]
 
     def features(
-        self, network: str, source: data.Shards, videos: np.ndarray, views: str, saved: Checkpoint | None = None
+        self,
+        network: str,
+        source: data.Shards,
+        videos: np.ndarray,
+        views: str | int,
+        saved: Checkpoint | None = None,
+        **how: Any,
     ) -> Features:
-        """Features of videos (int64 rows of the data set), see features.features."""
+        """Features of videos (int64 rows of the data set); how: time and made, see features.features."""
         if self.selection and self.selection.features is not None:
             return self.selection.features.of_videos(videos, self.kinds(self.selection.features))
         saved = saved or self.saved
         backbone = self.networks(saved)[network]
-        return features.features(saved, network, backbone, source, source.videos[videos], views, self.compute)
+        return features.features(saved, network, backbone, source, source.videos[videos], views, self.compute, **how)
 
     def kinds(self, found: Features) -> list[tuple[str, str]]:
         """The stages and poolings that are measured: all, or those selected. Raises TrainerError if there are none."""
@@ -177,12 +183,17 @@ class Evaluator:
         return [key]
 
     def features_of_parts(
-        self, network: str, source: data.Shards, parts: Sequence[tuple[np.ndarray, np.ndarray]]
+        self,
+        network: str,
+        source: data.Shards,
+        parts: Sequence[tuple[np.ndarray, np.ndarray]],
+        views: str | int = "spread",
+        **how: Any,
     ) -> list[tuple[np.ndarray, Features]]:
-        """Features of the 10 spread clips of every video of some folds, with the rows of the videos: of one fold those of test
-        and train apart, as they are kept, of several all together."""
+        """Features of every video of some folds, with the rows of the videos: of one fold those of test and train apart, as they
+        are kept, of several all together."""
         rows = [*parts[0]] if len(parts) == 1 else [np.unique(np.concatenate([*map(np.concatenate, parts)]))]
-        return [(videos, self.features(network, source, videos, "spread")) for videos in rows]
+        return [(videos, self.features(network, source, videos, views, **how)) for videos in rows]
 
     def levels(self, all_levels: tuple[str, ...]) -> tuple[str, ...]:
         """The levels of items that are measured, of all that a protocol has."""

@@ -42,7 +42,7 @@ class RSPNet(Method):
         "weight_decay": 1e-4,
         "schedule": "cosine",
         "drop_every": 100,  # assumed, for another schedule
-        "jitter": "clip",
+        "jitter": "contrast",
         "sync_bn": True,  # ours; the code shuffles the keys over the GPUs
     }
     options = {

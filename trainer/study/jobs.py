@@ -40,7 +40,7 @@ _RESULT = {
         "predicted?": {"*": str},
         "stages?": {"*": str},
     },
-    "reason?": str,
+    **{"reason?": str, "validated?": float},
 }
 
 
@@ -184,12 +184,13 @@ class Training(Job):
 
 @dataclass(frozen=True)
 class Request:
-    """A number that is measured on features; id: of the result."""
+    """A number that is measured on features; id: of the result; validates: in the training part alone, at the best stage."""
 
     id: str
     target: str
     measure: Measure
     seed: int
+    validates: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +220,9 @@ class Measuring(Job):
                     content, measure = made.setdefault(request.id, {"scores": {}}), request.measure
                     try:
                         few = few_name(split, measure.labels, request.seed)
+                        if request.validates:
+                            content["validated"] = max(scoring.validated(few, request.target, measure).values())
+                            continue
                         found, stage = scoring.scores(few, request.target, measure)
                     except VsslError as error:  # this number cannot be had, the others can
                         content["reason"] = str(error)

@@ -49,20 +49,25 @@ class Scoring:
         self._made: dict[tuple, Scores] = {}
 
     def scores(self, split: str, target: str, measure: Measure) -> tuple[Scores, str]:
-        """Scores of the test videos, 0 to 1 by id, and the stage if it was chosen: that with the highest accuracy in a
-        cross-validation of the training part which keeps groups whole, of equals the last. The test part has no say.
+        """Scores of the test videos, 0 to 1 by id, and the stage if it was chosen: that which is best by `validated`, of equals
+        the last. The test part has no say.
 
         Raises TrainerError for a stage that the features lack, and if there is nothing to test.
         """
         if measure.stage != CHOSEN:
             return self._scores(split, target, measure), ""
-        validated = {}
+        validated = self.validated(split, target, measure)
+        best = [stage for stage, value in validated.items() if value == max(validated.values())][-1]
+        return self._scores(split, target, replace(measure, stage=best)), best
+
+    def validated(self, split: str, target: str, measure: Measure) -> dict[str, float]:
+        """Accuracy, in per cent, of each stage in a cross-validation of the training part that keeps groups whole."""
+        found = {}
         for stage in (stage for stage, pooling in self.found.arrays if pooling == measure.pooling):
             of_stage = replace(measure, stage=stage)
             value = self._scores(split, target, of_stage).validated
-            validated[stage] = self._validated(split, target, of_stage) if value is None else value
-        best = [stage for stage, value in validated.items() if value == max(validated.values())][-1]
-        return self._scores(split, target, replace(measure, stage=best)), best
+            found[stage] = self._validated(split, target, of_stage) if value is None else value
+        return found
 
     def _scores(self, split: str, target: str, measure: Measure) -> Scores:
         key = split, target, *measure.determining.values()
