@@ -173,12 +173,14 @@ def steps(
 ) -> tuple[list[Step], list[Step]]:
     """The labellings and the other commands of an entry, see papers.yaml; call: makes a command.
 
-    Raises TrainerError if none of its trainings is of the splits that are asked for.
+    Raises TrainerError for splits that none of its trainings is of.
     """
     printed = [tuple(shlex.split(command)[1:]) for command in commands(script(entry, content))]
+    of_splits = dict.fromkeys(split for words in printed for split in values_of(words, "--split"))
+    if other := [split for split in scale.splits if split not in of_splits]:
+        expected = f"expected {' or '.join(of_splits)}" if of_splits else "the entry is of no single splits"
+        raise TrainerError(f"--split is {', '.join(other)}; {expected}")
     printed = [*dict.fromkeys(_of_splits(printed, scale.splits))]
-    if not printed:
-        raise TrainerError(f"--split is {', '.join(scale.splits)}, expected one that the entry has")
     folders = dict.fromkeys(folder for words in printed for option in _SHARDS for folder in values_of(words, option))
     labellings = [_labelling(folder, content, scale, place, device, call) for folder in folders]
     made: dict[str, str] = {}  # the run of each name -> id of the step
@@ -189,10 +191,10 @@ def steps(
             needed = _runs(words, made, suffix)
             here = _here(words, needed | _trained_as(words, suffix), place)
             here += _scaled(words, scale, seed)
-            id = _id(words, here)
+            before = tuple(dict.fromkeys(made[name.partition("/")[0]] for name in needed.values()))
+            id = _id(words, (*here, *before))
             if (name := value_of(words, "--run")) is not None:
                 made[name + suffix] = id
-            before = tuple(dict.fromkeys(made[name.partition("/")[0]] for name in needed.values()))
             row, title = _told(words, suffix)
             found.setdefault(id, Step(id, row, title, device, words, tuple(here), seed, before, call))
     return labellings, [*found.values()]
@@ -262,9 +264,10 @@ def _told(words: Sequence[str], suffix: str) -> tuple[str, str]:
     return names[0] + suffix, f"{what} on {', '.join(data)}"
 
 
-def _id(words: Sequence[str], here: Sequence[str]) -> str:
+def _id(words: Sequence[str], what: Sequence[str]) -> str:
+    """The name of a step, and the hash of all that determines it."""
     kind = "-".join(words[: 2 if words[0] in ("eval", "show") else 1])
-    return f"{kind}-{re.sub(r'[^a-zA-Z0-9.]+', '-', _told(words, '')[0])[:80]}-{json_sha256([*here])[:8]}"
+    return f"{kind}-{re.sub(r'[^a-zA-Z0-9.]+', '-', _told(words, '')[0])[:80]}-{json_sha256([*what])[:8]}"
 
 
 def _labelling(folder: str, content: dict[str, Any], scale: Scale, place: Place, device: str, call: Call) -> Step:

@@ -207,11 +207,6 @@ def _other(result: _Result) -> dict[str, Any]:
     }
 
 
-_HERE = (
-    "here: mean over the seeds ± their standard deviation, of a single seed with the 95 % interval over the test videos"
-)
-
-
 def write(content: dict[str, Any], folder: Path) -> Path:
     """Write tables/NAME.json, .md and .html of what `collect` found into the folder; returns the last one without its ending."""
     stem = folder / "tables" / re.sub(r"[^\w.]+", "-", content["entry"])
@@ -238,7 +233,12 @@ def text_of(content: dict[str, Any]) -> str:
 def _about(content: dict[str, Any]) -> list[str]:
     """How it was measured there and here."""
     found = [f"In the source: {content['protocol']}."] if content["protocol"] else []
-    found += [f"Here: {'; '.join(content['how'])}."] if content["how"] else []
+    if content["how"]:
+        several = any("deviation" in cell for row in content["rows"] for cell in row["cells"].values())
+        spread = (
+            "means over the seeds ± their standard deviation" if several else "with 95 % intervals over the test videos"
+        )
+        found.append(f"Here: {'; '.join(content['how'])}; {spread}.")
     if content["scale"]:
         found.append(
             f"Not as the source did it: {'; '.join(content['scale'])}. The differences say nothing about the source."
@@ -276,7 +276,7 @@ def _html(content: dict[str, Any]) -> str:
     head, body = _table(content)
     parts = [paragraph(line) for line in _about(content)]
     if content["rows"]:
-        parts += [table(content["title"], head, body, range(2, len(head))), paragraph(_HERE, "muted")]
+        parts += [table(content["title"], head, body, range(2, len(head)))]
     others = (details(other["command"], fill("<pre>{}</pre>", other["table"])) for other in content["others"])
     how = (details(title, items(texts)) for title, texts in content["notes"].items())
     sections = [
