@@ -95,13 +95,6 @@ class RSPNet(Method):
 
     @staticmethod
     def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
-        same, other = batch.labels["speed"][0].tolist()
-        names = f"query, speed {same}", f"key, speed {same}", f"key, speed {other}"
-        lines = ["both keys are of the query's video", "the first one is played as fast as the query"]
-        return lines, list(zip(names, batch.clips, strict=True))
-
-    @staticmethod
-    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
         names = ("query", "key at the query's speed", "key at another speed")
         lines = ["appearance: both keys are of the query's video", "speed: the query is nearer to the key at its speed"]
         return lines, [*zip(names, batch.clips, strict=True)]
