@@ -95,7 +95,8 @@ class RSPNet(Method):
 
     @staticmethod
     def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
-        names = ("query", "key at the query's speed", "key at another speed")
+        same, other = batch.labels["speed"][0].tolist()
+        names = f"query, speed {same}", f"key, speed {same}", f"key, speed {other}"
         lines = ["appearance: both keys are of the query's video", "speed: the query is nearer to the key at its speed"]
         return lines, [*zip(names, batch.clips, strict=True)]
 
