@@ -35,7 +35,7 @@ WORDS = {  # of each method: what its clips are called, and a line about one sam
     ),
     "tce": (["anchor", "positive.*", r"copy of the anchor, \d+ degrees"], "rotation of the copy"),
     "ascnet": ([r"speed [12]"] * 2, "appearance: the other clip of the video"),
-    "rspnet": (["query", "key at the query's speed", "key at another speed"], "both keys are of the query's video"),
+    "rspnet": ([r"query, speed [12]", *[r"key, speed [12]"] * 2], "both keys are of the query's video"),
     "rotation": (["0 degrees", "90 degrees", "180 degrees", "270 degrees"], "rotation of the copies"),
     "recognition": (["clip"], "class (swim|walk)"),
 }
