@@ -29,7 +29,7 @@ from trainer.checkpoint import Checkpoint, load, newest_run, trained_splits, ver
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, features, protocol_class, results, splits
 from trainer.evaluate.features import COMPUTE, Compute, Features
-from trainer.evaluate.metrics import ANSWERS
+from trainer.evaluate.metrics import ANSWERS, NORMAL
 
 LAST = "last"  # the last stage that there is
 
@@ -253,13 +253,16 @@ class Evaluator:
         return result
 
     def scores(self, name: str, selection: Selection = Selection(), **options: Any) -> Scores:
-        """The score of each tested video by a protocol's first metric at video level; nothing is written. A score is what the
-        protocol's code gives for the selection: every protocol that scores items has it.
+        """Scores of the tested videos by a protocol's first metric at video level, with `times` of clips disturbed in the last
+        of these ways; nothing is written. A score is what the protocol's code gives for the selection: every protocol that
+        scores items has it.
 
         Raises VsslError if the run, the features or the data do not allow it.
         """
         protocol = protocol_class(name)(self._but(selection=selection), **options)
-        scored = (row for row in protocol.rows() if ANSWERS in row and row.get("level", "video") == "video")
+        wanted = {"level": "video", "time": [NORMAL, *options.get("times", ())][-1]}
+        rows = (row for row in protocol.rows() if ANSWERS in row)
+        scored = (row for row in rows if all(row.get(key, value) == value for key, value in wanted.items()))
         if (row := next(scored, None)) is None or protocol.scores is None:
             raise TrainerError(f"{name} scores no single videos")
         (ids, classes), answers = (of.tolist() for of in (protocol.scores.items, protocol.scores.classes)), row[ANSWERS]

@@ -103,6 +103,13 @@ class Features:
             return Vectors(self.arrays[key], videos[self.owner])
         return Vectors(self.video_means(key, parts), videos)
 
+    def but(self, other: Features, of: np.ndarray, videos: np.ndarray, key: tuple[str, str]) -> Features:
+        """One kind of these features, those of some videos (int64 rows) taken from others, of as many clips; of: int64, the rows,
+        ascending, of the videos whose features the others are."""
+        x = np.array(self.arrays[key])
+        x[np.isin(self.owner, videos)] = other.arrays[key][np.isin(of[other.owner], videos)]
+        return Features({key: x}, self.owner)
+
     def of_videos(self, rows: np.ndarray, keys: Sequence[tuple[str, str]]) -> Features:
         """The features of some stages and poolings of some of the videos, in the order of their rows (int64)."""
         begin, end = (np.searchsorted(self.owner, rows, side) for side in ("left", "right"))

@@ -16,6 +16,7 @@ SEED_RESAMPLES = 2000  # of seeds and items
 FLIPS = 100_000  # patterns of signs, beside those that are drawn
 EXACT = 15  # units, of which all patterns are tried
 GROUPS = 10  # with fewer of them a bootstrap over groups says nothing
+NORMAL = "normal"  # of clips whose frames are not disturbed, beside those whose are
 ANSWERS = "answers"  # key of a row of a protocol that holds the Answers behind its accuracy
 _NONE = -1  # no class was predicted, or the item was not tested
 

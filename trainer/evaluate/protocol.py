@@ -44,7 +44,7 @@ class ProtocolOption:
         return self.argument is not None
 
 
-NORMAL, TIMES = "normal", ("shuffled", "reversed", "still")
+TIMES = ("shuffled", "reversed", "still")
 TIME = ProtocolOption(
     "time",
     str,
@@ -139,12 +139,12 @@ class Protocol:
         return (stride * (length - 1) + 1) // 2
 
     def disturb(self, times: Sequence[str], seed: int) -> None:
-        """Have `times` hold what is done to the frames of tested clips, by its name, and NORMAL, None, before it. Raises
+        """Have `times` hold what is done to the frames of tested clips, by its name, after `metrics.NORMAL`, None. Raises
         SettingError for a name that is not in TIMES."""
         for name in times:
             if name not in TIMES:
                 raise SettingError(f"time is {name!r}, expected one of: {', '.join(TIMES)}")
-        self.times = {NORMAL: None} | {name: data.Time(name, seed) for name in times}
+        self.times = {metrics.NORMAL: None} | {name: data.Time(name, seed) for name in times}
 
     @property
     def disturbances(self) -> dict[str, str]:
@@ -227,7 +227,7 @@ class FeatureProtocol(Protocol):
     tasks: the numbers of the classes that are told from one another, by name; ALL_CLASSES, or pairs of opposite ones
     """
 
-    options = (
+    options: ClassVar[tuple[ProtocolOption, ...]] = (
         TIME,
         SEED,
         ProtocolOption(
@@ -282,7 +282,11 @@ class FeatureProtocol(Protocol):
     def rows(self) -> Iterator[dict]:
         measured: dict[str, None] = {}
         for row in self.of_networks(self._of_network):
-            measured |= {row["metric"]: None} if "class" not in row and row.get("time", NORMAL) == NORMAL else {}
+            measured |= (
+                {row["metric"]: None}
+                if "class" not in row and row.get("time", metrics.NORMAL) == metrics.NORMAL
+                else {}
+            )
             yield row
         if self.paired:
             yield from ({"network": "chance", "metric": metric, "value": 50.0} for metric in measured)

@@ -210,7 +210,7 @@ class _Planner:
 
     def _frozen(self, row: Row, column: Column, seed: int) -> str | None:
         measure, source, histogram = column.measure, self.sources[column.tested_on], HISTOGRAMS.get(row.kind)
-        if row.kind == SUPERVISED or (histogram and unlabelled(measure.protocol)):
+        if row.kind == SUPERVISED or (histogram and (unlabelled(measure.protocol) or measure.time)):
             return None
         few = measure.labels != ALL
         if few:
@@ -261,7 +261,11 @@ class _Planner:
         title = f"{measure.title} on {column.tested}" + _how(column, networks, seed)
         about = self._about(row, source, title, networks)
         about |= {"cost": f"recognition {_size(row, source)}", "clips": epochs * videos * len(settings)}
-        return self._add(Finetuning(id=id, target=column.target, settings=settings, **about))
+        of_time = identity("finetune", of=id, time=measure.time) if measure.time else id
+        job = self.plan.jobs[self._add(Finetuning(id=id, target=column.target, settings=settings, times={}, **about))]
+        assert isinstance(job, Finetuning)
+        job.times[of_time] = measure.time
+        return of_time
 
     def _pretext(self, row: Row, column: Column, seed: int) -> str | None:
         if row.kind != "method":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -141,6 +141,9 @@ def _numbers(study: Study, columns: list[Column], scores: list[dict[str, RowScor
                 base = randoms[row.network] if row.candidates else next(iter(randoms.values()))
                 compared = name != base and base in of_rows
                 entry["above"] = of.above(of_rows[base]) if compared else None
+            as_it_is = replace(column, measure=replace(column.measure, time=""))
+            if column.measure.time and name in scores[columns.index(as_it_is)]:
+                entry["drop"] = scores[columns.index(as_it_is)][name].above(of)
             if any(of.stages):
                 entry["stages"] = of.stages
             if column.measure.headline and not unlabelled(column.measure.protocol):

@@ -65,10 +65,16 @@ class Linear(FeatureProtocol):
         order = np.argsort(self.ids[train.video])  # so that the order of the shards has no effect
         x, videos = train.x[order], train.video[order]
         targets, groups = self.shards.targets[videos], self.groups[videos]
-        found = probe(x, targets, groups, test.x, self.bar.step, balanced=self.paired)
+        found = probe(x, targets, groups, test.x, self.bar.step, self.paired, self.fit)
         predicted, strength, self.validated = found
         self.chosen.append((self.split, strength))
         return {"accuracy": predicted}
+
+    def fit(
+        self, x: np.ndarray, targets: np.ndarray, test: np.ndarray, strengths: Sequence[float], balanced: bool
+    ) -> np.ndarray:
+        """See `predictions`."""
+        return predictions(x, targets, test, strengths, balanced)
 
     def remarks(self) -> list[str]:
         notes = []
@@ -93,22 +99,25 @@ def probe(
     test: np.ndarray,
     step: Callable = lambda units=1: None,
     balanced: bool = False,
+    fit: Callable | None = None,
 ) -> tuple[np.ndarray, float, float]:
     """Class predicted for each row of test (float32 [m, d]), int64 [m], the C that was chosen on the training part (x float32
     [n, d], targets int64 [n], groups [n]), and its accuracy there, in per cent, 0 without folds. step: is called with the units
-    of work that are done, FOLDS in all. balanced: all classes weigh the same, however many videos they have."""
+    of work that are done, FOLDS in all. balanced: all classes weigh the same, however many videos they have; fit: in the
+    place of `predictions`."""
+    fit = fit or predictions
     right = np.zeros(len(STRENGTHS), np.int64)
     if len(np.unique(groups)) == 1:
         groups = np.arange(len(targets))
     folds = splits.grouped_folds(targets, groups)
     for held_out in folds:
         kept = np.setdiff1d(np.arange(len(targets)), held_out)
-        predicted = predictions(x[kept], targets[kept], x[held_out], STRENGTHS, balanced)
+        predicted = fit(x[kept], targets[kept], x[held_out], STRENGTHS, balanced)
         right += (predicted == targets[held_out]).sum(1)
         step()
     strength = STRENGTHS[right.argmax()]
     step(splits.FOLDS - len(folds))
-    predicted = predictions(x, targets, test, [strength], balanced)[0]
+    predicted = fit(x, targets, test, [strength], balanced)[0]
     return predicted, strength, 100 * float(right.max()) / len(targets)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import ProtocolError, TrainerError
-from trainer.evaluate.protocol import NORMAL, SEED, TIME, Protocol, ProtocolOption
+from trainer.evaluate.protocol import SEED, TIME, Protocol, ProtocolOption
 from trainer.evaluate.protocols import (
     checkpoint,
     data,
@@ -65,7 +65,7 @@ class Recognition(Protocol):
             name: [predictions(self.evaluator, saved, views, time) for saved in self.evaluator.runs]
             for name, time in self.times.items()
         }
-        self.predicted = self.of_times[NORMAL]
+        self.predicted = self.of_times[metrics.NORMAL]
         several = len(self.predicted) > 1
         for one in self.predicted:
             before = f"split {one.source.split}: " if several else ""

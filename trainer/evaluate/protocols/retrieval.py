@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.errors import ProtocolError, TrainerError
-from trainer.evaluate.protocol import IN_TURN, NORMAL, SEED, TIME, Protocol, ProtocolOption
+from trainer.evaluate.protocol import IN_TURN, SEED, TIME, Protocol, ProtocolOption
 from trainer.evaluate.protocols import data, features, metrics, neighbours, np, results, splits
 
 KS = (1, 5, 10, 20, 50)
@@ -144,9 +144,9 @@ class Retrieval(Protocol):
                         self._search(features.select(queries, asking), features.select(gallery, searched))
                         for asking, searched in self.folds.parts
                     ]
-                    for name, queries in {NORMAL: asked, **others}.items()
+                    for name, queries in {metrics.NORMAL: asked, **others}.items()
                 }
-                folds = found[NORMAL]
+                folds = found[metrics.NORMAL]
                 if self.scored:
                     row = {"stage": key[0], "pooling": key[1], "level": level, "dimensions": asked[0].x.shape[1]}
                     yield from ({**row, **score} for score in self._accuracies(found, level))
@@ -174,7 +174,7 @@ class Retrieval(Protocol):
 
     def _accuracies(self, found: dict[str, list[Found]], level: str) -> Iterator[dict]:
         """The rows of hits by k; found: of each fold, by what was done to the frames of the queries."""
-        folds = found[NORMAL]
+        folds = found[metrics.NORMAL]
         classes = {
             time: [self.targets[1][fold.gallery.video[fold.nearest]] for fold in of] for time, of in found.items()
         }
