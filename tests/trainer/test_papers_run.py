@@ -183,7 +183,7 @@ def test_a_table_is_reproduced_through_interruptions(reproduce, tmp_path):
     before = weights.stat().st_mtime_ns
     assert reproduce(*where)[2] == ["train"] and weights.stat().st_mtime_ns == before
     code, output, made = reproduce(*where, "--width", "0.1")
-    assert code == 3 and "cannot resume" in output and "width is 0.1, the run has 0.06" in output
+    assert code == 3 and "cannot resume" in output and "width is 0.1, but the run has 0.06" in output
     assert "the training that it needs failed" in output
 
 
@@ -199,7 +199,7 @@ def test_every_entry_is_reproduced(name, reproduce, place):
     (table,) = (path for path in out.glob("tables/*.json") if load_json(path)["entry"] == name)
     content = load_json(table)
     assert all(cell["here"] >= 0 for row in content["rows"] for cell in row["cells"].values() if "here" in cell)
-    assert content["measured"] or "columns" not in entries()[name]
+    assert content["measured"] or content["others"] or "eval" not in " ".join(entries()[name]["commands"])
 
 
 def test_the_page_can_be_copied_into_bash():

@@ -45,11 +45,15 @@ class Scale:
     frames: tuple[int, int, int] | None = None
 
     @property
-    def told(self) -> list[str]:
-        """In words; nothing of what is as the recipes say."""
+    def parts(self) -> list[str]:
+        """Which seeds and splits there are, in words, if they are not seed 0 and all splits."""
         found = [f"seeds {', '.join(map(str, self.seeds))}"] if self.seeds != (0,) else []
-        found += [f"of the official splits {', '.join(self.splits)} alone"] if self.splits else []
-        found += [f"every training sees about {self.clips:,} clips"] if self.clips else []
+        return found + ([f"official splits {', '.join(self.splits)} alone"] if self.splits else [])
+
+    @property
+    def smaller(self) -> list[str]:
+        """In what it is a rehearsal, in words."""
+        found = [f"every training sees about {self.clips:,} clips"] if self.clips else []
         found += [f"every network has the width {self.width:g}"] if self.width else []
         found += [f"every training has batches of {self.batch_size}"] if self.batch_size else []
         if self.frames:
@@ -141,6 +145,7 @@ class Step(Work):
                 yield self.call([*words, *self.computing])["file"]
         else:
             self.call(self.words)
+            yield value_of(self.words, "--out") or Path(self.words[1]) / "report.html"
 
     def _trained(self) -> Path:
         """The run; one that is there is resumed, which checks its settings, and does nothing if it is at its end."""
