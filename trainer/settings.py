@@ -264,7 +264,7 @@ def _check_jitter(values: dict, defaults: dict, classes: dict[str, type[Method]]
     for name, needs in (("crop_area", {"contrast"}), ("color_strength", {"contrast", "clip", "frame"})):
         if values[name] != defaults[name] and not needs & {*jitters.values()}:
             raise SettingError(
-                f"{name} is {values[name]}, and jitter is {values['jitter']}, which has none; leave it out"
+                f"{name} is {values[name]}, and jitter is {values['jitter']}, which has none; leave it at {defaults[name]}"
             )
 
 

@@ -153,7 +153,7 @@ def entries_of(source):
 
 def numbers_of(entry, label, numbers, dataset):
     """The numbers of a row that are of a data set: those of its column, or all, where table or label name it."""
-    columns = entry["columns"]
+    columns = [column.split()[0] for column in entry["columns"]]  # such as "kinetics400 linear"
     if dataset in columns:
         return [numbers[columns.index(dataset)]]
     of_it = entry.get("dataset") == dataset or dataset in label.lower()

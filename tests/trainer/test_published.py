@@ -50,7 +50,7 @@ def test_published_numbers_of_the_same_method_and_backbone():
         assert f" {number} " not in text
     assert "29.95" in shown("statistics", "c3d_light") and "80.5" in shown("ascnet", "r3d18")
     moco = shown("moco", "c3d")
-    assert "with moco" in moco and " 66.6 moco, Slow R50 kinetics400 " in moco and " 61.5 " not in moco
+    assert "with moco" in moco and " 66.6 moco, Slow R50, 2 clips of a video, " in moco and " 61.5 " not in moco
     assert shown("rotation", "c3d") == "" == shown("recognition", "r3d18", None)
     finetuned = {"settings": {"method": "pace"}, "dataset": "ucf101"}
     assert "75.9" in shown("recognition", "r2plus1d10", finetuned)
