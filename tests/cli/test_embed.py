@@ -329,7 +329,7 @@ def test_a_table_of_shards_that_grow(here):
     write_video(grown_again, 40, 9)
     (here / "mine" / "near" / "b.mp4").unlink()
     told = vssl("labelgen", "mine", "--out", "grown", "--add", "--videos-per-shard", 2, *SIZE)
-    assert "1 videos added (0 of them changed)" in told and "1 forgotten: near/b.mp4" in told
+    assert "1 videos added (0 of them changed)" in told and "1 dropped: near/b.mp4" in told
     assert "videos are unchanged" in vssl("embed", "--shards", "grown")
     vssl("embed", "--shards", "grown", "--out", "anew.parquet")
     (vectors, own), (expected, anew) = columns("features.parquet"), columns("anew.parquet")
@@ -443,7 +443,7 @@ def test_several_tables_are_one(here):
     vssl("embed", "--videos", "videos/far", "--out", "far.parquet")
     both = ("--in", "near.parquet", "--in", "far.parquet")
     told = vssl("search", "videos/copy.mp4", *both, "--count", 50)
-    assert "of 15 rows of near.parquet, far.parquet" in told
+    assert "among 15 rows of near.parquet, far.parquet" in told
     assert all(f"/{name}" in told for name in LENGTHS)
     vssl("cluster", *both, "--k", 2)
     with open("clusters/clusters.csv", newline="") as file:
