@@ -536,7 +536,7 @@ def test_names_that_are_no_utf_8(here):
         ("show", "labels", "--out", out),
         ("compare", "runs/pace-r3d10-1", "--out", f"{out}.csv"),
     ):
-        assert "out\\xff" in (told := vssl(*command, code=2)) and "no UTF-8" in told
+        assert "out\\xff" in (told := vssl(*command, code=2)) and "not valid UTF-8" in told
     (here / out).mkdir()
     with contextlib.chdir(here / out):
         vssl("embed", "--checkpoint", here / "runs/pace-r3d10-1", "--videos", here / "videos", "--out", "own.parquet")
