@@ -16,6 +16,7 @@ _FOLDER = click.Path(path_type=Path)
 _CHECKPOINT = "Run, checkpoint folder or file.  [default: the newest run]"
 _CHECKPOINTS = "Finetuned run; repeat for the mean of several splits.  [default: the newest run]"
 _COMPUTED = {"boundaries": "labelgen.labels.clip:clip_boundaries", "flow": "labelgen.flow:flow"}
+_READ = {"opposites": "labelgen.manifest.form:opposites"}  # what makes the value of an option of its text
 _ALL_SPLIT = "Official split.  [default: that of the run, else the first]"
 
 
@@ -34,6 +35,8 @@ def _option(declared):
     kind = {Path: _FOLDER}.get(declared.kind, declared.kind)
     if declared.least is not None:
         kind = click.IntRange(declared.least)
+    if declared.choices:
+        kind = click.Choice(declared.choices)
     if kind is bool:
         return click.Option([f"--{declared.name.replace('_', '-')}"], is_flag=True, help=declared.help)
     names = [f"--{declared.name.replace('_', '-')}", declared.argument or declared.name]
@@ -78,6 +81,7 @@ def _run(name, **options):
     from trainer.errors import ProtocolError, TrainerError
 
     evaluator = _evaluator(options)
+    options |= {name: pkgutil.resolve_name(of)(options[name]) for name, of in _READ.items() if options.get(name)}
     try:
         result = evaluator.measure(name, **options, **_computed(name))
     except ProtocolError as error:

@@ -25,8 +25,8 @@ from labelgen.progress import ProgressBar
 def study(file, out, plan, workers, backend, scheduler, device, latex):
     """Compare the rows of a study FILE (docs/studies.md) on its data sets.
 
-    Runs what is missing and writes OUT/study.json, table.md and index.html. The same command resumes an interrupted
-    study. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
+    Runs what is missing and writes OUT/study.json, table.md, index.html and lists as CSV. The same command resumes an
+    interrupted study. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
     """
     check_scheduler(backend, scheduler)
     from labelgen.flow import flow

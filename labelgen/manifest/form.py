@@ -41,6 +41,7 @@ _FORM = Only(
         **dict.fromkeys(("name?", "like?", "source?", "licence?"), str),
         "expected?": Only(dict.fromkeys(("videos?", "classes?", "folds?", "pairs?"), int)),
         **_WHERE,
+        "opposites?": [[str], ...],
         "layouts?": [Only({"name?": str, **_WHERE}), ...],
     }
 )
@@ -96,12 +97,25 @@ def read_manifest(dataset: str) -> dict[str, Any]:
             ]
             model["layouts"] = kept
         spec = {**model, **spec}
+    named = spec.get("classes", {}).get("names", ())
+    for pair in spec.get("opposites", ()):
+        if len(pair) != 2 or len({*pair}) < 2 or (named and not {*pair} <= {*named}):
+            fail(f"opposites in {where}", ", ".join(pair), "two different classes a pair", "Correct the pair")
     layouts = spec.get("layouts", [{}])
     for number, layout in enumerate(layouts, 1):
         if "layouts" in spec and "name" not in layout:
             fail(f"layout {number} of {where}", ", ".join(layout), "a name", "Give it one")
         _check_meaning({**spec, **layout}, where)
     return spec
+
+
+def opposites(dataset: str) -> list[tuple[str, str]]:
+    """The pairs of opposite classes of a manifest, see `read_manifest`. Raises ConfigError if it has none."""
+    pairs = read_manifest(dataset).get("opposites", [])
+    if not pairs:
+        known = ", ".join(name for name in builtin_manifests() if read_manifest(name).get("opposites"))
+        fail(f"opposites in manifest {dataset}", "none", f"pairs, as of {known}", "Add pairs of classes", ConfigError)
+    return [(first, second) for first, second in pairs]
 
 
 def _check_meaning(spec: dict[str, Any], where: str) -> None:

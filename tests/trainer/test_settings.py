@@ -61,7 +61,10 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch, cores, processes,
         ),
         ({"jitter": "contrast", "crop_area": [0.5]}, r"crop_area is \[0.5\], expected two shares of the frame"),
         ({"jitter": "contrast", "crop_area": [0.8, 0.5]}, r"crop_area is \[0.8, 0.5\], expected two shares"),
-        ({"crop_area": [0.5, 1]}, r"crop_area is \[0.5, 1.0\], and jitter is frame, which has none; leave it out"),
+        (
+            {"crop_area": [0.5, 1]},
+            r"crop_area is \[0.5, 1.0\], and jitter is frame, which has none; leave it at \[0.2, 1.0\]",
+        ),
         ({"method": "order", "color_strength": 0.5}, "color_strength is 0.5, and jitter is none, which has none"),
     ],
 )

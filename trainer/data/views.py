@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.data.index import Shards
+from trainer.data.keys import SHUFFLED
 from trainer.inputs import OURS, Input
+
+
+class Time(NamedTuple):
+    """What is done to the order of a clip's frames: they are "shuffled" by a permutation that is a function of the seed, the id
+    of the video and the clip's first frame, "reversed", or "still", the frame at T // 2 repeated."""
+
+    kind: str
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}, seed {self.seed}" if self.kind == "shuffled" else self.kind
+
+    def of(self, frames: np.ndarray, id: str) -> np.ndarray:
+        """The frames that are shown in place of those of a video's clips, int64 [clips, T] both."""
+        if self.kind == "reversed":
+            return frames[:, ::-1]
+        if self.kind == "still":
+            return np.broadcast_to(frames[:, frames.shape[1] // 2, None], frames.shape)
+        key = SHUFFLED, self.seed, int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big")
+        return np.stack([np.random.default_rng((*key, int(clip[0]))).permutation(clip) for clip in frames])
 
 
 class VideoViews:
@@ -17,16 +40,25 @@ class VideoViews:
 
     frames: (number of frames of a video, T) -> frames int64 [clips, T] of its clips
     input:  of the network, which may expect clips of another length or with gaps between frames
+    time:   None for the frames in their order
     owner:  int64 [clips], index into `videos` of each clip
     """
 
     def __init__(
-        self, shards: Shards, videos: np.ndarray, frames: Callable[[int, int], np.ndarray], input: Input = OURS
+        self,
+        shards: Shards,
+        videos: np.ndarray,
+        frames: Callable[[int, int], np.ndarray],
+        input: Input = OURS,
+        time: Time | None = None,
     ):
         self.shards, self.videos = shards, videos
         count, step = input.frames or shards.clip_length, input.stride
         lengths = [int(shards.readers[shard].arrays["videos/n_frames"][video]) for shard, video in videos]
         shown = [frames(length, step * (count - 1) + 1)[:, ::step] for length in lengths]
+        if time is not None:
+            ids = (shards.readers[shard].arrays["videos/id"][video] for shard, video in videos)
+            shown = [time.of(clips, id) for clips, id in zip(shown, ids, strict=True)]
         self.owner = np.repeat(np.arange(len(videos)), [len(clips) for clips in shown])
         self.frames = np.concatenate(shown) if shown else np.empty((0, count), np.int64)
 
