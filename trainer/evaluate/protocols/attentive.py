@@ -61,8 +61,8 @@ class Attentive(Linear):
         if (size := of_one * int(self.views)) > MOST_BYTES:
             fewer = f"--clips {MOST_BYTES // of_one}, or " if of_one <= MOST_BYTES else ""
             raise ProtocolError(
-                f"the cells of {stage}, {of_clip.shape[1]} of {of_clip.shape[2]} numbers, of {self.views} clips of {videos:,} videos "
-                f"take {size / 2**30:,.1f} GiB, expected at most {MOST_BYTES >> 30}",
+                f"the cells of {stage}, {of_clip.shape[1]} of {of_clip.shape[2]} numbers, of {self.views} clips of {videos:,} "
+                f"videos take {size / 2**30:,.1f} GiB, expected at most {MOST_BYTES >> 30}",
                 f"take {fewer}`vssl eval linear`",
             )
 
