@@ -282,9 +282,8 @@ class FeatureProtocol(Protocol):
     def rows(self) -> Iterator[dict]:
         measured: dict[str, None] = {}
         for row in self.of_networks(self._of_network):
-            measured |= (
-                {row["metric"]: None} if "pair" not in row and row.get("time", metrics.NORMAL) == metrics.NORMAL else {}
-            )
+            if "pair" not in row and row.get("time", metrics.NORMAL) == metrics.NORMAL:
+                measured[row["metric"]] = None
             yield row
         if self.paired:
             yield from ({"network": "chance", "metric": metric, "value": 50.0} for metric in measured)
@@ -336,6 +335,8 @@ class FeatureProtocol(Protocol):
                 test, train = (features.select(items, rows) for rows in of_task)
                 if len(test.x):
                     shown = [test, *(other.of_videos(test.video) for other in disturbed)]
+                    if any(not np.array_equal(part.video, test.video) for part in shown):
+                        raise AssertionError("disturbed clips are of other videos than those beside them")
                     found = self.predict(train, features.joined(shown), level)
                     answered[-1][name] = test.video, {m: np.split(c, len(shown)) for m, c in found.items()}
                 self.bar.step(1 if len(test.x) else self.steps)
@@ -363,9 +364,7 @@ class FeatureProtocol(Protocol):
                 }
                 what = {} if task is None else {"pair": task}
                 rows = self.scores.rows(metric, right, owners, names, self.folds.pooled, classes)
-                yield from (
-                    {**row, **what} for row in rows if task is None or row.get("split") in (None, "all", "mean")
-                )
+                yield from ({**row, **what} for row in (rows if task is None else results.overall([*rows])))
 
     def conditions(self) -> dict[str, Any]:
         about: dict[str, Any] = {
@@ -377,10 +376,8 @@ class FeatureProtocol(Protocol):
             **self.disturbances,
         }
         if self.paired:
-            about |= {
-                "opposites": [*self.tasks],
-                "mode": f"{len(self.tasks)} pairs of opposite classes, {about['mode']}",
-            }
+            mode = f"{len(self.tasks)} pairs of opposite classes, {self.folds.mode}"
+            about |= {"opposites": [*self.tasks], "mode": mode}
         return about | ({"labels": splits.words(self.few)} if self.few else {})
 
     def tested(self) -> np.ndarray:
