@@ -24,12 +24,8 @@ from tests.labelgen import reference
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 DEMO = "train/swing/000.mp4"
-REAL = (
-    "weizmann/wave2/denis_wave2.avi",
-    "ucf101/UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi",
-    "hmdb51/videos/wave/RATRACE_wave_f_nm_np1_fr_goo_37.avi",
-    "clips/ta_chi.mp4",
-)
+REAL = ("ucf101/UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi", "clips/ta_chi.mp4")
+MORE = ("weizmann/wave2/denis_wave2.avi", "hmdb51/videos/wave/RATRACE_wave_f_nm_np1_fr_goo_37.avi")
 LENGTH = 32  # frames of each video that are used: two clips
 ROUNDING = 1e-6  # margins below are decided by the last bits
 EVEN = Config(width=172)  # the mirror image of each crop of the grid is on the grid, too
@@ -71,7 +67,7 @@ def second_clip(path, config):
     return Clip(config, frames, flows, *labels)
 
 
-@pytest.fixture(scope="module", params=[DEMO, *REAL])
+@pytest.fixture(scope="module", params=[DEMO, *REAL, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def path(request, tmp_path_factory):
     """The first frames of a video."""
     folder = tmp_path_factory.mktemp("clips")
