@@ -150,7 +150,7 @@ def compare(shards: data.Shards, paths: list[Path], most: int, repeats: int) -> 
     batches = np.array_split(np.stack([np.zeros_like(chosen), chosen], 1), -(-len(chosen) // BATCH))
     readers = [(shards.readers[shard], clip) for shard, clip in samples[chosen]]
     jpegs = [reader.jpeg(frame) for reader, clip in readers for frame in reader.clip_frames(clip)]
-    files = [paths[shards.owner[(shards.clips == samples[i]).all(1)][0]] for i in chosen]
+    files = [paths[shards.clip_video[(shards.clips == samples[i]).all(1)][0]] for i in chosen]
     times = {path: presentation_times(path) for path in set(files)}
     starts = [reader.arrays["clips/start"][clip] for reader, clip in readers]
     jobs = [(path, times[path][start], *shards.frame_size) for path, start in zip(files, starts, strict=True)]

@@ -74,7 +74,7 @@ def _evaluator(options):
 
 
 def _run(name, **options):
-    """Run a protocol with these options; print its table and the path of its result."""
+    """Run a protocol with these options; print its table and the path of its result, and return the result."""
     from trainer.errors import ProtocolError, TrainerError
 
     evaluator = _evaluator(options)
@@ -83,6 +83,7 @@ def _run(name, **options):
     except ProtocolError as error:
         raise TrainerError(_advised(error)) from error
     click.echo(f"{protocol_class(name).format_table(result)}\n\n{result['file']}")
+    return result
 
 
 def _run_all(**options):

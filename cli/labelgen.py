@@ -63,6 +63,12 @@ def _clips(ctx, param, value: str) -> int | None:
 )
 @click.option("--split", help="Label only the videos of an official split (1), a part (train), or both (1/train).")
 @on_workers
+@click.option(
+    "--camera",
+    default="still",
+    metavar="NAMES",
+    help="Of --dataset demo: still, or one or more of pan, shake, turn, zoom, such as pan,shake.",
+)
 @click.option("--videos-per-shard", type=click.IntRange(1), help="[default: about 64 shards of at most 32 videos]")
 @click.option("--clip-length", default=_DEFAULT["clip_length"], help="Frames of a clip, a multiple of 8.")
 @click.option(
@@ -142,6 +148,7 @@ def labelgen(
     plan,
     stall,
     size,
+    camera,
     **settings,
 ):
     """Label the videos of the folder VIDEOS, or of a data set: optical flow, motion, appearance, difficulty, pace and order, into
@@ -168,7 +175,9 @@ def labelgen(
 
         root = root or default_root("demo")
         with ProgressBar("rendered", "video") as progress:
-            render(root, progress=progress)
+            render(root, camera=camera.split(","), progress=progress)
+    elif camera != "still":
+        raise click.UsageError(f"--camera {camera}: expected with --dataset demo alone, whose videos are rendered")
     data = load(dataset, root, group, images=config.fps is not None)
     click.echo(data.summary())
     if dataset == "folder" and not any(data.videos.groups):
@@ -179,8 +188,7 @@ def labelgen(
     videos = select(data.videos, data.splits, split)
     split = split_name(data.splits, split)
     if plan:
-        _plan(data, videos, out, config, workers, stall, labels)
-        return
+        return _plan(data, videos, out, config, workers, stall, labels)
     if scheduler is not None and workers > 1:
         click.echo("--workers is not used: the cluster's workers make the shards", err=True)
     handler = signal.signal(signal.SIGINT, stop)
@@ -219,7 +227,7 @@ def _source(videos: Path | None, dataset: str | None, root: Path | None) -> tupl
     return dataset or "folder", root
 
 
-def _plan(data, videos, out, config, workers, stall, labels) -> None:
+def _plan(data, videos, out, config, workers, stall, labels):
     from labelgen.run.estimate import SECONDS, estimate
 
     with ProgressBar("measured", "video") as progress:
@@ -245,6 +253,7 @@ def _plan(data, videos, out, config, workers, stall, labels) -> None:
         f"  disk:      about {found.disk / 1e9:,.2f} GB in {out}, where {found.free / 1e9:,.1f} GB are free{short}"
     )
     click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB for all workers")
+    return found
 
 
 def print_report(report: dict, folder: Path) -> None:

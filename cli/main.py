@@ -16,6 +16,7 @@ from cli.flow import flow
 from cli.labelgen import labelgen
 from cli.map import map_
 from cli.report import compare, report
+from cli.reproduce import reproduce
 from cli.search import search
 from cli.show import shards_group, show
 from cli.streams import keep_streams, names_in_utf8
@@ -103,6 +104,7 @@ for command in (
     cluster,
     map_,
     study,
+    reproduce,
 ):
     main.add_command(command)
 

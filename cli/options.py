@@ -99,6 +99,32 @@ def on_workers(command):
     return command
 
 
+def on_machine(command):
+    """Give a command the options of what makes runs of a study, see `machine`."""
+    for option in (
+        click.option(
+            "--device",
+            default="auto",
+            help="cpu, cuda, or GPUs such as cuda:0,cuda:2: each run gets one; auto: cuda if there is a GPU.",
+        ),
+        click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask."),
+        click.option(
+            "--backend",
+            default="joblib",
+            type=click.Choice(["joblib", "dask"]),
+            help="This machine, or a Dask cluster.",
+        ),
+        click.option(
+            "--workers",
+            default=1,
+            type=click.IntRange(1),
+            help="Runs at a time, at most four per core; they share the cores.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def check_scheduler(backend: str, scheduler: str | None) -> None:
     """Raises UsageError if one of the two is given without the other."""
     if (backend == "dask") != (scheduler is not None):

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli.options import WRITTEN
+from cli.options import WRITTEN, check_scheduler, on_machine
 from labelgen.progress import ProgressBar
 
 
@@ -18,18 +18,7 @@ from labelgen.progress import ProgressBar
 @click.option(
     "--plan", is_flag=True, help="Show the runs, which are done and about how long the others take; make none."
 )
-@click.option(
-    "--workers", default=1, type=click.IntRange(1), help="Runs at a time, at most four per core; they share the cores."
-)
-@click.option(
-    "--backend", default="joblib", type=click.Choice(["joblib", "dask"]), help="This machine, or a Dask cluster."
-)
-@click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask.")
-@click.option(
-    "--device",
-    default="auto",
-    help="cpu, cuda, or GPUs such as cuda:0,cuda:2: each run gets one; auto: cuda if there is a GPU.",
-)
+@on_machine
 @click.option("--latex", is_flag=True, help="Write table.tex, too.")
 def study(file, out, plan, workers, backend, scheduler, device, latex):
     """Compare the rows of a study FILE (docs/studies.md) on its data sets.
@@ -37,10 +26,7 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
     Makes what is missing and writes OUT/study.json, table.md and index.html. The same command again resumes an
     interrupted study. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
     """
-    if (backend == "dask") != (scheduler is not None):
-        raise click.UsageError(
-            f"--backend is {backend}, --scheduler {scheduler}; give both --backend dask and --scheduler"
-        )
+    check_scheduler(backend, scheduler)
     from labelgen.flow import flow
     from trainer.study.runner import Machine
     from trainer.study.study import show_plan
@@ -60,8 +46,8 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
 
 def label(given: dict, out: Path, workers: int) -> Path:
     """Shards of a data set, as the study file says (dataset, root, label: fields of labelgen.config.Config)."""
+    from labelgen import demo
     from labelgen.config import Config
-    from labelgen.demo import render
     from labelgen.errors import ConfigError
     from labelgen.manifest import default_root, load
     from labelgen.run import run
@@ -78,7 +64,12 @@ def label(given: dict, out: Path, workers: int) -> Path:
     if given["dataset"] == "demo":
         root = root or default_root("demo")
         with ProgressBar("rendered", "video") as progress:
-            render(root, progress=progress)
+            try:
+                demo.render(root, **given.get("render", {}), progress=progress)
+            except TypeError as error:
+                raise ConfigError(f"render: {error}") from error
+    elif "render" in given:
+        raise ConfigError(f"render: {given['dataset']} is not rendered; expected dataset: demo")
     data = load(given["dataset"], root, images=(config.image_fps or config.fps) is not None)
     with ProgressBar("labelled", "video") as progress:
         run(data, data.videos, out, config, workers, progress=progress, say=click.echo)

@@ -64,6 +64,11 @@ def _with_options(name: str):
             click.option(
                 "--resume", type=click.Path(path_type=Path), help="Run to continue, whose settings need not be given."
             ),
+            click.option(
+                "--plan",
+                is_flag=True,
+                help="Say how long it would take, how much memory and disk, as measured on a few steps; leave nothing behind.",
+            ),
         ]
         for option in reversed(options):
             command = option(command)
@@ -80,20 +85,13 @@ def _with_options(name: str):
     type=click.Path(path_type=Path),
     help="Run whose backbone the pretraining starts from, in place of random weights.",
 )
-@click.option(
-    "--plan",
-    is_flag=True,
-    help="Say how long it would take, how much memory and disk, as measured on a few steps, and leave nothing behind.",
-)
-def train(plan, **given):
+def train(**given):
     """Pretrain a 3D CNN on the training videos of the shards."""
     if given["initial"] is not None and given["resume"] is not None:
         raise click.UsageError("--from and --resume exclude each other: --resume knows what its run began with")
     if given["method"] is None and given["recipe"] is None and given["resume"] is None:
         click.echo(f"no --method given: {DECLARATIONS['method'].default}")
-    if plan and given["resume"] is not None:
-        raise click.UsageError("--plan and --resume exclude each other")
-    _train(plan=plan, **given)
+    return _train(**given)
 
 
 @click.command()
@@ -113,10 +111,10 @@ def finetune(initial, freeze, scratch, options, **given):
     if freeze:
         options = (*options, "freeze=true")
     newest = initial is None and not scratch and given["resume"] is None
-    _train(method="recognition", initial=initial, newest=newest, options=options, **given)
+    return _train(method="recognition", initial=initial, newest=newest, options=options, **given)
 
 
-def _train(method, shards, run, resume, recipe, options, clips, initial=None, newest=False, plan=False, **given):
+def _train(method, shards, run, resume, recipe, options, clips, plan, initial=None, newest=False, **given):
     from trainer import checkpoint, recipes
     from trainer.data.readers import each_folder
     from trainer.errors import Interrupted, SettingError
@@ -125,6 +123,8 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
 
     for path in filter(plugins.is_path, [*(method or "").split("+"), given["backbone"] or ""]):
         plugins.use(path)
+    if plan and resume is not None:
+        raise click.UsageError("--plan and --resume exclude each other")
     if clips is not None and given["epochs"] is not None:
         raise click.UsageError("--epochs and --clips exclude each other")
     base, expected = (Settings(), {}) if recipe is None else recipes.recipe(recipe)
@@ -140,13 +140,12 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
     except SettingError as error:
         raise SettingError(f"--set {error}") from error
     settings = over(base, Settings(method=name, options=chosen or None, **given))
-    if plan:
-        _plan(settings, shards, clips)
-        return
     if newest:
         initial = checkpoint.newest_run(finetuned=False)
+    if plan:
+        return _plan(settings, shards, clips, initial)
     try:
-        train_network(settings, shards, run, resume, initial, expected, clips)
+        return train_network(settings, shards, run, resume, initial, expected, clips)
     except Interrupted as stopped:
         folders = " ".join(f"--shards {shlex.quote(str(folder))}" for folder in each_folder(shards))
         again = f"vssl train {folders} --resume {shlex.quote(str(stopped.run))}"
@@ -154,12 +153,12 @@ def _train(method, shards, run, resume, recipe, options, clips, initial=None, ne
         sys.exit(stopped.exit_code)
 
 
-def _plan(settings, shards, clips) -> None:
+def _plan(settings, shards, clips, initial):
     from labelgen.progress import busy, core_hours, duration
     from trainer.training.estimate import estimate
 
     with busy("making a few steps"):
-        found = estimate(settings, shards, clips)
+        found = estimate(settings, shards, clips, initial)
     seconds = found.steps * found.seconds
     click.echo(f"{found.epochs:,} epochs, {found.steps:,} steps of {found.seconds:.3g} s, as measured on a few")
     click.echo(f"  time:      about {duration(seconds)}")
@@ -169,3 +168,4 @@ def _plan(settings, shards, clips) -> None:
     on_device = f", {found.on_device / 1e9:,.2f} GB on the GPU" if found.on_device else ""
     click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB{on_device}")
     click.echo(f"  disk:      about {found.disk / 1e9:,.2f} GB for the run")
+    return found

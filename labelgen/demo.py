@@ -5,6 +5,9 @@ In a video of one class only that motion's clock runs. So a single frame has the
 class, whichever the frame: nothing but motion can tell them apart. The motions keep their own time
 (`PERIODS`), so that the pace of playback can be told too; and no class is another one mirrored: a clock
 runs forwards or backwards, by chance.
+
+The camera stands still, or it pans, shakes, turns or zooms along a random path, the same in every class. A moving camera moves
+the whole picture: the flow then says less about the class, while the motion boundaries still surround the object.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
@@ -28,7 +31,16 @@ PERIODS = {"bounce": 24, "orbit": 32, "pulse": 24, "rock": 22, "spin": 45, "swin
 CLASSES = tuple(PERIODS)
 FPS = 30
 SIDE = 96  # pixels; the pictures are square
-_VERSION = 1  # of the pictures: a change of anything drawn counts it up
+# how far a camera takes the picture: x, y (pixels), log scale, angle (radians); `shake` is new in each frame
+CAMERAS = {
+    "still": (0.0, 0.0, 0.0, 0.0),
+    "pan": (9.0, 9.0, 0.0, 0.0),
+    "shake": (0.25, 0.25, 0.0, 0.0),
+    "turn": (0.0, 0.0, 0.0, np.radians(6)),
+    "zoom": (0.0, 0.0, np.log(1.06), 0.0),
+}
+_MARGIN = 24  # pixels of background around what a camera shows that stands still
+_VERSION = 2  # of the pictures: a change of anything drawn counts it up
 _JITTER = 0.12  # of a period; below 1/7, or one video's pace 3 could be another one's pace 4
 _SPRITE = 20  # root-mean-square radius in pixels at which the object is drawn; it is shown larger, its texture coarse
 _BACKGROUND = 0.3  # of its contrast is kept, so that a small network's few clips suffice to find the motion
@@ -48,21 +60,40 @@ def trajectory(motion: str, n: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack([x, y, 0.35 * np.sin(pulse), spin + 0.55 * np.sin(rock)], axis=1)
 
 
+def camera_path(camera: Sequence[str], n: int, rng: np.random.Generator) -> np.ndarray:
+    """Where a camera takes the picture in n frames, float64 [n, 4]: x, y (pixels), log scale, angle (radians).
+
+    camera: names of CAMERAS, whose movements add up. A smooth one is the mean of three sines of random phases, with periods
+    of 40 to 160 frames; its values are those of CAMERAS at most. `shake` is normal, with those as standard deviations.
+    """
+    periods, phases = np.exp(rng.uniform(np.log(40), np.log(160), (3, 4))), rng.uniform(0, 2 * np.pi, (3, 4))
+    smooth = np.sin(2 * np.pi * np.arange(n)[:, None, None] / periods + phases).mean(1)
+    noise = rng.standard_normal((n, 4))
+    return np.sum([np.array(CAMERAS[name]) * (noise if name == "shake" else smooth) for name in camera], axis=0)
+
+
 def render(
     root: Path,
     train: int = 120,
     test: int = 20,
     seed: int = 0,
+    camera: Sequence[str] = ("still",),
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Render `train` and `test` videos of each class as root/{train,test}/{class}/{000...}.mp4.
 
     A video has 64 to 96 frames of 96 x 96 pixels, 30 per second. The same arguments give the same bytes. The
     videos are rendered beside `root` and renamed as a whole: where `root` is, it is complete, and rendering
-    it again returns at once. `progress(done, total)` is called after each video.
+    it again returns at once. camera: names of CAMERAS, e.g. ("pan", "shake"). `progress(done, total)` is called after each
+    video.
 
-    Raises ConfigError if `root` holds something else: other numbers, another seed, missing files.
+    Raises ConfigError if `camera` has an unknown name or "still" beside another, or if `root` holds something else: other
+    numbers, another seed or camera, missing files.
     """
+    camera = sorted(set(camera))
+    if not camera or not set(camera) <= set(CAMERAS) or ("still" in camera and len(camera) > 1):
+        movements = ", ".join(name for name in CAMERAS if name != "still")
+        raise ConfigError(f"camera is {', '.join(camera) or 'empty'}, expected still, or one or more of {movements}")
     root = Path(root)
     names = [
         f"{split}/{motion}/{index:03}"
@@ -70,7 +101,7 @@ def render(
         for motion in CLASSES
         for index in range(count)
     ]
-    settings = json.dumps({"version": _VERSION, "train": train, "test": test, "seed": seed})
+    settings = json.dumps({"version": _VERSION, "train": train, "test": test, "seed": seed, "camera": camera})
     if root.exists() and any(root.iterdir()):
         _check(root, names, settings)
         return
@@ -81,7 +112,8 @@ def render(
             path = folder / f"{name}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             split, motion, _ = name.split("/")
-            _encode(path, _frames(split, motion, generator(seed, "demo", name)))
+            draws = (generator(seed, purpose, name) for purpose in ("demo", "demo camera"))
+            _encode(path, _frames(split, motion, camera, *draws))
             if progress:
                 progress(done, len(names))
         (folder / "demo.json").write_text(settings)
@@ -99,24 +131,39 @@ def _check(root: Path, names: list[str], settings: str) -> None:
         )
 
 
-def _frames(split: str, motion: str, rng: np.random.Generator) -> np.ndarray:
+def _frames(
+    split: str, motion: str, camera: Sequence[str], rng: np.random.Generator, camera_rng: np.random.Generator
+) -> np.ndarray:
     """The pictures of one video, RGB uint8 [n, SIDE, SIDE, 3]."""
     n = int(rng.integers(64, 97))
     poses = trajectory(motion, n, rng)
+    views = camera_path(camera, n, camera_rng)
     size = rng.uniform(24, 28) / _SPRITE
     brightness = rng.uniform(0.95, 1.05)
-    background = cv2.GaussianBlur(_texture(split, SIDE, SIDE, rng), (0, 0), 2)
+    margin = 0 if "still" in camera else _MARGIN
+    background = cv2.GaussianBlur(_texture(split, SIDE + 2 * margin, SIDE + 2 * margin, rng), (0, 0), 2)
     background += (1 - _BACKGROUND) * (background.mean((0, 1)) - background)
     sprite = _sprite(split, rng)
-    centre = np.array([len(sprite) - 1] * 2) / 2
     video = np.empty((n, SIDE, SIDE, 3), np.uint8)
-    for picture, (x, y, log_scale, angle) in zip(video, poses, strict=True):
-        scale = size * np.exp(log_scale)
-        matrix = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        offset = np.array([x + (SIDE - 1) / 2, y + (SIDE - 1) / 2]) - matrix @ centre
-        pasted = cv2.warpAffine(sprite, np.column_stack([matrix, offset]), (SIDE, SIDE))
-        cv2.convertScaleAbs(background * (1 - pasted[..., 3:]) + pasted[..., :3], picture, brightness)
+    for picture, (x, y, log_scale, angle), (right, down, zoom, turn) in zip(video, poses, views, strict=True):
+        view = _similarity((right, down), np.exp(zoom), turn)  # of the scene; 0, 0 is the centre of scene and picture
+        scene = background if margin == 0 else _warped(background, view)
+        pasted = _warped(sprite, view @ _similarity((x, y), size * np.exp(log_scale), angle))
+        cv2.convertScaleAbs(scene * (1 - pasted[..., 3:]) + pasted[..., :3], picture, brightness)
     return video
+
+
+def _similarity(shift: tuple[float, float], scale: float, angle: float) -> np.ndarray:
+    """float64 [3, 3]: (x, y, 1) turned by the angle, scaled, moved."""
+    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+    return np.array([[cosine, -sine, shift[0]], [sine, cosine, shift[1]], [0, 0, 1]])
+
+
+def _warped(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """The square image, seen in a picture of SIDE x SIDE after the matrix; both have their origin in the centre."""
+    linear, shift = matrix[:2, :2], matrix[:2, 2]
+    offset = shift + (SIDE - 1) / 2 - linear @ np.array([(len(image) - 1) / 2] * 2)
+    return cv2.warpAffine(image, np.column_stack([linear, offset]), (SIDE, SIDE))
 
 
 def _sprite(split: str, rng: np.random.Generator) -> np.ndarray:

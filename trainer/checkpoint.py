@@ -58,7 +58,11 @@ _META = {  # what metadata hold; names with ? may be missing
 }
 _FRAMES = ("height", "width", "crop", "clip_length", "fps", "jpeg_quality", "max_pixels")  # of the configuration
 _INITIAL = {"file": str, "settings": {"method": str}, **_ORIGIN}
-_STATE = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}  # of each parameter
+_STATE = {  # of each parameter
+    "SGD": {"momentum_buffer"},
+    "LARS": {"momentum_buffer"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+}
 IMPORTED = "imported"  # the method of a run whose weights are from another program
 _OTHER = "it was changed, or written by another version of vssl; use another one, or train again"
 

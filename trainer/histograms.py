@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -19,19 +19,23 @@ _PARTS = (1, 2, 4, 8)  # equal parts of the time, each with a histogram of its o
 VERSION = 1  # whoever changes the values raises it
 
 
-def of_times(frames: np.ndarray, kind: str, flow: Flow, threads: int = 1) -> np.ndarray:
-    """The histogram of every frame and the next one (of "colour", of every frame), float64 [times, bins].
+def of_times(frames: np.ndarray, kinds: Collection[str], flow: Flow, threads: int = 1) -> dict[str, np.ndarray]:
+    """The histograms of every frame and the next one (of "colour", of every frame) by kind, float64 [times, bins]; the flow is
+    computed once for all of them.
 
-    frames: RGB uint8 [T, H, W, 3]; kind: a name of KINDS
+    frames: RGB uint8 [T, H, W, 3]; kinds: names of KINDS
     """
-    if kind == "colour":
-        return np.stack([_colours(frame) for frame in frames])
-    luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    if len(luma) < 2:
-        return np.zeros((0, KINDS[kind]))
-    made = _directions if kind == "flow" else _boundaries
+    made = {kind: {"flow": _directions, "boundary": _boundaries}[kind] for kind in kinds if kind != "colour"}
+    luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames] if made else []
+
+    def of_pair(first: np.ndarray, second: np.ndarray) -> list[np.ndarray]:
+        field = flow(first, second)
+        return [of(field) for of in made.values()]
+
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        return np.stack([*pool.map(lambda first, second: made(flow(first, second)), luma[:-1], luma[1:])])
+        pairs = [*pool.map(of_pair, luma[:-1], luma[1:])]
+    found = {kind: np.array([pair[i] for pair in pairs]).reshape(-1, KINDS[kind]) for i, kind in enumerate(made)}
+    return {kind: found[kind] if kind in found else np.stack([*map(_colours, frames)]) for kind in kinds}
 
 
 def pyramid(times: np.ndarray) -> np.ndarray:
@@ -47,7 +51,7 @@ def pyramid(times: np.ndarray) -> np.ndarray:
 
 def histogram(frames: np.ndarray, kind: str, flow: Flow) -> np.ndarray:
     """Of a whole video, RGB uint8 [T, H, W, 3]: float32 [15 x bins], see `pyramid`."""
-    return pyramid(of_times(frames, kind, flow))
+    return pyramid(of_times(frames, (kind,), flow)[kind])
 
 
 def _directions(field: np.ndarray) -> np.ndarray:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from labelgen.processes import cores
 from trainer import backbones
 from trainer.errors import SettingError, TrainerError
 from trainer.methods import METHODS, method_class
 from trainer.options import POSITIVE, SHARE, Option, Range, at_least, between, fitted
+
+if TYPE_CHECKING:
+    from trainer.methods.method import Method
 
 
 def default_workers() -> int:
@@ -115,9 +118,13 @@ class Settings:
     batch_size: int = _declared(None, "Samples per step at most, over all processes", between(1, 1 << 16))
     accumulate: int = _declared(1, "Gradient accumulation: parts in which a step is computed", between(1, 1 << 16))
     lr: float = _declared(None, "Learning rate at the start", POSITIVE)
-    optimizer: str = _declared("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adamw"))
-    momentum: float = _declared(None, "Momentum of SGD, or the first beta of AdamW", at_least(0), commands=())
-    weight_decay: float = _declared(None, "On all parameters", at_least(0), commands=())
+    optimizer: str = _declared(
+        "sgd", "SGD with momentum, LARS for large batches, or AdamW", choices=("sgd", "lars", "adamw")
+    )
+    momentum: float = _declared(None, "Momentum of SGD and LARS, or the first beta of AdamW", at_least(0), commands=())
+    weight_decay: float = _declared(
+        None, "On all parameters; with LARS on those of two or more dimensions", at_least(0), commands=()
+    )
     schedule: str = _declared(
         None,
         "step: lr / 10 every drop_every epochs; cosine: 5 % warm-up, then to 0",
@@ -132,7 +139,20 @@ class Settings:
         False, "Batch normalisation over all processes, on CUDA", default_words="the method's or False"
     )
     jitter: str | None = _declared(
-        None, "Colour jitter: one per clip, or one per frame", choices=("none", "clip", "frame")
+        None,
+        "Colour jitter, one per clip or per frame; contrast: one per clip, random resized crop, grey and blur, too",
+        choices=("none", "clip", "frame", "contrast"),
+    )
+    color_strength: float = _declared(
+        1.0,
+        "Multiplies the ranges of the colour jitter, brightness, contrast and saturation .8, hue .2",
+        between(0, 1.25),
+    )
+    crop_area: list = _declared(
+        [0.2, 1.0],
+        "With --jitter contrast: share of the frame's area that a crop has, the least and the most",
+        default_words="0.2,1",
+        form=[float],
     )
     precision: str = _declared(
         "auto",
@@ -209,9 +229,29 @@ def resolve(settings: Settings) -> Settings:
     values["options"] = {name: method.option_values(chosen.get(name)) for name, method in classes.items()}
     values["weights"] = _weights(given.get("weights"), methods)
     values["shard_weights"] = _shard_weights(given.get("shard_weights", []))
+    _check_jitter(values, defaults | classes[methods[0]].defaults, classes)
     if values["pacing"] != "single" and not values["curriculum"]:
         raise SettingError(f"pacing is {values['pacing']}, and curriculum is 0; set curriculum, such as 0.5")
     return Settings(**values)
+
+
+def _check_jitter(values: dict, defaults: dict, classes: dict[str, type[Method]]) -> None:
+    """Raises SettingError for an augmentation that a method cannot have, and for its settings without it."""
+    jitters = {name: values["jitter"] or method.defaults["jitter"] for name, method in classes.items()}
+    for name, jitter in jitters.items():
+        if jitter == "contrast" and classes[name].labels_of_crops:
+            raise SettingError(
+                f"jitter is contrast, and {name} learns labels that the shards hold for crops of their own grid in the stored "
+                "colours; contrast draws others. Choose none, or another method"
+            )
+    area = values["crop_area"]
+    if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
+        raise SettingError(f"crop_area is {area}, expected two shares of the frame, the least and the most, as 0.2,1")
+    for name, needs in (("crop_area", {"contrast"}), ("color_strength", {"contrast", "clip", "frame"})):
+        if values[name] != defaults[name] and not needs & {*jitters.values()}:
+            raise SettingError(
+                f"{name} is {values[name]}, and jitter is {values['jitter']}, which has none; leave it out"
+            )
 
 
 def _weights(given: list[float] | None, methods: list[str]) -> list[float]:

@@ -1,5 +1,7 @@
+import math
 from itertools import combinations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -12,6 +14,11 @@ def poses(motion, videos, n=64, seed=0):
     """[videos, n, 4], independent of those of the other classes."""
     rng = np.random.default_rng([seed, demo.CLASSES.index(motion)])
     return np.stack([demo.trajectory(motion, n, rng) for _ in range(videos)])
+
+
+def frames(split, motion, seed, camera=("still",)):
+    """The pictures of one video, as `render` draws them if `seed` is its name."""
+    return demo._frames(split, motion, camera, *(generator(0, purpose, seed) for purpose in ("demo", "demo camera")))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,7 @@ def test_every_class_has_its_videos_and_they_decode(root):
     ]
     assert [video.relative_to(root).with_suffix("").as_posix() for video in videos] == names
     for video, name in zip(videos, names, strict=True):
-        drawn = demo._frames(*name.split("/")[:2], generator(0, "demo", name))
+        drawn = frames(*name.split("/")[:2], name)
         stream = decode.frames(video)
         decoded = np.stack(list(stream))
         assert stream.fps == demo.FPS and decoded.shape == drawn.shape and 64 <= len(drawn) <= 96
@@ -59,7 +66,7 @@ def test_complete_folder_is_left_alone(root):
     assert contents(root) == before
 
 
-@pytest.mark.parametrize("change", [{"train": 3}, {"seed": 1}])
+@pytest.mark.parametrize("change", [{"train": 3}, {"seed": 1}, {"camera": ("pan",)}])
 def test_other_settings_are_never_mixed(root, change):
     with pytest.raises(ConfigError, match="remove that folder"):
         demo.render(root, **{"train": 2, "test": 1} | change)
@@ -82,12 +89,58 @@ def test_interrupted_rendering_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_classes_differ_by_motion_alone():
+@pytest.mark.parametrize("camera", [("still",), ("pan", "shake", "turn", "zoom")], ids="+".join)
+def test_classes_differ_by_motion_alone(camera):
     """From the same random numbers, all classes start with the very same picture and then part."""
-    videos = [demo._frames("train", motion, np.random.default_rng(5)) for motion in demo.CLASSES]
+    videos = [frames("train", motion, "5", camera) for motion in demo.CLASSES]
     for first, second in combinations(videos, 2):
         assert np.array_equal(first[0], second[0]) and first.shape == second.shape
         assert not np.array_equal(first[8], second[8])
+
+
+@pytest.mark.parametrize("camera", [("pan",), ("shake",), ("turn",), ("zoom",)], ids="".join)
+def test_a_camera_moves_the_background_as_its_path_says(camera):
+    """Moved back along the path, each picture has the background of the first one."""
+    video = frames("train", "spin", "7", camera)
+    path = demo.camera_path(camera, len(video), generator(0, "demo camera", "7"))
+    middle, differences = (demo.SIDE - 1) / 2, []
+
+    def matrix(x, y, log_scale, angle):  # what is where in the world -> where it is in the picture
+        turn = np.exp(log_scale + 1j * angle)
+        to_picture = np.array([[turn.real, -turn.imag, x], [turn.imag, turn.real, y], [0, 0, 1]])
+        return np.array([[1, 0, middle], [0, 1, middle], [0, 0, 1]]) @ to_picture
+
+    for shown in (20, 45, 63):
+        back = matrix(*path[0]) @ np.linalg.inv(matrix(*path[shown]))
+        restored = cv2.warpAffine(video[shown], back[:2], (demo.SIDE, demo.SIDE))
+        near, far = slice(14, 24), slice(-24, -14)
+        corners = [(near, near), (near, far), (far, near), (far, far)]  # the object covers one of them at most
+        moved, unmoved = (
+            sum(sorted(np.abs(picture[corner].astype(float) - video[0][corner]).mean() for corner in corners)[:3])
+            for picture in (restored, video[shown])
+        )
+        differences.append((moved, unmoved))
+    moved, unmoved = np.max(differences, axis=0)
+    assert moved < 3 and moved < unmoved / 2
+
+
+def test_camera_path_by_hand():
+    """Three sines of the same draws; the reach is that of the table; what does not move is 0."""
+    n, rng = 50, np.random.default_rng(3)
+    periods, phases = 40 * 4 ** rng.random((3, 4)), 2 * np.pi * rng.random((3, 4))
+    path = demo.camera_path(["pan", "turn"], n, np.random.default_rng(3))
+    for frame, column in ((0, 0), (31, 1), (49, 3)):
+        sines = [math.sin(2 * math.pi * frame / periods[i, column] + phases[i, column]) for i in range(3)]
+        assert path[frame, column] == pytest.approx((9, 9, 0, math.radians(6))[column] * sum(sines) / 3)
+    assert not path[:, 2].any()
+    shake = demo.camera_path(["shake"], 5000, rng)
+    assert shake[:, :2].std() == pytest.approx(0.25, rel=0.05) and not shake[:, 2:].any()
+
+
+@pytest.mark.parametrize("camera", [("still", "pan"), ("tilt",), ()])
+def test_unknown_cameras_are_refused(tmp_path, camera):
+    with pytest.raises(ConfigError, match="expected still, or one or more of pan, shake, turn, zoom"):
+        demo.render(tmp_path / "demo", camera=camera)
 
 
 @pytest.mark.parametrize("frame", [0, 11, 63])

@@ -21,6 +21,11 @@ REDUCED = {  # small sums over two processes per step: one of all metrics, and p
     "skip_clip": 3,
     "tce-nce": 2,
     "ascnet": 1,
+    "simclr": 3,
+    "moco": 1,
+    "byol": 1,
+    "rspnet": 1,
+    "lejepa": 2,
     "recognition-freeze": 1,
     "joint": 2,
 }
@@ -42,8 +47,8 @@ def test_training_scoring_and_resuming(rehearse, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pace", "pace-pace"])
-def test_sgd_and_adamw_are_fused(rehearse, name):
+@pytest.mark.parametrize("name", ["pace", "pace-context", "pace-pace"])
+def test_sgd_lars_and_adamw_are_fused(rehearse, name):
     assert rehearse(fused, name)
 
 

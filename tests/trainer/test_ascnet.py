@@ -1,34 +1,20 @@
-import math
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.trainer.plain import Colour, slow_features, slow_mlp, slow_unit
 from tests.trainer.synthetic import write_shard
 from trainer.data import Batch, Draw, Shards, TrainingClips
 from trainer.errors import TrainerError
 from trainer.methods import ascnet
-from trainer.methods.ascnet import ASCNet, consistency, target_decay
+from trainer.methods.ascnet import ASCNet, consistency
 from trainer.network import Network
 from trainer.settings import Settings, resolve
 from trainer.training.streams import training_streams
 
 OPTIONS = ASCNet.option_values()
 SPEEDS = torch.tensor([[1, 2], [2, 1], [1, 2], [2, 1], [2, 1]])
-
-
-class Colour(nn.Module):
-    """A backbone of four features with weights."""
-
-    features = 4
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv3d(3, 4, 1)
-
-    def forward(self, x):
-        return {"conv1": self.conv(x)}
 
 
 @pytest.fixture
@@ -62,43 +48,6 @@ def batch(clips, other, video=None):
 
     given = Batch(clips.flatten(0, 1), {"speed": SPEEDS[: len(clips)]}, video, 0.0, clips_of=clips_of)
     return given, asked
-
-
-def slow_linear(layer, row):
-    out = [sum(w * x for w, x in zip(weights, row, strict=True)) for weights in layer.weight.tolist()]
-    return out if layer.bias is None else [y + b for y, b in zip(out, layer.bias.tolist(), strict=True)]
-
-
-def slow_mlp(mlp, batch):
-    """Linear, batch normalisation over the batch, ReLU, linear."""
-    hidden = [slow_linear(mlp[0], row) for row in batch]
-    scale, shift = mlp[1].weight.tolist(), mlp[1].bias.tolist()
-    for d in range(len(hidden[0])):
-        values = [row[d] for row in hidden]
-        mean = sum(values) / len(values)
-        variance = sum((value - mean) ** 2 for value in values) / len(values)
-        for row in hidden:
-            row[d] = max(0.0, (row[d] - mean) / math.sqrt(variance + 1e-5) * scale[d] + shift[d])
-    return [slow_linear(mlp[3], row) for row in hidden]
-
-
-def slow_unit(rows):
-    return [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in rows]
-
-
-def slow_features(backbone, clips):
-    """Mean over time and space of a 1 x 1 x 1 convolution."""
-    features = []
-    for clip in clips:
-        mean = [sum(channel.flatten().tolist()) / channel.numel() for channel in clip]
-        weights = backbone.conv.weight.flatten(1).tolist()
-        features.append(
-            [
-                sum(w * x for w, x in zip(row, mean, strict=True)) + b
-                for row, b in zip(weights, backbone.conv.bias.tolist(), strict=True)
-            ]
-        )
-    return features
 
 
 def slow_losses(backbone, method, clips_i, clips_j, clips_k):
@@ -280,7 +229,7 @@ def test_the_clip_of_a_similar_video_has_the_speed_of_the_first(demo, shards, mo
     raw = next(stream.load(range(1), 0, torch.device("cpu")))
     given, read, speeds, shown = (
         stream.on_device(raw, 0.0, torch.device("cpu")),
-        ascnet._clip,
+        ascnet.random_clip,
         raw["labels"]["speed"],
         [],
     )
@@ -289,7 +238,7 @@ def test_the_clip_of_a_similar_video_has_the_speed_of_the_first(demo, shards, mo
         shown.append((shards.readers.index(reader), video, speed, read(reader, video, speed, rng)))
         return shown[-1][-1]
 
-    monkeypatch.setattr(ascnet, "_clip", noted)
+    monkeypatch.setattr(ascnet, "random_clip", noted)
     metrics = network({"ascnet": given})
     assert metrics["loss"].isfinite()
     expected = [(*shards.videos[row], speed) for row, speed in zip(raw["video"], speeds[:, 0].tolist(), strict=True)]
@@ -317,10 +266,6 @@ def test_the_target_starts_as_the_online_network_and_follows_it(make):
     assert not method.target["projections"]["speed"][1].running_mean.any()
     method.after_step(backbone, 1.0)
     assert torch.equal(pairs[0][1], before[0])  # the last step leaves it
-
-
-def test_decay_by_hand():
-    assert [target_decay(0.99, progress) for progress in (0, 1 / 3, 0.5, 1)] == pytest.approx([0.99, 0.9925, 0.995, 1])
 
 
 def test_short_videos_are_left_out(shards, tmp_path):

@@ -27,7 +27,7 @@ def test_never_stores_a_held_out_video(demo, here):
         assert file.readline().strip() == "step,loss,appearance,speed,spread,constant" and len(file.readlines()) == 4
     source = Shards(demo)
     source.hold_out(0.3, 0)
-    trained = sorted(source.before[shard] + video for shard, video in ASCNet.samples(source, OPTIONS)[0])
+    trained = sorted(source.first_row[shard] + video for shard, video in ASCNet.samples(source, OPTIONS)[0])
     filled = checkpoint.load(whole).weights["methods.ascnet.filled"]
     assert filled.nonzero()[:, 0].tolist() == trained and len(trained) < 7
 

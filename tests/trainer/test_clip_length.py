@@ -26,6 +26,7 @@ OPTIONS = {
     "statistics": {"hidden": 8},
     "skip_clip": {"spacing": 1, "targets": 4},
     "tce": {"frames": LENGTH},
+    "lejepa": {"hidden": 8, "outputs": 8},
 }
 BACKBONES = {"statistics": "c3d_light", "skip_clip": "resnet3d18", "rotation": "s3dg", "tce": "c3d"}
 SHAPES = {
@@ -33,7 +34,9 @@ SHAPES = {
     "order": (3, LENGTH),
     "skip_clip": (1, LENGTH + 4),
     "tce": (2, LENGTH),
-    "ascnet": (2, LENGTH),
+    **dict.fromkeys(("ascnet", "simclr", "moco", "byol"), (2, LENGTH)),
+    "rspnet": (3, LENGTH),
+    "lejepa": (4, LENGTH),
 }
 
 

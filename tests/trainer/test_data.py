@@ -57,7 +57,7 @@ def test_clips_by_difficulty_with_static_ones_last(demo):
     samples = Statistics.samples(source, STATISTICS)[0]
     scores = np.linspace(1, 2, len(samples)).astype(np.float32)
     scores[-3:] = np.nan
-    source.readers.numbers("curriculum/score")[source.trains[source.owner]] = scores
+    source.readers.numbers("curriculum/score")[source.train_mask[source.clip_video]] = scores
     n = len(samples)
     assert source.by_difficulty(samples).tolist() == [*range(n - 4, -1, -1), *range(n - 3, n)]
     easy, hard = (source.half(samples, which, 0).tolist() for which in ("easy", "hard"))
@@ -81,11 +81,11 @@ def test_held_out_videos_are_whole_groups_of_about_the_share(demo, monkeypatch):
         ),
     )
     source, again = data.Shards(demo), data.Shards(demo)
-    before = source.trains.copy()
+    before = source.train_mask.copy()
     held = source.hold_out(0.5, 0)
-    assert not (held & source.trains).any() and ((held | source.trains) == before).all()
+    assert not (held & source.train_mask).any() and ((held | source.train_mask) == before).all()
     names = np.array(source.text("videos/group"))
-    assert not set(names[held]) & set(names[source.trains]) and 0 < held.sum() <= 4
+    assert not set(names[held]) & set(names[source.train_mask]) and 0 < held.sum() <= 4
     assert (again.hold_out(0.5, 0) == held).all()
     assert len({tuple(data.Shards(demo).hold_out(0.5, seed)) for seed in range(8)}) > 1
     monkeypatch.setattr(data.Shards, "text", lambda self, key: ["one"] * len(original(self, key)))
@@ -96,8 +96,8 @@ def test_held_out_videos_are_whole_groups_of_about_the_share(demo, monkeypatch):
 def test_split_by_name_number_and_default(demo):
     for split in (None, 1, "1", "split1"):
         source = data.Shards(demo, split)
-        assert source.split == "split1" and len(source.videos) == 13 and source.trains.sum() == 8
-        assert not source.whole and source.dataset == "demo"
+        assert source.split == "split1" and len(source.videos) == 13 and source.train_mask.sum() == 8
+        assert not source.unsplit_datasets and source.dataset == "demo"
     with pytest.raises(TrainerError, match=r"unknown split '2': the data set has split1 \(or 1 to 1\)"):
         data.Shards(demo, 2)
 
@@ -105,12 +105,12 @@ def test_split_by_name_number_and_default(demo):
 def test_without_official_training_videos_all_are_used(tmp_path):
     write_shard(tmp_path / "a" / "00000.h5", [64, 64], splits=())
     source = data.Shards(tmp_path / "a")
-    assert source.split is None and source.whole and source.trains.all()
+    assert source.split is None and source.unsplit_datasets and source.train_mask.all()
     assert len(Statistics.samples(source, STATISTICS)[0]) == 8
     with pytest.raises(TrainerError, match="unknown split 'split1': the data set has no splits"):
         data.Shards(tmp_path / "a", "split1")
     write_shard(tmp_path / "b" / "00000.h5", [64, 64], split=[2, 2])
-    assert data.Shards(tmp_path / "b").whole
+    assert data.Shards(tmp_path / "b").unsplit_datasets
 
 
 def test_training_clips_belong_to_training_videos(demo):
@@ -174,7 +174,9 @@ def test_statistics_labels_are_those_of_the_crop_and_mirror_drawn(demo):
         for name in ("motion", "appearance", "valid"):
             assert (batch["labels"][name][sample].numpy() == arrays[f"statistics/{name}"][clip, crop, mirror]).all()
         owner = arrays["clips/video"][clip]
-        assert batch["video"][sample] == source.before[shard] + owner and batch["id"][sample] == f"0000{shard}_{owner}"
+        assert (
+            batch["video"][sample] == source.first_row[shard] + owner and batch["id"][sample] == f"0000{shard}_{owner}"
+        )
         seen.add((crop, mirror))
     assert len(seen) > 8
 

@@ -33,7 +33,7 @@ from trainer.network import Network
 from trainer.settings import Settings
 from trainer.training import train
 
-SMALL = {"backbone": "c3d_light", "width": 0.06, "workers": 0, "device": "cpu"}
+SMALL = {"backbone": "c3d_light", "width": 0.06, "workers": 0, "device": "cpu", "optimizer": "sgd"}
 VARIANTS = {
     "statistics": [{"targets": "classes"}, {"targets": "raw"}],
     "pace": [
@@ -42,6 +42,10 @@ VARIANTS = {
         {"contrast": "same-pace", "literal": True, "pace_weight": 0.0},
     ],
     "tce": [{"frames": 16, "negatives": 2}, {"frames": 16, "loss": "nce"}],
+    "simclr": [{"hidden": 8, "clips": 3}],
+    "moco": [{"hidden": 8, "queue": 7}, {"hidden": 0, "symmetric": False, "batch_norm": True}],
+    "byol": [{"hidden": 8}],
+    "lejepa": [{"hidden": 16, "outputs": 8}],
 }
 CASES = {
     "-".join([method, *map(str, options.values())]): {"method": method, "options": {method: options}}
@@ -50,9 +54,13 @@ CASES = {
 }
 CASES["tce-frames"] = {"method": "tce", "backbone": "resnet18"}
 CASES["joint"] = {"method": "ascnet+statistics", "weights": [1.0, 0.5], "ema": 0.9}
-CASES["accumulated"] = {"method": "rotation", "accumulate": 2}
+CASES["queue"] = {"method": "moco+pace", "accumulate": 2}
+CASES["accumulated"] = {"method": "rotation", "accumulate": 2, "jitter": "contrast"}
 ON_CUDA = {"backbone": "r3d10", "device": "cuda:0", "precision": "float32", "sync_bn": True}
-CUDA_CASES = {name: CASES[name] | ON_CUDA for name in ("pace-same-context", "order", "ascnet", "skip_clip", "tce-16-2")}
+CUDA_CASES = {
+    name: CASES[name] | ON_CUDA
+    for name in ("pace-same-context", "order", "ascnet", "skip_clip", "tce-16-2", "simclr-8-3", "moco-8-7", "byol-8")
+}
 
 
 def steps(case: dict) -> int:

@@ -21,7 +21,7 @@ def shifted(seed):
 
 def test_boundaries_are_those_of_labelgen_by_direction_and_cell():
     flow = shifted(0)(0, 0)
-    found = of_times(np.zeros((2, 32, 32, 3), np.uint8), "boundary", lambda *_: flow)[0].reshape(2, 16, 8)
+    found = of_times(np.zeros((2, 32, 32, 3), np.uint8), ["boundary"], lambda *_: flow)["boundary"][0].reshape(2, 16, 8)
     derivatives = motion_boundaries(flow).reshape(2, 2, 32, 32)
     expected = np.zeros((2, 16, 8))
     for component, (x, y) in enumerate(derivatives):  # one pixel after the other
@@ -53,7 +53,7 @@ def test_parts_of_time_are_the_whole_its_halves_quarters_and_eighths():
 def test_colours_are_counted():
     frames = np.zeros((1, 4, 4, 3), np.uint8)
     frames[0, 0] = 255, 64, 0
-    found = of_times(frames, "colour", None)[0]
+    found = of_times(frames, ["colour"], None)["colour"][0]
     assert found[0] == 12 and found[3 * 16 + 1 * 4] == 4 and found.sum() == 16
 
 

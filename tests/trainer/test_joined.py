@@ -31,11 +31,11 @@ def two(tmp_path_factory):
 
 def test_videos_of_all_stand_side_by_side(two):
     joined = data.Shards(two)
-    assert joined.dataset == "a+b" and joined.splits == {"a": "split1", "b": None} and joined.whole == ["b"]
-    assert joined.trains.tolist() == [True, True, False, True, True, True]
+    assert joined.dataset == "a+b" and joined.splits == {"a": "split1", "b": None} and joined.unsplit_datasets == ["b"]
+    assert joined.train_mask.tolist() == [True, True, False, True, True, True]
     assert joined.text("videos/id")[0].startswith("a/") and joined.text("videos/id")[4].startswith("b/")
     assert joined.text("videos/group") == ["a/g", "a/g", "a/h", "a/i", "b/g", "b/k"]
-    assert joined.videos[4].tolist() == [2, 0] and joined.before.tolist() == [0, 3, 4]
+    assert joined.videos[4].tolist() == [2, 0] and joined.first_row.tolist() == [0, 3, 4]
     assert joined.config_hash not in {data.Shards(one).config_hash for one in two}
     assert data.Shards(two[0]).text("videos/group")[0] == "g"
 

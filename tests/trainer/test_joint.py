@@ -7,6 +7,7 @@ from tests.trainer.runs import SMALL, rows
 from trainer import checkpoint
 from trainer.data import Batch, Shards
 from trainer.errors import TrainerError
+from trainer.methods import method_class
 from trainer.methods.statistics import SIZES
 from trainer.network import Network
 from trainer.recipes import parse_options
@@ -71,9 +72,18 @@ def test_gradients_are_the_weighted_sum_and_reach_every_head(demo, batches):
 def test_the_first_of_several_methods_starts_as_it_does_alone(demo, here):
     """Same weights, same batches: its first loss is that of a run of its own."""
     once = PLAIN | {"epochs": 1, "batch_size": 30}
-    for first, second in (("pace", "statistics"), ("statistics", "pace"), ("rotation", "ascnet")):
-        joint = rows(train(Settings(**once, method=f"{first}+{second}", weights=[2.0, 0.5]), demo))[0]
-        alone = rows(train(Settings(**once, method=first), demo))[0]
+    pairs = (
+        ("pace", "statistics"),
+        ("statistics", "pace"),
+        ("rotation", "ascnet"),
+        ("simclr", "pace"),
+        ("lejepa", "rspnet"),
+    )
+    for first, second in pairs:
+        small = {name: {"hidden": 8} for name in (first, second) if "hidden" in method_class(name).options}
+        own = {name: options for name, options in small.items() if name == first}
+        joint = rows(train(Settings(**once, method=f"{first}+{second}", weights=[2.0, 0.5], options=small), demo))[0]
+        alone = rows(train(Settings(**once, method=first, options=own), demo))[0]
         for key in alone.keys() - {"step", "epoch", "lr"}:
             assert joint[f"{first}.{key}"] == alone[key]
         total = 2 * float(joint[f"{first}.loss"]) + 0.5 * float(joint[f"{second}.loss"])

@@ -108,7 +108,8 @@ def test_strength_is_chosen_on_whole_groups_of_the_training_part(monkeypatch):
             right[c] += (predictions(x[kept], targets[kept], x[held], [c])[0] == targets[held]).sum()
     best = min(c for c in STRENGTHS if right[c] == max(right.values()))
     test = clusters(20, 30, 4, 3, seed=5)[0]
-    predicted, strength = probe(x, targets, groups, test)
+    predicted, strength, validated = probe(x, targets, groups, test)
+    assert validated == 100 * right[best] / 48
     assert strength == best and (predicted == predictions(x, targets, test, [best])[0]).all()
     assert probe(x, targets, groups, -100 * test)[1] == best  # the test part has no say
     assert len(set(right.values())) > 1
@@ -117,7 +118,7 @@ def test_strength_is_chosen_on_whole_groups_of_the_training_part(monkeypatch):
 def test_one_class_one_group_one_video_of_each_class():
     x = np.eye(4, dtype=np.float32)
     assert predictions(x, np.full(4, 2), x, [1, 10]).tolist() == [[2] * 4] * 2
-    assert probe(x, np.arange(4), np.arange(4), x)[1] == STRENGTHS[0]  # nothing to choose on
+    assert probe(x, np.arange(4), np.arange(4), x)[1:] == (STRENGTHS[0], 0)  # nothing to choose on
     x, targets = clusters(40, 6, 2, 0.1)
     assert (probe(x, targets, np.full(40, "all"), x)[0] == targets).all()
 

@@ -85,6 +85,10 @@ def test_a_study(tmp_path):
             "low": 40.0,
             "high": 60.0,
             "by seed": [50.0],
+            "seeds": [0],
+            "stages": [{EVIL: EVIL}],
+            "by class": {EVIL: [50.0]},
+            "predicted": {EVIL: {EVIL: 2, f"b{EVIL}": 2}},
             "videos": 4,
             "above": above,
         }
@@ -114,6 +118,7 @@ def test_a_study(tmp_path):
         "unequal": [EVIL],
         "columns": [{**{name: f"{i}{EVIL}" for name in named}, "headline": True} for i in (1, 2)],
         "numbers": numbers,
+        "differences": [{"column": 0, "row": f"a{EVIL}", "than": f"b{EVIL}", "p": 0.01, "adjusted": 0.01, **above}],
         "data": {EVIL: of_data},
         "assumed": [EVIL],
         "orderings": [{"better": EVIL, "worse": EVIL, "source": EVIL, "values": [], "here": []}],

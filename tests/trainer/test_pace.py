@@ -12,7 +12,8 @@ from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
 from trainer import data
 from trainer.data import Batch, Draw
 from trainer.errors import TrainerError
-from trainer.methods.pace import Pace, contrastive, literal
+from trainer.methods.contrast import contrastive
+from trainer.methods.pace import Pace, literal
 
 OPTIONS = Pace.option_values({"contrast": "same-context"})
 

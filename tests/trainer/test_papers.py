@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from cli.main import main
-from docs import papers
+from docs.papers import PAGE, page
+from trainer import papers
 from trainer.backbones import BACKBONES
 from trainer.extends import chain
 from trainer.methods import METHODS
@@ -32,19 +33,6 @@ INVENTORY = {
 }
 
 
-def numbered(item):
-    """("tab.", "2.4") of each table and figure that an item's name holds; "fig. 2.1 to 2.3" are three."""
-    kind = None
-    for word in re.findall(r"tab\.|fig\.|[\d.]+ to [\d.]+|\d[\d.]*", item):
-        if word in ("tab.", "fig."):
-            kind = word
-        elif " to " in word:
-            (*chapter, first), (*_, last) = (end.split(".") for end in word.split(" to "))
-            yield from ((kind, ".".join([*chapter, str(n)])) for n in range(int(first), int(last) + 1))
-        elif kind:
-            yield kind, word
-
-
 def pretrained(run):
     """Method and backbone of what runs a row."""
     return tuple(run.split("-")[:2]) if run else (None, None)
@@ -52,7 +40,7 @@ def pretrained(run):
 
 @pytest.mark.parametrize("source", INVENTORY)
 def test_no_table_and_no_figure_is_left_out_or_twice(source):
-    found = [each for item in CONTENT["items"][source] for each in numbered(item)]
+    found = [each for item in CONTENT["items"][source] for each in papers.numbered(item)]
     assert sorted(found) == sorted((kind, n) for kind, numbers in INVENTORY[source].items() for n in numbers)
     assert CONTENT["items"].keys() == CONTENT["sources"].keys() == INVENTORY.keys()
 
@@ -60,6 +48,7 @@ def test_no_table_and_no_figure_is_left_out_or_twice(source):
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=[" ".join(key) for key in ENTRIES])
 def test_an_entry(entry):
     known = {"title", "protocol", "dataset", "columns", "rows", "commands", "each", "only", "cannot"} | NOTES
+    known |= {"level", "runs", "stages"}
     assert {"title"} <= entry.keys() <= known
     assert ("cannot" in entry) != ("commands" in entry)
     for note in NOTES & entry.keys():
@@ -107,7 +96,7 @@ def test_every_command_exists():
 
 def test_every_entry_of_statistics_says_that_its_flow_differs():
     flow = "the flow is TV-L1; the thesis cites Brox et al., ECCV 2004"
-    lines, count = papers.page(), 0
+    lines, count = page(), 0
     for (source, item), entry in ENTRIES.items():
         text = " ".join(papers.commands(papers.script(entry, CONTENT)))
         here = lines.index(f"### {source} {item}: {entry['title']}")
@@ -153,7 +142,7 @@ def entries_of(source):
     """The entries that a source of published.yaml, such as "vcop tables 2 and 3", names."""
     paper, _, numbers = source.partition(" ")
     wanted = {("tab.", n) for n in re.findall(r"\d[\d.]*", numbers)}
-    return [entry for (own, item), entry in ENTRIES.items() if own == paper and wanted & set(numbered(item))]
+    return [entry for (own, item), entry in ENTRIES.items() if own == paper and wanted & set(papers.numbered(item))]
 
 
 def numbers_of(entry, label, numbers, dataset):
@@ -182,11 +171,11 @@ def test_numbers_agree_with_those_of_the_report():
 
 
 def test_the_page_is_the_printed_one():
-    assert papers.PAGE.read_text() == "\n".join(papers.page()) + "\n", "run `make docs`"
+    assert PAGE.read_text() == "\n".join(page()) + "\n", "run `make docs`"
 
 
 def test_the_page_names_every_number_and_what_recipes_assume():
-    lines = papers.page()
+    lines = page()
     text = "\n".join(lines)
     for (source, item), entry in ENTRIES.items():
         assert f"### {source} {item}: {entry['title']}" in lines

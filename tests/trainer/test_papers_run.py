@@ -10,9 +10,9 @@ import yaml
 from click.testing import CliRunner
 
 from cli.main import main
-from docs import papers
+from docs.papers import PAGE
 from tests.trainer.official import DATASETS
-from trainer import checkpoint
+from trainer import checkpoint, papers
 
 CONTENT = yaml.safe_load(papers.PAPERS.read_text())
 LABELLINGS = [papers.labelgen(each) for each in CONTENT["labellings"]]
@@ -131,7 +131,7 @@ def test_every_command(command, run):
 
 def test_the_page_can_be_copied_into_bash():
     """The code of the page, in a shell whose vssl prints what it is given."""
-    code = "\n".join(line[4:] for line in papers.PAGE.read_text().splitlines() if line.startswith("    "))
+    code = "\n".join(line[4:] for line in PAGE.read_text().splitlines() if line.startswith("    "))
     echo = 'vssl() { printf "vssl"; printf " %q" "$@"; echo; }'
     shell = subprocess.run(["bash", "-euc", f"{echo}\n{code}"], capture_output=True, text=True, check=True)
     told = [shlex.split(line) for line in shell.stdout.splitlines()]

@@ -12,6 +12,7 @@ from trainer.methods.parts import (
     remembered,
     rotated,
     rotations,
+    target_decay,
     unit,
     update_ema,
 )
@@ -67,3 +68,7 @@ def test_a_projection_head_has_a_bias_or_a_normalisation_before_its_relu(batch_n
     head = projection_head(3, 5, 2, batch_norm)
     assert [type(layer) for layer in head] == kinds and (head[0].bias is None) == batch_norm
     assert head(torch.randn(4, 3)).shape == (4, 2)
+
+
+def test_decay_by_hand():
+    assert [target_decay(0.99, progress) for progress in (0, 1 / 3, 0.5, 1)] == pytest.approx([0.99, 0.9925, 0.995, 1])

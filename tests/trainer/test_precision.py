@@ -58,7 +58,9 @@ class Body(nn.Module):
         return self.layer(x.mean((2, 3, 4)))[:, :, None, None, None]
 
 
-@pytest.mark.parametrize("method", ["pace", "order", "rotation", "statistics", "recognition", "ascnet"])
+@pytest.mark.parametrize(
+    "method", ["pace", "order", "rotation", "statistics", "recognition", "ascnet", "simclr", "moco", "byol"]
+)
 def test_heads_and_losses_are_float32_and_the_backbone_is_not(demo, method):
     settings = resolve(Settings(**SMALL | {"method": method, "backbone": "r3d10"}))
     shards = data.Shards(demo)

@@ -94,6 +94,8 @@ def test_order_accuracy_equals_a_slow_one(demo, tmp_path):
             {"method": "tce", "backbone": "resnet18"},
             {("tce", "accuracy"): None, ("tce", "rotation accuracy"): 25},
         ),
+        ({"method": "moco"}, {("moco", "accuracy"): None}),
+        ({"method": "rspnet"}, {("rspnet", "accuracy"): None, ("rspnet", "speed accuracy"): 50}),
     ],
 )
 def test_every_method_with_an_accuracy(demo, tmp_path, settings, metrics):
@@ -136,6 +138,7 @@ def test_without_a_test_part_validation_then_held_out_videos(tmp_path):
 def test_what_has_no_pretext_accuracy_is_refused(demo, tmp_path):
     for settings, told in (
         ({"method": "ascnet"}, "ascnet has no accuracy"),
+        ({"method": "simclr"}, "simclr has no accuracy"),
         ({"method": "recognition"}, "trained with class labels, not on a pretext task"),
     ):
         with pytest.raises(TrainerError, match=told):

@@ -132,7 +132,7 @@ def test_a_sample_is_a_video_of_which_each_pass_shows_another_clip(several, meth
             starts = reader.arrays["clips/start"][stored]
             errors = [np.abs(shown - cropped(frames[start : start + 16], corner)).mean() for start in starts]
             seen.append(int(np.argmin(errors)))
-            assert min(errors) < 6 and batch["video"] == source.before[shard] + video
+            assert min(errors) < 6 and batch["video"] == source.first_row[shard] + video
             if method is Statistics:
                 view = batch["view"]["crop"][0, 0], batch["view"]["mirror"][0, 0]
                 label = reader.arrays["statistics/motion"][stored[seen[-1]]][view]
@@ -176,15 +176,15 @@ def test_fractions_are_drawn_by_the_seed_and_nested(tmp_path):
     for fraction, n in ((1, 32), (3 / 4, 24), (1 / 2, 16), (1 / 4, 8), (1 / 8, 4), (1 / 16, 2), (1e-9, 1)):
         for seed in range(3):
             source = data.Shards(tmp_path / "many")
-            source.keep(fraction, seed)
-            assert source.trains.sum() == n and (source.part[source.trains] == data.TRAIN).all()
+            source.subsample(fraction, seed)
+            assert source.train_mask.sum() == n and (source.part[source.train_mask] == data.TRAIN).all()
             again = data.Shards(tmp_path / "many")
-            again.keep(fraction, seed)
-            assert (again.trains == source.trains).all()
-            kept[fraction, source.trains.tobytes()] += 1
+            again.subsample(fraction, seed)
+            assert (again.train_mask == source.train_mask).all()
+            kept[fraction, source.train_mask.tobytes()] += 1
             if seed == 0:
-                assert not (source.trains & ~before).any()
-                before = source.trains
+                assert not (source.train_mask & ~before).any()
+                before = source.train_mask
     assert len([1 for fraction, _ in kept if fraction == 1 / 4]) == 3
 
 
@@ -196,9 +196,9 @@ def test_a_fraction_is_of_whole_videos_beside_those_held_out(demo, here, capsys)
     used = trained_on(meta, source)
     expected = data.Shards(demo)
     held = expected.hold_out(0.25, 0)
-    expected.keep(0.5, 0)
-    assert used.sum() == 3 and (used == expected.trains).all() and not (used & held).any()
-    assert meta["samples"]["statistics"] == used[source.owner].sum()
+    expected.subsample(0.5, 0)
+    assert used.sum() == 3 and (used == expected.train_mask).all() and not (used & held).any()
+    assert meta["samples"]["statistics"] == used[source.clip_video].sum()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5, -1.0])

@@ -94,7 +94,7 @@ def test_trained_on(demo, run, tmp_path):
     other = {**saved.meta, "settings": {**saved.meta["settings"], "holdout": 0.3}, "initial": saved.meta}
     held = data.Shards(demo)
     held.hold_out(0.3, 0)
-    assert (splits.trained_on(other, source) == held.trains).all() and held.trains.sum() == 6
+    assert (splits.trained_on(other, source) == held.train_mask).all() and held.train_mask.sum() == 6
     notes = splits.seen(checkpoint.Checkpoint(saved.file, run, other, {}), source, np.arange(13))
     assert [note[:2] for note in notes] == ["6 ", "8 "]
     assert not splits.trained_on({**saved.meta, "datasets": {"other": "1"}}, source).any()

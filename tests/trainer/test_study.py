@@ -31,7 +31,7 @@ from trainer.evaluate.protocols.knn import KNearest
 from trainer.histograms import histogram
 from trainer.settings import Settings
 from trainer.study import budgets, results, runner, tables
-from trainer.study.spec import RANDOM, WEIGHTS, read
+from trainer.study.spec import HISTOGRAMS, RANDOM, WEIGHTS, read
 from trainer.study.study import show_plan
 from trainer.training import train
 
@@ -133,9 +133,11 @@ def test_a_killed_study_goes_on_to_the_same_numbers_and_makes_nothing_twice(colo
 def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypatch):
     protocols = [{"protocol": "linear", "labels": [1, 50]}, {"protocol": "knn", "k": 2}, {"protocol": "smoothness"}]
     protocols += [{"protocol": "finetune", "labels": [1], "clips": 4, "settings": {"batch_size": 4}}]
-    path = write_study(colors, seeds=[0], measures=protocols, baselines=["supervised", "flow"])
+    path = write_study(colors, seeds=[0], measures=protocols, baselines=["supervised", "flow", "boundary", "colour"])
+    pairs = []
 
     def still(first, second):
+        pairs.append(first)
         return np.zeros((*first.shape, 2), np.float32)
 
     for name in ("results/0123456789abcdef.json", "data/colors-0123/00000.h5"):  # of an earlier version
@@ -147,10 +149,12 @@ def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypat
     measured = [measure["measure"] for measure in content["columns"]]
     found = {(entry["row"], measured[entry["column"]]): entry for entry in content["numbers"]}
     frozen = ["linear probe, conv5, max, 1 per class", "2-NN, conv5, max"]
-    rows = {"turns <i>": 4, "random weights": 4, "supervised": 1, "flow histogram": 2}
+    rows = {"turns <i>": 4, "random weights": 4, "supervised": 1} | dict.fromkeys(HISTOGRAMS, 2)
+    assert len(pairs) == 16 * 23  # the flow of each video once, for both histograms of it
     assert {row: sum(row == own for own, _ in found) for row in rows} == rows and not content["failures"]
-    assert all((row, measure) in found for row in ("turns <i>", "flow histogram") for measure in frozen)
+    assert all((row, measure) in found for row in ("turns <i>", *HISTOGRAMS) for measure in frozen)
     assert all(entry["videos"] == 4 and 0 <= entry["low"] <= entry["high"] <= 100 for entry in found.values())
+    assert found["colour histogram", frozen[1]]["value"] == 100 > found["flow histogram", frozen[1]]["value"]
     assert found["random weights", frozen[0]]["value"] == 100  # a colour is seen by any weights
     assert ["fewer than 50" in absent["reason"] for absent in content["absent"]] == [True]
     assert not any("too narrow" in text for text in content["assumed"])

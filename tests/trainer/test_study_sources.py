@@ -41,7 +41,7 @@ def test_official_splits_and_classes_are_those_of_the_shards(colors, tmp_path):
     found, shards = source(colors, tmp_path), data.Shards(colors)
     opened = found.opened("split1")
     assert found.splits == ("split1",) and opened.split == "split1"
-    assert (opened.part == shards.part).all() and (opened.trains == shards.trains).all()
+    assert (opened.part == shards.part).all() and (opened.train_mask == shards.train_mask).all()
     assert opened.text("videos/label") == shards.text("videos/label")
 
 
@@ -73,8 +73,8 @@ def test_few_labels_are_drawn_from_the_training_part_by_seed(colors, tmp_path):
     names = found.opened("split1").split_names
     assert names == ("split1", "split1, 2 per class, seed 0", "split1, 2 per class, seed 1")  # no class has nine
     first, second = map(found.opened, names[1:])
-    assert first.trains.sum() == 8 and np.bincount(first.targets[first.trains]).tolist() == [2] * 4
-    assert (first.trains != second.trains).any() and not (first.trains & (first.part == data.TEST)).any()
+    assert first.train_mask.sum() == 8 and np.bincount(first.targets[first.train_mask]).tolist() == [2] * 4
+    assert (first.train_mask != second.train_mask).any() and not (first.train_mask & (first.part == data.TEST)).any()
     assert ((first.part == data.TEST) == (data.Shards(colors).part == data.TEST)).all()
 
 
@@ -92,7 +92,7 @@ def test_targets_are_read_from_a_table(colors, tmp_path):
 
 def test_all_videos_may_be_pretrained_on(colors, tmp_path):
     found = source(colors, tmp_path, pretraining="all")
-    assert found.opened(found.pretraining("split1")).trains.all()
+    assert found.opened(found.pretraining("split1")).train_mask.all()
 
 
 @pytest.mark.parametrize(

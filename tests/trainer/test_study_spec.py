@@ -6,7 +6,7 @@ import pytest
 
 from tests.trainer.studies import write_study
 from trainer.errors import TrainerError
-from trainer.study.spec import FLOW, RANDOM, SUPERVISED, read
+from trainer.study.spec import RANDOM, SUPERVISED, read
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +33,7 @@ def measure(protocol, **given):
         ({"seeds": []}, ["seeds", "at least one"]),
         ({"clips": 0}, ["clips", "0", "1 or more"]),
         ({"clips": "many"}, ["clips", "'many'", "a whole number"]),
-        ({"baselines": ["magic"]}, ["'magic'", "supervised, flow"]),
+        ({"baselines": ["magic"]}, ["'magic'", "supervised, flow, boundary, colour"]),
         ({"settings": {"epochs": 3}}, ["'epochs'", "batch_size"]),
         (row(method="magic"), ["'magic'", "pace"]),
         (row(method="pace", epochs=3), ["rows, a", "'epochs'", "batch_size"]),
@@ -87,8 +87,9 @@ def test_a_file_extends_another(tmp_path):
 def test_references_are_added_for_every_network(tmp_path):
     rows = {"a": {"method": "pace"}, "b": {"method": "tce", "backbone": "resnet18"}}
     measures = [{"protocol": "finetune"}, {"protocol": "knn"}]
-    study = read(write_study(tmp_path, rows=rows, measures=measures, baselines=["supervised", "flow"]))
-    assert [row.kind for row in study.rows.values()] == ["method"] * 2 + [RANDOM, SUPERVISED] * 2 + [FLOW]
+    study = read(write_study(tmp_path, rows=rows, measures=measures, baselines=["supervised", "colour", "flow"]))
+    histograms = ["flow histogram", "colour histogram"]
+    assert [row.kind for row in study.rows.values()] == ["method"] * 2 + [RANDOM, SUPERVISED] * 2 + histograms
     assert study.measures[0].clips == study.rows["a"].clips // 4 > 0
 
 

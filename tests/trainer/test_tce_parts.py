@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from trainer.methods.contrast import infonce
 from trainer.methods.tce import (
     EMBEDDING,
     PRIME,
     automatic_negatives,
-    infonce,
     mine,
     nce,
     pairwise_random,

@@ -56,6 +56,7 @@ class Batch:
     labels:   what the method's read returned, by name, stacked [B, ...]
     video:    int64 [B], row in Shards.videos of each sample's video
     progress: share of the training that is done, 0 to 1
+    key:      seed of the run and step, for draws that are the same in all processes
     counts:   number of samples in each process; not needed with one process
     share:    share of the step's samples that this micro-batch holds, over all processes
     clips_of: (rows int64 [B] of Shards.videos, read) -> float32 [B, 3, T, size, size], augmented: a clip of another video for
@@ -67,6 +68,7 @@ class Batch:
     labels: dict[str, Tensor]
     video: Tensor
     progress: float
+    key: tuple[int, int] = (0, 0)
     counts: Sequence[int] = ()
     share: float = 1.0
     clips_of: Callable[[Tensor, ReadClip], Tensor] = _no_clips
@@ -77,6 +79,7 @@ class TrainingClips:
 
     method: class of trainer.methods; tag: gives each use of the same samples draws of its own
     weights: how often a sample of each data set stands among the samples, if not once; each copy shows another draw
+    jitter, crop_area, color_strength: see augment.draw
     """
 
     def __init__(
@@ -89,9 +92,12 @@ class TrainingClips:
         jitter: str,
         tag: int = 0,
         weights: Sequence[int] = (),
+        crop_area: Sequence[float] = augment.CROP_AREA,
+        color_strength: float = 1.0,
     ) -> None:
         self.shards, self.samples, self.method, self.options = shards, samples, method, options
         self.seed, self.jitter, self.tag = seed, jitter, tag
+        self.crop_area, self.color_strength = crop_area, color_strength
         self.times, self.copy = np.ones(len(samples), np.int64), np.zeros(len(samples), np.int64)
         if weights:
             self.samples, self.times, self.copy = shards.weighted(samples, weights)
@@ -102,12 +108,19 @@ class TrainingClips:
         seed = kind, self.tag, self.seed, epoch, sample
         # the same generator either way; an array makes it in half the time
         rng = np.random.default_rng(np.array(seed, np.uint32) if max(seed) < 1 << 32 else seed)
-        views = [augment.draw(rng, self.shards.crop_grid, self.length, self.jitter) for _ in range(n)]
+        grid, size = self.shards.crop_grid, self.shards.frame_size
+        look = self.length, self.jitter, size, self.crop_area, self.color_strength
+        views = [augment.draw(rng, grid, *look) for _ in range(n)]
         return Draw(epoch * int(self.times[sample]) + int(self.copy[sample]), rng, views, self.options)
+
+    def _frames(self, views: list[dict], n: int) -> np.ndarray:
+        """Memory for n clips of each sample, uint8 [B, n, T, H, W, 3]: of whole frames if a view is a box of them."""
+        size = self.shards.frame_size if "box" in views[0] else (self.size, self.size)
+        return np.empty((len(views) // n, n, self.length, *size, 3), np.uint8)
 
     def batch(self, keys: np.ndarray) -> dict[str, Any]:
         """The batch of these keys, int64 [B, 2] (epoch, sample): "id" list, "key" and "video" int64, "clips" uint8
-        [B, n, T, size, size, 3], cropped as "view" says, "labels"."""
+        [B, n, T, size, size, 3], cropped as "view" says, or with boxes in it whole frames [B, n, T, H, W, 3], "labels"."""
         shown, ids, rows, views, labels = [], [], [], [], []
         for key in keys:  # not while decoding, which fills the processor's caches
             shard, item = self.samples[key[1]]
@@ -120,13 +133,13 @@ class TrainingClips:
             shown.append((reader, frames, draw.views))
             video = np.searchsorted(reader.arrays["videos/first_frame"], frames.flat[0], "right") - 1
             ids.append(reader.arrays["videos/id"][video])
-            rows.append(self.shards.before[shard] + video)
+            rows.append(self.shards.first_row[shard] + video)
             views += draw.views
             labels.append(label)
-        array = np.empty((len(keys), self.n, self.length, self.size, self.size, 3), np.uint8)
+        array = self._frames(views, self.n)
         for sample, (reader, frames, drawn) in zip(array, shown, strict=True):
             for target, indices, view in zip(sample, frames, drawn, strict=True):
-                reader.frames(indices, target, view["corner"])
+                reader.frames(indices, target, view.get("corner", (0, 0)))
         return {
             "id": ids,
             "key": torch.from_numpy(np.asarray(keys)),
@@ -137,15 +150,15 @@ class TrainingClips:
         }
 
     def of_videos(self, raw: dict[str, Any], rows: np.ndarray, read: ReadClip) -> dict[str, Any]:
-        """A clip of the video of each row for each sample of a batch: "clips" uint8 [B, 1, T, size, size, 3] and "view", drawn
-        from the samples' keys alone. read: see `Batch`."""
+        """A clip of the video of each row for each sample of a batch: "clips" as in `batch`, one each, and "view", drawn from
+        the samples' keys alone. read: see `Batch`."""
         draws = [self._draw(OTHER_VIDEO, key, 1) for key in raw["key"].numpy()]
-        array = np.empty((len(draws), 1, self.length, self.size, self.size, 3), np.uint8)
+        array = self._frames([draw.views[0] for draw in draws], 1)
 
         def decode(i: int) -> None:
             shard, video = self.shards.videos[rows[i]]
             reader, labels = self.shards.readers[shard], {name: value[i] for name, value in raw["labels"].items()}
-            reader.frames(read(reader, video, labels, draws[i]), array[i, 0], draws[i].views[0]["corner"])
+            reader.frames(read(reader, video, labels, draws[i]), array[i, 0], draws[i].views[0].get("corner", (0, 0)))
 
         with ThreadPoolExecutor(min(8, cores())) as threads:
             list(threads.map(decode, range(len(draws))))

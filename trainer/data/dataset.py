@@ -70,13 +70,15 @@ class ClipDataset(Dataset):
         self.size: int = shards.config["crop"]
         used = np.ones(len(shards.videos), bool)
         if part is not None:
-            used = shards.trains if part == "train" else shards.part == {"validation": VALIDATION, "test": TEST}[part]
+            used = (
+                shards.train_mask if part == "train" else shards.part == {"validation": VALIDATION, "test": TEST}[part]
+            )
         self._labels = self._axes(labels, clips)
         rows, lengths = np.flatnonzero(used), shards.readers.numbers("videos/n_frames")
         self._clip = np.empty(0, np.int64)  # of each item, its labelled clip in the shard
         if clips == LABELLED:
-            chosen = used[shards.owner]
-            self._video, self._clip = shards.owner[chosen], shards.clips[chosen, 1]
+            chosen = used[shards.clip_video]
+            self._video, self._clip = shards.clip_video[chosen], shards.clips[chosen, 1]
             self._start = shards.readers.numbers("clips/start")[chosen].astype(np.int64)
         else:
             frames = _VIEWS.get(clips, lambda n, length: np.zeros((1, 1), np.int64))

@@ -26,7 +26,7 @@ class Shards:
     split:  name of the split, None if the data set has none
     videos: int64 [videos, 2], shard and video in it; clips: int64 [clips, 2], likewise
     before: int64 [shards], row of a shard's first video; frame_size: height and width of the stored frames
-    owner:  int64 [clips], row of `videos` that a clip is of
+    clip_video: int64 [clips], row of `videos` that a clip belongs to
     part:   uint8 [videos], 0 none, 1 train, 2 validation, 3 test
     whole:  names of the data sets whose split marks no video as train, so that pretraining uses them all
     trains: bool [videos], whether pretraining may use it
@@ -53,11 +53,11 @@ class Shards:
         self.clip_length = first.clip_length
         self.videos = _pairs(self.readers.n_videos)
         self.clips = _pairs(self.readers.n_clips)
-        self.before = np.cumsum(self.readers.n_videos) - self.readers.n_videos
-        self.owner = self.before[self.clips[:, 0]] + self._all("clips/video")
-        self.part, self.trains = np.zeros(len(self.videos), np.uint8), np.zeros(len(self.videos), bool)
+        self.first_row = np.cumsum(self.readers.n_videos) - self.readers.n_videos
+        self.clip_video = self.first_row[self.clips[:, 0]] + self._all("clips/video")
+        self.part, self.train_mask = np.zeros(len(self.videos), np.uint8), np.zeros(len(self.videos), bool)
         self.splits: dict[str, str | None] = {}
-        self.whole: list[str] = []
+        self.unsplit_datasets: list[str] = []
         for name, shards in self.readers.datasets.items():
             own = self.of_shards(shards)
             splits = self.readers.splits[name]
@@ -71,15 +71,17 @@ class Shards:
                         f"{self.folder}: split {self.splits[name]} marks {(self.part[own] == TEST).sum()} videos as test and "
                         "none as train; choose another split, or label the training videos"
                     )
-                self.whole.append(name)
-                self.trains[own] = True
-        self.trains |= self.part == TRAIN
+                self.unsplit_datasets.append(name)
+                self.train_mask[own] = True
+        self.train_mask |= self.part == TRAIN
         self.split = next(iter(self.splits.values())) if len(set(self.splits.values())) == 1 else str(self.splits)
         self.frame_size = first.frame_size
 
     def of_shards(self, shards: range) -> slice:
         """Rows of `videos` that stand in these shards."""
-        return slice(int(self.before[shards[0]]), int(self.before[shards[-1]] + self.readers.n_videos[shards[-1]]))
+        return slice(
+            int(self.first_row[shards[0]]), int(self.first_row[shards[-1]] + self.readers.n_videos[shards[-1]])
+        )
 
     def weighted(self, samples: np.ndarray, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Samples of which those of each data set stand there as often as its weight says, int64 [n, 2]; how often each is
@@ -92,10 +94,10 @@ class Shards:
         copy = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         return np.repeat(samples, times, axis=0), np.repeat(times, times), copy
 
-    def with_training_videos(self, trains: np.ndarray) -> Shards:
+    def with_training_videos(self, train_mask: np.ndarray) -> Shards:
         """The same shards, of whose videos pretraining may use others, bool [videos]."""
         other = copy.copy(self)
-        other.trains = trains
+        other.train_mask = train_mask
         return other
 
     @property
@@ -104,40 +106,44 @@ class Shards:
         return np.array([group or id for group, id in zip(*map(self.text, ("videos/group", "videos/id")), strict=True)])
 
     def hold_out(self, share: float, seed: int) -> np.ndarray:
-        """Take about a share of the training videos out of `trains`, whole groups (a video without a group is one), drawn
+        """Take about a share of the training videos out of `train_mask`, whole groups (a video without a group is one), drawn
         from the seed, one group at least. Returns which, bool [videos]. Raises TrainerError when there is only one group."""
         groups = self.groups
-        names, counts = np.unique(groups[self.trains], return_counts=True)
+        names, counts = np.unique(groups[self.train_mask], return_counts=True)
         if len(names) < 2:
             raise TrainerError(
                 f"{self.dataset}: its {counts.sum()} training videos are one group, no part can be held out"
             )
         order = np.random.default_rng((HOLDOUT, seed)).permutation(len(names))
         chosen = order[: max(1, np.searchsorted(np.cumsum(counts[order]), share * counts.sum(), "right"))]
-        held = self.trains & np.isin(groups, names[chosen])
-        self.trains = self.trains & ~held
+        held = self.train_mask & np.isin(groups, names[chosen])
+        self.train_mask = self.train_mask & ~held
         return held
 
-    def keep(self, fraction: float, seed: int) -> None:
-        """Leave about that fraction of the training videos in `trains`, one at least, drawn from the seed; a smaller fraction
+    def subsample(self, fraction: float, seed: int) -> None:
+        """Leave about that fraction of the training videos in `train_mask`, one at least, drawn from the seed; a smaller fraction
         is a part of a larger one. [thesis 3.5.2, which takes one of every k]"""
-        ids, rows = np.array(self.text("videos/id")), np.flatnonzero(self.trains)
+        ids, rows = np.array(self.text("videos/id")), np.flatnonzero(self.train_mask)
         order = np.random.default_rng((FRACTION, seed)).permutation(rows[np.argsort(ids[rows])])
-        self.trains = np.isin(np.arange(len(ids)), order[: max(1, round(fraction * len(rows)))])
+        self.train_mask = np.isin(np.arange(len(ids)), order[: max(1, round(fraction * len(rows)))])
 
     def labelled_clips(self) -> tuple[np.ndarray, int, str]:
         """The samples of methods that learn from labelled clips, int64 [n, 2], how many videos are left out, and why: every
         labelled clip of the training videos or, if some random ones of each video were labelled, the videos, each showing of
         which takes another clip [thesis 3.4.2]. See `sample_clips` for the clips that a sample stands for."""
-        used = self.trains[self.owner]
-        videos = np.unique(self.owner[used])
+        used = self.train_mask[self.clip_video]
+        videos = np.unique(self.clip_video[used])
         samples = self.clips[used] if self.config["clips"] is None else self.videos[videos]
-        return samples, int(self.trains.sum() - len(videos)), "without a labelled clip"
+        return samples, int(self.train_mask.sum() - len(videos)), "without a labelled clip"
 
     def long_enough(self, frames: int) -> tuple[np.ndarray, int, str]:
         """The training videos of at least so many frames, int64 [n, 2], how many are left out, and why."""
         long = self._all("videos/n_frames") >= frames
-        return self.videos[self.trains & long], int((self.trains & ~long).sum()), f"shorter than {frames} frames"
+        return (
+            self.videos[self.train_mask & long],
+            int((self.train_mask & ~long).sum()),
+            f"shorter than {frames} frames",
+        )
 
     def with_rows(self, key: str, different: bool = False) -> tuple[np.ndarray, int, str]:
         """The training videos that have rows of "pace/pace" or "order/permutation", int64 [n, 2], how many are left out, and
@@ -148,7 +154,7 @@ class Shards:
         if different:
             has &= (rows != rows[:, :1]).any(1)
             why += ", or all of them equal"
-        return self.videos[self.trains & has], int((self.trains & ~has).sum()), why
+        return self.videos[self.train_mask & has], int((self.train_mask & ~has).sum()), why
 
     def by_difficulty(self, samples: np.ndarray) -> np.ndarray:
         """Indices int64 of samples of labelled_clips, easiest first; those without motion come last. [thesis 3.2]"""
@@ -172,10 +178,10 @@ class Shards:
             clip = np.cumsum(self.readers.n_clips) - self.readers.n_clips
             return scores[clip[samples[:, 0]] + samples[:, 1]]
         known, n = ~np.isnan(scores), len(self.videos)
-        sums = np.bincount(self.owner[known], scores[known], n)
-        counts = np.bincount(self.owner[known], minlength=n)
+        sums = np.bincount(self.clip_video[known], scores[known], n)
+        counts = np.bincount(self.clip_video[known], minlength=n)
         means = np.divide(sums, counts, out=np.full(n, np.nan), where=counts > 0).astype(np.float32)
-        return means[self.before[samples[:, 0]] + samples[:, 1]]
+        return means[self.first_row[samples[:, 0]] + samples[:, 1]]
 
     @property
     def split_names(self) -> tuple[str, ...]:

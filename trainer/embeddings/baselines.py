@@ -65,7 +65,7 @@ class HistogramExtractor(Extractor):
             reader = piece.frames.readers[number]
             first, n = (int(reader.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
             frames = reader.frames(np.arange(first, first + n))
-            times = histograms.of_times(frames, self.kind, self.flow, self.compute.workers)
+            times = histograms.of_times(frames, [self.kind], self.flow, self.compute.workers)[self.kind]
             if whole:
                 found.append(histograms.pyramid(times))
             else:

@@ -55,10 +55,16 @@ class Selection:
 
 class Scores(NamedTuple):
     """The score of each tested video by its id, 0 to 1 (a hit, or the share of its clips, draws or triples that are right), and
-    what chance would score; None if that is not known by video."""
+    what chance would score, None if that is not known by video.
+
+    predicted: the class, by id, of the videos of which one was predicted
+    validated: accuracy in per cent in the cross-validation of the training part by which the protocol chose, None if it did not
+    """
 
     right: dict[str, float]
     chance: dict[str, float] | None
+    predicted: dict[str, str]
+    validated: float | None
 
 
 class Evaluator:
@@ -245,12 +251,13 @@ class Evaluator:
         scored = (row for row in protocol.rows() if ANSWERS in row and row.get("level", "video") == "video")
         if (row := next(scored, None)) is None or protocol.scores is None:
             raise TrainerError(f"{name} scores no single videos")
-        ids, answers = protocol.scores.items.tolist(), row[ANSWERS]
+        (ids, classes), answers = (of.tolist() for of in (protocol.scores.items, protocol.scores.classes)), row[ANSWERS]
         right, chance = (
             None if values is None else {ids[i]: float(values[i]) for i in np.flatnonzero(~np.isnan(values))}
             for values in (answers.right, answers.chance)
         )
-        return Scores(right or {}, chance)
+        predicted = {ids[i]: classes[answers.predicted[i]] for i in np.flatnonzero(answers.predicted >= 0)}
+        return Scores(right or {}, chance, predicted, protocol.validated)
 
     def _but(self, **changed: Any) -> Evaluator:
         """This evaluator, with what is open, but for some attributes."""

@@ -13,6 +13,8 @@ from trainer import data
 
 RESAMPLES = 1000
 SEED_RESAMPLES = 2000  # of seeds and items
+FLIPS = 50_000  # patterns of signs, beside those that are drawn
+EXACT = 15  # units, of which all patterns are tried
 GROUPS = 10  # with fewer of them a bootstrap over groups says nothing
 ANSWERS = "answers"  # key of a row of a protocol that holds the Answers behind its accuracy
 _NONE = -1  # no class was predicted, or the item was not tested
@@ -217,6 +219,27 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1, stepped)
     return adjusted.tolist()
+
+
+def sign_flips(differences: np.ndarray) -> np.ndarray:
+    """p of the test that no difference is more probable than its opposite, two-sided, float64 [tests]: the share of all patterns
+    of signs with which the magnitude of the sum is at least that of the sum as it is [Fisher, The Design of Experiments, 1935].
+
+    differences: float64 [tests, units], the sum of all differences within a unit, such as a video. Of more than EXACT units
+    FLIPS patterns are drawn, the same ones for all tests, and the one that is there is counted, too [Phipson and Smyth, 2010].
+    """
+    units = differences.shape[1]
+    least = np.abs(differences.sum(1)) - 1e-9 * np.abs(differences).sum(1)  # rounding breaks no tie
+    count, rng = np.zeros(len(differences)), np.random.default_rng(0)
+    number = 2**units if units <= EXACT else FLIPS
+    for start in range(0, number, 4096):
+        size = min(4096, number - start)
+        if units <= EXACT:
+            bits = np.arange(start, start + size)[:, None] >> np.arange(units) & 1
+        else:
+            bits = rng.integers(2, size=(size, units), dtype=np.int8)
+        count += (np.abs((1.0 - 2.0 * bits) @ differences.T) >= least).sum(0)
+    return count / number if units <= EXACT else (count + 1) / (number + 1)
 
 
 def by_class(first: ItemScores, other: ItemScores, row: int, other_row: int) -> list[dict]:

@@ -57,7 +57,8 @@ class Protocol:
 
     evaluator: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which
     they come up; extra: what a result holds beside numbers ("neighbours", "confusion", "sheets"); scores: of the tested items
-    behind its accuracies, if there are any
+    behind its accuracies, if there are any; validated: accuracy, in per cent, of what was chosen last by cross-validation of a
+    training part, None if nothing is chosen so
     """
 
     title: ClassVar[str]
@@ -85,6 +86,7 @@ class Protocol:
         self.notes: list[str] = []
         self.extra: dict[str, Any] = {}
         self.scores: metrics.ItemScores | None = None
+        self.validated: float | None = None
         self.shards = self.choose(**options)
 
     def choose(self, *args: Any, **options: Any) -> data.Shards:

@@ -206,8 +206,8 @@ def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
     if meta["settings"]["holdout"] and same:
         then.hold_out(meta["settings"]["holdout"], meta["settings"]["seed"])
     if meta["settings"].get("fraction", 1) < 1 and same:
-        then.keep(meta["settings"]["fraction"], meta["settings"]["seed"])
-    return then.trains
+        then.subsample(meta["settings"]["fraction"], meta["settings"]["seed"])
+    return then.train_mask
 
 
 def unseen(saved: Checkpoint, source: data.Shards) -> tuple[np.ndarray, str]:
@@ -219,7 +219,7 @@ def unseen(saved: Checkpoint, source: data.Shards) -> tuple[np.ndarray, str]:
             return np.flatnonzero(source.part == value), f"{name} part"
     if source.dataset not in trained_splits(saved.meta):
         return np.arange(len(source.videos)), "all videos"
-    held_out = source.trains & ~trained_on(saved.meta, source)
+    held_out = source.train_mask & ~trained_on(saved.meta, source)
     if not held_out.any():
         raise ProtocolError(
             f"{source.dataset}: neither a test nor a validation part, and no video was held out of training",

@@ -18,6 +18,11 @@ METHODS = {
     "skip_clip": "trainer.methods.skip_clip:SkipClip",
     "tce": "trainer.methods.tce:TCE",
     "ascnet": "trainer.methods.ascnet:ASCNet",
+    "simclr": "trainer.methods.simclr:SimCLR",
+    "moco": "trainer.methods.moco:MoCo",
+    "byol": "trainer.methods.byol:BYOL",
+    "rspnet": "trainer.methods.rspnet:RSPNet",
+    "lejepa": "trainer.methods.lejepa:LeJEPA",
     "rotation": "trainer.methods.rotation:Rotation",
     "recognition": "trainer.methods.recognition:Recognition",
 }

@@ -3,7 +3,6 @@ speed, and the speed of a clip of a similar video that is played at its own. [as
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.errors import SettingError
+from trainer.methods.contrast import check_speeds, like_a_constant, random_clip, spread
 from trainer.methods.method import Method
 from trainer.methods.parts import (
     averaged_copy,
@@ -22,6 +21,7 @@ from trainer.methods.parts import (
     embedding,
     projection_head,
     remembered,
+    target_decay,
     unit,
     update_ema,
 )
@@ -73,7 +73,7 @@ class ASCNet(Method):
         self.gamma, self.decay = options["gamma"], options["decay"]
         self.projections = nn.ModuleDict({name: _head(backbone.features) for name in ("appearance", "speed")})
         self.predictors = nn.ModuleDict({name: _head(EMBEDDING) for name in self.projections})
-        self.target = averaged_copy(nn.ModuleDict({"backbone": backbone, "projections": self.projections}))
+        self.target: Any = averaged_copy(nn.ModuleDict({"backbone": backbone, "projections": self.projections}))
         self.videos = len(self.samples(shards, options)[0])
         self.bank: Tensor
         self.register_buffer("bank", torch.zeros(len(shards.videos), EMBEDDING))
@@ -82,9 +82,7 @@ class ASCNet(Method):
 
     @staticmethod
     def check(options: dict) -> None:
-        speeds = options["speeds"]
-        if not all(speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
-            raise SettingError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")
+        check_speeds(options["speeds"])
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
@@ -98,19 +96,16 @@ class ASCNet(Method):
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
         speeds = draw.rng.choice(draw.options["speeds"], 2, replace=False)
-        return np.stack([_clip(reader, video, speed, draw.rng) for speed in speeds]), {"speed": speeds.astype(np.int64)}
+        return np.stack([random_clip(reader, video, speed, draw.rng) for speed in speeds]), {
+            "speed": speeds.astype(np.int64)
+        }
 
     @classmethod
     def at_chance(cls, means: dict[str, float], samples: int) -> str:
-        """An appearance loss within 2 % of that of the best constant prediction is no better."""
-        appearance, constant = means.get("appearance", 0.0), means.get("constant", 1.0)
-        if appearance < 0.98 * constant:
-            return ""
-        return f"appearance loss {appearance:.3f}, that of one prediction for all {constant:.3f}"
+        return like_a_constant("appearance loss", means.get("appearance", 0.0), means.get("constant", 1.0))
 
     def networks(self) -> list[nn.Module]:
-        target: Any = self.target
-        return [target["backbone"]]
+        return [self.target["backbone"]]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: speed int64 [B, 2]. See `consistency` for the metrics."""
@@ -131,8 +126,7 @@ class ASCNet(Method):
 
     def _averaged(self, name: str, clips: Tensor) -> Tensor:
         """Unit vectors float32 [B, EMBEDDING] of clips [B, 3, T, H, W] by the averaged network."""
-        target: Any = self.target
-        return unit(target["projections"][name](embedding(target["backbone"], clips)))
+        return unit(self.target["projections"][name](embedding(self.target["backbone"], clips)))
 
     def neighbours(self, appearance: Tensor, video: Tensor) -> Tensor:
         """Rows int64 [B] of the videos with the nearest entries, other than the samples' rows `video` int64 [B]; those if there
@@ -152,36 +146,23 @@ def consistency(predicted: dict[str, Tensor], targets: dict[str, Tensor], gamma:
     """Squared distances of the predicted vectors from their targets, both unit vectors float32 [B, d] of "appearance" and
     "speed": each loss, their sum weighted by gamma, and
 
-    spread:   standard deviation of the targets of appearance over the samples, mean over the dimensions, times the root of
-              their number: 0 if all are one, 1 if they point everywhere
+    spread:   of the targets of appearance, see `contrast.spread`
     constant: the appearance loss of the best prediction that is the same for all samples of the step, 2 - 2 |mean|; below it
               the network has learnt more than the direction in which the averaged one points on the whole
     """
     losses = {name: distributed.mean((predicted[name] - target).square().sum(1)) for name, target in targets.items()}
-    everything, _ = distributed.gather(targets["appearance"])
+    deviation, mean = spread(targets["appearance"])
     return {
         "loss": gamma * losses["speed"] + (1 - gamma) * losses["appearance"],
         **losses,
-        "spread": everything.std(0, correction=0).mean() * math.sqrt(everything.shape[1]),
-        "constant": 2 - 2 * everything.mean(0).norm(),
+        "spread": deviation,
+        "constant": 2 - 2 * mean,
     }
-
-
-def target_decay(start: float, progress: float) -> float:
-    """Decay of the averaged network: 1 - (1 - start) (cos(pi progress) + 1) / 2. [Grill et al., BYOL, NeurIPS 2020, 3.3]"""
-    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
-
-
-def _clip(reader: ShardReader, video: int, speed: int, rng: np.random.Generator) -> np.ndarray:
-    """Frames int64 [T] of a clip at a speed, with a uniform start."""
-    offsets = speed * np.arange(reader.clip_length)
-    start = rng.integers(reader.arrays["videos/n_frames"][video] - offsets[-1])
-    return reader.arrays["videos/first_frame"][video] + start + offsets
 
 
 def _at_the_speed_of_the_first(reader: ShardReader, video: int, labels: dict[str, Tensor], draw: Draw) -> np.ndarray:
     """Frames int64 [T] of a clip of a video, at the speed of the first clip of the sample with these labels."""
-    return _clip(reader, video, int(labels["speed"][0]), draw.rng)
+    return random_clip(reader, video, int(labels["speed"][0]), draw.rng)
 
 
 def _head(inputs: int) -> nn.Sequential:

@@ -24,6 +24,7 @@ class Method(nn.Module):
               `read` gets the clip
     supervised: learns class labels; the checkpoint with the best held-out accuracy is kept
     scored: an answer is right or wrong, so that forward gives "accuracy" and "chance"; chances: those of other accuracies by name
+    labels_of_crops: its labels are those that the shards hold for each crop of their grid, in the colours that are stored
     answers_depend_on: settings of the shards that decide what an answer means
     remembers_videos: it keeps vectors of its training videos, so that it answers only questions about their data set
     former_buffers: names of buffers that older versions saved and nothing reads any more
@@ -41,6 +42,7 @@ class Method(nn.Module):
     supervised = False
     scored = True
     chances: dict[str, float] = {}
+    labels_of_crops = False
     answers_depend_on: tuple[str, ...] = ()
     remembers_videos = False
     former_buffers: tuple[str, ...] = ()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import SettingError, TrainerError
+from trainer.methods.contrast import belonging, contrastive
 from trainer.methods.method import Method
 from trainer.methods.parts import classification, embedding, float32, projection_head, unit
 from trainer.options import POSITIVE, Option, at_least
@@ -136,22 +136,6 @@ class Pace(Method):
 
 
 @float32
-def contrastive(z: Tensor, group: Tensor, temperature: float) -> Tensor:
-    """Mean of -log(e^s(i,j) / (e^s(i,j) + sum over k of other groups of e^s(i,k))), s = z_i z_j / temperature, over all
-    ordered pairs i, j of one group: first over a clip's positives j, then over the clips i that have one. [thesis eq. 4.3
-    with the video as group, eq. 4.4 with the pace]
-
-    z: float32 [N, d]; group: int64 [N]; both are joined over all processes.
-    """
-    everything, _ = distributed.gather(z)
-    similarity = z @ everything.T / temperature  # [N, all]
-    same, positive = _belonging(group)
-    others = similarity.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
-    terms, count = F.softplus(others - similarity), positive.sum(1)
-    return distributed.mean(terms.masked_fill(~positive, 0).sum(1) / count.clamp(min=1), count > 0)
-
-
-@float32
 def literal(z: Tensor, group: Tensor) -> Tensor:
     """1/N sum of -log(e^s(i,j) / sum over k != l of e^s(k,l)), s = z_i z_j, over all ordered pairs i, j of one group, N the
     number of clips: a clip weighs as much as it has positives, and the denominator is the sum over the whole similarity map,
@@ -163,15 +147,6 @@ def literal(z: Tensor, group: Tensor) -> Tensor:
     similarity = everything @ everything.T  # [all, all]
     diagonal = torch.eye(len(everything), dtype=torch.bool, device=z.device)
     whole = similarity.masked_fill(diagonal, -torch.inf).logsumexp((0, 1))
-    _, positive = _belonging(group)
+    _, positive = belonging(group)
     terms = whole - similarity[begin : begin + len(z)]
     return distributed.mean(terms.masked_fill(~positive, 0).sum(1))
-
-
-def _belonging(group: Tensor) -> tuple[Tensor, Tensor]:
-    """For groups int64 [N] of this process: whether a clip of all processes is of the same one, and whether it is another
-    clip, too, bool [N, all]."""
-    groups, begin = distributed.gather(group)
-    rows = torch.arange(len(group), device=group.device)
-    same = group[:, None] == groups
-    return same, same.scatter(1, begin + rows[:, None], False)

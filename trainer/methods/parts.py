@@ -33,10 +33,14 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=1)
 
 
-def projection_head(inputs: int, hidden: int, outputs: int, batch_norm: bool = False) -> nn.Sequential:
-    """Two linear layers with a ReLU between them, [B, inputs] -> [B, outputs]; with batch_norm it stands before the ReLU."""
-    norm = [nn.BatchNorm1d(hidden)] if batch_norm else []
-    return nn.Sequential(nn.Linear(inputs, hidden, bias=not batch_norm), *norm, nn.ReLU(), nn.Linear(hidden, outputs))
+def projection_head(inputs: int, hidden: int, outputs: int, batch_norm: bool = False, layers: int = 2) -> nn.Sequential:
+    """Linear layers with a ReLU between each two, [B, inputs] -> [B, outputs]; with batch_norm it stands before the ReLU."""
+    parts: list[nn.Module] = []
+    for _ in range(layers - 1):
+        norm = [nn.BatchNorm1d(hidden)] if batch_norm else []
+        parts += [nn.Linear(inputs, hidden, bias=not batch_norm), *norm, nn.ReLU()]
+        inputs = hidden
+    return nn.Sequential(*parts, nn.Linear(inputs, outputs))
 
 
 def check_normalised(method: nn.Module, name: str, samples: int) -> None:
@@ -122,6 +126,12 @@ def averaged_copy(network: nn.Module) -> nn.Module:
 def update_ema(averaged: nn.Module, network: nn.Module, decay: float) -> None:
     """averaged = decay * averaged + (1 - decay) * network, for parameters; buffers stay as they are."""
     torch._foreach_lerp_([*averaged.parameters()], [*network.parameters()], 1 - decay)
+
+
+def target_decay(start: float, progress: float) -> float:
+    """Decay of an averaged network: 1 - (1 - start) (cos(pi progress) + 1) / 2, which rises from start to 1. [J.-B. Grill et al.,
+    BYOL, NeurIPS 2020, 3.3]"""
+    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
 
 
 def float32(function: Callable) -> Callable:

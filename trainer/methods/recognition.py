@@ -67,7 +67,11 @@ class Recognition(Method):
         if len(shards.classes) < 2:
             raise TrainerError(f"{shards.dataset} has {len(shards.classes)} classes, recognition needs two or more")
         labelled = shards.targets >= 0
-        return shards.videos[shards.trains & labelled], int((shards.trains & ~labelled).sum()), "without a label"
+        return (
+            shards.videos[shards.train_mask & labelled],
+            int((shards.train_mask & ~labelled).sum()),
+            "without a label",
+        )
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:

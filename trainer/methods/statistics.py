@@ -70,6 +70,7 @@ class Statistics(Method):
         "mirror": Option(True, "mirror every second clip, as the thesis does in 3.4.2; 2.3.2 names crops alone"),
     }
     of_labelled_clips = True
+    labels_of_crops = True
 
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()

@@ -14,6 +14,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import SettingError, TrainerError
+from trainer.methods.contrast import check_several, infonce
 from trainer.methods.method import Method
 from trainer.methods.parts import check_normalised, classification, embedding, remembered, rotated, unit
 from trainer.options import POSITIVE, Option, at_least, between
@@ -70,10 +71,7 @@ class TCE(Method):
                 f"set frames to {shards.config['clip_length']}, or choose the backbone resnet18 or resnet50"
             )
         videos = len(self.samples(shards, options)[0])
-        if videos < 2:
-            raise TrainerError(
-                f"tce compares videos, and {shards.dataset} has 1 that it can train on; it needs 2 or more"
-            )
+        check_several("tce", shards, videos)
         self.loss, self.temperature, self.rotation_weight = (
             options[name] for name in ("loss", "temperature", "rotation_weight")
         )
@@ -105,7 +103,7 @@ class TCE(Method):
         """turns: quarter turns of the anchor's copy, 0 to 3; draws: two random numbers from which negatives are drawn. The
         second view gets crop and mirror of the first."""
         first, second = draw.views
-        second |= {name: first[name] for name in ("crop", "corner", "mirror")}
+        second |= {name: first[name] for name in first.keys() - {"jitter", "sigma"}}
         length = draw.options["frames"]
         start = draw.rng.integers(reader.arrays["videos/n_frames"][video] - 2 * length + 1)
         frames = reader.arrays["videos/first_frame"][video] + start + np.arange(2 * length).reshape(2, length)
@@ -195,11 +193,6 @@ def mine(similarity: Tensor, candidate: Tensor, priority: Tensor, limit: float, 
     rank = torch.where(similarity > limit, 2 + priority, similarity).masked_fill(~candidate, -torch.inf)
     rank, chosen = rank.topk(min(k, rank.shape[1]), sorted=False)
     return chosen, rank > -torch.inf
-
-
-def infonce(logits: Tensor) -> Tensor:
-    """-log(e^l_0 / sum_j e^l_j), float32 [B]. logits: [B, 1 + K], the positive first, -inf for a missing negative."""
-    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction="none")
 
 
 def nce(logits: Tensor, temperature: float) -> Tensor:

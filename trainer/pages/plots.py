@@ -25,6 +25,7 @@ class Series:
     """One curve.
 
     x, y: float [n]; kind: line, dots (a line with marks), level (dashed) or two of them; low, high: float [n], a band around it
+    style: attributes of one curve among many, see `style_of`, of the class `group`; it shows its name while it is pointed at
     """
 
     name: str
@@ -33,6 +34,8 @@ class Series:
     kind: str = "line"
     low: Values | None = None
     high: Values | None = None
+    style: Markup = Markup()
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,21 @@ def _text(x: float, y: float, text: str, anchor: str = "start", extra: Markup | 
     return fill('<text x="{:.1f}" y="{:.1f}" text-anchor="{}"{}>{}</text>', x, y, anchor, extra, text)
 
 
-def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool = False) -> Markup:
-    """Curves over a common x axis; zero: the y axis begins at 0. label: what a screen reader says."""
-    top, bottom, height = 8, 34, 190
+def style_of(number: int, count: int) -> Markup:
+    """Attributes that tell a curve from as many others: a colour, of neighbours with other dashes."""
+    dashes = ("none", "7 3", "2 2")[number % 3]
+    return fill(' style="stroke:hsl({:.0f} 60% 50%);stroke-dasharray:{}"', 360 * number / count, dashes)
+
+
+def lines(
+    series: Sequence[Series],
+    label: str,
+    x_name: str = "step",
+    zero: bool = False,
+    size: tuple[int, int] = (_SMALL, 190),
+) -> Markup:
+    """Curves over a common x axis; zero: the y axis begins at 0. label: what a screen reader says. size: width, height."""
+    top, bottom, (width, height) = 8, 34, size
     xs = np.concatenate([np.asarray(s.x, float) for s in series])
     ys = np.concatenate(
         [np.asarray(values, float) for s in series for values in (s.y, s.low, s.high) if values is not None]
@@ -91,29 +106,30 @@ def lines(series: Sequence[Series], label: str, x_name: str = "step", zero: bool
     def at(x: Any, y: Any) -> tuple[Any, Any]:
         across = (np.asarray(x, float) - x_low) / (x_high - x_low)
         up = (np.asarray(y, float) - y_low) / (y_high - y_low)
-        return left + across * (_SMALL - left - right), height - bottom - up * (height - top - bottom)
+        return left + across * (width - left - right), height - bottom - up * (height - top - bottom)
 
     out = []
     for tick in ticks(y_low, y_high):
         y = at(x_low, tick)[1]
-        out.append(fill('<path class="grid" d="M{:g} {:.1f}H{:g}"/>', left, y, _SMALL - right))
+        out.append(fill('<path class="grid" d="M{:g} {:.1f}H{:g}"/>', left, y, width - right))
         out.append(_text(left - 6, y + 4, number(tick), "end"))
     for tick in ticks(x_low, x_high):
         out.append(_text(at(tick, y_low)[0], height - bottom + 16, number(tick), "middle"))
-    out.append(_text(_SMALL - right, height - 4, x_name, "end"))
+    out.append(_text(width - right, height - 4, x_name, "end"))
     for s in series:
         if s.low is not None:
             there, back = np.stack(at(s.x, s.low), 1), np.stack(at(s.x, s.high), 1)[::-1]
             out.append(fill('<path class="band" d="{}Z"/>', _path(np.concatenate([there, back]))))
     for s in series:
         places = np.stack(at(s.x, s.y), 1)
-        out.append(fill('<path class="curve {}" d="{}"/>', s.kind, _path(places)))
+        drawn = fill('<path class="curve {}" d="{}"{}/>', s.kind, _path(places), s.style)
+        out.append(fill('<g class="{}"><title>{}</title>{}</g>', s.group, s.name, drawn) if s.group else drawn)
         if "level" not in s.kind and ("dots" in s.kind or len(places) == 1):
             for (px, py), x, y in zip(places, s.x, s.y, strict=True):
                 title = f"{s.name}, {x_name} {number(x)}: {number(y)}"
                 template = '<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="3.5"><title>{}</title></circle>'
                 out.append(fill(template, s.kind, px, py, title))
-    return _svg(height, label, out, _SMALL)
+    return _svg(height, label, out, width)
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

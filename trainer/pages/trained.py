@@ -99,12 +99,14 @@ def _numbers(line: Sequence[str]) -> list[float]:
     return numbers if all(abs(number) < 1e30 for number in numbers) else []
 
 
-def binned(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
-    """At most 240 points of a curve float [n]: the last x, the (weighted) mean, the smallest and the largest y of each."""
-    parts = np.array_split(np.arange(len(x)), min(len(x), _POINTS))
+def binned(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None, points: int = _POINTS
+) -> tuple[np.ndarray, ...]:
+    """At most so many points of a curve float [n]: the last x, the (weighted) mean, the smallest and the largest y of each."""
+    parts = np.array_split(np.arange(len(x)), min(len(x), points))
     weights = np.ones(len(x)) if weights is None else weights
-    points = [(x[p[-1]], np.average(y[p], weights=weights[p]), y[p].min(), y[p].max()) for p in parts]
-    return tuple(np.array(column) for column in zip(*points, strict=True))
+    found = [(x[p[-1]], np.average(y[p], weights=weights[p]), y[p].min(), y[p].max()) for p in parts]
+    return tuple(np.array(column) for column in zip(*found, strict=True))
 
 
 def _curves(log: dict, held_out: dict) -> Markup:

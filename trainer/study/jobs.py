@@ -33,7 +33,14 @@ VERSIONS = {"train": 1, "frozen": 1, "flow": 1, "finetune": 1, "pretext": 1}
 _LIBRARIES = {name: metadata.version(name) for name in ("torch", "numpy")}
 _RESULT = {
     **{"seconds": float, "cost": str, "clips": float},
-    **{"device?": str, "scores?": {"*": float}, "chance?": {"*": float}, "reason?": str},
+    **{
+        "device?": str,
+        "scores?": {"*": float},
+        "chance?": {"*": float},
+        "predicted?": {"*": str},
+        "stages?": {"*": str},
+    },
+    "reason?": str,
 }
 
 
@@ -77,35 +84,56 @@ class Store:
         runs = (path.parent.name for path in self.root.glob("runs/*/done.json"))
         return [*runs, *(path.stem for path in self.root.glob("results/*.json"))]
 
-    def log(self, job: Job) -> Path:
+    def log(self, job: Work) -> Path:
         """What a job prints."""
         return self.root / "logs" / f"{job.id}.txt"
 
-    def marker(self, job: Job) -> Path:
+    def marker(self, job: Work) -> Path:
         """Exists while a job is made; holds its device, and how long its log was before."""
         return self.root / "logs" / f"{job.id}.running"
 
-    def done(self, job: Job) -> bool:
+    def done(self, job: Work) -> bool:
         """Whether all that a job makes exists."""
         return all(map(self.has, job.makes))
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """What one process makes.
-
-    id: hash of all that determines it; row, title: for the reader; cost: name of like jobs, and clips: how many, for the estimate
-    source: the data set that it reads; networks: by split, the id of the training whose network is used, None for random weights
-    start: run or file whose backbone is used in place of random weights, if any; device: or several, among which jobs are spread
-    """
+class Work:
+    """What one process makes. id: hash of all that determines it; row, title: for the reader; device: or several, among which
+    they are spread"""
 
     kind: ClassVar[str]
     id: str
     row: str
     title: str
+    device: str
+
+    @property
+    def needs(self) -> list[str]:
+        """The ids of what comes before it."""
+        return []
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """The ids of what it makes."""
+        return (self.id,)
+
+    def work_and_store(self, store: Store, flow: Callable | None) -> None:
+        """Make it here, and store what it makes; flow: see `study`. Raises VsslError."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Job(Work):
+    """What one process makes of a data set and a network.
+
+    cost: name of like jobs, and clips: how many, for the estimate
+    source: the data set that it reads; networks: by split, the id of the training whose network is used, None for random weights
+    start: run or file whose backbone is used in place of random weights, if any
+    """
+
     cost: str
     clips: float
-    device: str
     source: Source
     networks: dict[str, str | None]
     start: str
@@ -117,13 +145,8 @@ class Job:
 
     @property
     def needs(self) -> list[str]:
-        """The trainings that come before it."""
+        """The ids of the trainings that come before it."""
         return list(dict.fromkeys(id for id in self.networks.values() if id))
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        """The ids of what it makes."""
-        return (self.id,)
 
     @property
     def compute(self) -> Compute:
@@ -134,7 +157,6 @@ class Job:
         raise NotImplementedError
 
     def work_and_store(self, store: Store, flow: Callable | None) -> None:
-        """Make it here, and store what it makes. Raises VsslError."""
         begin = time.perf_counter()
         made = self.work(store, flow)
         took = round((time.perf_counter() - begin) / max(1, len(made)), 2)
@@ -191,14 +213,20 @@ class Measuring(Job):
         for network in dict.fromkeys(self.networks.values()):
             splits = [split for split, tested in self.networks.items() if tested == network]
             with tempfile.TemporaryDirectory(dir=store.root / "scratch") as folder:  # features are not kept
-                found = self.features(store, splits[0], flow, Path(folder))
+                features = self.features(store, splits[0], flow, Path(folder))
+                scoring = measures.Scoring(features, self.source, self.compute)
                 for request, split in itertools.product(requests, splits):
                     content, measure = made.setdefault(request.id, {"scores": {}}), request.measure
                     try:
-                        opened = self.source.opened(few_name(split, measure.labels, request.seed), request.target)
-                        content["scores"] |= measures.scores(found, opened, measure, self.compute)
+                        few = few_name(split, measure.labels, request.seed)
+                        found, stage = scoring.scores(few, request.target, measure)
                     except VsslError as error:  # this number cannot be had, the others can
                         content["reason"] = str(error)
+                        continue
+                    content["scores"] |= found.right
+                    content["predicted"] = content.get("predicted", {}) | found.predicted
+                    if stage:
+                        content["stages"] = content.get("stages", {}) | {split: stage}
         return made
 
 
@@ -215,14 +243,15 @@ class Frozen(Measuring):
 
 
 @dataclass(frozen=True, eq=False)
-class Flow(Measuring):
-    """Of the histogram of flow."""
+class Histograms(Measuring):
+    """Of the histograms that stand in the place of a stage in the measures that are asked for."""
 
-    kind = "flow"
+    kind = "flow"  # which takes the time
 
     def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
         assert flow is not None
-        return measures.flow_features(self.source.opened(split), flow)
+        kinds = dict.fromkeys(request.measure.stage for request in self.requests)
+        return measures.histogram_features(self.source.opened(split), kinds, flow)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,14 +263,17 @@ class Finetuning(Job):
     settings: dict[str, Settings]
 
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
-        scores, folder = dict[str, float](), store.root / "finetuned" / self.id
+        made: dict[str, dict] = {"scores": {}, "predicted": {}}
+        folder = store.root / "finetuned" / self.id
         for split, settings in self.settings.items():
             run = folder / split.replace("/", "_")
             _train_or_resume(run, settings, self, self.source.overlays[self.target], self.network(store, split))
             opened = self.source.opened(str(settings.split), self.target)
-            scores |= Evaluator(opened, run, compute=self.compute).scores("recognition").right
+            found = Evaluator(opened, run, compute=self.compute).scores("recognition")
+            made["scores"] |= found.right
+            made["predicted"] |= found.predicted
         shutil.rmtree(folder)  # only its scores are used
-        return {self.id: {"scores": scores}}
+        return {self.id: made}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,20 +1,23 @@
-"""Features of a backbone or of optical flow, and the scores of every test video on them."""
+"""Features of a backbone, or histograms, and the scores of every test video on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
-from trainer.evaluate.evaluator import Evaluator, Selection
+from trainer.evaluate import splits
+from trainer.evaluate.evaluator import Evaluator, Scores, Selection
 from trainer.evaluate.features import Compute, Features, features, networks
-from trainer.histograms import histogram
+from trainer.histograms import of_times, pyramid
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
-from trainer.study.spec import LAST, Measure, unlabelled
+from trainer.study.sources import Source
+from trainer.study.spec import CHOSEN, Measure, unlabelled
 
 
 def backbone_features(
@@ -26,31 +29,71 @@ def backbone_features(
     return features(saved, "study", backbone, shards, shards.videos, "spread", compute)
 
 
-def flow_features(shards: data.Shards, flow: Callable) -> Features:
-    """The histogram of flow of every video, as features of one stage, "flow"."""
-    rows = []
+def histogram_features(shards: data.Shards, kinds: Collection[str], flow: Callable) -> Features:
+    """Histograms of every video, kinds of trainer.histograms, each as features of one stage of its name, pooled by "mean"."""
+    rows: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
     for shard, video in shards.videos:
         reader = shards.readers[shard]
         first, n = (int(reader.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
-        rows.append(histogram(reader.frames(np.arange(first, first + n)), "flow", flow))
-    x = np.stack(rows)
-    return Features({("flow", pooling): x for pooling in ("max", "mean")}, np.arange(len(x)))
+        for kind, times in of_times(reader.frames(np.arange(first, first + n)), kinds, flow).items():
+            rows[kind].append(pyramid(times))
+    found = {(kind, "mean"): np.stack(of_kind) for kind, of_kind in rows.items()}
+    return Features(found, np.arange(len(shards.videos)))
 
 
-def scores(found: Features, opened: data.Shards, measure: Measure, compute: Compute) -> dict[str, float]:
-    """Scores of the test videos, 0 to 1 by id, by a protocol on frozen features of all videos.
+class Scoring:
+    """Protocols on the frozen features of all videos of a data set; what several measures need is computed once."""
 
-    Raises TrainerError for a stage that the features lack, and if there is nothing to test.
-    """
-    flow = {stage for stage, _ in found.arrays} == {"flow"}  # one vector of each video
-    stage, parts = (LAST, 1) if flow else (measure.stage, measure.parts)
-    test, train = np.flatnonzero(opened.part == data.TEST), None
-    if not unlabelled(measure.protocol):
-        labelled = opened.targets >= 0
-        test, train = test[labelled[test]], np.flatnonzero((opened.part == data.TRAIN) & labelled)
-        train = train[np.argsort(np.array(opened.text("videos/id"))[train])]  # the order of the shards has no effect
-    if not len(test):
-        raise TrainerError(f"{opened.dataset}: no test videos")
-    selection = Selection(stage, measure.pooling, parts, found, test, train)
-    options = {"k": measure.k} if measure.k else {}
-    return Evaluator(opened, compute=compute).scores(measure.protocol, selection, **options).right
+    def __init__(self, found: Features, source: Source, compute: Compute):
+        self.found, self.source, self.compute = found, source, compute
+        self._made: dict[tuple, Scores] = {}
+
+    def scores(self, split: str, target: str, measure: Measure) -> tuple[Scores, str]:
+        """Scores of the test videos, 0 to 1 by id, and the stage if it was chosen: that with the highest accuracy in a
+        cross-validation of the training part which keeps groups whole, of equals the last. The test part has no say.
+
+        Raises TrainerError for a stage that the features lack, and if there is nothing to test.
+        """
+        if measure.stage != CHOSEN:
+            return self._scores(split, target, measure), ""
+        validated = {}
+        for stage in (stage for stage, pooling in self.found.arrays if pooling == measure.pooling):
+            of_stage = replace(measure, stage=stage)
+            value = self._scores(split, target, of_stage).validated
+            validated[stage] = self._validated(split, target, of_stage) if value is None else value
+        best = [stage for stage, value in validated.items() if value == max(validated.values())][-1]
+        return self._scores(split, target, replace(measure, stage=best)), best
+
+    def _scores(self, split: str, target: str, measure: Measure) -> Scores:
+        key = split, target, *measure.determining.values()
+        if key not in self._made:
+            opened = self.source.opened(split, target)
+            test = np.flatnonzero(opened.part == data.TEST)
+            if unlabelled(measure.protocol):
+                train = None
+            else:
+                test, train = test[opened.targets[test] >= 0], _learnt_from(opened)
+            if not len(test):
+                raise TrainerError(f"{opened.dataset}: no test videos")
+            self._made[key] = self._of(opened, measure, test, train)
+        return self._made[key]
+
+    def _validated(self, split: str, target: str, measure: Measure) -> float:
+        """Accuracy in a cross-validation of the training part, in per cent, 0 if it has no folds."""
+        opened = self.source.opened(split, target)
+        train, right = _learnt_from(opened), 0.0
+        for held_out in splits.grouped_folds(opened.targets[train], opened.groups[train]):
+            found = self._of(opened, measure, train[held_out], np.delete(train, held_out))
+            right += sum(found.right.values())
+        return 100 * right / len(train)
+
+    def _of(self, opened: data.Shards, measure: Measure, test: np.ndarray, train: np.ndarray | None) -> Scores:
+        selection = Selection(measure.stage, measure.pooling, measure.parts, self.found, test, train)
+        options = {"k": measure.k} if measure.k else {}
+        return Evaluator(opened, compute=self.compute).scores(measure.protocol, selection, **options)
+
+
+def _learnt_from(opened: data.Shards) -> np.ndarray:
+    """The labelled videos of the training part, int64 rows, by id: the order of the shards has no effect."""
+    train = np.flatnonzero((opened.part == data.TRAIN) & (opened.targets >= 0))
+    return train[np.argsort(np.array(opened.text("videos/id"))[train])]

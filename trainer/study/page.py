@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 from markupsafe import Markup
 
 from labelgen.files import write_text
@@ -12,12 +13,24 @@ from trainer.pages.differences import value_cell
 from trainer.pages.page import details, figure, fill, grid, heading, items, join, page, paragraph, scroll, table
 from trainer.pages.plots import Point
 from trainer.pages.report import made_by
-from trainer.pages.trained import curve, read_log
 from trainer.study.budgets import differing, runs_by_data
+from trainer.study.curves import curves_html
 from trainer.study.jobs import Store
 from trainer.study.planning import Plan
 from trainer.study.spec import WEIGHTS
-from trainer.study.tables import RULE, chance_of, in_brackets, mark, orderings, place, tables
+from trainer.study.tables import (
+    PAIRS,
+    RULE,
+    chance_of,
+    in_brackets,
+    mark,
+    orderings,
+    place,
+    spread,
+    stages_of,
+    stars,
+    tables,
+)
 
 _COLUMN, _LINE = 120, 24  # pixels of the chart of ranks
 
@@ -30,13 +43,16 @@ def write_page(content: dict, planned: Plan, store: Store) -> None:
         return items(lines) if lines else Markup()
 
     warnings = [items(content["unequal"])] if content["unequal"] else []
+    curves, rules = curves_html(content, planned, store)
     sections = [
         ("numbers", "Numbers", join([paragraph(RULE, "muted"), *warnings, *_tables(content)])),
         ("seen", "What the rows saw", _seen(content)),
         ("forest", "Forest plots", _forest(content)),
+        ("pairs", "Which rows differ", _pairs(content)),
+        ("parts", "By seed and by class", _parts(content)),
         ("orderings", "Published orderings", _orderings(content)),
         ("ranks", "How the ranking moves", _ranks(content)),
-        ("curves", "Pretraining, row by row", _curves(content, planned, store)),
+        ("curves", "How pretraining went", curves),
         ("tried", "What was tried", _tried(content)),
         ("assumed", "What was assumed", join([items(content["assumed"]), _data(content)])),
         ("absent", "Numbers that do not exist", reasons("absent")),
@@ -44,7 +60,7 @@ def write_page(content: dict, planned: Plan, store: Store) -> None:
     ]
     lead = content["about"] or f"{len(content['rows'])} rows, seeds {', '.join(map(str, content['seeds']))}"
     shown = [section for section in sections if section[2]]
-    write_text(store.root / "index.html", page(store.root.resolve().name, lead, "", shown, made_by()))
+    write_text(store.root / "index.html", page(store.root.resolve().name, lead, "", shown, made_by(), rules))
 
 
 def _tables(content: dict) -> Iterator[Markup]:
@@ -84,6 +100,8 @@ def _cell(entry: dict | None) -> Markup:
         return Markup()
     seeds = ", ".join(f"{value:.1f}" for value in entry["by seed"])
     text = f"by seed: {seeds}; {entry['videos']} videos"
+    if stages := ", ".join(stages_of(entry)).strip(", "):
+        text += f"; stages chosen: {stages}"
     if above := entry["above"]:
         than = "random weights" if chance_of(entry) is None else "chance"
         text += f"; above {than}: {above['value']:+.1f} [{above['low']:+.1f}, {above['high']:+.1f}]"
@@ -127,6 +145,87 @@ def _forest(content: dict) -> Markup:
     )
 
 
+def _pairs(content: dict) -> Markup:
+    """A matrix of the differences of all rows for each column of the charts."""
+    found = []
+    for number, title in _headlines(content):
+        pairs = {(pair["row"], pair["than"]): pair for pair in content["differences"] if pair["column"] == number}
+        rows = [row for row in content["rows"] if any(row in pair for pair in pairs)]
+        if not pairs:
+            continue
+        body = [[f"{i} {row}", *(_pair(pairs, row, than) for than in rows)] for i, row in enumerate(rows, 1)]
+        matrix = table(
+            f"{title}: row less column, points", ["", *range(1, len(rows) + 1)], body, range(1, len(rows) + 1)
+        )
+        differ = sum(bool(stars(pair)) for pair in pairs.values())
+        found.append((f"{title}: {differ} of {len(pairs)} pairs differ", fill('<div class="pairs">{}</div>', matrix)))
+    if not found:
+        return Markup()
+    legend = (
+        fill('<span class="{}">+1.0{}</span>', f"{kind} s{n}", "*" * n) for kind in ("gain", "loss") for n in (1, 2, 3)
+    )
+    about = paragraph(join([f"{PAIRS} Colours, above and below: ", join(legend)]), "muted pairs")
+    (title, first), *others = found
+    return join([about, heading(title), first, *(details(*other) for other in others)])
+
+
+def _pair(pairs: dict[tuple[str, str], dict], row: str, than: str) -> Markup:
+    sign, pair = (1, pairs[row, than]) if (row, than) in pairs else (-1, pairs.get((than, row)))
+    if pair is None:
+        return Markup()
+    value, *ends = (sign * pair[key] for key in ("value", "low", "high"))
+    sure = stars(pair)
+    kind = f"{'gain' if value > 0 else 'loss'} s{len(sure)}" if sure else ""
+    sizes = f"{value:+.1f} [{min(ends):+.1f}, {max(ends):+.1f}], p {pair['p']:.2g}, corrected {pair['adjusted']:.2g}"
+    text = f"{row} less {than}: {sizes}"
+    return fill('<span class="{}" title="{}">{:+.1f}{}</span>', kind, text, value, sure)
+
+
+def _parts(content: dict) -> Markup:
+    """The columns of the charts by seed and by class, and what was taken for what in the first of each target, on demand."""
+    found, targets = [], set()
+    for number, title in _headlines(content):
+        entries = [entry for entry in content["numbers"] if entry["column"] == number]
+        out = [_by_seed(entries)]
+        classes = dict.fromkeys(name for entry in entries for name in entry.get("by class", ()))
+        if classes:
+            values = [
+                [f"{np.mean(of[name]):.1f}" if name in of else "" for name in classes]
+                for of in (entry["by class"] for entry in entries)
+            ]
+            body = [[entry["row"], *cells] for entry, cells in zip(entries, values, strict=True)]
+            out.append(table("By class, mean over seeds", ["Row", *classes], body, range(1, len(classes) + 1)))
+        where = place(content["columns"][number])
+        taken = [entry for entry in entries if entry.get("predicted")] if where not in targets else []
+        targets |= {where} if taken else set()
+        out += [details(f"What was taken for what: {entry['row']}", _confusion(entry)) for entry in taken]
+        found.append(details(title, join(out)))
+    return join(found)
+
+
+def _by_seed(entries: list[dict]) -> Markup:
+    seeds = sorted({seed for entry in entries for seed in entry["seeds"]})
+    body = []
+    for entry in entries:
+        over_seeds = spread(entry)
+        of = dict(zip(entry["seeds"], zip(entry["by seed"], stages_of(entry), strict=True), strict=True))
+        cells = [" ".join(filter(None, (f"{of[seed][0]:.1f}", of[seed][1]))) if seed in of else "" for seed in seeds]
+        body.append([entry["row"], f"{entry['value']:.1f}", "" if over_seeds is None else f"{over_seeds:.1f}", *cells])
+    head = ["Row", "Mean", "Standard deviation", *(f"Seed {seed}" for seed in seeds)]
+    return table("By seed, with the stage if it was chosen", head, body, range(1, len(head)))
+
+
+def _confusion(entry: dict) -> Markup:
+    """Videos of all seeds by true and predicted class."""
+    taken = entry["predicted"]
+    classes = sorted({*taken, *(name for of in taken.values() for name in of)})
+    counts = np.array([[taken.get(true, {}).get(name, 0) for name in classes] for true in classes])
+    label = f"{entry['row']}: {np.trace(counts)} of {counts.sum()} answers of all seeds on the diagonal"
+    return figure(
+        f"{label}; rows: true class, columns: predicted class", scroll(label, plots.matrix(classes, counts, label))
+    )
+
+
 def _ranks(content: dict) -> Markup:
     """Chart of the rank of every method in every column, one line per row."""
     names = [name for name, row in content["rows"].items() if row["kind"] == "method"]
@@ -155,7 +254,7 @@ def _rank_chart(ranks: dict[str, list[int]]) -> Markup:
     text = '<text x="{}" y="{}" text-anchor="{}">{}</text>'
     out = [fill(text, x, 14, "middle", i) for i, x in enumerate(across, 1)]
     for number, (name, of_columns) in enumerate(ranks.items()):
-        color = f"hsl({360 * number / len(ranks):.0f} 60% 50%)"
+        color = f"hsl({360 * number / len(ranks):.0f} 60% 50%)"  # as of plots.style_of
         spots = [(x, 8 + _LINE * rank) for x, rank in zip(across, of_columns, strict=True)]
         path = "L".join(f"{x} {y}" for x, y in spots)
         out.append(fill('<path d="M{}" fill="none" stroke="{}" stroke-width="3"/>', path, color))
@@ -165,26 +264,6 @@ def _rank_chart(ranks: dict[str, list[int]]) -> Markup:
     label = "; ".join(f"{name}: {', '.join(map(str, of_columns))}" for name, of_columns in ranks.items())
     svg = '<svg viewBox="0 0 {0} {1}" style="min-width:{0}px;max-width:{0}px" role="img" aria-label="Ranks. {2}">{3}</svg>'
     return fill(svg, width, height, label, join(out))
-
-
-def _curves(content: dict, planned: Plan, store: Store) -> Markup:
-    """Loss and accuracy of the pretext task of each row and data set, first split and seed."""
-    found: dict[str, Markup] = {}
-    scored = False
-    for (row, data, _, seed), id in planned.runs.items():
-        title = f"{row}, {data}"
-        if title in found or seed != content["seeds"][0] or not store.has(id):
-            continue
-        (log, _), (held, _) = (read_log(store.run(id) / "run" / f"{name}.csv") for name in ("log", "holdout"))
-        names = [name for name in log if name.split(".")[-1] in ("loss", "accuracy")]
-        curves = grid((curve(name, log, held) for name in names), "small")
-        scored |= bool(held)
-        found[title] = fill("<div>{}{}</div>", heading(title), curves)
-    if not found:
-        return Markup()
-    held_out = [("dots", "held-out training videos")] if scored else []
-    legend = plots.legend([("line", "training"), *held_out, ("level", "chance")])
-    return join([paragraph("Of the first seed.", "muted"), legend, grid(found.values(), "pairs")])
 
 
 def _tried(content: dict) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,8 +16,8 @@ from trainer.errors import TrainerError
 from trainer.settings import Settings, over, resolve
 from trainer.study.jobs import (
     Finetuning,
-    Flow,
     Frozen,
+    Histograms,
     Job,
     Measuring,
     Pretext,
@@ -28,7 +28,7 @@ from trainer.study.jobs import (
     identity,
 )
 from trainer.study.sources import Source, few_name
-from trainer.study.spec import ALL, FLOW, SUPERVISED, VIEWS, Measure, Row, Study, unlabelled
+from trainer.study.spec import ALL, HISTOGRAMS, SUPERVISED, VIEWS, Measure, Row, Study, unlabelled
 from trainer.training.streams import epoch_of, training_clips
 
 
@@ -177,24 +177,27 @@ class _Planner:
         return about | {"start": row.start}
 
     def _frozen(self, row: Row, column: Column, seed: int) -> str | None:
-        measure, source, flow = column.measure, self.sources[column.tested_on], row.kind == FLOW
-        if row.kind == SUPERVISED or (flow and unlabelled(measure.protocol)):
+        measure, source, histogram = column.measure, self.sources[column.tested_on], HISTOGRAMS.get(row.kind)
+        if row.kind == SUPERVISED or (histogram and unlabelled(measure.protocol)):
             return None
         few = measure.labels != ALL
         if few:
             _training_videos(source, column, seed)
         networks = self._networks(row, column, seed)
-        network: object = FLOW if flow else networks if row.kind == "method" else row.weights or [*row.network, seed]
-        kind, of = "flow" if flow else "frozen", {"network": network, "data": source.identity}
-        what = measure.determining | ({"stage": "", "pooling": "", "parts": 1} if flow else {})
+        network: object = networks if row.kind == "method" else row.weights or (not histogram and [*row.network, seed])
+        kind, of = "flow" if histogram else "frozen", {"network": network or row.kind, "data": source.identity}
+        what = measure.determining | ({"stage": "", "pooling": "", "parts": 1} if histogram else {})
         drawn = {"seed": seed if few else None}
         id = identity(kind, labels=source.labels[column.target], measure=what, **of, **drawn)
+        if histogram:
+            measure = replace(measure, stage=histogram, pooling="mean", parts=1)
         requests = (Request(id, column.target, measure, seed),)
-        title = f"measure on {column.tested_on}" + _how(column, networks, None if flow else seed)
+        title = f"measure on {column.tested_on}" + _how(column, networks, None if histogram else seed)
         about = self._about(row, source, title, networks)
         videos = len(source.opened(source.splits[0]).videos) * max(1, len(set(networks.values()) - {None}))
-        if flow:
-            job: Measuring = Flow(id=identity(kind, **of), cost=kind, clips=videos, requests=requests, **about)
+        if histogram:
+            id_of_job = identity(kind, data=source.identity)
+            job: Measuring = Histograms(id=id_of_job, cost=kind, clips=videos, requests=requests, **about)
         else:
             about |= {"cost": f"features {_size(row, source)}", "clips": videos * VIEWS}
             settings = replace(row.candidates[0], seed=seed)
@@ -206,7 +209,7 @@ class _Planner:
         return id
 
     def _finetuned(self, row: Row, column: Column, seed: int) -> str | None:
-        if row.kind == FLOW:
+        if row.kind in HISTOGRAMS:
             return None
         measure, source = column.measure, self.sources[column.tested_on]
         videos = _training_videos(source, column, seed)
@@ -253,14 +256,20 @@ def _how(column: Column, networks: dict[str, str | None], seed: int | None) -> s
 
 def held_out_loss(store: Store, id: str, settings: Settings) -> float:
     """Last loss on held-out videos of a training; infinite if it failed or diverged."""
-    path, settings = store.run(id) / "run" / "holdout.csv", resolve(settings)
+    path = store.run(id) / "run" / "holdout.csv"
     if not store.has(id) or not path.exists():
         return math.inf
     last = [*csv.DictReader(read_text(path).splitlines())][-1]
-    weights = zip(settings.methods, settings.weights or (), strict=True)
-    names = {"loss": 1} if "loss" in last else {f"{name}.loss": weight for name, weight in weights}
-    loss = sum(weight * float(last[name]) for name, weight in names.items())
+    loss = float(total_loss({name: np.float64(text) for name, text in last.items()}, settings))
     return loss if math.isfinite(loss) else math.inf
+
+
+def total_loss(logged: Mapping[str, Any], settings: Settings) -> Any:
+    """The loss in columns of log.csv or holdout.csv, of several methods the weighted sum."""
+    if "loss" in logged:
+        return logged["loss"]
+    weights = asdict(resolve(settings))["weights"]
+    return sum(weight * logged[f"{name}.loss"] for name, weight in zip(resolve(settings).methods, weights, strict=True))
 
 
 def _training_videos(source: Source, column: Column, seed: int) -> int:
@@ -283,19 +292,19 @@ def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float,
     part has."""
     settings, opened = resolve(settings), source.opened(str(settings.split))
     values = asdict(settings)
-    shards = opened.with_training_videos(opened.trains)
+    shards = opened.with_training_videos(opened.train_mask)
     if settings.holdout:
         shards.hold_out(values["holdout"], values["seed"])
-    shards.keep(values["fraction"], values["seed"])
+    shards.subsample(values["fraction"], values["seed"])
     clips_of = training_clips(shards, settings, say=lambda _: None)
     each = epoch_of(clips_of, settings)[1]
     epochs, videos = max(1, round(clips / each)), {video for each in clips_of.values() for video in _videos_of(each)}
-    return epochs, epochs * each, (len(videos), int(opened.trains.sum()))
+    return epochs, epochs * each, (len(videos), int(opened.train_mask.sum()))
 
 
 def _videos_of(clips: data.TrainingClips) -> list[int]:
     """Rows of the videos that the samples of a method are of."""
     shards, (shard, item) = clips.shards, clips.samples.T
     if clips.method.of_labelled_clips and shards.config["clips"] is None:  # the samples are clips
-        return shards.owner[(np.cumsum(shards.readers.n_clips) - shards.readers.n_clips)[shard] + item].tolist()
-    return (np.asarray(shards.before)[shard] + item).tolist()
+        return shards.clip_video[(np.cumsum(shards.readers.n_clips) - shards.readers.n_clips)[shard] + item].tolist()
+    return (np.asarray(shards.first_row)[shard] + item).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,15 @@ from trainer.settings import resolve
 from trainer.study.budgets import unequal
 from trainer.study.jobs import VERSIONS, Store, Training, determining
 from trainer.study.planning import Column, Key, Plan, held_out_loss
+from trainer.study.scores import RowScores, differences, scores_of, units_of
 from trainer.study.sources import Source
-from trainer.study.spec import ALL, FLOW, RANDOM, SUPERVISED, Row, Study, unlabelled
+from trainer.study.spec import ALL, HISTOGRAMS, RANDOM, SUPERVISED, Row, Study, unlabelled
 
+_COUNTED = {
+    "flow": "directions of the optical flow on a 4 x 4 grid of the frames",
+    "boundary": "directions of the derivatives of the optical flow on a 4 x 4 grid of the frames",
+    "colour": "colours of the pixels",
+}
 _FEW = 10  # units to draw from; the bootstrap's intervals over fewer are known to be too narrow
 
 
@@ -34,7 +40,7 @@ def collect(
     random network of the same seeds, or of the pretext task from "chance", likewise, and the value of each seed."""
     columns = list(dict.fromkeys(column for _, column, _ in planned.numbers))
     rows = {name: _row(row, planned, store) for name, row in study.rows.items()}
-    scores = [_scores(study, sources, planned, store, column) for column in columns]
+    scores = [scores_of(study, sources, planned, store, column) for column in columns]
     return {
         "about": study.about,
         "file": study.content,
@@ -42,7 +48,12 @@ def collect(
         "data": {name: _data(source) for name, source in sources.items()},
         "rows": rows,
         "columns": [_column(column) for column in columns],
-        "numbers": _numbers(study, scores),
+        "numbers": _numbers(study, columns, scores),
+        "differences": [
+            {"column": number, **one}
+            for number, (column, of_rows) in enumerate(zip(columns, scores, strict=True))
+            for one in (differences(of_rows) if column.measure.headline else ())
+        ],
         "orderings": _orderings(study, columns, scores),
         "unequal": unequal(rows),
         "assumed": _assumed(study, sources),
@@ -115,63 +126,9 @@ def _column(column: Column) -> dict:
     }
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """The scores of a row in a column.
-
-    videos: ids of the tested ones; units: what the bootstrap draws, of each; right: 0 to 1, and chance: what chance would score,
-    None if that is not known; float64 [seeds, videos]
-    """
-
-    seeds: list[int]
-    videos: list[str]
-    units: np.ndarray
-    right: np.ndarray
-    chance: np.ndarray | None
-
-    def above(self, other: _Scores) -> dict[str, float] | None:
-        """The difference from another row in pairs of seed and video; None if they have no seed or not all videos in common."""
-        both = [seed for seed in self.seeds if seed in other.seeds]
-        if not both or self.videos != other.videos:
-            return None
-        one, two = (row.right[[row.seeds.index(seed) for seed in both]] for row in (self, other))
-        return seed_difference(one, two, self.units)
-
-
-def _scores(
-    study: Study, sources: dict[str, Source], planned: Plan, store: Store, column: Column
-) -> dict[str, _Scores]:
-    """The scores of those rows that have some in a column."""
-    found, units = {}, _units(sources[column.tested_on])
-    for row in study.rows:
-        ids = {seed: planned.numbers.get((row, column, seed)) for seed in sorted(study.seeds)}
-        made = {seed: store.result(id) for seed, id in ids.items() if id and store.has(id)}
-        seeds = [seed for seed, result in made.items() if "reason" not in result]
-        if not seeds:
-            continue
-        videos = sorted(made[seeds[0]]["scores"])
-        if any(sorted(made[seed]["scores"]) != videos for seed in seeds):
-            raise AssertionError(f"{row}: the seeds were tested on different videos")
-        by_key = {
-            key: np.array([[made[seed][key][video] for video in videos] for seed in seeds])
-            for key in ("scores", "chance")
-            if key in made[seeds[0]]
-        }
-        of_videos = np.array([units[video] for video in videos])
-        found[row] = _Scores(seeds, videos, of_videos, by_key["scores"], by_key.get("chance"))
-    return found
-
-
-def _units(source: Source) -> dict[str, str]:
-    """What the bootstrap draws, by id of the video."""
-    opened = source.opened(source.splits[0])
-    ids = opened.text("videos/id")
-    return dict(zip(ids, opened.groups.tolist() if source.data.resample == "group" else ids, strict=True))
-
-
-def _numbers(study: Study, scores: list[dict[str, _Scores]]) -> list[dict]:
+def _numbers(study: Study, columns: list[Column], scores: list[dict[str, RowScores]]) -> list[dict]:
     found, randoms = [], {row.network: name for name, row in study.rows.items() if row.kind == RANDOM}
-    for number, of_rows in enumerate(scores):
+    for number, (column, of_rows) in enumerate(zip(columns, scores, strict=True)):
         for name, of in of_rows.items():
             entry: dict[str, Any] = {"row": name, "column": number, **seed_accuracy(of.right, of.units)}
             entry |= {"videos": len(of.videos), "seeds": of.seeds, "by seed": (100 * of.right.mean(1)).tolist()}
@@ -183,11 +140,15 @@ def _numbers(study: Study, scores: list[dict[str, _Scores]]) -> list[dict]:
                 base = randoms[row.network] if row.candidates else next(iter(randoms.values()))
                 compared = name != base and base in of_rows
                 entry["above"] = of.above(of_rows[base]) if compared else None
+            if any(of.stages):
+                entry["stages"] = of.stages
+            if column.measure.headline and not unlabelled(column.measure.protocol):
+                entry |= {"by class": of.by_class(), "predicted": of.confusions()}
             found.append(entry)
     return found
 
 
-def _orderings(study: Study, columns: list[Column], scores: list[dict[str, _Scores]]) -> list[dict]:
+def _orderings(study: Study, columns: list[Column], scores: list[dict[str, RowScores]]) -> list[dict]:
     """Published orderings beside the difference here, in the columns of the charts."""
     found = []
     for ordering in study.orderings:
@@ -219,10 +180,10 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
         found.append(
             f"{SUPERVISED}: random weights, trained with labels for the clips of pretraining and of finetuning together."
         )
-    if FLOW in study.rows:
+    for name in filter(HISTOGRAMS.__contains__, study.rows):
         found.append(
-            f"{FLOW}: no network: directions of the optical flow in a video, its halves, quarters and eighths on a 4 x 4 "
-            "grid of its frames, before the same classifiers."
+            f"{name}: no network: {_COUNTED[HISTOGRAMS[name]]} in a video, its halves, quarters and eighths, before the same "
+            "classifiers."
         )
     for name, source in ((name, sources[name]) for name in study.data if name in sources):
         if source.data.pretraining == ALL:
@@ -231,7 +192,7 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
                 "is shown in its line."
             )
         drawn = "groups of videos" if source.data.resample == "group" else "single videos"
-        few = len(set(_units(source).values()))
+        few = len(set(units_of(source).values()))
         narrow = f", of which there are {few}: an interval over so few is too narrow" if few < _FEW else ""
         found.append(f"{name}: the bootstrap draws {drawn}{narrow}.")
     for row in study.rows.values():

@@ -15,7 +15,7 @@ from labelgen.files import write_text
 from labelgen.processes import cores, ending, finished
 from labelgen.reading import open_regular
 from trainer.study.devices import Device, reserved
-from trainer.study.jobs import Job, Store
+from trainer.study.jobs import Store, Work
 
 _TAIL = 1 << 13  # bytes at the end of a log
 _CHARACTERS = 160  # of a line that a job printed
@@ -31,7 +31,9 @@ class Machine:
     device: str = "auto"
 
 
-def make(jobs: Sequence[Job], root: Path, machine: Machine, flow: Callable | None = None) -> Iterator[tuple[Job, str]]:
+def make(
+    jobs: Sequence[Work], root: Path, machine: Machine, flow: Callable | None = None
+) -> Iterator[tuple[Work, str]]:
     """Make all jobs, several at a time; each with "" or why it failed, as they end. Raises ClusterError for a cluster that
     cannot be used."""
     if machine.scheduler is not None:
@@ -48,8 +50,8 @@ def make(jobs: Sequence[Job], root: Path, machine: Machine, flow: Callable | Non
 
 
 def _on_cluster(
-    jobs: Sequence[Job], root: Path, scheduler: str, device: str, flow: Callable | None
-) -> Iterator[tuple[Job, str]]:
+    jobs: Sequence[Work], root: Path, scheduler: str, device: str, flow: Callable | None
+) -> Iterator[tuple[Work, str]]:
     with connected(scheduler) as client:
         from distributed import CancelledError, KilledWorker, as_completed
 
@@ -70,7 +72,7 @@ def _on_cluster(
             client.cancel([*waiting])
 
 
-def execute(job: Job, root: Path, threads: int, flow: Callable | None) -> tuple[Job, str]:
+def execute(job: Work, root: Path, threads: int, flow: Callable | None) -> tuple[Work, str]:
     """Make a job in a process, on a device that it has alone while there are enough; "" or why it failed. What it prints is in
     logs/ID.txt."""
     log, marker = Store(root).log(job), Store(root).marker(job)
@@ -83,7 +85,7 @@ def execute(job: Job, root: Path, threads: int, flow: Callable | None) -> tuple[
             marker.unlink(missing_ok=True)
 
 
-def _in_process(job: Job, root: Path, threads: int, flow: Callable | None, device: Device) -> str:
+def _in_process(job: Work, root: Path, threads: int, flow: Callable | None, device: Device) -> str:
     log, answer = Store(root).log(job), _answer(job, root)
     answer.unlink(missing_ok=True)
     variables = {"CUDA_VISIBLE_DEVICES": device.alone} if device.alone else {}
@@ -97,7 +99,7 @@ def _in_process(job: Job, root: Path, threads: int, flow: Callable | None, devic
     return f"{ending(status)}: {lines[-1] if lines else 'it printed nothing'}; see {log}"
 
 
-def _child(job: Job, root: Path, flow: Callable | None) -> None:
+def _child(job: Work, root: Path, flow: Callable | None) -> None:
     """The other side of `_in_process`."""
     try:
         job.work_and_store(Store(root), flow)
@@ -106,12 +108,12 @@ def _child(job: Job, root: Path, flow: Callable | None) -> None:
         sys.exit(1)
 
 
-def _answer(job: Job, root: Path) -> Path:
+def _answer(job: Work, root: Path) -> Path:
     """Where the process of a job says why it failed."""
     return root / "logs" / f"{job.id}.error"
 
 
-def running(jobs: Iterable[Job], store: Store) -> list[str]:
+def running(jobs: Iterable[Work], store: Store) -> list[str]:
     """A line for each job that is being made: its device, and what it printed last, such as step, loss and time left."""
     lines = []
     for job in jobs:

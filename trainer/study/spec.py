@@ -18,14 +18,17 @@ from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
 from trainer.evaluate import known as is_protocol
 from trainer.extends import chain, merged
+from trainer.histograms import KINDS
 from trainer.network import stage_names
 from trainer.recipes import recipe
 from trainer.settings import Settings, over, resolve
 
-RANDOM, SUPERVISED, FLOW, WEIGHTS = "random weights", "supervised", "flow histogram", "weights"
+RANDOM, SUPERVISED, WEIGHTS = "random weights", "supervised", "weights"
+HISTOGRAMS = {f"{kind} histogram": kind for kind in KINDS}
 FINETUNE, PRETEXT = "finetune", "pretext"  # measures beside the protocols of frozen features
 ALL = "all"
 LAST = "last"  # the last stage of each network, if these have different names
+CHOSEN = "chosen"  # that which is best in a cross-validation of the training part, of each network and split
 VIEWS = 10  # clips of a video that features are taken of
 _TRIED = 1000  # settings of a row, at most
 _FINETUNE: dict[str, Any] = {"holdout": 0.0, "jitter": "none", "schedule": "cosine", "optimizer": "adamw", "lr": 1e-3}
@@ -36,7 +39,7 @@ _SETTINGS = {f"{field.name}?": _ANY for field in fields(Settings) if field.name 
 _DATA = Only(
     {
         **dict.fromkeys(("shards?", "dataset?", "root?", "pretraining?", "resample?"), str),
-        **{"label?": dict, "split?": _NAMES, "test?": float, "folds?": int},
+        **{"label?": dict, "render?": dict, "split?": _NAMES, "test?": float, "folds?": int},
         "targets?": {"*": Only({"csv": str, "video": str, "column": str})},
     }
 )
@@ -95,9 +98,10 @@ class Data:
 class Row:
     """What is compared.
 
-    kind: "method", or RANDOM, SUPERVISED, FLOW, or WEIGHTS of a file alone; candidates: its settings, several if values are
-    tried, and tried: these values of each; clips: the budget of a pretraining; label: how its pretraining is labelled, if in
-    another way than the data set; start: the run or file whose backbone it begins with, and weights: what tells these from others
+    kind: "method", or RANDOM, SUPERVISED, one of HISTOGRAMS, or WEIGHTS of a file alone; candidates: its settings, several if
+    values are tried, and tried: these values of each; clips: the budget of a pretraining; label: how its pretraining is
+    labelled, if in another way than the data set; start: the run or file whose backbone it begins with, and weights: what tells
+    these from others
     """
 
     name: str
@@ -125,14 +129,14 @@ class Row:
 class Measure:
     """One number of a network on a data set.
 
-    last_stage: whether its stage is the last one of a network; parts: of a video's time, whose features stand side by side
+    standing: whether the charts show its stage; parts: of a video's time, whose features stand side by side
     labels: per class that a classifier learns from, or "all"; draws: of each sample of the pretext task
     rows: methods, none for all; targets: none for all that a data set has
     """
 
     protocol: str
     stage: str = ""
-    last_stage: bool = False
+    standing: bool = False
     pooling: str = ""
     parts: int = 1
     k: int = 0
@@ -152,14 +156,14 @@ class Measure:
         names |= {"pretext": "pretext task"}
         few = f"{self.labels} per class" if self.labels != ALL else ""
         parts = f"{self.parts} parts" if self.parts > 1 else ""
-        stage = "last stage" if self.stage == LAST else self.stage
+        stage = {LAST: "last stage", CHOSEN: "chosen stage"}.get(self.stage, self.stage)
         return ", ".join(filter(None, (names.get(self.protocol, self.protocol), stage, self.pooling, parts, few)))
 
     @property
     def headline(self) -> bool:
         """Whether it stands in the forest plot and the ranks, by a rule that does not look at values: all labels, and of frozen
-        features the last stage."""
-        return self.labels == ALL and (not self.stage or self.last_stage)
+        features the chosen stage or, if the file asks for none, the last one."""
+        return self.labels == ALL and (not self.stage or self.standing)
 
     @property
     def determining(self) -> dict:
@@ -228,7 +232,7 @@ def _study(folder: Path, content: dict) -> Study:
         name: _row(folder, name, given or {}, common, content.get("clips")) for name, given in content["rows"].items()
     }
     measures = tuple(m for given in content["measures"] for m in _measures(given, data, rows))
-    rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow"]))
+    rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow", "boundary"]))
     orderings = tuple(_ordering(given, rows) for given in content.get("orderings", ()))
     return Study(content.get("about", ""), content, tuple(seeds), data, rows, measures, orderings)
 
@@ -269,6 +273,7 @@ def _data(folder: Path, name: str, given: dict) -> Data:
             "dataset": _path(folder, manifest) if manifest.endswith((".yaml", ".yml")) else manifest,
             "root": _path(folder, given["root"]) if "root" in given else None,
             "label": given.get("label", {}),
+            **({"render": given["render"]} if "render" in given else {}),
         }
     targets = {name: table | {"csv": _path(folder, table["csv"])} for name, table in given.get("targets", {}).items()}
     shards = Path(_path(folder, given["shards"])) if "shards" in given else None
@@ -313,7 +318,7 @@ def _row(folder: Path, name: str, given: dict, common: Settings, clips: int | No
 
 def _references(rows: dict[str, Row], measures: tuple[Measure, ...], baselines: list[str]) -> dict[str, Row]:
     """The rows that are added, see docs/studies.md."""
-    _all_of("baselines", tuple(baselines), ("supervised", "flow"))
+    _all_of("baselines", tuple(baselines), ("supervised", *KINDS))
     protocols, networks = {measure.protocol for measure in measures}, dict.fromkeys(r.network for r in rows.values())
     most, added = max(row.clips for row in rows.values()), []
     for backbone, width in networks:
@@ -322,8 +327,8 @@ def _references(rows: dict[str, Row], measures: tuple[Measure, ...], baselines: 
         added.append(Row(RANDOM + suffix, RANDOM, bare))
         if "supervised" in baselines and "finetune" in protocols:
             added.append(Row(SUPERVISED + suffix, SUPERVISED, bare, clips=most))
-    if "flow" in baselines and protocols & {"linear", "knn", "retrieval"}:
-        added.append(Row(FLOW, FLOW))
+    if not all(map(unlabelled, protocols - {FINETUNE})):
+        added += [Row(name, name) for name, kind in HISTOGRAMS.items() if kind in baselines]
     return {row.name: row for row in added}
 
 
@@ -373,11 +378,15 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     _one_of(f"{key}, pooling", pooling, ("max", "mean"))
     last = dict.fromkeys(stage_names(*row.network)[-1] for row in rows.values())
     stages = given.get("stage", LAST if len(last) > 1 else [*last])
-    of_stages = []
-    for stage in stages if isinstance(stages, list) else [stages]:
+    stages, of_stages = stages if isinstance(stages, list) else [stages], []
+    for stage in stages:
         _expect(isinstance(stage, str), f"{key}, stage", stage, "the name of a stage, such as conv5")
-        of_stages.append(replace(base, stage=stage, last_stage=stage in (LAST, *last), pooling=pooling))
+        standing = (CHOSEN,) if CHOSEN in stages else (LAST, *last)
+        of_stages.append(replace(base, stage=stage, standing=stage in standing, pooling=pooling))
     if unlabelled(protocol):
+        _expect(
+            CHOSEN not in stages, f"{key}, stage", CHOSEN, "the name of a stage: without classes none can be chosen"
+        )
         return of_stages
     neighbours = protocol_class(protocol).neighbours
     k = _count(f"{key}, k", given.get("k", neighbours)) if neighbours else 0

@@ -11,7 +11,7 @@ from labelgen.files import locked
 from labelgen.progress import busy, duration, heartbeat
 from trainer.errors import TrainerError
 from trainer.study.estimate import seconds
-from trainer.study.jobs import Job, Store
+from trainer.study.jobs import Store, Work
 from trainer.study.page import write_page
 from trainer.study.planning import Plan, plan
 from trainer.study.results import collect, unavailable
@@ -54,13 +54,13 @@ def study(
         planned = plan(spec, sources, store, machine.device, failed)
         if planned.undecided:
             tried = [planned.jobs[id] for ids in planned.tried.values() for id in ids]
-            _make(tried, store, machine, flow, failed, say)
+            make_missing(tried, store, machine, flow, failed, say)
             planned = plan(spec, sources, store, machine.device, failed)  # with the settings that were best
         for line in _unused(planned, store, unusable):
             say(line)
         jobs = planned.jobs.values()
-        _make([job for job in jobs if not job.needs], store, machine, flow, failed, say)
-        _make([job for job in jobs if all(map(store.has, job.needs))], store, machine, flow, failed, say)
+        make_missing([job for job in jobs if not job.needs], store, machine, flow, failed, say)
+        make_missing([job for job in jobs if all(map(store.has, job.needs))], store, machine, flow, failed, say)
         with busy("collecting the numbers"):
             content = collect(spec, sources, planned, store, failed, unusable)
         write_tables(content, store.root, latex)
@@ -68,8 +68,8 @@ def study(
     return content
 
 
-def _make(
-    jobs: Sequence[Job], store: Store, machine: Machine, flow: Callable, failed: dict[str, str], say: Say
+def make_missing(
+    jobs: Sequence[Work], store: Store, machine: Machine, flow: Callable | None, failed: dict[str, str], say: Say
 ) -> None:
     """Make those jobs that are missing, and say so of each as it ends and meanwhile how far they are; the reasons of those that
     fail are added to `failed`."""

@@ -1,13 +1,16 @@
-"""The tables of a study for a README or a paper, from what study.json holds."""
+"""The tables of a study for a README, a paper or other programs, from what study.json holds."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from labelgen.files import write_json, write_text
 from labelgen.texts import markdown as plain
-from trainer.evaluate.results import shown
+from trainer.evaluate.results import csv_text, shown
 
 
 def tables(content: dict) -> list[tuple[str, list[str], dict[str, list[dict | None]]]]:
@@ -59,6 +62,25 @@ def mark(entry: dict) -> str:
     return "" if above is None else " ▲" if above["low"] > 0 else " ▼" if above["high"] < 0 else ""
 
 
+_ALPHAS = (0.001, 0.01, 0.05)  # of three, two and one star
+
+
+def stars(pair: dict) -> str:
+    """How sure a difference is: stars for its corrected p, none if its interval contains 0."""
+    apart = pair["low"] > 0 or pair["high"] < 0
+    return "*" * sum(pair["adjusted"] <= alpha for alpha in _ALPHAS) if apart else ""
+
+
+def spread(entry: dict) -> float | None:
+    """The standard deviation of a number over seeds, None of one seed."""
+    return float(np.std(entry["by seed"], ddof=1)) if len(entry["by seed"]) > 1 else None
+
+
+PAIRS = (
+    "Difference in points, the row less the column, in pairs of the same seed and video. Stars: the 95 % interval over seeds and "
+    "videos does not contain 0, and p is at most .05 (*), .01 (**), .001 (***), of a sign-flip test over videos (or groups of "
+    "them) with the networks as they were trained, corrected by Holm's method for all pairs of the table."
+)
 RULE = (
     "Per cent, with the 95 % interval over seeds and test videos. ▲ ▼: the whole 95 % interval of the paired difference from "
     "random weights of the same seed (of a pretext task: from chance) lies above, below 0."
@@ -106,24 +128,84 @@ _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 _TEX |= {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$"}
 
 
-def latex(content: dict) -> str:
-    """The tables for a paper, with booktabs and amssymb."""
+def latex(content: dict, name: str) -> str:
+    """The tables for a paper, with booktabs and amssymb; name: of the study, in the labels."""
 
     def safe(text: str) -> str:
         return "".join(_TEX.get(letter, letter) for letter in text)
 
-    lines = [f"% {RULE}"]
+    apart = {(pair["column"], *sorted((pair["row"], pair["than"]))): stars(pair) for pair in content["differences"]}
+    lines = ["% \\usepackage{booktabs,amssymb}"]
     for title, measures, rows in tables(content):
-        lines += [r"\begin{table}", rf"\caption{{{safe(title)}}}", rf"\begin{{tabular}}{{l{'r' * len(measures)}}}"]
-        lines += [r"\toprule", " & ".join(["", *map(safe, measures)]) + r" \\", r"\midrule"]
-        lines += [" & ".join(map(safe, [row, *map(cell, cells)])) + r" \\" for row, cells in rows.items()]
+        columns = [*zip(*rows.values(), strict=True)]
+        best = [max((entry for entry in of if entry), key=lambda entry: entry["value"]) for of in columns]
+        body, close = [], False
+        for row, entries in rows.items():
+            cells = [safe(row)]
+            for entry, top in zip(entries, best, strict=True):
+                pair = entry and apart.get((entry["column"], *sorted((row, top["row"]))))
+                close |= pair == ""
+                cells.append(_tex_cell(entry, top, r"\underline" if pair == "" else ""))
+            body.append(" & ".join(cells) + r" \\")
+        seeds = sorted({len(entry["seeds"]) for entries in rows.values() for entry in entries if entry})
+        number = " to ".join(dict.fromkeys((str(seeds[0]), str(seeds[-1]))))
+        about = [f"{title}, per cent: mean and standard deviation over {number} {'seed' if seeds == [1] else 'seeds'}"]
+        about += ["the best in bold", *["what is not shown to lie below it underlined"] * close]
+        about += [
+            "▲ ▼: above, below random weights of the same seed (of a pretext task: chance) by the whole 95 % interval"
+        ]
+        label = re.sub(r"[^a-z0-9]+", "-", f"{name} {title}".lower()).strip("-")
+        lines += [r"\begin{table}", rf"\caption{{{safe('; '.join(about))}.}}", rf"\label{{tab:{label}}}"]
+        lines += [rf"\begin{{tabular}}{{l{'r' * len(measures)}}}", r"\toprule"]
+        lines += [" & ".join(["", *map(safe, measures)]) + r" \\", r"\midrule", *body]
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     return "\n".join(lines)
 
 
+def _tex_cell(entry: dict | None, best: dict, close: str) -> str:
+    if entry is None:
+        return ""
+    style = r"\textbf" if entry["value"] == best["value"] else close
+    value = f"{style}{{{entry['value']:.1f}}}" if style else f"{entry['value']:.1f}"
+    over_seeds = spread(entry)
+    value += "" if not over_seeds else rf" {{\scriptsize $\pm$ {over_seeds:.1f}}}"
+    return value + "".join(_TEX.get(letter, letter) for letter in mark(entry))
+
+
+def lists(content: dict) -> dict[str, str]:
+    """Every number, every difference and every class as CSV, by the name of the file."""
+
+    def where(number: int) -> dict:
+        column = content["columns"][number]
+        return {key: column[key] for key in ("pretrained_on", "tested_on", "target", "measure")}
+
+    numbers, classes = [], []
+    for entry in content["numbers"]:
+        above, about = entry["above"] or {}, {"row": entry["row"], **where(entry["column"])}
+        line = about | {key: entry[key] for key in ("value", "low", "high")} | {"std": spread(entry)}
+        line |= {"chance": chance_of(entry)} | {f"above {key}": above.get(key) for key in ("value", "low", "high")}
+        line |= {"videos": entry["videos"]}
+        for seed, value, stages in zip(entry["seeds"], entry["by seed"], stages_of(entry), strict=True):
+            line |= {f"seed {seed}": value} | ({f"stage {seed}": stages} if stages else {})
+        numbers.append(line)
+        for name, by_seed in entry.get("by class", {}).items():
+            of_seeds = {f"seed {seed}": value for seed, value in zip(entry["seeds"], by_seed, strict=True)}
+            classes.append(about | {"class": name, "value": float(np.mean(by_seed)), **of_seeds})
+    pairs = [{**where(pair["column"]), **pair, "stars": stars(pair)} for pair in content["differences"]]
+    found = {"numbers": numbers, "differences": pairs, "classes": classes}
+    return {f"{name}.csv": csv_text(rows) for name, rows in found.items() if rows}
+
+
+def stages_of(entry: dict) -> list[str]:
+    """The stages that were chosen for each seed of a number, in words; "" if none was."""
+    return [", ".join(dict.fromkeys(of.values())) for of in entry.get("stages", [{}] * len(entry["by seed"]))]
+
+
 def write_tables(content: dict, folder: Path, tex: bool) -> None:
-    """study.json, table.md and, if asked, table.tex."""
+    """study.json, table.md, numbers.csv, differences.csv, classes.csv and, if asked, table.tex."""
     write_json(folder / "study.json", content)
     write_text(folder / "table.md", markdown(content))
+    for name, text in lists(content).items():
+        write_text(folder / name, text)
     if tex:
-        write_text(folder / "table.tex", latex(content))
+        write_text(folder / "table.tex", latex(content, folder.resolve().name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
 import resource
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import torch
 
 from trainer import data, distributed
 from trainer.settings import Settings, resolve
-from trainer.training.loop import _Training
+from trainer.training.loop import _Training, like_initial
 from trainer.training.precision import pick_precision
 
 STEPS, _WARM = 8, 3  # that are made, and those that do not count
@@ -36,16 +37,18 @@ class Estimate:
     disk: int
 
 
-def estimate(settings: Settings, shards: data.Folders, clips: int | None = None) -> Estimate:
+def estimate(
+    settings: Settings, shards: data.Folders, clips: int | None = None, initial: str | os.PathLike | None = None
+) -> Estimate:
     """Make a few steps of a training in a temporary folder, which is removed; arguments as of `train`."""
-    settings = resolve(settings)
+    settings = resolve(like_initial(settings, initial))
     with (
         tempfile.TemporaryDirectory(prefix="vssl-plan-") as scratch,
         contextlib.redirect_stdout(io.StringIO()),
         distributed.session(settings.device) as device,
     ):
         settings = replace(settings, precision=pick_precision(settings.precision, device))
-        training = _Training(settings, shards, device, None, clips)
+        training = _Training(settings, shards, device, initial, clips)
         epochs, steps = training.settings.epochs, training.last
         training.last = min(STEPS, steps)
         before = resource.getrusage(resource.RUSAGE_SELF)

@@ -163,7 +163,7 @@ def introduce(
         f"{devices} in {settings.precision}, "
         f"{samples} of {source.dataset}, {settings.epochs} epochs of {steps} steps -> {folder}"
     )
-    for name in source.whole:
+    for name in source.unsplit_datasets:
         split = f" in split {source.splits[name]}" if source.splits[name] else ""
         say(f"{name} marks no video as train{split}: all are used")
     for name in settings.methods:

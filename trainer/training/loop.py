@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,13 +26,15 @@ from trainer.network import Network, build_backbone
 from trainer.recipes import differing
 from trainer.settings import Settings, resolve, resumed
 from trainer.training import streams
+from trainer.training.lars import LARS
 from trainer.training.log import Log, at_chance, cut_log, introduce, say
 from trainer.training.precision import pick_precision, set_precision
 from trainer.training.run import STOPS, Saver, StopSignals, check_name, check_same_data, locked, new_folder
 from trainer.training.schedule import learning_rate, pacing
 
-_OPTIMIZERS = {
+_OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], Callable[[float], dict]]] = {
     "sgd": (torch.optim.SGD, lambda momentum: {"momentum": momentum}),
+    "lars": (LARS, lambda momentum: {"momentum": momentum}),
     "adamw": (torch.optim.AdamW, lambda momentum: {"betas": (momentum, 0.999)}),
 }
 _CHECKPOINT = 0
@@ -71,10 +73,7 @@ def train(
         checkpoint.check_newest(saved)
         opened = data.Shards(shards, overlay=overlay)  # before the split of other data is looked for
         check_same_data(saved, {"dataset": opened.dataset, "config_hash": opened.config_hash}, opened.folder)
-    if initial is not None:
-        of = checkpoint.load(initial, best=True).meta["settings"]
-        missing = {name: of[name] for name in ("backbone", "width") if getattr(settings, name) is None}
-        settings = replace(settings, **missing)
+    settings = like_initial(settings, initial)
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
     with distributed.session(settings.device) as device:
         settings = replace(settings, precision=pick_precision(settings.precision, device))
@@ -86,6 +85,14 @@ def train(
         for name in differing(expected, training.source.config):
             say(f"the recipe is for shards with {name} {expected[name]}, these have {training.source.config.get(name)}")
         return training.run(run, saved)
+
+
+def like_initial(settings: Settings, initial: str | os.PathLike | None) -> Settings:
+    """Settings with backbone and width of the checkpoint that the training starts from, if any, where they say none."""
+    if initial is None:
+        return settings
+    of = checkpoint.load(initial, best=True).meta["settings"]
+    return replace(settings, **{name: of[name] for name in ("backbone", "width") if getattr(settings, name) is None})
 
 
 @dataclass

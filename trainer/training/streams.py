@@ -46,15 +46,15 @@ class Stream:
         def clips_of(rows: Tensor, read: data.ReadClip) -> Tensor:
             others = self.clips.of_videos(raw, rows.cpu().numpy(), read)
             pixels = others["clips"] if device.type == "cpu" else others["clips"].pin_memory()
-            return _augmented(data.to_device(pixels, device), others["view"], self.input)
+            return self._augmented(data.to_device(pixels, device), others["view"])
 
-        clips = _augmented(moved["clips"], raw["view"], self.input)
-        return data.Batch(clips, moved["labels"], moved["video"], progress, counts, share, clips_of)
+        clips, key = self._augmented(moved["clips"], raw["view"]), (self.clips.seed, step)
+        return data.Batch(clips, moved["labels"], moved["video"], progress, key, counts, share, clips_of)
 
-
-def _augmented(pixels: Tensor, view: dict[str, Tensor], input: Input) -> Tensor:
-    """Frames uint8 [B, n, T, S, S, 3] -> float32 [B n, 3, T, S, S]; the views [B, n, ...] stay on the CPU."""
-    return augment(pixels.flatten(0, 1), {name: value.flatten(0, 1) for name, value in view.items()}, input)
+    def _augmented(self, pixels: Tensor, view: dict[str, Tensor]) -> Tensor:
+        """Frames uint8 [B, n, T, H, W, 3] -> float32 [B n, 3, T, size, size]; the views [B, n, ...] stay on the CPU."""
+        views = {name: value.flatten(0, 1) for name, value in view.items()}
+        return augment(pixels.flatten(0, 1), views, self.input, self.clips.size)
 
 
 def select_videos(
@@ -64,12 +64,12 @@ def select_videos(
     source, held_out = data.Shards(folders, settings.split, overlay=overlay), None
     if settings.holdout:
         held = source.hold_out(settings.holdout, settings.seed)
-        say(f"{held.sum()} training videos are held out, {source.trains.sum()} are trained on")
+        say(f"{held.sum()} training videos are held out, {source.train_mask.sum()} are trained on")
         held_out = source.with_training_videos(held)
     if settings.fraction < 1:
-        before = source.trains.sum()
-        source.keep(settings.fraction, settings.seed)
-        say(f"{source.trains.sum()} of {before} training videos are used")
+        before = source.train_mask.sum()
+        source.subsample(settings.fraction, settings.seed)
+        say(f"{source.train_mask.sum()} of {before} training videos are used")
     return source, held_out
 
 
@@ -97,7 +97,8 @@ def _clips(
         whole, samples = len(samples), source.half(samples, settings.subset, settings.seed)
         say(f"{name} uses the {settings.subset} half, {len(samples)} of {whole} samples")
     jitter, weights = settings.jitter or method.defaults["jitter"], settings.shard_weights if trains else []
-    return data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag, weights)
+    look = settings.crop_area, settings.color_strength
+    return data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag, weights, *look)
 
 
 def epoch_of(clips: dict[str, data.TrainingClips], settings: Settings) -> tuple[int, float]:

@@ -44,7 +44,10 @@ class Pretext(Protocol):
         "clip, its accuracy that of its valid labels; `skip_clip`: pairs of frames ranked right; `tce`: the positive picked "
         "among the negatives mined from the bank; `rotation accuracy` is that of their rotation head. Beside it chance."
     )
-    left_out = "Videos too short for the method; clips without a valid label; `ascnet`, which has no accuracy."
+    left_out = (
+        "Videos too short for the method; clips without a valid label; `ascnet`, `simclr`, `byol` and `lejepa`, whose "
+        "losses compare vectors of several samples."
+    )
     source = "Xu et al., CVPR 2019, tab. 1 (order); thesis tab. 4.1 (pace)."
     options = (ProtocolOption("draws", int, "Draws of every sample.", default=1, least=1),)
     index = ("method", "network")
@@ -170,7 +173,7 @@ def answers(
     A sample without a valid label, of chance 0, is left out. Raises TrainerError for a method that has no accuracy.
     """
     backbone, method = trained(evaluator, source, name)
-    none = TrainerError(f"{name} has no accuracy: its loss compares vectors, and none of them is right or wrong")
+    none = TrainerError(f"{name} has no accuracy of single samples: its loss compares vectors")
     if not method.scored:
         raise none
     found, owner = [], []

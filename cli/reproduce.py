@@ -1,0 +1,99 @@
+"""`vssl reproduce`: the tables and figures of the papers, run here and set beside the published ones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from cli.options import WRITTEN, check_scheduler, on_machine
+
+_FOLDER = click.Path(path_type=Path)
+
+
+def _numbers(ctx, param, value: str | None) -> tuple[int, ...] | None:
+    try:
+        found = None if value is None else tuple(int(number) for number in value.split(","))
+    except ValueError:
+        found = ()
+    if found is not None and (min(found, default=-1) < 0 or len(set(found)) < len(found)):
+        raise click.BadParameter(f"{value!r}; expected different numbers, 0 or more, such as 0,1,2")
+    return found
+
+
+def _frames(ctx, param, value: str | None) -> tuple[int, ...] | None:
+    found = tuple(map(int, value.split(","))) if value and value.replace(",", "").isdecimal() else ()
+    if value is not None and len(found) != 3:
+        raise click.BadParameter(f"{value!r}; expected height,width,crop in pixels, such as 64,86,56")
+    return found or None
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option(
+    "--out", type=WRITTEN, default=Path("reproduced"), help="Runs, tables and, without --shards, shards go here."
+)
+@click.option("--data", type=_FOLDER, help="Folder whose folders are the data sets.  [default: $VSSL_DATA, data]")
+@click.option(
+    "--shards", type=WRITTEN, help="Folder of the shards; those that it lacks are labelled.  [default: OUT/out]"
+)
+@click.option("--plan", is_flag=True, help="Show the commands, which are done and what the others take; run none.")
+@click.option("--seeds", default="0", callback=_numbers, help="Seeds of every training; the table has their mean.")
+@click.option(
+    "--split", "splits", multiple=True, help="Official split; repeatable.  [default: all that the source has]"
+)
+@click.option("--clips", type=click.IntRange(1), help="Clips that every training sees, instead of its recipe's epochs.")
+@click.option(
+    "--width", type=click.FloatRange(0, min_open=True), help="Width of every network, a share of the paper's."
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Batch size of every training.  [default: of its recipe]")
+@click.option("--frames", callback=_frames, metavar="H,W,CROP", help="Size of the frames and their crops, pixels.")
+@on_machine
+def reproduce(
+    name, out, data, shards, plan, seeds, splits, clips, width, batch_size, frames, workers, backend, scheduler, device
+):
+    """Run the table or figure NAME of a paper, such as "thesis tab. 4.1", and print it beside the published one. Without NAME:
+    list what there is.
+
+    Runs the commands of docs/papers.md in OUT, each once for all tables: labelling, trainings, finetunings, evaluation. The
+    same command again resumes an interrupted one. --clips, --width, --batch-size and --frames make a rehearsal, which needs a
+    folder of its own. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
+    """
+    check_scheduler(backend, scheduler)
+    from trainer.evaluate.results import aligned
+    from trainer.papers.reproduce import content, find, listed, make
+    from trainer.papers.reproduce import plan as planned
+    from trainer.papers.steps import Folder, Place, Scale, steps
+    from trainer.papers.table import collect, text_of, write
+    from trainer.study.runner import Machine
+
+    if name is None:
+        click.echo("\n".join(aligned([["name", "what it shows", "data sets", "runs"], *listed()], 3)))
+        return
+    full, entry = find(name)
+    scale = Scale(seeds, splits, clips, width, batch_size, frames)
+    labellings, others = steps(entry, content(), scale, Place(out, data, shards), device, call)
+    folder = Folder(out.absolute())
+    if plan:
+        for line in planned(labellings, others, folder, device):
+            click.echo(line)
+        return
+    failed = make(labellings, others, folder, Machine(workers, scheduler, device), click.echo)
+    found = collect(full, entry, content(), others, folder, scale, failed)
+    stem = write(found, folder.root)
+    click.echo(f"\n{text_of(found)}\n{stem}.html")
+    if failed:
+        sys.exit(3)
+
+
+def call(words):
+    """Make a command, of the words after `vssl`, here, and return what its function returns. Raises VsslError."""
+    from cli.main import main
+
+    try:
+        with main.make_context("vssl", [*words]) as context:
+            return click.Group.invoke(main, context)
+    except SystemExit as stopped:
+        if stopped.code != 3:  # labelgen: done but some videos failed, which it has listed
+            raise

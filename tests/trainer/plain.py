@@ -1,0 +1,68 @@
+"""A backbone that loops can follow, and networks as loops over numbers."""
+
+import math
+
+from torch import nn
+
+
+class Colour(nn.Module):
+    """A backbone of four features with weights."""
+
+    features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 1)
+
+    def forward(self, x):
+        return {"conv1": self.conv(x)}
+
+
+def slow_linear(layer, row):
+    out = [sum(w * x for w, x in zip(weights, row, strict=True)) for weights in layer.weight.tolist()]
+    return out if layer.bias is None else [y + b for y, b in zip(out, layer.bias.tolist(), strict=True)]
+
+
+def slow_norm(layer, rows):
+    """Batch normalisation over the rows."""
+    columns = []
+    for values, scale, shift in zip(zip(*rows, strict=True), layer.weight.tolist(), layer.bias.tolist(), strict=True):
+        mean = sum(values) / len(values)
+        variance = sum((value - mean) ** 2 for value in values) / len(values)
+        columns.append([(value - mean) / math.sqrt(variance + 1e-5) * scale + shift for value in values])
+    return [*map(list, zip(*columns, strict=True))]
+
+
+def slow_mlp(mlp, rows):
+    """Linear layers, batch normalisation over the rows, ReLU."""
+    for layer in mlp:
+        if isinstance(layer, nn.Linear):
+            rows = [slow_linear(layer, row) for row in rows]
+        elif isinstance(layer, nn.BatchNorm1d):
+            rows = slow_norm(layer, rows)
+        else:
+            rows = [[max(0.0, x) for x in row] for row in rows]
+    return rows
+
+
+def slow_unit(rows):
+    return [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in rows]
+
+
+def slow_features(backbone, clips):
+    """Mean over time and space of a 1 x 1 x 1 convolution."""
+    features = []
+    for clip in clips:
+        mean = [sum(channel.flatten().tolist()) / channel.numel() for channel in clip]
+        weights = backbone.conv.weight.flatten(1).tolist()
+        features.append(
+            [
+                sum(w * x for w, x in zip(row, mean, strict=True)) + b
+                for row, b in zip(weights, backbone.conv.bias.tolist(), strict=True)
+            ]
+        )
+    return features
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))

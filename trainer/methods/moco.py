@@ -1,0 +1,102 @@
+"""MoCo on videos: clips of one video are alike, those of other videos in a queue are not. [K. He et al., CVPR 2020;
+C. Feichtenhofer et al., CVPR 2021; InfoNCE of T. Han et al., CoCLR, NeurIPS 2020]"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import distributed
+from trainer.backbones.layers import Stages
+from trainer.data import Batch, Shards
+from trainer.methods.contrast import (
+    Queue,
+    SeveralClips,
+    check_several,
+    encoded,
+    head_options,
+    infonce,
+    pairs,
+    projection,
+)
+from trainer.methods.parts import averaged_copy, check_normalised, target_decay, update_ema
+from trainer.options import POSITIVE, Option, at_least, between
+
+LONGEST = 65536  # queue, of MoCo and PySlowFast
+
+
+class MoCo(SeveralClips):
+    """Tell another clip of a clip's video, the key, from the keys of other videos that a queue holds. The network f, g makes the
+    queries, an averaged one f', g' the keys. Keys of the query's own video are no negatives; at the start the queue is empty.
+
+    The papers shuffle the keys of a batch over the GPUs, so that batch normalisation does not give the video away; here their
+    statistics are those of all processes, as in PySlowFast's BYOL.
+    """
+
+    task = "clips of a video are alike, those of other videos in a queue are not"
+    source = "K. He et al., CVPR 2020; C. Feichtenhofer et al., CVPR 2021"
+    defaults = {
+        "epochs": 200,  # of PySlowFast
+        "batch_size": 64,  # of PySlowFast
+        "lr": 0.1,  # of PySlowFast
+        "momentum": 0.9,  # of PySlowFast
+        "weight_decay": 1e-4,  # of PySlowFast
+        "schedule": "cosine",  # of PySlowFast
+        "drop_every": 100,  # assumed, for another schedule
+        "jitter": "clip",
+        "sync_bn": True,  # assumed, see above
+    }
+    options = SeveralClips.options | {
+        **head_options(3, 2048, 128, False),  # of PySlowFast
+        "temperature": Option(0.1, "temperature of the similarities", POSITIVE),  # of PySlowFast
+        "queue": Option(
+            0, f"keys in the queue; 0: {LONGEST} or, if that is less, as many as there are videos", at_least(0)
+        ),
+        "decay": Option(0.994, "decay of the averaged network", between(0, 1)),  # of PySlowFast
+        "rising": Option(True, "let the decay rise to 1, by a cosine"),  # of PySlowFast
+        "symmetric": Option(True, "every clip asks for the others; else the first one alone"),  # of PySlowFast
+    }
+    remembers_videos = True
+
+    def __init__(self, backbone: Stages, options: dict, shards: Shards):
+        super().__init__()
+        check_several("moco", shards, len(self.samples(shards, options)[0]))
+        self.clips, self.temperature, self.batch_norm = (
+            options[name] for name in ("clips", "temperature", "batch_norm")
+        )
+        self.decay, self.rising, self.symmetric = (options[name] for name in ("decay", "rising", "symmetric"))
+        self.projection = projection(backbone.features, options)
+        self.target: Any = averaged_copy(nn.ModuleDict({"backbone": backbone, "projection": self.projection}))
+        self.queue = Queue(options["queue"] or min(LONGEST, len(shards.videos)), options["outputs"])
+        if not options["queue"]:
+            self.notes = (f"moco's queue holds {len(self.queue.video)} keys",)
+
+    def networks(self) -> list[nn.Module]:
+        return [self.target["backbone"]]
+
+    def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
+        """accuracy: how often the key is more similar to the query than any key in the queue."""
+        if self.batch_norm:
+            check_normalised(self, "moco", len(batch.video))
+        clips = batch.clips.unflatten(0, (-1, self.clips))
+        asking, answering = (clips, clips) if self.symmetric else (clips[:, :1], clips[:, 1:])
+        with torch.no_grad():
+            keys = encoded(self.target["backbone"], self.target["projection"], answering)
+        queries = encoded(backbone, self.projection, asking)
+        queries, positives = pairs(queries, keys) if self.symmetric else (queries.expand_as(keys), keys)
+        products = self.queue.products(
+            queries.flatten(0, 1), positives.flatten(0, 1), batch.video.repeat_interleave(positives.shape[1])
+        )
+        if self.training:
+            self.queue.append(keys.flatten(0, 1), batch.video.repeat_interleave(keys.shape[1]))
+        return {
+            "loss": distributed.mean(infonce(products / self.temperature)),
+            "accuracy": distributed.mean((products.argmax(1) == 0).float()),
+            "chance": distributed.mean(1 / (products > -torch.inf).sum(1)),
+        }
+
+    def after_step(self, backbone: Stages, progress: float) -> None:
+        online = nn.ModuleDict({"backbone": backbone, "projection": self.projection})
+        update_ema(self.target, online, target_decay(self.decay, progress) if self.rising else self.decay)

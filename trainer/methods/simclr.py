@@ -1,0 +1,69 @@
+"""SimCLR on videos: clips of one video are alike, those of other videos in the batch are not. [T. Chen et al., ICML 2020;
+R. Qian et al., CVRL, CVPR 2021; C. Feichtenhofer et al., CVPR 2021]"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trainer import distributed
+from trainer.backbones.layers import Stages
+from trainer.data import Batch, Shards
+from trainer.methods.contrast import (
+    SeveralClips,
+    check_several,
+    contrastive,
+    encoded,
+    head_options,
+    nearest,
+    projection,
+)
+from trainer.methods.parts import check_normalised
+from trainer.options import POSITIVE, Option
+
+
+class SimCLR(SeveralClips):
+    """Tell the other clips of a clip's video from all clips of the other videos of the batch, over all processes: NT-Xent, with
+    every clip in the place of the query. Clips of a video that the batch holds twice are no negatives of each other.
+
+    It needs large batches: a clip has as many negatives as there are clips of other videos.
+    """
+
+    task = "clips of a video are alike, those of the batch's other videos are not"
+    source = "T. Chen et al., ICML 2020; R. Qian et al., CVPR 2021"
+    defaults = {  # on Kinetics-400 the optimiser of the papers is LARS, see the recipes
+        "epochs": 200,  # of PySlowFast
+        "batch_size": 64,  # of PySlowFast
+        "lr": 0.1,  # assumed
+        "momentum": 0.9,  # of PySlowFast
+        "weight_decay": 1e-4,  # assumed
+        "schedule": "cosine",  # of PySlowFast
+        "drop_every": 100,  # assumed, for another schedule
+        "jitter": "clip",
+        "sync_bn": True,  # of PySlowFast
+    }
+    options = SeveralClips.options | {
+        **head_options(3, 2048, 128, True),  # of CVRL; PySlowFast has no batch normalisation here
+        "temperature": Option(0.1, "temperature of the similarities", POSITIVE),  # of PySlowFast and CVRL
+    }
+    scored = False  # a sample by itself has no negatives
+
+    def __init__(self, backbone: Stages, options: dict, shards: Shards):
+        super().__init__()
+        check_several("simclr", shards, len(self.samples(shards, options)[0]))
+        self.clips, self.temperature, self.batch_norm = (
+            options[name] for name in ("clips", "temperature", "batch_norm")
+        )
+        self.projection = projection(backbone.features, options)
+
+    def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
+        """accuracy: how often the clip that is most similar to one, among all others of the batch, is of its video."""
+        if self.batch_norm:
+            check_normalised(self, "simclr", len(batch.video))
+        z = encoded(backbone, self.projection, batch.clips.unflatten(0, (-1, self.clips))).flatten(0, 1)
+        video = batch.video.repeat_interleave(self.clips)
+        hit, chance = nearest(z, video)
+        return {
+            "loss": contrastive(z, video, self.temperature),
+            "accuracy": distributed.mean(hit),
+            "chance": distributed.mean(chance),
+        }

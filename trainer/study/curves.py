@@ -1,0 +1,126 @@
+"""The curves of all pretrainings of a study: those of all rows and seeds on one axis, and each row alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from trainer.pages import plots
+from trainer.pages.page import details, figure, fill, grid, heading, join, paragraph, scroll
+from trainer.pages.plots import Series, number
+from trainer.pages.trained import binned, curve, read_log
+from trainer.study.jobs import Store, Training
+from trainer.study.planning import Plan, total_loss
+
+_POINTS = 60  # of a curve beside many others
+_ABOUT = (
+    "All seeds. A loss is divided by the training loss at the beginning, as those of different methods have no common scale; of "
+    "several methods at once it is their weighted sum. Point at a curve for its numbers; choose a row to see it alone."
+)
+
+
+@dataclass(frozen=True)
+class _Run:
+    row: str
+    data: str
+    title: str
+    seed: int
+    clips: float
+    log: Mapping[str, np.ndarray]
+    held: Mapping[str, np.ndarray]
+    losses: Mapping[str, np.ndarray]  # of the training and of the held-out videos, as far as there are any
+
+
+def curves_html(content: dict, planned: Plan, store: Store) -> tuple[Markup, Markup]:
+    """Loss and accuracy of the pretext tasks, and the rules of the style sheet that single rows out."""
+    runs = _runs(planned, store)
+    if not runs:
+        return Markup(), Markup()
+    rows = {row: n for n, row in enumerate(dict.fromkeys(run.row for run in runs))}
+    out = [paragraph(_ABOUT, "muted"), _choice(rows)]
+    for data in dict.fromkeys(run.data for run in runs):
+        of_data = [run for run in runs if run.data == data]
+        kinds = ("training loss", "loss on held-out training videos", "accuracy on held-out training videos, %")
+        found = [(kind, _series(kind, of_data, rows)) for kind in kinds]
+        out += [heading(data), grid((_all(f"{data}: {kind}", series) for kind, series in found if series), "pairs")]
+    rule = "main:has(#row{0}:checked) .all g:not(.row{0}) {{{{ opacity: .08; }}}}\n"
+    rules = join(fill(rule.format(n)) for n in rows.values())
+    return join([*out, details("Each row alone, first seed", _alone(content, runs))]), rules
+
+
+def _runs(planned: Plan, store: Store) -> list[_Run]:
+    found = []
+    for (row, data, split, seed), id in planned.runs.items():
+        job = planned.jobs[id]
+        if not store.has(id) or not isinstance(job, Training):
+            continue
+        folder = store.run(id) / "run"
+        (log, _), (held, _) = (
+            read_log(folder / "log.csv", ("step", "loss")),
+            read_log(folder / "holdout.csv", ("step",)),
+        )
+        if log:
+            losses = {name: total_loss(of, job.settings) for name, of in (("training", log), ("held-out", held)) if of}
+            title = f"{row}, seed {seed}" + (f", split {split}" if len(job.source.splits) > 1 else "")
+            found.append(_Run(row, data, title, seed, job.clips, log, held, losses))
+    return found
+
+
+def _choice(rows: dict[str, int]) -> Markup:
+    """Buttons for all rows and for each, with the colour of its curves."""
+    radio = '<label><input type="radio" name="row"{}>{}{}</label>'
+    line = '<svg viewBox="0 0 26 12" aria-hidden="true"><path class="curve" d="M0 6H26"{}/></svg>'
+    each = (
+        fill(radio, fill(' id="row{}"', n), fill(line, plots.style_of(n, len(rows))), row) for row, n in rows.items()
+    )
+    return fill(
+        '<fieldset class="legend" aria-label="Rows">{}{}</fieldset>\n',
+        fill(radio, Markup(" checked"), "", "all rows"),
+        join(each),
+    )
+
+
+def _series(kind: str, runs: list[_Run], rows: dict[str, int]) -> list[Series]:
+    found = []
+    for run in runs:
+        logged, what = (run.log, "training") if kind.startswith("training") else (run.held, "held-out")
+        if not logged:
+            continue
+        if "loss" in kind:
+            first = binned(run.log["step"], run.losses["training"], points=_POINTS)[1][0]
+            columns = {"": run.losses[what] / (abs(first) or 1)}
+        else:
+            columns = {name: 100 * values for name, values in logged.items() if name.split(".")[-1] == "accuracy"}
+        for name, values in columns.items():
+            x, mean, *_ = binned(logged["step"], values, points=_POINTS)
+            ends = [run.losses[what][0], run.losses[what][-1]] if "loss" in kind else [mean[0], mean[-1]]
+            title = (
+                f"{run.title}{', ' * ('.' in name)}{name.rpartition('.')[0]}: {number(ends[0])} to {number(ends[1])}"
+            )
+            style = plots.style_of(rows[run.row], len(rows))
+            clips = x * run.clips / run.log["step"][-1]
+            found.append(Series(title, clips, mean, style=style, group=f"row{rows[run.row]}"))
+    return found
+
+
+def _all(title: str, series: list[Series]) -> Markup:
+    label = f"{title}. {'; '.join(of.name for of in series)}"
+    plot = plots.lines(series, label, "clips", zero=True, size=(560, 300))
+    return figure(title, fill('<div class="all">{}</div>', scroll(title, plot)))
+
+
+def _alone(content: dict, runs: list[_Run]) -> Markup:
+    """Every column of loss and accuracy of each row and data set, first split and seed."""
+    found: dict[str, Markup] = {}
+    for run in runs:
+        title = f"{run.row}, {run.data}"
+        if title not in found and run.seed == content["seeds"][0]:
+            names = [name for name in run.log if name.split(".")[-1] in ("loss", "accuracy")]
+            curves = grid((curve(name, dict(run.log), dict(run.held)) for name in names), "small")
+            found[title] = fill("<div>{}{}</div>", heading(title), curves)
+    held_out = [("dots", "held-out training videos")] * any(run.held for run in runs)
+    legend = plots.legend([("line", "training"), *held_out, ("level", "chance")])
+    return join([legend, grid(found.values(), "pairs")])
