@@ -1,4 +1,4 @@
-"""`vssl show`: pictures of what labelgen computed; `vssl shards`: what is in its files."""
+"""`vssl show`: pictures of what labelgen computed and of what a training is shown; `vssl shards`: what is in its files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cli.options import WRITTEN
+from cli.train import chosen, with_settings
 from labelgen.progress import ProgressBar, busy
 
 _SHARDS = click.option(
@@ -17,7 +18,7 @@ _SHARDS = click.option(
 
 @click.group()
 def show():
-    """Draw labels and curriculum as PNG files."""
+    """Draw labels and curriculum as PNG files, the samples of a training as a page."""
 
 
 @show.command()
@@ -69,6 +70,25 @@ def curriculum(shards, out):
     except ValueError as error:
         raise ShardError(f"{shards}: {error}") from error
     _write(out / "curriculum.png", sheet)
+
+
+@show.command()
+@with_settings(
+    "samples",
+    click.option("--count", default=6, type=click.IntRange(1), help="Samples of each method."),
+    click.option("--out", type=WRITTEN, default=Path("samples.html"), help="File for the page."),
+)
+def samples(shards, method, recipe, options, count, out, **given):
+    """What a training sees first: its clips after crop, mirror, jitter, pace and order, moving, with their targets.
+
+    Takes the options of `vssl train` that decide it.
+    """
+    from trainer.pages.samples import write
+
+    settings, _ = chosen(method, recipe, options, **given)
+    with busy("drawing the page"):
+        write(settings, shards, out, count, click.echo)
+    click.echo(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 def _write(path: Path, picture) -> None:

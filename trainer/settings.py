@@ -25,19 +25,23 @@ def default_workers() -> int:
 WORKERS = default_workers()
 
 
+_TRAINING = ("train", "finetune")
+_SHOWN = (*_TRAINING, "samples")
+
+
 @dataclass(frozen=True)
 class Declaration(Option):
     """A setting: its default (None: the method's), a line of help and which values make sense.
 
     default_words: the default in words, if its value says too little
     may_change: it changes no weight, so that a resumed run may have another value
-    commands: those with an option of this name; a recipe may set it in any case
+    commands: those with an option of this name, "samples" for `vssl show samples`; a recipe may set it in any case
     form: its type, see labelgen.reading.fit; None: that of the field of Settings
     """
 
     default_words: str = ""
     may_change: bool = False
-    commands: tuple[str, ...] = ("train", "finetune")
+    commands: tuple[str, ...] = _TRAINING
     form: Any = None
 
     @property
@@ -54,7 +58,9 @@ class Settings:
     """What a run is made of. None, which `resolve` replaces: as the run has it when resuming, else the default."""
 
     method: str = _declared(
-        "pace", f"{', '.join(METHODS)}; several: pace+statistics; your own: my.module:Arrow", commands=("train",)
+        "pace",
+        f"{', '.join(METHODS)}; several: pace+statistics; your own: my.module:Arrow",
+        commands=("train", "samples"),
     )
     weights: list = _declared(
         None,
@@ -76,42 +82,47 @@ class Settings:
         None,
         "With several --shards: how often a sample of each is shown, relative to the others, such as 1,4",
         default_words="all 1",
-        commands=("train",),
+        commands=("train", "samples"),
         form=[float],
     )
     split: str = _declared(
-        "1", "Official split whose training videos are used, name or number", default_words="the first"
+        "1",
+        "Official split whose training videos are used, name or number",
+        default_words="the first",
+        commands=_SHOWN,
     )
     holdout: float = _declared(
         0.0,
         "Share of the training videos, by group, kept out and scored after each epoch",
         SHARE,
         default_words="the method's or 0",
+        commands=_SHOWN,
     )
     fraction: float = _declared(
         1.0,
         "Share of the training videos that is used, drawn from the seed; a smaller one is a part of a larger one",
         Range("more than 0 and at most 1", lambda x: 0 < x <= 1),
+        commands=_SHOWN,
     )
     subset: str = _declared(
         "all",
         "Train on half of the labelled clips alone: the easier, the harder or a random one",
         choices=("all", "easy", "hard", "random"),
-        commands=("train",),
+        commands=("train", "samples"),
     )
     curriculum: float = _declared(
         0.0,
         "Share of the steps, the first ones, that see easier clips only; the learning rate then starts anew",
         SHARE,
-        commands=("train",),
+        commands=("train", "samples"),
     )
     pacing: str = _declared(
         "single",
         "Share of the clips that a curriculum shows: half; or .04 x 1.9^k, in stages of fixed or varied length",
         choices=("single", "fixed", "varied"),
-        commands=("train",),
+        commands=("train", "samples"),
     )
-    seed: int = _declared(0, "Random seed of initial weights, sampling and augmentation", at_least(0))
+    seed: int = _declared(0, "Random seed of initial weights, sampling and augmentation", at_least(0), commands=_SHOWN)
 
     epochs: int = _declared(None, "Epochs; each shows every sample `repeats` times", between(1, 1_000_000))
     repeats: int = _declared(1, "Passes over the samples in an epoch, each with new random draws", between(1, 10_000))
@@ -142,17 +153,20 @@ class Settings:
         None,
         "Colour jitter, one per clip or per frame; contrast: one per clip, random resized crop, grey and blur, too",
         choices=("none", "clip", "frame", "contrast"),
+        commands=_SHOWN,
     )
     color_strength: float = _declared(
         1.0,
         "Multiplies the ranges of the colour jitter, brightness, contrast and saturation .8, hue .2",
         between(0, 1.25),
+        commands=_SHOWN,
     )
     crop_area: list = _declared(
         [0.2, 1.0],
         "With --jitter contrast: share of the frame's area that a crop has, the least and the most",
         default_words="0.2,1",
         form=[float],
+        commands=_SHOWN,
     )
     precision: str = _declared(
         "auto",

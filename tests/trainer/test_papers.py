@@ -30,6 +30,7 @@ INVENTORY = {
     "skip-clip": {"tab.": ["1", "2", "3"], "fig.": []},
     "tce": {"tab.": ["1"], "fig.": ["1", "2", "3", "5"]},
     "ascnet": {"tab.": ["1", "2"], "fig.": []},
+    **dict.fromkeys(("pyslowfast", "cvrl", "coclr"), {"tab.": ["1"], "fig.": []}),
 }
 
 

@@ -20,7 +20,7 @@ from trainer.recipes import RECIPES, read, recipe
 from trainer.settings import resolve
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-SOURCE = re.compile(r"assumed|(thesis|vcop|skip-clip|tce|ascnet),? \S.*")
+SOURCE = re.compile(r"assumed|(thesis|vcop|skip-clip|tce|ascnet|pyslowfast|cvrl|coclr),? \S.*")
 ALWAYS = {
     "method",
     "repeats",
@@ -64,6 +64,17 @@ TCE = SGD | {"lr": 0.03, "batch_size": 100, "epochs": 50, "drop_every": 25, "wei
 TCE |= {"temperature": 0.07, "negatives": 8192, "lo": -1, "hi": 1, "rotation_weight": 1, "loss": "nce"}
 FINETUNE = THESIS | {"method": "recognition", "lr": 3e-3, "epochs": 20, "repeats": 10, "mirror": True, "hidden": 0}
 ASCNET = {"speeds": [1, 2], "optimizer": "sgd"}
+PYSLOWFAST = {"batch_size": 64, "epochs": 200, "schedule": "cosine", "momentum": 0.9, "crop": 224, "clip_length": 8}
+PYSLOWFAST |= {"jitter": "contrast", "crop_area": [0.2, 0.766], "color_strength": 0.75, "stride": 8, "clips": 2}
+LARS = {"optimizer": "lars", "weight_decay": 1e-6}
+SIMCLR = PYSLOWFAST | LARS | {"lr": 1.2, "layers": 3, "hidden": 2048, "outputs": 128, "temperature": 0.1}
+CVRL = {"batch_size": 1024, "lr": 0.32, "epochs": 800, "optimizer": "sgd", "stride": 2, "layers": 4, "batch_norm": True}
+MOCO = PYSLOWFAST | {"lr": 2 * 0.1, "weight_decay": 1e-4 / 2, "optimizer": "sgd", "temperature": 0.1, "layers": 3}
+MOCO |= {"queue": 65536, "decay": 0.994, "rising": True, "symmetric": True, "hidden": 2048, "outputs": 128}
+COCLR = {"lr": 1e-3, "epochs": 300, "batch_size": 64, "weight_decay": 1e-5, "temperature": 0.07, "queue": 2048}
+COCLR |= {"decay": 0.999, "rising": False, "layers": 2, "symmetric": False, "clip_length": 32, "crop": 128}
+COCLR |= {"drop_every": 250, "color_strength": 0.5, "crop_area": [0.2, 1], "optimizer": "adamw"}
+BYOL = PYSLOWFAST | LARS | {"lr": 0.6, "layers": 2, "hidden": 4096, "outputs": 256, "temperature": 0.5, "decay": 0.996}
 PUBLISHED = {
     "statistics-c3d_light-ucf101": LIGHT,
     "statistics-c3d_light-ucf101-motion": MOTION,
@@ -118,6 +129,16 @@ PUBLISHED = {
     "tce-resnet18-ucf101-no-mining": TCE | {"negatives": 0, "hi": -1},
     "ascnet-r3d18-kinetics400": ASCNET,
     "ascnet-s3dg-kinetics400": ASCNET | S3DG,
+    "simclr-resnet3d18-kinetics400": SIMCLR | {"batch_norm": False},
+    "simclr-resnet3d18-kinetics400-cvrl": SIMCLR
+    | CVRL
+    | {"clip_length": 16, "crop_area": [0.3, 1]}
+    | {"color_strength": 1},
+    "moco-resnet3d18-kinetics400": MOCO,
+    "moco-resnet3d18-kinetics400-4clips": MOCO | {"clips": 4, "lr": 4 * 0.1, "weight_decay": 1e-4 / 4},
+    "moco-s3d-ucf101": COCLR,
+    "byol-resnet3d18-kinetics400": BYOL | {"batch_norm": True},
+    "byol-resnet3d18-kinetics400-4clips": BYOL | {"clips": 4, "stride": 4, "clip_length": 16, "lr": 1.2},
     "rotation-resnet3d18-kinetics400": {"backbone": "resnet3d18", "crop": 224, "clips": 20},
     "finetune-thesis": FINETUNE | SIZE,
     "finetune-thesis-light": FINETUNE | SIZE | {"epochs": 18, "hidden": 2048, "mirror": False},

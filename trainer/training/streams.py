@@ -58,9 +58,12 @@ class Stream:
 
 
 def select_videos(
-    folders: data.Folders, settings: Settings, overlay: str | os.PathLike | None = None
+    folders: data.Folders,
+    settings: Settings,
+    overlay: str | os.PathLike | None = None,
+    say: Callable[[str], None] = say,
 ) -> tuple[data.Shards, data.Shards | None]:
-    """The shards with the videos that are trained on, and with those that are held out, if any are."""
+    """The shards with the videos that are trained on, and with those that are held out, if any are; `say` gets how many."""
     source, held_out = data.Shards(folders, settings.split, overlay=overlay), None
     if settings.holdout:
         held = source.hold_out(settings.holdout, settings.seed)
@@ -129,11 +132,14 @@ def warn_of_few_steps(clips: dict[str, data.TrainingClips], settings: Settings) 
 
 
 def training_streams(
-    source: data.Shards, settings: Settings, clips: dict[str, data.TrainingClips] | None = None
+    source: data.Shards,
+    settings: Settings,
+    clips: dict[str, data.TrainingClips] | None = None,
+    say: Callable[[str], None] = say,
 ) -> dict[str, Stream]:
-    """A stream of each method, of the videos that pretraining may use; clips: those of `training_clips`, if they are known.
-    Raises TrainerError if a method has no samples."""
-    clips = clips or training_clips(source, settings)
+    """A stream of each method, of the videos that pretraining may use; clips: those of `training_clips`, if they are known;
+    `say` gets what a user should know. Raises TrainerError if a method has no samples."""
+    clips = clips or training_clips(source, settings, say)
     steps = settings.epochs * epoch_of(clips, settings)[0]
     streams = {}
     for name, each in clips.items():
