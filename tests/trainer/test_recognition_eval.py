@@ -50,11 +50,6 @@ def runs(shards, tmp_path_factory):
     return [train(replace(TINY, split=name, ema=0.5), shards, folder / name) for name in "abc"]
 
 
-@pytest.fixture(scope="module")
-def pretrained(demo, tmp_path_factory):
-    return train(Settings(width=0.06, epochs=1, workers=0), demo, tmp_path_factory.mktemp("runs") / "pace")
-
-
 def chosen(result, **wanted) -> list[dict]:
     return [row for row in result["rows"] if all(row.get(key) == value for key, value in wanted.items())]
 
@@ -271,9 +266,9 @@ def test_runs_that_cannot_be_averaged(shards, runs, demo, tmp_path):
         measure("recognition", shards, [runs[0], tmp_path / "renamed"])
 
 
-def test_what_cannot_be_tested(shards, runs, demo, pretrained):
+def test_what_cannot_be_tested(shards, runs, demo, run):
     with pytest.raises(TrainerError, match="trained with pace has no classifier; finetune it first"):
-        measure("recognition", demo, pretrained)
+        measure("recognition", demo, run)
     with pytest.raises(
         TrainerError,
         match="^split b: the run was trained on split a of six, whose training videos the other split tests$",
@@ -335,10 +330,10 @@ def test_table_and_files(shards, runs):
 # all protocols
 
 
-def test_all_protocols_on_a_pretraining_run(demo, pretrained):
+def test_all_protocols_on_a_pretraining_run(demo, run):
     done = {
         name: error
-        for name, table, error in measure_all(Evaluator(demo, pretrained, compute=ONE), {})
+        for name, table, error in measure_all(Evaluator(demo, run, compute=ONE), {})
         if (table is None) == (error is not None)
     }
     assert list(done) == list(PROTOCOLS)
@@ -346,7 +341,7 @@ def test_all_protocols_on_a_pretraining_run(demo, pretrained):
     assert set(left_out) == {"recognition", "similarity", "future"} and "skip_clip" in left_out["future"]
     assert "vssl finetune" in left_out["recognition"] and "--pairs" in left_out["similarity"]
     for name in ("retrieval", "knn", "linear", "smoothness"):
-        assert (pretrained / f"results/{name}-demo-split1.json").exists()
+        assert (run / f"results/{name}-demo-split1.json").exists()
 
 
 def test_eval_all_from_the_command_line(shards, runs, tmp_path):
@@ -370,8 +365,8 @@ def test_recognition_from_the_command_line(shards, runs):
     assert "Error: split c: the run was trained on split a" in wrong and "finetune --split c" in wrong
 
 
-def test_finetuning_starts_from_the_newest_pretrained_run(shards, runs, pretrained, tmp_path, monkeypatch):
-    for age, place in ((60, pretrained), (0, runs[0])):  # the finetuned one is the newer
+def test_finetuning_starts_from_the_newest_pretrained_run(shards, runs, run, tmp_path, monkeypatch):
+    for age, place in ((60, run), (0, runs[0])):  # the finetuned one is the newer
         shutil.copytree(place, tmp_path / "runs" / place.name)
         for folder in (tmp_path / "runs" / place.name / "checkpoints").iterdir():
             os.utime(folder, (time.time() - age,) * 2)
