@@ -1,4 +1,4 @@
-"""`vssl train` and `vssl finetune`: shards to a network; and the options of settings, which `vssl show samples` has, too."""
+"""`vssl train` and `vssl finetune`: from shards to a network. `vssl show samples` has their options, too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _numbers(ctx, param, value: str | None) -> list[float] | None:
 
 
 def _setting(name: str):
-    """The option of a setting, as it is declared."""
+    """The option of a setting, from its declaration."""
     declaration, kind = DECLARATIONS[name], TYPES[name]
     flag, about = f"--{name.replace('_', '-')}", f"{declaration.help}."
     if kind is bool:
@@ -33,7 +33,7 @@ def _setting(name: str):
 
 
 def with_settings(name: str, *more):
-    """Decorator: the options of the command of that name: the data, the recipe, the settings declared for it, and more."""
+    """Decorator that adds the options of the command of that name: the data, the recipe, the declared settings, and more."""
 
     def decorate(command):
         several = name != "finetune"
@@ -43,9 +43,12 @@ def with_settings(name: str, *more):
                 type=click.Path(path_type=Path),
                 multiple=several,
                 default=[Path("out")] if several else Path("out"),
-                help="Folder that labelgen wrote" + "; several, labelled alike, are trained on together." * several,
+                help="Folder of shards"
+                + "; repeatable, to train on several data sets labelled with the same settings." * several,
             ),
-            click.option("--recipe", help="Settings of a paper by name, or a YAML file; options given here win."),
+            click.option(
+                "--recipe", help="Name of a paper's settings, or a YAML file; options given here take precedence."
+            ),
             click.option(
                 "--set",
                 "options",
@@ -66,16 +69,16 @@ _RUN = (
     click.option(
         "--clips",
         type=click.IntRange(1),
-        help="Budget in clips shown, instead of --epochs; the learning rate drops at the same shares of it.",
+        help="Number of clips to show, instead of --epochs; the learning rate drops at the same shares of it.",
     ),
     click.option("--run", type=WRITTEN, help="Name (in runs/) or path of the run.  [default: runs/METHOD-BACKBONE-N]"),
     click.option(
-        "--resume", type=click.Path(path_type=Path), help="Run to continue, whose settings need not be given."
+        "--resume", type=click.Path(path_type=Path), help="Run to continue; its settings need not be repeated."
     ),
     click.option(
         "--plan",
         is_flag=True,
-        help="Say how long it would take, how much memory and disk, as measured on a few steps; leave nothing behind.",
+        help="Estimate time, memory and disk from a few steps, and write nothing.",
     ),
 )
 
@@ -86,7 +89,7 @@ _RUN = (
     "--from",
     "initial",
     type=click.Path(path_type=Path),
-    help="Run whose backbone the pretraining starts from, in place of random weights.",
+    help="Run from whose backbone the pretraining starts, instead of random weights.",
 )
 def train(**given):
     """Pretrain a 3D CNN on the training videos of the shards."""
@@ -102,13 +105,13 @@ def train(**given):
     "--checkpoint",
     "initial",
     type=click.Path(path_type=Path),
-    help="Run to start from.  [default: the newest pretrained]",
+    help="Run to start from.  [default: the newest pretrained run]",
 )
-@click.option("--freeze", is_flag=True, help="Train the classifier alone: a linear probe.")
+@click.option("--freeze", is_flag=True, help="Train only the classifier: a linear probe.")
 @click.option("--scratch", is_flag=True, help="Start from random weights instead.")
 @with_settings("finetune", *_RUN)
 def finetune(initial, freeze, scratch, options, **given):
-    """Train a classifier of the videos' labels on a pretrained backbone, and the backbone with it."""
+    """Train a classifier of the videos' labels together with a pretrained backbone."""
     if sum((initial is not None, scratch, given["resume"] is not None)) > 1:
         raise click.UsageError("--checkpoint, --scratch and --resume exclude each other")
     if freeze:
@@ -171,10 +174,10 @@ def _plan(settings, shards, clips, initial):
     with busy("making a few steps"):
         found = estimate(settings, shards, clips, initial)
     seconds = found.steps * found.seconds
-    click.echo(f"{found.epochs:,} epochs, {found.steps:,} steps of {found.seconds:.3g} s, as measured on a few")
+    click.echo(f"{found.epochs:,} epochs, {found.steps:,} steps of {found.seconds:.3g} s, measured on a few steps")
     click.echo(f"  time:      about {duration(seconds)}")
     click.echo(
-        f"  processor: about {core_hours(seconds * found.cores / 3600)} core hours, {found.cores:.1f} cores at work"
+        f"  processor: about {core_hours(seconds * found.cores / 3600)} core hours, {found.cores:.1f} cores in use"
     )
     on_device = f", {found.on_device / 1e9:,.2f} GB on the GPU" if found.on_device else ""
     click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB{on_device}")

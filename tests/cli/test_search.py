@@ -30,10 +30,10 @@ def test_the_nearest_moments(here):
     # of the same video, what does not overlap the query is found
     own = [line for line in told[1:] if "videos/near/a.mp4" in line]
     assert own and not any("0.6 to 1.3 s" in line for line in own)
-    assert "from second 99 on, it ends at 2.6 s" in vssl("search", "videos/near/a.mp4", "--from", 99, code=1)
+    assert "from second 99 on, the video ends at 2.6 s" in vssl("search", "videos/near/a.mp4", "--from", 99, code=1)
     assert "is not after" in vssl("search", "videos/near/a.mp4", "--from", 2, "--to", 1, code=2)
     both = "--in", "features.parquet", "--shards", "out"
-    assert "give one of --in and --shards" in vssl("search", "videos/near/a.mp4", *both, code=2)
+    assert "give either --in or --shards" in vssl("search", "videos/near/a.mp4", *both, code=2)
 
 
 def test_shards_are_searched_as_files_are(here):
@@ -107,7 +107,7 @@ def test_several_tables_are_one(here):
     vssl("embed", "--videos", "videos/far", "--out", "far.parquet")
     both = ("--in", "near.parquet", "--in", "far.parquet")
     told = vssl("search", "videos/copy.mp4", *both, "--count", 50)
-    assert "of 15 rows of near.parquet, far.parquet" in told
+    assert "among 15 rows of near.parquet, far.parquet" in told
     assert all(f"/{name}" in told for name in LENGTHS)
     vssl("cluster", *both, "--k", 2)
     with open("clusters/clusters.csv", newline="") as file:
@@ -115,7 +115,9 @@ def test_several_tables_are_one(here):
     vssl("map", *both)
     assert Path("map.html").read_text().count("<circle") > 4
     vssl("embed", "--videos", "videos/far", "--out", "other.parquet", "--stage", "conv2")
-    assert "tables that were made alike" in vssl("search", "videos/copy.mp4", *both, "--in", "other.parquet", code=1)
+    assert "tables made with the same settings" in vssl(
+        "search", "videos/copy.mp4", *both, "--in", "other.parquet", code=1
+    )
     assert "given 2 times" in vssl("search", "videos/copy.mp4", "--shards", "out", "--shards", "out", code=2)
 
 
@@ -141,7 +143,7 @@ def test_names_that_are_no_utf_8(here):
         ("show", "labels", "--out", out),
         ("compare", "runs/pace-r3d10-1", "--out", f"{out}.csv"),
     ):
-        assert "out\\xff" in (told := vssl(*command, code=2)) and "no UTF-8" in told
+        assert "out\\xff" in (told := vssl(*command, code=2)) and "not valid UTF-8" in told
     (here / out).mkdir()
     with contextlib.chdir(here / out):
         vssl("embed", "--checkpoint", here / "runs/pace-r3d10-1", "--videos", here / "videos", "--out", "own.parquet")

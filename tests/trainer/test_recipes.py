@@ -20,7 +20,7 @@ from trainer.recipes import RECIPES, read, recipe
 from trainer.settings import resolve
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-SOURCE = re.compile(r"assumed|(thesis|vcop|skip-clip|tce|ascnet|pyslowfast|cvrl|coclr),? \S.*")
+SOURCE = re.compile(r"assumed|(thesis|vcop|skip-clip|tce|ascnet|pyslowfast|cvrl|coclr|rspnet|lejepa),? \S.*")
 ALWAYS = {
     "method",
     "repeats",
@@ -75,6 +75,18 @@ COCLR = {"lr": 1e-3, "epochs": 300, "batch_size": 64, "weight_decay": 1e-5, "tem
 COCLR |= {"decay": 0.999, "rising": False, "layers": 2, "symmetric": False, "clip_length": 32, "crop": 128}
 COCLR |= {"drop_every": 250, "color_strength": 0.5, "crop_area": [0.2, 1], "optimizer": "adamw"}
 BYOL = PYSLOWFAST | LARS | {"lr": 0.6, "layers": 2, "hidden": 4096, "outputs": 256, "temperature": 0.5, "decay": 0.996}
+RSPNET = {"speeds": [1, 2], "queue": 16384, "temperature": 0.07, "decay": 0.999, "margin": 2, "speed_weight": 1}
+RSPNET |= {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "lr": 0.1, "weight_decay": 1e-4, "epochs": 200}
+RSPNET |= {"batch_size": 64, "jitter": "contrast", "crop_area": [0.4, 1], "crop": 112}
+LEJEPA = {
+    "optimizer": "adamw",
+    "lr": 5e-4,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "epochs": 100,
+    "batch_size": 256,
+}
+LEJEPA |= {"clips": 4, "layers": 3, "hidden": 2048, "outputs": 128, "directions": 1024, "crop_area": [0.3, 1]}
 PUBLISHED = {
     "statistics-c3d_light-ucf101": LIGHT,
     "statistics-c3d_light-ucf101-motion": MOTION,
@@ -139,6 +151,12 @@ PUBLISHED = {
     "moco-s3d-ucf101": COCLR,
     "byol-resnet3d18-kinetics400": BYOL | {"batch_norm": True},
     "byol-resnet3d18-kinetics400-4clips": BYOL | {"clips": 4, "stride": 4, "clip_length": 16, "lr": 1.2},
+    "rspnet-resnet3d18-kinetics400": RSPNET,
+    "rspnet-c3d-kinetics400": RSPNET,
+    "rspnet-r2plus1d10-kinetics400": RSPNET | {"lr": 0.05},
+    "rspnet-s3dg-kinetics400": RSPNET | {"lr": 0.05, "crop": 224},
+    "lejepa-resnet3d18-kinetics400": LEJEPA,
+    "pace-s3dg-kinetics400-speednet": S3DG | {"paces": ["1", "2"], "contrast": "none"},
     "rotation-resnet3d18-kinetics400": {"backbone": "resnet3d18", "crop": 224, "clips": 20},
     "finetune-thesis": FINETUNE | SIZE,
     "finetune-thesis-light": FINETUNE | SIZE | {"epochs": 18, "hidden": 2048, "mirror": False},
@@ -302,7 +320,7 @@ def test_a_recipe_runs_two_steps(name, shards_for, here):
     small = ["--epochs", 1, "--width", 0.06, "--batch-size", batch, "--workers", 0, "--device", "cpu", "--run", "one"]
     done = CliRunner().invoke(main, [*command, "--recipe", name, "--shards", shards, *small], standalone_mode=False)
     assert done.exception is None, done.output
-    told = [line for line in done.output.splitlines() if line.startswith("the recipe is for shards with")]
+    told = [line for line in done.output.splitlines() if line.startswith("the recipe expects shards with")]
     differing = {"height", "width", "crop"} | ({"rows"} & expected.keys())
     assert {line.split()[6] for line in told} == differing
     saved = checkpoint.load("one").meta

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from labelgen.shards import ShardReader
 from tests.command import vssl
 from tests.trainer.planted import Noise, SeesClass, kept_scores, write_colored
 from tests.trainer.synthetic import CONFIG, video_frames, write_shard
@@ -344,10 +345,13 @@ def test_all_protocols_on_a_pretraining_run(demo, run):
         assert (run / f"results/{name}-demo-split1.json").exists()
 
 
-def test_eval_all_from_the_command_line(shards, runs, tmp_path):
-    """A finetuned run on its own split, not the first."""
+def test_eval_all_from_the_command_line(shards, runs, tmp_path, monkeypatch):
+    """A finetuned run on its own split, not the first; its shards are opened once."""
     shutil.rmtree(runs[1] / "results", ignore_errors=True)
+    opened, reading = [], ShardReader.__init__
+    monkeypatch.setattr(ShardReader, "__init__", lambda self, path: opened.append(str(path)) or reading(self, path))
     told = vssl("eval", "all", "--shards", shards, "--checkpoint", runs[1], "--workers", 0)
+    assert opened == [str(shards / "00000.h5")]
     assert "recognition on six, split b" in told and "linear probe on six, split b" in told
     left_out = [line for line in told.splitlines() if line.startswith("left out: ")]
     assert [line.split(": ")[1] for line in left_out] == ["similarity", "pretext", "future"]

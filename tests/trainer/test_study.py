@@ -203,6 +203,18 @@ def test_pretext_tasks_are_compared_with_chance_and_orderings_judged(tmp_path, m
     assert ", chance: 25.0 %" in drawn and "held-out training videos" not in drawn  # of marks, those that are there
 
 
+def test_methods_of_several_clips_are_rows_like_others(tmp_path, monkeypatch):
+    """Two steps each."""
+    write_colored(tmp_path / "colors" / "00000.h5", 16, 40, split=[[1]] * 12 + [[3]] * 4)
+    rows = {name: {"method": name, "options": {name: {"hidden": 8}}} for name in ("simclr", "moco", "byol", "lejepa")}
+    rows |= {"rspnet": {"method": "rspnet"}, "both": {"method": "lejepa+rspnet", "options": {"lejepa": {"hidden": 8}}}}
+    path = write_study(tmp_path, seeds=[0], rows=rows, measures=[{"protocol": "knn", "k": 1}])
+    content = make_study(monkeypatch, path, tmp_path / "out")
+    assert not content["failures"] and {entry["row"] for entry in content["numbers"]} == {*rows, RANDOM}
+    shown = {row: [run["clips"] for run in content["rows"][row]["trained"].values()] for row in rows}
+    assert shown == {name: [24] for name in rows} | {"rspnet": [36], "lejepa": [48], "both": [84]}
+
+
 def test_a_row_may_label_its_pretraining_in_another_way(tmp_path, monkeypatch):
     for name in ("a/1", "a/2", "b/1", "b/2"):
         write_video(tmp_path / "videos" / f"{name}.avi", 40)
@@ -232,6 +244,24 @@ def test_other_seeds_are_trained_with_the_chosen_settings_alone(colors, tmp_path
     ]
     assert [one["chosen"] for one in content["rows"]["turns"]["tried"]["colors"]] == [False, True]
     assert len(list((tmp_path / "out" / "runs").glob("*/done.json"))) == 2 and len(content["failures"]) == 1
+
+
+def test_settings_may_be_chosen_by_classes_in_the_training_part(colors, tmp_path, monkeypatch):
+    rows = {"turns": {"method": "rotation", "lr": [1e18, 0.001, 0.002]}}
+    measures, choose = [{"protocol": "knn", "k": 1}], {"protocol": "knn", "k": 1, "pooling": "mean"}
+    path = write_study(colors, seeds=[0], clips=8, rows=rows, measures=measures, choose=choose)
+    content = make_study(monkeypatch, path, tmp_path / "out")
+    tried = content["rows"]["turns"]["tried"]["colors"]
+    worth = [one["validated accuracy"] for one in tried]
+    assert worth[0] is None and max(worth[1:]) > 50  # a colour is seen by any weights; the first broke
+    chosen = tried[1 + int(np.argmax(worth[1:]))]
+    assert [one["chosen"] for one in tried] == [one is chosen for one in tried]
+    assert [run["lr"] for run in content["rows"]["turns"]["trained"].values()] == [chosen["lr"]]
+    assert any("lr chosen from 3 by 1-NN, chosen stage, mean in a cross-validation" in of for of in content["assumed"])
+    made = {own: own.stat().st_mtime_ns for own in (tmp_path / "out").glob("r*s/**/*.json")}
+    again = make_study(monkeypatch, path, tmp_path / "out")
+    assert again["numbers"] == content["numbers"] and chosen in again["rows"]["turns"]["tried"]["colors"]
+    assert made == {own: own.stat().st_mtime_ns for own in (tmp_path / "out").glob("r*s/**/*.json")}
 
 
 def test_the_page_says_what_each_row_saw_and_how_rows_differ(tmp_path, monkeypatch):
@@ -292,7 +322,7 @@ def test_a_row_may_be_weights_or_begin_with_them(colors, tmp_path, monkeypatch):
     assert len(set((tmp_path / "out" / "results").iterdir()) - before) == 1  # other weights, other numbers
     torch.save({"a": torch.ones(1)}, tmp_path / "theirs.pth")
     with pytest.raises(
-        TrainerError, match="study.yaml: .*theirs.pth: weights in PyTorch's own format; import them first"
+        TrainerError, match="study.yaml: .*theirs.pth: weights in the format of PyTorch; import them first"
     ):
         read(write_study(tmp_path, rows={"published": {"weights": "theirs.pth"}}))
 

@@ -13,7 +13,6 @@ from labelgen.shards import ShardReader
 from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.errors import SettingError
 from trainer.methods.contrast import check_speeds, like_a_constant, random_clip, spread
 from trainer.methods.method import Method, Shown
 from trainer.methods.parts import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -49,8 +50,8 @@ def write(
 
 
 def samples_of_run(saved: Checkpoint, folder: str, films: Films) -> Markup:
-    """The first samples of a run's training, made again of shards that are labelled as those it was trained on; none if the run had
-    other samples of them, such as with the classes and splits of a study, or its method is not there."""
+    """The first samples of a run's training, made again from shards with the same labels. There are none if the run had other
+    samples, for example with the classes and splits of a study, or if its method is not there."""
     try:
         settings = resolve(Settings(**saved.meta["settings"]))
         source, _ = streams.select_videos(folder, settings, say=_nobody)
@@ -88,10 +89,19 @@ def samples_html(
             look += f", crops of {clips.crop_area[0]:g} to {clips.crop_area[1]:g} of the frame"
         about = facts(
             f"Samples of {name}",
-            [("Task", clips.method.task), ("A sample", clips.method.sample.replace("`", "")), ("Augmentation", look)],
+            [
+                ("Task", _worded(clips.method.task, clips.options)),
+                ("A sample", _worded(clips.method.sample, clips.options)),
+                ("Augmentation", look),
+            ],
         )
         out[name] = about + grid((_sample(clips, batch, i, video, films) for i, video in enumerate(raw["id"])), "pairs")
     return out
+
+
+def _worded(text: str, options: dict) -> str:
+    """A text of a method, in which `name` stands for an option's value or for itself."""
+    return re.sub("`(.+?)`", lambda name: str(options.get(name[1], name[1])), text)
 
 
 def _sample(clips: data.TrainingClips, batch: data.Batch, i: int, video: str, films: Films) -> Markup:
@@ -107,4 +117,4 @@ def _sample(clips: data.TrainingClips, batch: data.Batch, i: int, video: str, fi
         figure(what, films.clip(OURS.pixels(clip.permute(1, 2, 3, 0).numpy()), seconds, f"{what} of {video}"))
         for what, clip in shown
     )
-    return fill(_SAMPLE, f"Sample of {video}", video, items(lines), figures)
+    return fill(_SAMPLE, f"Sample of {video}", video, items(lines) if lines else "", figures)

@@ -43,7 +43,7 @@ def _flat_settings(row: dict) -> dict[str, str]:
     tried: list[dict] = next(iter(row.get("tried", {}).values()), [])
     found = {key: _words(value) for key, value in settings.items()}
     found |= {f"{method}: {key}": _words(value) for method, values in options.items() for key, value in values.items()}
-    for key in tried[0].keys() - {"held-out loss", "chosen"} if tried else ():
+    for key in tried[0].keys() - {"held-out loss", "validated accuracy", "chosen"} if tried else ():
         found[key] = "one of " + ", ".join(dict.fromkeys(_words(values[key]) for values in tried))
     return found | {f"label: {key}": _words(value) for key, value in row["label"].items()}
 

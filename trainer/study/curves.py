@@ -108,7 +108,7 @@ def _series(kind: str, runs: list[_Run], rows: dict[str, int]) -> list[Series]:
 
 def _all(title: str, series: list[Series]) -> Markup:
     label = f"{title}. {'; '.join(of.name for of in series)}"
-    plot = plots.lines(series, label, "clips", zero=True, size=(560, 300))
+    plot = plots.lines(series, label, "clips", zero=title.endswith("%"), size=(560, 300))
     return figure(title, fill('<div class="all">{}</div>', scroll(title, plot)))
 
 

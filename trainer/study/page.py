@@ -161,9 +161,8 @@ def _pairs(content: dict) -> Markup:
         found.append((f"{title}: {differ} of {len(pairs)} pairs differ", fill('<div class="pairs">{}</div>', matrix)))
     if not found:
         return Markup()
-    legend = (
-        fill('<span class="{}">+1.0{}</span>', f"{kind} s{n}", "*" * n) for kind in ("gain", "loss") for n in (1, 2, 3)
-    )
+    kinds = (f"{kind} s{n}" for kind in ("gain", "loss") for n in (1, 2))
+    legend = (fill('<span class="{}">{}{}</span>', kind, "+-"["loss" in kind], "*" * int(kind[-1])) for kind in kinds)
     about = paragraph(join([f"{PAIRS} Colours, above and below: ", join(legend)]), "muted pairs")
     (title, first), *others = found
     return join([about, heading(title), first, *(details(*other) for other in others)])

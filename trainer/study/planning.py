@@ -13,6 +13,7 @@ import numpy as np
 from labelgen.reading import read_text
 from trainer import data
 from trainer.errors import TrainerError
+from trainer.evaluate.splits import words
 from trainer.settings import Settings, over, resolve
 from trainer.study.jobs import (
     Finetuning,
@@ -56,8 +57,8 @@ class Plan:
     """jobs: all of them by id, done or not; numbers: id of the result of each, unknown: why there is none
 
     runs: id of the training by (row, data set, split, seed)
-    tried: of the trainings to choose from by (row, data set), one for each of the row's candidates; chosen: index of the one that
-    is used, once all are made
+    tried: of the trainings to choose from by (row, data set), one for each of the row's candidates; worth: of each of them, the
+    most of which is used, once it is known; deciding: the jobs that have to be made before
     """
 
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -65,12 +66,13 @@ class Plan:
     unknown: dict[Key, str] = field(default_factory=dict)
     runs: dict[tuple[str, str, str, int], str] = field(default_factory=dict)
     tried: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    chosen: dict[tuple[str, str], int] = field(default_factory=dict)
+    worth: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    deciding: dict[str, Job] = field(default_factory=dict)
 
     @property
     def undecided(self) -> bool:
         """Whether settings are still to be chosen."""
-        return self.tried.keys() != self.chosen.keys()
+        return self.tried.keys() != self.worth.keys()
 
 
 def columns(study: Study, sources: dict[str, Source]) -> list[Column]:
@@ -145,11 +147,41 @@ class _Planner:
             self.plan.tried[key] = tried = [
                 self._training(row, source, first, self.study.seeds[0], candidate) for candidate in candidates
             ]
-            if all(self.store.has(id) or id in self.failed for id in tried):
-                losses = [held_out_loss(self.store, *each) for each in zip(tried, row.candidates, strict=True)]
-                index = self.plan.chosen[key] = int(np.argmin(losses))
+            if worth := self._worth(row, source, tried):
+                self.plan.worth[key] = worth
+                index = int(np.argmax(worth))
         id = self.plan.runs[(*key, split, seed)] = self._training(row, source, split, seed, index)
         return id
+
+    def _worth(self, row: Row, source: Source, tried: list[str]) -> list[float]:
+        """How good each training is, -inf if it failed; none while some of what says so is still to be made."""
+        self.plan.deciding.update((id, self.plan.jobs[id]) for id in tried)
+        if not all(self.store.has(id) or id in self.failed for id in tried):
+            return []
+        if self.study.choose is None:
+            return [-held_out_loss(self.store, *each) for each in zip(tried, row.candidates, strict=True)]
+        jobs = [self._validation(row, source, id) if self.store.has(id) else None for id in tried]
+        if any(job and not self.store.done(job) and job.id not in self.failed for job in jobs):
+            return []
+        made = [[self.store.result(id) for id in job.makes if self.store.has(id)] if job else [] for job in jobs]
+        return [float(np.mean([result.get("validated", -math.inf) for result in of] or -math.inf)) for of in made]
+
+    def _validation(self, row: Row, source: Source, network: str) -> Job:
+        """The accuracy of a training's network in the training part of the first split, for each target."""
+        base = self.sources[next(name for name in self.study.data if row.pretrains_on(name) == source.data.name)]
+        seed, split, measure = self.study.seeds[0], base.splits[0], self.study.choose
+        assert measure is not None
+        of = {"network": network, "data": base.identity[split], "validates": measure.determining}
+        targets = [target for target in base.overlays if target in (measure.targets or base.overlays)]
+        requests = tuple(
+            Request(identity("frozen", labels=base.labels[target], **of), target, measure, seed, True)
+            for target in targets
+        )
+        about = self._about(row, base, f"choose by {measure.title}: {self.plan.jobs[network].title}", {split: network})
+        about |= {"cost": f"features {_size(row, base)}", "clips": len(base.opened(split).videos) * VIEWS}
+        job = Frozen(id=identity("frozen", **of), settings=row.candidates[0], requests=requests, **about)
+        self.plan.deciding[job.id] = self.plan.jobs[self._add(job)]
+        return job
 
     def _training(self, row: Row, source: Source, split: str, seed: int, index: int) -> str:
         key = row.name, source.data.name, split, seed, index
@@ -178,7 +210,7 @@ class _Planner:
 
     def _frozen(self, row: Row, column: Column, seed: int) -> str | None:
         measure, source, histogram = column.measure, self.sources[column.tested_on], HISTOGRAMS.get(row.kind)
-        if row.kind == SUPERVISED or (histogram and unlabelled(measure.protocol)):
+        if row.kind == SUPERVISED or (histogram and (unlabelled(measure.protocol) or measure.time)):
             return None
         few = measure.labels != ALL
         if few:
@@ -229,7 +261,11 @@ class _Planner:
         title = f"{measure.title} on {column.tested}" + _how(column, networks, seed)
         about = self._about(row, source, title, networks)
         about |= {"cost": f"recognition {_size(row, source)}", "clips": epochs * videos * len(settings)}
-        return self._add(Finetuning(id=id, target=column.target, settings=settings, **about))
+        of_time = identity("finetune", of=id, time=measure.time) if measure.time else id
+        job = self.plan.jobs[self._add(Finetuning(id=id, target=column.target, settings=settings, times={}, **about))]
+        assert isinstance(job, Finetuning)
+        job.times[of_time] = measure.time
+        return of_time
 
     def _pretext(self, row: Row, column: Column, seed: int) -> str | None:
         if row.kind != "method":
@@ -273,10 +309,12 @@ def total_loss(logged: Mapping[str, Any], settings: Settings) -> Any:
 
 
 def _training_videos(source: Source, column: Column, seed: int) -> int:
-    """Number of labelled videos that a classifier learns from, in the first split. Raises TrainerError if a class has too few."""
+    """Number of labelled videos that a classifier learns from, in the first split. Raises TrainerError if there are too few."""
     for split in source.splits:
         if few_name(split, column.measure.labels, seed) not in source.opened(split, column.target).split_names:
-            raise TrainerError(f"a class has fewer than {column.measure.labels} training videos in split {split}")
+            raise TrainerError(
+                f"split {split} has too few training videos for labels of {words(column.measure.labels)}"
+            )
     first = source.opened(few_name(source.splits[0], column.measure.labels, seed), column.target)
     return int(((first.part == data.TRAIN) & (first.targets >= 0)).sum())
 

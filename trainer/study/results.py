@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def collect(
     "failures". A number is the mean over seeds and videos in per cent, with "low" and "high", "above" its difference from the
     random network of the same seeds, or of the pretext task from "chance", likewise, and the value of each seed."""
     columns = list(dict.fromkeys(column for _, column, _ in planned.numbers))
-    rows = {name: _row(row, planned, store) for name, row in study.rows.items()}
+    rows = {name: _row(study, row, planned, store) for name, row in study.rows.items()}
     scores = [scores_of(study, sources, planned, store, column) for column in columns]
     return {
         "about": study.about,
@@ -78,7 +78,7 @@ def _data(source: Source) -> dict:
     }
 
 
-def _row(row: Row, planned: Plan, store: Store) -> dict:
+def _row(study: Study, row: Row, planned: Plan, store: Store) -> dict:
     if row.kind != "method":
         network = zip(("backbone", "width"), row.network, strict=True) if row.candidates else ()
         return {"kind": row.kind, **dict(network)} | _start(row)
@@ -96,11 +96,12 @@ def _row(row: Row, planned: Plan, store: Store) -> dict:
             }
     for (name, data), ids in planned.tried.items():
         if name == row.name:
-            losses = [held_out_loss(store, *each) for each in zip(ids, row.candidates, strict=True)]
-            chosen = planned.chosen.get((name, data))
+            worth = planned.worth.get((name, data), [-np.inf] * len(ids))
+            best = int(np.argmax(worth)) if (name, data) in planned.worth else None
+            sign, by = (1, "validated accuracy") if study.choose else (-1, "held-out loss")
             tried[data] = [
-                {**values, "held-out loss": _finite(loss), "chosen": i == chosen}
-                for i, (values, loss) in enumerate(zip(row.tried, losses, strict=True))
+                {**values, by: _finite(sign * of), "chosen": i == best}
+                for i, (values, of) in enumerate(zip(row.tried, worth, strict=True))
             ]
     about = {"kind": row.kind, "clips asked for": row.clips, "settings": settings, "label": row.label}
     return about | {"trained": trained} | ({"tried": tried} if tried else {}) | _start(row)
@@ -140,6 +141,9 @@ def _numbers(study: Study, columns: list[Column], scores: list[dict[str, RowScor
                 base = randoms[row.network] if row.candidates else next(iter(randoms.values()))
                 compared = name != base and base in of_rows
                 entry["above"] = of.above(of_rows[base]) if compared else None
+            as_it_is = replace(column, measure=replace(column.measure, time=""))
+            if column.measure.time and name in scores[columns.index(as_it_is)]:
+                entry["drop"] = scores[columns.index(as_it_is)][name].above(of)
             if any(of.stages):
                 entry["stages"] = of.stages
             if column.measure.headline and not unlabelled(column.measure.protocol):
@@ -195,11 +199,14 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
         few = len(set(units_of(source).values()))
         narrow = f", of which there are {few}: an interval over so few is too narrow" if few < _FEW else ""
         found.append(f"{name}: the bootstrap draws {drawn}{narrow}.")
+    by = "the loss on held-out training videos"
+    if study.choose:
+        by = f"{study.choose.title} in a cross-validation of the training part of the first split"
     for row in study.rows.values():
         if len(row.candidates) > 1:
             found.append(
-                f"{row.name}: {', '.join(row.tried[0])} chosen from {len(row.candidates)} by the loss on held-out training "
-                "videos, of the first seed; its budget counts the chosen one alone."
+                f"{row.name}: {', '.join(row.tried[0])} chosen from {len(row.candidates)} by {by}, of the first seed; its budget "
+                "counts the chosen one alone."
             )
     return found
 

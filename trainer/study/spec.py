@@ -17,6 +17,8 @@ from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
 from trainer.evaluate import known as is_protocol
+from trainer.evaluate.protocol import TIMES, FeatureProtocol
+from trainer.evaluate.splits import number_of_labels, words
 from trainer.extends import chain, merged
 from trainer.histograms import KINDS
 from trainer.network import stage_names
@@ -48,13 +50,14 @@ _MEASURE = Only(
     {
         **{"protocol": str, "stage?": str | list, "pooling?": str, "k?": int, "labels?": list, "clips?": int},
         **{"settings?": Only(_SETTINGS), "tested_on?": [str], "targets?": [str], "pretrained_on?": _NAMES},
-        **{"rows?": [str], "draws?": int, "parts?": int},
+        **{"rows?": [str], "draws?": int, "parts?": int, "time?": [str], "opposites?": [[str], ...]},
     }
 )
 _FORM = Only(
     {
         **{"about?": str, "seeds?": [int, ...], "clips?": int, "baselines?": [str], "settings?": Only(_SETTINGS)},
         **{"data?": {"*": _DATA}, "rows?": {"*": dict | None}, "measures?": [_MEASURE, ...]},
+        "choose?": Only({"protocol": str, "pooling?": str, "k?": int, "parts?": int, "targets?": [str]}),
         "orderings?": [Only({"better": str, "worse": str, "source?": str, "published?": [float]})],
     }
 )
@@ -63,6 +66,10 @@ _FORM = Only(
 def unlabelled(protocol: str) -> bool:
     """Whether a measure by a protocol needs no classes."""
     return protocol == PRETEXT or protocol != FINETUNE and not protocol_class(protocol).labelled
+
+
+def _of_features(protocol: str) -> bool:
+    return is_protocol(protocol) and protocol_class(protocol).of_features
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,8 @@ class Measure:
     """One number of a network on a data set.
 
     standing: whether the charts show its stage; parts: of a video's time, whose features stand side by side
-    labels: per class that a classifier learns from, or "all"; draws: of each sample of the pretext task
+    labels: that a classifier learns from, see splits.number_of_labels, or "all"; draws: of each sample of the pretext task
+    time: what is done to the frames of tested clips, one of TIMES; opposites: pairs of classes that are told apart
     rows: methods, none for all; targets: none for all that a data set has
     """
 
@@ -143,6 +151,8 @@ class Measure:
     labels: int | str = ALL
     clips: int = 0
     draws: int = 0
+    time: str = ""
+    opposites: tuple[tuple[str, str], ...] = ()
     settings: Settings | None = None
     rows: tuple[str, ...] = ()
     tested_on: tuple[str, ...] = ()
@@ -154,22 +164,25 @@ class Measure:
         """Words for a column."""
         names = {"linear": "linear probe", "knn": f"{self.k}-NN", "retrieval": f"retrieval top-{self.k}"}
         names |= {"pretext": "pretext task"}
-        few = f"{self.labels} per class" if self.labels != ALL else ""
+        few = words(self.labels) if self.labels != ALL else ""
         parts = f"{self.parts} parts" if self.parts > 1 else ""
         stage = {LAST: "last stage", CHOSEN: "chosen stage"}.get(self.stage, self.stage)
-        return ", ".join(filter(None, (names.get(self.protocol, self.protocol), stage, self.pooling, parts, few)))
+        pairs = f"{len(self.opposites)} pairs of opposites" if self.opposites else ""
+        about = names.get(self.protocol, self.protocol), stage, self.pooling, parts, pairs, few, self.time
+        return ", ".join(filter(None, about))
 
     @property
     def headline(self) -> bool:
-        """Whether it stands in the forest plot and the ranks, by a rule that does not look at values: all labels, and of frozen
-        features the chosen stage or, if the file asks for none, the last one."""
-        return self.labels == ALL and (not self.stage or self.standing)
+        """Whether it stands in the forest plot and the ranks, by a rule that does not look at values: all labels, clips as they
+        are, and of frozen features the chosen stage or, if the file asks for none, the last one."""
+        return self.labels == ALL and not self.time and (not self.stage or self.standing)
 
     @property
     def determining(self) -> dict:
         """What of it determines a number."""
         names = "protocol", "stage", "pooling", "parts", "k", "labels", "clips", "draws"
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        return found | {name: getattr(self, name) for name in ("time", "opposites") if getattr(self, name)}
 
 
 @dataclass(frozen=True)
@@ -184,7 +197,8 @@ class Ordering:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, read and checked; content: what it says, with what it extends."""
+    """A study file, read and checked; content: what it says, with what it extends; choose: by what tried settings are compared
+    in a cross-validation of the training part, None: by the loss on held-out training videos."""
 
     about: str
     content: dict
@@ -193,6 +207,7 @@ class Study:
     rows: dict[str, Row]
     measures: tuple[Measure, ...]
     orderings: tuple[Ordering, ...]
+    choose: Measure | None
 
     @property
     def variants(self) -> dict[str, Data]:
@@ -228,13 +243,17 @@ def _study(folder: Path, content: dict) -> Study:
     _expect(min(seeds) >= 0 and len(set(seeds)) == len(seeds), "seeds", seeds, "different numbers, 0 or more")
     data = {name: _data(folder, name, given) for name, given in content["data"].items()}
     common = Settings(**content.get("settings", {}))
-    rows = {
-        name: _row(folder, name, given or {}, common, content.get("clips")) for name, given in content["rows"].items()
-    }
+    rows = {name: _row(folder, name, given or {}, common, content) for name, given in content["rows"].items()}
     measures = tuple(m for given in content["measures"] for m in _measures(given, data, rows))
     rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow", "boundary"]))
     orderings = tuple(_ordering(given, rows) for given in content.get("orderings", ()))
-    return Study(content.get("about", ""), content, tuple(seeds), data, rows, measures, orderings)
+    choose = None
+    if given := content.get("choose"):
+        _one_of(
+            "choose, protocol", given["protocol"], tuple(n for n in PROTOCOLS if _of_features(n) and not unlabelled(n))
+        )
+        (choose,) = _measures({**given, "stage": CHOSEN}, data, rows)
+    return Study(content.get("about", ""), content, tuple(seeds), data, rows, measures, orderings, choose)
 
 
 def _expect(holds: bool, name: str, value: object, expected: str) -> None:
@@ -286,7 +305,7 @@ def _path(folder: Path, given: str) -> str:
     return os.path.abspath(folder / Path(os.path.expandvars(given)).expanduser())
 
 
-def _row(folder: Path, name: str, given: dict, common: Settings, clips: int | None) -> Row:
+def _row(folder: Path, name: str, given: dict, common: Settings, content: dict) -> Row:
     key = f"rows, {name}"
     try:
         fit(given, _ROW, key)
@@ -310,9 +329,9 @@ def _row(folder: Path, name: str, given: dict, common: Settings, clips: int | No
     for candidate in map(resolve, candidates):
         if "recognition" in candidate.methods:
             raise TrainerError(f"{key}: recognition learns labels; the row {SUPERVISED!r} is made by itself")
-        if swept and not candidate.holdout:
-            raise TrainerError(f"{key}: several values of {', '.join(swept)} need a holdout to choose by")
-    clips = _count(f"{key}, clips", given.get("clips", clips))
+        if swept and not candidate.holdout and "choose" not in content:
+            raise TrainerError(f"{key}: several values of {', '.join(swept)} need a holdout, or `choose`, to choose by")
+    clips = _count(f"{key}, clips", given.get("clips", content.get("clips")))
     return Row(name, "method", candidates, combinations, clips, given.get("label", {}), **begin)
 
 
@@ -344,12 +363,8 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     """The measures of an entry of the file: one for each of its stages and numbers of labels."""
     protocol = given["protocol"]
     key = f"measures, {protocol}"
-    if protocol not in (FINETUNE, PRETEXT) and not (is_protocol(protocol) and protocol_class(protocol).of_features):
-        _one_of(
-            "measures, protocol",
-            protocol,
-            (*filter(lambda name: protocol_class(name).of_features, PROTOCOLS), FINETUNE, PRETEXT),
-        )
+    if protocol not in (FINETUNE, PRETEXT) and not _of_features(protocol):
+        _one_of("measures, protocol", protocol, (*filter(_of_features, PROTOCOLS), FINETUNE, PRETEXT))
     where: dict[str, Any] = {
         "rows": tuple(given.get("rows", ())),
         "tested_on": tuple(given.get("tested_on", data)),
@@ -362,18 +377,25 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     if isinstance(pretrained, list):
         _all_of(f"{key}, pretrained_on", pretrained := tuple(pretrained), tuple(data))
     else:
-        _expect(
-            pretrained in ("itself", ALL), f"{key}, pretrained_on", pretrained, "itself, all or a list of data sets"
-        )
+        _expect(pretrained in ("itself", ALL), f"{key}, pretrained_on", pretrained, "itself, all or names in a list")
+    if given.get("time") and unlabelled(protocol):
+        raise TrainerError(f"{key}: time is for protocols that learn classes, such as linear")
+    if pairs := tuple(map(tuple, given.get("opposites", ()))):
+        known = protocol != FINETUNE and issubclass(protocol_class(protocol), FeatureProtocol)
+        _expect(known, "measures with opposites, protocol", protocol, "linear or knn")
+        for pair in pairs:
+            _expect(len(pair) == 2 == len({*pair}), f"{key}, opposites", pair, "two different classes a pair")
     base = Measure(protocol, **where, pretrained_on=pretrained)
     if protocol == PRETEXT:
         return [replace(base, draws=_count(f"{key}, draws", given.get("draws", 1)))]
-    labels = [ALL if n == ALL else _count(f"{key}, labels", n) for n in given.get("labels", [ALL])]
+    labels = [ALL if n == ALL else number_of_labels(n) for n in given.get("labels", [ALL])]
+    _all_of(f"{key}, time", times := ("", *given.get("time", ())), ("", *TIMES))
     if protocol == FINETUNE:
         clips = _count(f"{key}, clips", given.get("clips", max(row.clips for row in rows.values()) // 4))
         settings = over(Settings(**_FINETUNE), Settings(**given.get("settings", {})))
         resolve(over(settings, Settings(method="recognition")))
-        return [replace(base, labels=n, clips=clips, settings=settings) for n in labels]
+        base = replace(base, clips=clips, settings=settings)
+        return [replace(base, labels=n, time=time) for n in labels for time in times]
     pooling = given.get("pooling", "mean" if unlabelled(protocol) else "max")
     _one_of(f"{key}, pooling", pooling, ("max", "mean"))
     last = dict.fromkeys(stage_names(*row.network)[-1] for row in rows.values())
@@ -391,4 +413,5 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     neighbours = protocol_class(protocol).neighbours
     k = _count(f"{key}, k", given.get("k", neighbours)) if neighbours else 0
     parts = _count(f"{key}, parts", given.get("parts", 1), most=VIEWS)  # features are of so many clips of a video
-    return [replace(measure, parts=parts, k=k, labels=n) for n in labels for measure in of_stages]
+    of_stages = [replace(measure, parts=parts, k=k, opposites=pairs) for measure in of_stages]
+    return [replace(measure, labels=n, time=time) for n in labels for measure in of_stages for time in times]

@@ -17,7 +17,7 @@ from trainer.study.planning import Plan, plan
 from trainer.study.results import collect, unavailable
 from trainer.study.runner import Machine, make, running
 from trainer.study.sources import Source, prepare
-from trainer.study.spec import Data, Study, read
+from trainer.study.spec import ALL, Data, Study, read
 from trainer.study.tables import write_tables
 
 _UNLABELLED, _UNKNOWN = "to be labelled first", "not known before labelling"
@@ -34,8 +34,8 @@ def study(
     say: Say = print,
     latex: bool = False,
 ) -> dict:
-    """Make what is missing of the study of a file in the folder `out`, and write study.json, table.md, index.html and, if asked,
-    table.tex there. Returns what study.json holds; "failures" lists what did not work.
+    """Make what is missing of the study of a file in the folder `out`, and write study.json, table.md, lists as CSV, index.html
+    and, if asked, table.tex there. Returns what study.json holds; "failures" lists what did not work.
 
     label: makes the shards of a data set: what the file says of it, the folder to write to, processes; returns the shards
     flow: optical flow of two luma images uint8 [H, W], float32 [H, W, 2]
@@ -52,10 +52,10 @@ def study(
         for name, reason in unusable.items():
             say(f"failed: data {name}: {reason}")
         planned = plan(spec, sources, store, machine.device, failed)
-        if planned.undecided:
-            tried = [planned.jobs[id] for ids in planned.tried.values() for id in ids]
-            make_missing(tried, store, machine, flow, failed, say)
-            planned = plan(spec, sources, store, machine.device, failed)  # with the settings that were best
+        for _ in ("trainings", "their networks, if they are compared by classes"):
+            if planned.undecided:
+                make_missing([*planned.deciding.values()], store, machine, flow, failed, say)
+                planned = plan(spec, sources, store, machine.device, failed)  # at last with the settings that were best
         for line in _unused(planned, store, unusable):
             say(line)
         jobs = planned.jobs.values()
@@ -140,7 +140,7 @@ def _sources(spec: Study, root: Path, shards: Callable[[Data], Path]) -> tuple[d
     sources, unusable = {}, {}
     for name, data in (spec.data | spec.variants).items():
         labels = dict.fromkeys(measure.labels for measure in spec.measures if name in measure.tested_on)
-        few = tuple(count for count in labels if isinstance(count, int))
+        few = tuple(count for count in labels if count != ALL)
         try:
             sources[name] = prepare(data, shards(data), root / "data", spec.seeds, few)
         except VsslError as error:

@@ -52,7 +52,9 @@ def chance_of(entry: dict) -> float | None:
 
 
 def in_brackets(entry: dict) -> str:
-    """What chance gives, of a pretext task, in words."""
+    """What chance gives, of a pretext task, or how much disturbed clips lose, in words."""
+    if drop := entry.get("drop"):
+        return f" (lost {drop['value']:.1f} [{drop['low']:.1f}, {drop['high']:.1f}])"
     return "" if (chance := chance_of(entry)) is None else f" (chance {chance:.1f})"
 
 
@@ -62,7 +64,7 @@ def mark(entry: dict) -> str:
     return "" if above is None else " ▲" if above["low"] > 0 else " ▼" if above["high"] < 0 else ""
 
 
-_ALPHAS = (0.001, 0.01, 0.05)  # of three, two and one star
+_ALPHAS = (0.01, 0.05)  # of two stars and of one
 
 
 def stars(pair: dict) -> str:
@@ -78,7 +80,7 @@ def spread(entry: dict) -> float | None:
 
 PAIRS = (
     "Difference in points, the row less the column, in pairs of the same seed and video. Stars: the 95 % interval over seeds and "
-    "videos does not contain 0, and p is at most .05 (*), .01 (**), .001 (***), of a sign-flip test over videos (or groups of "
+    "videos does not contain 0, and p is at most .05 (*), .01 (**), of a sign-flip test over videos (or groups of "
     "them) with the networks as they were trained, corrected by Holm's method for all pairs of the table."
 )
 RULE = (

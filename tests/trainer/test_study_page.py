@@ -1,0 +1,135 @@
+"""The page of a study: every two rows, classes, and the curves of all rows, sound in a browser."""
+
+import itertools
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.trainer.pages import CONTRASTS, OPEN, OVERFLOW, Chromium, Page, needs_browser
+from trainer.settings import Settings
+from trainer.study.jobs import Store, Training
+from trainer.study.page import write_page
+from trainer.study.planning import Plan
+from trainer.study.tables import stars
+
+ROWS = [f"method {i}, {'with a long name' * (i % 2)}" for i in range(12)]
+CLASSES = ["bend", "jump <b>", "walk"]
+
+
+def numbers(rng):
+    """Of two columns, the first one with classes and chosen stages."""
+    found = []
+    for column, (i, row) in itertools.product((0, 1), enumerate(ROWS)):
+        by_seed = (8 * i + rng.normal(size=2)).clip(0).tolist()
+        value = sum(by_seed) / 2
+        entry = {"row": row, "column": column, "value": value, "low": value - 3, "high": value + 3, "seeds": [0, 1]}
+        entry |= {"by seed": by_seed, "videos": 30, "above": {"value": 1.0, "low": -1.0, "high": 3.0}}
+        if column == 0:
+            taken = {true: {name: 1 + (true == name) * i for name in CLASSES} for true in CLASSES}
+            entry |= {"by class": {name: by_seed for name in CLASSES}, "predicted": taken}
+            entry |= {"stages": [{"1": "conv3"}, {"1": "conv4"}]}
+        found.append(entry)
+    return found
+
+
+def differences(entries):
+    """As of a study: p by the size of the difference."""
+    found = []
+    for column in (0, 1):
+        of_column = {entry["row"]: entry["value"] for entry in entries if entry["column"] == column}
+        for row, than in itertools.combinations(of_column, 2):
+            value = of_column[row] - of_column[than]
+            one = {"column": column, "row": row, "than": than, "value": value, "low": value - 9, "high": value + 9}
+            found.append(one | {"p": 10 ** (value / 20), "adjusted": min(1, 10 ** (value / 20))})
+    return found
+
+
+@pytest.fixture(scope="module")
+def content():
+    columns = [{**dict.fromkeys(("tested_on", "pretrained_on"), "own"), "target": "", "headline": True} for _ in "ab"]
+    columns = [column | {"measure": name} for column, name in zip(columns, ("k-NN", "finetune"), strict=True)]
+    entries = numbers(np.random.default_rng(0))
+    rows = {row: {"kind": "method", "clips asked for": 4, "settings": {}, "label": {}} for row in ROWS}
+    content = {"about": "all", "seeds": [0, 1], "rows": rows, "columns": columns, "numbers": entries, "data": {}}
+    content |= dict.fromkeys(("unequal", "assumed", "orderings", "absent", "failures"), [])
+    return content | {"differences": differences(entries)}
+
+
+@pytest.fixture(scope="module")
+def path(content, tmp_path_factory):
+    """The page, with the logs of two seeds of each row."""
+    store, plan = Store(tmp_path_factory.mktemp("page")), Plan()
+    about = {"cost": "", "device": "cpu", "networks": {}, "start": "", "source": SimpleNamespace(splits=("1",))}
+    for (i, row), seed in itertools.product(enumerate(ROWS), (0, 1)):
+        id, folder = f"{i}-{seed}", store.run(f"{i}-{seed}") / "run"
+        settings = Settings(method="pace+order" if i == 3 else "pace", weights=[1.0, 2.0] if i == 3 else None)
+        plan.jobs[id] = Training(id=id, row=row, title=id, clips=600.0, settings=settings, videos=(1, 1), **about)
+        plan.runs[row, "own", "1", seed] = id
+        folder.mkdir(parents=True)
+        (folder.parent / "done.json").touch()
+        (folder / "log.csv").write_text(
+            "step,loss,accuracy\n" + "".join(f"{s},{2 / s**0.2},{s / 99}\n" for s in range(1, 99))
+        )
+        held = "step,pace.loss,order.loss\n49,1,0.5\n98,0.5,0.25\n" if i == 3 else "step,loss\n49,1.5\n98,1.25\n"
+        (folder / "holdout.csv").write_text(held)
+    write_page(content, plan, store)
+    return store.root / "index.html"
+
+
+def test_the_matrix_is_that_of_all_pairs(path, content):
+    found = re.findall(
+        r'<span class="([a-z]*) ?s?(\d?)" title="(.*?) less (.*?): [^"]*">([+-][\d.]+)(\**)</span>', path.read_text()
+    )
+    shown = {
+        (row, than): (kind, level, value, sure) for kind, level, row, than, value, sure in found[len(found) // 2 :]
+    }
+    pairs = {(pair["row"], pair["than"]): pair for pair in content["differences"] if pair["column"] == 1}
+    assert len(found) == 2 * len(ROWS) * (len(ROWS) - 1) and len(shown) == len(found) // 2
+    for (row, than), (kind, level, value, sure) in shown.items():
+        sign, pair = (1, pairs[row, than]) if (row, than) in pairs else (-1, pairs[than, row])
+        assert value == f"{sign * pair['value']:+.1f}" and sure == stars(pair) and level == str(len(sure) or "")
+        assert kind == ("" if not sure else "gain" if sign * pair["value"] > 0 else "loss")
+    assert {"gain", "loss", ""} == {kind for kind, *_ in shown.values()}
+    text = Page(path.read_text()).text
+    assert (
+        f"own: k-NN: {sum(bool(stars(pair)) for pair in pairs.values())} of 66 pairs differ" in text
+        or "own: k-NN" in text
+    )
+
+
+def test_seeds_classes_and_confusions_are_there(path, content):
+    text = Page(path.read_text()).text
+    first = content["numbers"][0]
+    assert f"{first['by seed'][0]:.1f} conv3 {first['by seed'][1]:.1f} conv4" in text
+    assert "What was taken for what: method 2" in text and "jump <b>" in text
+    assert "9 of 15 answers of all seeds on the diagonal" in text  # 3 x 3 of 3 x 5 with i = 2
+    assert text.count("By class, mean over seeds") == 1 and text.count("By seed, with the stage") == 2
+
+
+def test_all_curves_stand_on_one_axis(path):
+    text = path.read_text()
+    titles = re.findall(r'<g class="row(\d+)"><title>(.*?), seed (\d)(.*?)</title>', text)
+    assert len(titles) == 2 * 2 * len(ROWS)  # training and held-out loss, two seeds
+    assert [numbers for row, _, _, numbers in titles if row == "3"][2:] == [": 2 to 1"] * 2  # 1 + 2 x .5, weighted
+    assert text.count('type="radio"') == 1 + len(ROWS) and "#row11:checked" in text
+
+
+@needs_browser
+def test_the_page_in_a_browser(path):
+    with Chromium() as browser:
+        for width, dark in ((400, False), (1400, True)):
+            browser.open(path, width, dark)
+            browser.run(OPEN)
+            assert browser.run(OVERFLOW) == 0 and browser.run(CONTRASTS) == [] == browser.errors()
+        seen = "getComputedStyle(document.querySelector('.all .row4')).opacity"
+        assert browser.run(seen) == "1"
+        browser.run("document.getElementById('row5').click()")
+        assert float(browser.run(seen)) < 0.2
+        fixed = "document.querySelector('.pairs th:first-child').getBoundingClientRect().left"
+        before = browser.run(fixed)
+        browser.open(path, 400)
+        before = browser.run(fixed)
+        browser.run("document.querySelector('.pairs .scroll').scrollLeft = 200")
+        assert browser.run("document.querySelector('.pairs .scroll').scrollLeft") > 100 and browser.run(fixed) == before
