@@ -134,7 +134,9 @@ def test_a_killed_study_goes_on_to_the_same_numbers_and_makes_nothing_twice(colo
 def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypatch):
     protocols = [{"protocol": "linear", "labels": [1, 50]}, {"protocol": "knn", "k": 2}, {"protocol": "smoothness"}]
     protocols += [{"protocol": "finetune", "labels": [1], "clips": 4, "settings": {"batch_size": 4}}]
-    path = write_study(colors, seeds=[0], measures=protocols, baselines=["supervised", "flow", "boundary", "colour"])
+    path = write_study(
+        colors, seeds=[0], measures=protocols, baselines=["supervised", "flow", "boundary", "colour", "still"]
+    )
     pairs = []
 
     def still(first, second):
@@ -160,7 +162,7 @@ def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypat
     assert all(entry["videos"] == 4 and 0 <= entry["low"] <= entry["high"] <= 100 for entry in found.values())
     assert found["colour histogram", frozen[1]]["value"] == 100 > found["flow histogram", frozen[1]]["value"]
     assert found["random weights", frozen[0]]["value"] == 100  # a colour is seen by any weights
-    assert ["fewer than 50" in absent["reason"] for absent in content["absent"]] == [True]
+    assert ["labels of 50 per class" in absent["reason"] for absent in content["absent"]] == [True]
     assert not any("too narrow" in text for text in content["assumed"])
 
 

@@ -19,10 +19,12 @@ from trainer.study.sources import Source
 from trainer.study.spec import ALL, HISTOGRAMS, PRETEXT, RANDOM, SUPERVISED, Row, Study, unlabelled
 from trainer.study.tables import stars
 
+_IN_PARTS = " in a video, its halves, quarters and eighths"
 _COUNTED = {
-    "flow": "directions of the optical flow on a 4 x 4 grid of the frames",
-    "boundary": "directions of the derivatives of the optical flow on a 4 x 4 grid of the frames",
-    "colour": "colours of the pixels",
+    "flow": f"directions of the optical flow on a 4 x 4 grid of the frames{_IN_PARTS}",
+    "boundary": f"directions of the derivatives of the optical flow on a 4 x 4 grid of the frames{_IN_PARTS}",
+    "colour": f"colours of the pixels{_IN_PARTS}",
+    "still": "directions of the edges on a 4 x 4 grid of the frame in the middle of a video, which shows no motion",
 }
 _FEW = 10  # units to draw from; the bootstrap's intervals over fewer are known to be too narrow
 
@@ -199,10 +201,7 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
             f"{SUPERVISED}: random weights, trained with labels for the clips of pretraining and of finetuning together."
         )
     for name in filter(HISTOGRAMS.__contains__, study.rows):
-        found.append(
-            f"{name}: no network: {_COUNTED[HISTOGRAMS[name]]} in a video, its halves, quarters and eighths, before the same "
-            "classifiers."
-        )
+        found.append(f"{name}: no network: {_COUNTED[HISTOGRAMS[name]]}; before the same classifiers.")
     for name, source in ((name, sources[name]) for name in study.data if name in sources):
         if source.data.pretraining == ALL:
             found.append(

@@ -245,7 +245,7 @@ def _study(folder: Path, content: dict) -> Study:
     common = Settings(**content.get("settings", {}))
     rows = {name: _row(folder, name, given or {}, common, content) for name, given in content["rows"].items()}
     measures = tuple(m for given in content["measures"] for m in _measures(given, data, rows))
-    rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow", "boundary"]))
+    rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow", "boundary", "still"]))
     orderings = tuple(_ordering(given, rows) for given in content.get("orderings", ()))
     choose = None
     if given := content.get("choose"):
