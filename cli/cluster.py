@@ -1,4 +1,4 @@
-"""`vssl cluster`: groups of similar videos, and near-duplicates."""
+"""`vssl cluster`: clusters of similar videos, and near-duplicates."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from labelgen.progress import busy
 @TABLES
 @click.option("--out", type=WRITTEN, default=Path("clusters"), help="Folder for CSV, sheets and page.")
 @click.option(
-    "--level", default="video", type=click.Choice(["video", "row"]), help="What is clustered; row: each moment."
+    "--level", default="video", type=click.Choice(["video", "row"]), help="Unit of clustering; row: each moment."
 )
-@click.option("--method", default="kmeans", type=click.Choice(["kmeans", "hdbscan"]), help="How clusters are found.")
-@click.option("--k", type=click.IntRange(2), help="Clusters of kmeans.  [default: square root of half the number]")
+@click.option("--method", default="kmeans", type=click.Choice(["kmeans", "hdbscan"]), help="Clustering algorithm.")
+@click.option(
+    "--k",
+    type=click.IntRange(2),
+    help="Number of clusters of kmeans.  [default: square root of half the number of items]",
+)
 @click.option("--smallest", default=5, type=click.IntRange(2), help="Smallest cluster of hdbscan.")
-@click.option("--duplicates", is_flag=True, help="Find near-duplicates among the videos, by their pictures, instead.")
-@click.option("--threshold", default=0.995, type=click.FloatRange(0, 1), help="Least similarity of near-duplicates.")
+@click.option("--duplicates", is_flag=True, help="Find near-duplicates among the videos instead, by their pictures.")
+@click.option("--threshold", default=0.995, type=click.FloatRange(0, 1), help="Smallest similarity of near-duplicates.")
 def cluster(features, out, level, method, k, smallest, duplicates, threshold):
-    """Group the videos of a table: OUT/clusters.csv (or duplicates.csv), a contact sheet per group, and index.html."""
+    """Cluster the videos of a table: write OUT/clusters.csv (or duplicates.csv), a contact sheet per group, and index.html."""
     from trainer.embeddings.groups import clustered, near_duplicates
     from trainer.embeddings.table import Tables
 
@@ -35,7 +39,7 @@ def cluster(features, out, level, method, k, smallest, duplicates, threshold):
             found = clustered(table, level, method, k, smallest)
     with busy("drawing"):
         written = found.write(out)
-    alone = f"; {(found.group < 0).sum():,} in none" if (found.group < 0).any() else ""
+    alone = f"; {(found.group < 0).sum():,} in no group" if (found.group < 0).any() else ""
     click.echo(f"{found.title}{alone} -> {', '.join(map(str, written))}")
     for number in range(found.count):
         click.echo(f"  {number}: {found.describe(number)}")

@@ -1,4 +1,4 @@
-"""`vssl demo`: from videos to a study, on the data set that vssl renders itself."""
+"""`vssl demo`: from videos to a study, on a data set that vssl renders."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import click
 from cli.options import WRITTEN
 
 STUDY = """\
-# The study of `vssl demo`. Add rows, seeds, measures or `flow` to the baselines (docs/studies.md), and run it again: what is
-# missing is made.
-about: Six classes of videos that differ by motion alone; pretraining never sees a label
+# The study of `vssl demo`. Add rows, seeds, measures or `flow` to the baselines (docs/studies.md), and run it again to
+# compute what is missing.
+about: Six classes of videos that differ only in motion; pretraining never sees a label
 seeds: [0]
 clips: 14400
 settings: {backbone: r3d10, width: 0.125, batch_size: 32, optimizer: adamw, lr: 0.002, schedule: cosine, jitter: none}
 data:
   demo: {shards: out/demo}
-baselines: []  # random weights are always there
+baselines: []  # random weights are always included
 rows:
   pace: {method: pace}
 measures:
@@ -30,7 +30,7 @@ measures:
 
 
 @click.command()
-@click.option("--folder", type=WRITTEN, default=Path("demo"), help="Videos, shards, study go here.")
+@click.option("--folder", type=WRITTEN, default=Path("demo"), help="Folder for videos, shards and study.")
 def demo(folder):
     """Render the demo videos, label them, pretrain a small network on them and compare it with random weights.
 

@@ -20,47 +20,48 @@ from labelgen.progress import ProgressBar, busy, duration
     "--checkpoint",
     "checkpoint",
     type=click.Path(path_type=Path),
-    help="Run, checkpoint folder or exported .safetensors file; or without any training random, random:BACKBONE, flow-histogram, "
+    help="Run, checkpoint folder or exported .safetensors file; or, without training, random, random:BACKBONE, flow-histogram, "
     "boundary-histogram or colour-histogram.  [default: the newest run]",
 )
 @click.option(
-    "--videos", type=click.Path(path_type=Path), multiple=True, help="Folder of video files, or one file; repeatable."
+    "--videos", type=click.Path(path_type=Path), multiple=True, help="Folder of video files, or a file; repeatable."
 )
-@one_folder_of_shards("Folder that labelgen wrote, instead.")
+@one_folder_of_shards("Folder of shards, instead of --videos.")
 @click.option("--out", type=WRITTEN, default=Path("features.parquet"), help="Table to write.")
-@click.option(
-    "--dataset", default="folder", help="What --videos is: a built-in data set or a YAML manifest, for labels."
-)
+@click.option("--dataset", default="folder", help="Built-in data set or YAML manifest of --videos, for labels.")
 @IMAGE_FPS
-@click.option("--level", default="clip", type=click.Choice(["clip", "video"]), help="What one row is.")
-@click.option("--stage", help="Such as conv4.  [default: the last]")
+@click.option("--level", default="clip", type=click.Choice(["clip", "video"]), help="Unit of a row.")
+@click.option("--stage", help="Stage of the network, such as conv4.  [default: the last]")
 @click.option(
-    "--pooling", default="mean", type=click.Choice(["mean", "max"]), help="Over a clip; max: in 2 x 3 x 3 cells."
+    "--pooling",
+    default="mean",
+    type=click.Choice(["mean", "max"]),
+    help="Pooling over a clip; max: in 2 x 3 x 3 cells.",
 )
 @click.option(
     "--views",
     type=click.Choice(["sliding", "spread", "adjacent"]),
-    help="Clips that overlap by half, 10 per video, or one after the other.  [default: sliding for clips, spread for videos, "
+    help="Clips that overlap by half, 10 per video, or without overlap.  [default: sliding for clips, spread for videos, "
     "adjacent with --npy per-video]",
 )
 @click.option(
     "--crops",
     default="1",
     type=click.Choice(["1", "10"]),
-    help="The centre, or the four corners and the centre, and these mirrored: ten vectors side by side.",
+    help="The centre crop, or four corners, centre and their mirror images: ten vectors side by side.",
 )
 @click.option(
     "--npy",
     is_flag=False,
     flag_value="table",
     type=click.Choice(["table", "per-video"]),
-    help="Write the vectors as .npy and all else as .csv beside the table, too; per-video: a file of [clips, values] for each "
-    "video, [clips, 10, values] with --crops 10.",
+    help="Also write the vectors as .npy and the rest as .csv; per-video: a file of [clips, values] for each video, "
+    "[clips, 10, values] with --crops 10.",
 )
 @click.option(
     "--plan",
     is_flag=True,
-    help="Say how long it would take, how much memory and disk, as measured on a few of the videos, and leave nothing behind.",
+    help="Estimate time, memory and disk from a few of the videos, and write nothing.",
 )
 @computing
 def embed(
@@ -81,7 +82,7 @@ def embed(
     workers,
     device,
 ):
-    """Write features of videos, of files or shards, as a Parquet table: one row per clip or video.
+    """Write features of videos, from files or shards, as a Parquet table with one row per clip or video.
 
     A video that cannot be read is listed, and the exit status is 3. The same command resumes an interrupted run.
     """
@@ -92,7 +93,7 @@ def embed(
     from trainer.embeddings.table import write_npy, write_npy_per_video
 
     if (not videos) == (shards is None):
-        raise click.UsageError("give one of --videos and --shards")
+        raise click.UsageError("give either --videos or --shards")
     if twice := [path for path, count in Counter(map(os.path.abspath, videos)).items() if count > 1]:
         raise click.UsageError(f"--videos {twice[0]} is given twice")
     if npy == "per-video" and level == "video":
@@ -130,10 +131,10 @@ def _plan(extract, source) -> None:
     with busy("measuring"):
         found = estimate(extract, source)
     reading, computing = duration(found.opening), duration(found.computing)
-    click.echo(f"measured on {found.measured} of {found.videos:,} videos, or their begin:")
+    click.echo(f"measured on (the beginning of) {found.measured} of {found.videos:,} videos:")
     click.echo(
-        f"  time:   about {duration(found.opening + found.computing)}: {reading} to read, {computing} of the network"
+        f"  time:   about {duration(found.opening + found.computing)}: {reading} to read, {computing} to compute"
     )
     on_device = f", {found.on_device / 1e9:,.2f} GB on the GPU" if found.on_device else ""
-    click.echo(f"  memory: about {found.memory / 1e9:,.2f} GB, and .25 GB for each worker that decodes{on_device}")
-    click.echo(f"  disk:   about {found.disk / 1e9:,.3f} GB for {found.rows:,} rows, twice as much while it is written")
+    click.echo(f"  memory: about {found.memory / 1e9:,.2f} GB, and .25 GB per worker that decodes{on_device}")
+    click.echo(f"  disk:   about {found.disk / 1e9:,.3f} GB for {found.rows:,} rows, twice as much while writing")

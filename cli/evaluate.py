@@ -1,4 +1,4 @@
-"""`vssl eval`: how good a pretrained network is."""
+"""`vssl eval`: evaluation of pretrained networks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from trainer.evaluate import PROTOCOLS, protocol_class
 
 _FOLDER = click.Path(path_type=Path)
 _CHECKPOINT = "Run, checkpoint folder or file.  [default: the newest run]"
-_CHECKPOINTS = "Finetuned run; repeated, one per split: their mean.  [default: the newest run]"
+_CHECKPOINTS = "Finetuned run; repeat for the mean of several splits.  [default: the newest run]"
 _COMPUTED = {"boundaries": "labelgen.labels.clip:clip_boundaries", "flow": "labelgen.flow:flow"}
+_READ = {"opposites": "labelgen.manifest.form:opposites"}  # what makes the value of an option of its text
 _ALL_SPLIT = "Official split.  [default: that of the run, else the first]"
 
 
 def _common(split, several=False):
-    """The options that all protocols have."""
+    """The options that all protocols share."""
     return [
-        click.Option(["--shards"], type=_FOLDER, default=Path("out"), help="Folder that labelgen wrote."),
+        click.Option(["--shards"], type=_FOLDER, default=Path("out"), help="Folder of shards."),
         click.Option(["--checkpoint"], type=_FOLDER, multiple=several, help=_CHECKPOINTS if several else _CHECKPOINT),
         click.Option(["--split"], help=split),
         *(click.Option([name], **declaration) for name, declaration in COMPUTE.items()),
@@ -34,6 +35,8 @@ def _option(declared):
     kind = {Path: _FOLDER}.get(declared.kind, declared.kind)
     if declared.least is not None:
         kind = click.IntRange(declared.least)
+    if declared.choices:
+        kind = click.Choice(declared.choices)
     if kind is bool:
         return click.Option([f"--{declared.name.replace('_', '-')}"], is_flag=True, help=declared.help)
     names = [f"--{declared.name.replace('_', '-')}", declared.argument or declared.name]
@@ -41,7 +44,7 @@ def _option(declared):
 
 
 class _Protocols(click.Group):
-    """A command per protocol, made from its declaration when it is needed."""
+    """A command per protocol, made from its declaration on demand."""
 
     def list_commands(self, ctx):
         return sorted([*PROTOCOLS, "all"])
@@ -62,11 +65,11 @@ class _Protocols(click.Group):
 
 @click.group("eval", cls=_Protocols)
 def evaluate():
-    """Measure a pretrained network."""
+    """Evaluate a pretrained network."""
 
 
 def _evaluator(options):
-    """The evaluator of the common options, which are taken out of these."""
+    """The evaluator of the common options, which are removed from `options`."""
     from trainer.evaluate.evaluator import Evaluator
 
     shards, checkpoint, split, *of_compute = (options.pop(option.name) for option in _common(""))
@@ -78,6 +81,7 @@ def _run(name, **options):
     from trainer.errors import ProtocolError, TrainerError
 
     evaluator = _evaluator(options)
+    options |= {name: pkgutil.resolve_name(of)(options[name]) for name, of in _READ.items() if options.get(name)}
     try:
         result = evaluator.measure(name, **options, **_computed(name))
     except ProtocolError as error:
@@ -87,7 +91,7 @@ def _run(name, **options):
 
 
 def _run_all(**options):
-    """Run every protocol that the network and the data allow, and say what was left out and why."""
+    """Run every protocol that the network and the data allow, and report which ones were left out and why."""
     from trainer.evaluate.evaluator import measure_all
 
     left_out, evaluator, of_protocols = [], _evaluator(options), {}
@@ -108,5 +112,5 @@ def _advised(error):
 
 
 def _computed(name):
-    """What a protocol needs that the trainer cannot compute: it has no optical flow."""
+    """Inputs of a protocol that the trainer cannot compute, as it has no optical flow."""
     return {what: pkgutil.resolve_name(_COMPUTED[what]) for what in protocol_class(name).needs}

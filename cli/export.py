@@ -9,17 +9,17 @@ from cli.options import WRITTEN
 
 @click.command()
 @click.argument("run")
-@click.option("--out", type=WRITTEN, required=True, help="File to write; FILE.json is put beside it.")
+@click.option("--out", type=WRITTEN, required=True, help="File to write; FILE.json is written beside it.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["safetensors", "onnx", "torchvision", "vcop", "kenshohara"]),
-    help="Of vssl, ONNX, or the state dict of another program.  [default: by the suffix of FILE, .safetensors or .onnx]",
+    help="Format of vssl, ONNX, or the state dict of another program.  [default: by the suffix of FILE, .safetensors or .onnx]",
 )
 def export(run, out, form):
-    """Write the backbone of RUN alone: weights for `vssl finetune`, or a network that runs without vssl.
+    """Write only the backbone of RUN: weights for `vssl finetune`, or a network that runs without vssl.
 
-    The file is read back and compared with the network itself on random clips.
+    The file is read back and compared with the network on random clips.
     """
     from trainer.export import export as export_backbone
 

@@ -31,44 +31,44 @@ def _size(ctx, param, value: str | None) -> tuple[int, int] | None:
     "--layout",
     default="mmaction2",
     type=click.Choice(_LAYOUTS),
-    help="Whose files: pictures as MMAction2, denseflow or gpu_flow (uv) read them, numbers as .npy or .flo (docs/flow.md).",
+    help="Files to write: pictures as MMAction2, denseflow or gpu_flow (uv) read them, numbers as .npy or .flo (docs/flow.md).",
 )
 @click.option(
     "--template",
-    help="Names of the files of the flow instead, such as '{video}/{name}-{index:06d}{axis}.jpg'; the end says what they are.",
+    help="Names of the flow files instead, such as '{video}/{name}-{index:06d}{axis}.jpg'; the extension is their format.",
 )
-@click.option("--frames-template", help="Names of the frames, such as '{video}/{name}-{index:06d}.jpg'; with --frames.")
+@click.option(
+    "--frames-template", help="Names of the frame files, such as '{video}/{name}-{index:06d}.jpg'; with --frames."
+)
 @click.option("--first", type=click.IntRange(0), help="Number of the first flow and frame.  [default: the layout's]")
-@click.option("--flow", default="tvl1", type=click.Choice(list(BACKENDS)), help="Optical flow.")
-@click.option("--bound", default=20.0, help="8 bits hold a flow of -BOUND to BOUND pixels.")
-@click.option("--step", default=1, type=click.IntRange(1), help="From each frame to the one so many frames after it.")
+@click.option("--flow", default="tvl1", type=click.Choice(list(BACKENDS)), help="Algorithm of the optical flow.")
+@click.option("--bound", default=20.0, help="8 bits represent -BOUND to BOUND pixels.")
+@click.option("--step", default=1, type=click.IntRange(1), help="Distance in frames between the two frames of a flow.")
 @click.option("--short", type=click.IntRange(16), help="Pixels of the shorter side.  [default: 256]")
 @click.option("--size", callback=_size, metavar="HxW", help="Height and width instead, such as 256x340.")
 @click.option("--frames", is_flag=True, help="Write the frames, too.")
-@click.option("--quality", default=95, type=click.IntRange(1, 100), help="Of JPEGs.")
-@click.option(
-    "--dataset", default="folder", help="What VIDEOS is: a built-in data set or a YAML manifest, for its classes."
-)
+@click.option("--quality", default=95, type=click.IntRange(1, 100), help="Quality of JPEGs.")
+@click.option("--dataset", default="folder", help="Built-in data set or YAML manifest of VIDEOS, for its classes.")
 @on_workers
 @click.option("--max-pixels", type=click.IntRange(1), help="Largest picture of a video.  [default: 8K]")
 @click.option(
     "--stall",
     default=300.0,
     type=click.FloatRange(0, min_open=True),
-    help="Give a video up after so many seconds without a frame.",
+    help="Abandon a video after this many seconds without a frame.",
 )
 def flow(videos, out, dataset, workers, backend, scheduler, stall, short, size, max_pixels, **settings):
-    """Write the optical flow of VIDEOS, a folder or one file, as pictures or numbers.
+    """Write the optical flow of VIDEOS, a folder or a file, as pictures or numbers.
 
-    The same command again goes on where it stopped, and adds videos that are new. Exit status: 0 done, 3 done but some videos
-    failed (they are listed), 1 error, 2 wrong usage.
+    The same command resumes an interrupted run, and adds new videos. Exit status: 0 done, 3 done but some videos failed
+    (they are listed), 1 error, 2 wrong usage.
     """
     from labelgen.extract import Extraction, dataset_of, extract
     from labelgen.manifest import load
 
     check_scheduler(backend, scheduler)
     if size is not None and short is not None:
-        raise click.UsageError(f"--size is {size[0]}x{size[1]}, --short {short}; give one of them")
+        raise click.UsageError(f"--size is {size[0]}x{size[1]} and --short {short}; give only one of them")
     height, width = size or (None, None)
     most = {} if max_pixels is None else {"max_pixels": max_pixels}
     config = Extraction(**settings, **most, height=height, width=width, short=None if size else short or 256)
@@ -79,7 +79,7 @@ def flow(videos, out, dataset, workers, backend, scheduler, stall, short, size, 
         try:
             report = extract(data, data.videos, out, config, workers, stall, progress, progress.say, scheduler)
         except KeyboardInterrupt:
-            progress.say("stopped; finished videos are kept, the same command goes on from them")
+            progress.say("stopped; finished videos are kept, the same command continues")
             sys.exit(130)
         signal.signal(signal.SIGINT, handler)
     print_report(report, out)
@@ -88,7 +88,7 @@ def flow(videos, out, dataset, workers, backend, scheduler, stall, short, size, 
 
 
 def print_report(report: dict, out: Path) -> None:
-    """What is there, what failed and where the time went."""
+    """Print the extracted flow, failures and times."""
     videos, now = report["videos"], report["this_run"]
     clipped = "" if report["clipped"] is None else f", {100 * report['clipped']:.3g} % of the values clipped"
     click.echo(

@@ -42,7 +42,7 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.argument("videos", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--dataset",
-    help="Built-in data set, or a YAML manifest of your own (docs/manifests.md).  [default: folder, any folder of videos]",
+    help="Built-in data set, or your YAML manifest (docs/manifests.md).  [default: folder, any folder of videos]",
 )
 @click.option(
     "--root",
@@ -53,13 +53,13 @@ def _clips(ctx, param, value: str) -> int | None:
     "--out",
     type=WRITTEN,
     default=Path("out"),
-    help="Shards go to OUT/NAME/; without --dataset, NAME is that of the folder of the videos.",
+    help="Shards are written to OUT/NAME/; without --dataset, NAME is that of the folder of the videos.",
 )
 @click.option(
     "--group",
     metavar="PATTERN",
-    help="Videos of one source (person, film, camera) show by their names that they belong together: a regular expression "
-    "with one part in brackets, such as '^([^_]+)_', searched in the file name, or in the path if it has a /.",
+    help="Pattern of the source (person, film, camera) in the names of videos: a regular expression with one part in "
+    "brackets, such as '^([^_]+)_', searched in the file name, or in the path if it has a /.",
 )
 @click.option("--split", help="Label only the videos of an official split (1), a part (train), or both (1/train).")
 @on_workers
@@ -72,7 +72,7 @@ def _clips(ctx, param, value: str) -> int | None:
 @click.option("--videos-per-shard", type=click.IntRange(1), help="[default: about 64 shards of at most 32 videos]")
 @click.option("--clip-length", default=_DEFAULT["clip_length"], help="Frames of a clip, a multiple of 8.")
 @click.option(
-    "--clips", default="all", callback=_clips, help="Labelled clips per video: all that do not overlap, or K at random."
+    "--clips", default="all", callback=_clips, help="Labelled clips per video: all without overlap, or K at random."
 )
 @click.option(
     "--size",
@@ -87,50 +87,52 @@ def _clips(ctx, param, value: str) -> int | None:
     "--region",
     callback=_region,
     metavar="L,T,R,B",
-    help="Use this part of the picture: left, top, right, bottom as shares of it, such as 0.25,0.5,0.75,1.",
+    help="Crop every frame to this region: left, top, right, bottom as shares of the picture, such as 0.25,0.5,0.75,1.",
 )
 @click.option(
     "--fps",
     type=float,
-    help="Resample to a constant frame rate; of folders of images, their rate.  [default: every frame of the file]",
+    help="Constant frame rate to resample to; for folders of images, their rate.  [default: every frame of the file]",
 )
 @click.option(
     "--max-pixels",
     default=_DEFAULT["max_pixels"],
-    help="Largest picture of a video; files with larger ones are listed as failures.",
+    help="Largest picture of a video; files with larger pictures fail.",
 )
-@click.option("--jpeg-quality", default=_DEFAULT["jpeg_quality"], help="Of the stored frames, 1 to 100.")
-@click.option("--flow", default=_DEFAULT["flow"], type=click.Choice(list(BACKENDS)), help="Optical flow.")
-@click.option("--paces", default=",".join(Config.paces), callback=_paces, help="Set of paces: 1/2,1,2 or 1,-1.")
+@click.option("--jpeg-quality", default=_DEFAULT["jpeg_quality"], help="Quality of the stored frames, 1 to 100.")
+@click.option(
+    "--flow", default=_DEFAULT["flow"], type=click.Choice(list(BACKENDS)), help="Algorithm of the optical flow."
+)
+@click.option("--paces", default=",".join(Config.paces), callback=_paces, help="Paces, such as 1/2,1,2 or 1,-1.")
 @click.option("--order-clips", default=_DEFAULT["order_clips"], help="Clips per order row, 2 to 5.")
 @click.option("--rows", default=_DEFAULT["rows"], help="Pace and order rows per video.")
 @click.option(
-    "--allow-wrap", is_flag=True, help="Pace rows of short videos go on from the first frame, and are marked."
+    "--allow-wrap", is_flag=True, help="Pace rows of short videos continue from the first frame, and are marked."
 )
 @click.option(
-    "--wrap-any", is_flag=True, help="Pace rows start anywhere in a video, and any may go on from the first frame."
+    "--wrap-any", is_flag=True, help="Pace rows start anywhere in a video, and any may continue from the first frame."
 )
 @click.option("--seed", default=_DEFAULT["seed"], help="Seed of every random draw.")
 @click.option(
     "--motion",
     type=WRITTEN,
-    help="Table to write, .csv or .parquet: how much moves in each clip, in pixels per frame. Shards hold it, too.",
+    help="Table to write, .csv or .parquet: the amount of motion in each clip, in pixels per frame; shards store it, too.",
 )
 @click.option(
     "--add",
     is_flag=True,
-    help="Label what is new beside the shards that are there, and forget what is gone: the same command every day.",
+    help="Add shards of new videos to the existing ones, and drop deleted videos: for repeated use, such as daily.",
 )
 @click.option(
     "--plan",
     is_flag=True,
-    help="Say how long it would take, how much disk and memory, as measured on a few of the videos, and leave nothing behind.",
+    help="Estimate time, disk and memory from a few of the videos, and write nothing.",
 )
 @click.option(
     "--stall",
     default=300.0,
     type=click.FloatRange(0, min_open=True),
-    help="Give a video up after so many seconds without a frame.",
+    help="Abandon a video after this many seconds without a frame.",
 )
 def labelgen(
     videos,
@@ -151,11 +153,11 @@ def labelgen(
     camera,
     **settings,
 ):
-    """Label the videos of the folder VIDEOS, or of a data set: optical flow, motion, appearance, difficulty, pace and order, into
-    HDF5 shards.
+    """Label the videos of the folder VIDEOS, or of a data set, with optical flow, motion, appearance, difficulty, pace
+    and order, and write HDF5 shards.
 
-    The same command again resumes where it stopped. Exit status: 0 done, 3 done but some videos failed (they are
-    listed), 1 error, 2 wrong usage.
+    The same command resumes an interrupted run. Exit status: 0 done, 3 done but some videos failed (they are listed), 1
+    error, 2 wrong usage.
     """
     from labelgen.labels import LABELS, ON_DEMAND
     from labelgen.manifest import default_root, load, select, split_name
@@ -182,15 +184,15 @@ def labelgen(
     click.echo(data.summary())
     if dataset == "folder" and not any(data.videos.groups):
         click.echo(
-            "no groups: videos of one source (person, film, camera) can stand on both sides of a hold-out or a test, which makes "
-            "numbers look better than they are; name the sources with --group PATTERN"
+            "no groups: videos of one source (person, film, camera) can end up both in training and in test, which makes "
+            "results look better than they are; give the pattern of the sources with --group PATTERN"
         )
     videos = select(data.videos, data.splits, split)
     split = split_name(data.splits, split)
     if plan:
         return _plan(data, videos, out, config, workers, stall, labels)
     if scheduler is not None and workers > 1:
-        click.echo("--workers is not used: the cluster's workers make the shards", err=True)
+        click.echo("--workers is ignored: the workers of the cluster make the shards", err=True)
     handler = signal.signal(signal.SIGINT, stop)
     with ProgressBar("labelled", "video") as progress:
         try:
@@ -204,26 +206,26 @@ def labelgen(
             }
             report = run(data, videos, out, config, workers, videos_per_shard, stall, **how)
         except KeyboardInterrupt:
-            progress.say("stopped; finished shards are kept, the same command goes on from them")
+            progress.say("stopped; finished shards are kept, the same command continues")
             sys.exit(130)
         signal.signal(signal.SIGINT, handler)
     print_report(report, out / data.name)
     if motion is not None:
         count = write_motion(motion, sorted((out / data.name).glob("[0-9]*.h5")))
-        click.echo(f"{motion}: the motion of {count:,} clips")
+        click.echo(f"{motion}: motion of {count:,} clips")
     if report["failures"]:
         sys.exit(3)
 
 
 def _source(videos: Path | None, dataset: str | None, root: Path | None) -> tuple[str, Path | None]:
-    """The data set and its folder: VIDEOS alone is any folder of videos, beside --dataset that of the data set."""
+    """The data set and its folder: VIDEOS alone is any folder of videos; with --dataset it is the folder of the data set."""
     if videos is not None and root is not None:
         raise click.UsageError(
-            f"VIDEOS is {videos}, --root {root}; give one of them, as both are the folder of the videos"
+            f"VIDEOS is {videos} and --root {root}; give only one of them, as both are the folder of the videos"
         )
     root = videos or root
     if root is None and dataset is None:
-        raise click.UsageError("no videos are named; give their folder, or a data set with --dataset")
+        raise click.UsageError("no videos given; give their folder, or a data set with --dataset")
     return dataset or "folder", root
 
 
@@ -233,17 +235,17 @@ def _plan(data, videos, out, config, workers, stall, labels):
     with ProgressBar("measured", "video") as progress:
         found = estimate(data, videos, out, config, workers, stall, labels, progress)
     click.echo(
-        f"measured on the first {SECONDS:g} s of {len(found.sample)} videos, from small to large files, by one core:"
+        f"measured on the first {SECONDS:g} s of {len(found.sample)} videos, from small to large files, on one core:"
     )
     for one in found.sample:
         click.echo(
-            f"  {one.id}, {duration(one.seconds)}: {one.cost / one.used:.2f} times as long as it lasts, "
-            f"{one.stored / one.used * 3.6e-3:,.0f} MB an hour"
+            f"  {one.id}, {duration(one.seconds)}: {one.cost / one.used:.2f} times its duration, "
+            f"{one.stored / one.used * 3.6e-3:,.0f} MB per hour"
         )
     for why in found.failed:
         click.echo(f"  not measured: {why}")
     mean, least, most = found.core_hours
-    click.echo(f"{found.videos:,} videos, {found.hours:,.2f} hours of video, by the sizes of their files")
+    click.echo(f"{found.videos:,} videos, {found.hours:,.2f} hours of video, estimated from file sizes")
     click.echo(
         f"  processor: about {core_hours(mean)} core hours ({core_hours(least)} to {core_hours(most)} by single videos)"
     )
@@ -257,7 +259,7 @@ def _plan(data, videos, out, config, workers, stall, labels):
 
 
 def print_report(report: dict, folder: Path) -> None:
-    """What is in the shards, what failed and where the time went."""
+    """Print the content of the shards, failures and times."""
     videos, now = report["videos"], report["this_run"]
     click.echo(
         f"{folder}: {videos['labelled']} of {videos['asked']} videos labelled, {videos['failed']} failed, "
@@ -268,7 +270,7 @@ def print_report(report: dict, folder: Path) -> None:
         forgotten, changed = added["forgotten"], added["changed"]
         names = ", ".join(forgotten[:3]) + (", ..." if len(forgotten) > 3 else "")
         click.echo(
-            f"{added['new']} videos added ({len(changed)} of them changed), {added['kept']} kept, {len(forgotten)} forgotten"
+            f"{added['new']} videos added ({len(changed)} of them changed), {added['kept']} kept, {len(forgotten)} dropped"
             + (f": {names}" if names else "")
         )
     short = {"a clip": report["without_clip"]}

@@ -27,7 +27,7 @@ from labelgen import plugins
 from labelgen.errors import ConfigError, VsslError
 from labelgen.processes import safe_path
 
-# Threads of PyTorch that wait for work spin by default, which slows a step two to three times if another process runs.
+# By default PyTorch's threads spin while they wait for work, which slows a step two to three times if another process runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -53,11 +53,11 @@ class _Group(click.Group):
         except MemoryError:
             click.echo("Error: not enough memory", err=True)
             sys.exit(1)
-        except (OSError, RuntimeError) as error:  # a folder that may not be written, a file that went away
+        except (OSError, RuntimeError) as error:  # a folder that is not writable, a file that was removed
             if isinstance(error, RuntimeError) and "can't start new thread" not in str(error):
                 raise
             many = isinstance(error, (BlockingIOError, RuntimeError))
-            advice = "; you may have no more processes or threads (ulimit -u): take fewer workers" if many else ""
+            advice = "; the limit of processes and threads is reached (ulimit -u): use fewer workers" if many else ""
             click.echo(f"Error: {error}{advice}", err=True)
             sys.exit(1)
 
@@ -68,7 +68,7 @@ class _Group(click.Group):
     "--use",
     metavar="MODULE:NAME",
     multiple=True,
-    help=f"A method, backbone, protocol or label kind of your own that may be imported; also in ${plugins.VARIABLE}.",
+    help=f"Your method, backbone, protocol or label kind, which may be imported; also in ${plugins.VARIABLE}.",
 )
 def main(use):
     """From a folder of unlabelled videos to a pretrained, evaluated 3D CNN.

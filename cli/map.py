@@ -1,4 +1,4 @@
-"""`vssl map`: all videos of a table on one page, the similar ones close to each other."""
+"""`vssl map`: all videos of a table on one page, with similar ones close to each other."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from labelgen.progress import busy
 @TABLES
 @click.option("--out", type=WRITTEN, default=Path("map.html"), help="Page to write.")
 @click.option(
-    "--level", default="video", type=click.Choice(["video", "row"]), help="What a point is; row: each moment."
+    "--level", default="video", type=click.Choice(["video", "row"]), help="Unit of a point; row: each moment."
 )
 @click.option("--method", default="tsne", type=click.Choice(["tsne", "umap"]), help="umap needs umap-learn.")
 @click.option(
     "--color",
     type=click.Path(path_type=Path),
-    help="CSV with a column id, such as cluster writes.  [default: the table itself]",
+    help="CSV with a column id, such as that of cluster.  [default: the table]",
 )
 @click.option(
     "--column",
-    help="Column that colours the points: label, split or path, or one of the CSV.  [default: label, or group]",
+    help="Column by which points are coloured: label, split or path, or one of the CSV.  [default: label, or group]",
 )
 def map_(features, out, level, method, color, column):
-    """Draw the videos of a table as points, with a picture of each on hover, as one HTML page."""
+    """Draw the videos of a table as points on an HTML page, with a picture of each on hover."""
     from trainer.embeddings.map import write_map
     from trainer.embeddings.table import Tables
 

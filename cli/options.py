@@ -1,4 +1,4 @@
-"""What options of several commands take."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 
 class _Written(click.Path):
-    """A path that is written, which the libraries that write it want in UTF-8."""
+    """A path to write; the writing libraries need it in UTF-8."""
 
     def convert(self, value, param, ctx):
         path = super().convert(value, param, ctx)
@@ -20,7 +20,7 @@ class _Written(click.Path):
         except UnicodeEncodeError:
             from labelgen.texts import path_text
 
-            self.fail(f"{path_text(path)}: a name that is no UTF-8; expected one that is", param, ctx)
+            self.fail(f"{path_text(path)}: the name is not valid UTF-8; expected one that is", param, ctx)
         return path
 
 
@@ -31,23 +31,23 @@ TABLES = click.option(
     type=click.Path(path_type=Path),
     multiple=True,
     default=[Path("features.parquet")],
-    help="Table that embed wrote; several, made alike, are taken together.",
+    help="Table that embed wrote; repeatable, if the tables were made in the same way.",
 )
 IMAGE_FPS = click.option(
     "--fps",
     type=click.FloatRange(0, 1000, min_open=True),
     help="Frames per second of folders of images.  [default: those of the network's training, if it had a constant rate]",
 )
-# of all commands that compute features: name and declaration
+# of all commands that compute features: names and declarations
 COMPUTE: dict[str, dict[str, Any]] = {
     "--batch-size": {
         "default": 32,
         "type": click.IntRange(1),
-        "help": "Clips at a time; no effect on the result.",
+        "help": "Clips per batch; no effect on the result.",
     },
     "--workers": {
         "type": click.IntRange(0),
-        "help": "Threads that decode frames; embed: also processes that decode videos.  [default: half of the process's cores, "
+        "help": "Threads that decode frames; embed: also processes that decode videos.  [default: half of the available cores, "
         "1 to 8]",
     },
     "--device": {"default": "auto", "help": "cpu, cuda, cuda:1; auto: cuda if there is one."},
@@ -77,12 +77,12 @@ def _once(ctx, param, value: tuple[Path, ...]) -> Path | None:
 
 
 def one_folder_of_shards(text: str):
-    """The option --shards that is given once, in place of videos or tables; text: of its help."""
+    """The option --shards, given once, instead of videos or tables. text: its help."""
     return click.option("--shards", type=click.Path(path_type=Path), multiple=True, callback=_once, help=text)
 
 
 def on_workers(command):
-    """Give a command the options of what many processes do, see `check_scheduler`."""
+    """Give a command the options of work in several processes, see `check_scheduler`."""
     for option in (
         click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask."),
         click.option(
@@ -92,7 +92,7 @@ def on_workers(command):
             help="This machine, or a Dask cluster (docs/shards.md).",
         ),
         click.option(
-            "--workers", default=1, type=click.IntRange(1), help="Processes; at most one per core is started."
+            "--workers", default=1, type=click.IntRange(1), help="Worker processes; at most one per core is started."
         ),
     ):
         command = option(command)
@@ -134,6 +134,6 @@ def check_scheduler(backend: str, scheduler: str | None) -> None:
 
 
 def stop(*_) -> None:
-    """Ctrl-C: the first one stops the run in order, those that follow must not disturb that."""
+    """Handles Ctrl-C: the first one stops the run in an orderly way, later ones must not disturb that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt

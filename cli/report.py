@@ -18,12 +18,12 @@ from labelgen.progress import busy
     "--shards",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Shards that it was trained or evaluated on, for pictures; repeatable.  [default: those in out]",
+    help="Shards of its training or evaluation, for pictures; repeatable.  [default: those in out]",
 )
-@click.option("--count", default=2, type=click.IntRange(0), help="Sheets of labels.")
-@click.option("--seed", default=0, help="Seed of their random choice.")
+@click.option("--count", default=2, type=click.IntRange(0), help="Number of label sheets.")
+@click.option("--seed", default=0, help="Seed of the random choice.")
 def report(run, shards, count, seed):
-    """Write a run's page, RUN/report.html: training, results, pictures.  [default: the newest run]"""
+    """Write the page of a run, RUN/report.html: training, results, pictures.  [default: the newest run]"""
     from trainer.pages.report import report as write
 
     with busy("drawing the page"):
@@ -43,7 +43,7 @@ def _draw(count, seed, readers):
     for reader, clip in random.Random(seed).sample(clips, min(count, len(clips))):
         video, start = reader.arrays["clips/video"][clip], reader.arrays["clips/start"][clip]
         name = f"{reader.arrays['videos/id'][video]}, frames {start} to {start + reader.clip_length - 1}"
-        shown = "frames, flow, motion boundaries, blocks of most motion, most diverse and most stable blocks"
+        shown = "frames, flow, motion boundaries, blocks of largest motion, most diverse and most stable blocks"
         labels.append(Sheet(name, f"Labels of {name}: {shown}", label_sheet(reader, clip)))
     try:
         examples = curriculum(readers) if clips else []
@@ -61,13 +61,13 @@ def _draw(count, seed, readers):
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=WRITTEN, help="Write the tables to this .html or .csv file, too.")
-@click.option("--all", "everything", is_flag=True, help="Print all rows, not only the one that stands for each result.")
+@click.option("--out", type=WRITTEN, help="Also write the tables to this .html or .csv file.")
+@click.option("--all", "everything", is_flag=True, help="Print all rows, not only the main row of each result.")
 def compare(runs, out, everything):
-    """Set runs side by side: what they are, and the numbers measured under the same conditions.
+    """Compare runs: their settings, and numbers measured under the same conditions.
 
-    Prints the row that stands for each result. A mark shows that a run differs from the first one, corrected for the number of
-    rows that are compared.
+    Prints the main row of each result. A mark shows that a run differs significantly from the first one, corrected for
+    the number of rows compared.
     """
     from trainer.pages import compare as comparison
 

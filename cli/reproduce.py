@@ -80,7 +80,7 @@ def reproduce(
             click.echo(line)
         return
     failed = make(labellings, others, folder, Machine(workers, scheduler, device), click.echo)
-    found = collect(full, entry, content(), others, folder, scale, failed)
+    found = collect(full, entry, content(), labellings, others, folder, scale, failed)
     stem = write(found, folder.root)
     click.echo(f"\n{text_of(found)}\n{stem}.html")
     if failed:

@@ -1,4 +1,4 @@
-"""`vssl search`: the moments of a table, or of shards, that are nearest to a video."""
+"""`vssl search`: the moments of a table, or of shards, nearest to a video."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from labelgen.progress import ProgressBar, busy
 )
 @click.option("--from", "begin", default=0.0, type=click.FloatRange(0), help="Second at which the query begins.")
 @click.option(
-    "--to", "end", type=click.FloatRange(0, min_open=True), help="Second at which it ends.  [default: its end]"
+    "--to", "end", type=click.FloatRange(0, min_open=True), help="Second at which the query ends.  [default: the end]"
 )
 @IMAGE_FPS
-@click.option("--count", default=10, type=click.IntRange(1), help="Moments to find.")
-@click.option("--per-video", type=click.IntRange(1), help="Moments of one video, at most.  [default: no limit]")
-@click.option("--page", type=WRITTEN, help="Draw them: .html, or a contact sheet .png.")
+@click.option("--count", default=10, type=click.IntRange(1), help="Number of moments to find.")
+@click.option("--per-video", type=click.IntRange(1), help="Largest number of moments per video.  [default: no limit]")
+@click.option("--page", type=WRITTEN, help="Draw the moments: .html, or a contact sheet .png.")
 @computing
 def search(videos, features, shards, checkpoint, begin, end, fps, count, per_video, page, batch_size, workers, device):
-    """Find the moments that are nearest to VIDEO, or to a part of it; of several, to the mean of their vectors.
+    """Find the moments nearest to VIDEO, or to a part of it; to several videos, by the mean of their vectors.
 
-    Moments that overlap the query itself, or a better one of the same video, are left out.
+    Moments that overlap the query, or a better moment of the same video, are left out.
     """
     from labelgen.flow import flow
     from labelgen.texts import path_text
@@ -46,7 +46,7 @@ def search(videos, features, shards, checkpoint, begin, end, fps, count, per_vid
         raise click.UsageError(f"--to {end:g} is not after --from {begin:g}")
     if len(videos) > 1 and (begin or end is not None):
         raise click.UsageError(
-            f"--from and --to are of one video, and {len(videos)} are given; cut them, or search by one"
+            f"--from and --to need one video, but {len(videos)} are given; cut them, or search by one"
         )
     if page is not None and page.suffix not in (".html", ".png"):
         raise click.UsageError(f"--page {page}: expected a name that ends in .html or .png")
@@ -54,7 +54,7 @@ def search(videos, features, shards, checkpoint, begin, end, fps, count, per_vid
         shards is not None
         and click.get_current_context().get_parameter_source("features") == ParameterSource.COMMANDLINE
     ):
-        raise click.UsageError("give one of --in and --shards")
+        raise click.UsageError("give either --in or --shards")
     how = compute(batch_size, workers, device)
     with busy("searching"):
         if shards is not None:
@@ -68,7 +68,9 @@ def search(videos, features, shards, checkpoint, begin, end, fps, count, per_vid
         hits = nearest(table, sum(vectors) / len(vectors), count, per_video, spans)
     part = f", {begin:g} to {ends[0]:.1f} s" if begin or end else ""
     name = ", ".join(map(path_text, videos)) + part
-    click.echo(f"nearest to {name}, of {table.rows:,} rows of {table.name}; cosine, random pairs that are less alike:")
+    click.echo(
+        f"nearest to {name} among {table.rows:,} rows of {table.name}; cosine, share of random pairs that are less alike:"
+    )
     for hit in hits:
         label = f"  ({hit['label']})" if hit["label"] else ""
         click.echo(f"{hit['similarity']:7.4f}  {above(hit):>7}  {moment(hit):>18}  {hit['path']}{label}")
@@ -79,7 +81,7 @@ def search(videos, features, shards, checkpoint, begin, end, fps, count, per_vid
 
 
 def _query(extract, video: Path, span, fps):
-    """Vector of a video, or part of it, the second at which that ends, and a picture of it."""
+    """Vector of a video, or of a part of it, the second at which it ends, and a picture of it."""
     import numpy as np
 
     from labelgen.errors import DecodeError

@@ -1,4 +1,4 @@
-"""`vssl show`: pictures of what labelgen computed; `vssl shards`: what is in its files."""
+"""`vssl show`: pictures of labels and of training samples; `vssl shards`: the content of shards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cli.options import WRITTEN
+from cli.train import chosen, with_settings
 from labelgen.progress import ProgressBar, busy
 
 _SHARDS = click.option(
@@ -17,7 +18,7 @@ _SHARDS = click.option(
 
 @click.group()
 def show():
-    """Draw labels and curriculum as PNG files."""
+    """Draw labels and curriculum as PNG files, the samples of a training as a page."""
 
 
 @show.command()
@@ -27,12 +28,12 @@ def show():
     "--video",
     "names",
     multiple=True,
-    help="Id of a video, or its end, also without the extension; repeatable.  [default: a random few]",
+    help="Id of a video, or its end, with or without the extension; repeatable.  [default: a few at random]",
 )
-@click.option("--count", default=4, type=click.IntRange(1), help="Random videos, if none is named.")
+@click.option("--count", default=4, type=click.IntRange(1), help="Number of random videos, if no name is given.")
 @click.option("--seed", default=0, help="Seed of the random choice.")
 def labels(shards, out, names, count, seed):
-    """One sheet per video, of its middle clip: frames, flow, boundaries, winning blocks, colours, difficulty."""
+    """Draw the middle clip of each video: frames, flow, motion boundaries, labelled blocks, colours, difficulty."""
     from labelgen.errors import ShardError
     from labelgen.files import path_name
     from labelgen.shards import VideoNames, open_shards
@@ -58,7 +59,7 @@ def labels(shards, out, names, count, seed):
 @_SHARDS
 @click.option("--out", type=WRITTEN, default=Path("sheets"), help="Folder for the picture.")
 def curriculum(shards, out):
-    """The easiest, middle and hardest clips."""
+    """Draw the easiest, middle and hardest clips."""
     from labelgen.errors import ShardError
     from labelgen.shards import open_shards
     from labelgen.show import curriculum_sheet
@@ -71,6 +72,25 @@ def curriculum(shards, out):
     _write(out / "curriculum.png", sheet)
 
 
+@show.command()
+@with_settings(
+    "samples",
+    click.option("--count", default=6, type=click.IntRange(1), help="Samples of each method."),
+    click.option("--out", type=WRITTEN, default=Path("samples.html"), help="File for the page."),
+)
+def samples(shards, method, recipe, options, count, out, **given):
+    """What a training sees first: its clips after crop, mirror, jitter, pace and order, moving, with their targets.
+
+    Takes the options of `vssl train` that decide it.
+    """
+    from trainer.pages.samples import write
+
+    settings, _ = chosen(method, recipe, options, **given)
+    with busy("drawing the page"):
+        write(settings, shards, out, count, click.echo)
+    click.echo(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
 def _write(path: Path, picture) -> None:
     from labelgen.files import write_png
 
@@ -81,7 +101,7 @@ def _write(path: Path, picture) -> None:
 
 @click.group("shards")
 def shards_group():
-    """Look into the files that labelgen wrote, and check them."""
+    """Inspect the shards that labelgen wrote, and check them."""
 
 
 @shards_group.command()
@@ -99,12 +119,13 @@ def info(folder):
 @shards_group.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("out"))
 def verify(folder):
-    """Read everything again: check that every frame decodes, every offset and label is in range, and every hash is as written."""
+    """Read all shards completely: check that every frame can be decoded, every offset and label is in range, and every
+    hash is correct."""
     from labelgen.errors import ShardError
     from labelgen.shards.verify import verify as read_again
 
     with ProgressBar("read", "shard") as progress:
         count, found = read_again(folder, progress)
     if found:
-        raise ShardError("\n".join([f"{len(found)} problems; delete these shards and run labelgen again", *found]))
-    click.echo(f"{count} shards are sound")
+        raise ShardError("\n".join([f"{len(found)} faults; delete these shards and run labelgen again", *found]))
+    click.echo(f"{count} shards are undamaged")

@@ -1,4 +1,4 @@
-"""Standard output and error that may be closed, or that nobody reads any more."""
+"""Standard output and error that may be closed or no longer read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NOBODY = (errno.EPIPE, errno.EIO)  # a pipe whose reader ended, a terminal that
 
 
 class _Kept(io.FileIO):
-    """A descriptor that is written to while somebody reads it; after that, what is written is lost."""
+    """A descriptor for output; once nobody reads it any longer, output is dropped."""
 
     def write(self, data, /) -> int:
         try:
@@ -24,7 +24,7 @@ class _Kept(io.FileIO):
 
 
 def _nowhere(number: int) -> None:
-    """Let a descriptor lead to /dev/null."""
+    """Redirect a descriptor to /dev/null."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     if nowhere != number:
         os.dup2(nowhere, number)
@@ -32,23 +32,23 @@ def _nowhere(number: int) -> None:
 
 
 def names_in_utf8() -> None:
-    """Start this command anew in Python's UTF-8 mode if Python takes the names of files for another encoding's, as with an old
-    locale: shards and tables hold any name. What is printed keeps the terminal's encoding."""
+    """Restart this command in Python's UTF-8 mode if Python uses another encoding for file names, as with an old
+    locale, because shards and tables hold any name. Output keeps the encoding of the terminal."""
     if sys.getfilesystemencoding() == "utf-8":
         return
-    os.environ["PYTHONUTF8"] = "1"  # of processes that are started
+    os.environ["PYTHONUTF8"] = "1"  # for child processes
     os.environ.setdefault("PYTHONIOENCODING", f"{getattr(sys.stdout, 'encoding', 'ascii')}:backslashreplace")
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def keep_streams() -> None:
-    """Let this process continue if its output cannot be written because it was closed, before or meanwhile; and write characters
-    that the terminal's encoding lacks, and unpaired surrogates in names, as escapes. What a caller has put in the place of
-    sys.stdout or sys.stderr stays."""
+    """Make this process continue even if its output is closed, now or later; and write unpaired surrogates and
+    characters that the terminal's encoding lacks as escapes. If a caller has replaced sys.stdout or sys.stderr, they
+    are not changed."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file that is opened would have its number, and get what is printed
+        except OSError:  # closed: the next file opened would get this number, and the output
             _nowhere(number)
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)

@@ -1,4 +1,4 @@
-"""`vssl study`: methods side by side under equal conditions."""
+"""`vssl study`: comparison of methods under equal conditions."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from labelgen.progress import ProgressBar
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=WRITTEN, required=True, help="Folder of the study: runs, numbers, page.")
+@click.option("--out", type=WRITTEN, required=True, help="Folder of the study: runs, results, page.")
 @click.option(
-    "--plan", is_flag=True, help="Show the runs, which are done and about how long the others take; make none."
+    "--plan",
+    is_flag=True,
+    help="Show the runs, which of them are done, and about how long the others take; run nothing.",
 )
 @on_machine
-@click.option("--latex", is_flag=True, help="Write table.tex, too.")
+@click.option("--latex", is_flag=True, help="Also write table.tex.")
 def study(file, out, plan, workers, backend, scheduler, device, latex):
     """Compare the rows of a study FILE (docs/studies.md) on its data sets.
 
-    Makes what is missing and writes OUT/study.json, table.md, lists as CSV and index.html. The same command again resumes
-    an interrupted study. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
+    Runs what is missing and writes OUT/study.json, table.md, index.html and lists as CSV. The same command resumes an
+    interrupted study. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
     """
     check_scheduler(backend, scheduler)
     from labelgen.flow import flow
@@ -45,7 +47,7 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
 
 
 def label(given: dict, out: Path, workers: int) -> Path:
-    """Shards of a data set, as the study file says (dataset, root, label: fields of labelgen.config.Config)."""
+    """Make the shards of a data set of a study file (dataset, root, label: fields of labelgen.config.Config)."""
     from labelgen import demo
     from labelgen.config import Config
     from labelgen.errors import ConfigError

@@ -1,4 +1,4 @@
-"""`vssl train` and `vssl finetune`: shards to a network."""
+"""`vssl train` and `vssl finetune`: from shards to a network. `vssl show samples` has their options, too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _numbers(ctx, param, value: str | None) -> list[float] | None:
 
 
 def _setting(name: str):
-    """The option of a setting, as it is declared."""
+    """The option of a setting, from its declaration."""
     declaration, kind = DECLARATIONS[name], TYPES[name]
     flag, about = f"--{name.replace('_', '-')}", f"{declaration.help}."
     if kind is bool:
@@ -32,20 +32,23 @@ def _setting(name: str):
     return click.option(flag, name, type=click.Choice(declaration.choices) if declaration.choices else kind, help=about)
 
 
-def _with_options(name: str):
-    """Decorator: the options of the command of that name, which are the declared settings, the data and the run."""
+def with_settings(name: str, *more):
+    """Decorator that adds the options of the command of that name: the data, the recipe, the declared settings, and more."""
 
     def decorate(command):
-        several = name == "train"
+        several = name != "finetune"
         options = [
             click.option(
                 "--shards",
                 type=click.Path(path_type=Path),
                 multiple=several,
                 default=[Path("out")] if several else Path("out"),
-                help="Folder that labelgen wrote" + "; several, labelled alike, are trained on together." * several,
+                help="Folder of shards"
+                + "; repeatable, to train on several data sets labelled with the same settings." * several,
             ),
-            click.option("--recipe", help="Settings of a paper by name, or a YAML file; options given here win."),
+            click.option(
+                "--recipe", help="Name of a paper's settings, or a YAML file; options given here take precedence."
+            ),
             click.option(
                 "--set",
                 "options",
@@ -53,22 +56,7 @@ def _with_options(name: str):
                 help="Option of the method, name=value; repeatable (docs/training.md).",
             ),
             *(_setting(setting) for setting, declaration in DECLARATIONS.items() if name in declaration.commands),
-            click.option(
-                "--clips",
-                type=click.IntRange(1),
-                help="Budget in clips shown, instead of --epochs; the learning rate drops at the same shares of it.",
-            ),
-            click.option(
-                "--run", type=WRITTEN, help="Name (in runs/) or path of the run.  [default: runs/METHOD-BACKBONE-N]"
-            ),
-            click.option(
-                "--resume", type=click.Path(path_type=Path), help="Run to continue, whose settings need not be given."
-            ),
-            click.option(
-                "--plan",
-                is_flag=True,
-                help="Say how long it would take, how much memory and disk, as measured on a few steps; leave nothing behind.",
-            ),
+            *more,
         ]
         for option in reversed(options):
             command = option(command)
@@ -77,13 +65,31 @@ def _with_options(name: str):
     return decorate
 
 
+_RUN = (
+    click.option(
+        "--clips",
+        type=click.IntRange(1),
+        help="Number of clips to show, instead of --epochs; the learning rate drops at the same shares of it.",
+    ),
+    click.option("--run", type=WRITTEN, help="Name (in runs/) or path of the run.  [default: runs/METHOD-BACKBONE-N]"),
+    click.option(
+        "--resume", type=click.Path(path_type=Path), help="Run to continue; its settings need not be repeated."
+    ),
+    click.option(
+        "--plan",
+        is_flag=True,
+        help="Estimate time, memory and disk from a few steps, and write nothing.",
+    ),
+)
+
+
 @click.command()
-@_with_options("train")
+@with_settings("train", *_RUN)
 @click.option(
     "--from",
     "initial",
     type=click.Path(path_type=Path),
-    help="Run whose backbone the pretraining starts from, in place of random weights.",
+    help="Run from whose backbone the pretraining starts, instead of random weights.",
 )
 def train(**given):
     """Pretrain a 3D CNN on the training videos of the shards."""
@@ -99,13 +105,13 @@ def train(**given):
     "--checkpoint",
     "initial",
     type=click.Path(path_type=Path),
-    help="Run to start from.  [default: the newest pretrained]",
+    help="Run to start from.  [default: the newest pretrained run]",
 )
-@click.option("--freeze", is_flag=True, help="Train the classifier alone: a linear probe.")
+@click.option("--freeze", is_flag=True, help="Train only the classifier: a linear probe.")
 @click.option("--scratch", is_flag=True, help="Start from random weights instead.")
-@_with_options("finetune")
+@with_settings("finetune", *_RUN)
 def finetune(initial, freeze, scratch, options, **given):
-    """Train a classifier of the videos' labels on a pretrained backbone, and the backbone with it."""
+    """Train a classifier of the videos' labels together with a pretrained backbone."""
     if sum((initial is not None, scratch, given["resume"] is not None)) > 1:
         raise click.UsageError("--checkpoint, --scratch and --resume exclude each other")
     if freeze:
@@ -114,19 +120,14 @@ def finetune(initial, freeze, scratch, options, **given):
     return _train(method="recognition", initial=initial, newest=newest, options=options, **given)
 
 
-def _train(method, shards, run, resume, recipe, options, clips, plan, initial=None, newest=False, **given):
+def chosen(method, recipe, options, resume=None, **given):
+    """The settings of a command, and the configuration of the shards that its recipe expects."""
     from trainer import checkpoint, recipes
-    from trainer.data.readers import each_folder
-    from trainer.errors import Interrupted, SettingError
+    from trainer.errors import SettingError
     from trainer.settings import Settings, over
-    from trainer.training import train as train_network
 
-    for path in filter(plugins.is_path, [*(method or "").split("+"), given["backbone"] or ""]):
+    for path in filter(plugins.is_path, [*(method or "").split("+"), given.get("backbone") or ""]):
         plugins.use(path)
-    if plan and resume is not None:
-        raise click.UsageError("--plan and --resume exclude each other")
-    if clips is not None and given["epochs"] is not None:
-        raise click.UsageError("--epochs and --clips exclude each other")
     base, expected = (Settings(), {}) if recipe is None else recipes.recipe(recipe)
     name = base.method if method is None else method
     if name is None:
@@ -136,10 +137,23 @@ def _train(method, shards, run, resume, recipe, options, clips, plan, initial=No
             else DECLARATIONS["method"].default
         )
     try:
-        chosen = recipes.parse_options(options, name)
+        of_methods = recipes.parse_options(options, name)
     except SettingError as error:
         raise SettingError(f"--set {error}") from error
-    settings = over(base, Settings(method=name, options=chosen or None, **given))
+    return over(base, Settings(method=name, options=of_methods or None, **given)), expected
+
+
+def _train(method, shards, run, resume, recipe, options, clips, plan, initial=None, newest=False, **given):
+    from trainer import checkpoint
+    from trainer.data.readers import each_folder
+    from trainer.errors import Interrupted
+    from trainer.training import train as train_network
+
+    if plan and resume is not None:
+        raise click.UsageError("--plan and --resume exclude each other")
+    if clips is not None and given["epochs"] is not None:
+        raise click.UsageError("--epochs and --clips exclude each other")
+    settings, expected = chosen(method, recipe, options, resume, **given)
     if newest:
         initial = checkpoint.newest_run(finetuned=False)
     if plan:
@@ -160,10 +174,10 @@ def _plan(settings, shards, clips, initial):
     with busy("making a few steps"):
         found = estimate(settings, shards, clips, initial)
     seconds = found.steps * found.seconds
-    click.echo(f"{found.epochs:,} epochs, {found.steps:,} steps of {found.seconds:.3g} s, as measured on a few")
+    click.echo(f"{found.epochs:,} epochs, {found.steps:,} steps of {found.seconds:.3g} s, measured on a few steps")
     click.echo(f"  time:      about {duration(seconds)}")
     click.echo(
-        f"  processor: about {core_hours(seconds * found.cores / 3600)} core hours, {found.cores:.1f} cores at work"
+        f"  processor: about {core_hours(seconds * found.cores / 3600)} core hours, {found.cores:.1f} cores in use"
     )
     on_device = f", {found.on_device / 1e9:,.2f} GB on the GPU" if found.on_device else ""
     click.echo(f"  memory:    about {found.memory / 1e9:,.2f} GB{on_device}")

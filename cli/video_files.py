@@ -1,4 +1,4 @@
-"""Video files as a source of features: labelgen writes shards of their frames, the trainer reads those."""
+"""Video files as a source of features: labelgen writes shards of their frames, which the trainer reads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import click
 
-PART_VIDEOS, PART_BYTES = 16, 1 << 28  # of the video files that are read at a time, at most
+PART_VIDEOS, PART_BYTES = 16, 1 << 28  # largest part of the video files that is read at a time
 
 
 def video_files(places, dataset, config, workers, image_fps):
-    """The videos of folders and files as a source. Ids of several folders begin with the name of the folder or, if two have one
-    name, with its path."""
+    """The videos of folders and files as a source. With several folders, ids begin with the name of the folder or, if
+    names are equal, with its path."""
     from labelgen.manifest import Video, load
     from labelgen.texts import path_text
 
@@ -41,10 +41,10 @@ _say = partial(click.echo, err=True)
 
 
 class VideoFiles:
-    """Video files as a trainer.embeddings.extract.Source: shards of their frames, without labels, are made of a part at a time,
-    and deleted when it has been read.
+    """Video files as a trainer.embeddings.extract.Source: shards of their frames, without labels, are made for one part
+    of the files at a time, and deleted once read.
 
-    config: height, width, region, crop, fps and jpeg_quality of the frames, as in the shards that the network was trained on
+    config: height, width, region, crop, fps and jpeg_quality of the frames, as in the shards of the network's training
     image_fps: rate of folders of images, see labelgen.config.Config
     """
 
@@ -66,10 +66,12 @@ class VideoFiles:
         self.parts: list[list] = []
         self.count, self._workers = len(videos), workers
         self._image_fps = image_fps
-        self._folder = Path(os.path.abspath(folder))  # workers have another current folder
+        self._folder = Path(os.path.abspath(folder))  # as workers have another current folder
         room = 0
         if any(video.part for video in videos):
-            videos = [replace(video, part=video.part or Part()) for video in videos]  # whose times are counted alike
+            videos = [
+                replace(video, part=video.part or Part()) for video in videos
+            ]  # so that all times are counted in the same way
         for video in videos:
             size = stamp_of(video.path)[0] if os.path.exists(video.path) else 0
             if not self.parts or len(self.parts[-1]) == PART_VIDEOS or size > room:
@@ -79,7 +81,7 @@ class VideoFiles:
             room -= size
 
     def stamp(self, part: list) -> object:
-        """Ids, paths, labels, splits, sizes and times of a part's files, and of folders of images their rate."""
+        """Ids, paths, labels, splits, sizes and times of a part's files, and the rate of folders of images."""
         from labelgen.numbered import stamp_of
 
         seen = [stamp_of(video.path) if os.path.exists(video.path) else None for video in part]
@@ -91,18 +93,19 @@ class VideoFiles:
         ]
 
     def files(self) -> dict[str, str]:
-        """What changes with a row of each video, by its id, in order: of its file, its label and split."""
+        """A digest per video id, in order, that changes with the video's file, label and split."""
         from labelgen.files import json_sha256
 
         return {video.id: json_sha256(self.stamp([video])) for part in self.parts for video in part}
 
     def only(self, ids):
-        """The same, of some of the videos alone."""
+        """The same source with some of the videos only."""
         videos = [video for part in self.parts for video in part if video.id in ids]
         return VideoFiles(self._folder, videos, self.config, self._workers, self._image_fps)
 
     def sample(self):
-        """The same, of the begin of a few videos, from small to large files, as one part; and which share of all that is."""
+        """The same source with the beginning of a few videos, from small to large files, as one part; and its share of
+        all videos."""
         import numpy as np
 
         from labelgen.run.estimate import first_seconds, lengths_of, spread
@@ -116,7 +119,7 @@ class VideoFiles:
         begun = {row: found for row, found in begun.items() if found is not None}
         if not begun:
             raise TrainerError(
-                f"{self._folder}: of a few videos none has a length that can be told; nothing can be planned"
+                f"{self._folder}: the lengths of all sampled videos are unknown; nothing can be estimated"
             )
         lengths = lengths_of(videos, sizes)
         seconds = sum(found[1] for found in begun.values()) / lengths[[*begun]].sum() * np.sum(lengths)
@@ -131,7 +134,7 @@ class VideoFiles:
 
     @contextmanager
     def open(self, part: list, scratch: Path):
-        """The videos of a part, as a trainer.embeddings.extract.Piece."""
+        """The videos of a part as a trainer.embeddings.extract.Piece."""
         from labelgen.config import Config
         from labelgen.manifest import Dataset, Videos
         from labelgen.processes import cores
@@ -165,4 +168,4 @@ class VideoFiles:
             try:
                 yield piece
             finally:
-                forget()  # or the maps of deleted files would keep their place on the disk
+                forget()  # else the maps of deleted files would keep their disk space

@@ -1,4 +1,4 @@
-"""`vssl import`: weights of other programs, as a run."""
+"""`vssl import`: a run from the weights of other programs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cli.options import WRITTEN
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=WRITTEN, required=True, help="Name (in runs/) or path of the run to write.")
-@click.option("--from", "name", help="Program that the weights are of, if the file does not tell (docs/weights.md).")
+@click.option("--from", "name", help="Program that made the weights, if it cannot be recognized (docs/weights.md).")
 @click.option("--frames", type=click.IntRange(1, 256), help="Frames of a clip.  [default: as published]")
-@click.option("--stride", type=click.IntRange(1, 256), help="From one frame of a clip to the next.  [default: 1]")
+@click.option("--stride", type=click.IntRange(1, 256), help="Distance between the frames of a clip.  [default: 1]")
 def import_(file, out, name, frames, stride):
-    """Make a run of published weights in FILE, of PyTorch or safetensors.
+    """Make a run from published weights in FILE, of PyTorch or safetensors.
 
-    It holds the backbone, and what pixels it expects, for embed, eval, finetune, train --from, export and studies.
+    The run holds the backbone, and the pixels that it expects, for embed, eval, finetune, train --from, export and studies.
     """
     from trainer.weights.importing import import_weights
 
@@ -28,11 +28,11 @@ def import_(file, out, name, frames, stride):
     click.echo(
         f"{file}: {meta['settings']['backbone']} of {own['about']}, {len(saved.weights)} tensors -> {saved.run}\n"
         f"  expects {own['expects']}; clips of {expected['frames']} frames, {expected['stride']} apart"
-        + (f" at {config['fps']:g} a second" if config["fps"] else "")
+        + (f" at {config['fps']:g} per second" if config["fps"] else "")
         + f", {config['crop']} x {config['crop']} of {config['height']} x {config['width']} pixels; "
         f"epsilon of batch normalisation {meta['norm_epsilon']:g}"
     )
     if dropped := own["dropped"]:
-        click.echo(f"  left out, as no part of the backbone: {', '.join(dropped)}")
+        click.echo(f"  left out, not part of the backbone: {', '.join(dropped)}")
     if own["note"]:
         click.echo(f"  {own['note']}")

@@ -30,8 +30,8 @@ PAGE = Path(__file__).with_name("papers.md")
 _INTRO = """\
 # The papers' experiments
 
-Every table and figure of the five sources, with the numbers as printed and the commands that run it here. The page is printed
-from `trainer/papers/papers.yaml` and the recipes, by `make docs`.
+Every table and figure of the sources, of some the table of the models of their public code, with the numbers as printed and
+the commands that run it here. The page is printed from `trainer/papers/papers.yaml` and the recipes, by `make docs`.
 
 The commands can be copied as they stand, into bash, in a folder whose `data/` holds the data sets by their names (or
 `$VSSL_DATA`). [Shards](#shards) are labelled first; a run has the name of its recipe, a finetuned one those of data set and

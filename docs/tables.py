@@ -63,10 +63,20 @@ def defaults() -> list[str]:
         d = of.defaults
         schedule = f"/ 10 every {d['drop_every']}" if d["schedule"] == "step" else d["schedule"]
         numbers = f"{d['lr']:g}", schedule, f"{d['momentum']:g}", f"{d['weight_decay']:g}"
-        rows.append(
-            (f"`{name}`", *numbers, d["batch_size"], d["epochs"], d["jitter"], d.get("backbone", DEFAULT_BACKBONE))
-        )
-    head = ("defaults of", "lr", "schedule", "momentum", "weight decay", "batch", "epochs", "jitter", "backbone")
+        more = d["batch_size"], d["epochs"], d["jitter"], d.get("backbone", DEFAULT_BACKBONE)
+        rows.append((f"`{name}`", d.get("optimizer", "sgd"), *numbers, *more))
+    head = (
+        "defaults of",
+        "optimizer",
+        "lr",
+        "schedule",
+        "momentum",
+        "weight decay",
+        "batch",
+        "epochs",
+        "jitter",
+        "backbone",
+    )
     return table(head, rows)
 
 

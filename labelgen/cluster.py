@@ -24,17 +24,17 @@ def connected(scheduler: str) -> Iterator[Client]:
         from distributed import Client
     except ImportError as error:
         raise ClusterError(f"a Dask cluster needs Dask: pip install 'dask[distributed]' ({error})") from error
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what goes wrong is raised
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors are raised
     connect = functools.partial(Client, scheduler, timeout=_SECONDS, set_as_default=False)
     try:
         try:
             client = connect()
-        except AssertionError:  # Dask gives its own thread ten seconds to start: a machine may stand still that long
+        except AssertionError:  # Dask gives its thread ten seconds to start; a machine may be suspended for longer
             client = connect()
     except (OSError, ValueError, TypeError) as error:  # TypeError: without certificates
         raise ClusterError(
             f"{scheduler}: no Dask scheduler answers there ({error}); expected an address such as tcp://HOST:8786, as "
-            "`dask scheduler` prints it, and for tls://HOST:8786 the certificates in Dask's own settings"
+            "`dask scheduler` prints it, and for tls://HOST:8786 certificates in the settings of Dask"
         ) from error
     with client:
         try:

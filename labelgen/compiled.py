@@ -1,4 +1,4 @@
-"""Numba, as all kernels are compiled: once and for all if there is a folder to keep them in."""
+"""Numba, set up for all kernels: they are compiled once if there is a folder to keep them in."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 from labelgen.errors import VsslError
 
 _threads = os.environ.get("NUMBA_NUM_THREADS", "1")
-if not _threads.isdecimal() or not int(_threads):  # Numba prints a traceback, and takes another number
+if not _threads.isdecimal() or not int(_threads):  # Numba would print a traceback and use another number
     raise VsslError(
         f"NUMBA_NUM_THREADS is {_threads!r:.60}; expected a whole number of at least 1, or no such variable: unset it"
     )
 
 import numba  # noqa: E402
 
-uncached = ""  # why kernels are compiled anew in each process, if they are
+uncached = ""  # why each process compiles the kernels again, "" if it does not
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` whose kernels are kept on the disk; if there is no folder for them, `uncached` says so."""
+    """`numba.njit` that keeps its kernels on the disk; if there is no folder for them, `uncached` says so."""
 
     def compiled(function: Callable[..., Any]) -> Any:
         global uncached
         try:
             return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # Numba finds no folder: a read-only installation, and no home
+        except RuntimeError:  # Numba finds no folder: a read-only installation and no home
             uncached = (
-                "kernels are compiled anew in each process, about 20 s each, because neither the installation nor a home "
-                "folder can be written: set NUMBA_CACHE_DIR to a folder that can"
+                "each process compiles the kernels again, which takes about 20 s, because neither the installation nor a home "
+                "folder is writable: set NUMBA_CACHE_DIR to a folder that is"
             )
             return numba.njit(**options)(function)
 
@@ -37,11 +37,11 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def instructions() -> str:
-    """The processor that Numba compiles for, and its extensions of the instruction set, on which the last bits of sums depend."""
+    """The processor that Numba compiles for and its instruction set extensions, on which the last bits of sums depend."""
     from llvmlite import binding
     from numba.core import config
 
-    settings: Any = config  # which it makes as it is imported
+    settings: Any = config  # created at import, unknown to mypy
 
     features = settings.CPU_FEATURES  # none of "generic"
     if features is None:

@@ -1,4 +1,4 @@
-"""What labels are made of: every setting that changes a stored byte."""
+"""The settings of the label generator: each one that changes a stored byte."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from labelgen.errors import ConfigError
 
 CLIP_LENGTH = 16  # the default of Config.clip_length
 _CLIP_PIXELS = 1 << 28
-MAX_PIXELS = 8192 * 4320  # 8K; a few bytes may declare pictures of gigabytes
+MAX_PIXELS = 8192 * 4320  # 8K; a few bytes can declare a picture of gigabytes
 _PACE = re.compile(r"[+-]?(\d{1,6}(/\d{1,6}|\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the label generator; all of them, with the list of videos, make up a shard's configuration hash.
+    """Settings of the label generator; together with the list of videos they determine a shard's configuration hash.
 
     Raises ConfigError for a value that cannot be used.
     """
@@ -26,24 +26,24 @@ class Config:
     width: int = 171
     crop: int = 112  # side of the labelled crops, pixels
     region: tuple[float, ...] | None = (
-        None  # left, top, right, bottom of the part of the picture that is used, as shares of it
+        None  # left, top, right, bottom of the part of the picture to keep, as shares of it
     )
     fps: float | None = None  # constant frame rate to resample to; None keeps every frame of the file
-    image_fps: float | None = None  # of folders of images, which have none themselves; None: fps
-    max_pixels: int = MAX_PIXELS  # of a picture of a video; files with larger ones are failures
+    image_fps: float | None = None  # rate of folders of images, which have none; None: fps
+    max_pixels: int = MAX_PIXELS  # per picture; files with larger ones fail
     jpeg_quality: int = 90  # 1..100
     flow: str = "tvl1"  # backend, a key of labelgen.flow.BACKENDS
     clip_length: int = CLIP_LENGTH  # frames of a clip
-    clips: int | None = None  # labelled clips per video, at random; None labels all that do not overlap
+    clips: int | None = None  # labelled clips per video, drawn at random; None labels all clips without overlap
     paces: tuple[str, ...] = ("1", "2", "3", "4")
     order_clips: int = 3  # clips per order row
     rows: int = 32  # pace and order rows per video
-    allow_wrap: bool = False  # pace rows of videos too short for the widest pace run on from the first frame
-    wrap_any: bool = False  # pace rows start anywhere in a video, and any may run on from the first frame
+    allow_wrap: bool = False  # pace rows of videos too short for the largest pace continue from the first frame
+    wrap_any: bool = False  # pace rows start anywhere in a video, and any may continue from the first frame
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from labelgen.reading import fit  # not above: `vssl --help` does without YAML
+        from labelgen.reading import fit  # not above: `vssl --help` imports no YAML
 
         for name, hint in get_type_hints(Config).items():
             try:
@@ -82,8 +82,8 @@ class Config:
             raise ConfigError(f"clips is {self.clips}; expected 'all' or a number of clips per video, at least 1")
         for name in ("fps", "image_fps"):
             if (rate := getattr(self, name)) is not None and not 0 < rate <= 1000:
-                told = "expected frames per second, more than 0 and at most 1000"
-                raise ConfigError(f"{name.replace('_', '-')} is {rate}; {told}")
+                wanted = "expected frames per second, more than 0 and at most 1000"
+                raise ConfigError(f"{name.replace('_', '-')} is {rate}; {wanted}")
         if self.clip_length * self.height * self.width > _CLIP_PIXELS:
             raise ConfigError(
                 f"clips have {self.clip_length} frames of {self.height} x {self.width}; expected {_CLIP_PIXELS:,} pixels at "

@@ -32,14 +32,15 @@ class FrameStream(Iterator[np.ndarray]):
     """Iterator of RGB uint8 frames [height, width, 3] in presentation order, made by `frames`.
 
     native_height, native_width: size of the upright picture before resizing, in pixels
-    fps:    frames per second of the stream as yielded: after the last one as the time stamps say where the file says none
-            or a wrong one; 0.0 where nothing says any
+    fps:    frames per second as yielded; if the file gives no rate or a wrong one, the rate of the time stamps, set
+            after the last frame; 0.0 if there is none
     count:  frames yielded so far
-    time:   presentation time in seconds of the frame that was yielded last, as the file has it; with `fps`, the point of the
-            file's time line that it stands for; nan in all frames of a file that tells none. It never decreases: where time
-            stamps step back, they go on one frame after the last
-    damage: of that frame: 0 sound, 1 the decoder calls it damaged, 2 frames are lost just before it, 3 both
-    origin: presentation time of the first frame of the video, once one was yielded; broken: how the file breaks off, "" if not
+    time:   presentation time of the last frame yielded, in seconds, as stored in the file; with `fps`, its point on the
+            file's time line; nan throughout if the file has no time stamps. It never decreases: time stamps that step
+            back continue one frame after the last
+    damage: of that frame: 0 none, 1 the decoder reports damage, 2 frames are lost just before it, 3 both
+    origin: presentation time of the video's first frame, known once a frame was yielded
+    broken: how the file is cut short, "" if it is not
     """
 
     def __init__(
@@ -89,8 +90,8 @@ class FrameStream(Iterator[np.ndarray]):
             else:
                 point = self._seek_point(bound)
                 with opened(self.path, bound) as container:
-                    if container.format.name == "tty":  # FFmpeg would draw the letters
-                        raise DecodeError(self.path, "a text, no video")
+                    if container.format.name == "tty":  # FFmpeg would draw the text
+                        raise DecodeError(self.path, "a text file, no video")
                     stream, several = choose(container)
                     self._prepare(stream, bound)
                     if point is not None:
@@ -101,13 +102,13 @@ class FrameStream(Iterator[np.ndarray]):
             raise DecodeError(self.path, str(error).removeprefix(f"{self.path}: ")) from error
         except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
             if isinstance(error, av.ArgumentError) and stream and not stream.width * stream.height:
-                raise DecodeError(self.path, self._large("have no size, or more than twice")) from error
+                raise DecodeError(self.path, self._too_large("have no size, or more than twice")) from error
             if isinstance(error, ValueError) and not isinstance(error, av.FFmpegError):
                 raise DecodeError(self.path, str(error)) from error
             where = f"after {self.count} frames" if self.count else "at opening"
             why = reason(error, [])
             if os.path.islink(self.path) and not os.path.exists(self.path):
-                why = f"a link to {os.readlink(self.path)}, which is not there"
+                why = f"a link to {os.readlink(self.path)}, which does not exist"
             raise DecodeError(self.path, f"cannot be decoded {where}: {why}") from error
         if not self.count:
             raise DecodeError(self.path, "; ".join(["no frame in the video stream", *filter(None, notes)]))
@@ -140,13 +141,13 @@ class FrameStream(Iterator[np.ndarray]):
         for frame, self.damage, self.time in frames:
             yield self._upright(frame)
         self.fps = float(fps or times.rate)
-        lack = self._lack(container, stream, decoded, times.last) if decoded.read else ""
+        truncation = self._truncation(container, stream, decoded, times.last) if decoded.read else ""
         ended = f"cannot be decoded after {self.count} frames: {decoded.ended}" if decoded.ended else ""
-        broken = [ended, f"the file ends {lack}" if lack else ""]
+        broken = [ended, f"the file ends {truncation}" if truncation else ""]
         self.broken = "; ".join(filter(None, broken))
         return [
             *broken,
-            *decoded.faults(bool(lack), "" if fps is None else " of the file"),
+            *decoded.faults(bool(truncation), "" if fps is None else " of the file"),
             *times.faults(fps),
             self._upside,
         ]
@@ -162,23 +163,24 @@ class FrameStream(Iterator[np.ndarray]):
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self._max_pixels:
-            raise DecodeError(self.path, self._large(f"are {width} x {height}: more than"))
+            raise DecodeError(self.path, self._too_large(f"are {width} x {height}, more than"))
 
-    def _large(self, what: str) -> str:
+    def _too_large(self, what: str) -> str:
         after = f"after {self.count} frames, " if self.count else ""
         return f"{after}its pictures {what} --max-pixels {self._max_pixels:,}"
 
-    def _lack(self, container: InputContainer, stream: av.VideoStream, decoded: Decoded, last: float) -> str:
-        """Where the file breaks off, which FFmpeg takes for its end; "" where it is whole or does not tell its length.
-        last: seconds of the last frame"""
+    def _truncation(self, container: InputContainer, stream: av.VideoStream, decoded: Decoded, last: float) -> str:
+        """Where the file is cut short, which FFmpeg takes for its end; "" if it is complete or its length is unknown.
+        last: time of the last frame in seconds"""
         promised, read = stream.frames, decoded.read
         time = 0.0 if math.isnan(last) else last
         each = float(1 / (stream.average_rate or 1000))
-        average = time / max(1, read - 1)  # longer than one frame where most of an AVI's frames are repeated ones
+        average = time / max(1, read - 1)  # longer than one frame if most frames of an AVI are repeats
         end = time + max(decoded.each, each, average)
         if promised:
-            # Frames alone do not tell: an AVI may count repeated ones, an MP4 those before the start of its edit list.
-            # The duration of a broken AVI is no promise, FFmpeg derives it from the size of the file.
+            # The number of frames alone does not decide: an AVI may count repeats, an MP4 those before the start of its
+            # edit list.
+            # The duration of a truncated AVI is unreliable: FFmpeg derives it from the size of the file.
             duration = promised if container.format.name == "avi" else stream.duration or 0
             if promised - read > max(2, 0.02 * promised) and end < 0.98 * duration * (stream.time_base or 0):
                 return f"after {read} of {promised} frames"
@@ -186,7 +188,7 @@ class FrameStream(Iterator[np.ndarray]):
             seconds = 0.0
             if tag := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", "")):  # of Matroska
                 seconds = sum(float(part) * unit for part, unit in zip(tag.groups(), (3600, 60, 1), strict=True))
-            elif stream.duration is None and len(container.streams) == 1:  # where a stream has one, it may be a guess
+            elif stream.duration is None and len(container.streams) == 1:  # that of a stream may be an estimate
                 seconds = (container.duration or 0) / av.time_base
             if end < seconds - max(0.5, 0.05 * seconds):
                 return f"after {end:.1f} of {seconds:.1f} s"
@@ -194,19 +196,19 @@ class FrameStream(Iterator[np.ndarray]):
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
         self._check_size(frame.width, frame.height)
-        # asked for once per angle: PyAV's side data keep a frame in memory until the garbage collector comes
+        # read once per angle: PyAV's side data keep a frame in memory until the garbage collector runs
         angle = frame.rotation
         if angle not in self._turns:
             self._turns[angle] = orientation(frame)
         if (turn := self._turns[angle]) is None:
             turn = Turn(False, False, False)
-            self._upside = "its display matrix is none of the eight orientations: frames as stored"
+            self._upside = "its display matrix is none of the eight orientations; frames are left as stored"
         left, right, top, bottom = self._part(frame, turn)
         if (right - left, bottom - top) != (frame.width, frame.height):
             if not on_samples(frame.format, (left, right), (top, bottom)):
                 frame = self._reformatter.reformat(frame, format="rgb24", interpolation=_RESIZE, threads=1)
             frame = self._cropper(frame, left, top, right - left, bottom - top)
-        if self._short and self._height is None:  # the first picture: all have its size
+        if self._short and self._height is None:  # the first picture sets the size of all
             self._height, self._width = turn.shortened(bottom - top, right - left, self._short)
             self._check_size(self._width, self._height)
         height, width = self._height, self._width
@@ -221,7 +223,7 @@ class FrameStream(Iterator[np.ndarray]):
         return np.ascontiguousarray(rgb[:: -1 if turn.flipped else 1, :: -1 if turn.mirrored else 1])
 
     def _part(self, frame: av.VideoFrame, turn: Turn) -> tuple[int, int, int, int]:
-        """Left, right, top and bottom of what is used of a picture as it is stored; notes the size of the upright one."""
+        """Left, right, top and bottom of the used part of a stored picture; keeps the size of the upright one."""
         left, right, top, bottom = self._cut
         x, y = (left, frame.width - right), (top, frame.height - bottom)  # from, to
         across, down = (y, x) if turn.exchanged else (x, y)  # of the upright picture
@@ -241,12 +243,12 @@ def _share(begin: int, end: int, low: float, high: float, backwards: bool) -> tu
 
 
 def _bound(max_pixels: int) -> dict[str, str]:
-    """FFmpeg refuses larger pictures before it makes room; it counts rows up to 63 pixels longer."""
+    """Options by which FFmpeg refuses larger pictures before it allocates them; it counts rows up to 63 pixels longer."""
     return {"max_pixels": str(2 * max_pixels + (1 << 20))}
 
 
 class _Cropper:
-    """Parts of pictures as they are stored, so that they are resized as whole ones are."""
+    """Crops stored pictures, so that parts are resized as whole pictures are."""
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()
@@ -279,22 +281,23 @@ def frames(
     short: int | None = None,
     since: float = 0.0,
 ) -> FrameStream:
-    """Decode a video, a file or a folder of numbered images, of which `image_fps` (default: `fps`) make a second: an iterator of
-    RGB uint8 arrays [height, width, 3] in presentation order.
+    """Decode a video: an iterator of its RGB uint8 frames [height, width, 3] in presentation order.
 
-    The container's cropping and orientation are applied, then the picture is cut to `region` (left, top, right, bottom as shares
-    of it; default: all of it), then area interpolation to `height` x `width` pixels, or to a shorter side of `short` (default: as
-    they are). `fps` resamples to a constant rate by nearest presentation time; default: every frame of the file. A picture that
-    would then stand still for longer than MAX_HOLD seconds, as where time stamps jump, stands for so long. Memory does not grow
-    with the length of the video. alive: called for every packet, so that a long file is told from one that hangs. since: seconds
-    after the first frame before which no frames are needed but the one that is seen then: fewer of those before it come, as far
-    as a file can be read from there on, see `seek_point`.
+    path: a video file, or a folder of numbered images, of which `image_fps` (default: `fps`) make a second
+    height, width: pixels to resize to by area interpolation, after the container's cropping and orientation and `region` are
+        applied; default: no resizing, or to a shorter side of `short` pixels
+    region: left, top, right and bottom of the part of the picture to keep, as shares of it; default: all of it
+    fps: constant rate to resample to by nearest presentation time; default: every frame of the file. If time stamps jump, a
+        picture is repeated for MAX_HOLD seconds at most
+    alive: called for every packet, which distinguishes a long file from one that hangs
+    since: seconds after the first frame; no frame is needed before the one seen at that time, so that decoding may start
+        later, see `seek_point`
 
-    Raises DecodeError, with the reason, where the file is no regular one, cannot be opened or holds no frame, where a folder of
-    images comes without a rate, and where its pictures have more than `max_pixels` pixels, which is known before one is decoded.
-    After the last frame it raises DecodeError where anything was wrong: where decoding stops early, frames are damaged or lost,
-    time stamps jump or step back, images are missing among the numbers, cannot be decoded or have another size than the first.
-    Frames yielded before that are good but for their `FrameStream.damage`, `FrameStream.count` tells how many.
+    Memory does not grow with the length of the video. Raises DecodeError, with the reason, if the file is not a regular one,
+    cannot be opened or holds no frame, if a folder of images comes without a rate, or if pictures have more than `max_pixels`
+    pixels, which is known before any is decoded. After the last frame it raises DecodeError if anything was wrong: decoding
+    stopped early, frames are damaged or lost, time stamps jump or step back, numbered images are missing, cannot be decoded or
+    differ in size from the first. The frames yielded before (`FrameStream.count`) are usable, see `FrameStream.damage`.
     """
     return FrameStream(path, height, width, fps, max_pixels, region, alive, image_fps, short, since)
 
@@ -305,8 +308,8 @@ def frame_times(
     alive: Callable[[], object] = lambda: None,
     image_fps: float | None = None,
 ) -> list[float]:
-    """Presentation times of the frames in order, by the file's packets, without decoding them: those of nearly every sound file.
-    As many as can be read; nan for those that tell none; arguments as of `frames`."""
+    """Presentation times of the frames in order, read from the packets without decoding, which is exact for nearly
+    every undamaged file. As many as can be read; nan for frames without one; arguments as for `frames`."""
     times: list[float] = []
     with contextlib.suppress(DecodeError, av.FFmpegError, OSError, ValueError):
         if os.path.isdir(path):
@@ -322,8 +325,8 @@ def frame_times(
 
 
 def expected_frames(times: Sequence[float], fps: float | None, begin: float = 0.0, end: float = math.inf) -> int:
-    """About how many frames `frames` yields at a rate, of a video with such `frame_times`, or a `Span` of it from second `begin`
-    to `end`. 0 if that is unknown."""
+    """About how many frames `frames` yields at this rate for a video with these `frame_times`, or a `Span` from second
+    `begin` to `end` of it; 0 if that is unknown."""
     if fps is not None:
         try:
             times = [time for _, _, time in resample(((time, 0, time) for time in times), fps)]
@@ -332,5 +335,5 @@ def expected_frames(times: Sequence[float], fps: float | None, begin: float = 0.
     if (begin, end) == (0, math.inf) or not times:
         return len(times)
     seen = [time - times[0] for time in times]
-    first = bisect.bisect_right(seen, begin + TICK) - 1  # the one that is seen at that second
+    first = bisect.bisect_right(seen, begin + TICK) - 1  # the frame seen at that second
     return max(0, bisect.bisect_left(seen, end - TICK) - max(0, first))

@@ -1,13 +1,12 @@
-"""The demo data set: real video files of six classes that differ by motion alone.
+"""The demo data set: real video files of six classes that differ only in motion.
 
-A textured object on a textured background has six clocks, one per motion, each started at a random phase.
-In a video of one class only that motion's clock runs. So a single frame has the same distribution in every
-class, whichever the frame: nothing but motion can tell them apart. The motions keep their own time
-(`PERIODS`), so that the pace of playback can be told too; and no class is another one mirrored: a clock
-runs forwards or backwards, by chance.
+A textured object on a textured background has six clocks, one per motion, each started at a random phase. In a video of
+a class only the clock of that motion runs. So every frame has the same distribution in every class, and only motion
+distinguishes the classes. Each motion has its period (`PERIODS`), so that the pace of playback can be recognized, too;
+and no class is the mirror image of another one, because clocks run forwards or backwards at random.
 
-The camera stands still, or it pans, shakes, turns or zooms along a random path, the same in every class. A moving camera moves
-the whole picture: the flow then says less about the class, while the motion boundaries still surround the object.
+The camera is still, or it pans, shakes, turns or zooms along a random path with the same distribution in every class. A moving
+camera moves the whole picture: flow then says less about the class, while motion boundaries still surround the object.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ PERIODS = {"bounce": 24, "orbit": 32, "pulse": 24, "rock": 22, "spin": 45, "swin
 CLASSES = tuple(PERIODS)
 FPS = 30
 SIDE = 96  # pixels; the pictures are square
-# how far a camera takes the picture: x, y (pixels), log scale, angle (radians); `shake` is new in each frame
+# largest movement of the picture by a camera: x, y (pixels), log scale, angle (radians); `shake` is drawn for each frame
 CAMERAS = {
     "still": (0.0, 0.0, 0.0, 0.0),
     "pan": (9.0, 9.0, 0.0, 0.0),
@@ -39,15 +38,17 @@ CAMERAS = {
     "turn": (0.0, 0.0, 0.0, np.radians(6)),
     "zoom": (0.0, 0.0, np.log(1.06), 0.0),
 }
-_MARGIN = 24  # pixels of background around what a camera shows that stands still
-_VERSION = 2  # of the pictures: a change of anything drawn counts it up
-_JITTER = 0.12  # of a period; below 1/7, or one video's pace 3 could be another one's pace 4
-_SPRITE = 20  # root-mean-square radius in pixels at which the object is drawn; it is shown larger, its texture coarse
-_BACKGROUND = 0.3  # of its contrast is kept, so that a small network's few clips suffice to find the motion
+_MARGIN = 24  # pixels of background around the picture of a still camera
+_VERSION = 2  # of the pictures: counts up with every change of what is drawn
+_JITTER = 0.12  # of a period; below 1/7, or pace 3 of one video could look like pace 4 of another
+_SPRITE = (
+    20  # root-mean-square radius in pixels at which the object is drawn; it is shown larger, with a coarse texture
+)
+_BACKGROUND = 0.3  # share of its contrast that is kept, so that a small network finds the motion in few clips
 
 
 def trajectory(motion: str, n: int, rng: np.random.Generator) -> np.ndarray:
-    """The object's pose in n frames when the clock of `motion` runs and the others stand still.
+    """The object's pose in n frames while only the clock of `motion` runs.
 
     Returns float64 [n, 4]: x, y (pixels from the centre of the picture), log scale, angle (radians).
     """
@@ -61,10 +62,10 @@ def trajectory(motion: str, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def camera_path(camera: Sequence[str], n: int, rng: np.random.Generator) -> np.ndarray:
-    """Where a camera takes the picture in n frames, float64 [n, 4]: x, y (pixels), log scale, angle (radians).
+    """The movement of the picture by a camera in n frames, float64 [n, 4]: x, y (pixels), log scale, angle (radians).
 
-    camera: names of CAMERAS, whose movements add up. A smooth one is the mean of three sines of random phases, with periods
-    of 40 to 160 frames; its values are those of CAMERAS at most. `shake` is normal, with those as standard deviations.
+    camera: names of CAMERAS, whose movements add up. Smooth movements are means of three sines of random phase, with
+    periods of 40 to 160 frames, and values up to those of CAMERAS. `shake` is normal with those as standard deviations.
     """
     periods, phases = np.exp(rng.uniform(np.log(40), np.log(160), (3, 4))), rng.uniform(0, 2 * np.pi, (3, 4))
     smooth = np.sin(2 * np.pi * np.arange(n)[:, None, None] / periods + phases).mean(1)
@@ -82,13 +83,12 @@ def render(
 ) -> None:
     """Render `train` and `test` videos of each class as root/{train,test}/{class}/{000...}.mp4.
 
-    A video has 64 to 96 frames of 96 x 96 pixels, 30 per second. The same arguments give the same bytes. The
-    videos are rendered beside `root` and renamed as a whole: where `root` is, it is complete, and rendering
-    it again returns at once. camera: names of CAMERAS, e.g. ("pan", "shake"). `progress(done, total)` is called after each
-    video.
+    A video has 64 to 96 frames of 96 x 96 pixels, 30 per second. The same arguments give the same bytes. The videos are
+    rendered beside `root` and renamed together: if `root` exists, it is complete, and rendering it again returns at
+    once. camera: names of CAMERAS, such as ("pan", "shake"). `progress(done, total)` is called after each video.
 
-    Raises ConfigError if `camera` has an unknown name or "still" beside another, or if `root` holds something else: other
-    numbers, another seed or camera, missing files.
+    Raises ConfigError if `camera` has an unknown name or combines "still" with another, or if `root` holds something
+    else: other numbers of videos, another seed or camera, or files are missing.
     """
     camera = sorted(set(camera))
     if not camera or not set(camera) <= set(CAMERAS) or ("still" in camera and len(camera) > 1):
@@ -154,13 +154,13 @@ def _frames(
 
 
 def _similarity(shift: tuple[float, float], scale: float, angle: float) -> np.ndarray:
-    """float64 [3, 3]: (x, y, 1) turned by the angle, scaled, moved."""
+    """float64 [3, 3]: rotates (x, y, 1) by the angle, scales and shifts it."""
     cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
     return np.array([[cosine, -sine, shift[0]], [sine, cosine, shift[1]], [0, 0, 1]])
 
 
 def _warped(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The square image, seen in a picture of SIDE x SIDE after the matrix; both have their origin in the centre."""
+    """The square image, transformed by the matrix, in a picture of SIDE x SIDE; both have their origin in the centre."""
     linear, shift = matrix[:2, :2], matrix[:2, 2]
     offset = shift + (SIDE - 1) / 2 - linear @ np.array([(len(image) - 1) / 2] * 2)
     return cv2.warpAffine(image, np.column_stack([linear, offset]), (SIDE, SIDE))
@@ -191,7 +191,7 @@ def _sprite(split: str, rng: np.random.Generator) -> np.ndarray:
 
 def _texture(split: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """A random pattern between a dark and a bright colour, float32 [height, width, 3], 0..255. Their luma is always the
-    same: pictures that differ much in contrast would hide the motion from a small network."""
+    same, because pictures of very different contrast would hide the motion from a small network."""
     colors = rng.uniform(0, 255, (2, 3))
     colors += np.array([[70], [185]]) - colors @ np.array([[0.299], [0.587], [0.114]])
     dark, bright = np.clip(colors, 0, 255)

@@ -1,4 +1,4 @@
-"""The project's errors: whatever a user can cause is a VsslError whose message says what to do."""
+"""The project's errors: everything that a user can cause is a VsslError whose message says what to do."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class ShardError(VsslError):
 
 
 class WriteError(VsslError, OSError):
-    """A file cannot be written: the disk is full, or the folder may not be written."""
+    """A file cannot be written: the disk is full, or the folder is not writable."""
 
 
 class ClusterError(VsslError):
-    """A Dask cluster cannot be reached, has no workers, or they lack what the work needs."""
+    """A Dask cluster cannot be reached, has no workers, or its workers lack what the work needs."""
 
 
 class ReadError(VsslError, OSError):
-    """A file cannot be read, or what it holds is not what it may hold."""
+    """A file cannot be read, or its content is not allowed."""
 
 
 class MachineError(VsslError):
-    """The machine failed, and not the file that it was at: memory, a disk, a network or a process. Another try may succeed."""
+    """The machine failed, not the file being processed: memory, a disk, a network or a process. A retry may succeed."""

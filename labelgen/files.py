@@ -1,4 +1,4 @@
-"""Files that are whole or as they were before, and folders that one process at a time may write."""
+"""Files that are complete or unchanged, and folders that one process at a time may write to."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import numpy as np
 
 from labelgen.errors import VsslError, WriteError
 
-_NAME = 255  # bytes of a file's name, at most
+_NAME = 255  # bytes, the longest name of a file
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterator[None]:
-    """Name the file that a block writes in its errors, which on a full disk most do not.
+    """Name the file that a block writes in its errors; most errors of a full disk do not.
 
-    errors: what the libraries that write it raise besides OSError. Raises WriteError in their place.
+    errors: what the writing libraries raise besides OSError. Raises WriteError in their place.
     """
     try:
         yield
@@ -40,11 +40,11 @@ def writing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterator[
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *errors: type[Exception]) -> Iterator[Path]:
-    """A new file beside `path`, to be written in the block; at its end it is synced and takes the place of `path`, with the
-    permissions that a new file has. Where the block fails, `path` is as it was before, and nothing else is left. What a process
-    that was killed left of it is removed by the next one.
+    """A new file beside `path` for the block to write; at the end it is synced and replaces `path`, with the
+    permissions of a new file. If the block fails, `path` is unchanged and nothing else is left. What a killed process
+    leaves behind, the next one removes.
 
-    errors: see `writing`. Raises WriteError if the disk is full or the folder may not be written.
+    errors: see `writing`. Raises WriteError if the disk is full or the folder is not writable.
     """
     path = Path(path)
     with writing(path, *errors):
@@ -67,18 +67,18 @@ def _temporary(path: Path) -> tuple[int, str]:
     """A new file beside `path`, `.NAME.xxxxxxxx.tmp`, open and locked for as long as it is being written."""
     while True:
         handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
-        with contextlib.suppress(OSError):  # of a file system without locks
+        with contextlib.suppress(OSError):  # the file system has no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.path.exists(name):
             return handle, name
-        os.close(handle)  # before it was locked, another process took it for left behind
+        os.close(handle)  # before it was locked, another process took it for an abandoned one
 
 
 def _remove_left(path: Path) -> None:
-    """Remove the temporary files of `path` that killed processes have left: those that no process holds a lock on."""
+    """Remove the temporary files of `path` that killed processes left: those that no process has locked."""
     own = re.compile(re.escape(_prefix(path)) + r"[a-z0-9_]{8}\.tmp")
     for name in filter(own.fullmatch, os.listdir(path.parent)):
-        with contextlib.suppress(OSError):  # written or removed by another process, or without locks
+        with contextlib.suppress(OSError):  # in use or removed by another process, or no locks
             handle = os.open(path.parent / name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,8 +92,8 @@ def _prefix(path: Path) -> str:
 
 
 def path_name(name: str, suffix: str = "", limit: int = _NAME) -> str:
-    """The name of a file that is called after something, `name` and `suffix`: of at most `limit` bytes. One that is too long
-    ends in a digest, so that two names stay two."""
+    """A file name from `name` and `suffix`, of at most `limit` bytes. One that is too long ends in a digest, so that
+    different names stay different."""
     if len(os.fsencode(name + suffix)) <= limit:
         return name + suffix
     end = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{suffix}"
@@ -103,7 +103,7 @@ def path_name(name: str, suffix: str = "", limit: int = _NAME) -> str:
 
 
 def public(folder: str | os.PathLike[str]) -> None:
-    """Give a folder that was made as a temporary one, for its owner alone, the permissions that a new one has."""
+    """Give a temporary folder, which only its owner may use, the permissions of a new folder."""
     os.chmod(folder, 0o777 & ~_umask())
 
 
@@ -113,7 +113,7 @@ def _umask() -> int:
     return mask
 
 
-# of file systems that do not sync folders, or nothing: some of FUSE, SMB and virtual machines
+# errors of file systems that cannot sync folders, or anything: some of FUSE, SMB and virtual machines
 _NO_SYNC = {
     errno.EINVAL,
     errno.ENOSYS,
@@ -128,7 +128,7 @@ _warned = False
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Wait until a file or folder is on the disk. A file system that cannot wait is reported on standard error, once."""
+    """Wait until a file or folder is on the disk. If the file system cannot do so, warn on standard error, once."""
     global _warned
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -142,7 +142,7 @@ def sync(path: str | os.PathLike[str]) -> None:
         if not _warned and multiprocessing.parent_process() is None:
             _warned = True
             print(
-                f"warning: {path}: this file system does not tell when a file is on the disk ({error.strerror}): what was "
+                f"warning: {path}: this file system cannot sync files to the disk ({error.strerror}): what was "
                 "written last may be lost in a power cut",
                 file=sys.stderr,
             )
@@ -155,7 +155,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def json_sha256(content: object) -> str:
-    """16 hexadecimal digits that change with any value of a JSON content, whatever the order of its keys."""
+    """16 hexadecimal digits that depend on every value of a JSON content, but not on the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -165,7 +165,7 @@ def write_json(path: str | os.PathLike[str], content: object) -> None:
 
 
 def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
-    """Write a picture, RGB uint8 [H, W, 3], as PNG, see `replacing`."""
+    """Write a picture, RGB uint8 [H, W, 3], as a PNG file, see `replacing`."""
     import cv2
 
     with replacing(path) as temporary:
@@ -174,10 +174,10 @@ def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, error: Exception, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep other processes from writing into a folder; raises `error` if one does.
+    """Lock a folder against other processes that write; raises `error` if one has it locked.
 
-    The lock is this process's alone: processes that it started, which may outlive it for a moment, do not hold it. A file
-    system without locks is reported with `say`.
+    Only this process holds the lock: its child processes, which may outlive it for a moment, do not. If the file system
+    has no locks, `say` gets a warning.
     """
     with open(folder / ".lock", "w") as file:
         try:

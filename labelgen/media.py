@@ -1,6 +1,6 @@
-"""One video file as FFmpeg reads it: opened so that it leads to no other file, its stream chosen, its packets decoded one by one.
+"""A video file as FFmpeg reads it: opened without access to other files, its stream chosen, its packets decoded one by one.
 
-What is wrong in the middle does not stop it: packets that cannot be decoded are left out, damaged frames and losses are marked.
+Faults do not stop decoding: packets that cannot be decoded are left out, damaged frames and losses are marked.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from av.stream import Disposition
 from labelgen.errors import DecodeError
 from labelgen.reading import open_regular
 
-av.logging.set_level(av.logging.WARNING)  # what no Capture takes goes to this logger, and nowhere from there
+av.logging.set_level(av.logging.WARNING)  # messages outside of a Capture go to this logger, which drops them
 av.logging.set_skip_repeated(False)
 logging.getLogger("libav").addHandler(logging.NullHandler())
 logging.getLogger("libav").propagate = False
 
 DAMAGED, LOSS = 1, 2  # of a frame: its picture is damaged, others are lost just before it
-_BUFFER = 1 << 17  # bytes that are read at a time
+_BUFFER = 1 << 17  # bytes per read
 _ATTACHED = Disposition.attached_pic | Disposition.timed_thumbnails
 _PICTURES = {"mjpeg", "png", "bmp", "gif", "webp", "tiff"}  # codecs of covers
-_AHEAD = 500  # packets of a stream, after which one that has had but one is no film
-_DEFAULT = 5_000_000  # pixels that being the default stream is worth, as in FFmpeg's own program
+_AHEAD = 500  # packets of one stream; another that has had only one by then is not a film
+_DEFAULT = 5_000_000  # pixels that the default stream counts for in addition, as in FFmpeg's program
 _CROPPING = re.compile(r"^ {6}Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", re.MULTILINE)
-_MPEG = {"mpeg1video", "mpeg2video"}  # which leave out in silence what they cannot decode
+_MPEG = {"mpeg1video", "mpeg2video"}  # decoders that silently drop what they cannot decode
 
 
 def _unknown_type(cls: Any, value: object) -> Any:
@@ -45,15 +45,15 @@ def _unknown_type(cls: Any, value: object) -> Any:
     return member
 
 
-Type._missing_ = classmethod(_unknown_type)  # type: ignore[assignment]  # PyAV refuses all side data for one it does not know
+Type._missing_ = classmethod(_unknown_type)  # type: ignore[assignment]  # PyAV refuses all side data if one type is unknown
 
 
 class _NamedFile:
-    """An open file with its path, by which FFmpeg tells some formats."""
+    """An open file with its path, by which FFmpeg recognizes some formats."""
 
     def __init__(self, file: BinaryIO, path: str) -> None:
         self.name, self.seek, self.tell = path, file.seek, file.tell
-        self.read = file.raw.read  # type: ignore[attr-defined]  # FFmpeg has a buffer of its own
+        self.read = file.raw.read  # type: ignore[attr-defined]  # FFmpeg does its own buffering
 
 
 def _refuse(url: str, flags: int, options: dict[str, str]) -> BinaryIO:
@@ -62,9 +62,9 @@ def _refuse(url: str, flags: int, options: dict[str, str]) -> BinaryIO:
 
 @contextlib.contextmanager
 def opened(path: str, options: dict[str, str]) -> Iterator[InputContainer]:
-    """A video file, opened. FFmpeg is given the open file and nothing else: it opens no other, whatever is written in this one.
+    """A video file, opened. FFmpeg gets the open file alone and can open no other, whatever this one says.
 
-    Raises DecodeError, with FFmpeg's reason, where it is no video, and OSError as `open_regular`.
+    Raises DecodeError, with FFmpeg's reason, if it is not a video, and OSError as `open_regular` does.
     """
     with open_regular(path) as file:
         with Capture() as logs:
@@ -78,30 +78,30 @@ def opened(path: str, options: dict[str, str]) -> Iterator[InputContainer]:
                 )
             except (av.FFmpegError, PermissionError, UnicodeError) as error:
                 if "not on whitelist" in f"{logs} {error}":
-                    raise DecodeError(path, "a list of other files, no video; they are not opened") from error
+                    raise DecodeError(path, "a list of other files, no video; those are not opened") from error
                 raise DecodeError(path, f"cannot be decoded at opening: {reason(error, logs)}") from error
         assert isinstance(container, InputContainer)
-        # time stamps made up from those of decoding are wrong where an AVI has B-frames
+        # time stamps derived from decoding order are wrong if an AVI has B-frames
         container.flags &= ~Flags.gen_pts.value  # type: ignore[operator]
         with container:
             yield container
 
 
 def reason(error: BaseException | None, logs: list[tuple[int, str, str]]) -> str:
-    """What FFmpeg says of an error: its last error line, or else the name of the error."""
+    """FFmpeg's reason for an error: the last error line that it logged, or else the name of the error."""
     lines = [line.strip() for level, _, line in logs if level <= av.logging.ERROR and line.strip()]
     return lines[-1][:200] if lines else str(getattr(error, "strerror", None) or error)
 
 
 def choose(container: InputContainer) -> tuple[av.VideoStream, str]:
-    """The video stream that FFmpeg's own program takes, of the largest pictures or the default one, but never an attached
-    picture, nor a single one beside a film or a sound; and a note where there were several, "" where not. Raises ValueError."""
+    """The video stream that FFmpeg's program chooses (the default one or that of the largest pictures), but never an attached
+    picture, nor a single picture beside a film or sound; and a note if there are several, else "". Raises ValueError."""
     films = [stream for stream in container.streams.video if not stream.disposition & _ATTACHED]
     if not films:
         raise ValueError("no video, only a picture" if container.streams.video else "no video stream")
     known = [stream for stream in films if stream.codec_context is not None]
     if not known:
-        raise ValueError("the video stream is of a codec that is not known")
+        raise ValueError("the codec of the video stream is unknown")
     picture = bool(container.streams.audio) and all(stream.codec_context.name in _PICTURES for stream in known)
     moving = _moving(container, known) if picture or len(known) > 1 else known
     if picture and not moving:
@@ -116,7 +116,7 @@ def choose(container: InputContainer) -> tuple[av.VideoStream, str]:
 
 
 def _moving(container: InputContainer, streams: list[av.VideoStream]) -> list[av.VideoStream]:
-    """Those of more than one picture, by the first packets of the file, which is opened once more for them."""
+    """The streams of more than one picture, judged by the first packets of the file, which is opened once more for this."""
     counts = dict.fromkeys((stream.index for stream in streams), 0)
     with opened(container.name, container.options) as again, contextlib.suppress(av.FFmpegError):
         for packet in again.demux([again.streams[index] for index in counts]):
@@ -129,7 +129,7 @@ def _moving(container: InputContainer, streams: list[av.VideoStream]) -> list[av
 
 def cropping(container: InputContainer, stream: av.VideoStream) -> tuple[int, int, int, int]:
     """Pixels that the container cuts off its stored pictures: left, right, top, bottom [Matroska: PixelCrop, MP4: clap]."""
-    av.logging.set_level(av.logging.INFO)  # FFmpeg tells them in this way alone
+    av.logging.set_level(av.logging.INFO)  # FFmpeg reports them in no other way
     try:
         text: str = container.dumps_format()  # type: ignore[attr-defined]
     finally:
@@ -141,7 +141,7 @@ def cropping(container: InputContainer, stream: av.VideoStream) -> tuple[int, in
 
 
 def on_samples(form: av.VideoFormat, x: tuple[int, int], y: tuple[int, int]) -> bool:
-    """Whether the edges of a part, from and to, lie between samples of colour, so that these stay in place."""
+    """Whether the edges of a part, from and to, lie between colour samples, so that these stay in place."""
     across = all(16 * form.chroma_width(edge) == edge * form.chroma_width(16) for edge in x)
     return across and all(16 * form.chroma_height(edge) == edge * form.chroma_height(16) for edge in y)
 
@@ -155,7 +155,7 @@ class Turn(NamedTuple):
 
     def shortened(self, height: int, width: int, short: int) -> tuple[int, int]:
         """Height and width of a picture, stored as `height` x `width`, once it is upright and its shorter side has `short`
-        pixels; the other one in whole pixels, half ones upwards."""
+        pixels; the other side is rounded, halves upwards."""
         if self.exchanged:
             height, width = width, height
         least = min(height, width)
@@ -163,7 +163,7 @@ class Turn(NamedTuple):
 
 
 def orientation(frame: av.VideoFrame) -> Turn | None:
-    """One of the eight, as the frame's display matrix says; None where that is none of them."""
+    """The orientation in the frame's display matrix; None if it is none of the eight."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return Turn(False, False, False)
@@ -172,16 +172,16 @@ def orientation(frame: av.VideoFrame) -> Turn | None:
     for exchanged, across, down, others in ((False, a, d, (b, c)), (True, c, b, (a, d))):
         if max(map(abs, others)) * 60 < min(abs(across), abs(down)) and not (
             u or v
-        ):  # a degree, as in FFmpeg's program
+        ):  # within a degree, as in FFmpeg's program
             return Turn(exchanged, across < 0, down < 0)
     return None
 
 
 class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
-    """Frames of a stream in presentation order, each with DAMAGED, LOSS, both or 0, and with its seconds, nan if not told.
+    """Frames of a stream in presentation order, each with DAMAGED, LOSS, both or 0, and its time in seconds, nan if unknown.
 
-    read:   frames so far; time, each: seconds of the last one, and how long it is shown, 0 if not told
-    ended:  why the container could not be read further, "" where it was
+    read:   frames so far; time, each: time and duration of the last one in seconds, nan and 0 if unknown
+    ended:  why the container could not be read to its end, else ""
     at_end: whether the last frame is damaged, or some are lost after it
     alive:  called for every packet
     """
@@ -196,21 +196,21 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
             stream.time_base or math.nan
         )  # seconds; a Fraction for every frame would take longer than the rest
         self._counts, self._first, self._why = {DAMAGED: 0, LOSS: 0}, {DAMAGED: 0, LOSS: 0}, ""
-        self._pending: list[tuple[float, int]] = []  # seconds of packets with faults whose frames are still to come
-        self._signs: list[float] = []  # seconds of packets at which FFmpeg warned
-        self._stamps, self._late = [-math.inf, -math.inf], [0, 0]  # of presentation, of decoding
+        self._pending: list[tuple[float, int]] = []  # times of faulty packets whose frames are still to come
+        self._signs: list[float] = []  # times of packets at which FFmpeg warned
+        self._stamps, self._late = [-math.inf, -math.inf], [0, 0]  # by presentation time, by decoding time
         self._mpeg = stream.codec_context.name in _MPEG
-        # these containers know no variable rates: there a gap in time is a loss
+        # these containers have no variable frame rates, so that a gap in time is a loss
         self._fixed = self._mpeg and container.format.name.startswith("mpeg")
-        self._held = 0  # packets less frames
+        self._held = 0  # packets minus frames
         self._frames = self._decode()
 
     def __next__(self) -> tuple[av.VideoFrame, int, float]:
         return next(self._frames)
 
     def faults(self, broken_off: bool, of: str = "") -> list[str]:
-        """In words, what was wrong with the frames so far, but for the last one of a file that breaks off; of: what the frames
-        that are numbered belong to."""
+        """What was wrong with the frames so far, in words, except with the last one of a truncated file; of: appended
+        to the number of a frame."""
         if broken_off and self.at_end and sum(self._counts.values()) == 1:
             return []
         words = {DAMAGED: "damaged", LOSS: "lost"}
@@ -222,7 +222,7 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
         return [f"{' and '.join(found)} ({self._why})" if self._why else " and ".join(found)] if found else []
 
     def _decode(self) -> Iterator[tuple[av.VideoFrame, int, float]]:
-        # an empty packet repeats a picture; FFmpeg would take it for the end
+        # an empty packet repeats a picture; the decoder would take it for the end
         packets = (packet for packet in self._container.demux(self._stream) if packet.size)
         packet, left = None, True
         while left:
@@ -231,7 +231,7 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
             with Capture() as logs:
                 try:
                     packet = next(packets, None)
-                except av.FFmpegError as error:  # of the container: nothing comes after it
+                except av.FFmpegError as error:  # of the container: nothing can be read after it
                     packet, self.ended = None, reason(error, logs)
                 left = packet is not None
                 try:
@@ -248,7 +248,7 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
             if math.isnan(self.time) and not self.read and self._rate:
                 self.time = seconds - 1 / self._rate  # as if a frame had come before the first packet
             self._held += (packet is not None) - len(frames)
-            if self._held > 1 and self._mpeg:  # of one packet the frame is still to come, the other gave none
+            if self._held > 1 and self._mpeg:  # the frame of one packet is still to come, the other gave none
                 self._signs.append(seconds)
                 self._held = 1
             if logs or bad or (packet and packet.is_corrupt):
@@ -279,19 +279,19 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
             self._pending.append((seconds, LOSS if bad else DAMAGED))
 
     def _seconds(self, frame: av.VideoFrame) -> float:
-        """Presentation time: of its two time stamps the one whose kind has stepped back less often so far, as in FFmpeg."""
-        told = [math.nan if stamp is None else float(stamp) for stamp in (frame.pts, frame.dts)]
-        for kind, (stamp, other) in enumerate((told, told[::-1])):
+        """Presentation time: like FFmpeg, of the two time stamps the kind that has stepped back less often so far."""
+        stamps = [math.nan if stamp is None else float(stamp) for stamp in (frame.pts, frame.dts)]
+        for kind, (stamp, other) in enumerate((stamps, stamps[::-1])):
             self._late[kind] += stamp <= self._stamps[kind]
             if not math.isnan(known := other if math.isnan(stamp) else stamp):
                 self._stamps[kind] = known
-        first = not math.isnan(told[0]) and (self._late[0] <= self._late[1] or math.isnan(told[1]))
-        return told[0 if first else 1] * self._unit
+        first = not math.isnan(stamps[0]) and (self._late[0] <= self._late[1] or math.isnan(stamps[1]))
+        return stamps[0 if first else 1] * self._unit
 
     def _faults(self, frame: av.VideoFrame) -> int:
-        """DAMAGED and LOSS of the next frame: by its own flag, by faults of packets up to its own, by a gap in time."""
+        """DAMAGED and LOSS of the next frame, from its flag, the faults of packets up to its packet, and gaps in time."""
         stamp, missing = self._seconds(frame), 0
-        # the highest time so far where the last frame was out of order, and no new time line began with it
+        # the highest time so far, if the last frame was merely out of order and began no new time line
         latest = self._latest if self._latest - self.time < 1 else self.time
         self._latest = max(latest, stamp)
         each, step = frame.duration * self._unit, stamp - latest
@@ -308,11 +308,11 @@ class Decoded(Iterator[tuple[av.VideoFrame, int, float]]):
                 waiting.append((seconds, kind))
         self._pending = waiting
         nominal = self.each or (1 / self._rate if self._rate else math.inf)
-        if self._shortest < math.inf:  # what an AVI with repeated frames tells is shorter
+        if self._shortest < math.inf:  # an AVI with repeated frames claims a shorter duration
             nominal = max(nominal, self._shortest)
         if step > 0 and self.read:
             self._shortest = min(self._shortest, step)
-        least = 1.5 if self.read else 4.5  # frames; a recording may begin with a few that refer to one before
+        least = 1.5 if self.read else 4.5  # frames; the first ones of a recording may refer to one before it
         if step > least * nominal and (self._fixed or any(not abs(at - stamp) > step for at in self._signs)):
             found, missing = found | LOSS, max(missing, round(step / nominal) - 1)
         if self._signs:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 
 IMAGES = ("bmp", "jpeg", "jpg", "png", "webp")
 _NUMBERED = re.compile(rf"(.*?)([0-9]{{1,15}})\.(?:{'|'.join(IMAGES)})", re.IGNORECASE | re.DOTALL)
-_FLOW = re.compile(r"flow|[xyuv]_?$", re.IGNORECASE)  # how optical flow is named that lies beside the images
+_FLOW = re.compile(r"flow|[xyuv]_?$", re.IGNORECASE)  # names of optical flow beside the images
 
 
 def numbered(names: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
-    """The images among the names of a folder's files that can be frames of a video, in the order of their numbers, by what stands
-    before these: two at least, and no optical flow."""
+    """Numbered images among the names of a folder's files, by the part of the name before the number, in the order of
+    the numbers; series of a single image and of optical flow are left out."""
     found: dict[str, list[tuple[int, str]]] = {}
     for name in names:
         if match := _NUMBERED.fullmatch(name):
@@ -25,25 +25,25 @@ def numbered(names: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
 
 
 def frame_files(folder: str | os.PathLike[str]) -> list[tuple[int, str]]:
-    """Number and name of each frame of a folder of images, in order. Raises ValueError if they are not those of one video,
-    OSError if the folder cannot be read."""
+    """Number and name of each frame of a folder of images, in order. Raises ValueError if the images are not those of
+    one video, OSError if the folder cannot be read."""
     with os.scandir(folder) as entries:
         series = numbered(entry.name for entry in entries if entry.name[0] != ".")
     if not series:
         raise ValueError("a folder without numbered images; expected a regular file, or images such as img_00001.jpg")
     if len(series) > 1:
         some = ", ".join(f"{len(own):,} such as {own[0][1]}" for own in list(series.values())[:3])
-        raise ValueError(f"images of {len(series)} videos ({some}); expected a folder for each")
+        raise ValueError(f"images of {len(series)} videos ({some}); expected one folder per video")
     (frames,) = series.values()
     for (one, name), (other, twin) in itertools.pairwise(frames):
         if one == other:
-            raise ValueError(f"two images of number {one}: {name} and {twin}")
+            raise ValueError(f"two images have the number {one}: {name} and {twin}")
     return frames
 
 
 def files_of(path: str | os.PathLike[str]) -> list[str]:
-    """The files that a video consists of: itself, or the images of a folder but for links to nowhere. Raises OSError if the
-    folder cannot be read."""
+    """The files of a video: itself, or the images of a folder except broken links. Raises OSError if the folder cannot
+    be read."""
     if not os.path.isdir(path):
         return [os.fspath(path)]
     with contextlib.suppress(ValueError):
@@ -53,7 +53,8 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
 
 
 def stamp_of(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Bytes of a video's file, or of the images of a folder, and when it was changed last, in nanoseconds. Raises OSError."""
+    """Size in bytes and time of the last change in nanoseconds of a video file, or of a folder's images together.
+    Raises OSError."""
     status = os.stat(path)
     if not stat.S_ISDIR(status.st_mode):
         return status.st_size, status.st_mtime_ns
@@ -62,7 +63,7 @@ def stamp_of(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def image_times(files: Sequence[tuple[int, str]], rate: float) -> list[float]:
-    """Seconds of `frame_files`, of which `rate` make one. The smallest step between numbers is that from frame to frame."""
+    """Times of `frame_files` in seconds, at `rate` frames per second. The smallest step between numbers is one frame."""
     numbers = [number for number, _ in files]
     step = min(after - before for before, after in itertools.pairwise(numbers))
     return [(number - numbers[0]) / step / rate for number in numbers]

@@ -1,7 +1,7 @@
-"""A folder of numbered images as a video: one frame of each.
+"""A folder of numbered images as a video: one frame per image.
 
-What is wrong with an image costs itself alone, as with a packet of a video: it is left out and counted as lost, or marked as
-damaged.
+A fault affects only its image, as that of a packet does in a video file: the image is left out and counted as lost, or
+marked as damaged.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from labelgen.numbered import frame_files, image_times
 from labelgen.reading import read_bytes
 
 _CODECS = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG\r\n\x1a\n": "png", b"BM": "bmp", b"RIFF": "webp"}  # by the first bytes
-_PIXEL = 8  # bytes of a pixel in a file, at most: four channels of 16 bits
+_PIXEL = 8  # largest size of a pixel in a file, bytes: four channels of 16 bits
 
 
 class Pictures(Iterator[tuple[av.VideoFrame, int, float]]):
-    """Frames of a folder of images in the order of their numbers, each with DAMAGED, LOSS, both or 0, and with its second, of
-    which `rate` images make one. Images that are missing among the numbers, cannot be decoded, or have another size than the
-    first one are lost.
+    """Frames of a folder of images in the order of their numbers, each with DAMAGED, LOSS, both or 0, and its time in
+    seconds, at `rate` images per second. An image is lost if its number is missing, it cannot be decoded, or its size
+    differs from that of the first.
 
-    read: frames so far; rate: as given; each: seconds that a frame is shown; alive: called for every image
-    since: second before which no frame is needed but the one that is seen then
+    read: frames so far; rate: as given; each: duration of a frame in seconds; alive: called for every image
+    since: seconds; no frame is needed before the one seen at that time
 
-    Raises ValueError for a folder that is no video and without a rate, OSError if it, or an image that is there, cannot be read.
+    Raises ValueError if the folder is not a video or no rate is given, OSError if the folder or an image in it cannot be read.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Pictures(Iterator[tuple[av.VideoFrame, int, float]]):
     ) -> None:
         self._files = frame_files(folder)
         if rate is None:
-            raise ValueError("a folder of images, which tells no frame rate; expected their frames per second (fps)")
+            raise ValueError("a folder of images has no frame rate; expected their frames per second (fps)")
         self.read, self.rate, self.each = 0, rate, 1 / rate
         self._folder, self._bound, self._alive = folder, bound, alive
         self._most = _PIXEL * max_pixels + (1 << 20)
@@ -62,7 +62,7 @@ class Pictures(Iterator[tuple[av.VideoFrame, int, float]]):
         return next(self._frames)
 
     def faults(self) -> list[str]:
-        """In words, what was wrong with the images so far."""
+        """What was wrong with the images so far, in words."""
         return [
             f"{count:,} image{'s' * (count > 1)} {what}, the first {self._first[what]}"
             for what, count in self._counts.items()
@@ -106,17 +106,17 @@ class Pictures(Iterator[tuple[av.VideoFrame, int, float]]):
             data = read_bytes(path, self._most)
         except ReadError as error:
             if os.path.islink(path) and not os.path.exists(path):
-                return None, "a link to nowhere"
+                return None, "a broken link"
             if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, PermissionError):
-                raise error.__cause__ from None  # of a disk, or of a file that went away: no fault of the image
+                raise error.__cause__ from None  # the disk failed or the file is gone: not a fault of the image
             return None, str(error).removeprefix(f"{path}: ")
         codec = next((codec for begin, codec in _CODECS.items() if data.startswith(begin)), None)
         if codec is None:
-            return None, "no BMP, JPEG, PNG or WebP file" if data else "an empty file"
+            return None, "not a BMP, JPEG, PNG or WebP file" if data else "an empty file"
         with Capture() as logs:
             try:
                 context, packet = self._context(codec), av.Packet(data)
-                packet.is_keyframe = True  # or the PNG decoder adds the picture before it
+                packet.is_keyframe = True  # else the PNG decoder adds the picture before it
                 frames = context.decode(packet) or context.decode(None)
             except av.FFmpegError as error:
                 self._codecs.pop(codec, None)

@@ -1,4 +1,4 @@
-"""Processes that this one starts: how many at a time, what they import, and that they end with it."""
+"""Child processes: how many at a time, what they import, and their end with the parent."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _CHILD = [sys.executable, "-c", "from labelgen.processes import _child; _child()
 
 
 def cores() -> int:
-    """Processors that this process may use, at least 1: those that it is bound to, and no more than its control group gets the
-    time of, rounded up."""
+    """Number of processors that this process may use, at least 1: those that it is bound to, at most the quota of its
+    control group, rounded up."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(bound, _quota(Path("/")))))
 
 
 def _quota(system: Path) -> float:
-    """Processors whose time the control group of this process gets, the smallest number among it and those above it; infinite
-    without a limit. Of both versions of Linux's control groups; system: the folder that holds proc and sys."""
+    """Quota of processor time of this process' control group, in processors: the smallest of it and the groups above it,
+    infinite without a limit. For both versions of Linux control groups; system: the folder that holds proc and sys."""
     smallest = math.inf
     try:
         groups = [
@@ -48,7 +48,7 @@ def _quota(system: Path) -> float:
         if path is None or not version2 and (kind != "cgroup" or "cpu" not in options):
             continue
         top = system / point.lstrip("/")
-        within = os.path.relpath(path, root)  # a container may be shown a group by its name outside
+        within = os.path.relpath(path, root)  # a container may see the name that its group has outside
         group = top if within.startswith("..") else top / within
         for one in (group, *group.parents):
             smallest = min(smallest, _limit(one, version2))
@@ -69,10 +69,10 @@ def _limit(group: Path, version2: bool) -> float:
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
-    """Variables for a Python process to be started: it imports from where this one does, and nothing from the folder that it is
-    started in, which may hold files of strangers; it prints every text, whatever the terminal's encoding.
+    """Environment variables for a new Python process: it imports from the same places as this one, but nothing from the
+    current folder, which may hold files of others; it prints any text, whatever the encoding of the terminal.
 
-    threads: of each library that has threads of its own; None leaves that to the libraries
+    threads: number of threads of each library that starts some; None leaves it to the libraries
     """
     variables = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -92,23 +92,23 @@ def start(
     variables: Mapping[str, str] | None = None,
     **streams: Any,
 ) -> subprocess.Popen[bytes]:
-    """Start `function(*arguments)` in a new Python process, which ends with this one; what both need must be picklable.
+    """Start `function(*arguments)` in a new Python process, which ends with this one; both must be picklable.
 
-    threads: see `environment`; variables: more of its environment; streams: `stdout`, `stderr`, ... of `subprocess.Popen`. Its
-    standard input is a pipe, from which the function may read whatever is written there afterwards. Raises OSError if the
-    system starts no more processes.
+    threads: see `environment`; variables: more environment variables; streams: `stdout`, `stderr`, ... of
+    `subprocess.Popen`. Its standard input is a pipe, from which the function may read what is written to it later.
+    Raises OSError if the system cannot start another process.
     """
     own = environment(threads) | dict(variables or {})
     process = subprocess.Popen(_CHILD, stdin=subprocess.PIPE, env=own, **streams)
     assert process.stdin
-    with contextlib.suppress(BrokenPipeError):  # it died already, as its status tells
+    with contextlib.suppress(BrokenPipeError):  # it is dead already, which its status shows
         process.stdin.write(pickle.dumps((os.getpid(), function, arguments)))
         process.stdin.flush()
     return process
 
 
 def finished(function: Callable[..., object], *arguments: object, **options: Any) -> tuple[int, bytes]:
-    """`start`, and wait for its end: the exit status, negative for a signal, and what it wrote if `stdout` is a pipe."""
+    """`start`, then wait for the end: the exit status, negative for a signal, and the output if `stdout` is a pipe."""
     with start(function, *arguments, **options) as process:
         try:
             said, _ = process.communicate()
@@ -125,8 +125,8 @@ def _child() -> None:
 
 
 def end_with(parent: int) -> None:
-    """Let this process end within a second after its parent, the process of that id, however that one ended; and now, if the
-    system starts no thread to wait for that."""
+    """End this process within a second after its parent, the process of that id, however that one ends; or at once, if
+    the system cannot start the thread that waits for it."""
 
     def wait() -> None:
         while os.getppid() == parent:
@@ -140,13 +140,13 @@ def end_with(parent: int) -> None:
 
 
 def ending(status: int) -> str:
-    """How a process ended, by its exit status, negative for a signal."""
+    """How a process ended, in words, from its exit status, negative for a signal."""
     return f"killed its process (signal {-status})" if status < 0 else f"its process ended with {status}"
 
 
 @contextlib.contextmanager
 def safe_path() -> Iterator[None]:
-    """In the block, Python processes that libraries start import nothing from the current folder."""
+    """Within the block, Python processes that libraries start import nothing from the current folder."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -159,8 +159,8 @@ def safe_path() -> Iterator[None]:
 
 
 def keep_memory() -> None:
-    """Have this process keep what it frees, if its C library is glibc, which would otherwise give the megabytes that each flow
-    works on back to the system: that clears their pages each time, for 5 % of the time of labelling."""
+    """Make this process keep the memory that it frees, if its C library is glibc. Otherwise glibc returns the megabytes
+    that each flow works on to the system, and clearing their pages again takes 5 % of the labelling time."""
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         for option, size in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 256 << 20)):

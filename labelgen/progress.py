@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a heartbeat elsewhere, also inside a library."""
+"""Progress of long work: a bar on a terminal, a line every ten seconds elsewhere, also inside library calls."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
-EVERY = 10.0  # seconds from one line to the next
+EVERY = 10.0  # seconds between lines
 
 
 class _Blocks:
-    """What is being done, the innermost piece of work last, and when that was last printed."""
+    """The pieces of work in progress, the innermost one last, and the time of the last line."""
 
     lock = threading.Lock()
     open: list[tuple[Callable[[float], str] | None, float]] = []
@@ -21,8 +21,8 @@ class _Blocks:
 
 @contextmanager
 def heartbeat(text: Callable[[float], str] | None) -> Iterator[None]:
-    """Print text(seconds since the block began) to standard error every ten seconds until the block ends; while another one is
-    open within it, only that one's. None: nothing, as when a bar is drawn."""
+    """Print text(seconds since the block began) to standard error every ten seconds until the block ends; an inner
+    block takes precedence. None prints nothing, for example while a bar is drawn."""
     block, ended = (text, time.monotonic()), threading.Event()
 
     def lines() -> None:
@@ -40,7 +40,7 @@ def heartbeat(text: Callable[[float], str] | None) -> Iterator[None]:
             _Blocks.printed = block[1]
         _Blocks.open.append(block)
     thread = threading.Thread(target=lines, daemon=True)
-    with suppress(RuntimeError):  # the system starts no thread: the work itself can go on
+    with suppress(RuntimeError):  # the system cannot start a thread: the work itself can continue
         thread.start()
     try:
         yield
@@ -53,14 +53,14 @@ def heartbeat(text: Callable[[float], str] | None) -> Iterator[None]:
 
 
 def busy(what: str) -> AbstractContextManager[None]:
-    """`heartbeat` of work that cannot be counted: what is being done, and for how long it has been."""
+    """`heartbeat` of work that cannot be counted: what is being done, and for how long so far."""
     return heartbeat(lambda seconds: f"{what}, {seconds:.0f} s")
 
 
 class ProgressBar:
-    """A bar on a terminal; elsewhere a plain line every ten seconds: what is done, and about how long the rest takes.
+    """A bar on a terminal; elsewhere a plain line every ten seconds, with the progress and about the time left.
 
-    what: is done; unit: name of a unit of work; total: units of work, if they are known from the start
+    what: the work, as printed; unit: name of a unit of work; total: number of units, if known from the start
     """
 
     def __init__(self, what: str, unit: str, total: int = 0):
@@ -83,12 +83,12 @@ class ProgressBar:
         self._bar.close()
 
     def step(self, units: int = 1) -> None:
-        """So many more units are done."""
+        """Count more units as done."""
         self(self.done + units, self.total)
 
     def __call__(self, done: int, total: int, frames: int = 0) -> None:
-        """So many units of the total are done, and so many frames, if those are counted. Those of the first call took no time if
-        its `frames` is 0: they were done before."""
+        """Set how many units of the total, and how many frames, if counted, are done. Units of the first call were done
+        before, without taking time, if its `frames` is 0."""
         if not self.total:
             self.total = self._bar.total = total
             self.already = self._bar.initial = 0 if frames else done
@@ -103,7 +103,7 @@ class ProgressBar:
             print(text, file=sys.stderr, flush=True)
 
     def line(self, seconds: float) -> str:
-        """What is done after so many seconds."""
+        """The line to print after this many seconds."""
         made, rest = self.done - self.already, self.total - self.done
         rate = f", {self._rate(seconds)}" if self.frames else ""
         left = f", about {duration(seconds / made * rest)} left" if made else ""
@@ -114,12 +114,12 @@ class ProgressBar:
 
 
 def core_hours(hours: float) -> str:
-    """Hours of one core in words, with two digits at least: "0.0026", "12.34", "1,234"."""
+    """Hours of one core as text, with at least two digits: "0.0026", "12.34", "1,234"."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def duration(seconds: float) -> str:
-    """About so long, in words."""
+    """A duration in words, rounded."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Files that strangers made: only regular ones of a bounded size are read, and only YAML and JSON of bounded content."""
+"""Untrusted files: only regular files of bounded size are read, and only YAML and JSON of bounded content."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import yaml
 from labelgen.errors import ReadError
 
 YAML_BYTES, JSON_BYTES, TEXT_BYTES = 1 << 18, 1 << 26, 1 << 30
-_NODES, _JSON_NODES = 20_000, 4_000_000  # values, with what aliases repeat
-_DEPTH = 40  # of mappings and lists in one another
-_LETTERS = 10_000  # of one text of a YAML file
+_NODES, _JSON_NODES = 20_000, 4_000_000  # values, including those that aliases repeat
+_DEPTH = 40  # levels of nested mappings and lists
+_CHARACTERS = 10_000  # of one string of a YAML file
 _NUMBER = 40  # characters of a number
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a letter in JSON, which may be whole with the next one
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # surrogate escapes in JSON, which may or may not form pairs
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -31,23 +31,23 @@ _KINDS = {
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """`regular_handle` as a file to read bytes from."""
+    """`regular_handle` as a binary file."""
     return os.fdopen(regular_handle(path), "rb")
 
 
 def regular_handle(path: str | os.PathLike[str]) -> int:
-    """A descriptor of a regular file, or of one that a link leads to, to read from; never waits, as a pipe would make it.
+    """A descriptor for reading a regular file, or one that a link leads to; never blocks, as opening a pipe would.
 
     Raises OSError if it cannot be opened, its subclass ReadError for a pipe, socket, device or folder.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # how a socket refuses
+        if error.errno == errno.ENXIO:  # a socket
             check_regular(path)
         raise
     except ValueError as error:
-        raise ReadError(f"{str(path)!r}: no path ({error})") from error
+        raise ReadError(f"{str(path)!r}: not a valid path ({error})") from error
     try:
         _check_kind(path, os.fstat(handle).st_mode)
     except BaseException:
@@ -57,7 +57,7 @@ def regular_handle(path: str | os.PathLike[str]) -> int:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises ReadError if a path leads to a pipe, socket, device or folder, OSError if it leads nowhere."""
+    """Raises ReadError if a path leads to a pipe, socket, device or folder, OSError if nothing is there."""
     _check_kind(path, os.stat(path).st_mode)
 
 
@@ -70,7 +70,9 @@ def read_bytes(path: str | os.PathLike[str], limit: int = TEXT_BYTES) -> bytes:
     """The content of a regular file. Raises ReadError if it cannot be read or has more than `limit` bytes."""
     try:
         with open_regular(path) as file:
-            content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # not `limit`: it would be allocated
+            content = file.read(
+                min(os.fstat(file.fileno()).st_size, limit) + 1
+            )  # not `limit`, which would be allocated
             content += file.read(limit + 1 - len(content)) if len(content) <= limit else b""
     except ReadError:
         raise
@@ -82,7 +84,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int = TEXT_BYTES) -> bytes:
 
 
 def read_text(path: str | os.PathLike[str], limit: int = TEXT_BYTES, encoding: str = "utf-8") -> str:
-    """The content of a regular file in UTF-8 (encoding: of that or utf-8-sig), line ends as they are. Raises ReadError."""
+    """The content of a regular UTF-8 file (encoding: utf-8 or utf-8-sig), line ends unchanged. Raises ReadError."""
     try:
         return read_bytes(path, limit).decode(encoding)
     except UnicodeDecodeError as error:
@@ -95,13 +97,13 @@ def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text. Raises ReadError, which begins with `where`, for a text that is none, that nests deeper than 40
-    levels, or that holds more than four million values, a whole number of more than 40 digits or an unpaired surrogate."""
+    """The value of a JSON text. Raises ReadError, which begins with `where`, if the JSON is invalid, nests deeper than
+    40 levels, or holds more than four million values, an integer of more than 40 digits or an unpaired surrogate."""
     if sum(map(text.count, ",:[{")) > _JSON_NODES:
         raise ReadError(f"{where}: more than {_JSON_NODES:,} values; expected fewer")
     try:
         value = json.loads(text, parse_int=_whole)
-        if _HALF.search(text):
+        if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # an unpaired surrogate could be neither printed nor written
     except (ValueError, RecursionError) as error:
         raise ReadError(f"{where}: invalid JSON ({error})") from error
@@ -124,16 +126,16 @@ def _whole(text: str) -> int:
 
 
 def load_yaml(path: Any, limit: int = YAML_BYTES) -> Any:
-    """The content of a YAML file, see `parse_yaml`; path: str, Path or what importlib.resources gives. Raises ReadError."""
+    """The content of a YAML file, see `parse_yaml`; path: str, Path or a resource of importlib.resources. Raises ReadError."""
     if isinstance(path, (str, Path)):
         return parse_yaml(read_text(path, limit), os.fspath(path))
-    return parse_yaml(path.read_text(encoding="utf-8"), str(path))  # of this package
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path))  # part of this package
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text, of plain types alone. Raises ReadError, which begins with `where`, for a text that is none, and
-    for one that gives a key of a mapping twice, nests deeper than 40 levels, holds more than 20,000 values (those that aliases
-    repeat included), a text of more than 10,000 characters or with a NUL in it, or a number of more than 40 characters."""
+    """The value of a YAML text, of plain types only. Raises ReadError, which begins with `where`, if the YAML is invalid,
+    repeats a key of a mapping, nests deeper than 40 levels, or holds more than 20,000 values (including those that aliases
+    repeat), a string of more than 10,000 characters or with NUL, or a number of more than 40 characters."""
     try:
         return yaml.load(text, _Loader)
     except _Twice as error:
@@ -146,16 +148,16 @@ def parse_yaml(text: str, where: str) -> Any:
         LookupError,
         AttributeError,
         TypeError,
-    ) as error:  # PyYAML, of what is no number or date
+    ) as error:  # PyYAML, for invalid numbers and dates
         raise ReadError(f"{where}: invalid YAML ({error})") from error
 
 
 class _Twice(yaml.YAMLError):
-    """A key that stands twice in one mapping."""
+    """A mapping has the same key twice."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that counts values, with what aliases repeat, before anything is made of them, and takes no key twice."""
+    """SafeLoader that counts values, including those that aliases repeat, before it builds them, and refuses repeated keys."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -170,7 +172,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         if alias and id(node) not in self._sizes:
-            raise yaml.MarkedYAMLError("a value holds itself", None, "expected none that does", mark)
+            raise yaml.MarkedYAMLError("a value contains itself", None, "expected no recursion", mark)
         self._total += self._sizes[id(node)] if alias else 1
         self._sizes[id(node)] = self._sizes[id(node)] if alias else self._total - before
         if self._total > _NODES:
@@ -182,8 +184,10 @@ class _Loader(yaml.SafeLoader):
         first: dict[Any, yaml.Mark] = {}
         for own, _ in node.value:
             if not isinstance(own, yaml.ScalarNode):
-                continue  # no plain value: whatever makes the mapping refuses it
-            key = own.value if own.tag == "tag:yaml.org,2002:merge" else self.construct_object(own)  # 1 and 0x1 are one
+                continue  # not a plain value: building the mapping refuses it
+            key = (
+                own.value if own.tag == "tag:yaml.org,2002:merge" else self.construct_object(own)
+            )  # 1 and 0x1 are the same key
             if key in first:
                 raise _Twice(
                     f"line {own.start_mark.line + 1}: the key {own.value!r:.60} is given twice, first in line "
@@ -197,22 +201,22 @@ class _Loader(yaml.SafeLoader):
         if not isinstance(value, str):
             return value
         text = node.tag == "tag:yaml.org,2002:str"
-        if len(value) > (_LETTERS if text else _NUMBER):
+        if len(value) > (_CHARACTERS if text else _NUMBER):
             raise yaml.MarkedYAMLError(
-                f"a {'text' if text else 'number'} of {len(value):,} characters",
+                f"a {'string' if text else 'number'} of {len(value):,} characters",
                 None,
                 "expected a shorter one",
                 node.start_mark,
             )
         if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
             raise yaml.MarkedYAMLError(
-                "a text that holds NUL or an unpaired surrogate", None, "expected none", node.start_mark
+                "a string with NUL or an unpaired surrogate", None, "expected neither", node.start_mark
             )
         return value
 
 
 class Only(dict[str, Any]):
-    """A form of mappings that may have these keys and no others, see `fit`."""
+    """The form of a mapping that has no other keys than these, see `fit`."""
 
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "nothing"}
@@ -220,11 +224,11 @@ _WORDS |= {dict: "a mapping", list: "a list", tuple: "a list"}
 
 
 def fit(value: Any, form: Any, name: str) -> None:
-    """Check what was read from a file. Raises ValueError that says what is wrong, the value and what was expected.
+    """Check a value that was read from a file. Raises ValueError with the fault, the value and what was expected.
 
-    form: a type of _WORDS or a union of such types, float for any number; [form of each entry], [form, ...] for at least one
-    entry; {key: form}, with other keys allowed, but not in `Only`: "key?" may be missing, "*" stands for every key
-    name: of the value, in messages; "it" for a whole file, whose entries are named by their keys alone
+    form: a type of _WORDS or a union of them, float for any number; [form of each entry], [form, ...] for at least one
+    entry; {key: form}, where only `Only` refuses other keys, "key?" may be missing and "*" stands for any key
+    name: the value's name in messages; "it" for a whole file, whose entries are named by their keys alone
     """
     if isinstance(form, dict):
         _check_type(value, dict, name)

@@ -10,15 +10,15 @@ import numpy as np
 from labelgen.texts import draw
 
 LINE, GAP = 20, 6  # height of a line of text, space between two pictures, pixels
-_LETTER = 7.5  # width of a letter, pixels
+_CHARACTER = 7.5  # width of a character, pixels
 _SIZE = 0.45  # of OpenCV's font
 
 
 def contact_sheet(
     title: str, tiles: Sequence[tuple[np.ndarray, Sequence[str]]], columns: int, least: int = 0
 ) -> np.ndarray:
-    """Pictures RGB uint8 [H, W, 3], each under the lines of its caption, row by row under a title, as RGB uint8 [H, W, 3]. Of a
-    line that is too long the end is shown: the end of a path says more. least: width of a column at least"""
+    """Pictures RGB uint8 [H, W, 3], each under the lines of its caption, in rows under a title, as RGB uint8 [H, W, 3]. Lines
+    that are too long are cut at their beginning, as the end of a path says more. least: smallest width of a column"""
     width = max(least, *(picture.shape[1] for picture, _ in tiles))
     above = LINE * max(len(lines) for _, lines in tiles)
     height = above + max(picture.shape[0] for picture, _ in tiles)
@@ -34,7 +34,7 @@ def contact_sheet(
 
 
 def _end(line: str, width: int) -> str:
-    room = int(width / _LETTER)
+    room = int(width / _CHARACTER)
     return line if len(line) <= room else f"..{line[2 - room :]}"
 
 

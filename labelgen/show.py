@@ -1,4 +1,4 @@
-"""Pictures of what was computed: labels of a clip, and clips from easy to hard."""
+"""Pictures of the labels: those of one clip, and clips from easy to hard."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Mark = tuple[np.ndarray, Color, int | Color | str]  # a block, its outline, and 
 
 
 def flow_colors(field: np.ndarray, largest: float | None = None) -> np.ndarray:
-    """Flow [H, W, 2] as RGB uint8 [H, W, 3]: hue is the direction (red to the right, then counter-clockwise), saturation the
-    length relative to `largest` (pixels per frame; default: the 99th percentile)."""
+    """Flow [H, W, 2] as RGB uint8 [H, W, 3]: hue is the direction (red is to the right, then counter-clockwise),
+    saturation the length relative to `largest` (pixels per frame; default: the 99th percentile)."""
     length = np.hypot(field[..., 0], field[..., 1])
     largest = largest or max(float(np.percentile(length, 99)), 1e-3)
     hue = np.degrees(np.arctan2(-field[..., 1], field[..., 0])) % 360 / 2
@@ -36,10 +36,10 @@ def flow_colors(field: np.ndarray, largest: float | None = None) -> np.ndarray:
 
 
 def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
-    """Everything stored for one clip, centre crop, as one picture, RGB uint8.
+    """All labels of one clip, centre crop, as one picture, RGB uint8.
 
-    Frames; flow (recomputed from the stored frames) and motion boundaries M_u, M_v; for each pattern the blocks that move
-    most, with their orientation, and the most diverse and most stable blocks, with their dominant colours.
+    It shows frames; flow (recomputed from the stored frames) and motion boundaries M_u, M_v; for each pattern the blocks of
+    largest motion with its direction, and the most diverse and most stable blocks with their dominant colours.
     """
     arrays = shard.arrays
     video, start = int(arrays["clips/video"][clip]), int(arrays["clips/start"][clip])
@@ -80,10 +80,10 @@ def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Example:
-    """A clip of the curriculum.
+    """An example of the curriculum.
 
-    place: easy, middle or hard; score: share of its motion in one block; video: its id; frame: its middle frame, boundaries: the
-    magnitude of its motion boundaries, RGB uint8 [H, W, 3] both
+    place: easy, middle or hard; score: share of the clip's motion in one block; video: its id; frame, boundaries: the
+    middle frame and the magnitude of the motion boundaries, both RGB uint8 [H, W, 3]
     """
 
     place: str
@@ -115,7 +115,7 @@ def curriculum(shards: Sequence[ShardReader], count: int = 6) -> list[Example]:
     score = np.array([shard.arrays["curriculum/score"][clip] for shard, clip in clips])
     order = np.argsort(-score, kind="stable")[: np.count_nonzero(~np.isnan(score))]
     if not len(order):
-        raise ValueError("no clip has a difficulty: there is none, or none of them moves")
+        raise ValueError("no clip has a difficulty: there are no clips, or none of them moves")
     count = min(count, len(order))
     middle = (len(order) - count) // 2
     found = []
@@ -141,12 +141,12 @@ def _color(index: int) -> Color:
 
 
 def _tile(picture: np.ndarray, marks: Sequence[Mark] = (), corner: Sequence[int] = (0, 0)) -> np.ndarray:
-    """The picture enlarged, with outlined blocks, each with an arrow (sector) or a swatch (colour) at its centre."""
+    """The picture, enlarged, with outlined blocks, each with an arrow (sector) or a swatch (colour) at its centre."""
     zoom = _zoom(picture.shape[1])
     tile = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     offset = (int(corner[1]) * zoom - 1, int(corner[0]) * zoom - 1)
     for index, (block, color, sign) in enumerate(marks):
-        inset = sum(np.array_equal(block, other[0]) for other in marks[:index])  # the second inside the first
+        inset = sum(np.array_equal(block, other[0]) for other in marks[:index])  # draw the second one inside the first
         mask = cv2.resize(block.astype(np.uint8), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
         depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)
         outline = (depth > 4 * inset).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A part of a video, by the times at which its frames are seen."""
+"""A part of a video, chosen by time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from labelgen.times import frame_bounds
 
 
 class Span(Iterator[np.ndarray]):
-    """The frames of a stream that are seen between two seconds after the first frame of its file, with the attributes of the
-    stream.
+    """The frames of a stream that are seen between two times after the first frame of its file, with the attributes of
+    the stream.
 
-    begin, end: seconds; infinity as end: to the end of the video. The first frame may begin earlier if it is still seen at
-    `begin`.
-    time: of the frame that was yielded last, in seconds after the first one of the file; damage: see FrameStream
+    begin, end: seconds; an infinite end means the end of the video. The first frame may begin earlier, if it is still
+    seen at `begin`.
+    time: of the last frame yielded, in seconds after the first frame of the file; damage: see FrameStream
 
-    Raises DecodeError as the stream does, but for faults that lie outside of that part; for a stream without presentation times
-    or without a frame in that part; and, after its last frame, if some are damaged or lost.
+    Raises DecodeError as the stream does, except for faults outside of the part; if the stream has no presentation
+    times or no frame in the part; and, after the last frame, if frames of the part are damaged or lost.
     """
 
     def __init__(self, stream: FrameStream, begin: float, end: float) -> None:
@@ -54,13 +54,13 @@ class Span(Iterator[np.ndarray]):
 
     def _part(self) -> Generator[tuple[np.ndarray, float, int], None, None]:
         times, found, faults = array("d"), False, list[str]()
-        before = None  # the last frame that begins before the part
+        before = None  # last frame that begins before the part
         reason = ""
         try:
             for frame in self._stream:
                 at = self._stream.time - self._stream.origin
                 if math.isnan(at):
-                    raise DecodeError(self._stream.path, "the file tells no times, so that no part can be taken")
+                    raise DecodeError(self._stream.path, "the file has no time stamps, so that no part can be selected")
                 times.append(at)
                 if at >= self._end - TICK:
                     break
@@ -71,7 +71,7 @@ class Span(Iterator[np.ndarray]):
                 for one in filter(None, (before if at > self._begin + TICK else None, shown)):
                     faults += [f"{one[1]:.2f} s"] * bool(
                         one[2] if found else one[2] & DAMAGED
-                    )  # lost before it: no fault
+                    )  # frames lost before the part are not a fault
                     found = True
                     yield one
                 before = None
@@ -80,18 +80,18 @@ class Span(Iterator[np.ndarray]):
             if not times:
                 raise
         bounds = times[0] + frame_bounds(times, self._stream.fps) if times else np.zeros(1)
-        passed = bool(times) and times[-1] >= self._end - TICK  # the frame behind the part is seen, too
+        passed = bool(times) and times[-1] >= self._end - TICK  # the frame after the part was read, too
         if before is not None and bounds[-2 if passed else -1] > self._begin + TICK:
             found = True
             yield before
         if not found:
             after = f"; {reason}" if reason else ""
-            told = f"no frame from second {self._begin:g} on, it ends at {bounds[-1]:.1f} s{after}"
-            raise DecodeError(self._stream.path, told)
+            why = f"no frame from second {self._begin:g} on, the video ends at {bounds[-1]:.1f} s{after}"
+            raise DecodeError(self._stream.path, why)
         if reason and (self._begin, self._end) == (0, math.inf):
             raise DecodeError(self._stream.path, reason)
         if self._stream.broken and bounds[-1] < self._end - TICK:
             raise DecodeError(self._stream.path, self._stream.broken)
         if faults:
             many = f"{len(faults)} frames of the part are" if len(faults) > 1 else "1 frame of the part is"
-            raise DecodeError(self._stream.path, f"{many} damaged or behind lost ones, the first at {faults[0]}")
+            raise DecodeError(self._stream.path, f"{many} damaged or preceded by lost ones, the first at {faults[0]}")

@@ -1,4 +1,4 @@
-"""Names of files, labels and rows in what is written: pictures, CSV, Markdown."""
+"""Names of files, labels and rows as they appear in pictures, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-_FORMULA = re.compile("[=+@\t\r\n＝＋－＠-]")  # begins what a spreadsheet computes
-_MARKUP = re.compile(
-    r"([\\`*\[\]<|~$]|&(?=#?\w+;)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))"
-)  # not what stands within a word
+_FORMULA = re.compile("[=+@\t\r\n＝＋－＠-]")  # first characters of what a spreadsheet computes
+_MARKUP = re.compile(r"([\\`*\[\]<|~$]|&(?=#?\w+;)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")  # not within a word
 
 
 def draw(picture: np.ndarray, text: str, x: int, y: int, size: float) -> None:
-    """Write a line of text into a picture, uint8 [H, W, 3], black, from its lower left corner (x, y) on; size: of OpenCV's font.
-    What cannot be drawn, control characters and unpaired surrogates, which kill OpenCV, is a question mark, as is what the font
-    lacks: OpenCV 4 has ASCII alone."""
+    """Write a line of text into a picture, uint8 [H, W, 3], in black, with its lower left corner at (x, y); size: of
+    OpenCV's font. Control characters and unpaired surrogates, which crash OpenCV, become question marks, as do
+    characters that the font lacks: OpenCV 4 has ASCII only."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in unicodedata.normalize("NFC", text))
     cv2.putText(picture, shown, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
 
@@ -31,13 +29,13 @@ def path_text(path: str | os.PathLike[str]) -> str:
 
 
 def csv_cells(values: Iterable[Any]) -> list[Any]:
-    """Values as cells of a CSV file that no spreadsheet computes: a text that begins like a formula, and is no number, has an
-    apostrophe before it. [OWASP, CSV injection]"""
+    """Values as cells of a CSV file that no spreadsheet computes: a text that begins like a formula but is not a number
+    gets an apostrophe in front. [OWASP, CSV injection]"""
     return [f"'{value}" if isinstance(value, str) and _computed(value) else value for value in values]
 
 
 def from_csv(cell: str) -> str:
-    """The text that `csv_cells` made a cell of."""
+    """The text from which `csv_cells` made a cell."""
     return cell[1:] if cell[:1] == "'" and _computed(cell[1:]) else cell
 
 
@@ -52,5 +50,5 @@ def _computed(text: str) -> bool:
 
 
 def markdown(text: str) -> str:
-    """A text as Markdown shows it, in a line or a cell of a table: nothing in it is markup, and line ends are spaces."""
+    """A text escaped for a line or table cell of Markdown: nothing in it is markup, and line ends become spaces."""
     return _MARKUP.sub(r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""The time line of a video: the seconds of its frames, what is odd about them, and frames at a constant rate."""
+"""The time line of a video: the times of its frames, what is irregular about them, and frames at a constant rate."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from av.container import InputContainer
 
 from labelgen.media import DAMAGED, LOSS, Decoded
 
-_INDEXED = ("mov,mp4", "matroska")  # containers whose index tells where key frames are
-_NEAR, _EARLIER = 10.0, 2.0  # seconds that are decoded rather than skipped, and that are decoded before a part
-MAX_HOLD = 10.0  # seconds that a picture stands still at most where frames are resampled
-_FASTEST = 1000.0  # frames per second: more is no rate, but the unit of a header's time stamps
+_INDEXED = ("mov,mp4", "matroska")  # containers whose index locates key frames
+_NEAR, _EARLIER = 10.0, 2.0  # seconds not worth a seek, and seconds decoded before a part
+MAX_HOLD = 10.0  # the longest time a picture is repeated when frames are resampled, seconds
+_FASTEST = 1000.0  # frames per second; a larger value is the unit of a header's time stamps, not a rate
 _T = TypeVar("_T")  # a frame
 
 
 class Times:
-    """Seconds of frames, which never step back, and what is odd about them.
+    """Times of frames in seconds, which never step back, and what is irregular about them.
 
-    rates: frames per second as the header has them, best first
-    rate:  frames per second, 0 where neither header nor time stamps tell
-    last:  seconds of the last frame so far
+    rates: frames per second in the header, best first
+    rate:  frames per second, 0 if neither header nor time stamps give any
+    last:  time of the last frame so far
     """
 
     def __init__(self, *rates: Fraction | None) -> None:
-        self._told = [float(rate) for rate in rates if rate]
-        self.rate = next((rate for rate in self._told if rate <= _FASTEST), 0.0)
+        self._rates = [float(rate) for rate in rates if rate]
+        self.rate = next((rate for rate in self._rates if rate <= _FASTEST), 0.0)
         self._steps = {"jump": 0, "step back": 0}
-        self._longest = {"jump": (0.0, 0), "step back": (0.0, 0)}  # seconds, after which frame
+        self._longest = {"jump": (0.0, 0), "step back": (0.0, 0)}  # seconds, number of the frame before
         self._shortest, self._total, self._number, self._most = math.inf, 0.0, 0, 0.0
         self._wrong, self.last = False, math.nan
 
     def of(self, decoded: Decoded) -> Iterator[tuple[av.VideoFrame, int, float]]:
-        """Frames with their damage and their seconds."""
+        """Frames with their damage and their times in seconds."""
         behind, before, step, none = 0.0, 0.0, 0.0, False
         for number, (frame, damage, time) in enumerate(decoded):
             each = decoded.each or (1 / self.rate if self.rate else 0.0)
@@ -45,7 +45,7 @@ class Times:
             if none:
                 time = math.nan
             elif math.isnan(time):
-                time = self.last + (step or each) if number else 0.0  # the last of an AVI have no stamps
+                time = self.last + (step or each) if number else 0.0  # the last frames of an AVI have no time stamps
             elif time + behind < self.last:
                 self._odd("step back", self.last - time - behind, number)
                 before, behind = behind, self.last + each - time
@@ -53,16 +53,16 @@ class Times:
             else:
                 late = 0 < behind - before < 1 and time + behind > self.last + 1.5 * each
                 if late and time + before >= self.last:
-                    behind = before  # a frame was out of order, and no new time line began
+                    behind = before  # a frame was merely out of order, no new time line began
                 time += behind
                 step = time - self.last
                 self._step(step, number)
             self.last = time
             yield frame, damage, time
-        plausible = [rate for rate in self._told if rate <= _FASTEST and self._fits(rate, 2.5)]
-        self._wrong = bool(self._told) and (self._told[0] > _FASTEST or not plausible)
+        plausible = [rate for rate in self._rates if rate <= _FASTEST and self._fits(rate, 2.5)]
+        self._wrong = bool(self._rates) and (self._rates[0] > _FASTEST or not plausible)
         measured = self._number / self._total if self._total else 0.0
-        # an AVI's rate counts frames that are repeated, some rates count fields
+        # the rate of an AVI counts repeated frames, some rates count fields
         self.rate = next((rate for rate in plausible if self._fits(rate, 1.3)), measured)
 
     def _fits(self, rate: float, factor: float) -> bool:
@@ -80,7 +80,7 @@ class Times:
         self._longest[what] = max(self._longest[what], (seconds, number), key=lambda odd: odd[0])
 
     def faults(self, fps: float | None) -> list[str]:
-        """In words, what was odd about the times so far."""
+        """What was irregular about the times so far, in words."""
         found = []
         for what, count in self._steps.items():
             if count:
@@ -92,17 +92,17 @@ class Times:
             found[0] += f": no picture is repeated for longer than {MAX_HOLD:g} s"
         if fps is None and self._wrong:
             stamps = f"{self.rate:.5g}" if self.rate else "none"
-            found.append(f"its header tells {self._told[0]:,.0f} frames per second, its time stamps {stamps}")
+            found.append(f"its header says {self._rates[0]:,.0f} frames per second, its time stamps {stamps}")
         return found
 
 
-def _closed(timed: Iterable[tuple[_T, int, float]], origin: float) -> Iterator[tuple[_T, int, float, float]]:
-    """Frames with their damage, their seconds after `origin` (nan: the first one) without what is longer than MAX_HOLD, and how
-    much less these are than those of the file."""
+def _clamped(timed: Iterable[tuple[_T, int, float]], origin: float) -> Iterator[tuple[_T, int, float, float]]:
+    """Frames with their damage, their times in seconds after `origin` (nan: the first frame) with gaps cut to MAX_HOLD,
+    and the difference from the times of the file."""
     last, cut = math.nan, 0.0
     for frame, damage, time in timed:
         if math.isnan(time):
-            raise ValueError("frames carry no presentation time, which a constant frame rate needs")
+            raise ValueError("frames have no presentation times, which a constant frame rate needs")
         if math.isnan(last):
             cut = time if math.isnan(origin) else origin
         else:
@@ -114,12 +114,12 @@ def _closed(timed: Iterable[tuple[_T, int, float]], origin: float) -> Iterator[t
 def resample(
     timed: Iterable[tuple[_T, int, float]], fps: float, origin: float = math.nan
 ) -> Iterator[tuple[_T, int, float]]:
-    """Frame k is the one presented nearest to second k / fps after the first, with that second on the file's time line. A loss is
-    marked at the next frame that is shown, damage whenever the frame is. origin: second of the file's first frame, where these
-    begin with a later one."""
+    """Yield as frame k the one presented nearest to k / fps seconds after the first, with that time on the file's time
+    line. A loss is marked at the next frame yielded, damage at each repetition. origin: time of the file's first frame,
+    if these begin with a later one."""
     held: _T | None = None
     found, lost, held_time, held_cut, k = 0, 0, 0.0, 0.0, 0
-    for frame, damage, time, cut in _closed(timed, origin):
+    for frame, damage, time, cut in _clamped(timed, origin):
         if held is None:
             k = math.ceil(time * fps)
         while held is not None and k / fps < (held_time + time) / 2:
@@ -137,8 +137,8 @@ def resample(
 def seek_point(
     container: InputContainer, stream: av.VideoStream, since: float, alive: Callable[[], object]
 ) -> tuple[float, int] | None:
-    """Time of a file's first frame, and the time stamp of a key frame two seconds or more before second `since` after it, from
-    which it can be read; None if it has no index, or that would save nothing. The container is then somewhere in the file."""
+    """Time of a file's first frame, and a time stamp two seconds before `since` (in seconds after that frame), to seek
+    to; None if the file has no index or seeking would save nothing. Leaves the container at an arbitrary position."""
     if since < _NEAR or not container.format.name.startswith(_INDEXED) or not stream.time_base:
         return None
 

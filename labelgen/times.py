@@ -1,4 +1,4 @@
-"""When the frames of a video are seen."""
+"""The times at which the frames of a video are seen."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_USUAL = 9  # of the last steps between frames, whose median is how long the last frame lasts
+_USUAL = 9  # last steps between frames, whose median is the duration of the last frame
 
 
 def frame_bounds(time: Sequence[float] | np.ndarray, fps: float = 0) -> np.ndarray:
-    """When each frame of a video begins, and when the last one ends, in seconds after the first one begins, to the microsecond,
-    float64 [frames + 1]; nan throughout if the file tells no times.
+    """Begin of each frame of a video and end of the last one, in seconds after the begin of the first, to the
+    microsecond, float64 [frames + 1]; nan throughout if the file has no time stamps.
 
-    time: presentation times in seconds, which never decrease, [frames]; fps: for a video of one frame. A frame lasts until the
-    next one, the last one as long as those before it usually do.
+    time: presentation times in seconds, which never decrease, [frames]; fps: for a video of one frame. A frame lasts
+    until the next one begins, the last one as long as the frames before it usually last.
     """
     time = np.asarray(time, np.float64)
     steps = np.diff(time)[-_USUAL:]

@@ -40,7 +40,7 @@ def path(home, tmp_path):
 
 def test_a_sound_data_set_is_sound(path):
     said, readable, whole = read_all(path.parent, path.parent.parent)
-    assert readable and whole and "2 shards are sound" in said and '"order"' in said
+    assert readable and whole and "2 shards are undamaged" in said and '"order"' in said
 
 
 @pytest.mark.parametrize("name", [*forging.crafted(None, None)])
@@ -83,7 +83,7 @@ def test_not_a_byte_beside_header_and_arrays_is_needed(path):
     path.write_bytes(content)
     reader = ShardReader(path)
     assert len(reader.frames(reader.clip_frames(0))) == 16
-    assert verify(path.parent)[1] == [f"{path}: its HDF5 structure is not the one that was written (SHA-256)"]
+    assert verify(path.parent)[1] == [f"{path}: its HDF5 structure was changed after writing (SHA-256)"]
 
 
 def test_pictures_are_looked_at_before_they_are_decoded(path, monkeypatch):
@@ -113,7 +113,7 @@ def test_labels_that_are_read_as_needed_are_checked_then(path):
 def test_a_file_that_was_exchanged_is_told(path):
     reader = ShardReader(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ShardError, match="another file than when it was opened"):
+    with pytest.raises(ShardError, match="the file was replaced after it was opened"):
         reader.jpeg(0)
 
 
@@ -145,7 +145,7 @@ def test_data_sets_of_other_crops_are_not_joined(home, path):
 
     for name in ("00000.h5", "00001.h5"):
         forging.forge(path.parent / name, other_crops)
-    with pytest.raises(ShardError, match="00000.h5 has other crops than .*/sound/00000.h5"):
+    with pytest.raises(ShardError, match="00000.h5 and .*/sound/00000.h5 have different crops"):
         Shards([home / "sound", path.parent])
 
 

@@ -172,7 +172,8 @@ def test_no_more_processes_than_the_quota_has_processors(monkeypatch, quota, exp
     assert cores() == expected and default_workers() == max(1, expected // 2)
     said = []
     with pool(100, None, said.append) as (_, at_work):
-        assert at_work == expected and said == [f"100 workers asked for, {expected} cores here: {expected} at work"]
+        used = f"100 workers requested, but this machine has {expected} cores: {expected} workers are used"
+        assert at_work == expected and said == [used]
 
 
 # --- another system

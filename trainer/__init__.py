@@ -1,1 +1,1 @@
-"""Shards -> checkpoints -> numbers."""
+"""From shards to checkpoints and results."""

@@ -1,12 +1,12 @@
-"""Checkpoints: folders that exist whole or not at all, from which the network can be rebuilt without anything else.
+"""Checkpoints: folders that are complete or absent, from which alone the network can be rebuilt.
 
 <run>/checkpoints/00000200/
-    weights.safetensors   weights and buffers; its metadata holds checkpoint.json once more
+    weights.safetensors   weights and buffers; its metadata repeats checkpoint.json
     checkpoint.json       settings, step, data set, configuration of the shards, versions
-    optimiser.safetensors state of the optimiser, to resume
+    optimiser.safetensors state of the optimiser, for resuming
 
-The newest one replaces the older ones. <run>/best has the one with the best held-out accuracy; <run>/kept has those that stay,
-one every `keep_every` epochs, without the optimiser.
+The newest one replaces older ones. <run>/best has the one of the best held-out accuracy; <run>/kept has one of every
+`keep_every` epochs, without the optimiser.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from trainer.tensors import IMPORT, digest, read_tensors
 SCHEMA = 2
 RUNS = Path("runs")
 _ORIGIN = {"dataset": str, "split": str | None, "samples": {"*": int}, "steps": int, "step": int, "config_hash": str}
-_META = {  # what metadata hold; names with ? may be missing
+_META = {  # the form of the metadata; names with ? may be missing
     **_ORIGIN,
     "settings": dict,
     "videos": int,
@@ -58,18 +58,18 @@ _META = {  # what metadata hold; names with ? may be missing
 }
 _FRAMES = ("height", "width", "crop", "clip_length", "fps", "jpeg_quality", "max_pixels")  # of the configuration
 _INITIAL = {"file": str, "settings": {"method": str}, **_ORIGIN}
-_STATE = {  # of each parameter
+_STATE = {  # state of each parameter
     "SGD": {"momentum_buffer"},
     "LARS": {"momentum_buffer"},
     "AdamW": {"step", "exp_avg", "exp_avg_sq"},
 }
-IMPORTED = "imported"  # the method of a run whose weights are from another program
+IMPORTED = "imported"  # the method of runs with weights of another program
 _OTHER = "it was changed, or written by another version of vssl; use another one, or train again"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """meta: what checkpoint.json holds; weights: by name, on the CPU; run: folder that results belong in."""
+    """meta: content of checkpoint.json; weights: by name, on the CPU; run: folder for results."""
 
     file: Path
     run: Path
@@ -77,7 +77,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
 
     def optimiser_state(self) -> dict[int, dict[str, Tensor]]:
-        """State of the optimiser by number of the parameter and name. Raises TrainerError if it is missing or damaged."""
+        """State of the optimiser, by number of the parameter and name. Raises TrainerError if it is missing or damaged."""
         path = self.file.with_name("optimiser.safetensors")
         try:
             _, tensors = read_tensors(path)
@@ -87,12 +87,12 @@ class Checkpoint:
         for key, value in tensors.items():
             number, _, name = key.partition(".")
             if not number.isdecimal() or len(number) > 9:
-                raise TrainerError(f"{path}: {key!r:.60} belongs to no parameter; {_OTHER}")
+                raise TrainerError(f"{path}: {key!r:.60} does not belong to a parameter; {_OTHER}")
             state.setdefault(int(number), {})[name] = value
         return state
 
     def restore(self, optimiser: torch.optim.Optimizer) -> None:
-        """Give an optimiser its stored state. Raises TrainerError if it is missing or does not fit."""
+        """Restore the state of an optimiser. Raises TrainerError if it is missing or does not fit."""
         state, now = self.optimiser_state(), optimiser.state_dict()
         weights = [weight for group in optimiser.param_groups for weight in group["params"]]
         for number, tensors in state.items():
@@ -102,7 +102,7 @@ class Checkpoint:
             ):
                 file = self.file.with_name("optimiser.safetensors")
                 raise TrainerError(f"{file}: the state of parameter {number} is of another optimiser; {_OTHER}")
-            for name, value in tensors.items():  # in memory like the parameter, so that sums are rounded as before
+            for name, value in tensors.items():  # in the parameter's memory layout, so that sums are rounded as before
                 tensors[name] = torch.empty_like(weights[number]).copy_(value) if value.dim() else value
         optimiser.load_state_dict({"state": state, "param_groups": now["param_groups"]})
 
@@ -116,7 +116,7 @@ def metadata(
     device: torch.device,
     initial: dict | None,
 ) -> dict:
-    """What checkpoint.json holds of a run, but for the step. samples: number of each method's; initial: see `start_from`."""
+    """The content of a run's checkpoint.json, except the step. samples: number for each method; initial: see `start_from`."""
     return {
         "settings": asdict(settings),
         "dataset": source.dataset,
@@ -142,9 +142,9 @@ def metadata(
 def save(
     run: Path, step: int, weights: dict[str, Tensor], optimiser: dict, meta: dict, kind: str = "checkpoints"
 ) -> Path:
-    """Write the checkpoint of a step and, unless its kind is "kept", remove the older ones. At any moment a whole one exists.
+    """Write the checkpoint of a step and, unless its kind is "kept", remove the older ones. At any time a complete one exists.
 
-    weights, optimiser: states of network and optimiser, on the CPU; kind: the run's folder, "checkpoints", "best" or "kept".
+    weights, optimiser: states of network and optimiser, on the CPU; kind: folder of the run, "checkpoints", "best" or "kept".
     """
     parent = run / kind
     target = parent / f"{step:08d}"
@@ -155,7 +155,7 @@ def save(
         parent.mkdir(exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=parent))
     try:
-        with writing(target, SafetensorError, RuntimeError):  # what the libraries make of a full disk
+        with writing(target, SafetensorError, RuntimeError):  # what the libraries raise if the disk is full
             weights = {name: tensor.contiguous() for name, tensor in weights.items()}
             save_file(weights, temporary / "weights.safetensors", {"vssl": json.dumps(meta)})
             if kind != "kept":
@@ -179,26 +179,26 @@ def save(
 
 
 def run_path(name: str | os.PathLike) -> Path:
-    """A run by name or path: a bare name is looked for in runs/, unless the current folder has something of that name."""
+    """A run by name or path: a bare name refers to runs/, unless it exists in the current folder."""
     path = Path(name)
     return RUNS / path if len(path.parts) == 1 and not path.exists() else path
 
 
 def newest_run(finetuned: bool = True) -> Path:
-    """The run in runs/ whose checkpoint was written last, of those with at least one step; finetuned: runs that were trained
-    with labels count, too.
+    """The run in runs/ whose checkpoint was written last and has at least one step. finetuned: include runs that were
+    trained with labels.
 
     Raises TrainerError if there is none.
     """
     written: dict[Path, float] = {}
     for path in RUNS.glob("*/checkpoints/[0-9]*"):
-        with suppress(FileNotFoundError):  # another process has just replaced it: the run has a newer one
+        with suppress(FileNotFoundError):  # another process has just replaced it by a newer one
             if path.name.isdecimal() and int(path.name) and (finetuned or _pretrained(path)):
                 written[path] = path.stat().st_mtime
     if not written:
         raise TrainerError(
-            f"no {'' if finetuned else 'pretrained '}run with a step done in {RUNS}/; train one with `vssl train`, or name a "
-            "checkpoint"
+            f"no {'' if finetuned else 'pretrained '}run with at least one step in {RUNS}/; train one with "
+            "`vssl train`, or name a checkpoint"
         )
     return max(written, key=written.__getitem__).parents[1]
 
@@ -207,42 +207,42 @@ def _pretrained(folder: Path) -> bool:
     try:
         return not with_labels(load_json(folder / "checkpoint.json")["settings"])
     except (VsslError, LookupError, TypeError, AttributeError):
-        return True  # damaged, which loading it reports
+        return True  # damaged: loading reports it
 
 
 def trained_splits(meta: dict) -> dict[str, str | None]:
-    """The data sets that a run was trained on, each with the split that was seen of it; of imported weights nothing is known."""
+    """The data sets of a run's training, each with its split; empty for imported weights, of which nothing is known."""
     if meta["settings"]["method"] == IMPORTED:
         return {}
     return meta.get("datasets") or {meta["dataset"]: meta["split"]}
 
 
 def with_labels(settings: dict) -> bool:
-    """Whether a run of these settings learns the class labels."""
+    """Whether a run with these settings learns the class labels."""
     names = settings["method"].split("+")
-    return any(known(name) and method_class(name).supervised for name in names)  # of others nothing is known
+    return any(known(name) and method_class(name).supervised for name in names)  # nothing is known of others
 
 
 def load(path: str | os.PathLike, best: bool = False, untrained: bool = False) -> Checkpoint:
     """Read the newest checkpoint of a run, a checkpoint folder or a .safetensors file.
 
-    best: the checkpoint of the best held-out accuracy, if the run has one; untrained: also one from before the first step,
-    whose weights are random, so that training can continue from it
+    best: the checkpoint of the best held-out accuracy, if the run has one; untrained: accept one from before the first
+    step, with random weights, so that training can continue from it
 
-    Raises TrainerError if there is none, or if metadata and backbone are not as this version of vssl writes them.
+    Raises TrainerError if there is none, or if metadata or backbone differ from what this version of vssl writes.
     """
     path = run_path(path)
     saved = _load(path) if not (path / "checkpoints").is_dir() else _load_newest(path, best)
     if not saved.meta["step"] and not untrained:
         raise TrainerError(
-            f"{saved.file}: not trained for a single step, its weights are random; continue its training "
-            f"(`vssl train --resume {saved.run}`), or name another run"
+            f"{saved.file}: it was not trained yet, its weights are random; continue its training "
+            f"(`vssl train --resume {saved.run}`), or choose another run"
         )
     return saved
 
 
 def _load_newest(run: Path, best: bool) -> Checkpoint:
-    """The newest checkpoint of a run, which a training process may replace by a newer one while it is read."""
+    """The newest checkpoint of a run, even if a training process replaces it meanwhile."""
     folder = _newest(run, best)
     while True:
         try:
@@ -266,8 +266,8 @@ def _load(path: Path) -> Checkpoint:
             f"{file}: checkpoint schema {found!s:.60}, expected {SCHEMA}; train it again with this version"
         )
     _check_meta(file, meta)
-    # results of a kept checkpoint go beside it, of a file that stands alone, such as an exported one, into a folder of its name
-    folder = file.parent.parent  # of a bare file name there is no parents[1]
+    # results of a kept checkpoint go beside it, those of a single file, such as an exported one, into a folder of its name
+    folder = file.parent.parent  # a bare file name has no parents[1]
     run = {"checkpoints": folder.parent, "best": folder.parent, "kept": file.parent}.get(
         folder.name, file.with_suffix("")
     )
@@ -282,27 +282,27 @@ def _load(path: Path) -> Checkpoint:
 
 
 def check_newest(saved: Checkpoint) -> None:
-    """Raises TrainerError if it is not the newest of its run, which another process may just have trained further."""
+    """Raises TrainerError if it is not the newest of its run, because another process has trained further."""
     if saved.meta["settings"]["method"] == IMPORTED:
         raise TrainerError(
-            f"{saved.run}: imported weights, whose training cannot be resumed; start a new one from them"
+            f"{saved.run}: imported weights, whose training cannot be resumed; start a new run from them"
         )
     if not (saved.run / "checkpoints").is_dir():
-        raise TrainerError(f"{saved.file}: belongs to no run whose training could go on")
+        raise TrainerError(f"{saved.file}: it does not belong to a run whose training could continue")
     if saved.file.parent.name != (newest := _newest(saved.run)).name:
         raise TrainerError(f"{saved.file.parent}: the run has another checkpoint, {newest}; resume it from there")
 
 
 def _newest(run: Path, best: bool = False) -> Path:
-    """Folder of the last checkpoint; best: of the best one, if the run has it."""
+    """Folder of the last checkpoint; best: of the best one, if there is one."""
     for kind in ("best", "checkpoints") if best else ("checkpoints",):
         if found := [folder for folder in (run / kind).glob("[0-9]*") if folder.name.isdecimal()]:
             return max(found, key=lambda folder: int(folder.name))
-    raise TrainerError(f"{run}: the run has no checkpoint yet; start it anew under another name")
+    raise TrainerError(f"{run}: the run has no checkpoint yet; start another run under a new name")
 
 
 def _check_meta(file: Path, meta: dict) -> None:
-    """Raises TrainerError for metadata that no training wrote; puts the settings as this version reads them."""
+    """Raises TrainerError for metadata that no training wrote; converts the settings to those of this version."""
     try:
         fit(meta, _META, "it")
         if meta["initial"] is not None:
@@ -316,7 +316,7 @@ def _check_meta(file: Path, meta: dict) -> None:
             raise ValueError(f"step {meta['step']} of {meta['steps']}")
     except ValueError as error:
         raise TrainerError(f"{file}: its metadata are damaged ({error}); {_OTHER}") from error
-    # one of an older version may lack settings that change no weight
+    # older versions may lack settings that change no weight
     if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - FREE):
         raise TrainerError(f"{file}: {', '.join(wrong):.200} missing or unknown in its metadata; {_OTHER}")
     made_with = [meta["settings"][name] for name in ("method", "backbone")]
@@ -328,20 +328,20 @@ def _check_meta(file: Path, meta: dict) -> None:
         raise TrainerError(f"{file}: {error}") from error
     try:
         stored = meta["settings"]
-        bare = {"method": None, "options": None} if stored["method"] == IMPORTED else {}  # no method of this program
+        bare = {"method": None, "options": None} if stored["method"] == IMPORTED else {}  # not a method of this program
         meta["settings"] = asdict(resolve(Settings(**stored | bare))) | {name: stored[name] for name in bare}
     except TrainerError as error:
         raise TrainerError(f"{file}: {error}; {_OTHER}") from error
 
 
 def check_frames(config: dict) -> None:
-    """Raises ValueError for frames that labelgen does not make."""
+    """Raises ValueError for frames that labelgen cannot have made."""
     fit(config, {"height": int, "width": int, "crop": int}, "config")
     Config(**{name: config[name] for name in _FRAMES if name in config})
 
 
 def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Raises TrainerError that names the file if names or shapes of its weights are not the module's."""
+    """Raises TrainerError, which names the file, if names or shapes of its weights differ from the module's."""
     expected, found = (
         {name: (value.shape, value.is_floating_point()) for name, value in tensors.items()}
         for tensors in (module.state_dict(), weights)
@@ -349,28 +349,29 @@ def check_fit(file: Path, module: nn.Module, weights: dict[str, Tensor]) -> None
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         more = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
         raise TrainerError(
-            f"{file}: {wrong[0]}{more} missing, unknown or of another shape than its settings say; {_OTHER}"
+            f"{file}: {wrong[0]}{more} missing, unknown or of a shape that does not match its settings; {_OTHER}"
         )
 
 
 def backbone_weights(saved: Checkpoint) -> dict[str, Tensor]:
-    """The backbone's weights by their names in it, the averaged ones if the run has them."""
+    """The weights of the backbone by name, averaged ones if the run has them."""
     prefix = "ema.backbone." if any(name.startswith("ema.backbone.") for name in saved.weights) else "backbone."
     return {name.removeprefix(prefix): value for name, value in saved.weights.items() if name.startswith(prefix)}
 
 
 def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], None]) -> dict:
-    """Copy the weights of a checkpoint's backbone into this one, with the normalisation of its input and the epsilon of its batch
-    normalisation, say which matched, and return what describes their origin. Clips are those of the shards.
+    """Copy the weights of a checkpoint's backbone into this one, with the normalisation of its input and the epsilon of
+    its batch normalisation; report which ones matched, and return a description of their origin. Clip length and stride
+    stay those of the shards.
 
-    Raises TrainerError if less than 95 % of the backbone's parameters have a weight of the same name and shape there.
+    Raises TrainerError if less than 95 % of the backbone's parameters have a counterpart of the same name and shape.
     """
     saved = load(path, best=True)
     weights, before = backbone_weights(saved), backbone.state_dict()
     matched = {name: value for name, value in weights.items() if name in before and value.shape == before[name].shape}
     other = {
         "missing": before.keys() - weights.keys(),
-        "of another shape": before.keys() & weights.keys() - matched.keys(),
+        "of different shape": before.keys() & weights.keys() - matched.keys(),
         "unexpected": weights.keys() - before.keys(),
     }
     sizes = {name: weight.numel() for name, weight in backbone.named_parameters()}
@@ -380,7 +381,7 @@ def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], N
         counts = ", ".join(f"{len(names)} {word}" for word, names in other.items() if names)
         has = saved.meta["settings"]
         raise TrainerError(
-            f"{report}, at least 95 % must; {counts}: it holds {has['backbone']} of width {has['width']:g}"
+            f"{report}, expected at least 95 %; {counts}: it holds {has['backbone']} of width {has['width']:g}"
         )
     say(report + "".join(f"; {word}: {', '.join(sorted(names))}" for word, names in other.items() if names))
     backbone.load_state_dict(before | matched)
@@ -392,7 +393,7 @@ def start_from(path: str | os.PathLike, backbone: Stages, say: Callable[[str], N
 
 
 def versions() -> dict[str, str]:
-    """The versions that the numbers were made with."""
+    """The versions of the packages that produced the results."""
     try:
         vssl = version("vssl")
     except PackageNotFoundError:

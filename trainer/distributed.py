@@ -1,7 +1,7 @@
-"""Several processes as one: what a step over the joined batch needs under `torchrun`.
+"""Several processes as one: what a step on the joined batch needs under `torchrun`.
 
-DistributedDataParallel averages gradients over processes. A loss that is built from `mean` and `gather` alone therefore
-has the gradients of one process with the joined batch, also if the processes hold unequal numbers of samples. How many
+DistributedDataParallel averages gradients over processes. A loss that is built only from `mean` and `gather` therefore
+has the gradients of one process with the joined batch, even if the processes hold unequal numbers of samples. How many
 each one holds is known beforehand, see `sharing`, and never exchanged.
 """
 
@@ -32,8 +32,8 @@ def world() -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """This process among those that were started together: its number on its machine, and how many there are, on its machine
-    (None: unknown) and on all."""
+    """This process among those that were started together: its number on its machine, and the number of processes on
+    its machine (None: unknown) and in all."""
 
     local_rank: int = 0
     local: int | None = 1
@@ -41,8 +41,8 @@ class Place:
 
 
 def place() -> Place:
-    """From the variables of `torchrun`; if a script of Slurm sets WORLD_SIZE, the missing ones are set from those of `srun`.
-    Raises TrainerError for what is still missing."""
+    """Read from the variables of `torchrun`; if a Slurm script sets WORLD_SIZE, missing ones are set from those of
+    `srun`. Raises TrainerError if some are still missing."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Place()
     for name, of_slurm in (("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "SLURM_LOCALID")):
@@ -51,7 +51,7 @@ def place() -> Place:
     needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     if missing := [name for name in needed if name not in os.environ]:
         raise TrainerError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {', '.join(missing)} not set; start with torchrun, or see "
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} not set; start with torchrun, or see "
             "docs/gpus.md for srun"
         )
     local = os.environ.get("LOCAL_WORLD_SIZE")
@@ -59,9 +59,9 @@ def place() -> Place:
 
 
 def pick_device(name: str, here: Place = Place()) -> torch.device:
-    """The device of that name; "auto" is CUDA if there is one, else the CPU. Each of several processes has another CUDA device,
-    the only one that it sees or the one of its number. Raises SettingError for what is no device, TrainerError for one that
-    cannot be used, or not by all processes."""
+    """The device of that name; "auto" is CUDA if available, else the CPU. Each of several processes gets a different
+    CUDA device: the only one that it sees or the one of its number. Raises SettingError if it is not a device,
+    TrainerError if it cannot be used, or not by all processes."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError as error:
@@ -71,7 +71,7 @@ def pick_device(name: str, here: Place = Place()) -> torch.device:
             number = 0 if torch.cuda.device_count() == 1 else here.local_rank
             if device.index is not None and (here.local != 1 or device.index != number):
                 raise TrainerError(
-                    f"device {name!r} is one GPU, and {here.world} processes need one each; say cuda, and choose GPUs by "
+                    f"device {name!r} is one GPU, but {here.world} processes need one each; give cuda, and choose GPUs by "
                     "CUDA_VISIBLE_DEVICES"
                 )
             device = torch.device("cuda", number)
@@ -79,14 +79,14 @@ def pick_device(name: str, here: Place = Place()) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise TrainerError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # what asks for no device means this one
+        torch.cuda.set_device(device)  # the default device from here on
     return device
 
 
 @contextmanager
 def session(device: str) -> Iterator[torch.device]:
-    """The process's device, with the group of all processes that `torchrun` or `srun` started set up around the block (NCCL
-    for what is on CUDA, gloo else)."""
+    """The device of this process, with the group of all processes started by `torchrun` or `srun` set up for the block
+    (NCCL on CUDA, else gloo)."""
     joined = dist.is_initialized()
     here = Place() if joined else place()
     chosen = pick_device(device, here)
@@ -107,8 +107,8 @@ _counts: Sequence[int] = ()
 
 @contextmanager
 def sharing(counts: Sequence[int]) -> Iterator[None]:
-    """In the block, the current batch has so many samples in each process, 1 or more; `mean` and `gather` need it if there are
-    several."""
+    """Within the block, the current batch has these numbers of samples, at least 1, in the processes; `mean` and
+    `gather` need them if there are several processes."""
     global _counts
     before, _counts = _counts, counts
     try:
@@ -118,10 +118,10 @@ def sharing(counts: Sequence[int]) -> Iterator[None]:
 
 
 def mean(terms: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Mean of the valid terms of all processes, 0 if there are none; if valid (bool) is None, of all terms, of which every sample
-    has as many.
+    """Mean of the valid terms of all processes, 0 if there are none; if valid (bool) is None, of all terms, with the
+    same number for every sample.
 
-    Its average over the processes, values and gradients, is that mean; in one process it is the mean itself.
+    The average over the processes of what it returns, in values and gradients, is that mean; in one process it is the mean.
     """
     if valid is not None:
         return means([(terms, valid)])[0]
@@ -139,10 +139,10 @@ def means(given: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
 
 
 def gather(x: Tensor) -> tuple[Tensor, int]:
-    """Rows of all processes, float or int [N, ...], in the order of their ranks, and where this process's begin. Every sample
-    has as many.
+    """Rows of all processes, float or int [N, ...], in the order of ranks, and the index of this process's first row.
+    Every sample has the same number of rows.
 
-    Gradients reach the process that a row came from.
+    Gradients flow back to the process that a row came from.
     """
     if world() == 1:
         return x, 0
@@ -168,7 +168,7 @@ class _Gather(torch.autograd.Function):
 
 
 def on_rank_zero(action: Callable[[], Any]) -> Any:
-    """Run the action in the first process alone, and return its result, or raise its error, in every process."""
+    """Run the action in the first process only, and return its result, or raise its error, in every process."""
     if world() == 1:
         return action()
     outcome: list[Any] = [None, None]  # result, error

@@ -1,4 +1,4 @@
-"""What can go wrong in training and evaluation."""
+"""Errors of training and evaluation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from labelgen.errors import ConfigError, VsslError
 
 
 class TrainerError(VsslError):
-    """A setting, a checkpoint or the shards do not fit what is asked, or the loss is not finite."""
+    """A setting, a checkpoint or the shards do not fit together, or the loss is not finite."""
 
 
 class SettingError(TrainerError, ConfigError):
-    """A setting or an option has a name or a value that there is not."""
+    """A setting or an option has an unknown name or an invalid value."""
 
 
 class Interrupted(VsslError):
@@ -24,7 +24,7 @@ class Interrupted(VsslError):
 
 
 class ProtocolError(TrainerError):
-    """A protocol cannot measure what it was given; `advice`: what on the command line helps."""
+    """A protocol cannot evaluate this network or data. advice: what helps on the command line."""
 
     def __init__(self, message: str, advice: str):
         super().__init__(message)

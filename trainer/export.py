@@ -1,4 +1,4 @@
-"""The backbone of a run in a file by itself: weights to start from, or a network that runs without vssl."""
+"""The backbone of a run as a single file: weights to start from, or a network that runs without vssl."""
 
 from __future__ import annotations
 
@@ -30,26 +30,25 @@ _SUFFIXES = {".safetensors": "safetensors", ".onnx": "onnx"}
 
 
 def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = None) -> tuple[dict, float]:
-    """Write the backbone alone to `out`, and what one needs to know to use it to `out`.json.
+    """Write only the backbone to `out`, and the description that its use needs to `out`.json.
 
-    run:  run, checkpoint folder or .safetensors file; the best checkpoint if the run has one, and averaged weights if it
-          has them
-    form: a name of FORMATS; by default the suffix of `out` decides: .safetensors or .onnx
+    run:  run, checkpoint folder or .safetensors file; of a run the best checkpoint if there is one, and averaged
+          weights if it has them
+    form: a name of FORMATS; by default that of the suffix of `out`, .safetensors or .onnx
 
-    ONNX takes clips float32 [B, 3, T, crop, crop], as long as those of the shards, for any B, and gives the stages by name.
-    torchvision, vcop and kenshohara are state dicts of these programs' networks, without the head: of `torch.save`, or
-    of safetensors if `out` ends so.
-    The file is read back and run on random clips. Returns the content of the JSON file and the largest absolute difference
-    from the network itself. Raises TrainerError, and writes nothing, if it is above TOLERANCE, a package is missing, or the
-    program has no such network.
+    ONNX networks take clips float32 [B, 3, T, crop, crop] for any B, with T as in the shards, and return the stages by
+    name. torchvision, vcop and kenshohara are state dicts of these programs' networks, without the head, in the format
+    of `torch.save`, or of safetensors if `out` has that suffix. The file is read back and run on random clips. Returns
+    the content of the JSON file and the largest absolute difference from the original network. Raises TrainerError, and
+    writes nothing, if it is above TOLERANCE, a package is missing, or the program has no equal network.
     """
     out = Path(out)
     if out.is_dir() or not out.parent.is_dir():
-        raise TrainerError(f"{out}: expected the name of a file in a folder that exists")
+        raise TrainerError(f"{out}: expected the name of a file in an existing folder")
     form = form or _SUFFIXES.get(out.suffix)
     if form is None:
         raise SettingError(
-            f"{out}: ends in {out.suffix or 'nothing'}, expected {', '.join(_SUFFIXES)}; or name the format, one of "
+            f"{out}: ends in {out.suffix or 'nothing'}, expected {', '.join(_SUFFIXES)}; or give the format, one of "
             f"{', '.join(FORMATS)}"
         )
     if form not in FORMATS:
@@ -57,12 +56,12 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
     saved = checkpoint.load(run, best=True)
     backbone, crop = _backbone(saved), saved.meta["config"]["crop"]
     size = (_frames(saved), crop, crop)
-    if form != "onnx":  # which takes clips of one size alone
+    if form != "onnx":  # which takes clips of one size only
         size = min(size[0], 16), *(min(side, 64) for side in size[1:])
     clips = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
     convert, read = FORMATS[form]
     with torch.no_grad():
-        content = convert(backbone, clips[:2], saved, out)  # another batch size than the one that is compared
+        content = convert(backbone, clips[:2], saved, out)  # another batch size than in the comparison
     with files.replacing(out) as temporary, torch.no_grad():
         temporary.write_bytes(content)
         eager = backbone(clips)
@@ -73,17 +72,17 @@ def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = No
 
 
 def compare(eager: dict[str, Tensor], exported: dict[str, Tensor]) -> float:
-    """Largest absolute difference of the stages. Raises TrainerError if it is above TOLERANCE times the stage's
-    largest absolute value, or not a number."""
+    """Largest absolute difference of the stages. Raises TrainerError if it exceeds TOLERANCE times the largest absolute
+    value of a stage, or is not a number."""
     if eager.keys() != exported.keys():
-        raise TrainerError(f"the exported network gives {', '.join(exported)}, expected {', '.join(eager)}")
+        raise TrainerError(f"the exported network returns {', '.join(exported)}, expected {', '.join(eager)}")
     differences = []
     for stage, values in eager.items():
         differences.append(float((values - exported[stage]).abs().max()))
         limit = TOLERANCE * float(values.abs().max())
         if not differences[-1] <= limit:
             raise TrainerError(
-                f"the exported network differs from the network itself by {differences[-1]:.3g} in {stage}, "
+                f"the exported network differs from the original by {differences[-1]:.3g} in {stage}, "
                 f"expected at most {limit:.3g}; nothing is written"
             )
     return max(differences)
@@ -95,7 +94,7 @@ def _backbone(saved: checkpoint.Checkpoint) -> Stages:
 
 def _frames(saved: checkpoint.Checkpoint) -> int:
     own = inputs.of_run(saved.meta).frames
-    return own or saved.meta["config"].get("clip_length", 16)  # always 16 before it was stored
+    return own or saved.meta["config"].get("clip_length", 16)  # always 16 in versions that did not store it
 
 
 def _about(saved: checkpoint.Checkpoint, form: str, backbone: Stages) -> dict:
@@ -129,11 +128,11 @@ def _about(saved: checkpoint.Checkpoint, form: str, backbone: Stages) -> dict:
 
 
 def _origin(saved: checkpoint.Checkpoint) -> str:
-    return saved.meta.get("run", saved.run.resolve().name)  # an exported file knows its run
+    return saved.meta.get("run", saved.run.resolve().name)  # an exported file names its run
 
 
 def _safetensors(backbone: nn.Module, _: Tensor, saved: checkpoint.Checkpoint, out: Path) -> bytes:
-    # names and metadata of a checkpoint, so that finetuning and evaluation take it as one
+    # with the names and metadata of a checkpoint, so that finetuning and evaluation accept it
     weights = {f"backbone.{name}": weight.contiguous() for name, weight in backbone.state_dict().items()}
     return save(weights, {"vssl": json.dumps(saved.meta | {"run": _origin(saved)})})
 
@@ -146,9 +145,9 @@ def _onnx(backbone: nn.Module, clips: Tensor, saved: checkpoint.Checkpoint, out:
     _onnxruntime()
     names = list(dict(backbone.named_children()))
     batch = {0: torch.export.Dim("batch")}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it mentions that torchvision is not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of packages about each other
+        warnings.simplefilter("ignore")  # packages warn about each other
         program: Any = torch.onnx.export(
             _Tuple(backbone).eval(),
             (clips,),
@@ -179,14 +178,14 @@ def _onnxruntime() -> Any:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise TrainerError(
-            f"ONNX needs the packages onnx, onnxscript and onnxruntime, and {error.name} is missing; "
+            f"ONNX needs the packages onnx, onnxscript and onnxruntime, but {error.name} is missing; "
             "install them with: pip install 'vssl[export]'"
         ) from error
     return onnxruntime
 
 
 class _Tuple(nn.Module):
-    """The stages of a backbone as a tuple: ONNX names its outputs by their places."""
+    """The stages of a backbone as a tuple, because ONNX names outputs by position."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
@@ -197,7 +196,7 @@ class _Tuple(nn.Module):
 
 
 def _as_in(program: str) -> tuple[Callable, Callable]:
-    """How a state dict in the names of another program is written, and read back."""
+    """Functions that write a state dict with the names of another program, and read it back."""
 
     def convert(backbone: Stages, _: Tensor, saved: checkpoint.Checkpoint, out: Path) -> bytes:
         settings = saved.meta["settings"]
@@ -225,24 +224,24 @@ def _as_in(program: str) -> tuple[Callable, Callable]:
 
 
 def _layout(program: str, backbone: str, width: float, epsilon: float) -> str:
-    """The layout of a program's names of a backbone. Raises TrainerError if the program has no network that computes the
-    same."""
+    """The layout of a backbone's names in a program. Raises TrainerError if the program has no network that computes
+    the same."""
     networks = {
         own: (layout, family) for family in FAMILIES if family.name == program for own, layout in family.networks
     }
     if backbone not in networks:
         others = [form for form in _PROGRAMS if any(f.name == form and backbone in dict(f.networks) for f in FAMILIES)]
-        advice = f"name {', '.join(others)}" if others else "take safetensors or onnx"
+        advice = f"choose {', '.join(others)}" if others else "choose safetensors or onnx"
         raise TrainerError(f"{program} has no {backbone}, only {', '.join(networks)}; {advice}")
     layout, family = networks[backbone]
     if width != 1:
         raise TrainerError(
-            f"{program} has networks of full width alone, and this one's is {width:g}; take safetensors or onnx"
+            f"{program} has only networks of full width, but this one has width {width:g}; choose safetensors or onnx"
         )
     if epsilon != family.epsilon:
         raise TrainerError(
-            f"batch normalisation has an epsilon of {epsilon:g}, that of {program} {family.epsilon:g}: its features there would "
-            "differ; take safetensors or onnx"
+            f"batch normalisation has an epsilon of {epsilon:g}, in {program} {family.epsilon:g}, so that features would differ "
+            "there; choose safetensors or onnx"
         )
     return layout
 

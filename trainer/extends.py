@@ -1,4 +1,4 @@
-"""YAML files that extend one another, such as recipes and studies: `extends: other.yaml` takes what that file says."""
+"""YAML files that extend one another, such as recipes and studies: `extends: other.yaml` includes the content of that file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def beside(name: str, folder: Path) -> Path:
 
 
 def chain(path: Path, find: Callable[[str, Path], Path] = beside) -> list[tuple[Path, Any]]:
-    """What a file says and what the files say that it extends, the file itself last; each with its path, without `extends`.
+    """The contents of a file and of the files that it extends, the file itself last, each with its path and without `extends`.
 
-    find: gives the path of the file that `extends` names, from the name and the folder of the file that says so.
-    Raises TrainerError for files that cannot be read, an `extends` that is not text, and a chain of more than 10 files.
+    find: (name in `extends`, folder of the extending file) -> path of the extended file. Raises TrainerError if a file
+    cannot be read, an `extends` is not a string, or a chain has more than 10 files.
     """
     found: list[tuple[Path, Any]] = []
     while True:

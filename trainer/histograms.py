@@ -1,4 +1,4 @@
-"""What a user could do without a network: histograms of flow, of motion boundaries and of colours over a video and its parts."""
+"""Baselines without a network: histograms of flow, motion boundaries and colours over a video and its parts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from trainer.inputs import OURS
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]  # luma uint8 [H, W] twice -> float32 [H, W, 2], (u, v) in pixels
 
-_CELLS, _DIRECTIONS, _SHADES = 4, 8, 4  # per side of the frame; bins; of each colour
-_PARTS = (1, 2, 4, 8)  # equal parts of the time, each with a histogram of its own
-VERSION = 1  # whoever changes the values raises it
+_CELLS, _DIRECTIONS, _SHADES = 4, 8, 4  # per side of the frame; of flow; per colour
+_PARTS = (1, 2, 4, 8)  # equal parts of the time, each with a separate histogram
+VERSION = 1  # counts up with every change of the values
 
 
 def of_times(frames: np.ndarray, kinds: Collection[str], flow: Flow, threads: int = 1) -> dict[str, np.ndarray]:
-    """The histograms of every frame and the next one (of "colour", of every frame) by kind, float64 [times, bins]; the flow is
-    computed once for all of them.
+    """The histograms of each pair of adjacent frames ("colour": of each frame) by kind, float64 [times, bins]; the flow
+    is computed once for all kinds.
 
     frames: RGB uint8 [T, H, W, 3]; kinds: names of KINDS
     """
@@ -39,8 +39,8 @@ def of_times(frames: np.ndarray, kinds: Collection[str], flow: Flow, threads: in
 
 
 def pyramid(times: np.ndarray) -> np.ndarray:
-    """Histograms of times [n, bins] -> of the whole, its halves, quarters and eighths, float32 [15 x bins]: the root of each
-    bin's share of its part (Hellinger)."""
+    """Histograms of times [n, bins] -> histograms of the whole, halves, quarters and eighths, float32 [15 x bins]: the
+    square root of each bin's share of its part (Hellinger)."""
     bins = np.zeros((_PARTS[-1], times.shape[1]))
     for t, row in enumerate(times):
         bins[t * len(bins) // len(times)] += row
@@ -50,12 +50,13 @@ def pyramid(times: np.ndarray) -> np.ndarray:
 
 
 def histogram(frames: np.ndarray, kind: str, flow: Flow) -> np.ndarray:
-    """Of a whole video, RGB uint8 [T, H, W, 3]: float32 [15 x bins], see `pyramid`."""
+    """The histograms of a video, RGB uint8 [T, H, W, 3]: float32 [15 x bins], see `pyramid`."""
     return pyramid(of_times(frames, (kind,), flow)[kind])
 
 
 def _directions(field: np.ndarray) -> np.ndarray:
-    """8 directions of vectors [H, W, 2], (x, y), weighted by their magnitude, in a 4 x 4 grid of cells: float64 [128]."""
+    """Histogram of 8 directions of vectors [H, W, 2], (x, y), weighted by magnitude, in a 4 x 4 grid of cells: float64
+    [128]."""
     height, width = field.shape[:2]
     rows, columns = (np.arange(n) * _CELLS // n for n in (height, width))
     cell = (rows[:, None] * _CELLS + columns).ravel()
@@ -66,8 +67,8 @@ def _directions(field: np.ndarray) -> np.ndarray:
 
 
 def _boundaries(flow: np.ndarray) -> np.ndarray:
-    """Directions of the spatial derivatives (Prewitt) of u, and of v: float64 [256]. A flow that is equal everywhere, as that
-    of a moving camera nearly is, has none. Dalal, Triggs and Schmid, ECCV 2006."""
+    """Directions of the spatial derivatives (Prewitt) of u, and of v: float64 [256]. Constant flow, like the nearly
+    constant flow of a moving camera, has none. Dalal, Triggs and Schmid, ECCV 2006."""
     found = []
     for component in np.moveaxis(flow, 2, 0):
         part = np.pad(component, 1, "edge")
@@ -77,7 +78,7 @@ def _boundaries(flow: np.ndarray) -> np.ndarray:
 
 
 def _colours(frame: np.ndarray) -> np.ndarray:
-    """How many pixels have each of 4 x 4 x 4 colours, float64 [64]."""
+    """Number of pixels of each of 4 x 4 x 4 colours, float64 [64]."""
     shades = frame.reshape(-1, 3) // (256 // _SHADES)
     return np.bincount(shades @ np.array([_SHADES**2, _SHADES, 1]), minlength=_SHADES**3).astype(float)
 
@@ -86,7 +87,7 @@ KINDS = {"flow": _CELLS**2 * _DIRECTIONS, "boundary": 2 * _CELLS**2 * _DIRECTION
 
 
 class Histogram(nn.Module):
-    """A histogram in the place of a backbone: network input float32 [B, 3, T, S, S] -> one stage [B, d, 1, 1, 1], named after the
+    """A histogram as a backbone: network input float32 [B, 3, T, S, S] -> one stage [B, d, 1, 1, 1], named after the
     kind, one of KINDS."""
 
     poolings = ("mean",)
@@ -94,9 +95,7 @@ class Histogram(nn.Module):
     def __init__(self, kind: str, flow: Flow) -> None:
         super().__init__()
         self.kind, self.flow = kind, flow
-        self.register_buffer(
-            "what", torch.tensor([*f"{kind} {VERSION}".encode()])
-        )  # kept features are told apart by it
+        self.register_buffer("what", torch.tensor([*f"{kind} {VERSION}".encode()]))  # distinguishes cached features
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         pixels = OURS.pixels(x.permute(0, 2, 3, 4, 1).cpu().numpy())

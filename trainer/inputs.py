@@ -1,4 +1,4 @@
-"""What pixels a network expects: their order, range and normalisation, and which frames make a clip."""
+"""The input that a network expects: order, range and normalisation of pixels, and the frames of a clip."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from labelgen.reading import Only, fit
 
 @dataclass(frozen=True)
 class Input:
-    """A network gets (value * top / 255 - mean) / std of each channel of the pixels.
+    """A network gets (value * top / 255 - mean) / std for each channel of the pixels.
 
-    order: of the channels, "RGB" or "BGR"; mean and std are in this order
-    top: of the range, 1 or 255
-    frames, stride: of a clip, and from one frame to the next; frames None: as long as those of the shards, without a gap
+    order: of the channels, "RGB" or "BGR", also in mean and std
+    top: end of the range, 1 or 255
+    frames, stride: frames of a clip, and distance between them; frames None: as many as in the shards, without gaps
     """
 
     order: str = "RGB"
@@ -31,32 +31,32 @@ class Input:
     stride: int = 1
 
     def normalised(self, x: Tensor) -> Tensor:
-        """RGB float32 [..., 3] in 0..1, which is written over -> what the network gets, [..., 3]."""
+        """RGB float32 [..., 3] in 0..1, which is overwritten -> network input, [..., 3]."""
         if self.order == "BGR":
             x = x.flip(-1)
         if self.top != 1:
             x.mul_(self.top)
-        # in place, since new memory takes longer than the arithmetic
+        # in place, because new memory takes longer than the arithmetic
         return x.sub_(_number(self.mean, x.device)).div_(_number(self.std, x.device))
 
     def pixels(self, x: np.ndarray) -> np.ndarray:
-        """What the network gets, float32 [..., 3], as RGB uint8."""
+        """Network input, float32 [..., 3], as RGB uint8."""
         values = 255 / self.top * (x * np.array(self.std, x.dtype) + np.array(self.mean, x.dtype))
         return np.clip(np.rint(values[..., ::-1] if self.order == "BGR" else values), 0, 255).astype(np.uint8)
 
     @property
     def described(self) -> str:
-        """In words."""
+        """The input in words."""
         mean, std = (" ".join(f"{value:g}" for value in dict.fromkeys(own)) for own in (self.mean, self.std))
         return f"{self.order}, 0 to {self.top:g}, mean {mean}, std {std}"
 
     def stored(self) -> dict[str, Any]:
-        """As JSON holds it, see `read`."""
+        """The input as JSON content, see `read`."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
 
 def read(stored: object) -> Input:
-    """What `Input.stored` gave. Raises ValueError for anything else."""
+    """The inverse of `Input.stored`. Raises ValueError for anything else."""
     number = float | int
     form = {"order": str, "top": number, "mean": [number], "std": [number], "frames": int | None, "stride": int}
     fit(stored, Only(form), "input")
@@ -66,35 +66,36 @@ def read(stored: object) -> Input:
     sane &= all(abs(m) < 1e6 for m in found.mean) and found.order in ("RGB", "BGR") and found.top in (1, 255)
     sane &= (found.frames is None or 1 <= found.frames <= 256) and found.stride <= 256
     if not sane:
-        raise ValueError(f"input is {stored!r:.200}, which is none that a network has")
+        raise ValueError(f"input is {stored!r:.200}, expected that of a network")
     return found
 
 
 def of(backbone: nn.Module) -> Input:
-    """What a network expects; of one that does not say it that of ours."""
+    """The input of a network; `OURS` if it has no attribute for it."""
     return getattr(backbone, "input", OURS)
 
 
 def of_run(meta: dict) -> Input:
-    """What a run's network expects, of what its checkpoint.json holds; those of older versions mean ours."""
+    """The input of a run's network, from the content of its checkpoint.json; `OURS` for older versions."""
     return read(meta["input"]) if "input" in meta else OURS
 
 
 def conditions(backbone: nn.Module) -> str:
-    """What beside its weights decides the features of a network, "" for one that was trained here from random weights."""
+    """What else than weights determines the features of a network, in words; "" for networks trained here from random
+    weights."""
     own = of(backbone), getattr(backbone, "norm_epsilon", 1e-5)
     return "" if own == (OURS, 1e-5) else json.dumps([own[0].stored(), own[1]])
 
 
-OURS = Input()  # of networks that are trained here from random weights
+OURS = Input()  # for networks trained here from random weights
 
 
 def _number(values: tuple[float, ...], device: torch.device) -> Any:
-    """One number if all channels have the same, which is the fastest, else one for each."""
+    """One number if all channels have the same value, which is fastest, else one per channel."""
     return values[0] if len(set(values)) == 1 else constant(values, device)
 
 
-@functools.cache  # or each step would wait for its upload
+@functools.cache  # else each step would wait for its upload
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Numbers on a device, float32 [n]."""
     return torch.tensor(values, device=device)

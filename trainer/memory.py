@@ -1,4 +1,4 @@
-"""The memory of a process that computes on the CPU."""
+"""The memory of processes that compute on the CPU."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Have the allocator keep what a training step frees for the next one.
+    """Make the allocator keep the memory that a training step frees for the next one.
 
-    glibc gives large blocks back to the kernel, which clears each of their pages again when the next step asks for them: a
-    tenth to a fifth of the processor time of a step. The process then stays as large as it has been. Does nothing if the C
-    library is another one.
+    glibc returns large blocks to the kernel, which clears their pages again for the next step: a tenth to a fifth of a
+    step's processor time. The process stays as large as it once was. Does nothing for other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

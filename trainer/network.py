@@ -36,8 +36,8 @@ class Network(nn.Module):
             self.ema = averaged_copy(nn.ModuleDict({"backbone": self.backbone, "methods": self.methods}))
 
     def forward(self, batches: dict[str, Batch]) -> dict[str, Tensor]:
-        """The metrics of each method, times the batch's share of the step; of several methods the weighted sum of the losses, and
-        each metric as "method.name"."""
+        """The metrics of the method, times the batch's share of the step; for several methods the weighted sum of the
+        losses, and each metric as "method.name"."""
         metrics = {}
         for name, batch in batches.items():
             with distributed.sharing(batch.counts):
@@ -51,7 +51,7 @@ class Network(nn.Module):
         }
 
     def compile_networks(self) -> None:
-        """Have torch.compile take the backbone and the methods' own networks, for each of the few sizes of a batch."""
+        """Apply torch.compile to the backbone and the networks of the methods, for each of the few batch sizes."""
         networks = [self.backbone, *(each for name in self.weights for each in self.method(name).networks())]
         for network in networks:
             network.compile(dynamic=False)
@@ -62,7 +62,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Update averages, after a step of the optimiser; progress: share of the training that is done."""
+        """Update averages after a step of the optimiser. progress: share of the training that is done."""
         for name in self.weights:
             self.method(name).after_step(self.backbone, progress)
         if self.ema is not None:
@@ -80,8 +80,8 @@ def stage_names(backbone: str, width: float) -> tuple[str, ...]:
 
 
 def build_backbone(settings: Settings, meta: dict | None = None) -> Stages:
-    """The backbone with the initial weights of settings.seed; meta: what checkpoint.json holds of a run, whose input and epsilon
-    of batch normalisation it then has."""
+    """The backbone with the initial weights of settings.seed. meta: content of a run's checkpoint.json, from which it
+    takes the input and the epsilon of batch normalisation."""
     torch.manual_seed(settings.seed)
     backbone = backbones.create(settings.backbone, settings.width)
     if meta is not None:

@@ -1,5 +1,5 @@
-"""Declarations: a value that a user may give is declared once, and its check, its command-line option and its line in the
-docs follow. Nothing heavy is imported here, so that the command line lists options at once."""
+"""Declarations: a value that a user may give is declared once; its check, command-line option and line in the docs
+follow. Nothing heavy is imported here, so that the command line can list options quickly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.errors import SettingError
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers make sense, in words and as a test, which is false for nan."""
+    """A range of numbers, in words and as a test, which is false for nan."""
 
     words: str
     holds: Callable[[float], bool]
@@ -32,7 +32,7 @@ def between(low: float, high: float) -> Range:
 
 @dataclass(frozen=True)
 class Option:
-    """A value with a default, whose type it has, one line of help, and a range or a few choices."""
+    """A value of the default's type, with one line of help and a range or a few choices."""
 
     default: object
     help: str
@@ -45,12 +45,12 @@ class Option:
 
     @property
     def form(self) -> Any:
-        """The type as labelgen.reading.fit takes it; a list has entries of the default's type."""
+        """The type for labelgen.reading.fit; a list has entries of the default's type."""
         return [type(self.default[0])] if isinstance(self.default, list) else self.type
 
     def checked(self, name: str, value: Any) -> Any:
-        """The value, a whole number as float if a float is meant. Raises SettingError for another type, a number that is not
-        finite or too large, and for what is outside of the range or the choices."""
+        """The value, an integer as float if a float is expected. Raises SettingError for another type, a number that is
+        not finite or too large, and values outside of the range or the choices."""
         fitted(value, self.form, name)
         if self.form is float:
             value = float(value)
@@ -62,8 +62,8 @@ class Option:
 
 
 def fitted(value: Any, form: Any, name: str) -> None:
-    """labelgen.reading.fit, whose errors are SettingErrors."""
-    from labelgen.reading import fit  # not above: it reads YAML, too, which the command line's help does without
+    """labelgen.reading.fit with SettingError."""
+    from labelgen.reading import fit  # not above: it imports YAML, which the command line's help does not need
 
     try:
         fit(value, form, name)

@@ -1,4 +1,4 @@
-"""What a run is made of: every setting, declared once, and which values make sense together."""
+"""The settings of a run: each one is declared once, and combinations of values are checked."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ if TYPE_CHECKING:
 
 
 def default_workers() -> int:
-    """Half of this process's cores, 1 to 8. Those that `torchrun` starts on a machine share its cores."""
+    """Half of this process's cores, 1 to 8. Processes that `torchrun` starts on a machine share its cores."""
     return min(8, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // 2))
 
 
 WORKERS = default_workers()
 
 
+_TRAINING = ("train", "finetune")
+_SHOWN = (*_TRAINING, "samples")
+
+
 @dataclass(frozen=True)
 class Declaration(Option):
-    """A setting: its default (None: the method's), a line of help and which values make sense.
+    """A setting: its default (None: the method's), a line of help and the valid values.
 
-    default_words: the default in words, if its value says too little
-    may_change: it changes no weight, so that a resumed run may have another value
-    commands: those with an option of this name; a recipe may set it in any case
-    form: its type, see labelgen.reading.fit; None: that of the field of Settings
+    default_words: the default in words, if its value is not clear
+    may_change: the setting changes no weight, so that a resumed run may have another value
+    commands: commands with an option of this name, "samples" for `vssl show samples`; recipes may set it in any case
+    form: its type, see labelgen.reading.fit; None: the type of the field of Settings
     """
 
     default_words: str = ""
     may_change: bool = False
-    commands: tuple[str, ...] = ("train", "finetune")
+    commands: tuple[str, ...] = _TRAINING
     form: Any = None
 
     @property
@@ -51,10 +55,12 @@ def _declared(default: object, help: str, range: Range | None = None, **named: A
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made of. None, which `resolve` replaces: as the run has it when resuming, else the default."""
+    """The settings of a run. `resolve` replaces None by the default, or by the value of a resumed run."""
 
     method: str = _declared(
-        "pace", f"{', '.join(METHODS)}; several: pace+statistics; your own: my.module:Arrow", commands=("train",)
+        "pace",
+        f"{', '.join(METHODS)}; several: pace+statistics; your own: my.module:Arrow",
+        commands=("train", "samples"),
     )
     weights: list = _declared(
         None,
@@ -76,47 +82,52 @@ class Settings:
         None,
         "With several --shards: how often a sample of each is shown, relative to the others, such as 1,4",
         default_words="all 1",
-        commands=("train",),
+        commands=("train", "samples"),
         form=[float],
     )
     split: str = _declared(
-        "1", "Official split whose training videos are used, name or number", default_words="the first"
+        "1",
+        "Official split whose training videos are used, name or number",
+        default_words="the first",
+        commands=_SHOWN,
     )
     holdout: float = _declared(
         0.0,
         "Share of the training videos, by group, kept out and scored after each epoch",
         SHARE,
         default_words="the method's or 0",
+        commands=_SHOWN,
     )
     fraction: float = _declared(
         1.0,
-        "Share of the training videos that is used, drawn from the seed; a smaller one is a part of a larger one",
+        "Share of the training videos to use, drawn from the seed; a smaller share is part of a larger one",
         Range("more than 0 and at most 1", lambda x: 0 < x <= 1),
+        commands=_SHOWN,
     )
     subset: str = _declared(
         "all",
-        "Train on half of the labelled clips alone: the easier, the harder or a random one",
+        "Train on half of the labelled clips: the easier, the harder or a random half",
         choices=("all", "easy", "hard", "random"),
-        commands=("train",),
+        commands=("train", "samples"),
     )
     curriculum: float = _declared(
         0.0,
-        "Share of the steps, the first ones, that see easier clips only; the learning rate then starts anew",
+        "Share of the steps, at the beginning, that see only easier clips; the learning rate then restarts",
         SHARE,
-        commands=("train",),
+        commands=("train", "samples"),
     )
     pacing: str = _declared(
         "single",
         "Share of the clips that a curriculum shows: half; or .04 x 1.9^k, in stages of fixed or varied length",
         choices=("single", "fixed", "varied"),
-        commands=("train",),
+        commands=("train", "samples"),
     )
-    seed: int = _declared(0, "Random seed of initial weights, sampling and augmentation", at_least(0))
+    seed: int = _declared(0, "Random seed of initial weights, sampling and augmentation", at_least(0), commands=_SHOWN)
 
     epochs: int = _declared(None, "Epochs; each shows every sample `repeats` times", between(1, 1_000_000))
     repeats: int = _declared(1, "Passes over the samples in an epoch, each with new random draws", between(1, 10_000))
-    batch_size: int = _declared(None, "Samples per step at most, over all processes", between(1, 1 << 16))
-    accumulate: int = _declared(1, "Gradient accumulation: parts in which a step is computed", between(1, 1 << 16))
+    batch_size: int = _declared(None, "Largest number of samples per step, over all processes", between(1, 1 << 16))
+    accumulate: int = _declared(1, "Gradient accumulation: number of parts of each step", between(1, 1 << 16))
     lr: float = _declared(None, "Learning rate at the start", POSITIVE)
     optimizer: str = _declared(
         "sgd", "SGD with momentum, LARS for large batches, or AdamW", choices=("sgd", "lars", "adamw")
@@ -142,17 +153,20 @@ class Settings:
         None,
         "Colour jitter, one per clip or per frame; contrast: one per clip, random resized crop, grey and blur, too",
         choices=("none", "clip", "frame", "contrast"),
+        commands=_SHOWN,
     )
     color_strength: float = _declared(
         1.0,
         "Multiplies the ranges of the colour jitter, brightness, contrast and saturation .8, hue .2",
         between(0, 1.25),
+        commands=_SHOWN,
     )
     crop_area: list = _declared(
         [0.2, 1.0],
         "With --jitter contrast: share of the frame's area that a crop has, the least and the most",
         default_words="0.2,1",
         form=[float],
+        commands=_SHOWN,
     )
     precision: str = _declared(
         "auto",
@@ -166,13 +180,13 @@ class Settings:
         WORKERS,
         "Threads that decode frames, at most four per core",
         at_least(0),
-        default_words="half of the process's cores, 1 to 8",
+        default_words="half of the available cores, 1 to 8",
         may_change=True,
     )
     device: str = _declared("auto", "cpu, cuda, cuda:1", default_words="cuda if there is one", may_change=True)
     checkpoint_minutes: float = _declared(
         5.0,
-        "Minutes between checkpoints, written beside the training; one is written at the end in any case",
+        "Minutes between checkpoints, written during training; one is always written at the end",
         at_least(0),
         may_change=True,
     )
@@ -204,12 +218,12 @@ DECLARATIONS: dict[str, Declaration] = {
     for entry in fields(Settings)
     for declaration in [entry.metadata["declaration"]]
 }
-FREE = {name for name, declaration in DECLARATIONS.items() if declaration.may_change}  # those that change no weight
+FREE = {name for name, declaration in DECLARATIONS.items() if declaration.may_change}  # settings that change no weight
 DEFAULT_BACKBONE = "r3d10"
 
 
 def resolve(settings: Settings) -> Settings:
-    """The settings with every default filled in. Raises SettingError for values that make no sense."""
+    """The settings with all defaults filled in. Raises SettingError for invalid values."""
     given = {name: value for name, value in asdict(settings).items() if value is not None}
     if type(given.get("split")) is int:
         given["split"] = str(given["split"])
@@ -225,13 +239,13 @@ def resolve(settings: Settings) -> Settings:
         values["jitter"] = None  # each method has its own
     chosen = given.get("options", {})
     for name in chosen.keys() - classes.keys():
-        raise SettingError(f"options of {name!r} are given, and the method is {'+'.join(methods)}")
+        raise SettingError(f"options of {name!r} are given, but the method is {'+'.join(methods)}")
     values["options"] = {name: method.option_values(chosen.get(name)) for name, method in classes.items()}
     values["weights"] = _weights(given.get("weights"), methods)
     values["shard_weights"] = _shard_weights(given.get("shard_weights", []))
     _check_jitter(values, defaults | classes[methods[0]].defaults, classes)
     if values["pacing"] != "single" and not values["curriculum"]:
-        raise SettingError(f"pacing is {values['pacing']}, and curriculum is 0; set curriculum, such as 0.5")
+        raise SettingError(f"pacing is {values['pacing']}, but curriculum is 0; set curriculum, such as 0.5")
     return Settings(**values)
 
 
@@ -250,7 +264,7 @@ def _check_jitter(values: dict, defaults: dict, classes: dict[str, type[Method]]
     for name, needs in (("crop_area", {"contrast"}), ("color_strength", {"contrast", "clip", "frame"})):
         if values[name] != defaults[name] and not needs & {*jitters.values()}:
             raise SettingError(
-                f"{name} is {values[name]}, and jitter is {values['jitter']}, which has none; leave it out"
+                f"{name} is {values[name]}, and jitter is {values['jitter']}, which has none; leave it at {defaults[name]}"
             )
 
 
@@ -259,7 +273,7 @@ def _weights(given: list[float] | None, methods: list[str]) -> list[float]:
     if len(weights) != len(methods) or not all(weight > 0 for weight in weights):
         raise SettingError(f"weights are {weights}, expected one more than 0 for each of {', '.join(methods)}")
     if len(methods) == 1 and weights != [1.0]:
-        raise SettingError(f"weights are {weights}, and there is only one method; raise its learning rate instead")
+        raise SettingError(f"weights are {weights}, but there is only one method; raise its learning rate instead")
     return weights
 
 
@@ -270,7 +284,7 @@ def _shard_weights(given: list[float]) -> list[int]:
 
 
 def over(recipe: Settings, given: Settings) -> Settings:
-    """A recipe's settings, with those that are given replaced."""
+    """The settings of a recipe, replaced by those given."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     if "options" in changes:
         old = recipe.options or {}
@@ -283,10 +297,10 @@ def over(recipe: Settings, given: Settings) -> Settings:
 
 
 def resumed(given: Settings, stored: dict, run: Path) -> Settings:
-    """The stored settings of a run, with those that are given and change no weight. Raises TrainerError for other differences."""
+    """The stored settings of a run, with given ones that change no weight. Raises TrainerError for other differences."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     options = changes.pop("options", {})
-    stored = asdict(resolve(Settings(**stored)))  # one of an older version lacks settings
+    stored = asdict(resolve(Settings(**stored)))  # older versions lack some settings
     differences = [
         (name, value, stored[name]) for name, value in changes.items() if name not in FREE and value != stored[name]
     ]
@@ -294,6 +308,6 @@ def resumed(given: Settings, stored: dict, run: Path) -> Settings:
         has = stored["options"].get(method, {})
         differences += [(name, value, has.get(name)) for name, value in values.items() if value != has.get(name)]
     if differences:
-        both = "; ".join(f"{name} is {value!r}, the run has {old!r}" for name, value, old in differences)
+        both = "; ".join(f"{name} is {value!r}, but the run has {old!r}" for name, value, old in differences)
         raise TrainerError(f"cannot resume {run}: {both}. Leave them out, or start a new run")
     return resolve(replace(Settings(**stored), **changes))

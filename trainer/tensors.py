@@ -1,4 +1,4 @@
-"""Tensors by name: of a .safetensors file, which may be from a stranger, and what tells them from others."""
+"""Tensors by name: read from a .safetensors file, which may be untrusted, and their digest."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from labelgen.reading import fit, open_regular, parse_json
 from trainer.errors import TrainerError
 
 IMPORT = "import them first, as a run that every command takes: vssl import {} --out runs/NAME"
-_HEADER = 1 << 22  # bytes of the header of a .safetensors file, at most
+_HEADER = 1 << 22  # largest header of a .safetensors file, bytes
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
 def is_pytorch(start: bytes) -> bool:
-    """Whether a file that begins with these nine bytes is one of `torch.save`: a zip file, or a pickle. The header of a
-    .safetensors file, whose length may look like a pickle, begins with a brace."""
+    """Whether a file that begins with these nine bytes is from `torch.save`: a zip file or a pickle. The length at the
+    start of a .safetensors file may look like a pickle, but a brace follows it."""
     return start[:4] == b"PK\3\4" or (start[:1] == b"\x80" and start[8:] != b"{")
 
 
@@ -28,7 +28,7 @@ def read_tensors(file: Path) -> tuple[object, dict[str, Tensor]]:
     try:
         with open_regular(file) as opened:
             if is_pytorch(opened.read(9)):
-                raise TrainerError(f"{file}: weights in PyTorch's own format; {IMPORT.format(file)}")
+                raise TrainerError(f"{file}: weights in the format of PyTorch; {IMPORT.format(file)}")
             opened.seek(0)
             length = int.from_bytes(opened.read(8), "little")
             if length > _HEADER:
@@ -47,7 +47,7 @@ def read_tensors(file: Path) -> tuple[object, dict[str, Tensor]]:
 
 
 def digest(weights: dict[str, Tensor]) -> str:
-    """What tells weights from others: a digest of names and values, 16 characters."""
+    """A digest of the names and values of weights, 16 characters."""
     found = hashlib.sha256()
     for name, value in sorted(weights.items()):
         found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

@@ -28,8 +28,8 @@ from labelgen.run.workers import pool
 from labelgen.shards.checks import escaped
 from labelgen.texts import csv_cells, path_text
 
-_SHOWN = 5  # videos that a message names
-_EVERY = 10.0  # seconds of work that a kill may cost
+_SHOWN = 5  # videos named in a message
+_EVERY = 10.0  # seconds of work that a kill can lose
 
 
 def dataset_of(file: Path) -> Dataset:
@@ -51,14 +51,15 @@ def extract(
     say: Callable[[str], None] = lambda text: None,
     scheduler: str | None = None,
 ) -> dict[str, Any]:
-    """Write the flow of `videos` of `dataset` into the folder `out`. What is there and whole is kept; a video whose file has
-    changed is made anew.
+    """Write the flow of `videos` of `dataset` into the folder `out`. Finished videos are kept; a video whose file has
+    changed is extracted again.
 
-    workers, stall, progress, say, scheduler: as of `labelgen.run.run`; progress is called after each video
+    workers, stall, progress, say, scheduler: as for `labelgen.run.run`; progress is called after each video
 
-    Returns the report that is also written to `out/report.json`; `out/videos.csv` says of each video what is there.
-    Raises ShardError if the folder holds flow of other settings, or what this command has not made, or cannot be written;
-    ConfigError for names that it cannot hold; ClusterError and MachineError as `labelgen.run.run`.
+    Returns the report, which is also written to `out/report.json`; `out/videos.csv` lists what was written for each
+    video. Raises ShardError if the folder holds flow of other settings or files that this command has not made, or is
+    not writable; ConfigError for names that the file system cannot hold; ClusterError and MachineError as
+    `labelgen.run.run` does.
     """
     if workers < 1:
         raise ConfigError(f"workers is {workers}; expected at least 1")
@@ -74,12 +75,14 @@ def extract(
         _plan_names(folder, journal, list(size_of), settings)
         row_of = {_key(video): row for row, video in enumerate(size_of)}
         missing = [key for key, row in row_of.items() if not journal.settled(videos[row].id, size_of[videos[row].id])]
-        missing.sort(key=lambda key: (-size_of[videos[row_of[key]].id], key))  # the longest last would be waited for
+        missing.sort(
+            key=lambda key: (-size_of[videos[row_of[key]].id], key)
+        )  # longest first: nothing waits for a long last one
         done = len(videos) - len(missing)
         changed = sum(videos[row_of[key]].id in journal.entries for key in missing)
         if done or changed:
-            again = f"; {changed} have changed, or lack files: they are made anew" * bool(changed)
-            say(f"{folder}: {done} of {len(videos)} videos are there{again}")
+            again = f"; {changed} have changed, or files are missing: they are extracted again" * bool(changed)
+            say(f"{folder}: {done} of {len(videos)} videos are done{again}")
         progress(done, len(videos), 0)
 
         def task(key: str, isolated: bool) -> Task:
@@ -120,9 +123,9 @@ def extract(
         if faults:
             first = "; ".join(fault for _, fault in sorted(faults.items())[:_SHOWN])
             raise MachineError(
-                f"{folder}: {len(faults)} of {len(videos)} videos could not be made, which is not their fault "
-                f"({first}{'; ...' if len(faults) > _SHOWN else ''}); nothing of them is written, finished videos are kept: once "
-                "disk, network and memory are well the same command goes on"
+                f"{folder}: {len(faults)} of {len(videos)} videos failed because of the machine "
+                f"({first}{'; ...' if len(faults) > _SHOWN else ''}); none of their files is kept, finished videos are: once "
+                "disk, network and memory work again, the same command continues"
             )
         entries = [journal.entries[video.id] for video in videos]
         content = _report(dataset, videos, entries, identity)
@@ -138,7 +141,7 @@ def _key(id: str) -> str:
 
 
 def _plan_names(folder: Path, journal: Journal, ids: Sequence[str], settings: Extraction) -> None:
-    """Give the videos that are new their names, in the journal. Raises ShardError if others have files at their places."""
+    """Name new videos in the journal. Raises ShardError if files of others are in their places."""
     known = {id: journal.names[id] for id in ids if id in journal.names}
     gone = {id: name for id, name in journal.names.items() if id not in known}
     chosen = layouts.names([*ids, *gone], settings.templates, known | gone, spaces=not settings.lists)
@@ -147,7 +150,7 @@ def _plan_names(folder: Path, journal: Journal, ids: Sequence[str], settings: Ex
             for place in layouts.owned(settings.templates, chosen[id]):
                 if os.path.lexists(folder / place):
                     raise ShardError(
-                        f"{folder / place}: is there, and was not made by this command; move it, or name another output folder"
+                        f"{folder / place}: exists, but was not made by this command; move it, or choose another output folder"
                     )
             journal.plan(id, chosen[id])
 
@@ -163,7 +166,7 @@ def _values(entry: Mapping[str, Any]) -> int:
 def _report(
     dataset: Dataset, videos: Sequence[Video], entries: Sequence[Mapping[str, Any]], identity: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is there, as report.json has it."""
+    """The content of report.json."""
     good = [entry for entry in entries if "places" in entry]
     failures = [
         {
@@ -195,7 +198,7 @@ def _report(
 def _write_tables(
     folder: Path, dataset: Dataset, videos: Sequence[Video], entries: Sequence[Mapping[str, Any]], settings: Extraction
 ) -> None:
-    """The table of the videos, and the lists that programs of the layout read."""
+    """The table of the videos, and the lists that the layout's programs read."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("id", "label", "folder", "frames", "flows", "height", "width", "fps", "clipped", "fault"))
@@ -210,7 +213,7 @@ def _write_tables(
                 f"{entry['fps']:.6g}",
             ]
             row += [f"{_share(entry['outside'], _values(entry)):g}" if settings.bounded else "", entry["cut_short"]]
-            label = number.get(video.label, -1)  # as MMAction2 itself writes where none is known
+            label = number.get(video.label, -1)  # like MMAction2 itself if the class is unknown
             flow_lines.append(f"{entry['name']} {entry['flows']} {label}\n")
             frame_lines.append(f"{entry['name']} {entry['frames']} {label}\n")
         else:

@@ -1,4 +1,4 @@
-"""What is known of the videos whose flow lies in a folder: a line for each, beside their files."""
+"""The state of the videos whose flow is in a folder: a file of lines beside theirs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ NAME = ".flow.jsonl"
 
 
 class Journal:
-    """Lines of JSON: the configuration; for each video first its id and {video} of its files, then what has become of it.
+    """Lines of JSON: first the configuration; then for each video its id and {video} of its files, and later its outcome.
 
-    fresh: whether there was none, so that nothing in the folder is this command's own
-    names: by id, of the videos that were planned: what lies at their places is this command's own
-    entries: by id, what is known of the videos that are done or have failed
+    fresh: whether there was no journal, so that nothing in the folder belongs to this command
+    names: {video} of the planned videos by their ids: files in their places belong to this command
+    entries: outcome of the videos that are done or have failed, by their ids
     """
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
@@ -37,14 +37,14 @@ class Journal:
         self.entries: dict[str, dict[str, Any]] = {}
         self._lines: list[bytes] = []
         content = read_bytes(self._file) if self._file.exists() else b""
-        self._torn = bool(content) and not content.endswith(b"\n")  # by a full disk or a kill
+        self._torn = bool(content) and not content.endswith(b"\n")  # cut off by a full disk or a kill
         first, *lines = content.split(b"\n") if b"\n" in content else [b""]
         if first:
             self._check(first, configuration)
         else:
             self._lines = [json.dumps({"configuration": configuration}).encode()]
             self.fresh, self._torn = True, False
-            self._file.unlink(missing_ok=True)  # a part of the first line
+            self._file.unlink(missing_ok=True)  # cut off within the first line
         for line in lines:
             self._read(line)
 
@@ -54,16 +54,16 @@ class Journal:
             fit(there, {"configuration": {}}, "it")
         except (ValueError, ReadError) as error:
             raise ShardError(
-                f"{self._file}: damaged ({error}); name another output folder, or delete this one"
+                f"{self._file}: damaged ({error}); choose another output folder, or delete this one"
             ) from error
         if differing := differences(there["configuration"], configuration):
             raise ShardError(
-                f"{self._folder} holds flow of another configuration ({'; '.join(differing.values())}); name another output "
+                f"{self._folder} holds flow of another configuration ({'; '.join(differing.values())}); choose another output "
                 "folder, or delete this one"
             )
 
     def _read(self, line: bytes) -> None:
-        """What a line says; one that was cut off, or that this class has not written, says nothing."""
+        """Apply a line; one that was cut off, or not written by this class, is ignored."""
         try:
             entry = parse_json(line.decode(), str(self._file))
             fit(entry, _PLANNED if len(entry) == 2 else _DONE if "places" in entry else _FAILED, "it")
@@ -85,12 +85,12 @@ class Journal:
         self._lines.append(json.dumps({"id": id, "name": name}).encode())
 
     def add(self, id: str, size: int, notes: Mapping[str, Any]) -> None:
-        """Note what has become of a video whose file has `size` bytes."""
+        """Note the outcome of a video whose file has `size` bytes."""
         self.entries[id] = {"id": id, "name": self.names[id], "size": size, **notes}
         self._lines.append(json.dumps(self.entries[id]).encode())
 
     def write(self) -> None:
-        """Write what was noted, after all files are on the disk: no power cut leaves a line without what it says."""
+        """Write the notes, once all files are on the disk, so that after a power cut each line is true."""
         if self._lines:
             os.sync()
             with writing(self._file), open(self._file, "ab") as file:
@@ -100,7 +100,7 @@ class Journal:
             self._lines, self._torn = [], False
 
     def settled(self, id: str, size: int) -> bool:
-        """Whether a video of this size is done, and all of its files are there, or has failed."""
+        """Whether a video of this size is done, with all of its files, or has failed."""
         entry = self.entries.get(id)
         if entry is None or entry["size"] != size:
             return False
@@ -111,6 +111,6 @@ class Journal:
             if os.stat(self._folder / place).st_mtime_ns == changed:
                 return True
             there, several = state(self._folder / place)[0], (self._folder / place).is_dir()
-            return there >= files if several else there == files  # somebody may have put a file beside them
+            return there >= files if several else there == files  # a user may have added files
         except OSError:
             return False

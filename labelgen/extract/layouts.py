@@ -1,4 +1,4 @@
-"""What the files of a video's flow are called, as the programs that read them expect."""
+"""The names of the files of a video's flow, as the programs that read them expect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from labelgen.shards.checks import escaped
 
 _FIELDS = {"video", "name", "axis", "uv", "index", "step"}
 _IMAGES = (".jpg", ".jpeg", ".png")
-_NAME = 255  # bytes of a file's name, at most
+_NAME = 255  # bytes, the longest name of a file
 # visible files of the output folder itself
 REPORT, TABLE, FLOW_LIST, FRAME_LIST, CLASSES = (
     "report.json",
@@ -31,11 +31,11 @@ RESERVED = (REPORT, TABLE, FLOW_LIST, FRAME_LIST, CLASSES)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a program lays out flow.
+    """How a program arranges the files of flow.
 
-    flow, frames: templates of the files of the flow and of the frames; first: number of the first of each
-    stepped:      template of the flow if the step is not 1, if it is another one
-    lists:        whether the program reads lists of the videos, FLOW_LIST and FRAME_LIST
+    flow, frames: templates of the names of flow and frame files; first: number of the first of each
+    stepped:      another template of the flow for steps other than 1, if any
+    lists:        whether the program reads lists of videos, FLOW_LIST and FRAME_LIST
     """
 
     flow: str
@@ -59,14 +59,14 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Template:
-    """The names of files: {video}, the path of the video below its folder, without the extension; {name}, the last part of it;
-    {axis}, x or y; {uv}, u or v; {step}; {index}, with a width such as {index:05d}. A picture of flow without an axis is of x, y
-    and 128 in three channels, blue, green and red as OpenCV has them [MemDPC, CoCLR].
+    """The names of files, with the fields {video}, the path of the video below its folder, without the extension; {name}, the
+    last part of it; {axis}, x or y; {uv}, u or v; {step}; {index}, with a width such as {index:05d}. A picture of flow without
+    an axis holds x, y and 128 in its channels blue, green and red, the order of OpenCV [MemDPC, CoCLR].
 
-    Files of one video lie in folders of its own: {video} is a whole part of the path, before the last one; or it is the beginning
-    of the last part, if all of its flow is one file, .npy.
+    The files of a video are in separate folders, so that {video} is a whole part of the path before the last one; if
+    all of its flow is a single .npy file, {video} may begin the last part.
 
-    Raises ConfigError for a template that cannot be used; frames: whether it names frames, which have no axes.
+    frames: whether it names frames, which have no axes. Raises ConfigError for a template that cannot be used.
     """
 
     text: str
@@ -96,17 +96,17 @@ class Template:
         if self.suffix not in allowed:
             raise ValueError(f"expected a name that ends in {', '.join(allowed)}")
         if any(part in ("", "..") or part.startswith(".") for part in (*folders, last)):
-            raise ValueError("expected a path below the output folder, of no hidden names")
+            raise ValueError("expected a path below the output folder, without hidden names")
         if fields.count("video") != 1 or not ("{video}" in folders or single and last.startswith("{video}")):
             raise ValueError("expected {video} once, as a whole folder such as {video}/flow_{axis}_{index:05d}.jpg")
         if "{video}" in folders and folders[-1] != "{video}":
-            raise ValueError("expected the files right in the folder {video}")
+            raise ValueError("expected the files directly in the folder {video}")
         if single == ("index" in fields) or "index" in fields and "{index" not in last:
             raise ValueError(
-                "expected {index} in the name of each file, and none in that of .npy, which holds all of a video"
+                "expected {index} in each name, but not in that of a .npy file, which holds all flow of a video"
             )
         if ("axis" in fields or "uv" in fields) and (self.frames or self.suffix not in _IMAGES):
-            raise ValueError("expected {axis} or {uv} in the names of pictures of flow alone")
+            raise ValueError("expected {axis} or {uv} only in the names of pictures of flow")
 
     @property
     def _parts(self) -> tuple[list[str], str]:
@@ -120,7 +120,7 @@ class Template:
 
     @property
     def suffix(self) -> str:
-        """The kind of the files: .jpg, .jpeg, .png, .flo or .npy."""
+        """The extension of the files: .jpg, .jpeg, .png, .flo or .npy."""
         return os.path.splitext(self.text)[1].lower()
 
     def path(self, video: str, index: int = 0, axis: str = "x") -> str:
@@ -129,7 +129,7 @@ class Template:
         return self.text.format(**fields, index=index, step=self.step)
 
     def owned(self, video: str) -> list[str]:
-        """The folders, or the file, that are this video's alone, below the output folder."""
+        """The folders, or the file, below the output folder that belong to this video alone."""
         paths = dict.fromkeys(self.path(video, axis=axis) for axis in "xy")
         if self.suffix == ".npy" and "{video}" in self._parts[1]:
             return list(paths)
@@ -137,17 +137,17 @@ class Template:
 
 
 def owned(templates: Iterable[Template], video: str) -> list[str]:
-    """All folders and files that are a video's alone, below the output folder, in their order."""
+    """All folders and files below the output folder that belong to this video alone, in order."""
     return list(dict.fromkeys(place for template in templates for place in template.owned(video)))
 
 
 def names(
     ids: Sequence[str], templates: Sequence[Template], known: Mapping[str, str], spaces: bool = True
 ) -> dict[str, str]:
-    """id -> {video} of its files: the id without the extension, with it where two videos would share a place or one would lie
-    within the other's, with a digest of it where that does not help either.
+    """id -> {video} of its files: the id without the extension; with it, if two videos would share a place or one would
+    lie within another's; and with a digest of the id, if they still do.
 
-    known: names of an earlier run, which stay what they are; spaces: whether white space is kept, or becomes _
+    known: names from an earlier run, which are kept; spaces: whether white space is kept or becomes _
 
     Raises ConfigError for a name that the file system cannot hold.
     """
@@ -165,9 +165,7 @@ def names(
             level[id] += 1
     for id, name in chosen.items():
         if id in clash or any(place.split("/")[0] in RESERVED for place in places[id]):
-            raise ConfigError(
-                f"{id}: no place is left for its files, which would lie in {places[id][0]}; rename the video"
-            )
+            raise ConfigError(f"{id}: its files would lie in {places[id][0]}, which is taken; rename the video")
         _check_length(id, [template.path(name, 10**8, axis) for template in templates for axis in "xy"])
     return chosen
 
@@ -187,6 +185,6 @@ def _check_length(id: str, paths: Iterable[str]) -> None:
     for path in paths:
         if long := [part for part in path.split("/") if len(os.fsencode(part)) > _NAME]:
             raise ConfigError(
-                f"{path_name(id, limit=80)}: its file would be called {long[0][:40]}..., of {len(os.fsencode(long[0]))} bytes; "
-                f"expected at most {_NAME}: rename the video, or take a shorter template"
+                f"{path_name(id, limit=80)}: the name of its file, {long[0][:40]}..., would have "
+                f"{len(os.fsencode(long[0]))} bytes; expected at most {_NAME}: rename the video, or choose a shorter template"
             )

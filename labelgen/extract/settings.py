@@ -20,18 +20,18 @@ class Extraction:
     """Settings of `extract`. Raises ConfigError for a value that cannot be used."""
 
     layout: str = "mmaction2"  # a key of LAYOUTS
-    template: str | None = None  # of the files of the flow, in place of the layout's; see Template
-    frames_template: str | None = None  # of the frames
-    first: int | None = None  # number of the first flow and frame, in place of the layout's
+    template: str | None = None  # for the files of the flow, instead of the layout's; see Template
+    frames_template: str | None = None  # for the files of the frames
+    first: int | None = None  # number of the first flow and frame, instead of the layout's
     flow: str = "tvl1"  # backend, a key of labelgen.flow.BACKENDS
-    bound: float = 20.0  # pixels: what 8 bits hold lies between -bound and bound
+    bound: float = 20.0  # pixels: 8 bits hold values from -bound to bound
     step: int = 1  # flow from frame t to frame t + step
     short: int | None = 256  # pixels of the shorter side
-    height: int | None = None  # of the frames, in place of `short`
+    height: int | None = None  # of the frames, instead of `short`
     width: int | None = None
     frames: bool = False  # write the frames, too
     quality: int = 95  # of JPEGs, 1..100
-    max_pixels: int = MAX_PIXELS  # of a picture of a video
+    max_pixels: int = MAX_PIXELS  # largest picture of a video
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Extraction).items():
@@ -51,16 +51,18 @@ class Extraction:
             raise ConfigError(f"layout is {self.layout!r}; expected one of {', '.join(LAYOUTS)}")
         if (self.height is None) != (self.width is None) or (self.height is None) == (self.short is None):
             size = f"{self.height} x {self.width}"
-            raise ConfigError(f"short is {self.short}, the size {size}; expected the shorter side, or height and width")
+            raise ConfigError(
+                f"short is {self.short} and the size {size}; expected either the shorter side, or height and width"
+            )
         if self.frames_template is not None and not self.frames:
             raise ConfigError(
-                f"the template of frames is {self.frames_template!r}, and no frames are written; ask for them"
+                f"the template of frames is {self.frames_template!r}, but no frames are written; choose to write them, too"
             )
         find(self.flow)
         both = {self.flow_template.path("v", index, axis) for index in range(30) for axis in "xy"}
         if self.frames and both & {self.frame_template.path("v", index) for index in range(30)}:
             raise ConfigError(
-                f"frames and flow are both called {self.flow_template.text!r}; give frames another template"
+                f"frames and flow have the same template, {self.flow_template.text!r}; choose another one for frames"
             )
 
     @property
@@ -69,18 +71,18 @@ class Extraction:
 
     @property
     def flow_template(self) -> Template:
-        """Of the files of the flow."""
+        """The template of the files of the flow."""
         stepped = self.step != 1 and self._layout.stepped
         return Template(self.template or stepped or self._layout.flow, self.step)
 
     @property
     def frame_template(self) -> Template:
-        """Of the frames."""
+        """The template of the files of the frames."""
         return Template(self.frames_template or self._layout.frames, self.step, frames=True)
 
     @property
     def templates(self) -> tuple[Template, ...]:
-        """Of all files that are written."""
+        """The templates of all files that are written."""
         return (self.flow_template, self.frame_template) if self.frames else (self.flow_template,)
 
     @property
@@ -95,11 +97,11 @@ class Extraction:
 
     @property
     def bounded(self) -> bool:
-        """Whether the flow is stored in 8 bits, which hold what lies between the bounds."""
+        """Whether the flow is stored in 8 bits, which hold values between the bounds."""
         return self.flow_template.suffix not in (".npy", ".flo")
 
     def configuration(self, dataset: str) -> dict[str, Any]:
-        """Everything that decides the bytes of a video's files, and which videos they are of."""
+        """Everything that determines the bytes of a video's files, and the data set that they are from."""
         backend = find(self.flow)
         pictures = self.bounded and self.flow_template.suffix != ".png" or self.frames
         return {

@@ -1,4 +1,4 @@
-"""One video to the files of its flow. The only place that knows the order of the steps."""
+"""Turns one video into the files of its flow. The only place that knows the order of the steps."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from labelgen import decode
 from labelgen.errors import DecodeError, MachineError
 from labelgen.extract.layouts import owned
 from labelgen.extract.settings import Extraction
@@ -27,11 +25,10 @@ from labelgen.flow.stream import Pairs
 from labelgen.manifest import Video
 from labelgen.run.guard import VideoFailed, apart, here, register
 from labelgen.run.jobs import Job, Made, make, on_cluster
-from labelgen.run.video import Clock, part_of
+from labelgen.run.video import Clock, decoded, open_part, part_of
 from labelgen.shards.checks import escaped
-from labelgen.span import Span
 
-_IMAGE_RATE = 1.0  # of folders of images: flow does not depend on it
+_IMAGE_RATE = 1.0  # of folders of images; flow does not depend on it
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,11 @@ class Task(Job):
 
 @dataclass
 class Extracted:
-    """What is known of a video whose flow has been written.
+    """The outcome of a video whose flow has been written.
 
-    frames, flows: written or not, and written; height, width: of them, pixels; fps: of the file, 0 if it tells none
-    outside: values of the flow below or above the bound; bytes: of all files; cut_short: see `decode.frames`
+    frames, flows: how many were decoded and written; height, width: of both, pixels; fps: of the file, 0 if unknown
+    outside: number of values of the flow out of bounds; bytes: of all files; cut_short: why decoding stopped early, ""
+    if it did not
     """
 
     frames: int = 0
@@ -61,13 +59,13 @@ class Extracted:
 
 
 def extract_on_cluster(task: Task) -> Made:
-    """`extract_video` in a process of its own, see `on_cluster`."""
+    """`extract_video` in a separate process, see `on_cluster`."""
     return on_cluster(extract_video, task)
 
 
 def extract_video(task: Task) -> Made:
-    """Write the flow of one video. A folder of it appears when all of it is there, and not at all if the video fails, which is
-    noted. If the machine fails, nothing is.
+    """Write the flow of one video. Each of its folders appears once it is complete, and not at all if the video fails,
+    which is noted. If the machine fails, nothing is noted.
 
     Raises ShardError if the disk is full.
     """
@@ -90,7 +88,7 @@ def _extract_video(task: Task) -> Made:
         with clock("write"), writing(folder / task.name):
             notes = asdict(done) | {"cut_short": escaped(done.cut_short), "places": []}
             for place in owned(task.settings.templates, task.name):
-                _take_away(folder, place, staging)
+                _remove(folder, place, staging)
                 (folder / place).parent.mkdir(parents=True, exist_ok=True)
                 os.rename(staging / "new" / place, folder / place)
                 notes["places"].append([place, *state(folder / place)])
@@ -99,14 +97,14 @@ def _extract_video(task: Task) -> Made:
         notes = {"stage": stage, "reason": escaped(reason[:10_000])}
         with writing(folder / task.name):
             for place in owned(task.settings.templates, task.name):
-                _take_away(folder, place, staging)
+                _remove(folder, place, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Made(str(task.path), clock.seconds, clock.counts, instructions(), notes=notes)
 
 
-def _take_away(folder: Path, place: str, staging: Path) -> None:
-    """Take away what an earlier run has left at a place: one that was stopped, or that was of another version of the video."""
+def _remove(folder: Path, place: str, staging: Path) -> None:
+    """Remove what an earlier run has left in a place: one that was stopped, or one of another version of the video."""
     if os.path.lexists(folder / place):
         old = staging / "old" / place
         old.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +112,7 @@ def _take_away(folder: Path, place: str, staging: Path) -> None:
 
 
 def state(target: Path) -> tuple[int, int]:
-    """Of a folder the number of its files, of a file that of its bytes; and when that was last changed, in ns. Raises OSError."""
+    """The number of files of a folder, or of bytes of a file, and the time of its last change in ns. Raises OSError."""
     status = os.stat(target)
     return _count(target) if target.is_dir() else status.st_size, status.st_mtime_ns
 
@@ -125,42 +123,29 @@ def _count(folder: Path) -> int:
 
 
 def _to_files(video: Video, task: Task, clock: Clock, folder: Path) -> Extracted:
-    compile_kernels(task.settings.flow)  # loading them is not to count as a stall
+    compile_kernels(task.settings.flow)  # so that loading them does not count as a stall
     return here(video, task, "flow", partial(_decode_to_files, video, task, clock, folder))
 
 
 def _decode_to_files(video: Video, task: Task, clock: Clock, folder: Path, alive: Callable[[], None]) -> Extracted:
-    """Decode a video, and write its flow, and its frames if they are asked for, into a folder that is made.
+    """Decode a video, and write its flow, and its frames if the settings say so, into a folder, which is created.
 
     Raises DecodeError if not even one frame can be decoded, VideoFailed if there are too few for a flow.
     """
     settings, done = task.settings, Extracted()
-    height, width, short, most = settings.height, settings.width, settings.short, settings.max_pixels
-    images, part = os.path.isdir(video.path), part_of(video, most, _IMAGE_RATE, alive)
+    most, images = settings.max_pixels, os.path.isdir(video.path)
+    part = part_of(video, most, _IMAGE_RATE, alive)
     if images and video.part is not None and not video.part.frames:
-        raise DecodeError(str(video.path), "a folder of images has no times; give its part in frames")
-    since = part[0] if part else 0.0
-    whole = decode.frames(
-        video.path, height, width, max_pixels=most, alive=alive, image_fps=_IMAGE_RATE, short=short, since=since
-    )
-    stream = Span(whole, *part) if part else whole
+        raise DecodeError(str(video.path), "a folder of images has no times; give the part of it in frames")
+    size = {"height": settings.height, "width": settings.width, "short": settings.short}
+    stream = open_part(video, part, **size, max_pixels=most, alive=alive, image_fps=_IMAGE_RATE)
     pairs = Pairs(settings.flow, settings.step)
     with ExitStack() as files:
         out = _Files(task, folder, clock, files)
-        for t in count():
-            try:
-                with clock("decode"):
-                    frame = next(stream, None)
-            except DecodeError as error:
-                if not t:
-                    raise
-                done.cut_short = error.reason
-                break
-            if frame is None:
-                break
-            done.frames += 1
+        for frame in decoded(stream, clock, done):
             if settings.frames:
-                done.bytes += out.frame(frame, settings.begin + t)
+                done.bytes += out.frame(frame, settings.begin + done.frames)
+            done.frames += 1
             with clock("flow"):
                 flow = pairs(frame)
             if flow is not None:
@@ -170,7 +155,7 @@ def _decode_to_files(video: Video, task: Task, clock: Clock, folder: Path, alive
         if not done.flows:
             found = f"{done.frames} frame{'s' * (done.frames > 1)}{': ' * bool(done.cut_short)}{done.cut_short}"
             raise VideoFailed(
-                "flow", f"a flow of step {settings.step} needs {settings.step + 1} frames; it has {found}"
+                "flow", f"a flow of step {settings.step} needs {settings.step + 1} frames; the video has {found}"
             )
     (done.height, done.width), done.fps, done.outside = out.size, 0.0 if images else float(stream.fps), out.outside
     clock.counts["frames"] += done.frames
@@ -180,7 +165,7 @@ def _decode_to_files(video: Video, task: Task, clock: Clock, folder: Path, alive
 
 
 class _Files:
-    """The files of one video. size: height and width of its flow; outside: values of it beyond the bound so far."""
+    """The files of one video. size: height and width of its flow; outside: number of its values out of bounds so far."""
 
     def __init__(self, task: Task, folder: Path, clock: Clock, files: ExitStack) -> None:
         self._settings, self._name, self._folder, self._clock = task.settings, task.name, folder, clock
@@ -198,14 +183,14 @@ class _Files:
         self.size, self.outside = (0, 0), 0
 
     def frame(self, frame: np.ndarray, index: int) -> int:
-        """Write a frame, RGB uint8 [H, W, 3]; returns the bytes."""
+        """Write a frame, RGB uint8 [H, W, 3]; returns the size in bytes."""
         path = self._frame.path(self._name, index)
         with self._clock("jpeg"), writing(self._target / path):
             picture = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
             return write_picture(self._folder / path, picture, self._settings.quality)
 
     def flow(self, flow: np.ndarray, index: int) -> int:
-        """Write a flow, float32 [H, W, 2]; returns the bytes."""
+        """Write a flow, float32 [H, W, 2]; returns the size in bytes."""
         self.size = flow.shape[:2]
         path = self._flow.path(self._name, index)
         with self._clock("jpeg" if self._settings.bounded else "write"), writing(self._target / path):
@@ -225,7 +210,7 @@ class _Files:
 
 
 def _check_files(task: Task, folder: Path, done: Extracted) -> None:
-    """Raises MachineError unless there are N frames, if they were asked for, and N - step flows, each with both of its axes."""
+    """Raises MachineError unless there are N - step flows with both of their axes, and N frames if they were to be written."""
     settings = task.settings
     if done.flows != done.frames - settings.step:
         raise MachineError(f"{task.name}: {done.flows} flows of {done.frames} frames; expected {settings.step} fewer")
@@ -234,11 +219,11 @@ def _check_files(task: Task, folder: Path, done: Extracted) -> None:
         single = template.suffix == ".npy"
         for last in {template.path(task.name, settings.begin + number - 1, axis) for axis in "xy"}:
             if not (folder / last).is_file():
-                raise MachineError(f"{last} is not there when all files have been written")
+                raise MachineError(f"{last} is missing, although all files were written")
             expected[os.path.dirname(last)] += 1 if single else number
     for place in owned(settings.templates, task.name):
         if (folder / place).is_dir() and (found := _count(folder / place)) != expected[place]:
-            raise MachineError(f"{place} has {found} files when all have been written; expected {expected[place]}")
+            raise MachineError(f"{place} has {found} files, although all were written; expected {expected[place]}")
 
 
 def compile_kernels(backend: str) -> None:

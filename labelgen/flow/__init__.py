@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from labelgen.flow.stream import flows as flows
     from labelgen.flow.tv_l1 import tvl1 as tvl1
 
-# A new backend is its file and one line here; what stands in these files is imported where it is used.
+# A new backend is a file and one line here; the files are imported on use.
 BACKENDS = {
     "tvl1": "labelgen.flow.tv_l1:BACKEND",
     "opencv-tvl1": "labelgen.flow.opencv:TVL1",
@@ -25,7 +25,7 @@ BACKENDS = {
 
 
 def find(name: str) -> Backend:
-    """A flow backend by its name. Raises ConfigError for one that is not in BACKENDS."""
+    """A flow backend by its name. Raises ConfigError if it is not in BACKENDS."""
     if name not in BACKENDS:
         raise ConfigError(f"flow backend is {name!r}; expected one of {', '.join(BACKENDS)}")
     found: Backend = pkgutil.resolve_name(BACKENDS[name])
@@ -45,7 +45,7 @@ def flow(first: np.ndarray, second: np.ndarray, backend: str = "tvl1") -> np.nda
     Returns
     -------
     float32 [H, W, 2]
-        (u, v) in pixels: first[y, x] is seen again at second[y + v, x + u].
+        (u, v) in pixels: first[y, x] reappears at second[y + v, x + u].
 
     Raises
     ------
@@ -75,6 +75,6 @@ _LAZY = {"tvl1": "labelgen.flow.tv_l1:tvl1", "flows": "labelgen.flow.stream:flow
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:  # imported when asked for: they need Numba and FFmpeg, the list of names does not
+    if name in _LAZY:  # imported on use: they need Numba and FFmpeg, the list of names does not
         return pkgutil.resolve_name(_LAZY[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a flow backend declares, and what all of them ask of their images."""
+"""The declaration of a flow backend, and the checks of images that all of them share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-SMALLEST = 16  # pixels: side of the images, and of the coarsest pyramid level, at least
+SMALLEST = 16  # pixels, the smallest side of images and of the coarsest pyramid level
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Backend:
     """One way to compute optical flow.
 
     function:   (first, second) uint8 luma [H, W] -> float32 [H, W, 2], (u, v) in pixels, see `labelgen.flow.flow`
-    prepare, between: the same in two steps, function(first, second) = between(prepare(first), prepare(second)): what is to be
-                done once for each image of a video, and then for each pair; without them there is no first step
+    prepare, between: the same in two steps, function(first, second) = between(prepare(first), prepare(second)): the
+    work per image of a video, and the work per pair; without them all work is per pair
     version:    counts up with every change that may change a flow; part of the configuration of the shards
-    parameters: what it computes with, by name; part of the configuration, too
+    parameters: of the computation, by name; part of the configuration, too
     """
 
     function: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -34,7 +34,7 @@ class Backend:
 
 
 def checked(name: str, image: np.ndarray) -> np.ndarray:
-    """An image as an array. Raises ValueError if it is no luma image."""
+    """An image as an array. Raises ValueError if it is not a luma image."""
     image = np.asarray(image)
     if image.ndim != 2 or min(image.shape) < SMALLEST:
         expected = f"luma [H, W] of at least {SMALLEST} x {SMALLEST} pixels"

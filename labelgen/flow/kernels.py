@@ -1,4 +1,4 @@
-"""The kernels of `tvl1`: the solver of one level, and the pyramid that drives it; the references are those of tv_l1.py."""
+"""The kernels of `tvl1`: the solver of one level, and the pyramid that drives it; for the references see tv_l1.py."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from labelgen.compiled import njit
 
 f32 = np.float32
 
-# The kernels work on planes. A plane is a flat float32 array with an image of `height` x `width` inside a border
-# of PAD pixels; its rows are _stride(width) long. Stencils then run over many rows in one loop without looking for the
-# image's border, which makes them several times as fast on small images as loops over rows.
+# The kernels work on planes. A plane is a flat float32 array that holds an image of `height` x `width` inside a border
+# of PAD pixels; its rows are _stride(width) long. Stencils thus run over many rows in one loop without checking for the
+# image's border, which on small images is several times as fast as loops over rows.
 
 PAD = 2
 BAND = 8192  # pixels worked on at a time: their state, 40 bytes each, stays in the second-level cache
 
-# Inlined, all of it is compiled as one: otherwise the run that compiles and those that load the cache may call
-# different copies of a kernel, which round differently.
+# Inlining compiles all of it as one: otherwise the run that compiles and those that load the cache may call different
+# copies of a kernel, which round differently.
 _kernel = njit(nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 
 
@@ -43,7 +43,7 @@ def _replicate(plane, height, width):
 
 @_kernel
 def _gauss(index, growth, sigma, weights):
-    """Where a pixel of the coarse level samples the fine one, `growth` times its size: first tap and 4 weights."""
+    """Where a pixel of the coarse level samples the fine level, which is `growth` times as large: first tap and 4 weights."""
     at = (index + 0.5) * growth - 0.5
     begin = int(np.floor(at)) - 1
     total = 0.0
@@ -105,7 +105,7 @@ def _enlarge(source, height, width, target, to_height, to_width, growth):
 
 @_kernel
 def _double(image, height, width, out):
-    """Bicubic enlargement to flat [2 height, 2 width]: pixel (y, x) is at (2 y, 2 x), between them are half pixels."""
+    """Bicubic enlargement to flat [2 height, 2 width]: pixel (y, x) is at (2 y, 2 x), with half pixels in between."""
     stride, wide = _stride(width), 2 * width
     near, far = f32(9 / 16), f32(1 / 16)
     for y in range(height):
@@ -125,7 +125,7 @@ def _double(image, height, width, out):
 
 @_kernel
 def _gradient(image, height, width, grad_x, grad_y):
-    """5-point derivatives (1 -8 0 8 -1) / 12 along x and y [3], zero in the border: there is no data term there."""
+    """5-point derivatives (1 -8 0 8 -1) / 12 along x and y [3], zero in the border, which has no data term."""
     stride = _stride(width)
     b, e = PAD * stride + PAD, (height + PAD) * stride - PAD
     for grad, one in ((grad_x, 1), (grad_y, stride)):
@@ -142,7 +142,7 @@ def _gradient(image, height, width, grad_x, grad_y):
 
 @_kernel
 def _positions(u, v, column, row, last_x, last_y, index, part_x, part_y, inside):
-    """Where the flow points to in the doubled image, held at its border: pixel and fraction; 1 inside, 0 outside."""
+    """Where the flow points to in the doubled image, clamped to its border: pixel and fraction; 1 inside, 0 outside."""
     wide = np.int32(2) * (np.int32(last_x) + np.int32(1))
     for i in range(u.size):
         x, y = column[i] + u[i], row[i] + v[i]
@@ -175,7 +175,7 @@ def _data_term(first, u, v, grad_x, grad_y, rest, inverse):
 def _linearise(first, doubled, flow, grid, data, height, width, index, part_x, part_y):
     """Warp the second image by the flow and prepare the data term rho(u) = rest + grad . u of [1].
 
-    data: planes grad_x, grad_y of the first image [4]; rest; and 1 / |grad|^2, 0 where the flow leaves the image
+    data: planes grad_x, grad_y of the first image [4]; rest; and 1 / |grad|^2, which is 0 where the flow leaves the image
     """
     stride = _stride(width)
     end = (height + PAD) * stride
@@ -204,7 +204,7 @@ def _primal(u, v, grad_x, grad_y, rest, inverse, px, px_left, py, py_up, qx, qx_
 
 @_kernel
 def _dual(u, u_right, u_down, v, v_right, v_down, px, py, qx, qy, rate):
-    """(p, q) = (p, q) + tau/theta grad (u, v), brought back into the unit ball [6], which both share [5]."""
+    """(p, q) = (p, q) + tau/theta grad (u, v), projected into the unit ball [6], which both share [5]."""
     for i in range(u.size):
         a, b = px[i] + rate * (u_right[i] - u[i]), py[i] + rate * (u_down[i] - u[i])
         c, d = qx[i] + rate * (v_right[i] - v[i]), qy[i] + rate * (v_down[i] - v[i])
@@ -214,8 +214,8 @@ def _dual(u, u_right, u_down, v, v_right, v_down, px, py, qx, qy, rate):
 
 @_kernel
 def _iterate(flow, data, dual, height, width, iterations, bound, tightness, rate):
-    """Primal-dual iterations in bands of rows, each iteration one row behind the one before it: the order of the
-    arithmetic is that of whole images, but a band stays in the cache for all iterations.
+    """Primal-dual iterations in bands of rows, each iteration one row behind the previous one: the arithmetic has the
+    order of whole images, but a band stays in the cache for all iterations.
 
     dual: planes px, py, qx, qy, zero in the border above and to the left
     """
@@ -233,7 +233,7 @@ def _iterate(flow, data, dual, height, width, iterations, bound, tightness, rate
                     px[b:e], px[b - 1 : e - 1], py[b:e], py[b - stride : e - stride],
                     qx[b:e], qx[b - 1 : e - 1], qy[b:e], qy[b - stride : e - stride], bound, tightness,
                 )  # fmt: skip
-                # across the image's border the flow does not change
+                # the flow does not change across the image's border
                 for left in range(b + PAD, e, stride):
                     right = left + width - 1
                     u[left - 1], u[right + 1] = u[left], u[right]
@@ -277,7 +277,7 @@ def _median9(a, b, c, d, e, f, g, h, i, out):
 
 @_kernel
 def _median(image, height, width, out):
-    """Median of 9 pixels out of 5 x 5, every other one: nearly as good as that of all 25, and much cheaper."""
+    """Median of 9 of 5 x 5 pixels, every other one: nearly as good as that of all 25, and much cheaper."""
     _replicate(image, height, width)
     stride = _stride(width)
     b, e, s = PAD * stride + PAD, (height + PAD) * stride - PAD, 2 * stride
@@ -290,7 +290,7 @@ def _median(image, height, width, out):
 
 @_kernel
 def _begins(sizes):
-    """Where the plane of each level begins in the array of all of them, and where the last one ends."""
+    """Where the plane of each level begins in the array of all planes, and where the last one ends."""
     begin = np.zeros(len(sizes) + 1, np.int64)
     for level in range(len(sizes)):
         begin[level + 1] = begin[level] + (sizes[level, 0] + 2 * PAD) * _stride(sizes[level, 1])
@@ -319,7 +319,7 @@ def pyramid(image, sizes, sigma):
 
 @_kernel
 def _column_and_row(height, width, grid):
-    """The column and the row of each pixel, counted from the image's corner: planes grid[0] and grid[1]."""
+    """Write the column and the row of each pixel, counted from the image's corner, into grid[0] and grid[1]."""
     stride = _stride(width)
     for y in range(height):
         b = (y + PAD) * stride
@@ -331,10 +331,10 @@ def _column_and_row(height, width, grid):
 def _solve_level(
     one, flow, other, data, dual, doubled, grid, work, height, width, bound, tightness, rate, warps, iterations
 ):
-    """TV-L1 flow at one size, from `flow` on: warp and linearise, iterate, take the median, `warps` times.
+    """TV-L1 flow at one size, starting from `flow`: warp and linearise, iterate, take the median, `warps` times.
 
     one: plane of the first image; doubled: the second one, see `_double`; data: planes, the first two the gradient of `one`;
-    work: index, part_x, part_y of `_linearise`. Returns the flow and the planes that are free, which are `flow` and `other`.
+    work: index, part_x, part_y of `_linearise`. Returns the flow and the free planes: `flow` and `other`, in either order.
     """
     index, part_x, part_y = work
     dual[:] = 0
@@ -349,10 +349,10 @@ def _solve_level(
 
 @_kernel
 def coarse_to_fine(first, second, sizes, bound, tightness, rate, warps, iterations):
-    """The flow, float32 [H, W, 2], between two images, given by their pyramids: solved on each level, from the coarsest one on,
-    beginning with the enlarged flow of the level before.
+    """The flow, float32 [H, W, 2], between two images given by their pyramids, solved level by level from the coarsest,
+    each starting from the enlarged flow of the level before.
 
-    first, second, sizes: see `pyramid`; the rest as of `tvl1`
+    first, second, sizes: see `pyramid`; the others: see `tvl1`
     """
     levels, begin = len(sizes), _begins(sizes)
     height, width = sizes[0, 0], sizes[0, 1]

@@ -1,4 +1,4 @@
-"""OpenCV's TV-L1, DIS and Farneback flow behind the call of `tvl1`."""
+"""OpenCV's TV-L1, DIS and Farneback flow, with the interface of `tvl1`."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def opencv_tvl1(
     scale: float = PARAMETERS["scale"],
     warps: int = PARAMETERS["warps"],
 ) -> np.ndarray:
-    """OpenCV's DualTVL1OpticalFlow with its own defaults, the reference for accuracy; see `tvl1`. Takes uint8 luma.
+    """OpenCV's DualTVL1OpticalFlow with its defaults, the reference for accuracy; see `tvl1`. Takes uint8 luma.
 
     Raises ConfigError if OpenCV lacks its contributed modules.
     """
     if not hasattr(cv2, "optflow"):
         raise ConfigError(
             "flow backend 'opencv-tvl1' needs cv2.optflow, which this OpenCV lacks; "
-            "install opencv-contrib-python-headless in place of other opencv packages"
+            "install opencv-contrib-python-headless instead of other opencv packages"
         )
-    create = cv2.optflow.DualTVL1OpticalFlow_create  # type: ignore[attr-defined]  # its stubs lack it
+    create = cv2.optflow.DualTVL1OpticalFlow_create  # type: ignore[attr-defined]  # missing in its stubs
     settings = {"lambda_": attachment, "theta": tightness, "tau": step, "scaleStep": scale, "warps": warps}
     return _solved(first, second, create, **settings)
 
@@ -57,7 +57,7 @@ def dis(first: np.ndarray, second: np.ndarray, *, preset: int = cv2.DISOPTICAL_F
     >>> np.median(flow.reshape(-1, 2), axis=0).round().tolist()
     [2.0, 1.0]
     """
-    create = cv2.DISOpticalFlow_create  # type: ignore[attr-defined]  # its stubs lack it
+    create = cv2.DISOpticalFlow_create  # type: ignore[attr-defined]  # missing in its stubs
     return _solved(first, second, create, preset=preset)
 
 
@@ -78,7 +78,7 @@ def farneback(
     sigma: float = _FARNEBACK["sigma"],
 ) -> np.ndarray:
     """OpenCV's Farneback flow with the parameters of its tutorial, see `tvl1`. Takes uint8 luma."""
-    create = cv2.FarnebackOpticalFlow_create  # type: ignore[attr-defined]  # its stubs lack it
+    create = cv2.FarnebackOpticalFlow_create  # type: ignore[attr-defined]  # missing in its stubs
     names = {
         **{"pyrScale": scale, "numLevels": levels, "winSize": window, "numIters": iterations},
         **{"polyN": neighbours, "polySigma": sigma},
@@ -91,8 +91,8 @@ def _solved(first: np.ndarray, second: np.ndarray, create: Callable[..., Any], *
     for name, image in (("first", first), ("second", second)):
         if image.dtype != np.uint8:
             raise ValueError(f"{name} has dtype {image.dtype}; expected uint8 for OpenCV's flow")
-    # A solver of its own for each pair, which costs next to nothing: DualTVL1OpticalFlow keeps the number of pyramid
-    # levels of the smallest pair that it has seen, and gives other flows ever after.
+    # A new solver for each pair, which costs next to nothing: DualTVL1OpticalFlow keeps the number of pyramid levels of
+    # the smallest pair that it has seen, which changes all later flows.
     solver = create(**settings)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)

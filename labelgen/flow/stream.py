@@ -15,8 +15,8 @@ from labelgen.flow import find, luma
 
 
 class Pairs:
-    """From each frame to the one `step` frames after it: called with one frame after the other, RGB uint8 [H, W, 3], it returns
-    the flow that ends at this frame, float32 [H, W, 2], and None for the first `step` frames."""
+    """Flow from each frame to the one `step` frames later: called with the frames in order, RGB uint8 [H, W, 3], it
+    returns the flow that ends at this frame, float32 [H, W, 2], and None for the first `step` frames."""
 
     def __init__(self, backend: str = "tvl1", step: int = 1) -> None:
         if step < 1:
@@ -41,13 +41,13 @@ def flows(
     step: int = 1,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[np.ndarray]:
-    """The optical flow of a video: an iterator of float32 [height, width, 2], (u, v) in pixels, from frame t to frame t + step
-    for t = 0, 1, ..., so that N frames give N - step flows. Memory does not grow with the length of the video.
+    """The optical flow of a video: an iterator of float32 [height, width, 2], (u, v) in pixels, from frame t to frame t
+    + step for t = 0, 1, ...; N frames give N - step flows. Memory does not grow with the length of the video.
 
     height, width, short: of the frames, see `labelgen.decode.frames`; backend: a key of BACKENDS
 
-    Raises DecodeError as `labelgen.decode.frames` does, at the end if anything was wrong with the file: flows yielded before that
-    are good. Raises ConfigError for a backend or a step that cannot be used.
+    Raises DecodeError as `labelgen.decode.frames` does, at the end if anything was wrong with the file: the flows
+    yielded before are valid. Raises ConfigError for a backend or a step that cannot be used.
 
     Examples
     --------

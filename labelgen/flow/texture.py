@@ -1,4 +1,4 @@
-"""What light changes least of an image: its texture, for the data term of `tvl1`.
+"""The texture of an image, the part that changes of light affect least, for the data term of `tvl1`.
 
 References
 ----------
@@ -17,9 +17,9 @@ from labelgen.compiled import njit
 f32 = np.float32
 
 _BAND = 8192  # pixels worked on at a time: their state, 16 bytes each, stays in the second-level cache
-_STEP = 0.25  # of the dual ascent, the largest that converges
+_STEP = 0.25  # of the dual ascent, the largest step that converges
 
-# Inlined, all of it is compiled as one; see kernels.py.
+# Inlined for the reason given in kernels.py.
 _kernel = njit(nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 
 
@@ -39,13 +39,13 @@ def _dual(u, u_right, u_down, px, py, rate):
 
 @_kernel
 def texture(image, share, theta, steps):
-    """An image less a share of its structure, float32 [H, W]: image - share * u, where u is nearly the image of minimal
-    sum |grad u| + |u - image|^2 / (2 theta) [2], after `steps` projected dual steps [3] from u = image on.
+    """An image minus a share of its structure, float32 [H, W]: image - share * u. u approximates the minimiser of sum
+    |grad u| + |u - image|^2 / (2 theta) [2] by `steps` projected dual steps [3] from u = image.
 
     image: [H, W]; share: 0..1; theta: grey levels
 
-    The steps run over bands of rows, each one row behind the one before it, as in `kernels`. Planes are flat, with a border of
-    one pixel: across it u does not change, and there the dual variables are zero.
+    The steps run over bands of rows, each one row behind the previous one, as in `kernels`. Planes are flat, with a
+    border of one pixel, across which u does not change and in which the dual variables are zero.
     """
     height, width = image.shape
     stride = (width + 2 + 15) // 16 * 16

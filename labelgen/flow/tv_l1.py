@@ -1,4 +1,4 @@
-"""TV-L1 optical flow: what it takes, what it checks, and its pyramid.
+"""TV-L1 optical flow: its parameters, checks and pyramid.
 
 References
 ----------
@@ -6,10 +6,10 @@ References
 [2] J. Sanchez, E. Meinhardt-Llopis, G. Facciolo, "TV-L1 optical flow estimation", IPOL 2013, 10.5201/ipol.2013.26
 [3] D. Sun, S. Roth, M. Black, "Secrets of optical flow estimation and their principles", CVPR 2010
     (the median after each warp, the 5-point derivative, bicubic warping).
-[4] S. Baker, I. Matthews, "Lucas-Kanade 20 years on", IJCV 2004 (the gradient of the image that is not warped).
-[5] X. Bresson, T. Chan, "Fast dual minimization of the vectorial total variation norm", IPI 2008.
-[6] A. Chambolle, "Total variation minimization and a class of binary MRF models", EMMCVPR 2005 (projected dual step).
-[7] A. Wedel, T. Pock, C. Zach, H. Bischof, D. Cremers, "An improved algorithm for TV-L1 optical flow", Statistical and
+[4] S. Baker, I. Matthews, "Lucas-Kanade 20 years on", IJCV 2004 (the gradient of the unwarped image). [5] X. Bresson,
+T. Chan, "Fast dual minimization of the vectorial total variation norm", IPI 2008. [6] A. Chambolle, "Total variation
+minimization and a class of binary MRF models", EMMCVPR 2005 (projected dual step). [7] A. Wedel, T. Pock, C. Zach, H.
+Bischof, D. Cremers, "An improved algorithm for TV-L1 optical flow", Statistical and
     Geometrical Approaches to Visual Motion Analysis 2009 (structure-texture decomposition).
 """
 
@@ -57,12 +57,11 @@ def tvl1(
     flatness: float = PARAMETERS["flatness"],
     structure_steps: int = PARAMETERS["structure_steps"],
 ) -> np.ndarray:
-    """TV-L1 optical flow from `first` to `second`: first[y, x] is seen again at second[y + v, x + u].
+    """TV-L1 optical flow from `first` to `second`: first[y, x] reappears at second[y + v, x + u].
 
-    Minimises sum |grad (u, v)| + attachment |second(x + u) - first(x)| coarse to fine as in [1, 2], with the total variation of
-    both components taken together [5], of the images less a share of their structure [7]. docs/flow.md says where this differs
-    from [1] and why. The same input gives the same
-    flow on every run.
+    Minimises sum |grad (u, v)| + attachment |second(x + u) - first(x)| coarse to fine as in [1, 2], with the joint
+    total variation of both components [5], on the images minus a share of their structure [7]. docs/flow.md lists and
+    explains the differences from [1]. The same input gives the same flow on every run.
 
     Parameters
     ----------
@@ -75,17 +74,17 @@ def tvl1(
     step : float
         Time step of the dual ascent (tau); at most 0.25 converges.
     scale : float
-        Size of a pyramid level relative to the next finer one, in (0, 1), made for 0.5 to 0.9.
+        Size of a pyramid level relative to the next finer one, in (0, 1), best between 0.5 and 0.9.
     warps : int
         Linearisations of the image per pyramid level.
     iterations : int
         Primal-dual iterations per linearisation.
     structure : float
-        Share of the structure of both images that is taken away, 0..1, see `texture`; 0 takes them as they are.
+        Share of the structure of both images that is removed, 0..1, see `texture`; 0 leaves the images unchanged.
     flatness : float
-        How flat what counts as structure is, grey levels (theta of the denoising).
+        Smoothness of the structure in grey levels (theta of the denoising).
     structure_steps : int
-        Steps of the denoising that finds it.
+        Steps of the denoising that computes the structure.
 
     Returns
     -------
@@ -95,8 +94,7 @@ def tvl1(
     Raises
     ------
     ValueError
-        For images that differ in shape, are not 2-D, are too small, or hold values that are not finite, and for a parameter
-        that is out of range.
+        For images that differ in shape, are not 2-D, are too small or hold non-finite values, and for parameters out of range.
 
     Examples
     --------
@@ -130,7 +128,7 @@ def _prepared(
     while min(sizes[-1]) * scale >= SMALLEST:
         shrunk = scale ** len(sizes)
         sizes.append((round(height * shrunk), round(width * shrunk)))
-    sigma = 0.6 * np.sqrt(scale**-2 - 1)  # [2]: what shrinking to the next level must blur away
+    sigma = 0.6 * np.sqrt(scale**-2 - 1)  # [2]: the blur that shrinking to the next level needs
     image = np.ascontiguousarray(image, np.float32)
     if structure:
         image = texture(image, np.float32(structure), np.float32(flatness), structure_steps)

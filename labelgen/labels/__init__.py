@@ -1,4 +1,4 @@
-"""Label kinds: what is computed of each clip and each video."""
+"""Label kinds: what is computed for each clip and each video."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from labelgen import plugins
 from labelgen.errors import ConfigError
 from labelgen.labels.kind import Kind
 
-# A new kind is its file and one line here. Reading a shard imports these files: they import Numba where they compute.
+# A new kind is a file and one line here. Reading a shard imports these files, so that they import Numba only to compute.
 LABELS = {
     "statistics": "labelgen.labels.statistics:STATISTICS",
     "curriculum": "labelgen.labels.curriculum:CURRICULUM",
@@ -17,7 +17,7 @@ LABELS = {
     "order": "labelgen.labels.order:ORDER",
 }
 
-# Those that are made if they are asked for; shards with them can always be read.
+# Kinds that are made on request; shards with them can always be read.
 ON_DEMAND = {"amount": "labelgen.labels.amount:AMOUNT"}
 
 
@@ -32,10 +32,10 @@ def kinds(labels: Mapping[str, str] = LABELS) -> list[Kind]:
 
 
 def register_own() -> None:
-    """Add the label kinds that the user has named, see labelgen.plugins, to LABELS. Raises ConfigError if one cannot be imported,
-    or has the name of another kind."""
+    """Add the label kinds that the user has named, see labelgen.plugins, to LABELS. Raises ConfigError if one cannot be
+    imported or its name is taken."""
     for path in plugins.named():
         if isinstance(found := plugins.find(path), Kind) and LABELS.setdefault(found.name, path) != path:
             raise ConfigError(
-                f"{path}: the name of its kind is {found.name!r}, which is that of {LABELS[found.name]}; choose another"
+                f"{path}: its kind is called {found.name!r}, which is the name of {LABELS[found.name]}; choose another"
             )

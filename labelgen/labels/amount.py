@@ -1,4 +1,4 @@
-"""How much moves in a clip: what videos are chosen by. Made with `vssl labelgen --motion`, not by default."""
+"""The amount of motion in a clip, by which videos can be chosen. Made with `vssl labelgen --motion`, not by default."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from labelgen.config import Config
     from labelgen.labels.clip import Clip
 
-STATIC = 0.1  # pixels per frame: what moves less stands still
+STATIC = 0.1  # pixels per frame; slower pixels count as static
 COLUMNS = (
     "flow_mean", "flow_median", "flow_95", "boundary_mean", "boundary_median", "boundary_95", "static",
 )  # fmt: skip
 
 
 def amounts(flows: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
-    """The COLUMNS of a clip, float32 [7]: mean, median and 95th percentile of the length of its flow (pixels per frame) and of
-    its motion boundaries, over all pixels of all frames; and the share of pixels whose flow is shorter than STATIC.
+    """The COLUMNS of a clip, float32 [7]: mean, median and 95th percentile of the magnitude of its flow (pixels per frame) and
+    of its motion boundaries, over all pixels of all frames; and the share of pixels whose flow is smaller than STATIC.
 
     flows: float32 [T - 1, H, W, 2]; boundaries: float32 [T - 1, 4, H, W], see `motion_boundaries`
     """
@@ -57,9 +57,9 @@ AMOUNT = Kind(
             "amount/motion",
             np.float32,
             ("clips", len(COLUMNS)),
-            "with `--motion` alone: mean, median and 95th percentile of the flow, in pixels per frame, and of the motion "
+            "only with `--motion`: mean, median and 95th percentile of the flow, in pixels per frame, and of the motion "
             "boundaries; "
-            f"share of pixels that move by less than {STATIC}",
+            f"share of pixels that move less than {STATIC}",
         ),
     ),
     of_clip=_of_clip,

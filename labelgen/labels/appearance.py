@@ -1,4 +1,4 @@
-"""Appearance statistics: where colours change most and least, and which colour is there [thesis 2.2.3, Alg. 2]."""
+"""Appearance statistics: the blocks whose colours change most and least, and their dominant colours [thesis 2.2.3, Alg. 2]."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _appearance_statistics(frames, corners, atom, members, blocks, mirror, label
         planes[channel] = frames[..., channel]
     colour = _colours(frames)
 
-    histogram = np.empty((28, 256), counts.dtype)  # blocks of the three patterns, one after the other
+    histogram = np.empty((28, 256), counts.dtype)  # the blocks of all three patterns
     smallest, largest = np.empty_like(histogram), np.empty_like(histogram)
     atom_colours, block_colours = np.empty((n_atoms, 8), np.int32), np.empty((28, 8), np.int32)
     score = np.empty(28)
@@ -101,7 +101,7 @@ def _at(mirror, pattern, block, mirrored):
 
 @njit(nogil=True)
 def _colours(frames):
-    """In how many of the frames each pixel has each of the 8 colours."""
+    """The number of frames in which each pixel has each of the 8 colours."""
     length, height, width, _ = frames.shape
     colour = np.zeros((height, width, 8), np.int32)
     for t in range(length):
@@ -114,12 +114,12 @@ def _colours(frames):
 
 @njit(nogil=True)
 def _join_atoms(counts, members, blocks, joined):
-    """Histograms of the blocks of all patterns from those of their atoms."""
+    """Histograms of the blocks of all patterns, from the histograms of their atoms."""
     joined[:] = 0
     for a in range(len(members)):
         base = 0
         for pattern in range(3):
             block = base + members[a, pattern]
-            for k in range(counts.shape[1]):  # a loop: several times as fast as adding slices
+            for k in range(counts.shape[1]):  # a loop is several times as fast as adding slices
                 joined[block, k] += counts[a, k]
             base += blocks[pattern]

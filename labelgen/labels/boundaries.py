@@ -34,7 +34,7 @@ def motion_boundaries(flow: np.ndarray) -> np.ndarray:
 
 @njit(nogil=True, error_model="numpy")
 def _motion_boundaries(flow):
-    # The two outer terms are added first: a mirrored flow then gives the mirrored result to the last bit.
+    # The two outer terms are added first, so that a mirrored flow gives the mirrored result to the last bit.
     height, width = flow.shape[:2]
     out = np.empty((4, height, width), f32)
     across, along = np.empty(width + 2, f32), np.empty(width + 2, f32)

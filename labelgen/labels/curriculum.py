@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def curriculum_score(summed: np.ndarray) -> float:
-    """max over u, v of (motion of the grid block that moves most) / (motion of the whole crop); larger is easier.
+    """max over u, v of (largest motion of a grid block) / (motion of the whole crop); larger is easier.
 
     summed: float32 [4, crop, crop], the clip's summed motion boundary M_u, M_v, in the centre crop.
 
-    Returns 1/16 (motion everywhere) .. 1 (in one block); a component without motion does not count, NaN without any.
+    Returns 1/16 (even motion) .. 1 (motion in one block); components without motion do not count, NaN if there is none.
     """
     side = summed.shape[-1] // 4
     components = summed.astype(np.float64).reshape(2, 2, -1, summed.shape[-1])
@@ -46,7 +46,7 @@ def _lines(arrays: Arrays, config: Settings) -> Iterator[str]:
     score = arrays["curriculum/score"]
     if not np.isnan(score).all():
         quartiles = np.array2string(np.nanpercentile(score, [0, 25, 50, 75, 100]), precision=3)
-        yield f"difficulty, quartiles {quartiles}, {np.isnan(score).sum()} clips without"
+        yield f"difficulty, quartiles {quartiles}, {np.isnan(score).sum()} clips without one"
 
 
 CURRICULUM = Kind(
@@ -58,7 +58,7 @@ CURRICULUM = Kind(
             "curriculum/score",
             np.float32,
             ("clips",),
-            "share of the motion that is in one block, larger is easier; NaN without motion",
+            "share of the motion in one block, larger is easier; NaN without motion",
         ),
     ),
     of_clip=_of_clip,

@@ -1,4 +1,5 @@
-"""What a label kind declares. Whatever writes, reads, checks, counts or prints labels loops over these declarations."""
+"""The declaration of a label kind. All code that writes, reads, checks, counts or prints labels loops over these
+declarations."""
 
 from __future__ import annotations
 
@@ -12,24 +13,24 @@ if TYPE_CHECKING:
     from labelgen.config import Config
     from labelgen.labels.clip import Clip
 
-NO_ROW = 255  # an id that is none: the video is too short
+NO_ROW = 255  # in place of an id: the video is too short
 
-Arrays = Mapping[str, Any]  # the data sets of a shard by their full names
+Arrays = Mapping[str, Any]  # the data sets of a shard, by full name
 Settings = Mapping[str, Any]  # the configuration as a shard stores it
-Labels = dict[str, Any]  # a clip's or a video's part of each data set of a kind
+Labels = dict[str, Any]  # the part of a clip or video in each data set of a kind
 
 
 @dataclass(frozen=True)
 class Field:
     """One data set of a shard.
 
-    name:    with its group, "pace/start"
-    dtype:   NumPy type, str for texts
-    axes:    "clips" or "videos", then other names (of what a shard has many of, or of a setting) and plain lengths
-    about:   what it says, for docs/shards.md
-    limit:   of ids: what all are below, a number or one per column, from the configuration
-    missing: what a video without labels of the kind has; no labelled one has it in all fields of the kind
-    in_file: stays in the file until it is indexed, because it is large; uint8
+    name:    including its group, such as "pace/start"
+    dtype:   NumPy type, or str
+    axes:    "clips" or "videos", then other names (of things that a shard has many of, or of a setting) and plain lengths
+    about:   its meaning, for docs/shards.md
+    limit:   for ids: their exclusive upper bound, a number or one per column, from the configuration
+    missing: value for videos without labels of the kind; no labelled video has it in all fields of the kind
+    in_file: read from the file only when indexed, because it is large; uint8
     """
 
     name: str
@@ -52,16 +53,16 @@ class Kind:
     name:      its group in the shard, and its key in LABELS
     version:   counts up with every change that may change a stored byte; part of the configuration of the shards
     settings:  settings that a reader of the labels needs, stored as JSON attributes of the group
-    constants: whatever else changes a stored byte and is no setting; part of the configuration, too
+    constants: everything else that changes a stored byte; part of the configuration, too
     fields:    its data sets, all per clip or all per video
     of_clip:   (clip, config) -> the labels of one clip, for a kind with fields per clip
-    of_video:  (number of frames, config, generator of this video and kind, damage) -> the labels of one video, None if it is
-               too short, for a kind with fields per video; damage: uint8 [frames] as in the data set frames/damage, which no
-               clip should cross, see `sampling.sound_starts`
-    faults:    (arrays, configuration) -> name of each data set, and whether a value cannot be that types, shapes and limits
-               allow
-    lines:     (arrays of all shards joined, configuration) -> lines for a reader, such as histograms
-    counts:    arrays -> what the report counts, in words joined by "_"
+    of_video:  (number of frames, config, generator of this video and kind, damage) -> the labels of one video, None if
+               it is too short, for a kind with fields per video; damage: uint8 [frames] as in the data set
+               frames/damage; no clip should include any, see `sampling.sound_starts`
+    faults:    (arrays, configuration) -> name of each data set, and whether it holds impossible values within types,
+               shapes and limits
+    lines:     (joined arrays of all shards, configuration) -> lines of text, such as histograms
+    counts:    arrays -> counts for the report by name, words joined by "_"
     """
 
     name: str
@@ -76,7 +77,7 @@ class Kind:
     counts: Callable[[Arrays], dict[str, int]] = lambda arrays: {}
 
     def too_short(self, arrays: Arrays) -> np.ndarray:
-        """Which videos have no labels of this kind, bool [videos]."""
+        """The videos without labels of this kind, bool [videos]."""
         missing = np.ones(len(arrays["videos/n_frames"]), bool)
         for one in self.fields:
             absent = np.asarray(arrays[one.name]) == one.missing
@@ -85,7 +86,7 @@ class Kind:
 
 
 def histogram(name: str, values: np.ndarray, size: int) -> str:
-    """A line that says how often each of `size` ids is there, in per cent."""
+    """A line with the frequency of each of `size` ids, in per cent."""
     shares = np.bincount(values, minlength=size) / max(1, len(values)) * 100
     line = f"{name:14} % of each id: " + " ".join(f"{share:.0f}" for share in shares[:30])
     return f"{line} ..." if size > 30 else line

@@ -1,4 +1,4 @@
-"""Motion statistics: where, in which direction and when a clip moves most [thesis 2.2.2, Alg. 1]."""
+"""Motion statistics: place, direction and time of the largest motion in a clip [thesis 2.2.2, Alg. 1]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from labelgen.labels.patterns import BLOCKS, MIN_MOTION, areas, atoms, mirrored_
 
 LABELS = 14
 _BLOCKS = np.array(BLOCKS)
-# Magnitudes are summed as integers of 2^-20: sums do not depend on the order of the pixels, so neither do ties.
+# Magnitudes are summed as integers of 2^-20, so that sums and ties do not depend on the order of the pixels.
 _UNIT = float(1 << 20)
 
 
@@ -20,9 +20,9 @@ def motion_statistics(boundaries: np.ndarray, corners: np.ndarray, crop: int) ->
     corners:    int16 [crops, 2], y and x of each crop's corner; crop: its side in pixels
 
     Returns labels uint8 [crops, 2, 14] in the order p_u o_u p_v o_v of patterns 1, 2, 3, then I_u I_v, and valid
-    uint8 [crops, 2, 14], 0 where the component hardly moves: its label then says nothing. p is the block of the largest
-    mean magnitude of the summed boundary, o its dominant orientation (sectors of 45 degrees, counter-clockwise from
-    the right, each pixel votes with its magnitude), I the flow of the largest boundary. Ties go to the lowest id.
+    uint8 [crops, 2, 14], 0 where the component hardly moves, so that its label is meaningless. p is the block of the
+    largest mean magnitude of the summed boundary, o its dominant orientation (sectors of 45 degrees, counter-clockwise
+    from the right, each pixel votes with its magnitude), I the flow of the largest boundary. Ties go to the lowest id.
     """
     labels = np.zeros((len(corners), 2, LABELS), np.uint8)
     valid = np.zeros_like(labels)
@@ -33,7 +33,7 @@ def motion_statistics(boundaries: np.ndarray, corners: np.ndarray, crop: int) ->
 
 @njit(nogil=True)
 def sector(x, y):
-    """Sector 0..7 of the direction (x, y), y downward: floor(atan2(-y, x) / 45 degrees), decided without rounding."""
+    """Sector 0..7 of the direction (x, y), y downward: floor(atan2(-y, x) / 45 degrees), computed without rounding."""
     if y <= 0:
         if x > 0:
             return 0 if -y < x else 1

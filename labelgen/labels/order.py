@@ -1,4 +1,4 @@
-"""Clip order: in which order a few clips of a video are shown [vcop 3.1]."""
+"""Clip order: the order in which a few clips of a video are shown [vcop 3.1]."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def order_rows(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Draw `rows` tuples of `clips` clips of `length` frames, 8 frames apart, start and permutation uniform [vcop 3.1].
 
-    Returns start int32 [rows, clips] and permutation uint8 [rows]; None when the video is too short. damage: see `sound_starts`.
+    Returns start int32 [rows, clips] and permutation uint8 [rows]; None if the video is too short. damage: see `sound_starts`.
     """
     step = length + GAP
     fitting = sound_starts(n_frames, clips * step - GAP - 1, damage)
@@ -84,7 +84,7 @@ ORDER = Kind(
             "order/permutation",
             np.uint8,
             ("videos", "rows"),
-            "which of the n! orders (lexicographic) they are shown in",
+            "index of the order in which they are shown, among the n! orders (lexicographic)",
             _classes,
             missing=NO_ROW,
         ),

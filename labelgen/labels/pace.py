@@ -1,4 +1,4 @@
-"""Pace: at which speed a clip of a video is played [thesis 4.2.2]."""
+"""Pace: the speed at which a clip of a video is played [thesis 4.2.2]."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def pace_rows(
     wrap_any: bool = False,
     damage: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Draw `rows` pace clips of a video: pace first, uniformly from the set, then the start among those that fit.
+    """Draw `rows` pace clips of a video: first the pace, uniformly from the set, then the start among those that fit.
 
-    Returns start int32 [rows], label uint8 [rows] (index into `paces`) and wrapped uint8 [rows]; None when the video is
-    too short for the widest pace. With `allow_wrap` such a video is kept: a row that does not fit runs on from the
-    video's first frame and is marked. With `wrap_any`, the rule of the authors' code, every row starts uniformly among all
-    frames, and one that passes the end runs on likewise, so that a cut tells less of the pace. damage: see `sound_starts`; a
-    video with any is not wrapped, because a wrapped clip may show all of it.
+    Returns start int32 [rows], label uint8 [rows] (index into `paces`) and wrapped uint8 [rows]; None if the video is
+    too short for the largest pace. With `allow_wrap` such a video is kept: a row that does not fit continues from the
+    video's first frame and is marked. With `wrap_any`, the rule of the authors' code, each row starts uniformly among
+    all frames, and if it passes the end it continues likewise, so that a cut gives less of the pace away. damage: see
+    `sound_starts`; a damaged video is not wrapped, because a wrapped clip may show all of it.
     """
     offsets = [pace_offsets(pace, length) for pace in paces]
     spans = [int(offset.max() - offset.min()) for offset in offsets]
@@ -60,7 +60,7 @@ def pace_rows(
     wrapped = np.zeros(rows, np.uint8)
     for row, pace in enumerate(label):
         if found := len(fitting[pace]):
-            # a clip that plays backwards starts at the highest of its frames
+            # a clip that plays backwards starts at its highest frame
             start[row] = fitting[pace][int(position[row] * found)] - int(offsets[pace].min())
         else:
             start[row], wrapped[row] = int(position[row] * n_frames), 1
@@ -113,11 +113,11 @@ PACE = Kind(
             "pace/pace",
             np.uint8,
             _ROWS,
-            "index into the attribute `paces` of `/pace` (JSON, fractions as text)",
+            "index into the attribute `paces` of `/pace` (JSON, fractions as strings)",
             lambda config: len(config["paces"]),
             missing=NO_ROW,
         ),
-        Field("pace/wrapped", np.uint8, _ROWS, "1 where the clip goes on from the first frame", lambda config: 2),
+        Field("pace/wrapped", np.uint8, _ROWS, "1 if the clip continues from the first frame", lambda config: 2),
     ),
     of_video=_of_video,
     faults=_faults,

@@ -8,7 +8,7 @@ import numpy as np
 
 BLOCKS = (16, 4, 8)  # number of blocks: grid, rings, triangles
 GRID_STEP = 8  # pixels between neighbouring crops
-MIN_MOTION = 1e-3  # pixels per frame and pixel: below this mean magnitude a block does not move
+MIN_MOTION = 1e-3  # pixels per frame and pixel; a block with a smaller mean magnitude does not move
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def areas(crop: int) -> np.ndarray:
 
 @functools.cache
 def atoms(crop: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pieces that no pattern cuts, so that a pixel is counted once and not once per pattern.
+    """The pieces that no pattern divides, so that each pixel is counted once, not once per pattern.
 
     Returns the atom of every pixel, uint8 [crop, crop], and each atom's block in each pattern, uint8 [atoms, 3].
     """
@@ -54,7 +54,7 @@ def atoms(crop: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def mirrored_blocks() -> np.ndarray:
-    """uint8 [3, 16]: the block that takes each block's place when the crop is mirrored."""
+    """uint8 [3, 16]: the block in each block's place after the crop is mirrored."""
     ids = patterns(8)
     table = np.zeros((3, 16), np.uint8)
     for pattern in range(3):
@@ -64,7 +64,7 @@ def mirrored_blocks() -> np.ndarray:
 
 @functools.cache
 def crop_grid(height: int, width: int, crop: int) -> np.ndarray:
-    """Corners (y, x) of all labelled crops of a frame, int16 [crops, 2]: the centre one and those 8, 16, ... pixels off.
+    """Corners (y, x) of all labelled crops of a frame, int16 [crops, 2]: the centre crop and those 8, 16, ... pixels away.
 
     Raises ValueError if the crop does not fit into the frame.
     """

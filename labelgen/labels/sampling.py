@@ -1,4 +1,4 @@
-"""Random draws that depend on nothing but their seed, and which clips of a video are labelled."""
+"""Random draws that depend only on their seed, and the choice of the labelled clips of a video."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VERSION = 1  # counts up with every change that may give another draw or another
 
 
 def generator(seed: int, purpose: str, video_id: str) -> np.random.Generator:
-    """A generator that depends on its arguments alone, never on worker, order or restart."""
+    """A generator that depends only on its arguments, never on worker, order or restart."""
     digest = hashlib.sha256(f"{seed}\0{purpose}\0{video_id}".encode()).digest()
     return np.random.Generator(np.random.PCG64(np.frombuffer(digest, np.uint32)))
 
@@ -20,8 +20,8 @@ def generator(seed: int, purpose: str, video_id: str) -> np.random.Generator:
 def clip_starts(
     n_frames: int, clips: int | None, length: int, rng: np.random.Generator, damage: np.ndarray | None = None
 ) -> np.ndarray:
-    """First frames of the labelled clips of `length` frames, sorted int32 [n]: every one that does not overlap the one
-    before (`clips` None), or `clips` different random starts. damage: see `sound_starts`."""
+    """First frames of the labelled clips of `length` frames, sorted int32 [n]: all clips without overlap (`clips`
+    None), or `clips` different random starts. damage: see `sound_starts`."""
     fitting = sound_starts(n_frames, length - 1, damage)
     if clips is not None:
         return np.sort(rng.choice(fitting, min(clips, len(fitting)), replace=False)).astype(np.int32)
@@ -33,7 +33,7 @@ def clip_starts(
 
 
 def sound_starts(n_frames: int, span: int, damage: np.ndarray | None = None) -> np.ndarray:
-    """All frames of a video from which on `span` more follow without a damaged one or a loss between, int64 [n], sorted.
+    """All frames of a video that are followed by `span` more, with no damaged frame or loss among them, int64 [n], sorted.
 
     damage: uint8 [n_frames], as in the data set frames/damage; None for a video without"""
     starts = np.arange(max(0, n_frames - span))
@@ -41,7 +41,7 @@ def sound_starts(n_frames: int, span: int, damage: np.ndarray | None = None) -> 
 
 
 def crossed(arrays: Arrays, video: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Whether there is a damaged frame among the frames `first` to `last` of a video, or a loss between two of them, bool [n].
+    """Whether a damaged frame or a loss is among the frames `first` to `last` of a video, bool [n].
 
     arrays: the data sets of a shard; video, first, last: int [n], frames counted from the video's first"""
     begin = arrays["videos/first_frame"][video]

@@ -31,7 +31,7 @@ def appearance_sizes(config: Settings) -> np.ndarray:
 
 
 def _of_clip(clip: Clip, config: Config) -> Labels:
-    # Here, not above: reading a shard, which needs no Numba, imports this file.
+    # not above: reading a shard imports this file, and needs no Numba
     from labelgen.labels.appearance import appearance_statistics
     from labelgen.labels.motion import motion_statistics
 
@@ -50,9 +50,9 @@ def _lines(arrays: Arrays, config: Settings) -> Iterator[str]:
 
 
 _CROPS = ("clips", "crops", 2)  # the 2 is plain, mirrored
-_MOTION = "`p_u o_u p_v o_v` of patterns 1, 2, 3, then `I_u I_v`; the 2 is plain, mirrored"
+_MOTION = "`p_u o_u p_v o_v` of patterns 1, 2, 3, then `I_u I_v`; axis 2: plain, mirrored"
 _APPEARANCE = "`p_l c_l p_s c_s` of patterns 1, 2, 3, then `C`"
-_VALID = "0 where that component hardly moves and the motion label says nothing"
+_VALID = "0 where the component hardly moves, so that the motion label is meaningless"
 
 STATISTICS = Kind(
     name="statistics",

@@ -1,4 +1,4 @@
-"""Which videos there are: a manifest (YAML) and a folder give a list of videos with label, group and splits.
+"""The videos of a data set: a manifest (YAML) and a folder give a list of videos with label, group and splits.
 
 The form of a manifest is described in docs/manifests.md.
 """

@@ -1,4 +1,4 @@
-"""The videos of a data set, and the parts of them that its splits name."""
+"""The videos of a data set, and the parts of its splits."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ _Listed = TypeVar("_Listed")
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One video: a file, or a folder of numbered images; or a part of one."""
+    """A video: a file, a folder of numbered images, or a part of either."""
 
-    id: str  # path below the video folder, POSIX, with extension, and the times of a part; unique, valid UTF-8
+    id: str  # POSIX path below the video folder with extension, and the times of a part; unique, valid UTF-8
     file: str | Path  # absolute
-    label: str  # "" when there is none
-    group: str  # "" when there is none
+    label: str  # "" if there is none
+    group: str  # "" if there is none
     split: tuple[int, ...]  # one per official split, see labelgen.shards.PARTS
     part: Part | None = None  # of the file; None: the whole file
 
     @property
     def path(self) -> Path:
-        """Path of the file, which takes several times the memory of its name."""
+        """The file as a Path, which takes several times the memory of a string."""
         return Path(self.file)
 
 
 class Videos(Sequence[Video]):
-    """Videos by columns, since there may be millions; each is made when it is asked for.
+    """Videos stored by columns, as there may be millions; each is created on access.
 
-    paths: of the files below `folder`, by id, if they are not the ids; parts: of the files, by id
+    paths: paths of files below `folder` that differ from their ids, by id; parts: of files, by id
     """
 
     def __init__(
@@ -87,20 +87,20 @@ class Videos(Sequence[Video]):
 
 @dataclass(frozen=True)
 class Dataset:
-    """The videos of a data set and how they compare with its official lists."""
+    """The videos of a data set, compared with its official lists."""
 
     name: str
     root: Path
     videos: Videos  # sorted by id, parts of a file by their times
     splits: tuple[str, ...]  # names of the official splits
-    classes: tuple[str, ...]  # official order, else sorted; () when unlabelled
-    missing: tuple[str, ...]  # listed officially, not found
-    unlisted: tuple[str, ...]  # ids found, in no official list
-    others: tuple[str, ...] = ()  # files beside the videos whose extension is no video's
-    without: tuple[str, ...] = ()  # files that are left out, as no list names a part of them
-    images: tuple[str, ...] = ()  # folders of numbered images that are no videos for want of a frame rate
+    classes: tuple[str, ...]  # in official order, else sorted; () without labels
+    missing: tuple[str, ...]  # in the official lists, but not found
+    unlisted: tuple[str, ...]  # ids found, but in no official list
+    others: tuple[str, ...] = ()  # files beside the videos without a video's extension
+    without: tuple[str, ...] = ()  # files left out because no list names a part of them
+    images: tuple[str, ...] = ()  # folders of numbered images left out for lack of a frame rate
     expected: Mapping[str, int] = field(default_factory=dict)  # official numbers: videos, classes, ...
-    layout: str = ""  # which of the manifest's layouts the folder has; "" if it has one only
+    layout: str = ""  # layout of the folder; "" if the manifest has only one
 
     def summary(self) -> str:
         """A few lines for the terminal: found, missing, unlisted, classes, groups, and the parts of each split."""
@@ -111,9 +111,9 @@ class Dataset:
             count = f"{listed:,} parts of {len({video.file for video in self.videos}):,}"
         lines = [f"{self.name}: {count} videos in {self.root}"]
         lines += [f"  layout: {self.layout}"] if self.layout else []
-        what_else = {"missing": self.missing, "unlisted": self.unlisted, "no video by their names": self.others}
-        what_else["left out, as the list has no part of them"] = self.without
-        what_else["folders of images left out, as their frame rate is unknown"] = self.images
+        what_else = {"missing": self.missing, "unlisted": self.unlisted, "not videos by their names": self.others}
+        what_else["left out because no list has a part of them"] = self.without
+        what_else["folders of images left out because their frame rate is unknown"] = self.images
         lines += [f"  {what}: {some(names)}" for what, names in what_else.items() if names]
         videos = self.videos
         found = len({*videos.labels} - {""})
@@ -134,26 +134,25 @@ class Dataset:
 
 
 def default_root(name: str) -> Path:
-    """Where the videos of a data set are looked for: $VSSL_DATA/NAME, else data/NAME."""
+    """The default folder of a data set's videos: $VSSL_DATA/NAME, else data/NAME."""
     return Path(os.environ.get("VSSL_DATA") or "data") / name
 
 
 def load(dataset: str, root: str | Path | None = None, group: str | None = None, images: bool = True) -> Dataset:
     """Find the videos of `dataset`: the name of a built-in manifest, or the path of a manifest (.yaml).
 
-    They are looked for in `root`, else `$VSSL_DATA/NAME`, else `data/NAME`. A data set of the manifest `folder` is named
-    after its root. `group` is a pattern in place of the manifest's, whose part that is the group need not be named if it is the
-    only one. Folders of numbered images are videos if `images`, without which they are left out.
+    They are expected in `root`, else `$VSSL_DATA/NAME`, else `data/NAME`. A data set of the manifest `folder` is named
+    after its root. `group` is a pattern that replaces the manifest's; its bracketed part is the group, and needs a name
+    only if there are several. Folders of numbered images are videos if `images` is true, else they are left out.
 
-    Raises ConfigError if there is no such manifest, for such a pattern, and if all videos are images and these are left out,
-    ManifestError for whatever in the manifest
-    or in the folder is not as expected; videos that are listed but absent are no error.
+    Raises ConfigError for an unknown manifest, a bad pattern, and if all videos are folders of images, which are left
+    out; ManifestError for all faults of the manifest and the folder. Missing videos are not an error.
     """
     spec = read_manifest(dataset)
     root = default_root(spec["name"]) if root is None else root
     root = Path(os.path.abspath(Path(root).expanduser()))
     name = spec["name"]
-    if dataset == "folder":  # or the results of one folder would take the place of another's
+    if dataset == "folder":  # else results of one folder would replace those of another
         name = re.sub(r"[^\w.-]", "-", root.name).strip("-.") or name
     spec, layout = choose(spec, root)
     if group is not None:
@@ -186,7 +185,7 @@ def load(dataset: str, root: str | Path | None = None, group: str | None = None,
     located = locate(rows, members, paths, extensions, spec.get("csv", {}).get("may_lack"))
 
     def by_id(listed: dict[str, _Listed]) -> dict[str, _Listed]:
-        """What lists say of their entries, by the ids that these mean."""
+        """The values of list entries by the ids of the videos that they name."""
         named = {id: listed[entry] for entry, id in located.items() if entry in listed}
         return listed | named if named else listed
 
@@ -252,7 +251,8 @@ def _labels(
     told: Iterable[Mapping[str, str]],
     declared: tuple[str, ...],
 ) -> tuple[list[str], tuple[str, ...]]:
-    """The label of every video, spelt as its class, and the classes: those declared, else those of the table and the videos."""
+    """The label of every video, spelt like its class, and the classes: the declared ones, else those of the table and
+    the videos."""
     labels = values("label", spec, ids, own)
     if spec.get("label", {}).get("index"):
         labels = by_index(labels, declared, ids)
@@ -263,7 +263,7 @@ def _labels(
 
 
 def _parts(parts_of: Mapping[str, list[int]], ids: list[str], splits: int) -> list[tuple[int, ...]]:
-    """The parts of every video in all splits that lists give; equal ones are one and the same tuple."""
+    """The parts of every video in all splits of lists; equal ones share one tuple."""
     shared: dict[tuple[int, ...], tuple[int, ...]] = {}
     parts = (tuple(parts_of.get(id, [NONE] * splits)) for id in ids)
     return [shared.setdefault(own, own) for own in parts]
@@ -272,7 +272,7 @@ def _parts(parts_of: Mapping[str, list[int]], ids: list[str], splits: int) -> li
 def select(videos: Videos, splits: Sequence[str], which: str | None) -> Videos:
     """The videos of a split ("1"), of a part of the first ("train", "val", "test") or of any ("2/test").
 
-    None selects all. Raises ConfigError when `which` does not exist, ManifestError when no video is left.
+    None selects all. Raises ConfigError if `which` does not exist, ManifestError if no video is left.
     """
     if which is None:
         return videos
@@ -285,9 +285,9 @@ def select(videos: Videos, splits: Sequence[str], which: str | None) -> Videos:
 
 
 def split_name(splits: Sequence[str], which: str | None) -> str:
-    """What `select` selects, in the one form of several that mean the same: "2", "1/train", or "all".
+    """The canonical name of a selection, see `select`: "2", "1/train", or "all".
 
-    Raises ConfigError when `which` does not exist.
+    Raises ConfigError if `which` does not exist.
     """
     if which is None:
         return "all"

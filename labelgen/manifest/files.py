@@ -1,4 +1,4 @@
-"""Which files are videos, and which of them the entries of a list mean."""
+"""Which files are videos, and which of them the entries of a list refer to."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ EXTENSIONS = (
 )
 # fmt: on
 _SHOWN = 12  # entries of a folder in a message
-_PATH_BYTES = 4096  # PATH_MAX of Linux, with the NUL behind it
+_PATH_BYTES = 4096  # PATH_MAX of Linux, including the final NUL
 
 
 def search_folders(folder: Path, within: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Path and prefix of the ids of each folder that is searched: `folder`, or those of its sub-folders `within` it that are
-    there."""
+    """Path and id prefix of each folder to search: `folder`, or the existing ones of its sub-folders `within`."""
     if within is None:
         return [(str(folder), "")]
     return [(str(folder / name), f"{name}/") for name in within if os.path.isdir(folder / name)]
@@ -40,8 +39,8 @@ def entries_of(folder: Path) -> str:
 
 
 class Found(NamedTuple):
-    """What lies in a folder of videos. files, images: id -> path below it, of video files and of folders of numbered images; the
-    path is the id itself if that is how the system spells it. others: ids of all other files."""
+    """The content of a folder of videos. files, images: id -> path below it, for video files and for folders of
+    numbered images; the path is the same object as the id if they are equal. others: ids of all other files."""
 
     files: dict[str, str]
     images: dict[str, str]
@@ -49,11 +48,11 @@ class Found(NamedTuple):
 
 
 def find_videos(folder: Path, extensions: set[str], within: Sequence[str] | None = None) -> Found:
-    """All that has a video extension and is no folder, links to nowhere included, and the folders with two numbered images of
-    such an extension that hold no video file. Hidden names are left out; `within` names the sub-folders that are searched,
+    """All files with a video extension, including broken links, and all folders without a video file that hold at least
+    two numbered images with one of the extensions. Hidden names are left out; `within` names the sub-folders to search,
     None searches all."""
     if not os.path.isdir(folder):
-        fail("folder not found", folder, "a folder with the videos", "Name another root or set VSSL_DATA")
+        fail("folder not found", folder, "a folder with the videos", "Choose another root or set VSSL_DATA")
     if not (searched := search_folders(folder, within)):
         wanted = ", ".join(f"{name}/" for name in within or ())
         there = entries_of(folder)
@@ -61,7 +60,7 @@ def find_videos(folder: Path, extensions: set[str], within: Sequence[str] | None
             "no folder of videos in",
             folder,
             f"one of {wanted}; found there: {there}",
-            "Check the folder or name another root",
+            "Check the folder or choose another root",
         )
     found = Found({}, {}, [])
     pictures = {f".{kind}" for kind in IMAGES} & extensions
@@ -70,7 +69,7 @@ def find_videos(folder: Path, extensions: set[str], within: Sequence[str] | None
         id = _text(name)
         if other := found.files.get(id) or found.images.get(id):
             fail("two videos with one id", id, "distinct names", f"Rename {other!r} or {path!r} in {folder}")
-        kind[id] = id if id == path else path  # one text for both
+        kind[id] = id if id == path else path  # one string for both
 
     for start in searched:
         for prefix, names in _files_below(*start):
@@ -89,7 +88,7 @@ def find_videos(folder: Path, extensions: set[str], within: Sequence[str] | None
             folder,
             f"files with one of the extensions {' '.join(sorted(extensions - pictures))}"
             + ", or folders of numbered images" * bool(pictures),
-            "Check the folder or name another root",
+            "Check the folder or choose another root",
         )
     return found
 
@@ -100,9 +99,9 @@ def _text(path: str) -> str:
 
 
 def _files_below(folder: str, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below: `prefix` with their path in it, and the names of all in them that is no folder. A folder to which
-    links lead is visited once: as what it is if it lies below, else by the first of the links, those with the fewest other links
-    on their way before others, then in the order of their paths. No system call for a plain file."""
+    """Walk a folder and those below: yields `prefix` with the path of each, and the names of everything in it that is not a
+    folder. A folder that links lead to is visited once: under its real path if that is below `folder`, else by the first link;
+    links with the fewest links on their path come first, then the order of paths. Plain files need no system call."""
     seen: set[tuple[int, int]] = set()
     links, linked = [(folder, prefix)], False
     while links:
@@ -133,7 +132,7 @@ def _files_below(folder: str, prefix: str) -> Iterator[tuple[str, list[str]]]:
 
 @contextlib.contextmanager
 def _opened(folder: str) -> Iterator[str | int]:
-    """A folder as what os.stat and os.scandir take: its path or, if that is longer than the system takes, a handle."""
+    """A folder for os.stat and os.scandir: its path or, if that is too long for the system, a handle."""
     if len(os.fsencode(folder)) < _PATH_BYTES:
         yield folder
         return
@@ -156,21 +155,21 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def check_levels(ids: Iterable[str], levels: Sequence[int], folder: Path) -> None:
-    """Raises ManifestError if a video does not lie as many folders deep as one of `levels` says: its label would be a wrong
-    folder's name."""
+    """Raises ManifestError if the folder depth of a video is none of `levels`, as its label would be the name of a
+    wrong folder."""
     for id in ids:
         if (found := id.count("/")) not in levels:
             fail(
                 f"video at the wrong folder level in {folder}",
                 id,
                 f"{' or '.join(map(str, levels))} folder{'s' * (levels != [1])} above every video, not {found}",
-                "Name the folder that holds the class folders as root, or choose another data set or a manifest of your own",
+                "Give the folder that holds the class folders as root, or choose another data set, or write a manifest",
             )
 
 
 def put_replacements(paths: dict[str, str], folder: str) -> None:
-    """Let the files below the sub-folder `folder` stand for those of the same name elsewhere, whose ids they take; one that
-    replaces nothing is listed right below `folder`, whose sub-folders are no classes."""
+    """Replace files by those of the same name below the sub-folder `folder`, which take their ids; a file that replaces
+    none is listed directly below `folder`, as sub-folders of that are not classes."""
     prefix = folder.rstrip("/") + "/"
     found = {id: paths.pop(id) for id in [id for id in paths if id.startswith(prefix)]}
     better = {composed(id.rpartition("/")[2]): id for id in found}
@@ -187,10 +186,10 @@ def locate(
     extensions: set[str],
     may_lack: str | None = None,
 ) -> dict[str, str]:
-    """List entry -> id, for the entries that are no ids themselves. An entry, of a table or of list files, is an id, a bare
-    file name, or one of these but for the video extension, with / or, as Windows writes them, \\ between folders; a file
-    that no entry names may lack what the regular expression `may_lack` matches in an entry of the table. Letters with accents
-    may be written as one sign or as several (Unicode's normal forms): macOS writes names in one way, most lists in the other."""
+    """List entry -> id, for entries that are not ids themselves. An entry, of a table or of list files, is an id or a bare file
+    name, with or without the video extension, with / or, as on Windows, \\ between folders; the name of a file that no entry
+    names may lack the part of an entry of the table that the regular expression `may_lack` matches. Accented letters may be one
+    character or several (Unicode normal forms): macOS writes names in one way, most lists in the other."""
 
     def stem(name: str) -> str:
         base, extension = os.path.splitext(composed(name))

@@ -1,4 +1,4 @@
-"""Reading a manifest (YAML), and whether it has the form that docs/manifests.md describes."""
+"""Reads a manifest (YAML), and checks that it has the form described in docs/manifests.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from labelgen.reading import Only, fit, load_yaml
 from labelgen.shards import PARTS
 
 _VALUE = Only({"column?": str, "pattern?": str, "folder?": int})
-_WHERE = {  # where everything lies on disk: of the manifest, or of one of its layouts
+_WHERE = {  # places on disk: keys of the manifest, or of one of its layouts
     "videos?": Only(
         {
             **{"folder?": str, "extensions?": [str, ...], "within?": [str, ...], "levels?": [int, ...]},
@@ -41,21 +41,22 @@ _FORM = Only(
         **dict.fromkeys(("name?", "like?", "source?", "licence?"), str),
         "expected?": Only(dict.fromkeys(("videos?", "classes?", "folds?", "pairs?"), int)),
         **_WHERE,
+        "opposites?": [[str], ...],
         "layouts?": [Only({"name?": str, **_WHERE}), ...],
     }
 )
-_LEVELS = 100  # of folders, at most
-_CHOICES = {"names", "optional", "by_name"}  # keys of splits that are no kind of split
+_LEVELS = 100  # largest depth of folders
+_CHOICES = {"names", "optional", "by_name"}  # keys of splits that do not name a kind of split
 
 
 def builtin_manifests() -> dict[str, Traversable]:
-    """The files of data_manifests by the names of their data sets, sorted."""
+    """The files of data_manifests, by the names of their data sets, sorted."""
     files = resources.files("data_manifests").iterdir()
     return {name[:-5]: file for name, file in sorted((file.name, file) for file in files) if name.endswith(".yaml")}
 
 
 def read_manifest(dataset: str) -> dict[str, Any]:
-    """The content of a built-in manifest, by its name, or of a file (.yaml); see `load` for what is raised."""
+    """The content of a built-in manifest, by its name, or of a file (.yaml). Raises as `load` does."""
     source: Path | Traversable
     if dataset.endswith((".yaml", ".yml")):
         source = Path(dataset).expanduser()
@@ -65,7 +66,7 @@ def read_manifest(dataset: str) -> dict[str, Any]:
         builtin = builtin_manifests()
         if dataset not in builtin:
             names = ", ".join(builtin)
-            do = "Take one of these or the path of your own manifest (.yaml)"
+            do = "Choose one of these or the path of a manifest (.yaml)"
             fail("unknown data set", dataset, names, do, ConfigError)
         source = builtin[dataset]
     try:
@@ -82,20 +83,24 @@ def read_manifest(dataset: str) -> dict[str, Any]:
             f"name in {where}",
             spec.get("name", ""),
             "at most 100 letters, digits, - or _",
-            "It names folders: give one",
+            "Give one, as it names folders",
         )
     if "like" in spec:
         if spec["like"] not in builtin_manifests():
             known = ", ".join(builtin_manifests())
             fail(f"like in {where}", spec["like"], f"a built-in data set: {known}", "Correct the name")
         model = read_manifest(spec["like"])
-        if "layouts" in model:  # what is given here holds for all of them
+        if "layouts" in model:  # what is given here applies to all of them
             kept = [
                 {key: value for key, value in layout.items() if key == "name" or key not in spec}
                 for layout in model["layouts"]
             ]
             model["layouts"] = kept
         spec = {**model, **spec}
+    named = spec.get("classes", {}).get("names", ())
+    for pair in spec.get("opposites", ()):
+        if len(pair) != 2 or len({*pair}) < 2 or (named and not {*pair} <= {*named}):
+            fail(f"opposites in {where}", ", ".join(pair), "two different classes a pair", "Correct the pair")
     layouts = spec.get("layouts", [{}])
     for number, layout in enumerate(layouts, 1):
         if "layouts" in spec and "name" not in layout:
@@ -104,8 +109,17 @@ def read_manifest(dataset: str) -> dict[str, Any]:
     return spec
 
 
+def opposites(dataset: str) -> list[tuple[str, str]]:
+    """The pairs of opposite classes of a manifest, see `read_manifest`. Raises ConfigError if it has none."""
+    pairs = read_manifest(dataset).get("opposites", [])
+    if not pairs:
+        known = ", ".join(name for name in builtin_manifests() if read_manifest(name).get("opposites"))
+        fail(f"opposites in manifest {dataset}", "none", f"pairs, as of {known}", "Add pairs of classes", ConfigError)
+    return [(first, second) for first, second in pairs]
+
+
 def _check_meaning(spec: dict[str, Any], where: str) -> None:
-    """What the form cannot say: keys that need each other, and values that cannot be right."""
+    """Checks beyond the form: keys that need each other, and impossible values."""
     if "csv" in spec and spec["csv"].keys() - {"may_lack", "columns", "delimiter"} != {"files", "video"}:
         fail(f"csv in {where}", ", ".join(spec["csv"]), "files and video", "Give both")
     segments = spec.get("segments")
@@ -142,11 +156,16 @@ def _check_meaning(spec: dict[str, Any], where: str) -> None:
         fail(f"splits in {where}", "names", "lists, flags or match beside it", "Remove names")
     for word, patterns in splits.get("match", {}).items():
         if len(patterns) != len(splits.get("names", ())):
-            fail(f"match in {where}, {word}", ", ".join(patterns), "names, and an expression for each", "Correct it")
+            fail(
+                f"match in {where}, {word}",
+                ", ".join(patterns),
+                "names, and an expression for each of them",
+                "Correct it",
+            )
         for pattern in patterns:
             compiled(pattern, f"match in {where}, {word}")
     if "files" in splits and "csv" not in spec:
-        fail(f"splits in {where}", "files", "a csv section, which these are of", "Add csv")
+        fail(f"splits in {where}", "files", "a csv section that these files belong to", "Add csv")
     if splits.keys() & {"optional", "by_name"} and "lists" not in splits:
         fail(f"splits in {where}", ", ".join(splits), "lists beside optional or by_name", "Remove them")
     if spec.get("label", {}).get("number") and ("lists" not in splits or len(spec["label"]) > 1):
@@ -172,11 +191,11 @@ def _check_meaning(spec: dict[str, Any], where: str) -> None:
 
 def _check_pattern(pattern: str, name: str, where: str) -> None:
     if name not in compiled(pattern, where).groupindex:
-        fail(f"pattern for {where}", pattern, f"a part named (?P<{name}>...)", "Name the part that is wanted")
+        fail(f"pattern for {where}", pattern, f"a part named (?P<{name}>...)", "Name this part")
 
 
 def check_group(pattern: str) -> None:
-    """Raises ConfigError if a pattern, given in place of a manifest's, does not say what the group is."""
+    """Raises ConfigError if a pattern that replaces a manifest's does not mark the group."""
     found = compiled(pattern.replace("{label}", "x"), "the group", ConfigError)
     if found.groups != 1 and "group" not in found.groupindex:
         fail("group pattern", pattern, "one part in brackets, or one named (?P<group>...)", "Correct it", ConfigError)

@@ -1,4 +1,4 @@
-"""The layouts in which copies of a data set lie on disk: the first one that fits a folder."""
+"""The layouts of a data set on disk, of which the first one that fits a folder is used."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from labelgen.manifest.tables import csv_files, csv_header, csv_template
 
 
 def choose(spec: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], str]:
-    """The manifest with the keys of its first layout that fits `root`, and the layout's name; "" if it has no layouts.
+    """The manifest with the keys of its first layout that fits `root`, and the name of this layout; "" if it has no layouts.
 
-    Raises ManifestError if none fits: what each of them looks for, and what is there.
+    Raises ManifestError if none fits, with what each layout expects and what was found.
     """
     common = {key: value for key, value in spec.items() if key != "layouts"}
-    if "layouts" not in spec or not root.is_dir():  # a root that is missing has an error of its own
+    if "layouts" not in spec or not root.is_dir():  # a missing root raises another error
         return common, ""
     looked_for = []
     for layout in spec["layouts"]:
@@ -28,17 +28,17 @@ def choose(spec: Mapping[str, Any], root: Path) -> tuple[dict[str, Any], str]:
         lacking = _lacking(candidate, root)
         if not lacking:
             return candidate, layout["name"]
-        looked_for.append(f"\n  {layout['name']}: {lacking} is not there")
+        looked_for.append(f"\n  {layout['name']}: {lacking} is missing")
     fail(
         f"no layout of {spec['name']} fits",
         root,
         f"one of{''.join(looked_for)}\nFound there: {entries_of(root)}",
-        "Name another root, or write a manifest of your own",
+        "Choose another root, or write a manifest",
     )
 
 
 def _lacking(spec: Mapping[str, Any], root: Path) -> str:
-    """What the folder lacks of a layout, "" if it fits."""
+    """What a folder lacks for a layout, "" if it fits."""
     where = spec.get("videos", {})
     folder = root / where.get("folder", ".")
     if not folder.is_dir():
@@ -69,7 +69,7 @@ def _lacking(spec: Mapping[str, Any], root: Path) -> str:
 
 
 def _reaches(folder: str, levels: int) -> bool:
-    """Whether there are folders so many levels below."""
+    """Whether there are folders this many levels below."""
     if levels <= 0:
         return True
     with os.scandir(folder) as entries:

@@ -14,7 +14,7 @@ from labelgen.manifest.messages import fail
 from labelgen.reading import fit, load_json, read_bytes
 from labelgen.shards import NONE, TEST, TRAIN, VALIDATION
 
-# How lists and folders write the parts of a split.
+# The words of lists and folders for the parts of a split.
 PART_WORDS = {
     "": NONE,
     "none": NONE,
@@ -35,18 +35,16 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         text = read_bytes(path).decode("utf-8-sig", "backslashreplace")
     except ReadError as error:
-        fail("cannot read list file", path, f"the official file ({error})", "Put it there as published")
+        fail("cannot read list file", path, f"the official file ({error})", "Put the published file there")
     for raw in text.split("\n"):
         if line := raw.strip():
             if len(line) > _LINE or "\0" in line:
-                fail(
-                    f"line in {path}", line[:80], f"text of at most {_LINE:,} characters", "Take the file as published"
-                )
+                fail(f"line in {path}", line[:80], f"at most {_LINE:,} characters", "Use the published file")
             yield line
 
 
 def class_names(spec: Mapping[str, Any], root: Path) -> tuple[str, ...]:
-    """The declared classes in their order; () when none are declared."""
+    """The declared classes in their order; () if none are declared."""
     classes = spec.get("classes", {})
     names = list(classes.get("names", []))
     if "file" in classes:
@@ -64,7 +62,7 @@ def class_names(spec: Mapping[str, Any], root: Path) -> tuple[str, ...]:
 
 
 def _json_classes(path: Path) -> list[str]:
-    """Classes of a JSON file: the keys of a mapping to their numbers, or a list; texts that make up one class are joined."""
+    """Classes of a JSON file: the keys of a mapping to their numbers, or a list; lists of strings within it are joined."""
     try:
         content = load_json(path)
         if isinstance(content, dict):
@@ -76,7 +74,7 @@ def _json_classes(path: Path) -> list[str]:
 
 
 def _part_files(splits: Mapping[str, Any], root: Path, name: str) -> Iterator[tuple[int, Path]]:
-    """Each list file of a split and its part; those of optional lists may be absent, their names are patterns."""
+    """Each list file of a split and its part; optional lists may be missing, and their names are patterns."""
     for part, template in splits.get("lists", {}).items():
         file = template.replace("{split}", name)
         found = sorted(glob.glob(file, root_dir=root)) if splits.get("optional") else [file]
@@ -84,7 +82,7 @@ def _part_files(splits: Mapping[str, Any], root: Path, name: str) -> Iterator[tu
 
 
 def list_files(splits: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
-    """The list files of the first split of which one has to be there; [] if there are no lists."""
+    """The list files of the first split, at least one of which must exist; [] if there are no lists."""
     name = splits.get("names", ["1"])[0]
     if "flags" in splits:
         return [_flags_file(splits, name, label) for label in classes[:1]]
@@ -98,8 +96,8 @@ def _flags_file(splits: Mapping[str, Any], name: str, label: str) -> str:
 def list_members(
     splits: Mapping[str, Any], root: Path, classes: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, list[int]], dict[str, str]]:
-    """Names of the splits, list entry -> part in each split, and list entry -> number of its class, if it stands behind it,
-    from list files ("lists" or "flags")."""
+    """Names of the splits, list entry -> part in each split, and list entry -> number of its class, if the entry has
+    one, from list files ("lists" or "flags")."""
     names = tuple(splits.get("names", ["1"])) if splits.keys() & {"lists", "flags"} else ()
     members: dict[str, list[int]] = {}
     numbers: dict[str, str] = {}
@@ -113,7 +111,7 @@ def list_members(
     for k, name in enumerate(names):
         for part, path in _part_files(splits, root, name):
             for line in _lines(path):
-                # "Class/file.avi 1", the number of the class; some write a comma
+                # "Class/file.avi 1" with the number of the class; some lists have a comma
                 match = re.fullmatch(r"(.*\S)(?:\s+|\s*,\s*)(\d+)", line)
                 entry = match[1] if match else line
                 if splits.get("by_name"):
@@ -127,6 +125,6 @@ def list_members(
                 for line in _lines(path):
                     entry, _, flag = line.rpartition(" ")
                     if flag not in ("0", "1", "2"):
-                        fail(f"line in {path}", line, "a file name and 0, 1 or 2", "Take the file as published")
+                        fail(f"line in {path}", line, "a file name and 0, 1 or 2", "Use the published file")
                     add(entry.strip(), k, (NONE, TRAIN, TEST)[int(flag)], path)
     return names, members, numbers

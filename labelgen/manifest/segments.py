@@ -1,4 +1,4 @@
-"""Parts of video files that are videos of a data set: what a list says of them, and their names."""
+"""Parts of video files that are videos of a data set: their entries in lists, and their names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 
 
 class Part(NamedTuple):
-    """A part of a video: in seconds after its first frame, from `begin` up to `end`; or in frames, the numbers of the first and
-    the last one, counted from 0. None as end: to the end of the video."""
+    """A part of a video: from `begin` to `end` in seconds after its first frame; or, in frames, from the first to the
+    last number, counted from 0. An end of None is the end of the video."""
 
     begin: float = 0.0
     end: float | None = None
@@ -21,7 +21,7 @@ class Part(NamedTuple):
 
 
 def read_part(spec: Mapping[str, Any], start: str, end: str) -> Part:
-    """The part that two cells of a table mean; spec: the section `segments` of a manifest. Raises ValueError."""
+    """The part given by two cells of a table. spec: the section `segments` of a manifest. Raises ValueError."""
     frames = spec.get("unit", "seconds") == "frames"
     first = spec.get("first", 0)
     begin = _value(start, frames) - first if start else 0
@@ -29,19 +29,20 @@ def read_part(spec: Mapping[str, Any], start: str, end: str) -> Part:
     if begin < 0:
         raise ValueError(f"frame {start}, expected at least {first}, the number of the first one")
     if last is not None and (last < begin or last == begin and not frames):
-        raise ValueError(f"from {start or 0} to {end}, expected an end that comes after the start")
+        raise ValueError(f"from {start or 0} to {end}, expected an end after the start")
     return Part(begin, last, frames)
 
 
 def part_name(spec: Mapping[str, Any], video: str, part: Part) -> str:
-    """The id of a part of a video, `film.mp4@12.5-17.25`, whatever else the list has; spec: see `read_part`."""
+    """The id of a part of a video, `film.mp4@12.5-17.25`, which does not depend on the rest of the list. spec: see
+    `read_part`."""
     first = spec.get("first", 0)
     begin, end = (None if value is None else value + first * part.frames for value in (part.begin, part.end))
     return f"{video}@{_text(begin)}-{_text(end)}"
 
 
 def order(part: Part) -> tuple[float, float]:
-    """What parts of one video are sorted by."""
+    """The sort key of parts of one video."""
     return part.begin, math.inf if part.end is None else part.end
 
 
@@ -63,8 +64,8 @@ def _text(value: float | None) -> str:
 
 
 def seconds_of(part: Part, times: list[float]) -> tuple[float, float]:
-    """A part in frames in seconds after the first frame; times: of all frames, in order. Raises ValueError."""
+    """A part given in frames as seconds after the first frame. times: of all frames, in order. Raises ValueError."""
     if not times or part.begin >= len(times):
-        raise ValueError(f"no frame {part.begin:g}, it has {len(times)}")
+        raise ValueError(f"no frame {part.begin:g}, the video has {len(times)}")
     last = math.inf if part.end is None else part.end + 1
     return times[int(part.begin)] - times[0], times[int(last)] - times[0] if last < len(times) else math.inf

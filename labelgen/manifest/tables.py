@@ -1,4 +1,4 @@
-"""Tables that say of each video, or of parts of it, its label, group and split: CSV and JSON."""
+"""Tables (CSV and JSON) that give label, group and split of each video, or of parts of it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from labelgen.manifest.messages import fail
 from labelgen.manifest.segments import Part, part_name, read_part
 from labelgen.reading import TEXT_BYTES, fit, load_json, open_regular
 
-_CELL = 10_000  # characters of a cell that names a video
-_FIELDS = 20  # columns that name a video
-_STYLE = re.compile(r"([<>^]?0?\d{0,2}[ds]?)?")  # formats of columns; wider ones would fill the memory
+_CELL = 10_000  # largest length of a cell that names a video
+_FIELDS = 20  # largest number of columns that name a video
+_STYLE = re.compile(r"([<>^]?0?\d{0,2}[ds]?)?")  # formats of columns; larger widths would fill the memory
 
 
 def csv_files(table: Mapping[str, Any], root: Path) -> list[Path]:
-    """The files of the csv section that are there, in its order."""
+    """The existing files of the csv section, in its order."""
     found = [root / file for pattern in table["files"] for file in sorted(glob.glob(pattern, root_dir=root))]
     return list(dict.fromkeys(found))
 
@@ -37,7 +37,7 @@ def csv_header(path: Path, table: Mapping[str, Any]) -> list[str]:
 
 
 def csv_template(table: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
-    """The text that names a row's video, in parts: literal text, the column behind it or None, and its format."""
+    """The template of a row's video, in parts: literal text, the column after it or None, and its format."""
     try:
         found = [(literal, field, style or "") for literal, field, style, _ in Formatter().parse(table["video"])]
         if len(found) > _FIELDS or not all(_STYLE.fullmatch(style) for _, _, style in found):
@@ -49,8 +49,8 @@ def csv_template(table: Mapping[str, Any]) -> list[tuple[str, str | None, str]]:
 
 @contextmanager
 def _table(path: Path, table: Mapping[str, Any]) -> Iterator[Iterator[tuple[int, list[str]]]]:
-    """Number and cells of each row of a table, the names of its columns first; those of JSON are what its mappings have as text
-    or whole number. table: the section csv of a manifest. Raises ManifestError if it cannot be read."""
+    """Number and cells of each row of a table, the names of its columns first; cells of a JSON table are the strings
+    and integers of its mappings. table: the section csv of a manifest. Raises ManifestError if it cannot be read."""
     try:
         if path.suffix.lower() == ".json":
             yield iter(list(enumerate(_of_json(load_json(path, TEXT_BYTES)))))
@@ -71,14 +71,13 @@ def _of_json(content: Any) -> Iterator[list[str]]:
         yield [str(value) if type(value := row.get(key)) in (str, int) else "" for key in columns]
 
 
-OF_FILE = "\0"  # the column of the part that the name of a row's table tells
+OF_FILE = "\0"  # the column of the part that the name of the table implies
 _Parts = dict[str, dict[Part, dict[str, str]]]
 
 
 def csv_rows(spec: Mapping[str, Any], root: Path, ids: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], _Parts]:
-    """Which video -> the columns of its row that the manifest asks for, or of one of its rows if each is about a part of a video;
-    and then, which video -> part -> the columns. Equal rows are one and the same dict, names that are those of `ids`
-    (id -> path) the same text."""
+    """Video -> those columns of its row that the manifest uses (of one of its rows, if rows are parts of videos), and in the
+    latter case video -> part -> columns. Equal rows share one dict; names that occur in `ids` (id -> path) share the string."""
     parts: _Parts = {}
     if "csv" not in spec:
         return {}, parts
@@ -93,7 +92,7 @@ def csv_rows(spec: Mapping[str, Any], root: Path, ids: Mapping[str, str]) -> tup
     template = csv_template(spec["csv"])
     fields = {field for _, field, _ in template if field is not None}
     rows: dict[str, dict[str, str]] = {}
-    distinct: dict[tuple[str, ...], dict[str, str]] = {}  # a large table repeats few labels and splits
+    distinct: dict[tuple[str, ...], dict[str, str]] = {}  # large tables repeat few labels and splits
     seen: set[str] = set()
     for path in files:
         part_of_file = next((word for word, own in by_file.items() if fnmatchcase(path.name, own)), "")
@@ -109,7 +108,7 @@ def csv_rows(spec: Mapping[str, Any], root: Path, ids: Mapping[str, str]) -> tup
                     continue
                 row += [""] * (len(place) - len(row))
                 entry = _fill(template, place, row, path, number)
-                entry = known if (known := ids.get(entry)) == entry else entry  # one text for both
+                entry = known if (known := ids.get(entry)) == entry else entry  # one string for both
                 cells = tuple(
                     [
                         part_of_file if name == OF_FILE else "" if i is None else row[i].strip()
@@ -126,14 +125,14 @@ def csv_rows(spec: Mapping[str, Any], root: Path, ids: Mapping[str, str]) -> tup
                     try:
                         part = read_part(segments, start, end)
                     except ValueError as error:
-                        told, _, expected = str(error).partition(", expected ")
-                        fail(f"part of {entry!r} in {path}, line {number}", told, expected, "Correct the table")
+                        found, _, expected = str(error).partition(", expected ")
+                        fail(f"part of {entry!r} in {path}, line {number}", found, expected, "Correct the table")
                     if parts.setdefault(entry, {}).setdefault(part, values) != values:
                         name = part_name(segments, entry, part)
                         fail(f"two different rows for one part of a video in {path}", name, "one", "Remove one")
                 elif rows.setdefault(entry, values) != values:
                     fail(f"two different rows for one video in {path}", entry, "one", "Remove one")
-    # A test list may come without labels, so a column has to be in one of the files only.
+    # A test list may have no labels, so that a column must be in one of the files only.
     if absent := wanted - seen - {OF_FILE}:
         fail("CSV column not found", ", ".join(sorted(absent)), " or ".join(sorted(seen)), "Correct the manifest")
     return rows, parts
@@ -142,7 +141,7 @@ def csv_rows(spec: Mapping[str, Any], root: Path, ids: Mapping[str, str]) -> tup
 def _fill(
     template: list[tuple[str, str | None, str]], place: Mapping[str, int], row: list[str], path: Path, line: int
 ) -> str:
-    """str.format for CSV text: numeric formats (`06d`) read the text as a whole number."""
+    """str.format for CSV text: numeric formats (`06d`) read the text as an integer."""
     parts = []
     for literal, field, style in template:
         parts.append(literal)
@@ -150,7 +149,7 @@ def _fill(
             cell = row[place[field]].strip()
             try:
                 if "\0" in cell or len(cell) > _CELL:
-                    raise ValueError("text without NUL, and not so long")
+                    raise ValueError("shorter text without NUL")
                 parts.append(format(int(cell) if style.endswith("d") else cell, style) if style else cell)
             except ValueError as error:
                 what = f"{field} in {path}, line {line}"

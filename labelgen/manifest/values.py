@@ -11,12 +11,12 @@ from labelgen.manifest.messages import compiled, composed, fail, some
 from labelgen.manifest.tables import OF_FILE
 from labelgen.shards import NONE, TEST, TRAIN
 
-Rows = Sequence[Mapping[str, str]]  # what a table says of each video, nothing if it has no row
+Rows = Sequence[Mapping[str, str]]  # the row of each video in a table, empty if it has none
 
 
 def values(what: str, spec: Mapping[str, Any], ids: list[str], own: Rows, labels: Sequence[str] = ()) -> list[str]:
-    """The label or group of every video, by the ids of their files: from its CSV row, else its file name (its path, for a pattern
-    with a "/"), else its folder, else ""."""
+    """The label or group of every video, from its CSV row, else its file name (for a pattern with a "/", its path),
+    else its folder, else "". ids: of the files."""
     source = spec.get(what, {})
     column, pattern, level = source.get("column"), source.get("pattern"), source.get("folder")
     of_label: dict[str, re.Pattern[str]] = {}
@@ -35,28 +35,26 @@ def values(what: str, spec: Mapping[str, Any], ids: list[str], own: Rows, labels
             folders = id.split("/")[:-1]
             value = folders[level - 1] if len(folders) >= level else ""
         values.append(value)
-    # A folder of videos without sub-folders is a data set without labels; but deeper levels are asked for on purpose.
+    # A folder of videos without sub-folders is a data set without labels; but deeper levels are given on purpose.
     if level and not any(values) and (level > 1 or what != "label"):
         deepest = max(ids, key=lambda id: id.count("/"))
         levels = deepest.count("/")
-        fail(
-            f"{what} by folder level", level, f"a level that is there: {deepest!r} has {levels}", "Correct the manifest"
-        )
+        fail(f"{what} by folder level", level, f"an existing level: {deepest!r} has {levels}", "Correct the manifest")
     if labels and pattern and "{label}" in pattern and not any(labels):
         fail(
-            "no label, which the pattern of the group names",
+            "no label, but the pattern of the group contains it",
             ids[0],
             "a folder of each class",
             "Move the videos into them",
         )
-    if (column or pattern) and what != "split" and not any(values):  # the lists at hand may be of other parts
+    if (column or pattern) and what != "split" and not any(values):  # the lists present may be those of other parts
         fail(f"no video has a {what} by", pattern or f"column {column}", f"one for {ids[0]!r}", "Correct the manifest")
     return values
 
 
 def name_numbers(numbers: Sequence[str], ids: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Labels from the numbers of the classes ("" if a video has none), and the classes in the numbers' order. A class is
-    named after the folder that holds its videos, or, if the folders do not tell the same classes apart, by its number."""
+    """Labels from class numbers ("" if a video has none), and the classes in the order of the numbers. A class is named
+    after the folder of its videos, or, if folders and classes do not correspond, by its number."""
     pairs = {
         (number, id.rpartition("/")[0].rpartition("/")[2]) for number, id in zip(numbers, ids, strict=True) if number
     }
@@ -69,22 +67,26 @@ def name_numbers(numbers: Sequence[str], ids: Sequence[str]) -> tuple[list[str],
 
 
 def by_index(numbers: Sequence[str], classes: Sequence[str], ids: Sequence[str]) -> list[str]:
-    """Labels from their places among the declared classes, counted from 0."""
+    """Labels from their indices among the declared classes, counted from 0."""
     for number, id in zip(numbers, ids, strict=True):
         if number and not (number.isdecimal() and len(number) < 9 and int(number) < len(classes)):
             fail(
-                f"label of {id!r}", number, f"the place of one of {len(classes)} classes, from 0 on", "Correct the list"
+                f"label of {id!r}",
+                number,
+                f"the index of one of {len(classes)} classes, counted from 0",
+                "Correct the list",
             )
     return [classes[int(number)] if number else "" for number in numbers]
 
 
 def plain(name: str) -> str:
-    """A class name or a folder's without case, blanks and punctuation, which folders often lose ("using_segway")."""
+    """The name of a class or folder without case, blanks and punctuation, which folder names often lose
+    ("using_segway")."""
     return "".join(c for c in composed(name).casefold() if c.isalnum())
 
 
 def spell_classes(ids: list[str], labels: list[str], known: Sequence[str], declared: bool) -> list[str]:
-    """Labels as their classes are spelt, see `plain`."""
+    """Labels in the spelling of their classes, see `plain`."""
     by_plain: dict[str, str | None] = {}
     for name in known:
         by_plain[plain(name)] = None if plain(name) in by_plain else name
@@ -100,7 +102,7 @@ def spell_classes(ids: list[str], labels: list[str], known: Sequence[str], decla
 def split_by_value(
     splits: Mapping[str, Any], ids: list[str], groups: list[str], own: Rows
 ) -> tuple[tuple[str, ...], list[tuple[int, ...]]]:
-    """Names of the splits and each video's parts, from a CSV column, a folder level or the groups."""
+    """Names of the splits and parts of each video, from a CSV column, a folder level or the groups."""
     if "leave_out" in splits:
         if "" in groups:
             fail("video without a group", ids[groups.index("")], "a group for every video", "Correct the pattern")
@@ -124,7 +126,7 @@ def split_by_value(
 
 
 def _matched(splits: Mapping[str, Any], ids: Sequence[str]) -> list[tuple[int, ...]]:
-    """Each video's parts: those of whose expressions, one per split, something in the file name is an instance."""
+    """The parts of each video: those whose expression, one per split, matches a place in the file name."""
     parts = {
         PART_WORDS[word]: [compiled(pattern, f"splits, {word}") for pattern in own]
         for word, own in splits["match"].items()

@@ -1,4 +1,4 @@
-"""Making shards: which are missing, who makes them, and what failed."""
+"""Making shards: which ones are missing, which workers make them, and what failed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from labelgen.run.workers import pool
 from labelgen.shards.collection import read_collection, write_collection
 from labelgen.shards.reader import warn_without_maps
 
-STALL_SECONDS = 300.0  # a video that yields no frame for so long hangs, and its process is ended
-_SHOWN = 5  # shards that a message names
+STALL_SECONDS = 300.0  # a video without a frame for this long hangs, and its process is ended
+_SHOWN = 5  # shards named in a message
 
 
 def run(
@@ -46,19 +46,19 @@ def run(
     labels: Mapping[str, str] = LABELS,
     add: bool = False,
 ) -> dict[str, Any]:
-    """Label `videos` of `dataset` into shards `out/<dataset>/00000.h5` ...; shards that are there are kept.
+    """Label `videos` of `dataset` into shards `out/<dataset>/00000.h5` ...; existing shards are kept.
 
     workers: processes; at most one per core is started
-    videos_per_shard: None makes about 64 shards of at most 32 videos
-    progress: called with videos done, videos in all and frames decoded so far, after each shard
-    split: name of the part of the data set that `videos` is, for the configuration
-    scheduler: address of a Dask scheduler, whose workers are used in place of processes of this machine
-    labels: the label kinds to make, as in LABELS; without any, shards hold frames alone
-    add: label what is new beside the shards that are there, and forget what is gone, see `labelgen.run.growth`
+    videos_per_shard: None for about 64 shards of at most 32 videos
+    progress: called after each shard with the videos done, all videos and the frames decoded so far
+    split: which part of the data set `videos` is, for the configuration
+    scheduler: address of a Dask scheduler, whose workers are used instead of processes of this machine
+    labels: the label kinds to make, as in LABELS; without any, shards hold frames only
+    add: add shards of new videos, and drop deleted videos, see `labelgen.run.growth`
 
-    Returns the report that is also written to `out/<dataset>/report.json`.
-    Raises ShardError if the folder holds shards of another configuration, or cannot be written; ClusterError if the Dask cluster
-    cannot be used; MachineError, after all other shards are made, if some could not be for reasons that are not their videos'.
+    Returns the report, which is also written to `out/<dataset>/report.json`. Raises ShardError if the folder holds
+    shards of another configuration or is not writable; ClusterError if the Dask cluster cannot be used; MachineError,
+    once all other shards are made, if some failed because of the machine and not of their videos.
     """
     if workers < 1 or (videos_per_shard is not None and videos_per_shard < 1):
         raise ConfigError(f"workers is {workers}, videos-per-shard is {videos_per_shard}; expected at least 1")
@@ -72,7 +72,7 @@ def run(
     folder = Path(os.path.abspath(out)) / dataset.name
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    busy = ShardError(f"{folder}: another labelgen is writing here; wait for it, or name another output folder")
+    busy = ShardError(f"{folder}: another labelgen is writing here; wait for it, or choose another output folder")
     with locked(folder, busy, say):
         finished = Finished(folder)
         suspects = clean(folder)
@@ -83,7 +83,7 @@ def run(
         else:
             if read_collection(folder) is not None:
                 raise ShardError(
-                    f"{folder}: has grown by --add; label into it with --add, or name another output folder"
+                    f"{folder}: has grown by --add; label into it with --add, or choose another output folder"
                 )
             check_configuration(sorted(folder.glob("[0-9]*.h5")), finished, identity, videos)
             rows = in_order(len(videos), per_shard)
@@ -93,7 +93,7 @@ def run(
         missing = plan.missing(path.name for path in folder.glob("[0-9]*.h5"))
         done = len(videos) - sum(map(plan.count, missing))
         if done:
-            say(f"{folder}: {len(names) - len(missing)} of {len(names)} shards are there ({done} videos)")
+            say(f"{folder}: {len(names) - len(missing)} of {len(names)} shards are done ({done} videos)")
         progress(done, len(videos), 0)
         seconds: Counter[str] = Counter()
         counts: Counter[str] = Counter()
@@ -120,10 +120,10 @@ def run(
         if faults:
             first = "; ".join(f"{name}: {fault}" for name, fault in sorted(faults.items())[:_SHOWN])
             raise MachineError(
-                f"{folder}: {len(faults)} of {len(names)} shards could not be made, which is not the fault of their videos "
+                f"{folder}: {len(faults)} of {len(names)} shards failed because of the machine, not of their videos "
                 f"({first}{'; ...' if len(faults) > _SHOWN else ''}); nothing of them is written, finished shards are kept: once "
-                "disk, network and memory are well the same command goes on. Without a file that is gone or unreadable for good, "
-                "name another output folder"
+                "disk, network and memory work again, the same command continues. To go on without a file that is lost for good, "
+                "choose another output folder"
             )
         if names:
             warn_without_maps(str(folder / names[0]))

@@ -1,4 +1,4 @@
-"""How much work a data set is: measured on the begin of a few of its videos, extrapolated to all."""
+"""How much work a data set is: measured on the beginning of a few of its videos, and extrapolated to all."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from labelgen.run.shard import Made, label_shard
 from labelgen.shards import ShardReader
 from labelgen.shards.checks import escaped
 
-SAMPLE, SECONDS = 5, 20.0  # videos that are measured, and how much of each
+SAMPLE, SECONDS = 5, 20.0  # videos to measure, and how many seconds of each
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A video of the sample. seconds: how long it is; used: how much of it was labelled; bytes: of its file; cost: core seconds;
-    stored: bytes of its shard; memory: bytes that its process had at most"""
+    """A video of the sample. seconds: its length; used: how many seconds of it were labelled; bytes: of its file; cost:
+    core seconds; stored: bytes of its shard; memory: largest memory of its process in bytes"""
 
     id: str
     seconds: float
@@ -48,9 +48,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Estimate:
-    """videos: that are still to be labelled; hours: of video; core_hours: (mean, at the rate of the fastest and of the slowest of
-    the sample); wall_hours: with so many workers; disk, memory: bytes, of shards and of all workers; free: bytes on the disk
-    of the shards; sample: what was measured; failed: what could not be, and why"""
+    """videos: still to be labelled; hours: of video; core_hours: mean, and at the rates of the fastest and slowest
+    video of the sample; wall_hours: with the given workers; disk, memory: bytes of the shards and of all workers; free:
+    bytes on the disk of the shards; sample: measurements; failed: the other videos of the sample, with reasons"""
 
     videos: int
     hours: float
@@ -74,14 +74,14 @@ def estimate(
     labels: Mapping[str, str] = LABELS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Estimate:
-    """Label the begin of a few of the videos, spread over the sizes of their files, in a temporary folder that is removed.
+    """Label the beginning of a few videos, spread over the sizes of their files, in a temporary folder, which is removed.
 
     Raises ShardError if none of them can be labelled.
     """
-    there = _there(Path(os.path.abspath(out)) / dataset.name)
+    there = _finished_ids(Path(os.path.abspath(out)) / dataset.name)
     videos = [video for video in videos if escaped(video.id) not in there]
     if not videos:
-        raise ShardError(f"{out}: all videos are labelled there; there is nothing to plan")
+        raise ShardError(f"{out}: all videos are labelled already; there is nothing to plan")
     sizes = file_sizes(videos)
     lengths, rows = lengths_of(videos, sizes), spread(sizes)
     count = len(rows)
@@ -121,14 +121,14 @@ def estimate(
 
 
 def spread(sizes: np.ndarray) -> list[int]:
-    """Rows of a few videos, from small to large files."""
+    """Rows of a few videos, spread from small to large files."""
     order = np.argsort(sizes, kind="stable")
     count = min(SAMPLE, len(order))
     return [int(order[int((place + 0.5) * len(order) / count)]) for place in range(count)]
 
 
 def first_seconds(video: Video, max_pixels: int, image_fps: float | None) -> tuple[Video, float, float] | None:
-    """The begin of a video, how many seconds all of it is, and how many the begin; None if that is unknown."""
+    """The beginning of a video, the length of the whole video and of the beginning in seconds; None if that is unknown."""
     times = [time for time in frame_times(video.path, max_pixels, image_fps=image_fps) if not math.isnan(time)]
     if len(times) < 2:
         return None
@@ -145,14 +145,15 @@ def first_seconds(video: Video, max_pixels: int, image_fps: float | None) -> tup
     return replace(video, part=Part(begin, begin + used)), end - begin, used
 
 
-def _there(folder: Path) -> set[str]:
-    """Ids of the videos that finished shards hold."""
+def _finished_ids(folder: Path) -> set[str]:
+    """Ids of the videos in finished shards."""
     arrays = (ShardReader(path).arrays for path in folder.glob("[0-9]*.h5"))
     return {id for own in arrays for key in ("videos/id", "failures/id") for id in own[key]}
 
 
 def lengths_of(videos: Sequence[Video], sizes: np.ndarray) -> np.ndarray:
-    """What the length of a video is in proportion to: the bytes of its file, or, of parts of files, theirs, float64 [videos]."""
+    """A measure proportional to the lengths of the videos: the bytes of the files, shared among the parts of a file,
+    float64 [videos]."""
     parts = [video.part for video in videos]
     if all(part is not None and part.end is not None for part in parts):
         return np.array([part.end - part.begin for part in parts if part and part.end is not None], np.float64)
@@ -162,7 +163,7 @@ def lengths_of(videos: Sequence[Video], sizes: np.ndarray) -> np.ndarray:
 def _measured(
     dataset: Dataset, video: Video, size: int, scratch: Path, config: Config, stall: float, labels: Mapping[str, str]
 ) -> Measured | str:
-    """What a video takes, or why that is unknown."""
+    """The cost of a video, or why it is unknown."""
     begun = first_seconds(video, config.max_pixels, config.image_fps or config.fps)
     if begun is None:
         return f"{video.id}: its length is unknown"
@@ -182,12 +183,12 @@ def _measured(
     stored = path.stat().st_size
     path.unlink()
     if not made.counts["frames"]:
-        return f"{video.id}: no frame of it can be decoded"
+        return f"{video.id}: no frame can be decoded"
     return Measured(video.id, seconds, used, size, cost, stored, memory)
 
 
 def _taking(task: Task) -> tuple[Made, float, int]:
-    """A shard, the processor seconds that it took, whatever else the machine does, and the most bytes that this process had."""
+    """Make a shard; returns it, the processor seconds that it took, and the largest memory of this process in bytes."""
     from labelgen.run.guard import register
     from labelgen.run.video import compile_kernels
 

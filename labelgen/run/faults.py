@@ -1,4 +1,4 @@
-"""Whose fault an error is: the video's, which is listed for good, or the machine's, which another try may not meet."""
+"""Whether an error is due to the video, which is then listed as failed, or to the machine, so that a retry may succeed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _MACHINE = {
     ) if hasattr(errno, name)
 }  # fmt: skip
 # fmt: on
-_OF_FFMPEG = {errno.EIO, errno.ENOMEM}  # which FFmpeg says of damaged files, too
-_MOST = 1 << 31  # bytes that FFmpeg may ask for at once
+_OF_FFMPEG = {errno.EIO, errno.ENOMEM}  # errors that FFmpeg reports for damaged files, too
+_MOST = 1 << 31  # largest allocation of FFmpeg, bytes
 _BLOCK = 1 << 24
 
 
 def machine_fault(error: Exception, video: Video, job: Job) -> str:
-    """Why the machine, and not the video, is to blame for an error in labelling it; "" if the video is."""
+    """Why an error while labelling a video is due to the machine; "" if it is due to the video."""
     for one in _causes(error):
         number: int = getattr(one, "errno", None) or 0
         of_ffmpeg = type(one).__module__.startswith("av.")
@@ -45,8 +45,8 @@ def machine_fault(error: Exception, video: Video, job: Job) -> str:
 
 
 def unreadable(video: Video, job: Job) -> str:
-    """Why the file of a video, or its images, cannot be read from its first to its last byte as it was when the run was planned;
-    "" if it can, or could not then."""
+    """Why the file of a video, or its images, cannot be read completely and as it was when the run was planned; "" if
+    it can, or could not be read then either."""
     planned = job.sizes.get(video.id)
     if planned is not None and planned < 0:
         return ""
@@ -62,7 +62,7 @@ def unreadable(video: Video, job: Job) -> str:
     except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
         if isinstance(error, PermissionError) and _may_be_listed(job.root):
             return ""
-        why = "not there any more" if isinstance(error, FileNotFoundError) else error.strerror
+        why = "no longer there" if isinstance(error, FileNotFoundError) else error.strerror
         return f"{why} (it was when the run was planned)"
     except OSError as error:
         return os.strerror(error.errno or 0) if error.errno in _MACHINE else ""
@@ -78,7 +78,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _memory() -> bool:
-    """Whether more memory can be had than FFmpeg may ask for: then it was a file that asked for too much."""
+    """Whether there is more memory than FFmpeg may allocate at once: if so, a file asked for too much."""
     try:
         mmap.mmap(-1, _MOST, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
     except (OSError, MemoryError):

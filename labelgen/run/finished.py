@@ -1,4 +1,4 @@
-"""What finished shards hold, kept beside them: a folder of many is not read again whenever the command runs."""
+"""Summaries of finished shards, kept beside them, so that a repeated command need not read a folder of many shards again."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _SUMMARY = {
 
 
 class Finished:
-    """What the finished shards of a folder hold, from a line of its `shards.jsonl` if that has the size and the time of the
-    shard's file, else from the shard itself, and a line is added."""
+    """Summaries of the finished shards of a folder: from the line in its `shards.jsonl` with the size and time of the
+    shard's file, else from the shard, and a line is added."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "shards.jsonl"
         lines = read_bytes(self._file).splitlines(keepends=True) if self._file.exists() else []
-        self._torn = bool(lines) and not lines[-1].endswith(b"\n")  # by a full disk or a kill
-        self._lines = {line[2 : line.find(b'"', 2)]: line for line in lines}  # the last one of a name counts
+        self._torn = bool(lines) and not lines[-1].endswith(b"\n")  # cut off by a full disk or a kill
+        self._lines = {line[2 : line.find(b'"', 2)]: line for line in lines}  # the last line of a name counts
 
     def summary(self, path: Path, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
-        """`shard_summary` of a shard that is there, and, under "sizes", the bytes of its videos' files by id, as they were given
-        last. Raises ShardError if it is no whole shard."""
+        """`shard_summary` of an existing shard and, under "sizes", the bytes of its videos' files by id, as last given.
+        Raises ShardError if the shard is incomplete."""
         status = os.stat(path)
         key = [path.name, status.st_size, status.st_mtime_ns]
         name = path.name.encode()
@@ -52,7 +52,7 @@ class Finished:
         return summary
 
     def _noted(self, line: bytes, key: list[Any]) -> dict[str, Any] | None:
-        """What a line says of a shard, None if it is of another file or nothing that `summary` has written."""
+        """The summary in a line, None if it belongs to another file or was not written by `summary`."""
         try:
             *known, summary = parse_json(line.decode(), str(self._file))
             fit(known, [str | int], "its file")
@@ -66,7 +66,7 @@ class Finished:
 
 
 def shard_summary(path: Path) -> dict[str, Any]:
-    """Of one shard: "config_hash", "totals" (counts by name) and "failures", as report.json has them."""
+    """ "config_hash", "totals" (counts by name) and "failures" of one shard, as in report.json."""
     reader = shards.ShardReader(path)
     arrays = reader.arrays
     kept = set(arrays["videos/id"])

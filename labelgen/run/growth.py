@@ -1,8 +1,8 @@
-"""A folder of shards that grows: what is new in a collection is labelled, what is gone is forgotten.
+"""A folder of shards that grows: new videos of a collection are labelled, deleted ones are dropped.
 
-Each new shard has a configuration of its own videos. A shard that holds a video that is gone, or whose file is another one now,
-is written anew without it, from its own rows: no reader has to know of what was deleted, and nothing is labelled again. Which
-shards there are, and which videos are still to be labelled into which, stands in `collection.json`, before the work begins.
+The configuration of a new shard names the new videos alone. If a video of a shard was deleted or its file has changed, the
+shard is rewritten without it by copying the other rows: readers need not know about deletions, and nothing is labelled again.
+Before the work begins, `collection.json` lists all shards, and which videos are still to be labelled into which.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from labelgen.shards.folder import alike
 from labelgen.shards.subset import keep_videos
 
 Identity = Callable[[Sequence[Video], np.ndarray], dict[str, Any]]
-_SHARDS = 8  # that additions are cut into at least, so that several workers have some
+_SHARDS = 8  # least number of shards of an addition, so that several workers have some
 
 
 class Growth(NamedTuple):
-    """What is to be labelled, and what was found. videos, sizes, rows: see Plan, of new videos alone; shards: the names of all,
-    with the ids that are to go into new ones; new, kept: how many videos; forgotten: ids of those that are gone; changed: ids
-    of those whose file is another one, which count as new, too."""
+    """What is to be labelled, and what was found. videos, sizes, rows: see Plan, for new videos only; shards: names of
+    all shards, with the ids to be labelled into new ones; new, kept: numbers of videos; forgotten: ids of deleted
+    videos; changed: ids of videos whose file has changed, which count as new, too."""
 
     videos: Sequence[Video]
     sizes: np.ndarray
@@ -51,10 +51,10 @@ def grow(
     per_shard: int | None,
     finished: Finished,
 ) -> Growth:
-    """Bring the finished shards of a folder up to date, and plan those of what is new. The same call after a stop has the same
-    result.
+    """Bring the finished shards of a folder up to date, and plan shards of new videos. After an interruption the same
+    call has the same result.
 
-    Raises ShardError if the shards there were made with other settings or splits, or by a run that is not finished.
+    Raises ShardError if the existing shards have other settings or splits, or are of an unfinished run.
     """
     row_of = {escaped(video.id): row for row, video in enumerate(videos)}
     planned = read_collection(folder)
@@ -63,7 +63,7 @@ def grow(
         _check_whole(folder, there)
     if planned is None:
         planned = {path.name: [] for path in there}
-        write_collection(folder, planned)  # before any shard is another one
+        write_collection(folder, planned)  # before any shard changes
     known: set[int] = set()
     forgotten: list[str] = []
     changed: list[str] = []
@@ -109,8 +109,8 @@ def _update(
     identity: Identity,
     finished: Finished,
 ) -> tuple[set[int], list[str], list[str]]:
-    """Rows of the videos that a shard holds as they are now, and ids of those that are gone or changed, without which, and with
-    labels, groups and splits as they are now, it is written anew."""
+    """Rewrite a shard if videos of it were deleted or changed, or have other labels, groups or splits now. Returns the
+    rows of the remaining videos, and the ids of the deleted and of the changed ones."""
     summary = finished.summary(path)
     reader = ShardReader(path)
     _check_alike(path, reader, dataset, identity(videos[:0], sizes[:0]))
@@ -146,19 +146,19 @@ def _check_whole(folder: Path, there: Sequence[Path]) -> None:
     expected = -(-int(first["videos"].split()[0]) // first["videos_per_shard"]) if "videos_per_shard" in first else 0
     if len(there) < expected:
         raise ShardError(
-            f"{folder}: {len(there)} of {expected} shards are there; finish the run that began them first, without --add, on the "
-            "videos that it was begun with, or delete the folder"
+            f"{folder}: {len(there)} of {expected} shards are done; first finish the run that began them, without --add, on the "
+            "same videos, or delete the folder"
         )
 
 
 def _check_alike(path: Path, reader: ShardReader, dataset: Dataset, identity: dict[str, Any]) -> None:
     if differing := differences(alike(reader.config, True), alike(identity, True)):
         raise ShardError(
-            f"{path} was made with other settings ({'; '.join(differing.values())}); add with the same ones, or name another "
-            "output folder"
+            f"{path} was made with other settings ({'; '.join(differing.values())}); add with the same settings, or "
+            "choose another output folder"
         )
     if reader.splits != dataset.splits:
-        told, now = (", ".join(names) or "none" for names in (reader.splits, dataset.splits))
+        there, now = (", ".join(names) or "none" for names in (reader.splits, dataset.splits))
         raise ShardError(
-            f"{path}: its splits are {told:.200}, those of the data set are now {now:.200}; name another output folder"
+            f"{path}: its splits are {there:.200}, those of the data set are now {now:.200}; choose another output folder"
         )

@@ -1,4 +1,4 @@
-"""One video under a time limit: in this process, or in one of its own."""
+"""One video under a time limit, in this process or in a separate one."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 class VideoFailed(Exception):
-    """Nothing can be made of a video, for a fault of its own: stage, "decode", "label", "flow" or "process", and reason."""
+    """A video failed through its own fault. stage: "decode", "label", "flow" or "process"; reason: in words."""
 
 
 def register(job: Job) -> None:
-    """Know the label kinds and flow backends of the process that made the job, those that it added at run time, too."""
+    """Register the label kinds and flow backends of the process that made the job, including those added at run time."""
     for registry, of_job in ((LABELS, job.labels), (BACKENDS, job.flows)):
-        names = dict(of_job)  # a copy: in the process that made the job they are one
+        names = dict(of_job)  # a copy: in the process that made the job it is the same dict
         registry.clear()
         registry.update(names)
 
 
 class _Done(Protocol):
-    """What is made of a video; cut_short: why decoding stopped early, "" if it did not."""
+    """The outcome of a video. cut_short: why decoding stopped early, "" if it did not."""
 
     cut_short: str
 
@@ -46,30 +46,30 @@ _Made = TypeVar("_Made", bound=_Done)
 
 
 def here(video: Video, job: Job, stage: str, work: Callable[[Callable[[], None]], _Made]) -> _Made:
-    """`work(alive)` on a video in this process, which is ended if `alive` is not called for too long.
+    """`work(alive)` on a video in this process, which is ended if `alive` is not called within the time limit.
 
-    Raises VideoFailed for what is the video's fault, of this stage unless it cannot be decoded, MachineError for what is not,
-    WriteError if the disk is full.
+    Raises VideoFailed for faults of the video, at this stage unless it cannot be decoded, MachineError for other
+    faults, WriteError if the disk is full.
     """
     try:
         with ended_if_stalled(job.stall) as alive:
             done = work(alive)
     except (WriteError, MachineError, VideoFailed):
         raise
-    except Exception as error:  # whatever one video does, the others are made
+    except Exception as error:  # no video may stop the others
         if why := machine_fault(error, video, job):
             raise MachineError(f"{video.id}: {why}") from error
         if isinstance(error, DecodeError):
             raise VideoFailed("decode", error.reason) from error
         raise VideoFailed(stage, f"{type(error).__name__}: {error}") from error
-    if done.cut_short and (why := unreadable(video, job)):  # which FFmpeg takes for the end of the file
+    if done.cut_short and (why := unreadable(video, job)):  # FFmpeg takes that for the end of the file
         raise MachineError(f"{video.id}: {why}")
     return done
 
 
 def apart(video: Video, job: Job, function: Callable[..., _Made], clock: Clock, *arguments: Any) -> _Made:
-    """`function(video, job, clock, *arguments)` in a process of its own, whose death is this video's failure alone, unless it is
-    the machine's fault; its time counts in `clock`. Raises what the function raises, of what `here` does."""
+    """`function(video, job, clock, *arguments)` in a separate process. If that dies, only this video fails, unless the
+    machine is at fault; its time counts in `clock`. Raises those errors of `here` that the function raises."""
     try:
         outcome, seconds, counts = in_new_process(_outcome, function, video, job, arguments)
     except ProcessLost as lost:
@@ -95,7 +95,7 @@ def _outcome(
     try:
         with writing(job.path):
             outcome = function(video, job, clock, *arguments)
-    except (VideoFailed, MachineError, WriteError) as error:  # given back to be raised there: what was done counts
+    except (VideoFailed, MachineError, WriteError) as error:  # returned and raised there, so that the work done counts
         outcome = error
     return outcome, clock.seconds, clock.counts
 
@@ -116,7 +116,7 @@ def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Recor
 
 
 def label_in_new_process(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Record:
-    """`label_here` in a process of its own, see `apart`."""
+    """`label_here` in a separate process, see `apart`."""
     with writing(task.path):
         spool.flush()
     try:
@@ -135,8 +135,8 @@ def _label_to_file(video: Video, task: Task, clock: Clock, name: str) -> Record:
 
 @contextlib.contextmanager
 def ended_if_stalled(seconds: float) -> Iterator[Callable[[], None]]:
-    """In the block, this process is ended if the function that it yields has not been called for so many seconds."""
-    slack = min(1, seconds / 4)  # a call within it sets no new alarm, which takes as long as a small frame
+    """Within the block, this process is ended if the yielded function is not called for this many seconds."""
+    slack = min(1, seconds / 4)  # calls within it set no new alarm, which costs as much as a small frame
     armed = time.monotonic()
     end_unless_called(seconds + slack)
 
@@ -153,5 +153,5 @@ def ended_if_stalled(seconds: float) -> Iterator[Callable[[], None]]:
 
 
 def why_lost(lost: ProcessLost, stall: float) -> str:
-    """The reason for a list of failures: a process under `ended_if_stalled` died."""
+    """The reason, for a list of failures, why a process under `ended_if_stalled` died."""
     return f"no frame for {stall:g} s" if lost.stalled else str(lost)

@@ -1,4 +1,4 @@
-"""Jobs, each of which makes something of some videos, done by workers whatever happens to these: shards, or flow on disk."""
+"""Jobs that turn some videos into shards or flow on disk, and workers that do them, even if some of these die."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from labelgen.processes import keep_memory
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.workers import WorkerLost
 
-_LEFT = re.compile(r"\.(.+?)\.[a-z0-9_]{8}(\.\w+)?\.tmp")  # what is being made, by its name
-_ROOM = 1 << 20  # bytes of a disk that is not full
+_LEFT = re.compile(r"\.(.+?)\.[a-z0-9_]{8}(\.\w+)?\.tmp")  # the name of a job whose temporary file is left
+_ROOM = 1 << 20  # free bytes below which a disk counts as full
 
 
 @dataclass(frozen=True)
 class Job:
-    """Something to be made of some videos, by one worker.
+    """Something to be made from some videos, by one worker.
 
-    path:     of what is made; its name is that of the job. While a file or folder `.NAME.xxxxxxxx.tmp` lies beside it, it is
-              being made
+    path:     of the result; its name is that of the job. While it is being made, a file or folder `.NAME.xxxxxxxx.tmp`
+              exists beside it
     root:     folder of the videos
-    stall:    seconds without a sign of life after which a video is given up
+    stall:    seconds without a sign of life after which a video is abandoned
     sizes:    bytes of the videos' files by id, see `plan.file_sizes`
-    isolated: each video in a process of its own, because one of them has ended its worker before
-    labels, flows: the label kinds and flow backends that there are: a worker knows what was added here, too
+    isolated: each video in a separate process, because one of them has killed its worker before
+    labels, flows: the registered label kinds and flow backends, so that workers know those added here, too
     """
 
     path: Path
@@ -50,8 +50,8 @@ class Job:
 
 
 class Made(NamedTuple):
-    """What a job has made: seconds per stage, counts, what its kernels were compiled for, see `compiled.instructions`, and what
-    there is to note; or, if it is not there, the fault of the machine."""
+    """The outcome of a job: seconds per stage, counts, the processor of its kernels, see `compiled.instructions`, and
+    notes; or, if it was not made, the fault of the machine."""
 
     path: str
     seconds: Counter[str] = Counter()
@@ -65,12 +65,12 @@ _Job = TypeVar("_Job", bound=Job)
 
 
 def not_made(job: Job, why: str) -> Made:
-    """What is known of something that the machine could not make."""
+    """The outcome of a job that failed because of the machine."""
     return Made(str(job.path), fault=why)
 
 
 def check(folder: Path) -> str:
-    """What to check if a process dies that makes something in a folder: the disk if it is full, else memory."""
+    """What to check if a process that writes into a folder dies: the disk if it is full, else memory."""
     with contextlib.suppress(OSError):
         if (free := shutil.disk_usage(folder).free) < _ROOM:
             return f"the disk of {folder} has {free:,} bytes left: make room"
@@ -78,7 +78,7 @@ def check(folder: Path) -> str:
 
 
 def make(function: Callable[[_Job], Made], job: _Job, finished: str) -> Made:
-    """`function(job)`, or what is known if the machine fails. finished: what of the run is kept then, for messages.
+    """`function(job)`, or the outcome if the machine fails. finished: what the run keeps then, for messages.
 
     Raises ShardError if the result cannot be written.
     """
@@ -95,14 +95,14 @@ def make(function: Callable[[_Job], Made], job: _Job, finished: str) -> Made:
 
 
 def on_cluster(function: Callable[[_Job], Made], job: _Job) -> Made:
-    """`function(job)` in a process of its own, which a video may end without harm to the Dask worker and its other threads.
+    """`function(job)` in a separate process, so that a video cannot kill the Dask worker and its other threads.
 
     Raises ClusterError if this machine does not see the videos and the results.
     """
     for place in (job.root, job.path.parent / ".lock"):
         if not place.exists():
             raise ClusterError(
-                f"{place} is not there on {socket.gethostname()}; all Dask workers need the folders of the videos and "
+                f"{place} is not on {socket.gethostname()}; all Dask workers need the folders of the videos and "
                 "of the results under the same paths"
             )
     made: Made
@@ -112,7 +112,7 @@ def on_cluster(function: Callable[[_Job], Made], job: _Job) -> Made:
         except ProcessLost:
             made = in_new_process(function, replace(job, isolated=True))
     except ProcessLost as lost:
-        return not_made(job, f"{lost} even with each video in a process of its own; {check(job.path.parent)}")
+        return not_made(job, f"{lost} even with each video in a separate process; {check(job.path.parent)}")
     except MachineError as error:
         return not_made(job, str(error))
     return made
@@ -126,12 +126,12 @@ def made_of(
     suspects: set[str],
     say: Callable[[str], None],
 ) -> Iterator[tuple[str, Made]]:
-    """Make what is missing in a folder, whatever happens to the workers; yields the name of each job with what it has made.
+    """Do the missing jobs of a folder, even if workers die; yields the name of each job with its outcome.
 
-    missing: names of the jobs, in the order in which they are begun; job: makes one of its name, and of whether it is isolated
-    each: yields the results of jobs as they come; suspects: names of jobs that have ended a process before
+    missing: names of the jobs, in the order in which they are begun; job: (name, isolated) -> Job
+    each: yields the results of jobs as they come; suspects: names of jobs that have killed a process before
     """
-    waiting = dict.fromkeys(missing)  # in their order
+    waiting = dict.fromkeys(missing)  # keeps their order
     try:
         while waiting:
             jobs = (job(name, name in suspects) for name in list(waiting))
@@ -142,18 +142,18 @@ def made_of(
                     yield name, made
             except WorkerLost:
                 lost = clean(folder)
-                if lost <= suspects:  # not even alone could they be finished
+                if lost <= suspects:  # they failed even alone
                     raise ShardError(
                         f"{folder}: the worker was killed at {', '.join(sorted(lost)) or 'its start'}; {check(folder)}"
                     ) from None
                 suspects |= lost
-                say(f"a worker was lost; {', '.join(sorted(lost))}: trying each video in a process of its own")
+                say(f"a worker was lost; {', '.join(sorted(lost))}: trying each video in a separate process")
     finally:
         clean(folder)
 
 
 def clean(folder: Path) -> set[str]:
-    """Remove what killed processes left behind; returns the names of the jobs they were at."""
+    """Remove what killed processes left behind; returns the names of the jobs that they were doing."""
     left = {path: found[1] for path in folder.glob(".*.tmp") if (found := _LEFT.fullmatch(path.name))}
     for path in left:
         if path.is_dir() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""The table of how much moves in each clip of finished shards, as CSV or Parquet."""
+"""The table of the amount of motion in each clip of finished shards, as CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _NUMBERS = ("frame", "start", "end", "difficulty", *COLUMNS)
 
 
 def check_table(path: Path) -> None:
-    """Raises ConfigError if a table cannot have that name."""
+    """Raises ConfigError if a table cannot have this name."""
     if path.suffix not in KINDS:
         raise ConfigError(f"motion is {path}; expected the name of a table that ends in {' or '.join(KINDS)}")
 
 
 def write_motion(path: Path, shards: Sequence[Path]) -> int:
-    """Write the table of the clips of these shards, in order, and return how many there are.
+    """Write the table of the clips of these shards, in order; returns the number of clips.
 
-    id, path, label, group: of the video; frame: the clip's first one; start, end: seconds after the first frame of its file,
-    empty if that tells no times; difficulty: see `curriculum_score`; COLUMNS: see `amounts`
+    id, path, label, group: of the video; frame: the first one of the clip; start, end: seconds after the first frame of
+    its file, empty if that has no time stamps; difficulty: see `curriculum_score`; COLUMNS: see `amounts`
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -52,7 +52,7 @@ def _write_csv(path: Path, shards: Sequence[Path]) -> int:
 
 
 def _write_parquet(path: Path, shards: Sequence[Path]) -> int:
-    import pyarrow as pa  # not above: no one else here needs it
+    import pyarrow as pa  # not above: nothing else here needs it
     import pyarrow.parquet as pq
 
     types = dict.fromkeys(_TEXTS, pa.string()) | dict.fromkeys(_NUMBERS, pa.float32())

@@ -1,4 +1,4 @@
-"""One call in a process of its own, whose death harms nothing else."""
+"""One call in a separate process, whose death harms nothing else."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any, BinaryIO
 from labelgen.errors import MachineError
 from labelgen.processes import ending, finished
 
-_BEGUN = b"\1"  # what a process says before its call; what it says after it is the answer
-_STALLED = b"Timeout ("  # what faulthandler says when it ends a process, with exit status 1
+_BEGUN = b"\1"  # what a process writes before its call; what it writes after that is the answer
+_STALLED = b"Timeout ("  # what faulthandler writes as it ends a process with exit status 1
 _FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU}
-_answers: BinaryIO | None = None  # of a process that `in_new_process` has started
+_answers: BinaryIO | None = None  # in a process that `in_new_process` has started
 
 
 class ProcessLost(Exception):
     """The process of a call died.
 
-    status: its exit status, negative for a signal; stalled: `end_unless_called` ended it; of_machine: it died before the call
-    began, or was killed from outside, as the kernel does when memory is short
+    status: its exit status, negative for a signal; stalled: `end_unless_called` ended it; of_machine: it died before
+    the call began, or was killed from outside, as the kernel does if memory is short
     """
 
     def __init__(self, status: int, said: bytes = _BEGUN) -> None:
@@ -35,8 +35,8 @@ class ProcessLost(Exception):
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)` in a new process with one thread; raises what it raises, ProcessLost if it dies, and
-    MachineError if none can be started."""
+    """`function(*arguments)` in a new process with one thread. Raises what the function raises, ProcessLost if the
+    process dies, and MachineError if none can be started."""
     try:
         status, said = finished(_answer, function, arguments, threads=1, stdout=subprocess.PIPE)
     except OSError as error:
@@ -51,10 +51,10 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def no_process(error: Exception) -> MachineError:
-    """The system starts no more processes or threads, as `error` says."""
+    """The error for a system that starts no more processes or threads, as `error` says."""
     why = getattr(error, "strerror", None) or error
     return MachineError(
-        f"no process or thread can be started ({why}); check `ulimit -u` and memory, or take fewer workers"
+        f"no process or thread can be started ({why}); check `ulimit -u` and memory, or use fewer workers"
     )
 
 
@@ -65,7 +65,7 @@ def _answer(function: Callable[..., Any], arguments: Sequence[Any]) -> None:
 
     cv2.setNumThreads(1)
     with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)  # what a library prints must not mix with the answer
+        os.dup2(2, 1)  # what libraries print must not mix with the answer
         _answers = out
         out.write(_BEGUN)
         out.flush()
@@ -77,8 +77,9 @@ def _answer(function: Callable[..., Any], arguments: Sequence[Any]) -> None:
 
 
 def end_unless_called(seconds: float) -> None:
-    """End this process, with all that hangs in foreign code, unless this is called again within so many seconds, or
-    `faulthandler.cancel_dump_traceback_later`. If `in_new_process` has started it, ProcessLost tells that it stalled."""
+    """End this process, even if it hangs in foreign code, unless this function or
+    `faulthandler.cancel_dump_traceback_later` is called within this many seconds. If `in_new_process` has started it,
+    ProcessLost says that it stalled."""
     global _answers
     if _answers is None:
         _answers = open(os.devnull, "wb")  # noqa: SIM115 - faulthandler needs a file that stays open
@@ -89,7 +90,7 @@ def end_unless_called(seconds: float) -> None:
 
 
 def check_threads(count: int) -> None:
-    """Raises MachineError if the system does not start so many threads or processes now."""
+    """Raises MachineError if the system cannot start this many threads or processes now."""
     waiting = threading.Event()
     started: list[threading.Thread] = []
     try:

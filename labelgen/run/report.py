@@ -1,4 +1,4 @@
-"""What the shards hold and what this run did, as report.json has it."""
+"""The content of report.json: what the shards hold, and what this run did."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from labelgen.manifest import Dataset, Video
 def report(
     dataset: Dataset, videos: Sequence[Video], summaries: Iterable[dict[str, Any]], identity: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the shards hold; summaries: of all shards in order, see `finished.shard_summary`."""
+    """What the shards hold. summaries: of all shards in order, see `finished.shard_summary`."""
     totals: Counter[str] = Counter()
     failures: list[dict[str, Any]] = []
     count = 0

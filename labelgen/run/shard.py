@@ -1,4 +1,4 @@
-"""One shard: its videos one after the other, joined and written."""
+"""One shard: its videos are processed one after the other, joined and written."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 def label_shard_on_cluster(task: Task) -> Made:
-    """`label_shard` in a process of its own, see `on_cluster`."""
+    """`label_shard` in a separate process, see `on_cluster`."""
     return on_cluster(label_shard, task)
 
 
 def label_shard(task: Task) -> Made:
-    """Make one shard; videos that fail are recorded in it. If the machine fails, nothing is.
+    """Make one shard; videos that fail are recorded in it. If the machine fails, nothing is recorded.
 
     Raises ShardError if the shard cannot be written.
     """
@@ -47,7 +47,7 @@ def _label_shard(task: Task) -> Made:
 
     register(task)
     cv2.setNumThreads(1)
-    compile_kernels(task.config.flow)  # loading them is not to count as a video's stall
+    compile_kernels(task.config.flow)  # so that loading them does not count as a stall
     clock, records, failures = Clock(), [], []
     label = label_in_new_process if task.isolated else label_here
     with _spool(task.path) as spool:
@@ -75,7 +75,7 @@ def _label_shard(task: Task) -> Made:
 
 @contextlib.contextmanager
 def _spool(path: Path) -> Iterator[BinaryIO]:
-    """A file beside the shard for its frames; while it is there, the shard is being made."""
+    """A file beside the shard for its frames, which exists while the shard is being made."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".jpeg.tmp", dir=path.parent)
     try:
         os.close(handle)

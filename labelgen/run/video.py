@@ -1,4 +1,5 @@
-"""One video to one record: its frames as JPEG and all of its labels. The only place that knows the order of the steps."""
+"""Turns one video into one record: its frames as JPEG and all of its labels. The only place that knows the order of the
+steps."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,11 +33,11 @@ from labelgen.span import Span
 
 @dataclass
 class Record:
-    """What one shard stores of one video, without the JPEG bytes themselves.
+    """What a shard stores for one video, except the bytes of the JPEGs.
 
     jpeg_sizes: bytes of each frame; time, damage: of each frame, see `FrameStream`; start: first frame of each labelled clip
-    labels:     by data set: of a kind per clip, a list with an array of each clip; of a kind per video, its array, and none where
-                the video is too short
+    labels:     by name of the data set: for kinds per clip, a list with the array of each clip; for kinds per video,
+                its array, unless the video is too short
     cut_short:  why decoding stopped early, "" if it did not
     """
 
@@ -53,7 +54,7 @@ class Record:
 
 
 class Clock:
-    """Seconds spent per stage, and how much was done in them."""
+    """Seconds spent in each stage, and counts of what was done."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -75,10 +76,10 @@ def label_video(
     clock: Clock,
     alive: Callable[[], object] = lambda: None,
 ) -> Record:
-    """Decode and label one video; every frame's JPEG goes to `write` as soon as it is made.
+    """Decode and label one video; `write` gets the JPEG of each frame as soon as it is encoded.
 
-    A file that breaks off is kept up to there, see `Record.cut_short`. Memory does not grow with the video's length.
-    alive: called for every packet of the file, every flow and every clip, so that a long video is told from one that hangs
+    A truncated file is kept up to its break, see `Record.cut_short`. Memory does not grow with the length of the video.
+    alive: called for every packet of the file, every flow and every clip, which distinguishes a long video from one that hangs
 
     Raises DecodeError if not even one frame can be decoded.
     """
@@ -86,9 +87,9 @@ def label_video(
     rate = config.image_fps or config.fps
     part = part_of(video, config.max_pixels, rate, alive)
     of_clips = any(kind.of_clip is not None for kind in kinds())
-    planned: list[int] | None = None if of_clips else []  # starts of the clips; None: all that do not overlap
+    planned: list[int] | None = None if of_clips else []  # starts of the clips; None: all clips without overlap
     drawing = of_clips and config.clips is not None
-    if drawing:  # which needs the number of frames: by the packets, which only decoding can prove wrong
+    if drawing:  # needs the number of frames: taken from the packets, and checked by decoding
         with clock("decode"):
             n_frames = decode.expected_frames(
                 _frame_times(video, config.max_pixels, rate, alive), config.fps, *(part or ())
@@ -116,7 +117,7 @@ def _drawn(video: Video, config: Config, n_frames: int, damage: np.ndarray | Non
     return starts
 
 
-_times_of: dict[tuple[object, ...], list[float]] = {}  # of the last file: the parts of one come one after the other
+_times_of: dict[tuple[object, ...], list[float]] = {}  # of the last file, as the parts of a file follow one another
 
 
 def _frame_times(video: Video, max_pixels: int, image_fps: float | None, alive: Callable[[], object]) -> list[float]:
@@ -132,8 +133,8 @@ def _frame_times(video: Video, max_pixels: int, image_fps: float | None, alive: 
 def part_of(
     video: Video, max_pixels: int, image_fps: float | None, alive: Callable[[], object]
 ) -> tuple[float, float] | None:
-    """From which second to which a video goes that is a part of a file, after the first frame of this; None if it is all of it.
-    image_fps: of folders of images. Raises DecodeError for a part that the file does not have."""
+    """Begin and end of a video that is a part of a file, in seconds after the file's first frame; None if it is the
+    whole file. image_fps: of folders of images. Raises DecodeError for a part that the file does not have."""
     part = video.part
     if part is None:
         return None
@@ -145,6 +146,38 @@ def part_of(
         raise DecodeError(os.fspath(video.file), str(error)) from error
 
 
+def open_part(video: Video, part: tuple[float, float] | None, **options: Any) -> decode.FrameStream | Span:
+    """The frames of a video, or of the part of its file between two times, see `part_of`. options: of `decode.frames`."""
+    if part is None:
+        return decode.frames(video.path, **options)
+    return Span(decode.frames(video.path, since=part[0], **options), *part)
+
+
+class Outcome(Protocol):
+    """What is known of a video that is being decoded. cut_short: why decoding stopped early, "" if it did not."""
+
+    cut_short: str
+
+
+def decoded(stream: Iterator[np.ndarray], clock: Clock, outcome: Outcome) -> Iterator[np.ndarray]:
+    """The frames of a stream, whose decoding goes on the clock. If it stops early, `outcome.cut_short` says why.
+
+    Raises DecodeError if not even one frame can be decoded.
+    """
+    for t in count():
+        try:
+            with clock("decode"):
+                frame = next(stream, None)
+        except DecodeError as error:
+            if not t:
+                raise
+            outcome.cut_short = error.reason
+            return
+        if frame is None:
+            return
+        yield frame
+
+
 def _label_clips(
     record: Record,
     part: tuple[float, float] | None,
@@ -154,29 +187,24 @@ def _label_clips(
     clock: Clock,
     alive: Callable[[], object],
 ) -> None:
-    """Decode a video, or the part of its file between two seconds, into its record, and label the clips that start at these
-    frames, or all sound ones that do not overlap. Without `write` nothing but the clips is recorded."""
-    path, size = record.video.path, (config.height, config.width)
-    since = part[0] if part else 0.0
-    whole = decode.frames(
-        path, *size, config.fps, config.max_pixels, config.region, alive, config.image_fps, since=since
+    """Decode a video, or the part of its file between two times, into its record, and label the clips that start at
+    these frames, or all undamaged clips without overlap. Without `write` only the clips are recorded."""
+    stream = open_part(
+        record.video,
+        part,
+        height=config.height,
+        width=config.width,
+        fps=config.fps,
+        max_pixels=config.max_pixels,
+        region=config.region,
+        alive=alive,
+        image_fps=config.image_fps,
     )
-    stream = Span(whole, *part) if part else whole
     left = None if starts is None else iter(starts)
     start = 0 if left is None else next(left, None)
-    window: dict[int, np.ndarray] = {}  # the frames that the current clip, or a later one that overlaps it, needs
+    window: dict[int, np.ndarray] = {}  # frames of the current clip and of later ones that overlap it
     flows: dict[int, np.ndarray] = {}
-    for t in count():
-        try:
-            with clock("decode"):
-                frame = next(stream, None)
-        except DecodeError as error:
-            if not t:
-                raise
-            record.cut_short = error.reason
-            break
-        if frame is None:
-            break
+    for t, frame in enumerate(decoded(stream, clock, record)):
         if write is not None:
             with clock("jpeg"):
                 encoded = encode_frame(frame, config.jpeg_quality)
@@ -233,7 +261,8 @@ def _label_clip(
 
 
 def compile_kernels(backend: str) -> None:
-    """Run every Numba kernel once, so that processes started later find it in the cache; none without a label kind of clips."""
+    """Run every Numba kernel once, so that processes started later find it in the cache; only needed for label kinds of
+    clips."""
     of_clips = [kind.of_clip for kind in kinds() if kind.of_clip is not None]
     if not of_clips:
         return

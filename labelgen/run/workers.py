@@ -28,20 +28,20 @@ class WorkerLost(Exception):
 def pool(
     workers: int, scheduler: str | None, say: Callable[[str], None], what: str = "shards"
 ) -> Iterator[tuple[Callable[..., Iterator[Any]], int]]:
-    """Processes for many calls: a function `each(function, tasks)`, and how many calls it makes at a time.
+    """Processes for many calls: yields a function `each(function, tasks)`, and how many calls it makes at a time.
 
-    workers: processes of this machine, at most one per core; scheduler: address of a Dask cluster to use in their place
-    what: is made by a call, for messages
+    workers: processes of this machine, at most one per core; scheduler: address of a Dask cluster to use instead
+    what: the results of calls, for messages
 
-    `each` yields the results of `function(task)` as they come. It takes the next few tasks at a time from their iterator: all of
-    them would not fit into memory. It raises WorkerLost if a process of this machine was killed, ClusterError if the cluster
-    fails; what a Dask worker was at when it went away is made by another one.
-    Raises ClusterError if the cluster cannot be reached within ten seconds, or has no worker.
+    `each` yields the results of `function(task)` as they come. It takes a few tasks at a time from their iterator,
+    because all of them would not fit into memory. It raises WorkerLost if a process of this machine was killed,
+    ClusterError if the cluster fails; if a Dask worker leaves, another one repeats its tasks. Raises ClusterError if
+    the cluster cannot be reached within ten seconds or has no workers.
     """
     if scheduler is None:
         most = cores()
         if workers > most:
-            say(f"{workers} workers asked for, {most} cores here: {most} at work")
+            say(f"{workers} workers requested, but this machine has {most} cores: {most} workers are used")
         yield functools.partial(_each_here, workers=min(workers, most)), min(workers, most)
         return
     with connected(scheduler) as client:
@@ -57,9 +57,9 @@ def _each_here(function: Callable[[Any], Any], tasks: Iterable[Any], workers: in
     left = iter(tasks)
     first = list(itertools.islice(left, workers))
     workers = len(first)
-    check_threads(6 + 3 * max(workers, 2))  # or joblib would wait forever for a thread of its own that did not start
+    check_threads(6 + 3 * max(workers, 2))  # else joblib would wait forever for a thread that did not start
     with safe_path():
-        # With n_jobs=1 joblib would stay in this process, which a broken video may kill: two processes, one of them busy.
+        # With n_jobs=1 joblib would stay in this process, which a broken video may kill: so two processes, one of them idle.
         parallel = joblib.Parallel(
             n_jobs=max(workers, 2),
             backend="loky",
@@ -72,7 +72,7 @@ def _each_here(function: Callable[[Any], Any], tasks: Iterable[Any], workers: in
         try:
             with _ignoring_interrupts():
                 results = parallel(joblib.delayed(function)(task) for task in itertools.chain(first, left))
-        except (BlockingIOError, RuntimeError) as error:  # as where `ulimit -u` is reached
+        except (BlockingIOError, RuntimeError) as error:  # such as when `ulimit -u` is reached
             raise no_process(error) from error
         try:
             yield from results
@@ -82,8 +82,8 @@ def _each_here(function: Callable[[Any], Any], tasks: Iterable[Any], workers: in
 
 @contextlib.contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Processes started here never see Ctrl-C, which goes to the whole group: ending them is this process's affair."""
-    resource_tracker.ensure_running()  # here: started with the first worker it would let signals through again
+    """Processes started within the block never see Ctrl-C, which goes to the whole group: this process ends them."""
+    resource_tracker.ensure_running()  # here: if it were started with the first worker, it would let signals through again
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -92,7 +92,7 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 def _each_on_cluster(function: Callable[[Any], Any], tasks: Iterable[Any], client: Client) -> Iterator[Any]:
-    # Dask's own interface: joblib's waits forever if one call ends several workers.
+    # The interface of Dask: that of joblib waits forever if one call ends several workers.
     from distributed import CancelledError, KilledWorker, as_completed
 
     left = iter(tasks)
@@ -100,10 +100,10 @@ def _each_on_cluster(function: Callable[[Any], Any], tasks: Iterable[Any], clien
     done = as_completed(loop=client.loop)
 
     def submit() -> None:
-        """Two calls for each thread, counted anew each time: workers may join and leave."""
+        """Submit up to two calls per thread, which are counted each time, as workers may join and leave."""
         try:
             threads = sum(client.nthreads().values())
-        except OSError as error:  # told below, as what it is, and not as one of a call
+        except OSError as error:  # raised below as a failure of the cluster, not of a call
             raise CancelledError(str(error)) from error
         missing = max(1, 2 * threads) - len(futures)
         for task in itertools.islice(left, max(0, missing)):
@@ -120,7 +120,7 @@ def _each_on_cluster(function: Callable[[Any], Any], tasks: Iterable[Any], clien
             yield result
     except (KilledWorker, CancelledError, ImportError) as error:
         raise ClusterError(
-            f"the Dask cluster failed ({error}); finished shards are kept: the same command goes on from them"
+            f"the Dask cluster failed ({error}); finished shards are kept: the same command continues from them"
         ) from error
     finally:
         client.cancel(list(futures))

@@ -1,10 +1,10 @@
-"""The HDF5 shard: the contract between the label generator and everything that reads its labels.
+"""The HDF5 shard: the interface between the label generator and all readers of its labels.
 
-One file holds the frames (JPEG) and all labels of a few videos. It is written beside its target, synced, re-read
-and renamed: the final name is the only sign that it is done. The layout is described in docs/shards.md.
+One file holds the frames (JPEG) and all labels of a few videos. It is written beside its target, synced, re-read and
+renamed: a file with the final name is complete. The layout is described in docs/shards.md.
 
-h5py writes shards, but does not read them: the HDF5 library trusts the files that it opens, and shards may come from
-strangers. Reading goes by a header in front of the HDF5 structure, which is checked before any of it is used.
+h5py writes shards, but does not read them: the HDF5 library trusts the files that it opens, but shards may come from
+untrusted sources. They are read by a header in front of the HDF5 structure, which is checked before use.
 """
 
 from labelgen.labels.kind import NO_ROW as NO_ROW

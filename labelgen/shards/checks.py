@@ -1,4 +1,4 @@
-"""What the settings, texts and numbers of a shard must be like before anything is done with them."""
+"""Checks of the settings, texts and numbers of a shard, made before anything uses them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from labelgen.reading import fit
 from labelgen.shards.schema import fields
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_ELSEWHERE = re.compile(r"^/|^$|(^|/)\.\.(/|$)", re.MULTILINE)  # of texts that are joined by newlines
+_ELSEWHERE = re.compile(r"^/|^$|(^|/)\.\.(/|$)", re.MULTILINE)  # in texts joined by newlines
 _DATASET = re.compile(r"[\w-][\w.-]*")
 _VIDEOS = re.compile(r"[0-9]{1,12} [0-9a-f]{16}")
-# What readers ask of the configuration. More may be there, and less of what has a question mark.
+# The part of the configuration that readers need. It may hold more; keys with a question mark are optional.
 _SETTINGS = {
     **{"dataset": str, "height": int, "width": int, "crop": int, "clip_length": int, "paces": [str]},
     **{"clips": int | None, "rows": int, "order_clips": int, "allow_wrap": bool, "flow": {"backend": str}},
@@ -30,13 +30,13 @@ _SETTINGS = {
 
 
 def escaped(text: str) -> str:
-    """A text whose control characters are written as escapes, as shards want it."""
+    """A text whose control characters are written as escapes, as required in shards."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def check_texts(name: str, texts: Sequence[str], paths: bool = False) -> None:
-    """Raises ValueError for texts with control characters or lone surrogates, and for paths that lead elsewhere: absolute
-    ones, empty ones, and with `..`."""
+    """Raises ValueError for texts with control characters or lone surrogates, and for paths that lead elsewhere:
+    absolute or empty ones, or with `..`."""
     if found := _CONTROL.search("".join(texts)):
         raise ValueError(f"{name} has the control character {found[0]!r}")
     joined = "\n".join(texts)
@@ -46,7 +46,7 @@ def check_texts(name: str, texts: Sequence[str], paths: bool = False) -> None:
 
 
 def check_settings(config: Mapping[str, Any]) -> tuple[Fraction, ...]:
-    """The paces of a configuration. Raises ValueError if a setting that readers ask for is absent or cannot be."""
+    """The paces of a configuration. Raises ValueError if a setting that readers need is missing or impossible."""
     try:
         fit(config, _SETTINGS, "it")
     except ValueError as error:
@@ -62,8 +62,8 @@ def check_settings(config: Mapping[str, Any]) -> tuple[Fraction, ...]:
 
 
 def out_of_range(arrays: Arrays, config: Mapping[str, Any], kinds: Iterable[Kind]) -> Iterator[tuple[str, bool]]:
-    """Each data set that is loaded, and whether a value of it cannot be. Not to be asked further than to the first fault: what
-    comes later relies on what came before."""
+    """Each loaded data set, and whether it holds an impossible value. Stop at the first fault: later checks rely on
+    earlier ones."""
     for field in fields(kinds):
         if field.limit is not None and not field.in_file:
             yield field.name, beyond(field, arrays[field.name], config)
@@ -71,7 +71,7 @@ def out_of_range(arrays: Arrays, config: Mapping[str, Any], kinds: Iterable[Kind
     yield "videos/first_frame", bool((first != np.cumsum(n_frames) - n_frames).any())
     time = arrays["frames/time"]
     inside = np.ones(len(time), bool)
-    inside[first] = False  # the steps within a video
+    inside[first] = False  # only the steps within a video
     steps = (time[1:] < time[:-1]) | (np.isnan(time[1:]) != np.isnan(time[:-1]))
     yield "frames/time", bool(np.isinf(time).any() or (steps & inside[1:]).any())
     fps = arrays["videos/fps"]
@@ -90,7 +90,7 @@ def out_of_range(arrays: Arrays, config: Mapping[str, Any], kinds: Iterable[Kind
 
 
 def beyond(field: Field, values: np.ndarray, config: Mapping[str, Any]) -> bool:
-    """Whether an id is not below its limit, and not the sign of a missing one."""
+    """Whether an id reaches its limit and does not mark a missing value."""
     assert field.limit is not None
     found = values >= field.limit(config)
     return bool((found & (values != field.missing)).any() if field.missing else found.any())

@@ -1,4 +1,4 @@
-"""Which shards a folder holds that has grown: `collection.json` beside them."""
+"""The shards of a folder that has grown: `collection.json` beside them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _NAME = re.compile(r"[0-9]{5,9}\.h5")
 
 
 def read_collection(folder: str | os.PathLike[str]) -> dict[str, list[str]] | None:
-    """The names of the shards of a folder that has grown, each with the ids of the videos that are still to be labelled into it;
-    None if the folder is one run's. Raises ShardError if the file is damaged."""
+    """The names of the shards of a folder that has grown, each with the ids of the videos still to be labelled into it;
+    None if the folder is that of a single run. Raises ShardError if the file is damaged."""
     path = Path(folder) / "collection.json"
     if not path.exists():
         return None
@@ -36,6 +36,6 @@ def write_collection(folder: Path, shards: Mapping[str, Sequence[str]]) -> None:
 
 
 def hash_of_all(hashes: Sequence[str]) -> str:
-    """The hash of the configuration of shards that belong together; of a collection that has grown, in which they differ by their
-    videos, one that changes with any of them."""
+    """The hash of the configuration of shards that belong together; if they differ, as in a collection that has grown,
+    a hash of all of them."""
     return hashes[0] if len(set(hashes)) == 1 else json_sha256({"grown": list(hashes)})

@@ -1,4 +1,4 @@
-"""What a folder of shards holds, as a page of text."""
+"""The content of a folder of shards as a page of text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def describe(shards: Sequence[ShardReader]) -> str:
     for kind in first.kinds:
         lines += kind.lines(arrays, first.config)
     if first.unknown:
-        lines.append(f"label kinds that are not known here: {', '.join(first.unknown)}")
+        lines.append(f"unknown label kinds: {', '.join(first.unknown)}")
     failures = [line for shard in shards for line in _failures(shard)]
     lines += [f"failures {len(failures)}", *failures]
     lines += ["configuration: " + ", ".join(f"{key}={value}" for key, value in first.config.items())]
@@ -53,7 +53,7 @@ def describe(shards: Sequence[ShardReader]) -> str:
 
 
 def _gaps(shard: ShardReader) -> Iterator[str]:
-    """A line for each video some frames of which are shown for more than twice as long as usual, such as a screen recording."""
+    """A line for each video with frames that are shown for more than twice the usual time, such as a screen recording."""
     arrays = shard.arrays
     for video, first, n in zip(*(arrays[f"videos/{key}"] for key in ("id", "first_frame", "n_frames")), strict=True):
         steps = np.diff(arrays["frames/time"][first : first + n])

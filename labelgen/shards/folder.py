@@ -19,8 +19,8 @@ from labelgen.shards.schema import config_hash
 def open_shards(folder: str | os.PathLike[str]) -> list[ShardReader]:
     """All shards of one data set in order. `folder` holds the `.h5` files, or one sub-folder that does.
 
-    Raises ShardError when there is none, when several data sets lie side by side, when configurations differ, or when
-    shards are missing.
+    Raises ShardError if there is none, if several data sets lie side by side, if configurations differ, or if shards
+    are missing.
     """
     readers = [ShardReader(path) for path in shard_paths(folder)]
     warn_without_maps(readers[0].path)
@@ -32,11 +32,13 @@ def open_shards(folder: str | os.PathLike[str]) -> list[ShardReader]:
 def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
     """The files of the shards of one data set in order, see `open_shards`.
 
-    Raises ShardError when there is none, or when several data sets lie side by side.
+    Raises ShardError if there is none, or if several data sets lie side by side.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ShardError(f"{folder}: no such folder of shards; make them with `vssl labelgen`, or name another folder")
+        raise ShardError(
+            f"{folder}: no such folder of shards; make them with `vssl labelgen`, or choose another folder"
+        )
     paths = sorted(folder.glob("[0-9]*.h5"))
     if not paths:
         subfolders = sorted(sub for sub in folder.iterdir() if sub.is_dir() and any(sub.glob("[0-9]*.h5")))
@@ -50,7 +52,7 @@ def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def alike(config: Mapping[str, Any], grown: bool) -> dict[str, Any]:
-    """What is the same in all shards of a folder: of one that has grown, all but which videos there are."""
+    """The part of a configuration that all shards of a folder share: in a folder that has grown, all but the videos."""
     return {
         key: value
         for key, value in config.items()
@@ -59,10 +61,10 @@ def alike(config: Mapping[str, Any], grown: bool) -> dict[str, Any]:
 
 
 def disagreements(shared: Mapping[str, Shared]) -> Iterator[str]:
-    """What keeps shards from being one whole data set: other configurations or splits than the first one's, missing shards. In a
-    folder that has grown, configurations differ by the videos that they name.
+    """Reasons why shards are not one complete data set: configurations or splits that differ from the first shard's,
+    missing shards. In a folder that has grown, configurations differ in their videos.
 
-    shared: what each shard says as all of its data set should, by its path.
+    shared: by path, what each shard should have in common with all others of its data set.
     """
     path, first = next(iter(shared.items()))
     folder = os.path.dirname(path)
@@ -70,9 +72,7 @@ def disagreements(shared: Mapping[str, Shared]) -> Iterator[str]:
     for other, own in shared.items():
         if own is first:
             continue
-        if alike(own.config, grown is not None) != alike(
-            first.config, grown is not None
-        ):  # whatever they say of its hash
+        if alike(own.config, grown is not None) != alike(first.config, grown is not None):  # whatever hash they claim
             yield (
                 f"{other} was made with configuration {config_hash(own.config)}, {path} with {config_hash(first.config)}; "
                 "label one of the two into another folder"
@@ -82,13 +82,13 @@ def disagreements(shared: Mapping[str, Shared]) -> Iterator[str]:
     if grown is not None:
         if missing := grown.keys() - {os.path.basename(path) for path in shared}:
             yield (
-                f"{folder}: {len(grown) - len(missing)} of {len(grown)} shards are there, {min(missing)} is not; run the same "
+                f"{folder}: {len(grown) - len(missing)} of {len(grown)} shards are done, {min(missing)} is missing; run the same "
                 "`vssl labelgen --add` command again to finish"
             )
     elif "videos_per_shard" in first.config and "videos" in first.config:
         expected = -(-int(first.config["videos"].split()[0]) // first.config["videos_per_shard"])
         if len(shared) != expected:
             yield (
-                f"{folder}: {len(shared)} of {expected} shards are there; run the same "
+                f"{folder}: {len(shared)} of {expected} shards are done; run the same "
                 "`vssl labelgen` command again to finish"
             )

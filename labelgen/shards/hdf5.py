@@ -1,7 +1,7 @@
-"""What other programs see of a shard: its HDF5 structure, looked at in a process of its own, for files by strangers.
+"""The HDF5 structure of a shard, as other programs see it, inspected in a separate process because files may be untrusted.
 
-HDF5's library trusts the files that it opens: damaged ones crash or hang it, crafted ones have it read other files. Reading
-goes around it; only `verify` asks it, at arm's length, whether it finds the arrays where the header says.
+The HDF5 library trusts the files that it opens: damaged files crash or hang it, crafted ones make it read other files.
+Readers avoid it; only `verify` checks, in a separate process, whether it finds the arrays where the header says.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _MEMORY = 4 << 30  # bytes of address space
 
 
 class Viewer:
-    """Looks at HDF5 files in a process of its own, which is started when it is needed and after each that it does not survive.
-    To be used in a `with` block."""
+    """Inspects HDF5 files in a separate process, which is started on demand and again after each crash. Use it in a
+    `with` block."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -61,7 +61,7 @@ class Viewer:
 
     def _seen(self, path: str) -> dict[str, Any]:
         if self._process is None:
-            no_plugins = {"HDF5_PLUGIN_PRELOAD": "::"}  # no file may make HDF5 load a library
+            no_plugins = {"HDF5_PLUGIN_PRELOAD": "::"}  # so that no file makes HDF5 load a library
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self._process = start(_answer, threads=1, variables=no_plugins, **pipes)
         process = self._process
@@ -78,7 +78,7 @@ class Viewer:
             timer.cancel()
         if not line.endswith(b"\n"):
             self._end()
-            return {"fault": f"crashes the HDF5 library, or holds it up for more than {_SECONDS} s"}
+            return {"fault": f"crashes the HDF5 library, or hangs it for more than {_SECONDS} s"}
         seen: dict[str, Any] = json.loads(line)
         return seen
 
@@ -105,26 +105,26 @@ def _answer() -> None:
     with contextlib.suppress(OSError, ValueError):  # macOS
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)  # what a library prints must not mix with the answers
+        os.dup2(2, 1)  # what libraries print must not mix with the answers
         for line in sys.stdin.buffer:
             try:
                 with h5py.File(json.loads(line), "r") as file:
                     answer = json.dumps(_view(file))
             except _Foreign as error:
                 answer = json.dumps({"fault": f"has {error}"})
-            except Exception as error:  # whatever h5py makes of it
+            except Exception as error:  # h5py raises errors of many types
                 answer = json.dumps({"fault": f"cannot be read ({type(error).__name__})"})
             out.write(answer.encode() + b"\n")
             out.flush()
 
 
 class _Foreign(Exception):
-    """Something that HDF5 files may have, and shards do not."""
+    """Something that HDF5 files may contain, but shards do not."""
 
 
 def _view(file: Any) -> dict[str, Any]:
-    """Every data set's type, shape and offset, every group's attributes; raises _Foreign for whatever else there may be
-    in HDF5 files, without following it."""
+    """The type, shape and offset of every data set, and the attributes of every group; raises _Foreign for everything
+    else that HDF5 files can contain, without following it."""
     import h5py
 
     datasets, found = {}, {"/": dict(file.attrs)}
@@ -139,7 +139,7 @@ def _view(file: Any) -> dict[str, Any]:
             settings = dataset.id.get_create_plist()
             if settings.get_layout() != h5py.h5d.CONTIGUOUS or settings.get_external_count() or settings.get_nfilters():
                 raise _Foreign("a data set that is not contiguous in the file")
-            offset = dataset.id.get_offset() if dataset.size else None  # an empty one lies nowhere
+            offset = dataset.id.get_offset() if dataset.size else None  # an empty one has no place
             datasets[f"{group}/{name}"] = [dataset.dtype.str, list(dataset.shape), offset]
     return {"datasets": datasets, "attributes": {group: _plain(values) for group, values in found.items()}}
 

@@ -1,11 +1,11 @@
-"""The first bytes of a shard, which HDF5 leaves to its user: what the shard holds and where each of its arrays lies.
+"""The first bytes of a shard, which HDF5 leaves to the user: what the shard holds and where each of its arrays is.
 
     vssl shard 4 00004096 SHA-256
-    {"config": ..., ...}                    what the shards of a data set have in common
-    {"datasets": ..., "sha256": ..., ...}   what is this shard's own
+    {"config": ..., ...}                    shared by all shards of a data set
+    {"datasets": ..., "sha256": ..., ...}   specific to this shard
 
-padded with NULs to 4096 (or 512, 8192, ...) bytes; the SHA-256 is that of all bytes after the first line. A shard is read
-by this header alone: no byte of the file reaches the HDF5 library, which is there for other programs.
+padded with NULs to 4096 (or 512, 8192, ...) bytes; the SHA-256 covers all bytes after the first line. A shard is read
+by this header alone: no byte of the file reaches the HDF5 library; its structure is for other programs.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from labelgen.shards.checks import check_settings, check_texts
 from labelgen.shards.schema import SCHEMA_VERSION, config_hash
 
 _FIRST_LINE = re.compile(rb"vssl shard ([0-9]{1,4}) ([0-9]{8}) ([0-9a-f]{64})\n")
-_SMALLEST, _LARGEST = 512, 1 << 20  # bytes of a header; HDF5 asks for 512 times a power of two
+_SMALLEST, _LARGEST = 512, 1 << 20  # bytes of a header; HDF5 requires 512 times a power of two
 _NAME = re.compile(r"\w{1,64}/\w{1,64}", re.ASCII)
-_TYPE = re.compile(r"\|S[1-9][0-9]{0,4}|\|[biu]1|<[iu][248]|<f[248]")  # what NumPy calls them
+_TYPE = re.compile(r"\|S[1-9][0-9]{0,4}|\|[biu]1|<[iu][248]|<f[248]")  # names of NumPy types
 _SHA256 = re.compile("[0-9a-f]{64}")
-_SHARED = {  # what the two lines of a header must hold, see `fit`
+_SHARED = {  # the form of the two lines of a header, see `fit`
     **{"config": dict, "config_hash": str, "kinds": {"*": int}, "versions": {"*": str}, "splits": [str]},
     "crop_grid": [[int]],
 }
 _OWN = {"datasets": {"*": list}, "size": int, "sha256": Only(dict.fromkeys(("frames", "labels", "rest"), str))}
-_CALL_BYTES = 1 << 30  # one call reads 2 GiB at most, and macOS refuses more
-COPY_BYTES = 1 << 24  # files are copied and checked in pieces of this size
+_CALL_BYTES = 1 << 30  # a call reads at most 2 GiB, macOS refuses more
+COPY_BYTES = 1 << 24  # piece in which files are copied and checked, bytes
 
 
 class Stored(NamedTuple):
-    """An array in the file. dtype: in NumPy's words, "<i4"; offset: of its first byte in the file."""
+    """An array in the file. dtype: as NumPy writes it, "<i4"; offset: of its first byte in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Shared:
-    """What the shards of a data set have in common, see ShardReader; kinds: name and version of each label kind."""
+    """What all shards of a data set share, see ShardReader. kinds: name and version of each label kind."""
 
     config: dict[str, Any]
     config_hash: str
@@ -73,7 +73,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Header:
-    """length: bytes of the header; shared: see there; stored: the arrays by their full names; sha256: of "frames", "labels"
+    """length: bytes of the header; shared: see `Shared`; stored: the arrays by full name; sha256: of "frames", "labels"
     and "rest", see `digests`; size: bytes of the file."""
 
     length: int
@@ -84,7 +84,7 @@ class Header:
 
 
 def read_exactly(handle: int, offset: int, size: int) -> bytes:
-    """Bytes of a file; raises ValueError if it ends before."""
+    """`size` bytes of a file from `offset` on; raises ValueError if it ends before."""
     found = os.pread(handle, min(size, _CALL_BYTES), offset)
     while len(found) < size:
         more = os.pread(handle, min(size - len(found), _CALL_BYTES), offset + len(found))
@@ -95,8 +95,8 @@ def read_exactly(handle: int, offset: int, size: int) -> bytes:
 
 
 def read_header(handle: int) -> Header:
-    """The header of an open file. Raises ValueError if the file is not a whole shard of this schema: what it says is
-    within the file, of known types and bounds, and free of control characters."""
+    """The header of an open file. Raises ValueError if the file is not a complete shard of this schema. Afterwards all
+    places are within the file, types and sizes are known and bounded, and texts have no control characters."""
     size = os.fstat(handle).st_size
     head = os.pread(handle, 8192, 0)
     first = _FIRST_LINE.match(head)
@@ -113,14 +113,14 @@ def read_header(handle: int) -> Header:
         raise ValueError(f"its header has {length:,} bytes, expected {_SMALLEST} to {_LARGEST:,}")
     head = head[:length] if length <= len(head) else read_exactly(handle, 0, length)
     if hashlib.sha256(head[first.end() :]).hexdigest() != first[3].decode():
-        raise ValueError("its header is not the one that was written (SHA-256)")
+        raise ValueError("its header was changed after writing (SHA-256)")
     lines = head[first.end() :].rstrip(b"\0").split(b"\n")
     if len(lines) != 3 or lines[2]:
         raise ValueError(f"its header has {len(lines)} lines after the first, expected two")
     shared, own = _shared(lines[0]), _parsed(lines[1])
     fit(own, _OWN, "it")
     if own["size"] != size:
-        raise ValueError(f"it has {size:,} bytes, {own['size']:,} were written")
+        raise ValueError(f"it has {size:,} bytes, but {own['size']:,} were written")
     stored = {name: _stored(name, where, length, size) for name, where in own["datasets"].items()}
     if not all(map(_SHA256.fullmatch, own["sha256"].values())):
         raise ValueError(f"sha256 is {own['sha256']!r:.100}, expected hexadecimal digits")
@@ -130,7 +130,7 @@ def read_header(handle: int) -> Header:
 def header_bytes(
     at_least: int, shared: Mapping[str, Any], stored: Mapping[str, Stored], sha256: Mapping[str, str], size: int
 ) -> bytes:
-    """A header of at least so many bytes, see `Header`. Raises ShardError if it would be too long."""
+    """A header of at least `least` bytes, see `Header`. Raises ShardError if it would be too long."""
     own = {"datasets": stored, "sha256": sha256, "size": size}
     text = "".join(json.dumps(part, sort_keys=True) + "\n" for part in (shared, own)).encode()
     length = max(_SMALLEST, at_least)
@@ -138,7 +138,7 @@ def header_bytes(
         length *= 2
     if length > _LARGEST:
         raise ShardError(
-            f"the header of a shard has {len(text):,} bytes, expected {_LARGEST:,} at most: take fewer crops"
+            f"the header of a shard has {len(text):,} bytes, expected {_LARGEST:,} at most: use fewer crops"
         )
     rest = text.ljust(room, b"\0")
     return _first_line(length, rest) + rest
@@ -149,8 +149,8 @@ def _first_line(length: int, rest: bytes) -> bytes:
 
 
 def digests(handle: int, length: int, jpeg: Stored, size: int) -> dict[str, str]:
-    """SHA-256 of all JPEG bytes, and of whatever is neither JPEG nor header, as they stand in a file of `size` bytes with a
-    header of `length`: "frames" and "rest"."""
+    """SHA-256 of all JPEG bytes ("frames") and of everything that is neither JPEG nor header ("rest") in a file of
+    `size` bytes with a header of `length` bytes."""
     found = {"frames": hashlib.sha256(), "rest": hashlib.sha256()}
     end = jpeg.offset + jpeg.nbytes
     for what, start, stop in (("rest", length, jpeg.offset), ("frames", jpeg.offset, end), ("rest", end, size)):
@@ -159,7 +159,7 @@ def digests(handle: int, length: int, jpeg: Stored, size: int) -> dict[str, str]
     return {what: digest.hexdigest() for what, digest in found.items()}
 
 
-@functools.lru_cache(maxsize=16)  # the shards of a data set say the same, byte for byte
+@functools.lru_cache(maxsize=16)  # equal bytes in all shards of a data set
 def _shared(text: bytes) -> Shared:
     content = _parsed(text)
     _check_plain(content)
@@ -168,7 +168,7 @@ def _shared(text: bytes) -> Shared:
     paces = check_settings(config)
     if not all(splits) or len(set(splits)) < len(splits):
         raise ValueError(f"splits are {splits!r:.100}, expected different names")
-    if (found := config_hash(config)) != hashed:  # which decides whether shards belong together
+    if (found := config_hash(config)) != hashed:  # the hash decides whether shards belong together
         raise ValueError(f"its configuration has the hash {found}, not {hashed}")
     grid = _grid(content["crop_grid"], config)
     return Shared(config, hashed, content["kinds"], grid, tuple(splits), content["versions"], paces)
@@ -182,7 +182,7 @@ def _grid(corners: list[list[int]], config: Mapping[str, Any]) -> np.ndarray:
         if len(corner) != 2 or not all(0 <= at <= limit for at, limit in zip(corner, limits, strict=True)):
             raise ValueError(f"a crop has its corner at {corner!r:.100}, expected y and x up to {limits}")
     grid = np.array(corners, np.int16)
-    grid.flags.writeable = False  # many readers have it
+    grid.flags.writeable = False  # shared by many readers
     return grid
 
 
@@ -193,12 +193,12 @@ def _stored(name: str, where: Any, length: int, size: int) -> Stored:
         raise ValueError(f"{name} is at {where!r:.100}, expected type, shape and offset")
     dtype, shape, offset = where
     if not _TYPE.fullmatch(dtype):
-        raise ValueError(f"{name} is of type {dtype!r:.100}, expected a number or a text")
+        raise ValueError(f"{name} is of type {dtype!r:.100}, expected a number or text")
     if not 1 <= len(shape) <= 8 or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
         raise ValueError(f"{name} has shape {shape!r:.100}, expected 1 to 8 lengths")
     stored = Stored(dtype, tuple(shape), offset)
     if not length <= offset <= size - stored.nbytes:
-        raise ValueError(f"{name} lies at {offset:,} with {stored.nbytes:,} bytes, outside of a file of {size:,} bytes")
+        raise ValueError(f"{name} is at {offset:,} with {stored.nbytes:,} bytes, outside of a file of {size:,} bytes")
     return stored
 
 
@@ -208,12 +208,12 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("its header is nested too deeply") from None
     if not isinstance(content, dict):
-        raise ValueError("its header is not made of JSON objects")
+        raise ValueError("its header does not consist of JSON objects")
     return content
 
 
 def _check_plain(content: Any) -> None:
-    """Raises ValueError for what a program may stumble over: control characters, huge numbers, many levels."""
+    """Raises ValueError for control characters, huge numbers and deep nesting."""
     level = [content]
     for _ in range(10):
         below: list[Any] = []

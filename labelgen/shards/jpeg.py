@@ -1,4 +1,4 @@
-"""What a JPEG says of itself before it is decoded."""
+"""The header of a JPEG, read before it is decoded."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ _TABLES = {0xE0, 0xC4, 0xDB, 0xDD}  # JFIF, Huffman and quantisation tables, res
 
 
 def header(jpeg: bytes) -> tuple[int, tuple[int, int]]:
-    """Bytes before the picture of a JPEG as vssl makes them, and its size (height, width): baseline, all three components in one
-    scan. (0, (0, 0)) for any other, which a decoder might need any amount of memory or time for. [ITU T.81, annex B]
+    """Length of the header and size (height, width) of a JPEG of the kind that vssl writes: baseline, all three components in
+    one scan. (0, (0, 0)) for other kinds, which might take a decoder any amount of memory or time. [ITU T.81, annex B]
     """
     none = 0, (0, 0)
     at, size = 2, (0, 0)

@@ -1,4 +1,4 @@
-"""Reading one shard: labels once, frames from a memory map of the file."""
+"""Reading a shard: labels once, frames from a memory map of the file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from labelgen.shards.jpeg import header
 from labelgen.shards.schema import fields, labels_sha256
 
 _NO_MAPS = {errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_MOST_TEXTS = 1_000_000  # videos or failures of a shard
+_MOST_TEXTS = 1_000_000  # largest number of videos or failures of a shard
 _LONGEST_JPEG_HEADER = 1 << 12  # bytes
 _MOST_BYTES = 1 << 32  # of all labels of a shard
 _AGAIN = "delete it and run labelgen again"
@@ -41,7 +41,7 @@ _COUNTED = {
 _PATHS = {"videos/id", "videos/path", "failures/id", "failures/path"}
 
 
-@functools.lru_cache(maxsize=256)  # a map holds a file descriptor: bounded, however many shards there are
+@functools.lru_cache(maxsize=256)  # bounded, as each map holds a file descriptor
 def _mapped(path: str, size: int) -> np.ndarray | None:
     with _opened(path, size) as handle:
         try:
@@ -58,16 +58,17 @@ def _opened(path: str, size: int) -> Iterator[int]:
         handle = regular_handle(path)
         try:
             if os.fstat(handle).st_size != size:
-                raise ValueError("another file than when it was opened")
+                raise ValueError("the file was replaced after it was opened")
             yield handle
         finally:
             os.close(handle)
     except (OSError, ValueError) as error:
-        raise ShardError(f"{path}: cannot be read any more ({error})") from error
+        raise ShardError(f"{path}: can no longer be read ({error})") from error
 
 
 def _bytes(path: str, size: int, start: int, stop: int) -> np.ndarray:
-    """Some bytes of a shard, uint8: a view of the memory map of the file or, if its file system has no maps, a copy."""
+    """Bytes `start` to `stop` of a shard, uint8: a view of the memory map of the file or, if its file system has no
+    maps, a copy."""
     if (mapped := _mapped(path, size)) is not None:
         return mapped[start:stop]
     with _opened(path, size) as handle:
@@ -75,7 +76,7 @@ def _bytes(path: str, size: int, start: int, stop: int) -> np.ndarray:
 
 
 def warn_without_maps(path: str) -> None:
-    """Say on standard error, once, if the file system of a shard has no memory maps."""
+    """Warn on standard error, once, if the file system of a shard has no memory maps."""
     global _warned
     if not _warned and _mapped(path, os.path.getsize(path)) is None:
         _warned = True
@@ -87,13 +88,13 @@ _warned = False
 
 
 def forget() -> None:
-    """Let go of the memory maps of all shards."""
+    """Release the memory maps of all shards."""
     _mapped.cache_clear()
 
 
 class _Stored(np.lib.mixins.NDArrayOperatorsMixin):
-    """A uint8 array that stays in the file and is read where it is indexed: the labels of all crops of all clips are by far
-    the largest ones, and a trainer needs one row of them at a time."""
+    """A uint8 array that stays in the file and is read when indexed: the labels of all crops of all clips are by far
+    the largest ones, but a trainer needs one row at a time."""
 
     dtype = np.dtype(np.uint8)
 
@@ -122,7 +123,7 @@ class _Stored(np.lib.mixins.NDArrayOperatorsMixin):
     def __getitem__(self, index: Any) -> np.ndarray:
         """A part, a copy. Raises ShardError if an id in it is out of range."""
         first, *others = index if isinstance(index, tuple) else (index,)
-        if isinstance(first, int | np.integer) and -len(self) <= first < len(self):  # no more than its row is read
+        if isinstance(first, int | np.integer) and -len(self) <= first < len(self):  # only this row is read
             row = int(first) % len(self)
             values = np.array(self._rows(row, row + 1)[(0, *others)])
         else:
@@ -133,7 +134,7 @@ class _Stored(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 class _Arrays(dict[str, Any]):
-    """The data sets of a shard; asking for one of a label kind that it lacks is a ShardError."""
+    """The data sets of a shard; a missing one raises ShardError."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -143,26 +144,26 @@ class _Arrays(dict[str, Any]):
 
 
 class ShardReader:
-    """One shard, read-only, of whoever made it: it takes nothing but what the header says (see `labelgen.shards.header`), and
-    checks all of it and every index before it is used. Frames come from a memory map of the file, so that a reader may
-    be used after fork, in threads, and may be pickled.
+    """A shard from any source, read-only: it relies only on the header (see `labelgen.shards.header`), and checks all
+    of it and every index before use. Frames come from a memory map of the file, so that a reader can be used after
+    fork, in threads, and can be pickled.
 
     arrays:    every data set by its full name ("videos/id", "statistics/motion", ...), see docs/shards.md; large ones
-               stay in the file until they are indexed
-    kinds:     the label kinds that it has; unknown: names of those that it has and that are not registered here
-    config:    the whole configuration the labels were made with; config_hash: its hash
+               are read when indexed
+    kinds:     the label kinds that it has; unknown: names of those that are not registered here
+    config:    the whole configuration of the labels; config_hash: its hash
     crop_grid: int16 [crops, 2], y and x of each crop's corner; splits: names of the official splits
     clip_length: frames of a clip
-    paces:     the set of paces as fractions, e.g. (Fraction(1), Fraction(2)); a pace label is an index into it
+    paces:     the paces as fractions, such as (Fraction(1), Fraction(2)); a pace label is an index into them
     sha256:    {"frames", "labels", "rest"}: the digests of what was written, see `digests` and `labels_sha256`
 
-    Raises ShardError when the file is not a whole shard of this schema.
+    Raises ShardError if the file is not a complete shard of this schema.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
         self.arrays: dict[str, Any] = _Arrays(self.path)
-        self._jpeg_header = b""  # of a frame that was decoded before
+        self._jpeg_header = b""  # of an earlier frame
         try:
             handle = regular_handle(path)
             try:
@@ -199,7 +200,7 @@ class ShardReader:
         if (n_frames < 1).any() or not n_frames.sum(dtype=np.int64) == len(self.arrays["frames/time"]) == len(
             offset
         ) - 1:
-            raise ValueError(f"videos/n_frames is not that of {len(offset) - 1:,} frames")
+            raise ValueError(f"videos/n_frames does not add up to {len(offset) - 1:,} frames")
         if jpeg.dtype != "|u1" or jpeg.shape != (offset[-1],) or offset[0] != 0 or (offset[1:] <= offset[:-1]).any():
             raise ValueError(f"frames/offset does not grow from 0 to the {jpeg.nbytes:,} bytes of the frames")
         for name, fault in out_of_range(self.arrays, self.config, self.kinds):
@@ -211,7 +212,7 @@ class ShardReader:
         try:
             shape = field.shape(lengths)
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"its configuration does not tell the shape of {field.name}") from None
+            raise ValueError(f"its configuration does not determine the shape of {field.name}") from None
         texts = field.dtype is str
         dtype = stored.dtype if texts else np.dtype(field.dtype).str
         if stored.shape != shape or stored.dtype != dtype or dtype.startswith("|S") != texts:
@@ -223,7 +224,7 @@ class ShardReader:
         data = read_exactly(handle, stored.offset, stored.nbytes)
         values = np.frombuffer(data, dtype).reshape(stored.shape)
         if not texts:
-            return values.copy()  # or it could not be written to
+            return values.copy()  # else it would be read-only
         column = tuple(text.decode() for text in values.tolist())
         check_texts(field.name, column, field.name in _PATHS)
         return column
@@ -264,7 +265,7 @@ class ShardReader:
         (y, x), (height, width) = corner, out.shape[1:3]
         at = self._bounds(
             np.asarray(indices, np.int64)
-        ).tolist()  # of all frames at once, which takes a fraction of the time
+        ).tolist()  # for all frames at once, which takes a fraction of the time
         done: dict[int, int] = {}
         for position, (frame, (start, stop)) in enumerate(zip(map(int, indices), at, strict=True)):
             if frame in done:
@@ -276,7 +277,7 @@ class ShardReader:
         return out
 
     def _bounds(self, frames: np.ndarray) -> np.ndarray:
-        """Where the JPEG bytes of frames int64 [n] begin and end in the file, int64 [n, 2]."""
+        """Begin and end of the JPEG bytes of frames int64 [n] in the file, int64 [n, 2]."""
         offset = self.arrays["frames/offset"]
         return np.stack([offset[frames], offset[frames + 1]], 1) + self.header.stored["frames/jpeg"].offset
 
@@ -284,7 +285,7 @@ class ShardReader:
         import cv2
 
         picture = None
-        # the headers of all frames that were encoded with the same settings are the same
+        # all frames encoded with the same settings have the same header
         known = self._jpeg_header  # read once: other threads may change it
         if not known or jpeg[: len(known)].tobytes() != known:
             length, size = header(jpeg[:_LONGEST_JPEG_HEADER].tobytes())
@@ -302,15 +303,16 @@ class ShardReader:
         return self.arrays["videos/first_frame"][video] + start + np.arange(self.clip_length)
 
     def pace_frames(self, video: int, row: int) -> np.ndarray:
-        """Frame indices int64 [clip_length] of a video's pace row: start + floor(i * pace), wrapped where it is marked so."""
+        """Frame indices int64 [clip_length] of a video's pace row: start + floor(i * pace), wrapped if the row is
+        marked as such."""
         start, pace = self.arrays["pace/start"][video, row], self.arrays["pace/pace"][video, row]
         frames = pace_frames(int(start), self.paces[pace], self.clip_length) % self.arrays["videos/n_frames"][video]
         return self.arrays["videos/first_frame"][video] + frames
 
     @property
     def orders(self) -> np.ndarray:
-        """The orders that clips are shown in, uint8 [n!, n]: row k, of the permutation labelled k, holds at position i the
-        original index of the clip shown there."""
+        """The orders in which clips are shown, uint8 [n!, n]: row k, for the permutation labelled k, holds at position
+        i the original index of the clip shown there."""
         return order_permutations(self.arrays["order/start"].shape[2])
 
     def order_frames(self, video: int, row: int) -> np.ndarray:
@@ -319,8 +321,8 @@ class ShardReader:
         return self.arrays["videos/first_frame"][video] + starts[:, None] + np.arange(self.clip_length)
 
     def now_sha256(self) -> dict[str, str]:
-        """The digests of the file as it now is; they equal `sha256` unless it was damaged. The file is read once, and not
-        through the map, whose pages would stay in this process."""
+        """The digests of the file as it is now; they equal `sha256` unless the file was damaged. It is read once, and
+        not through the map, whose pages would stay in this process."""
         handle = regular_handle(self.path)
         try:
             found = digests(handle, self.header.length, self.header.stored["frames/jpeg"], self.header.size)

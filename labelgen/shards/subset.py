@@ -1,4 +1,4 @@
-"""A shard with some of its videos: its rows and frames, copied."""
+"""A shard reduced to some of its videos, by copying their rows and frames."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from labelgen.shards.writer import write
 
 
 def keep_videos(path: Path, videos: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> None:
-    """Write a shard anew with these of its videos (and failures) alone, as `write` does; nothing is labelled again.
+    """Rewrite a shard with only these of its videos (and failures), as `write` does; nothing is labelled again.
 
-    videos: by id, what replaces their "label", "group" and "split"; config: the new configuration
+    videos: by id, the new "label", "group" and "split" of each; config: the new configuration
 
-    Raises ShardError if it cannot be read, or holds labels of a kind that is not known here.
+    Raises ShardError if the shard cannot be read, or holds labels of an unknown kind.
     """
     reader = ShardReader(path)
     if reader.unknown:
         raise ShardError(
-            f"{path}: holds labels that are not known here: {', '.join(reader.unknown)}; cannot be rewritten"
+            f"{path}: holds labels of unknown kinds: {', '.join(reader.unknown)}; it cannot be rewritten without their code"
         )
     arrays = reader.arrays
     own = np.array([row for row, id in enumerate(arrays["videos/id"]) if id in videos], np.int64)

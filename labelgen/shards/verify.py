@@ -1,4 +1,4 @@
-"""Whether the shards of a folder are sound."""
+"""Checks that the shards of a folder are undamaged."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from labelgen.shards.schema import fields
 def verify(
     folder: str | os.PathLike[str], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[int, list[str]]:
-    """Read all shards of a folder again: how many there are, and everything that is wrong with them, a line each.
+    """Read all shards of a folder completely: returns their number, and a line for each fault.
 
-    progress: called with the shards read and those in all, before each
+    progress: called before each shard with the number read so far and the number of all
 
     Raises ShardError if there is none.
     """
@@ -45,18 +45,17 @@ def verify(
 
 
 def problems(shard: ShardReader, viewer: Viewer) -> Iterator[str]:
-    """Everything that is wrong with one shard beyond what keeps it from being read, a line each: hashes, frames, labels,
-    and what other programs see of it."""
+    """A line for each fault of a shard that can be opened: hashes, frames, labels, and what other programs see of it."""
     path, now = shard.path, shard.now_sha256()
     wrong = {what for what, digest in now.items() if digest != shard.sha256[what]}
     if "frames" in wrong:
-        yield f"{path}: the frames are not those that were written (SHA-256)"
+        yield f"{path}: the frames were changed after writing (SHA-256)"
     if shard.unknown:
-        yield f"{path}: holds labels that are not known here: {', '.join(shard.unknown)}"
+        yield f"{path}: holds labels of unknown kinds: {', '.join(shard.unknown)}"
     elif "labels" in wrong:
-        yield f"{path}: the labels are not those that were written (SHA-256)"
+        yield f"{path}: the labels were changed after writing (SHA-256)"
     elif "rest" in wrong:
-        yield f"{path}: its HDF5 structure is not the one that was written (SHA-256)"
+        yield f"{path}: its HDF5 structure was changed after writing (SHA-256)"
     elif not wrong and (fault := viewer.fault(path, shard.header)):
         yield f"{path}: its HDF5 structure {fault}"
     for frame in range(len(shard.arrays["frames/offset"]) - 1):
@@ -66,7 +65,7 @@ def problems(shard: ShardReader, viewer: Viewer) -> Iterator[str]:
             yield str(error)
     grid = crop_grid(shard.config["height"], shard.config["width"], shard.config["crop"])
     if not np.array_equal(shard.crop_grid, grid):
-        yield f"{path}: crop_grid is not that of its configuration"
+        yield f"{path}: crop_grid differs from that of its configuration"
     for field in fields(shard.kinds):
         if (
             field.in_file

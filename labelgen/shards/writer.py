@@ -25,7 +25,7 @@ _PACKAGES = ("vssl", "numpy", "numba", "opencv-contrib-python-headless", "opencv
 
 
 def encode_frame(frame: np.ndarray, quality: int) -> bytes:
-    """A frame, RGB uint8 [H, W, 3], as the JPEG that shards hold; quality: 1 to 100."""
+    """A frame, RGB uint8 [H, W, 3], as JPEG for a shard; quality: 1 to 100."""
     import cv2
 
     return cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[
@@ -42,14 +42,15 @@ def write(
     splits: Sequence[str],
     made_with: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one shard atomically: afterwards `path` is complete and verified, or as it was before.
+    """Write one shard atomically: afterwards `path` is complete and verified, or unchanged.
 
-    arrays:    every data set of the schema by its full name; texts as lists of str. A label kind may be absent as a whole.
+    arrays:    every data set of the schema by its full name; texts as lists of str. All data sets of a label kind may
+               be absent.
     jpeg:      open binary file holding all JPEG frames end to end; `arrays["frames/offset"]` [frames + 1] cuts it.
     config:    the whole configuration, see docs/shards.md.
     crop_grid: int16 [crops, 2], the y and x of each crop's corner.
     splits:    names of the official splits, one per column of videos/split.
-    made_with: the versions that its labels were made with, None for those here.
+    made_with: the versions that made the labels, None for the installed ones.
 
     Raises ShardError if what was written reads back differently, WriteError if the disk is full.
     """
@@ -67,14 +68,14 @@ def write(
         if (found := ShardReader(name).now_sha256()) != written:
             differing = ", ".join(what for what in written if found[what] != written[what])
             raise ShardError(f"{path}: the {differing} read back differ from those written; check the disk")
-        forget()  # or the memory of a process that writes many shards would grow
+        forget()  # else the memory of a process that writes many shards would grow
 
 
 def _write_file(
     name: Path, arrays: Arrays, jpeg: BinaryIO, shared: dict[str, Any], of_shard: Sequence[Field]
 ) -> dict[str, str]:
-    """Write the HDF5 file, then the header before it; returns the digests."""
-    import h5py  # not above: who only reads shards does without
+    """Write the HDF5 file, then the header in front of it; returns the digests."""
+    import h5py  # not above: reading shards needs no h5py
 
     size = int(arrays["frames/offset"][-1])
     data = {field.name: _as_array(field, arrays[field.name]) for field in of_shard}
@@ -98,7 +99,7 @@ def _write_file(
             sha256 = {"frames": digest.hexdigest(), "labels": labels_sha256(arrays)}
             for group, values in attributes(shared, sha256).items():
                 file[group].attrs.update(values)
-            stored = {  # an empty array lies nowhere
+            stored = {  # an empty array has no place
                 key: Stored(*kind, file[key].id.get_offset() if file[key].size else length)
                 for key, kind in types.items()
             }
@@ -112,15 +113,15 @@ def _write_file(
 
 
 class _Disk(io.RawIOBase):
-    """The file of a shard as HDF5's library writes it. What the system refuses, as on a full disk, is kept for `check` to raise:
-    the library would end the process where it cannot write while it closes a file."""
+    """The file of a shard, for the HDF5 library to write to. Errors of the system, such as a full disk, are kept for
+    `check` to raise: the library would end the process if it could not write while closing a file."""
 
     def __init__(self, handle: int) -> None:
         self._handle, self._at = handle, 0
         self._error: OSError | None = None
 
     def check(self) -> None:
-        """Raises OSError if the system has refused a call."""
+        """Raises the OSError of a call that failed."""
         if self._error is not None:
             raise self._error
 
@@ -168,11 +169,11 @@ def _as_array(field: Field, values: Any) -> np.ndarray:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """What shards are made with: Python, vssl, and the packages that change pixels, labels or files."""
+    """Versions of what makes shards: Python, vssl, and the packages that affect pixels, labels or files."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # OpenCV comes under several names; a source tree may not be installed
+        except PackageNotFoundError:  # OpenCV has several package names; a source tree may not be installed
             continue
     return found

@@ -163,7 +163,7 @@ def test_folders_of_images_are_embedded_and_searched(here):
     query = "mine/near/a", "--from", 0, "--to", 0.64
     found = vssl("search", *query, "--fps", 25, "--in", "files.parquet", "--count", 2)
     assert "0.0 to 0.6 s" in found and "videos/near/a.mp4  (near)" in found and "videos/copy.mp4" in found
-    assert "tells no frame rate" in vssl("search", "mine/near/a", "--in", "files.parquet", code=1)
+    assert "has no frame rate" in vssl("search", "mine/near/a", "--in", "files.parquet", code=1)
     vssl("embed", "--videos", "mine/near/a", "--videos", "videos/copy.mp4", "--fps", 25, "--out", "two.parquet")
     assert list(dict.fromkeys(columns("two.parquet")[1]["id"])) == ["a", "copy.mp4"]
     told = vssl("embed", "--videos", "mine/near/a", "--out", "no.parquet", code=2)
@@ -276,7 +276,7 @@ def test_rows_of_files_that_have_not_changed_stay(here, monkeypatch):
     )
     told = vssl("embed", "--videos", "mine", code=3)
     before = columns("old.parquet")[1]["id"]
-    assert f"{len(set(before)) - 2} videos are as they were, 2 gone or changed" in told
+    assert f"{len(set(before)) - 2} videos are unchanged, 2 deleted or changed" in told
     assert sorted(read) == ["a first.mp4", "broken.mp4", "far/d.mp4", "later.mp4"]
     vssl("embed", "--videos", "mine", "--out", "anew.parquet", code=3)
     (vectors, own), (expected, anew) = columns("features.parquet"), columns("anew.parquet")
@@ -330,7 +330,7 @@ def test_a_table_of_shards_that_grow(here):
     (here / "mine" / "near" / "b.mp4").unlink()
     told = vssl("labelgen", "mine", "--out", "grown", "--add", "--videos-per-shard", 2, *SIZE)
     assert "1 videos added (0 of them changed)" in told and "1 forgotten: near/b.mp4" in told
-    assert "videos are as they were" in vssl("embed", "--shards", "grown")
+    assert "videos are unchanged" in vssl("embed", "--shards", "grown")
     vssl("embed", "--shards", "grown", "--out", "anew.parquet")
     (vectors, own), (expected, anew) = columns("features.parquet"), columns("anew.parquet")
     assert own == anew and {"later.mp4"} <= {*own["id"]} and "near/b.mp4" not in own["id"]
@@ -356,10 +356,10 @@ def test_the_nearest_moments(here):
     # of the same video, what does not overlap the query is found
     own = [line for line in told[1:] if "videos/near/a.mp4" in line]
     assert own and not any("0.6 to 1.3 s" in line for line in own)
-    assert "from second 99 on, it ends at 2.6 s" in vssl("search", "videos/near/a.mp4", "--from", 99, code=1)
+    assert "from second 99 on, the video ends at 2.6 s" in vssl("search", "videos/near/a.mp4", "--from", 99, code=1)
     assert "is not after" in vssl("search", "videos/near/a.mp4", "--from", 2, "--to", 1, code=2)
     both = "--in", "features.parquet", "--shards", "out"
-    assert "give one of --in and --shards" in vssl("search", "videos/near/a.mp4", *both, code=2)
+    assert "give either --in or --shards" in vssl("search", "videos/near/a.mp4", *both, code=2)
 
 
 def test_shards_are_searched_as_files_are(here):
@@ -451,7 +451,9 @@ def test_several_tables_are_one(here):
     vssl("map", *both)
     assert Path("map.html").read_text().count("<circle") > 4
     vssl("embed", "--videos", "videos/far", "--out", "other.parquet", "--stage", "conv2")
-    assert "tables that were made alike" in vssl("search", "videos/copy.mp4", *both, "--in", "other.parquet", code=1)
+    assert "tables made with the same settings" in vssl(
+        "search", "videos/copy.mp4", *both, "--in", "other.parquet", code=1
+    )
     assert "given 2 times" in vssl("search", "videos/copy.mp4", "--shards", "out", "--shards", "out", code=2)
 
 
@@ -509,7 +511,7 @@ def test_seconds_are_those_of_the_frames(here):
     told = vssl("search", "mine/vfr.mkv", "--from", 4, "--to", 20, "--in", "whole.parquet")
     assert "4 to 8.6 s" in told and "late.mkv" in told
     told = vssl("search", "mine/vfr.mkv", "--from", 9, "--in", "whole.parquet", code=1)
-    assert "no frame from second 9 on, it ends at 8.6 s" in told
+    assert "no frame from second 9 on, the video ends at 8.6 s" in told
 
 
 def test_names_that_are_no_utf_8(here):

@@ -77,7 +77,7 @@ def test_several_examples_are_one_query(here):
     vectors, own = columns("features.parquet")
     of = dict(zip(own["id"], vectors, strict=True))
     told = vssl("search", "videos/near/a.mp4", "videos/far/d.mp4", "--page", "pages/found.html").splitlines()
-    assert told[0].startswith("nearest to videos/near/a.mp4, videos/far/d.mp4, of 5 rows")
+    assert told[0].startswith("nearest to videos/near/a.mp4, videos/far/d.mp4 among 5 rows")
     mean = of["near/a.mp4"] + of["far/d.mp4"]
     others = ("near/b.mp4", "far/c.mp4", "copy.mp4")  # no example finds itself
     expected = {name: float(of[name] @ mean / np.linalg.norm(mean) / np.linalg.norm(of[name])) for name in others}
@@ -87,7 +87,7 @@ def test_several_examples_are_one_query(here):
     assert found == pytest.approx(expected, abs=2e-4) and len(told) == 5
     page = Path("pages/found.html").read_text()
     assert page.count("<figure>") == 5 and 'href="../videos/copy.mp4#t=' in page
-    assert "are of one video, and 2 are given" in vssl("search", "a.mp4", "b.mp4", "--from", 1, code=2)
+    assert "need one video, but 2 are given" in vssl("search", "a.mp4", "b.mp4", "--from", 1, code=2)
 
 
 def test_links_are_relative_below_a_common_folder():

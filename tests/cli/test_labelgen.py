@@ -63,8 +63,8 @@ def test_a_folder_by_its_name_alone(videos, plain, tmp_path):
     assert (tmp_path / "videos/00000.h5").read_bytes() == Path(plain[1].path).read_bytes()
     vssl("labelgen", "--root", videos, *options)  # the same run
     for code, told, *arguments in (
-        (2, f"VIDEOS is {videos}, --root {videos}; give one of them", videos, "--root", videos),
-        (2, "no videos are named; give their folder"),
+        (2, f"VIDEOS is {videos} and --root {videos}; give only one of them", videos, "--root", videos),
+        (2, "no videos given; give their folder"),
         (1, "folder not found", tmp_path / "absent"),
         (1, f"no layout of ucf101 fits: '{videos}'", videos, "--dataset", "ucf101"),
     ):
@@ -72,7 +72,10 @@ def test_a_folder_by_its_name_alone(videos, plain, tmp_path):
 
 
 def test_groups_of_a_folder(videos, plain, tmp_path):
-    assert "no groups: videos of one source" in plain[2] and "name the sources with --group PATTERN" in plain[2]
+    assert (
+        "no groups: videos of one source" in plain[2]
+        and "give the pattern of the sources with --group PATTERN" in plain[2]
+    )
     shard, output = labelgen(videos, tmp_path / "grouped", *TINY, "--flow", "dis", "--group", "^([0-9])")
     assert list(shard.arrays["videos/group"]) == ["0", "1", "2", "3"]
     assert "\n  groups: 4\n" in output and "no groups" not in output
@@ -83,11 +86,11 @@ def test_groups_of_a_folder(videos, plain, tmp_path):
 def test_a_folder_that_grows(videos, tmp_path):
     shutil.copytree(videos, tmp_path / "videos")
     options = (tmp_path / "videos", "--out", tmp_path / "out", "--add", "--flow", "dis", *TINY)
-    assert "4 videos added (0 of them changed), 0 kept, 0 forgotten\n" in vssl("labelgen", *options)
+    assert "4 videos added (0 of them changed), 0 kept, 0 dropped\n" in vssl("labelgen", *options)
     write_video(tmp_path / "videos" / "left" / "9.mp4", 20, 9)
     (tmp_path / "videos" / "right" / "3.mp4").unlink()
     output = vssl("labelgen", *options)
-    assert "1 videos added (0 of them changed), 3 kept, 1 forgotten: right/3.mp4" in output
+    assert "1 videos added (0 of them changed), 3 kept, 1 dropped: right/3.mp4" in output
     assert "4 of 4 videos labelled" in output
     vssl("shards", "verify", tmp_path / "out")
     assert "videos 4," in vssl("shards", "info", tmp_path / "out")
@@ -189,7 +192,7 @@ def test_wrap_any(videos, tmp_path):
     assert (wrapped > 0).all() and (wrapped[:2] < 1).all() and wrapped[3] == 1
     for row in np.flatnonzero(shard.arrays["pace/wrapped"][0]):
         assert (np.diff(shard.pace_frames(0, row)) < 0).sum() == 1  # runs on from the first frame
-    assert vssl("shards", "verify", tmp_path) == "1 shards are sound\n"
+    assert vssl("shards", "verify", tmp_path) == "1 shards are undamaged\n"
 
 
 @pytest.mark.parametrize(("clips", "classes", "short"), [(2, 2, 2), (5, 120, 3)])
@@ -227,7 +230,7 @@ def test_clip_length(videos, tmp_path, plain, length):
         assert (shard.arrays["order/permutation"][video] != NO_ROW).all() == (lengths[video] >= 2 * length + 8)
     assert shard.order_frames(0, 0).shape == (2, length)
     assert (shard.order_frames(0, 0)[1] - shard.order_frames(0, 0)[0] == length + 8).all()
-    assert vssl("shards", "verify", tmp_path) == "1 shards are sound\n"
+    assert vssl("shards", "verify", tmp_path) == "1 shards are undamaged\n"
     assert f"clips {shard.n_clips} of {length} frames" in vssl("shards", "info", tmp_path)
     vssl("show", "labels", "--shards", tmp_path, "--out", tmp_path, "--count", 1)
     with h5py.File(shard.path, "r+") as file:
@@ -310,7 +313,7 @@ def test_bad_values_are_refused(videos, tmp_path, options, message):
 def test_another_configuration_in_the_same_folder_is_an_error(videos, plain, options, message):
     before = {path.name: path.read_bytes() for path in (plain[0] / "videos").glob("*.h5")}
     output = vssl("labelgen", videos, "--out", plain[0], "--videos-per-shard", 10, *TINY, *options, code=1)
-    assert message in output and "name another output folder" in output
+    assert message in output and "choose another output folder" in output
     assert {path.name: path.read_bytes() for path in (plain[0] / "videos").glob("*.h5")} == before
 
 
@@ -340,7 +343,7 @@ def test_ctrl_c_twice_stops_in_order(videos, tmp_path, sign):
         time.sleep(0.05)
     message = process.communicate()[1]
     assert process.returncode == 130, message
-    assert message == "stopped; finished shards are kept, the same command goes on from them\n"
+    assert message == "stopped; finished shards are kept, the same command continues\n"
     assert [path.name for path in (tmp_path / "videos").iterdir()] == [".lock"]
     labelgen(videos, tmp_path)
 
@@ -390,15 +393,15 @@ def test_show_curriculum(plain, tmp_path):
 def test_shards_info_and_verify(plain, tmp_path):
     output = vssl("shards", "info", plain[0])
     assert "videos: 1 shards" in output and "frames 222" in output and "I_v" in output
-    assert vssl("shards", "verify", plain[0]) == "1 shards are sound\n"
+    assert vssl("shards", "verify", plain[0]) == "1 shards are undamaged\n"
     assert "holds no shards" in vssl("shards", "verify", tmp_path, code=1)
     for command in (("shards", "info"), ("shards", "verify"), ("show", "labels", "--shards")):
-        assert vssl(*command, tmp_path / "none", code=1).endswith("or name another folder\n")
+        assert vssl(*command, tmp_path / "none", code=1).endswith("or choose another folder\n")
     data = (plain[0] / "videos" / "00000.h5").read_bytes()
     (tmp_path / "00000.h5").write_bytes(data)
     (tmp_path / "00001.h5").write_bytes(data[:-100])
     with h5py.File(tmp_path / "00000.h5", "r+") as file:
         file["statistics/motion"][0, 0, 0, 0] = 99
     output = vssl("shards", "verify", tmp_path, code=1)
-    assert output.startswith("Error: 3 problems; delete these shards and run labelgen again\n")
+    assert output.startswith("Error: 3 faults; delete these shards and run labelgen again\n")
     assert "00000.h5: statistics/motion is out of range" in output and "00001.h5: not a readable shard" in output

@@ -112,7 +112,7 @@ def test_a_video_that_hangs_the_process_of_its_shard_is_the_only_one_lost(folder
 
 def test_workers_that_do_not_see_the_files_are_told(folder, cluster, tmp_path):
     data = replace(load("folder", folder), root=tmp_path / "elsewhere")
-    with pytest.raises(ClusterError, match=f"elsewhere is not there on {socket.gethostname()}; all Dask workers need"):
+    with pytest.raises(ClusterError, match=f"elsewhere is not on {socket.gethostname()}; all Dask workers need"):
         run.run(data, data.videos, tmp_path, SMALL, scheduler=cluster.scheduler_address)
 
 
@@ -219,7 +219,7 @@ def test_a_scheduler_that_is_killed_costs_no_finished_shard(folder, local, clust
         with distributed.Client(address, timeout=120) as client:
             client.wait_for_workers(1, timeout=120)
         data = load("folder", folder)
-        with pytest.raises(ClusterError, match="finished shards are kept: the same command goes on from them"):
+        with pytest.raises(ClusterError, match="finished shards are kept: the same command continues from them"):
             run.run(data, data.videos, tmp_path, SMALL, 1, 3, scheduler=address, progress=kill)
     finally:
         scheduler.kill()

@@ -85,7 +85,7 @@ def test_what_cannot_be_decoded_says_why(tmp_path):
     with pytest.raises(DecodeError, match="text.mp4: cannot be decoded at opening: moov atom not found"):
         next(frames(tmp_path / "text.mp4"))
     (tmp_path / "letters.txt").write_text("Some letters, and some more of them.\n" * 500)
-    with pytest.raises(DecodeError, match="letters.txt: a text, no video"):
+    with pytest.raises(DecodeError, match="letters.txt: a text file, no video"):
         next(frames(tmp_path / "letters.txt"))
     with pytest.raises(DecodeError, match="No such file"):
         next(frames(tmp_path / "none.mp4"))
@@ -230,5 +230,5 @@ def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_pat
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB; decoded it takes 1 GB
     path = write_video(tmp_path / "a.mp4", pictures(5))
     assert len(list(frames(path, max_pixels=48 * 64))) == 5
-    with pytest.raises(DecodeError, match="its pictures are 64 x 48: more than --max-pixels 3,071"):
+    with pytest.raises(DecodeError, match="its pictures are 64 x 48, more than --max-pixels 3,071"):
         list(frames(path, max_pixels=48 * 64 - 1))

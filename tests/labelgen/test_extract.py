@@ -154,7 +154,7 @@ def test_folders_of_images_and_parts_of_files(tmp_path, in_process):
     (tmp_path / "cut.csv").write_text("video,start,end\nimages,1,4\n")
     data = load(str(tmp_path / "cut.yaml"), tmp_path)
     report = extract.extract(data, data.videos, tmp_path / "none", Extraction(layout="npy", flow="dis", short=48))
-    assert "give its part in frames" in report["failures"][0]["reason"]
+    assert "give the part of it in frames" in report["failures"][0]["reason"]
 
 
 def test_a_template_of_ones_own(folder, tmp_path, in_process):
@@ -241,7 +241,7 @@ def test_sizes(folder, tmp_path, in_process):
     if turned.exists():
         stream = decode.frames(turned, short=20)
         assert next(stream).shape[1] == 20 and stream.native_width < stream.native_height
-    with pytest.raises(DecodeError, match="are 2667 x 2000: more than --max-pixels 1,000,000"):
+    with pytest.raises(DecodeError, match="are 2667 x 2000, more than --max-pixels 1,000,000"):
         next(decode.frames(folder / "left/a.mp4", short=2000, max_pixels=10**6))
 
 
@@ -274,9 +274,11 @@ def test_hostile_names():
     found = names(odd, template, {}, spaces=False)
     assert found["..mp4"] == "_..mp4" and found[".lock.mp4"] == "_.lock" and found["a\nb.mp4"] == "a_b"
     assert found["{index}.mp4"] == "{index}" and template[0].path("{index}", 3) == "{index}/flow_x_00003.jpg"
-    with pytest.raises(ConfigError, match="of 26. bytes; expected at most 255: rename the video, or take a shorter"):
+    with pytest.raises(
+        ConfigError, match="would have 26. bytes; expected at most 255: rename the video, or choose a shorter"
+    ):
         names(["n" * 250 + ".mp4"], [Template("{video}/{name}-{index:06d}{axis}.jpg")], {})
-    with pytest.raises(ConfigError, match="report.json/x.mp4: no place is left"):
+    with pytest.raises(ConfigError, match="report.json/x.mp4: its files would lie in .*, which is taken"):
         names(["report.json/x.mp4"], template, {})
 
 
@@ -303,17 +305,17 @@ def test_videos_of_one_name_and_odd_names_are_all_made(tmp_path, in_process):
         ("{video}_{axis}_{index}.jpg", "expected {video} once"),
         ("../{video}/{axis}_{index}.jpg", "below the output folder"),
         ("/tmp/{video}/{axis}_{index}.jpg", "below the output folder"),
-        ("{video}/.{axis}_{index}.jpg", "no hidden names"),
-        ("{video}/{axis}.jpg", "expected {index} in the name of each file"),
-        ("{video}/{axis}_{index}.flo", "expected {axis} or {uv} in the names of pictures of flow alone"),
-        ("{video}/{index}.npy", "none in that of .npy"),
+        ("{video}/.{axis}_{index}.jpg", "without hidden names"),
+        ("{video}/{axis}.jpg", "expected {index} in each name"),
+        ("{video}/{axis}_{index}.flo", "expected {axis} or {uv} only in the names of pictures of flow"),
+        ("{video}/{index}.npy", "not in that of a .npy file"),
         ("{video}/{axis}_{index}.mp4", "ends in .jpg"),
         ("{video}/{axis}_{index:5}.jpg", "width of at most 9 digits"),
         ("{video}/{axis}_{index!r}.jpg", "expected none but"),
         ("{video}/{axis.__class__}_{index}.jpg", "expected none but"),
         ("{video}/{0}{axis}_{index}.jpg", "expected none but"),
         ("{video}/{axis}_{index.jpg", "expected '}' before end of string"),
-        ("{video}/deep/{axis}_{index}.jpg", "right in the folder"),
+        ("{video}/deep/{axis}_{index}.jpg", "directly in the folder"),
     ],
 )
 def test_templates_that_cannot_be(template, message):
@@ -323,21 +325,21 @@ def test_templates_that_cannot_be(template, message):
 
 def test_options_are_checked(folder, tmp_path):
     assert set(_LAYOUTS) == set(LAYOUTS)
-    with pytest.raises(ConfigError, match="frames and flow are both called"):
+    with pytest.raises(ConfigError, match="frames and flow have the same template"):
         Extraction(frames=True, template="{video}/{axis}{index}.jpg", frames_template="{video}/x{index}.jpg")
     for options, message in (
         ({"bound": 0.0}, "bound is 0; expected 0.001 to 10000"),
         ({"bound": float("nan")}, "bound is nan"),
         ({"layout": "x"}, "layout is 'x'; expected one of mmaction2"),
         ({"flow": "raft"}, "flow backend is 'raft'"),
-        ({"height": 20, "width": 20}, "short is 256, the size 20 x 20"),
+        ({"height": 20, "width": 20}, "short is 256 and the size 20 x 20"),
         ({"frames_template": "{video}/{index}.jpg"}, "no frames are written"),
     ):
         with pytest.raises(ConfigError, match=message):
             Extraction(**options)
     for arguments, message in (
         (("--size", "256"), "expected height x width such as 256x340"),
-        (("--size", "256x340", "--short", 256), "give one of them"),
+        (("--size", "256x340", "--short", 256), "give only one of them"),
         (("--backend", "dask"), "give both --backend dask and --scheduler"),
         (("--bound", 0), "bound is 0; expected"),
     ):

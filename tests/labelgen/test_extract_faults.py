@@ -41,14 +41,14 @@ def test_failures_are_listed_and_the_rest_is_made(folder, tmp_path):
     assert "flow of 2 of 4 videos, 2 failed, 1 cut short" in vssl(*command, code=3)
     report = json.loads((tmp_path / "out/report.json").read_text())
     reasons = {failure["id"]: (failure["stage"], failure["kept"], failure["reason"]) for failure in report["failures"]}
-    assert reasons["one.mp4"] == ("flow", False, "a flow of step 1 needs 2 frames; it has 1 frame")
+    assert reasons["one.mp4"] == ("flow", False, "a flow of step 1 needs 2 frames; the video has 1 frame")
     assert reasons["none.mp4"][:2] == ("decode", False)
     kept = len(list((tmp_path / "out/short").glob("img_*")))
     assert reasons["short.avi"][:2] == ("decode", True) and reasons["short.avi"][2].startswith(f"kept {kept} frames: ")
     assert len(list((tmp_path / "out/short").glob("flow_x_*"))) == kept - 1 > 5
     assert not (tmp_path / "out/one").exists() and not (tmp_path / "out/none").exists()
     before = content(tmp_path / "out")
-    assert "4 of 4 videos are there" in vssl(*command, code=3) and content(tmp_path / "out") == before
+    assert "4 of 4 videos are done" in vssl(*command, code=3) and content(tmp_path / "out") == before
 
 
 def test_another_configuration_is_refused(folder, tmp_path, in_process):
@@ -92,7 +92,7 @@ def test_what_another_program_has_written_is_left_alone(folder, tmp_path, in_pro
     (tmp_path / "left/a").mkdir(parents=True)
     (tmp_path / "left/a/img_00001.jpg").write_text("precious")
     (tmp_path / ".cache.abcdefgh.tmp").mkdir()
-    with pytest.raises(ShardError, match="left/a: is there, and was not made by this command"):
+    with pytest.raises(ShardError, match="left/a: exists, but was not made by this command"):
         run(folder, tmp_path)
     assert [path.name for path in tmp_path.rglob("*.jpg")] == ["img_00001.jpg"]
     assert (tmp_path / ".cache.abcdefgh.tmp").exists()
@@ -119,7 +119,7 @@ def test_a_journal_of_a_stranger_leads_nowhere(folder, tmp_path, in_process):
     journal.write_text("\n".join([first, *map(json.dumps, odd), "[" * 9999, *lines, "torn"]))
     assert run(folder, tmp_path / "out")["flows"] == 15 and not list((tmp_path / "precious").iterdir())
     journal.write_text("nonsense\n")
-    with pytest.raises(ShardError, match="damaged .*name another output folder"):
+    with pytest.raises(ShardError, match="damaged .*choose another output folder"):
         run(folder, tmp_path / "out")
 
 
@@ -197,7 +197,9 @@ def test_an_error_of_the_machine_is_not_written_down(folder, tmp_path, in_proces
 
     with monkeypatch.context() as patched:
         patched.setattr(of_video.Pairs, "__call__", failing)
-        with pytest.raises(MachineError, match="2 of 3 videos could not be made, .*left/a.mp4: not enough memory"):
+        with pytest.raises(
+            MachineError, match="2 of 3 videos failed because of the machine .*left/a.mp4: not enough memory"
+        ):
             run(folder, tmp_path, step=4)
     assert not (tmp_path / "report.json").exists() and not (tmp_path / "left/a").exists()
     assert run(folder, tmp_path, step=4)["videos"]["failed"] == 1  # of three frames
@@ -241,7 +243,7 @@ def test_files_that_vanish_while_they_are_written_are_missed(folder, tmp_path, i
         return size
 
     monkeypatch.setattr(of_video, "write_picture", losing)
-    with pytest.raises(MachineError, match="left/a has 15 files when all have been written; expected 16"):
+    with pytest.raises(MachineError, match="left/a has 15 files, although all were written; expected 16"):
         run(folder, tmp_path)
 
 

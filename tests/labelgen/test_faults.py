@@ -101,7 +101,7 @@ def test_a_matrix_that_is_no_orientation_is_told(tmp_path, matrix):
     a, b, c, d = (round(number * ONE) for number in matrix)
     path = turned_video(tmp_path / "a.mp4", [a, b, 0, c, d, 0, 0, 0, 1 << 30], board())
     shown, _, _, reason = read(path)
-    assert reason == "its display matrix is none of the eight orientations: frames as stored"
+    assert reason == "its display matrix is none of the eight orientations; frames are left as stored"
     assert shown[0].shape == (32, 48, 3) and shown[0][2, 2].min() > 240
 
 
@@ -160,14 +160,14 @@ def test_seconds_are_those_of_the_file(tmp_path):
 def test_rates_that_cannot_be_are_told(tmp_path):
     path = synthetic.write_video(tmp_path / "a.mp4", 20, rate=1680)
     stream = frames(path)
-    with pytest.raises(DecodeError, match="its header tells 1,680 frames per second, its time stamps"):
+    with pytest.raises(DecodeError, match="its header says 1,680 frames per second, its time stamps"):
         list(stream)
     path = write_video(tmp_path / "a.mkv", pictures(20))
     data = path.read_bytes()
     at = data.index(b"\x23\xe3\x83\x84") + 4  # DefaultDuration, nanoseconds
     path.write_bytes(data[:at] + (2_000_000).to_bytes(4, "big") + data[at + 4 :])
     stream = frames(path)
-    with pytest.raises(DecodeError, match="its header tells 500 frames per second, its time stamps 25$"):
+    with pytest.raises(DecodeError, match="its header says 500 frames per second, its time stamps 25$"):
         list(stream)
     assert stream.fps == pytest.approx(25) and stream.count == 20
 

@@ -161,7 +161,7 @@ def test_a_file_system_that_does_not_sync_is_told_once_and_used(tmp_path, monkey
         files.write_text(tmp_path / "a", text)
         assert (tmp_path / "a").read_text() == text
     told = capsys.readouterr().err
-    assert told.startswith(f"warning: {tmp_path}: this file system does not tell") and told.count("\n") == 1
+    assert told.startswith(f"warning: {tmp_path}: this file system cannot sync") and told.count("\n") == 1
 
     def broken(_):
         raise OSError(errno.EIO, "Input/output error")

@@ -153,7 +153,7 @@ def test_a_kill_between_shards(root, tmp_path, monkeypatch):
     (lost / "collection.json").write_text(json.dumps({"shards": collection}))
     (lost / "00003.h5").unlink()  # 00004.h5 was made before it
     with pytest.raises(
-        ShardError, match=r"4 of 5 shards are there, 00003.h5 is not; run the same `vssl labelgen --add`"
+        ShardError, match=r"4 of 5 shards are done, 00003.h5 is missing; run the same `vssl labelgen --add`"
     ):
         open_shards(tmp_path / "again")
     write_video(root / "right" / "c.mp4", 20, 14)  # new in between: it comes last
@@ -199,7 +199,7 @@ def test_what_cannot_be_added(root, tmp_path):
 def test_an_unfinished_run_is_finished_first(root, tmp_path):
     label(root, tmp_path / "out", add=False)
     (tmp_path / "out/videos/00001.h5").unlink()
-    with pytest.raises(ShardError, match="2 of 3 shards are there; finish the run that began them first"):
+    with pytest.raises(ShardError, match="2 of 3 shards are done; first finish the run that began them"):
         label(root, tmp_path / "out")
 
 

@@ -58,7 +58,7 @@ def change(folder, key, value, at=...):
         file[key][at] = value
 
 
-LABELS_CHANGED = "00001.h5: the labels are not those that were written (SHA-256)"
+LABELS_CHANGED = "00001.h5: the labels were changed after writing (SHA-256)"
 
 
 def test_sound_shards_have_no_problem(sound):
@@ -71,7 +71,7 @@ def test_sound_shards_have_no_problem(sound):
         ("frames/offset", 5, 1, "frames/offset does not grow from 0"),
         ("frames/offset", 0, 1, "frames/offset does not grow from 0"),
         ("videos/split", (0, 0), 4, "videos/split is out of range"),
-        ("videos/n_frames", 0, 0, "videos/n_frames is not that of 76 frames"),
+        ("videos/n_frames", 0, 0, "videos/n_frames does not add up to 76 frames"),
         ("videos/first_frame", 1, 3, "videos/first_frame is out of range"),
         ("clips/video", 0, 2, "clips/video is out of range"),
         ("clips/video", 0, -1, "clips/video is out of range"),
@@ -136,7 +136,7 @@ def test_changed_bytes_of_a_frame(folder):
     start, stop = ShardReader(folder / "00001.h5").arrays["frames/offset"][3:5]
     change(folder, "frames/jpeg", 0, slice(start, stop))
     assert problems(folder) == [
-        "00001.h5: the frames are not those that were written (SHA-256)",
+        "00001.h5: the frames were changed after writing (SHA-256)",
         "00001.h5: frame 3 does not decode to (40, 48); run labelgen again",
     ]
 
@@ -145,16 +145,14 @@ def test_one_bit_of_a_frame(folder):
     middle = int(ShardReader(folder / "00001.h5").arrays["frames/offset"][3:5].mean())
     with h5py.File(folder / "00001.h5", "r+") as file:
         file["frames/jpeg"][middle] ^= 1
-    assert "00001.h5: the frames are not those that were written (SHA-256)" in problems(folder)
+    assert "00001.h5: the frames were changed after writing (SHA-256)" in problems(folder)
 
 
 @pytest.mark.parametrize("name", ["frames", "labels", "rest"])
 def test_wrong_hash(folder, name):
     forge(folder / "00001.h5", lambda shared, own: own["sha256"].update({name: "0" * 64}))
     what = (
-        "its HDF5 structure is not the one that was written"
-        if name == "rest"
-        else f"the {name} are not those that were written"
+        "its HDF5 structure was changed after writing" if name == "rest" else f"the {name} were changed after writing"
     )
     assert problems(folder) == [f"00001.h5: {what} (SHA-256)"]
 
@@ -173,7 +171,7 @@ def test_wrong_crop_grid(folder):
     forge(folder / "00001.h5", lambda shared, own: shared["crop_grid"].reverse())
     assert problems(folder) == [
         "00001.h5: its HDF5 structure has other attributes of /",
-        "00001.h5: crop_grid is not that of its configuration",
+        "00001.h5: crop_grid differs from that of its configuration",
         "00001.h5 has other splits or crops than 00000.h5; label one of the two into another folder",
     ]
 
@@ -216,10 +214,13 @@ def test_truncated_empty_and_foreign_files_do_not_end_the_search(folder):
     with h5py.File(folder / "00002.h5", "r+") as file:
         file["statistics/motion"][...] = 15 - change_last
     found = problems(folder)
-    assert f"00000.h5: not a readable shard (it has {len(whole) // 2:,} bytes, {len(whole):,} were written)" in found[0]
+    assert (
+        f"00000.h5: not a readable shard (it has {len(whole) // 2:,} bytes, but {len(whole):,} were written)"
+        in found[0]
+    )
     assert found[1].startswith("00001.h5: not a readable shard (not a shard of schema 4: an older version")
     assert found[2:] == [
-        "00002.h5: the labels are not those that were written (SHA-256)",
+        "00002.h5: the labels were changed after writing (SHA-256)",
         "00002.h5: statistics/motion is out of range",
     ]
 
@@ -227,7 +228,7 @@ def test_truncated_empty_and_foreign_files_do_not_end_the_search(folder):
 def test_missing_and_foreign_shards(folder):
     (folder / "00001.h5").unlink()
     assert verify(folder)[1] == [
-        f"{folder}: 2 of 3 shards are there; run the same `vssl labelgen` command again to finish"
+        f"{folder}: 2 of 3 shards are done; run the same `vssl labelgen` command again to finish"
     ]
     shutil.copy(folder / "00000.h5", folder / "00001.h5")
 

@@ -68,7 +68,7 @@ def test_a_kind_from_outside_of_the_package_is_named_on_the_command_line(new_kin
     done = CliRunner().invoke(main, ["shards", "info", str(tmp_path / "out")])
     assert (
         done.exit_code == 2
-        and "the name of its kind is 'brightness', which is that of labelgen.labels.pace" in done.output
+        and "its kind is called 'brightness', which is the name of labelgen.labels.pace" in done.output
     )
 
 
@@ -99,7 +99,7 @@ def test_a_new_kind_is_labelled_read_verified_and_described(new_kinds, videos, t
     assert shard.config["labels"]["brightness"] == {"version": 3, "weights": "equal"}
     assert [kind.name for kind in shard.kinds][-2:] == ["brightness", "still"]
     assert f"brightness {means.mean():.1f}\n" in vssl("shards", "info", tmp_path / "out")
-    assert vssl("shards", "verify", tmp_path / "out") == "1 shards are sound\n"
+    assert vssl("shards", "verify", tmp_path / "out") == "1 shards are undamaged\n"
     assert any("`/brightness/mean` | float32 | clips, clip_length, 3" in line for line in tables.shards())
 
     with h5py.File(shard.path, "r+") as file:
@@ -111,7 +111,7 @@ def test_a_new_kind_is_labelled_read_verified_and_described(new_kinds, videos, t
     monkeypatch.delitem(LABELS, "brightness")  # a copy of vssl that does not know it
     (shard,) = open_shards(tmp_path / "out")
     assert shard.unknown == ["brightness"] and "brightness/mean" not in shard.arrays
-    assert verify(tmp_path / "out")[1] == [f"{shard.path}: holds labels that are not known here: brightness"]
+    assert verify(tmp_path / "out")[1] == [f"{shard.path}: holds labels of unknown kinds: brightness"]
 
 
 def test_a_shard_made_before_a_kind_was_added_is_whole(videos, tmp_path, request):

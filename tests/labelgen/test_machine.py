@@ -107,7 +107,8 @@ def test_an_error_of_the_machine_is_not_written_down(made, folder, tmp_path, in_
     with monkeypatch.context() as patched:
         patched.setattr(of_video, "label_video", failing)
         with pytest.raises(
-            MachineError, match=r"1 of 2 shards could not be made.*\(00000.h5: 0.mp4: .*the same command goes on"
+            MachineError,
+            match=r"1 of 2 shards failed because of the machine.*\(00000.h5: 0.mp4: .*the same command continues",
         ):
             label(folder, tmp_path / "out")
     assert list(shards(tmp_path / "out")) == ["00001.h5"] and not list(tmp_path.glob("out/videos/.*.tmp"))
@@ -127,7 +128,7 @@ def test_a_folder_that_vanishes_for_a_moment_costs_nothing(folder, tmp_path, in_
 
     with monkeypatch.context() as patched:
         patched.setattr(of_video, "label_video", vanishing)
-        with pytest.raises(MachineError, match="2 of 2 shards .*1.mp4: not there any more.*2.mp4: not there any more"):
+        with pytest.raises(MachineError, match="2 of 2 shards .*1.mp4: no longer there.*2.mp4: no longer there"):
             label(folder, tmp_path / "out")
     assert not shards(tmp_path / "out") and not (tmp_path / "out" / "videos" / "report.json").exists()
     away.rename(folder)
@@ -160,13 +161,11 @@ def test_a_file_that_is_deleted_for_good_ends_in_a_message_that_says_what_to_do(
         return original(video, *arguments)
 
     monkeypatch.setattr(of_video, "label_video", deleting)
-    words = (
-        "00001.h5: 2.mp4: not there any more.*a file that is gone or unreadable for good, name another output folder"
-    )
+    words = "00001.h5: 2.mp4: no longer there.*a file that is lost for good, choose another output folder"
     with pytest.raises(MachineError, match=words):
         label(folder, tmp_path / "out")
     assert list(shards(tmp_path / "out")) == ["00000.h5"]
-    with pytest.raises(ShardError, match="4 there, 3 now, .* name another output folder, or delete"):
+    with pytest.raises(ShardError, match="4 there, 3 now, .* choose another output folder, or delete"):
         label(folder, tmp_path / "out")
     assert label(folder, tmp_path / "other")["videos"]["labelled"] == 3
 
@@ -175,7 +174,7 @@ def test_a_file_that_goes_while_the_run_is_planned_is_told(folder, tmp_path):
     data = load("folder", folder)
     (folder / "2.mp4").unlink()
     with pytest.raises(
-        MachineError, match="2.mp4: listed in its folder, and cannot be looked at .*run the same command again"
+        MachineError, match="2.mp4: is in its folder, but cannot be accessed .*run the same command again"
     ):
         run.run(data, data.videos, tmp_path / "out", SMALL)
     assert not list(tmp_path.glob("out/*/*.h5"))

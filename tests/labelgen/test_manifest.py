@@ -168,7 +168,7 @@ def test_folder(tmp_path):
     dataset = load("folder", tmp_path)
     assert rows(dataset) == [("a.mov", "", "", ()), ("b.MP4", "", "", ()), ("f.avi", "", "", ())]
     assert (dataset.classes, dataset.splits, dataset.others) == ((), (), ("notes.txt",))
-    assert "no labels" in dataset.summary() and "no video by their names: 1 (notes.txt)" in dataset.summary()
+    assert "no labels" in dataset.summary() and "not videos by their names: 1 (notes.txt)" in dataset.summary()
     put(tmp_path, "z/1.mkv", "y/deep/er/1.mkv")
     dataset = load("folder", tmp_path)
     assert [v.label for v in dataset.videos] == ["", "", "", "y", "z"]
@@ -231,7 +231,7 @@ def test_label_and_group_patterns(tmp_path):
         ("splits: {flags: 'a{class}'}", "expected classes"),
         ("splits: {leave_out: group}", "with a group in the manifest"),
         ("splits: {leave_out: group}\ngroup: {folder: 1}", "one group only: 'run'"),
-        ("label: {folder: 2}", "label by folder level: '2'; expected a level that is there: 'run/x.avi' has 1"),
+        ("label: {folder: 2}", "label by folder level: '2'; expected an existing level: 'run/x.avi' has 1"),
         ("group: {folder: 3}", "group by folder level: '3'"),
         ("splits: {folder: 2}", "split by folder level: '2'"),
         ("splits: {lists: {training: a.txt}}", "unknown key"),
@@ -247,7 +247,7 @@ def test_label_and_group_patterns(tmp_path):
         ("videos: {levels: [4611686018427387904]}", "levels in manifest"),
         ("expected: {videos: " + "9" * 5000 + "}", "a number of 5,000 characters"),
         ('classes: {file: "a\\0b", pattern: "(?P<label>.)"}', "(?s)cannot read the manifest .* NUL"),
-        ("a: &a [*a]", "a value holds itself"),
+        ("a: &a [*a]", "a value contains itself"),
     ],
 )
 def test_errors(tmp_path, text, match):

@@ -79,9 +79,9 @@ def test_no_layout_fits(tmp_path):
         load("hmdb51", tmp_path)
     for text in (
         "no layout of hmdb51 fits",
-        "as unpacked: the folder hmdb51_org is not there",
-        "MMAction2: the folder videos is not there",
-        "class folders in the root: the folder testTrainMulti_7030_splits is not there",
+        "as unpacked: the folder hmdb51_org is missing",
+        "MMAction2: the folder videos is missing",
+        "class folders in the root: the folder testTrainMulti_7030_splits is missing",
         "Found there: hmdb51/, notes.txt. ",
     ):
         assert text in str(error.value)
@@ -344,7 +344,7 @@ def test_group_by_a_pattern(tmp_path):
     with pytest.raises(ManifestError, match="no video has a group by"):
         load("folder", tmp_path, "(zz)")
     put(tmp_path / "flat", "ann_walk.mp4")
-    with pytest.raises(ManifestError, match="no label, which the pattern of the group names: 'ann_walk.mp4'"):
+    with pytest.raises(ManifestError, match="no label, but the pattern of the group contains it: 'ann_walk.mp4'"):
         load("folder", tmp_path / "flat", "(.+)_{label}")
 
 
@@ -489,7 +489,7 @@ def test_diving48(tmp_path):
     write(
         tmp_path / "annotations" / "Diving48_V2_test.json", json.dumps([{**one, "vid_name": "a_b-c_00001", "label": 2}])
     )
-    with pytest.raises(ManifestError, match="expected the place of one of 2 classes, from 0 on"):
+    with pytest.raises(ManifestError, match="expected the index of one of 2 classes, counted from 0"):
         load("diving48", tmp_path)
 
 
@@ -515,7 +515,7 @@ def test_ntu60(tmp_path, folder):
         ("splits: {names: [a], match: {train: [x, y]}}", "names, and an expression for each"),
         ("splits: {names: [a], match: {train: ['(']}}", "bad regular expression for match"),
         ("splits: {names: [a], match: {train: [x], test: [x]}}", "two parts of split a for one video"),
-        ("splits: {files: {train: x}}", "a csv section, which these are of"),
+        ("splits: {files: {train: x}}", "a csv section that these files belong to"),
         ("csv: {files: [x.json], video: '{v}', delimiter: ab}", "expected one character"),
         ("label: {index: true}", "classes in the manifest"),
         ("classes: {file: a.txt}", "names, file and pattern, or a JSON file"),

@@ -67,7 +67,7 @@ def test_the_table_is_what_the_shards_hold(labelled):
 def test_parquet_and_the_same_command_again(labelled):
     root, options = labelled
     code, told = vssl("labelgen", root / "videos", "--out", root / "out", *options, "--motion", root / "m.parquet")
-    assert code == 0 and "2 of 2 shards are there" in told
+    assert code == 0 and "2 of 2 shards are done" in told
     table = pq.read_table(root / "m.parquet").to_pydict()
     with open(root / "motion.csv", newline="") as file:
         rows = list(csv.DictReader(file))

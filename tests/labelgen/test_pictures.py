@@ -122,11 +122,11 @@ def turn_into(what):
     [
         (remove, "1 image missing, the first before img_00007.png"),
         (lambda path: path.write_bytes(b""), "1 image undecodable, the first img_00006.png (an empty file)"),
-        (lambda path: path.write_bytes(b"#EXTM3U\n/etc/passwd"), "img_00006.png (no BMP, JPEG, PNG or WebP file)"),
+        (lambda path: path.write_bytes(b"#EXTM3U\n/etc/passwd"), "img_00006.png (not a BMP, JPEG, PNG or WebP file)"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\nx"), "1 image undecodable, the first img_00006.png ("),
         (turn_into(os.mkfifo), "img_00006.png (a named pipe; expected a regular file)"),
         (turn_into(os.mkdir), "img_00006.png (a folder; expected a regular file)"),
-        (turn_into(lambda path: path.symlink_to(path.parent / "absent")), "img_00006.png (a link to nowhere)"),
+        (turn_into(lambda path: path.symlink_to(path.parent / "absent")), "img_00006.png (a broken link)"),
         (
             lambda path: cv2.imwrite(str(path), np.zeros((50, 40, 3), np.uint8)),
             "1 image of another size, the first img_00006.png (40 x 50, not 128 x 96)",
@@ -156,7 +156,7 @@ def test_half_an_image_is_damaged(tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda folder: shutil.copy(folder / "img_00001.png", folder / "img_1.png"), "two images of number 1"),
+        (lambda folder: shutil.copy(folder / "img_00001.png", folder / "img_1.png"), "two images have the number 1"),
         (lambda folder: write_images(folder, 3, name="other{}.png"), "images of 2 videos (12 such as img_00001.png, 3"),
         (
             lambda folder: [path.write_bytes(b"x") for path in folder.iterdir()],
@@ -207,7 +207,7 @@ def test_which_folders_are_videos(tmp_path):
     assert data.others == ("covers/img_00001.png", "covers/img_00002.png", "covers/img_00003.png", "one/img_00001.png")
     without = load("folder", tmp_path / "root", images=False)
     assert [video.id for video in without.videos] == ["covers/film.mp4"] and without.images == ("run/a", "run/b.mp4")
-    assert "folders of images left out, as their frame rate is unknown: 2 (run/a, run/b.mp4)" in without.summary()
+    assert "folders of images left out because their frame rate is unknown: 2 (run/a, run/b.mp4)" in without.summary()
     with pytest.raises(ConfigError, match="only folders of images, whose frame rate is unknown"):
         load("folder", tmp_path / "root" / "run", images=False)
     (itself,) = load("folder", tmp_path / "root" / "run" / "a").videos
@@ -242,7 +242,7 @@ def test_damaged_folders_are_listed_and_the_others_labelled(tmp_path):
     # the same command with an image less is another list of videos
     (tmp_path / "videos" / "good" / "img_00040.png").unlink()
     again = load("folder", tmp_path / "videos")
-    with pytest.raises(Exception, match="whose paths, sizes or labels are not the same"):
+    with pytest.raises(Exception, match="with other paths, sizes or labels"):
         run.run(again, again.videos, tmp_path / "out", SMALL, videos_per_shard=3)
 
 

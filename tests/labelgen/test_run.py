@@ -216,7 +216,7 @@ def test_a_changed_list_of_videos_is_refused(folder, unbroken, tmp_path):
     for path in (folder / "right").iterdir():
         (tmp_path / "v" / path.name).symlink_to(path)
     label(tmp_path / "v", tmp_path)
-    words = "whose paths, sizes or labels are not the same"
+    words = "with other paths, sizes or labels"
     (tmp_path / "v" / "1.mp4").rename(tmp_path / "v" / "a.mp4")
     with pytest.raises(ShardError, match=rf"\(videos: 5 there, 5 now, {words}; gone is 1.mp4; new is a.mp4\)"):
         label(tmp_path / "v", tmp_path)
@@ -257,13 +257,13 @@ def test_links_to_nowhere_are_listed_as_failed(tmp_path):
     assert report["videos"]["asked"] == 2 and report["videos"]["failed"] == 1
     (failure,) = report["failures"]
     assert (failure["id"], failure["stage"]) == ("1.mp4", "decode")
-    assert failure["reason"].endswith(f"a link to {tmp_path / 'gone.mp4'}, which is not there")
+    assert failure["reason"].endswith(f"a link to {tmp_path / 'gone.mp4'}, which does not exist")
 
 
 def test_a_folder_with_missing_shards_is_not_read(folder, tmp_path):
     label(folder, tmp_path)
     (tmp_path / "videos" / "00001.h5").unlink()
-    with pytest.raises(ShardError, match="2 of 3 shards are there"):
+    with pytest.raises(ShardError, match="2 of 3 shards are done"):
         open_shards(tmp_path)
 
 
@@ -340,5 +340,5 @@ def test_kernels_that_cannot_be_kept_are_compiled_and_that_is_said_once(folder, 
     assert [kernel(1) for kernel in added] == [2, 3]
     said = []
     label(folder, tmp_path, say=said.append)
-    assert len(said) == 1 and "kernels are compiled anew in each process" in said[0] and "NUMBA_CACHE_DIR" in said[0]
+    assert len(said) == 1 and "each process compiles the kernels again" in said[0] and "NUMBA_CACHE_DIR" in said[0]
     assert content(tmp_path) == content(unbroken[0])

@@ -59,7 +59,7 @@ def test_each_row_is_a_video_with_its_times(folder):
     ]
     assert (data.missing, data.without, data.unlisted) == (("c",), ("none.mp4",), ())
     assert "3 parts of 2 of 4 videos" not in data.summary() and "cut: 3 parts of 2" in data.summary()
-    assert "left out, as the list has no part of them: 1 (none.mp4)" in data.summary()
+    assert "left out because no list has a part of them: 1 (none.mp4)" in data.summary()
     assert [video.path for video in data.videos] == [folder / "a.mp4", folder / "a.mp4", folder / "b.mkv"]
     assert [video.id for video in data.videos.take([2])] == ["b.mkv@0.4-"] and data.videos[1:][0].part == Part(2, 4)
     # other rows change no name
@@ -112,7 +112,7 @@ def test_numbers_of_frames(folder, tmp_path):
         np.testing.assert_allclose(times[[0, 19, 20]], np.array([10, 29, 40]) / 25 - first / 25, atol=1e-3)
     data = place(folder, "a,500,600,x,g,", options=", unit: frames")
     (failure,) = run.run(data, data.videos, tmp_path / "none", SMALL)["failures"]
-    assert failure["reason"] == "no frame 500, it has 100"
+    assert failure["reason"] == "no frame 500, the video has 100"
 
 
 def test_parts_of_folders_of_images(tmp_path):
@@ -130,8 +130,8 @@ def test_parts_of_folders_of_images(tmp_path):
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("a,5,2,x,g,", "line 2: 'from 5 to 2'; expected an end that comes after the start"),
-        ("a,2,2,x,g,", "expected an end that comes after the start"),
+        ("a,5,2,x,g,", "line 2: 'from 5 to 2'; expected an end after the start"),
+        ("a,2,2,x,g,", "expected an end after the start"),
         ("a,-1,2,x,g,", "line 2: \"'-1'\"; expected seconds, such as 72.5 or 00:01:12.5"),
         ("a,nan,2,x,g,", "expected seconds"),
         ("a,1e999,2,x,g,", "expected seconds"),
@@ -185,7 +185,9 @@ def test_damage_within_a_part_is_told(tmp_path):
     path.write_bytes(path.read_bytes()[:1500])
     assert len(list(Span(frames(folder, 48, 64, 10), 0, 2.9))) == 29
     assert len(list(Span(frames(folder, 48, 64, 10), 3, 4))) == 10
-    with pytest.raises(DecodeError, match="1 frame of the part is damaged or behind lost ones, the first at 2.90 s"):
+    with pytest.raises(
+        DecodeError, match="1 frame of the part is damaged or preceded by lost ones, the first at 2.90 s"
+    ):
         list(Span(frames(folder, 48, 64, 10), 2.5, 3.5))
 
 

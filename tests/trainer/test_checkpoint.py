@@ -85,16 +85,14 @@ def test_a_run_that_never_took_a_step_is_used_for_nothing(run, demo, here, monke
         "a file": lambda: checkpoint.load("runs/dead/checkpoints/00000000/weights.safetensors"),
     }
     for use in uses.values():
-        with pytest.raises(
-            TrainerError, match="00000000/weights.safetensors: not trained for a single step, its weights"
-        ):
+        with pytest.raises(TrainerError, match="00000000/weights.safetensors: it was not trained yet, its weights"):
             use()
     done = CliRunner().invoke(main, ["embed", "--checkpoint", "dead", "--shards", str(demo)])
-    assert done.exit_code == 1 and "not trained for a single step" in done.output
+    assert done.exit_code == 1 and "it was not trained yet" in done.output
     assert checkpoint.load(train(None, demo, resume="dead")).meta["step"] == 1
     (here / "runs/pace-r3d10-1").rename(here / "elsewhere")
     (here / "runs/dead/checkpoints/00000001").rename(here / "runs/dead/checkpoints/00000000")
-    with pytest.raises(TrainerError, match="no run with a step done in runs/"):
+    with pytest.raises(TrainerError, match="no run with at least one step in runs/"):
         checkpoint.newest_run()
 
 
@@ -126,7 +124,7 @@ def test_a_best_checkpoint_that_is_being_written_is_not_waited_for(run):
 def test_errors_name_what_is_wrong(tmp_path, here):
     with pytest.raises(TrainerError, match="runs/nothing: neither a run, a checkpoint folder nor a .safetensors file"):
         checkpoint.load("nothing")
-    with pytest.raises(TrainerError, match="no run with a step done in runs/; train one"):
+    with pytest.raises(TrainerError, match="no run with at least one step in runs/; train one"):
         checkpoint.newest_run()
     for name, method in (("pretrained", "pace"), ("finetuned", "recognition")):  # the newer last
         folder = here / "runs" / name / "checkpoints" / "00000001"

@@ -89,7 +89,7 @@ def test_held_out_videos_are_whole_groups_of_about_the_share(demo, monkeypatch):
     assert (again.hold_out(0.5, 0) == held).all()
     assert len({tuple(data.Shards(demo).hold_out(0.5, seed)) for seed in range(8)}) > 1
     monkeypatch.setattr(data.Shards, "text", lambda self, key: ["one"] * len(original(self, key)))
-    with pytest.raises(TrainerError, match="its 8 training videos are one group, no part can be held out"):
+    with pytest.raises(TrainerError, match="its 8 training videos are one group, so that none can be held out"):
         data.Shards(demo).hold_out(0.5, 0)
 
 

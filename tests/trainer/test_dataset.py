@@ -104,7 +104,7 @@ def test_parts(demo):
         ({"clips": "every"}, "clips is 'every', expected one of: random, labelled, spread, sliding, adjacent"),
         ({"crop": "corner"}, "crop is 'corner', expected one of: random, centre"),
         ({"clips": "labelled", "labels": ["pace/pace"]}, "labels are 'pace/pace', expected some of: statistics/motion"),
-        ({"labels": ["statistics/motion"]}, "labels are given, and clips are 'random', expected 'labelled'"),
+        ({"labels": ["statistics/motion"]}, "labels are given, but clips are 'random', expected 'labelled'"),
     ],
 )
 def test_values_that_make_no_sense(demo, given, told):

@@ -185,7 +185,9 @@ def test_a_check_that_one_process_fails_ends_all(results):
 
 def test_fewer_held_out_samples_than_processes(results):
     for returned in results[1][:2]:
-        assert "TrainerError: 1 samples of pace are held out, and 2 processes score them; hold out" in returned["few"]
+        assert (
+            "TrainerError: 1 samples of pace are held out, but 2 processes evaluate them; hold out" in returned["few"]
+        )
 
 
 LAUNCHED = {"WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
@@ -215,7 +217,7 @@ def test_srun_tells_the_place_as_torchrun_does(environment):
 
 def test_what_a_launcher_has_not_set_is_named(environment):
     environment(WORLD_SIZE="4", MASTER_ADDR="node0", RANK="3")
-    with pytest.raises(TrainerError, match="WORLD_SIZE is 4, and LOCAL_RANK, MASTER_PORT not set; start with torchrun"):
+    with pytest.raises(TrainerError, match="WORLD_SIZE is 4, but LOCAL_RANK, MASTER_PORT not set; start with torchrun"):
         distributed.place()
 
 
@@ -257,7 +259,7 @@ def test_each_process_has_a_gpu_of_its_own(gpus, name, count, here, expected):
 )
 def test_one_gpu_for_several_processes_is_refused_in_all_of_them(gpus, here):
     assert gpus(2) == []
-    with pytest.raises(TrainerError, match="device 'cuda:0' is one GPU, and 2 processes need one each; say cuda"):
+    with pytest.raises(TrainerError, match="device 'cuda:0' is one GPU, but 2 processes need one each; give cuda"):
         distributed.pick_device("cuda:0", here)
 
 

@@ -224,5 +224,5 @@ def test_moments_that_cannot_be_are_damage(tmp_path, start, end):
         lambda: clustering.points(table, "video"),
         lambda: table.take([1], ("start", "end")),
     ):
-        with pytest.raises(TrainerError, match="damaged .a moment from .* make it anew"):
+        with pytest.raises(TrainerError, match="damaged .a moment from .* make it again"):
             ask()

@@ -132,7 +132,7 @@ def test_a_difference_is_an_error_that_leaves_no_file(run, tmp_path, monkeypatch
 
     monkeypatch.setitem(FORMATS, "safetensors", (wrong, read))
     (tmp_path / "x.safetensors").write_text("what was there before")
-    with pytest.raises(TrainerError, match=r"differs from the network itself by 0.001 in conv5, expected at most"):
+    with pytest.raises(TrainerError, match=r"differs from the original by 0.001 in conv5, expected at most"):
         export(run, tmp_path / "x.safetensors")
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
     assert (tmp_path / "x.safetensors").read_text() == "what was there before"
@@ -153,11 +153,11 @@ def test_comparison_by_hand():
 
 
 def test_what_cannot_be_exported(run, tmp_path, monkeypatch):
-    with pytest.raises(TrainerError, match="expected the name of a file in a folder that exists"):
+    with pytest.raises(TrainerError, match="expected the name of a file in an existing folder"):
         export(run, tmp_path / "nowhere" / "x.safetensors")
     with pytest.raises(TrainerError, match="expected the name of a file"):
         export(run, tmp_path)
-    with pytest.raises(TrainerError, match=r"x.pt: ends in .pt, expected .safetensors, .onnx; or name the format"):
+    with pytest.raises(TrainerError, match=r"x.pt: ends in .pt, expected .safetensors, .onnx; or give the format"):
         export(run, tmp_path / "x.pt")
     with pytest.raises(TrainerError, match="unknown format 'tflite', expected one of: safetensors, onnx"):
         export(run, tmp_path / "x.tflite", "tflite")

@@ -52,7 +52,7 @@ def imported(s3d_file):
 def test_import_makes_a_run_that_says_where_it_is_from(imported, s3d_file):
     run, told = imported
     assert "s3d of torchvision's s3d (Kinetics-400), 462 tensors" in told and "classifier.1.weight" in told
-    assert "RGB, 0 to 1, mean 0.43216" in told and "8 frames, 2 apart at 15 a second, 224 x 224 of 256 x 256" in told
+    assert "RGB, 0 to 1, mean 0.43216" in told and "8 frames, 2 apart at 15 per second, 224 x 224 of 256 x 256" in told
     meta = json.loads((run / "checkpoints" / "00000001" / "checkpoint.json").read_text())
     own = meta["imported"]
     assert own["file"] == "s3d.pth" and own["sha256"] == hashlib.sha256(s3d_file.read_bytes()).hexdigest()
@@ -145,12 +145,12 @@ def test_what_was_imported_is_exported_with_its_input(imported, here):
     own["input"] |= {"mean": [0.45] * 3, "resize": [64, 80], "crop": [56, 56], "fps": 12.5}
     (here / "a.pth.json").write_text(json.dumps(own))
     again = CliRunner().invoke(main, ["import", "a.pth", "--out", "again"])
-    assert again.exit_code == 0 and "its pixels are as a.pth.json says" in again.output, again.output
+    assert again.exit_code == 0 and "its input is that of a.pth.json" in again.output, again.output
     meta = checkpoint.load("again").meta
     assert inputs.of_run(meta).mean == (0.45,) * 3 and meta["config"]["width"] == 80 and meta["config"]["fps"] == 12.5
     (here / "a.pth.json").write_text(json.dumps(own | {"input": own["input"] | {"std": [0, 1, 1]}}))
     damaged = CliRunner().invoke(main, ["import", "a.pth", "--out", "damaged"])
-    assert damaged.exit_code == 1 and "a.pth.json: does not say what pixels" in damaged.output
+    assert damaged.exit_code == 1 and "a.pth.json: it does not give the input" in damaged.output
     reference = Reference(epsilon=1e-3)
     references.s3d(reference, torch.zeros(1, 3, 8, 32, 32))
     for state in (torch.load("a.pth", weights_only=True), load_file("b.safetensors")):
@@ -160,7 +160,7 @@ def test_what_was_imported_is_exported_with_its_input(imported, here):
     assert inputs.of_run(saved.meta).mean == KINETICS[0] and trained_backbone(saved).norm_epsilon == 1e-3
     with pytest.raises(TrainerError, match="vcop has no s3d, only r3d10"):
         export(run, here / "d.pth", "vcop")
-    with pytest.raises(SettingError, match="or name the format"):
+    with pytest.raises(SettingError, match="or give the format"):
         export(run, here / "d.pth")
 
 
@@ -225,7 +225,7 @@ def test_what_is_written_for_a_program_is_its_own_state_dict(program, backbone, 
     with pytest.raises(TrainerError, match="has an epsilon of 0.001"):
         convert(own, None, saved, here / "out.pth")
     settings["width"] = 0.5
-    with pytest.raises(TrainerError, match="networks of full width alone, and this one's is 0.5"):
+    with pytest.raises(TrainerError, match="only networks of full width, but this one has width 0.5"):
         convert(own, None, saved, here / "out.pth")
 
 

@@ -44,7 +44,7 @@ def test_what_was_labelled_in_another_way_is_refused(two, tmp_path):
     write_shard(tmp_path / "c" / "00000.h5", [64], config=CONFIG | {"paces": ["1", "2"]})
     with pytest.raises(ShardError, match=r"paces is \['1', '2'\], that of"):
         data.Shards([two[0], tmp_path / "c"])
-    with pytest.raises(ShardError, match="a is there twice"):
+    with pytest.raises(ShardError, match="a is given twice"):
         data.Shards([two[0], two[0]])
 
 
@@ -77,7 +77,7 @@ def test_a_run_on_two_data_sets_resumes_bit_for_bit_and_knows_what_it_saw(two, t
     for one, seen in zip(two, ([True, True, False, True], [True, True]), strict=True):
         source = Evaluator(one, whole).source()
         assert trained_on(first.meta, source).tolist() == seen
-    with pytest.raises(TrainerError, match="dataset of .* is a, the run has a\\+b"):
+    with pytest.raises(TrainerError, match="dataset of .* is a, but the run has a\\+b"):
         train(None, two[0], resume=part)
 
 

@@ -157,7 +157,7 @@ def test_options_of_several_methods():
             r"weights are \[1.0\], expected one more than 0 for each of pace",
         ),
         ({"method": "pace+ascnet", "weights": [1.0, 0.0]}, "expected one more than 0 for each of pace, ascnet"),
-        ({"method": "pace+ascnet", "options": {"tce": {}}}, "options of 'tce' are given, and the method is pace"),
+        ({"method": "pace+ascnet", "options": {"tce": {}}}, "options of 'tce' are given, but the method is pace"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):

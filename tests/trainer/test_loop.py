@@ -61,7 +61,7 @@ def test_a_full_disk_names_the_log(tmp_path, name):
 
 def test_what_is_held_out_is_told(demo, here, capsys):
     train(Settings(**SMALL, epochs=1, holdout=0.5), demo)
-    assert "4 training videos are held out, 4 are trained on" in capsys.readouterr().out
+    assert "4 training videos are held out, 4 are used for training" in capsys.readouterr().out
 
 
 def test_off_a_terminal_the_first_step_is_told_and_then_by_time(demo, here, capsys, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_training_that_ended_at_chance_is_told(tmp_path, method, columns, expe
 def test_a_short_training_is_told_at_its_begin_and_at_its_end(demo, here, capsys):
     train(Settings(**SMALL, epochs=20, lr=1e-9), demo, "short")
     told = capsys.readouterr().out
-    assert "40 steps in all: in fewer than 500 a network hardly learns" in told
+    assert "40 steps in all: with fewer than 500 a network hardly learns" in told
     assert "--clips, here 3,000 for 1,000 steps" in told
     assert (
         "trained 40 steps -> runs/short; no better than chance in the last 20 steps (accuracy 0."
@@ -143,7 +143,7 @@ def test_a_budget_in_clips_sets_epochs_and_the_drops_of_the_learning_rate(demo, 
     assert (meta["steps"], meta["settings"]["epochs"], meta["settings"]["drop_every"]) == (20, 10, 3)
     assert CliRunner().invoke(main, [*small[:3], "--resume", "one", "--clips", "60"]).exit_code == 0
     done = CliRunner().invoke(main, [*small[:3], "--resume", "one", "--clips", "100"])
-    assert done.exit_code == 1 and "cannot resume runs/one: 100 clips are 17 epochs, the run has 10" in done.output
+    assert done.exit_code == 1 and "cannot resume runs/one: 100 clips are 17 epochs, but the run has 10" in done.output
     contrast = ["--set", "contrast=same-context", "--run", "two"]
     assert CliRunner().invoke(main, [*small, *contrast, "--clips", "1"]).exit_code == 0
     assert checkpoint.load("two").meta["settings"]["epochs"] == 1
@@ -202,7 +202,7 @@ def test_gradients_are_clipped_to_their_norm(demo, here, largest):
 
 
 def test_bf16_is_for_cuda(demo, here):
-    with pytest.raises(TrainerError, match="bf16 needs a CUDA device, and this is cpu"):
+    with pytest.raises(TrainerError, match="bf16 needs a CUDA device, but this is cpu"):
         train(Settings(**SMALL, precision="bf16"), demo)
 
 
@@ -221,14 +221,14 @@ def test_data_sets_smaller_than_a_batch_train(tmp_path, here):
 
 def test_nothing_to_train_on(tmp_path, here):
     write_shard(tmp_path / "short" / "00000.h5", [20, 12, 30])
-    with pytest.raises(TrainerError, match="nothing that pace can use: 3 videos too short for the pace rows"):
+    with pytest.raises(TrainerError, match="pace has nothing to use: 3 videos too short for the pace rows"):
         train(Settings(**SMALL), tmp_path / "short")
 
 
 def test_stops_where_the_loss_is_not_finite(demo, here):
     for minutes in (0.0, 5.0):
         with pytest.raises(
-            TrainerError, match=r"not finite at step \d+, whose batch holds 0000\d_\d, .* smaller learning rate"
+            TrainerError, match=r"not finite at step \d+, with the batch 0000\d_\d, .* smaller learning rate"
         ):
             train(Settings(**SMALL, epochs=20, lr=1e18, checkpoint_minutes=minutes), demo, f"wild{minutes}")
         weights = checkpoint.load(f"wild{minutes}", untrained=True).weights
@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_is_told_of_its_own_step(demo, here, monkeypat
         return metrics | {"loss": metrics["loss"] * (math.nan if len(shown) == 4 else 1)}
 
     monkeypatch.setattr(Pace, "forward", broken)
-    with pytest.raises(TrainerError, match="the loss is not finite at step 4, whose batch holds ") as raised:
+    with pytest.raises(TrainerError, match="the loss is not finite at step 4, with the batch ") as raised:
         train(Settings(**SMALL, epochs=20, checkpoint_minutes=0.0), demo, "broken")
     names = data.Shards(demo).text("videos/id")
     assert f"holds {', '.join(names[row] for row in shown[3])}; " in str(raised.value)
@@ -340,7 +340,7 @@ def test_finetuning_starts_from_the_backbone_and_refuses_another(unbroken, demo,
     assert re.search(r"safetensors: (\d+) of \1 tensors matched \(100.0 % of the parameters\)", capsys.readouterr().out)
     meta = checkpoint.load("tuned").meta
     assert meta["settings"]["width"] == 0.06 and meta["initial"]["settings"]["method"] == "pace"
-    refused = r"parameters\), at least 95 % must; \d+ of another shape: it holds r3d10 of width 0.06"
+    refused = r"parameters\), expected at least 95 %; \d+ of different shape: it holds r3d10 of width 0.06"
     with pytest.raises(TrainerError, match=refused):
         train(Settings(**SMALL | {"width": 0.1}, method="recognition", epochs=1), demo, "other", initial=unbroken)
 

@@ -171,7 +171,7 @@ def test_clips_that_grow_brighter_are_put_in_order():
 
 def test_nothing_to_train_on(tmp_path, here):
     write_shard(tmp_path / "short" / "00000.h5", [63, 12, 40])
-    with pytest.raises(TrainerError, match="nothing that order can use: 3 videos too short for the order rows"):
+    with pytest.raises(TrainerError, match="order has nothing to use: 3 videos too short for the order rows"):
         train(Settings(method="order", width=0.06, workers=0, device="cpu"), tmp_path / "short")
 
 

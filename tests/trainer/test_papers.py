@@ -30,6 +30,8 @@ INVENTORY = {
     "skip-clip": {"tab.": ["1", "2", "3"], "fig.": []},
     "tce": {"tab.": ["1"], "fig.": ["1", "2", "3", "5"]},
     "ascnet": {"tab.": ["1", "2"], "fig.": []},
+    **dict.fromkeys(("pyslowfast", "cvrl", "coclr"), {"tab.": ["1"], "fig.": []}),
+    **dict.fromkeys(("rspnet", "lejepa"), {"tab.": [], "fig.": []}),  # of which no text is at hand
 }
 
 
@@ -139,15 +141,19 @@ def test_every_recipe_runs_a_row_or_stands_in_a_command():
 
 
 def entries_of(source):
-    """The entries that a source of published.yaml, such as "vcop tables 2 and 3", names."""
+    """The entries that a source of published.yaml, such as "vcop tables 2 and 3", names; those of a paper without a number."""
     paper, _, numbers = source.partition(" ")
     wanted = {("tab.", n) for n in re.findall(r"\d[\d.]*", numbers)}
-    return [entry for (own, item), entry in ENTRIES.items() if own == paper and wanted & set(papers.numbered(item))]
+    return [
+        entry
+        for (own, item), entry in ENTRIES.items()
+        if own == paper and (not wanted or wanted & set(papers.numbered(item)))
+    ]
 
 
 def numbers_of(entry, label, numbers, dataset):
     """The numbers of a row that are of a data set: those of its column, or all, where table or label name it."""
-    columns = entry["columns"]
+    columns = [column.split()[0] for column in entry["columns"]]  # such as "kinetics400 linear"
     if dataset in columns:
         return [numbers[columns.index(dataset)]]
     of_it = entry.get("dataset") == dataset or dataset in label.lower()
@@ -164,6 +170,7 @@ def test_numbers_agree_with_those_of_the_report():
                 for entry in entries_of(published["source"])
                 for label, run, numbers in papers.rows(entry)
                 if pretrained(run) == (published["method"], published["backbone"])
+                or (published["backbone"] not in BACKBONES and label.lower().startswith(published["method"]))
             ]
             assert any(row == values or (len(values) == 1 and values[0] in row) for row in rows), (published, rows)
             checked += len(values)

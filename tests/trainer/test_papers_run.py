@@ -10,9 +10,14 @@ import yaml
 from click.testing import CliRunner
 
 from cli.main import main
+from cli.reproduce import call
 from docs.papers import PAGE
+from labelgen.reading import load_json
 from tests.trainer.official import DATASETS
+from tests.trainer.studies import execute_here
 from trainer import checkpoint, papers
+from trainer.papers.reproduce import entries
+from trainer.study import runner
 
 CONTENT = yaml.safe_load(papers.PAPERS.read_text())
 LABELLINGS = [papers.labelgen(each) for each in CONTENT["labellings"]]
@@ -106,7 +111,7 @@ def run(place, monkeypatch):
         assert result.exit_code == 0, f"{command}\n{result.output}\n{result.exception!r}"
         for made in values_of(command, "--run"):
             assert checkpoint.load(made).meta["step"] == 2
-            assert "the recipe is for shards with" not in other_than_size(result.output)
+            assert "the recipe expects shards with" not in other_than_size(result.output)
         done.add(command)
 
     return run_once
@@ -114,7 +119,7 @@ def run(place, monkeypatch):
 
 def other_than_size(output):
     """What is said, but for the frame size, which is smaller here."""
-    sizes = [f"the recipe is for shards with {name} " for name in ("height", "width", "crop")]
+    sizes = [f"the recipe expects shards with {name} " for name in ("height", "width", "crop")]
     return "\n".join(line for line in output.splitlines() if not line.startswith(tuple(sizes)))
 
 
@@ -123,10 +128,78 @@ def test_a_command_of_each_kind(name, run):
     run(KINDS[name])
 
 
+SMALL = "--clips 16 --width 0.06 --batch-size 64 --frames 40,48,32 --device cpu"
+
+
+@pytest.fixture
+def reproduce(place, monkeypatch):
+    """Runs `vssl reproduce` in that folder, all steps in this process, and tells which commands were made: (exit status, output,
+    their first words). stop: the first word of the command at which it is interrupted."""
+    monkeypatch.chdir(place[0])
+    monkeypatch.delenv("VSSL_DATA", raising=False)
+    monkeypatch.setattr(runner, "execute", execute_here)
+
+    def reproduced(name, *options, stop=None):
+        made = []
+
+        def counting(words):
+            if words[0] == stop:
+                raise KeyboardInterrupt
+            made.append(words[0])
+            return call(words)
+
+        monkeypatch.setattr("cli.reproduce.call", counting)
+        result = CliRunner().invoke(main, ["reproduce", name, *SMALL.split(), *options])
+        return result.exit_code, result.output, made
+
+    return reproduced
+
+
+def test_a_table_is_reproduced_through_interruptions(reproduce, tmp_path):
+    where = "thesis tab. 2.8", "--out", str(tmp_path)
+    code, output, made = reproduce(*where, stop="train")
+    assert code == 130 and "vssl reproduce: interrupted" in output and made == ["labelgen"] * 2
+    code, output, made = reproduce(*where, "--plan")
+    assert code == 0 and made == ["train"] and output.count("\n  done\n") == 2 and not [*tmp_path.glob("runs/*")]
+    assert (
+        "1 steps of" in output and "core hours" in output and "at most about" in output and "not counted" not in output
+    )
+    code, output, made = reproduce(*where, stop="eval")
+    assert code == 130 and made == ["train"]
+    code, output, made = reproduce(*where)
+    assert code == 0 and made == ["eval"] and "every training sees about 16 clips" in output
+    (row,) = [line for line in output.splitlines() if line.startswith("| ours |")]
+    assert row.startswith("| ours | statistics-c3d_light-ucf101 | 90.2 | ") and row.count("|") == 6
+    page = (tmp_path / "tables" / "thesis-tab.-2.8.html").read_text()
+    assert "90.2" in page and "vssl eval scenes" in page and str(tmp_path / "runs") in page
+    table = (tmp_path / "tables" / "thesis-tab.-2.8.json").read_text()
+    assert reproduce(*where)[2] == [] and (tmp_path / "tables" / "thesis-tab.-2.8.json").read_text() == table
+    code, output, made = reproduce(*where, "--plan")
+    assert made == [] and output.count("\n  done\n") == 4
+
+    (marker,) = tmp_path.glob("results/train-*.json")  # as if it had been killed after the last checkpoint
+    marker.unlink()
+    (weights,) = tmp_path.glob("runs/*/checkpoints/*/weights.safetensors")
+    before = weights.stat().st_mtime_ns
+    assert reproduce(*where)[2] == ["train"] and weights.stat().st_mtime_ns == before
+    code, output, made = reproduce(*where, "--width", "0.1")
+    assert code == 3 and "cannot resume" in output and "width is 0.1, but the run has 0.06" in output
+    assert "the training that it needs failed" in output
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [*LABELLINGS, *COMMANDS])
-def test_every_command(command, run):
-    run(command)
+@pytest.mark.parametrize("name", [name for name, entry in entries().items() if "commands" in entry])
+def test_every_entry_is_reproduced(name, reproduce, place):
+    """In one folder, in which each run is made once."""
+    code, output, _ = reproduce(name)
+    assert code == 0, output
+    out = place[0] / "reproduced"
+    for log in out.glob("runs/*/log.csv"):
+        assert checkpoint.load(log.parent).meta["step"]
+    (table,) = (path for path in out.glob("tables/*.json") if load_json(path)["entry"] == name)
+    content = load_json(table)
+    assert all(cell["here"] >= 0 for row in content["rows"] for cell in row["cells"].values() if "here" in cell)
+    assert content["measured"] or content["others"] or "eval" not in " ".join(entries()[name]["commands"])
 
 
 def test_the_page_can_be_copied_into_bash():

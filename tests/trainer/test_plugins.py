@@ -84,7 +84,7 @@ def test_trained_by_import_path_and_used_where_it_is_named_again(mine, demo, her
     evaluated = ("eval", "pretext", "--checkpoint", "Arrow-plain-1", "--shards", demo, "--workers", 0)
     nothing_named(monkeypatch)
     told = vssl(*evaluated, code=1)
-    assert f"'{ARROW}' is code from outside of vssl" in told and f"{plugins.VARIABLE}=MODULE:NAME" in told
+    assert f"'{ARROW}' is code outside of vssl" in told and f"{plugins.VARIABLE}=MODULE:NAME" in told
     assert "mine" not in sys.modules  # the checkpoint alone has imported nothing
     assert "accuracy" in vssl("--use", ARROW, "--use", PLAIN, *evaluated)
     nothing_named(monkeypatch)
@@ -108,9 +108,9 @@ def test_an_absent_module_and_other_objects_are_told(mine, demo, here, monkeypat
         ),
         (
             (*given, "--backbone", "builtins:float"),
-            "builtins:float: gives float, expected trainer.backbones.layers.Stages",
+            "builtins:float: it returns float, expected trainer.backbones.layers.Stages",
         ),
-        ((*given, "--backbone", "os:sep"), "os:sep: makes no backbone ('str' object is not callable)"),
+        ((*given, "--backbone", "os:sep"), "os:sep: it does not make a backbone ('str' object is not callable)"),
         ((*given, "--method", "os.path:"), "'os.path:': expected an import path MODULE:NAME"),
         (("eval", "os:getcwd"), "expected a child of trainer.evaluate.protocol.Protocol"),
         (("--use", "none.there:x", "eval", "knn"), "none.there:x: cannot be imported (No module named 'none')"),
@@ -158,6 +158,6 @@ def test_a_checkpoint_of_a_stranger_imports_nothing(name, pace_run, tmp_path, mo
     for path in ("evil:evil", "pace+evil:evil", "evil:evil.sub"):
         meta = {**saved.meta, "settings": {**saved.meta["settings"], name: path}}
         save_file(saved.weights, tmp_path / "gift.safetensors", {"vssl": json.dumps(meta)})
-        with pytest.raises(TrainerError, match=r"gift.safetensors: .*code from outside of vssl"):
+        with pytest.raises(TrainerError, match=r"gift.safetensors: .*code outside of vssl"):
             checkpoint.load(tmp_path / "gift.safetensors")
     assert not (trap / "sprung").exists() and "evil" not in sys.modules

@@ -20,7 +20,7 @@ from trainer.recipes import RECIPES, read, recipe
 from trainer.settings import resolve
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-SOURCE = re.compile(r"assumed|(thesis|vcop|skip-clip|tce|ascnet),? \S.*")
+SOURCE = re.compile(r"assumed|(thesis|vcop|skip-clip|tce|ascnet|pyslowfast|cvrl|coclr|rspnet|lejepa),? \S.*")
 ALWAYS = {
     "method",
     "repeats",
@@ -64,6 +64,29 @@ TCE = SGD | {"lr": 0.03, "batch_size": 100, "epochs": 50, "drop_every": 25, "wei
 TCE |= {"temperature": 0.07, "negatives": 8192, "lo": -1, "hi": 1, "rotation_weight": 1, "loss": "nce"}
 FINETUNE = THESIS | {"method": "recognition", "lr": 3e-3, "epochs": 20, "repeats": 10, "mirror": True, "hidden": 0}
 ASCNET = {"speeds": [1, 2], "optimizer": "sgd"}
+PYSLOWFAST = {"batch_size": 64, "epochs": 200, "schedule": "cosine", "momentum": 0.9, "crop": 224, "clip_length": 8}
+PYSLOWFAST |= {"jitter": "contrast", "crop_area": [0.2, 0.766], "color_strength": 0.75, "stride": 8, "clips": 2}
+LARS = {"optimizer": "lars", "weight_decay": 1e-6}
+SIMCLR = PYSLOWFAST | LARS | {"lr": 1.2, "layers": 3, "hidden": 2048, "outputs": 128, "temperature": 0.1}
+CVRL = {"batch_size": 1024, "lr": 0.32, "epochs": 800, "optimizer": "sgd", "stride": 2, "layers": 4, "batch_norm": True}
+MOCO = PYSLOWFAST | {"lr": 2 * 0.1, "weight_decay": 1e-4 / 2, "optimizer": "sgd", "temperature": 0.1, "layers": 3}
+MOCO |= {"queue": 65536, "decay": 0.994, "rising": True, "symmetric": True, "hidden": 2048, "outputs": 128}
+COCLR = {"lr": 1e-3, "epochs": 300, "batch_size": 64, "weight_decay": 1e-5, "temperature": 0.07, "queue": 2048}
+COCLR |= {"decay": 0.999, "rising": False, "layers": 2, "symmetric": False, "clip_length": 32, "crop": 128}
+COCLR |= {"drop_every": 250, "color_strength": 0.5, "crop_area": [0.2, 1], "optimizer": "adamw"}
+BYOL = PYSLOWFAST | LARS | {"lr": 0.6, "layers": 2, "hidden": 4096, "outputs": 256, "temperature": 0.5, "decay": 0.996}
+RSPNET = {"speeds": [1, 2], "queue": 16384, "temperature": 0.07, "decay": 0.999, "margin": 2, "speed_weight": 1}
+RSPNET |= {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "lr": 0.1, "weight_decay": 1e-4, "epochs": 200}
+RSPNET |= {"batch_size": 64, "jitter": "contrast", "crop_area": [0.4, 1], "crop": 112}
+LEJEPA = {
+    "optimizer": "adamw",
+    "lr": 5e-4,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "epochs": 100,
+    "batch_size": 256,
+}
+LEJEPA |= {"clips": 4, "layers": 3, "hidden": 2048, "outputs": 128, "directions": 1024, "crop_area": [0.3, 1]}
 PUBLISHED = {
     "statistics-c3d_light-ucf101": LIGHT,
     "statistics-c3d_light-ucf101-motion": MOTION,
@@ -118,6 +141,22 @@ PUBLISHED = {
     "tce-resnet18-ucf101-no-mining": TCE | {"negatives": 0, "hi": -1},
     "ascnet-r3d18-kinetics400": ASCNET,
     "ascnet-s3dg-kinetics400": ASCNET | S3DG,
+    "simclr-resnet3d18-kinetics400": SIMCLR | {"batch_norm": False},
+    "simclr-resnet3d18-kinetics400-cvrl": SIMCLR
+    | CVRL
+    | {"clip_length": 16, "crop_area": [0.3, 1]}
+    | {"color_strength": 1},
+    "moco-resnet3d18-kinetics400": MOCO,
+    "moco-resnet3d18-kinetics400-4clips": MOCO | {"clips": 4, "lr": 4 * 0.1, "weight_decay": 1e-4 / 4},
+    "moco-s3d-ucf101": COCLR,
+    "byol-resnet3d18-kinetics400": BYOL | {"batch_norm": True},
+    "byol-resnet3d18-kinetics400-4clips": BYOL | {"clips": 4, "stride": 4, "clip_length": 16, "lr": 1.2},
+    "rspnet-resnet3d18-kinetics400": RSPNET,
+    "rspnet-c3d-kinetics400": RSPNET,
+    "rspnet-r2plus1d10-kinetics400": RSPNET | {"lr": 0.05},
+    "rspnet-s3dg-kinetics400": RSPNET | {"lr": 0.05, "crop": 224},
+    "lejepa-resnet3d18-kinetics400": LEJEPA,
+    "pace-s3dg-kinetics400-speednet": S3DG | {"paces": ["1", "2"], "contrast": "none"},
     "rotation-resnet3d18-kinetics400": {"backbone": "resnet3d18", "crop": 224, "clips": 20},
     "finetune-thesis": FINETUNE | SIZE,
     "finetune-thesis-light": FINETUNE | SIZE | {"epochs": 18, "hidden": 2048, "mirror": False},
@@ -281,7 +320,7 @@ def test_a_recipe_runs_two_steps(name, shards_for, here):
     small = ["--epochs", 1, "--width", 0.06, "--batch-size", batch, "--workers", 0, "--device", "cpu", "--run", "one"]
     done = CliRunner().invoke(main, [*command, "--recipe", name, "--shards", shards, *small], standalone_mode=False)
     assert done.exception is None, done.output
-    told = [line for line in done.output.splitlines() if line.startswith("the recipe is for shards with")]
+    told = [line for line in done.output.splitlines() if line.startswith("the recipe expects shards with")]
     differing = {"height", "width", "crop"} | ({"rows"} & expected.keys())
     assert {line.split()[6] for line in told} == differing
     saved = checkpoint.load("one").meta

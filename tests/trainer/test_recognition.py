@@ -106,5 +106,5 @@ def test_a_pretrained_branch_is_not_taken_over(demo, here):
 
 def test_hidden_layers_are_not_changed_on_resume(demo, here):
     run = train(replace(TINY, options={"recognition": {"hidden": 6, "mirror": False}}), demo)
-    with pytest.raises(TrainerError, match="hidden is 8, the run has 6"):
+    with pytest.raises(TrainerError, match="hidden is 8, but the run has 6"):
         train(Settings(options={"recognition": {"hidden": 8}}), demo, resume=run)

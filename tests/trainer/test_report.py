@@ -104,6 +104,8 @@ def test_page_is_well_formed_and_says_what_it_shows(path):
     assert all(head["scope"] in ("col", "row") for head in found.all("th"))
     assert len(found.all("caption")) == len(found.all("table")) > 8
     assert all(box["tabindex"] == "0" and box["aria-label"] for box in found.all("div") if box.get("role") == "region")
+    groups = [div["aria-label"] for div in found.all("div") if div.get("class") == "together"]
+    assert "What it was shown" in found.text and len(groups) == 2 and "Clips and targets" not in found.text
     levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
     ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
@@ -167,7 +169,7 @@ def test_what_is_missing_is_said_with_a_command_that_exists(shards, tmp_path):
     for command in commands:
         done = CliRunner().invoke(main, [*command.split()[: 2 if command.startswith("eval") else 1], "--help"])
         assert done.exit_code == 0, command
-    assert "Sheets of labels" in missing and "curriculum" in missing
+    assert "Sheets of labels" in missing and "curriculum" in missing and "Clips and targets" in missing
     with pytest.raises(TrainerError, match="neither a run"):
         report.report(tmp_path / "nothing")
 
@@ -279,7 +281,7 @@ def test_command(run, shards, tmp_path):
     done = CliRunner().invoke(main, ["report", str(run), "--shards", str(shards), "--count", "1"])
     assert done.exit_code == 0 and "report.html (" in done.output, done.output
     found = Page((run / "report.html").read_text())
-    assert sum("motion boundaries, blocks of most motion" in image["alt"] for image in found.all("img")) == 1
+    assert sum("motion boundaries, blocks of largest motion" in image["alt"] for image in found.all("img")) == 1
     clips = [image["alt"] for image in found.all("img") if image["alt"].startswith("Middle frame and motion bound")]
     captions = re.findall(r"(easy|middle|hard): [.\d]+, (\S+)", found.text)
     assert len(clips) == len(captions) == 18 and [place for place, _ in captions[::6]] == ["easy", "middle", "hard"]

@@ -138,20 +138,20 @@ def test_resuming_a_finished_run_changes_nothing(unbroken, demo):
 
 
 def test_resume_refuses_other_settings_and_shards(unbroken, demo, tmp_path):
-    with pytest.raises(TrainerError, match=r"seed is 1, the run has 0; lr is 0.5, the run has 0.001"):
+    with pytest.raises(TrainerError, match=r"seed is 1, but the run has 0; lr is 0.5, but the run has 0.001"):
         train(Settings(lr=0.5, seed=1, epochs=20), demo, resume=unbroken)
     write_shard(tmp_path / "demo" / "00000.h5", [64, 64], config={**CONFIG, "seed": 1})
-    with pytest.raises(TrainerError, match=r"config_hash of .* is [0-9a-f]{16}, the run has [0-9a-f]{16}"):
+    with pytest.raises(TrainerError, match=r"config_hash of .* is [0-9a-f]{16}, but the run has [0-9a-f]{16}"):
         train(None, tmp_path, resume=unbroken)
     write_shard(tmp_path / "again" / "demo" / "00000.h5", [64, 64])
-    with pytest.raises(TrainerError, match="samples of .* is {'pace': 2}, the run has {'pace': 6}"):
+    with pytest.raises(TrainerError, match="samples of .* is {'pace': 2}, but the run has {'pace': 6}"):
         train(None, tmp_path / "again", resume=unbroken)
 
 
 def test_other_data_is_told_before_its_split(unbroken, tmp_path):
     write_shard(tmp_path / "other" / "00000.h5", [64, 64], splits=())
     for settings in (None, Settings(split="2")):
-        with pytest.raises(TrainerError, match="dataset of .* is other, the run has demo"):
+        with pytest.raises(TrainerError, match="dataset of .* is other, but the run has demo"):
             train(settings, tmp_path, resume=unbroken)
 
 
@@ -205,7 +205,9 @@ def test_a_file_system_without_locks_trains(demo, here, monkeypatch, capsys):
 def test_a_file_of_weights_is_no_run_to_go_on_with(unbroken, demo, here):
     copy = here / "elsewhere.safetensors"
     copy.write_bytes(checkpoint.load(unbroken).file.read_bytes())
-    with pytest.raises(TrainerError, match=r"elsewhere.safetensors: belongs to no run whose training could go on"):
+    with pytest.raises(
+        TrainerError, match=r"elsewhere.safetensors: does not belong to a run whose training could continue"
+    ):
         train(None, demo, resume=copy)
     assert os.listdir(here) == [copy.name]
 
@@ -214,7 +216,7 @@ def test_a_file_of_weights_is_no_run_to_go_on_with(unbroken, demo, here):
     ("log", "row", "reason"),
     [
         ("log.csv", b"two,0,0.1\n", "could not convert string to float: 'two'"),
-        ("log.csv", b"1,0\n", "a row has another number of columns"),
+        ("log.csv", b"1,0\n", "differ in the number of columns"),
         ("log.csv", b"\xff\x00\xfe\n", "not valid UTF-8"),
         ("holdout.csv", b"1,x,0,0\n", "could not convert string to float: 'x'"),
     ],

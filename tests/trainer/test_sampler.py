@@ -72,7 +72,7 @@ def test_a_run_of_an_older_version_has_the_defaults_of_what_it_lacks(here):
     new = ("repeats", "fraction", "subset", "pacing")
     stored = {name: value for name, value in vars(resolve(Settings())).items() if name not in new}
     assert resumed(Settings(repeats=1), stored, here) == resolve(Settings())
-    with pytest.raises(TrainerError, match="repeats is 2, the run has 1"):
+    with pytest.raises(TrainerError, match="repeats is 2, but the run has 1"):
         resumed(Settings(repeats=2), stored, here)
 
 
@@ -191,7 +191,7 @@ def test_fractions_are_drawn_by_the_seed_and_nested(tmp_path):
 def test_a_fraction_is_of_whole_videos_beside_those_held_out(demo, here, capsys):
     run = train(Settings(**SMALL, method="statistics", epochs=1, holdout=0.25, fraction=0.5), demo)
     out = capsys.readouterr().out
-    assert "2 training videos are held out, 6 are trained on" in out and "3 of 6 training videos are used" in out
+    assert "2 training videos are held out, 6 are used for training" in out and "3 of 6 training videos are used" in out
     meta, source = checkpoint.load(run).meta, data.Shards(demo)
     used = trained_on(meta, source)
     expected = data.Shards(demo)
@@ -250,7 +250,7 @@ def test_pacing_by_hand():
     assert [share for _, share in fixed] == [share for _, share in varied] == pytest.approx(FIXED)
     lengths = np.diff([0] + [stop for stop, _ in varied])
     assert lengths.sum() == 6000 and lengths / lengths.sum() == pytest.approx(np.array(FIXED) / sum(FIXED), abs=2e-4)
-    with pytest.raises(TrainerError, match="pacing is fixed, and curriculum is 0; set curriculum"):
+    with pytest.raises(TrainerError, match="pacing is fixed, but curriculum is 0; set curriculum"):
         resolve(Settings(pacing="fixed"))
 
 

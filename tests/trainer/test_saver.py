@@ -99,7 +99,7 @@ def test_one_checkpoint_of_every_few_epochs_stays(unbroken, demo, here, monkeypa
         result = measure("smoothness", demo, kept, compute=Compute(8, 0, "cpu"))
         assert result["file"].startswith(f"{kept}/results/smoothness-") and os.path.exists(result["file"])
         assert sorted(os.listdir(kept)) == ["checkpoint.json", "features", "results", "weights.safetensors"]
-    with pytest.raises(TrainerError, match="belongs to no run whose training could go on"):
+    with pytest.raises(TrainerError, match="does not belong to a run whose training could continue"):
         train(None, demo, resume=kept)
     assert checkpoint.newest_run().name == "until 18"
 

@@ -30,7 +30,7 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch, cores, processes,
         ({"method": "pacman"}, "unknown method 'pacman', expected one of: statistics, pace"),
         ({"method": "pace+pace"}, "each method may be named once"),
         ({"backbone": "r4d"}, "unknown backbone 'r4d', expected one of: c3d_light"),
-        ({"options": {"statistics": {}}}, "options of 'statistics' are given, and the method is pace"),
+        ({"options": {"statistics": {}}}, "options of 'statistics' are given, but the method is pace"),
         ({"options": {"pace": {"targets": "raw"}}}, "targets is no option of method pace: it has contrast"),
         (
             {"options": {"pace": {"contrast": "all"}}},
@@ -61,7 +61,10 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch, cores, processes,
         ),
         ({"jitter": "contrast", "crop_area": [0.5]}, r"crop_area is \[0.5\], expected two shares of the frame"),
         ({"jitter": "contrast", "crop_area": [0.8, 0.5]}, r"crop_area is \[0.8, 0.5\], expected two shares"),
-        ({"crop_area": [0.5, 1]}, r"crop_area is \[0.5, 1.0\], and jitter is frame, which has none; leave it out"),
+        (
+            {"crop_area": [0.5, 1]},
+            r"crop_area is \[0.5, 1.0\], and jitter is frame, which has none; leave it at \[0.2, 1.0\]",
+        ),
         ({"method": "order", "color_strength": 0.5}, "color_strength is 0.5, and jitter is none, which has none"),
     ],
 )
@@ -189,7 +192,9 @@ def test_resuming_takes_what_the_run_has(tmp_path):
     stored = asdict(resolve(Settings(lr=0.1)))
     assert resumed(Settings(workers=5, lr=0.1), stored, tmp_path).workers == 5
     assert resumed(Settings(options={"pace": {"contrast": "none"}}), stored, tmp_path).lr == 0.1
-    with pytest.raises(TrainerError, match="lr is 0.2, the run has 0.1; contrast is 'same-pace', the run has 'none'"):
+    with pytest.raises(
+        TrainerError, match="lr is 0.2, but the run has 0.1; contrast is 'same-pace', but the run has 'none'"
+    ):
         resumed(Settings(lr=0.2, options={"pace": {"contrast": "same-pace"}}), stored, tmp_path)
 
 

@@ -230,5 +230,5 @@ def test_a_hidden_layer_is_saved_and_not_changed_on_resume(demo, here):
     options = {"statistics": {"hidden": 16, "targets": "scaled"}}
     run = train(Settings(**SMALL, method="pace+statistics", options=options), demo)
     assert checkpoint.load(run).weights["methods.statistics.heads.motion.4.weight"].shape == (16, 16)
-    with pytest.raises(TrainerError, match="hidden is 8, the run has 16"):
+    with pytest.raises(TrainerError, match="hidden is 8, but the run has 16"):
         train(Settings(options={"statistics": {"hidden": 8}}), demo, resume=run)

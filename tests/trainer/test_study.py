@@ -213,6 +213,18 @@ def test_pretext_tasks_are_compared_with_chance_and_orderings_judged(tmp_path, m
     assert ", chance: 25.0 %" in drawn and "held-out training videos" not in drawn  # of marks, those that are there
 
 
+def test_methods_of_several_clips_are_rows_like_others(tmp_path, monkeypatch):
+    """Two steps each."""
+    write_colored(tmp_path / "colors" / "00000.h5", 16, 40, split=[[1]] * 12 + [[3]] * 4)
+    rows = {name: {"method": name, "options": {name: {"hidden": 8}}} for name in ("simclr", "moco", "byol", "lejepa")}
+    rows |= {"rspnet": {"method": "rspnet"}, "both": {"method": "lejepa+rspnet", "options": {"lejepa": {"hidden": 8}}}}
+    path = write_study(tmp_path, seeds=[0], rows=rows, measures=[{"protocol": "knn", "k": 1}])
+    content = make_study(monkeypatch, path, tmp_path / "out")
+    assert not content["failures"] and {entry["row"] for entry in content["numbers"]} == {*rows, RANDOM}
+    shown = {row: [run["clips"] for run in content["rows"][row]["trained"].values()] for row in rows}
+    assert shown == {name: [24] for name in rows} | {"rspnet": [36], "lejepa": [48], "both": [84]}
+
+
 def test_a_row_may_label_its_pretraining_in_another_way(tmp_path, monkeypatch):
     for name in ("a/1", "a/2", "b/1", "b/2"):
         write_video(tmp_path / "videos" / f"{name}.avi", 40)
@@ -320,7 +332,7 @@ def test_a_row_may_be_weights_or_begin_with_them(colors, tmp_path, monkeypatch):
     assert len(set((tmp_path / "out" / "results").iterdir()) - before) == 1  # other weights, other numbers
     torch.save({"a": torch.ones(1)}, tmp_path / "theirs.pth")
     with pytest.raises(
-        TrainerError, match="study.yaml: .*theirs.pth: weights in PyTorch's own format; import them first"
+        TrainerError, match="study.yaml: .*theirs.pth: weights in the format of PyTorch; import them first"
     ):
         read(write_study(tmp_path, rows={"published": {"weights": "theirs.pth"}}))
 

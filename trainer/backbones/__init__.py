@@ -1,5 +1,5 @@
-"""Backbones by name: functions of a width multiplier that return a module giving its stage features by name. None is
-imported before it is asked for."""
+"""Backbones by name: functions of a width multiplier that return a module whose output is stage features by name. They
+are imported on use."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ BACKBONES = {
 
 
 def create(name: str, width: float = 1.0) -> Stages:
-    """The backbone of that name, or of an import path that the user has named (see labelgen.plugins), with new weights. Raises
-    SettingError for another name."""
+    """The backbone of that name, or at an import path that the user has named (see labelgen.plugins), with new weights.
+    Raises SettingError for other names."""
     check_name(name)
     if not plugins.is_path(name):
         return pkgutil.resolve_name(BACKBONES[name])(width)
@@ -39,9 +39,11 @@ def create(name: str, width: float = 1.0) -> Stages:
     try:
         made = plugins.find(name, SettingError)(width)
     except TypeError as error:
-        raise SettingError(f"{name}: makes no backbone ({error}), expected a function of the width") from error
+        raise SettingError(
+            f"{name}: it does not make a backbone ({error}), expected a function of the width"
+        ) from error
     if not isinstance(made, Stages):
-        raise SettingError(f"{name}: gives {type(made).__name__}, expected trainer.backbones.layers.Stages")
+        raise SettingError(f"{name}: it returns {type(made).__name__}, expected trainer.backbones.layers.Stages")
     return made
 
 

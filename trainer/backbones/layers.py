@@ -1,4 +1,4 @@
-"""Parts that the families of backbones share."""
+"""Parts that several backbones share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stages(nn.Module):
     forward: float [B, 3, T, H, W] -> the output [B, C, T', H', W'] of every stage by name, shallow to deep
     features: channels of the last stage
     autocast: type in which its layers compute; None: that of x
-    input: the pixels that it expects
+    input: the input that it expects
     """
 
     autocast: torch.dtype | None = None
@@ -36,7 +36,7 @@ class Stages(nn.Module):
 
     @property
     def norm_epsilon(self) -> float:
-        """Epsilon of all its batch normalisations."""
+        """Epsilon of all batch normalisations."""
         return next((norm.eps for norm in self._norms()), 1e-5)
 
     @norm_epsilon.setter
@@ -45,11 +45,11 @@ class Stages(nn.Module):
             norm.eps = value
 
     def stored(self) -> dict[str, object]:
-        """What a checkpoint holds of it beside its weights, see `expect`."""
+        """What a checkpoint stores besides the weights, see `expect`."""
         return {"input": self.input.stored(), "norm_epsilon": self.norm_epsilon}
 
     def expect(self, meta: dict) -> None:
-        """Take the input and the epsilon of batch normalisation of a run's checkpoint.json, if it has them."""
+        """Adopt the input and the epsilon of batch normalisation in a run's checkpoint.json, if it has them."""
         if "input" in meta:
             self.input, self.norm_epsilon = of_run(meta), meta["norm_epsilon"]
 
@@ -77,29 +77,29 @@ def triple(size: Size) -> tuple[int, int, int]:
 def subsample(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     """Every stride-th value of x [N, C, ...] along each of its last axes, a view.
 
-    A convolution of kernel 1 is computed on it with stride 1: with a stride, oneDNN writes beyond its memory or returns wrong
-    gradients if there are fewer input channels than its blocks of 8 or 16 hold (uxlfoundation/oneDNN issue 6035).
+    Convolutions of kernel 1 are computed on it with stride 1: with another stride, oneDNN writes beyond its memory or returns
+    wrong gradients if there are fewer input channels than its blocks of 8 or 16 hold (uxlfoundation/oneDNN issue 6035).
     """
     picked: tuple[Any, ...] = (..., *(slice(None, None, step) for step in stride))
     return x[picked]
 
 
-# What is computed in fewer dimensions than it has, by type of device: convolutions with kernels of 1 ("point"), along time
-# ("temporal") and within frames ("spatial"), and batch normalisation ("norm"). `benchmarks/train.py` compares. On the CPU
-# PyTorch 2.13 takes 1.2 to 4 times as long for the first two in three dimensions. On CUDA (read, not measured) its fast
-# normalisation of bf16 knows channels_last alone, not channels_last_3d.
+# Layers that are computed in fewer dimensions, by type of device: convolutions with kernels of 1 ("point"), along time
+# ("temporal") and within frames ("spatial"), and batch normalisation ("norm"). `benchmarks/train.py` compares them. On
+# the CPU PyTorch 2.13 takes 1.2 to 4 times as long for the first two in three dimensions. On CUDA (read, not measured)
+# its fast normalisation of bf16 supports only channels_last, not channels_last_3d.
 FLAT = {"cpu": {"point", "temporal"}, "cuda": {"norm"}}
 
 
 def is_flat(kind: str, x: Tensor) -> bool:
-    """Whether layers of that kind compute x in fewer dimensions. Exported networks keep the plain operators."""
+    """Whether layers of this kind compute x in fewer dimensions. Exported networks keep the plain operators."""
     return kind in FLAT.get(x.device.type, ()) and not torch.compiler.is_exporting()
 
 
 class Conv3d(nn.Conv3d):
-    """nn.Conv3d without bias, padded by half its kernel. Kernels that do not need three dimensions are computed in fewer if
-    `FLAT` says so, on views: in channels_last_3d nothing is copied. Kernels of 1 see only the values that their stride picks,
-    see `subsample`."""
+    """nn.Conv3d without bias, padded by half its kernel. If `FLAT` says so, kernels that do not need three dimensions
+    are computed in fewer, on views: in channels_last_3d nothing is copied. Kernels of 1 are applied to subsampled
+    values, see `subsample`."""
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]):
         t, h, w = kernel
@@ -132,7 +132,7 @@ class Conv3d(nn.Conv3d):
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """nn.BatchNorm3d that sees [N, C, T, H * W] if `FLAT` says so: a view, and the same values."""
+    """nn.BatchNorm3d that is computed on the view [N, C, T, H * W] if `FLAT` says so, with the same values."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() not in (4, 5):
@@ -145,7 +145,7 @@ class BatchNorm3d(nn.BatchNorm3d):
 
 
 def initialised(conv: nn.Conv3d) -> nn.Conv3d:
-    """The convolution with weights drawn as by He et al., ICCV 2015, over the outputs (fan_out), and biases 0."""
+    """Initialise a convolution as He et al., ICCV 2015, over the outputs (fan_out), with biases 0; returns it."""
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -158,7 +158,7 @@ def conv3d(inputs: int, outputs: int, kernel: Size, stride: Size = 1) -> nn.Sequ
 
 
 def separable(inputs: int, middle: int, outputs: int, kernel: Size, stride: Size = 1) -> nn.Sequential:
-    """A spatial convolution to the middle channels, then a temporal one, each normalised, with a ReLU between them."""
+    """A spatial convolution to the middle channels and a temporal one, each normalised, with a ReLU in between."""
     (t, h, w), (stride_t, stride_h, stride_w) = triple(kernel), triple(stride)
     return nn.Sequential(
         *conv3d(inputs, middle, (1, h, w), (1, stride_h, stride_w)),

@@ -1,4 +1,4 @@
-"""2D residual networks, run on every frame by itself."""
+"""2D residual networks, applied to each frame separately."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.backbones.resnet3d import BasicBlock, residual_stages, shortcut
 
 
 class FrameStages(Stages):
-    """Stages of a 2D network: the frames of all clips pass as one batch of images, and come back as clips."""
+    """Stages of a 2D network: the frames of all clips are processed as one batch of images, and returned as clips."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         clips, frames = x.shape[0], x.shape[2]
@@ -25,7 +25,7 @@ class FrameStages(Stages):
 class FrameConv(nn.Conv3d):
     """2D convolution of [N, C, H, W], without bias, padded by half its kernel.
 
-    Its weights keep a time axis of length 1, since channels_last_3d refuses weights without one.
+    Its weights keep a time axis of length 1, because channels_last_3d needs one.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int):
@@ -82,6 +82,6 @@ def resnet18(width: float = 1.0) -> FrameStages:
 def resnet50(width: float = 1.0) -> FrameStages:
     """ResNet-50 on every frame, with the stride in the 3x3 convolutions.
 
-    The stages' shapes are those of resnet18 with four times its channels from conv2 on.
+    Shapes of stages are those of resnet18, with four times as many channels from conv2 on.
     """
     return _resnet(width, Bottleneck, (256, 512, 1024, 2048), (3, 4, 6, 3))

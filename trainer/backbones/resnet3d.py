@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
 
 
 def shortcut(conv: Conv, inputs: int, outputs: int, stride: int) -> nn.Module:
-    """What a residual block adds to its output: its input or, if the shape changes, a convolution of kernel 1."""
+    """The shortcut of a residual block: its input or, if the shape changes, a convolution of kernel 1."""
     return nn.Identity() if stride == 1 and inputs == outputs else conv(inputs, outputs, 1, stride)
 
 
@@ -36,7 +36,7 @@ def residual_stages(
 ) -> dict[str, nn.Sequential]:
     """Stages conv2 to conv5 of a residual network; all but conv2 begin with stride 2.
 
-    block:    makes one block from its inputs, outputs and stride
+    block:    (inputs, outputs, stride) -> a block
     channels: outputs of each stage
     depths:   blocks of each stage
     """
@@ -50,7 +50,7 @@ def residual_stages(
 
 
 def conv2plus1d(inputs: int, outputs: int, kernel: Size, stride: Size = 1) -> nn.Sequential:
-    """A factorised 3D convolution with about as many weights as the plain one, then batch normalisation."""
+    """A factorised 3D convolution with about the same number of weights as a plain one, then batch normalisation."""
     return separable(inputs, middle_channels(inputs, outputs, kernel), outputs, kernel, stride)
 
 
@@ -64,8 +64,8 @@ def middle_channels(inputs: int, outputs: int, kernel: Size) -> int:
 
 
 class FactorisedBlock(BasicBlock):
-    """A BasicBlock of (2+1)D convolutions as torchvision defines it: both have as many middle channels as the rule gives for
-    the first one, and the shortcut is a plain convolution."""
+    """A BasicBlock of (2+1)D convolutions as defined by torchvision: both have the number of middle channels that the
+    rule gives for the first, and the shortcut is a plain convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         middle = middle_channels(inputs, outputs, 3)
@@ -91,7 +91,7 @@ def r3d10(width: float = 1.0) -> Stages:
     """R3D with one block per stage: "R3D" of Xu et al., "R3D-18" of Wang's thesis.
 
     Xu et al., CVPR 2019; thesis of 2020, section 3.3. There is no max pooling.
-    width multiplies all channel counts; so it does in every backbone.
+    As in every backbone, width multiplies all channel counts.
     For 16 x 112 x 112: conv1, conv2 [64, 16, 56, 56], conv3 [128, 8, 28, 28], conv4 [256, 4, 14, 14],
     conv5 [512, 2, 7, 7].
     """
@@ -102,7 +102,7 @@ def r2plus1d10(width: float = 1.0) -> Stages:
     """R(2+1)D with one block per stage: r3d10 with every convolution factorised.
 
     The stem and the shortcuts follow the same rule for the middle channels (83 in the stem), as in the published code
-    of Xu et al., CVPR 2019; the stages' shapes are those of r3d10.
+    of Xu et al., CVPR 2019; shapes of stages are those of r3d10.
     """
     return _resnet(width, conv2plus1d, 1)
 
@@ -110,7 +110,7 @@ def r2plus1d10(width: float = 1.0) -> Stages:
 def r3d18(width: float = 1.0) -> Stages:
     """R3D with two blocks per stage.
 
-    The stages' shapes are those of r3d10.
+    Shapes of stages are those of r3d10.
     """
     return _resnet(width, conv3d, 2)
 
@@ -118,16 +118,16 @@ def r3d18(width: float = 1.0) -> Stages:
 def r2plus1d18(width: float = 1.0) -> Stages:
     """R(2+1)D with two blocks per stage.
 
-    The stages' shapes are those of r3d10.
+    Shapes of stages are those of r3d10.
     """
     return _resnet(width, conv2plus1d, 2)
 
 
 def r2plus1d18_tv(width: float = 1.0) -> Stages:
-    """R(2+1)D with two blocks per stage as torchvision defines it (its `r2plus1d_18`), for published weights.
+    """R(2+1)D with two blocks per stage as defined by torchvision (its `r2plus1d_18`), for published weights.
 
-    Tran et al., CVPR 2018. It is r2plus1d18 with 45 middle channels in the stem, plain shortcuts, and blocks whose two
-    convolutions have the middle channels of the first; the stages' shapes are those of r3d10.
+    Tran et al., CVPR 2018. It differs from r2plus1d18 in 45 middle channels in the stem, plain shortcuts, and blocks
+    whose convolutions both have the middle channels of the first; shapes of stages are those of r3d10.
     """
     stem, *channels = scaled(width, 45, 64, 128, 256, 512)
     conv1 = nn.Sequential(separable(3, stem, channels[0], (3, 7, 7), (1, 2, 2)), nn.ReLU())

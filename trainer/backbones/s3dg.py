@@ -9,7 +9,7 @@ from trainer.backbones.layers import Size, Stages, conv3d, scaled, separable
 
 
 class SelfGating(nn.Module):
-    """x * sigmoid(W mean(x) + b): channels weighted by what the whole clip shows; [B, C, T, H, W] in and out."""
+    """x * sigmoid(W mean(x) + b): channels weighted by the content of the whole clip; [B, C, T, H, W] in and out."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -20,7 +20,7 @@ class SelfGating(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches side by side, gated or not: 1x1x1; 1x1x1 and 3x3x3, twice; max pooling and 1x1x1.
+    """Four parallel branches, gated or not: 1x1x1; 1x1x1 and 3x3x3, twice; max pooling and 1x1x1.
 
     channels: of the first, the second (reduced, outputs), the third (reduced, outputs) and the fourth branch
     """
@@ -92,9 +92,9 @@ def _s3d(width: float, gated: bool) -> Stages:
 def s3dg(width: float = 1.0) -> Stages:
     """S3D-G: separable Inception with self-gating.
 
-    Every Inception branch and conv2 are gated, and the stem is one convolution of 3x7x7, as in the authors' code and
-    in that of Wang's pace paper. Each stage but the first begins with a max pooling:
-    conv1 is the stem (Conv 1a), conv2 Conv 2b and 2c, conv3 Mixed 3b and 3c, conv4 Mixed 4b to 4f, conv5 Mixed 5b and 5c.
+    Every Inception branch and conv2 are gated, and the stem is one convolution of 3x7x7, as in the authors' code and in
+    the code of Wang's pace paper. Each stage except the first begins with a max pooling: conv1 is the stem (Conv 1a),
+    conv2 Conv 2b and 2c, conv3 Mixed 3b and 3c, conv4 Mixed 4b to 4f, conv5 Mixed 5b and 5c.
     For 16 x 112 x 112: conv1 [64, 8, 56, 56], conv2 [192, 8, 28, 28], conv3 [480, 8, 14, 14], conv4 [832, 4, 7, 7],
     conv5 [1024, 2, 4, 4]; for the published 64 x 224 x 224 conv5 is [1024, 8, 7, 7].
     """
@@ -102,10 +102,10 @@ def s3dg(width: float = 1.0) -> Stages:
 
 
 def s3d(width: float = 1.0) -> Stages:
-    """S3D: s3dg without gating, its stem separable, too, as torchvision and CoCLR define it, for published weights.
+    """S3D: s3dg without gating and with a separable stem, as defined by torchvision and CoCLR, for published weights.
 
-    Batch normalisation has torchvision's epsilon of .001, and the last pooling rounds down, as there. The stages' shapes are
-    those of s3dg, but for conv5, which is [1024, 2, 3, 3] for 16 x 112 x 112.
+    Batch normalisation has torchvision's epsilon of .001, and the last pooling rounds down, as there. Shapes of stages
+    are those of s3dg, except conv5, which is [1024, 2, 3, 3] for 16 x 112 x 112.
     """
     backbone = _s3d(width, gated=False)
     backbone.norm_epsilon = 1e-3

@@ -1,4 +1,4 @@
-"""Shards -> batches."""
+"""From shards to batches."""
 
 from labelgen.shards import TEST, TRAIN, VALIDATION
 from trainer.data.clips import Batch, CentreClips, Draw, ReadClip, TrainingClips
@@ -7,7 +7,7 @@ from trainer.data.index import Shards
 from trainer.data.loader import Download, prefetch, to_device
 from trainer.data.readers import Folders, Readers
 from trainer.data.sampler import Batches
-from trainer.data.views import TenCrops, VideoViews, adjacent_frames, sliding_frames, spread_frames
+from trainer.data.views import TenCrops, Time, VideoViews, adjacent_frames, sliding_frames, spread_frames
 
 __all__ = [
     "TEST",
@@ -24,6 +24,7 @@ __all__ = [
     "Readers",
     "Shards",
     "TenCrops",
+    "Time",
     "TrainingClips",
     "VideoViews",
     "adjacent_frames",

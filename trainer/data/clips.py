@@ -1,7 +1,7 @@
-"""Samples -> batches of frames, labels and views.
+"""From samples to batches of frames, labels and views.
 
-Every random draw is a pure function of (seed, epoch, sample), whichever thread makes it, also in a run that was resumed in
-the middle of an epoch.
+Every random draw is a pure function of (seed, epoch, sample), in any thread, even if the run was resumed in the middle
+of an epoch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 class Draw:
     """How one sample is shown.
 
-    epoch:   number of the pass over the samples, several of which may make an epoch of the run (the setting `repeats`)
+    epoch:   number of the pass over the samples; an epoch of the run may have several (the setting `repeats`)
     rng:     generator of this (seed, epoch, sample)
     views:   one per clip, see augment.draw
-    options: the method's
+    options: of the method
     """
 
     epoch: int
@@ -50,13 +50,13 @@ def _no_clips(rows: Tensor, read: ReadClip) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method's forward gets, on the device.
+    """The input of a method's forward, on the device.
 
     clips:    float32 [B n, 3, T, size, size], augmented; the n clips of a sample, of T frames each, are adjacent
-    labels:   what the method's read returned, by name, stacked [B, ...]
+    labels:   returned by the method's read, by name, stacked [B, ...]
     video:    int64 [B], row in Shards.videos of each sample's video
     progress: share of the training that is done, 0 to 1
-    key:      seed of the run and step, for draws that are the same in all processes
+    key:      seed of the run and step, for draws that are equal in all processes
     counts:   number of samples in each process; not needed with one process
     share:    share of the step's samples that this micro-batch holds, over all processes
     clips_of: (rows int64 [B] of Shards.videos, read) -> float32 [B, 3, T, size, size], augmented: a clip of another video for
@@ -77,8 +77,8 @@ class Batch:
 class TrainingClips:
     """Clips of one method's samples (int64 [n, 2]).
 
-    method: class of trainer.methods; tag: gives each use of the same samples draws of its own
-    weights: how often a sample of each data set stands among the samples, if not once; each copy shows another draw
+    method: class of trainer.methods; tag: gives each use of the same samples different draws
+    weights: how often a sample of each data set occurs, if not once; each copy has a different draw
     jitter, crop_area, color_strength: see augment.draw
     """
 
@@ -114,7 +114,7 @@ class TrainingClips:
         return Draw(epoch * int(self.times[sample]) + int(self.copy[sample]), rng, views, self.options)
 
     def _frames(self, views: list[dict], n: int) -> np.ndarray:
-        """Memory for n clips of each sample, uint8 [B, n, T, H, W, 3]: of whole frames if a view is a box of them."""
+        """Memory for n clips per sample, uint8 [B, n, T, H, W, 3], for whole frames if views are boxes in them."""
         size = self.shards.frame_size if "box" in views[0] else (self.size, self.size)
         return np.empty((len(views) // n, n, self.length, *size, 3), np.uint8)
 
@@ -150,8 +150,8 @@ class TrainingClips:
         }
 
     def of_videos(self, raw: dict[str, Any], rows: np.ndarray, read: ReadClip) -> dict[str, Any]:
-        """A clip of the video of each row for each sample of a batch: "clips" as in `batch`, one each, and "view", drawn from
-        the samples' keys alone. read: see `Batch`."""
+        """A clip of the video of each row, for each sample of a batch: "clips" as in `batch`, one per sample, and
+        "view", drawn only from the samples' keys. read: see `Batch`."""
         draws = [self._draw(OTHER_VIDEO, key, 1) for key in raw["key"].numpy()]
         array = self._frames([draw.views[0] for draw in draws], 1)
 
@@ -167,7 +167,7 @@ class TrainingClips:
 
 
 class CentreClips(TrainingClips):
-    """Samples drawn as in training, but each clip the centre crop, neither mirrored nor jittered."""
+    """Samples drawn as in training, but with centre crops, neither mirrored nor jittered."""
 
     def _draw(self, kind: int, key: np.ndarray, n: int) -> Draw:
         draw, grid = super()._draw(kind, key, n), self.shards.crop_grid

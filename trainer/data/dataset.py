@@ -1,4 +1,4 @@
-"""Shards as a dataset of PyTorch, for training loops of one's own."""
+"""Shards as a PyTorch dataset, for other training loops."""
 
 from __future__ import annotations
 
@@ -25,24 +25,22 @@ _VIEWS: dict[str, Callable[[int, int], np.ndarray]] = {
 
 
 class ClipDataset(Dataset):
-    """Clips of the videos of shards: for a DataLoader with any number of workers, and for whatever takes one, such as Lightning.
+    """Clips of the videos of shards, for a DataLoader with any number of workers or anything that takes one, such as Lightning.
 
-    folder: what labelgen wrote, or several; split: of the official ones, None for the first; part: "train", "validation" or
-    "test" of it, None for all videos
-    clips: "random", one of each video, drawn anew each time; "spread", 10 of each; "sliding", all that overlap by half;
-    "adjacent", all that follow one another; "labelled", those that labelgen labelled. A video shorter than a clip is played in
-    a loop.
-    labels: names of data sets of the labelled clips, such as "statistics/motion" (docs/shards.md); those of the crop and the
-    mirror that are shown
-    crop: "random", one of the crops of the shards, or "centre"; mirror: every second clip, by chance
-    uint8: clips as they are stored, for augmentation of one's own; input: what the network expects, such as `backbone.input`
+    folder: of shards, or several; split: official split, None for the first; part: "train", "validation" or "test" of it, None
+    for all videos
+    clips: "random", one per video, drawn each time; "spread", 10 per video; "sliding", all that overlap by half;
+    "adjacent", all without overlap; "labelled", those that labelgen labelled. A video shorter than a clip is looped.
+    labels: names of data sets of the labelled clips, such as "statistics/motion" (docs/shards.md); items have the
+    labels of the shown crop and mirroring
+    crop: "random", one of the crops of the shards, or "centre"; mirror: a clip with probability 1/2
+    uint8: clips as stored, for custom augmentation; input: what the network expects, such as `backbone.input`
 
-    An item is a dict: "clip", float32 [3, T, S, S], normalised as the network expects it, or uint8 [T, S, S, 3];
-    "label", int, index into `classes` (-1: none); "video", int, row of `shards.videos`; "start", int, frame of the video at
-    which the clip begins; and each of `labels` by its name. Random draws are torch's, so that its seed repeats them.
+    An item is a dict: "clip", float32 [3, T, S, S], normalised as the network expects it, or uint8 [T, S, S, 3]; "label", int,
+    index into `classes` (-1: none); "video", int, row of `shards.videos`; "start", int, first frame of the clip in the video;
+    and each of `labels` by its name. Random draws come from torch, so that its seed repeats them.
 
-    Raises SettingError for values that make no sense, TrainerError if there is no clip, ShardError for shards that cannot be
-    read.
+    Raises SettingError for invalid values, TrainerError if there is no clip, ShardError if shards cannot be read.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class ClipDataset(Dataset):
             )
         self._labels = self._axes(labels, clips)
         rows, lengths = np.flatnonzero(used), shards.readers.numbers("videos/n_frames")
-        self._clip = np.empty(0, np.int64)  # of each item, its labelled clip in the shard
+        self._clip = np.empty(0, np.int64)  # labelled clip of each item in its shard
         if clips == LABELLED:
             chosen = used[shards.clip_video]
             self._video, self._clip = shards.clip_video[chosen], shards.clips[chosen, 1]
@@ -86,16 +84,16 @@ class ClipDataset(Dataset):
             self._video = np.repeat(rows, [*map(len, starts)])
             self._start = np.concatenate([np.empty(0, np.int64), *starts])
         if not len(self._video):
-            raise TrainerError(f"{shards.dataset}: no {clips} clip of {part or 'any'} videos, expected one at least")
+            raise TrainerError(f"{shards.dataset}: no {clips} clip of {part or 'any'} videos, expected at least one")
 
     def _axes(self, labels: Sequence[str], clips: str) -> dict[str, tuple]:
-        """The axes of each data set of labels. Raises SettingError for one that is not of clips."""
+        """The axes of each data set of labels. Raises SettingError if one is not per clip."""
         kinds = self.shards.readers[0].kinds
         known = {field.name: field.axes for kind in kinds for field in kind.fields if field.axes[0] == "clips"}
         if unknown := [name for name in labels if name not in known]:
             raise SettingError(f"labels are {unknown[0]!r}, expected some of: {', '.join(known)}")
         if labels and clips != LABELLED:
-            raise SettingError(f"labels are given, and clips are {clips!r}, expected {LABELLED!r}")
+            raise SettingError(f"labels are given, but clips are {clips!r}, expected {LABELLED!r}")
         return {name: known[name] for name in labels}
 
     @property
@@ -107,7 +105,7 @@ class ClipDataset(Dataset):
         return len(self._video)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, start = int(self._video[index]), int(self._start[index])  # an IndexError ends a loop over the items
+        row, start = int(self._video[index]), int(self._start[index])  # IndexError ends a loop over the items
         shard, video = self.shards.videos[row]
         reader, length = self.shards.readers[shard], self.shards.clip_length
         first, n = (int(reader.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
@@ -131,7 +129,7 @@ class ClipDataset(Dataset):
         return item
 
     def __reduce__(self) -> tuple[type[ClipDataset], tuple]:
-        return ClipDataset, self._made_with  # a worker that is not forked opens the shards anew
+        return ClipDataset, self._made_with  # a worker that is not forked opens the shards again
 
 
 def _draw(most: int) -> int:

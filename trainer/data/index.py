@@ -1,4 +1,4 @@
-"""All shards of a data set as one, seen through one of its official splits."""
+"""All shards of a data set as one, with one of its official splits."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from trainer.errors import SettingError, TrainerError
 
 
 class Shards:
-    """All shards of a data set as one, seen through one of its official splits; or of several data sets.
+    """All shards of a data set, or of several, as one, with one of the official splits.
 
-    folder: what labelgen wrote, or several; split: a split's name or 1-based number, None for the first; readers: of the
-    folder, if it is open already; overlay: see Readers
-    dataset, config, config_hash, clip_length, crop_grid: as in every one of the shards (int16 [crops, 2] y, x); of several
-    data sets their names with a + between them, and a hash of all, as of a folder that has grown, see `hash_of_all`
-    split:  name of the split, None if the data set has none
+    folder: of shards, or several; split: name or 1-based number of a split, None for the first; readers: of the folder, if it
+    is open already; overlay: see Readers
+    dataset, config, config_hash, clip_length, crop_grid (int16 [crops, 2] y, x): as in each of the shards; for several data sets
+    their names joined by +; for these and for a folder that has grown a joint hash, see `hash_of_all`
+    split: name of the split, None if the data set has none
     videos: int64 [videos, 2], shard and video in it; clips: int64 [clips, 2], likewise
-    before: int64 [shards], row of a shard's first video; frame_size: height and width of the stored frames
+    first_row: int64 [shards], row of a shard's first video; frame_size: height and width of the stored frames
     clip_video: int64 [clips], row of `videos` that a clip belongs to
-    part:   uint8 [videos], 0 none, 1 train, 2 validation, 3 test
-    whole:  names of the data sets whose split marks no video as train, so that pretraining uses them all
-    trains: bool [videos], whether pretraining may use it
+    part: uint8 [videos], 0 none, 1 train, 2 validation, 3 test
+    unsplit_datasets: names of the data sets whose split marks no video as train, so that pretraining uses all of their videos
+    train_mask: bool [videos], whether pretraining may use a video
 
     Raises TrainerError for an unknown split, ShardError for unreadable or mixed shards.
     """
@@ -78,14 +78,14 @@ class Shards:
         self.frame_size = first.frame_size
 
     def of_shards(self, shards: range) -> slice:
-        """Rows of `videos` that stand in these shards."""
+        """Rows of `videos` in these shards."""
         return slice(
             int(self.first_row[shards[0]]), int(self.first_row[shards[-1]] + self.readers.n_videos[shards[-1]])
         )
 
     def weighted(self, samples: np.ndarray, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Samples of which those of each data set stand there as often as its weight says, int64 [n, 2]; how often each is
-        there, and which one of them it is, int64 [n]. Raises TrainerError unless there is a weight for each data set."""
+        """Samples repeated by the weight of their data set, int64 [n, 2]; the number of repetitions of each, and which
+        repetition it is, int64 [n]. Raises TrainerError unless there is one weight per data set."""
         if len(weights) != len(self.readers.datasets):
             raise TrainerError(
                 f"shard_weights are {weights}, expected one for each of {', '.join(self.readers.datasets)}"
@@ -95,24 +95,25 @@ class Shards:
         return np.repeat(samples, times, axis=0), np.repeat(times, times), copy
 
     def with_training_videos(self, train_mask: np.ndarray) -> Shards:
-        """The same shards, of whose videos pretraining may use others, bool [videos]."""
+        """The same shards with another `train_mask`, bool [videos]."""
         other = copy.copy(self)
         other.train_mask = train_mask
         return other
 
     @property
     def groups(self) -> np.ndarray:
-        """The source group of every video, str [videos]; a video without one is a group of its own, called by its id."""
+        """The source group of every video, str [videos]; a video without one is a separate group, named after its id."""
         return np.array([group or id for group, id in zip(*map(self.text, ("videos/group", "videos/id")), strict=True)])
 
     def hold_out(self, share: float, seed: int) -> np.ndarray:
-        """Take about a share of the training videos out of `train_mask`, whole groups (a video without a group is one), drawn
-        from the seed, one group at least. Returns which, bool [videos]. Raises TrainerError when there is only one group."""
+        """Remove about this share of the training videos from `train_mask`, in whole groups (a video without a group is
+        one), drawn from the seed, at least one group. Returns the removed videos, bool [videos]. Raises TrainerError if
+        there is only one group."""
         groups = self.groups
         names, counts = np.unique(groups[self.train_mask], return_counts=True)
         if len(names) < 2:
             raise TrainerError(
-                f"{self.dataset}: its {counts.sum()} training videos are one group, no part can be held out"
+                f"{self.dataset}: its {counts.sum()} training videos are one group, so that none can be held out"
             )
         order = np.random.default_rng((HOLDOUT, seed)).permutation(len(names))
         chosen = order[: max(1, np.searchsorted(np.cumsum(counts[order]), share * counts.sum(), "right"))]
@@ -121,23 +122,24 @@ class Shards:
         return held
 
     def subsample(self, fraction: float, seed: int) -> None:
-        """Leave about that fraction of the training videos in `train_mask`, one at least, drawn from the seed; a smaller fraction
-        is a part of a larger one. [thesis 3.5.2, which takes one of every k]"""
+        """Keep about this fraction of the training videos in `train_mask`, at least one, drawn from the seed; a smaller
+        fraction is a subset of a larger one. [thesis 3.5.2, which takes one of every k]"""
         ids, rows = np.array(self.text("videos/id")), np.flatnonzero(self.train_mask)
         order = np.random.default_rng((FRACTION, seed)).permutation(rows[np.argsort(ids[rows])])
         self.train_mask = np.isin(np.arange(len(ids)), order[: max(1, round(fraction * len(rows)))])
 
     def labelled_clips(self) -> tuple[np.ndarray, int, str]:
-        """The samples of methods that learn from labelled clips, int64 [n, 2], how many videos are left out, and why: every
-        labelled clip of the training videos or, if some random ones of each video were labelled, the videos, each showing of
-        which takes another clip [thesis 3.4.2]. See `sample_clips` for the clips that a sample stands for."""
+        """The samples of methods that learn from labelled clips, int64 [n, 2], the number of videos left out, and the
+        reason. Samples are all labelled clips of the training videos or, if random clips of each video were labelled,
+        the videos, of which each pass shows another clip [thesis 3.4.2]. For the clips of a sample see
+        `sample_clips`."""
         used = self.train_mask[self.clip_video]
         videos = np.unique(self.clip_video[used])
         samples = self.clips[used] if self.config["clips"] is None else self.videos[videos]
         return samples, int(self.train_mask.sum() - len(videos)), "without a labelled clip"
 
     def long_enough(self, frames: int) -> tuple[np.ndarray, int, str]:
-        """The training videos of at least so many frames, int64 [n, 2], how many are left out, and why."""
+        """The training videos of at least `frames` frames, int64 [n, 2], the number of those left out, and the reason."""
         long = self._all("videos/n_frames") >= frames
         return (
             self.videos[self.train_mask & long],
@@ -146,18 +148,18 @@ class Shards:
         )
 
     def with_rows(self, key: str, different: bool = False) -> tuple[np.ndarray, int, str]:
-        """The training videos that have rows of "pace/pace" or "order/permutation", int64 [n, 2], how many are left out, and
-        why; different: that have rows of two values."""
+        """The training videos with rows of "pace/pace" or "order/permutation", int64 [n, 2], the number of those left
+        out, and the reason. different: only videos with rows of two values."""
         rows = self._all(key)
         has = (rows != NO_ROW).all(1)
         why = f"too short for the {key.split('/')[0]} rows"
         if different:
             has &= (rows != rows[:, :1]).any(1)
-            why += ", or all of them equal"
+            why += ", or with equal rows only"
         return self.videos[self.train_mask & has], int((self.train_mask & ~has).sum()), why
 
     def by_difficulty(self, samples: np.ndarray) -> np.ndarray:
-        """Indices int64 of samples of labelled_clips, easiest first; those without motion come last. [thesis 3.2]"""
+        """Indices int64 of samples of labelled_clips, from easy to hard; those without motion come last. [thesis 3.2]"""
         scores = self._scores(samples)
         return np.argsort(-scores, kind="stable")  # NaN is sorted last
 
@@ -172,7 +174,7 @@ class Shards:
         return samples[np.sort(order[-size:] if which == "hard" else order[:size])]
 
     def _scores(self, samples: np.ndarray) -> np.ndarray:
-        """Difficulty of each sample of labelled_clips, larger is easier: of a video the mean of its clips that move."""
+        """Difficulty of each sample of labelled_clips, larger is easier; for a video the mean of its clips with motion."""
         scores = self._all("curriculum/score")
         if self.config["clips"] is None:
             clip = np.cumsum(self.readers.n_clips) - self.readers.n_clips
@@ -203,12 +205,12 @@ class Shards:
         return self.readers.numbers(key)
 
     def text(self, key: str) -> list[str]:
-        """A text of every video by its full name, e.g. "videos/label"."""
+        """A text data set of the videos by its full name, such as "videos/label"."""
         return list(self.readers.texts(key))
 
 
 def sample_clips(reader: ShardReader, item: int) -> range:
-    """The labelled clips that a sample of Shards.labelled_clips stands for: itself, or those of the video."""
+    """The labelled clips of a sample of Shards.labelled_clips: the sample itself, or the clips of the video."""
     if reader.config["clips"] is None:
         return range(item, item + 1)
     return range(*np.searchsorted(reader.arrays["clips/video"], [item, item + 1]))

@@ -1,3 +1,3 @@
-"""What begins the key of each kind of random draw, so that no two kinds share a generator."""
+"""First elements of the keys of random draws, one per kind, so that no two kinds share a generator."""
 
-ORDER, VIEW, OTHER_VIDEO, HOLDOUT, FRACTION, HALF, DIRECTION = 1, 2, 3, 4, 5, 6, 7
+ORDER, VIEW, OTHER_VIDEO, HOLDOUT, FRACTION, HALF, DIRECTION, SHUFFLED, LABELLED = range(1, 10)

@@ -1,4 +1,4 @@
-"""Batches on their way: decoded in threads, copied to the device, and results copied back."""
+"""The transport of batches: decoded in threads, copied to the device, and results copied back."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch import Tensor
 from labelgen.processes import cores
 from trainer.errors import TrainerError
 
-_AHEAD = 2  # batches that each thread decodes ahead
+_AHEAD = 2  # batches that each thread decodes in advance
 
 
 class Clips(Protocol):
-    """What batches are made of: their keys say which."""
+    """A source of batches, which are chosen by keys."""
 
     def batch(self, keys: Any) -> dict[str, Any]: ...
 
 
 def prefetch(clips: Clips, keys: Iterable[Any], workers: int, device: torch.device) -> Generator[dict[str, Any]]:
-    """clips.batch(key) for each of the keys, in their order, in pinned memory if they go to a GPU.
+    """Yield clips.batch(key) for each of the keys, in order, in pinned memory if the device is a GPU.
 
-    workers: threads, four per core at most, that decode batches before they are asked for (OpenCV's decoder releases
-    Python's lock); 0 decodes each one when it is asked for. An error of a batch is raised in its place. Closing the iterator
-    ends the threads. Raises TrainerError if no thread can be started.
+    workers: threads that decode batches in advance, at most four per core (OpenCV's decoder releases Python's lock); 0
+    decodes each batch on request. The error of a batch is raised in its place. Closing the iterator ends the threads.
+    Raises TrainerError if no thread can be started.
     """
     cv2.setNumThreads(1)
 
@@ -49,8 +49,8 @@ def prefetch(clips: Clips, keys: Iterable[Any], workers: int, device: torch.devi
                 batches.append(threads.submit(load, key))
             except RuntimeError as error:
                 raise TrainerError(
-                    f"no thread that decodes frames can be started ({error}); check how many processes and threads you may "
-                    "have (ulimit -u), or take fewer workers, or none (--workers 0)"
+                    f"no thread that decodes frames can be started ({error}); check the limit of processes and threads "
+                    "(ulimit -u), or use fewer workers, or none (--workers 0)"
                 ) from error
             if len(batches) == _AHEAD * workers:
                 yield batches.popleft().result()
@@ -61,7 +61,7 @@ def prefetch(clips: Clips, keys: Iterable[Any], workers: int, device: torch.devi
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The same nested dict with every tensor on the device. The copies run beside what is being computed there."""
+    """The same nested dict with every tensor on the device. The copies run in parallel with computation on the device."""
     if device.type == "cpu":
         return batch
     computing, copying = torch.accelerator.current_stream(device), _copying(device)
@@ -71,7 +71,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     finally:
         torch.accelerator.set_stream(computing)
     computing.wait_stream(copying)
-    _each(moved, lambda tensor: tensor.record_stream(computing))  # or its memory might be used again too early
+    _each(moved, lambda tensor: tensor.record_stream(computing))  # else its memory might be reused too early
     return moved
 
 
@@ -81,9 +81,9 @@ def _copying(device: torch.device) -> torch.Stream:
 
 
 class Download:
-    """Tensors of a nested dict on their way from the device to the host, which waits only when it asks for them.
+    """The copy of a nested dict of tensors from the device to the host, which only `wait` waits for.
 
-    copy: copy also what is on the host already
+    copy: also copy tensors that are on the host already
     """
 
     def __init__(self, tensors: Any, device: torch.device, copy: bool = False):

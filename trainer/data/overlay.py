@@ -1,4 +1,4 @@
-"""Other classes and splits for the videos of shards, in a small file beside them: a study that has its own copies no pixels."""
+"""Other classes and splits for the videos of shards, in a small file, so that a study with other labels copies no pixels."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PARTS = re.compile("[0-3]*")  # NONE, TRAIN, VALIDATION, TEST
 
 @dataclass(frozen=True)
 class Overlay:
-    """What stands in the place of "videos/label" and "videos/split" of shards.
+    """Replacements of "videos/label" and "videos/split" of shards.
 
-    labels: the class of every video, "" for none; splits: the part of every video, uint8 [videos], by the name of the split
+    labels: the class of every video, "" for none; splits: the part of every video, uint8 [videos], by name of the split
     """
 
     labels: Sequence[str]
     splits: Mapping[str, np.ndarray]
 
     def write(self, folder: Path, name: str, shards: str) -> Path:
-        """Write `<name>-<hash of the content>.json` into a folder, which is made; shards: the digest of those that it is for,
-        see `Readers`."""
+        """Write `<name>-<hash of the content>.json` into a folder, which is created. shards: digest of the shards, see
+        `Readers`."""
         splits = {split: "".join(map(str, column.tolist())) for split, column in self.splits.items()}
         content = {"shards": shards, "labels": [*map(escaped, self.labels)], "splits": splits}
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ class Overlay:
 
 
 def read_overlay(path: str | os.PathLike[str], shards: str, videos: int) -> Overlay:
-    """The overlay of a file. Raises TrainerError if it is damaged, or not for the shards of this digest and number of videos."""
+    """The overlay in a file. Raises TrainerError if it is damaged, or not for shards with this digest and number of videos."""
     try:
         content = load_json(path)
         fit(content, _FORM, "it")
@@ -59,7 +59,7 @@ def read_overlay(path: str | os.PathLike[str], shards: str, videos: int) -> Over
                 raise ValueError(f"split {name:.60} is {column!r:.60}, expected digits from 0 to 3")
     except (ReadError, ValueError) as error:
         raise TrainerError(
-            f"{path}: damaged, or of other shards ({error}); run the study again, which writes it"
+            f"{path}: damaged, or for other shards ({error}); run the study again to rewrite it"
         ) from error
     digits = {name: np.frombuffer(column.encode(), np.uint8) for name, column in splits.items()}
     return Overlay(labels, {name: column - ord("0") for name, column in digits.items()})

@@ -1,4 +1,4 @@
-"""The shards of one or several folders: an index of all their videos in memory, all else read where it is asked for."""
+"""The shards of one or several folders: an index of all their videos is in memory, everything else is read on access."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from labelgen.shards.folder import disagreements, shard_paths
 from labelgen.shards.header import Shared
 from trainer.data.overlay import read_overlay
 
-_OPEN = 512  # readers that are kept, of those asked for last: one of 32 videos of ten seconds has about 100 kB
+_OPEN = 512  # readers kept, the last used ones; one of 32 videos of ten seconds takes about 100 kB
 _NUMBERS = (
     "videos/n_frames",
     "videos/split",
@@ -32,7 +32,7 @@ _OF_ONE = {
     "split",
     "videos",
     "videos_per_shard",
-}  # of a configuration, what is not how it was labelled
+}  # keys of a configuration that do not affect labels
 
 Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -43,16 +43,17 @@ def each_folder(folders: Folders) -> list[str | os.PathLike[str]]:
 
 
 class Readers(Sequence[ShardReader]):
-    """The readers of all shards of one data set, or of several that were labelled alike, in order, of which few are open at a
-    time.
+    """The readers of all shards, in order, of one data set or of several that were labelled with the same settings; few
+    of them are open at a time.
 
     overlay: file with other classes and splits of the videos, see `trainer.data.overlay`
-    datasets: the shards of each data set by its name; if there are several, it stands before the id and group of a video
+    datasets: the shards of each data set by name; if there are several, the name precedes the id and group of each video
     splits: the names of the splits of each data set
-    n_videos, n_clips: int64 [shards]; sha256, config_hashes: of each shard, see ShardReader; digest: of all that the shards hold
+    n_videos, n_clips: int64 [shards]; sha256, config_hashes: of each shard, see ShardReader; digest: of the content of
+    all shards
 
-    Raises ShardError as `open_shards` does, and if several data sets were not labelled alike; TrainerError for an overlay that is
-    damaged or of other shards.
+    Raises ShardError as `open_shards` does, and if data sets were labelled with different settings; TrainerError if the
+    overlay is damaged or for other shards.
     """
 
     def __init__(self, folders: Folders, overlay: str | os.PathLike[str] | None = None) -> None:
@@ -83,15 +84,15 @@ class Readers(Sequence[ShardReader]):
                 raise ShardError(fault)
             own = shared[paths[0]].config
             if own["dataset"] in self.datasets:
-                raise ShardError(f"{paths[0]}: {own['dataset']} is there twice; name each data set once")
+                raise ShardError(f"{paths[0]}: {own['dataset']} is given twice; give each data set once")
             for key in sorted((own.keys() | first.keys()) - _OF_ONE):
                 if own.get(key) != first.get(key):
                     raise ShardError(
-                        f"{paths[0]}: {key} is {own.get(key)}, that of {self._paths[0]} is {first.get(key)}; data sets that are "
-                        "trained on together are labelled with the same options"
+                        f"{paths[0]}: {key} is {own.get(key)}, but in {self._paths[0]} it is {first.get(key)}; label data sets "
+                        "for joint training with the same options"
                     )
             if not np.array_equal(shared[paths[0]].crop_grid, shared[self._paths[0]].crop_grid):
-                raise ShardError(f"{paths[0]} has other crops than {self._paths[0]}; label one of the two again")
+                raise ShardError(f"{paths[0]} and {self._paths[0]} have different crops; label one of the two again")
             begin = self._paths.index(paths[0])
             self.datasets[own["dataset"]] = range(begin, begin + len(paths))
             self.splits[own["dataset"]] = shared[paths[0]].splits
@@ -129,13 +130,13 @@ class Readers(Sequence[ShardReader]):
         return self._open(self._paths[index])
 
     def numbers(self, name: str) -> np.ndarray:
-        """A data set of all shards by its full name, joined. Raises ShardError where a shard lacks it."""
+        """A data set of all shards by its full name, joined. Raises ShardError if a shard lacks it."""
         if name not in self._numbers:
             return np.concatenate([reader.arrays[name] for reader in self])
         return self._numbers[name]
 
     def texts(self, name: str) -> Iterator[str]:
-        """A text of every video by its full name."""
+        """A text data set of all videos by its full name."""
         several = len(self.datasets) > 1 and name != "videos/label"
         for dataset, shards in self.datasets.items():
             for shard in shards:

@@ -1,4 +1,4 @@
-"""Which samples each step shows."""
+"""The samples of each step."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from trainer.errors import TrainerError
 
 
 class Batches:
-    """Which samples each step shows, a pure function of the step.
+    """The samples of each step, as a pure function of the step.
 
-    Without a curriculum each epoch is `repeats` random passes over all samples, cut into batches that differ by at most
-    one sample, none larger than batch_size: nothing is dropped and no rest of one or two samples upsets batch
-    normalisation. Pass r of epoch e has number e * repeats + r, which gives it draws of its own.
+    Without a curriculum each epoch consists of `repeats` random passes over all samples, cut into batches whose sizes differ by
+    at most one and do not exceed batch_size: no sample is dropped, and no last batch of one or two samples disturbs batch
+    normalisation. Pass r of epoch e has number e * repeats + r, so that its draws differ from those of others.
 
-    stages: of a curriculum, each with the first step after it and the samples, int64 indices, that its steps pass over;
-        the steps after the last one pass over all. Batches have the same sizes, so that the total number of samples is
-        that without a curriculum, and passes are counted on.
-    micro: micro-batches of a step (gradient accumulation); world: processes; rank: number of this process. The joined
+    stages: of a curriculum, each with the first step after it and the samples, int64 indices, of its passes; steps
+    after the last stage pass over all samples. Batches have the same sizes, so that the total number of samples is that
+    without a curriculum; the count of passes continues.
+    micro: micro-batches per step (gradient accumulation); world: processes; rank: number of this process. The joined
     batch of a step does not depend on them.
     """
 
@@ -55,7 +55,7 @@ class Batches:
         self._pass = functools.lru_cache(maxsize=4)(self._permuted)
 
     def _shown_before(self, step: int) -> int:
-        """How many samples the steps before this one show."""
+        """The number of samples in all steps before this one."""
         epoch, place = divmod(step, self.per_epoch)
         small, longer = divmod(self.shown, self.per_epoch)
         return epoch * self.shown + place * small + min(place, longer)
@@ -64,7 +64,7 @@ class Batches:
         return np.random.default_rng((ORDER, self.seed, number)).permutation(self._stages[stage][2])
 
     def joined(self, step: int) -> np.ndarray:
-        """(pass, sample) of every item of a step, int64 [n, 2]. Passes are counted from 0; each has its draws."""
+        """(pass, sample) of every item of a step, int64 [n, 2]. Passes are counted from 0; draws depend on them."""
         stage = max(i for i, (first, _, _) in enumerate(self._stages) if first <= step)
         first, number, samples = self._stages[stage]
         items = np.arange(self._shown_before(step), self._shown_before(step + 1)) - self._shown_before(first)
@@ -73,11 +73,11 @@ class Batches:
         return np.array([(k, self._pass(k, stage)[place]) for k, place in zip(passes.tolist(), places, strict=True)])
 
     def passes(self, steps: int) -> int:
-        """How many passes the first steps begin."""
+        """The number of passes begun in the first `steps` steps."""
         return int(self.joined(steps - 1)[-1, 0]) + 1
 
     def size(self, step: int) -> int:
-        """Samples of a step, over all processes."""
+        """Number of samples of a step, over all processes."""
         return self._shown_before(step + 1) - self._shown_before(step)
 
     def shares(self, step: int) -> list[float]:
@@ -86,12 +86,12 @@ class Batches:
         return [len(part) / n for part in np.array_split(np.arange(n), self.micro)]
 
     def counts(self, step: int) -> list[list[int]]:
-        """How many samples of each micro-batch each process has."""
+        """The number of samples of each process in each micro-batch."""
         micros = [len(part) for part in np.array_split(np.arange(self.size(step)), self.micro)]
         return [[len(part) for part in np.array_split(np.arange(n), self.world)] for n in micros]
 
     def sampler(self, steps: range) -> Iterator[np.ndarray]:
-        """Items of this process of every micro-batch of the steps, int64 [n, 2] each."""
+        """Items of this process in every micro-batch of the steps, int64 [n, 2] each."""
         for step in steps:
             for batch in np.array_split(self.joined(step), self.micro):
                 yield np.array_split(batch, self.world)[self.rank]

@@ -1,1 +1,1 @@
-"""Features of videos as a table: made, searched, clustered, drawn."""
+"""Tables of features of videos: made, searched, clustered, drawn."""

@@ -1,4 +1,4 @@
-"""Features without any training, which a network must beat: random weights, and histograms of what moves and of colours."""
+"""Features without training, which a network must beat: random weights, and histograms of motion and colours."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ HISTOGRAMS = {f"{kind}-histogram": kind for kind in histograms.KINDS}
 
 
 def is_baseline(name: str | Path) -> bool:
-    """Whether a name is that of a baseline, "random", "random:BACKBONE" or one of HISTOGRAMS, and not of a run."""
+    """Whether a name is that of a baseline: "random", "random:BACKBONE" or one of HISTOGRAMS, but not of a run."""
     return str(name) in HISTOGRAMS or str(name).partition(":")[0] == RANDOM
 
 
 def baseline(name: str, frames: dict) -> Checkpoint:
-    """A baseline in the place of a checkpoint; frames: configuration of the frames that it is used for. Raises SettingError for
-    an unknown backbone."""
+    """A baseline in the form of a checkpoint. frames: configuration of the frames to use it for. Raises SettingError
+    for an unknown backbone."""
     backbone = name.partition(":")[2] or DEFAULT_BACKBONE
     if backbone not in BACKBONES:
         raise SettingError(f"{name}: unknown backbone {backbone!r}, expected one of: {', '.join(BACKBONES)}")
@@ -39,14 +39,14 @@ def baseline(name: str, frames: dict) -> Checkpoint:
 
 
 class HistogramExtractor(Extractor):
-    """The histograms of a clip, or of a whole video, in the place of a network's features; flow: see histograms.Flow."""
+    """Histograms of a clip, or of a whole video, instead of the features of a network. flow: see histograms.Flow."""
 
     def __init__(self, name: str, choice: Choice, frames: dict, compute: Compute, flow: histograms.Flow):
         kind = self.kind = HISTOGRAMS[name]
         self.compute, self.flow = compute, flow
         self.input = OURS
         if choice.crops > 1:
-            raise SettingError(f"crops is {choice.crops}, and a {name} is of whole frames; leave the crops out")
+            raise SettingError(f"crops is {choice.crops}, but a {name} covers whole frames; leave the crops out")
         self._choose(choice, [kind])
         self.width = 15 * histograms.KINDS[kind]
         self.settings = self.settings_of(f"{name}-{histograms.VERSION}", frames)
@@ -76,7 +76,7 @@ class HistogramExtractor(Extractor):
         return np.array(found, np.float32).reshape(-1, self.width), whole
 
     def _times(self, shown: np.ndarray, n: int) -> np.ndarray:
-        """Rows of the times of a clip, whose frames are these, int64; where a short video begins anew nothing moves."""
+        """Rows of the times of a clip with these frames, int64; where a short video restarts, nothing moves."""
         if self.kind == "colour":
             return shown
         return shown[:-1][np.diff(shown) == 1]

@@ -1,4 +1,4 @@
-"""What makes the rows of a table, by the name of a run, a file or a baseline, or by an existing table."""
+"""The extractor of a table, chosen by the name of a run, a file or a baseline, or by an existing table."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from trainer.histograms import Flow
 
 
 def load_network(checkpoint: Path | None) -> Checkpoint:
-    """A run, None for the newest, an exported .safetensors file, or a baseline by its name. Raises TrainerError for another
-    file."""
+    """A run, None for the newest, an exported .safetensors file, or a baseline, by name. Raises TrainerError for other
+    files."""
     if checkpoint is not None and is_baseline(checkpoint):
         return baseline(str(checkpoint), asdict(Config()))
     if checkpoint is not None and checkpoint.suffix == ".onnx":
-        raise TrainerError(f"{checkpoint}: expected a run or a .safetensors file, as `vssl export` writes it")
+        raise TrainerError(f"{checkpoint}: expected a run or a .safetensors file, as written by `vssl export`")
     return load(newest_run() if checkpoint is None else checkpoint, best=True)
 
 
 def extractor(saved: Checkpoint, choice: Choice, frames: dict, compute: Compute, flow: Flow) -> Extractor:
-    """What makes the rows of a table: a network, or a histogram, whose flow is made by `flow`."""
+    """The extractor of rows for a table: a network, or a histogram, whose flow `flow` computes."""
     if (name := saved.meta.get("baseline")) in HISTOGRAMS:
         return HistogramExtractor(name, choice, frames, compute, flow)
     return Extractor(saved, choice, frames, compute)
 
 
 def extractor_of(table: Table, checkpoint: Path | None, compute: Compute, flow: Flow) -> Extractor:
-    """What made the rows of a table; checkpoint: None for the one that the table names. Raises TrainerError if it is another
-    network."""
+    """The extractor of an existing table. checkpoint: None for the one that the table names. Raises TrainerError if it
+    is another network."""
     settings = table.about.get("settings")
     if settings is None:
-        raise TrainerError(f"{table.path}: does not say what made it; make it anew with `vssl embed`")
+        raise TrainerError(f"{table.path}: it does not say how it was made; make it again with `vssl embed`")
     try:
         check_frames(settings["frames"])
     except ValueError as error:
-        raise TrainerError(f"{table.path}: damaged ({error}); make it anew with `vssl embed`") from error
+        raise TrainerError(f"{table.path}: damaged ({error}); make it again with `vssl embed`") from error
     level, stage, pooling, views = (settings[name] for name in ("level", "stage", "pooling", "views"))
     choice = Choice(level, stage, pooling, views, settings.get("crops", 1))
     saved = load_network(checkpoint or Path(table.about.get("checkpoint", "")))
@@ -51,7 +51,7 @@ def extractor_of(table: Table, checkpoint: Path | None, compute: Compute, flow: 
     if extract.settings["weights"] != settings["weights"]:
         raise TrainerError(
             f"{saved.file}: weights {extract.settings['weights']}, but {table.path} was made with {settings['weights']}; "
-            "name the network that made it, or make it anew with `vssl embed`"
+            "name the network that made it, or make it again with `vssl embed`"
         )
     return extract
 
@@ -59,7 +59,7 @@ def extractor_of(table: Table, checkpoint: Path | None, compute: Compute, flow: 
 def table_of_shards(
     folder: Path, saved: Checkpoint, compute: Compute, flow: Flow, progress: Progress, say: Callable[[str], None]
 ) -> tuple[Table, Extractor]:
-    """The table of the clips of shards, which is kept in the run, and what made it."""
+    """The table of the clips of shards, which is kept in the run, and its extractor."""
     source = ShardVideos(folder)
     content = json_sha256([source.stamp(part) for part in source.parts])[:8]
     extract = extractor(saved, Choice(), source.config, compute, flow)

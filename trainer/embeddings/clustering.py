@@ -1,4 +1,4 @@
-"""Groups of videos or moments by their features: clusters, and near-duplicates."""
+"""Groups of videos or moments: clusters by features, and near-duplicates by pictures."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from trainer.embeddings.table import Table, decoded
 from trainer.errors import TrainerError
 from trainer.evaluate.features import normalised
 
-_DIMENSIONS = 50  # that clustering and maps see, by PCA
-_BLOCK = 2048  # videos that are compared at a time with all others
-_CANDIDATES = 20  # videos that are compared picture by picture
-_FLAT = 1.0  # grey levels: a picture whose standard deviation is smaller shows nothing
+_DIMENSIONS = 50  # principal components for clustering and maps
+_BLOCK = 2048  # videos compared with all others at a time
+_CANDIDATES = 20  # videos compared picture by picture
+_FLAT = 1.0  # grey levels; a picture with a smaller standard deviation is flat
 
 
 @dataclass(frozen=True)
 class Points:
-    """Vectors float32 [n, d] of length 1, at level "video" or "row"; fields: id, path, label, split, start, end of each; rows:
-    the row of the table whose thumbnail shows it, int64 [n]."""
+    """Vectors float32 [n, d] of length 1, at level "video" or "row". fields: id, path, label, split, start, end of
+    each; rows: the row of the table with its thumbnail, int64 [n]."""
 
     level: str
     vectors: np.ndarray
@@ -29,14 +29,14 @@ class Points:
 
 
 def points(table: Table, level: str) -> Points:
-    """The rows of a table ("row"), or one point for each of its videos, the mean of its rows ("video")."""
+    """The rows of a table ("row"), or one point per video, the mean of its rows ("video")."""
     fields: list[dict] = []
     vectors: list[np.ndarray] = []
     rows: list[int] = []
     count: list[int] = []
     columns, begin = ("id", "path", "label", "split", "start", "end"), 0
     for part in table.parts:
-        new = True  # videos of two files are two
+        new = True  # videos of two files are different
         for block, *texts in part.blocks("vector", *columns):
             for number, values in enumerate(zip(*texts, strict=True)):
                 field = dict(zip(columns, values, strict=True))
@@ -59,7 +59,7 @@ def points(table: Table, level: str) -> Points:
 
 
 def reduced(vectors: np.ndarray) -> np.ndarray:
-    """Their first 50 principal components, or as many as there are; float32 [n, 50]."""
+    """The first 50 principal components of vectors, or as many as there are; float32 [n, 50]."""
     from sklearn.decomposition import PCA
 
     return PCA(min(_DIMENSIONS, *vectors.shape), random_state=0).fit_transform(vectors)
@@ -68,10 +68,10 @@ def reduced(vectors: np.ndarray) -> np.ndarray:
 def clusters(
     vectors: np.ndarray, method: str, k: int | None = None, smallest: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster of every point, int64 [n], the largest first, -1 for none; and its distance from its cluster's mean [n].
+    """Cluster of every point, int64 [n], the largest first, -1 for none; and its distance from the mean of the cluster [n].
 
-    method: "kmeans" for k clusters (default sqrt(n / 2)), "hdbscan" for as many as are denser than their surroundings, of at
-    least `smallest` points.
+    method: "kmeans" for k clusters (default sqrt(n / 2)), "hdbscan" for all regions that are denser than their
+    surroundings, of at least `smallest` points.
     """
     from sklearn.cluster import HDBSCAN, KMeans
 
@@ -95,13 +95,13 @@ def clusters(
 
 
 def duplicates(table: Table, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Group of every video of a table that shows nearly the same as another one, int64 [videos], -1 for the others, and
-    its similarity to the nearest other one [videos].
+    """The group of near-duplicates of every video of a table, int64 [videos], -1 for none, and its similarity to the
+    nearest other video [videos].
 
-    Pictures are compared, not features, to which two videos of one person in one room may be as near as a duplicate is: the
-    similarity of two videos is the correlation of the thumbnails (grey, 16 x 12) of the shorter one with the best one of
-    the other, on average, so that a duplicate of another size, quality or beginning is found. Videos that show one colour
-    throughout are compared by it. Of each video, the nearest 20 by the mean of their pictures are compared so.
+    Pictures are compared instead of features, in which two videos of one person in one room can be as close as
+    duplicates. The similarity of two videos is the mean correlation of each thumbnail (grey, 16 x 12) of the shorter
+    one with the best of the other, so that duplicates of another size, quality or beginning are found. Videos of a
+    single colour are compared by that. Each video is compared with the 20 nearest ones by mean picture.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -127,12 +127,11 @@ def duplicates(table: Table, threshold: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pictures(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Thumbnails of all rows as vectors of length 1 whose products are correlations, float32 [rows, 198]; and where the rows of
-    each video begin, int64 [videos + 1].
+    """Thumbnails of all rows as vectors of length 1 whose products are correlations, float32 [rows, 198]; and the first
+    row of each video, int64 [videos + 1].
 
-    A vector is the picture, grey, its mean taken off. Of a video all of whose pictures are flat, which correlate with nothing,
-    it is the mean colour: three angles, from 0 to 180 degrees, so that black and white are opposites. A flat picture of another
-    video is a vector of zeros.
+    A vector is the grey picture minus its mean. Flat pictures correlate with nothing: if all of a video are flat, the vector is
+    the mean colour as three angles from 0 to 180 degrees, so that black and white are opposites; otherwise it is zero.
     """
     found: list[np.ndarray] = []
     colors: list[np.ndarray] = []

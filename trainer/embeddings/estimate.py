@@ -1,4 +1,4 @@
-"""How long a table of features takes, and what memory and disk, as measured on a few of the videos."""
+"""Time, memory and disk of a table of features, estimated from a few of the videos."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from trainer.embeddings.table import write_part
 
 @dataclass(frozen=True)
 class Estimate:
-    """videos: in all; measured: of the sample; rows: of the table; opening, computing: seconds, of reading all videos and of the
-    network; memory, on_device: most bytes of this process, and of it on the GPU, 0 without one; disk: bytes of the table"""
+    """videos: in all; measured: in the sample; rows: of the table; opening, computing: seconds of reading all videos,
+    and of the network; memory, on_device: largest memory of this process, and on the GPU (0 without one), in bytes;
+    disk: bytes of the table"""
 
     videos: int
     measured: int
@@ -31,13 +32,13 @@ class Estimate:
 
 
 def estimate(extract: Extractor, source: Source) -> Estimate:
-    """Compute the rows of a few videos, or of their begin, in a temporary folder that is removed."""
+    """Compute the rows of a few videos, or of their beginning, in a temporary folder, which is removed."""
     few, share = source.sample()
     opening = computing = 0.0
     rows = disk = 0
     with tempfile.TemporaryDirectory(prefix="vssl-plan-") as folder:
         scratch = Path(folder)
-        for timed in (False, True):  # the first time processes start, and the network is warmed up
+        for timed in (False, True):  # the first round starts processes and warms the network up
             for number, part in enumerate(few.parts[: None if timed else 1]):
                 begin = time.perf_counter()
                 with few.open(part, scratch) as piece:

@@ -1,4 +1,5 @@
-"""Videos -> table of features, part by part, so that memory does not grow with their number and a stopped run goes on."""
+"""From videos to a table of features, part by part, so that memory does not grow with their number and an interrupted
+run can be resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from trainer.evaluate.features import VIEWS, Compute, Features, pool, sha256_of,
 from trainer.network import trained_backbone
 
 POOLINGS = ("mean", "max")
-Progress = Callable[[int, int], None]  # is called with the videos that are done and their number
+Progress = Callable[[int, int], None]  # called with the number of videos done and of all
 _THUMBNAIL = 96  # height of the pictures in the table, pixels
 _STORED = (
     "height",
@@ -36,14 +37,14 @@ _STORED = (
     "fps",
     "jpeg_quality",
     "clip_length",
-)  # of the frames, what changes features
+)  # settings of frames that affect features
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a row is: level "clip" or "video"; stage of the backbone, None for the last; pooling "mean" or "max"; views, a
-    name of VIEWS, None for "sliding" clips, "spread" over videos; crops: 1, the centre, or 10, whose vectors stand side by side,
-    see data.TenCrops."""
+    """What makes a row: level "clip" or "video"; stage of the backbone, None for the last; pooling "mean" or "max";
+    views, a name of VIEWS, None for "sliding" with clips and "spread" with videos; crops: 1, the centre, or 10, whose
+    vectors are concatenated, see data.TenCrops."""
 
     level: str = "clip"
     stage: str | None = None
@@ -54,7 +55,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class StoredFrames:
-    """Shards as data.VideoViews takes them, and the configuration of their frames."""
+    """Shards for data.VideoViews, and the configuration of their frames."""
 
     readers: Sequence[ShardReader]
     config: dict
@@ -65,14 +66,14 @@ class StoredFrames:
 
     @property
     def clip_length(self) -> int:
-        return self.config.get("clip_length", 16)  # checkpoints that are older than this setting lack it
+        return self.config.get("clip_length", 16)  # older checkpoints lack this setting
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A few videos. videos: int64 [n, 2], reader and video in it; fields: of each id, path, label, split (part of the first
-    one), width, height (before resizing); failures: id, path, reason, and kept, whether it is among the videos nevertheless;
-    bounds: of each video, when its frames begin and the last one ends, see labelgen.times."""
+    """A few videos. videos: int64 [n, 2], reader and video in it; fields: id, path, label, split (part of the first
+    one), width, height (before resizing) of each; failures: id, path, reason, and kept: whether the video is included
+    nevertheless; bounds: for each video, the begin of its frames and the end of the last one, see labelgen.times."""
 
     frames: StoredFrames
     videos: np.ndarray
@@ -82,10 +83,10 @@ class Piece:
 
 
 class Source(Protocol):
-    """Where videos come from. about: kind and folder, for the reader; config: of the frames; count: of the videos; parts: what
-    `open` takes, in order, each of so few videos that memory holds them; stamp: changes whenever a part does; files: by the ids
-    of all videos in order, what changes whenever a row of them would; only: the same source, of some of the videos alone; sample:
-    of a few of them, or their begin, and which share of all that is."""
+    """A source of videos. about: kind and folder, for information; config: of the frames; count: of the videos; parts:
+    arguments of `open`, in order, each of so few videos that they fit into memory; stamp: changes with its part; files:
+    by the ids of all videos, in order, a value that changes with the rows of each; only: the same source with some of
+    the videos; sample: with a few of them, or their beginning, and their share of all."""
 
     about: dict
     config: dict
@@ -106,7 +107,7 @@ class Source(Protocol):
 
 
 def split_part(parts: Sequence[int]) -> str:
-    """train, validation or test, from the parts of a video in all official splits: that in the first; "" for none."""
+    """train, validation or test: the part of a video in the first official split; "" for none."""
     return PARTS[parts[0]] if len(parts) and parts[0] != NONE else ""
 
 
@@ -152,7 +153,7 @@ class ShardVideos:
 
 
 def piece_of(shards: Sequence[ShardReader], config: dict) -> Piece:
-    """All videos of some shards, whose frames are as the configuration says."""
+    """All videos of some shards with frames of this configuration."""
     names = ("id", "path", "label", "width", "height")
     videos, fields, failures, bounds = [], [], [], []
     for number, shard in enumerate(shards):
@@ -176,10 +177,10 @@ def piece_of(shards: Sequence[ShardReader], config: dict) -> Piece:
 
 
 class Extractor:
-    """The backbone of a checkpoint, and what is taken from it.
+    """The backbone of a checkpoint, and the features to take from it.
 
-    choice: with nothing left open; settings: all that decides a row, besides its video; about: how the table
-    describes the network. Raises TrainerError for a stage that the backbone does not have.
+    choice: complete; settings: everything besides the video that determines a row; about: description of the network in
+    the table. Raises TrainerError for a stage that the backbone does not have.
     """
 
     def __init__(self, saved: Checkpoint, choice: Choice, frames: dict, compute: Compute):
@@ -200,7 +201,7 @@ class Extractor:
         self.about |= {"method": meta["method"], "versions": versions()}
 
     def _choose(self, choice: Choice, stages: Iterable[str]) -> None:
-        """Fill in what a choice leaves open. Raises SettingError for what there is not."""
+        """Fill in the open fields of a choice. Raises SettingError for unknown values."""
         stages = list(stages)
         stage = choice.stage or stages[-1]
         if stage not in stages:
@@ -217,14 +218,14 @@ class Extractor:
         self.stage, self.views, self.choice = stage, VIEWS[views], replace(choice, stage=stage, views=views)
 
     def settings_of(self, weights: str, frames: dict) -> dict:
-        """All that decides a row, besides its video."""
+        """Everything besides the video that determines a row."""
         settings = {"weights": weights, **asdict(self.choice), "frames": stored_frames(frames)}
         return settings if self.choice.crops > 1 else {name: x for name, x in settings.items() if name != "crops"}
 
     def __call__(self, piece: Piece) -> tuple[np.ndarray, dict[str, list]]:
-        """Vectors float32 [rows, d] of the videos of a piece in their order, and the other columns of the table."""
+        """Vectors float32 [rows, d] of the videos of a piece, in order, and the other columns of the table."""
         views = data.VideoViews if self.choice.crops == 1 else data.TenCrops
-        clips = views(piece.frames, piece.videos, self.views, self.input)  # type: ignore[arg-type]  # as good as Shards
+        clips = views(piece.frames, piece.videos, self.views, self.input)  # type: ignore[arg-type]  # works like Shards
         vectors, whole = self.vectors(piece, clips)
         owner, first, last = clips.owner, clips.frames.min(1, initial=1 << 62), clips.frames.max(1, initial=0)
         middle = clips.frames[:, clips.frames.shape[1] // 2]
@@ -244,24 +245,25 @@ class Extractor:
         return vectors, columns
 
     def vectors(self, piece: Piece, clips: data.VideoViews) -> tuple[np.ndarray, bool]:
-        """Vectors float32 [clips, d] of the clips of a piece, or of its whole videos [videos, d], and whether it is these."""
+        """Vectors float32 [clips, d] of the clips of a piece, or [videos, d] of its videos, and whether they are of videos."""
         vectors = np.empty((len(clips), self.width // self.choice.crops), np.float32)
         if len(clips):
             for index, stages in stage_outputs(self.backbone, clips, self.compute):
                 values = pool(stages[self.stage])[self.choice.pooling]
                 if not values.isfinite().all():
-                    raise TrainerError(f"stage {self.stage} gives values that are not finite: the weights are damaged")
+                    raise TrainerError(f"stage {self.stage} has non-finite values: the weights are damaged")
                 vectors[index] = values.cpu().numpy()
         return vectors.reshape(-1, self.width), False
 
 
 def stored_frames(frames: dict) -> dict:
-    """What of the configuration of frames changes features."""
+    """The part of a configuration of frames that affects features."""
     return {name: frames[name] for name in _STORED if name in frames}
 
 
 def video_means(vectors: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """The mean vector of each video, of length 1, float32 [videos, d], of those of its clips [clips, d]; owner: int64 [clips]."""
+    """The mean vector of each video, of length 1, float32 [videos, d], from those of its clips [clips, d]. owner: int64
+    [clips]."""
     return Features({("", ""): vectors}, owner).video_means(("", ""))
 
 
@@ -281,12 +283,12 @@ def embed(
     progress: Progress = lambda done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Table:
-    """Write the table of features of all videos of the source; an existing table of just these rows is kept. In one of the same
-    network and settings, the rows of files that have not changed stay, those of others go.
+    """Write the table of features of all videos of the source. An existing table of the same rows is kept. In a table
+    of the same network and settings, rows of unchanged files are kept, and rows of others are removed.
 
-    Finished parts lie in `OUT.parts/` until the table is complete; the same call resumes from them.
-    `Table.about["failures"]` lists the videos that could not be read, and those that break off. Raises TrainerError if there is
-    a table of another network or settings, or if another process is writing it.
+    Finished parts are kept in `OUT.parts/` until the table is complete; the same call resumes from them.
+    `Table.about["failures"]` lists unreadable and truncated videos. Raises TrainerError if there is a table of another
+    network or settings, or if another process is writing it.
     """
     key = json_sha256([extract.settings, [source.stamp(part) for part in source.parts]])
     files = source.files()
@@ -296,16 +298,16 @@ def embed(
     if out.exists():
         old = Table(out)
         if old.about.get("key") == key:
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed behind the last step
+            shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed after the last step
             say(f"{out}: up to date (same videos, network, settings)")
             return old
         there = old.about.get("settings")
         if there is None or json_sha256(there) != json_sha256(extract.settings) or "files" not in old.about:
             raise TrainerError(
-                f"{out}: holds features of {_difference(old.about, extract.settings)}; delete it, or name another"
+                f"{out}: holds features of {_difference(old.about, extract.settings)}; delete it, or choose another"
             )
         kept = {id: stamp for id, stamp in old.about["files"].items() if files.get(id) == stamp}
-        say(f"{out}: {len(kept):,} videos are as they were, {len(old.about['files']) - len(kept):,} gone or changed")
+        say(f"{out}: {len(kept):,} videos are unchanged, {len(old.about['files']) - len(kept):,} deleted or changed")
     everything, source = source, source.only(files.keys() - kept.keys()) if kept else source
     keys = [json_sha256([extract.settings, source.stamp(part)]) for part in source.parts]
     folder.mkdir(parents=True, exist_ok=True)
@@ -317,7 +319,7 @@ def embed(
             say(f"{folder}: {here} of {len(paths)} parts exist")
         failures = [failure for failure in old.about["failures"] if failure["id"] in kept] if old else []
         progress(0, source.count)
-        for left in folder.glob("*.tmp"):  # of a killed process
+        for left in folder.glob("*.tmp"):  # left by a killed process
             shutil.rmtree(left, ignore_errors=True)
         for path, part in zip(paths, source.parts, strict=True):
             if not path.exists():
@@ -343,4 +345,4 @@ def _difference(about: dict, settings: dict) -> str:
     stored = about.get("settings", {})
     differ = [name for name in {**settings, "crops": 1} if stored.get(name) != settings.get(name)]
     words = [f"{name} {stored.get(name, 1)}, not {settings.get(name, 1)}" for name in differ]
-    return "; ".join(words) or f"{about.get('videos')} videos that are not, or no longer, just these"
+    return "; ".join(words) or f"{about.get('videos')} videos, which are not exactly these"

@@ -1,4 +1,4 @@
-"""Groups of the videos or moments of a table as files: a CSV file, a contact sheet for each group, and a page of all of them."""
+"""Groups of the videos or moments of a table as files: a CSV file, a contact sheet per group, and a page of all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = 18  # pictures of a group
 
 @dataclass(frozen=True)
 class Kind:
-    """What groups are: name of their files, what they are called, one of them, the value of each member and what that is."""
+    """A kind of groups: name of the files, plural and singular name, the value of each member and its meaning."""
 
     name: str
     plural: str
@@ -42,7 +42,8 @@ DUPLICATES = Kind(
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of points, see clustering.points. group: int64 [n], the number of each point's, -1 for none; values: float64 [n]"""
+    """Groups of points, see clustering.points. group: int64 [n], number of each point's group, -1 for none; values:
+    float64 [n]"""
 
     kind: Kind
     table: Table
@@ -56,7 +57,7 @@ class Groups:
 
     @property
     def title(self) -> str:
-        """How many groups of how many videos or moments there are."""
+        """The number of groups and of videos or moments, in words."""
         noun = "moments" if self.points.level == "row" else "videos"
         return f"{self.count} {self.kind.plural} of {len(self.group):,} {noun}"
 
@@ -68,7 +69,8 @@ class Groups:
         return f"{len(fields):,}, " + (f"{count:,} of them {label}" if label else names)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write NAME.csv, a sheet for each group, the most typical members first, and index.html; the first and the last path."""
+        """Write NAME.csv, a sheet per group with the most typical members first, and index.html; returns the first and
+        the last path."""
         folder.mkdir(parents=True, exist_ok=True)
         rows, page_file = folder / f"{self.kind.name}.csv", folder / "index.html"
         write_text(rows, self._csv())
@@ -79,7 +81,7 @@ class Groups:
             for number in range(self.count)
         ]
         lead = (
-            f"Of each, up to {_SHOWN} are shown, the most typical first. "
+            f"Each shows up to {_SHOWN} members, the most typical first. "
             f"{self.kind.value.capitalize()}: {self.kind.about}."
         )
         write_text(page_file, page(self.title, lead, "", sections, f"{self.table.name}: {self.table.rows:,} rows"))
@@ -101,7 +103,7 @@ class Groups:
         return csv_text(rows, ["group", *names, self.kind.value])
 
     def _draw(self, folder: Path, number: int) -> Markup:
-        """Write the sheet of a group; its section of the page."""
+        """Write the sheet of a group; returns its section of the page."""
         members = np.flatnonzero(self.group == number)
         typical = self.values[members] if self.kind is CLUSTERS else -self.values[members]
         chosen = members[np.argsort(typical, kind="stable")][:_SHOWN]

@@ -1,4 +1,4 @@
-"""A map of videos: points with similar features lie close together, and a page shows a picture of each."""
+"""A map of videos: points with similar features are close together, and a page shows a picture of each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainer.pages.page import fill, join, page, scroll
 _SIZE, _EDGE = np.array([1000, 640]), 30  # width and height of the drawing, and the empty space around the points
 _COLORS = ("#3a7fdd", "#d1495b", "#2a9d4e", "#e08e0b", "#9467d0", "#1a9aa8", "#c2489b", "#8a6d3b", "#6a7f10", "#5b6470")
 _OTHER = "#9aa3ad"
-_SPREAD = 1e-6  # vectors of length 1 of which no value differs by more are equal
+_SPREAD = 1e-6  # vectors of length 1 count as equal if no value differs by more
 
 
 def write_map(
@@ -38,7 +38,7 @@ def write_map(
 ) -> None:
     """Write the map of the videos or rows of a table, see `layout` and `map_page`.
 
-    column: what colours the points, of the table or of a CSV file `color`. Raises TrainerError if there is none of that name.
+    column: of the table or of a CSV file `color`, for the colours of points. Raises TrainerError if there is no such column.
     """
     found = points(table, level)
     kinds = _csv_values(color, column, found.fields) if color else _table_values(table.name, column, found.fields)
@@ -52,18 +52,18 @@ def write_map(
 
 def _table_values(name: str, column: str, fields: list[dict]) -> list[str]:
     if column not in fields[0]:
-        raise SettingError(f"{name}: no column {column}, only {', '.join(fields[0])}; name a CSV file with --color")
+        raise SettingError(f"{name}: no column {column}, only {', '.join(fields[0])}; give a CSV file with --color")
     return [str(field[column]) for field in fields]
 
 
 def _csv_values(path: Path, column: str, fields: list[dict]) -> list[str]:
-    """Value of each point in a column of a CSV file, "" if it has none: by id, and also by start if a video has several rows.
-    Raises TrainerError for another file."""
+    """Value of each point in a column of a CSV file, "" if it has none: by id, and by start if a video has several
+    rows. Raises TrainerError for other files."""
     reader = csv.DictReader(io.StringIO(read_text(path, encoding="utf-8-sig"), newline=""))
     try:
         names, rows = list(reader.fieldnames or ()), list(reader)
     except csv.Error as error:
-        raise TrainerError(f"{path}: no CSV file ({error})") from error
+        raise TrainerError(f"{path}: not a CSV file ({error})") from error
     if absent := {"id", column} - set(names):
         raise TrainerError(f"{path}: no column {', '.join(sorted(absent))}, only {', '.join(names)}")
     by_id = {from_csv(row["id"]): row[column] or "" for row in rows}
@@ -78,9 +78,9 @@ def _csv_values(path: Path, column: str, fields: list[dict]) -> list[str]:
 
 
 def layout(vectors: np.ndarray, method: str = "tsne") -> np.ndarray:
-    """Places float64 [n, 2] of vectors [n, d], 0 to 1, by their first 50 principal components: t-SNE, or UMAP, which needs
-    the package umap-learn. Vectors that are equal, for which neither is made, lie in a grid. Raises TrainerError without that
-    package, and for fewer than 3 vectors."""
+    """Positions float64 [n, 2], 0 to 1, of vectors [n, d], from their first 50 principal components by t-SNE, or by
+    UMAP, which needs the package umap-learn. Equal vectors, which neither can handle, are placed in a grid. Raises
+    TrainerError without that package, and for fewer than 3 vectors."""
     if (n := len(vectors)) < 3:
         raise TrainerError(f"a map of {n} points cannot be drawn, expected at least 3")
     if np.ptp(vectors, axis=0).max() < _SPREAD:
@@ -88,7 +88,7 @@ def layout(vectors: np.ndarray, method: str = "tsne") -> np.ndarray:
         return np.stack([(np.arange(n) % columns + 0.5) / columns, (np.arange(n) // columns + 0.5) / columns], 1)
     x = reduced(vectors)
     if x.shape[1] == 1:
-        x = np.hstack([x, 0 * x])  # t-SNE begins with two components
+        x = np.hstack([x, 0 * x])  # t-SNE needs two components to start
     if method == "umap":
         try:
             from umap import UMAP
@@ -106,9 +106,9 @@ def layout(vectors: np.ndarray, method: str = "tsne") -> np.ndarray:
 
 
 def map_page(title: str, places: np.ndarray, rows: Sequence[dict], kinds: Sequence[str], what: str) -> str:
-    """One page: a point of each row (id, start, end, thumbnail) at its place, coloured by kind, its picture on hover.
+    """A page with a point for each row (id, start, end, thumbnail) at its place, coloured by kind, with its picture on hover.
 
-    what: the meaning of the kinds; the ten most frequent have a colour of their own.
+    what: the meaning of the kinds, of which the ten most frequent have different colours.
     """
     ranked = [kind for kind, _ in Counter(kinds).most_common()]
     colors = dict(zip(ranked, _COLORS, strict=False))
@@ -130,13 +130,13 @@ def map_page(title: str, places: np.ndarray, rows: Sequence[dict], kinds: Sequen
     dot = '<li><svg viewBox="0 0 12 12"><circle cx="6" cy="6" r="5" fill="{}"/></svg>{}</li>'
     key = fill('<ul class="legend">{}</ul>\n', join(fill(dot, *name) for name in names))
     lead = (
-        "Points that lie close together have similar features. Point at one, or step to it with the tab key, to see it."
+        "Points that are close together have similar features. Point at one, or move to it with the tab key, to see it."
     )
     return page(title, lead, "", [("map", f"Coloured by {what}", join((key, scroll("The map", drawing))))], "")
 
 
 def _picture(x: float, y: float, jpeg: bytes, name: str) -> Markup:
-    """The thumbnail beside its point, towards the middle of the map, over its name."""
+    """The thumbnail beside its point, towards the middle of the map, above its name."""
     width, height = 200, 150
     right, low = x < _SIZE[0] / 2, y < _SIZE[1] / 2
     left, top = x + 12 if right else x - 12 - width, y + 12 if low else y - 32 - height

@@ -1,4 +1,4 @@
-"""The rows of a table that are nearest to a query, by the cosine of their vectors."""
+"""The rows of a table nearest to a query, by the cosine of vectors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from trainer.embeddings.table import Table
 from trainer.evaluate.features import normalised
 
-_CANDIDATES = 2000  # rows among which moments are sought first
+_CANDIDATES = 2000  # rows among which moments are searched first
 _SHOWN = ("id", "path", "label", "start", "end")
-_SAMPLE, _PLACES = 1000, 16  # rows of random pairs, and of how many places of a table they are, at most
-_ROUNDING = 1e-6  # cosines that differ by less are equal
+_SAMPLE, _PLACES = 1000, 16  # rows of random pairs, and places of a table that they come from, at most
+_ROUNDING = 1e-6  # cosines count as equal if they differ by less
 
 
 def search(
@@ -24,11 +24,11 @@ def search(
     per_video: int | None = None,
     query_spans: Sequence[tuple[str, float, float]] = (),
 ) -> list[dict]:
-    """The `count` rows most similar to a query (float32 [d]), best first: columns of the table and "similarity"; and "above", the
+    """The `count` rows most similar to a query (float32 [d]), best first: columns of the table, "similarity", and "above": the
     share of random pairs of rows of different videos that are less similar, None if there is only one video.
 
-    Of rows of one video that overlap in time the best one counts, and at most `per_video` of it. query_spans: path, start and end
-    of each example of the query, whose moments are left out. Every row is compared; equal ones come in the order of the table.
+    Among overlapping rows of a video only the best is kept, and at most `per_video` per video. query_spans: path, start and end
+    of each example of the query, whose moments are left out. Every row is compared; equal ones keep the order of the table.
     """
     query = normalised(query[None].astype(np.float64))[0]
     cosines = [
@@ -52,8 +52,9 @@ def _apart(
     per_video: int | None,
     query_spans: Sequence[tuple[str, float, float]],
 ) -> list[dict]:
-    """The first `count` of these rows that neither overlap one before them or the query, nor are too many of a video."""
-    found: dict[str, list[dict]] = {}  # by the path of the file, of which several videos may be parts
+    """The first `count` of these rows, without those that overlap the query or an earlier row, or exceed the number per
+    video."""
+    found: dict[str, list[dict]] = {}  # by path of the file, as several videos may be parts of it
     hits: list[dict] = []
     same_file = functools.cache(_same_file)
     begin, end = 0, max(_CANDIDATES, 20 * count)
@@ -77,19 +78,19 @@ def _apart(
 
 
 def _same_file(query: str, path: str) -> bool:
-    """Paths of shards are relative to a folder that the shards do not name."""
+    """Compares paths, as those of shards are relative to a folder that shards do not record."""
     return query == os.path.realpath(path) if os.path.isabs(path) else query.endswith(f"/{path}")
 
 
 def _overlap(a: dict, b: dict) -> bool:
-    if None in (a["start"], b["start"]):  # no times are known
+    if None in (a["start"], b["start"]):  # times are unknown
         return True
     return a["start"] < b["end"] and b["start"] < a["end"]
 
 
 def _random_pairs(table: Table) -> np.ndarray:
-    """Cosines of the pairs of some rows of different videos, float64, sorted. The rows are spread over the table, but read from a
-    few places alone."""
+    """Sorted cosines of pairs of some rows of different videos, float64. The rows are spread over the table, but read
+    from few places."""
     begins = np.cumsum([0, *table.groups])
     places = np.unique(np.linspace(0, len(table.groups) - 1, min(_PLACES, len(table.groups))).astype(int))
     each = -(-_SAMPLE // len(places))

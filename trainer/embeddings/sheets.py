@@ -16,16 +16,16 @@ from labelgen.sheets import contact_sheet
 from trainer.embeddings.table import decoded
 from trainer.pages.page import fill, image, join, page
 
-_WIDTH = 180  # pixels that captions have at least
+_WIDTH = 180  # smallest width of captions, pixels
 
 
 def moment(row: dict) -> str:
-    """From when to when a row lasts: 12.3 to 12.8 s."""
+    """The time span of a row: 12.3 to 12.8 s."""
     return "" if row["start"] is None else f"{row['start']:.1f} to {row['end']:.1f} s"
 
 
 def above(hit: dict) -> str:
-    """The share of random pairs that are less alike than query and hit, rounded down: 99.9 %; "" if there are none."""
+    """The share of random pairs that are less similar than query and hit, rounded down: 99.9 %; "" if there are none."""
     share = hit.get("above")
     return "" if share is None else f"{math.floor(1000 * share) / 10:.1f} %"
 
@@ -36,8 +36,8 @@ def thumbnails_sheet(title: str, pictures: Sequence[tuple[bytes, Sequence[str]]]
 
 
 def link(path: str, folder: Path) -> str:
-    """The address of a file (absolute) on a page in a folder: a relative one if both lie below a common folder, so that they can
-    move together."""
+    """The link to a file (absolute) on a page in a folder: a relative one if both are below a common folder, so that
+    they can be moved together."""
     here = os.path.abspath(folder)
     if os.path.commonpath([here, path]) == os.path.sep:
         return Path(path).as_uri()
@@ -45,7 +45,7 @@ def link(path: str, folder: Path) -> str:
 
 
 def figures(rows: Sequence[dict], lines: Sequence[str], folder: Path) -> Markup:
-    """Thumbnails of rows, each a link to its moment in the video, with a line beneath the name; folder: of the page."""
+    """Thumbnails of rows, each linked to its moment in the video, with a line below the name. folder: of the page."""
     drawn = join(_figure(row, line, folder) for row, line in zip(rows, lines, strict=True))
     return fill('<div class="thumbs">{}</div>\n', drawn)
 
@@ -61,8 +61,7 @@ def _figure(row: dict, line: str, folder: Path) -> Markup:
 
 
 def write_hits(path: Path, query: Sequence[tuple[str, bytes]], hits: Sequence[dict]) -> None:
-    """Write a query, the name and the picture of each of its examples, and what search found for it, as a contact sheet (.png)
-    or a page."""
+    """Write a query (name and picture of each example) and the hits of a search as a contact sheet (.png) or a page."""
     title = f"nearest to {', '.join(name for name, _ in query)}"
     values = [", ".join(filter(None, (f"{hit['similarity']:.4f}", above(hit)))) for hit in hits]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +80,7 @@ def write_hits(path: Path, query: Sequence[tuple[str, bytes]], hits: Sequence[di
     ]
     lead = (
         "The first number is the cosine of the features, which for many networks is nearly 1 for any two videos; the second one "
-        "is the share of random pairs of moments, of different videos, that are less alike."
+        "is the share of random pairs of moments of different videos that are less similar."
     )
     if any(Path(hit["path"]).is_absolute() for hit in hits):
         lead += " A picture opens the video at its moment."

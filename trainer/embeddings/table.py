@@ -2,7 +2,7 @@
 
 id, path, label   text; label "" if there is none
 split             text: train, validation or test, the part of the first split; "" for none
-start, end        seconds, float64; null if the file does not give its frame rate
+start, end        seconds, float64; null if the frame rate is unknown
 stage             text
 vector            float32 [d]
 thumbnail         JPEG bytes of the middle frame
@@ -36,13 +36,13 @@ from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 
 SCHEMA = 2
-_GROUP = 4096  # rows that are read and written at a time
+_GROUP = 4096  # rows read or written at a time
 _KEY = b"vssl"
 _WIDTH, _PIXELS, _PACKED = (
     1 << 20,
     1 << 16,
     1000,
-)  # values of a vector, pixels of a thumbnail, bytes in one byte; at most
+)  # upper limits: values of a vector, pixels of a thumbnail, unpacked bytes per byte
 _ABOUT = {
     "key?": str,
     "checkpoint?": str,
@@ -61,7 +61,7 @@ TEXTS = ("id", "path", "label", "split", "stage")
 
 
 def schema(width: int, about: dict) -> pa.Schema:
-    """The columns of a table of vectors [width]; about: how it is made."""
+    """The columns of a table of vectors [width]. about: how it is made."""
     texts = {name: pa.string() for name in TEXTS}
     return pa.schema(
         [
@@ -77,10 +77,10 @@ def schema(width: int, about: dict) -> pa.Schema:
 
 
 class Table:
-    """A table on the disk, read block by block.
+    """A table on disk, read block by block.
 
-    about: how it was made; rows, width: number and length of its vectors; groups: rows that lie together on the disk; parts: the
-    tables that it is made of, itself alone; name: for messages
+    about: how it was made; rows, width: number and length of the vectors; groups: rows stored together; parts: the
+    tables that it consists of, here itself; name: for messages
 
     Raises TrainerError if `vssl embed` did not write the file.
     """
@@ -97,7 +97,7 @@ class Table:
             if self.about.get("schema") == SCHEMA and "vector" in found.names:
                 self.width: int = getattr(found.field("vector").type, "list_size", 0)
                 if not 0 < self.width <= _WIDTH or not found.equals(schema(self.width, {})):
-                    raise ValueError("columns that `vssl embed` does not write")
+                    raise ValueError("other columns than those of `vssl embed`")
                 if sum(self.groups) != self.rows or 4 * self.width * self.rows > _PACKED * os.path.getsize(path):
                     raise ValueError(f"{self.rows:,} rows in {os.path.getsize(path):,} bytes")
         except FileNotFoundError as error:
@@ -106,17 +106,17 @@ class Table:
             raise TrainerError(f"{path}: not a readable table of features ({error})") from error
         if self.about.get("schema") != SCHEMA or "vector" not in found.names:
             raise TrainerError(
-                f"{path}: schema {self.about.get('schema', 'none')}, expected {SCHEMA}; make it anew with `vssl embed`"
+                f"{path}: schema {self.about.get('schema', 'none')}, expected {SCHEMA}; make it again with `vssl embed`"
             )
 
     def blocks(self, *columns: str) -> Iterator[tuple]:
-        """The columns of some thousand rows at a time: lists, of "vector" float32 [n, width]."""
+        """The columns of some thousand rows at a time: lists, for "vector" float32 [n, width]."""
         with self._opened() as file:
             for batch in file.iter_batches(_GROUP, columns=list(columns)):
                 yield self._values(batch, columns)
 
     def take(self, rows: Iterable[int], columns: Sequence[str]) -> list[dict]:
-        """Rows of these numbers, in the order given, as dicts."""
+        """Rows with these numbers, in the given order, as dicts."""
         wanted = list(rows)
         chosen = np.unique(np.array(wanted, np.int64))
         found: dict[int, dict] = {}
@@ -135,14 +135,14 @@ class Table:
     @contextmanager
     def _opened(self) -> Iterator[pq.ParquetFile]:
         try:
-            with open_regular(self.path) as raw, pq.ParquetFile(raw) as file:  # its path need not be UTF-8
+            with open_regular(self.path) as raw, pq.ParquetFile(raw) as file:  # the path need not be UTF-8
                 yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._damaged(str(error)) from error
 
     def _values(self, batch: pa.RecordBatch | pa.Table, columns: Sequence[str]) -> tuple[list | np.ndarray, ...]:
-        """Values of columns: lists, of "vector" float32 [n, width]. Raises TrainerError for what `embed` never writes: missing
-        values, vectors that are not finite, and moments that have no end, or end before they start."""
+        """Values of columns: lists, for "vector" float32 [n, width]. Raises TrainerError for what `embed` never writes:
+        missing values, non-finite vectors, and moments without an end or with an end before the start."""
         values = {name: self._column(batch[name], name) for name in columns}
         if {"start", "end"} <= values.keys():
             for start, end in zip(values["start"], values["end"], strict=True):
@@ -159,17 +159,18 @@ class Table:
             return column.to_pylist()
         vectors = flat.to_numpy(zero_copy_only=False).reshape(-1, self.width)
         if not np.isfinite(vectors).all():
-            raise self._damaged("a value that is not finite in vector")
+            raise self._damaged("a non-finite value in vector")
         return vectors
 
     def _damaged(self, what: str) -> TrainerError:
-        return TrainerError(f"{self.path}: damaged ({what}); make it anew with `vssl embed`")
+        return TrainerError(f"{self.path}: damaged ({what}); make it again with `vssl embed`")
 
 
 class Tables(Table):
-    """Tables of several files that were made alike as one: their rows one after the other.
+    """Tables of several files made with the same settings as one: their rows one after the other.
 
-    Raises TrainerError if one is no table, if one is given twice, and if they were made with different networks or settings.
+    Raises TrainerError if a file is not a table, if one is given twice, and if they were made with different networks
+    or settings.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike]):
@@ -183,7 +184,7 @@ class Tables(Table):
                 one, two = (first.width, other.width) if name == "width" else (of_first.get(name), of_other.get(name))
                 if one != two:
                     raise TrainerError(
-                        f"{other.path}: {name} {two}, of {first.path} {one}; give tables that were made alike"
+                        f"{other.path}: {name} {two}, of {first.path} {one}; give tables made with the same settings"
                     )
         self.path, self.about, self.width = first.path, first.about, first.width
         self.name = ", ".join(part.name for part in self.parts)
@@ -209,12 +210,14 @@ def decoded(jpeg: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     small = length and math.prod(size) <= _PIXELS
     picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if small else None
     if picture is None:
-        raise TrainerError("a thumbnail of the table is no JPEG: the table is damaged; make it anew with `vssl embed`")
+        raise TrainerError(
+            "a thumbnail of the table is not a JPEG: the table is damaged; make it again with `vssl embed`"
+        )
     return picture
 
 
 def write_part(path: Path, about: dict, vectors: np.ndarray, columns: Mapping[str, Sequence]) -> None:
-    """One table of vectors float32 [n, d] and the other columns."""
+    """Write a table of vectors float32 [n, d] and the other columns."""
     declared = schema(vectors.shape[1], about)
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     arrays = {**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
@@ -234,9 +237,9 @@ def join(
     kept: Container[str] = (),
     order: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """The rows of all parts as one table; memory holds a block of them at a time.
+    """Write the rows of all parts as one table; memory holds one block at a time.
 
-    old: a table whose rows of the videos `kept`, by id, stand among them; order: of all videos, in which each has its rows
+    old: a table from which the rows of the videos `kept` (ids) are included; order: of all videos, by id
     """
     declared = schema(width, about)
     blocks = _blocks(parts)
@@ -259,7 +262,7 @@ def _blocks(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
 
 
 def _grouped(blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows, some thousand in each block: each becomes a group of its own in the file."""
+    """The same rows, some thousand per block; each block becomes a row group of the file."""
     waiting: list[pa.RecordBatch] = []
     for block in blocks:
         waiting.append(block)
@@ -271,7 +274,7 @@ def _grouped(blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _of_videos(blocks: Iterable[pa.RecordBatch], wanted: Container[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of one video at a time, or as many of them as lie in a block, of the videos that are wanted."""
+    """The rows of the wanted videos, one video at a time, or as many of its rows as a block holds."""
     for block in blocks:
         ids = block.column("id").to_pylist()
         bounds = [0, *(row for row in range(1, len(ids)) if ids[row] != ids[row - 1]), len(ids)]
@@ -281,7 +284,7 @@ def _of_videos(blocks: Iterable[pa.RecordBatch], wanted: Container[str]) -> Iter
 
 
 def write_npy(table: Table) -> tuple[Path, Path]:
-    """The vectors as float32 [rows, d] in NAME.npy, the other columns, but for the thumbnails, in NAME.csv beside it."""
+    """Write the vectors as float32 [rows, d] to NAME.npy, and the other columns except thumbnails to NAME.csv beside it."""
     array, text = table.path.with_suffix(".npy"), table.path.with_suffix(".csv")
     with replacing(array) as temporary, open(temporary, "wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (table.rows, table.width)}
@@ -298,10 +301,11 @@ def write_npy(table: Table) -> tuple[Path, Path]:
 
 
 def write_npy_per_video(table: Table) -> tuple[Path, int]:
-    """Of each video STEM.npy, the vectors of its rows in their order, float32 [T, C], or [T, 10, C] of ten crops, and STEM.csv,
-    where each starts and ends in seconds, in the folder NAME-per-video beside the table; the folder and the number of videos.
+    """Write two files per video into the folder NAME-per-video beside the table: STEM.npy, the vectors of its rows in
+    order, float32 [T, C], or [T, 10, C] with ten crops, and STEM.csv, start and end of each in seconds. Returns the
+    folder and the number of videos.
 
-    STEM is the id without the suffix of the file, or with it if two videos would have one name. Raises TrainerError for an id
+    STEM is the id without the suffix of the file, or with it if two names would be equal. Raises TrainerError for an id
     that leads elsewhere.
     """
     folder = table.path.with_name(f"{table.path.stem}-per-video")
@@ -329,7 +333,7 @@ def write_npy_per_video(table: Table) -> tuple[Path, int]:
 
 
 def _of_each_video(table: Table) -> Iterator[tuple[str, np.ndarray, list[tuple]]]:
-    """The id of each video, its vectors float32 [T, width] and when each starts and ends; memory holds one video."""
+    """The id of each video, its vectors float32 [T, width] and their start and end times; memory holds one video."""
     parts: list[np.ndarray] = []
     spans: list[tuple] = []
     last = None

@@ -16,6 +16,7 @@ PROTOCOLS = {
     "retrieval": "trainer.evaluate.protocols.retrieval:Retrieval",
     "knn": "trainer.evaluate.protocols.knn:KNearest",
     "linear": "trainer.evaluate.protocols.linear:Linear",
+    "attentive": "trainer.evaluate.protocols.attentive:Attentive",
     "recognition": "trainer.evaluate.protocols.recognition:Recognition",
     "scenes": "trainer.evaluate.protocols.scenes:Scenes",
     "similarity": "trainer.evaluate.protocols.similarity:Similarity",

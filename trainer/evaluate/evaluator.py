@@ -29,7 +29,7 @@ from trainer.checkpoint import Checkpoint, load, newest_run, trained_splits, ver
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, features, protocol_class, results, splits
 from trainer.evaluate.features import COMPUTE, Compute, Features
-from trainer.evaluate.metrics import ANSWERS
+from trainer.evaluate.metrics import ANSWERS, NORMAL
 
 LAST = "last"  # the last stage that there is
 
@@ -154,14 +154,20 @@ class Evaluator:
         return self._networks[saved.file]
 
     def features(
-        self, network: str, source: data.Shards, videos: np.ndarray, views: str, saved: Checkpoint | None = None
+        self,
+        network: str,
+        source: data.Shards,
+        videos: np.ndarray,
+        views: str | int,
+        saved: Checkpoint | None = None,
+        **how: Any,
     ) -> Features:
-        """Features of videos (int64 rows of the data set), see features.features."""
+        """Features of videos (int64 rows of the data set); how: time and made, see features.features."""
         if self.selection and self.selection.features is not None:
             return self.selection.features.of_videos(videos, self.kinds(self.selection.features))
         saved = saved or self.saved
         backbone = self.networks(saved)[network]
-        return features.features(saved, network, backbone, source, source.videos[videos], views, self.compute)
+        return features.features(saved, network, backbone, source, source.videos[videos], views, self.compute, **how)
 
     def kinds(self, found: Features) -> list[tuple[str, str]]:
         """The stages and poolings that are measured: all, or those selected. Raises TrainerError if there are none."""
@@ -177,12 +183,17 @@ class Evaluator:
         return [key]
 
     def features_of_parts(
-        self, network: str, source: data.Shards, parts: Sequence[tuple[np.ndarray, np.ndarray]]
+        self,
+        network: str,
+        source: data.Shards,
+        parts: Sequence[tuple[np.ndarray, np.ndarray]],
+        views: str | int = "spread",
+        **how: Any,
     ) -> list[tuple[np.ndarray, Features]]:
-        """Features of the 10 spread clips of every video of some folds, with the rows of the videos: of one fold those of test
-        and train apart, as they are kept, of several all together."""
+        """Features of every video of some folds, with the rows of the videos: of one fold those of test and train apart, as they
+        are kept, of several all together."""
         rows = [*parts[0]] if len(parts) == 1 else [np.unique(np.concatenate([*map(np.concatenate, parts)]))]
-        return [(videos, self.features(network, source, videos, "spread")) for videos in rows]
+        return [(videos, self.features(network, source, videos, views, **how)) for videos in rows]
 
     def levels(self, all_levels: tuple[str, ...]) -> tuple[str, ...]:
         """The levels of items that are measured, of all that a protocol has."""
@@ -242,13 +253,16 @@ class Evaluator:
         return result
 
     def scores(self, name: str, selection: Selection = Selection(), **options: Any) -> Scores:
-        """The score of each tested video by a protocol's first metric at video level; nothing is written. A score is what the
-        protocol's code gives for the selection: every protocol that scores items has it.
+        """Scores of the tested videos by a protocol's first metric at video level, with `times` of clips disturbed in the last
+        of these ways; nothing is written. A score is what the protocol's code gives for the selection: every protocol that
+        scores items has it.
 
         Raises VsslError if the run, the features or the data do not allow it.
         """
         protocol = protocol_class(name)(self._but(selection=selection), **options)
-        scored = (row for row in protocol.rows() if ANSWERS in row and row.get("level", "video") == "video")
+        wanted = {"level": "video", "time": [NORMAL, *options.get("times", ())][-1]}
+        rows = (row for row in protocol.rows() if ANSWERS in row)
+        scored = (row for row in rows if all(row.get(key, value) == value for key, value in wanted.items()))
         if (row := next(scored, None)) is None or protocol.scores is None:
             raise TrainerError(f"{name} scores no single videos")
         (ids, classes), answers = (of.tolist() for of in (protocol.scores.items, protocol.scores.classes)), row[ANSWERS]

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,9 @@ class Compute:
 
 
 COMPUTE = Compute()
+Made = Callable[
+    [nn.Module, dict[str, Tensor]], dict[tuple[str, str], Tensor]
+]  # of what stages give for B clips, [B, ...] each
 
 
 class Vectors(NamedTuple):
@@ -65,6 +69,11 @@ class Vectors(NamedTuple):
 def select(items: Sequence[Vectors], videos: np.ndarray) -> Vectors:
     """The vectors of these videos, which all stand in one of `items`."""
     return next(part for part in items if np.isin(videos, part.video).all()).of_videos(videos)
+
+
+def joined(items: Sequence[Vectors]) -> Vectors:
+    """The vectors of several, one after the other."""
+    return items[0] if len(items) == 1 else Vectors(*map(np.concatenate, zip(*items, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,13 @@ class Features:
             return Vectors(self.arrays[key], videos[self.owner])
         return Vectors(self.video_means(key, parts), videos)
 
+    def but(self, other: Features, of: np.ndarray, videos: np.ndarray, key: tuple[str, str]) -> Features:
+        """One kind of these features, those of some videos (int64 rows) taken from others, of as many clips; of: int64, the rows,
+        ascending, of the videos whose features the others are."""
+        x = np.array(self.arrays[key])
+        x[np.isin(self.owner, videos)] = other.arrays[key][np.isin(of[other.owner], videos)]
+        return Features({key: x}, self.owner)
+
     def of_videos(self, rows: np.ndarray, keys: Sequence[tuple[str, str]]) -> Features:
         """The features of some stages and poolings of some of the videos, in the order of their rows (int64)."""
         begin, end = (np.searchsorted(self.owner, rows, side) for side in ("left", "right"))
@@ -119,22 +135,45 @@ def pool(stage: Tensor) -> dict[str, Tensor]:
     return {"max": F.adaptive_max_pool3d(stage, (2, 3, 3)).flatten(1), "mean": stage.mean((2, 3, 4))}
 
 
+def pooled(backbone: nn.Module, stages: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+    """What `pool` gives of each stage, by (stage, pooling)."""
+    return {
+        (stage, name): x
+        for stage, output in stages.items()
+        for name, x in pool(output).items()
+        if name in getattr(backbone, "poolings", (name,))  # a histogram has nothing to pool
+    }
+
+
+def cells(backbone: nn.Module, stages: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
+    """The last stage as it is, (stage, "cells"): float16 [B, T H W, C]. Raises TrainerError for values beyond float16."""
+    stage, output = [*stages.items()][-1]
+    if output.abs().amax() > torch.finfo(torch.float16).max:
+        raise TrainerError(f"stage {stage} gives values up to {output.abs().amax():g}, its cells are kept as float16")
+    return {(stage, "cells"): output.flatten(2).transpose(1, 2).half()}
+
+
 def features(
     saved: Checkpoint,
     network: str,
     backbone: nn.Module,
     shards: data.Shards,
     videos: np.ndarray,
-    views: str,
+    views: str | int,
     compute: Compute,
+    time: data.Time | None = None,
+    made: Made = pooled,
 ) -> Features:
     """Features of the clips of videos (int64 [n, 2]: shard, video), from the run's folder if they have been extracted
     before for the same weights, shards, videos and views.
 
-    network: the name of the backbone ("pretrained", "random"); views: a name of VIEWS.
+    network: the name of the backbone ("pretrained", "random"); views: a name of VIEWS, or so many clips that are spread
+    time: what is done to the order of each clip's frames; made: `pooled` or `cells`
     Centre crop, normalised as the network expects it, batch normalisation in evaluation mode, float32.
     """
-    clips = data.VideoViews(shards, videos, VIEWS[views], inputs.of(backbone))
+    frames = partial(data.spread_frames, views=views) if isinstance(views, int) else VIEWS[views]
+    clips = data.VideoViews(shards, videos, frames, inputs.of(backbone), time)
+    views = ", ".join([str(views), *([str(time)] if time else []), *([made.__name__] if made is not pooled else [])])
     folder = saved.run / "features" / _key(backbone, shards, videos, views)
     if not (folder / "about.json").exists():
         about = {
@@ -144,7 +183,7 @@ def features(
             "videos": len(videos),
             "clips": len(clips),
         }
-        _keep(folder, about, lambda temporary: _extract(backbone, clips, temporary, compute))
+        _keep(folder, about, lambda temporary: _extract(backbone, clips, temporary, compute, made))
     return Features({key: _stored(_file(folder, *key), len(clips)) for key in _kept(folder)}, clips.owner)
 
 
@@ -153,17 +192,19 @@ def _file(folder: Path, stage: str, pooling: str) -> Path:
 
 
 def _stored(path: Path, clips: int) -> np.ndarray:
-    """A kept array, a memory map of float32 [clips, d]. Raises TrainerError if it cannot be read or is damaged."""
+    """A kept array, a memory map of float32 [clips, d] or float16 [clips, cells, d]. Raises TrainerError if it cannot be read or
+    is damaged."""
     try:
         with open_regular(path) as file:
             np.lib.format.read_magic(file)
             shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-            if dtype != np.float32 or by_column or len(shape) != 2 or shape[0] != clips:
-                raise ValueError(f"{dtype} {shape}, expected float32 of {clips} clips")
+            wanted = np.dtype(np.float32 if len(shape) == 2 else np.float16)
+            if dtype != wanted or by_column or len(shape) not in (2, 3) or shape[0] != clips:
+                raise ValueError(f"{dtype} {shape}, expected float32 [{clips}, d] or float16 [{clips}, cells, d]")
             kept = mmap.mmap(
                 file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ
             )  # not all file systems have shared ones
-            return np.frombuffer(kept, np.float32, offset=file.tell()).reshape(shape)
+            return np.frombuffer(kept, dtype, offset=file.tell()).reshape(shape)
     except (FileNotFoundError, ReadError, ValueError, EOFError) as error:
         raise TrainerError(f"{path}: damaged ({error}); delete its folder, and it is made again") from error
     except OSError as error:
@@ -245,18 +286,15 @@ def _left_over(temporary: Path) -> bool:
     return False
 
 
-def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute) -> list[tuple[str, str]]:
+def _extract(
+    backbone: nn.Module, clips: data.VideoViews, folder: Path, compute: Compute, made: Made
+) -> list[tuple[str, str]]:
     done, keys = 0, list[tuple[str, str]]()
     for index, stages in stage_outputs(backbone, clips, compute):
-        pooled = {
-            (stage, name): x
-            for stage, output in stages.items()
-            for name, x in pool(output).items()
-            if name in getattr(backbone, "poolings", (name,))  # a histogram has nothing to pool
-        }
-        together = torch.cat([*pooled.values()], 1).cpu()  # the device is waited for once
-        parts = together.split([x.shape[1] for x in pooled.values()], 1)
-        keys = list(pooled)
+        found = made(backbone, stages)
+        together = torch.cat([*found.values()], 1).cpu()  # the device is waited for once
+        parts = together.split([x.shape[1] for x in found.values()], 1)
+        keys = list(found)
         if (index != np.arange(done, done + len(index))).any():
             raise AssertionError(f"clips {index} after the first {done}")
         for (stage, pooling), values in zip(keys, parts, strict=True):
@@ -265,9 +303,10 @@ def _extract(backbone: nn.Module, clips: data.VideoViews, folder: Path, compute:
             # not by a memory map, whose writing kills the process on a full disk, and which not all file systems have
             with writing(file := _file(folder, stage, pooling)), open(file, "ab") as opened:
                 if not done:
-                    header = {"descr": "<f4", "fortran_order": False, "shape": (len(clips), values.shape[1])}
+                    shape = (len(clips), *values.shape[1:])
+                    header = {"descr": f"<f{values.itemsize}", "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(opened, header)
-                opened.write(values.contiguous().numpy().astype("<f4", copy=False))
+                opened.write(values.contiguous().numpy().astype(header["descr"], copy=False))
         done += len(index)
     for key in keys:
         sync(_file(folder, *key))

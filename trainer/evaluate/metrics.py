@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ SEED_RESAMPLES = 2000  # of seeds and items
 FLIPS = 100_000  # patterns of signs, beside those that are drawn
 EXACT = 15  # units, of which all patterns are tried
 GROUPS = 10  # with fewer of them a bootstrap over groups says nothing
+NORMAL = "normal"  # of clips whose frames are not disturbed, beside those whose are
 ANSWERS = "answers"  # key of a row of a protocol that holds the Answers behind its accuracy
 _NONE = -1  # no class was predicted, or the item was not tested
 
@@ -187,11 +188,41 @@ class ItemScores:
                 for name, hit, owner, classes in zip(splits, right, owners, each, strict=True)
             ]
         if not pooled:
-            units = np.split(self.bootstrap_units(np.concatenate(owners)), np.cumsum([*map(len, owners)])[:-1])
-            return [*rows, {"split": "mean", **accuracy(right, units)}]
+            return [*rows, {"split": "mean", **accuracy(right, self._units(owners))}]
         together = None if predicted is None else np.concatenate(predicted)
         whole = self.accuracy(np.concatenate(right), np.concatenate(owners), together)
         return [*rows, {"split": "all", **whole} if splits else whole]
+
+    def rows(
+        self,
+        metric: str,
+        right: Mapping[str, Sequence[np.ndarray]],
+        owners: Sequence[np.ndarray],
+        splits: Sequence[str | None] = (),
+        pooled: bool = True,
+        predicted: Mapping[str, Sequence[np.ndarray]] | None = None,
+    ) -> Iterator[dict]:
+        """The rows of a metric: `accuracies` of the first answers and, if there are others, to the same items disturbed, those
+        of each, with its name as "time", and how far they lie below the first ones, "METRIC drop", in points with the interval of
+        a bootstrap that draws the same items for both."""
+        (_, first), *others = right.items()
+        for time, of_time in right.items():
+            named = {"time": time} if others else {}
+            scores = self.accuracies(of_time, owners, splits, pooled, None if predicted is None else predicted[time])
+            yield from ({"metric": metric, **named, **score} for score in scores)
+            if of_time is not first:
+                lost = [one.astype(float) - other for one, other in zip(first, of_time, strict=True)]
+                units = self._units(owners)
+                if pooled:
+                    lost, units = [np.concatenate(lost)], [np.concatenate(units)]
+                low, high = map(float, np.percentile(bootstrap(lost, units), (2.5, 97.5)))
+                whole = {key: scores[-1][key] for key in ("split",) if key in scores[-1]}
+                value = 100 * float(np.mean([of.mean() for of in lost]))
+                yield {"metric": f"{metric} drop", **named, **whole, "value": value, "low": low, "high": high}
+
+    def _units(self, owners: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What the bootstrap draws, of the items of each fold."""
+        return np.split(self.bootstrap_units(np.concatenate(owners)), np.cumsum([*map(len, owners)])[:-1])
 
 
 def paired(first: ItemScores, other: ItemScores, row: int, other_row: int) -> dict[str, float] | None:

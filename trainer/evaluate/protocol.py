@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from trainer.errors import SettingError
 from trainer.evaluate.protocols import data, evaluator, features, inputs, metrics, np, progress, results, splits
 
 SPLIT = "Official split.  [default: the one that the run was trained on, else the first]"
@@ -25,8 +26,8 @@ IN_TURN = (
 class ProtocolOption:
     """An option that a protocol has beside the common ones: an argument of its `choose`, --NAME on the command line.
 
-    kind: type of the value; default: without the option; least: the smallest number that is allowed; several: may be given
-    repeatedly, under the name `argument` a tuple; shared: `vssl eval all` has the option, too
+    kind: type of the value; default: without the option; least: the smallest number that is allowed; choices: the texts that are;
+    several: may be given repeatedly, under the name `argument` a tuple; shared: `vssl eval all` has the option, too
     """
 
     name: str
@@ -34,12 +35,24 @@ class ProtocolOption:
     help: str
     default: Any = None
     least: int | None = None
+    choices: tuple[str, ...] = ()
     argument: str | None = None
     shared: bool = False
 
     @property
     def several(self) -> bool:
         return self.argument is not None
+
+
+TIMES = ("shuffled", "reversed", "still")
+TIME = ProtocolOption(
+    "time",
+    str,
+    "Test on clips whose frames are shuffled, reversed, or one of them repeated, too, and give the loss; repeatable.",
+    choices=TIMES,
+    argument="times",
+)
+SEED = ProtocolOption("seed", int, "Seed of what is drawn: shuffled frames, labels.", default=0, least=0)
 
 
 class Protocol:
@@ -58,7 +71,7 @@ class Protocol:
     evaluator: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which
     they come up; extra: what a result holds beside numbers ("neighbours", "confusion", "sheets"); scores: of the tested items
     behind its accuracies, if there are any; validated: accuracy, in per cent, of what was chosen last by cross-validation of a
-    training part, None if nothing is chosen so
+    training part, None if nothing is chosen so; times: see `disturb`
     """
 
     title: ClassVar[str]
@@ -80,6 +93,7 @@ class Protocol:
     labelled: ClassVar[bool] = True
     neighbours: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()
+    times: dict[str, data.Time | None]
 
     def __init__(self, evaluator: evaluator.Evaluator, **options: Any):
         self.evaluator = evaluator
@@ -123,6 +137,22 @@ class Protocol:
         """Frames of the video in which two such clips that follow one another overlap."""
         length, stride = self.span
         return (stride * (length - 1) + 1) // 2
+
+    def disturb(self, times: Sequence[str], seed: int) -> None:
+        """Have `times` hold what is done to the frames of tested clips, by its name, after `metrics.NORMAL`, None. Raises
+        SettingError for a name that is not in TIMES."""
+        for name in times:
+            if name not in TIMES:
+                raise SettingError(f"time is {name!r}, expected one of: {', '.join(TIMES)}")
+        self.times = {metrics.NORMAL: None} | {name: data.Time(name, seed) for name in times}
+
+    @property
+    def disturbances(self) -> dict[str, str]:
+        """What is done to the frames of tested clips, as a condition, if anything is."""
+        if len(self.times) == 1:
+            return {}
+        others = "; ".join(map(str, filter(None, self.times.values())))
+        return {"time": f"learnt from clips as they are, tested on them, and with their frames {others}"}
 
     def conditions(self) -> dict[str, Any]:
         """How it was measured, as far as the protocol decides: "mode", "views", "items", "classes", ..."""
@@ -168,7 +198,8 @@ class Protocol:
     @classmethod
     def table(cls, result: dict) -> list[str]:
         """Lines of a result's table for the screen."""
-        return results.table(results.overall(result["rows"]), cls.index, cls.columns)
+        rows = results.overall(result["rows"])
+        return results.table(rows, (*cls.index, *results.TIME[: any("time" in row for row in rows)]), cls.columns)
 
     @classmethod
     def format_table(cls, result: dict) -> str:
@@ -182,6 +213,9 @@ class Protocol:
         return f"vssl eval {name} --checkpoint {run} --shards {shards}"
 
 
+ALL_CLASSES = "all classes"
+
+
 class FeatureProtocol(Protocol):
     """A classifier on frozen features that learns from some videos and is tested on others.
 
@@ -189,24 +223,56 @@ class FeatureProtocol(Protocol):
     take the first.
 
     levels: of its items, "clip", "video"; steps: units of work of a fold: `predict` calls `bar.step` after each but the last
+    views: the clips of a video, see features.features
+    tasks: the numbers of the classes that are told from one another, by name; ALL_CLASSES, or pairs of opposite ones
     """
 
+    options: ClassVar[tuple[ProtocolOption, ...]] = (
+        TIME,
+        SEED,
+        ProtocolOption(
+            "opposites",
+            str,
+            "Tell the classes of each pair apart: the pairs of opposite actions in the manifest of this name, or path.",
+        ),
+        ProtocolOption("labels", str, "Learn from so many labels: '1000 videos', or '5 per class'.  [default: all]"),
+    )
     levels: ClassVar[tuple[str, ...]] = ("video",)
     steps: ClassVar[int] = 1
+    views: str | int = "spread"
     split_help = IN_TURN
     folds: splits.Folds
     scores: metrics.ItemScores
 
-    def choose(self) -> data.Shards:
+    def choose(
+        self,
+        times: Sequence[str] = (),
+        seed: int = 0,
+        opposites: Sequence[Sequence[str]] | None = None,
+        labels: int | str | None = None,
+    ) -> data.Shards:
+        """times, seed: see `disturb`; opposites: pairs of classes; labels: see splits.number_of_labels."""
+        self.disturb(times, seed)
+        self.few = None if labels is None else splits.number_of_labels(labels)
         folds = self.evaluator.folds()
         self.notes += folds.notes
         names = folds.source.split_names
         if self.evaluator.split is None and len(names) > 1 and not folds.splits:
             self.notes.append(f"split {folds.source.split} alone, one of {len(names)}; --split all uses each in turn")
-        self.folds = splits.learnable(folds)
+        self.folds = splits.learnable(folds, self.few, seed)
         self.notes += self.folds.notes[len(folds.notes) :]
         self.scores = metrics.ItemScores.of(folds.source)
+        self.tasks = {ALL_CLASSES: np.arange(len(folds.source.classes))}
+        if opposites is not None:
+            self.tasks, notes = splits.opposites(self.folds, opposites)
+            self.notes += notes
+            self.folds = splits.of_classes(self.folds, np.concatenate([*self.tasks.values()]))
         return folds.source
+
+    @property
+    def paired(self) -> bool:
+        """Whether pairs of classes are told apart."""
+        return ALL_CLASSES not in self.tasks
 
     def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:
         """The class that is predicted for each test item, int64 [n], by the name of the metric; classes are those of
@@ -214,44 +280,126 @@ class FeatureProtocol(Protocol):
         raise NotImplementedError
 
     def rows(self) -> Iterator[dict]:
-        return self.of_networks(self._of_network)
+        measured: dict[str, None] = {}
+        for row in self.of_networks(self._of_network):
+            measured |= (
+                {row["metric"]: None}
+                if "class" not in row and row.get("time", metrics.NORMAL) == metrics.NORMAL
+                else {}
+            )
+            yield row
+        if self.paired:
+            yield from ({"network": "chance", "metric": metric, "value": 50.0} for metric in measured)
 
     def _of_network(self, network: str) -> Iterator[dict]:
-        extracted = self.evaluator.features_of_parts(network, self.shards, self.folds.parts)
-        keys, levels = self.evaluator.kinds(extracted[0][1]), self.evaluator.levels(self.levels)
+        extracted = self.evaluator.features_of_parts(network, self.shards, self.folds.parts, self.views, **self.made)
+        tested = np.unique(self.folds.tested)
+        disturbed = [
+            self.evaluator.features(network, self.shards, tested, self.views, time=time, **self.made)
+            for time in self.times.values()
+            if time is not None
+        ]
+        keys = self.evaluator.kinds(extracted[0][1])
+        levels = self.evaluator.levels(("video",) if disturbed else self.levels)
         kinds = [(key, level) for key in keys for level in levels]
-        steps = len(kinds) * len(self.folds.parts) * self.steps
+        steps = len(kinds) * len(self.folds.parts) * len(self.tasks) * self.steps
         with progress.ProgressBar(f"{self.title}, {network}", "step", steps) as self.bar:
             for key, level in kinds:
-                items = [found.vectors(key, level, rows, self.evaluator.time_parts) for rows, found in extracted]
-                for row in self.accuracies(items, level):
+                items, others = (
+                    [self.items_of(found, key, level, rows) for rows, found in of]
+                    for of in (extracted, [(tested, found) for found in disturbed])
+                )
+                for row in self.accuracies(items, others, level):
                     yield {"stage": key[0], "pooling": key[1], "level": level, **row}
 
-    def accuracies(self, items: Sequence[features.Vectors], level: str) -> Iterator[dict]:
-        """The rows of one kind of features; items: of all videos that take part, or of tested and other ones apart."""
-        parts = [tuple(features.select(items, rows) for rows in fold) for fold in self.folds.parts]
-        predicted = []
-        for test, train in parts:
-            predicted.append(self.predict(train, test, level))
-            self.bar.step()
-        owners, targets = [test.video for test, _ in parts], self.shards.targets
-        for (tested, _), owner in zip(self.folds.parts, owners, strict=True):
-            if not np.array_equal(np.unique(owner), np.sort(tested)):
-                raise AssertionError(f"{len(tested)} videos to score, {len(np.unique(owner))} scored")
-        for metric in predicted[0]:
-            classes = [of_fold[metric] for of_fold in predicted]
-            right = [of_fold == targets[owner] for of_fold, owner in zip(classes, owners, strict=True)]
-            for row in self.scores.accuracies(right, owners, self.folds.splits, self.folds.pooled, classes):
-                yield {"metric": metric, **row, "dimensions": items[0].x.shape[1]}
+    @property
+    def made(self) -> dict[str, Any]:
+        """What features are made of, if not of `features.pooled`."""
+        return {}
+
+    def items_of(
+        self, found: features.Features, key: tuple[str, str], level: str, videos: np.ndarray
+    ) -> features.Vectors:
+        """The items of one kind of features; videos: int64 rows of those whose features these are."""
+        return found.vectors(key, level, videos, self.evaluator.time_parts)
+
+    def accuracies(
+        self, items: Sequence[features.Vectors], disturbed: Sequence[features.Vectors], level: str
+    ) -> Iterator[dict]:
+        """The rows of one kind of features; items: of all videos that take part, or of tested and other ones apart; disturbed: of
+        the tested ones, in the order of `times`."""
+        targets = self.shards.targets
+        answered: list[dict[str, tuple]] = []  # of each fold, by task: owners of the items, and predictions
+        for number, (tested, learnt) in enumerate(self.folds.parts):
+            answered.append({})
+            self.split = self.folds.splits[number] if self.folds.splits else None
+            for name, classes in self.tasks.items():
+                of_task = (rows[np.isin(targets[rows], classes)] for rows in (tested, learnt))
+                test, train = (features.select(items, rows) for rows in of_task)
+                if len(test.x):
+                    shown = [test, *(other.of_videos(test.video) for other in disturbed)]
+                    found = self.predict(train, features.joined(shown), level)
+                    answered[-1][name] = test.video, {m: np.split(c, len(shown)) for m, c in found.items()}
+                self.bar.step(1 if len(test.x) else self.steps)
+            scored = np.concatenate([owner for owner, _ in answered[-1].values()])
+            if not np.array_equal(np.unique(scored), np.sort(tested)):
+                raise AssertionError(f"{len(tested)} videos to score, {len(np.unique(scored))} scored")
+        yield from ({**row, "dimensions": items[0].x.shape[-1]} for row in self._scored(answered))
+
+    def _scored(self, answered: list[dict[str, tuple]]) -> Iterator[dict]:
+        """The rows of all tasks together, then of each pair."""
+        targets = self.shards.targets
+        for metric in next(iter(answered[0].values()))[1]:
+            for task in (None, *(self.tasks if self.paired else ())):
+                folds = [[of_fold[name] for name in of_fold if task in (None, name)] for of_fold in answered]
+                names = [name for name, of_fold in zip(self.folds.splits, folds, strict=False) if of_fold]
+                folds = [of_fold for of_fold in folds if of_fold]
+                owners = [np.concatenate([owner for owner, _ in of_fold]) for of_fold in folds]
+                classes = {
+                    time: [np.concatenate([found[metric][i] for _, found in of_fold]) for of_fold in folds]
+                    for i, time in enumerate(self.times)
+                }
+                right = {
+                    time: [of == targets[owner] for of, owner in zip(classes[time], owners, strict=True)]
+                    for time in classes
+                }
+                what = {} if task is None else {"class": task}
+                name = metric if task is None else f"pair {metric}"
+                rows = self.scores.rows(name, right, owners, names, self.folds.pooled, classes)
+                yield from (
+                    {**row, **what} for row in rows if task is None or row.get("split") in (None, "all", "mean")
+                )
 
     def conditions(self) -> dict[str, Any]:
-        return {
+        about: dict[str, Any] = {
             "split": None if self.folds.splits else self.shards.split,
             "mode": self.folds.mode,
             "items": f"{len(self.folds.tested)} tested videos",
             **metrics.distribution(self.shards.targets[self.folds.tested]),
             "intervals": self.scores.describe_units(self.folds.tested),
+            **self.disturbances,
         }
+        if self.paired:
+            about |= {
+                "opposites": [*self.tasks],
+                "mode": f"{len(self.tasks)} pairs of opposite classes, {about['mode']}",
+            }
+        return about | ({"labels": splits.words(self.few)} if self.few else {})
 
     def tested(self) -> np.ndarray:
         return self.folds.tested
+
+    def file_name(self, name: str) -> str:
+        parts = [name, "opposites" * self.paired, *[*self.times][1:], splits.words(self.few or "").replace(" ", "_")]
+        return "-".join(filter(None, parts))
+
+    @classmethod
+    def table(cls, result: dict) -> list[str]:
+        whole = [row for row in result["rows"] if "class" not in row]
+        lines = super().table({"rows": whole})
+        if len(whole) < len(result["rows"]):
+            of_pairs = [row for row in results.overall(result["rows"]) if "class" in row]
+            last = [row for row in of_pairs if all(row[key] == of_pairs[-1][key] for key in ("stage", "level"))]
+            timed = results.TIME[: any("time" in row for row in last)]
+            lines += ["", *results.table(last, ("class", "network", "stage", "pooling", *timed), ("metric",))]
+        return lines

@@ -27,7 +27,8 @@ from trainer.evaluate.splits import with_split
 
 MEASURED = ("value", "low", "high", "dimensions", "C", "videos")  # what of a row does not say what was measured
 OTHER_VIDEO = "other video"
-_ABOUT = ("mode", "views", "classes", "items", "largest_class")  # of the conditions, what stands above a table
+TIME = ("time",)  # key of the rows of clips whose frames are disturbed, and of those beside them
+_ABOUT = ("mode", "views", "time", "classes", "items", "largest_class")  # of the conditions, what stands above a table
 _BYTES = 1 << 30  # of a file of predictions, unpacked
 _KEPT = {"rows": ("i", 1), "right": ("f", 2), "named": ("i", 2)}  # kind and dimensions
 _KEPT |= dict.fromkeys(("items", "labels", "groups", "classes"), ("U", 1))
@@ -332,10 +333,10 @@ def table(rows: list[dict], index: tuple[str, ...], columns: tuple[str, ...]) ->
         lines.setdefault(place, {})[tuple(row.get(key, "") for key in columns)] = shown(row)
     body = [[*place, *(cells.get(name, "") for name in names)] for place, cells in lines.items()]
     heads = [[*index, *(str(name[level]) for name in names)] for level in range(len(columns))]
-    for head in heads[:-1]:  # a name that spans several columns stands over the first of them
+    for level, head in enumerate(heads[:-1], 1):  # a name that spans several columns stands over the first of them
         head[: len(index)] = [""] * len(index)
         head[len(index) :] = [
-            "" if i and names[i][:1] == names[i - 1][:1] else cell for i, cell in enumerate(head[len(index) :])
+            "" if i and names[i][:level] == names[i - 1][:level] else cell for i, cell in enumerate(head[len(index) :])
         ]
     return aligned([*heads, *body], len(index))
 

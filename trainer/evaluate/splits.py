@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,8 @@ import numpy as np
 
 from trainer import data
 from trainer.checkpoint import Checkpoint, trained_splits, with_labels
-from trainer.errors import ProtocolError, TrainerError
+from trainer.data.keys import LABELLED
+from trainer.errors import ProtocolError, SettingError, TrainerError
 
 FOLDS = 5
 MOST_GROUPS = 30  # with more of them, leaving each out in turn costs more than it says
@@ -86,17 +88,27 @@ def in_turn(source: data.Shards, split: str | int | None, learnt_labels: bool) -
     return Folds(sources[0], [folds.parts[0] for folds in found], mode, notes, tuple(names), pooled)
 
 
-def learnable(folds: Folds) -> Folds:
+def learnable(folds: Folds, labels: int | str | None = None, seed: int = 0) -> Folds:
     """Folds from which a classifier can learn: if a video is both tested and learnt from, one group is left out at a time or,
     without groups or with more than MOST_GROUPS of them, FOLDS stratified folds keep groups together.
 
-    Raises TrainerError if there is too little to learn from.
+    labels: of how many videos of each training part, see `draw`. Raises TrainerError if there is too little to learn from.
     """
     source = folds.source
     if not folds.apart:
         mode, held_out = _cross_validation(source, folds.tested)
         parts = [(rows, np.setdiff1d(folds.tested, rows)) for rows in held_out]
         folds = replace(folds, parts=parts, mode=mode)
+    if labels is not None:
+        ids, parts = np.array(source.text("videos/id")), []
+        for test, train in folds.parts:
+            drawn = draw(source.targets, ids, np.isin(np.arange(len(ids)), train), labels, seed)
+            if drawn is None:
+                raise TrainerError(
+                    f"{source.dataset}: {len(train)} labelled videos to learn from are too few for {words(labels)}; take fewer"
+                )
+            parts.append((test, np.flatnonzero(drawn)))
+        folds = replace(folds, parts=parts, mode=f"{folds.mode}, labels of {words(labels)} by seed {seed}")
     unknown, notes = 0, [*folds.notes]
     for test, train in folds.parts:
         classes = np.unique(source.targets[train])
@@ -138,6 +150,82 @@ def grouped_folds(targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         folds = [held_out for _, held_out in StratifiedGroupKFold(number).split(targets, targets, groups)]
     return [held_out for held_out in folds if 0 < len(held_out) < len(targets)]
+
+
+def number_of_labels(given: int | str) -> int | str:
+    """How many labels a classifier learns from: a number of videos of each class, as it is or as "5 per class", or "1000 videos"
+    in all, which stays. Raises SettingError for anything else."""
+    found = re.fullmatch(
+        r"([1-9][0-9]{0,8}) (videos|per class)", f"{given} per class" if type(given) is int else str(given)
+    )
+    if not found:
+        raise SettingError(
+            f"labels is {given!r:.60}, expected 1 or more of each class, '5 per class', or in all, '1000 videos'"
+        )
+    return found[0] if found[2] == "videos" else int(found[1])
+
+
+def words(labels: int | str) -> str:
+    """A number of labels as `number_of_labels` reads it."""
+    return labels if isinstance(labels, str) else f"{labels} per class"
+
+
+def draw(targets: np.ndarray, ids: np.ndarray, train: np.ndarray, labels: int | str, seed: int) -> np.ndarray | None:
+    """Which videos of the training part a classifier learns from, bool [n], drawn from the seed; None if there are too few.
+
+    targets: class of every video, "" or -1 for none [n]; ids: [n]; train: bool [n]; labels: see `number_of_labels`: of each class
+    so many, or in all. These stand in an order in which the i-th of the n videos of a class, which are shuffled, has the place
+    (i + u) / n, u uniform and the same for a class: the first ones hold about the same share of each class, whatever their
+    number, and are part of any larger number.
+    """
+    known = train & (targets != ("" if targets.dtype.kind == "U" else -1))
+    chosen, place = np.zeros(len(targets), bool), np.full(len(targets), np.inf)
+    if isinstance(labels, int):
+        rng = np.random.default_rng((labels, seed))
+        for name in np.unique(targets[known]):
+            rows = np.flatnonzero(known & (targets == name))
+            if len(rows) < labels:
+                return None
+            chosen[rng.choice(rows, labels, replace=False)] = True
+        return chosen
+    count, rng = int(labels.split()[0]), np.random.default_rng((LABELLED, seed))
+    order = np.argsort(ids)  # the order of the shards has no effect
+    for name in np.unique(targets[known]):
+        rows = rng.permutation(order[known[order] & (targets[order] == name)])
+        place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
+    chosen[np.argsort(place)[:count]] = True
+    return chosen if count <= known.sum() else None
+
+
+def opposites(folds: Folds, pairs: Sequence[Sequence[str]]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The numbers of the two classes of each pair, int64 [2], by "FIRST / SECOND", and a note for each pair that is left out: of
+    which a class is absent, or not learnt from in a fold that tests the pair. Raises TrainerError if none is left."""
+    source, found, notes = folds.source, {}, list[str]()
+    for first, second in pairs:
+        name, both = f"{first} / {second}", [c for c in (first, second) if c in source.classes]
+        classes = np.array([source.classes.index(c) for c in both])
+        tested = [(test, train) for test, train in folds.parts if np.isin(source.targets[test], classes).any()]
+        learnt = [np.isin(classes, source.targets[train]).all() for _, train in tested]
+        if len(both) < 2 or not tested or not all(learnt):
+            why = "a class is absent" if len(both) < 2 else "not in all parts that are tested and learnt from"
+            notes.append(f"pair left out, {why}: {name}")
+        else:
+            found[name] = classes
+    if not found:
+        raise TrainerError(
+            f"{source.dataset}: none of the {len(pairs)} pairs of opposite classes can be measured ({'; '.join(notes[:3])}); its "
+            f"classes are {', '.join(source.classes)[:200]}"
+        )
+    return found, notes
+
+
+def of_classes(folds: Folds, classes: np.ndarray) -> Folds:
+    """Folds of the videos of some classes (their numbers) alone, without those that test none."""
+    targets = folds.source.targets
+    test, train = ([rows[np.isin(targets[rows], classes)] for rows in side] for side in zip(*folds.parts, strict=True))
+    kept = [number for number, rows in enumerate(test) if len(rows)]
+    names = tuple(folds.splits[number] for number in kept) if folds.splits else ()
+    return replace(folds, parts=[(test[number], train[number]) for number in kept], splits=names)
 
 
 def covers(source: data.Shards, tested: np.ndarray) -> bool:

@@ -14,7 +14,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.methods.contrast import check_speeds, like_a_constant, random_clip, spread
-from trainer.methods.method import Method
+from trainer.methods.method import Method, Shown
 from trainer.methods.parts import (
     averaged_copy,
     check_normalised,
@@ -106,6 +106,13 @@ class ASCNet(Method):
 
     def networks(self) -> list[nn.Module]:
         return [self.target["backbone"]]
+
+    @staticmethod
+    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
+        speeds = batch.labels["speed"][0].tolist()
+        lines = ["appearance: the other clip of the video"]
+        lines.append(f"speed: a clip of a similar video at speed {speeds[0]}, which the network chooses in training")
+        return lines, [(f"speed {speed}", clip) for speed, clip in zip(speeds, batch.clips, strict=True)]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: speed int64 [B, 2]. See `consistency` for the metrics."""

@@ -38,7 +38,7 @@ class LeJEPA(SeveralClips):
         "weight_decay": 5e-4,
         "schedule": "cosine",
         "drop_every": 50,  # assumed, for another schedule
-        "jitter": "clip",
+        "jitter": "contrast",
         "sync_bn": True,  # assumed
     }
     options = SeveralClips.options | {

@@ -13,6 +13,8 @@ from trainer.data import Batch, Draw, Shards
 from trainer.errors import SettingError
 from trainer.options import Option
 
+Shown = tuple[list[str], list[tuple[str, Tensor]]]  # what `Method.shown` returns
+
 
 class Method(nn.Module):
     """A pretext task. The module holds the heads; the backbone is shared with other methods and passed in.
@@ -99,6 +101,16 @@ class Method(nn.Module):
         if accuracy > chance + 2 * math.sqrt(chance * (1 - chance) / samples):
             return ""
         return f"accuracy {accuracy:.3f}, chance {chance:.3f}"
+
+    @staticmethod
+    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
+        """For people to look at: what is to be learnt from a batch of one sample, in words, a line each; and the clips that the
+        networks get of it, float32 [3, T, size, size], each with what it is."""
+        lines = [f"{name} {value[0].tolist()}" for name, value in batch.labels.items()]
+        if len(batch.clips) == 1:
+            return lines, [("clip", batch.clips[0])]
+        views = [(f"view {i}", clip) for i, clip in enumerate(batch.clips, 1)]
+        return [f"{len(views)} views of one video", *lines], views
 
     def networks(self) -> list[nn.Module]:
         """Networks beside the backbone, which torch.compile may take."""

@@ -45,7 +45,7 @@ class MoCo(SeveralClips):
         "weight_decay": 1e-4,  # of PySlowFast
         "schedule": "cosine",  # of PySlowFast
         "drop_every": 100,  # assumed, for another schedule
-        "jitter": "clip",
+        "jitter": "contrast",
         "sync_bn": True,  # assumed, see above
     }
     options = SeveralClips.options | {

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from labelgen.shards import ShardReader
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.methods.method import Method
+from trainer.methods.method import Method, Shown
 from trainer.methods.parts import classification, embedding
 
 
@@ -66,6 +66,12 @@ class Order(Method):
         for view in draw.views:
             view["mirror"] = 0
         return reader.order_frames(video, row)[reader.orders[labels[row]]], {"order": labels[row].astype(np.int64)}
+
+    @staticmethod
+    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
+        order = [clip + 1 for clip in shards.readers[0].orders[batch.labels["order"][0]].tolist()]
+        clips = [(f"clip {number} of the video", clip) for number, clip in zip(order, batch.clips, strict=True)]
+        return [f"order {'-'.join(map(str, order))}"], clips
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: order int64 [B]."""

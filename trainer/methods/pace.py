@@ -12,7 +12,7 @@ from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import SettingError, TrainerError
 from trainer.methods.contrast import belonging, contrastive
-from trainer.methods.method import Method
+from trainer.methods.method import Method, Shown
 from trainer.methods.parts import classification, embedding, float32, projection_head, unit
 from trainer.options import POSITIVE, Option, at_least
 
@@ -110,6 +110,16 @@ class Pace(Method):
             backwards = draw.rng.random(n) < 0.5
             frames[backwards] = frames[backwards, ::-1]
         return frames, {"pace": paces[rows].astype(np.int64)}
+
+    @staticmethod
+    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
+        paces = [shards.config["paces"][pace] for pace in batch.labels["pace"][0].tolist()]
+        lines = [f"pace {' and '.join(paces)}"] if options["pace_weight"] else []
+        if options["contrast"] != "none":
+            lines.append(f"clips of the {options['contrast'].replace('-', ' ')} belong together")
+        if options["random_backwards"]:
+            lines.append("forwards or backwards, which is not to be told")
+        return lines, [(f"pace {pace}", clip) for pace, clip in zip(paces, batch.clips, strict=True)]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: pace int64 [B, n]."""

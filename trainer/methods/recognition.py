@@ -10,7 +10,7 @@ from labelgen.shards import ShardReader
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import TrainerError
-from trainer.methods.method import Method
+from trainer.methods.method import Method, Shown
 from trainer.methods.parts import branch, classification, last_stage, pooled_cells
 from trainer.options import SHARE, Option, between
 
@@ -82,6 +82,10 @@ class Recognition(Method):
         n, length = int(reader.arrays["videos/n_frames"][video]), reader.clip_length
         frames = (draw.rng.integers(max(1, n - length + 1)) + np.arange(length)) % n
         return reader.arrays["videos/first_frame"][video] + frames[None], {}
+
+    @staticmethod
+    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
+        return [f"class {shards.classes[shards.targets[batch.video[0]]]}"], [("clip", batch.clips[0])]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         logits, target = self.logits(backbone, batch.clips), self.targets[batch.video]

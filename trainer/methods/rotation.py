@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from labelgen.shards import ShardReader
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
-from trainer.methods.method import Method
+from trainer.methods.method import Method, Shown
 from trainer.methods.parts import classification, embedding, rotations
 
 
@@ -47,6 +47,11 @@ class Rotation(Method):
     @staticmethod
     def read(reader: ShardReader, clip: int, draw: Draw) -> tuple[np.ndarray, dict]:
         return reader.clip_frames(clip)[None], {}
+
+    @staticmethod
+    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
+        turned = [(f"{90 * turns} degrees", clip) for turns, clip in enumerate(rotations(batch.clips))]
+        return ["rotation of the copies"], turned
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         turns = torch.arange(4, device=batch.clips.device).repeat(len(batch.clips))

@@ -15,7 +15,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.methods.contrast import Queue, check_several, check_speeds, infonce
-from trainer.methods.method import Method
+from trainer.methods.method import Method, Shown
 from trainer.methods.parts import averaged_copy, embedding, float32, unit, update_ema
 from trainer.options import POSITIVE, Option, at_least, between
 
@@ -42,7 +42,7 @@ class RSPNet(Method):
         "weight_decay": 1e-4,
         "schedule": "cosine",
         "drop_every": 100,  # assumed, for another schedule
-        "jitter": "clip",
+        "jitter": "contrast",
         "sync_bn": True,  # ours; the code shuffles the keys over the GPUs
     }
     options = {
@@ -84,20 +84,28 @@ class RSPNet(Method):
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
-        """Frames of the query, of the key at its speed and of that at another one, int64 [3, T]."""
+        """Frames of the query, of the key at its speed and of that at another one, int64 [3, T], and these two speeds."""
         _, same, other = draw.views
         other |= same
-        offsets = draw.rng.choice(draw.options["speeds"], (2, 1), replace=False) * np.arange(reader.clip_length)
+        speeds = draw.rng.choice(draw.options["speeds"], 2, replace=False).astype(np.int64)
+        offsets = speeds[:, None] * np.arange(reader.clip_length)
         query, key = draw.rng.integers(reader.arrays["videos/n_frames"][video] - offsets.max(), size=2)
         frames = np.stack([query + offsets[0], key + offsets[0], key + offsets[1]])
-        return reader.arrays["videos/first_frame"][video] + frames, {}
+        return reader.arrays["videos/first_frame"][video] + frames, {"speed": speeds}
+
+    @staticmethod
+    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
+        same, other = batch.labels["speed"][0].tolist()
+        names = f"query, speed {same}", f"key, speed {same}", f"key, speed {other}"
+        lines = ["appearance: both keys are of the query's video", "speed: the query is nearer to the key at its speed"]
+        return lines, [*zip(names, batch.clips, strict=True)]
 
     def networks(self) -> list[nn.Module]:
         return [self.target["backbone"]]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """accuracy: how often the key at the query's speed is more similar to it than any in the queue; speed_accuracy: than that
-        at the other speed; loss: the sum of the losses appearance and speed, this one weighted."""
+        """labels are for people alone. accuracy: how often the key at the query's speed is more similar to it than any in the
+        queue; speed_accuracy: than that at the other speed; loss: the sum of appearance and speed, this one weighted."""
         query, same, other = batch.clips.unflatten(0, (-1, 3)).unbind(1)
         with torch.no_grad():
             x = embedding(self.target["backbone"], torch.cat([same, other]))

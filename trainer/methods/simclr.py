@@ -38,7 +38,7 @@ class SimCLR(SeveralClips):
         "weight_decay": 1e-4,  # assumed
         "schedule": "cosine",  # of PySlowFast
         "drop_every": 100,  # assumed, for another schedule
-        "jitter": "clip",
+        "jitter": "contrast",
         "sync_bn": True,  # of PySlowFast
     }
     options = SeveralClips.options | {

@@ -12,7 +12,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.backbones.resnet2d import resnet18
 from trainer.data import Batch, Draw, Shards
-from trainer.methods.method import Method
+from trainer.methods.method import Method, Shown
 from trainer.methods.parts import classification, last_stage, rotated
 from trainer.options import Option, at_least
 
@@ -82,6 +82,21 @@ class SkipClip(Method):
             "turns": draw.rng.integers(4, size=targets),
             "negatives": draw.rng.integers(2**31, size=targets),
         }
+
+    @staticmethod
+    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
+        count, spacing = options["targets"], options["spacing"]
+        context, targets = batch.clips[0].tensor_split([-count], 1)
+        frames = targets.transpose(0, 1)[:, :, None]  # [M, 3, 1, S, S]
+        lines = ["target frames from near to far, and those of other videos behind them"]
+        clips = [("context", context)]
+        clips += [(f"target {i}, {i * spacing} frames later", frame) for i, frame in enumerate(frames, 1)]
+        if options["rotation_weight"]:
+            turns = batch.labels["turns"][0]
+            lines.append("rotation of the copies")
+            copies = zip(turns.tolist(), rotated(frames, turns), strict=True)
+            clips += [(f"copy of target {i}, {90 * turn} degrees", frame) for i, (turn, frame) in enumerate(copies, 1)]
+        return lines, clips
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B, targets], negatives int64 [B, targets]. accuracy: share of the pairs of targets that are

@@ -3,6 +3,7 @@ diverse, which the most stable, what are their colours? [thesis 2.2; J. Wang et 
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import SettingError
-from trainer.methods.method import Method
+from trainer.methods.method import Method, Shown
 from trainer.methods.parts import branch, last_stage, pooled_cells
 from trainer.options import Option, between
 
@@ -29,6 +30,12 @@ KINDS = {
     "motion": ("block", "orientation") * 6 + ("flow", "flow"),
     "appearance": ("place", "color") * 6 + ("color",),
 }
+NAMES = {
+    "motion": ("u moves most in block", "towards", "v moves most in block", "towards") * 3
+    + ("u moves most in flow", "v in flow"),
+    "appearance": ("most diverse block", "its colour", "most stable block", "its colour") * 3 + ("colour",),
+}
+COLORS = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")  # each channel split at 128
 PATTERNS = ("grid", "rings", "triangles")  # four labels of each stand one after the other, then the global ones
 WEIGHTS = {"motion": 1.0, "appearance": 0.1}  # of the two together [thesis 3.4.2]
 
@@ -115,6 +122,21 @@ class Statistics(Method):
         here = clip, draw.views[0]["crop"], draw.views[0]["mirror"]
         labels = {name: reader.arrays[f"statistics/{name}"][here] for name in ("motion", "valid", "appearance")}
         return reader.clip_frames(clip)[None], {name: label.astype(np.int64) for name, label in labels.items()}
+
+    @staticmethod
+    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
+        """Blocks and flows are numbered from 0, directions are counter-clockwise from the right."""
+        lines = []
+        for part in SIZES if options["parts"] == "both" else [options["parts"]]:
+            ids, valid = (batch.labels[name][0].tolist() for name in (part, "valid"))
+            words = {"orientation": lambda i: f"{45 * i} to {45 * i + 45} degrees", "color": COLORS.__getitem__}
+            for group, columns in groupby(
+                learnt(part, options["patterns"], options["global_labels"]), lambda column: column // 4
+            ):
+                known = [i for i in columns if part == "appearance" or valid[i]]
+                told = ", ".join(f"{NAMES[part][i]} {words.get(KINDS[part][i], str)(ids[i])}" for i in known)
+                lines.append(f"{(*PATTERNS, 'whole crop')[group]}: {told or 'no motion'}")
+        return lines, [("clip", batch.clips[0])]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: motion int64 [B, 14], valid [B, 14], appearance int64 [B, 13] -> loss, accuracy and chance over all

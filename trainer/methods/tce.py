@@ -15,7 +15,7 @@ from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import SettingError, TrainerError
 from trainer.methods.contrast import check_several, infonce
-from trainer.methods.method import Method
+from trainer.methods.method import Method, Shown
 from trainer.methods.parts import check_normalised, classification, embedding, remembered, rotated, unit
 from trainer.options import POSITIVE, Option, at_least, between
 
@@ -108,6 +108,17 @@ class TCE(Method):
         start = draw.rng.integers(reader.arrays["videos/n_frames"][video] - 2 * length + 1)
         frames = reader.arrays["videos/first_frame"][video] + start + np.arange(2 * length).reshape(2, length)
         return frames, {"turns": draw.rng.integers(4), "draws": draw.rng.integers(1, PRIME, 2)}
+
+    @staticmethod
+    def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
+        lines, clips = ["anchor and positive are alike, other videos are not"], [("anchor", batch.clips[0])]
+        clips.append(("positive, from where the anchor ends", batch.clips[1]))
+        if options["rotation_weight"]:
+            turns = batch.labels["turns"]
+            lines.append("rotation of the copy")
+            copy = rotated(batch.clips[:1], turns)[0]
+            clips.append((f"copy of the anchor, {90 * int(turns[0])} degrees", copy))
+        return lines, clips
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B], draws int64 [B, 2]. accuracy: of picking the positive among the negatives, of which

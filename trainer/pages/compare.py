@@ -32,7 +32,8 @@ from trainer.pages.differences import Line, difference_text, differences_table, 
 from trainer.pages.measured import named
 from trainer.pages.page import details, fill, heading, items, join, page, paragraph, table
 from trainer.pages.published import pretraining
-from trainer.pages.report import made_by, parameters
+from trainer.pages.report import parameters
+from trainer.pages.sources import made_by
 
 # what of a protocol describes the network; all else are conditions, which must be equal for numbers to stand in one row
 _OF_THE_NETWORK = {"pretraining", "initial", "backbone", "width", "parameters", "checkpoint", "checkpoints", "versions"}

@@ -1,4 +1,4 @@
-"""Videos of shards on a page: a still of each that moves while it is pointed at, tapped or reached with the tab key."""
+"""Videos and clips on a page: a still of each that moves while it is pointed at, tapped or reached with the tab key."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from labelgen.times import frame_bounds
 from trainer.pages.page import fill, join
 
 _FRAMES, _EVERY = 12, 2  # a film shows every second frame of about a second
-_HEIGHT, _QUALITY = 96, 50  # at most, pixels; of the WebP
+_HEIGHT, _CLIP, _QUALITY = 96, 112, 50  # at most, pixels, of videos and of clips; of the WebP
 _FPS = 25.0  # of a video without times
-_RULE = (
-    ".v{0}{{aspect-ratio:{1}/{2};background-image:url(data:image/jpeg;base64,{3})}}\n"
-    ".v{0}:is(:hover,:focus)::after{{background-image:url(data:image/webp;base64,{4})}}\n"
+_STILL = ".v{0}{{aspect-ratio:{1}/{2};background-image:url(data:image/jpeg;base64,{3})}}\n"
+_MOVING = (
+    ".v{0}:is(:hover,:focus,.together:is(:hover,:focus) *)::after{{background-image:url(data:image/webp;base64,{1})}}\n"
 )
 
 
 class Films:
-    """The videos that a page shows. Each is on the page once, as a rule of its style sheet, however often it is shown.
+    """What moves on a page. Each video is on the page once, as a rule of its style sheet, however often it is shown. What stands
+    in an element of the class "together" moves while that is pointed at.
 
     readers: of the shards, by data set
     """
@@ -36,6 +37,7 @@ class Films:
             for row, name in enumerate(reader.arrays["videos/id"])
         }
         self._numbers: dict[tuple[str, str], int] = {}
+        self._rules: list[Markup] = []
 
     def __contains__(self, video: tuple[str, str]) -> bool:
         """Whether the shards of a video (data set, id) are given."""
@@ -50,14 +52,31 @@ class Films:
         video = dataset, name
         if video not in self:
             return fill('<span class="film blank" role="img" aria-label="{}"></span>', alt)
-        number = self._numbers.setdefault(video, len(self._numbers))
+        if video not in self._numbers:
+            self._numbers[video] = self._video(*self._places[video])
+        number = self._numbers[video]
         return fill('<span class="film v{}" role="img" tabindex="0" aria-label="{}"></span>', number, alt)
 
-    def style(self) -> Markup:
-        """The rules of all videos that were shown."""
-        return join(self._rule(number, *self._places[video]) for video, number in self._numbers.items())
+    def clip(self, frames: np.ndarray, seconds: float, alt: str) -> Markup:
+        """A clip, RGB uint8 [n, H, W, 3], that moves with what it stands in; seconds: of each frame. One frame does not move."""
+        still = cv2.imencode(".jpg", frames[len(frames) // 2, ..., ::-1])[1].tobytes()
+        film = animation(frames, seconds, _CLIP) if len(frames) > 1 else None
+        number = self._add(frames.shape[1], frames.shape[2], still, film)
+        return fill('<span class="film v{}" role="img" aria-label="{}"></span>', number, alt)
 
-    def _rule(self, number: int, reader: ShardReader, row: int) -> Markup:
+    def style(self) -> Markup:
+        """The rules of all that was shown."""
+        return join(self._rules)
+
+    def _add(self, height: int, width: int, still: bytes, film: bytes | None) -> int:
+        number = len(self._rules)
+        rule = fill(_STILL, number, width, height, base64.b64encode(still).decode())
+        if film is not None:
+            rule += fill(_MOVING, number, base64.b64encode(film).decode())
+        self._rules.append(rule)
+        return number
+
+    def _video(self, reader: ShardReader, row: int) -> int:
         first, length = (int(reader.arrays[f"videos/{key}"][row]) for key in ("first_frame", "n_frames"))
         height, width = reader.frame_size
         still = reader.jpeg(first + length // 2).tobytes()
@@ -65,7 +84,7 @@ class Films:
         bounds = frame_bounds(reader.arrays["frames/time"][first : first + length], fps)
         seconds = bounds[np.minimum(shown + _EVERY, length)] - bounds[shown]
         film = animation(reader.frames(first + shown), np.nan_to_num(seconds, nan=_EVERY / _FPS))
-        return fill(_RULE, number, width, height, *(base64.b64encode(data).decode() for data in (still, film)))
+        return self._add(height, width, still, film)
 
 
 def frames_of(length: int) -> np.ndarray:
@@ -74,10 +93,10 @@ def frames_of(length: int) -> np.ndarray:
     return max(0, (length - _EVERY * count) // 2) + _EVERY * np.arange(count)
 
 
-def animation(frames: np.ndarray, seconds: float | np.ndarray) -> bytes:
-    """RGB frames uint8 [n, H, W, 3] as an animated WebP of at most 96 lines, in a loop; seconds: of each frame, or of all."""
+def animation(frames: np.ndarray, seconds: float | np.ndarray, most: int = _HEIGHT) -> bytes:
+    """RGB frames uint8 [n, H, W, 3] as an animated WebP of at most `most` lines, in a loop; seconds: of each, or of all."""
     height, width = frames.shape[1:3]
-    scale = min(1.0, _HEIGHT / height)
+    scale = min(1.0, most / height)
     size = max(1, round(scale * width)), max(1, round(scale * height))
     film = cv2.Animation()
     film.frames = [cv2.resize(frame[..., ::-1], size, interpolation=cv2.INTER_AREA) for frame in frames]

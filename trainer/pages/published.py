@@ -8,6 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from labelgen.reading import load_yaml
+from trainer import backbones
 from trainer.checkpoint import with_labels
 from trainer.evaluate import protocol_class
 from trainer.evaluate.results import Result, network_rows
@@ -18,28 +19,32 @@ PUBLISHED = Path(__file__).with_name("published.yaml")
 
 
 def published_html(settings: dict, initial: dict | None, results: Sequence[Result]) -> Markup:
-    """Tables of the published numbers of a run's method and backbone, by protocol, and this run's own on the same data sets.
+    """Tables of the published numbers of a run's method with its backbone, or one that is not here, by protocol, and this run's
+    own on the same data sets.
 
     settings: the run's; initial: what it started from, see checkpoint.start_from: of a finetuned run the method is that of
     its pretraining. Empty if no paper has such a number.
     """
     method, backbone = pretraining(settings, initial)[0], settings["backbone"]
     content = load_yaml(PUBLISHED)
-    out = Markup()
+    out, others = Markup(), set()
     for protocol in dict.fromkeys(group["protocol"] for group in content["groups"]):
         groups = [group for group in content["groups"] if group["protocol"] == protocol]
         entries = [
             (group["how"], entry)
             for group in groups
             for entry in group["numbers"]
-            if entry["backbone"] == backbone and entry["method"] in (method, "none")
+            if (entry["method"] == method and entry["backbone"] not in backbones.BACKBONES)
+            or (entry["method"] in (method, "none") and entry["backbone"] == backbone)
         ]
         if any(entry["method"] == method for _, entry in entries):
             measured = [result for result in results if result.name == protocol]
             out += _table(protocol, backbone, entries, measured)
+            others |= {entry["backbone"] for _, entry in entries} - {backbone}
     if not out:
         return Markup()
-    about = f"What papers report for {method} with {backbone}, and for {backbone} from random weights, in grey."
+    about = f"What papers report for {' or '.join((backbone, *sorted(others)))} with {method}, "
+    about += f"and for {backbone} from random weights, in grey."
     about += " Their protocols differ, from ours and from one another."
     if settings["width"] != 1:
         about += f" Their networks have width 1, this one {settings['width']:g}."
@@ -61,7 +66,9 @@ def _table(protocol: str, backbone: str, entries: list[tuple[str, dict]], result
         measured = [
             row for result in results if result.protocol["dataset"] == dataset for row in _this_run(result, metrics)
         ]
-        rows = [_row(how, entry, entry["values"][dataset]) for how, entry in entries if dataset in entry["values"]]
+        rows = [
+            _row(how, entry, entry["values"][dataset], backbone) for how, entry in entries if dataset in entry["values"]
+        ]
         head = ("Where", *metrics, "Method", "Pretrained on", "Protocol")
         kinds = [*([""] * len(measured)), *(["published"] * len(rows))]
         caption = f"{title} on {dataset}, {backbone}, %"
@@ -70,10 +77,11 @@ def _table(protocol: str, backbone: str, entries: list[tuple[str, dict]], result
     return out
 
 
-def _row(how: str, entry: dict, values: float | list) -> list[str]:
+def _row(how: str, entry: dict, values: float | list, backbone: str) -> list[str]:
     values = values if isinstance(values, list) else [values]
     shown = ["" if v is None else f"{v:.1f}" if round(v, 1) == v else f"{v:g}" for v in values]
     method = "random weights" if entry["method"] == "none" else entry["method"]
+    method += f", {entry['backbone']}" if entry["backbone"] != backbone else ""
     method += f", {entry['variant']}" if "variant" in entry else ""
     return [entry["source"], *shown, method, entry.get("pretraining", ""), how]
 

@@ -25,7 +25,8 @@ from trainer.pages.measured import named, overview, result_html
 from trainer.pages.page import figure, fill, grid, heading, items, join, page, paragraph, picture, scroll
 from trainer.pages.published import published_html
 from trainer.pages.queries import neighbours_html
-from trainer.pages.sources import configuration_of, find_shards, results_of, unused
+from trainer.pages.samples import samples_of_run
+from trainer.pages.sources import configuration_of, find_shards, made_by, results_of, unused
 from trainer.pages.trained import NEEDED, read_log, trained_html
 
 _TILES = 4  # at most, one of each protocol
@@ -62,6 +63,7 @@ class _Run:
     shards: dict[str, list[ShardReader]]
     log: dict[str, np.ndarray]
     held_out: dict[str, np.ndarray]
+    samples: Markup
     labels: Sequence[Sheet]
     curriculum: Sequence[Sheet]
 
@@ -90,10 +92,12 @@ def report(
         opened, notes = find_shards(saved, results, Path("out"))
     else:
         opened, notes = {str(folder): open_shards(folder) for folder in shards}, []
-    alike = next((own for own in opened.values() if configuration_of(own) == saved.meta["config_hash"]), [])
+    folder = next((name for name, own in opened.items() if configuration_of(own) == saved.meta["config_hash"]), None)
+    alike = opened.get(folder, []) if folder is not None else []
     labels, curriculum = draw(alike) if draw and alike else ([], [])
-    of = _Run(saved, str(run), results, scores, opened, log, held_out, labels, curriculum)
     films = Films({readers[0].config["dataset"]: readers for readers in opened.values()})
+    samples = Markup() if folder is None else samples_of_run(saved, folder, films)
+    of = _Run(saved, str(run), results, scores, opened, log, held_out, samples, labels, curriculum)
     shown = [section for section in _sections(of, films, gaps, damaged) if section[2]]
     settings, meta = saved.meta["settings"], saved.meta
     lead = (
@@ -114,6 +118,7 @@ def _sections(run: _Run, films: Films, gaps: Sequence[str], damaged: Sequence[st
     published = published_html(meta["settings"], meta["initial"], run.results)
     return [
         ("trained", "What was trained", trained_html(meta, run.log, run.held_out, gaps)),
+        ("samples", "What it was shown", run.samples),
         ("results", "Results", join([*about, *measured, *([items(damaged)] if damaged else [])])),
         ("neighbours", "Nearest neighbours", join(neighbours_html(result, films) for result in run.results)),
         *drawn_sections(run.results, lambda result: _result(run, result)),
@@ -129,11 +134,6 @@ def parameters(saved: checkpoint.Checkpoint) -> int:
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     weights = checkpoint.backbone_weights(saved)
     return sum(weight.numel() for name, weight in weights.items() if not name.endswith(statistics))
-
-
-def made_by() -> str:
-    """What a page was made with, for its footer."""
-    return "Made by vssl {vssl}, Python {python}, torch {torch}.".format(**checkpoint.versions())
 
 
 def _tiles(run: _Run) -> Markup:
@@ -189,6 +189,8 @@ def _missing(run: _Run, published: bool) -> Markup:
     datasets = {readers[0].config["dataset"] for readers in run.shards.values()}
     again = f"vssl report {name} --shards FOLDER"
     lines = []
+    if not run.samples and run.saved.meta["settings"]["method"] != checkpoint.IMPORTED:
+        lines.append(("Clips and targets, of the shards that it was trained on", again))
     if not run.labels:
         lines.append(("Sheets of labels, of the shards that it was trained on", again))
     if not run.curriculum:

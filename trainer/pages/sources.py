@@ -10,7 +10,7 @@ from labelgen.errors import ShardError
 from labelgen.reading import load_json
 from labelgen.shards import ShardReader, hash_of_all, open_shards
 from labelgen.shards.folder import shard_paths
-from trainer.checkpoint import Checkpoint, trained_splits
+from trainer.checkpoint import Checkpoint, trained_splits, versions
 from trainer.evaluate.results import Result, read_results
 
 _DATASETS = ("dataset", "gallery")  # keys of a result's protocol
@@ -81,3 +81,8 @@ def unused(saved: Checkpoint, results: Sequence[Result], opened: Mapping[str, li
         for folder, readers in opened.items()
         if configuration_of(readers) != saved.meta["config_hash"] and folder not in used
     ]
+
+
+def made_by() -> str:
+    """What a page was made with, for its footer."""
+    return "Made by vssl {vssl}, Python {python}, torch {torch}.".format(**versions())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from trainer.study.spec import VIEWS
 from trainer.study.study import Say, make_missing
 
 
+@cache
 def content() -> dict[str, Any]:
     """What papers.yaml holds."""
     return load_yaml(PAPERS)
@@ -110,8 +112,8 @@ def make(
             waits = {step.id for step in missing}
             make_missing([step for step in missing if not waits & {*step.needs}], folder, machine, None, failed, say)
             for step in missing:
-                if lost := failed.keys() & {*step.needs}:
-                    failed.setdefault(step.id, f"{' and '.join(sorted(lost))} failed")
+                if failed.keys() & {*step.needs}:
+                    failed.setdefault(step.id, "the training that it needs failed")
             missing = [step for step in missing if step.id not in failed and not folder.done(step)]
     return failed
 

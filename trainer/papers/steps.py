@@ -45,11 +45,15 @@ class Scale:
     frames: tuple[int, int, int] | None = None
 
     @property
-    def told(self) -> list[str]:
-        """In words; nothing of what is as the recipes say."""
+    def parts(self) -> list[str]:
+        """Which seeds and splits there are, in words, if they are not seed 0 and all splits."""
         found = [f"seeds {', '.join(map(str, self.seeds))}"] if self.seeds != (0,) else []
-        found += [f"of the official splits {', '.join(self.splits)} alone"] if self.splits else []
-        found += [f"every training sees about {self.clips:,} clips"] if self.clips else []
+        return found + ([f"official splits {', '.join(self.splits)} alone"] if self.splits else [])
+
+    @property
+    def smaller(self) -> list[str]:
+        """In what it is a rehearsal, in words."""
+        found = [f"every training sees about {self.clips:,} clips"] if self.clips else []
         found += [f"every network has the width {self.width:g}"] if self.width else []
         found += [f"every training has batches of {self.batch_size}"] if self.batch_size else []
         if self.frames:
@@ -141,6 +145,7 @@ class Step(Work):
                 yield self.call([*words, *self.computing])["file"]
         else:
             self.call(self.words)
+            yield value_of(self.words, "--out") or Path(self.words[1]) / "report.html"
 
     def _trained(self) -> Path:
         """The run; one that is there is resumed, which checks its settings, and does nothing if it is at its end."""
@@ -173,12 +178,14 @@ def steps(
 ) -> tuple[list[Step], list[Step]]:
     """The labellings and the other commands of an entry, see papers.yaml; call: makes a command.
 
-    Raises TrainerError if none of its trainings is of the splits that are asked for.
+    Raises TrainerError for splits that none of its trainings is of.
     """
     printed = [tuple(shlex.split(command)[1:]) for command in commands(script(entry, content))]
+    of_splits = dict.fromkeys(split for words in printed for split in values_of(words, "--split"))
+    if other := [split for split in scale.splits if split not in of_splits]:
+        expected = f"expected {' or '.join(of_splits)}" if of_splits else "the entry is of no single splits"
+        raise TrainerError(f"--split is {', '.join(other)}; {expected}")
     printed = [*dict.fromkeys(_of_splits(printed, scale.splits))]
-    if not printed:
-        raise TrainerError(f"--split is {', '.join(scale.splits)}, expected one that the entry has")
     folders = dict.fromkeys(folder for words in printed for option in _SHARDS for folder in values_of(words, option))
     labellings = [_labelling(folder, content, scale, place, device, call) for folder in folders]
     made: dict[str, str] = {}  # the run of each name -> id of the step
@@ -189,10 +196,10 @@ def steps(
             needed = _runs(words, made, suffix)
             here = _here(words, needed | _trained_as(words, suffix), place)
             here += _scaled(words, scale, seed)
-            id = _id(words, here)
+            before = tuple(dict.fromkeys(made[name.partition("/")[0]] for name in needed.values()))
+            id = _id(words, (*here, *before))
             if (name := value_of(words, "--run")) is not None:
                 made[name + suffix] = id
-            before = tuple(dict.fromkeys(made[name.partition("/")[0]] for name in needed.values()))
             row, title = _told(words, suffix)
             found.setdefault(id, Step(id, row, title, device, words, tuple(here), seed, before, call))
     return labellings, [*found.values()]
@@ -262,9 +269,10 @@ def _told(words: Sequence[str], suffix: str) -> tuple[str, str]:
     return names[0] + suffix, f"{what} on {', '.join(data)}"
 
 
-def _id(words: Sequence[str], here: Sequence[str]) -> str:
+def _id(words: Sequence[str], what: Sequence[str]) -> str:
+    """The name of a step, and the hash of all that determines it."""
     kind = "-".join(words[: 2 if words[0] in ("eval", "show") else 1])
-    return f"{kind}-{re.sub(r'[^a-zA-Z0-9.]+', '-', _told(words, '')[0])[:80]}-{json_sha256([*here])[:8]}"
+    return f"{kind}-{re.sub(r'[^a-zA-Z0-9.]+', '-', _told(words, '')[0])[:80]}-{json_sha256([*what])[:8]}"
 
 
 def _labelling(folder: str, content: dict[str, Any], scale: Scale, place: Place, device: str, call: Call) -> Step:

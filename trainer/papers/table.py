@@ -18,10 +18,11 @@ from labelgen.texts import markdown as plain
 from trainer import checkpoint
 from trainer.evaluate import protocol_class
 from trainer.evaluate.results import overall, shown
-from trainer.pages.page import details, fill, items, join, page, paragraph, table
+from trainer.pages.page import details, fill, items, join, page, paragraph, scroll, table
 from trainer.pages.report import made_by
 from trainer.papers import markdown, notes, rows, run_by, value_of, values_of
 from trainer.papers.steps import Folder, Scale, Step
+from trainer.recipes import differing, recipe
 
 _BY = {
     "ucf101": "recognition",
@@ -58,6 +59,7 @@ class _Result:
     step: Step
     runs: list[str]
     dataset: str
+    path: Path
     content: dict[str, Any]
 
     @property
@@ -69,6 +71,7 @@ def collect(
     name: str,
     entry: dict[str, Any],
     content: dict[str, Any],
+    labellings: Sequence[Step],
     steps: Sequence[Step],
     folder: Folder,
     scale: Scale,
@@ -99,7 +102,9 @@ def collect(
         "title": entry["title"],
         "source": content["sources"][name.split(" ")[0]],
         "protocol": entry.get("protocol", ""),
-        "scale": scale.told,
+        "parts": scale.parts,
+        "smaller": scale.smaller,
+        "shards": [*_other_shards(steps, folder, scale)],
         "how": [
             f"{protocol}: {_HOW[protocol].format(_level(entry, protocol))}" for protocol in _HOW if protocol in used
         ],
@@ -108,7 +113,8 @@ def collect(
         "rows": body,
         "others": [_other(result) for result in results if not (measured and result.protocol in used)],
         "notes": notes(entry, content),
-        "commands": [step.command for step in steps],
+        "written": [str(path) for path in _written(steps, folder)],
+        "commands": [step.command for step in (*labellings, *steps)],
         "failures": [{"row": s.row, "what": s.title, "reason": failed[s.id]} for s in steps if s.id in failed],
         "made with": checkpoint.versions(),
     }
@@ -123,7 +129,27 @@ def _results(steps: Sequence[Step], folder: Folder) -> Iterator[_Result]:
         if step.words[1] == "recognition":  # of what the finetuned networks began with
             runs = [_began_with(trainings[run]) for run in runs]
         for path in folder.made(step.id) or ():
-            yield _Result(step, runs, step.shards[0].name, load_json(path))
+            yield _Result(step, runs, step.shards[0].name, path, load_json(path))
+
+
+def _other_shards(steps: Sequence[Step], folder: Folder, scale: Scale) -> Iterator[str]:
+    """In what the shards of the trainings are not those that their recipes are for, beside the size that was asked for."""
+    asked = ("height", "width", "crop") if scale.frames else ()
+    found = dict[str, None]()
+    for step in (step for step in steps if step.trains):
+        for run in folder.made(step.id) or ():
+            config = load_json(max((run / "checkpoints").glob("[0-9]*")) / "checkpoint.json")["config"]
+            expected = recipe(value_of(step.words, "--recipe") or "")[1]
+            for name in differing(expected, config):
+                if name not in asked:
+                    found[f"shards with {name} {config.get(name)}, the recipe is for {expected[name]}"] = None
+    return iter(found)
+
+
+def _written(steps: Sequence[Step], folder: Folder) -> dict[Path, None]:
+    """Pictures and pages."""
+    drawn = (step for step in steps if step.words[0] in ("show", "report"))
+    return dict.fromkeys(path for step in drawn for path in folder.made(step.id) or ())
 
 
 def _began_with(printed: Sequence[str]) -> str:
@@ -207,11 +233,6 @@ def _other(result: _Result) -> dict[str, Any]:
     }
 
 
-_HERE = (
-    "here: mean over the seeds ± their standard deviation, of a single seed with the 95 % interval over the test videos"
-)
-
-
 def write(content: dict[str, Any], folder: Path) -> Path:
     """Write tables/NAME.json, .md and .html of what `collect` found into the folder; returns the last one without its ending."""
     stem = folder / "tables" / re.sub(r"[^\w.]+", "-", content["entry"])
@@ -230,7 +251,9 @@ def text_of(content: dict[str, Any]) -> str:
         texts = ([*map(plain, cells[:2]), *cells[2:]] for cells in body)
         lines += [*markdown([*map(plain, head)], texts), ""]
     for other in content["others"]:
-        lines += [f"    {line}".rstrip() for line in (f"$ {other['command']}", *other["table"].splitlines())] + [""]
+        printed = f"$ {other['command']}", *other["table"].splitlines(), "", other["file"]
+        lines += [*(f"    {line}".rstrip() for line in printed), ""]
+    lines += [f"    {path}" for path in content["written"]]
     lines += [f"failed: {plain(line)}" for line in _failures(content)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -238,11 +261,15 @@ def text_of(content: dict[str, Any]) -> str:
 def _about(content: dict[str, Any]) -> list[str]:
     """How it was measured there and here."""
     found = [f"In the source: {content['protocol']}."] if content["protocol"] else []
-    found += [f"Here: {'; '.join(content['how'])}."] if content["how"] else []
-    if content["scale"]:
-        found.append(
-            f"Not as the source did it: {'; '.join(content['scale'])}. The differences say nothing about the source."
+    if content["how"]:
+        several = any("deviation" in cell for row in content["rows"] for cell in row["cells"].values())
+        spread = (
+            "means over the seeds ± their standard deviation" if several else "with 95 % intervals over the test videos"
         )
+        found.append(f"Here: {'; '.join(content['how'])}; {spread}.")
+    found += [f"Of {' and '.join(content['parts'])}."] if content["parts"] else []
+    if smaller := [*content["smaller"], *content["shards"]]:
+        found.append(f"Not as the source did it: {'; '.join(smaller)}. The differences say little about the source.")
     return found
 
 
@@ -272,18 +299,23 @@ def _failures(content: dict[str, Any]) -> list[str]:
     return [f"{one['row']}: {one['what']}: {one['reason']}" for one in content["failures"]]
 
 
+def _code(label: str, text: str) -> Markup:
+    return scroll(label, fill("<pre>{}</pre>", text))
+
+
 def _html(content: dict[str, Any]) -> str:
     head, body = _table(content)
     parts = [paragraph(line) for line in _about(content)]
     if content["rows"]:
-        parts += [table(content["title"], head, body, range(2, len(head))), paragraph(_HERE, "muted")]
-    others = (details(other["command"], fill("<pre>{}</pre>", other["table"])) for other in content["others"])
+        parts += [table(content["title"], head, body, range(2, len(head)))]
+    others = (details(other["command"], _code(other["command"], other["table"])) for other in content["others"])
     how = (details(title, items(texts)) for title, texts in content["notes"].items())
     sections = [
         ("table", "Published and here", join(parts)),
         ("others", "Measured, without a number in the source" if content["measured"] else "Measured", join(others)),
         ("notes", "Where it is not as in the source", join(how)),
-        ("commands", "Commands", fill("<pre>{}</pre>", "\n".join(content["commands"]))),
+        ("written", "Pictures and pages", items(content["written"]) if content["written"] else Markup()),
+        ("commands", "Commands", _code("Commands", "\n".join(content["commands"]))),
         ("failures", "What did not work", items(lines) if (lines := _failures(content)) else Markup()),
     ]
     title = f"{content['entry']}: {content['title']}"

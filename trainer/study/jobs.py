@@ -13,9 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import json_sha256, write_json
 from labelgen.reading import fit, load_json, read_text
+from trainer.data import TEST
 from trainer.errors import TrainerError
 from trainer.evaluate.evaluator import Evaluator
 from trainer.evaluate.features import Compute, Features
@@ -207,6 +210,10 @@ class Measuring(Job):
         """The features of all videos, of the network that is tested on this split; folder: a temporary one."""
         raise NotImplementedError
 
+    def disturbed(self, store: Store, split: str, folder: Path, videos: np.ndarray, time: str) -> Features:
+        """The features of some videos (int64 rows) with their clips' frames disturbed."""
+        raise NotImplementedError
+
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
         requests = [request for request in self.requests if not store.has(request.id)]
         made: dict[str, dict] = {}
@@ -215,7 +222,11 @@ class Measuring(Job):
             splits = [split for split, tested in self.networks.items() if tested == network]
             with tempfile.TemporaryDirectory(dir=store.root / "scratch") as folder:  # features are not kept
                 features = self.features(store, splits[0], flow, Path(folder))
-                scoring = measures.Scoring(features, self.source, self.compute)
+                parts = [self.source.opened(split).part == TEST for split in splits]
+                tested = np.flatnonzero(np.any(parts, axis=0))
+                times = dict.fromkeys(request.measure.time for request in requests if request.measure.time)
+                others = {time: self.disturbed(store, splits[0], Path(folder), tested, time) for time in times}
+                scoring = measures.Scoring(features, self.source, self.compute, tested, others)
                 for request, split in itertools.product(requests, splits):
                     content, measure = made.setdefault(request.id, {"scores": {}}), request.measure
                     try:
@@ -245,6 +256,10 @@ class Frozen(Measuring):
         run = self.network(store, split)
         return measures.backbone_features(run, self.settings, self.source.opened(split), folder, self.compute)
 
+    def disturbed(self, store: Store, split: str, folder: Path, videos: np.ndarray, time: str) -> Features:
+        run, opened = self.network(store, split), self.source.opened(split)
+        return measures.backbone_features(run, self.settings, opened, folder, self.compute, videos, time)
+
 
 @dataclass(frozen=True, eq=False)
 class Histograms(Measuring):
@@ -260,24 +275,32 @@ class Histograms(Measuring):
 
 @dataclass(frozen=True, eq=False)
 class Finetuning(Job):
-    """A finetuning for each split; settings: by split."""
+    """A finetuning for each split; settings: by split; times: what is done to the frames of tested clips, "" for nothing, by the
+    id of the result."""
 
     kind = "finetune"
     target: str
     settings: dict[str, Settings]
+    times: dict[str, str]
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return tuple(self.times)
 
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
-        made: dict[str, dict] = {"scores": {}, "predicted": {}}
+        made: dict[str, dict] = {id: {"scores": {}, "predicted": {}} for id in self.times}
         folder = store.root / "finetuned" / self.id
         for split, settings in self.settings.items():
             run = folder / split.replace("/", "_")
             _train_or_resume(run, settings, self, self.source.overlays[self.target], self.network(store, split))
             opened = self.source.opened(str(settings.split), self.target)
-            found = Evaluator(opened, run, compute=self.compute).scores("recognition")
-            made["scores"] |= found.right
-            made["predicted"] |= found.predicted
+            for id, shown in self.times.items():
+                times = (shown,) if shown else ()
+                found = Evaluator(opened, run, compute=self.compute).scores("recognition", times=times)
+                made[id]["scores"] |= found.right
+                made[id]["predicted"] |= found.predicted
         shutil.rmtree(folder)  # only its scores are used
-        return {self.id: made}
+        return made
 
 
 @dataclass(frozen=True, eq=False)

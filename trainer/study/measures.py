@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +17,24 @@ from trainer.histograms import of_times, pyramid
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
 from trainer.study.sources import Source
-from trainer.study.spec import CHOSEN, Measure, unlabelled
+from trainer.study.spec import CHOSEN, LAST, Measure, unlabelled
 
 
 def backbone_features(
-    run: Path | str | None, settings: Settings, shards: data.Shards, folder: Path, compute: Compute
+    run: Path | str | None,
+    settings: Settings,
+    shards: data.Shards,
+    folder: Path,
+    compute: Compute,
+    videos: np.ndarray | slice = slice(None),
+    time: str = "",
 ) -> Features:
-    """Features of the 10 clips of every video, of a run's backbone, or of the initial weights of `settings`; kept in folder."""
+    """Features of the 10 clips of every video, or of some (int64 rows), of a run's backbone, or of the initial weights of
+    `settings`; kept in folder. time: what is done to the frames of a clip, if anything."""
     saved = checkpoint.Checkpoint(folder, folder, {}, {})
     backbone = networks(checkpoint.load(run, best=True))["pretrained"] if run else build_backbone(resolve(settings))
-    return features(saved, "study", backbone, shards, shards.videos, "spread", compute)
+    disturbed = data.Time(time) if time else None
+    return features(saved, "study", backbone, shards, shards.videos[videos], "spread", compute, disturbed)
 
 
 def histogram_features(shards: data.Shards, kinds: Collection[str], flow: Callable) -> Features:
@@ -42,10 +50,21 @@ def histogram_features(shards: data.Shards, kinds: Collection[str], flow: Callab
 
 
 class Scoring:
-    """Protocols on the frozen features of all videos of a data set; what several measures need is computed once."""
+    """Protocols on the frozen features of all videos of a data set; what several measures need is computed once.
 
-    def __init__(self, found: Features, source: Source, compute: Compute):
+    tested: int64 rows, ascending, of the videos whose features with disturbed clips are `disturbed`, by what was done
+    """
+
+    def __init__(
+        self,
+        found: Features,
+        source: Source,
+        compute: Compute,
+        tested: np.ndarray | None = None,
+        disturbed: Mapping[str, Features] | None = None,
+    ):
         self.found, self.source, self.compute = found, source, compute
+        self.tested, self.disturbed = np.arange(0) if tested is None else tested, disturbed or {}
         self._made: dict[tuple, Scores] = {}
 
     def scores(self, split: str, target: str, measure: Measure) -> tuple[Scores, str]:
@@ -64,7 +83,7 @@ class Scoring:
         """Accuracy, in per cent, of each stage in a cross-validation of the training part that keeps groups whole."""
         found = {}
         for stage in (stage for stage, pooling in self.found.arrays if pooling == measure.pooling):
-            of_stage = replace(measure, stage=stage)
+            of_stage = replace(measure, stage=stage, time="")
             value = self._scores(split, target, of_stage).validated
             found[stage] = self._validated(split, target, of_stage) if value is None else value
         return found
@@ -93,8 +112,13 @@ class Scoring:
         return 100 * right / len(train)
 
     def _of(self, opened: data.Shards, measure: Measure, test: np.ndarray, train: np.ndarray | None) -> Scores:
-        selection = Selection(measure.stage, measure.pooling, measure.parts, self.found, test, train)
-        options = {"k": measure.k} if measure.k else {}
+        found = self.found
+        if measure.time:
+            stage = [*found.arrays][-1][0] if measure.stage == LAST else measure.stage
+            found = found.but(self.disturbed[measure.time], self.tested, test, (stage, measure.pooling))
+        selection = Selection(measure.stage, measure.pooling, measure.parts, found, test, train)
+        given = {"k": measure.k, "opposites": measure.opposites}
+        options = {name: value for name, value in given.items() if value}
         return Evaluator(opened, compute=self.compute).scores(measure.protocol, selection, **options)
 
 

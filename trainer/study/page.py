@@ -12,7 +12,7 @@ from trainer.pages import plots
 from trainer.pages.differences import value_cell
 from trainer.pages.page import details, figure, fill, grid, heading, items, join, page, paragraph, scroll, table
 from trainer.pages.plots import Point
-from trainer.pages.report import made_by
+from trainer.pages.sources import made_by
 from trainer.study.budgets import differing, runs_by_data
 from trainer.study.curves import curves_html
 from trainer.study.jobs import Store

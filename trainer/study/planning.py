@@ -13,6 +13,7 @@ import numpy as np
 from labelgen.reading import read_text
 from trainer import data
 from trainer.errors import TrainerError
+from trainer.evaluate.splits import words
 from trainer.settings import Settings, over, resolve
 from trainer.study.jobs import (
     Finetuning,
@@ -209,7 +210,7 @@ class _Planner:
 
     def _frozen(self, row: Row, column: Column, seed: int) -> str | None:
         measure, source, histogram = column.measure, self.sources[column.tested_on], HISTOGRAMS.get(row.kind)
-        if row.kind == SUPERVISED or (histogram and unlabelled(measure.protocol)):
+        if row.kind == SUPERVISED or (histogram and (unlabelled(measure.protocol) or measure.time)):
             return None
         few = measure.labels != ALL
         if few:
@@ -260,7 +261,11 @@ class _Planner:
         title = f"{measure.title} on {column.tested}" + _how(column, networks, seed)
         about = self._about(row, source, title, networks)
         about |= {"cost": f"recognition {_size(row, source)}", "clips": epochs * videos * len(settings)}
-        return self._add(Finetuning(id=id, target=column.target, settings=settings, **about))
+        of_time = identity("finetune", of=id, time=measure.time) if measure.time else id
+        job = self.plan.jobs[self._add(Finetuning(id=id, target=column.target, settings=settings, times={}, **about))]
+        assert isinstance(job, Finetuning)
+        job.times[of_time] = measure.time
+        return of_time
 
     def _pretext(self, row: Row, column: Column, seed: int) -> str | None:
         if row.kind != "method":
@@ -304,10 +309,12 @@ def total_loss(logged: Mapping[str, Any], settings: Settings) -> Any:
 
 
 def _training_videos(source: Source, column: Column, seed: int) -> int:
-    """Number of labelled videos that a classifier learns from, in the first split. Raises TrainerError if a class has too few."""
+    """Number of labelled videos that a classifier learns from, in the first split. Raises TrainerError if there are too few."""
     for split in source.splits:
         if few_name(split, column.measure.labels, seed) not in source.opened(split, column.target).split_names:
-            raise TrainerError(f"a class has fewer than {column.measure.labels} training videos in split {split}")
+            raise TrainerError(
+                f"split {split} has too few training videos for labels of {words(column.measure.labels)}"
+            )
     first = source.opened(few_name(source.splits[0], column.measure.labels, seed), column.target)
     return int(((first.part == data.TRAIN) & (first.targets >= 0)).sum())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,9 @@ def _numbers(
                 compared = name != base and base in of_rows
                 entry["above"] = of.above(of_rows[base]) if compared else None
             entry["maybe best"] = name == best or name in close
+            as_it_is = replace(column, measure=replace(column.measure, time=""))
+            if column.measure.time and name in scores[columns.index(as_it_is)]:
+                entry["drop"] = scores[columns.index(as_it_is)][name].above(of)
             if any(of.stages):
                 entry["stages"] = of.stages
             if column.measure.headline and not unlabelled(column.measure.protocol):

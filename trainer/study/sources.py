@@ -17,6 +17,7 @@ from labelgen.reading import read_text
 from trainer.data import TEST, TRAIN, Readers, Shards
 from trainer.data.overlay import Overlay
 from trainer.errors import TrainerError
+from trainer.evaluate.splits import draw, words
 from trainer.study.spec import ALL, Data
 
 EVERY = "every video"  # name of the split that trains on all videos
@@ -62,10 +63,10 @@ def _readers(folder: Path, overlay: Path) -> Readers:
     return Readers(folder, overlay)
 
 
-def prepare(data: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: tuple[int, ...]) -> Source:
+def prepare(data: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: tuple[int | str, ...]) -> Source:
     """The data set of the shards in `folder`, whose overlays are written into the folder `root`.
 
-    few: numbers of videos per class that classifiers learn from. Raises TrainerError, ShardError.
+    few: numbers of labels that classifiers learn from, see splits.number_of_labels. Raises TrainerError, ShardError.
     """
     opened = Shards(folder)
     parts = _parts(data, opened)
@@ -76,7 +77,7 @@ def prepare(data: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: t
     for target, labels in classes.items():
         drawn = {}
         for split, count, seed in itertools.product(parts, few, seeds):
-            chosen = _draw(np.array(labels), parts[split] == TRAIN, count, seed)
+            chosen = draw(np.array(labels), np.array(ids), parts[split] == TRAIN, count, seed)
             if chosen is not None:
                 others = np.where(parts[split] == TRAIN, 0, parts[split])
                 drawn[few_name(split, count, seed)] = np.where(chosen, TRAIN, others).astype(np.uint8)
@@ -87,20 +88,8 @@ def prepare(data: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: t
 
 
 def few_name(split: str, labels: int | str, seed: int) -> str:
-    """Name of the split whose training part has so many videos of each class, drawn from the seed; of "all" the split itself."""
-    return split if labels == ALL else f"{split}, {labels} per class, seed {seed}"
-
-
-def _draw(labels: np.ndarray, train: np.ndarray, count: int, seed: int) -> np.ndarray | None:
-    """`count` videos of each class (str [n]) among those of `train` (bool [n]), drawn from the seed, bool [n]; None if a class
-    has too few."""
-    rng, chosen = np.random.default_rng((count, seed)), np.zeros(len(labels), bool)
-    for name in np.unique(labels[train & (labels != "")]):
-        rows = np.flatnonzero(train & (labels == name))
-        if len(rows) < count:
-            return None
-        chosen[rng.choice(rows, count, replace=False)] = True
-    return chosen
+    """Name of the split whose training part has so many labels, drawn from the seed; of "all" the split itself."""
+    return split if labels == ALL else f"{split}, {words(labels)}, seed {seed}"
 
 
 def _parts(data: Data, opened: Shards) -> dict[str, np.ndarray]:

@@ -17,6 +17,8 @@ from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
 from trainer.evaluate import known as is_protocol
+from trainer.evaluate.protocol import TIMES, FeatureProtocol
+from trainer.evaluate.splits import number_of_labels, words
 from trainer.extends import chain, merged
 from trainer.histograms import KINDS
 from trainer.network import stage_names
@@ -48,7 +50,7 @@ _MEASURE = Only(
     {
         **{"protocol": str, "stage?": str | list, "pooling?": str, "k?": int, "labels?": list, "clips?": int},
         **{"settings?": Only(_SETTINGS), "tested_on?": [str], "targets?": [str], "pretrained_on?": _NAMES},
-        **{"rows?": [str], "draws?": int, "parts?": int},
+        **{"rows?": [str], "draws?": int, "parts?": int, "time?": [str], "opposites?": [[str], ...]},
     }
 )
 _FORM = Only(
@@ -135,7 +137,8 @@ class Measure:
     """One number of a network on a data set.
 
     standing: whether the charts show its stage; parts: of a video's time, whose features stand side by side
-    labels: per class that a classifier learns from, or "all"; draws: of each sample of the pretext task
+    labels: that a classifier learns from, see splits.number_of_labels, or "all"; draws: of each sample of the pretext task
+    time: what is done to the frames of tested clips, one of TIMES; opposites: pairs of classes that are told apart
     rows: methods, none for all; targets: none for all that a data set has
     """
 
@@ -148,6 +151,8 @@ class Measure:
     labels: int | str = ALL
     clips: int = 0
     draws: int = 0
+    time: str = ""
+    opposites: tuple[tuple[str, str], ...] = ()
     settings: Settings | None = None
     rows: tuple[str, ...] = ()
     tested_on: tuple[str, ...] = ()
@@ -159,22 +164,25 @@ class Measure:
         """Words for a column."""
         names = {"linear": "linear probe", "knn": f"{self.k}-NN", "retrieval": f"retrieval top-{self.k}"}
         names |= {"pretext": "pretext task"}
-        few = f"{self.labels} per class" if self.labels != ALL else ""
+        few = words(self.labels) if self.labels != ALL else ""
         parts = f"{self.parts} parts" if self.parts > 1 else ""
         stage = {LAST: "last stage", CHOSEN: "chosen stage"}.get(self.stage, self.stage)
-        return ", ".join(filter(None, (names.get(self.protocol, self.protocol), stage, self.pooling, parts, few)))
+        pairs = f"{len(self.opposites)} pairs of opposites" if self.opposites else ""
+        about = names.get(self.protocol, self.protocol), stage, self.pooling, parts, pairs, few, self.time
+        return ", ".join(filter(None, about))
 
     @property
     def headline(self) -> bool:
-        """Whether it stands in the forest plot and the ranks, by a rule that does not look at values: all labels, and of frozen
-        features the chosen stage or, if the file asks for none, the last one."""
-        return self.labels == ALL and (not self.stage or self.standing)
+        """Whether it stands in the forest plot and the ranks, by a rule that does not look at values: all labels, clips as they
+        are, and of frozen features the chosen stage or, if the file asks for none, the last one."""
+        return self.labels == ALL and not self.time and (not self.stage or self.standing)
 
     @property
     def determining(self) -> dict:
         """What of it determines a number."""
         names = "protocol", "stage", "pooling", "parts", "k", "labels", "clips", "draws"
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        return found | {name: getattr(self, name) for name in ("time", "opposites") if getattr(self, name)}
 
 
 @dataclass(frozen=True)
@@ -370,15 +378,24 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
         _all_of(f"{key}, pretrained_on", pretrained := tuple(pretrained), tuple(data))
     else:
         _expect(pretrained in ("itself", ALL), f"{key}, pretrained_on", pretrained, "itself, all or names in a list")
+    if given.get("time") and unlabelled(protocol):
+        raise TrainerError(f"{key}: time is for protocols that learn classes, such as linear")
+    if pairs := tuple(map(tuple, given.get("opposites", ()))):
+        known = protocol != FINETUNE and issubclass(protocol_class(protocol), FeatureProtocol)
+        _expect(known, "measures with opposites, protocol", protocol, "linear or knn")
+        for pair in pairs:
+            _expect(len(pair) == 2 == len({*pair}), f"{key}, opposites", pair, "two different classes a pair")
     base = Measure(protocol, **where, pretrained_on=pretrained)
     if protocol == PRETEXT:
         return [replace(base, draws=_count(f"{key}, draws", given.get("draws", 1)))]
-    labels = [ALL if n == ALL else _count(f"{key}, labels", n) for n in given.get("labels", [ALL])]
+    labels = [ALL if n == ALL else number_of_labels(n) for n in given.get("labels", [ALL])]
+    _all_of(f"{key}, time", times := ("", *given.get("time", ())), ("", *TIMES))
     if protocol == FINETUNE:
         clips = _count(f"{key}, clips", given.get("clips", max(row.clips for row in rows.values()) // 4))
         settings = over(Settings(**_FINETUNE), Settings(**given.get("settings", {})))
         resolve(over(settings, Settings(method="recognition")))
-        return [replace(base, labels=n, clips=clips, settings=settings) for n in labels]
+        base = replace(base, clips=clips, settings=settings)
+        return [replace(base, labels=n, time=time) for n in labels for time in times]
     pooling = given.get("pooling", "mean" if unlabelled(protocol) else "max")
     _one_of(f"{key}, pooling", pooling, ("max", "mean"))
     last = dict.fromkeys(stage_names(*row.network)[-1] for row in rows.values())
@@ -396,4 +413,5 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     neighbours = protocol_class(protocol).neighbours
     k = _count(f"{key}, k", given.get("k", neighbours)) if neighbours else 0
     parts = _count(f"{key}, parts", given.get("parts", 1), most=VIEWS)  # features are of so many clips of a video
-    return [replace(measure, parts=parts, k=k, labels=n) for n in labels for measure in of_stages]
+    of_stages = [replace(measure, parts=parts, k=k, opposites=pairs) for measure in of_stages]
+    return [replace(measure, labels=n, time=time) for n in labels for measure in of_stages for time in times]

@@ -17,7 +17,7 @@ from trainer.study.planning import Plan, plan
 from trainer.study.results import collect, unavailable
 from trainer.study.runner import Machine, make, running
 from trainer.study.sources import Source, prepare
-from trainer.study.spec import Data, Study, read
+from trainer.study.spec import ALL, Data, Study, read
 from trainer.study.tables import write_tables
 
 _UNLABELLED, _UNKNOWN = "to be labelled first", "not known before labelling"
@@ -140,7 +140,7 @@ def _sources(spec: Study, root: Path, shards: Callable[[Data], Path]) -> tuple[d
     sources, unusable = {}, {}
     for name, data in (spec.data | spec.variants).items():
         labels = dict.fromkeys(measure.labels for measure in spec.measures if name in measure.tested_on)
-        few = tuple(count for count in labels if isinstance(count, int))
+        few = tuple(count for count in labels if count != ALL)
         try:
             sources[name] = prepare(data, shards(data), root / "data", spec.seeds, few)
         except VsslError as error:

@@ -52,7 +52,9 @@ def chance_of(entry: dict) -> float | None:
 
 
 def in_brackets(entry: dict) -> str:
-    """What chance gives, of a pretext task, in words."""
+    """What chance gives, of a pretext task, or how much disturbed clips lose, in words."""
+    if drop := entry.get("drop"):
+        return f" (lost {drop['value']:.1f} [{drop['low']:.1f}, {drop['high']:.1f}])"
     return "" if (chance := chance_of(entry)) is None else f" (chance {chance:.1f})"
 
 

@@ -1,4 +1,4 @@
-"""Training: shards to a run with its log and checkpoints."""
+"""Training: from shards to a run with its log and checkpoints."""
 
 from trainer.training.loop import train
 

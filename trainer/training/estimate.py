@@ -1,4 +1,4 @@
-"""How long a training takes, and what memory and disk, as measured on a few of its steps."""
+"""Time, memory and disk of a training, estimated from a few of its steps."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from trainer.settings import Settings, resolve
 from trainer.training.loop import _Training, like_initial
 from trainer.training.precision import pick_precision
 
-STEPS, _WARM = 8, 3  # that are made, and those that do not count
+STEPS, _WARM = 8, 3  # steps to run, and those that do not count
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """epochs, steps: of the training; seconds: of a step; cores: that were busy in it; memory, on_device: most bytes of this
-    process, and of it on the GPU, 0 without one; disk: bytes of the run's folder"""
+    """epochs, steps: of the training; seconds: per step; cores: used by a step; memory, on_device: largest memory of
+    this process, and on the GPU (0 without one), in bytes; disk: bytes of the run's folder"""
 
     epochs: int
     steps: int
@@ -40,7 +40,7 @@ class Estimate:
 def estimate(
     settings: Settings, shards: data.Folders, clips: int | None = None, initial: str | os.PathLike | None = None
 ) -> Estimate:
-    """Make a few steps of a training in a temporary folder, which is removed; arguments as of `train`."""
+    """Run a few steps of a training in a temporary folder, which is removed. For the arguments see `train`."""
     settings = resolve(like_initial(settings, initial))
     with (
         tempfile.TemporaryDirectory(prefix="vssl-plan-") as scratch,

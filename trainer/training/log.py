@@ -1,4 +1,4 @@
-"""What a run says of itself: log.csv, holdout.csv, TensorBoard, the screen."""
+"""The log of a run: log.csv, holdout.csv, TensorBoard and the screen."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trainer.training.precision import version_warnings
 
 
 def say(text: str) -> None:
-    """Print a line without breaking a progress bar; only the first process does."""
+    """Print a line without breaking a progress bar, in the first process only."""
     if distributed.rank() == 0:
         tqdm.write(text)
         sys.stdout.flush()
@@ -37,7 +37,7 @@ def say(text: str) -> None:
 class Log:
     """log.csv, holdout.csv, TensorBoard if it is installed, and the screen; only the first process writes.
 
-    first, last: steps done before and in all; every: seconds between two lines if there is no terminal
+    first, last: steps done before, and in all; every: seconds between lines if there is no terminal
     """
 
     def __init__(self, folder: Path, first: int, last: int, every: int):
@@ -53,7 +53,7 @@ class Log:
         return self
 
     def _thread_ended(self, what: threading.ExceptHookArgs) -> None:
-        """Print nothing if TensorBoard's thread cannot write: the next step raises the reason."""
+        """Print nothing if TensorBoard's thread cannot write: the next step raises its error."""
         if not (isinstance(what.exc_value, OSError) and "tensorboard" in type(what.thread).__module__):
             self.hook(what)
 
@@ -63,12 +63,12 @@ class Log:
             self.bar.close()
         for name, opened in (("log.csv", self.file), ("tensorboard", self.board)):
             if opened:
-                # an earlier error is the one to raise
+                # an earlier error takes precedence
                 with suppress(WriteError) if kind else nullcontext(), writing(self.folder / name):
                     opened.close()
 
     def step(self, step: int, epoch: int, lr: float, values: dict, waited: float, total: float, clips: int) -> None:
-        """Log a step, counted from 0: metrics, seconds waited for data and in all, clips shown."""
+        """Log a step, counted from 0: metrics, seconds of waiting for data and in all, clips shown."""
         if self.file is None:
             return
         row = {
@@ -95,7 +95,7 @@ class Log:
             self.bar.set_postfix(loss=f"{values['loss']:.4f}", clips_per_s=row["clips_per_s"], refresh=False)
             self.bar.update()
             return
-        now, done = time.monotonic(), step - self.first  # steps after the first one, which takes longer
+        now, done = time.monotonic(), step - self.first  # without the first step, which takes longer
         self.begun = self.begun or now
         if not done or step + 1 == self.last or now - self.printed >= self.every:
             self.printed = now
@@ -106,7 +106,7 @@ class Log:
             )
 
     def held_out(self, step: int, values: dict) -> bool:
-        """Log the metrics of the held-out samples. Returns whether their accuracy is the best so far."""
+        """Log the metrics of the held-out samples. Returns whether the accuracy is the best so far."""
         path = self.folder / "holdout.csv"
         rows = csv.DictReader(read_text(path).splitlines()) if path.exists() else ()
         before = [float(row.get("accuracy", -1)) for row in rows]
@@ -130,8 +130,8 @@ class Log:
 
 
 def at_chance(path: Path, batches: dict[str, Batches]) -> str:
-    """Words for a training whose last steps (a tenth, 20 at least) were no better than chance, else ""; batches: of each method.
-    What that means is the method's, see Method.at_chance."""
+    """A sentence if the last steps of a training (a tenth, at least 20) were no better than chance, else "". batches:
+    of each method. The method decides what chance is, see Method.at_chance."""
     rows = [*csv.DictReader(read_text(path).splitlines())]
     rows, words = rows[-max(20, len(rows) // 10) :], []
     for name, each in batches.items() if rows else ():
@@ -151,7 +151,7 @@ def at_chance(path: Path, batches: dict[str, Batches]) -> str:
 def introduce(
     settings: Settings, source: Shards, network: Network, steps: int, folder: Path, meta: dict, saved: Checkpoint | None
 ) -> None:
-    """Print what is trained on what, and what a reader of its numbers should know; steps: of an epoch; meta: of the run, see
+    """Print what is trained on which data, and warnings. steps: of an epoch; meta: of the run, see
     checkpoint.metadata."""
     parameters = sum(weight.numel() for weight in network.backbone.parameters())
     times = f", each {settings.repeats} times," if settings.repeats > 1 else ""
@@ -199,8 +199,8 @@ def _tensorboard(folder: Path, first: int) -> Any:
 
 
 def cut_log(path: Path, steps: int) -> None:
-    """Drop the rows after the checkpoint, whose steps follow again, and a row that was cut off. Raises TrainerError for rows
-    that are not numbers."""
+    """Drop the rows after the checkpoint, whose steps will be repeated, and a truncated row. Raises TrainerError for
+    rows that are not numbers."""
     if not path.exists():
         return
     try:
@@ -208,7 +208,7 @@ def cut_log(path: Path, steps: int) -> None:
         rows = [row for row in rows if row.endswith("\n")]
         numbers = [[float(cell) for cell in row.split(",")] for row in rows]
         if any(len(row) != len(head.split(",")) for row in numbers):
-            raise ValueError("a row has another number of columns than the first line")
+            raise ValueError("a row and the first line differ in the number of columns")
     except (ReadError, ValueError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise TrainerError(

@@ -38,7 +38,7 @@ _OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], Callable[[flo
     "adamw": (torch.optim.AdamW, lambda momentum: {"betas": (momentum, 0.999)}),
 }
 _CHECKPOINT = 0
-_REQUESTS = (_CHECKPOINT, *map(int, STOPS))  # what a process may be asked for while it trains
+_REQUESTS = (_CHECKPOINT, *map(int, STOPS))  # requests to a process that trains
 
 
 def train(
@@ -51,18 +51,18 @@ def train(
     clips: int | None = None,
     overlay: str | os.PathLike | None = None,
 ) -> Path:
-    """Train one or several methods on the shards and return the run's folder, which holds log.csv and checkpoints/.
+    """Train one or several methods on the shards; returns the folder of the run, which holds log.csv and checkpoints/.
 
-    shards:  folder that labelgen wrote, or several that were labelled alike
+    shards:  folder of shards, or several that were labelled with the same settings
     run:     name (in runs/) or path of the new run, default runs/<method>-<backbone>-<n>
-    resume:  run to continue; what is given in settings must be what the run has
+    resume:  run to continue; given settings must equal those of the run
     initial: checkpoint whose backbone the training starts from
-    expected: configuration of the shards that the settings are meant for; differences are printed
-    clips:   budget in clips shown, instead of the settings' epochs
+    expected: configuration of shards for which the settings are meant; differences are printed
+    clips:   number of clips to show, instead of the settings' epochs
     overlay: file with other classes and splits of the videos, see `trainer.data.overlay`
 
-    Under `torchrun`, all processes call it alike and the first one writes. Raises TrainerError, ShardError, WriteError;
-    Interrupted after SIGINT, SIGTERM or SIGHUP, when a checkpoint has been written.
+    Under `torchrun`, all processes make the same call and the first one writes. Raises TrainerError, ShardError,
+    WriteError; and Interrupted after SIGINT, SIGTERM or SIGHUP, once a checkpoint is written.
     """
     if run is not None and resume is not None:
         raise TrainerError(f"both a run to resume, {resume}, and a new run, {run}; leave one of them out")
@@ -71,7 +71,7 @@ def train(
     if resume is not None:
         saved = checkpoint.load(resume, untrained=True)
         checkpoint.check_newest(saved)
-        opened = data.Shards(shards, overlay=overlay)  # before the split of other data is looked for
+        opened = data.Shards(shards, overlay=overlay)  # before the split is looked up in other data
         check_same_data(saved, {"dataset": opened.dataset, "config_hash": opened.config_hash}, opened.folder)
     settings = like_initial(settings, initial)
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
@@ -79,11 +79,13 @@ def train(
         settings = replace(settings, precision=pick_precision(settings.precision, device))
         training = _Training(settings, shards, device, None if saved else initial, clips, overlay, saved)
         if saved and training.settings.epochs != settings.epochs:
-            budget = f"{clips:,} clips are {training.settings.epochs} epochs, the run has {settings.epochs}"
+            budget = f"{clips:,} clips are {training.settings.epochs} epochs, but the run has {settings.epochs}"
             raise TrainerError(f"cannot resume {saved.run}: {budget}. Leave the clips out, or start a new run")
         expected = expected or {}
         for name in differing(expected, training.source.config):
-            say(f"the recipe is for shards with {name} {expected[name]}, these have {training.source.config.get(name)}")
+            say(
+                f"the recipe expects shards with {name} {expected[name]}, but these have {training.source.config.get(name)}"
+            )
         return training.run(run, saved)
 
 
@@ -97,8 +99,8 @@ def like_initial(settings: Settings, initial: str | os.PathLike | None) -> Setti
 
 @dataclass
 class _Step:
-    """A step that has been launched. download: "numbers", the values of these names, then _REQUESTS; waited, total: seconds
-    of waiting for data and in all."""
+    """A launched step. download: "numbers", the values of `names`, then _REQUESTS; waited, total: seconds of waiting
+    for data, and in all."""
 
     number: int
     lr: float
@@ -146,7 +148,7 @@ class _Training:
         self.optimiser = create(weights, settings.lr, weight_decay=settings.weight_decay, **options)
 
     def run(self, name: str | os.PathLike | None, saved: checkpoint.Checkpoint | None) -> Path:
-        """Train a new run, or a saved one from its checkpoint on, to the last step."""
+        """Train a new run, or continue a saved one from its checkpoint, up to the last step."""
         settings, network, source = self.settings, self.network, self.source
         samples = {name: len(stream.clips.samples) for name, stream in self.streams.items()}
         initial = saved.meta["initial"] if saved else self.initial
@@ -161,7 +163,7 @@ class _Training:
             distributed.on_rank_zero(lambda: stack.enter_context(locked(folder)))
             saver = stack.enter_context(Saver(folder, meta, settings.checkpoint_minutes, self.device))
             if saved:
-                # again, since it was read before the run was locked
+                # again, as it was read before the run was locked
                 distributed.on_rank_zero(lambda: checkpoint.check_newest(saved))
                 saved.restore(self.optimiser)
                 network.load_state_dict(saved.weights)
@@ -171,7 +173,7 @@ class _Training:
                 try:  # so that a run can be resumed from its first step
                     saver.save(first, network, self.optimiser, wait=True)
                 except BaseException:
-                    shutil.rmtree(folder, ignore_errors=True)  # without a checkpoint it is no run
+                    shutil.rmtree(folder, ignore_errors=True)  # without a checkpoint it is not a run
                     raise
             introduce(settings, source, network, self.per_epoch, folder, meta, saved)
             if not saved and self.initial is None:
@@ -185,14 +187,14 @@ class _Training:
         return folder
 
     def _steps(self, first: int, log: Log, stop: StopSignals, saver: Saver) -> None:
-        """All steps from the first on. The metrics of a step are read while the next one is computed, but before a score or a
-        checkpoint is made of it."""
+        """Run all steps from `first` on. The metrics of a step are read while the next one is computed, but before any
+        evaluation or checkpoint after it."""
         settings, network = self.settings, self.network
         torch.backends.cudnn.benchmark = True  # batches differ by at most one clip
         set_precision(settings.precision, network)
         forward: nn.Module = network
         if distributed.world() > 1:
-            with warnings.catch_warnings(action="ignore"):  # torch 2.13 renames it; older ones know this name alone
+            with warnings.catch_warnings(action="ignore"):  # torch 2.13 renames it; older versions know only this name
                 forward = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
         network.train()
         start, unread = time.perf_counter(), None
@@ -204,19 +206,19 @@ class _Training:
             for number in range(first, self.last):
                 try:
                     step = self._launch(number, loaders, forward, stop, saver)
-                except VsslError:  # of the batch; the step before it is done
+                except VsslError:  # an error of the batch; the step before it is done
                     self._read(unread, log)
                     raise
                 requests = self._read(unread, log)
-                if distributed.world() == 1:  # several processes act on what all of them have read
+                if distributed.world() == 1:  # several processes act only on what all have read
                     requests |= _requests(stop, saver)
                 now = time.perf_counter()
-                step.total, start, unread = now - start, now, step  # scores and checkpoints count in the next total
+                step.total, start, unread = now - start, now, step  # evaluation and checkpoints count in the next total
 
                 done = number + 1
                 last, scored = done == self.last, self.held_out and done % self.per_epoch == 0
                 kept = settings.keep_every and done % (settings.keep_every * self.per_epoch) == 0
-                if requests or last or scored or kept or number == first:  # a user waits for the first one
+                if requests or last or scored or kept or number == first:  # users wait for the first step
                     requests |= self._read(unread, log)
                     unread = None
                 if scored:
@@ -225,7 +227,7 @@ class _Training:
                 if requests or last or kept:
                     if not distributed.everywhere(_finite(network)):
                         raise TrainerError(_not_finite("a weight", step, log.folder))
-                    log.sync()  # a checkpoint never runs ahead of its log
+                    log.sync()  # a checkpoint is never newer than the log
                     if kept:
                         saver.save(done, network, self.optimiser, "kept")
                 if requests or last:
@@ -237,7 +239,7 @@ class _Training:
     def _launch(
         self, number: int, loaders: Mapping[str, Iterator[dict]], forward: nn.Module, stop: StopSignals, saver: Saver
     ) -> _Step:
-        """Launch one step of the optimiser. On a GPU its batch is copied while the step before is computed."""
+        """Launch one step of the optimiser. On a GPU its batch is copied while the previous step is computed."""
         settings = self.settings
         lr = learning_rate(number, settings, self.per_epoch)
         for group in self.optimiser.param_groups:
@@ -273,8 +275,8 @@ class _Training:
         return _Step(number, lr, ids, [*sums], download, waited)
 
     def _read(self, step: _Step | None, log: Log) -> set[int]:
-        """Log a step, and return what any process was asked for before its end. Raises TrainerError if the loss is not
-        finite."""
+        """Log a step, and return the requests that any process received before its end. Raises TrainerError if the loss
+        is not finite."""
         if step is None:
             return set()
         settings, number = self.settings, step.number
@@ -291,7 +293,7 @@ class _Training:
 
     @torch.no_grad()
     def _score(self, done: int, log: Log, saver: Saver) -> None:
-        """Log the means of the metrics over all held-out samples, with the same draws every time; keep the best classifier."""
+        """Log the mean metrics over all held-out samples, with the same random draws every time; keep the best classifier."""
         self.network.eval()
         distributed.broadcast(self.network.buffers())
         seed_step(self.settings.seed, done - 1)
@@ -317,13 +319,13 @@ class _Training:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Make what is drawn inside a step, such as dropout, a function of seed, step and process alone."""
+    """Make random draws within a step, such as dropout, depend only on seed, step and process."""
     words = np.random.SeedSequence((seed, step, distributed.rank())).generate_state(2)
     torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
 
 
 def _requests(stop: StopSignals, saver: Saver) -> set[int]:
-    """Which of _REQUESTS this process has now."""
+    """The current _REQUESTS to this process."""
     return ({_CHECKPOINT} if saver.due else set()) | ({int(stop.caught)} if stop.caught else set())
 
 
@@ -333,6 +335,6 @@ def _finite(network: nn.Module) -> torch.Tensor:
 
 def _not_finite(what: str, step: _Step, folder: Path) -> str:
     return (
-        f"{what} is not finite at step {step.number + 1}, whose batch holds {', '.join(step.ids)}; "
+        f"{what} is not finite at step {step.number + 1}, with the batch {', '.join(step.ids)}; "
         f"log and last checkpoint are in {folder}. Try a smaller learning rate"
     )

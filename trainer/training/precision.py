@@ -1,4 +1,4 @@
-"""In which precision the network runs, and what is known to be wrong with it."""
+"""The precision of the network, and known faults of it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from trainer.errors import TrainerError
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """bf16 on CUDA and float32 elsewhere for "auto", else the precision of that name. Raises TrainerError for another one
-    than float32 without CUDA."""
+    """bf16 on CUDA and float32 elsewhere for "auto", else the precision of that name. Raises TrainerError for other
+    precisions than float32 without CUDA."""
     if name == "auto":
         return "bf16" if device.type == "cuda" else "float32"
     if name != "float32" and device.type != "cuda":
         # torch 2.13's CPU convolution returns garbage gradients in bfloat16
-        raise TrainerError(f"{name} needs a CUDA device, and this is {device}; leave it out")
+        raise TrainerError(f"{name} needs a CUDA device, but this is {device}; leave it out")
     return name
 
 
 def set_precision(name: str, network: nn.Module) -> None:
-    """Have the network's backbones compute in that precision, and all else in float32.
+    """Make the backbones of the network compute in that precision, and everything else in float32.
 
-    TF32 is for cuDNN's convolutions: of matrix products it would reach the similarities of the losses, too. The flags are
-    those that every version of torch from 2.7 on has; torch 2.9 brought others, `fp32_precision`, which do not mix with them.
+    TF32 is set for cuDNN's convolutions only: for matrix products it would also affect the similarities in losses.
+    These flags exist in torch from 2.7 on; the new ones of torch 2.9, `fp32_precision`, cannot be mixed with them.
     """
     for module in network.modules():
         if isinstance(module, Stages):
@@ -38,8 +38,8 @@ def set_precision(name: str, network: nn.Module) -> None:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Inference in float32, whatever has been set before: TF32 would make features depend on the batch size, through the choice
-    of the algorithm."""
+    """Inference in float32, whatever was set before: with TF32, features would depend on the batch size, through the
+    choice of the algorithm."""
     allowed, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
     try:
         with (
@@ -53,7 +53,7 @@ def exact(device: torch.device) -> Iterator[None]:
 
 
 def version_warnings(precision: str, version: str, cudnn: int | None) -> list[str]:
-    """What is known to be slow or wrong about 3D convolutions in these versions of torch and cuDNN (e.g. 91002)."""
+    """Known slow or wrong 3D convolutions in these versions of torch and cuDNN (such as 91002)."""
     warnings: list[str] = []
     if precision != "bf16" or cudnn is None:
         return warnings

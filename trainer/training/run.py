@@ -1,4 +1,4 @@
-"""The run that is being trained: its folder, its checkpoints, and the signals that stop it."""
+"""The run during training: its folder, its checkpoints, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def new_folder(name: str | os.PathLike | None, settings: Settings) -> Path:
-    """A new folder of that name (in runs/) or path, default runs/<method>-<backbone>-<n>. Raises TrainerError if it holds
-    something."""
+    """A new folder of that name (in runs/) or path, default runs/<method>-<backbone>-<n>. Raises TrainerError if it is
+    not empty."""
     if name is not None:
         folder = checkpoint.run_path(name)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -44,27 +44,27 @@ def new_folder(name: str | os.PathLike | None, settings: Settings) -> Path:
 
 
 def check_name(name: str | os.PathLike | None) -> None:
-    """Raises TrainerError for a run's name or path that is not valid UTF-8, which what is written there needs."""
+    """Raises TrainerError if the name or path of a run is not valid UTF-8, which its files need."""
     raw = os.fsencode(name or "")
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
         shown = raw.decode("utf-8", "backslashreplace")
-        raise TrainerError(f"{shown}: not valid UTF-8; name the run otherwise, or rename its folder") from error
+        raise TrainerError(f"{shown}: not valid UTF-8; give the run another name, or rename its folder") from error
 
 
 def check_same_data(saved: checkpoint.Checkpoint, found: dict, shards: str | os.PathLike) -> None:
-    """Raises TrainerError if what is found in the shards is not what the run was trained on."""
+    """Raises TrainerError if the shards differ from those that the run was trained on."""
     for name, value in found.items():
         if saved.meta[name] != value:
             raise TrainerError(
-                f"cannot resume {saved.run}: {name} of {shards} is {value}, the run has {saved.meta[name]}; "
-                "name the run's shards, or start a new run"
+                f"cannot resume {saved.run}: {name} of {shards} is {value}, but the run has {saved.meta[name]}; "
+                "give the shards of the run, or start a new run"
             )
 
 
 def locked(folder: Path) -> AbstractContextManager:
-    """Keep other processes from training the run. Raises TrainerError if one does."""
+    """Lock the run against training by other processes. Raises TrainerError if one is training it."""
     error = TrainerError(f"{folder}: another process is training this run; wait for it, or stop it")
     return files.locked(folder, error, say)
 
@@ -72,7 +72,7 @@ def locked(folder: Path) -> AbstractContextManager:
 class Saver:
     """Checkpoints of a run: copied to the host while training goes on, and written by a thread of the first process.
 
-    meta: see checkpoint.save; minutes: between two of them. As a context manager it waits for the last one.
+    meta: see checkpoint.save; minutes: between two checkpoints. As a context manager it waits for the last one.
     """
 
     def __init__(self, folder: Path, meta: dict, minutes: float, device: torch.device) -> None:
@@ -88,7 +88,7 @@ class Saver:
 
     @property
     def due(self) -> bool:
-        """Whether, in the first process, it is time for the next one, or the last one failed, which `save` then raises."""
+        """Whether, in the first process, a checkpoint is due, or the last one failed, so that `save` raises its error."""
         if distributed.rank() or (self.writing and not self.writing.done()):
             return False
         failed = self.writing is not None and self.writing.exception() is not None
@@ -102,8 +102,8 @@ class Saver:
         kind: str = "checkpoints",
         wait: bool = False,
     ) -> None:
-        """Write network and optimiser as they are after a step; kind: see checkpoint.save; wait: until it is written. All
-        processes call it alike. Raises WriteError in all of them, also for the checkpoint before."""
+        """Write network and optimiser after a step. kind: see checkpoint.save; wait: until it is written. All processes
+        make the same call. Raises WriteError in all of them, also for the previous checkpoint."""
         distributed.on_rank_zero(lambda: self._save(step, network, optimiser, kind, wait))
 
     def _save(self, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, kind: str, wait: bool) -> None:
@@ -122,22 +122,23 @@ class Saver:
 
 
 class StopSignals:
-    """Notes SIGINT, SIGTERM and SIGHUP (a closed terminal or connection) in `caught`, so that the step can be completed and
-    saved. In a single process, a second one acts at once. A signal that the caller ignores, as `nohup` does, stays ignored."""
+    """Records SIGINT, SIGTERM and SIGHUP (a closed terminal or connection) in `caught`, so that the step can be
+    completed and saved. In a single process, a second signal takes effect at once. Signals that the caller ignores, as
+    `nohup` does, stay ignored."""
 
     def __init__(self) -> None:
         self.caught: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}  # handlers by signal
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def _note(self, number: int, _frame: object) -> None:
         self.caught = signal.Signals(number)
-        alone = distributed.world() == 1  # a launcher passes signals on, which its processes may already have had
+        alone = distributed.world() == 1  # a launcher forwards signals that its processes may already have received
         again = " (again to stop at once)" if alone else ""
         with suppress(OSError):  # the terminal may be closed
             os.write(2, f"\n{self.caught.name}: stopping after this step{again}\n".encode())

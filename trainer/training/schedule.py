@@ -8,13 +8,13 @@ import numpy as np
 
 from trainer.settings import Settings
 
-# Of exponential pacing: the share shown first, and by what it grows; of the public code of Hacohen and Weinshall, ICML 2019
+# Exponential pacing: the first share, and its growth; from the public code of Hacohen and Weinshall, ICML 2019
 START, GROWTH = 0.04, 1.9
 
 
 def learning_rate(step: int, settings: Settings, per_epoch: int) -> float:
-    """Learning rate of a step, counted from 0; per_epoch: steps per epoch. With a curriculum the whole schedule runs twice,
-    over the steps that see a part of the clips and over those that see them all."""
+    """Learning rate of a step, counted from 0. per_epoch: steps per epoch. With a curriculum the whole schedule runs
+    twice: over the steps that see a part of the clips, and over those that see all."""
     if settings.schedule == "constant":
         return settings.lr
     steps = settings.epochs * per_epoch
@@ -29,16 +29,16 @@ def learning_rate(step: int, settings: Settings, per_epoch: int) -> float:
 
 
 def partial_steps(settings: Settings, steps: int) -> int:
-    """How many of the steps, the first ones, see a part of the clips only."""
+    """The number of steps, at the beginning, that see only a part of the clips."""
     return round(settings.curriculum * steps)
 
 
 def pacing(settings: Settings, steps: int) -> list[tuple[int, float]]:
-    """The stages of a curriculum before that of all clips: the first step after each, and the share of the clips, the easiest
-    ones, that it shows. [thesis 3.2; Hacohen and Weinshall, ICML 2019]
+    """The stages of a curriculum before that of all clips: the first step after each stage, and the share of the clips,
+    from the easiest on, that it shows. [thesis 3.2; Hacohen and Weinshall, ICML 2019]
 
-    single: one half, eq. 3.2. Exponential: START * GROWTH^k, k = 0, 1, ... as long as it is less than 1, in stages of one
-    length (fixed) or of lengths in proportion to their shares, so that each has as many passes (varied; assumed).
+    single: one half, eq. 3.2. Exponential: START * GROWTH^k, k = 0, 1, ... while less than 1, in stages of equal length
+    (fixed) or of lengths proportional to their shares, so that each makes the same number of passes (varied; assumed).
     """
     if not settings.curriculum:
         return []

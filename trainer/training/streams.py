@@ -21,25 +21,27 @@ from trainer.training.log import say
 from trainer.training.schedule import pacing
 
 _TRAINING, _HELD_OUT = 0, 1  # tags of the draws
-_FEW_STEPS = 500  # in fewer a network hardly learns anything from random weights on
+_FEW_STEPS = 500  # with fewer steps a network hardly learns anything from random weights
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The batches of one method: its clips, which of them each step shows to this process, and what the network expects."""
+    """The batches of one method: its clips, which of them this process shows in each step, and the input that the
+    network expects."""
 
     clips: data.TrainingClips
     batches: data.Batches
     input: Input = OURS
 
     def load(self, steps: range, workers: int, device: torch.device) -> Generator[dict[str, Any]]:
-        """The raw batches of this process for each micro-batch of the steps, see data.prefetch."""
+        """The raw batches of this process for all micro-batches of the steps, see data.prefetch."""
         return data.prefetch(self.clips, self.batches.sampler(steps), workers, device)
 
     def on_device(
         self, raw: dict[str, Any], progress: float, device: torch.device, step: int = 0, micro: int = 0
     ) -> data.Batch:
-        """What the method's forward gets of a raw batch, a micro-batch of a step: augmented clips and labels, on the device."""
+        """The input of the method's forward from a raw batch, a micro-batch of a step: augmented clips and labels, on
+        the device."""
         moved = data.to_device({name: raw[name] for name in ("clips", "labels", "video")}, device)
         counts, share = self.batches.counts(step)[micro], self.batches.shares(step)[micro]
 
@@ -58,13 +60,16 @@ class Stream:
 
 
 def select_videos(
-    folders: data.Folders, settings: Settings, overlay: str | os.PathLike | None = None
+    folders: data.Folders,
+    settings: Settings,
+    overlay: str | os.PathLike | None = None,
+    say: Callable[[str], None] = say,
 ) -> tuple[data.Shards, data.Shards | None]:
-    """The shards with the videos that are trained on, and with those that are held out, if any are."""
+    """The shards with the videos of the training, and with the held-out videos, if any; `say` gets their numbers."""
     source, held_out = data.Shards(folders, settings.split, overlay=overlay), None
     if settings.holdout:
         held = source.hold_out(settings.holdout, settings.seed)
-        say(f"{held.sum()} training videos are held out, {source.train_mask.sum()} are trained on")
+        say(f"{held.sum()} training videos are held out, {source.train_mask.sum()} are used for training")
         held_out = source.with_training_videos(held)
     if settings.fraction < 1:
         before = source.train_mask.sum()
@@ -76,8 +81,8 @@ def select_videos(
 def training_clips(
     source: data.Shards, settings: Settings, say: Callable[[str], None] = say
 ) -> dict[str, data.TrainingClips]:
-    """The samples of each method, of the videos that pretraining may use; `say` gets a line about what is left out. Raises
-    TrainerError if a method has none."""
+    """The samples of each method among the videos that pretraining may use; `say` gets a line about those left out.
+    Raises TrainerError if a method has no samples."""
     return {name: _clips(source, settings, name, _TRAINING, say) for name in settings.methods}
 
 
@@ -88,7 +93,7 @@ def _clips(
     samples, left_out, reason = method.samples(source, options)
     if not len(samples):
         purpose = "use" if trains else "hold out"
-        raise TrainerError(f"{source.folder}: nothing that {name} can {purpose}: {left_out} videos {reason}")
+        raise TrainerError(f"{source.folder}: {name} has nothing to {purpose}: {left_out} videos {reason}")
     if left_out and trains:
         say(f"{name} leaves out: {left_out} videos {reason}")
     if settings.subset != "all" and trains:
@@ -102,7 +107,7 @@ def _clips(
 
 
 def epoch_of(clips: dict[str, data.TrainingClips], settings: Settings) -> tuple[int, float]:
-    """Steps of an epoch, and how many clips its samples hold."""
+    """Steps of an epoch, and number of clips of its samples."""
     shown = {name: settings.repeats * len(each.samples) for name, each in clips.items()}
     steps = {name: math.ceil(n / settings.batch_size) for name, n in shown.items()}
     most = max(steps.values())
@@ -110,8 +115,8 @@ def epoch_of(clips: dict[str, data.TrainingClips], settings: Settings) -> tuple[
 
 
 def for_budget(settings: Settings, clips: dict[str, data.TrainingClips], budget: int) -> Settings:
-    """The settings with the epochs whose clips come nearest to a budget, and with the drops of the learning rate at the same
-    shares of the training as before. Raises SettingError for too many epochs."""
+    """The settings with the number of epochs whose clips are nearest to the budget, and with drops of the learning rate
+    at the same shares of the training. Raises SettingError for too many epochs."""
     epochs = max(1, round(budget / epoch_of(clips, settings)[1]))
     DECLARATIONS["epochs"].checked("epochs", epochs)
     say(f"{budget:,} clips are {epochs} epochs")
@@ -119,21 +124,24 @@ def for_budget(settings: Settings, clips: dict[str, data.TrainingClips], budget:
 
 
 def warn_of_few_steps(clips: dict[str, data.TrainingClips], settings: Settings) -> None:
-    """Say so if the settings have too few steps to learn from random weights on."""
+    """Warn if the settings have too few steps to learn from random weights."""
     steps, shown = epoch_of(clips, settings)
     if settings.epochs * steps < _FEW_STEPS:
         say(
-            f"{settings.epochs * steps} steps in all: in fewer than {_FEW_STEPS} a network hardly learns anything; a larger "
+            f"{settings.epochs * steps} steps in all: with fewer than {_FEW_STEPS} a network hardly learns anything; a larger "
             f"budget is set with --clips, here {math.ceil(2 * _FEW_STEPS * shown / steps):,} for {2 * _FEW_STEPS:,} steps"
         )
 
 
 def training_streams(
-    source: data.Shards, settings: Settings, clips: dict[str, data.TrainingClips] | None = None
+    source: data.Shards,
+    settings: Settings,
+    clips: dict[str, data.TrainingClips] | None = None,
+    say: Callable[[str], None] = say,
 ) -> dict[str, Stream]:
-    """A stream of each method, of the videos that pretraining may use; clips: those of `training_clips`, if they are known.
-    Raises TrainerError if a method has no samples."""
-    clips = clips or training_clips(source, settings)
+    """A stream for each method over the videos that pretraining may use. clips: result of `training_clips`, if known; `say`
+    gets what a user should know. Raises TrainerError if a method has no samples."""
+    clips = clips or training_clips(source, settings, say)
     steps = settings.epochs * epoch_of(clips, settings)[0]
     streams = {}
     for name, each in clips.items():
@@ -165,14 +173,15 @@ def training_streams(
 
 
 def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Stream]:
-    """A stream of each method over the held-out videos, whose first epoch is scored. Raises TrainerError if a method has no
-    samples among them."""
+    """A stream for each method over the held-out videos, whose first epoch is evaluated. Raises TrainerError if a
+    method has no samples among them."""
     streams, world = {}, distributed.world()
     for name in settings.methods:
         clips = _clips(held_out, settings, name, _HELD_OUT, say)
         if len(clips.samples) < world:
             raise TrainerError(
-                f"{len(clips.samples)} samples of {name} are held out, and {world} processes score them; hold out more, or none"
+                f"{len(clips.samples)} samples of {name} are held out, but {world} processes evaluate them; hold out "
+                "more, or none"
             )
         batches = data.Batches(len(clips.samples), settings.batch_size, 0, world=world, rank=distributed.rank())
         streams[name] = Stream(clips, batches)
@@ -180,5 +189,5 @@ def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Str
 
 
 def expecting(streams: dict[str, Stream], input: Input) -> dict[str, Stream]:
-    """The streams for a network that expects other pixels."""
+    """The streams for a network that expects another input."""
     return {name: replace(stream, input=input) for name, stream in streams.items()}

@@ -1,1 +1,1 @@
-"""Weights of other programs: read, recognised by their names, and written."""
+"""Weights of other programs: reading, recognition by names, and writing."""

@@ -1,6 +1,6 @@
-"""The programs whose weights are read: which networks they have, under which names, and what pixels these expect.
+"""The programs whose weights can be read: their networks, names of tensors, and inputs.
 
-Inputs, clips and sizes are those of the authors' code.
+Inputs, clips and sizes are taken from the authors' code.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _CTP = (("r3d18", "ctp r3d"), ("r2plus1d18_tv", "ctp r2plus1d"))
 
 @dataclass(frozen=True)
 class Family:
-    """Weights of one program that expect the same pixels.
+    """Weights of one program that expect the same input.
 
-    name: what `from` calls it; several may have one name, of networks that differ in their input
-    networks: (backbone, layout of its names) of those that it has
-    files: (key of the dictionary in the file, "" for the file itself; what stands before each name, without `module.`) of
-        published files
-    size: height and width of the frames, and of the crop; fps: rate of the videos, None: their own
-    heads: names of what is no part of the backbone
-    note: told after an import; refused: why the function differs although names and shapes fit, by backbone
+    name: as given to `--from`; families of one program may share it if only the inputs of their networks differ
+    networks: (backbone, layout of names) of each network
+    files: (key of the dictionary in the file, "" for the file itself; prefix of each name, without `module.`) of
+    published files
+    size: height and width of the frames, and of the crop; fps: rate of the videos, None: the files' rates
+    heads: names of tensors that are not part of the backbone
+    note: printed after an import; refused: by backbone, why features would differ although names and shapes match
     """
 
     name: str
@@ -68,8 +68,8 @@ def _clips(normalisation: dict[str, Any], frames: int = 16, **other: Any) -> Inp
 
 
 _RAW, _BGR = _clips(_AS_THEY_ARE), _clips(_AS_THEY_ARE, order="BGR", top=255.0)
-_CTP_NOTE = "CtP's networks are pretrained without a stride over space in conv5, and finetuned by their authors with it, as here"
-_DILATED = "TCLR's R3D has, in place of the stride over time in conv5, a dilated convolution; the names do not tell"
+_CTP_NOTE = "the authors of CtP pretrain without spatial stride in conv5, and finetune with it, as here"
+_DILATED = "the R3D of TCLR has a dilated convolution instead of the temporal stride in conv5, which names do not show"
 
 FAMILIES = (
     _family(

@@ -1,4 +1,4 @@
-"""Weights of another program become a run, which every command takes."""
+"""Turns weights of other programs into runs, which all commands accept."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trainer.errors import SettingError, TrainerError
 from trainer.settings import Settings, resolve
 from trainer.weights import foreign
 
-_MOST = 256  # frames of a clip
-_EXPORTED = {"input": {"fps": float | None, "resize": [int], "crop": [int]}}  # what is used of it
+_MOST = 256  # largest number of frames of a clip
+_EXPORTED = {"input": {"fps": float | None, "resize": [int], "crop": [int]}}  # the part that is used
 
 
 def import_weights(
@@ -28,13 +28,13 @@ def import_weights(
     stride: int | None = None,
     say: Callable[[str], None] = print,
 ) -> checkpoint.Checkpoint:
-    """Write a run that holds the backbone of a file, with what pixels it expects and where it is from.
+    """Write a run with the backbone of a file, its input and its origin.
 
-    name: the program that the weights are of, see families.FAMILIES; by default as the names of the tensors tell
-    frames, stride: of a clip, if another one than that of the published weights
+    name: the program that made the weights, see families.FAMILIES; by default it is recognised by the names of tensors
+    frames, stride: of a clip, if not those of the published weights
 
-    A run that is there with the same weights is kept. Raises TrainerError for a file that is no network that is known, and if
-    the folder holds something else.
+    An existing run with the same weights is kept. Raises TrainerError if the file is not a known network, and if the
+    folder holds something else.
     """
     file, out = Path(file), checkpoint.run_path(out)
     found = foreign.read(file)
@@ -49,18 +49,18 @@ def import_weights(
         if any((out / "checkpoints").glob("[0-9]*")):
             there = checkpoint.load(out)
             if any(there.meta.get(key) != meta[key] for key in ("imported", "input", "config", "norm_epsilon")):
-                raise TrainerError(f"{out}: exists and holds other weights; name another folder")
+                raise TrainerError(f"{out}: exists and holds other weights; choose another folder")
             say(f"{out}: up to date (same weights)")
             return there
         if other := [path.name for path in out.iterdir() if path.name not in (".lock", "checkpoints")]:
-            raise TrainerError(f"{out}: exists and holds {other[0]}; name another folder")
+            raise TrainerError(f"{out}: exists and holds {other[0]}; choose another folder")
         checkpoint.save(out, 1, {f"backbone.{key}": value for key, value in weights.items()}, {"state": {}}, meta)
     return checkpoint.load(out)
 
 
 def _exported(file: Path) -> dict | None:
-    """What `vssl export` has written beside the file, if it is from there: its input is not that of the published weights of the
-    same names. Raises TrainerError if it is damaged."""
+    """The description that `vssl export` has written beside the file, if any, because its input differs from that of
+    published weights with the same names. Raises TrainerError if it is damaged."""
     path = Path(f"{file}.json")
     if not path.exists():
         return None
@@ -73,8 +73,8 @@ def _exported(file: Path) -> dict | None:
         checkpoint.check_frames({"height": height, "width": width, "crop": crop})
     except (ReadError, ValueError, LookupError) as error:
         raise TrainerError(
-            f"{path}: does not say what pixels {file.name} expects ({error!s:.200}); export it again, or move this file away if "
-            "the weights are published ones"
+            f"{path}: it does not give the input of {file.name} ({error!s:.200}); export the weights again, or "
+            "remove this file if they are published ones"
         ) from error
     return own
 
@@ -87,7 +87,7 @@ def _meta(
     frames: int | None,
     stride: int | None,
 ) -> dict:
-    """What checkpoint.json holds of the run."""
+    """The content of the run's checkpoint.json."""
     family = match.family
     height, width, crop = family.size
     fps, known = family.fps, family.input
@@ -96,7 +96,7 @@ def _meta(
         (height, width), (crop, _) = exported["resize"], exported["crop"]
     expected = replace(known, frames=frames or known.frames, stride=stride or known.stride)
     if not 1 <= (expected.frames or 1) <= _MOST or not 1 <= expected.stride <= _MOST:
-        raise SettingError(f"frames is {frames}, stride {stride}, expected numbers from 1 to {_MOST}")
+        raise SettingError(f"frames is {frames}, stride {stride}, expected integers from 1 to {_MOST}")
     config = {"height": height, "width": width, "crop": crop, "clip_length": expected.frames, "fps": fps}
     settings = asdict(resolve(Settings(backbone=match.backbone))) | {"method": checkpoint.IMPORTED, "options": {}}
     return {
@@ -120,7 +120,7 @@ def _meta(
             "family": family.name,
             "about": family.about,
             "expects": expected.described,
-            "note": family.note if exported is None else f"its pixels are as {file.name}.json says",
+            "note": family.note if exported is None else f"its input is that of {file.name}.json",
             "wrapper": foreign.shown(found.wrapper),
             "prefix": foreign.shown(match.prefix),
             "dropped": [foreign.shown(name) for name in match.dropped],

@@ -1,4 +1,4 @@
-"""How other programs call the tensors of our backbones: rules from our names to theirs, which one dictionary turns round."""
+"""Names of our backbones' tensors in other programs: rules from our names to theirs; a dictionary gives the inverse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer import backbones
 
 Rule = tuple[
     str, str | Callable[[re.Match], str]
-]  # a pattern of our name, and what stands there in theirs; all in turn
+]  # a pattern in our name and its replacement in theirs; all rules are applied in turn
 
 _STAGE: Rule = (r"^conv([2-5])\.", lambda m: f"layer{int(m[1]) - 1}.")
 _DOWNSAMPLE: Rule = (r"\.shortcut\.", ".downsample.")
@@ -21,7 +21,7 @@ _BLOCKS: list[Rule] = [(r"^(conv[2-5])\.0\.", r"\1.block1."), (r"^(conv[2-5])\.1
 
 
 def _names(pattern: str, names: dict[str, str]) -> Rule:
-    """The number that a pattern ends in, by what it becomes; `{}` in a pattern is the number."""
+    """A rule that replaces the number at the end of a pattern; `{}` in a pattern is the number."""
     return pattern.format(f"({'|'.join(names)})"), lambda m: m.expand(names[m[m.lastindex or 0]])
 
 
@@ -45,7 +45,8 @@ _PLACES |= {f"conv4.{i}": str(7 + i) for i in range(1, 6)}
 
 
 def _s3d(separable: Sequence[str], plain: Sequence[str], modules: dict[str, str], rest: list[Rule]) -> list[Rule]:
-    """Names within a separable convolution (its two convolutions and normalisations) and a plain one, and of the modules."""
+    """Rules for the names within separable convolutions (two convolutions and normalisations) and plain ones, and for
+    modules."""
     rules = [_names(at, dict(zip("0134", (rf"\1.{name}." for name in separable), strict=True))) for at in _SEPARABLE]
     rules += [_names(at, dict(zip("01", (rf"\1.{name}." for name in plain), strict=True))) for at in _PLAIN]
     return [*rules, (r"\.branches\.", ".branch"), (r"^conv[1-5]\.\d", lambda m: modules[m[0]]), *rest]
@@ -97,7 +98,7 @@ LAYOUTS: dict[str, list[Rule]] = {
     "resnet": [
         (r"^conv1\.0\.0\.", "conv1."),
         (r"^conv1\.0\.1\.", "bn1."),
-        (r"^conv2\.(\d)\.", lambda m: f"layer1.{int(m[1]) - 1}."),  # our first module there is the pooling
+        (r"^conv2\.(\d)\.", lambda m: f"layer1.{int(m[1]) - 1}."),  # our first module of conv2 is the pooling
         _STAGE,
         (r"\.(conv[123])\.0\.", r".\1."),
         (r"\.conv([123])\.1\.", r".bn\1."),
@@ -121,7 +122,7 @@ LAYOUTS: dict[str, list[Rule]] = {
         (r"\.shortcut\.1\.", ".downsample_bn."),
     ],
 }
-_FRAMES = ("resnet18", "resnet50")  # whose convolutions have a time axis of length 1 here, and none there
+_FRAMES = ("resnet18", "resnet50")  # their convolutions have a time axis of length 1 here, and none there
 
 
 def theirs(layout: str, name: str) -> str:
@@ -133,7 +134,7 @@ def theirs(layout: str, name: str) -> str:
 
 @functools.cache
 def expected(layout: str, backbone: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Our name and their shape of every tensor of a backbone at width 1, by their name."""
+    """For each tensor of a backbone at width 1, by their name: our name and their shape."""
     with torch.device("meta"):
         own = backbones.create(backbone).state_dict()
     found = {theirs(layout, name): (name, tuple(to_theirs(backbone, value).shape)) for name, value in own.items()}
@@ -142,10 +143,10 @@ def expected(layout: str, backbone: str) -> dict[str, tuple[str, tuple[int, ...]
 
 
 def to_theirs(backbone: str, value: Tensor) -> Tensor:
-    """A tensor of ours in their shape: a kernel of a 2D network without its axis of time."""
+    """Our tensor in their shape: kernels of 2D networks lose the time axis."""
     return value.squeeze(2) if backbone in _FRAMES and value.dim() == 5 else value
 
 
 def to_ours(backbone: str, value: Tensor) -> Tensor:
-    """A tensor of theirs in our shape."""
+    """Their tensor in our shape."""
     return value.unsqueeze(2) if backbone in _FRAMES and value.dim() == 4 else value

@@ -27,11 +27,11 @@ class KNearest(FeatureProtocol):
     columns = ("level", "metric")
     levels = ("clip", "video")
 
-    def choose(self, k: int | None = None) -> data.Shards:
-        """k: instead of KS."""
+    def choose(self, *args: Any, k: int | None = None, **options: Any) -> data.Shards:
+        """k: instead of KS; the others are of FeatureProtocol."""
         self.ks = KS if k is None else (k,)
         self.fewest = dict.fromkeys(self.levels, max(self.ks))  # neighbours that there were at least
-        return super().choose()
+        return super().choose(*args, **options)
 
     def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:
         found = neighbours.nearest(test, train, max(self.ks), self.evaluator.device)

@@ -34,9 +34,9 @@ class Linear(FeatureProtocol):
     index = ("network", "stage", "pooling", "C")
     steps = 6  # 5 folds within the training part, and the last fit
 
-    def choose(self) -> data.Shards:
+    def choose(self, *args: Any, **options: Any) -> data.Shards:
         self.unfinished = 0  # fits that did not converge
-        source = super().choose()
+        source = super().choose(*args, **options)
         self.groups, self.ids = source.groups, np.array(source.text("videos/id"))
         return source
 
@@ -53,22 +53,28 @@ class Linear(FeatureProtocol):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         yield from rows
 
-    def accuracies(self, items: Sequence[features.Vectors], level: str) -> Iterator[dict]:
-        self.chosen: list[float] = []  # C of each fold
-        rows = [*super().accuracies(items, level)]
-        alone = [f"{strength:g}" for strength in self.chosen] if self.folds.splits else []
-        least, most = min(self.chosen), max(self.chosen)
-        together = f"{least:g}" if least == most else f"{least:g} to {most:g}"
-        for row, strength in zip(rows, [*alone, together], strict=True):
-            yield {**row, "C": strength}
+    def accuracies(self, *items: Any) -> Iterator[dict]:
+        self.chosen: list[tuple[str | None, float]] = []  # split and C of each fit
+        rows = [*super().accuracies(*items)]
+        for row in rows:
+            alone = [strength for split, strength in self.chosen if split == row.get("split", split)]
+            least, most = (end(alone or [strength for _, strength in self.chosen]) for end in (min, max))
+            yield {**row, "C": f"{least:g}" if least == most else f"{least:g} to {most:g}"}
 
     def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:
         order = np.argsort(self.ids[train.video])  # so that the order of the shards has no effect
         x, videos = train.x[order], train.video[order]
         targets, groups = self.shards.targets[videos], self.groups[videos]
-        predicted, strength, self.validated = probe(x, targets, groups, test.x, self.bar.step)
-        self.chosen.append(strength)
+        found = probe(x, targets, groups, test.x, self.bar.step, self.paired, self.fit)
+        predicted, strength, self.validated = found
+        self.chosen.append((self.split, strength))
         return {"accuracy": predicted}
+
+    def fit(
+        self, x: np.ndarray, targets: np.ndarray, test: np.ndarray, strengths: Sequence[float], balanced: bool
+    ) -> np.ndarray:
+        """See `predictions`."""
+        return predictions(x, targets, test, strengths, balanced)
 
     def remarks(self) -> list[str]:
         notes = []
@@ -87,28 +93,39 @@ class Linear(FeatureProtocol):
 
 
 def probe(
-    x: np.ndarray, targets: np.ndarray, groups: np.ndarray, test: np.ndarray, step: Callable = lambda units=1: None
+    x: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    test: np.ndarray,
+    step: Callable = lambda units=1: None,
+    balanced: bool = False,
+    fit: Callable | None = None,
 ) -> tuple[np.ndarray, float, float]:
     """Class predicted for each row of test (float32 [m, d]), int64 [m], the C that was chosen on the training part (x float32
     [n, d], targets int64 [n], groups [n]), and its accuracy there, in per cent, 0 without folds. step: is called with the units
-    of work that are done, FOLDS in all."""
+    of work that are done, FOLDS in all. balanced: all classes weigh the same, however many videos they have; fit: in the
+    place of `predictions`."""
+    fit = fit or predictions
     right = np.zeros(len(STRENGTHS), np.int64)
     if len(np.unique(groups)) == 1:
         groups = np.arange(len(targets))
     folds = splits.grouped_folds(targets, groups)
     for held_out in folds:
         kept = np.setdiff1d(np.arange(len(targets)), held_out)
-        predicted = predictions(x[kept], targets[kept], x[held_out], STRENGTHS)
+        predicted = fit(x[kept], targets[kept], x[held_out], STRENGTHS, balanced)
         right += (predicted == targets[held_out]).sum(1)
         step()
     strength = STRENGTHS[right.argmax()]
     step(splits.FOLDS - len(folds))
-    return predictions(x, targets, test, [strength])[0], strength, 100 * float(right.max()) / len(targets)
+    predicted = fit(x, targets, test, [strength], balanced)[0]
+    return predicted, strength, 100 * float(right.max()) / len(targets)
 
 
-def predictions(x: np.ndarray, targets: np.ndarray, test: np.ndarray, strengths: Sequence[float]) -> np.ndarray:
+def predictions(
+    x: np.ndarray, targets: np.ndarray, test: np.ndarray, strengths: Sequence[float], balanced: bool = False
+) -> np.ndarray:
     """Class predicted for each row of test by a logistic regression with each C (rising ones: each fit starts from the one
-    before), int64 [strengths, m]."""
+    before), int64 [strengths, m]; balanced: see `probe`."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -119,7 +136,8 @@ def predictions(x: np.ndarray, targets: np.ndarray, test: np.ndarray, strengths:
     if len(x) < x.shape[1] and x.any():  # weights lie in the span of the rows of x: the same fit in fewer coordinates
         x, test = gram_coordinates(x, test)
     # a few steps; L-BFGS needs hundreds for a weak penalty and still ends farther from the minimum
-    model = LogisticRegression(solver="newton-cg", tol=1e-5, max_iter=ITERATIONS, warm_start=True)
+    weights = "balanced" if balanced else None
+    model = LogisticRegression(solver="newton-cg", tol=1e-5, max_iter=ITERATIONS, warm_start=True, class_weight=weights)
     predicted = []
     for c in strengths:
         predicted.append(model.set_params(C=c).fit(x, targets).predict(test))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import ProtocolError, TrainerError
-from trainer.evaluate.protocol import Protocol, ProtocolOption
+from trainer.evaluate.protocol import SEED, TIME, Protocol, ProtocolOption
 from trainer.evaluate.protocols import (
     checkpoint,
     data,
@@ -46,6 +46,8 @@ class Recognition(Protocol):
         ProtocolOption(
             "all_clips", bool, "Every clip that does not overlap the one before, in place of 10.", default=False
         ),
+        TIME,
+        SEED,
     )
     split_help = "Official split.  [default: the one that the run was trained on]"
     several_runs = True
@@ -53,12 +55,17 @@ class Recognition(Protocol):
     columns = ("level", "metric")
     scores: metrics.ItemScores
 
-    def choose(self, all_clips: bool = False) -> data.Shards:
-        """all_clips: every clip that does not overlap the one before, in place of 10 spread ones."""
+    def choose(self, all_clips: bool = False, times: Sequence[str] = (), seed: int = 0) -> data.Shards:
+        """all_clips: every clip that does not overlap the one before, in place of 10 spread ones; times, seed: see `disturb`."""
+        self.disturb(times, seed)
         check_runs(self.evaluator)
         self.all_clips = all_clips
         views = "adjacent" if all_clips else "spread"
-        self.predicted = [predictions(self.evaluator, saved, views) for saved in self.evaluator.runs]
+        self.of_times = {
+            name: [predictions(self.evaluator, saved, views, time) for saved in self.evaluator.runs]
+            for name, time in self.times.items()
+        }
+        self.predicted = self.of_times[metrics.NORMAL]
         several = len(self.predicted) > 1
         for one in self.predicted:
             before = f"split {one.source.split}: " if several else ""
@@ -76,10 +83,13 @@ class Recognition(Protocol):
         for level in ("clip", "video"):
             for metric, k in {"accuracy": 1, "top-5": 5}.items():
                 if len(self.classes) > k:
-                    right, owners = zip(*(one.hits(level, k) for one in self.predicted), strict=True)
-                    classes = [one.level(level)[0].argmax(1) for one in self.predicted] if k == 1 else None
-                    for score in self.scores.accuracies(right, owners, self.splits, self.pooled, classes):
-                        yield {"level": level, "metric": metric, **score}
+                    of = self.of_times.items()
+                    right = {time: [one.hits(level, k)[0] for one in each] for time, each in of}
+                    classes = {time: [one.level(level)[0].argmax(1) for one in each] for time, each in of}
+                    owners = [one.hits(level)[1] for one in self.predicted]
+                    named = classes if k == 1 else None
+                    rows = self.scores.rows(metric, right, owners, self.splits, self.pooled, named)
+                    yield from ({"level": level, **row} for row in rows)
         for level in ("clip", "video"):
             found = [(*one.hits(level), one.targets[one.level(level)[1]]) for one in self.predicted]
             hits, owner, targets = map(np.concatenate, zip(*found, strict=True))
@@ -107,10 +117,11 @@ class Recognition(Protocol):
             **metrics.distribution(self.targets),
             "intervals": self.scores.describe_units(self.videos),
             "checkpoints": [str(one.saved.file) for one in self.predicted],
+            **self.disturbances,
         }
 
     def file_name(self, name: str) -> str:
-        return f"{name}-all_clips" if self.all_clips else name
+        return "-".join([name, *["all_clips"] * self.all_clips, *[*self.times][1:]])
 
     @classmethod
     def about(cls, result: dict) -> list[str]:
@@ -136,7 +147,7 @@ class Recognition(Protocol):
         of_videos = {row["class"]: row["value"] for row in classes if row["level"] == "video"}
         classes.sort(key=lambda row: -of_videos[row["class"]])
         return [
-            *results.table(whole, ("split",) if "split" in whole[0] else (), cls.columns),
+            *results.table(whole, tuple(key for key in ("split", "time") if key in whole[0]), cls.columns),
             "",
             *results.table(classes, ("class", "videos", "taken for"), ("metric", "level")),
         ]
@@ -235,9 +246,15 @@ def _began(saved: checkpoint.Checkpoint) -> str:
     return f"{initial['settings']['method']} on {initial['dataset']}" if initial else "random weights"
 
 
-def predictions(evaluator: evaluator.Evaluator, saved: checkpoint.Checkpoint, views: str = "spread") -> Predictions:
-    """The predictions of a run; views: a name of features.VIEWS. Raises TrainerError for another split than that of the run,
-    and if it knows no class of the videos."""
+def predictions(
+    evaluator: evaluator.Evaluator,
+    saved: checkpoint.Checkpoint,
+    views: str = "spread",
+    time: data.Time | None = None,
+) -> Predictions:
+    """The predictions of a run; views: a name of features.VIEWS; time: what is done to the frames of a clip.
+
+    Raises TrainerError for another split than that of the run, and if it knows no class of the videos."""
     from trainer.methods.recognition import trained_classifier
 
     source, mode, tested, notes = _tested(evaluator, saved)
@@ -252,9 +269,9 @@ def predictions(evaluator: evaluator.Evaluator, saved: checkpoint.Checkpoint, vi
     options = saved.meta["settings"]["options"]["recognition"]
     head = trained_classifier(saved.weights, options, len(classes))
     if options.get("hidden"):
-        clips, owner = _through_hidden_layers(evaluator, saved, head, source, videos, views)
+        clips, owner = _through_hidden_layers(evaluator, saved, head, source, videos, views, time)
     else:
-        found = evaluator.features("pretrained", source, videos, views, saved)
+        found = evaluator.features("pretrained", source, videos, views, saved, time=time)
         stage = [stage for stage, _ in found.arrays][-1]
         x = torch.from_numpy(np.array(found.arrays[stage, "mean"])).double()
         clips, owner = torch.softmax(head(x), 1).numpy(), found.owner
@@ -271,6 +288,7 @@ def _through_hidden_layers(
     source: data.Shards,
     videos: np.ndarray,
     views: str,
+    time: data.Time | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Softmax float64 [clips, classes] of a classifier with hidden layers, which do not take the stored features, and
     each clip's index into videos. Raises TrainerError for clips of another size than those of the run, which do not fit them."""
@@ -280,7 +298,7 @@ def _through_hidden_layers(
                 f"{saved.file}: the hidden layers of its classifier fit {name} {of_run}, {source.folder} has "
                 f"{source.config[name]}"
             )
-    clips = data.VideoViews(source, source.videos[videos], features.VIEWS[views])
+    clips = data.VideoViews(source, source.videos[videos], features.VIEWS[views], time=time)
     found = np.empty((len(clips), len(saved.meta["classes"])))
     for index, stages in features.stage_outputs(evaluator.networks(saved)["pretrained"], clips, evaluator.compute):
         logits = head([*stages.values()][-1].double().cpu())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.errors import ProtocolError, TrainerError
-from trainer.evaluate.protocol import IN_TURN, Protocol, ProtocolOption
+from trainer.evaluate.protocol import IN_TURN, SEED, TIME, Protocol, ProtocolOption
 from trainer.evaluate.protocols import data, features, metrics, neighbours, np, results, splits
 
 KS = (1, 5, 10, 20, 50)
@@ -48,6 +48,8 @@ class Retrieval(Protocol):
         ProtocolOption("query", Path, "Shards of another data set, whose videos are searched for"),
         ProtocolOption("gallery", Path, "Shards of the data set that --query searches."),
         ProtocolOption("leave_group_out", bool, "No query finds a video of its source group.", default=False),
+        TIME,
+        SEED,
     )
     split_help = IN_TURN
     columns = ("level", "metric")
@@ -60,8 +62,11 @@ class Retrieval(Protocol):
         gallery: str | os.PathLike | None = None,
         leave_group_out: bool = False,
         k: int | None = None,
+        times: Sequence[str] = (),
+        seed: int = 0,
     ) -> data.Shards:
-        """leave_group_out: no query finds a video of its source group; k: in place of KS."""
+        """leave_group_out: no query finds a video of its source group; k: in place of KS; times, seed: see `disturb`."""
+        self.disturb(times, seed)
         self.crossed, self.scored, self.ks = query is not None, True, KS if k is None else (k,)
         if query is None and gallery is None:
             self.folds = self.evaluator.folds()
@@ -118,22 +123,33 @@ class Retrieval(Protocol):
     def _of_network(self, network: str) -> Iterator[dict]:
         if network != "pretrained" and not self.scored:
             return
-        extracted = self._extracted(network)
+        extracted, tested = self._extracted(network), np.unique(self.folds.tested)
+        disturbed = {
+            name: self.evaluator.features(network, self.shards, tested, "spread", time=time)
+            for name, time in self.times.items()
+            if time is not None and self.scored
+        }
+        levels = self.evaluator.levels(("video",) if disturbed or not self.scored else ("clip", "video"))
         keys = self.evaluator.kinds(extracted[0][0][1])
         shown = [key for key in keys if key[1] == keys[0][1]][-1]  # the last stage, pooled by maximum
         for key in keys if self.scored else [shown]:
-            for level in self.evaluator.levels(("clip", "video")) if self.scored else ("video",):
-                queries, gallery = (
+            for level in levels:
+                asked, gallery = (
                     [found.vectors(key, level, rows, self.evaluator.time_parts) for rows, found in side]
                     for side in extracted
                 )
-                folds = [
-                    self._search(features.select(queries, asking), features.select(gallery, searched))
-                    for asking, searched in self.folds.parts
-                ]
+                others = {name: [found.vectors(key, level, tested)] for name, found in disturbed.items()}
+                found = {
+                    name: [
+                        self._search(features.select(queries, asking), features.select(gallery, searched))
+                        for asking, searched in self.folds.parts
+                    ]
+                    for name, queries in {metrics.NORMAL: asked, **others}.items()
+                }
+                folds = found[metrics.NORMAL]
                 if self.scored:
-                    row = {"stage": key[0], "pooling": key[1], "level": level, "dimensions": queries[0].x.shape[1]}
-                    yield from ({**row, **score} for score in self._accuracies(folds, level))
+                    row = {"stage": key[0], "pooling": key[1], "level": level, "dimensions": asked[0].x.shape[1]}
+                    yield from ({**row, **score} for score in self._accuracies(found, level))
                 if (network, key, level) == ("pretrained", shown, "video"):
                     self.extra["neighbours"] = self._examples(folds)
                     self._note_own_group(folds, key)
@@ -156,16 +172,22 @@ class Retrieval(Protocol):
         sides = features.Vectors(queries.x, asking), features.Vectors(gallery.x, searched)
         return Found(queries, gallery, neighbours.nearest(*sides, max(self.ks), self.evaluator.device))
 
-    def _accuracies(self, folds: Sequence[Found], level: str) -> Iterator[dict]:
-        """The rows of hits by k."""
-        classes = [self.targets[1][fold.gallery.video[fold.nearest]] for fold in folds]
+    def _accuracies(self, found: dict[str, list[Found]], level: str) -> Iterator[dict]:
+        """The rows of hits by k; found: of each fold, by what was done to the frames of the queries."""
+        folds = found[metrics.NORMAL]
+        classes = {
+            time: [self.targets[1][fold.gallery.video[fold.nearest]] for fold in of] for time, of in found.items()
+        }
         owners = [fold.queries.video for fold in folds]
-        hit = [hits(of, self.targets[0][owner]) for of, owner in zip(classes, owners, strict=True)]
+        hit = {
+            time: [hits(of, self.targets[0][owner]) for of, owner in zip(each, owners, strict=True)]
+            for time, each in classes.items()
+        }
         for k in self.ks:
-            right = [of_fold[:, min(k, of_fold.shape[1]) - 1] for of_fold in hit]
-            predicted = [of_fold[:, 0] for of_fold in classes] if k == 1 else None
-            for score in self.scores.accuracies(right, owners, self.folds.splits, self.folds.pooled, predicted):
-                yield {"metric": f"top-{k}", **score}
+            right = {time: [of[:, min(k, of.shape[1]) - 1] for of in each] for time, each in hit.items()}
+            first = {time: [of[:, 0] for of in each] for time, each in classes.items()}
+            predicted = first if k == 1 else None
+            yield from self.scores.rows(f"top-{k}", right, owners, self.folds.splits, self.folds.pooled, predicted)
         if (fewest := min(fold.nearest.shape[1] for fold in folds)) < max(self.ks):
             self.notes.append(f"{level} level: only {fewest} gallery items; larger k use all of them")
 
@@ -233,6 +255,7 @@ class Retrieval(Protocol):
             "items": f"{len(asked)} query and {len(searched)} gallery videos",
             "gallery": self.gallery.dataset,
             **about,
+            **self.disturbances,
         }
 
     def tested(self) -> np.ndarray:
@@ -240,6 +263,7 @@ class Retrieval(Protocol):
 
     def file_name(self, name: str) -> str:
         name = f"{name}-other_groups" if self.leave_group_out else name
+        name = "-".join([name, *[*self.times][1:]])
         return f"{name}-{self.gallery.dataset}-by" if self.crossed else name
 
     @classmethod
@@ -247,9 +271,9 @@ class Retrieval(Protocol):
         rows = results.overall(result["rows"])
         if not rows:
             return listed(result["neighbours"])
-        rows = [{key: row[key] for key in row if key != "low" or row["metric"] == "top-1"} for row in rows]
-        about = "% hit among the k nearest, with the 95 % interval of k = 1"
-        return [about, *results.table(rows, cls.index, cls.columns)]
+        shown = ("top-1", "top-1 drop")
+        rows = [{key: row[key] for key in row if key != "low" or row["metric"] in shown} for row in rows]
+        return ["% hit among the k nearest, with the 95 % interval of k = 1", *super().table({"rows": rows})]
 
 
 def _part_of(source: data.Shards, rows: np.ndarray) -> str:

@@ -112,7 +112,7 @@ def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray,
         videos = [names.spelt(name) or numbered.get(name, []) for name in pair]
         for name, rows in zip(pair, videos, strict=True):
             if len(rows) > 1:
-                raise TrainerError(f"{path}: {name!r} is the name of {names.told(rows)}; write the whole id")
+                raise TrainerError(f"{path}: {name!r} is the name of {names.listed(rows)}; write the whole id")
         if all(videos):
             found.append((number, *(rows[0] for rows in videos), alike))
         else:

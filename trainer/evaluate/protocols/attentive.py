@@ -1,0 +1,155 @@
+"""Attentive probe: a logistic regression on cells of the last stage, averaged by the attention of a query that is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from trainer.errors import ProtocolError
+from trainer.evaluate.protocol import ProtocolOption
+from trainer.evaluate.protocols import data, features, inputs, np, torch
+from trainer.evaluate.protocols.linear import Linear
+
+MOST_BYTES = 16 * 2**30  # of the cells of all videos, which are kept in the run
+EPOCHS, LEAST_STEPS, BATCH = 30, 300, 64  # of a fit; videos
+RATE = 0.03  # of Adam, of weights of cells whose channels have deviation 1
+
+
+class Attentive(Linear):
+    """Train a query that attends to cells of the last stage, and a logistic regression on what it sees."""
+
+    title = "Attentive probe"
+    of_features = False  # of a study, which keeps pooled ones
+    question = "Can a classifier that attends to cells of the last stage tell the classes apart?"
+    items = (
+        "Each video: the cells x_i, at all places and times, of the last stage for its `--clips` spread clips (10), kept as "
+        "float16. Folds, `--time`, `--opposites` and `--labels` as of `linear`."
+    )
+    classifier = (
+        "One cross-attention query of one head: p = softmax(W sum_i a_i x_i + b), a = softmax_i(u . x_i), the channels of x "
+        "standardised on the training part and divided by the root of their number d. With a query q, keys K x and values V x "
+        "it is a = softmax_i(q . K x_i) before W V: for one query and one head only the products count, K^T q, a vector u, "
+        "and W V, a matrix W. Cross entropy + (|W|^2 + |u|^2) / (2 C n), from u = 0, which is the mean over cells, and W = 0, by "
+        "Adam (rate .03, to 0 along a cosine; 30 passes, at least 300 steps, of 64 videos drawn from `--seed`); C as of `linear`."
+    )
+    left_out = f"As of `linear`. Cells of more than {MOST_BYTES >> 30} GiB are refused: take fewer `--clips`."
+    source = "Attentive probe of V-JEPA (Bardes et al., 2024), without its MLP and with one head; C by cross-validation is ours."
+    options = (
+        *Linear.options,
+        ProtocolOption("clips", int, "Clips of each video, spread.", default=10, least=1),
+    )
+
+    def choose(self, *args: Any, clips: int = 10, seed: int = 0, **options: Any) -> data.Shards:
+        """clips: of each video; the others are of FeatureProtocol."""
+        self.views, self.seed = clips, seed
+        self.maps: list[np.ndarray] = []  # float16 [videos, cells, d], of the kinds of features that are measured
+        source = super().choose(*args, seed=seed, **options)
+        if not self.evaluator.selection:
+            self._check_size(source)
+        return source
+
+    def _check_size(self, source: data.Shards) -> None:
+        backbone = self.evaluator.networks()["pretrained"]
+        one = data.VideoViews(source, source.videos[:1], partial(data.spread_frames, views=1), inputs.of(backbone))
+        compute = features.Compute(1, 0, self.evaluator.compute.device)
+        _, stages = next(iter(features.stage_outputs(backbone, one, compute)))
+        ((stage, _), of_clip), *_ = features.cells(backbone, stages).items()
+        tested, learnt = (len(np.unique(np.concatenate(rows))) for rows in zip(*self.folds.parts, strict=True))
+        clips = (len(self.times) * tested + learnt) * int(self.views)
+        if (size := clips * of_clip[0].nbytes) > MOST_BYTES:
+            raise ProtocolError(
+                f"the cells of {stage}, {of_clip.shape[1]} of {of_clip.shape[2]} numbers, of {clips:,} clips take "
+                f"{size / 2**30:,.1f} GiB, expected at most {MOST_BYTES >> 30}",
+                "take fewer clips, --clips 1, or `vssl eval linear`",
+            )
+
+    @property
+    def made(self) -> dict[str, Any]:
+        return {"made": features.cells}
+
+    def items_of(
+        self, found: features.Features, key: tuple[str, str], level: str, videos: np.ndarray
+    ) -> features.Vectors:
+        """Where the cells of each video are, int64 [videos, 2]: the place in `maps`, and the row there."""
+        cells = found.arrays[key]
+        self.maps.append(cells.reshape(len(videos), -1, cells.shape[-1]))
+        return features.Vectors(np.stack([np.full(len(videos), len(self.maps) - 1), np.arange(len(videos))], 1), videos)
+
+    def accuracies(self, *items: Any) -> Iterator[dict]:
+        yield from ({**row, "dimensions": self.maps[-1].shape[-1]} for row in super().accuracies(*items))
+        self.maps.clear()
+
+    def cells(self, places: np.ndarray) -> torch.Tensor:
+        """The cells of some videos, float32 [n, cells, d], on the device; places: see `items_of`."""
+        found = np.stack([self.maps[of][row] for of, row in places])
+        return torch.from_numpy(found).to(self.evaluator.device).float()
+
+    def fit(
+        self, x: np.ndarray, targets: np.ndarray, test: np.ndarray, strengths: Sequence[float], balanced: bool
+    ) -> np.ndarray:
+        return attend(self.cells, x, targets, test, strengths, balanced, self.seed)
+
+    def conditions(self) -> dict[str, Any]:
+        about = {"views": f"{self.views} clips of {self.clip}", "classifier": "attentive probe, one query"}
+        return {**super().conditions(), **about}
+
+
+def attend(
+    cells: Callable[[np.ndarray], torch.Tensor],
+    x: np.ndarray,
+    targets: np.ndarray,
+    test: np.ndarray,
+    strengths: Sequence[float],
+    balanced: bool = False,
+    seed: int = 0,
+) -> np.ndarray:
+    """Class predicted for each video of test by the probe with each C, int64 [strengths, m]; all are fitted side by side.
+
+    cells: places of videos (rows of x or test) -> their cells, float32 [n, cells, d]; targets: int64 [n], of those of x
+    balanced: all classes weigh the same, however many videos they have
+    """
+    names, index, counts = np.unique(targets, return_inverse=True, return_counts=True)
+    if len(names) == 1:
+        return np.full((len(strengths), len(test)), names[0])
+    n, mean, square = 0, torch.tensor(0.0), torch.tensor(0.0)
+    for begin in range(0, len(x), BATCH):
+        part = cells(x[begin : begin + BATCH]).flatten(0, 1).double()
+        n, mean, square = n + len(part), mean + part.sum(0), square + part.square().sum(0)
+    mean, deviation = mean / n, (square / n - (mean / n).square()).clamp_min(0).sqrt()
+    scale = torch.where(deviation > 1e-6 * mean.abs(), deviation, 1)
+    device, d = mean.device, len(mean)
+
+    def logits(places: np.ndarray) -> torch.Tensor:
+        """Of each C, [n, strengths, classes]."""
+        z = (cells(places) - mean.float()) / scale.float()
+        attention = torch.softmax(z @ query.T, 1)
+        return torch.einsum("bsd,scd->bsc", attention.transpose(1, 2) @ z, weight) + bias
+
+    query = torch.zeros(len(strengths), d, device=device, requires_grad=True)
+    weight = torch.zeros(len(strengths), len(names), d, device=device, requires_grad=True)
+    bias = torch.zeros(len(strengths), len(names), device=device, requires_grad=True)
+    of_class = len(x) / (len(names) * counts) if balanced else np.ones(len(names))
+    shares = torch.tensor(of_class[index], dtype=torch.float32, device=device)
+    wanted = torch.from_numpy(index).to(device)
+    penalty = d / (
+        2 * len(x) * torch.tensor(strengths, device=device)
+    )  # of weights of cells that are divided by sqrt(d)
+    optimizer = torch.optim.Adam([query, weight, bias], RATE)
+    batches = -(-len(x) // BATCH)
+    steps = batches * max(EPOCHS, -(-LEAST_STEPS // batches))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rng = np.random.default_rng(seed)
+    for _ in range(steps // batches):
+        for rows in np.array_split(rng.permutation(len(x)), batches):
+            of_each = wanted[rows, None].expand(-1, len(strengths))
+            losses = torch.nn.functional.cross_entropy(logits(x[rows]).transpose(1, 2), of_each, reduction="none")
+            norms = query.square().sum(1) + weight.square().sum((1, 2))
+            loss = (shares[rows, None] * losses).mean(0) + penalty * norms
+            optimizer.zero_grad()
+            loss.sum().backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        found = [logits(test[begin : begin + BATCH]).argmax(2) for begin in range(0, len(test), BATCH)]
+    return names[torch.cat(found).T.cpu().numpy()]

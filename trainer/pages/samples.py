@@ -1,0 +1,120 @@
+"""The first samples of a training on a page: their clips as the networks get them, and what is to be learnt from each."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from markupsafe import Markup
+
+from labelgen.errors import VsslError
+from labelgen.files import write_text
+from trainer import data
+from trainer.checkpoint import Checkpoint
+from trainer.inputs import OURS
+from trainer.pages.films import Films
+from trainer.pages.page import facts, figure, fill, grid, items, join, page, paragraph
+from trainer.pages.sources import made_by
+from trainer.settings import Settings, resolve
+from trainer.training import streams
+from trainer.training.log import say
+
+_FPS = 25.0  # of a video without times
+_OF_A_RUN = 2  # samples of each method on its page
+_SAMPLE = """<div class="together" role="group" tabindex="0" aria-label="{}">
+<p>{}</p>
+{}<div class="films">{}</div></div>
+"""
+
+
+def write(
+    settings: Settings, shards: data.Folders, path: str | os.PathLike, count: int, say: Callable[[str], None] = say
+) -> None:
+    """Write the page of the first `count` samples of each method that a training with these settings is shown. Raises
+    SettingError, TrainerError and ShardError as `trainer.training.train` does, WriteError."""
+    settings, films = resolve(settings), Films({})
+    source, _ = streams.select_videos(shards, settings, say=say)
+    lead = (
+        f"What a training on {source.dataset} with seed {settings.seed} is shown first, as the network gets it. The clips of a "
+        "sample move while it is pointed at, tapped or reached with the tab key."
+    )
+    shown = samples_html(source, settings, count, films, say)
+    sections = [(f"samples-{i}", name, content) for i, (name, content) in enumerate(shown.items())]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text(Path(path), page(f"Samples of {settings.method}", lead, "", sections, made_by(), films.style()))
+
+
+def samples_of_run(saved: Checkpoint, folder: str, films: Films) -> Markup:
+    """The first samples of a run's training, made again from shards with the same labels. There are none if the run had other
+    samples, for example with the classes and splits of a study, or if its method is not there."""
+    try:
+        settings = resolve(Settings(**saved.meta["settings"]))
+        source, _ = streams.select_videos(folder, settings, say=_nobody)
+        clips = streams.training_clips(source, settings, _nobody)
+    except VsslError:
+        return Markup()
+    if {name: len(each.samples) for name, each in clips.items()} != saved.meta["samples"]:
+        return Markup()
+    about = "The first samples of the training, as the network got them; their clips move while they are pointed at."
+    return paragraph(about) + join(samples_html(source, settings, _OF_A_RUN, films, _nobody).values())
+
+
+def _nobody(text: str) -> None:
+    """Takes what would be said."""
+
+
+def samples_html(
+    source: data.Shards, settings: Settings, count: int, films: Films, say: Callable[[str], None]
+) -> dict[str, Markup]:
+    """The first samples of a training by method: their clips, which the films of the page get, and their targets in words.
+
+    settings: resolved; say: gets what a user should know of the data
+    """
+    out = {}
+    for name, stream in streams.training_streams(source, settings, say=say).items():
+        clips, keys, step = stream.clips, np.empty((0, 2), np.int64), 0
+        while len(keys) < count and step < settings.epochs * stream.batches.per_epoch:
+            keys, step = np.concatenate([keys, stream.batches.joined(step)]), step + 1
+        raw = clips.batch(keys[:count])
+        batch = stream.on_device(raw, 0.0, torch.device("cpu"))
+        look = f"colour jitter {clips.jitter}"
+        if clips.jitter != "none":
+            look += f" of strength {clips.color_strength:g}"
+        if clips.jitter == "contrast":
+            look += f", crops of {clips.crop_area[0]:g} to {clips.crop_area[1]:g} of the frame"
+        about = facts(
+            f"Samples of {name}",
+            [
+                ("Task", _worded(clips.method.task, clips.options)),
+                ("A sample", _worded(clips.method.sample, clips.options)),
+                ("Augmentation", look),
+            ],
+        )
+        out[name] = about + grid((_sample(clips, batch, i, video, films) for i, video in enumerate(raw["id"])), "pairs")
+    return out
+
+
+def _worded(text: str, options: dict) -> str:
+    """A text of a method, in which `name` stands for an option's value or for itself."""
+    return re.sub("`(.+?)`", lambda name: str(options.get(name[1], name[1])), text)
+
+
+def _sample(clips: data.TrainingClips, batch: data.Batch, i: int, video: str, films: Films) -> Markup:
+    """Sample i of a batch."""
+    labels = {name: value[i : i + 1] for name, value in batch.labels.items()}
+    own = slice(i * clips.n, (i + 1) * clips.n)
+    one = replace(batch, clips=batch.clips[own], labels=labels, video=batch.video[i : i + 1])
+    lines, shown = clips.method.shown(one, clips.shards, clips.options)
+    shard, row = clips.shards.videos[int(batch.video[i])]
+    fps = float(clips.shards.readers[shard].arrays["videos/fps"][row])
+    seconds = 1 / fps if fps > 0 else 1 / _FPS
+    figures = join(
+        figure(what, films.clip(OURS.pixels(clip.permute(1, 2, 3, 0).numpy()), seconds, f"{what} of {video}"))
+        for what, clip in shown
+    )
+    return fill(_SAMPLE, f"Sample of {video}", video, items(lines) if lines else "", figures)
