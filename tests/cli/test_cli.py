@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from cli.demo import STUDY
 from cli.main import main
-from trainer.study.spec import read
+from trainer.study.file import read
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"

@@ -6,7 +6,8 @@ import pytest
 
 from tests.trainer.studies import write_study
 from trainer.errors import TrainerError
-from trainer.study.spec import RANDOM, SUPERVISED, read
+from trainer.study.file import read
+from trainer.study.spec import RANDOM, SUPERVISED
 
 ROOT = Path(__file__).resolve().parents[2]
 
