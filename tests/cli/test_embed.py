@@ -241,7 +241,7 @@ def test_a_plan_leaves_nothing_behind(here, monkeypatch):
     (here / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(here / "scratch"))
     there = sorted(path.name for path in here.iterdir())
-    runs = sorted((here / "runs").rglob("*"))
+    runs = sorted((here / "runs").rglob("*"))  # the first is the run that all have
     for source in (("--videos", "videos"), ("--shards", "out")):
         told = vssl("embed", *source, "--plan")
         (rows,) = re.findall(r"GB for ([0-9,]+) rows", told)
@@ -249,6 +249,8 @@ def test_a_plan_leaves_nothing_behind(here, monkeypatch):
         assert 15 <= int(rows) <= 30  # 22
     told = vssl("train", "--shards", "out", "--width", 0.05, "--epochs", 40, "--workers", 0, "--plan")
     assert "40 epochs, 40 steps of" in told and "disk:" in told
+    told = vssl("train", "--shards", "out", "--from", runs[0], "--epochs", 1, "--workers", 0, "--plan")
+    assert "1 epochs, 1 steps of" in told and "0.00 GB for the run" in told  # as narrow as the run that it starts from
     assert sorted(path.name for path in here.iterdir()) == there and not list((here / "scratch").iterdir())
     assert sorted((here / "runs").rglob("*")) == runs
 
@@ -329,7 +331,7 @@ def test_a_table_of_shards_that_grow(here):
     write_video(grown_again, 40, 9)
     (here / "mine" / "near" / "b.mp4").unlink()
     told = vssl("labelgen", "mine", "--out", "grown", "--add", "--videos-per-shard", 2, *SIZE)
-    assert "1 videos added (0 of them changed)" in told and "1 forgotten: near/b.mp4" in told
+    assert "1 videos added (0 of them changed)" in told and "1 dropped: near/b.mp4" in told
     assert "videos are unchanged" in vssl("embed", "--shards", "grown")
     vssl("embed", "--shards", "grown", "--out", "anew.parquet")
     (vectors, own), (expected, anew) = columns("features.parquet"), columns("anew.parquet")
@@ -443,7 +445,7 @@ def test_several_tables_are_one(here):
     vssl("embed", "--videos", "videos/far", "--out", "far.parquet")
     both = ("--in", "near.parquet", "--in", "far.parquet")
     told = vssl("search", "videos/copy.mp4", *both, "--count", 50)
-    assert "of 15 rows of near.parquet, far.parquet" in told
+    assert "among 15 rows of near.parquet, far.parquet" in told
     assert all(f"/{name}" in told for name in LENGTHS)
     vssl("cluster", *both, "--k", 2)
     with open("clusters/clusters.csv", newline="") as file:
@@ -536,7 +538,7 @@ def test_names_that_are_no_utf_8(here):
         ("show", "labels", "--out", out),
         ("compare", "runs/pace-r3d10-1", "--out", f"{out}.csv"),
     ):
-        assert "out\\xff" in (told := vssl(*command, code=2)) and "no UTF-8" in told
+        assert "out\\xff" in (told := vssl(*command, code=2)) and "not valid UTF-8" in told
     (here / out).mkdir()
     with contextlib.chdir(here / out):
         vssl("embed", "--checkpoint", here / "runs/pace-r3d10-1", "--videos", here / "videos", "--out", "own.parquet")
