@@ -161,7 +161,9 @@ def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypat
     assert all(entry["videos"] == 4 and 0 <= entry["low"] <= entry["high"] <= 100 for entry in found.values())
     assert found["colour histogram", frozen[1]]["value"] == 100 > found["flow histogram", frozen[1]]["value"]
     assert found["random weights", frozen[0]]["value"] == 100  # a colour is seen by any weights
-    assert ["fewer than 50" in absent["reason"] for absent in content["absent"]] == [True]
+    assert [
+        "too few training videos for labels of 50 per class" in absent["reason"] for absent in content["absent"]
+    ] == [True]
     assert not any("too narrow" in text for text in content["assumed"])
 
 
