@@ -96,14 +96,14 @@ def _study(folder: Path, content: dict) -> Study:
     common = Settings(**content.get("settings", {}))
     rows = {name: _row(folder, name, given or {}, common, content) for name, given in content["rows"].items()}
     measures = tuple(m for given in content["measures"] for m in _measures(given, data, rows))
-    rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow", "boundary"]))
-    orderings = tuple(_ordering(given, rows) for given in content.get("orderings", ()))
     choose = None
     if given := content.get("choose"):
         _one_of(
             "choose, protocol", given["protocol"], tuple(n for n in PROTOCOLS if _of_features(n) and not unlabelled(n))
         )
         (choose,) = _measures({**given, "stage": CHOSEN}, data, rows)
+    rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow", "boundary"]))
+    orderings = tuple(_ordering(given, rows) for given in content.get("orderings", ()))
     return Study(content.get("about", ""), content, tuple(seeds), data, rows, measures, orderings, choose)
 
 
