@@ -182,6 +182,7 @@ def lists(content: dict) -> dict[str, str]:
         above, about = entry["above"] or {}, {"row": entry["row"], **where(entry["column"])}
         line = about | {key: entry[key] for key in ("value", "low", "high")} | {"std": spread(entry)}
         line |= {"chance": chance_of(entry)} | {f"above {key}": above.get(key) for key in ("value", "low", "high")}
+        line |= {f"lost {key}": value for key, value in (entry.get("drop") or {}).items()}
         line |= {"videos": entry["videos"]}
         for seed, value, stages in zip(entry["seeds"], entry["by seed"], stages_of(entry), strict=True):
             line |= {f"seed {seed}": value} | ({f"stage {seed}": stages} if stages else {})
