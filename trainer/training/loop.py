@@ -75,7 +75,7 @@ def train(
         check_same_data(saved, {"dataset": opened.dataset, "config_hash": opened.config_hash}, opened.folder)
     settings = like_initial(settings, initial)
     if saved and clips:
-        settings = replace(settings, epochs=None, drop_every=None)  # the budget says them
+        settings = Settings(**vars(settings) | dict.fromkeys(("epochs", "drop_every")))  # the budget says them
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
     with distributed.session(settings.device) as device:
         settings = replace(settings, precision=pick_precision(settings.precision, device))
