@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from labelgen.files import json_sha256
-from labelgen.reading import Only, fit
+from labelgen.reading import Only, validate
 from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
@@ -78,7 +78,7 @@ def read(path: str | Path) -> Study:
     try:
         for file, given in chain(path):
             try:
-                fit(given, _FORM, "it")
+                validate(given, _FORM, "it")
             except ValueError as error:
                 raise TrainerError(f"{file}: {error}; see docs/studies.md") from error
             content = merged(content, given)
@@ -159,7 +159,7 @@ def _path(folder: Path, given: str) -> str:
 def _row(folder: Path, name: str, given: dict, common: Settings, content: dict) -> Row:
     key = f"rows, {name}"
     try:
-        fit(given, _ROW, key)
+        validate(given, _ROW, key)
     except ValueError as error:
         raise TrainerError(str(error)) from error
     settings, begin = {key: value for key, value in given.items() if f"{key}?" in _SETTINGS}, {}
