@@ -31,7 +31,8 @@ from trainer.evaluate.protocols.knn import KNearest
 from trainer.histograms import histogram
 from trainer.settings import Settings
 from trainer.study import budgets, results, runner, tables
-from trainer.study.spec import HISTOGRAMS, RANDOM, WEIGHTS, read
+from trainer.study.file import read
+from trainer.study.spec import HISTOGRAMS, RANDOM, WEIGHTS
 from trainer.study.study import show_plan
 from trainer.training import train
 

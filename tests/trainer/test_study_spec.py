@@ -6,7 +6,8 @@ import pytest
 
 from tests.trainer.studies import write_study
 from trainer.errors import TrainerError
-from trainer.study.spec import RANDOM, SUPERVISED, read
+from trainer.study.file import read
+from trainer.study.spec import RANDOM, SUPERVISED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,6 +109,10 @@ def test_a_row_without_settings_has_the_common_ones(tmp_path):
 def test_a_sweep_has_a_candidate_for_every_combination(tmp_path):
     swept = {"method": "pace", "holdout": 0.2, "lr": [0.1, 0.2], "weight_decay": [0, 1.0, 2.0]}
     row = read(write_study(tmp_path, rows={"a": swept})).rows["a"]
+    choose, baselines = {"protocol": "linear", "pooling": "mean"}, ["flow"]
+    measures = [{"protocol": "linear"}]
+    of = read(write_study(tmp_path, rows={"a": swept}, choose=choose, baselines=baselines, measures=measures)).choose
+    assert of is not None and of.stage == "chosen" and of.title == "linear probe, chosen stage, mean"
     assert len(row.candidates) == 6 and row.tried[5] == {"lr": 0.2, "weight_decay": 2.0}
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from cli.main import main
+from tests.command import vssl
 from tests.trainer import references
 from tests.trainer.references import IMAGENET, KINETICS, Reference, scaled
 from trainer import backbones, checkpoint
@@ -92,7 +91,7 @@ def wrapped(state, key, prefix, others):
 
 def found_in(content):
     key, tensors = max(foreign._dictionaries(content), key=lambda own: len(own[1]))
-    return foreign.Found(tensors, key, "")
+    return foreign.WeightsFile(tensors, key, "")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -266,8 +265,7 @@ def test_a_foreign_file_in_the_place_of_a_checkpoint_is_to_be_imported_first(her
     for name in ("theirs.pth", "theirs.safetensors"):
         with pytest.raises(TrainerError, match=rf"{name}: .*import them first.*vssl import {name} --out"):
             checkpoint.load(name)
-        result = CliRunner().invoke(main, ["embed", "--checkpoint", name, "--shards", str(demo)])
-        assert result.exit_code == 1 and f"vssl import {name} --out" in result.output
+        assert f"vssl import {name} --out" in vssl("embed", "--checkpoint", name, "--shards", demo, code=1)
 
 
 def test_the_network_that_is_nearest_is_named(r3d10):

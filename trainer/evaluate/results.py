@@ -18,7 +18,7 @@ import numpy as np
 
 from labelgen.errors import ReadError
 from labelgen.files import replacing, write_json, write_text
-from labelgen.reading import fit, load_json, open_regular
+from labelgen.reading import load_json, open_regular, validate
 from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, known, protocol_class
@@ -223,9 +223,9 @@ def read_all_scores(results: Mapping[Any, Result]) -> tuple[dict[Any, ItemScores
 
 def _check(content: Any) -> None:
     """Raise ValueError for what is not the content of a result, with the value and what was expected."""
-    fit(content, _SHAPE, "it")
+    validate(content, _SHAPE, "it")
     if initial := content["protocol"]["initial"]:
-        fit(initial, {"settings": {"method": str}, "dataset": str}, "initial")
+        validate(initial, {"settings": {"method": str}, "dataset": str}, "initial")
     for row in content["rows"]:
         numbers = [abs(row.get(key, 0)) for key in ("value", "low", "high")]
         distance = row.get("distance", OTHER_VIDEO)

@@ -17,7 +17,7 @@ import numpy as np
 
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import json_sha256, write_json
-from labelgen.reading import fit, load_json, read_text
+from labelgen.reading import load_json, read_text, validate
 from trainer.data import TEST
 from trainer.errors import TrainerError
 from trainer.evaluate.evaluator import Evaluator
@@ -73,7 +73,7 @@ class Store:
         path = self.run(id) / "done.json" if self.run(id).is_dir() else self.root / "results" / f"{id}.json"
         try:
             content = load_json(path)
-            fit(content, _RESULT, "it")
+            validate(content, _RESULT, "it")
         except (ReadError, ValueError) as error:
             raise TrainerError(f"{path}: damaged ({error}); delete it, and it is made again") from error
         return content

@@ -69,7 +69,7 @@ class Scoring:
 
     def scores(self, split: str, target: str, measure: Measure) -> tuple[Scores, str]:
         """Scores of the test videos, 0 to 1 by id, and the stage if it was chosen: that which is best by `validated`, of equals
-        the last. The test part has no say.
+        the last. The test part is never used for the choice.
 
         Raises TrainerError for a stage that the features lack, and if there is nothing to test.
         """

@@ -156,10 +156,10 @@ def _numbers(
                 base = randoms[row.network] if row.candidates else next(iter(randoms.values()))
                 compared = name != base and base in of_rows
                 entry["above"] = of.above(of_rows[base]) if compared else None
+            entry["maybe best"] = name == best or name in close
             as_it_is = replace(column, measure=replace(column.measure, time=""))
             if column.measure.time and name in scores[columns.index(as_it_is)]:
                 entry["drop"] = scores[columns.index(as_it_is)][name].above(of)
-            entry["maybe best"] = name == best or name in close
             if any(of.stages):
                 entry["stages"] = of.stages
             if column.measure.headline and not unlabelled(column.measure.protocol):
