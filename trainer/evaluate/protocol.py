@@ -65,7 +65,8 @@ class Protocol:
     published: metrics of the numbers that papers report (trainer/pages/published.yaml)
     about_sheets: a sentence above the pictures that it draws, if it does; scale: what the ends of their colours mean
     of_features: it scores videos on frozen features, so that studies measure by it, too; labelled: by classes, which it learns
-    from other videos; neighbours: how many of these a study takes by default, 0 if it has no such option
+    from other videos; poolings: that it takes, the default of a study first; neighbours: how many of these videos a study
+    takes by default, 0 if it has no such option
     needs: functions that `choose` is given, of what trainer cannot compute: "boundaries" of a clip, "flow" of two luma images
 
     evaluator: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which
@@ -91,6 +92,7 @@ class Protocol:
     scale: ClassVar[tuple[str, str]] = ("", "")
     of_features: ClassVar[bool] = False
     labelled: ClassVar[bool] = True
+    poolings: ClassVar[tuple[str, ...]] = ("max", "mean")
     neighbours: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()
     times: dict[str, data.Time | None]
@@ -231,9 +233,7 @@ class FeatureProtocol(Protocol):
         TIME,
         SEED,
         ProtocolOption(
-            "opposites",
-            str,
-            "Tell the classes of each pair apart: the pairs of opposite actions in the manifest of this name, or path.",
+            "opposites", str, "Tell each pair of opposite actions apart: those in the manifest of this name, or path."
         ),
         ProtocolOption("labels", str, "Learn from so many labels: '1000 videos', or '5 per class'.  [default: all]"),
     )
