@@ -234,7 +234,7 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
         raise TrainerError(f"{key}: time is for protocols that learn classes, such as linear")
     if pairs := tuple(map(tuple, given.get("opposites", ()))):
         known = protocol != FINETUNE and issubclass(protocol_class(protocol), FeatureProtocol)
-        _expect(known, "measures with opposites, protocol", protocol, "linear or knn")
+        _expect(known, "measures with opposites, protocol", protocol, "linear, knn or attentive")
         for pair in pairs:
             _expect(len(pair) == 2 == len({*pair}), f"{key}, opposites", pair, "two different classes a pair")
     base = Measure(protocol, **where, pretrained_on=pretrained)
