@@ -34,7 +34,7 @@ def labelled(tmp_path_factory):
     write_video(root / "videos" / "still" / "=b.mp4", 40, 2, step=0)
     options = ("--height", 48, "--width", 64, "--crop", 32, "--videos-per-shard", 1)
     told = vssl("labelgen", root / "videos", "--out", root / "out", *options, "--motion", root / "motion.csv")
-    assert "motion.csv: the motion of 4 clips" in told
+    assert "motion.csv: motion of 4 clips" in told
     return root, options
 
 

@@ -166,7 +166,7 @@ def test_a_checkpoint_may_lack_a_setting_that_changes_nothing_computed(run, tmp_
         ),
         (
             lambda meta, weights: weights.update({"backbone.x": torch.zeros(1)}),
-            "x missing, unknown or of another",
+            "x missing, unknown or of a shape that does not match",
         ),
     ],
 )
