@@ -300,6 +300,7 @@ def resumed(given: Settings, stored: dict, run: Path) -> Settings:
     """The stored settings of a run, with given ones that change no weight. Raises TrainerError for other differences."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     options = changes.pop("options", {})
+    changes |= {"split": str(given.split)} if given.split is not None else {}  # a recipe may say it as a number
     stored = asdict(resolve(Settings(**stored)))  # older versions lack some settings
     differences = [
         (name, value, stored[name]) for name, value in changes.items() if name not in FREE and value != stored[name]

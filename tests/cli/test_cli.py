@@ -9,7 +9,7 @@ import pytest
 from cli.demo import STUDY
 from tests.command import ENVIRONMENT, ROOT, vssl
 from tests.labelgen.synthetic import write_video
-from trainer.study.spec import read
+from trainer.study.file import read
 
 SIZE = ("--height", "40", "--width", "48", "--crop", "32")
 DATA = ROOT.parent / "shared" / "data"

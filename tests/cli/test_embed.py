@@ -199,7 +199,7 @@ def test_a_plan_leaves_nothing_behind(here, monkeypatch):
     (here / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(here / "scratch"))
     there = sorted(path.name for path in here.iterdir())
-    runs = sorted((here / "runs").rglob("*"))
+    runs = sorted((here / "runs").rglob("*"))  # the first is the run that all have
     for source in (("--videos", "videos"), ("--shards", "out")):
         told = vssl("embed", *source, "--plan")
         (rows,) = re.findall(r"GB for ([0-9,]+) rows", told)
@@ -207,6 +207,8 @@ def test_a_plan_leaves_nothing_behind(here, monkeypatch):
         assert 15 <= int(rows) <= 30  # 22
     told = vssl("train", "--shards", "out", "--width", 0.05, "--epochs", 40, "--workers", 0, "--plan")
     assert "40 epochs, 40 steps of" in told and "disk:" in told
+    told = vssl("train", "--shards", "out", "--from", runs[0], "--epochs", 1, "--workers", 0, "--plan")
+    assert "1 epochs, 1 steps of" in told and "0.00 GB for the run" in told  # as narrow as the run that it starts from
     assert sorted(path.name for path in here.iterdir()) == there and not list((here / "scratch").iterdir())
     assert sorted((here / "runs").rglob("*")) == runs
 

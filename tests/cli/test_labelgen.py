@@ -107,7 +107,7 @@ def test_a_plan_leaves_nothing_behind(videos, tmp_path, monkeypatch):
     assert set(numbers) == {"processor", "disk"} and "with 1 workers" in output
     # what is labelled already is not planned again
     vssl("labelgen", *options)
-    assert "all videos are labelled there" in vssl("labelgen", *options, "--plan", code=1)
+    assert "all videos are labelled already" in vssl("labelgen", *options, "--plan", code=1)
 
 
 def test_a_plan_is_what_the_run_takes(videos, tmp_path):

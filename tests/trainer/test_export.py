@@ -141,7 +141,7 @@ def test_comparison_by_hand():
     ):
         with pytest.raises(TrainerError, match=message):
             compare(eager, near | {stage: torch.tensor(values)})
-    with pytest.raises(TrainerError, match="gives conv1, expected conv1, conv2"):
+    with pytest.raises(TrainerError, match="returns conv1, expected conv1, conv2"):
         compare(eager, {"conv1": eager["conv1"]})
 
 

@@ -36,7 +36,12 @@ def test_a_moving_camera_has_flow_and_no_boundaries():
     values = {
         kind: histogram(frames, kind, lambda *_: np.full((32, 32, 2), 3, np.float32)) for kind in histograms.KINDS
     }
-    assert {kind: len(value) for kind, value in values.items()} == {"flow": 1920, "boundary": 3840, "colour": 960}
+    assert {kind: len(value) for kind, value in values.items()} == {
+        "flow": 1920,
+        "boundary": 3840,
+        "colour": 960,
+        "still": 128,
+    }
     assert not values["boundary"].any() and np.linalg.norm(values["flow"]) == pytest.approx(15**0.5)
 
 
@@ -56,7 +61,19 @@ def test_colours_are_counted():
     assert found[0] == 12 and found[3 * 16 + 1 * 4] == 4 and found.sum() == 16
 
 
-@pytest.mark.parametrize("name", ["flow-histogram", "boundary-histogram", "colour-histogram", "random:resnet18"])
+def test_edges_of_the_frame_in_the_middle_by_hand():
+    frames = np.zeros((5, 32, 32, 3), np.uint8)
+    frames[2, 12:20, 16:] = 255  # a bar in the middle frame: an edge on its left, one above, one below
+    found = histogram(frames, "still", None).reshape(4, 4, 8) ** 2
+    assert found.sum() == pytest.approx(1) and not found[0].any() and not found[3].any()
+    assert found[1, 3, 6] == pytest.approx(found[2, 3, 2]) and found[1, 3, 6] > 0.05  # brighter downwards, upwards
+    assert (found[1:3, 2:, [0, 1, 2, 6, 7]].sum() + found[1:3, 1].sum()) == pytest.approx(1)
+    assert not histogram(np.delete(frames, 2, 0), "still", None).any()
+
+
+@pytest.mark.parametrize(
+    "name", ["flow-histogram", "boundary-histogram", "colour-histogram", "still-histogram", "random:resnet18"]
+)
 def test_tables_without_any_training_are_searched(name, demo, here):
     common = ("--weights", name, "--shards", demo, "--workers", 0)
     vssl("embed", *common, "--out", "clips.parquet")

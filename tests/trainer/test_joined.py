@@ -41,7 +41,7 @@ def test_videos_of_all_stand_side_by_side(two):
 
 def test_what_was_labelled_in_another_way_is_refused(two, tmp_path):
     write_shard(tmp_path / "c" / "00000.h5", [64], config=CONFIG | {"paces": ["1", "2"]})
-    with pytest.raises(ShardError, match=r"paces is \['1', '2'\], that of"):
+    with pytest.raises(ShardError, match=r"paces is \['1', '2'\], but in"):
         data.Shards([two[0], tmp_path / "c"])
     with pytest.raises(ShardError, match="a is given twice"):
         data.Shards([two[0], two[0]])

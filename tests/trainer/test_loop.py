@@ -123,6 +123,7 @@ def test_a_budget_in_clips_sets_epochs_and_the_drops_of_the_learning_rate(demo, 
     meta = checkpoint.load("one").meta
     assert (meta["steps"], meta["settings"]["epochs"], meta["settings"]["drop_every"]) == (20, 10, 3)
     given("--resume", "one", "--clips", 60)
+    train(Settings(epochs=18, drop_every=6), demo, resume="one", clips=62)  # as its recipe says it
     told = "cannot resume runs/one: 100 clips are 17 epochs, but the run has 10"
     assert told in given("--resume", "one", "--clips", 100, code=1)
     given(*small, "--set", "contrast=same-context", "--run", "two", "--clips", 1)

@@ -121,6 +121,28 @@ def planted_run(folder, source, head, **meta) -> None:
     save_file(weights, folder / "weights.safetensors", meta)
 
 
+def test_disturbed_clips_lose_what_the_same_answers_say(shards, runs):
+    plain = measure("recognition", shards, runs[1], compute=ONE)
+    result = measure("recognition", shards, runs[1], compute=ONE, times=("reversed", "still"))
+    assert result["file"].endswith("recognition-reversed-still-six-b.json") and result["protocol"]["time"]
+    saved = checkpoint.load(runs[1], best=True)
+    evaluator = Evaluator(shards, runs[1], compute=ONE)
+    for level in ("clip", "video"):
+        normal, turned = (
+            predictions(evaluator, saved, time=time).hits(level)[0] for time in (None, data.Time("reversed"))
+        )
+        (row,) = chosen(result, level=level, metric="accuracy", time="normal")
+        assert row["value"] == chosen(plain, level=level, metric="accuracy")[0]["value"] == 100 * normal.mean()
+        (row,) = chosen(result, level=level, metric="accuracy", time="reversed")
+        assert row["value"] == pytest.approx(100 * turned.mean())
+        (row,) = chosen(result, level=level, metric="accuracy drop", time="reversed")
+        assert (
+            row["value"] == pytest.approx(100 * (normal.mean() - turned.mean()))
+            and row["low"] <= row["value"] <= row["high"]
+        )
+    assert Recognition.format_table(result).count("still") > 1
+
+
 def test_planted_classes_and_noise(tmp_path, runs, monkeypatch):
     """Colors of five videos each, in shards whose labels stand in another order than in the network."""
     write_colored(tmp_path / "colors" / "00000.h5", 20, split=[1, 1, 1, 1, *[3] * 16])

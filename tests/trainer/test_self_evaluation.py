@@ -137,6 +137,7 @@ def test_planted_features(tmp_path, run, monkeypatch):
         "colour histogram",
         "flow histogram",
         "boundary histogram",
+        "still histogram",
         "chance",
     }
     assert result["protocol"]["items"] == "4 videos, 16 clips"

@@ -161,7 +161,7 @@ def test_rules_can_be_turned_round():
 
 def test_one_of_several_programs_with_the_same_names_is_to_be_named(r3d10):
     found = found_in(r3d10)
-    with pytest.raises(SettingError, match="say which it is of") as raised:
+    with pytest.raises(SettingError, match="choose one of them") as raised:
         foreign.recognise(found)
     assert "vcop (RGB, 0 to 1, mean 0, std 1)" in str(raised.value) and "pace (BGR, 0 to 255" in str(raised.value)
     assert foreign.recognise(found, "sts").family.input.order == "BGR"
@@ -244,7 +244,7 @@ def test_hostile_files_are_refused_and_nothing_of_them_is_run(here):
             with zipfile.ZipFile(name, "w", compression) as changed:
                 for entry in source.namelist():
                     changed.writestr(entry, content if entry.endswith("data/0") else source.read(entry))
-    assert "not a readable file" in told("short.pth") and "made to look larger" in told("bomb.pth")
+    assert "not a readable file" in told("short.pth") and "pretends to be larger" in told("bomb.pth")
     whole = Path("fine.pth").read_bytes()
     for name, content in {
         "cut": whole[:300],

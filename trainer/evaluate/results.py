@@ -56,7 +56,9 @@ _SHAPE = {  # of a file; names with ? may be missing
     },
     "rows": [
         {"metric": str, "value": _NUMBER, "low?": _NUMBER, "high?": _NUMBER, "distance?": int | str}
-        | dict.fromkeys(("network?", "stage?", "pooling?", "level?", "split?", "class?", "video?"), str)
+        | dict.fromkeys(
+            ("network?", "stage?", "pooling?", "level?", "split?", "class?", "pair?", "time?", "video?"), str
+        )
     ],
     "notes": [str],
     "neighbours?": [{"query": str, "label": str, "nearest": [[str]], "cosines?": [_NUMBER]}],
@@ -255,7 +257,7 @@ def _expect(holds: bool, name: str, value: object, expected: str) -> None:
 def network_rows(result: Result) -> list[dict]:
     """The rows of the run's network, without those of single classes and videos."""
     rows = [row for row in overall(result.content["rows"]) if row.get("network", "pretrained") == "pretrained"]
-    return [row for row in rows if not row.keys() & {"class", "video"}]
+    return [row for row in rows if not row.keys() & {"class", "pair", "video"}]
 
 
 def headline(result: Result) -> dict | None:
