@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+import torch
 from torch import nn
 
 
@@ -75,3 +77,8 @@ def slow_unit(rows):
 def slow_features(backbone, clips):
     """Mean over time and space of a 1 x 1 x 1 convolution."""
     return [slow_linear(backbone.conv, slow_means(clip)) for clip in clips]
+
+
+def network_input(clips: np.ndarray) -> torch.Tensor:
+    """Clips uint8 [..., T, H, W, 3] as networks of one's own see them, float32 [..., 3, T, H, W]."""
+    return torch.tensor((clips / 255 - 0.45) / 0.225).float().movedim(-1, -4)

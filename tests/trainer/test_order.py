@@ -9,7 +9,7 @@ from torch import nn
 
 from labelgen.shards import ShardReader
 from tests.trainer.plain import Pixels, slow_cross_entropy, slow_linear
-from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
+from tests.trainer.synthetic import CONFIG, cropped, extent, video_frames, write_shard
 from trainer import data
 from trainer.backbones import create
 from trainer.data import Batch
@@ -120,7 +120,7 @@ def test_clips_of_a_tuple_never_overlap(source):
     assert len(samples) == 6 and left_out == 2  # 40 and 30 frames, 64 are needed
     for shard, video in samples:
         reader = source.readers[shard]
-        first, n = (int(reader.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
+        first, n = extent(reader, video)
         for row in range(CONFIG["rows"]):
             draw = data.Draw(row, None, [{"mirror": 0}] * 3, {})
             frames = np.sort(Order.read(reader, video, draw)[0], 0).ravel()
