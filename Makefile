@@ -15,10 +15,10 @@ demo: .venv/installed  ## label demo videos rendered here, pretrain on them, com
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-all: .venv/installed  ## run the slow tests, too: the wheel, a stand-in for a GPU, every command of docs/papers.md
+test-all: .venv/installed  ## also run the slow tests: the wheel, a stand-in for a GPU, every command of docs/papers.md
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m ""
 
-soak: .venv/installed  ## damaged and hostile input and kills in numbers, prints what it counted: COUNT=2000 KILLS=20 SEED=0
+soak: .venv/installed  ## test many damaged and hostile inputs and kills, print the counts: COUNT=2000 KILLS=20 SEED=0
 	$(BIN)/python -m tests.soak_shards --count $(COUNT) --seed $(SEED)
 	$(BIN)/python -m tests.soak_doors --count $(COUNT) --seed $(SEED)
 	$(BIN)/python -m tests.soak_processes --count $(KILLS) --seed $(SEED)
@@ -28,7 +28,7 @@ lint: .venv/installed  ## check style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-docs: .venv/installed  ## print the tables of README.md and docs/ anew
+docs: .venv/installed  ## update the tables of README.md and docs/
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/papers.py
 

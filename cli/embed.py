@@ -21,7 +21,7 @@ from labelgen.progress import ProgressBar, busy, duration
     "checkpoint",
     type=click.Path(path_type=Path),
     help="Run, checkpoint folder or exported .safetensors file; or, without training, random, random:BACKBONE, flow-histogram, "
-    "boundary-histogram or colour-histogram.  [default: the newest run]",
+    "boundary-histogram, colour-histogram or still-histogram.  [default: the newest run]",
 )
 @click.option(
     "--videos", type=click.Path(path_type=Path), multiple=True, help="Folder of video files, or a file; repeatable."

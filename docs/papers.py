@@ -38,7 +38,18 @@ The commands can be copied as they stand, into bash, in a folder whose `data/` h
 split, too, and what has run for one table serves the next. Numbers are per cent where nothing else is said; `-` is not
 printed there. A row that nothing runs is of a method that is not here. *Differs* is what is done otherwise than in the
 source, *left out* what nothing here runs, with the reason, *assumed* what the source leaves open; [the recipes](#recipes)
-have the values that no source states."""
+have the values that no source states.
+
+`vssl reproduce` lists the entries; `vssl reproduce "thesis tab. 4.1"` runs the commands of one and prints its table beside the
+published one, with the difference, and writes it as Markdown, JSON and a page to `reproduced/tables/`. It labels the data sets
+of `data/`, `$VSSL_DATA` or `--data` whose shards are not there (`--shards`, else `reproduced/out/`), and makes each run once,
+whatever tables it is for, in `reproduced/runs/`; `--out` names another folder, `--out .` the one in which the commands below
+were run by hand. It is resumed like [a study](studies.md), and spread over GPUs or a cluster by the same options: `--workers`,
+`--device`, `--backend dask`. `--plan` shows the commands, which are done, and the core or GPU hours, memory and disk of the
+others, measured on a few videos and steps here; without the videos it says what is not known. `--seeds 0,1,2` gives means and
+standard deviations, `--split 1` fewer finetunings. A rehearsal is smaller than the source, which the table says:
+`--clips 20000 --width 0.25 --batch-size 16 --frames 64,86,56`, for example; it needs an `--out` of its own, as a run is
+resumed with its own settings alone. What fails is listed, and tried again by the next command (exit status 3)."""
 
 
 def page() -> list[str]:

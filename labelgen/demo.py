@@ -65,9 +65,9 @@ def camera_path(camera: Sequence[str], n: int, rng: np.random.Generator) -> np.n
     """The movement of the picture by a camera in n frames, float64 [n, 4]: x, y (pixels), log scale, angle (radians).
 
     camera: names of CAMERAS, whose movements add up. Smooth movements are means of three sines of random phase, with
-    periods of 40 to 160 frames, and values up to those of CAMERAS. `shake` is normal with those as standard deviations.
+    periods of 20 to 80 frames, and values up to those of CAMERAS. `shake` is normal with those as standard deviations.
     """
-    periods, phases = np.exp(rng.uniform(np.log(40), np.log(160), (3, 4))), rng.uniform(0, 2 * np.pi, (3, 4))
+    periods, phases = np.exp(rng.uniform(np.log(20), np.log(80), (3, 4))), rng.uniform(0, 2 * np.pi, (3, 4))
     smooth = np.sin(2 * np.pi * np.arange(n)[:, None, None] / periods + phases).mean(1)
     noise = rng.standard_normal((n, 4))
     return np.sum([np.array(CAMERAS[name]) * (noise if name == "shake" else smooth) for name in camera], axis=0)

@@ -32,7 +32,7 @@ from trainer.evaluate.results import read_results
 from trainer.pages.report import report
 from trainer.recipes import RECIPES, parse_options, read, recipe
 from trainer.settings import TYPES, Settings, over, resolve
-from trainer.study import spec as study_file
+from trainer.study import file as study_file
 from trainer.training import train
 from trainer.weights.importing import import_weights
 

@@ -6,15 +6,14 @@ from contextlib import nullcontext
 import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from cli.main import main
 from labelgen.errors import ShardError
 from labelgen.shards import ShardReader, config_hash, open_shards
 from labelgen.shards.checks import escaped
 from labelgen.shards.hdf5 import Viewer
 from labelgen.shards.jpeg import header
 from labelgen.shards.verify import verify
+from tests.command import vssl
 from tests.labelgen import forging
 from tests.soak_shards import SECRET, read_all
 from trainer.data import Shards
@@ -124,10 +123,8 @@ def test_an_id_does_not_lead_out_of_the_folder_for_pictures(path, name):
     )
     stored = ShardReader(path.parent / "00001.h5").arrays["videos/id"]
     assert len(stored) == 1
-    done = CliRunner().invoke(
-        main, ["show", "labels", "--shards", str(path.parent), "--out", str(path.parent / "out" / "x")]
-    )
-    assert done.exit_code == 1 and "expected a path below the folder of the videos" in done.output
+    told = vssl("show", "labels", "--shards", path.parent, "--out", path.parent / "out" / "x", code=1)
+    assert "expected a path below the folder of the videos" in told
     assert not (path.parent / "out").exists()
 
 

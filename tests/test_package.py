@@ -42,6 +42,7 @@ def test_the_three_commands_run_from_the_wheel(tmp_path):
         "labelgen --dataset tiny.yaml --root videos --height 40 --width 40 --crop 32 --rows 4",
         "train --epochs 1 --width 0.05 --batch-size 6 --workers 0 --device cpu",
         "eval retrieval --workers 0 --device cpu",
+        "reproduce",
         "report",
     ):
         told = run("-m", "cli.main", *command.split(), cwd=away, PYTHONPATH=str(site))

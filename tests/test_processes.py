@@ -3,11 +3,9 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from cli.main import main
 from labelgen import processes
@@ -16,11 +14,11 @@ from labelgen.run.process import in_new_process
 from labelgen.run.workers import pool
 from labelgen.shards import ShardReader
 from labelgen.shards.hdf5 import Viewer
+from tests.command import ENVIRONMENT, ROOT, vssl
 from tests.labelgen.synthetic import write_video
 from tests.labelgen.test_shards import write
 
-ROOT = Path(__file__).resolve().parents[1]
-NAMES = (
+NAMES = [
     "json",
     "numbers",
     "signal",
@@ -32,7 +30,7 @@ NAMES = (
     "numpy",
     "labelgen",
     "sitecustomize",
-)
+]
 SMALL = ("--height", "48", "--width", "64", "--crop", "32")
 
 
@@ -96,7 +94,7 @@ def test_the_processes_of_a_command(trap, monkeypatch):
         seen.append(done.stdout)
 
     monkeypatch.setitem(main.commands, "probe", probe)
-    CliRunner().invoke(main, ["probe"])
+    vssl("probe")
     assert seen == ["1\n"] and "PYTHONSAFEPATH" not in os.environ
     done = subprocess.run([sys.executable, "-m", "cli.main", "demo", "--help"], env=environment(), capture_output=True)
     assert done.returncode == 0
@@ -222,7 +220,7 @@ def test_workers_start_where_python_starts_processes_by_a_server(tmp_path):
         "report = run.run(data, data.videos, run.Path('out'), config, 2, 1)\n"
         "assert report['videos']['labelled'] == 1"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, check=True)
 
 
 # --- the terminal
@@ -233,7 +231,7 @@ def test_a_terminal_that_lacks_letters_is_shown_codes(tmp_path):
     label = ["labelgen", "--dataset", "folder", "--root", tmp_path / "Пляж", "--out", tmp_path / "o", *SMALL]
     show = ["show", "labels", "--shards", tmp_path / "o", "--out", tmp_path / "ж"]
     for charset, words in (("latin-1", label), ("latin-1", show), ("ascii", show)):
-        variables = os.environ | {"PYTHONIOENCODING": charset, "PYTHONPATH": str(ROOT)}
+        variables = ENVIRONMENT | {"PYTHONIOENCODING": charset}
         line = [sys.executable, "-m", "cli.main", *map(str, words)]
         done = subprocess.run(line, cwd=ROOT, env=variables, capture_output=True)
         assert done.returncode == 0, done.stderr
@@ -241,9 +239,7 @@ def test_a_terminal_that_lacks_letters_is_shown_codes(tmp_path):
 
 
 def test_a_name_that_is_no_text_is_shown_as_codes(tmp_path):
-    path = tmp_path / os.fsdecode(b"\xff")
-    done = CliRunner().invoke(main, ["shards", "info", str(path)])
-    assert done.exit_code == 1 and "\\udcff: no such folder of shards" in done.output
+    assert "\\udcff: no such folder of shards" in vssl("shards", "info", tmp_path / os.fsdecode(b"\xff"), code=1)
 
 
 def test_a_process_prints_every_text_whatever_the_terminal():
@@ -256,7 +252,7 @@ def test_numba_is_told_no_number(tmp_path):
     write_video(tmp_path / "v" / "0.mp4", 20)
     for value in ("abc", "0"):
         line = ["labelgen", "--dataset", "folder", "--root", tmp_path / "v", "--out", tmp_path]
-        variables = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": value}
+        variables = ENVIRONMENT | {"NUMBA_NUM_THREADS": value}
         done = subprocess.run(
             [sys.executable, "-m", "cli.main", *map(str, line)], env=variables, capture_output=True, text=True
         )

@@ -20,12 +20,12 @@ VERSION = 1  # counts up with every change of the values
 
 
 def of_times(frames: np.ndarray, kinds: Collection[str], flow: Flow, threads: int = 1) -> dict[str, np.ndarray]:
-    """The histograms of each pair of adjacent frames ("colour": of each frame) by kind, float64 [times, bins]; the flow
-    is computed once for all kinds.
+    """The histograms of each pair of adjacent frames ("colour", "still": of each frame) by kind, float64 [times, bins]; the
+    flow is computed once for all kinds.
 
     frames: RGB uint8 [T, H, W, 3]; kinds: names of KINDS
     """
-    made = {kind: {"flow": _directions, "boundary": _boundaries}[kind] for kind in kinds if kind != "colour"}
+    made = {kind: {"flow": _directions, "boundary": _boundaries}[kind] for kind in kinds if kind not in OF_FRAMES}
     luma = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames] if made else []
 
     def of_pair(first: np.ndarray, second: np.ndarray) -> list[np.ndarray]:
@@ -35,7 +35,7 @@ def of_times(frames: np.ndarray, kinds: Collection[str], flow: Flow, threads: in
     with ThreadPoolExecutor(max(1, threads)) as pool:
         pairs = [*pool.map(of_pair, luma[:-1], luma[1:])]
     found = {kind: np.array([pair[i] for pair in pairs]).reshape(-1, KINDS[kind]) for i, kind in enumerate(made)}
-    return {kind: found[kind] if kind in found else np.stack([*map(_colours, frames)]) for kind in kinds}
+    return {kind: found[kind] if kind in found else np.stack([*map(OF_FRAMES[kind], frames)]) for kind in kinds}
 
 
 def pyramid(times: np.ndarray) -> np.ndarray:
@@ -44,14 +44,28 @@ def pyramid(times: np.ndarray) -> np.ndarray:
     bins = np.zeros((_PARTS[-1], times.shape[1]))
     for t, row in enumerate(times):
         bins[t * len(bins) // len(times)] += row
-    parts = np.concatenate([bins.reshape(n, -1, bins.shape[1]).sum(1) for n in _PARTS])
+    return _roots(np.concatenate([bins.reshape(n, -1, bins.shape[1]).sum(1) for n in _PARTS]))
+
+
+def _roots(parts: np.ndarray) -> np.ndarray:
+    """Histograms [n, bins] -> the roots of their shares, float32 [n x bins]."""
     roots = np.sqrt(parts)
     return (roots / np.maximum(np.linalg.norm(roots, axis=-1, keepdims=True), 1e-12)).astype(np.float32).ravel()
 
 
+def summary(times: np.ndarray, kind: str) -> np.ndarray:
+    """What stands for the histograms of times [n, bins], float32 [values(kind)]: `pyramid`; of "still" the one in the middle."""
+    return _roots(times[len(times) // 2][None]) if kind == "still" else pyramid(times)
+
+
+def values(kind: str) -> int:
+    """How many values a histogram has."""
+    return KINDS[kind] * (1 if kind == "still" else sum(_PARTS))
+
+
 def histogram(frames: np.ndarray, kind: str, flow: Flow) -> np.ndarray:
-    """The histograms of a video, RGB uint8 [T, H, W, 3]: float32 [15 x bins], see `pyramid`."""
-    return pyramid(of_times(frames, (kind,), flow)[kind])
+    """The histograms of a video, RGB uint8 [T, H, W, 3]: float32 [values(kind)], see `summary`."""
+    return summary(of_times(frames, (kind,), flow)[kind], kind)
 
 
 def _directions(field: np.ndarray) -> np.ndarray:
@@ -69,12 +83,20 @@ def _directions(field: np.ndarray) -> np.ndarray:
 def _boundaries(flow: np.ndarray) -> np.ndarray:
     """Directions of the spatial derivatives (Prewitt) of u, and of v: float64 [256]. Constant flow, like the nearly
     constant flow of a moving camera, has none. Dalal, Triggs and Schmid, ECCV 2006."""
-    found = []
-    for component in np.moveaxis(flow, 2, 0):
-        part = np.pad(component, 1, "edge")
-        columns, rows = part[:-2] + part[2:] + part[1:-1], part[:, :-2] + part[:, 2:] + part[:, 1:-1]
-        found.append(_directions(np.dstack([columns[:, 2:] - columns[:, :-2], rows[2:] - rows[:-2]]) / 6))
-    return np.concatenate(found)
+    return np.concatenate([_directions(_derivatives(component)) for component in np.moveaxis(flow, 2, 0)])
+
+
+def _edges(frame: np.ndarray) -> np.ndarray:
+    """Directions of the spatial derivatives (Prewitt) of luma: float64 [128]: what a frame shows without any motion, on the
+    grid and with the directions of the flow. Dalal and Triggs, CVPR 2005."""
+    return _directions(_derivatives(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)))
+
+
+def _derivatives(component: np.ndarray) -> np.ndarray:
+    """Of a picture [H, W] by x and y (Prewitt), [H, W, 2]."""
+    part = np.pad(component, 1, "edge")
+    columns, rows = part[:-2] + part[2:] + part[1:-1], part[:, :-2] + part[:, 2:] + part[:, 1:-1]
+    return np.dstack([columns[:, 2:] - columns[:, :-2], rows[2:] - rows[:-2]]) / 6
 
 
 def _colours(frame: np.ndarray) -> np.ndarray:
@@ -83,7 +105,9 @@ def _colours(frame: np.ndarray) -> np.ndarray:
     return np.bincount(shades @ np.array([_SHADES**2, _SHADES, 1]), minlength=_SHADES**3).astype(float)
 
 
-KINDS = {"flow": _CELLS**2 * _DIRECTIONS, "boundary": 2 * _CELLS**2 * _DIRECTIONS, "colour": _SHADES**3}  # bins of each
+OF_FRAMES = {"colour": _colours, "still": _edges}
+KINDS = {"flow": _CELLS**2 * _DIRECTIONS, "boundary": 2 * _CELLS**2 * _DIRECTIONS}  # bins of each
+KINDS |= {"colour": _SHADES**3, "still": _CELLS**2 * _DIRECTIONS}
 
 
 class Histogram(nn.Module):

@@ -11,7 +11,7 @@ from labelgen.processes import cores
 from trainer import backbones
 from trainer.errors import SettingError, TrainerError
 from trainer.methods import METHODS, method_class
-from trainer.options import POSITIVE, SHARE, Option, Range, at_least, between, fitted
+from trainer.options import POSITIVE, SHARE, Option, Range, at_least, between, check_form
 
 if TYPE_CHECKING:
     from trainer.methods.method import Method
@@ -36,7 +36,7 @@ class Declaration(Option):
     default_words: the default in words, if its value is not clear
     may_change: the setting changes no weight, so that a resumed run may have another value
     commands: commands with an option of this name, "samples" for `vssl show samples`; recipes may set it in any case
-    form: its type, see labelgen.reading.fit; None: the type of the field of Settings
+    form: its type, see labelgen.reading.validate; None: the type of the field of Settings
     """
 
     default_words: str = ""
@@ -289,7 +289,7 @@ def over(recipe: Settings, given: Settings) -> Settings:
     if "options" in changes:
         old = recipe.options or {}
         for options in (old, changes["options"]):
-            fitted(options, DECLARATIONS["options"].form, "options")
+            check_form(options, DECLARATIONS["options"].form, "options")
         changes["options"] = {m: old.get(m, {}) | changes["options"].get(m, {}) for m in {**old, **changes["options"]}}
     if recipe.method and changes.get("method", recipe.method) != recipe.method:
         raise SettingError(f"the recipe is for method {recipe.method}, not {changes['method']}; leave one of them out")
@@ -300,6 +300,7 @@ def resumed(given: Settings, stored: dict, run: Path) -> Settings:
     """The stored settings of a run, with given ones that change no weight. Raises TrainerError for other differences."""
     changes = {name: value for name, value in asdict(given).items() if value is not None}
     options = changes.pop("options", {})
+    changes |= {"split": str(given.split)} if given.split is not None else {}  # a recipe may say it as a number
     stored = asdict(resolve(Settings(**stored)))  # older versions lack some settings
     differences = [
         (name, value, stored[name]) for name, value in changes.items() if name not in FREE and value != stored[name]

@@ -1,45 +1,26 @@
 """The commands as a user types them."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-import av
-import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from cli.demo import STUDY
-from cli.main import main
-from trainer.study.spec import read
+from tests.command import ENVIRONMENT, ROOT, vssl
+from tests.labelgen.synthetic import write_video
+from trainer.study.file import read
 
-ROOT = Path(__file__).resolve().parents[2]
+SIZE = ("--height", "40", "--width", "48", "--crop", "32")
 DATA = ROOT.parent / "shared" / "data"
-
-
-def vssl(*arguments, cwd=ROOT, **environment):
-    command = [sys.executable, "-m", "cli.main", *map(str, arguments)]
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
 
 
 @pytest.fixture
 def videos(tmp_path):
-    """Two classes of four videos of 64 frames."""
-    for label in ("left", "right"):
-        for index in range(4):
-            path = tmp_path / "videos" / label / f"{index}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            strip = np.random.default_rng(index).integers(0, 256, (6, 40, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-            with av.open(str(path), "w") as container:
-                stream = container.add_stream("mpeg4", rate=25)
-                stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-                for t in range(64):
-                    shown = np.ascontiguousarray(np.roll(strip, t if label == "right" else -t, 1)[:, :64])
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
-                container.mux(stream.encode())
+    """Two classes of two videos of 64 frames."""
+    for label, step in (("left", -1), ("right", 1)):
+        for index in range(2):
+            write_video(tmp_path / "videos" / label / f"{index}.mp4", 64, index, step)
     return tmp_path / "videos"
 
 
@@ -78,25 +59,25 @@ def test_an_interrupted_command_says_what_is_kept(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Evaluator, "__init__", interrupted)
-    done = CliRunner().invoke(main, ["eval", "knn"])
-    assert done.exit_code == 130
-    assert done.output == "\nvssl eval: interrupted; finished features are kept\n"
+    assert vssl("eval", "knn", code=130) == "\nvssl eval: interrupted; finished features are kept\n"
 
 
 def test_the_three_commands(videos, tmp_path, monkeypatch):
-    size = ("--height", 40, "--width", 48, "--crop", 32)
-    done = vssl("labelgen", "--dataset", "folder", "--root", videos, "--workers", 2, *size, cwd=tmp_path)
-    assert done.returncode == 0 and "8 of 8 videos labelled" in done.stdout, done.stderr
-    done = vssl("train", "--shards", "out/", "--width", 0.05, "--epochs", 2, "--workers", 1, cwd=tmp_path)
-    assert done.returncode == 0 and "no --method given: pace" in done.stdout, done.stderr
+    """The first one with its workers as a user starts it, the others in this process."""
+    monkeypatch.chdir(tmp_path)
+    line = ["labelgen", "--dataset", "folder", "--root", videos, "--workers", "2", *SIZE]
+    command = [sys.executable, "-m", "cli.main", *map(str, line)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0 and "4 of 4 videos labelled" in done.stdout, done.stderr
+    assert "no --method given: pace" in vssl(
+        "train", "--shards", "out/", "--width", 0.05, "--epochs", 2, "--workers", 1
+    )
     assert (tmp_path / "runs" / "pace-r3d10-1" / "log.csv").read_text().count("\n") == 3
-    done = vssl("eval", "retrieval", cwd=tmp_path)
-    assert done.returncode == 0 and "each video against all others" in done.stdout, done.stderr
+    assert "each video against all others" in vssl("eval", "retrieval")
     result = json.loads((tmp_path / "runs" / "pace-r3d10-1" / "results" / "retrieval-videos.json").read_text())
     assert {row["network"] for row in result["rows"]} == {"pretrained", "random", "chance"}
-    monkeypatch.chdir(tmp_path)
     for command in (("show", "labels"), ("show", "curriculum"), ("shards", "info"), ("shards", "verify")):
-        assert CliRunner().invoke(main, command).exit_code == 0
+        vssl(*command)
     assert len(list((tmp_path / "sheets").rglob("*.png"))) == 5
 
 
@@ -108,27 +89,20 @@ def test_the_study_of_the_demo(tmp_path):
 
 
 def test_exit_codes_and_messages(videos, tmp_path, monkeypatch):
-    def run(*arguments):
-        done = CliRunner().invoke(main, list(map(str, arguments)))
-        return done.exit_code, done.output
-
     monkeypatch.chdir(tmp_path)
     (videos / "left" / "broken.mp4").write_text("no video")
-    size = ("--height", 40, "--width", 48, "--crop", 32, "--clips", 1)
-    labelgen = ("labelgen", "--dataset", "folder", "--root", videos)
-    code, output = run(*labelgen, *size)
-    assert code == 3 and "left/broken.mp4: decode: cannot be decoded at opening" in output and "(00004.h5)" in output
-    for expected, told, *arguments in (
-        (1, "seed: 0 there, 5 now", *labelgen, *size, "--seed", 5),
-        (2, "crop is 100", *labelgen, "--crop", 100),
-        (2, "'magic'", *labelgen, "--flow", "magic"),
+    labelgen = ("labelgen", "--dataset", "folder", "--root", videos, *SIZE, "--clips", 1)
+    output = vssl(*labelgen, code=3)
+    assert "left/broken.mp4: decode: cannot be decoded at opening" in output and "(00002.h5)" in output
+    for code, told, *arguments in (
+        (1, "seed: 0 there, 5 now", *labelgen, "--seed", 5),
         (2, "'imagenet'", "labelgen", "--dataset", "imagenet"),
         (2, "--dataset", "labelgen"),
         (1, "no such folder", "train", "--shards", tmp_path / "none"),
         (1, "Error: ", "eval", "retrieval"),
     ):
-        code, output = run(*arguments)
-        assert code == expected and told in output and "Traceback" not in output, output
+        output = vssl(*arguments, code=code)
+        assert told in output and "Traceback" not in output, output
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real videos are not here")
@@ -141,5 +115,4 @@ def test_kinetics_of_which_only_two_validation_videos_are_there(tmp_path, monkey
         ("train --shards out/ --width 0.05 --epochs 1 --workers 1", "marks no video as train"),
         ("eval retrieval", ""),
     ):
-        done = CliRunner().invoke(main, command.split())
-        assert done.exit_code == 0 and told in done.output, done.output
+        assert told in vssl(*command.split())

@@ -21,10 +21,9 @@ from labelgen.decode import frames
 from labelgen.manifest import load
 from labelgen.run.estimate import estimate
 from labelgen.shards import NO_ROW, encode_frame, open_shards
-from tests.command import vssl
+from tests.command import ENVIRONMENT, vssl
 from tests.labelgen.synthetic import write_video
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--height", 48, "--width", 64, "--crop", 32)
 
 
@@ -108,7 +107,7 @@ def test_a_plan_leaves_nothing_behind(videos, tmp_path, monkeypatch):
     assert set(numbers) == {"processor", "disk"} and "with 1 workers" in output
     # what is labelled already is not planned again
     vssl("labelgen", *options)
-    assert "all videos are labelled there" in vssl("labelgen", *options, "--plan", code=1)
+    assert "all videos are labelled already" in vssl("labelgen", *options, "--plan", code=1)
 
 
 def test_a_plan_is_what_the_run_takes(videos, tmp_path):
@@ -334,8 +333,7 @@ def test_the_split_that_was_labelled_is_named(videos, tmp_path):
 def test_ctrl_c_twice_stops_in_order(videos, tmp_path, sign):
     command = [sys.executable, "-m", "cli.main", "labelgen", "--dataset", "folder", "--root", videos, "--out", tmp_path]
     command += ["--videos-per-shard", "10", "--workers", "2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(tmp_path.glob(f"videos/{sign}")):
         time.sleep(0.01)
     for _ in range(3):

@@ -6,20 +6,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from cli.main import main
+from tests.command import vssl
 from trainer.embeddings.map import layout
 from trainer.embeddings.table import write_part
 from trainer.errors import TrainerError
 
 METHODS = ["tsne", pytest.param("umap", marks=pytest.mark.slow)]  # umap compiles for half a minute
-
-
-def vssl(*arguments, code=0):
-    done = CliRunner().invoke(main, list(map(str, arguments)))
-    assert done.exit_code == code, done.output
-    return done.output
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """Output that is closed, before a command or in its midst."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import ROOT
+from tests.command import ENVIRONMENT, ROOT
 from tests.trainer.synthetic import write_shard
 
 PROGRAM = """
@@ -25,7 +24,7 @@ print(opened > 2, sys.stdout.isatty(), file=open("done", "w"))
 
 def run(program, folder, shell, **environment):
     """A Python program after the changes that a shell makes to its output."""
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    variables = ENVIRONMENT | {"OMP_NUM_THREADS": "1"} | environment
     command = ["sh", "-c", f'"$@" {shell}', "sh", sys.executable, *program]
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True)
 

@@ -16,7 +16,6 @@ from labelgen.flow import flow
 from labelgen.flow.backend import Backend
 from labelgen.labels.boundaries import motion_boundaries
 from labelgen.labels.clip import MAX_FLOW, clip_boundaries, clip_of_frames
-from labelgen.labels.motion import motion_statistics
 from labelgen.labels.patterns import crop_grid
 from labelgen.manifest import Video
 from labelgen.run.video import Clock, label_video
@@ -24,12 +23,8 @@ from tests.labelgen import reference
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 DEMO = "train/swing/000.mp4"
-REAL = (
-    "weizmann/wave2/denis_wave2.avi",
-    "ucf101/UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi",
-    "hmdb51/videos/wave/RATRACE_wave_f_nm_np1_fr_goo_37.avi",
-    "clips/ta_chi.mp4",
-)
+REAL = ("ucf101/UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi", "clips/ta_chi.mp4")
+MORE = ("weizmann/wave2/denis_wave2.avi", "hmdb51/videos/wave/RATRACE_wave_f_nm_np1_fr_goo_37.avi")
 LENGTH = 32  # frames of each video that are used: two clips
 ROUNDING = 1e-6  # margins below are decided by the last bits
 EVEN = Config(width=172)  # the mirror image of each crop of the grid is on the grid, too
@@ -71,7 +66,7 @@ def second_clip(path, config):
     return Clip(config, frames, flows, *labels)
 
 
-@pytest.fixture(scope="module", params=[DEMO, *REAL])
+@pytest.fixture(scope="module", params=[DEMO, *REAL, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def path(request, tmp_path_factory):
     """The first frames of a video."""
     folder = tmp_path_factory.mktemp("clips")
@@ -98,15 +93,6 @@ def test_labels_equal_recomputation_from_the_cropped_and_mirrored_clip(clip, mir
     assert decided.mean() > 0.99 and told.mean() > 0.9
     assert (clip.motion[:, mirrored] == motion)[decided].all()
     assert (clip.appearance[:, mirrored] == appearance)[told].all()
-
-
-def test_a_constant_flow_added_changes_no_motion_label(clip):
-    corners = crop_grid(clip.config.height, clip.config.width, clip.config.crop)
-    moved = clip.flows + np.array([3.5, -1.25], np.float32)
-    labels, valid = motion_statistics(np.stack([motion_boundaries(field) for field in moved]), corners, 112)
-    decided = expected(clip, 0)[2] > 1e-4  # adding costs a few of the last bits
-    assert (valid == clip.valid).all() and decided.mean() > 0.99
-    assert (labels[:, 0] == clip.motion[:, 0])[decided].all()
 
 
 def test_boundaries_of_stored_frames_are_those_of_the_labels(clip):
@@ -156,7 +142,10 @@ def test_a_mirrored_file_has_the_mirrored_labels_of_the_original(path, tmp_path)
     corners = crop_grid(EVEN.height, EVEN.width, EVEN.crop)
     turned = [int(np.flatnonzero((corners == (y, EVEN.width - EVEN.crop - x)).all(1))[0]) for y, x in corners]
     here, there = expected(original, 1), [column[turned] for column in expected(mirrored, 0)]
-    for name, margin, enough, share in (("motion", 2, 0.25, 0.08), ("appearance", 4, 0.05, 0.3)):
+    # In the demo clip, rendered beside `path`, one small object moves: only .085 of its motion labels are clear with version 2
+    # of tvl1 (.1 and more with version 1), of those of the real clips .3 to .5.
+    moving = 0.08 if (path.parent / "videos").is_dir() else 0.25
+    for name, margin, enough, share in (("motion", 2, 0.25, moving), ("appearance", 4, 0.05, 0.3)):
         clear = np.minimum(here[margin], there[margin]) > enough
         if name == "motion":
             clear &= (here[1] & there[1]) > 0

@@ -1,5 +1,6 @@
 """The label generator on a Dask cluster: the shards of the local run, whatever happens to workers and videos."""
 
+import gc
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from labelgen.errors import ClusterError, ReadError
 from labelgen.extract import Extraction, extract
 from labelgen.manifest import load
 from labelgen.reading import read_bytes
-from labelgen.run.plan import Task
+from labelgen.run.plan import ShardTask
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.shard import label_shard_on_cluster
 from labelgen.run.workers import pool
@@ -57,6 +58,14 @@ def cluster():
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with distributed.LocalCluster(**options) as cluster:
         yield cluster
+
+
+def refused(match, call):
+    """The call fails with a ClusterError. What is left of Dask's client must not be collected while the next one is started: it
+    would wait for a lock that is held."""
+    with pytest.raises(ClusterError, match=match):
+        call()
+    gc.collect()
 
 
 def label(root, out, cluster=None, **options):
@@ -103,7 +112,7 @@ def test_a_video_that_hangs_the_process_of_its_shard_is_the_only_one_lost(folder
     data, shard = load("folder", folder), ShardReader(local[0] / "videos" / "00000.h5")
     (tmp_path / ".lock").touch()
     path = tmp_path / "00000.h5"
-    task = Task(path, data.videos[:2], data.root, data.splits, SMALL, shard.config, stall=4)
+    task = ShardTask(path, data.videos[:2], data.root, data.splits, SMALL, shard.config, stall=4)
     assert label_shard_on_cluster(task)[0] == str(path)
     found = ShardReader(path)
     assert found.arrays["videos/id"] == ("right/0.mp4",) and (found.jpeg(69) == shard.jpeg(69)).all()
@@ -123,11 +132,11 @@ def test_a_cluster_that_cannot_be_used_is_named(folder, tmp_path, monkeypatch):
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     data = load("folder", folder)
     for scheduler in (address, "nonsense://x"):
-        with pytest.raises(ClusterError, match=f"{scheduler}: no Dask scheduler answers there"):
-            run.run(data, data.videos, tmp_path, SMALL, scheduler=scheduler)
-    with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty:  # noqa: SIM117
-        with pytest.raises(ClusterError, match="the Dask cluster has no worker; start some with `dask worker"):
-            label(folder, tmp_path, empty)
+        told = f"{scheduler}: no Dask scheduler answers there"
+        refused(told, lambda scheduler=scheduler: run.run(data, data.videos, tmp_path, SMALL, scheduler=scheduler))
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty:
+        told = "the Dask cluster has no worker; start some with `dask worker"
+        refused(told, lambda: label(folder, tmp_path, empty))
 
 
 def test_a_process_of_its_own_gives_results_and_errors_and_its_death_is_told():
@@ -179,6 +188,7 @@ def test_a_machine_that_stands_still_while_dask_starts_its_thread_loses_no_run(c
     with pool(1, cluster.scheduler_address, print) as (each, _):
         assert list(each(str, [7])) == ["7"]
     assert len(waited) == 2
+    gc.collect()  # see `refused`
 
 
 def test_calls_wait_here_until_a_thread_is_free_and_a_worker_that_joins_late_gets_some(cluster):
@@ -252,8 +262,8 @@ def test_a_cluster_behind_tls_is_reached_with_dasks_own_settings_and_not_without
     options = {"processes": False, "threads_per_worker": 1, "dashboard_address": ":0"}
     with distributed.LocalCluster(1, protocol="tls://", security=security, **options) as closed:
         assert closed.scheduler_address.startswith("tls://")
-        with pytest.raises(ClusterError, match="no Dask scheduler answers there.*TLS.*certificates"):
-            pool(1, closed.scheduler_address, print).__enter__()
+        told = "no Dask scheduler answers there.*TLS.*certificates"
+        refused(told, lambda: pool(1, closed.scheduler_address, print).__enter__())
         names = {"CA_FILE": cert, "CLIENT__CERT": cert, "CLIENT__KEY": key}
         tls = dask.config.collect_env(
             {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(path) for name, path in names.items()}

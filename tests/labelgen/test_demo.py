@@ -127,7 +127,7 @@ def test_a_camera_moves_the_background_as_its_path_says(camera):
 def test_camera_path_by_hand():
     """Three sines of the same draws; the reach is that of the table; what does not move is 0."""
     n, rng = 50, np.random.default_rng(3)
-    periods, phases = 40 * 4 ** rng.random((3, 4)), 2 * np.pi * rng.random((3, 4))
+    periods, phases = 20 * 4 ** rng.random((3, 4)), 2 * np.pi * rng.random((3, 4))
     path = demo.camera_path(["pan", "turn"], n, np.random.default_rng(3))
     for frame, column in ((0, 0), (31, 1), (49, 3)):
         sines = [math.sin(2 * math.pi * frame / periods[i, column] + phases[i, column]) for i in range(3)]

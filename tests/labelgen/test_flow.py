@@ -5,7 +5,6 @@ import hashlib
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,8 +17,7 @@ from labelgen.flow import BACKENDS, flow, opencv, tv_l1, tvl1
 from labelgen.flow.opencv import opencv_tvl1
 from labelgen.flow.texture import texture as texture_of
 from labelgen.labels import boundaries
-
-ROOT = Path(__file__).parents[2]
+from tests.command import ROOT
 
 
 def test_the_examples_run():

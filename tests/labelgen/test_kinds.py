@@ -2,23 +2,18 @@
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from joblib.externals.loky import get_reusable_executor
 
-from cli.main import main
 from docs import tables
-from labelgen import decode, flow, labels, plugins, shards
+from labelgen import decode, flow, plugins, shards
 from labelgen.config import Config
 from labelgen.errors import ShardError
 from labelgen.labels import LABELS, kinds, sampling
@@ -31,20 +26,25 @@ from labelgen.run.plan import configuration, file_sizes
 from labelgen.shards import ShardReader, open_shards
 from labelgen.shards.describe import describe
 from labelgen.shards.verify import verify
+from tests.command import ENVIRONMENT, ROOT, vssl
 from tests.labelgen.synthetic import write_video
 
-DOCS = Path(labels.__file__).parents[2] / "docs"
 TINY = ("--height", "48", "--width", "64", "--crop", "32", "--rows", "4", "--flow", "dis", "--videos-per-shard", "10")
 
 
 @pytest.fixture
-def new_kinds(tmp_path, monkeypatch):
-    """The kinds of the page, each added by a line."""
-    source = re.search(r"^```python\n(.*?)^```$", (DOCS / "adding-a-label.md").read_text(), re.M | re.S)[1]
+def plugin(tmp_path):
+    """A folder with the module of the page, which adds two kinds."""
+    source = re.search(r"^```python\n(.*?)^```$", (ROOT / "docs" / "adding-a-label.md").read_text(), re.M | re.S)[1]
     (tmp_path / "plugin").mkdir()
     (tmp_path / "plugin" / "brightness_labels.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path / "plugin")
-    get_reusable_executor().shutdown(wait=True)  # workers of other tests have another path
+    return tmp_path / "plugin"
+
+
+@pytest.fixture
+def new_kinds(plugin, in_process, monkeypatch):
+    """The kinds of the page, each added by a line."""
+    monkeypatch.syspath_prepend(plugin)
     monkeypatch.setitem(LABELS, "brightness", "brightness_labels:BRIGHTNESS")
     monkeypatch.setitem(LABELS, "still", "brightness_labels:STILL")
     yield
@@ -65,11 +65,8 @@ def test_a_kind_from_outside_of_the_package_is_named_on_the_command_line(new_kin
     monkeypatch.setenv(plugins.VARIABLE, "brightness_labels:BRIGHTNESS")
     assert "brightness " in vssl("shards", "info", tmp_path / "out")
     monkeypatch.setitem(LABELS, "brightness", "labelgen.labels.pace:PACE")
-    done = CliRunner().invoke(main, ["shards", "info", str(tmp_path / "out")])
-    assert (
-        done.exit_code == 2
-        and "its kind is called 'brightness', which is the name of labelgen.labels.pace" in done.output
-    )
+    refused = vssl("shards", "info", tmp_path / "out", code=2)
+    assert "its kind is called 'brightness', which is the name of labelgen.labels.pace" in refused
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +75,6 @@ def videos(tmp_path_factory):
     for index, n_frames in enumerate((40, 18)):
         write_video(root / f"{index}.mp4", n_frames, index)
     return root
-
-
-def vssl(*arguments):
-    done = CliRunner().invoke(main, list(map(str, arguments)))
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def test_a_new_kind_is_labelled_read_verified_and_described(new_kinds, videos, tmp_path, monkeypatch):
@@ -120,10 +111,8 @@ def test_a_shard_made_before_a_kind_was_added_is_whole(videos, tmp_path, request
     (shard,) = open_shards(tmp_path / "out")
     assert [kind.name for kind in shard.kinds] == ["statistics", "curriculum", "pace", "order"]
     assert verify(tmp_path / "out") == (1, []) and "brightness" not in describe([shard])
-    done = CliRunner().invoke(
-        main, ["labelgen", "--dataset", "folder", "--root", str(videos), "--out", str(tmp_path / "out"), *TINY]
-    )
-    assert done.exit_code == 1 and "labels brightness version: None there, 3 now" in done.output
+    refused = vssl("labelgen", "--dataset", "folder", "--root", videos, "--out", tmp_path / "out", *TINY, code=1)
+    assert "labels brightness version: None there, 3 now" in refused
 
 
 def test_the_kinds_are_registered_under_their_names_and_named_after_their_groups():
@@ -234,28 +223,20 @@ BACKEND = Backend(lambda first, second: np.full((*first.shape, 2), 1.5, np.float
 """
 
 
-def test_a_new_flow_backend_is_a_file_and_a_line(videos, tmp_path):
-    (tmp_path / "still_flow.py").write_text(STILL)
-    code = "from labelgen.flow import BACKENDS; BACKENDS['still'] = 'still_flow:BACKEND'; from cli.main import main; main()"
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "labelgen",
-        "--dataset",
-        "folder",
-        "--root",
-        videos,
-        "--out",
-        tmp_path,
-        *TINY,
-    ]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{DOCS.parent}"}
-    done = subprocess.run([*command, "--flow", "still"], env=environment, capture_output=True, text=True)
+def test_new_flow_backends_and_kinds_are_a_file_and_a_line_and_known_to_workers(videos, plugin, tmp_path):
+    (plugin / "still_flow.py").write_text(STILL)
+    code = (
+        "from labelgen.flow import BACKENDS; BACKENDS['still'] = 'still_flow:BACKEND'\n"
+        "from labelgen.labels import LABELS; LABELS['brightness'] = 'brightness_labels:BRIGHTNESS'\n"
+        "from cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", code, "labelgen", videos, "--out", tmp_path, *TINY, "--flow", "still"]
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{plugin}:{ROOT}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "3 clips without motion" in done.stdout, done.stderr
     (shard,) = open_shards(tmp_path / "videos")
     assert shard.config["flow"] == {"backend": "still", "version": 4, "u": 1.5}
-    assert not np.asarray(shard.arrays["statistics/valid"]).any()
+    assert not np.asarray(shard.arrays["statistics/valid"]).any() and shard.unknown == ["brightness"]
 
 
 # --- the configuration

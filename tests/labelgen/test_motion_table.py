@@ -5,20 +5,13 @@ import csv
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 
-from cli.main import main
 from labelgen.labels.amount import COLUMNS, amounts
 from labelgen.labels.clip import clip_of_frames
 from labelgen.shards import open_shards
 from labelgen.shards.verify import verify
+from tests.command import vssl
 from tests.labelgen.synthetic import write_video
-
-
-def vssl(*arguments):
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
-    return done.exit_code, done.output
 
 
 def test_amounts_by_hand():
@@ -40,8 +33,8 @@ def labelled(tmp_path_factory):
     write_video(root / "videos" / "fast" / "a.mp4", 40, 1, step=3)
     write_video(root / "videos" / "still" / "=b.mp4", 40, 2, step=0)
     options = ("--height", 48, "--width", 64, "--crop", 32, "--videos-per-shard", 1)
-    code, told = vssl("labelgen", root / "videos", "--out", root / "out", *options, "--motion", root / "motion.csv")
-    assert code == 0 and "motion.csv: the motion of 4 clips" in told, told
+    told = vssl("labelgen", root / "videos", "--out", root / "out", *options, "--motion", root / "motion.csv")
+    assert "motion.csv: motion of 4 clips" in told
     return root, options
 
 
@@ -61,13 +54,13 @@ def test_the_table_is_what_the_shards_hold(labelled):
     np.testing.assert_allclose([[float(row[name]) for name in COLUMNS] for row in rows], stored, rtol=1e-4, atol=1e-6)
     clip = clip_of_frames(shards[0].frames(shards[0].clip_frames(0)), "tvl1")
     np.testing.assert_allclose(stored[0], amounts(np.stack(clip.flows), clip.boundaries), rtol=0.1, atol=0.02)  # JPEG
-    assert verify(root / "out")[1] == [] and "motion, medians of clips" in vssl("shards", "info", root / "out")[1]
+    assert verify(root / "out")[1] == [] and "motion, medians of clips" in vssl("shards", "info", root / "out")
 
 
 def test_parquet_and_the_same_command_again(labelled):
     root, options = labelled
-    code, told = vssl("labelgen", root / "videos", "--out", root / "out", *options, "--motion", root / "m.parquet")
-    assert code == 0 and "2 of 2 shards are done" in told
+    told = vssl("labelgen", root / "videos", "--out", root / "out", *options, "--motion", root / "m.parquet")
+    assert "2 of 2 shards are done" in told
     table = pq.read_table(root / "m.parquet").to_pydict()
     with open(root / "motion.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -78,16 +71,16 @@ def test_parquet_and_the_same_command_again(labelled):
 
 def test_shards_without_it_are_what_they_were(labelled, tmp_path):
     root, options = labelled
-    code, told = vssl("labelgen", root / "videos", "--out", tmp_path, *options)
+    command = ("labelgen", root / "videos", "--out", tmp_path, *options)
+    vssl(*command)
     (plain, _), (with_motion, _) = open_shards(tmp_path), open_shards(root / "out")
-    assert code == 0 and [kind.name for kind in plain.kinds] == ["statistics", "curriculum", "pace", "order"]
+    assert [kind.name for kind in plain.kinds] == ["statistics", "curriculum", "pace", "order"]
     assert "amount" not in plain.config["labels"] and "amount/motion" not in plain.arrays
     for name, values in plain.arrays.items():
         if isinstance(values, tuple):
             assert values == with_motion.arrays[name]
         else:
             np.testing.assert_array_equal(np.asarray(values), np.asarray(with_motion.arrays[name]))
-    code, told = vssl("labelgen", root / "videos", "--out", tmp_path, *options, "--motion", tmp_path / "m.csv")
-    assert code == 1 and "labels amount version: null there" in told.replace("None", "null"), told
-    code, told = vssl("labelgen", root / "videos", "--out", tmp_path, *options, "--motion", tmp_path / "m.txt")
-    assert code == 2 and "expected the name of a table that ends in .csv or .parquet" in told
+    assert "labels amount version: None there" in vssl(*command, "--motion", tmp_path / "m.csv", code=1)
+    refused = vssl(*command, "--motion", tmp_path / "m.txt", code=2)
+    assert "expected the name of a table that ends in .csv or .parquet" in refused

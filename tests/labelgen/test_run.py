@@ -297,6 +297,7 @@ def test_a_full_disk_stops_the_run_and_leaves_whole_shards_only(folder, unbroken
         ("labelgen.run.video", {"torch", "trainer"}),
         ("labelgen.shards", {"torch", "trainer", "numba", "av", "cv2", "h5py"}),
         ("cli.main", {"torch", "numba", "numpy", "h5py"}),
+        ("trainer.training, trainer.evaluate.protocols.retrieval", {"av", "h5py", "numba", "sklearn"}),
     ],
 )
 def test_what_is_not_needed_is_not_imported(module, absent):

@@ -3,7 +3,6 @@
 import errno
 import io
 import pickle
-import resource
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from labelgen.errors import ShardError, WriteError
 from labelgen.shards import ShardReader, reader
 from labelgen.shards.reader import forget
 from labelgen.shards.verify import verify
+from tests.command import file_size_limit
 
 CONFIG = {
     **{"dataset": "example", "height": 32, "width": 40, "crop": 16, "paces": ["1/2", "2"], "clip_length": 16},
@@ -173,17 +173,12 @@ def test_config_hash_does_not_depend_on_the_order_of_keys():
 
 
 def test_a_disk_that_fills_at_any_byte_of_a_shard_is_an_error_and_leaves_nothing(tmp_path):
-    """The kernel's limit of a file's size in place of a disk: HDF5's library, which dies where it cannot write, never sees it."""
+    """HDF5's library, which dies where it cannot write, never sees it."""
     write(tmp_path / "whole.h5")
     whole = (tmp_path / "whole.h5").read_bytes()
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     for limit in (*range(0, len(whole), len(whole) // 97), len(whole) - 1):
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-            with pytest.raises(WriteError, match="cannot be written .File too large"):
-                write(tmp_path / "full.h5")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        with file_size_limit(limit), pytest.raises(WriteError, match="cannot be written .File too large"):
+            write(tmp_path / "full.h5")
         assert [path.name for path in tmp_path.iterdir()] == ["whole.h5"]
     write(tmp_path / "full.h5")
     assert (tmp_path / "full.h5").read_bytes() == whole

@@ -5,11 +5,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.command import ENVIRONMENT
 
 WORK = """
 import os, signal, time
@@ -26,9 +25,8 @@ with pool(2, None, print) as (each, _):
 
 @pytest.fixture
 def parent():
-    with subprocess.Popen(
-        [sys.executable, "-c", WORK], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
-    ) as process:
+    line = [sys.executable, "-c", WORK]
+    with subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
 

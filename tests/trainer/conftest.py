@@ -32,9 +32,9 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unbroken(demo, tmp_path_factory):
-    """A pace run of 40 steps, two an epoch."""
+    """A pace run of 40 steps, two an epoch, which no test changes."""
     run = tmp_path_factory.mktemp("unbroken") / "run"
     torch.set_num_threads(1)
     return train(Settings(**SMALL, epochs=20), demo, run)

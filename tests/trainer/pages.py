@@ -1,6 +1,5 @@
 """HTML pages, read as text and in a headless Chromium, which is driven through its debugging pipe: no driver, no network."""
 
-import base64
 import json
 import os
 import shutil
@@ -77,6 +76,21 @@ class Page(HTMLParser):
 
     def all(self, *names):
         return [attrs for tag, attrs in self.tags if tag in names]
+
+
+EVIL = "<img src=x onerror=document.title='evil'>\"'&"
+
+
+def assert_text(path: Path, least: int) -> None:
+    """EVIL is on the page as text, so often at least, and nothing of it is markup."""
+    text = path.read_text(encoding="ascii")
+    found = Page(text)
+    assert text.count("onerror") >= least and "<img src=x" not in text and EVIL in found.text
+    assert not found.all("script") and all(image["src"].startswith("data:") for image in found.all("img"))
+    attributes = {name for _, attrs in found.tags for name in attrs}
+    assert not any(name.startswith("on") or not name.replace("-", "").isalnum() for name in attributes)
+    assert "&lt;" not in found.text and "&amp;" not in found.text  # nothing is escaped twice
+    assert all(link["href"].startswith(("#", "file:", "data:")) for link in (*found.all("a"), *found.all("link")))
 
 
 class Chromium:
@@ -168,10 +182,3 @@ class Chromium:
         """What was loaded since `open`, but for data inside the page."""
         urls = [m["params"]["request"]["url"] for m in self.said if m.get("method") == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith("data:")]
-
-    def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG file."""
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        shot = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))

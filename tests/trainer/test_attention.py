@@ -4,13 +4,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
-from cli.main import main
 from labelgen.errors import VsslError
 from labelgen.flow import flow
 from labelgen.labels.clip import clip_boundaries
+from tests.command import vssl
 from tests.labelgen import reference
 from tests.trainer.planted import write_colored
 from tests.trainer.synthetic import CONFIG, write_shard
@@ -175,12 +174,8 @@ def test_boundaries_of_the_command_are_the_signed_sum_over_15_clipped_flows():
 
 def test_command(tmp_path, run):
     write_shard(tmp_path / "s" / "00000.h5", [20, 30], config={**CONFIG, "flow": {"backend": "dis"}})
-    done = CliRunner().invoke(
-        main,
-        ["eval", "attention", "--shards", str(tmp_path), "--checkpoint", str(run), "--count", "1", "--workers", "0"],
-    )
-    assert done.exit_code == 0, done.output
-    assert "correlation" in done.output and [*(run / "results" / "attention").glob("s-*.png")]
+    told = vssl("eval", "attention", "--shards", tmp_path, "--checkpoint", run, "--count", 1, "--workers", 0)
+    assert "correlation" in told and [*(run / "results" / "attention").glob("s-*.png")]
 
 
 def test_middle_clip_at_other_paces():

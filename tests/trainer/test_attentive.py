@@ -151,13 +151,21 @@ def test_protocol_and_its_cells(shards, run):
 
 
 def test_what_does_not_fit_is_refused(shards, run, monkeypatch):
+    monkeypatch.setattr(
+        attentive, "MOST_BYTES", 1600
+    )  # a video has 8 cells of 6 numbers of 2 bytes: one clip of each is 1,536
+    with pytest.raises(ProtocolError) as error:
+        measure("attentive", shards, run, compute=ONE, clips=2)
+    assert error.value.advice == "take --clips 1, or `vssl eval linear`"
     monkeypatch.setattr(attentive, "MOST_BYTES", 1000)
-    with pytest.raises(ProtocolError, match="the cells of conv5, 8 of 6 numbers, of 32 clips take .* GiB, expected"):
+    with pytest.raises(
+        ProtocolError, match="the cells of conv5, 8 of 6 numbers, of 2 clips of 16 videos take .* GiB, expected"
+    ):
         measure("attentive", shards, run, compute=ONE, clips=2)
     told = CliRunner().invoke(
         main, [*map(str, ["eval", "attentive", "--shards", shards, "--checkpoint", run, "--device", "cpu"])]
     )
-    assert told.exit_code == 1 and "--clips 1, or `vssl eval linear`" in told.output
+    assert told.exit_code == 1 and "take `vssl eval linear`" in told.output
     monkeypatch.undo()
     monkeypatch.setattr(features, "networks", lambda _: {"pretrained": Large()})
     with pytest.raises(TrainerError, match="stage conv5 gives values up to .*, its cells are kept as float16"):

@@ -136,7 +136,8 @@ def test_memory_layout_and_copy_change_no_value(name):
             assert network(x)["conv5"].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["c3d", "r2plus1d10", "s3dg", "resnet50"])
+# tracing s3dg takes as long as all others together
+@pytest.mark.parametrize("name", ["c3d", "r2plus1d10", "resnet18", pytest.param("s3dg", marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(name):
     network, x = small(name).eval(), clips(2, 3, 8, 32, 32)
     assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
@@ -255,7 +256,7 @@ for width in (0.01, 0.06):  # 1 to 5 channels, the smallest width that is allowe
 """
 
 
-@pytest.mark.parametrize("instructions", ["DEFAULT", "AVX2"])
+@pytest.mark.parametrize("instructions", ["DEFAULT", pytest.param("AVX2", marks=pytest.mark.slow)])
 def test_few_channels_train_within_their_memory(instructions):
     """oneDNN chooses other kernels for other processors: those of AVX2 are tried on newer ones, too. Each in a process of its own
     (seconds), which a debugging malloc ends."""

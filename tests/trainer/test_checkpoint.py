@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from cli.main import main
 from labelgen.errors import WriteError
+from tests.command import vssl
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
 from trainer.evaluate.evaluator import measure
@@ -87,8 +86,7 @@ def test_a_run_that_never_took_a_step_is_used_for_nothing(run, demo, here, monke
     for use in uses.values():
         with pytest.raises(TrainerError, match="00000000/weights.safetensors: it was not trained yet, its weights"):
             use()
-    done = CliRunner().invoke(main, ["embed", "--checkpoint", "dead", "--shards", str(demo)])
-    assert done.exit_code == 1 and "it was not trained yet" in done.output
+    assert "it was not trained yet" in vssl("embed", "--checkpoint", "dead", "--shards", demo, code=1)
     assert checkpoint.load(train(None, demo, resume="dead")).meta["step"] == 1
     (here / "runs/pace-r3d10-1").rename(here / "elsewhere")
     (here / "runs/dead/checkpoints/00000001").rename(here / "runs/dead/checkpoints/00000000")
@@ -168,7 +166,7 @@ def test_a_checkpoint_may_lack_a_setting_that_changes_nothing_computed(run, tmp_
         ),
         (
             lambda meta, weights: weights.update({"backbone.x": torch.zeros(1)}),
-            "x missing, unknown or of another",
+            "x missing, unknown or of a shape that does not match",
         ),
     ],
 )

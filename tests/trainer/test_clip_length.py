@@ -121,8 +121,8 @@ def test_a_network_finetuned_on_long_clips_is_tested_explained_and_exported(long
     assert about["stages"]["conv1"][1] == LENGTH
 
 
-def test_a_checkpoint_from_before_the_clip_length_was_stored_had_16_frames(demo, here):
-    saved = checkpoint.load(train(Settings(**SMALL, epochs=1), demo))
+def test_a_checkpoint_from_before_the_clip_length_was_stored_had_16_frames(pace_run, here):
+    saved = checkpoint.load(pace_run)
     del saved.meta["config"]["clip_length"]
     weights = {name: weight.contiguous() for name, weight in saved.weights.items()}
     save_file(weights, here / "old.safetensors", {"vssl": json.dumps(saved.meta)})

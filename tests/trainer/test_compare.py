@@ -3,9 +3,8 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from cli.main import main
+from tests.command import vssl
 from tests.trainer import planted
 from tests.trainer.pages import BROKEN, CONTRASTS, OVERFLOW, Chromium, Page, needs_browser
 from trainer.errors import TrainerError
@@ -168,7 +167,7 @@ def test_many_rows_are_corrected_by_holm(runs):
 
 
 def test_the_screen_stops_after_the_headlines(runs):
-    short = CliRunner().invoke(main, ["compare", str(runs[0]), str(runs[1])]).output
+    short = vssl("compare", *runs[:2])
     whole = format_table(compare(runs[:2]))
     assert len(short.splitlines()) < 40 < 130 < len(whole.splitlines())
     head = "Retrieval on demo, split split1: top-1, video, conv5, max"
@@ -258,8 +257,7 @@ def test_wrong_use(runs, tmp_path):
 
 
 def test_files_by_the_command(runs, tmp_path):
-    done = CliRunner().invoke(main, ["compare", str(runs[0]), str(runs[1]), "--out", str(tmp_path / "table.csv")])
-    assert done.exit_code == 0, done.output
+    vssl("compare", *runs[:2], "--out", tmp_path / "table.csv")
     write(result := compare(runs[:2]), tmp_path / "table.html")
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     expected = [of for own in result["tables"] for one in own["rows"] for of in one["of"].values()]

@@ -9,6 +9,7 @@ import csv
 import datetime
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.trainer.runs import TIMES
+from tests.command import ENVIRONMENT
+from tests.trainer.runs import TIMES, at_step
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, distributed
 from trainer.errors import TrainerError
@@ -31,7 +33,6 @@ from trainer.network import Network
 from trainer.settings import Settings
 from trainer.training import train
 
-ROOT = Path(__file__).parents[2]
 SMALL = {"backbone": "c3d_light", "width": 0.06, "workers": 0, "device": "cpu", "optimizer": "sgd"}
 VARIANTS = {
     "statistics": [{"targets": "classes"}, {"targets": "raw"}],
@@ -63,8 +64,8 @@ CUDA_CASES = {
 
 
 def steps(case: dict) -> int:
-    """Of a case: 5 for the 22 labelled clips, at most 5 in a step, 3 for three times the 5 videos."""
-    return 5 if method_class(case["method"].split("+")[-1]).of_labelled_clips else 3
+    """Of a case: 5 for the 22 labelled clips, at most 5 in a step, 2 for twice the 5 videos."""
+    return 5 if method_class(case["method"].split("+")[-1]).of_labelled_clips else 2
 
 
 def spawned(kind: int, folder: Path, cases: dict, not_trained: tuple) -> None:
@@ -77,7 +78,7 @@ def spawned(kind: int, folder: Path, cases: dict, not_trained: tuple) -> None:
         limit = datetime.timedelta(seconds=60)
         dist.init_process_group("gloo", f"file://{folder}/group", limit, world_size=2, rank=kind)
     for name, case in cases.items():
-        epochs = {5: 1, 3: 3}[steps(case)]
+        epochs = {5: 1, 2: 2}[steps(case)]
         settings = Settings(**SMALL | case, batch_size=5, epochs=epochs, holdout=0.0)
         results[name] = outcome(train, settings, folder / "five", runs / name)
     if kind < 2 and cases == CASES:
@@ -85,6 +86,7 @@ def spawned(kind: int, folder: Path, cases: dict, not_trained: tuple) -> None:
         results["reduced"] = reduced(kind)
         results["few"] = outcome(train, Settings(**SMALL, epochs=1, holdout=0.2), folder / "five", runs / "few")
         results["damaged"] = outcome(damaged, kind, folder / "five", runs / "damaged")
+        results["stopped"] = outcome(stopped, kind, folder / "five", runs / "stopped")
     if kind < 2:
         dist.destroy_process_group()
     torch.save(results, folder / f"{kind}.pt")
@@ -181,6 +183,20 @@ def damaged(rank: int, shards: Path, run: Path) -> None:
 def test_a_check_that_one_process_fails_ends_all(results):
     for returned in results[1][:2]:
         assert "TrainerError: a weight is not finite at step 1" in returned["damaged"]
+
+
+def stopped(rank: int, shards: Path, run: Path) -> None:
+    """A run of which the second process alone gets a signal, in its second step."""
+    with pytest.MonkeyPatch.context() as patch:
+        if rank:
+            at_step(patch, 1, lambda: signal.raise_signal(signal.SIGTERM))
+        train(Settings(**SMALL, epochs=6, batch_size=5), shards, run)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(results):
+    told = r"Interrupted: stopped by SIGTERM after step (\d) of 6"
+    first, other = (re.search(told, returned["stopped"])[1] for returned in results[1][:2])
+    assert first == other
 
 
 def test_fewer_held_out_samples_than_processes(results):
@@ -374,7 +390,7 @@ def launched(demo, here):
     def launch(*options) -> subprocess.Popen:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
         vssl = ["-m", "--", "cli.main", "train", "--shards", demo, "--workers", 1, "--device", "cpu", *options]
-        variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        variables = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(subprocess.Popen([*map(str, torchrun + vssl)], env=variables, start_new_session=True, **pipes))
         return started[-1]
@@ -396,6 +412,9 @@ def processes(launcher: int) -> list[int]:
     return [ranks[0], ranks[1]]
 
 
+STEPS = 40
+
+
 def wait_for(process, log: Path, lines: int) -> None:
     while not log.exists() or log.read_text().count("\n") < lines:
         assert process.poll() is None, process.communicate()[0]
@@ -403,26 +422,23 @@ def wait_for(process, log: Path, lines: int) -> None:
 
 
 def test_torchrun_stops_resumes_and_equals_one_process(launched, here, alone):
-    """A signal to the second process alone, and, as a cluster sends it, one to all of them and to their launcher, which sends
-    it to them once more."""
-    options = ("--backbone", "c3d_light", "--width", 0.06, "--batch-size", 3, "--epochs", 60, "--holdout", 0.4)
+    """A signal to all of them and to their launcher, which sends it to them once more, as a cluster does it."""
+    options = ("--backbone", "c3d_light", "--width", 0.06, "--batch-size", 3, "--epochs", STEPS, "--holdout", 0.4)
     log = here / "runs/two/log.csv"
-    process, before = launched(*options, "--run", "two"), 0
-    for chosen in ([1], [0, 1]):
-        wait_for(process, log, before + 10)
-        ranks = processes(process.pid)
-        for target in [ranks[i] for i in chosen] + [process.pid] * (len(chosen) > 1):
-            os.kill(target, signal.SIGTERM)
-        printed = process.communicate(timeout=60)[0]
-        step = checkpoint.load("two").meta["step"]
-        assert before + 9 <= step < 60 and process.returncode, printed
-        assert f"stopped by SIGTERM after step {step} of 60; continue with: vssl train --shards" in printed
-        assert printed.count("--resume runs/two") and log.read_text().count("\n") == step + 1
-        process, before = launched("--resume", "two"), step
+    process = launched(*options, "--run", "two")
+    wait_for(process, log, 10)
+    for target in (*processes(process.pid), process.pid):
+        os.kill(target, signal.SIGTERM)
+    printed = process.communicate(timeout=60)[0]
+    step = checkpoint.load("two").meta["step"]
+    assert 9 <= step < STEPS and process.returncode, printed
+    assert f"stopped by SIGTERM after step {step} of {STEPS}; continue with: vssl train --shards" in printed
+    assert printed.count("--resume runs/two") and log.read_text().count("\n") == step + 1
+    process = launched("--resume", "two")
     printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and printed.count("trained 60 steps -> runs/two") == 1, printed
+    assert process.returncode == 0 and printed.count(f"trained {STEPS} steps -> runs/two") == 1, printed
     for name in ("log.csv", "holdout.csv"):
-        assert_close_logs(here / "runs/two" / name, alone / name, 60)
+        assert_close_logs(here / "runs/two" / name, alone / name, STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -430,4 +446,4 @@ def alone(demo, tmp_path_factory):
     """The same run of one process."""
     torch.set_num_threads(1)
     run = tmp_path_factory.mktemp("alone") / "run"
-    return train(Settings(**SMALL, batch_size=3, epochs=60, holdout=0.4), demo, run)
+    return train(Settings(**SMALL, batch_size=3, epochs=STEPS, holdout=0.4), demo, run)

@@ -11,6 +11,7 @@ from torch import nn
 from cli.main import main
 from labelgen.errors import ConfigError, ManifestError
 from labelgen.manifest.form import builtin_manifests, opposites, read_manifest
+from tests.trainer.pages import Page
 from tests.trainer.planted import write_colored
 from tests.trainer.studies import make_study, write_study
 from tests.trainer.synthetic import write_shard
@@ -72,7 +73,7 @@ def seeing(monkeypatch):
 
 def values(result, network="pretrained", pooling="mean"):
     return {
-        (row["metric"], row.get("time"), row.get("class")): (row["value"], row.get("low"), row.get("high"))
+        (row["metric"], row.get("time"), row.get("pair")): (row["value"], row.get("low"), row.get("high"))
         for row in result["rows"]
         if row.get("network") == network and row.get("pooling", pooling) == pooling and row.get("level") == "video"
     }
@@ -155,8 +156,8 @@ def test_pairs_of_opposites(ramps, run, seeing, tmp_path):
     pairs = [("up", "down"), ("flat", "sideways")]
     result = measure("linear", ramps, run, compute=ONE, opposites=pairs, times=("reversed",))
     found = values(result)
-    assert found["accuracy", "normal", None][0] == found["pair accuracy", "normal", "up / down"][0] == 100
-    assert found["accuracy", "reversed", None][0] == 0 == found["pair accuracy", "reversed", "up / down"][0]
+    assert found["accuracy", "normal", None][0] == found["accuracy", "normal", "up / down"][0] == 100
+    assert found["accuracy", "reversed", None][0] == 0 == found["accuracy", "reversed", "up / down"][0]
     assert {row["value"] for row in result["rows"] if row["network"] == "chance"} == {50}
     assert result["protocol"]["items"] == "8 tested videos" and result["protocol"]["classes"] == 2
     assert "pair left out, a class is absent: flat / sideways" in result["notes"]
@@ -259,3 +260,12 @@ def test_a_study_gives_what_disturbed_clips_lose(tmp_path, monkeypatch):
     assert any("labels of 99 videos" in one["reason"] for one in content["absent"]) and not content["failures"]
     assert "(lost " in (tmp_path / "out/table.md").read_text()
     assert not any(column["headline"] for column in content["columns"] if "reversed" in column["measure"])
+
+
+def test_pages_show_pairs_and_what_is_lost(ramps, run, seeing):
+    measure("linear", ramps, run, compute=ONE, opposites=[("up", "down")], times=("reversed",))
+    told = CliRunner().invoke(main, ["report", str(run), "--shards", str(ramps)])
+    assert told.exit_code == 0, told.output
+    text = Page((run / "report.html").read_text()).text
+    assert "Linear probe (opposites-reversed) on ramps, split split1: accuracy, video, conv5, max" in text
+    assert "up / down" in text and "accuracy drop" in text and "1 pairs of opposite classes" in text

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from cli.main import main
 from docs import tables
+from tests.command import vssl
 from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
 from trainer import backbones, checkpoint, methods
 from trainer.backbones import BACKBONES
@@ -62,12 +62,6 @@ def arrow(tmp_path, monkeypatch):
 def plain(tmp_path, monkeypatch):
     """The page's backbone, added as the page says."""
     return added(monkeypatch, BACKBONES, registry_line("plain"), code_blocks(ADDING)[2], tmp_path).plain
-
-
-def vssl(*arguments):
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 FEW = ("--epochs", 1, "--width", 0.06, "--batch-size", 4, "--workers", 0, "--device", "cpu")

@@ -2,16 +2,14 @@
 
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from cli.main import main
 from labelgen.errors import WriteError
+from tests.command import file_size_limit, vssl
 from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.export import FORMATS, TOLERANCE, compare, export
@@ -110,14 +108,9 @@ def test_a_file_exported_again_keeps_its_origin(run, tmp_path):
 
 
 def test_a_full_disk_names_the_file(run, tmp_path):
-    """With the kernel's limit of a file's size in its place."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        with pytest.raises(WriteError, match=r"x.safetensors: cannot be written \(.*File too large"):
-            export(run, tmp_path / "x.safetensors")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    told = r"x.safetensors: cannot be written \(.*File too large"
+    with file_size_limit(10_000), pytest.raises(WriteError, match=told):
+        export(run, tmp_path / "x.safetensors")
     assert not os.listdir(tmp_path)
 
 
@@ -148,7 +141,7 @@ def test_comparison_by_hand():
     ):
         with pytest.raises(TrainerError, match=message):
             compare(eager, near | {stage: torch.tensor(values)})
-    with pytest.raises(TrainerError, match="gives conv1, expected conv1, conv2"):
+    with pytest.raises(TrainerError, match="returns conv1, expected conv1, conv2"):
         compare(eager, {"conv1": eager["conv1"]})
 
 
@@ -168,9 +161,8 @@ def test_what_cannot_be_exported(run, tmp_path, monkeypatch):
 
 
 def test_the_command(run, here):
-    done = CliRunner().invoke(main, ["export", str(run), "--out", "x", "--format", "safetensors"])
-    assert done.exit_code == 0, done.output
-    assert done.output.startswith("r3d10 (width 0.06, 54,002 parameters) of one as safetensors -> x, x.json; largest")
+    printed = vssl("export", run, "--out", "x", "--format", "safetensors")
+    assert printed.startswith("r3d10 (width 0.06, 54,002 parameters) of one as safetensors -> x, x.json; largest")
     assert json.loads(Path("x.json").read_text())["format"] == "safetensors" and Path("x").exists()
-    done = CliRunner().invoke(main, ["export", "nothing", "--out", "y.onnx"])
-    assert done.exit_code == 1 and "nothing: neither a run" in done.output and not Path("y.onnx").exists()
+    assert "nothing: neither a run" in vssl("export", "nothing", "--out", "y.onnx", code=1)
+    assert not Path("y.onnx").exists()

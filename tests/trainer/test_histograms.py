@@ -3,10 +3,9 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 
-from cli.main import main
 from labelgen.labels.boundaries import motion_boundaries
+from tests.command import vssl
 from tests.labelgen.synthetic import write_video
 from trainer import data, histograms
 from trainer.histograms import histogram, of_times
@@ -37,7 +36,12 @@ def test_a_moving_camera_has_flow_and_no_boundaries():
     values = {
         kind: histogram(frames, kind, lambda *_: np.full((32, 32, 2), 3, np.float32)) for kind in histograms.KINDS
     }
-    assert {kind: len(value) for kind, value in values.items()} == {"flow": 1920, "boundary": 3840, "colour": 960}
+    assert {kind: len(value) for kind, value in values.items()} == {
+        "flow": 1920,
+        "boundary": 3840,
+        "colour": 960,
+        "still": 128,
+    }
     assert not values["boundary"].any() and np.linalg.norm(values["flow"]) == pytest.approx(15**0.5)
 
 
@@ -57,37 +61,42 @@ def test_colours_are_counted():
     assert found[0] == 12 and found[3 * 16 + 1 * 4] == 4 and found.sum() == 16
 
 
-@pytest.mark.parametrize("name", ["flow-histogram", "boundary-histogram", "colour-histogram", "random:resnet18"])
+def test_edges_of_the_frame_in_the_middle_by_hand():
+    frames = np.zeros((5, 32, 32, 3), np.uint8)
+    frames[2, 12:20, 16:] = 255  # a bar in the middle frame: an edge on its left, one above, one below
+    found = histogram(frames, "still", None).reshape(4, 4, 8) ** 2
+    assert found.sum() == pytest.approx(1) and not found[0].any() and not found[3].any()
+    assert found[1, 3, 6] == pytest.approx(found[2, 3, 2]) and found[1, 3, 6] > 0.05  # brighter downwards, upwards
+    assert (found[1:3, 2:, [0, 1, 2, 6, 7]].sum() + found[1:3, 1].sum()) == pytest.approx(1)
+    assert not histogram(np.delete(frames, 2, 0), "still", None).any()
+
+
+@pytest.mark.parametrize(
+    "name", ["flow-histogram", "boundary-histogram", "colour-histogram", "still-histogram", "random:resnet18"]
+)
 def test_tables_without_any_training_are_searched(name, demo, here):
-    common = ["--weights", name, "--shards", str(demo), "--workers", "0"]
-    result = CliRunner().invoke(main, ["embed", *common, "--out", "clips.parquet"])
-    assert result.exit_code == 0, result.output
+    common = ("--weights", name, "--shards", demo, "--workers", 0)
+    vssl("embed", *common, "--out", "clips.parquet")
     clips = pq.read_table("clips.parquet")
     assert len(clips) > 13 and np.isfinite(np.array(clips["vector"].to_pylist())).all()
-    result = CliRunner().invoke(main, ["embed", *common, "--level", "video", "--out", "videos.parquet"])
-    assert result.exit_code == 0, result.output
+    vssl("embed", *common, "--level", "video", "--out", "videos.parquet")
     videos = pq.read_table("videos.parquet")
     assert len(videos) == 13
     if name == "colour-histogram":  # of the whole first video, by hand
         reader = data.Shards(demo).readers[0]
-        expected = histogram(reader.frames(np.arange(64)), "colour", None)
-        assert np.allclose(videos["vector"][0].as_py(), expected, atol=1e-6)
-        assert np.allclose(
-            clips["vector"][0].as_py(), histogram(reader.frames(np.arange(16)), "colour", None), atol=1e-6
-        )
+        for table, length in ((videos, 64), (clips, 16)):
+            expected = histogram(reader.frames(np.arange(length)), "colour", None)
+            assert np.allclose(table["vector"][0].as_py(), expected, atol=1e-6)
 
 
 def test_unknown_names_say_what_there_is(demo, here):
-    result = CliRunner().invoke(main, ["embed", "--weights", "random:r9d", "--shards", str(demo)])
-    assert result.exit_code == 2 and "unknown backbone 'r9d'" in result.output
+    assert "unknown backbone 'r9d'" in vssl("embed", "--weights", "random:r9d", "--shards", demo, code=2)
 
 
 def test_a_part_of_a_video_is_found_by_what_moves(here):
     for name, step in (("right", 2), ("left", -2), ("still", 0)):
         write_video(here / "videos" / f"{name}.mp4", 40, step=step)
     write_video(here / "query.mp4", 40, seed=5, step=-2)  # another texture
-    common = ["--weights", "flow-histogram", "--videos", "videos", "--workers", "1"]
-    result = CliRunner().invoke(main, ["embed", *common])
-    assert result.exit_code == 0 and "1920 values each, flow of flow-histogram" in result.output, result.output
-    result = CliRunner().invoke(main, ["search", "query.mp4", "--count", "1", "--workers", "1"])
-    assert result.exit_code == 0 and "left.mp4" in result.output, result.output
+    told = vssl("embed", "--weights", "flow-histogram", "--videos", "videos", "--workers", 1)
+    assert "1920 values each, flow of flow-histogram" in told
+    assert "left.mp4" in vssl("search", "query.mp4", "--count", 1, "--workers", 1)

@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from cli.main import main
+from tests.command import vssl
 from tests.labelgen.synthetic import write_video
 from tests.trainer import references
 from tests.trainer.references import KINETICS, Reference, scaled
@@ -44,9 +43,7 @@ def s3d_file(tmp_path_factory):
 def imported(s3d_file):
     """A run of it, with short clips."""
     out = s3d_file.with_name("run")
-    result = CliRunner().invoke(main, ["import", str(s3d_file), "--out", str(out), "--frames", "8", "--stride", "2"])
-    assert result.exit_code == 0, result.output
-    return out, result.output
+    return out, vssl("import", s3d_file, "--out", out, "--frames", 8, "--stride", 2)
 
 
 def test_import_makes_a_run_that_says_where_it_is_from(imported, s3d_file):
@@ -64,23 +61,19 @@ def test_import_makes_a_run_that_says_where_it_is_from(imported, s3d_file):
 def test_the_same_import_again_changes_nothing_and_another_is_refused(imported, s3d_file, here):
     run, _ = imported
     before = (run / "checkpoints" / "00000001" / "weights.safetensors").stat()
-    same = ["import", str(s3d_file), "--out", str(run), "--frames", "8", "--stride", "2"]
-    result = CliRunner().invoke(main, same)
-    assert result.exit_code == 0 and "up to date" in result.output
+    assert "up to date" in vssl("import", s3d_file, "--out", run, "--frames", 8, "--stride", 2)
     assert (run / "checkpoints" / "00000001" / "weights.safetensors").stat().st_mtime_ns == before.st_mtime_ns
-    result = CliRunner().invoke(main, same[:-2])
-    assert result.exit_code == 1 and "holds other weights" in result.output
+    assert "holds other weights" in vssl("import", s3d_file, "--out", run, "--frames", 8, code=1)
     (here / "mine").mkdir()
     (here / "mine" / "notes.txt").touch()
-    result = CliRunner().invoke(main, ["import", str(s3d_file), "--out", "mine"])
-    assert result.exit_code == 1 and "exists and holds notes.txt" in result.output
+    assert "exists and holds notes.txt" in vssl("import", s3d_file, "--out", "mine", code=1)
     (here / "killed" / "checkpoints" / ".x.tmp").mkdir(parents=True)  # what a killed import leaves
-    assert CliRunner().invoke(main, ["import", str(s3d_file), "--out", "killed"]).exit_code == 0
+    vssl("import", s3d_file, "--out", "killed")
     assert [path.name for path in (here / "killed" / "checkpoints").iterdir()] == ["00000001"]
-    result = CliRunner().invoke(main, ["train", "--resume", "killed", "--shards", "x"])
-    assert result.exit_code == 1 and "imported weights, whose training cannot be resumed" in result.output
-    result = CliRunner().invoke(main, ["import", str(s3d_file), "--out", "other", "--from", "vcop"])
-    assert result.exit_code == 1 and "not those of vcop, but of: torchvision" in result.output
+    refused = vssl("train", "--resume", "killed", "--shards", "x", code=1)
+    assert "imported weights, whose training cannot be resumed" in refused
+    refused = vssl("import", s3d_file, "--out", "other", "--from", "vcop", code=1)
+    assert "not those of vcop, but of: torchvision" in refused
     assert not (here / "other").exists()
 
 
@@ -105,19 +98,16 @@ def test_eval_and_embed_see_what_the_program_saw(imported, demo, here):
     found = Evaluator(opened, run).features("pretrained", opened, np.arange(1), "spread")
     starts = np.rint(np.linspace(0, 64 - 15, 10)).astype(int)
     assert close(np.array(found.arrays["conv5", "mean"]), by_hand(demo, starts[:, None] + 2 * np.arange(8)))
-    result = CliRunner().invoke(main, ["embed", "--checkpoint", str(run), "--shards", str(demo), "--out", "x.parquet"])
-    assert result.exit_code == 0, result.output
+    vssl("embed", "--checkpoint", run, "--shards", demo, "--out", "x.parquet")
     vectors = np.array(pq.read_table("x.parquet")["vector"].to_pylist())[: len(range(0, 64 - 14, 7))]
     assert close(vectors, by_hand(demo, np.arange(0, 64 - 14, 7)[:, None] + 2 * np.arange(8)))
 
 
 def test_trainings_that_begin_with_it_see_what_it_expects(imported, demo, here):
     run, _ = imported
-    small = ["--shards", str(demo), "--batch-size", "2", "--workers", "0", "--device", "cpu", "--epochs", "1"]
-    result = CliRunner().invoke(
-        main, ["train", "--from", str(run), "--method", "rotation", "--fraction", "0.1", *small]
-    )
-    assert result.exit_code == 0 and "(100.0 % of the parameters)" in result.output, result.output
+    small = ("--shards", demo, "--batch-size", 2, "--workers", 0, "--device", "cpu", "--epochs", 1)
+    told = vssl("train", "--from", run, "--method", "rotation", "--fraction", 0.1, *small)
+    assert "(100.0 % of the parameters)" in told
     meta = checkpoint.load(here / "runs" / "rotation-s3d-1").meta
     assert meta["initial"]["imported"]["file"] == "s3d.pth" and len(meta["initial"]["weights"]) == 16
     assert meta["settings"]["backbone"] == "s3d" and meta["norm_epsilon"] == 1e-3
@@ -144,13 +134,11 @@ def test_what_was_imported_is_exported_with_its_input(imported, here):
     own = json.loads((here / "a.pth.json").read_text())
     own["input"] |= {"mean": [0.45] * 3, "resize": [64, 80], "crop": [56, 56], "fps": 12.5}
     (here / "a.pth.json").write_text(json.dumps(own))
-    again = CliRunner().invoke(main, ["import", "a.pth", "--out", "again"])
-    assert again.exit_code == 0 and "its input is that of a.pth.json" in again.output, again.output
+    assert "its input is that of a.pth.json" in vssl("import", "a.pth", "--out", "again")
     meta = checkpoint.load("again").meta
     assert inputs.of_run(meta).mean == (0.45,) * 3 and meta["config"]["width"] == 80 and meta["config"]["fps"] == 12.5
     (here / "a.pth.json").write_text(json.dumps(own | {"input": own["input"] | {"std": [0, 1, 1]}}))
-    damaged = CliRunner().invoke(main, ["import", "a.pth", "--out", "damaged"])
-    assert damaged.exit_code == 1 and "a.pth.json: it does not give the input" in damaged.output
+    assert "a.pth.json: it does not give the input" in vssl("import", "a.pth", "--out", "damaged", code=1)
     reference = Reference(epsilon=1e-3)
     references.s3d(reference, torch.zeros(1, 3, 8, 32, 32))
     for state in (torch.load("a.pth", weights_only=True), load_file("b.safetensors")):
@@ -166,39 +154,22 @@ def test_what_was_imported_is_exported_with_its_input(imported, here):
 
 def test_pages_and_protocols_know_that_nothing_is_known_of_its_training(imported, demo, here):
     run, _ = imported
-    result = CliRunner().invoke(main, ["eval", "pretext", "--checkpoint", str(run), "--shards", str(demo)])
-    assert result.exit_code == 1 and "imported weights, whose pretext task is not known here" in result.output
-    small = ["--checkpoint", str(run), "--shards", str(demo), "--workers", "0", "--device", "cpu"]
-    result = CliRunner().invoke(main, ["eval", "knn", *small])
-    assert "made for crops of 224 pixels, those of the shards have 32" in result.output
-    assert "10 clips of 8 frames, 2 apart" in result.output and "imported from s3d.pth, expects RGB" in result.output
+    refused = vssl("eval", "pretext", "--checkpoint", run, "--shards", demo, code=1)
+    assert "imported weights, whose pretext task is not known here" in refused
+    told = vssl("eval", "knn", "--checkpoint", run, "--shards", demo, "--workers", 0, "--device", "cpu")
+    assert "made for crops of 224 pixels, those of the shards have 32" in told
+    assert "10 clips of 8 frames, 2 apart" in told and "imported from s3d.pth, expects RGB" in told
     stored = json.loads((run / "results" / "knn-demo-split1.json").read_text())
     assert stored["protocol"]["input"].startswith("RGB, 0 to 1, mean 0.43216")
-    result = CliRunner().invoke(main, ["report", str(run), "--shards", str(demo)])
-    assert result.exit_code == 0, result.output
+    vssl("report", run, "--shards", demo)
     page = (run / "report.html").read_text()
     assert "Imported from" in page and "torchvision&#39;s s3d" in page and "No step is logged" not in page
 
 
 def test_files_are_decoded_as_the_network_expects_them(imported, here):
     write_video(Path("videos/one.mp4").absolute(), 40)
-    result = CliRunner().invoke(
-        main,
-        [
-            "embed",
-            "--weights",
-            str(imported[0]),
-            "--videos",
-            "videos",
-            "--level",
-            "video",
-            "--views",
-            "spread",
-            "--workers",
-            "0",
-        ],
-    )
-    assert result.exit_code == 0, result.output
+    options = ("--videos", "videos", "--level", "video", "--views", "spread", "--workers", 0)
+    vssl("embed", "--weights", imported[0], *options)
     frames = Table("features.parquet").about["settings"]["frames"]
     assert (frames["height"], frames["width"], frames["crop"], frames["fps"]) == (256, 256, 224, 15)
 

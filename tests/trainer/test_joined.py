@@ -4,10 +4,9 @@ import signal
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from cli.main import main
 from labelgen.errors import ShardError
+from tests.command import vssl
 from tests.trainer.runs import SMALL, assert_same_run, at_step
 from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint, data
@@ -42,7 +41,7 @@ def test_videos_of_all_stand_side_by_side(two):
 
 def test_what_was_labelled_in_another_way_is_refused(two, tmp_path):
     write_shard(tmp_path / "c" / "00000.h5", [64], config=CONFIG | {"paces": ["1", "2"]})
-    with pytest.raises(ShardError, match=r"paces is \['1', '2'\], that of"):
+    with pytest.raises(ShardError, match=r"paces is \['1', '2'\], but in"):
         data.Shards([two[0], tmp_path / "c"])
     with pytest.raises(ShardError, match="a is given twice"):
         data.Shards([two[0], two[0]])
@@ -83,26 +82,11 @@ def test_a_run_on_two_data_sets_resumes_bit_for_bit_and_knows_what_it_saw(two, t
 
 def test_the_command_takes_several(two, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    line = [
-        "train",
-        "--shards",
-        str(two[0]),
-        "--shards",
-        str(two[1]),
-        "--epochs",
-        "1",
-        "--width",
-        "0.05",
-        "--workers",
-        "0",
-    ]
-    line += ["--batch-size", "4", "--device", "cpu", "--run", "run"]
-    done = CliRunner().invoke(main, [*line, "--shard-weights", "2"])
-    assert done.exit_code == 1 and "shard_weights are [2], expected one for each of a, b" in done.output
-    done = CliRunner().invoke(main, [*line, "--shard-weights", "0.5,1"])
-    assert done.exit_code == 2 and "expected whole numbers" in done.output
-    done = CliRunner().invoke(main, [*line, "--method", "recognition"])
-    assert done.exit_code == 1 and "labels of one data set" in done.output
-    done = CliRunner().invoke(main, line)
-    assert done.exit_code == 0, done.output
-    assert "5 samples of a+b" in done.output and "b marks no video as train: all are used" in done.output
+    small = ("--epochs", 1, "--width", 0.05, "--workers", 0, "--batch-size", 4, "--device", "cpu", "--run", "run")
+    line = ("train", "--shards", two[0], "--shards", two[1], *small)
+    told = "shard_weights are [2], expected one for each of a, b"
+    assert told in vssl(*line, "--shard-weights", 2, code=1)
+    assert "expected whole numbers" in vssl(*line, "--shard-weights", "0.5,1", code=2)
+    assert "labels of one data set" in vssl(*line, "--method", "recognition", code=1)
+    told = vssl(*line)
+    assert "5 samples of a+b" in told and "b marks no video as train: all are used" in told

@@ -6,7 +6,6 @@ import torch
 from tests.trainer.runs import SMALL, rows
 from trainer import checkpoint
 from trainer.data import Batch, Shards
-from trainer.errors import TrainerError
 from trainer.methods import method_class
 from trainer.methods.statistics import SIZES
 from trainer.network import Network
@@ -145,21 +144,3 @@ def test_options_of_several_methods():
     assert settings.options["pace"]["contrast"] == "same-pace" and settings.options["statistics"]["targets"] == "raw"
     assert settings.options["ascnet"] == {"speeds": [1, 2], "gamma": 0.25, "decay": 0.99}
     assert settings.weights == [1.0, 1.0, 1.0] and settings.lr == resolve(Settings(method="pace")).lr
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"method": "pace+pace"}, "method is 'pace\\+pace': each method may be named once"),
-        ({"method": "pace+pacman"}, "unknown method 'pacman'"),
-        (
-            {"method": "pace+ascnet", "weights": [1.0]},
-            r"weights are \[1.0\], expected one more than 0 for each of pace",
-        ),
-        ({"method": "pace+ascnet", "weights": [1.0, 0.0]}, "expected one more than 0 for each of pace, ascnet"),
-        ({"method": "pace+ascnet", "options": {"tce": {}}}, "options of 'tce' are given, but the method is pace"),
-    ],
-)
-def test_settings_that_make_no_sense(settings, message):
-    with pytest.raises(TrainerError, match=message):
-        resolve(Settings(**settings))

@@ -2,7 +2,6 @@ import csv
 import itertools
 import math
 import re
-import resource
 import shutil
 import signal
 import threading
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors import SafetensorError
 from torch import nn
 
-from cli.main import main
 from labelgen.errors import ShardError, WriteError
 from labelgen.shards import ShardReader
+from tests.command import file_size_limit, vssl
 from tests.trainer.runs import SMALL, at_step, rows
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data, distributed
@@ -43,20 +41,12 @@ def test_a_run_is_logged_and_kept(unbroken):
 
 @pytest.mark.parametrize("name", ["log.csv", "holdout.csv"])
 def test_a_full_disk_names_the_log(tmp_path, name):
-    """With the kernel's limit of a file's size in its place."""
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    try:
-        with (
-            pytest.raises(WriteError, match=rf"{name}: cannot be written \(.*File too large"),
-            Log(tmp_path, 0, 2, 2) as log,
-        ):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
-            if name == "log.csv":
-                log.step(0, 0, 0.1, {"loss": 1.0}, 0.1, 0.2, 3)
-            else:
-                log.held_out(1, {"loss": 1.0})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    told = rf"{name}: cannot be written \(.*File too large"
+    with pytest.raises(WriteError, match=told), Log(tmp_path, 0, 2, 2) as log, file_size_limit(10):
+        if name == "log.csv":
+            log.step(0, 0, 0.1, {"loss": 1.0}, 0.1, 0.2, 3)
+        else:
+            log.held_out(1, {"loss": 1.0})
 
 
 def test_what_is_held_out_is_told(demo, here, capsys):
@@ -124,48 +114,36 @@ def test_a_short_training_is_told_at_its_begin_and_at_its_end(demo, here, capsys
 
 def test_a_budget_in_clips_sets_epochs_and_the_drops_of_the_learning_rate(demo, here, capsys):
     """Six samples of one clip, in batches of three, 20 epochs with drops after 6, 12 and 18; and two clips of each."""
-    small = [
-        "train",
-        "--shards",
-        str(demo),
-        "--width",
-        "0.06",
-        "--batch-size",
-        "3",
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-    ]
-    done = CliRunner().invoke(main, [*small, "--clips", "62", "--run", "one"])
-    assert done.exit_code == 0 and "62 clips are 10 epochs" in done.output
+    small = ("--width", 0.06, "--batch-size", 3, "--workers", 0, "--device", "cpu")
+
+    def given(*options, code=0):
+        return vssl("train", "--shards", demo, *options, code=code)
+
+    assert "62 clips are 10 epochs" in given(*small, "--clips", 62, "--run", "one")
     meta = checkpoint.load("one").meta
     assert (meta["steps"], meta["settings"]["epochs"], meta["settings"]["drop_every"]) == (20, 10, 3)
-    assert CliRunner().invoke(main, [*small[:3], "--resume", "one", "--clips", "60"]).exit_code == 0
-    done = CliRunner().invoke(main, [*small[:3], "--resume", "one", "--clips", "100"])
-    assert done.exit_code == 1 and "cannot resume runs/one: 100 clips are 17 epochs, but the run has 10" in done.output
-    contrast = ["--set", "contrast=same-context", "--run", "two"]
-    assert CliRunner().invoke(main, [*small, *contrast, "--clips", "1"]).exit_code == 0
+    given("--resume", "one", "--clips", 60)
+    train(Settings(epochs=18, drop_every=6), demo, resume="one", clips=62)  # as its recipe says it
+    told = "cannot resume runs/one: 100 clips are 17 epochs, but the run has 10"
+    assert told in given("--resume", "one", "--clips", 100, code=1)
+    given(*small, "--set", "contrast=same-context", "--run", "two", "--clips", 1)
     assert checkpoint.load("two").meta["settings"]["epochs"] == 1
     settings = resolve(Settings(**SMALL, options={"pace": {"contrast": "same-context"}}))
     assert epoch_of(training_clips(data.Shards(demo), settings), settings) == (2, 12)
-    for clips, code, expected in (
-        ("0", 2, "--clips"),
-        ("9999999999", 2, "epochs is 1666666666"),
-        ("9", 2, "--epochs and"),
+    for told, *options in (
+        ("--clips", "--clips", 0),
+        ("epochs is 1666666666", "--clips", 9999999999),
+        ("--epochs and", "--clips", 9, "--epochs", 2),
     ):
-        epochs = ["--epochs", "2"] if clips == "9" else []
-        done = CliRunner().invoke(main, [*small, "--clips", clips, *epochs])
-        assert done.exit_code == code and expected in done.output
+        assert told in given(*small, *options, code=2)
 
 
 def test_hints_may_be_pasted(demo, here, monkeypatch):
     shutil.copytree(demo, "my shards")
     at_step(monkeypatch, 0, lambda: signal.raise_signal(signal.SIGINT))
-    small = ["--epochs", "1", "--width", "0.06", "--batch-size", "3", "--workers", "0", "--device", "cpu"]
-    done = CliRunner().invoke(main, ["train", "--shards", "my shards", "--run", "a b", *small])
-    assert done.exit_code == 130
-    assert "after step 1 of 2; continue with: vssl train --shards 'my shards' --resume 'runs/a b'\n" in done.output
+    small = ("--epochs", 1, "--width", 0.06, "--batch-size", 3, "--workers", 0, "--device", "cpu")
+    printed = vssl("train", "--shards", "my shards", "--run", "a b", *small, code=130)
+    assert "after step 1 of 2; continue with: vssl train --shards 'my shards' --resume 'runs/a b'\n" in printed
 
 
 def test_the_largest_seed_trains(demo, here):
@@ -268,7 +246,7 @@ def test_a_loss_that_is_not_finite_is_told_of_its_own_step(demo, here, monkeypat
     with pytest.raises(TrainerError, match="the loss is not finite at step 4, with the batch ") as raised:
         train(Settings(**SMALL, epochs=20, checkpoint_minutes=0.0), demo, "broken")
     names = data.Shards(demo).text("videos/id")
-    assert f"holds {', '.join(names[row] for row in shown[3])}; " in str(raised.value)
+    assert f"the batch {', '.join(names[row] for row in shown[3])}; " in str(raised.value)
     assert [row["step"] for row in rows(here / "runs/broken")] == ["1", "2", "3"]
     assert checkpoint.load("broken").meta["step"] <= 3
 

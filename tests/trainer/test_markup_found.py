@@ -6,32 +6,13 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from cli.main import main
-from tests.trainer.pages import Page
+from tests.command import vssl
+from tests.trainer.pages import EVIL, assert_text
 from trainer.embeddings.sheets import write_hits
 from trainer.embeddings.table import Table, write_part
 from trainer.study.jobs import Store
 from trainer.study.page import write_page
-
-EVIL = "<img src=x onerror=document.title='evil'>\"'&"
-
-
-def vssl(*arguments):
-    done = CliRunner().invoke(main, list(map(str, arguments)))
-    assert done.exit_code == 0, done.output
-
-
-def assert_text(path, least):
-    text = path.read_text(encoding="ascii")
-    found = Page(text)
-    assert text.count("onerror") >= least and "<img src=x" not in text and EVIL in found.text
-    assert not found.all("script") and all(image["src"].startswith("data:") for image in found.all("img"))
-    attributes = {name for _, attrs in found.tags for name in attrs}
-    assert not any(name.startswith("on") or not name.replace("-", "").isalnum() for name in attributes)
-    assert "&lt;" not in found.text and "&amp;" not in found.text  # nothing is escaped twice
-    assert all(link["href"].startswith(("#", "file:", "data:")) for link in (*found.all("a"), *found.all("link")))
 
 
 @pytest.fixture

@@ -290,9 +290,7 @@ def test_same_context_leaves_out_videos_whose_rows_have_one_pace(tmp_path):
     usable = np.flatnonzero(paces[:, 0] != paces[:, 1])
     assert 0 < len(usable) < 7
     samples, lacking, why = Pace.samples(source, OPTIONS)
-    assert (
-        samples[:, 1].tolist() == usable.tolist() and lacking == 7 - len(usable) and why.endswith("all of them equal")
-    )
+    assert samples[:, 1].tolist() == usable.tolist() and lacking == 7 - len(usable) and why.endswith("equal rows only")
     assert len(Pace.samples(source, Pace.option_values())[0]) == 7
 
 

@@ -181,7 +181,8 @@ def test_a_table_is_reproduced_through_interruptions(reproduce, tmp_path):
     marker.unlink()
     (weights,) = tmp_path.glob("runs/*/checkpoints/*/weights.safetensors")
     before = weights.stat().st_mtime_ns
-    assert reproduce(*where)[2] == ["train"] and weights.stat().st_mtime_ns == before
+    code, output, made = reproduce(*where)
+    assert code == 0 and made == ["train"] and weights.stat().st_mtime_ns == before, output
     code, output, made = reproduce(*where, "--width", "0.1")
     assert code == 3 and "cannot resume" in output and "width is 0.1, but the run has 0.06" in output
     assert "the training that it needs failed" in output

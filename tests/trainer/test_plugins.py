@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from cli.main import main
 from labelgen import plugins
+from tests.command import vssl
 from tests.trainer.runs import SMALL, at_step, rows
 from trainer import checkpoint
 from trainer.errors import Interrupted, TrainerError
@@ -60,12 +59,6 @@ def mine(tmp_path_factory, monkeypatch):
 def forget_imports():
     for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
         del sys.modules[name]
-
-
-def vssl(*arguments, code=0):
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert done.exit_code == code, done.output
-    return done.output
 
 
 def nothing_named(monkeypatch):

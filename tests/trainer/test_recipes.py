@@ -17,7 +17,7 @@ from trainer.backbones import BACKBONES
 from trainer.extends import chain
 from trainer.methods import METHODS, method_class
 from trainer.recipes import RECIPES, read, recipe
-from trainer.settings import resolve
+from trainer.settings import resolve, resumed
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 SOURCE = re.compile(r"assumed|(thesis|vcop|skip-clip|tce|ascnet|pyslowfast|cvrl|coclr|rspnet|lejepa),? \S.*")
@@ -329,6 +329,12 @@ def test_a_recipe_runs_two_steps(name, shards_for, here):
     for key, value in asdict(resolve(settings)).items():  # all else as the recipe has it
         if key not in ("epochs", "width", "batch_size", "workers", "device", "precision", "backbone"):
             assert has[key] == value, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_resumed_with_its_recipe(name):
+    settings, _ = recipe(name)
+    assert resumed(settings, asdict(resolve(settings)), Path("one")) == resolve(settings)
 
 
 def options_of(settings):

@@ -16,7 +16,6 @@ from trainer.evaluate.evaluator import Evaluator
 from trainer.evaluate.features import Compute
 from trainer.evaluate.protocols.recognition import predictions
 from trainer.methods.recognition import Recognition
-from trainer.network import Network
 from trainer.settings import Settings
 from trainer.training import train
 
@@ -49,34 +48,6 @@ def test_clips_are_mirrored_or_not(demo, mirror):
     raw = clips.batch(np.array([(epoch, i) for epoch in range(4) for i in range(len(samples))]))
     assert set(raw["view"]["mirror"].flatten().tolist()) == ({0, 1} if mirror else {0})
     assert len(raw["view"]["crop"].unique()) > 4
-
-
-@pytest.mark.parametrize("views", ["spread", "adjacent"])
-def test_evaluation_passes_the_hidden_layers(demo, here, views):
-    """The trained modules themselves, one clip at a time, for the averaged weights."""
-    run = train(replace(TINY, ema=0.5, options={"recognition": {"hidden": 6}}), demo)
-    source, saved = data.Shards(demo), checkpoint.load(run, best=True)
-    network = Network(Settings(**saved.meta["settings"]), source)
-    network.load_state_dict(saved.weights)
-    averaged = network.ema.eval()
-    scored = predictions(Evaluator(demo, run, compute=ONE), saved, views)
-    lengths = [
-        source.readers[shard].arrays["videos/n_frames"][video] for shard, video in source.videos[scored.videos].tolist()
-    ]
-    count = 50 if views == "spread" else sum(max(1, n // 16) for n in lengths)
-    assert scored.clips.shape == (count, 2) and len(scored.videos) == 5
-    for clip in range(0, count, 7):
-        shard, video = source.videos[scored.videos[scored.owner[clip]]]
-        arrays = source.readers[shard].arrays
-        first, n = (int(arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
-        own = clip - int(np.flatnonzero(scored.owner == scored.owner[clip])[0])  # which of the video's clips
-        starts = np.linspace(0, max(0, n - 16), 10).round().astype(int) if views == "spread" else range(0, n - 15, 16)
-        shown = first + (starts[own] + np.arange(16)) % n
-        frames = source.readers[shard].frames(shown)[:, 4:36, 8:40]
-        x = torch.tensor((frames / 255 - 0.45) / 0.225).float().permute(3, 0, 1, 2)[None]
-        with torch.no_grad():
-            logits = averaged["methods"]["recognition"].logits(averaged["backbone"], x)[0].double()
-        assert scored.clips[clip] == pytest.approx(logits.softmax(0).numpy(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("name", "fits", "other"), [("crop", 32, 24), ("clip_length", 16, 24)])

@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from cli.main import main
+from labelgen.shards import ShardReader
+from tests.command import vssl
 from tests.trainer.planted import Noise, SeesClass, kept_scores, write_colored
 from tests.trainer.synthetic import CONFIG, video_frames, write_shard
 from trainer import checkpoint, data
-from trainer.errors import TrainerError
+from trainer.errors import ProtocolError, TrainerError
 from trainer.evaluate import PROTOCOLS, features
-from trainer.evaluate.evaluator import Evaluator, measure, measure_all
+from trainer.evaluate.evaluator import Evaluator, measure
 from trainer.evaluate.features import Compute
 from trainer.evaluate.metrics import accuracy
 from trainer.evaluate.protocols import recognition
@@ -51,22 +51,21 @@ def runs(shards, tmp_path_factory):
     return [train(replace(TINY, split=name, ema=0.5), shards, folder / name) for name in "abc"]
 
 
-@pytest.fixture(scope="module")
-def pretrained(demo, tmp_path_factory):
-    return train(Settings(width=0.06, epochs=1, workers=0), demo, tmp_path_factory.mktemp("runs") / "pace")
-
-
 def chosen(result, **wanted) -> list[dict]:
     return [row for row in result["rows"] if all(row.get(key) == value for key, value in wanted.items())]
 
 
-@pytest.mark.parametrize("all_clips", [False, True])
-def test_equals_slow_protocol(shards, runs, all_clips):
+@pytest.mark.parametrize(("all_clips", "hidden"), [(False, False), (True, False), (False, True)])
+def test_equals_slow_protocol(shards, runs, tmp_path, all_clips, hidden):
     """The protocol once more: the trained modules themselves, one clip at a time, counted by hand."""
-    result = measure("recognition", shards, runs[0], compute=ONE, all_clips=all_clips)
+    run = runs[0]
+    if hidden:
+        settings = {"backbone": "c3d_light", "options": {"recognition": {"hidden": 6}}}
+        run = train(replace(TINY, split="a", ema=0.5, **settings), shards, tmp_path / "hidden")
+    result = measure("recognition", shards, run, compute=ONE, all_clips=all_clips)
     if not all_clips:
         kept_scores(result)
-    source, saved = data.Shards(shards, "a"), checkpoint.load(runs[0], best=True)
+    source, saved = data.Shards(shards, "a"), checkpoint.load(run, best=True)
     network = Network(Settings(**saved.meta["settings"]), source)
     network.load_state_dict(saved.weights)
     averaged = network.ema.eval()  # evaluation uses the averaged weights, backbone and classifier
@@ -120,6 +119,28 @@ def planted_run(folder, source, head, **meta) -> None:
     folder.mkdir()
     meta = {"vssl": json.dumps({**saved.meta, **meta})}
     save_file(weights, folder / "weights.safetensors", meta)
+
+
+def test_disturbed_clips_lose_what_the_same_answers_say(shards, runs):
+    plain = measure("recognition", shards, runs[1], compute=ONE)
+    result = measure("recognition", shards, runs[1], compute=ONE, times=("reversed", "still"))
+    assert result["file"].endswith("recognition-reversed-still-six-b.json") and result["protocol"]["time"]
+    saved = checkpoint.load(runs[1], best=True)
+    evaluator = Evaluator(shards, runs[1], compute=ONE)
+    for level in ("clip", "video"):
+        normal, turned = (
+            predictions(evaluator, saved, time=time).hits(level)[0] for time in (None, data.Time("reversed"))
+        )
+        (row,) = chosen(result, level=level, metric="accuracy", time="normal")
+        assert row["value"] == chosen(plain, level=level, metric="accuracy")[0]["value"] == 100 * normal.mean()
+        (row,) = chosen(result, level=level, metric="accuracy", time="reversed")
+        assert row["value"] == pytest.approx(100 * turned.mean())
+        (row,) = chosen(result, level=level, metric="accuracy drop", time="reversed")
+        assert (
+            row["value"] == pytest.approx(100 * (normal.mean() - turned.mean()))
+            and row["low"] <= row["value"] <= row["high"]
+        )
+    assert Recognition.format_table(result).count("still") > 1
 
 
 def test_planted_classes_and_noise(tmp_path, runs, monkeypatch):
@@ -268,9 +289,9 @@ def test_runs_that_cannot_be_averaged(shards, runs, demo, tmp_path):
         measure("recognition", shards, [runs[0], tmp_path / "renamed"])
 
 
-def test_what_cannot_be_tested(shards, runs, demo, pretrained):
+def test_what_cannot_be_tested(shards, runs, demo, run):
     with pytest.raises(TrainerError, match="trained with pace has no classifier; finetune it first"):
-        measure("recognition", demo, pretrained)
+        measure("recognition", demo, run)
     with pytest.raises(
         TrainerError,
         match="^split b: the run was trained on split a of six, whose training videos the other split tests$",
@@ -332,61 +353,52 @@ def test_table_and_files(shards, runs):
 # all protocols
 
 
-def test_all_protocols_on_a_pretraining_run(demo, pretrained):
-    done = {
-        name: error
-        for name, table, error in measure_all(Evaluator(demo, pretrained, compute=ONE), {})
-        if (table is None) == (error is not None)
-    }
-    assert list(done) == list(PROTOCOLS)
-    left_out = {name: error.advice for name, error in done.items() if error}
-    assert set(left_out) == {"recognition", "similarity", "future"} and "skip_clip" in left_out["future"]
-    assert "vssl finetune" in left_out["recognition"] and "--pairs" in left_out["similarity"]
-    for name in ("retrieval", "knn", "linear", "smoothness"):
-        assert (pretrained / f"results/{name}-demo-split1.json").exists()
+@pytest.mark.parametrize(
+    ("name", "advice"), [("recognition", "vssl finetune"), ("similarity", "--pairs"), ("future", "skip_clip")]
+)
+def test_what_a_pretraining_run_lacks_for_a_protocol_is_told(demo, run, name, advice):
+    with pytest.raises(ProtocolError) as left_out:
+        Evaluator(demo, run, compute=ONE).measure(name)
+    assert advice in left_out.value.advice
 
 
-def test_eval_all_from_the_command_line(shards, runs, tmp_path):
-    """A finetuned run on its own split, not the first."""
+def test_eval_all_from_the_command_line(shards, runs, tmp_path, monkeypatch):
+    """A finetuned run on its own split, not the first; its shards are opened once."""
     shutil.rmtree(runs[1] / "results", ignore_errors=True)
-    done = CliRunner().invoke(
-        main, ["eval", "all", "--shards", str(shards), "--checkpoint", str(runs[1]), "--workers", "0"]
-    )
-    assert done.exit_code == 0, done.output
-    assert "recognition on six, split b" in done.output and "linear probe on six, split b" in done.output
-    left_out = [line for line in done.output.splitlines() if line.startswith("left out: ")]
+    opened, reading = [], ShardReader.__init__
+    monkeypatch.setattr(ShardReader, "__init__", lambda self, path: opened.append(str(path)) or reading(self, path))
+    told = vssl("eval", "all", "--shards", shards, "--checkpoint", runs[1], "--workers", 0)
+    assert opened == [str(shards / "00000.h5")]
+    assert "recognition on six, split b" in told and "linear probe on six, split b" in told
+    left_out = [line for line in told.splitlines() if line.startswith("left out: ")]
     assert [line.split(": ")[1] for line in left_out] == ["similarity", "pretext", "future"]
     assert left_out[0].startswith("left out: similarity: similarity needs the list of pairs")
-    assert (runs[1] / "results/recognition-six-b.json").exists()
-    bad = CliRunner().invoke(main, ["eval", "all", "--shards", str(tmp_path), "--checkpoint", str(runs[1])])
-    assert bad.exit_code == 1 and "no shards" in bad.output
+    measured = {path.name.partition("-six")[0] for path in (runs[1] / "results").glob("*.json")}
+    assert measured == PROTOCOLS.keys() - {"similarity", "pretext", "future"}
+    assert "no shards" in vssl("eval", "all", "--shards", tmp_path, "--checkpoint", runs[1], code=1)
 
 
 def test_recognition_from_the_command_line(shards, runs):
-    options = ["eval", "recognition", "--shards", str(shards), "--workers", "0"]
-    done = CliRunner().invoke(main, options + [word for run in runs for word in ("--checkpoint", str(run))])
-    assert done.exit_code == 0 and "each video once over splits a, b, c" in done.output
-    assert done.output.splitlines()[-1] == str(runs[0] / "results/recognition-six.json")
-    wrong = CliRunner().invoke(main, [*options, "--checkpoint", str(runs[0]), "--split", "c"])
-    assert (
-        wrong.exit_code == 1
-        and "Error: split c: the run was trained on split a" in wrong.output
-        and "finetune --split c" in wrong.output
-    )
+    options = ("eval", "recognition", "--shards", shards, "--workers", 0)
+    told = vssl(*options, *(word for run in runs for word in ("--checkpoint", run)))
+    assert "each video once over splits a, b, c" in told
+    assert told.splitlines()[-1] == str(runs[0] / "results/recognition-six.json")
+    wrong = vssl(*options, "--checkpoint", runs[0], "--split", "c", code=1)
+    assert "Error: split c: the run was trained on split a" in wrong and "finetune --split c" in wrong
 
 
-def test_finetuning_starts_from_the_newest_pretrained_run(shards, runs, pretrained, tmp_path, monkeypatch):
-    for age, place in ((60, pretrained), (0, runs[0])):  # the finetuned one is the newer
+def test_finetuning_starts_from_the_newest_pretrained_run(shards, runs, run, tmp_path, monkeypatch):
+    for age, place in ((60, run), (0, runs[0])):  # the finetuned one is the newer
         shutil.copytree(place, tmp_path / "runs" / place.name)
         for folder in (tmp_path / "runs" / place.name / "checkpoints").iterdir():
             os.utime(folder, (time.time() - age,) * 2)
     monkeypatch.chdir(tmp_path)
     assert checkpoint.newest_run().name == runs[0].name
-    options = ["finetune", "--shards", str(shards), "--epochs", "1", "--workers", "0", "--device", "cpu"]
-    done = CliRunner().invoke(main, [*options, "--run", "tuned"])
-    assert done.exit_code == 0 and checkpoint.load("tuned").meta["initial"]["settings"]["method"] == "pace", done.output
-    wrong = CliRunner().invoke(main, [*options, "--scratch", "--set", "dropout=1"])
-    assert wrong.exit_code == 2 and "dropout is 1.0, expected 0 or more and less than 1" in wrong.output
+    options = ("finetune", "--shards", shards, "--epochs", 1, "--workers", 0, "--device", "cpu")
+    vssl(*options, "--run", "tuned")
+    assert checkpoint.load("tuned").meta["initial"]["settings"]["method"] == "pace"
+    wrong = vssl(*options, "--scratch", "--set", "dropout=1", code=2)
+    assert "dropout is 1.0, expected 0 or more and less than 1" in wrong
 
 
 def test_intervals_are_by_video(shards, runs):

@@ -5,10 +5,9 @@ import re
 import shutil
 
 import pytest
-from click.testing import CliRunner
 
-from cli.main import main
 from labelgen.shards import open_shards
+from tests.command import vssl
 from tests.trainer.pages import BROKEN, CONTRASTS, OPEN, OVERFLOW, Chromium, Page, needs_browser
 from tests.trainer.planted import colored
 from tests.trainer.synthetic import CONFIG, video_frames, write_shard
@@ -62,9 +61,7 @@ def path(run, shards):
 def by_the_command(run, monkeypatch, folder):
     """What `vssl report` prints in a folder, and the text of the page."""
     monkeypatch.chdir(folder)
-    done = CliRunner().invoke(main, ["report", str(run)])
-    assert done.exit_code == 0, done.output
-    return done.output, Page((run / "report.html").read_text()).text
+    return vssl("report", run), Page((run / "report.html").read_text()).text
 
 
 def test_of_several_data_sets_in_out_the_runs_own_are_shown(run, shards, tmp_path, monkeypatch):
@@ -167,8 +164,7 @@ def test_what_is_missing_is_said_with_a_command_that_exists(shards, tmp_path):
     commands = re.findall(r"vssl ([a-z ]+) ", missing)
     assert {command.split()[1] for command in commands if command.startswith("eval")} == set(PROTOCOLS)
     for command in commands:
-        done = CliRunner().invoke(main, [*command.split()[: 2 if command.startswith("eval") else 1], "--help"])
-        assert done.exit_code == 0, command
+        vssl(*command.split()[: 2 if command.startswith("eval") else 1], "--help")
     assert "Sheets of labels" in missing and "curriculum" in missing and "Clips and targets" in missing
     with pytest.raises(TrainerError, match="neither a run"):
         report.report(tmp_path / "nothing")
@@ -263,8 +259,7 @@ def test_shards_that_are_not_used(run, shards, tmp_path):
     assert len(notes) == 1 and notes[0].startswith(
         f"{tmp_path / 'other'} is not used: the page shows no videos of other"
     )
-    done = CliRunner().invoke(main, ["report", str(run), "--shards", str(tmp_path / "other")])
-    assert done.exit_code == 0 and f"note: {notes[0]}" in done.output.splitlines()
+    assert f"note: {notes[0]}" in vssl("report", run, "--shards", tmp_path / "other").splitlines()
     report.report(run, [shards])
 
 
@@ -278,16 +273,15 @@ def test_videos_of_one_moment_each(run, shards, tmp_path):
 
 def test_command(run, shards, tmp_path):
     run = shutil.copytree(run, tmp_path / "run")
-    done = CliRunner().invoke(main, ["report", str(run), "--shards", str(shards), "--count", "1"])
-    assert done.exit_code == 0 and "report.html (" in done.output, done.output
+    assert "report.html (" in vssl("report", run, "--shards", shards, "--count", 1)
     found = Page((run / "report.html").read_text())
     assert sum("motion boundaries, blocks of largest motion" in image["alt"] for image in found.all("img")) == 1
     clips = [image["alt"] for image in found.all("img") if image["alt"].startswith("Middle frame and motion bound")]
     captions = re.findall(r"(easy|middle|hard): [.\d]+, (\S+)", found.text)
     assert len(clips) == len(captions) == 18 and [place for place, _ in captions[::6]] == ["easy", "middle", "hard"]
     assert clips[7].endswith(captions[7][1])
-    other = CliRunner().invoke(main, ["report", str(run)])
-    assert other.exit_code == 0 and "Pictures of the videos of ucf101" in Page((run / "report.html").read_text()).text
+    vssl("report", run)
+    assert "Pictures of the videos of ucf101" in Page((run / "report.html").read_text()).text
 
 
 def test_own_numbers_stand_first_and_published_ones_are_grey(run, path):

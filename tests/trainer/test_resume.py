@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from labelgen import files
+from tests.command import ENVIRONMENT
 from tests.trainer.runs import SMALL, assert_same_run, at_step, rows
 from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint
@@ -90,7 +90,7 @@ def test_a_killed_process_resumes_bit_for_bit(unbroken, demo, here, number, code
         "except Interrupted as stop:\n"
         "    sys.exit(stop.exit_code)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, env=_environment())
+    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, env=ENVIRONMENT)
     log = here / "runs/pace-r3d10-1/log.csv"
     while not log.exists() or log.read_text().count("\n") < 12:
         assert process.poll() is None
@@ -100,10 +100,6 @@ def test_a_killed_process_resumes_bit_for_bit(unbroken, demo, here, number, code
     saved = checkpoint.load("pace-r3d10-1").meta["step"]
     assert 0 < saved < 40
     assert_same_run(train(Settings(workers=1), demo, resume="runs/pace-r3d10-1"), unbroken)
-
-
-def _environment():
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def test_a_hang_up_that_the_caller_ignores_stops_nothing(demo, here, monkeypatch):
@@ -167,7 +163,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(demo, here, monkeypatch):
 
     def other():
         command = [sys.executable, "-c", program]
-        tried.append(subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=100))
+        tried.append(subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=100))
 
     at_step(monkeypatch, 1, other)
     run = train(Settings(**SMALL | {"workers": 1}, epochs=2), demo, "one")
@@ -206,7 +202,7 @@ def test_a_file_of_weights_is_no_run_to_go_on_with(unbroken, demo, here):
     copy = here / "elsewhere.safetensors"
     copy.write_bytes(checkpoint.load(unbroken).file.read_bytes())
     with pytest.raises(
-        TrainerError, match=r"elsewhere.safetensors: does not belong to a run whose training could continue"
+        TrainerError, match=r"elsewhere.safetensors: it does not belong to a run whose training could continue"
     ):
         train(None, demo, resume=copy)
     assert os.listdir(here) == [copy.name]
@@ -216,7 +212,7 @@ def test_a_file_of_weights_is_no_run_to_go_on_with(unbroken, demo, here):
     ("log", "row", "reason"),
     [
         ("log.csv", b"two,0,0.1\n", "could not convert string to float: 'two'"),
-        ("log.csv", b"1,0\n", "differ in the number of columns"),
+        ("log.csv", b"1,0\n", "a row and the first line differ in the number of columns"),
         ("log.csv", b"\xff\x00\xfe\n", "not valid UTF-8"),
         ("holdout.csv", b"1,x,0,0\n", "could not convert string to float: 'x'"),
     ],

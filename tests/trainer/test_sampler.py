@@ -11,7 +11,6 @@ from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
 from trainer.evaluate.splits import trained_on
-from trainer.methods.pace import Pace
 from trainer.methods.rotation import Rotation
 from trainer.methods.statistics import Statistics
 from trainer.settings import Settings, resolve, resumed
@@ -99,16 +98,6 @@ def test_training_says_when_stored_draws_repeat(demo, capsys, settings, told):
     training_streams(data.Shards(demo), resolve(Settings(**settings)))
     lines = [line for line in capsys.readouterr().out.splitlines() if "stored draw" in line]
     assert lines == ([told] if told else [])
-
-
-def test_same_context_shows_two_rows_at_a_time_and_none_twice_before_all(demo):
-    options = Pace.option_values({"contrast": "same-context"})
-    source = data.Shards(demo)
-    clips = data.TrainingClips(source, Pace.samples(source, options)[0], Pace, options, 0, "none")
-    stored = source.readers[0].arrays["pace/pace"][0]
-    for number in range(4):
-        pace = clips.batch(np.array([(number, 0)]))["labels"]["pace"][0].tolist()
-        assert pace == stored[[2 * number % 4, (2 * number + 1) % 4]].tolist()
 
 
 # several random clips per video

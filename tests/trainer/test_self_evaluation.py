@@ -2,10 +2,9 @@ import functools
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from cli.main import main
 from labelgen.flow import flow
+from tests.command import vssl
 from tests.trainer.planted import COLORS, Noise, SeesClass, kept_scores, write_colored
 from tests.trainer.studies import make_study, write_study
 from trainer.errors import TrainerError
@@ -138,6 +137,7 @@ def test_planted_features(tmp_path, run, monkeypatch):
         "colour histogram",
         "flow histogram",
         "boundary histogram",
+        "still histogram",
         "chance",
     }
     assert result["protocol"]["items"] == "4 videos, 16 clips"
@@ -189,10 +189,9 @@ def test_short_videos_are_left_out_and_too_few_are_refused(tmp_path, run):
 
 
 def test_the_command(demo, pace_run, tmp_path):
-    arguments = ["--checkpoint", pace_run, "--shards", demo, "--workers", 0, "--device", "cpu", "--most", 4]
-    done = CliRunner().invoke(main, ["eval", "self", *map(str, arguments)])
-    assert done.exit_code == 0, done.output
-    assert "flow histogram" in done.output and "note: your network tells your videos apart" in done.output
+    arguments = ("--checkpoint", pace_run, "--shards", demo, "--workers", 0, "--device", "cpu", "--most", 4)
+    told = vssl("eval", "self", *arguments)
+    assert "flow histogram" in told and "note: your network tells your videos apart" in told
 
 
 def difference(value, spread=1.0):

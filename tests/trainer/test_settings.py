@@ -2,10 +2,9 @@ from dataclasses import asdict
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from cli.main import main
 from cli.train import finetune, train
+from tests.command import vssl
 from trainer.errors import SettingError, TrainerError
 from trainer.methods import METHODS, method_class
 from trainer.recipes import parse_options, read, recipe
@@ -260,11 +259,10 @@ def test_an_unknown_name_or_value_is_an_error_of_usage(demo, unbroken, here, com
         "embed": [*options, *shards, *checkpoint],
         "export": [str(unbroken), *options],
     }
-    done = CliRunner().invoke(main, [command, *given[command]])
-    assert done.exit_code == 2 and "Error: " in done.output, done.output
+    assert "Error: " in vssl(command, *given[command], code=2)
 
 
 def test_what_a_file_says_is_no_error_of_usage(demo, here):
     (here / "odd.yaml").write_text("about: x\nsettings: {method: {value: chess, source: assumed}}\n")
-    done = CliRunner().invoke(main, ["train", "--shards", str(demo), "--recipe", "odd.yaml"])
-    assert done.exit_code == 1 and "odd.yaml: unknown method 'chess'" in done.output
+    told = vssl("train", "--shards", demo, "--recipe", "odd.yaml", code=1)
+    assert "odd.yaml: unknown method 'chess'" in told

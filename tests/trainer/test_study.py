@@ -31,7 +31,8 @@ from trainer.evaluate.protocols.knn import KNearest
 from trainer.histograms import histogram
 from trainer.settings import Settings
 from trainer.study import budgets, results, runner, tables
-from trainer.study.spec import HISTOGRAMS, RANDOM, WEIGHTS, read
+from trainer.study.file import read
+from trainer.study.spec import HISTOGRAMS, RANDOM, WEIGHTS
 from trainer.study.study import show_plan
 from trainer.training import train
 
@@ -127,13 +128,16 @@ def test_a_killed_study_goes_on_to_the_same_numbers_and_makes_nothing_twice(colo
     assert not content["failures"]
     assert made == {own: own.stat().st_mtime_ns for own in (tmp_path / "a").glob("r*s/**/*.json")}
     assert r"\toprule" in (tmp_path / "a" / "table.tex").read_text()
+    assert len((tmp_path / "a" / "numbers.csv").read_text().splitlines()) == 1 + len(content["numbers"])
     assert show_plan(path, tmp_path / "a", 1, "cpu")[-1].startswith("3 of 3 runs are done")
 
 
 def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypatch):
     protocols = [{"protocol": "linear", "labels": [1, 50]}, {"protocol": "knn", "k": 2}, {"protocol": "smoothness"}]
     protocols += [{"protocol": "finetune", "labels": [1], "clips": 4, "settings": {"batch_size": 4}}]
-    path = write_study(colors, seeds=[0], measures=protocols, baselines=["supervised", "flow", "boundary", "colour"])
+    path = write_study(
+        colors, seeds=[0], measures=protocols, baselines=["supervised", "flow", "boundary", "colour", "still"]
+    )
     pairs = []
 
     def still(first, second):
@@ -153,10 +157,13 @@ def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypat
     assert len(pairs) == 16 * 23  # the flow of each video once, for both histograms of it
     assert {row: sum(row == own for own, _ in found) for row in rows} == rows and not content["failures"]
     assert all((row, measure) in found for row in ("turns <i>", *HISTOGRAMS) for measure in frozen)
+    one = found["turns <i>", frozen[1]]
+    assert one["by class"].keys() == {f"color{i}" for i in range(4)} == one["predicted"].keys()
+    assert found["turns <i>", frozen[0]].get("by class") is None and one["maybe best"]
     assert all(entry["videos"] == 4 and 0 <= entry["low"] <= entry["high"] <= 100 for entry in found.values())
     assert found["colour histogram", frozen[1]]["value"] == 100 > found["flow histogram", frozen[1]]["value"]
     assert found["random weights", frozen[0]]["value"] == 100  # a colour is seen by any weights
-    assert ["fewer than 50" in absent["reason"] for absent in content["absent"]] == [True]
+    assert ["labels of 50 per class" in absent["reason"] for absent in content["absent"]] == [True]
     assert not any("too narrow" in text for text in content["assumed"])
 
 
@@ -195,6 +202,12 @@ def test_pretext_tasks_are_compared_with_chance_and_orderings_judged(tmp_path, m
     (here,) = ordering["here"]
     assert here["column"] == 1
     assert here["value"] == pytest.approx(found["turns", 1]["value"] - found["asc", 1]["value"])
+    assert {pair["column"] for pair in content["differences"]} == {1} and len(content["differences"]) == 3
+    assert not any(entry["maybe best"] for (_, column), entry in found.items() if column == 0)  # of different tasks
+    (pair,) = (pair for pair in content["differences"] if {pair["row"], pair["than"]} == {"turns", "asc"})
+    assert {key: pair[key] for key in ("value", "low", "high")} == pytest.approx(
+        {k: here[k] for k in ("value", "low", "high")}
+    )
     text = (tmp_path / "out" / "table.md").read_text()
     assert "(chance 25.0)" in text and "| turns > asc | a paper (2, 1.5) |" in text and here["verdict"] in text
     page = Page((tmp_path / "out" / "index.html").read_text())

@@ -15,10 +15,10 @@ from tests.trainer.planted import write_colored
 from tests.trainer.studies import SMALL, write_study
 from trainer.errors import TrainerError
 from trainer.study import devices, estimate, jobs, planning, runner
+from trainer.study.file import read
 from trainer.study.jobs import Store, Training
 from trainer.study.runner import Machine, make, running
 from trainer.study.sources import prepare
-from trainer.study.spec import read
 from trainer.study.study import show_plan
 
 

@@ -98,3 +98,17 @@ def test_a_stage_is_chosen_by_the_training_part_alone(source, protocol, k):
     assert set(found.predicted) == set(found.right) and len(found.right) == 8
     few = few_name("split1", 1, 0)  # one video of each class: nothing to choose by
     assert scoring.scores(few, "", measure)[1] == "bad"
+
+
+@pytest.mark.parametrize("protocol, k", [("linear", 0), ("knn", 1)])
+def test_all_pairs_of_opposites_choose_the_stage(source, protocol, k):
+    opened = source.opened("split1")
+    classes = np.eye(4, dtype=np.float32)[opened.targets]
+    last_pair = classes * (opened.targets > 1)[:, None] + np.float32(0.01) * np.random.default_rng(0).random(
+        (24, 4), np.float32
+    )
+    scoring = Scoring(
+        Features({("all", "mean"): classes, ("last", "mean"): last_pair}, np.arange(24)), source, Compute(8, 0, "cpu")
+    )
+    pairs = (("color0", "color1"), ("color2", "color3"))
+    assert scoring.scores("split1", "", Measure(protocol, CHOSEN, pooling="mean", k=k, opposites=pairs))[1] == "all"

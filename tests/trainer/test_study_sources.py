@@ -125,7 +125,7 @@ def test_a_damaged_overlay_is_refused_with_its_name_and_written_anew(colors, tmp
 def test_an_overlay_of_other_shards_is_refused(colors, tmp_path):
     write_colored(tmp_path / "other" / "00000.h5", 16, 24)
     path = source(colors, tmp_path).overlay
-    with pytest.raises(TrainerError, match="of other shards"):
+    with pytest.raises(TrainerError, match="for other shards"):
         data.Shards(tmp_path / "other", overlay=path)
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from tests.trainer.studies import write_study
 from trainer.errors import TrainerError
-from trainer.study.spec import RANDOM, SUPERVISED, read
+from trainer.study.file import read
+from trainer.study.spec import RANDOM, SUPERVISED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +34,7 @@ def measure(protocol, **given):
         ({"seeds": []}, ["seeds", "at least one"]),
         ({"clips": 0}, ["clips", "0", "1 or more"]),
         ({"clips": "many"}, ["clips", "'many'", "a whole number"]),
-        ({"baselines": ["magic"]}, ["'magic'", "supervised, flow, boundary, colour"]),
+        ({"baselines": ["magic"]}, ["'magic'", "supervised, flow, boundary, colour, still"]),
         ({"settings": {"epochs": 3}}, ["'epochs'", "batch_size"]),
         (row(method="magic"), ["'magic'", "pace"]),
         (row(method="pace", epochs=3), ["rows, a", "'epochs'", "batch_size"]),
@@ -54,6 +55,11 @@ def measure(protocol, **given):
         (measure("linear", tested_on=["other"]), ["'other'", "colors"]),
         (measure("linear", pretrained_on="other"), ["'other'", "itself, all"]),
         (measure("linear", labels=[0]), ["labels", "0", "1 or more"]),
+        (measure("linear", labels=["9 clips"]), ["labels", "'9 clips'", "'1000 videos'"]),
+        (measure("linear", time=["backwards"]), ["time", "'backwards'", "shuffled, reversed, still"]),
+        (measure("smoothness", time=["still"]), ["smoothness", "time", "learn classes"]),
+        (measure("retrieval", opposites=[["a", "b"]]), ["opposites", "'retrieval'", "linear or knn"]),
+        (measure("knn", opposites=[["a", "a"]]), ["opposites", "('a', 'a')", "two different classes"]),
         (measure("linear", parts=11), ["parts", "11", "1 to 10"]),
         (measure("linear", stage=[["conv5"]]), ["stage", "['conv5']", "such as conv5"]),
         (measure("smoothness", stage=["conv5", "chosen"]), ["stage", "'chosen'", "without classes"]),
@@ -103,6 +109,10 @@ def test_a_row_without_settings_has_the_common_ones(tmp_path):
 def test_a_sweep_has_a_candidate_for_every_combination(tmp_path):
     swept = {"method": "pace", "holdout": 0.2, "lr": [0.1, 0.2], "weight_decay": [0, 1.0, 2.0]}
     row = read(write_study(tmp_path, rows={"a": swept})).rows["a"]
+    choose, baselines = {"protocol": "linear", "pooling": "mean"}, ["flow"]
+    measures = [{"protocol": "linear"}]
+    of = read(write_study(tmp_path, rows={"a": swept}, choose=choose, baselines=baselines, measures=measures)).choose
+    assert of is not None and of.stage == "chosen" and of.title == "linear probe, chosen stage, mean"
     assert len(row.candidates) == 6 and row.tried[5] == {"lr": 0.2, "weight_decay": 2.0}
 
 

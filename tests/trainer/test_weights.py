@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from cli.main import main
+from tests.command import vssl
 from tests.trainer import references
 from tests.trainer.references import IMAGENET, KINETICS, Reference, scaled
 from trainer import backbones, checkpoint
@@ -92,7 +91,7 @@ def wrapped(state, key, prefix, others):
 
 def found_in(content):
     key, tensors = max(foreign._dictionaries(content), key=lambda own: len(own[1]))
-    return foreign.Found(tensors, key, "")
+    return foreign.WeightsFile(tensors, key, "")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -162,7 +161,7 @@ def test_rules_can_be_turned_round():
 
 def test_one_of_several_programs_with_the_same_names_is_to_be_named(r3d10):
     found = found_in(r3d10)
-    with pytest.raises(SettingError, match="say which it is of") as raised:
+    with pytest.raises(SettingError, match="choose one of them") as raised:
         foreign.recognise(found)
     assert "vcop (RGB, 0 to 1, mean 0, std 1)" in str(raised.value) and "pace (BGR, 0 to 255" in str(raised.value)
     assert foreign.recognise(found, "sts").family.input.order == "BGR"
@@ -245,7 +244,7 @@ def test_hostile_files_are_refused_and_nothing_of_them_is_run(here):
             with zipfile.ZipFile(name, "w", compression) as changed:
                 for entry in source.namelist():
                     changed.writestr(entry, content if entry.endswith("data/0") else source.read(entry))
-    assert "not a readable file" in told("short.pth") and "made to look larger" in told("bomb.pth")
+    assert "not a readable file" in told("short.pth") and "pretends to be larger" in told("bomb.pth")
     whole = Path("fine.pth").read_bytes()
     for name, content in {
         "cut": whole[:300],
@@ -266,8 +265,7 @@ def test_a_foreign_file_in_the_place_of_a_checkpoint_is_to_be_imported_first(her
     for name in ("theirs.pth", "theirs.safetensors"):
         with pytest.raises(TrainerError, match=rf"{name}: .*import them first.*vssl import {name} --out"):
             checkpoint.load(name)
-        result = CliRunner().invoke(main, ["embed", "--checkpoint", name, "--shards", str(demo)])
-        assert result.exit_code == 1 and f"vssl import {name} --out" in result.output
+        assert f"vssl import {name} --out" in vssl("embed", "--checkpoint", name, "--shards", demo, code=1)
 
 
 def test_the_network_that_is_nearest_is_named(r3d10):

@@ -48,7 +48,7 @@ class HistogramExtractor(Extractor):
         if choice.crops > 1:
             raise SettingError(f"crops is {choice.crops}, but a {name} covers whole frames; leave the crops out")
         self._choose(choice, [kind])
-        self.width = 15 * histograms.KINDS[kind]
+        self.width = histograms.values(kind)
         self.settings = self.settings_of(f"{name}-{histograms.VERSION}", frames)
         self.about = {
             "checkpoint": name,
@@ -67,16 +67,16 @@ class HistogramExtractor(Extractor):
             frames = reader.frames(np.arange(first, first + n))
             times = histograms.of_times(frames, [self.kind], self.flow, self.compute.workers)[self.kind]
             if whole:
-                found.append(histograms.pyramid(times))
+                found.append(histograms.summary(times, self.kind))
             else:
                 found += [
-                    histograms.pyramid(times[self._times(shown, len(times))])
+                    histograms.summary(times[self._times(shown, len(times))], self.kind)
                     for shown in clips.frames[clips.owner == own]
                 ]
         return np.array(found, np.float32).reshape(-1, self.width), whole
 
     def _times(self, shown: np.ndarray, n: int) -> np.ndarray:
         """Rows of the times of a clip with these frames, int64; where a short video restarts, nothing moves."""
-        if self.kind == "colour":
+        if self.kind in histograms.OF_FRAMES:
             return shown
         return shown[:-1][np.diff(shown) == 1]

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from labelgen.errors import ReadError
 from labelgen.files import sync, writing
 from labelgen.progress import ProgressBar
-from labelgen.reading import fit, load_json, open_regular
+from labelgen.reading import load_json, open_regular, validate
 from trainer import data, distributed, inputs
 from trainer.augment import centre
 from trainer.checkpoint import Checkpoint
@@ -215,7 +215,7 @@ def _kept(folder: Path) -> list[tuple[str, str]]:
     """Stage and pooling of the arrays in a folder, in the order of the network."""
     try:
         about = load_json(folder / "about.json")
-        fit(about, {"arrays": [[str]]}, "it")
+        validate(about, {"arrays": [[str]]}, "it")
         kept = about["arrays"]
         if any(len(pair) != 2 or not all(map(str.isalnum, pair)) for pair in kept):
             raise ValueError(f"arrays are {kept!r:.60}")

@@ -12,6 +12,7 @@ from scipy.special import stdtr
 from trainer import data
 
 RESAMPLES = 1000
+_DRAWN = 100_000  # units of the draws that are made at a time
 SEED_RESAMPLES = 2000  # of seeds and items
 FLIPS = 100_000  # patterns of signs, beside those that are drawn
 EXACT = 15  # units, of which all patterns are tried
@@ -31,14 +32,24 @@ def bootstrap(scores: Sequence[np.ndarray], units: Sequence[np.ndarray]) -> np.n
     places = [np.searchsorted(names, of) for of in units]
     sums = np.stack([np.bincount(place, of, len(names)) for place, of in zip(places, scores, strict=True)])
     counts = np.stack([np.bincount(place, minlength=len(names)) for place in places])
-    rng, means = np.random.default_rng(0), np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        drawn = rng.integers(len(names), size=len(names))
-        right, items = sums.take(drawn, axis=1).sum(1), counts.take(drawn, axis=1).sum(1)
-        tested = items > 0
-        # of one split a single quotient, whose last bit is not that of a scaled mean
-        means[i] = 100 * right[0] / items[0] if len(sums) == 1 else 100 * np.mean(right[tested] / items[tested])
-    return means
+    rng, block = np.random.default_rng(0), 1 + _DRAWN // len(names)
+    return np.concatenate(
+        [_means_of_draws(rng, min(block, RESAMPLES - i), sums, counts) for i in range(0, RESAMPLES, block)]
+    )
+
+
+def _means_of_draws(rng: np.random.Generator, draws: int, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The next draws of `bootstrap`; sums of the scores and counts of the items: [splits, units]."""
+    drawn = rng.integers(sums.shape[1], size=(draws, sums.shape[1]))
+    right, items = sums.take(drawn, axis=1).sum(2), counts.take(drawn, axis=1).sum(2)
+    if len(sums) == 1:  # a single quotient, whose last bit is not that of a scaled mean
+        return 100 * right[0] / items[0]
+    tested = items.T > 0
+    shares = np.ascontiguousarray((right / np.maximum(items, 1)).T)
+    means = shares.mean(1)
+    for draw in np.flatnonzero(~tested.all(1)):
+        means[draw] = shares[draw, tested[draw]].mean()
+    return 100 * means
 
 
 def accuracy(scores: Sequence[np.ndarray], units: Sequence[np.ndarray]) -> dict[str, float]:

@@ -283,9 +283,7 @@ class FeatureProtocol(Protocol):
         measured: dict[str, None] = {}
         for row in self.of_networks(self._of_network):
             measured |= (
-                {row["metric"]: None}
-                if "class" not in row and row.get("time", metrics.NORMAL) == metrics.NORMAL
-                else {}
+                {row["metric"]: None} if "pair" not in row and row.get("time", metrics.NORMAL) == metrics.NORMAL else {}
             )
             yield row
         if self.paired:
@@ -363,9 +361,8 @@ class FeatureProtocol(Protocol):
                     time: [of == targets[owner] for of, owner in zip(classes[time], owners, strict=True)]
                     for time in classes
                 }
-                what = {} if task is None else {"class": task}
-                name = metric if task is None else f"pair {metric}"
-                rows = self.scores.rows(name, right, owners, names, self.folds.pooled, classes)
+                what = {} if task is None else {"pair": task}
+                rows = self.scores.rows(metric, right, owners, names, self.folds.pooled, classes)
                 yield from (
                     {**row, **what} for row in rows if task is None or row.get("split") in (None, "all", "mean")
                 )
@@ -395,11 +392,11 @@ class FeatureProtocol(Protocol):
 
     @classmethod
     def table(cls, result: dict) -> list[str]:
-        whole = [row for row in result["rows"] if "class" not in row]
+        whole = [row for row in result["rows"] if "pair" not in row]
         lines = super().table({"rows": whole})
         if len(whole) < len(result["rows"]):
-            of_pairs = [row for row in results.overall(result["rows"]) if "class" in row]
+            of_pairs = [row for row in results.overall(result["rows"]) if "pair" in row]
             last = [row for row in of_pairs if all(row[key] == of_pairs[-1][key] for key in ("stage", "level"))]
             timed = results.TIME[: any("time" in row for row in last)]
-            lines += ["", *results.table(last, ("class", "network", "stage", "pooling", *timed), ("metric",))]
+            lines += ["", *results.table(last, ("pair", "network", "stage", "pooling", *timed), ("metric",))]
         return lines

@@ -18,7 +18,7 @@ import numpy as np
 
 from labelgen.errors import ReadError
 from labelgen.files import replacing, write_json, write_text
-from labelgen.reading import fit, load_json, open_regular
+from labelgen.reading import load_json, open_regular, validate
 from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, known, protocol_class
@@ -57,7 +57,9 @@ _SHAPE = {  # of a file; names with ? may be missing
     },
     "rows": [
         {"metric": str, "value": _NUMBER, "low?": _NUMBER, "high?": _NUMBER, "distance?": int | str}
-        | dict.fromkeys(("network?", "stage?", "pooling?", "level?", "split?", "class?", "video?"), str)
+        | dict.fromkeys(
+            ("network?", "stage?", "pooling?", "level?", "split?", "class?", "pair?", "time?", "video?"), str
+        )
     ],
     "notes": [str],
     "neighbours?": NEIGHBOURS,
@@ -222,9 +224,9 @@ def read_all_scores(results: Mapping[Any, Result]) -> tuple[dict[Any, ItemScores
 
 def _check(content: Any) -> None:
     """Raise ValueError for what is not the content of a result, with the value and what was expected."""
-    fit(content, _SHAPE, "it")
+    validate(content, _SHAPE, "it")
     if initial := content["protocol"]["initial"]:
-        fit(initial, {"settings": {"method": str}, "dataset": str}, "initial")
+        validate(initial, {"settings": {"method": str}, "dataset": str}, "initial")
     for row in content["rows"]:
         numbers = [abs(row.get(key, 0)) for key in ("value", "low", "high")]
         distance = row.get("distance", OTHER_VIDEO)
@@ -261,7 +263,7 @@ def _expect(holds: bool, name: str, value: object, expected: str) -> None:
 def network_rows(result: Result) -> list[dict]:
     """The rows of the run's network, without those of single classes and videos."""
     rows = [row for row in overall(result.content["rows"]) if row.get("network", "pretrained") == "pretrained"]
-    return [row for row in rows if not row.keys() & {"class", "video"}]
+    return [row for row in rows if not row.keys() & {"class", "pair", "video"}]
 
 
 def headline(result: Result) -> dict | None:

@@ -44,6 +44,7 @@ class BYOL(SeveralClips):
     options = SeveralClips.options | {
         **head_options(2, 4096, 256, True),  # of PySlowFast
         "temperature": Option(0.5, "the loss is divided by it", POSITIVE),  # of PySlowFast
+        # of PySlowFast
         "decay": Option(0.996, "decay of the averaged network at the start, from which it rises to 1", between(0, 1)),
     }
     scored = False

@@ -40,7 +40,7 @@ class MoCo(SeveralClips):
     defaults = {
         "epochs": 200,  # of PySlowFast
         "batch_size": 64,  # of PySlowFast
-        "lr": 0.1,  # of PySlowFast
+        "lr": 0.1,  # of PySlowFast, whose loss is the sum over the clips that ask, ours the mean
         "momentum": 0.9,  # of PySlowFast
         "weight_decay": 1e-4,  # of PySlowFast
         "schedule": "cosine",  # of PySlowFast

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
-from trainer.evaluate.metrics import ItemScores, paired
+from trainer.evaluate.metrics import NORMAL, ItemScores, paired
 from trainer.evaluate.results import (
     MEASURED,
     OTHER_VIDEO,
@@ -77,7 +77,8 @@ def result_html(result: Result, of: str = "") -> Markup:
 def _values(result: Result) -> Markup:
     """Plots of the first metric, one per level: a row per stage and pooling, pretrained and random network side by side; and
     of hits by k, if there are several."""
-    rows = [row for row in overall(result.content["rows"]) if not row.keys() & {"class", "video", "distance"}]
+    rows = [row for row in overall(result.content["rows"]) if not row.keys() & {"class", "pair", "video", "distance"}]
+    rows = [row for row in rows if row.get("time", NORMAL) == NORMAL]
     rows = [row for row in rows if row.get("network", "pretrained") in _NETWORKS]
     places = {(row.get("stage"), row.get("pooling")) for row in rows if "low" in row}
     if len(places) < 2:

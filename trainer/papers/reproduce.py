@@ -141,11 +141,12 @@ def plan(labellings: Sequence[Step], steps: Sequence[Step], folder: Folder, devi
                 f"; of all of it {known[1]:.1f} core hours, {known[2]:.0f} GB, by docs/papers.md" if known else ""
             )
             yield f"  unknown: there are no videos in {value_of(step.words, '--root')}{elsewhere}"
+    of_entry = {_shards(step): step.row for step in labellings}
     there = {_shards(step): step for step in labellings if labelled(step)}
     like: dict[tuple[str, ...], tuple[str, Any]] = {}
     for step in steps:
         yield f"$ {step.command}"
-        lacking = [folder.name for folder in step.shards if folder not in there]
+        lacking = [name for path, name in of_entry.items() if path in step.shards and path not in there]
         if folder.done(step):
             yield "  done"
         elif lacking:

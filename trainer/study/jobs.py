@@ -17,7 +17,7 @@ import numpy as np
 
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import json_sha256, write_json
-from labelgen.reading import fit, load_json, read_text
+from labelgen.reading import load_json, read_text, validate
 from trainer.data import TEST
 from trainer.errors import TrainerError
 from trainer.evaluate.evaluator import Evaluator
@@ -76,7 +76,7 @@ class Store:
         path = self.run(id) / "done.json" if self.run(id).is_dir() else self.root / "results" / f"{id}.json"
         try:
             content = load_json(path)
-            fit(content, _RESULT, "it")
+            validate(content, _RESULT, "it")
             check_neighbours(content.get("neighbours", ()))
             if any(len(place) != 2 for place in content.get("map", {}).values()):
                 raise ValueError("map has a place that is not x and y")

@@ -14,7 +14,7 @@ from trainer.errors import TrainerError
 from trainer.evaluate import splits
 from trainer.evaluate.evaluator import Evaluator, Scores, Selection
 from trainer.evaluate.features import Compute, Features, features, networks
-from trainer.histograms import of_times, pyramid
+from trainer.histograms import of_times, summary
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
 from trainer.study.sources import Source
@@ -45,7 +45,7 @@ def histogram_features(shards: data.Shards, kinds: Collection[str], flow: Callab
         reader = shards.readers[shard]
         first, n = (int(reader.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
         for kind, times in of_times(reader.frames(np.arange(first, first + n)), kinds, flow).items():
-            rows[kind].append(pyramid(times))
+            rows[kind].append(summary(times, kind))
     found = {(kind, "mean"): np.stack(of_kind) for kind, of_kind in rows.items()}
     return Features(found, np.arange(len(shards.videos)))
 
@@ -73,7 +73,7 @@ class Scoring:
 
     def scores(self, split: str, target: str, measure: Measure) -> tuple[Scores, str]:
         """Scores of the test videos, 0 to 1 by id, and the stage if it was chosen: that which is best by `validated`, of equals
-        the last. The test part has no say.
+        the last. The test part is never used for the choice.
 
         Raises TrainerError for a stage that the features lack, and if there is nothing to test.
         """

@@ -205,7 +205,7 @@ def _parts(content: dict) -> Markup:
         where = place(content["columns"][number])
         taken = [entry for entry in entries if entry.get("predicted")] if where not in targets else []
         targets |= {where} if taken else set()
-        out += [details(f"What was taken for what: {entry['row']}", _confusion(entry)) for entry in taken]
+        out += [details("What was taken for what", grid(map(_confusion, taken)))] if taken else []
         found.append(details(title, join(out)))
     return join(found)
 
@@ -228,9 +228,7 @@ def _confusion(entry: dict) -> Markup:
     classes = sorted({*taken, *(name for of in taken.values() for name in of)})
     counts = np.array([[taken.get(true, {}).get(name, 0) for name in classes] for true in classes])
     label = f"{entry['row']}: {np.trace(counts)} of {counts.sum()} answers of all seeds on the diagonal"
-    return figure(
-        f"{label}; rows: true class, columns: predicted class", scroll(label, plots.matrix(classes, counts, label))
-    )
+    return figure(f"{label}; rows: true class, columns: predicted", scroll(label, plots.matrix(classes, counts, label)))
 
 
 def _ranks(content: dict) -> Markup:

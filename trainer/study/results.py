@@ -16,12 +16,15 @@ from trainer.study.jobs import VERSIONS, Store, Training, determining
 from trainer.study.planning import Column, Key, Plan, held_out_loss
 from trainer.study.scores import RowScores, differences, scores_of, units_of
 from trainer.study.sources import Source
-from trainer.study.spec import ALL, HISTOGRAMS, RANDOM, SUPERVISED, Row, Study, unlabelled
+from trainer.study.spec import ALL, HISTOGRAMS, PRETEXT, RANDOM, SUPERVISED, Row, Study, unlabelled
+from trainer.study.tables import stars
 
+_IN_PARTS = " in a video, its halves, quarters and eighths"
 _COUNTED = {
-    "flow": "directions of the optical flow on a 4 x 4 grid of the frames",
-    "boundary": "directions of the derivatives of the optical flow on a 4 x 4 grid of the frames",
-    "colour": "colours of the pixels",
+    "flow": f"directions of the optical flow on a 4 x 4 grid of the frames{_IN_PARTS}",
+    "boundary": f"directions of the derivatives of the optical flow on a 4 x 4 grid of the frames{_IN_PARTS}",
+    "colour": f"colours of the pixels{_IN_PARTS}",
+    "still": "directions of the edges on a 4 x 4 grid of the frame in the middle of a video, which shows no motion",
 }
 _FEW = 10  # units to draw from; the bootstrap's intervals over fewer are known to be too narrow
 
@@ -37,10 +40,15 @@ def collect(
     """All that study.json holds, which is the same however often the study was interrupted: "data", "rows", "columns",
     "numbers", "orderings" (published ones, and the difference here), "assumed", "absent" (numbers that do not exist),
     "failures". A number is the mean over seeds and videos in per cent, with "low" and "high", "above" its difference from the
-    random network of the same seeds, or of the pretext task from "chance", likewise, and the value of each seed."""
+    random network of the same seeds, or of the pretext task from "chance", likewise, the value of each seed, and whether it is
+    the best of its column or not shown to lie below that, "maybe best". "differences": of any two rows, see `differences`."""
     columns = list(dict.fromkeys(column for _, column, _ in planned.numbers))
     rows = {name: _row(study, row, planned, store) for name, row in study.rows.items()}
     scores = [scores_of(study, sources, planned, store, column) for column in columns]
+    pairs = [
+        differences(of_rows) if column.measure.protocol != PRETEXT else []  # which are of different tasks
+        for column, of_rows in zip(columns, scores, strict=True)
+    ]
     return {
         "about": study.about,
         "file": study.content,
@@ -48,11 +56,11 @@ def collect(
         "data": {name: _data(source) for name, source in sources.items()},
         "rows": rows,
         "columns": [_column(column) for column in columns],
-        "numbers": _numbers(study, columns, scores),
+        "numbers": _numbers(study, columns, scores, pairs),
         "differences": [
-            {"column": number, **one}
-            for number, (column, of_rows) in enumerate(zip(columns, scores, strict=True))
-            for one in (differences(of_rows) if column.measure.headline else ())
+            {"column": number, **pair}
+            for number, (column, of_column) in enumerate(zip(columns, pairs, strict=True))
+            for pair in (of_column if column.measure.headline else ())
         ],
         "orderings": _orderings(study, columns, scores),
         "unequal": unequal(rows),
@@ -127,9 +135,16 @@ def _column(column: Column) -> dict:
     }
 
 
-def _numbers(study: Study, columns: list[Column], scores: list[dict[str, RowScores]]) -> list[dict]:
+def _numbers(
+    study: Study, columns: list[Column], scores: list[dict[str, RowScores]], pairs: list[list[dict]]
+) -> list[dict]:
     found, randoms = [], {row.network: name for name, row in study.rows.items() if row.kind == RANDOM}
     for number, (column, of_rows) in enumerate(zip(columns, scores, strict=True)):
+        best = ""
+        if column.measure.protocol != PRETEXT:
+            best = max(of_rows, key=lambda name: of_rows[name].right.mean(), default="")
+        with_best = [pair for pair in pairs[number] if best in (pair["row"], pair["than"])]
+        close = {name for pair in with_best if not stars(pair) for name in (pair["row"], pair["than"])}
         for name, of in of_rows.items():
             entry: dict[str, Any] = {"row": name, "column": number, **seed_accuracy(of.right, of.units)}
             entry |= {"videos": len(of.videos), "seeds": of.seeds, "by seed": (100 * of.right.mean(1)).tolist()}
@@ -141,6 +156,7 @@ def _numbers(study: Study, columns: list[Column], scores: list[dict[str, RowScor
                 base = randoms[row.network] if row.candidates else next(iter(randoms.values()))
                 compared = name != base and base in of_rows
                 entry["above"] = of.above(of_rows[base]) if compared else None
+            entry["maybe best"] = name == best or name in close
             as_it_is = replace(column, measure=replace(column.measure, time=""))
             if column.measure.time and name in scores[columns.index(as_it_is)]:
                 entry["drop"] = scores[columns.index(as_it_is)][name].above(of)
@@ -185,10 +201,7 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
             f"{SUPERVISED}: random weights, trained with labels for the clips of pretraining and of finetuning together."
         )
     for name in filter(HISTOGRAMS.__contains__, study.rows):
-        found.append(
-            f"{name}: no network: {_COUNTED[HISTOGRAMS[name]]} in a video, its halves, quarters and eighths, before the same "
-            "classifiers."
-        )
+        found.append(f"{name}: no network: {_COUNTED[HISTOGRAMS[name]]}; before the same classifiers.")
     for name, source in ((name, sources[name]) for name in study.data if name in sources):
         if source.data.pretraining == ALL:
             found.append(

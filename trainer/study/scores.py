@@ -83,8 +83,8 @@ def scores_of(
         if any(sorted(made[seed]["scores"]) != videos for seed in seeds):
             raise AssertionError(f"{row}: the seeds were tested on different videos")
         by_key = {
-            key: np.array([[made[seed][key].get(video, "") for video in videos] for seed in seeds])
-            for key in ("scores", "chance", "predicted")
+            key: np.array([[made[seed][key].get(video, missing) for video in videos] for seed in seeds])
+            for key, missing in (("scores", np.nan), ("chance", np.nan), ("predicted", ""))
             if all(made[seed].get(key) for seed in seeds)
         }
         found[row] = RowScores(

@@ -11,6 +11,7 @@ from labelgen.files import locked
 from labelgen.progress import busy, duration, heartbeat
 from trainer.errors import TrainerError
 from trainer.study.estimate import seconds
+from trainer.study.file import read
 from trainer.study.jobs import Store, Work
 from trainer.study.page import write_page
 from trainer.study.pictures import Draw
@@ -18,7 +19,7 @@ from trainer.study.planning import Plan, plan
 from trainer.study.results import collect, unavailable
 from trainer.study.runner import Machine, make, running
 from trainer.study.sources import Source, prepare
-from trainer.study.spec import ALL, Data, Study, read
+from trainer.study.spec import ALL, Data, Study
 from trainer.study.tables import write_tables
 
 _UNLABELLED, _UNKNOWN = "to be labelled first", "not known before labelling"

@@ -84,8 +84,8 @@ PAIRS = (
     "them) with the networks as they were trained, corrected by Holm's method for all pairs of the table."
 )
 RULE = (
-    "Per cent, with the 95 % interval over seeds and test videos. ▲ ▼: the whole 95 % interval of the paired difference from "
-    "random weights of the same seed (of a pretext task: from chance) lies above, below 0."
+    "Per cent, with the 95 % interval over seeds and test videos. ▲ ▼: the 95 % interval of the paired difference from random "
+    "weights of the same seed (for pretext tasks: from chance) lies above, below 0."
 )
 
 
@@ -136,25 +136,21 @@ def latex(content: dict, name: str) -> str:
     def safe(text: str) -> str:
         return "".join(_TEX.get(letter, letter) for letter in text)
 
-    apart = {(pair["column"], *sorted((pair["row"], pair["than"]))): stars(pair) for pair in content["differences"]}
     lines = ["% \\usepackage{booktabs,amssymb}"]
     for title, measures, rows in tables(content):
-        columns = [*zip(*rows.values(), strict=True)]
-        best = [max((entry for entry in of if entry), key=lambda entry: entry["value"]) for of in columns]
-        body, close = [], False
-        for row, entries in rows.items():
-            cells = [safe(row)]
-            for entry, top in zip(entries, best, strict=True):
-                pair = entry and apart.get((entry["column"], *sorted((row, top["row"]))))
-                close |= pair == ""
-                cells.append(_tex_cell(entry, top, r"\underline" if pair == "" else ""))
-            body.append(" & ".join(cells) + r" \\")
+        columns = [[entry for entry in of if entry] for of in zip(*rows.values(), strict=True)]
+        best = [max(entry["value"] for entry in of) for of in columns]
+        body = [
+            " & ".join([safe(row), *(_tex_cell(*of) for of in zip(entries, best, strict=True))]) + r" \\"
+            for row, entries in rows.items()
+        ]
         seeds = sorted({len(entry["seeds"]) for entries in rows.values() for entry in entries if entry})
         number = " to ".join(dict.fromkeys((str(seeds[0]), str(seeds[-1]))))
         about = [f"{title}, per cent: mean and standard deviation over {number} {'seed' if seeds == [1] else 'seeds'}"]
-        about += ["the best in bold", *["what is not shown to lie below it underlined"] * close]
+        about += ["the best in bold, what is not shown to lie below it underlined"]
         about += [
-            "▲ ▼: above, below random weights of the same seed (of a pretext task: chance) by the whole 95 % interval"
+            "▲ ▼: the 95 % interval of the difference from random weights of the same seed (for pretext tasks: from "
+            "chance) lies above, below 0"
         ]
         label = re.sub(r"[^a-z0-9]+", "-", f"{name} {title}".lower()).strip("-")
         lines += [r"\begin{table}", rf"\caption{{{safe('; '.join(about))}.}}", rf"\label{{tab:{label}}}"]
@@ -164,13 +160,14 @@ def latex(content: dict, name: str) -> str:
     return "\n".join(lines)
 
 
-def _tex_cell(entry: dict | None, best: dict, close: str) -> str:
+def _tex_cell(entry: dict | None, best: float) -> str:
     if entry is None:
         return ""
-    style = r"\textbf" if entry["value"] == best["value"] else close
-    value = f"{style}{{{entry['value']:.1f}}}" if style else f"{entry['value']:.1f}"
-    over_seeds = spread(entry)
-    value += "" if not over_seeds else rf" {{\scriptsize $\pm$ {over_seeds:.1f}}}"
+    value, over_seeds = f"{entry['value']:.1f}", spread(entry)
+    if entry["maybe best"]:
+        value = rf"\{'textbf' if entry['value'] == best else 'underline'}{{{value}}}"
+    if over_seeds and over_seeds > 1e-9:  # rounding apart
+        value += rf" {{\scriptsize $\pm$ {over_seeds:.1f}}}"
     return value + "".join(_TEX.get(letter, letter) for letter in mark(entry))
 
 
@@ -186,6 +183,7 @@ def lists(content: dict) -> dict[str, str]:
         above, about = entry["above"] or {}, {"row": entry["row"], **where(entry["column"])}
         line = about | {key: entry[key] for key in ("value", "low", "high")} | {"std": spread(entry)}
         line |= {"chance": chance_of(entry)} | {f"above {key}": above.get(key) for key in ("value", "low", "high")}
+        line |= {f"lost {key}": value for key, value in (entry.get("drop") or {}).items()}
         line |= {"videos": entry["videos"]}
         for seed, value, stages in zip(entry["seeds"], entry["by seed"], stages_of(entry), strict=True):
             line |= {f"seed {seed}": value} | ({f"stage {seed}": stages} if stages else {})

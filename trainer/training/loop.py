@@ -74,6 +74,8 @@ def train(
         opened = data.Shards(shards, overlay=overlay)  # before the split is looked up in other data
         check_same_data(saved, {"dataset": opened.dataset, "config_hash": opened.config_hash}, opened.folder)
     settings = like_initial(settings, initial)
+    if saved and clips:
+        settings = Settings(**vars(settings) | dict.fromkeys(("epochs", "drop_every")))  # the budget says them
     settings = resumed(settings, saved.meta["settings"], saved.run) if saved else resolve(settings)
     with distributed.session(settings.device) as device:
         settings = replace(settings, precision=pick_precision(settings.precision, device))

@@ -11,7 +11,7 @@ from trainer.evaluate.protocol import ProtocolOption
 from trainer.evaluate.protocols import data, features, inputs, np, torch
 from trainer.evaluate.protocols.linear import Linear
 
-MOST_BYTES = 16 * 2**30  # of the cells of all videos, which are kept in the run
+MOST_BYTES = 8 * 2**30  # of the cells of all videos, which are kept in the run
 EPOCHS, LEAST_STEPS, BATCH = 30, 300, 64  # of a fit; videos
 RATE = 0.03  # of Adam, of weights of cells whose channels have deviation 1
 
@@ -56,12 +56,14 @@ class Attentive(Linear):
         _, stages = next(iter(features.stage_outputs(backbone, one, compute)))
         ((stage, _), of_clip), *_ = features.cells(backbone, stages).items()
         tested, learnt = (len(np.unique(np.concatenate(rows))) for rows in zip(*self.folds.parts, strict=True))
-        clips = (len(self.times) * tested + learnt) * int(self.views)
-        if (size := clips * of_clip[0].nbytes) > MOST_BYTES:
+        videos = len(self.times) * tested + learnt
+        of_one = videos * of_clip[0].nbytes  # clip of each
+        if (size := of_one * int(self.views)) > MOST_BYTES:
+            fewer = f"--clips {MOST_BYTES // of_one}, or " if of_one <= MOST_BYTES else ""
             raise ProtocolError(
-                f"the cells of {stage}, {of_clip.shape[1]} of {of_clip.shape[2]} numbers, of {clips:,} clips take "
-                f"{size / 2**30:,.1f} GiB, expected at most {MOST_BYTES >> 30}",
-                "take fewer clips, --clips 1, or `vssl eval linear`",
+                f"the cells of {stage}, {of_clip.shape[1]} of {of_clip.shape[2]} numbers, of {self.views} clips of {videos:,} "
+                f"videos take {size / 2**30:,.1f} GiB, expected at most {MOST_BYTES >> 30}",
+                f"take {fewer}`vssl eval linear`",
             )
 
     @property

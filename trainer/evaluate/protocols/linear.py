@@ -54,20 +54,21 @@ class Linear(FeatureProtocol):
         yield from rows
 
     def accuracies(self, *items: Any) -> Iterator[dict]:
-        self.chosen: list[tuple[str | None, float]] = []  # split and C of each fit
+        self.chosen: list[tuple[str | None, float, float, int]] = []  # of each fit split, C, its accuracy, of how many
         rows = [*super().accuracies(*items)]
+        splits_of, strengths, values, sizes = zip(*self.chosen, strict=True)
+        self.validated = float(np.average(values, weights=sizes))
         for row in rows:
-            alone = [strength for split, strength in self.chosen if split == row.get("split", split)]
-            least, most = (end(alone or [strength for _, strength in self.chosen]) for end in (min, max))
+            alone = [c for split, c in zip(splits_of, strengths, strict=True) if split == row.get("split", split)]
+            least, most = (end(alone or strengths) for end in (min, max))
             yield {**row, "C": f"{least:g}" if least == most else f"{least:g} to {most:g}"}
 
     def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:
         order = np.argsort(self.ids[train.video])  # so that the order of the shards has no effect
         x, videos = train.x[order], train.video[order]
         targets, groups = self.shards.targets[videos], self.groups[videos]
-        found = probe(x, targets, groups, test.x, self.bar.step, self.paired, self.fit)
-        predicted, strength, self.validated = found
-        self.chosen.append((self.split, strength))
+        predicted, strength, validated = probe(x, targets, groups, test.x, self.bar.step, self.paired, self.fit)
+        self.chosen.append((self.split, strength, validated, len(x)))
         return {"accuracy": predicted}
 
     def fit(

@@ -34,9 +34,9 @@ class SelfEvaluation(Protocol):
         "last clip has the one before it as its next one.) *top-1* is the share of the questions whose answer stands first, "
         "*MRR* the mean of 1 / its place; ties count as the mean over their orders. *Effective rank*: e to the entropy of the "
         "singular values, divided by their sum, of all clips less their mean: in about how many directions the features differ; "
-        "no percentage. Beside the network stand random weights, the histograms of optical flow, of motion boundaries and "
-        "of colour of the same clips (as of `vssl embed --weights flow-histogram`), and other runs (`--beside`). The "
-        "differences are paired, of the last stage."
+        "no percentage. Beside the network stand random weights, the histograms of optical flow, of motion boundaries, of colour "
+        "and of the edges of one frame of the same clips (as of `vssl embed --weights flow-histogram`), and other runs "
+        "(`--beside`). The differences are paired, of the last stage."
     )
     left_out = "Videos shorter than two clips; of *own*, clips with one candidate."
     source = "Ours; the effective rank: Roy and Vetterli, EUSIPCO 2007."
