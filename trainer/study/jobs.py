@@ -22,6 +22,7 @@ from trainer.data import TEST
 from trainer.errors import TrainerError
 from trainer.evaluate.evaluator import Evaluator
 from trainer.evaluate.features import CELLS, Compute, Features
+from trainer.evaluate.results import NEIGHBOURS, check_neighbours
 from trainer.settings import FREE, Settings, resolve
 from trainer.study import measures
 from trainer.study.devices import kind_of_device
@@ -42,7 +43,9 @@ _RESULT = {
         "chance?": {"*": float},
         "predicted?": {"*": str},
         "stages?": {"*": str},
+        "map?": {"*": [float]},
     },
+    "neighbours?": NEIGHBOURS,
     **{"reason?": str, "validated?": float},
 }
 
@@ -74,6 +77,9 @@ class Store:
         try:
             content = load_json(path)
             validate(content, _RESULT, "it")
+            check_neighbours(content.get("neighbours", ()))
+            if any(len(place) != 2 for place in content.get("map", {}).values()):
+                raise ValueError("map has a place that is not x and y")
         except (ReadError, ValueError) as error:
             raise TrainerError(f"{path}: damaged ({error}); delete it, and it is made again") from error
         return content
@@ -242,6 +248,11 @@ class Measuring(Job):
                     content["predicted"] = content.get("predicted", {}) | found.predicted
                     if stage:
                         content["stages"] = content.get("stages", {}) | {split: stage}
+                    if found.neighbours and measure.headline and "neighbours" not in content:  # of the first split
+                        content["neighbours"] = found.neighbours
+                        content["map"] = scoring.places(
+                            few, request.target, replace(measure, stage=stage or measure.stage)
+                        )
         return made
 
 

@@ -224,7 +224,7 @@ class _Planner:
         drawn = {"seed": seed if few else None}
         id = identity(kind, labels=source.labels[column.target], measure=what, **of, **drawn)
         if histogram:
-            measure = replace(measure, stage=histogram, pooling="mean", parts=1)
+            measure = replace(measure, stage=histogram, pooling="mean", parts=1, standing=True)
         requests = (Request(id, column.target, measure, seed),)
         title = f"measure on {column.tested_on}" + _how(column, networks, None if histogram else seed)
         about = self._about(row, source, title, networks)
