@@ -78,7 +78,7 @@ def path(content, tmp_path_factory):
             else "step,loss\n49,1.5\n98,1.25\n"[: 16 if i == 5 else None]
         )
         (folder / "holdout.csv").write_text(held)
-    write_page(content, plan, store)
+    write_page(content, plan, store, {})
     return store.root / "index.html"
 
 
