@@ -72,7 +72,11 @@ def path(content, tmp_path_factory):
         (folder / "log.csv").write_text(
             "step,loss,accuracy\n" + "".join(f"{s},{2 / s**0.2},{s / 99}\n" for s in range(1, 99))
         )
-        held = "step,pace.loss,order.loss\n49,1,0.5\n98,0.5,0.25\n" if i == 3 else "step,loss\n49,1.5\n98,1.25\n"
+        held = (
+            "step,pace.loss,order.loss\n49,1,0.5\n98,0.5,0.25\n"
+            if i == 3
+            else "step,loss\n49,1.5\n98,1.25\n"[: 16 if i == 5 else None]
+        )
         (folder / "holdout.csv").write_text(held)
     write_page(content, plan, store, {})
     return store.root / "index.html"
@@ -113,6 +117,8 @@ def test_all_curves_stand_on_one_axis(path):
     titles = re.findall(r'<g class="row(\d+)"><title>(.*?), seed (\d)(.*?)</title>', text)
     assert len(titles) == 2 * 2 * len(ROWS)  # training and held-out loss, two seeds
     assert [numbers for row, _, _, numbers in titles if row == "3"][2:] == [": 2 to 1"] * 2  # 1 + 2 x .5, weighted
+    single = re.findall(r'<g class="row5"><title>[^<]*</title><path[^>]*/><circle[^>]* style="stroke:oklch', text)
+    assert len(single) == 2  # of one value a mark, of the colour of its row
     assert text.count('type="radio"') == 1 + len(ROWS) and "#row11:checked" in text
 
 
