@@ -64,7 +64,10 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch, cores, processes,
             {"crop_area": [0.5, 1]},
             r"crop_area is \[0.5, 1.0\], but jitter is frame, which does not use it; leave it at \[0.2, 1.0\]",
         ),
-        ({"method": "order", "color_strength": 0.5}, "color_strength is 0.5, but jitter is none, which does not use it"),
+        (
+            {"method": "order", "color_strength": 0.5},
+            "color_strength is 0.5, but jitter is none, which does not use it",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(options, message):
