@@ -225,12 +225,12 @@ def clip_of(videos: Path, path: Path, frames: int) -> Path:
 def extraction(path: Path, out: Path, backend: str) -> tuple[float, Mapping[str, float], Mapping[str, int], int]:
     """Processor seconds, seconds per stage and counts of a video whose flow is written, and the most memory of this process."""
     from labelgen.extract import Extraction, dataset_of
-    from labelgen.extract.video import Task, extract_video
+    from labelgen.extract.video import FlowTask, extract_video
 
     data = dataset_of(path)
     settings = Extraction(flow=backend, short=None, height=256, width=340)
     begin = time.process_time()
-    made = extract_video(Task(out / "job", data.videos, data.root, settings, backend, stall=600))
+    made = extract_video(FlowTask(out / "job", data.videos, data.root, settings, backend, stall=600))
     return time.process_time() - begin, made.seconds, made.counts, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

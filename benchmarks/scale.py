@@ -211,7 +211,7 @@ def write_long(path: Path, frames: int) -> None:
 def label_one(folder: str) -> dict:
     data = manifest.load("folder", f"{folder}/videos")
     identity = plan.configuration(data, data.videos, plan.file_sizes(data.videos), "all", SMALL, 1)
-    label_shard(plan.Task(Path(folder, "00000.h5"), data.videos, data.root, data.splits, SMALL, identity, 300))
+    label_shard(plan.ShardTask(Path(folder, "00000.h5"), data.videos, data.root, data.splits, SMALL, identity, 300))
     return {}
 
 
@@ -330,8 +330,8 @@ def send(address: str, n: int, scheduler: int) -> dict:
     data = no_videos(32)
     identity = plan.configuration(data, data.videos, plan.file_sizes(data.videos), "all", SMALL, 32)
 
-    def task(index: int) -> plan.Task:
-        return plan.Task(Path(f"{index:05d}.h5"), data.videos, data.root, (), SMALL, identity, 300)
+    def task(index: int) -> plan.ShardTask:
+        return plan.ShardTask(Path(f"{index:05d}.h5"), data.videos, data.root, (), SMALL, identity, 300)
 
     time.sleep(5)  # until they are there
     with pool(1, address, lambda text: None) as (each, _):

@@ -41,7 +41,7 @@ _say = partial(click.echo, err=True)
 
 
 class VideoFiles:
-    """Video files as a trainer.embeddings.extract.Source: shards of their frames, without labels, are made for one part
+    """Video files as a trainer.embeddings.extract.VideoSource: shards of their frames, without labels, are made for one part
     of the files at a time, and deleted once read.
 
     config: height, width, region, crop, fps and jpeg_quality of the frames, as in the shards of the network's training

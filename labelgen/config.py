@@ -43,11 +43,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from labelgen.reading import fit  # not above: `vssl --help` imports no YAML
+        from labelgen.reading import validate  # not above: `vssl --help` imports no YAML
 
         for name, hint in get_type_hints(Config).items():
             try:
-                fit(getattr(self, name), hint, name)
+                validate(getattr(self, name), hint, name)
             except ValueError as error:
                 raise ConfigError(str(error).replace("_", "-")) from error
         limits = {

@@ -216,14 +216,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class Only(dict[str, Any]):
-    """The form of a mapping that has no other keys than these, see `fit`."""
+    """The form of a mapping that has no other keys than these, see `validate`."""
 
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "nothing"}
 _WORDS |= {dict: "a mapping", list: "a list", tuple: "a list"}
 
 
-def fit(value: Any, form: Any, name: str) -> None:
+def validate(value: Any, form: Any, name: str) -> None:
     """Check a value that was read from a file. Raises ValueError with the fault, the value and what was expected.
 
     form: a type of _WORDS or a union of them, float for any number; [form of each entry], [form, ...] for at least one
@@ -240,10 +240,10 @@ def fit(value: Any, form: Any, name: str) -> None:
             within = "" if name == "it" else f"{name}, "
             if key == "*":
                 for own, one in value.items():
-                    fit(own, str, "a name")
-                    fit(one, wanted, within + own)
+                    validate(own, str, "a name")
+                    validate(one, wanted, within + own)
             elif bare in value:
-                fit(value[bare], wanted, within + bare)
+                validate(value[bare], wanted, within + bare)
             elif bare == key:
                 raise ValueError(f"{name} has no {key}")
     elif isinstance(form, list):
@@ -251,7 +251,7 @@ def fit(value: Any, form: Any, name: str) -> None:
         if not value and len(form) > 1:
             raise ValueError(f"{name} is [], expected at least one entry")
         for one in value:
-            fit(one, form[0], name)
+            validate(one, form[0], name)
     else:
         _check_type(value, form, name)
 

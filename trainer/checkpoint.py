@@ -31,7 +31,7 @@ from labelgen import plugins
 from labelgen.config import Config
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import public, sync, writing
-from labelgen.reading import fit, load_json
+from labelgen.reading import load_json, validate
 from trainer import backbones, distributed, inputs
 from trainer.backbones.layers import Stages
 from trainer.data import Shards
@@ -304,9 +304,9 @@ def _newest(run: Path, best: bool = False) -> Path:
 def _check_meta(file: Path, meta: dict) -> None:
     """Raises TrainerError for metadata that no training wrote; converts the settings to those of this version."""
     try:
-        fit(meta, _META, "it")
+        validate(meta, _META, "it")
         if meta["initial"] is not None:
-            fit(meta["initial"], _INITIAL, "initial")
+            validate(meta["initial"], _INITIAL, "initial")
         check_frames(meta["config"])
         if "input" in meta:
             inputs.read(meta["input"])
@@ -336,7 +336,7 @@ def _check_meta(file: Path, meta: dict) -> None:
 
 def check_frames(config: dict) -> None:
     """Raises ValueError for frames that labelgen cannot have made."""
-    fit(config, {"height": int, "width": int, "crop": int}, "config")
+    validate(config, {"height": int, "width": int, "crop": int}, "config")
     Config(**{name: config[name] for name in _FRAMES if name in config})
 
 

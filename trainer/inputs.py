@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labelgen.reading import Only, fit
+from labelgen.reading import Only, validate
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read(stored: object) -> Input:
     """The inverse of `Input.stored`. Raises ValueError for anything else."""
     number = float | int
     form = {"order": str, "top": number, "mean": [number], "std": [number], "frames": int | None, "stride": int}
-    fit(stored, Only(form), "input")
+    validate(stored, Only(form), "input")
     assert isinstance(stored, dict)
     found = Input(**stored | {"mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
     sane = len(found.mean) == len(found.std) == 3 and all(0 < abs(s) < 1e6 for s in found.std) and found.stride >= 1

@@ -45,13 +45,13 @@ class Option:
 
     @property
     def form(self) -> Any:
-        """The type for labelgen.reading.fit; a list has entries of the default's type."""
+        """The type for labelgen.reading.validate; a list has entries of the default's type."""
         return [type(self.default[0])] if isinstance(self.default, list) else self.type
 
     def checked(self, name: str, value: Any) -> Any:
         """The value, an integer as float if a float is expected. Raises SettingError for another type, a number that is
         not finite or too large, and values outside of the range or the choices."""
-        fitted(value, self.form, name)
+        check_form(value, self.form, name)
         if self.form is float:
             value = float(value)
         if self.range and not self.range.holds(value):
@@ -61,11 +61,11 @@ class Option:
         return [*map(float, value)] if self.form == [float] else value
 
 
-def fitted(value: Any, form: Any, name: str) -> None:
-    """labelgen.reading.fit with SettingError."""
-    from labelgen.reading import fit  # not above: it imports YAML, which the command line's help does not need
+def check_form(value: Any, form: Any, name: str) -> None:
+    """labelgen.reading.validate with SettingError."""
+    from labelgen.reading import validate  # not above: it imports YAML, which the command line's help does not need
 
     try:
-        fit(value, form, name)
+        validate(value, form, name)
     except ValueError as error:
         raise SettingError(str(error)) from error

@@ -11,7 +11,7 @@ from labelgen.processes import cores
 from trainer import backbones
 from trainer.errors import SettingError, TrainerError
 from trainer.methods import METHODS, method_class
-from trainer.options import POSITIVE, SHARE, Option, Range, at_least, between, fitted
+from trainer.options import POSITIVE, SHARE, Option, Range, at_least, between, check_form
 
 if TYPE_CHECKING:
     from trainer.methods.method import Method
@@ -36,7 +36,7 @@ class Declaration(Option):
     default_words: the default in words, if its value is not clear
     may_change: the setting changes no weight, so that a resumed run may have another value
     commands: commands with an option of this name, "samples" for `vssl show samples`; recipes may set it in any case
-    form: its type, see labelgen.reading.fit; None: the type of the field of Settings
+    form: its type, see labelgen.reading.validate; None: the type of the field of Settings
     """
 
     default_words: str = ""
@@ -80,14 +80,14 @@ class Settings:
     )
     shard_weights: list = _declared(
         None,
-        "With several --shards: how often a sample of each is shown, relative to the others, such as 1,4",
+        "With several --shards: relative frequency of samples of each, such as 1,4",
         default_words="all 1",
         commands=("train", "samples"),
         form=[float],
     )
     split: str = _declared(
         "1",
-        "Official split whose training videos are used, name or number",
+        "Official split, name or number, whose training videos are used",
         default_words="the first",
         commands=_SHOWN,
     )
@@ -151,7 +151,7 @@ class Settings:
     )
     jitter: str | None = _declared(
         None,
-        "Colour jitter, one per clip or per frame; contrast: one per clip, random resized crop, grey and blur, too",
+        "Colour jitter per clip or per frame; contrast: per clip, with random resized crop, grey and blur",
         choices=("none", "clip", "frame", "contrast"),
         commands=_SHOWN,
     )
@@ -163,7 +163,7 @@ class Settings:
     )
     crop_area: list = _declared(
         [0.2, 1.0],
-        "With --jitter contrast: share of the frame's area that a crop has, the least and the most",
+        "With --jitter contrast: smallest and largest share of the frame's area in a crop",
         default_words="0.2,1",
         form=[float],
         commands=_SHOWN,
@@ -250,21 +250,24 @@ def resolve(settings: Settings) -> Settings:
 
 
 def _check_jitter(values: dict, defaults: dict, classes: dict[str, type[Method]]) -> None:
-    """Raises SettingError for an augmentation that a method cannot have, and for its settings without it."""
+    """Raises SettingError for an augmentation that a method cannot use, and for settings of an augmentation that is not
+    used."""
     jitters = {name: values["jitter"] or method.defaults["jitter"] for name, method in classes.items()}
     for name, jitter in jitters.items():
         if jitter == "contrast" and classes[name].labels_of_crops:
             raise SettingError(
-                f"jitter is contrast, and {name} learns labels that the shards hold for crops of their own grid in the stored "
-                "colours; contrast draws others. Choose none, or another method"
+                f"jitter is contrast, but {name} learns labels of the grid crops and colours in the shards, which contrast "
+                "changes; choose none, or another method"
             )
     area = values["crop_area"]
     if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
-        raise SettingError(f"crop_area is {area}, expected two shares of the frame, the least and the most, as 0.2,1")
+        raise SettingError(
+            f"crop_area is {area}, expected two shares of the frame, the smallest and the largest, such as 0.2,1"
+        )
     for name, needs in (("crop_area", {"contrast"}), ("color_strength", {"contrast", "clip", "frame"})):
         if values[name] != defaults[name] and not needs & {*jitters.values()}:
             raise SettingError(
-                f"{name} is {values[name]}, and jitter is {values['jitter']}, which has none; leave it at {defaults[name]}"
+                f"{name} is {values[name]}, but jitter is {values['jitter']}, which does not use it; leave it at {defaults[name]}"
             )
 
 
@@ -289,7 +292,7 @@ def over(recipe: Settings, given: Settings) -> Settings:
     if "options" in changes:
         old = recipe.options or {}
         for options in (old, changes["options"]):
-            fitted(options, DECLARATIONS["options"].form, "options")
+            check_form(options, DECLARATIONS["options"].form, "options")
         changes["options"] = {m: old.get(m, {}) | changes["options"].get(m, {}) for m in {**old, **changes["options"]}}
     if recipe.method and changes.get("method", recipe.method) != recipe.method:
         raise SettingError(f"the recipe is for method {recipe.method}, not {changes['method']}; leave one of them out")

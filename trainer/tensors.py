@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from labelgen.errors import ReadError
-from labelgen.reading import fit, open_regular, parse_json
+from labelgen.reading import open_regular, parse_json, validate
 from trainer.errors import TrainerError
 
 IMPORT = "import them first, as a run that every command takes: vssl import {} --out runs/NAME"
@@ -35,7 +35,7 @@ def read_tensors(file: Path) -> tuple[object, dict[str, Tensor]]:
                 raise ReadError(f"a header of {length:,} bytes, expected at most {_HEADER:,}")
             header = parse_json(opened.read(length).decode(), "its header")
         tensors = {"__metadata__?": {"*": str}, "*": dict}
-        fit(header, tensors, "its header")
+        validate(header, tensors, "its header")
         for name, value in header.items():
             if name != "__metadata__" and value.get("dtype") not in _DTYPES:
                 raise ReadError(f"{name!r:.60} is of type {value.get('dtype')!r:.20}")

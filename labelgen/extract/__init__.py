@@ -17,7 +17,7 @@ from labelgen.errors import ConfigError, MachineError, ShardError
 from labelgen.extract import layouts
 from labelgen.extract.journal import Journal
 from labelgen.extract.settings import Extraction as Extraction
-from labelgen.extract.video import Task, compile_kernels, extract_on_cluster, extract_video
+from labelgen.extract.video import FlowTask, compile_kernels, extract_on_cluster, extract_video
 from labelgen.files import json_sha256, locked, write_json, write_text
 from labelgen.manifest import Dataset, Video, Videos
 from labelgen.run import STALL_SECONDS, compile_once
@@ -85,9 +85,9 @@ def extract(
             say(f"{folder}: {done} of {len(videos)} videos are done{again}")
         progress(done, len(videos), 0)
 
-        def task(key: str, isolated: bool) -> Task:
+        def task(key: str, isolated: bool) -> FlowTask:
             video = videos[row_of[key]]
-            return Task(
+            return FlowTask(
                 folder / key, [video], dataset.root, settings, journal.names[video.id],
                 stall=stall, sizes={video.id: size_of[video.id]}, isolated=isolated,
             )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 from labelgen.errors import ReadError, ShardError
 from labelgen.extract.video import state
 from labelgen.files import writing
-from labelgen.reading import Only, fit, parse_json, read_bytes
+from labelgen.reading import Only, parse_json, read_bytes, validate
 from labelgen.run.plan import differences
 from labelgen.shards.checks import check_texts
 
@@ -51,7 +51,7 @@ class Journal:
     def _check(self, first: bytes, configuration: Mapping[str, Any]) -> None:
         try:
             there = parse_json(first.decode(), str(self._file))
-            fit(there, {"configuration": {}}, "it")
+            validate(there, {"configuration": {}}, "it")
         except (ValueError, ReadError) as error:
             raise ShardError(
                 f"{self._file}: damaged ({error}); choose another output folder, or delete this one"
@@ -66,7 +66,7 @@ class Journal:
         """Apply a line; one that was cut off, or not written by this class, is ignored."""
         try:
             entry = parse_json(line.decode(), str(self._file))
-            fit(entry, _PLANNED if len(entry) == 2 else _DONE if "places" in entry else _FAILED, "it")
+            validate(entry, _PLANNED if len(entry) == 2 else _DONE if "places" in entry else _FAILED, "it")
             places = entry.get("places", ())
             if not all([type(value) for value in place] == [str, int, int] for place in places):
                 return

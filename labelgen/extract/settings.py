@@ -10,7 +10,7 @@ from labelgen.config import MAX_PIXELS
 from labelgen.errors import ConfigError
 from labelgen.extract.layouts import LAYOUTS, Layout, Template
 from labelgen.flow import find
-from labelgen.reading import fit
+from labelgen.reading import validate
 
 VERSION = 1  # counts up with every change that may change a stored byte
 
@@ -36,7 +36,7 @@ class Extraction:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Extraction).items():
             try:
-                fit(getattr(self, name), hint, name)
+                validate(getattr(self, name), hint, name)
             except ValueError as error:
                 raise ConfigError(str(error).replace("_", "-")) from error
         limits = {

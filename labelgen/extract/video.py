@@ -32,7 +32,7 @@ _IMAGE_RATE = 1.0  # of folders of images; flow does not depend on it
 
 
 @dataclass(frozen=True)
-class Task(Job):
+class FlowTask(Job):
     """The flow of one video. name: {video} of its files."""
 
     settings: Extraction
@@ -58,12 +58,12 @@ class Extracted:
     cut_short: str = ""
 
 
-def extract_on_cluster(task: Task) -> Made:
+def extract_on_cluster(task: FlowTask) -> Made:
     """`extract_video` in a separate process, see `on_cluster`."""
     return on_cluster(extract_video, task)
 
 
-def extract_video(task: Task) -> Made:
+def extract_video(task: FlowTask) -> Made:
     """Write the flow of one video. Each of its folders appears once it is complete, and not at all if the video fails,
     which is noted. If the machine fails, nothing is noted.
 
@@ -72,7 +72,7 @@ def extract_video(task: Task) -> Made:
     return make(_extract_video, task, "videos")
 
 
-def _extract_video(task: Task) -> Made:
+def _extract_video(task: FlowTask) -> Made:
     from labelgen.compiled import instructions
 
     register(task)
@@ -122,12 +122,12 @@ def _count(folder: Path) -> int:
         return sum(1 for _ in entries)
 
 
-def _to_files(video: Video, task: Task, clock: Clock, folder: Path) -> Extracted:
+def _to_files(video: Video, task: FlowTask, clock: Clock, folder: Path) -> Extracted:
     compile_kernels(task.settings.flow)  # so that loading them does not count as a stall
     return here(video, task, "flow", partial(_decode_to_files, video, task, clock, folder))
 
 
-def _decode_to_files(video: Video, task: Task, clock: Clock, folder: Path, alive: Callable[[], None]) -> Extracted:
+def _decode_to_files(video: Video, task: FlowTask, clock: Clock, folder: Path, alive: Callable[[], None]) -> Extracted:
     """Decode a video, and write its flow, and its frames if the settings say so, into a folder, which is created.
 
     Raises DecodeError if not even one frame can be decoded, VideoFailed if there are too few for a flow.
@@ -167,7 +167,7 @@ def _decode_to_files(video: Video, task: Task, clock: Clock, folder: Path, alive
 class _Files:
     """The files of one video. size: height and width of its flow; outside: number of its values out of bounds so far."""
 
-    def __init__(self, task: Task, folder: Path, clock: Clock, files: ExitStack) -> None:
+    def __init__(self, task: FlowTask, folder: Path, clock: Clock, files: ExitStack) -> None:
         self._settings, self._name, self._folder, self._clock = task.settings, task.name, folder, clock
         self._target = task.path.parent
         self._flow, self._frame = task.settings.flow_template, task.settings.frame_template
@@ -209,7 +209,7 @@ class _Files:
             )
 
 
-def _check_files(task: Task, folder: Path, done: Extracted) -> None:
+def _check_files(task: FlowTask, folder: Path, done: Extracted) -> None:
     """Raises MachineError unless there are N - step flows with both of their axes, and N frames if they were to be written."""
     settings = task.settings
     if done.flows != done.frames - settings.step:

@@ -38,7 +38,7 @@ def entries_of(folder: Path) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") or "nothing"
 
 
-class Found(NamedTuple):
+class FolderContent(NamedTuple):
     """The content of a folder of videos. files, images: id -> path below it, for video files and for folders of
     numbered images; the path is the same object as the id if they are equal. others: ids of all other files."""
 
@@ -47,7 +47,7 @@ class Found(NamedTuple):
     others: list[str]
 
 
-def find_videos(folder: Path, extensions: set[str], within: Sequence[str] | None = None) -> Found:
+def find_videos(folder: Path, extensions: set[str], within: Sequence[str] | None = None) -> FolderContent:
     """All files with a video extension, including broken links, and all folders without a video file that hold at least
     two numbered images with one of the extensions. Hidden names are left out; `within` names the sub-folders to search,
     None searches all."""
@@ -62,7 +62,7 @@ def find_videos(folder: Path, extensions: set[str], within: Sequence[str] | None
             f"one of {wanted}; found there: {there}",
             "Check the folder or choose another root",
         )
-    found = Found({}, {}, [])
+    found = FolderContent({}, {}, [])
     pictures = {f".{kind}" for kind in IMAGES} & extensions
 
     def add(kind: dict[str, str], path: str, name: str) -> None:

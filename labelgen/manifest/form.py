@@ -10,7 +10,7 @@ from typing import Any
 
 from labelgen.errors import ConfigError, ManifestError, ReadError
 from labelgen.manifest.messages import compiled, fail
-from labelgen.reading import Only, fit, load_yaml
+from labelgen.reading import Only, load_yaml, validate
 from labelgen.shards import PARTS
 
 _VALUE = Only({"column?": str, "pattern?": str, "folder?": int})
@@ -75,7 +75,7 @@ def read_manifest(dataset: str) -> dict[str, Any]:
         raise ManifestError(f"cannot read the manifest {dataset}: {error}") from error
     where = f"manifest {dataset}"
     try:
-        fit(spec, _FORM, "it")
+        validate(spec, _FORM, "it")
     except ValueError as error:
         raise ManifestError(f"{where}: {error}. Correct it; text may need quotes.") from error
     if not re.fullmatch(r"[\w-][\w.-]{0,99}", spec.get("name", "")):

@@ -11,7 +11,7 @@ from typing import Any
 
 from labelgen.errors import ManifestError, ReadError
 from labelgen.manifest.messages import fail
-from labelgen.reading import fit, load_json, read_bytes
+from labelgen.reading import load_json, read_bytes, validate
 from labelgen.shards import NONE, TEST, TRAIN, VALIDATION
 
 # The words of lists and folders for the parts of a split.
@@ -66,7 +66,7 @@ def _json_classes(path: Path) -> list[str]:
     try:
         content = load_json(path)
         if isinstance(content, dict):
-            fit(content, {"*": str | int}, "it")
+            validate(content, {"*": str | int}, "it")
             return sorted(content, key=lambda name: int(content[name]))
         return [" ".join(one) if isinstance(one, list) else str(one) for one in content]
     except (OSError, TypeError, ValueError) as error:

@@ -17,7 +17,7 @@ from typing import Any
 from labelgen.errors import ManifestError
 from labelgen.manifest.messages import fail
 from labelgen.manifest.segments import Part, part_name, read_part
-from labelgen.reading import TEXT_BYTES, fit, load_json, open_regular
+from labelgen.reading import TEXT_BYTES, load_json, open_regular, validate
 
 _CELL = 10_000  # largest length of a cell that names a video
 _FIELDS = 20  # largest number of columns that name a video
@@ -64,7 +64,7 @@ def _table(path: Path, table: Mapping[str, Any]) -> Iterator[Iterator[tuple[int,
 
 
 def _of_json(content: Any) -> Iterator[list[str]]:
-    fit(content, [dict], "it")
+    validate(content, [dict], "it")
     columns = list(dict.fromkeys(key for row in content for key in row))
     yield columns
     for row in content:

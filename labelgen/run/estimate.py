@@ -23,7 +23,7 @@ from labelgen.labels import LABELS
 from labelgen.manifest import Dataset, Video
 from labelgen.manifest.segments import Part, seconds_of
 from labelgen.processes import cores
-from labelgen.run.plan import Plan, Task, configuration, file_sizes, in_order
+from labelgen.run.plan import Plan, ShardTask, configuration, file_sizes, in_order
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.shard import Made, label_shard
 from labelgen.shards import ShardReader
@@ -187,7 +187,7 @@ def _measured(
     return Measured(video.id, seconds, used, size, cost, stored, memory)
 
 
-def _taking(task: Task) -> tuple[Made, float, int]:
+def _taking(task: ShardTask) -> tuple[Made, float, int]:
     """Make a shard; returns it, the processor seconds that it took, and the largest memory of this process in bytes."""
     from labelgen.run.guard import register
     from labelgen.run.video import compile_kernels

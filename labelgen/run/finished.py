@@ -13,7 +13,7 @@ import numpy as np
 from labelgen import shards
 from labelgen.errors import ReadError
 from labelgen.files import writing
-from labelgen.reading import fit, parse_json, read_bytes
+from labelgen.reading import parse_json, read_bytes, validate
 from labelgen.shards.checks import check_texts
 
 _COUNTS = ("labelled", "frames", "bytes", "clips", "without_clip")
@@ -55,8 +55,8 @@ class Finished:
         """The summary in a line, None if it belongs to another file or was not written by `summary`."""
         try:
             *known, summary = parse_json(line.decode(), str(self._file))
-            fit(known, [str | int], "its file")
-            fit(summary, _SUMMARY, "its summary")
+            validate(known, [str | int], "its file")
+            validate(summary, _SUMMARY, "its summary")
             for texts in ([summary["config_hash"]], *(failure.values() for failure in summary["failures"])):
                 check_texts("it", [text for text in texts if isinstance(text, str)])
         except (ValueError, TypeError, ReadError):

@@ -17,7 +17,7 @@ from labelgen.labels import LABELS
 from labelgen.manifest import Video
 from labelgen.run.faults import machine_fault, unreadable
 from labelgen.run.jobs import Job
-from labelgen.run.plan import Task
+from labelgen.run.plan import ShardTask
 from labelgen.run.process import ProcessLost, end_unless_called, in_new_process
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _outcome(
     return outcome, clock.seconds, clock.counts
 
 
-def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Record:
+def label_here(video: Video, task: ShardTask, spool: BinaryIO, clock: Clock) -> Record:
     """`label_video` in this process, see `here`; frames go to `spool`."""
     from labelgen.run.video import label_video
 
@@ -115,7 +115,7 @@ def label_here(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Recor
     return here(video, task, "label", work)
 
 
-def label_in_new_process(video: Video, task: Task, spool: BinaryIO, clock: Clock) -> Record:
+def label_in_new_process(video: Video, task: ShardTask, spool: BinaryIO, clock: Clock) -> Record:
     """`label_here` in a separate process, see `apart`."""
     with writing(task.path):
         spool.flush()
@@ -125,7 +125,7 @@ def label_in_new_process(video: Video, task: Task, spool: BinaryIO, clock: Clock
         spool.seek(0, os.SEEK_END)
 
 
-def _label_to_file(video: Video, task: Task, clock: Clock, name: str) -> Record:
+def _label_to_file(video: Video, task: ShardTask, clock: Clock, name: str) -> Record:
     from labelgen.run.video import compile_kernels
 
     compile_kernels(task.config.flow)

@@ -29,7 +29,7 @@ _NO_FILE = {errno.ELOOP, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True)
-class Task(Job):
+class ShardTask(Job):
     """One shard to make. identity: the whole configuration, as stored in the shard."""
 
     splits: tuple[str, ...]
@@ -40,7 +40,7 @@ class Task(Job):
 @dataclass(frozen=True)
 class Plan:
     """All shards of a run. rows: the videos of each shard, by its file name; identity: (videos, sizes) -> configuration
-    of their shard; sizes: see `file_sizes`; the others as in Task."""
+    of their shard; sizes: see `file_sizes`; the others as in ShardTask."""
 
     folder: Path
     dataset: Dataset
@@ -72,12 +72,12 @@ class Plan:
         of_name = {name: int(self.sizes[rows].sum()) for name, rows in self.rows.items()}
         return sorted(of_name.keys() - set(there), key=lambda name: (-of_name[name], name))
 
-    def task(self, name: str, isolated: bool) -> Task:
-        """The task of making a shard; isolated: see Task."""
+    def task(self, name: str, isolated: bool) -> ShardTask:
+        """The task of making a shard; isolated: see ShardTask."""
         batch, own = self.videos[self.rows[name]], self.sizes[self.rows[name]]
         sizes = dict(zip((video.id for video in batch), own.tolist(), strict=True))
         path, data, identity = self.folder / name, self.dataset, self.identity(batch, own)
-        return Task(
+        return ShardTask(
             path, batch, data.root, data.splits, self.config, identity,
             stall=self.stall, sizes=sizes, isolated=isolated, labels=self.labels,
         )  # fmt: skip

@@ -18,7 +18,7 @@ from labelgen.labels.patterns import crop_grid
 from labelgen.manifest import Video
 from labelgen.run.guard import VideoFailed, label_here, label_in_new_process, register
 from labelgen.run.jobs import Made, make, on_cluster
-from labelgen.run.plan import Task
+from labelgen.run.plan import ShardTask
 from labelgen.shards.checks import escaped
 from labelgen.shards.schema import sizes
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from labelgen.run.video import Record
 
 
-def label_shard_on_cluster(task: Task) -> Made:
+def label_shard_on_cluster(task: ShardTask) -> Made:
     """`label_shard` in a separate process, see `on_cluster`."""
     return on_cluster(label_shard, task)
 
 
-def label_shard(task: Task) -> Made:
+def label_shard(task: ShardTask) -> Made:
     """Make one shard; videos that fail are recorded in it. If the machine fails, nothing is recorded.
 
     Raises ShardError if the shard cannot be written.
@@ -39,7 +39,7 @@ def label_shard(task: Task) -> Made:
     return make(_label_shard, task, "shards")
 
 
-def _label_shard(task: Task) -> Made:
+def _label_shard(task: ShardTask) -> Made:
     import cv2
 
     from labelgen.compiled import instructions

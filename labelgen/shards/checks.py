@@ -13,7 +13,7 @@ import numpy as np
 from labelgen.config import Config
 from labelgen.labels.kind import Arrays, Field, Kind
 from labelgen.labels.sampling import crossed
-from labelgen.reading import fit
+from labelgen.reading import validate
 from labelgen.shards.schema import fields
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -48,7 +48,7 @@ def check_texts(name: str, texts: Sequence[str], paths: bool = False) -> None:
 def check_settings(config: Mapping[str, Any]) -> tuple[Fraction, ...]:
     """The paces of a configuration. Raises ValueError if a setting that readers need is missing or impossible."""
     try:
-        fit(config, _SETTINGS, "it")
+        validate(config, _SETTINGS, "it")
     except ValueError as error:
         raise ValueError(f"its configuration is damaged: {error}") from error
     for name, pattern in (("dataset", _DATASET), ("videos", _VIDEOS)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from labelgen.errors import ReadError, ShardError
 from labelgen.files import json_sha256, write_json
-from labelgen.reading import Only, fit, load_json
+from labelgen.reading import Only, load_json, validate
 
 _NAME = re.compile(r"[0-9]{5,9}\.h5")
 
@@ -22,7 +22,7 @@ def read_collection(folder: str | os.PathLike[str]) -> dict[str, list[str]] | No
         return None
     try:
         content = load_json(path)
-        fit(content, Only({"shards": {"*": [str]}}), "it")
+        validate(content, Only({"shards": {"*": [str]}}), "it")
         if odd := [name for name in content["shards"] if not _NAME.fullmatch(name)]:
             raise ValueError(f"it has the shard {odd[0]!r:.60}, expected a name such as 00012.h5")
     except (ReadError, ValueError) as error:

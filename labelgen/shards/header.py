@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labelgen.errors import ShardError
-from labelgen.reading import Only, fit
+from labelgen.reading import Only, validate
 from labelgen.shards.checks import check_settings, check_texts
 from labelgen.shards.schema import SCHEMA_VERSION, config_hash
 
@@ -33,7 +33,7 @@ _SMALLEST, _LARGEST = 512, 1 << 20  # bytes of a header; HDF5 requires 512 times
 _NAME = re.compile(r"\w{1,64}/\w{1,64}", re.ASCII)
 _TYPE = re.compile(r"\|S[1-9][0-9]{0,4}|\|[biu]1|<[iu][248]|<f[248]")  # names of NumPy types
 _SHA256 = re.compile("[0-9a-f]{64}")
-_SHARED = {  # the form of the two lines of a header, see `fit`
+_SHARED = {  # the form of the two lines of a header, see `validate`
     **{"config": dict, "config_hash": str, "kinds": {"*": int}, "versions": {"*": str}, "splits": [str]},
     "crop_grid": [[int]],
 }
@@ -118,7 +118,7 @@ def read_header(handle: int) -> Header:
     if len(lines) != 3 or lines[2]:
         raise ValueError(f"its header has {len(lines)} lines after the first, expected two")
     shared, own = _shared(lines[0]), _parsed(lines[1])
-    fit(own, _OWN, "it")
+    validate(own, _OWN, "it")
     if own["size"] != size:
         raise ValueError(f"it has {size:,} bytes, but {own['size']:,} were written")
     stored = {name: _stored(name, where, length, size) for name, where in own["datasets"].items()}
@@ -163,7 +163,7 @@ def digests(handle: int, length: int, jpeg: Stored, size: int) -> dict[str, str]
 def _shared(text: bytes) -> Shared:
     content = _parsed(text)
     _check_plain(content)
-    fit(content, _SHARED, "it")
+    validate(content, _SHARED, "it")
     config, splits, hashed = content["config"], content["splits"], content["config_hash"]
     paces = check_settings(config)
     if not all(splits) or len(set(splits)) < len(splits):

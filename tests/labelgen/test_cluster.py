@@ -22,7 +22,7 @@ from labelgen.errors import ClusterError, ReadError
 from labelgen.extract import Extraction, extract
 from labelgen.manifest import load
 from labelgen.reading import read_bytes
-from labelgen.run.plan import Task
+from labelgen.run.plan import ShardTask
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.shard import label_shard_on_cluster
 from labelgen.run.workers import pool
@@ -112,7 +112,7 @@ def test_a_video_that_hangs_the_process_of_its_shard_is_the_only_one_lost(folder
     data, shard = load("folder", folder), ShardReader(local[0] / "videos" / "00000.h5")
     (tmp_path / ".lock").touch()
     path = tmp_path / "00000.h5"
-    task = Task(path, data.videos[:2], data.root, data.splits, SMALL, shard.config, stall=4)
+    task = ShardTask(path, data.videos[:2], data.root, data.splits, SMALL, shard.config, stall=4)
     assert label_shard_on_cluster(task)[0] == str(path)
     found = ShardReader(path)
     assert found.arrays["videos/id"] == ("right/0.mp4",) and (found.jpeg(69) == shard.jpeg(69)).all()

@@ -210,7 +210,9 @@ def task(folder, out, at, **options):
     sizes = dict(zip(videos.ids, file_sizes(videos).tolist(), strict=True))
     (out / ".lock").touch()
     settings, name = Extraction(flow="dis", short=48), os.path.splitext(videos.ids[at])[0]
-    return of_video.Task(out / f"{at}", videos[at : at + 1], folder, settings, name, stall=300, sizes=sizes, **options)
+    return of_video.FlowTask(
+        out / f"{at}", videos[at : at + 1], folder, settings, name, stall=300, sizes=sizes, **options
+    )
 
 
 @pytest.mark.parametrize("make", [of_video.extract_video, of_video.extract_on_cluster])

@@ -19,7 +19,7 @@ from labelgen.errors import DecodeError, MachineError, ShardError
 from labelgen.manifest import load
 from labelgen.run import faults, guard, plan
 from labelgen.run import video as of_video
-from labelgen.run.plan import Task
+from labelgen.run.plan import ShardTask
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.shard import label_shard, label_shard_on_cluster
 from labelgen.shards import ShardReader
@@ -59,7 +59,7 @@ def shards(out):
 def task(root, path, videos=slice(None), **options):
     data = load("folder", root)
     identity = plan.configuration(data, data.videos, plan.file_sizes(data.videos), "all", SMALL, 2)
-    return Task(path, data.videos[videos], data.root, data.splits, SMALL, identity, stall=300, **options)
+    return ShardTask(path, data.videos[videos], data.root, data.splits, SMALL, identity, stall=300, **options)
 
 
 def test_a_shard_with_a_crash_and_a_video_that_is_cut_short_keeps_all_others(folder, tmp_path, monkeypatch):

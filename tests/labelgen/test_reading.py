@@ -11,7 +11,6 @@ import pytest
 from labelgen.errors import ReadError
 from labelgen.reading import (
     Only,
-    fit,
     load_json,
     load_yaml,
     open_regular,
@@ -19,6 +18,7 @@ from labelgen.reading import (
     parse_yaml,
     read_bytes,
     read_text,
+    validate,
 )
 
 
@@ -134,8 +134,8 @@ FORM = {"a": int, "b?": [str | None], "c?": {"*": {"d": float}}, "e?": Only({"f?
 )
 def test_a_form_says_what_does_not_fit(value, message):
     with pytest.raises(ValueError, match=message):
-        fit(value, FORM, "it")
+        validate(value, FORM, "it")
 
 
 def test_a_form_leaves_other_keys_alone():
-    fit({"a": 1, "b": ["x", None], "c": {"y": {"d": 1}}, "e": {"f": [1], "g": True}, "z": object()}, FORM, "it")
+    validate({"a": 1, "b": ["x", None], "c": {"y": {"d": 1}}, "e": {"f": [1], "g": True}, "z": object()}, FORM, "it")

@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_is_told_of_its_own_step(demo, here, monkeypat
     with pytest.raises(TrainerError, match="the loss is not finite at step 4, with the batch ") as raised:
         train(Settings(**SMALL, epochs=20, checkpoint_minutes=0.0), demo, "broken")
     names = data.Shards(demo).text("videos/id")
-    assert f"holds {', '.join(names[row] for row in shown[3])}; " in str(raised.value)
+    assert f"the batch {', '.join(names[row] for row in shown[3])}; " in str(raised.value)
     assert [row["step"] for row in rows(here / "runs/broken")] == ["1", "2", "3"]
     assert checkpoint.load("broken").meta["step"] <= 3
 

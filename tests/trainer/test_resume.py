@@ -202,7 +202,7 @@ def test_a_file_of_weights_is_no_run_to_go_on_with(unbroken, demo, here):
     copy = here / "elsewhere.safetensors"
     copy.write_bytes(checkpoint.load(unbroken).file.read_bytes())
     with pytest.raises(
-        TrainerError, match=r"elsewhere.safetensors: does not belong to a run whose training could continue"
+        TrainerError, match=r"elsewhere.safetensors: it does not belong to a run whose training could continue"
     ):
         train(None, demo, resume=copy)
     assert os.listdir(here) == [copy.name]
@@ -212,7 +212,7 @@ def test_a_file_of_weights_is_no_run_to_go_on_with(unbroken, demo, here):
     ("log", "row", "reason"),
     [
         ("log.csv", b"two,0,0.1\n", "could not convert string to float: 'two'"),
-        ("log.csv", b"1,0\n", "differ in the number of columns"),
+        ("log.csv", b"1,0\n", "a row and the first line differ in the number of columns"),
         ("log.csv", b"\xff\x00\xfe\n", "not valid UTF-8"),
         ("holdout.csv", b"1,x,0,0\n", "could not convert string to float: 'x'"),
     ],

@@ -74,7 +74,7 @@ def path(content, tmp_path_factory):
         )
         held = "step,pace.loss,order.loss\n49,1,0.5\n98,0.5,0.25\n" if i == 3 else "step,loss\n49,1.5\n98,1.25\n"
         (folder / "holdout.csv").write_text(held)
-    write_page(content, plan, store)
+    write_page(content, plan, store, {})
     return store.root / "index.html"
 
 

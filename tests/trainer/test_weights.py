@@ -91,7 +91,7 @@ def wrapped(state, key, prefix, others):
 
 def found_in(content):
     key, tensors = max(foreign._dictionaries(content), key=lambda own: len(own[1]))
-    return foreign.Found(tensors, key, "")
+    return foreign.WeightsFile(tensors, key, "")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -12,7 +12,7 @@ import numpy as np
 
 from labelgen.errors import ReadError
 from labelgen.files import json_sha256, write_json
-from labelgen.reading import Only, fit, load_json
+from labelgen.reading import Only, load_json, validate
 from labelgen.shards.checks import check_texts, escaped
 from trainer.errors import TrainerError
 
@@ -44,7 +44,7 @@ def read_overlay(path: str | os.PathLike[str], shards: str, videos: int) -> Over
     """The overlay in a file. Raises TrainerError if it is damaged, or not for shards with this digest and number of videos."""
     try:
         content = load_json(path)
-        fit(content, _FORM, "it")
+        validate(content, _FORM, "it")
         labels, splits = content["labels"], content["splits"]
         if content["shards"] != shards:
             raise ValueError(f"it is for the shards {content['shards']!r:.40}, expected {shards!r}")

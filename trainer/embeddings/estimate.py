@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.embeddings.extract import Extractor, Source
+from trainer.embeddings.extract import Extractor, VideoSource
 from trainer.embeddings.table import write_part
 
 
@@ -31,7 +31,7 @@ class Estimate:
     disk: int
 
 
-def estimate(extract: Extractor, source: Source) -> Estimate:
+def estimate(extract: Extractor, source: VideoSource) -> Estimate:
     """Compute the rows of a few videos, or of their beginning, in a temporary folder, which is removed."""
     few, share = source.sample()
     opening = computing = 0.0

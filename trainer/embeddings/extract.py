@@ -82,7 +82,7 @@ class Piece:
     bounds: Sequence[np.ndarray] = ()
 
 
-class Source(Protocol):
+class VideoSource(Protocol):
     """A source of videos. about: kind and folder, for information; config: of the frames; count: of the videos; parts:
     arguments of `open`, in order, each of so few videos that they fit into memory; stamp: changes with its part; files:
     by the ids of all videos, in order, a value that changes with the rows of each; only: the same source with some of
@@ -101,9 +101,9 @@ class Source(Protocol):
 
     def files(self) -> dict[str, str]: ...
 
-    def only(self, ids: Set[str]) -> Source: ...
+    def only(self, ids: Set[str]) -> VideoSource: ...
 
-    def sample(self) -> tuple[Source, float]: ...
+    def sample(self) -> tuple[VideoSource, float]: ...
 
 
 def split_part(parts: Sequence[int]) -> str:
@@ -112,7 +112,7 @@ def split_part(parts: Sequence[int]) -> str:
 
 
 class ShardVideos:
-    """The videos of shards as a Source, one part per shard."""
+    """The videos of shards as a VideoSource, one part per shard."""
 
     def __init__(self, folder: Path):
         self.parts: Sequence[Any] = open_shards(folder)
@@ -278,7 +278,7 @@ def _thumbnail(piece: Piece, video: int, frame: int) -> bytes:
 
 def embed(
     extract: Extractor,
-    source: Source,
+    source: VideoSource,
     out: Path,
     progress: Progress = lambda done, total: None,
     say: Callable[[str], None] = lambda text: None,

@@ -20,7 +20,7 @@ _SHOWN = 18  # pictures of a group
 
 
 @dataclass(frozen=True)
-class Kind:
+class GroupKind:
     """A kind of groups: name of the files, plural and singular name, the value of each member and its meaning."""
 
     name: str
@@ -30,8 +30,8 @@ class Kind:
     about: str
 
 
-CLUSTERS = Kind("clusters", "clusters", "Cluster", "distance", "of the features from the mean of the cluster")
-DUPLICATES = Kind(
+CLUSTERS = GroupKind("clusters", "clusters", "Cluster", "distance", "of the features from the mean of the cluster")
+DUPLICATES = GroupKind(
     "duplicates",
     "groups of near-duplicates",
     "Group",
@@ -45,7 +45,7 @@ class Groups:
     """Groups of points, see clustering.points. group: int64 [n], number of each point's group, -1 for none; values:
     float64 [n]"""
 
-    kind: Kind
+    kind: GroupKind
     table: Table
     points: Points
     group: np.ndarray

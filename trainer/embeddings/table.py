@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labelgen.files import path_name, replacing
-from labelgen.reading import fit, open_regular, parse_json
+from labelgen.reading import open_regular, parse_json, validate
 from labelgen.shards.jpeg import header
 from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
@@ -93,7 +93,7 @@ class Table:
                 self.rows: int = file.metadata.num_rows
                 self.groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             self.about: dict = parse_json(metadata.get(_KEY, b"{}").decode(), _KEY.decode())
-            fit(self.about, {"schema?": int, **_ABOUT}, "it")
+            validate(self.about, {"schema?": int, **_ABOUT}, "it")
             if self.about.get("schema") == SCHEMA and "vector" in found.names:
                 self.width: int = getattr(found.field("vector").type, "list_size", 0)
                 if not 0 < self.width <= _WIDTH or not found.equals(schema(self.width, {})):

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from labelgen.errors import ReadError
 from labelgen.files import json_sha256, write_json
 from labelgen.manifest.dataset import default_root
-from labelgen.reading import fit, load_json
+from labelgen.reading import load_json, validate
 from trainer.errors import TrainerError
 from trainer.papers import commands, labelgen, labelling_of, script, value_of, values_of
 from trainer.recipes import recipe
@@ -85,7 +85,7 @@ class Folder(Store):
         """What a step wrote; None if it is not done, or if that is gone."""
         try:
             content = load_json(self.root / "results" / f"{id}.json")
-            fit(content, _MARKER, "it")
+            validate(content, _MARKER, "it")
         except (ReadError, ValueError):  # damaged: the step is made again
             return None
         found = [*map(Path, content["made"])]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from labelgen.errors import ReadError
-from labelgen.reading import Only, fit, parse_yaml
+from labelgen.reading import Only, parse_yaml, validate
 from trainer.errors import SettingError, TrainerError
 from trainer.extends import chain, merged
 from trainer.methods import method_class
@@ -68,7 +68,7 @@ def _path(name: str, folder: Path = Path()) -> Path:
 def _check(path: Path, content: object) -> None:
     """Raises TrainerError unless a file has the keys of a recipe and gives each value with its source."""
     try:
-        fit(content, _FORM, "it")
+        validate(content, _FORM, "it")
     except ValueError as error:
         raise TrainerError(
             f"{path}: {error}; each value stands with its source, {{value: ..., source: ...}}"

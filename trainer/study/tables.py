@@ -84,8 +84,8 @@ PAIRS = (
     "them) with the networks as they were trained, corrected by Holm's method for all pairs of the table."
 )
 RULE = (
-    "Per cent, with the 95 % interval over seeds and test videos. ▲ ▼: the whole 95 % interval of the paired difference from "
-    "random weights of the same seed (of a pretext task: from chance) lies above, below 0."
+    "Per cent, with the 95 % interval over seeds and test videos. ▲ ▼: the 95 % interval of the paired difference from random "
+    "weights of the same seed (for pretext tasks: from chance) lies above, below 0."
 )
 
 
@@ -149,7 +149,8 @@ def latex(content: dict, name: str) -> str:
         about = [f"{title}, per cent: mean and standard deviation over {number} {'seed' if seeds == [1] else 'seeds'}"]
         about += ["the best in bold, what is not shown to lie below it underlined"]
         about += [
-            "▲ ▼: above, below random weights of the same seed (of a pretext task: chance) by the whole 95 % interval"
+            "▲ ▼: the 95 % interval of the difference from random weights of the same seed (for pretext tasks: from "
+            "chance) lies above, below 0"
         ]
         label = re.sub(r"[^a-z0-9]+", "-", f"{name} {title}".lower()).strip("-")
         lines += [r"\begin{table}", rf"\caption{{{safe('; '.join(about))}.}}", rf"\label{{tab:{label}}}"]

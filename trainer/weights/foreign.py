@@ -48,7 +48,7 @@ _REFUSED = {  # names by which unsupported networks are recognised
 
 
 @dataclass(frozen=True)
-class Found:
+class WeightsFile:
     """The content of a file: tensors by name, the key of the dictionary that holds them ("" for the file itself), and
     the SHA-256 of the file."""
 
@@ -88,7 +88,7 @@ class Match:
         return found
 
 
-def read(path: Path) -> Found:
+def read(path: Path) -> WeightsFile:
     """The tensors of a file of PyTorch or safetensors. Raises TrainerError for a file that is damaged, or neither."""
     try:
         with open_regular(path) as file:
@@ -109,7 +109,7 @@ def read(path: Path) -> Found:
         raise TrainerError(
             f"{path}: holds no named tensors; expected the state_dict of a network, as written by `torch.save`"
         )
-    return Found(tensors, wrapper, digest)
+    return WeightsFile(tensors, wrapper, digest)
 
 
 def _unpickled(file: BinaryIO, size: int) -> object:
@@ -159,7 +159,7 @@ def _usable(value: object) -> bool:
     )
 
 
-def recognise(found: Found, name: str | None = None) -> Match:
+def recognise(found: WeightsFile, name: str | None = None) -> Match:
     """The network in a file. name: the program that made the weights, if the file fits several with different inputs.
 
     Raises TrainerError, which says what the file is or lacks; SettingError for an unknown program, and if a choice is needed.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from labelgen import files
 from labelgen.errors import ReadError, VsslError
-from labelgen.reading import fit, load_json
+from labelgen.reading import load_json, validate
 from labelgen.texts import path_text
 from trainer import checkpoint, inputs
 from trainer.errors import SettingError, TrainerError
@@ -66,7 +66,7 @@ def _exported(file: Path) -> dict | None:
         return None
     try:
         content = load_json(path)
-        fit(content, _EXPORTED, "it")
+        validate(content, _EXPORTED, "it")
         own = content["input"]
         own["expected"] = inputs.read({name: own[name] for name in inputs.OURS.stored()})
         (height, width), (crop, _) = own["resize"], own["crop"]
@@ -81,7 +81,7 @@ def _exported(file: Path) -> dict | None:
 
 def _meta(
     file: Path,
-    found: foreign.Found,
+    found: foreign.WeightsFile,
     match: foreign.Match,
     exported: dict | None,
     frames: int | None,
