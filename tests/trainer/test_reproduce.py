@@ -56,6 +56,11 @@ def test_the_steps_of_an_entry(name, tmp_path):
         assert str(tmp_path) in step.command
 
 
+def test_every_labelling_is_of_an_entry(tmp_path):
+    made = {step.printed for name in RUNNING for step in steps_of(name, tmp_path, Scale())[0]}
+    assert made == {tuple(papers.labelgen(each).split()[1:]) for each in CONTENT["labellings"]}
+
+
 def test_the_network_of_a_step(tmp_path):
     for name, backbone in (("thesis tab. 4.7", "s3dg"), ("skip-clip tab. 2", "resnet3d18"), ("tce fig. 3", "resnet18")):
         *_, last = others = steps_of(name, tmp_path)[1]

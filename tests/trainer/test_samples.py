@@ -178,7 +178,7 @@ def test_the_command_writes_one_page_of_all_methods(path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "statistics", "--jitter", "contrast"], "statistics learns labels that the shards hold"),
+        (["--method", "statistics", "--jitter", "contrast"], "statistics learns labels of the grid crops"),
         (["--method", "pace", "--crop-area", "0.5,1"], "jitter is frame, which has none"),
         (["--method", "pace", "--subset", "easy"], "a subset needs labelled clips"),
         (["--method", "none"], "unknown method 'none'"),

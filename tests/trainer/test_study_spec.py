@@ -58,7 +58,7 @@ def measure(protocol, **given):
         (measure("linear", labels=["9 clips"]), ["labels", "'9 clips'", "'1000 videos'"]),
         (measure("linear", time=["backwards"]), ["time", "'backwards'", "shuffled, reversed, still"]),
         (measure("smoothness", time=["still"]), ["smoothness", "time", "learn classes"]),
-        (measure("retrieval", opposites=[["a", "b"]]), ["opposites", "'retrieval'", "linear or knn"]),
+        (measure("retrieval", opposites=[["a", "b"]]), ["opposites", "'retrieval'", "linear, knn or attentive"]),
         (measure("knn", opposites=[["a", "a"]]), ["opposites", "('a', 'a')", "two different classes"]),
         (measure("linear", parts=11), ["parts", "11", "1 to 10"]),
         (measure("linear", stage=[["conv5"]]), ["stage", "['conv5']", "such as conv5"]),

@@ -13,7 +13,7 @@ from trainer.embeddings.map import layout
 from trainer.errors import TrainerError
 from trainer.evaluate import splits
 from trainer.evaluate.evaluator import Evaluator, Scores, Selection
-from trainer.evaluate.features import Compute, Features, features, networks
+from trainer.evaluate.features import Compute, Features, cells, features, networks, pooled
 from trainer.histograms import of_times, summary
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
@@ -29,13 +29,18 @@ def backbone_features(
     compute: Compute,
     videos: np.ndarray | slice = slice(None),
     time: str = "",
+    of_cells: bool = False,
 ) -> Features:
     """Features of the 10 clips of every video, or of some (int64 rows), of a run's backbone, or of the initial weights of
-    `settings`; kept in folder. time: what is done to the frames of a clip, if anything."""
+    `settings`; kept in folder. time: what is done to the frames of a clip, if anything; of_cells: with the last stage's cells."""
     saved = checkpoint.Checkpoint(folder, folder, {}, {})
     backbone = networks(checkpoint.load(run, best=True))["pretrained"] if run else build_backbone(resolve(settings))
     disturbed = data.Time(time) if time else None
-    return features(saved, "study", backbone, shards, shards.videos[videos], "spread", compute, disturbed)
+    found = [
+        features(saved, "study", backbone, shards, shards.videos[videos], "spread", compute, disturbed, made)
+        for made in (pooled, *[cells] * of_cells)
+    ]
+    return Features({key: array for each in found for key, array in each.arrays.items()}, found[0].owner)
 
 
 def histogram_features(shards: data.Shards, kinds: Collection[str], flow: Callable) -> Features:

@@ -13,6 +13,7 @@ import numpy as np
 from labelgen.reading import read_text
 from trainer import data
 from trainer.errors import TrainerError
+from trainer.evaluate.features import CELLS
 from trainer.evaluate.splits import words
 from trainer.settings import Settings, over, resolve
 from trainer.study.jobs import (
@@ -210,7 +211,8 @@ class _Planner:
 
     def _frozen(self, row: Row, column: Column, seed: int) -> str | None:
         measure, source, histogram = column.measure, self.sources[column.tested_on], HISTOGRAMS.get(row.kind)
-        if row.kind == SUPERVISED or (histogram and (unlabelled(measure.protocol) or measure.time)):
+        of_network = unlabelled(measure.protocol) or measure.time or measure.pooling == CELLS
+        if row.kind == SUPERVISED or (histogram and of_network):
             return None
         few = measure.labels != ALL
         if few:

@@ -177,6 +177,9 @@ class Retrieval(Protocol):
     def _accuracies(self, found: dict[str, list[Found]], level: str) -> Iterator[dict]:
         """The rows of hits by k; found: of each fold, by what was done to the frames of the queries."""
         folds = found[metrics.NORMAL]
+        asked = [[fold.queries.video.tolist() for fold in of] for of in found.values()]
+        if asked.count(asked[0]) < len(asked):
+            raise AssertionError("disturbed clips are of other videos than those beside them")
         classes = {
             time: [self.targets[1][fold.gallery.video[fold.nearest]] for fold in of] for time, of in found.items()
         }
