@@ -64,6 +64,7 @@ _STATE = {  # state of each parameter
     "AdamW": {"step", "exp_avg", "exp_avg_sq"},
 }
 IMPORTED = "imported"  # the method of runs with weights of another program
+_LATER = {"color_strength", "crop_area"}  # settings whose defaults are what every version before them did
 _OTHER = "it was changed, or written by another version of vssl; use another one, or train again"
 
 
@@ -316,8 +317,8 @@ def _check_meta(file: Path, meta: dict) -> None:
             raise ValueError(f"step {meta['step']} of {meta['steps']}")
     except ValueError as error:
         raise TrainerError(f"{file}: its metadata are damaged ({error}); {_OTHER}") from error
-    # older versions may lack settings that change no weight
-    if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - FREE):
+    # older versions may lack settings that change no weight, and those that came later
+    if wrong := sorted(({field.name for field in fields(Settings)} ^ meta["settings"].keys()) - FREE - _LATER):
         raise TrainerError(f"{file}: {', '.join(wrong):.200} missing or unknown in its metadata; {_OTHER}")
     made_with = [meta["settings"][name] for name in ("method", "backbone")]
     try:
