@@ -12,17 +12,16 @@ import click
 from cli.options import WRITTEN
 
 STUDY = """\
-# The study of `vssl demo`. Add rows, seeds, measures or `flow` to the baselines (docs/studies.md), and run it again to
-# compute what is missing.
-about: Six classes of videos that differ only in motion; pretraining never sees a label
+# The study of `vssl demo`. Add rows, seeds or measures (docs/studies.md), and run it again to compute what is missing.
+about: Six classes of videos that differ only in motion, filmed by a camera that pans and shakes; pretraining never sees a label
 seeds: [0]
-clips: 14400
+clips: 43200
 settings: {backbone: r3d10, width: 0.125, batch_size: 32, optimizer: adamw, lr: 0.002, schedule: cosine, jitter: none}
 data:
   demo: {shards: out/demo}
-baselines: []  # random weights are always included
+baselines: [flow, boundary]  # histograms, without a network; random weights are always included
 rows:
-  pace: {method: pace}
+  statistics: {method: statistics}
 measures:
   - {protocol: retrieval, stage: [conv3, conv4, conv5], pooling: max}
   - {protocol: linear, stage: conv5, pooling: max}
@@ -32,9 +31,11 @@ measures:
 @click.command()
 @click.option("--folder", type=WRITTEN, default=Path("demo"), help="Folder for videos, shards and study.")
 def demo(folder):
-    """Render the demo videos, label them, pretrain a small network on them and compare it with random weights.
+    """Render the demo videos, label them, pretrain a small network on them and compare it with random weights and with
+    histograms of flow and motion boundaries.
 
-    The commands are printed as they run; each can be run by itself, with other options. The same command resumes an
+    It ends in a page, FOLDER/study/index.html: videos and their labels, nearest neighbours, maps, curves, numbers. The
+    commands are printed as they run; each can be run by itself, with other options. The same command resumes an
     interrupted run.
     """
     from labelgen.files import write_text
@@ -45,7 +46,8 @@ def demo(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, STUDY)
     for line in (
-        f"labelgen --dataset demo --root {place}/videos --out {place}/out --workers 2 --height 48 --width 48 --crop 40",
+        f"labelgen --dataset demo --camera pan,shake --root {place}/videos --out {place}/out --workers 2 "
+        "--height 48 --width 48 --crop 40",
         f"study {place}/study.yaml --out {place}/study",
     ):
         click.secho(f"$ vssl {line}", bold=True)

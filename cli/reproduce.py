@@ -1,4 +1,4 @@
-"""`vssl reproduce`: the tables and figures of the papers, run here and set beside the published ones."""
+"""`vssl reproduce`: tables and figures of the papers, run here and compared with the published ones."""
 
 from __future__ import annotations
 
@@ -32,20 +32,26 @@ def _frames(ctx, param, value: str | None) -> tuple[int, ...] | None:
 @click.command()
 @click.argument("name", required=False)
 @click.option(
-    "--out", type=WRITTEN, default=Path("reproduced"), help="Runs, tables and, without --shards, shards go here."
+    "--out", type=WRITTEN, default=Path("reproduced"), help="Folder for runs, tables and, without --shards, shards."
 )
-@click.option("--data", type=_FOLDER, help="Folder whose folders are the data sets.  [default: $VSSL_DATA, data]")
+@click.option("--data", type=_FOLDER, help="Folder with a sub-folder per data set.  [default: $VSSL_DATA, data]")
+@click.option("--shards", type=WRITTEN, help="Folder of the shards; missing ones are made.  [default: OUT/out]")
 @click.option(
-    "--shards", type=WRITTEN, help="Folder of the shards; those that it lacks are labelled.  [default: OUT/out]"
+    "--plan",
+    is_flag=True,
+    help="Show the commands, which of them are done, and about how long the others take; run nothing.",
 )
-@click.option("--plan", is_flag=True, help="Show the commands, which are done and what the others take; run none.")
-@click.option("--seeds", default="0", callback=_numbers, help="Seeds of every training; the table has their mean.")
+@click.option(
+    "--seeds", default="0", callback=_numbers, help="Seeds of every training, over which the table has means."
+)
 @click.option(
     "--split", "splits", multiple=True, help="Official split; repeatable.  [default: all that the source has]"
 )
-@click.option("--clips", type=click.IntRange(1), help="Clips that every training sees, instead of its recipe's epochs.")
 @click.option(
-    "--width", type=click.FloatRange(0, min_open=True), help="Width of every network, a share of the paper's."
+    "--clips", type=click.IntRange(1), help="Clips that every training shows, instead of the epochs of its recipe."
+)
+@click.option(
+    "--width", type=click.FloatRange(0, min_open=True), help="Width of every network relative to the paper's."
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Batch size of every training.  [default: of its recipe]")
 @click.option("--frames", callback=_frames, metavar="H,W,CROP", help="Size of the frames and their crops, pixels.")
@@ -53,12 +59,12 @@ def _frames(ctx, param, value: str | None) -> tuple[int, ...] | None:
 def reproduce(
     name, out, data, shards, plan, seeds, splits, clips, width, batch_size, frames, workers, backend, scheduler, device
 ):
-    """Run the table or figure NAME of a paper, such as "thesis tab. 4.1", and print it beside the published one. Without NAME:
-    list what there is.
+    """Run the table or figure NAME of a paper, such as "thesis tab. 4.1", and print it beside the published one.
+    Without NAME, list all of them.
 
-    Runs the commands of docs/papers.md in OUT, each once for all tables: labelling, trainings, finetunings, evaluation. The
-    same command again resumes an interrupted one. --clips, --width, --batch-size and --frames make a rehearsal, which needs a
-    folder of its own. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
+    Runs the commands of docs/papers.md in OUT, each once for all tables: labelling, trainings, finetunings, evaluation.
+    The same command resumes an interrupted run. --clips, --width, --batch-size and --frames make a rehearsal, which
+    needs a separate folder. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
     """
     check_scheduler(backend, scheduler)
     from trainer.evaluate.results import aligned
@@ -88,7 +94,7 @@ def reproduce(
 
 
 def call(words):
-    """Make a command, of the words after `vssl`, here, and return what its function returns. Raises VsslError."""
+    """Run a command, given by the words after `vssl`, in this process; returns the result of its function. Raises VsslError."""
     from cli.main import main
 
     try:

@@ -30,6 +30,7 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
     """
     check_scheduler(backend, scheduler)
     from labelgen.flow import flow
+    from labelgen.show import label_films
     from trainer.study.runner import Machine
     from trainer.study.study import show_plan
     from trainer.study.study import study as make
@@ -37,7 +38,7 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
     if plan:
         click.echo("\n".join(show_plan(file, out, workers, device)))
         return
-    content = make(file, out, Machine(workers, scheduler, device), label, flow, click.echo, latex)
+    content = make(file, out, Machine(workers, scheduler, device), label, flow, click.echo, latex, label_films)
     click.echo((out / "table.md").read_text(encoding="utf-8"))
     for one in content["failures"]:
         click.echo(f"failed: {one['row']}: {one['what']}: {one['reason']}")

@@ -16,7 +16,7 @@ from labelgen.shards import ShardReader
 from labelgen.sheets import contact_sheet, grey
 from labelgen.texts import draw
 
-_TILE = 340  # pixels: frames are enlarged to about this width
+_TILE, _FILM = 340, 160  # pixels: frames of a sheet, of a film are enlarged to about this width
 _WHEEL = 40  # radius of the colour wheel, pixels
 _U, _V, _DIVERSE, _STABLE = (255, 60, 40), (40, 200, 60), (255, 200, 0), (60, 130, 255)
 
@@ -63,19 +63,39 @@ def label_sheet(shard: ShardReader, clip: int) -> np.ndarray:
     colours = [(_legend(frames[0].shape, arrays["curriculum/score"][clip], motion, valid, appearance[12]), "")]
     for pattern in range(3):
         p_u, o_u, p_v, o_v = motion[4 * pattern : 4 * pattern + 4]
-        ids = patterns(size)[pattern]
-        marks: list[Mark] = []
-        if valid[4 * pattern]:
-            marks.append((ids == p_u, _U, int(o_u)))
-        if valid[4 * pattern + 2]:
-            marks.append((ids == p_v, _V, int(o_v)))
-        blocks.append((_tile(middle, marks, corner), f"{PATTERNS[pattern]}: u {p_u}/{o_u}, v {p_v}/{o_v}"))
         p_l, c_l, p_s, c_s = appearance[4 * pattern : 4 * pattern + 4]
-        marks = [(ids == p_l, _DIVERSE, _color(c_l)), (ids == p_s, _STABLE, _color(c_s))]
-        colours.append((_tile(middle, marks, corner), f"{PATTERNS[pattern]}: diverse {p_l}/{c_l}, stable {p_s}/{c_s}"))
+        of_motion, of_colours = _marks(pattern, size, motion, valid, appearance)
+        blocks.append((_tile(middle, of_motion, corner), f"{PATTERNS[pattern]}: u {p_u}/{o_u}, v {p_v}/{o_v}"))
+        text = f"{PATTERNS[pattern]}: diverse {p_l}/{c_l}, stable {p_s}/{c_s}"
+        colours.append((_tile(middle, of_colours, corner), text))
     label = arrays["videos/label"][video]
     title = f"{arrays['videos/id'][video]}{f' ({label})' if label else ''}, frames {start} to {start + len(frames) - 1}"
     return contact_sheet(title, [(tile, [text]) for tile, text in (*tiles, *blocks, *colours)], 4)
+
+
+def label_films(shard: ShardReader, clip: int) -> dict[str, np.ndarray]:
+    """A labelled clip of T frames and what its labels are made of, centre crop, as films of the same times, each RGB uint8
+    [T - 1, h, w, 3]: the frames; flow (recomputed from the stored frames); motion boundaries, the larger of M_u and M_v; and the
+    blocks of the grid with the largest motion, and with the most diverse and the most stable colours.
+    """
+    arrays = shard.arrays
+    seen = clip_of_frames(shard.frames(shard.clip_frames(clip)), shard.config["flow"]["backend"])
+    frames, size = seen.frames[:-1], shard.config["crop"]
+    centre = centre_crop(*shard.frame_size, size)
+    motion, valid, appearance = (
+        arrays[f"statistics/{name}"][clip, centre, 0] for name in ("motion", "valid", "appearance")
+    )
+    marks, corner = _marks(0, size, motion, valid, appearance), shard.crop_grid[centre]
+    longest = max(float(np.percentile(np.hypot(*np.moveaxis(np.stack(seen.flows), 3, 0)), 99)), 1e-3)
+    boundaries = np.hypot(seen.boundaries[:, 0::2], seen.boundaries[:, 1::2]).max(1)
+    of_motion, of_colours = (np.stack([_tile(frame, own, corner, _FILM) for frame in frames]) for own in marks)
+    return {
+        "video": frames,
+        "flow": np.stack([flow_colors(field, longest) for field in seen.flows]),
+        "motion boundaries": grey(np.vstack(boundaries)).reshape(*boundaries.shape, 3),
+        "blocks of most motion": of_motion,
+        "most diverse, most stable colours": of_colours,
+    }
 
 
 @dataclass(frozen=True)
@@ -131,8 +151,23 @@ def curriculum(shards: Sequence[ShardReader], count: int = 6) -> list[Example]:
     return found
 
 
-def _zoom(width: int) -> int:
-    return max(1, round(_TILE / width))
+def _marks(
+    pattern: int, size: int, motion: np.ndarray, valid: np.ndarray, appearance: np.ndarray
+) -> tuple[list[Mark], list[Mark]]:
+    """The blocks of a pattern that labels of a crop name: of largest motion in u and v, of most diverse and stable colours."""
+    ids, first = patterns(size)[pattern], 4 * pattern
+    p_u, o_u, p_v, o_v = motion[first : first + 4]
+    of_motion: list[Mark] = []
+    if valid[first]:
+        of_motion.append((ids == p_u, _U, int(o_u)))
+    if valid[first + 2]:
+        of_motion.append((ids == p_v, _V, int(o_v)))
+    p_l, c_l, p_s, c_s = appearance[first : first + 4]
+    return of_motion, [(ids == p_l, _DIVERSE, _color(c_l)), (ids == p_s, _STABLE, _color(c_s))]
+
+
+def _zoom(width: int, most: int = _TILE) -> int:
+    return max(1, round(most / width))
 
 
 def _color(index: int) -> Color:
@@ -140,9 +175,11 @@ def _color(index: int) -> Color:
     return red, green, blue
 
 
-def _tile(picture: np.ndarray, marks: Sequence[Mark] = (), corner: Sequence[int] = (0, 0)) -> np.ndarray:
+def _tile(
+    picture: np.ndarray, marks: Sequence[Mark] = (), corner: Sequence[int] = (0, 0), width: int = _TILE
+) -> np.ndarray:
     """The picture, enlarged, with outlined blocks, each with an arrow (sector) or a swatch (colour) at its centre."""
-    zoom = _zoom(picture.shape[1])
+    zoom = _zoom(picture.shape[1], width)
     tile = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     offset = (int(corner[1]) * zoom - 1, int(corner[0]) * zoom - 1)
     for index, (block, color, sign) in enumerate(marks):

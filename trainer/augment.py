@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from trainer.inputs import Input
 
-# The colour jitter is that of the public code of pace's authors, the thesis has no numbers; and that of SimCLR and CVRL.
+# The colour jitter is that of the public code of pace's authors, as the thesis has no numbers, and of SimCLR and CVRL.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.8, 0.8, 0.8, 0.2  # its ranges, at strength 1
 JITTER_PROBABILITY = 0.8
 CROP_AREA = 0.2, 1.0  # share of the frame [T. Han et al., CoCLR, NeurIPS 2020]
@@ -34,9 +34,9 @@ def draw(
     """The view of one clip: `crop` (row of crop_grid), `corner` int64 [2] (y, x), `mirror` 0 or 1 with equal chance and,
     unless jitter is "none", `jitter` float32 [frames, 4], see color_jitter: drawn for each frame with "frame", else once.
 
-    With jitter "contrast" it has no crop of the grid but a `box` float32 [4] (y, x, height, width) in the whole frame, see
-    random_box, the colours are grey with a chance of .2 (a saturation of 0), and `sigma` float32 is the standard deviation of
-    a Gaussian blur in pixels of the crop, 0 for half of the clips. [T. Chen et al., SimCLR, ICML 2020, appendix A]
+    With jitter "contrast" it has, instead of a crop of the grid, a `box` float32 [4] (y, x, height, width) in the whole frame,
+    see random_box; clips are grey (saturation 0) with probability .2, and `sigma` float32 is the standard deviation of a
+    Gaussian blur in pixels of the crop, 0 for half of the clips. [T. Chen et al., SimCLR, ICML 2020, appendix A]
 
     frame_size: height and width of the stored frames; area: see random_box; strength: multiplies the ranges of the jitter
     """
@@ -60,9 +60,9 @@ def draw(
 
 
 def random_box(rng: np.random.Generator, height: int, width: int, area: Sequence[float]) -> np.ndarray:
-    """A box of whole pixels inside a frame, float32 [4] (y, x, height, width), as torchvision's RandomResizedCrop draws it:
-    its share of the frame's area is uniform in `area`, the logarithm of its width / height uniform in that of ASPECT; if none
-    of ten such boxes fits, the largest one in the middle of the frame whose sides have an allowed ratio."""
+    """A box of whole pixels inside a frame, float32 [4] (y, x, height, width), drawn as in torchvision's
+    RandomResizedCrop: its share of the frame's area is uniform in `area`, and the logarithm of width / height uniform
+    between those of ASPECT; if none of ten such boxes fits, the largest central one with an allowed ratio of sides."""
     (least, most), (narrow, wide) = area, np.log(ASPECT)
     shares, logs = rng.uniform(least, most, _TRIES), rng.uniform(narrow, wide, _TRIES)
     sides = np.rint(np.sqrt(height * width * shares[:, None] * np.exp(logs[:, None] * (-1, 1)))).astype(np.int64)
@@ -78,8 +78,8 @@ def random_box(rng: np.random.Generator, height: int, width: int, area: Sequence
 
 def augment(clips: Tensor, view: dict[str, Tensor], input: Input, size: int) -> Tensor:
     """Clips uint8 [B, T, H, W, 3] and the batch of views drawn for them, on the CPU -> network input float32
-    [B, 3, T, size, size], mirrored, jittered and normalised as the network expects it, where the clips are. They are the crops
-    of size x size pixels or, if the views have a box, whole frames."""
+    [B, 3, T, size, size], mirrored, jittered and normalised as the network expects it, on the device of the clips.
+    Clips are crops of size x size pixels or, if the views have a box, whole frames."""
     if "box" in view:
         box, mirror, sigma = (view[name].to(clips.device, non_blocking=True) for name in ("box", "mirror", "sigma"))
         x = resampled(clips, box, mirror, sigma, size)
@@ -102,7 +102,7 @@ def resampled(clips: Tensor, box: Tensor, mirror: Tensor, sigma: Tensor, size: i
     """The box of each clip, resized, mirrored and blurred: uint8 [B, T, H, W, 3] -> float32 [B, T, size, size, 3] in 0..1.
 
     box: float32 [B, 4] (y, x, height, width); mirror: int64 [B]; sigma: float32 [B], in pixels of the result, 0: not blurred.
-    All three are linear and separable: each clip's rows and columns are multiplied by one matrix each.
+    All three are linear and separable: the rows and the columns of each clip are multiplied by one matrix each.
     """
     rows, columns = (_weights(box[:, axis], box[:, 2 + axis], sigma, clips.shape[2 + axis], size) for axis in range(2))
     columns = torch.where(mirror[:, None, None] > 0, columns.flip(1), columns)
@@ -113,9 +113,9 @@ def resampled(clips: Tensor, box: Tensor, mirror: Tensor, sigma: Tensor, size: i
 
 
 def _weights(begin: Tensor, length: Tensor, sigma: Tensor, pixels: int, size: int) -> Tensor:
-    """What each of `pixels` in a line adds to each of `size` places that divide the pixels begin..begin + length, float32
-    [B, size, pixels]: linear interpolation, of a triangle as wide as two places where they are wider than a pixel, which is
-    what antialiasing is in PIL and PyTorch; then a Gaussian over the places. Nothing outside of the box is seen."""
+    """Weight of each of `pixels` in a line for each of `size` places that divide the pixels begin..begin + length, float32 [B,
+    size, pixels]: linear interpolation, by a triangle as wide as two places if these are wider than a pixel, which is the
+    antialiasing of PIL and PyTorch; then a Gaussian over the places. Pixels outside of the box have no weight."""
     begin, length, sigma = (each[:, None, None] for each in (begin, length, sigma))
     places, at = (torch.arange(n, device=begin.device, dtype=torch.float32) for n in (size, pixels))
     step = length / size
@@ -123,7 +123,7 @@ def _weights(begin: Tensor, length: Tensor, sigma: Tensor, pixels: int, size: in
     inside = (at >= begin) & (at < begin + length)
     weights = (1 - distance / step.clamp(min=1)).clamp(min=0) * inside
     blur = torch.exp(-((places[:, None] - places) ** 2) / (2 * sigma.clamp(min=1e-3) ** 2))
-    blur = F.threshold(blur, 1e-6, 0)  # numbers that are nearly 0 take ten times as long to multiply
+    blur = F.threshold(blur, 1e-6, 0)  # multiplying numbers near 0 takes ten times as long
     return _sums_of_one(blur) @ _sums_of_one(weights)
 
 
@@ -135,11 +135,11 @@ def color_jitter(clips: Tensor, factors: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue of each frame, in this order.
 
     clips:   float [B, T, H, W, 3] in 0..1
-    factors: float [B, T, 4]; the first three multiply (1 leaves as is): black, the frame's mean luma and each pixel's
-             luma are what a factor of 0 gives; the fourth turns the hue by that part of a full turn.
+    factors: float [B, T, 4]; the first three multiply (1: no change), where a factor of 0 gives black, the frame's mean
+    luma and each pixel's luma; the fourth rotates the hue by this part of a full turn.
     """
     brightness, contrast, saturation, hue = factors[:, :, None, None, None].unbind(-1)  # each [B, T, 1, 1, 1]
-    x = (clips * brightness).clamp_(0, 1)  # in place from here on: most of the time goes into memory
+    x = (clips * brightness).clamp_(0, 1)  # in place from here on: memory takes most of the time
     grey = _luma(x).mean((2, 3), keepdim=True)
     x = x.mul_(contrast).add_((1 - contrast) * grey).clamp_(0, 1)
     grey = _luma(x)
@@ -157,7 +157,7 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     high = torch.maximum(torch.maximum(red, green), blue)
     chroma = high - torch.minimum(torch.minimum(red, green), blue)
     safe = chroma.clamp(min=1e-6)
-    hue = (red - green).div_(safe).add_(4)  # in sixths of a turn; lerp chooses, faster than where
+    hue = (red - green).div_(safe).add_(4)  # in sixths of a turn; lerp selects, faster than where
     hue.lerp_((blue - red).div_(safe).add_(2), (high == green).to(x.dtype))
     hue.lerp_((green - blue).div_(safe), (high == red).to(x.dtype))
     hue += 6 * turn

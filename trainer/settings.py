@@ -80,14 +80,14 @@ class Settings:
     )
     shard_weights: list = _declared(
         None,
-        "With several --shards: how often a sample of each is shown, relative to the others, such as 1,4",
+        "With several --shards: relative frequency of samples of each, such as 1,4",
         default_words="all 1",
         commands=("train", "samples"),
         form=[float],
     )
     split: str = _declared(
         "1",
-        "Official split whose training videos are used, name or number",
+        "Official split, name or number, whose training videos are used",
         default_words="the first",
         commands=_SHOWN,
     )
@@ -151,7 +151,7 @@ class Settings:
     )
     jitter: str | None = _declared(
         None,
-        "Colour jitter, one per clip or per frame; contrast: one per clip, random resized crop, grey and blur, too",
+        "Colour jitter per clip or per frame; contrast: per clip, with random resized crop, grey and blur",
         choices=("none", "clip", "frame", "contrast"),
         commands=_SHOWN,
     )
@@ -163,7 +163,7 @@ class Settings:
     )
     crop_area: list = _declared(
         [0.2, 1.0],
-        "With --jitter contrast: share of the frame's area that a crop has, the least and the most",
+        "With --jitter contrast: smallest and largest share of the frame's area in a crop",
         default_words="0.2,1",
         form=[float],
         commands=_SHOWN,
@@ -250,21 +250,24 @@ def resolve(settings: Settings) -> Settings:
 
 
 def _check_jitter(values: dict, defaults: dict, classes: dict[str, type[Method]]) -> None:
-    """Raises SettingError for an augmentation that a method cannot have, and for its settings without it."""
+    """Raises SettingError for an augmentation that a method cannot use, and for settings of an augmentation that is not
+    used."""
     jitters = {name: values["jitter"] or method.defaults["jitter"] for name, method in classes.items()}
     for name, jitter in jitters.items():
         if jitter == "contrast" and classes[name].labels_of_crops:
             raise SettingError(
-                f"jitter is contrast, and {name} learns labels that the shards hold for crops of their own grid in the stored "
-                "colours; contrast draws others. Choose none, or another method"
+                f"jitter is contrast, but {name} learns labels of the grid crops and colours in the shards, which contrast "
+                "changes; choose none, or another method"
             )
     area = values["crop_area"]
     if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
-        raise SettingError(f"crop_area is {area}, expected two shares of the frame, the least and the most, as 0.2,1")
+        raise SettingError(
+            f"crop_area is {area}, expected two shares of the frame, the smallest and the largest, such as 0.2,1"
+        )
     for name, needs in (("crop_area", {"contrast"}), ("color_strength", {"contrast", "clip", "frame"})):
         if values[name] != defaults[name] and not needs & {*jitters.values()}:
             raise SettingError(
-                f"{name} is {values[name]}, and jitter is {values['jitter']}, which has none; leave it at {defaults[name]}"
+                f"{name} is {values[name]}, but jitter is {values['jitter']}, which does not use it; leave it at {defaults[name]}"
             )
 
 

@@ -84,7 +84,8 @@ def test_the_three_commands(videos, tmp_path, monkeypatch):
 def test_the_study_of_the_demo(tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY)
     study = read(tmp_path / "study.yaml")
-    assert [*study.rows] == ["pace", "random weights"] and study.data["demo"].shards == tmp_path / "out" / "demo"
+    rows = ["statistics", "random weights", "flow histogram", "boundary histogram"]
+    assert [*study.rows] == rows and study.data["demo"].shards == tmp_path / "out" / "demo"
 
 
 def test_exit_codes_and_messages(videos, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from labelgen.run import growth
 from labelgen.shards import ShardReader, open_shards
 from labelgen.shards.verify import verify
 from tests.labelgen.synthetic import write_video
+from tests.trainer.synthetic import extent
 from trainer import data
 
 SMALL = Config(height=48, width=64, crop=32, flow="dis", rows=4)
@@ -39,7 +40,7 @@ def rows(out):
     for shard in open_shards(out):
         arrays = shard.arrays
         for video, id in enumerate(arrays["videos/id"]):
-            first, count = (int(arrays[f"videos/{key}"][video]) for key in ("first_frame", "n_frames"))
+            first, count = extent(shard, video)
             clips = np.flatnonzero(arrays["clips/video"] == video)
             own = {"frames": [shard.jpeg(frame).tobytes() for frame in range(first, first + count)]}
             own |= {

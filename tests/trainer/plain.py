@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+import torch
 from torch import nn
 
 
@@ -18,9 +20,32 @@ class Colour(nn.Module):
         return {"conv1": self.conv(x)}
 
 
+class Pixels(nn.Module):
+    """A backbone whose last stage is the clip, its features the mean colour."""
+
+    features = 3
+
+    def forward(self, x):
+        return {"conv1": x}
+
+
+def slow_cross_entropy(logits, label):
+    return math.log(sum(map(math.exp, logits))) - logits[label]
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
 def slow_linear(layer, row):
-    out = [sum(w * x for w, x in zip(weights, row, strict=True)) for weights in layer.weight.tolist()]
+    """A linear layer, or a convolution whose kernel is 1."""
+    out = [dot(weights, row) for weights in layer.weight.flatten(1).tolist()]
     return out if layer.bias is None else [y + b for y, b in zip(out, layer.bias.tolist(), strict=True)]
+
+
+def slow_means(stage):
+    """Mean of each channel over time and space."""
+    return [sum(channel.flatten().tolist()) / channel.numel() for channel in stage]
 
 
 def slow_norm(layer, rows):
@@ -54,18 +79,9 @@ def slow_unit(rows):
 
 def slow_features(backbone, clips):
     """Mean over time and space of a 1 x 1 x 1 convolution."""
-    features = []
-    for clip in clips:
-        mean = [sum(channel.flatten().tolist()) / channel.numel() for channel in clip]
-        weights = backbone.conv.weight.flatten(1).tolist()
-        features.append(
-            [
-                sum(w * x for w, x in zip(row, mean, strict=True)) + b
-                for row, b in zip(weights, backbone.conv.bias.tolist(), strict=True)
-            ]
-        )
-    return features
+    return [slow_linear(backbone.conv, slow_means(clip)) for clip in clips]
 
 
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True))
+def network_input(clips: np.ndarray) -> torch.Tensor:
+    """Clips uint8 [..., T, H, W, 3] as networks of one's own see them, float32 [..., 3, T, H, W]."""
+    return torch.tensor((clips / 255 - 0.45) / 0.225).float().movedim(-1, -4)

@@ -38,7 +38,7 @@ def execute_here(job: Job, root: Path, threads: int, flow: Callable | None) -> t
     return job, ""
 
 
-def make_study(monkeypatch, path, out, label=None, flow=None, say=print, latex=False) -> dict:
+def make_study(monkeypatch, path, out, label=None, flow=None, say=print, latex=False, draw=None) -> dict:
     """What a study made."""
     monkeypatch.setattr(runner, "execute", execute_here)
-    return study(path, out, Machine(device="cpu"), label, flow, say, latex)
+    return study(path, out, Machine(device="cpu"), label, flow, say, latex, draw)

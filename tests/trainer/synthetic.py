@@ -34,6 +34,11 @@ def cropped(frames: np.ndarray, corner) -> np.ndarray:
     return frames[..., y : y + 32, x : x + 32, :]
 
 
+def extent(reader, video: int) -> tuple[int, int]:
+    """The first frame of a video in its shard, and how many it has."""
+    return tuple(int(reader.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
+
+
 def write_shard(
     path: Path,
     lengths,

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from tests.trainer.plain import Colour, slow_features, slow_mlp, slow_unit
-from tests.trainer.synthetic import write_shard
+from tests.trainer.synthetic import extent, write_shard
 from trainer.data import Batch, Draw, Shards, TrainingClips
 from trainer.errors import TrainerError
 from trainer.methods import ascnet
@@ -198,8 +198,7 @@ def test_two_speeds_of_one_video(shards):
         for sample, (shard, video) in enumerate(samples):
             draw = Draw(epoch, np.random.default_rng((epoch, sample)), [], OPTIONS)
             frames, labels = ASCNet.read(shards.readers[shard], video, draw)
-            arrays = shards.readers[shard].arrays
-            first, length = (int(arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
+            first, length = extent(shards.readers[shard], video)
             assert sorted(labels["speed"]) == [1, 2] and labels["speed"].dtype == np.int64
             for clip, speed in zip(frames, labels["speed"], strict=True):
                 assert clip.tolist() == [clip[0] + speed * i for i in range(16)]

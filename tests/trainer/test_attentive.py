@@ -10,7 +10,8 @@ from scipy.optimize import minimize
 from torch import nn
 
 from cli.main import main
-from tests.trainer.planted import kept_scores
+from tests.trainer.planted import kept_scores, write_colored
+from tests.trainer.studies import make_study, write_study
 from tests.trainer.synthetic import write_shard
 from trainer import data
 from trainer.errors import ProtocolError, TrainerError
@@ -20,6 +21,7 @@ from trainer.evaluate.features import Compute
 from trainer.evaluate.protocols import attentive
 from trainer.evaluate.protocols.attentive import attend
 from trainer.evaluate.protocols.linear import predictions
+from trainer.study.file import read
 
 ONE = Compute(8, 0, "cpu")
 
@@ -170,6 +172,25 @@ def test_what_does_not_fit_is_refused(shards, run, monkeypatch):
     monkeypatch.setattr(features, "networks", lambda _: {"pretrained": Large()})
     with pytest.raises(TrainerError, match="stage conv5 gives values up to .*, its cells are kept as float16"):
         measure("attentive", shards, run, compute=ONE)
+
+
+def test_a_study_measures_with_it(tmp_path, monkeypatch):
+    write_colored(tmp_path / "colors" / "00000.h5", 12, 24, split=[[1]] * 8 + [[3]] * 4)
+    probe = {"protocol": "attentive", "time": ["still"], "opposites": [["color0", "color2"]]}
+    linear = {"protocol": "linear", "pooling": "mean"}
+    path = write_study(
+        tmp_path, seeds=[0], measures=[probe, linear], rows={"turns": {"method": "rotation"}}, baselines=["colour"]
+    )
+    content = make_study(monkeypatch, path, tmp_path / "out", flow=lambda *_: None)
+    titles = [column["measure"] for column in content["columns"]]
+    found = {(entry["row"], titles[entry["column"]]): entry for entry in content["numbers"]}
+    name = "attentive probe, conv5, cells, 1 pairs of opposites"
+    assert found["random weights", name]["value"] == 100 and found["random weights", name]["videos"] == 2
+    assert found["random weights", f"{name}, still"]["drop"]["value"] == 0 and not content["failures"]
+    assert ("colour histogram", "linear probe, conv5, mean") in found and ("colour histogram", name) not in found
+    for wrong in ({"stage": "conv4"}, {"pooling": "max"}, {"parts": 5}):
+        with pytest.raises(TrainerError, match=f"attentive, {[*wrong][0]} is"):
+            read(write_study(tmp_path, measures=[{"protocol": "attentive", **wrong}]))
 
 
 class Large(Corner):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainer.plain import dot
 from tests.trainer.synthetic import write_shard
 from trainer.data import Draw, Shards
 from trainer.methods.contrast import Queue, SeveralClips, random_clip, spread
@@ -42,8 +43,8 @@ def slow_products(queue, queries, positives, video):
     """queue: list of (key, video), newest last."""
     rows = []
     for query, positive, own in zip(queries, positives, video, strict=True):
-        products = [sum(a * b for a, b in zip(query, positive, strict=True))]
-        products += [sum(a * b for a, b in zip(query, key, strict=True)) for key, other in queue if other != own]
+        products = [dot(query, positive)]
+        products += [dot(query, key) for key, other in queue if other != own]
         rows.append(Counter(round(product, 4) for product in products[1:]) | {"positive": round(products[0], 4)})
     return rows
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.labelgen.synthetic import write_video
+from tests.trainer.synthetic import extent
 from trainer.data import ClipDataset, Shards
 from trainer.errors import SettingError, TrainerError
 
@@ -19,7 +20,7 @@ def pixels(dataset, item, corner, mirrored=False):
     """The crop that an item shows, decoded by itself."""
     shard, video = dataset.shards.videos[item["video"]]
     reader = dataset.shards.readers[shard]
-    first, n = (int(reader.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
+    first, n = extent(reader, video)
     y, x = corner
     shown = reader.frames(first + (item["start"] + np.arange(16)) % n)[:, y : y + 32, x : x + 32]
     return shown[:, :, ::-1] if mirrored else shown

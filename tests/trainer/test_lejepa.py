@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.plain import Pixels, dot
 from trainer.data import Batch, Shards
 from trainer.methods.lejepa import LeJEPA, directions, losses, sigreg
 
@@ -32,11 +33,7 @@ def slow_losses(z, along, weight):
             for d, value in enumerate(clip):
                 mean = sum(other[d] for other in clips) / len(clips)
                 squares.append((value - mean) ** 2)
-    statistics = [
-        slow_statistic([sum(a * b for a, b in zip(clips[v], line, strict=True)) for clips in z])
-        for line in along
-        for v in range(len(z[0]))
-    ]
+    statistics = [slow_statistic([dot(clips[v], line) for clips in z]) for line in along for v in range(len(z[0]))]
     invariance, gaussian = sum(squares) / len(squares), sum(statistics) / len(statistics)
     return {"loss": (1 - weight) * invariance + weight * gaussian, "invariance": invariance, "sigreg": gaussian}
 
@@ -82,15 +79,6 @@ def test_directions_are_unit_vectors_of_seed_and_step_alone():
     assert torch.allclose(first.norm(dim=0), torch.ones(500)) and first.mean(1).abs().max() < 0.04
     for other in ((7, 5), (8, 4), (4, 7)):
         assert (first - directions(other, 32, 500, CPU)).abs().mean() > 0.1
-
-
-class Pixels(nn.Module):
-    """A backbone whose features are the mean colour of a clip."""
-
-    features = 3
-
-    def forward(self, x):
-        return {"conv1": x}
 
 
 def test_the_method_is_the_loss_of_its_projector(demo):

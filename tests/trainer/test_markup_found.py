@@ -108,5 +108,5 @@ def test_a_study(tmp_path):
     }
     folder = tmp_path / f"study{EVIL}"
     folder.mkdir()
-    write_page(content, SimpleNamespace(runs={}), Store(folder))
+    write_page(content, SimpleNamespace(runs={}, numbers={}), Store(folder), {})
     assert_text(folder / "index.html", 30)

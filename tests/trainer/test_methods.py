@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.plain import Pixels, slow_cross_entropy, slow_linear
 from tests.trainer.synthetic import CONFIG
 from trainer import distributed
 from trainer.backbones import create
@@ -14,16 +15,6 @@ from trainer.methods import method_class
 from trainer.methods.statistics import SIZES, part_terms
 from trainer.network import Network
 from trainer.settings import Settings, resolve
-
-
-class Pixels(nn.Module):
-    """A backbone whose features are the mean colour."""
-
-    features = 3
-
-    def forward(self, x):
-        return {"conv1": x}
-
 
 SHARDS = SimpleNamespace(config=CONFIG)
 
@@ -51,11 +42,7 @@ def test_pace_equals_slow_cross_entropy():
     clips, pace = torch.randn(5, 3, 16, 4, 4), torch.tensor([0, 3, 1, 2, 3])
     expected = 0.0
     for clip, label in zip(clips, pace.tolist(), strict=True):
-        logits = [
-            sum(w * clip[c].mean().item() for c, w in enumerate(row)) + b
-            for row, b in zip(method.head.weight.tolist(), method.head.bias.tolist(), strict=True)
-        ]
-        expected -= logits[label] - math.log(sum(map(math.exp, logits)))
+        expected += slow_cross_entropy(slow_linear(method.head, [channel.mean().item() for channel in clip]), label)
     assert run(method, clips, {"pace": pace[:, None]})["loss"].item() == pytest.approx(expected / 5, rel=1e-5)
 
 
@@ -67,7 +54,7 @@ def slow_loss(outputs, ids, valid, sizes, targets):
             wanted = int(ids[row, label])
             if targets == "classes":
                 logits = outputs[row, start : start + size].tolist()
-                term = math.log(sum(map(math.exp, logits))) - logits[wanted]
+                term = slow_cross_entropy(logits, wanted)
                 predicted.append(logits.index(max(logits)))
                 start += size
             else:

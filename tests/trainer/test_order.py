@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from labelgen.shards import ShardReader
-from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
+from tests.trainer.plain import Pixels, slow_cross_entropy, slow_linear
+from tests.trainer.synthetic import CONFIG, cropped, extent, video_frames, write_shard
 from trainer import data
 from trainer.backbones import create
 from trainer.data import Batch
@@ -18,15 +19,6 @@ from trainer.settings import Settings, resolve
 from trainer.training import train
 
 ORDERS = list(permutations(range(3)))  # lexicographic
-
-
-class Pixels(nn.Module):
-    """A backbone whose features are the mean colour."""
-
-    features = 3
-
-    def forward(self, x):
-        return {"conv1": x}
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +42,12 @@ def batch(clips, order):
 
 def slow_logits(method, features):
     """h_k = ReLU(W1 (f_i || f_j) + b1) of the pairs i < j, a = W2 (h_1 || ... || h_N) + b2, written out."""
-    w1, b1, w2, b2 = (weight.tolist() for weight in method.state_dict().values())
     joined = []
     for i, j in combinations(range(len(features)), 2):
-        pair = features[i] + features[j]  # lists: one after the other
         joined += [
-            max(0.0, sum(w * x for w, x in zip(row, pair, strict=True)) + b) for row, b in zip(w1, b1, strict=True)
-        ]
-    return [sum(w * h for w, h in zip(row, joined, strict=True)) + b for row, b in zip(w2, b2, strict=True)]
+            max(0.0, h) for h in slow_linear(method.pair, features[i] + features[j])
+        ]  # lists: one after the other
+    return slow_linear(method.head, joined)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -70,7 +60,7 @@ def test_loss_equals_slow_loop(n):
     for sample, label in zip(clips, labels.tolist(), strict=True):
         logits = slow_logits(order, [[channel.mean().item() for channel in clip] for clip in sample])
         assert len(logits) == math.factorial(n)
-        loss += math.log(sum(map(math.exp, logits))) - logits[label]
+        loss += slow_cross_entropy(logits, label)
         hits += logits.index(max(logits)) == label
     assert out["loss"].item() == pytest.approx(loss / 3, rel=1e-5)
     assert out["accuracy"].item() == pytest.approx(hits / 3)
@@ -130,7 +120,7 @@ def test_clips_of_a_tuple_never_overlap(source):
     assert len(samples) == 6 and left_out == 2  # 40 and 30 frames, 64 are needed
     for shard, video in samples:
         reader = source.readers[shard]
-        first, n = (int(reader.arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
+        first, n = extent(reader, video)
         for row in range(CONFIG["rows"]):
             draw = data.Draw(row, None, [{"mirror": 0}] * 3, {})
             frames = np.sort(Order.read(reader, video, draw)[0], 0).ravel()

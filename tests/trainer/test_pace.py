@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.plain import Pixels, dot
 from tests.trainer.synthetic import CONFIG, cropped, video_frames, write_shard
 from trainer import data
 from trainer.data import Batch, Draw
@@ -18,18 +19,9 @@ from trainer.methods.pace import Pace, literal
 OPTIONS = Pace.option_values({"contrast": "same-context"})
 
 
-class Pixels(nn.Module):
-    """A backbone whose last stage is the clip."""
-
-    features = 3
-
-    def forward(self, x):
-        return {"conv1": x}
-
-
 def exponentials(z, temperature):
     """e^(z_i z_j / temperature) of all i, j."""
-    return [[math.exp(sum(a * b for a, b in zip(x, y, strict=True)) / temperature) for y in z] for x in z]
+    return [[math.exp(dot(x, y) / temperature) for y in z] for x in z]
 
 
 def same_context(z, temperature):
@@ -60,11 +52,11 @@ def literal_loop(z, group):
     for k, x in enumerate(z):
         for m, y in enumerate(z):
             if k != m:
-                whole += math.exp(sum(a * b for a, b in zip(x, y, strict=True)))
+                whole += math.exp(dot(x, y))
     for i, x in enumerate(z):
         for j, y in enumerate(z):
             if j != i and group[j] == group[i]:
-                total -= math.log(math.exp(sum(a * b for a, b in zip(x, y, strict=True))) / whole)
+                total -= math.log(math.exp(dot(x, y)) / whole)
     return total / len(z)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from tests.trainer.pages import Page
+from tests.trainer.plain import network_input
 from tests.trainer.planted import kept_scores
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint, data
@@ -58,7 +59,7 @@ def test_order_accuracy_equals_a_slow_one(demo, tmp_path):
         for draw in range(3):
             shown = reader.order_frames(video, draw)[reader.orders[labels[draw]]]
             clips = np.stack([reader.frames(frames)[:, 4:36, 8:40] for frames in shown])  # centre crop
-            x = torch.tensor((clips / 255 - 0.45) / 0.225).float().permute(0, 4, 1, 2, 3)
+            x = network_input(clips)
             with torch.no_grad():
                 pooled = [*network.backbone(x).values()][-1].mean((2, 3, 4))
                 right.append(int(network.methods["order"].logits(pooled[None]).argmax()) == labels[draw])
@@ -168,7 +169,7 @@ def test_later_frames_equal_a_slow_measure(demo, skip_clip):
             )[:, 4:36, 8:40]
             first = next(i for i in range(len(frames)) if (frames[i : i + 16] == start[:16]).all())
             assert all((start[16 + k] == frames[first + 15 + 2 * (k + 1)]).all() for k in range(3))
-            x = torch.tensor((start / 255 - 0.45) / 0.225).float().permute(3, 0, 1, 2)[None]
+            x = network_input(start)[None]
             with torch.no_grad():
                 h = [*network.backbone(x[:, :, :16]).values()][-1].mean(2)
                 for k in range(3):

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 from labelgen.shards import ShardReader
 from tests.command import vssl
+from tests.trainer.plain import network_input
 from tests.trainer.planted import Noise, SeesClass, kept_scores, write_colored
-from tests.trainer.synthetic import CONFIG, video_frames, write_shard
+from tests.trainer.synthetic import CONFIG, extent, video_frames, write_shard
 from trainer import checkpoint, data
 from trainer.errors import ProtocolError, TrainerError
 from trainer.evaluate import PROTOCOLS, features
@@ -74,12 +75,12 @@ def test_equals_slow_protocol(shards, runs, tmp_path, all_clips, hidden):
     views, owner = "adjacent" if all_clips else "spread", []
     top, clips = {"clip": [], "video": []}, predictions(Evaluator(shards, saved.run, compute=ONE), saved, views).clips
     for video in range(6):
-        first, n = (int(source.readers[0].arrays[f"videos/{name}"][video]) for name in ("first_frame", "n_frames"))
+        first, n = extent(source.readers[0], video)
         total = np.zeros(6)
         starts = range(0, max(n - 15, 1), 16) if all_clips else np.linspace(0, max(0, n - 16), 10).round().astype(int)
         for start in starts:
             clip = np.stack([frames[first + (start + t) % n][4:36, 8:40] for t in range(16)])
-            x = torch.tensor((clip / 255 - 0.45) / 0.225).float().permute(3, 0, 1, 2)[None]
+            x = network_input(clip)[None]
             with torch.no_grad():
                 logits = averaged["methods"]["recognition"].logits(averaged["backbone"], x)[0].double().numpy()
             probability = np.exp(logits) / np.exp(logits).sum()

@@ -47,6 +47,7 @@ def test_the_steps_of_an_entry(name, tmp_path):
     for step in others:
         assert made >= {*step.needs}, "what a step needs comes before it"
         made.add(step.id)
+        assert step.words[0] != "report" or any(need.startswith("eval-") for need in step.needs)  # which it shows
         runs += papers.values_of(step.words, "--run")
     assert len(made) == len(others) and len({*runs}) == len(runs)
     printed = [*papers.commands(papers.script(ENTRIES[name], CONTENT))]
@@ -54,6 +55,11 @@ def test_the_steps_of_an_entry(name, tmp_path):
     for step in (*labellings, *others):
         assert accepted(step.command.replace("*", "1")), step.command
         assert str(tmp_path) in step.command
+
+
+def test_every_labelling_is_of_an_entry(tmp_path):
+    made = {step.printed for name in RUNNING for step in steps_of(name, tmp_path, Scale())[0]}
+    assert made == {tuple(papers.labelgen(each).split()[1:]) for each in CONTENT["labellings"]}
 
 
 def test_the_network_of_a_step(tmp_path):

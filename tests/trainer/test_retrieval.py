@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.trainer.synthetic import write_shard
+from tests.trainer.plain import network_input
+from tests.trainer.synthetic import extent, write_shard
 from trainer import checkpoint, data
 from trainer.errors import TrainerError
 from trainer.evaluate import evaluator, features
@@ -111,14 +112,12 @@ def test_equals_slow_protocol(demo, run, result):
     backbone = features.networks(checkpoint.load(run))["pretrained"].eval()
     vectors = []
     for shard, video in source.videos:
-        arrays = source.readers[shard].arrays
-        first, n = arrays["videos/first_frame"][video], arrays["videos/n_frames"][video]
+        first, n = extent(source.readers[shard], video)
         clip_vectors = []
         for start in np.linspace(0, max(0, n - 16), 10).round().astype(int):
             clip = np.stack([frames[shard][first + (start + t) % n][4:36, 8:40] for t in range(16)])
             with torch.no_grad():
-                x = torch.tensor((clip / 255 - 0.45) / 0.225).float().permute(3, 0, 1, 2)[None]
-                stage = backbone(x)["conv4"]
+                stage = backbone(network_input(clip)[None])["conv4"]
             clip_vectors.append(F.adaptive_max_pool3d(stage, (2, 3, 3)).flatten().numpy())
         vectors.append(clip_vectors)
     for level in ("clip", "video"):

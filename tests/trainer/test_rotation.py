@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.plain import Pixels, slow_cross_entropy, slow_linear
 from tests.trainer.synthetic import cropped, video_frames
 from trainer import data
 from trainer.backbones import create
@@ -27,15 +28,6 @@ class Corner(nn.Module):
 
     def forward(self, x):
         return {"conv1": x[..., :1, :1]}
-
-
-class Pixels(nn.Module):
-    """A backbone whose features are the mean colour, which no rotation changes."""
-
-    features = 3
-
-    def forward(self, x):
-        return {"conv1": x}
 
 
 def batch(clips):
@@ -79,12 +71,8 @@ def test_loss_is_the_mean_over_all_rotations_of_all_clips():
             clip[..., -1, 0],
         ]  # what 0 to 3 turns bring there
         for turns, corner in enumerate(corners):
-            features = corner.mean(1).tolist()
-            logits = [
-                sum(w * f for w, f in zip(row, features, strict=True)) + b
-                for row, b in zip(method.head.weight.tolist(), method.head.bias.tolist(), strict=True)
-            ]
-            loss += math.log(sum(map(math.exp, logits))) - logits[turns]
+            logits = slow_linear(method.head, corner.mean(1).tolist())
+            loss += slow_cross_entropy(logits, turns)
             hits += logits.index(max(logits)) == turns
     out = method(Corner(), batch(clips))
     assert out["loss"].item() == pytest.approx(loss / 20, rel=1e-5) and out["chance"] == 0.25

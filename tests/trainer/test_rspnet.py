@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.trainer.plain import Colour, dot, slow_features, slow_mlp, slow_unit
+from tests.trainer.synthetic import extent
 from trainer.data import Batch, Shards, TrainingClips
 from trainer.errors import SettingError
 from trainer.methods import rspnet
@@ -36,7 +37,7 @@ def test_keys_begin_together_and_differ_in_their_speed_alone(demo):
         for number, (shard, video) in enumerate(samples):
             reader, draw = shards.readers[shard], clips._draw(2, (epoch, number), 3)
             frames, labels = RSPNet.read(reader, video, draw)
-            first, length = (reader.arrays[f"videos/{name}"][video] for name in ("first_frame", "n_frames"))
+            first, length = extent(reader, video)
             query, same, other = speeds = [int(clip[1] - clip[0]) for clip in frames]
             assert labels["speed"].tolist() == [query, other] and {*speeds} == {1, 2} and query == same
             assert all((np.diff(clip) == speed).all() for clip, speed in zip(frames, speeds, strict=True))

@@ -56,15 +56,18 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch, cores, processes,
         ({"method": "pace+statistics", "weights": [1.0, 0.0]}, "expected one more than 0 for each"),
         (
             {"method": "pace+statistics", "jitter": "contrast"},
-            "jitter is contrast, and statistics learns labels that the shards hold for crops of their own grid",
+            "jitter is contrast, but statistics learns labels of the grid crops and colours in the shards",
         ),
         ({"jitter": "contrast", "crop_area": [0.5]}, r"crop_area is \[0.5\], expected two shares of the frame"),
         ({"jitter": "contrast", "crop_area": [0.8, 0.5]}, r"crop_area is \[0.8, 0.5\], expected two shares"),
         (
             {"crop_area": [0.5, 1]},
-            r"crop_area is \[0.5, 1.0\], and jitter is frame, which has none; leave it at \[0.2, 1.0\]",
+            r"crop_area is \[0.5, 1.0\], but jitter is frame, which does not use it; leave it at \[0.2, 1.0\]",
         ),
-        ({"method": "order", "color_strength": 0.5}, "color_strength is 0.5, and jitter is none, which has none"),
+        (
+            {"method": "order", "color_strength": 0.5},
+            "color_strength is 0.5, but jitter is none, which does not use it",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(options, message):

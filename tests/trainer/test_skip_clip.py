@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.plain import dot, slow_cross_entropy, slow_linear, slow_means
 from tests.trainer.runs import SMALL, rows
 from tests.trainer.synthetic import CONFIG
 from trainer.backbones import BACKBONES, create
@@ -50,8 +51,7 @@ def batch(n, targets=8, size=16, video=None):
 
 
 def slow_cosine(a, b):
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+    return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
 
 
 def slow_gamma(h, z):
@@ -90,10 +90,8 @@ def slow_parts(backbone, method, data):
             against.append(sum(max(0.0, -score + mean + method.negative_margin) for score in scores) / targets)
         for i, turns in enumerate(data.labels["turns"][b].tolist()):
             image = torch.from_numpy(np.rot90(data.clips[b, :, 16 + i].numpy(), turns, (1, 2)).copy())
-            pooled = [sum(channel.flatten().tolist()) / channel.numel() for channel in slow_encode(method, image)]
-            pairs = zip(method.head.weight.tolist(), method.head.bias.tolist(), strict=True)
-            logits = [sum(w * x for w, x in zip(row, pooled, strict=True)) + bias for row, bias in pairs]
-            rotation.append(math.log(sum(map(math.exp, logits))) - logits[turns])
+            logits = slow_linear(method.head, slow_means(slow_encode(method, image)))
+            rotation.append(slow_cross_entropy(logits, turns))
             straight.append(logits.index(max(logits)) == turns)
     return [sum(terms) / max(1, len(terms)) for terms in (rank, against, rotation, right, straight)]
 

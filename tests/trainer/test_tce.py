@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.trainer.plain import dot, slow_cross_entropy, slow_linear, slow_means, slow_mlp, slow_unit
 from tests.trainer.runs import SMALL, rows
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint
@@ -56,19 +57,10 @@ def fill(method, *rows):
         method.bank[row] = F.normalize(torch.randn(EMBEDDING, generator=generator), dim=0)
 
 
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
 def slow_vectors(backbone, method, clips):
     """Unit vectors of clips [N, 3, 1, S, S], one by one."""
-    vectors = []
-    for clip in clips:
-        features = [sum(c.flatten().tolist()) / c.numel() for c in backbone(clip[None])["conv1"][0]]
-        pairs = zip(method.projection.weight.tolist(), method.projection.bias.tolist(), strict=True)
-        vector = [dot(row, features) + bias for row, bias in pairs]
-        vectors.append([x / math.sqrt(dot(vector, vector)) for x in vector])
-    return vectors
+    stages = [backbone(clip[None])["conv1"][0] for clip in clips]
+    return slow_unit([slow_linear(method.projection, slow_means(stage)) for stage in stages])
 
 
 def slow_rotation(backbone, method, clips, turns):
@@ -77,21 +69,11 @@ def slow_rotation(backbone, method, clips, turns):
     rows = []
     for clip, turn in zip(clips, turns, strict=True):
         image = torch.from_numpy(np.rot90(clip.numpy(), turn, (2, 3)).copy())
-        rows.append([sum(c.flatten().tolist()) / c.numel() for c in backbone(image[None])["conv1"][0]])
-    linear = [layer for layer in method.head if isinstance(layer, nn.Linear)]
-    assert [layer.out_features for layer in linear] == [200, 200, 4]
-    for number, layer in enumerate(linear):
-        pairs = [*zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)]
-        rows = [[dot(weights, row) + bias for weights, bias in pairs] for row in rows]
-        if number < 2:
-            columns = [[max(0.0, value) for value in column] for column in zip(*rows, strict=True)]
-            for k, column in enumerate(columns):
-                mean = sum(column) / len(column)
-                variance = sum((value - mean) ** 2 for value in column) / len(column)
-                columns[k] = [(value - mean) / math.sqrt(variance + 1e-5) for value in column]
-            rows = [*zip(*columns, strict=True)]
-    terms = [math.log(sum(map(math.exp, row))) - row[turn] for row, turn in zip(rows, turns, strict=True)]
-    return sum(terms) / len(terms)
+        rows.append(slow_means(backbone(image[None])["conv1"][0]))
+    hidden = [200, nn.ReLU, nn.BatchNorm1d]
+    assert [getattr(layer, "out_features", type(layer)) for layer in method.head] == [*hidden, *hidden, 4]
+    terms = map(slow_cross_entropy, slow_mlp(method.head, rows), turns)
+    return sum(terms) / len(turns)
 
 
 def slow_infonce(positive, negatives, temperature):

@@ -22,7 +22,7 @@ from trainer.embeddings.table import Table
 from trainer.errors import SettingError, TrainerError
 from trainer.pages.page import fill, join, page, scroll
 
-_SIZE, _EDGE = np.array([1000, 640]), 30  # width and height of the drawing, and the empty space around the points
+_SIZE, _EDGE = (1000, 640), 30  # width and height of the drawing, and the empty space around the points
 _COLORS = ("#3a7fdd", "#d1495b", "#2a9d4e", "#e08e0b", "#9467d0", "#1a9aa8", "#c2489b", "#8a6d3b", "#6a7f10", "#5b6470")
 _OTHER = "#9aa3ad"
 _SPREAD = 1e-6  # vectors of length 1 count as equal if no value differs by more
@@ -106,9 +106,21 @@ def layout(vectors: np.ndarray, method: str = "tsne") -> np.ndarray:
 
 
 def map_page(title: str, places: np.ndarray, rows: Sequence[dict], kinds: Sequence[str], what: str) -> str:
-    """A page with a point for each row (id, start, end, thumbnail) at its place, coloured by kind, with its picture on hover.
+    """A page with the map of `drawing`."""
+    lead = (
+        "Points that are close together have similar features. Point at one, or move to it with the tab key, to see it."
+    )
+    key, drawn = drawing(places, rows, kinds, what)
+    return page(title, lead, "", [("map", f"Coloured by {what}", join((key, scroll("The map", drawn))))], "")
 
-    what: the meaning of the kinds, of which the ten most frequent have different colours.
+
+def drawing(
+    places: np.ndarray, rows: Sequence[dict], kinds: Sequence[str], what: str, size: tuple[int, int] = _SIZE
+) -> tuple[Markup, Markup]:
+    """Legend, and a map with a point for each row (id, start, end, thumbnail) at its place, coloured by kind, with its picture
+    on hover.
+
+    what: the meaning of the kinds, of which the ten most frequent have different colours; size: width and height
     """
     ranked = [kind for kind, _ in Counter(kinds).most_common()]
     colors = dict(zip(ranked, _COLORS, strict=False))
@@ -119,26 +131,22 @@ def map_page(title: str, places: np.ndarray, rows: Sequence[dict], kinds: Sequen
             y,
             colors.get(kind, _OTHER),
             (name := ", ".join(filter(None, (row["id"], moment(row), kind)))),
-            _picture(x, y, row["thumbnail"], name),
+            _picture(x, y, row["thumbnail"], name, size),
         )
-        for (x, y), row, kind in zip(_EDGE + places * (_SIZE - 2 * _EDGE), rows, kinds, strict=True)
+        for (x, y), row, kind in zip(_EDGE + places * (np.array(size) - 2 * _EDGE), rows, kinds, strict=True)
     )
     template = '<svg class="map" viewBox="0 0 {} {}" role="img" aria-label="Map of {} points by {}"><g>{}</g></svg>'
-    drawing = fill(template, *_SIZE, len(rows), what, drawn)
+    whole = fill(template, *size, len(rows), what, drawn)
     names = [(colors[kind], kind or "none") for kind in ranked[: len(_COLORS)]]
     names += [(_OTHER, f"{len(ranked) - len(_COLORS)} others")] * (len(ranked) > len(_COLORS))
     dot = '<li><svg viewBox="0 0 12 12"><circle cx="6" cy="6" r="5" fill="{}"/></svg>{}</li>'
-    key = fill('<ul class="legend">{}</ul>\n', join(fill(dot, *name) for name in names))
-    lead = (
-        "Points that are close together have similar features. Point at one, or move to it with the tab key, to see it."
-    )
-    return page(title, lead, "", [("map", f"Coloured by {what}", join((key, scroll("The map", drawing))))], "")
+    return fill('<ul class="legend">{}</ul>\n', join(fill(dot, *name) for name in names)), whole
 
 
-def _picture(x: float, y: float, jpeg: bytes, name: str) -> Markup:
+def _picture(x: float, y: float, jpeg: bytes, name: str, size: tuple[int, int]) -> Markup:
     """The thumbnail beside its point, towards the middle of the map, above its name."""
     width, height = 200, 150
-    right, low = x < _SIZE[0] / 2, y < _SIZE[1] / 2
+    right, low = x < size[0] / 2, y < size[1] / 2
     left, top = x + 12 if right else x - 12 - width, y + 12 if low else y - 32 - height
     template = (
         '<g><image x="{:.0f}" y="{:.0f}" width="{}" height="{}" href="data:image/jpeg;base64,{}"/>'

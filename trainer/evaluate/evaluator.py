@@ -59,12 +59,14 @@ class Scores(NamedTuple):
 
     predicted: the class, by id, of the videos of which one was predicted
     validated: accuracy in per cent in the cross-validation of the training part by which the protocol chose, None if it did not
+    neighbours: of retrieval, a few queries with the videos found for them
     """
 
     right: dict[str, float]
     chance: dict[str, float] | None
     predicted: dict[str, str]
     validated: float | None
+    neighbours: list[dict]
 
 
 class Evaluator:
@@ -271,7 +273,7 @@ class Evaluator:
             for values in (answers.right, answers.chance)
         )
         predicted = {ids[i]: classes[answers.predicted[i]] for i in np.flatnonzero(answers.predicted >= 0)}
-        return Scores(right or {}, chance, predicted, protocol.validated)
+        return Scores(right or {}, chance, predicted, protocol.validated, protocol.extra.get("neighbours", []))
 
     def _but(self, **changed: Any) -> Evaluator:
         """This evaluator, with what is open, but for some attributes."""

@@ -34,6 +34,7 @@ from trainer.network import build_backbone, trained_backbone
 from trainer.settings import Settings
 from trainer.training.precision import exact
 
+CELLS = "cells"
 VERSION = 1  # of the features of the same weights and clips; whoever changes their values raises it
 _FORGOTTEN = 7 * 24 * 3600  # seconds after which nobody writes into a temporary folder any more
 VIEWS = {"spread": data.spread_frames, "sliding": data.sliding_frames, "adjacent": data.adjacent_frames}
@@ -146,11 +147,11 @@ def pooled(backbone: nn.Module, stages: dict[str, Tensor]) -> dict[tuple[str, st
 
 
 def cells(backbone: nn.Module, stages: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
-    """The last stage as it is, (stage, "cells"): float16 [B, T H W, C]. Raises TrainerError for values beyond float16."""
+    """The last stage as it is, (stage, CELLS): float16 [B, T H W, C]. Raises TrainerError for values beyond float16."""
     stage, output = [*stages.items()][-1]
     if output.abs().amax() > torch.finfo(torch.float16).max:
         raise TrainerError(f"stage {stage} gives values up to {output.abs().amax():g}, its cells are kept as float16")
-    return {(stage, "cells"): output.flatten(2).transpose(1, 2).half()}
+    return {(stage, CELLS): output.flatten(2).transpose(1, 2).half()}
 
 
 def features(

@@ -65,7 +65,8 @@ class Protocol:
     published: metrics of the numbers that papers report (trainer/pages/published.yaml)
     about_sheets: a sentence above the pictures that it draws, if it does; scale: what the ends of their colours mean
     of_features: it scores videos on frozen features, so that studies measure by it, too; labelled: by classes, which it learns
-    from other videos; neighbours: how many of these a study takes by default, 0 if it has no such option
+    from other videos; poolings: that it takes, the default of a study first; neighbours: how many of these videos a study
+    takes by default, 0 if it has no such option
     needs: functions that `choose` is given, of what trainer cannot compute: "boundaries" of a clip, "flow" of two luma images
 
     evaluator: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which
@@ -91,6 +92,7 @@ class Protocol:
     scale: ClassVar[tuple[str, str]] = ("", "")
     of_features: ClassVar[bool] = False
     labelled: ClassVar[bool] = True
+    poolings: ClassVar[tuple[str, ...]] = ("max", "mean")
     neighbours: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()
     times: dict[str, data.Time | None]
@@ -231,9 +233,7 @@ class FeatureProtocol(Protocol):
         TIME,
         SEED,
         ProtocolOption(
-            "opposites",
-            str,
-            "Tell the classes of each pair apart: the pairs of opposite actions in the manifest of this name, or path.",
+            "opposites", str, "Tell each pair of opposite actions apart: those in the manifest of this name, or path."
         ),
         ProtocolOption("labels", str, "Learn from so many labels: '1000 videos', or '5 per class'.  [default: all]"),
     )
@@ -282,9 +282,8 @@ class FeatureProtocol(Protocol):
     def rows(self) -> Iterator[dict]:
         measured: dict[str, None] = {}
         for row in self.of_networks(self._of_network):
-            measured |= (
-                {row["metric"]: None} if "pair" not in row and row.get("time", metrics.NORMAL) == metrics.NORMAL else {}
-            )
+            if "pair" not in row and row.get("time", metrics.NORMAL) == metrics.NORMAL:
+                measured[row["metric"]] = None
             yield row
         if self.paired:
             yield from ({"network": "chance", "metric": metric, "value": 50.0} for metric in measured)
@@ -336,6 +335,8 @@ class FeatureProtocol(Protocol):
                 test, train = (features.select(items, rows) for rows in of_task)
                 if len(test.x):
                     shown = [test, *(other.of_videos(test.video) for other in disturbed)]
+                    if any(not np.array_equal(part.video, test.video) for part in shown):
+                        raise AssertionError("disturbed clips are of other videos than those beside them")
                     found = self.predict(train, features.joined(shown), level)
                     answered[-1][name] = test.video, {m: np.split(c, len(shown)) for m, c in found.items()}
                 self.bar.step(1 if len(test.x) else self.steps)
@@ -363,9 +364,7 @@ class FeatureProtocol(Protocol):
                 }
                 what = {} if task is None else {"pair": task}
                 rows = self.scores.rows(metric, right, owners, names, self.folds.pooled, classes)
-                yield from (
-                    {**row, **what} for row in rows if task is None or row.get("split") in (None, "all", "mean")
-                )
+                yield from ({**row, **what} for row in (rows if task is None else results.overall([*rows])))
 
     def conditions(self) -> dict[str, Any]:
         about: dict[str, Any] = {
@@ -377,10 +376,8 @@ class FeatureProtocol(Protocol):
             **self.disturbances,
         }
         if self.paired:
-            about |= {
-                "opposites": [*self.tasks],
-                "mode": f"{len(self.tasks)} pairs of opposite classes, {about['mode']}",
-            }
+            mode = f"{len(self.tasks)} pairs of opposite classes, {self.folds.mode}"
+            about |= {"opposites": [*self.tasks], "mode": mode}
         return about | ({"labels": splits.words(self.few)} if self.few else {})
 
     def tested(self) -> np.ndarray:

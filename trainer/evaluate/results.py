@@ -44,6 +44,7 @@ _DAMAGES = (
     RuntimeError,
 )
 _NUMBER = int | float
+NEIGHBOURS = [{"query": str, "label": str, "nearest": [[str]], "cosines?": [_NUMBER]}]
 _SHAPE = {  # of a file; names with ? may be missing
     "protocol": {
         "dataset": str,
@@ -61,7 +62,7 @@ _SHAPE = {  # of a file; names with ? may be missing
         )
     ],
     "notes": [str],
-    "neighbours?": [{"query": str, "label": str, "nearest": [[str]], "cosines?": [_NUMBER]}],
+    "neighbours?": NEIGHBOURS,
     "sheets?": [{"video": str, "label": str, "file": str, "shown": [str]}],
     "confusion?": {"classes": [str], "counts": [[int]]},
 }
@@ -237,16 +238,21 @@ def _check(content: Any) -> None:
             distance,
             f"{OTHER_VIDEO!r} or a number",
         )
-    for query in content.get("neighbours", ()):
-        nearest, cosines = query["nearest"], query.get("cosines", query["nearest"])
-        _expect(all(len(pair) == 2 for pair in nearest), "neighbours", nearest, "video and class of each")
-        _expect(len(cosines) == len(nearest), "cosines", cosines, f"{len(nearest)}, one for each neighbour")
+    check_neighbours(content.get("neighbours", ()))
     if confusion := content.get("confusion"):
         classes, counts = confusion["classes"], confusion["counts"]
         square = len(counts) == len(classes) and all(len(row) == len(classes) for row in counts)
         _expect(
             square and any(map(any, counts)), "confusion", counts, f"counts of {len(classes)} x {len(classes)} classes"
         )
+
+
+def check_neighbours(queries: Iterable[dict]) -> None:
+    """Raises ValueError for queries of the form NEIGHBOURS whose lists do not fit each other."""
+    for query in queries:
+        nearest, cosines = query["nearest"], query.get("cosines", query["nearest"])
+        _expect(all(len(pair) == 2 for pair in nearest), "neighbours", nearest, "video and class of each")
+        _expect(len(cosines) == len(nearest), "cosines", cosines, f"{len(nearest)}, one for each neighbour")
 
 
 def _expect(holds: bool, name: str, value: object, expected: str) -> None:

@@ -17,14 +17,13 @@ _FRAMES, _EVERY = 12, 2  # a film shows every second frame of about a second
 _HEIGHT, _CLIP, _QUALITY = 96, 112, 50  # at most, pixels, of videos and of clips; of the WebP
 _FPS = 25.0  # of a video without times
 _STILL = ".v{0}{{aspect-ratio:{1}/{2};background-image:url(data:image/jpeg;base64,{3})}}\n"
-_MOVING = (
-    ".v{0}:is(:hover,:focus,.together:is(:hover,:focus) *)::after{{background-image:url(data:image/webp;base64,{1})}}\n"
-)
+_MOVING = ".v{0}{{--film:url(data:image/webp;base64,{1})}}\n"  # which page.css shows
 
 
 class Films:
     """What moves on a page. Each video is on the page once, as a rule of its style sheet, however often it is shown. What stands
-    in an element of the class "together" moves while that is pointed at.
+    in an element of the class "together" moves while that is pointed at, in one of the class "playing" as long as its checkbox is
+    checked.
 
     readers: of the shards, by data set
     """
@@ -57,10 +56,11 @@ class Films:
         number = self._numbers[video]
         return fill('<span class="film v{}" role="img" tabindex="0" aria-label="{}"></span>', number, alt)
 
-    def clip(self, frames: np.ndarray, seconds: float, alt: str) -> Markup:
-        """A clip, RGB uint8 [n, H, W, 3], that moves with what it stands in; seconds: of each frame. One frame does not move."""
+    def clip(self, frames: np.ndarray, seconds: float, alt: str, most: int = _CLIP) -> Markup:
+        """A clip, RGB uint8 [n, H, W, 3], that moves with what it stands in, of at most `most` lines; seconds: of each frame. One
+        frame does not move."""
         still = cv2.imencode(".jpg", frames[len(frames) // 2, ..., ::-1])[1].tobytes()
-        film = animation(frames, seconds, _CLIP) if len(frames) > 1 else None
+        film = animation(frames, seconds, most) if len(frames) > 1 else None
         number = self._add(frames.shape[1], frames.shape[2], still, film)
         return fill('<span class="film v{}" role="img" aria-label="{}"></span>', number, alt)
 

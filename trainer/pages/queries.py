@@ -10,6 +10,7 @@ from trainer.pages.films import Films
 from trainer.pages.page import fill, heading, join, paragraph
 
 _QUERIES = 12
+FRAMES = " A solid frame and ✓: of the query's class. A dashed frame and ✗: of another class."
 
 
 def neighbours_html(result: Result, films: Films) -> Markup:
@@ -25,7 +26,7 @@ def neighbours_html(result: Result, films: Films) -> Markup:
         "tap it, and it moves."
     )
     if scored:
-        about += " A solid frame and ✓: of the query's class. A dashed frame and ✗: of another class."
+        about += FRAMES
     if any("cosines" in query for query in chosen):
         about += " The number is the cosine to the query."
     out = [heading(result.title), paragraph(about)]
@@ -35,13 +36,14 @@ def neighbours_html(result: Result, films: Films) -> Markup:
     p = result.protocol
     datasets = p["dataset"], p.get("gallery", p["dataset"])
     queries = join(
-        fill("<li{}>{}</li>\n", Markup(' class="missed"') if wrong else "", _query(query, films, *datasets, scored))
+        fill("<li{}>{}</li>\n", Markup(' class="missed"') if wrong else "", query_html(query, films, *datasets, scored))
         for query, wrong in zip(chosen, missed, strict=True)
     )
     return fill('<div class="neighbours">{}<ul class="found">{}</ul></div>\n', join(out), queries)
 
 
-def _query(query: dict, films: Films, of_queries: str, of_gallery: str, scored: bool) -> Markup:
+def query_html(query: dict, films: Films, of_queries: str, of_gallery: str, scored: bool = True) -> Markup:
+    """A query and the videos found for it, side by side; scored: whether one may be of the query's class."""
     name, label = query["query"], query["label"]
     cells = [("query", films.show(of_queries, name, f"Query {name}"), fill("query: <strong>{}</strong>", label), name)]
     cosines = query.get("cosines") or [None] * len(query["nearest"])

@@ -137,8 +137,9 @@ def _other_shards(steps: Sequence[Step], folder: Folder, scale: Scale) -> Iterat
     asked = ("height", "width", "crop") if scale.frames else ()
     found = dict[str, None]()
     for step in (step for step in steps if step.trains):
-        for run in folder.made(step.id) or ():
-            config = load_json(max((run / "checkpoints").glob("[0-9]*")) / "checkpoint.json")["config"]
+        newest = (saved for run in folder.made(step.id) or () for saved in sorted(run.glob("checkpoints/[0-9]*"))[-1:])
+        for saved in newest:
+            config = load_json(saved / "checkpoint.json")["config"]
             expected = recipe(value_of(step.words, "--recipe") or "")[1]
             for name in differing(expected, config):
                 if name not in asked:

@@ -15,6 +15,7 @@ from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.evaluate import PROTOCOLS, protocol_class
 from trainer.evaluate import known as is_protocol
+from trainer.evaluate.features import CELLS
 from trainer.evaluate.protocol import TIMES, FeatureProtocol
 from trainer.evaluate.splits import number_of_labels
 from trainer.extends import chain, merged
@@ -233,7 +234,7 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
         raise TrainerError(f"{key}: time is for protocols that learn classes, such as linear")
     if pairs := tuple(map(tuple, given.get("opposites", ()))):
         known = protocol != FINETUNE and issubclass(protocol_class(protocol), FeatureProtocol)
-        _expect(known, "measures with opposites, protocol", protocol, "linear or knn")
+        _expect(known, "measures with opposites, protocol", protocol, "linear, knn or attentive")
         for pair in pairs:
             _expect(len(pair) == 2 == len({*pair}), f"{key}, opposites", pair, "two different classes a pair")
     base = Measure(protocol, **where, pretrained_on=pretrained)
@@ -247,11 +248,17 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
         resolve(over(settings, Settings(method="recognition")))
         base = replace(base, clips=clips, settings=settings)
         return [replace(base, labels=n, time=time) for n in labels for time in times]
-    pooling = given.get("pooling", "mean" if unlabelled(protocol) else "max")
-    _one_of(f"{key}, pooling", pooling, ("max", "mean"))
+    poolings = protocol_class(protocol).poolings
+    pooling = given.get("pooling", "mean" if unlabelled(protocol) else poolings[0])
+    _one_of(f"{key}, pooling", pooling, poolings)
     last = dict.fromkeys(stage_names(*row.network)[-1] for row in rows.values())
     stages = given.get("stage", LAST if len(last) > 1 else [*last])
     stages, of_stages = stages if isinstance(stages, list) else [stages], []
+    if pooling == CELLS:
+        _all_of(f"{key}, stage", tuple(stages), (LAST, *last))
+        _expect(
+            given.get("parts", 1) == 1, f"{key}, parts", given.get("parts"), "none, as cells are of the whole video"
+        )
     for stage in stages:
         _expect(isinstance(stage, str), f"{key}, stage", stage, "the name of a stage, such as conv5")
         standing = (CHOSEN,) if CHOSEN in stages else (LAST, *last)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from labelgen.reading import load_json, read_text, validate
 from trainer.data import TEST
 from trainer.errors import TrainerError
 from trainer.evaluate.evaluator import Evaluator
-from trainer.evaluate.features import Compute, Features
+from trainer.evaluate.features import CELLS, Compute, Features
+from trainer.evaluate.results import NEIGHBOURS, check_neighbours
 from trainer.settings import FREE, Settings, resolve
 from trainer.study import measures
 from trainer.study.devices import kind_of_device
@@ -42,7 +43,9 @@ _RESULT = {
         "chance?": {"*": float},
         "predicted?": {"*": str},
         "stages?": {"*": str},
+        "map?": {"*": [float]},
     },
+    "neighbours?": NEIGHBOURS,
     **{"reason?": str, "validated?": float},
 }
 
@@ -74,6 +77,9 @@ class Store:
         try:
             content = load_json(path)
             validate(content, _RESULT, "it")
+            check_neighbours(content.get("neighbours", ()))
+            if any(len(place) != 2 for place in content.get("map", {}).values()):
+                raise ValueError("map has a place that is not x and y")
         except (ReadError, ValueError) as error:
             raise TrainerError(f"{path}: damaged ({error}); delete it, and it is made again") from error
         return content
@@ -242,6 +248,11 @@ class Measuring(Job):
                     content["predicted"] = content.get("predicted", {}) | found.predicted
                     if stage:
                         content["stages"] = content.get("stages", {}) | {split: stage}
+                    if found.neighbours and measure.headline and "neighbours" not in content:  # of the first split
+                        content["neighbours"] = found.neighbours
+                        content["map"] = scoring.places(
+                            few, request.target, replace(measure, stage=stage or measure.stage)
+                        )
         return made
 
 
@@ -253,12 +264,15 @@ class Frozen(Measuring):
     settings: Settings
 
     def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
-        run = self.network(store, split)
-        return measures.backbone_features(run, self.settings, self.source.opened(split), folder, self.compute)
+        return self._features(store, split, folder)
 
     def disturbed(self, store: Store, split: str, folder: Path, videos: np.ndarray, time: str) -> Features:
+        return self._features(store, split, folder, videos=videos, time=time)
+
+    def _features(self, store: Store, split: str, folder: Path, **which: Any) -> Features:
         run, opened = self.network(store, split), self.source.opened(split)
-        return measures.backbone_features(run, self.settings, opened, folder, self.compute, videos, time)
+        of_cells = any(request.measure.pooling == CELLS for request in self.requests)
+        return measures.backbone_features(run, self.settings, opened, folder, self.compute, **which, of_cells=of_cells)
 
 
 @dataclass(frozen=True, eq=False)

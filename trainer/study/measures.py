@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from trainer import checkpoint, data
+from trainer.embeddings.map import layout
 from trainer.errors import TrainerError
 from trainer.evaluate import splits
 from trainer.evaluate.evaluator import Evaluator, Scores, Selection
-from trainer.evaluate.features import Compute, Features, features, networks
+from trainer.evaluate.features import Compute, Features, cells, features, networks, pooled
 from trainer.histograms import of_times, summary
 from trainer.network import build_backbone
 from trainer.settings import Settings, resolve
@@ -28,13 +29,18 @@ def backbone_features(
     compute: Compute,
     videos: np.ndarray | slice = slice(None),
     time: str = "",
+    of_cells: bool = False,
 ) -> Features:
     """Features of the 10 clips of every video, or of some (int64 rows), of a run's backbone, or of the initial weights of
-    `settings`; kept in folder. time: what is done to the frames of a clip, if anything."""
+    `settings`; kept in folder. time: what is done to the frames of a clip, if anything; of_cells: with the last stage's cells."""
     saved = checkpoint.Checkpoint(folder, folder, {}, {})
     backbone = networks(checkpoint.load(run, best=True))["pretrained"] if run else build_backbone(resolve(settings))
     disturbed = data.Time(time) if time else None
-    return features(saved, "study", backbone, shards, shards.videos[videos], "spread", compute, disturbed)
+    found = [
+        features(saved, "study", backbone, shards, shards.videos[videos], "spread", compute, disturbed, made)
+        for made in (pooled, *[cells] * of_cells)
+    ]
+    return Features({key: array for each in found for key, array in each.arrays.items()}, found[0].owner)
 
 
 def histogram_features(shards: data.Shards, kinds: Collection[str], flow: Callable) -> Features:
@@ -47,6 +53,9 @@ def histogram_features(shards: data.Shards, kinds: Collection[str], flow: Callab
             rows[kind].append(summary(times, kind))
     found = {(kind, "mean"): np.stack(of_kind) for kind, of_kind in rows.items()}
     return Features(found, np.arange(len(shards.videos)))
+
+
+_MAPPED = 200  # videos on a map, at most
 
 
 class Scoring:
@@ -78,6 +87,22 @@ class Scoring:
         validated = self.validated(split, target, measure)
         best = [stage for stage, value in validated.items() if value == max(validated.values())][-1]
         return self._scores(split, target, replace(measure, stage=best)), best
+
+    def places(self, split: str, target: str, measure: Measure) -> dict[str, list[float]]:
+        """Where test videos, spread evenly over all, lie on a map of their features, see embeddings.map.layout, by id; none of
+        fewer than three."""
+        opened = self.source.opened(split, target)
+        test = np.flatnonzero((opened.part == data.TEST) & (opened.targets >= 0))
+        if len(test) < 3:
+            return {}
+        shown = test[np.unique(np.linspace(0, len(test) - 1, _MAPPED).astype(int))]
+        vectors = self.found.video_means(self._key(measure), measure.parts)[shown]
+        ids = opened.text("videos/id")
+        return dict(zip([ids[row] for row in shown], layout(vectors).astype(float).round(3).tolist(), strict=True))
+
+    def _key(self, measure: Measure) -> tuple[str, str]:
+        """Stage and pooling of a measure."""
+        return [*self.found.arrays][-1][0] if measure.stage == LAST else measure.stage, measure.pooling
 
     def validated(self, split: str, target: str, measure: Measure) -> dict[str, float]:
         """Accuracy, in per cent, of each stage in a cross-validation of the training part that keeps groups whole."""
@@ -114,8 +139,7 @@ class Scoring:
     def _of(self, opened: data.Shards, measure: Measure, test: np.ndarray, train: np.ndarray | None) -> Scores:
         found = self.found
         if measure.time:
-            stage = [*found.arrays][-1][0] if measure.stage == LAST else measure.stage
-            found = found.but(self.disturbed[measure.time], self.tested, test, (stage, measure.pooling))
+            found = found.but(self.disturbed[measure.time], self.tested, test, self._key(measure))
         selection = Selection(measure.stage, measure.pooling, measure.parts, found, test, train)
         given = {"k": measure.k, "opposites": measure.opposites}
         options = {name: value for name, value in given.items() if value}

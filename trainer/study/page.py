@@ -1,8 +1,8 @@
-"""The page of a study: tables, forest plots, how the ranking moves, curves, and what was assumed."""
+"""The page of a study: pictures, curves, tables, forest plots, how the ranking moves, and what was assumed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from markupsafe import Markup
@@ -10,13 +10,16 @@ from markupsafe import Markup
 from labelgen.files import write_text
 from trainer.pages import plots
 from trainer.pages.differences import value_cell
+from trainer.pages.films import Films
 from trainer.pages.page import details, figure, fill, grid, heading, items, join, page, paragraph, scroll, table
 from trainer.pages.plots import Point
 from trainer.pages.sources import made_by
 from trainer.study.budgets import differing, runs_by_data
 from trainer.study.curves import curves_html
 from trainer.study.jobs import Store
+from trainer.study.pictures import Draw, pictures, readers_of
 from trainer.study.planning import Plan
+from trainer.study.sources import Source
 from trainer.study.spec import WEIGHTS
 from trainer.study.tables import (
     PAIRS,
@@ -35,8 +38,10 @@ from trainer.study.tables import (
 _COLUMN, _LINE = 120, 24  # pixels of the chart of ranks
 
 
-def write_page(content: dict, planned: Plan, store: Store) -> None:
-    """Write index.html into the study's folder: one file that loads nothing."""
+def write_page(
+    content: dict, planned: Plan, store: Store, sources: Mapping[str, Source], draw: Draw | None = None
+) -> None:
+    """Write index.html into the study's folder: one file that loads nothing. draw: films of labels, none without it."""
 
     def reasons(key: str) -> Markup:
         lines = [f"{one['row']}: {one['what']}: {one['reason']}" for one in content[key]]
@@ -44,7 +49,10 @@ def write_page(content: dict, planned: Plan, store: Store) -> None:
 
     warnings = [items(content["unequal"])] if content["unequal"] else []
     curves, rules = curves_html(content, planned, store)
+    films = Films(readers_of(sources))
     sections = [
+        *pictures(content, planned, store, sources, films, draw),
+        ("curves", "How pretraining went", curves),
         ("numbers", "Numbers", join([paragraph(RULE, "muted"), *warnings, *_tables(content)])),
         ("seen", "What the rows saw", _seen(content)),
         ("forest", "Forest plots", _forest(content)),
@@ -52,7 +60,6 @@ def write_page(content: dict, planned: Plan, store: Store) -> None:
         ("parts", "By seed and by class", _parts(content)),
         ("orderings", "Published orderings", _orderings(content)),
         ("ranks", "How the ranking moves", _ranks(content)),
-        ("curves", "How pretraining went", curves),
         ("tried", "What was tried", _tried(content)),
         ("assumed", "What was assumed", join([items(content["assumed"]), _data(content)])),
         ("absent", "Numbers that do not exist", reasons("absent")),
@@ -60,7 +67,8 @@ def write_page(content: dict, planned: Plan, store: Store) -> None:
     ]
     lead = content["about"] or f"{len(content['rows'])} rows, seeds {', '.join(map(str, content['seeds']))}"
     shown = [section for section in sections if section[2]]
-    write_text(store.root / "index.html", page(store.root.resolve().name, lead, "", shown, made_by(), rules))
+    style = rules + films.style()
+    write_text(store.root / "index.html", page(store.root.resolve().name, lead, "", shown, made_by(), style))
 
 
 def _tables(content: dict) -> Iterator[Markup]:
@@ -251,7 +259,7 @@ def _rank_chart(ranks: dict[str, list[int]]) -> Markup:
     text = '<text x="{}" y="{}" text-anchor="{}">{}</text>'
     out = [fill(text, x, 14, "middle", i) for i, x in enumerate(across, 1)]
     for number, (name, of_columns) in enumerate(ranks.items()):
-        color = f"hsl({360 * number / len(ranks):.0f} 60% 50%)"  # as of plots.style_of
+        color = plots.color_of(number, len(ranks))
         spots = [(x, 8 + _LINE * rank) for x, rank in zip(across, of_columns, strict=True)]
         path = "L".join(f"{x} {y}" for x, y in spots)
         out.append(fill('<path d="M{}" fill="none" stroke="{}" stroke-width="3"/>', path, color))

@@ -13,6 +13,7 @@ import numpy as np
 from labelgen.reading import read_text
 from trainer import data
 from trainer.errors import TrainerError
+from trainer.evaluate.features import CELLS
 from trainer.evaluate.splits import words
 from trainer.settings import Settings, over, resolve
 from trainer.study.jobs import (
@@ -210,7 +211,8 @@ class _Planner:
 
     def _frozen(self, row: Row, column: Column, seed: int) -> str | None:
         measure, source, histogram = column.measure, self.sources[column.tested_on], HISTOGRAMS.get(row.kind)
-        if row.kind == SUPERVISED or (histogram and (unlabelled(measure.protocol) or measure.time)):
+        of_network = unlabelled(measure.protocol) or measure.time or measure.pooling == CELLS
+        if row.kind == SUPERVISED or (histogram and of_network):
             return None
         few = measure.labels != ALL
         if few:
@@ -222,7 +224,7 @@ class _Planner:
         drawn = {"seed": seed if few else None}
         id = identity(kind, labels=source.labels[column.target], measure=what, **of, **drawn)
         if histogram:
-            measure = replace(measure, stage=histogram, pooling="mean", parts=1)
+            measure = replace(measure, stage=histogram, pooling="mean", parts=1, standing=True)
         requests = (Request(id, column.target, measure, seed),)
         title = f"measure on {column.tested_on}" + _how(column, networks, None if histogram else seed)
         about = self._about(row, source, title, networks)
@@ -235,8 +237,12 @@ class _Planner:
             settings = replace(row.candidates[0], seed=seed)
             job = Frozen(id=identity(kind, **of, seed=seed), settings=settings, requests=requests, **about)
         old = self.plan.jobs.get(job.id)
-        if isinstance(old, Measuring):  # what is measured on the same features is measured together
-            job = replace(old, requests=old.requests + requests) if id not in old.makes else old
+        if isinstance(old, Measuring) and id in old.makes:
+            job = old
+        elif isinstance(old, Measuring):  # what is measured on the same features is measured together
+            new = measure.time and all(request.measure.time != measure.time for request in old.requests)
+            tested = sum(int((source.opened(split).part == data.TEST).sum()) for split in source.splits) if new else 0
+            job = replace(old, requests=old.requests + requests, clips=old.clips + tested * VIEWS)
         self.plan.jobs[job.id] = job
         return id
 

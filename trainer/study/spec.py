@@ -117,7 +117,12 @@ class Measure:
     @property
     def title(self) -> str:
         """Words for a column."""
-        names = {"linear": "linear probe", "knn": f"{self.k}-NN", "retrieval": f"retrieval top-{self.k}"}
+        names = {
+            "linear": "linear probe",
+            "attentive": "attentive probe",
+            "knn": f"{self.k}-NN",
+            "retrieval": f"retrieval top-{self.k}",
+        }
         names |= {"pretext": "pretext task"}
         few = words(self.labels) if self.labels != ALL else ""
         parts = f"{self.parts} parts" if self.parts > 1 else ""

@@ -14,6 +14,7 @@ from trainer.study.estimate import seconds
 from trainer.study.file import read
 from trainer.study.jobs import Store, Work
 from trainer.study.page import write_page
+from trainer.study.pictures import Draw
 from trainer.study.planning import Plan, plan
 from trainer.study.results import collect, unavailable
 from trainer.study.runner import Machine, make, running
@@ -34,12 +35,14 @@ def study(
     flow: Callable,
     say: Say = print,
     latex: bool = False,
+    draw: Draw | None = None,
 ) -> dict:
     """Make what is missing of the study of a file in the folder `out`, and write study.json, table.md, lists as CSV, index.html
     and, if asked, table.tex there. Returns what study.json holds; "failures" lists what did not work.
 
     label: makes the shards of a data set: what the file says of it, the folder to write to, processes; returns the shards
     flow: optical flow of two luma images uint8 [H, W], float32 [H, W, 2]
+    draw: films of labels for the page
 
     An interrupted study resumes with the same call; nothing is made twice. Raises TrainerError for a file that makes no sense,
     and while another process works on the same folder.
@@ -65,7 +68,8 @@ def study(
         with busy("collecting the numbers"):
             content = collect(spec, sources, planned, store, failed, unusable)
         write_tables(content, store.root, latex)
-        write_page(content, planned, store)
+        with busy("drawing the page"):
+            write_page(content, planned, store, sources, draw)
     return content
 
 

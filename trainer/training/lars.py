@@ -1,4 +1,4 @@
-"""LARS, the optimiser of large batches, which PyTorch does not have."""
+"""LARS, an optimiser for large batches, which PyTorch does not have."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ TRUST = 1e-3  # eta of algorithm 1, as in its table 2 and in the public code of 
 
 
 class LARS(SGD):
-    """SGD with momentum whose steps have lengths in proportion to the weights that they change. Before each step the gradient g
-    of a weight w becomes
+    """SGD with momentum in which the length of each weight's step is proportional to that of the weight. Before each
+    step the gradient g of a weight w becomes
 
         TRUST |w| / (|g| + weight_decay |w|) (g + weight_decay w)
 
-    and that of a w or g of zeros g + weight_decay w. Parameters of one dimension, biases and those of normalisations, have plain
-    SGD without weight decay. [Y. You, I. Gitman, B. Ginsburg, arXiv 1708.03888, alg. 1; leaving out one dimension: J.-B. Grill et
-    al., BYOL, NeurIPS 2020, 3.2]
+    or, if w or g is zero, g + weight_decay w. Parameters of one dimension (biases and normalisations) have plain SGD
+    without weight decay. [Y. You, I. Gitman, B. Ginsburg, arXiv 1708.03888, alg. 1; leaving out one dimension: J.-B.
+    Grill et al., BYOL, NeurIPS 2020, 3.2]
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, **of_sgd: Any) -> None:
@@ -31,7 +31,7 @@ class LARS(SGD):
 
 @torch.no_grad()
 def _scale_gradients(optimiser: Optimizer, *_: object) -> None:
-    """Waits for no device."""
+    """Scale the gradients as LARS does, without waiting for the device."""
     assert isinstance(optimiser, LARS)
     own = [w for group in optimiser.param_groups for w in group["params"] if w.grad is not None and w.dim() > 1]
     if not own:

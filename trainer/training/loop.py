@@ -92,7 +92,7 @@ def train(
 
 
 def like_initial(settings: Settings, initial: str | os.PathLike | None) -> Settings:
-    """Settings with backbone and width of the checkpoint that the training starts from, if any, where they say none."""
+    """Settings whose missing backbone and width are those of the initial checkpoint, if there is one."""
     if initial is None:
         return settings
     of = checkpoint.load(initial, best=True).meta["settings"]

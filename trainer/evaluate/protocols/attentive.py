@@ -20,7 +20,7 @@ class Attentive(Linear):
     """Train a query that attends to cells of the last stage, and a logistic regression on what it sees."""
 
     title = "Attentive probe"
-    of_features = False  # of a study, which keeps pooled ones
+    poolings = ("cells",)
     question = "Can a classifier that attends to cells of the last stage tell the classes apart?"
     items = (
         "Each video: the cells x_i, at all places and times, of the last stage for its `--clips` spread clips (10), kept as "
@@ -45,16 +45,20 @@ class Attentive(Linear):
         self.views, self.seed = clips, seed
         self.maps: list[np.ndarray] = []  # float16 [videos, cells, d], of the kinds of features that are measured
         source = super().choose(*args, seed=seed, **options)
-        if not self.evaluator.selection:
-            self._check_size(source)
+        self._check_size(source)
         return source
 
     def _check_size(self, source: data.Shards) -> None:
-        backbone = self.evaluator.networks()["pretrained"]
-        one = data.VideoViews(source, source.videos[:1], partial(data.spread_frames, views=1), inputs.of(backbone))
-        compute = features.Compute(1, 0, self.evaluator.compute.device)
-        _, stages = next(iter(features.stage_outputs(backbone, one, compute)))
-        ((stage, _), of_clip), *_ = features.cells(backbone, stages).items()
+        if (selection := self.evaluator.selection) and selection.features:
+            found: dict[tuple[str, str], Any] = {
+                key: selection.features.arrays[key][:1] for key in self.evaluator.kinds(selection.features)
+            }
+        else:
+            backbone = self.evaluator.networks()["pretrained"]
+            one = data.VideoViews(source, source.videos[:1], partial(data.spread_frames, views=1), inputs.of(backbone))
+            compute = features.Compute(1, 0, self.evaluator.compute.device)
+            found = features.cells(backbone, next(iter(features.stage_outputs(backbone, one, compute)))[1])
+        ((stage, _), of_clip), *_ = found.items()
         tested, learnt = (len(np.unique(np.concatenate(rows))) for rows in zip(*self.folds.parts, strict=True))
         videos = len(self.times) * tested + learnt
         of_one = videos * of_clip[0].nbytes  # clip of each

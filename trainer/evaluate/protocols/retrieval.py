@@ -12,7 +12,7 @@ from trainer.evaluate.protocol import IN_TURN, SEED, TIME, Protocol, ProtocolOpt
 from trainer.evaluate.protocols import data, features, metrics, neighbours, np, results, splits
 
 KS = (1, 5, 10, 20, 50)
-_SHOWN = 24  # queries whose neighbours are kept in the result
+_SHOWN, _NEAREST = 24, 5  # queries whose neighbours are kept in the result, and how many of these
 
 
 class Found(NamedTuple):
@@ -147,11 +147,13 @@ class Retrieval(Protocol):
                     for name, queries in {metrics.NORMAL: asked, **others}.items()
                 }
                 folds = found[metrics.NORMAL]
+                main = (network, key, level) == ("pretrained", shown, "video")
+                if main:
+                    self.extra["neighbours"] = self._examples(folds)
                 if self.scored:
                     row = {"stage": key[0], "pooling": key[1], "level": level, "dimensions": asked[0].x.shape[1]}
                     yield from ({**row, **score} for score in self._accuracies(found, level))
-                if (network, key, level) == ("pretrained", shown, "video"):
-                    self.extra["neighbours"] = self._examples(folds)
+                if main:
                     self._note_own_group(folds, key)
 
     def _extracted(self, network: str) -> list[list[tuple[np.ndarray, features.Features]]]:
@@ -170,11 +172,14 @@ class Retrieval(Protocol):
         else:
             asking, searched = queries.video, gallery.video + len(self.shards.videos)
         sides = features.Vectors(queries.x, asking), features.Vectors(gallery.x, searched)
-        return Found(queries, gallery, neighbours.nearest(*sides, max(self.ks), self.evaluator.device))
+        return Found(queries, gallery, neighbours.nearest(*sides, max(*self.ks, _NEAREST), self.evaluator.device))
 
     def _accuracies(self, found: dict[str, list[Found]], level: str) -> Iterator[dict]:
         """The rows of hits by k; found: of each fold, by what was done to the frames of the queries."""
         folds = found[metrics.NORMAL]
+        asked = [[fold.queries.video.tolist() for fold in of] for of in found.values()]
+        if asked.count(asked[0]) < len(asked):
+            raise AssertionError("disturbed clips are of other videos than those beside them")
         classes = {
             time: [self.targets[1][fold.gallery.video[fold.nearest]] for fold in of] for time, of in found.items()
         }
@@ -198,7 +203,7 @@ class Retrieval(Protocol):
         examples = []
         for i in np.unique(np.linspace(0, len(queries) - 1, _SHOWN).astype(int)):
             (asking, gallery, nearest), query = queries[i]
-            video, best = asking.video[query], nearest[query, :5]
+            video, best = asking.video[query], nearest[query, :_NEAREST]
             cosines = features.normalised(gallery.x[best]) @ features.normalised(asking.x[query : query + 1])[0]
             examples.append(
                 {

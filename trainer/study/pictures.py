@@ -1,0 +1,200 @@
+"""What a study's page shows before it counts: videos with their labels, nearest neighbours, and maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from markupsafe import Markup
+
+from labelgen.shards import ShardReader
+from trainer import data
+from trainer.embeddings.map import drawing
+from trainer.pages.films import Films
+from trainer.pages.page import figure, fill, grid, heading, join, paragraph, scroll
+from trainer.pages.queries import FRAMES, query_html
+from trainer.study.jobs import Store
+from trainer.study.planning import Plan
+from trainer.study.sources import Source
+from trainer.study.spec import HISTOGRAMS, RANDOM, WEIGHTS
+
+_VIDEOS, _QUERIES = 3, 6  # of each data set
+_LINES, _THUMBNAIL = 160, 72  # of a clip, of a picture on a map, at most
+_MAP = (560, 400)  # width and height
+_FPS = 25.0  # of a video without times
+_FLOW = next(name for name, kind in HISTOGRAMS.items() if kind == "flow")
+_LABELS = (
+    "Test videos, and what the labels of their middle clip are made of. Flow: the hue is the direction (red is to the right, "
+    "then counter-clockwise), paler where it is shorter. Motion boundaries: where the flow changes. Blocks of the grid: red and "
+    "green, where the boundaries of horizontal and vertical flow are largest, with their direction; yellow and blue, of the "
+    "most diverse and the most stable colours, with the dominant one."
+)
+_PLAYS = '<p><label><input type="checkbox" checked> play</label></p>\n'
+_CLIP = '<div><p>{}</p>\n<div class="films">{}</div></div>\n'
+_MAPS = (
+    "Test videos whose features are alike lie close together (t-SNE); colours are the classes, which nothing here was fitted to. "
+    "Point at one, or move to it with the tab key, to see it."
+)
+
+# films by name, RGB uint8 [n, H, W, 3], of a labelled clip of a shard and of what its labels are made of
+Draw = Callable[[ShardReader, int], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class _Retrieved:
+    """What was stored of retrieval on a data set by each of the rows that are shown; title: of the column"""
+
+    title: str
+    name: str
+    source: Source
+    target: str
+    rows: dict[str, dict]
+
+
+def pictures(
+    content: dict, planned: Plan, store: Store, sources: Mapping[str, Source], films: Films, draw: Draw | None
+) -> list[tuple[str, str, Markup]]:
+    """The sections: id, heading, content."""
+    found = [*_retrieved(content, planned, store, sources)]
+    tested = dict.fromkeys(column.tested_on for _, column, _ in planned.numbers)
+    return [
+        ("videos", "Videos and their labels", _videos({name: sources[name] for name in tested}, films, draw)),
+        ("neighbours", "Nearest neighbours", _neighbours(found, films)),
+        ("map", "Maps", _maps(found)),
+    ]
+
+
+def readers_of(sources: Mapping[str, Source]) -> dict[str, list[ShardReader]]:
+    """The shards of each data set, for Films."""
+    return {name: [*source.opened(source.splits[0]).readers] for name, source in sources.items()}
+
+
+def _videos(sources: Mapping[str, Source], films: Films, draw: Draw | None) -> Markup:
+    out: list[Markup] = []
+    if draw is None:
+        return Markup()
+    for name, source in sources.items():
+        shown = [_video(opened, row, films, draw) for opened, row in _chosen(source)]
+        out += [heading(name), *shown] if shown else []
+    if not out:
+        return Markup()
+    return paragraph(_LABELS, "muted") + fill('<div class="playing">{}{}</div>\n', Markup(_PLAYS), join(out))
+
+
+def _chosen(source: Source) -> list[tuple[data.Shards, int]]:
+    """Test videos with labelled clips, spread evenly over the classes."""
+    opened = source.opened(source.splits[0])
+    ids, labels = opened.text("videos/id"), opened.text("videos/label")
+    rows = [row for row in np.flatnonzero(opened.part == data.TEST).tolist() if len(_clips(opened, row))]
+    rows.sort(key=lambda row: (labels[row], ids[row]))
+    return [(opened, rows[i]) for i in np.unique(np.linspace(0, len(rows) - 1, _VIDEOS).astype(int))] if rows else []
+
+
+def _clips(opened: data.Shards, row: int) -> np.ndarray:
+    """The labelled clips of a video, int64, of its shard."""
+    shard, video = opened.videos[row]
+    return np.flatnonzero(opened.readers[shard].arrays["clips/video"][:] == video)
+
+
+def _video(opened: data.Shards, row: int, films: Films, draw: Draw) -> Markup:
+    (shard, video), clips = opened.videos[row], _clips(opened, row)
+    reader, label = opened.readers[shard], opened.text("videos/label")[row]
+    fps, name = float(reader.arrays["videos/fps"][video]), opened.text("videos/id")[row]
+    seconds = 1 / fps if fps > 0 else 1 / _FPS
+    shown = (
+        figure(what, films.clip(frames, seconds, f"{what} of {name}", _LINES))
+        for what, frames in draw(reader, int(clips[len(clips) // 2])).items()
+    )
+    return fill(_CLIP, f"{name} ({label})" if label else name, join(shown))
+
+
+def _retrieved(content: dict, planned: Plan, store: Store, sources: Mapping[str, Source]) -> Iterator[_Retrieved]:
+    """Of each data set the first retrieval in the charts."""
+    seed, seen = content["seeds"][0], set[str]()
+    for number, column in enumerate(dict.fromkeys(column for _, column, _ in planned.numbers)):
+        if column.measure.protocol != "retrieval" or not column.measure.headline or column.tested_on in seen:
+            continue
+        ids = {row: planned.numbers.get((row, column, seed)) for row in _rows(content, number)}
+        made = {row: store.result(id) for row, id in ids.items() if id and store.has(id)}
+        if rows := {row: result for row, result in made.items() if result.get("neighbours")}:
+            seen.add(column.tested_on)
+            title = f"{column.tested}: {column.measure.title}"
+            yield _Retrieved(title, column.tested_on, sources[column.tested_on], column.target, rows)
+
+
+def _rows(content: dict, number: int) -> list[str]:
+    """The pretrained row with the highest number in a column, random weights of its network, and the flow histogram."""
+    rows = content["rows"]
+    entries = [entry for entry in content["numbers"] if entry["column"] == number]
+    trained = [entry for entry in entries if rows[entry["row"]]["kind"] in ("method", WEIGHTS)]
+    if not trained:
+        return []
+    best = max(trained, key=lambda entry: entry["value"])["row"]
+    network = rows[best].get("settings", rows[best])
+    random = [
+        row
+        for row, of in rows.items()
+        if of["kind"] == RANDOM and all(of[key] == network.get(key, of[key]) for key in ("backbone", "width"))
+    ]
+    return [best, *random[:1], _FLOW]
+
+
+def _neighbours(found: list[_Retrieved], films: Films) -> Markup:
+    out = []
+    for retrieved in found:
+        by_query = {row: {query["query"]: query for query in of["neighbours"]} for row, of in retrieved.rows.items()}
+        names = [*next(iter(by_query.values()))]
+        shown = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, _QUERIES).astype(int))]
+        lists = (
+            fill(
+                "<li>{}</li>\n",
+                join(
+                    fill("<div><p>{}</p>{}</div>\n", row, query_html(of[name], films, retrieved.name, retrieved.name))
+                    for row, of in by_query.items()
+                    if name in of
+                ),
+            )
+            for name in shown
+        )
+        out += [heading(retrieved.title), fill('<ul class="found beside">{}</ul>\n', join(lists))]
+    if not out:
+        return Markup()
+    about = (
+        "Test videos, spread evenly over all, each with the five training videos found first: by the pretrained row with the "
+        "highest number, by random weights and by the flow histogram, of the first seed. Point at a picture, or tap it, and it "
+        f"moves.{FRAMES} The number is the cosine to the query."
+    )
+    return paragraph(about, "muted") + join(out)
+
+
+def _maps(found: list[_Retrieved]) -> Markup:
+    out = []
+    for retrieved in found:
+        opened = retrieved.source.opened(retrieved.source.splits[0], retrieved.target)
+        rows = {name: row for row, name in enumerate(opened.text("videos/id"))}
+        labels, pictures, maps = opened.text("videos/label"), dict[str, bytes](), []
+        for row, result in retrieved.rows.items():
+            places = {name: place for name, place in result.get("map", {}).items() if name in rows}
+            if not places:
+                continue
+            for name in places.keys() - pictures.keys():
+                pictures[name] = _thumbnail(opened, rows[name])
+            points = [{"id": name, "start": None, "end": None, "thumbnail": pictures[name]} for name in places]
+            kinds = [labels[rows[name]] for name in places]
+            key, shown = drawing(np.array([*places.values()]), points, kinds, "class", _MAP)
+            maps.append(figure(row, scroll(f"Map of {row}", shown)))
+        out += [heading(retrieved.title), key, grid(maps)] if maps else []
+    return paragraph(_MAPS, "muted") + join(out) if out else Markup()
+
+
+def _thumbnail(opened: data.Shards, row: int) -> bytes:
+    """The middle frame of a video, small, as JPEG."""
+    shard, video = opened.videos[row]
+    reader = opened.readers[shard]
+    first, length = (int(reader.arrays[f"videos/{key}"][video]) for key in ("first_frame", "n_frames"))
+    frame = reader.frames(np.array([first + length // 2]))[0]
+    scale = min(1.0, _THUMBNAIL / len(frame))
+    small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
