@@ -65,6 +65,7 @@ def measure(protocol, **given):
         (measure("smoothness", stage=["conv5", "chosen"]), ["stage", "'chosen'", "without classes"]),
         ({"choose": {"protocol": "smoothness"}}, ["choose, protocol", "'smoothness'", "linear"]),
         ({"choose": {"protocol": "finetune"}}, ["choose, protocol", "'finetune'", "linear"]),
+        ({"choose": {"protocol": "attentive"}}, ["choose, protocol", "'attentive'", "linear"]),
         (measure("finetune", clips=0), ["clips", "0", "1 or more"]),
         (measure("pretext", draws=0), ["draws", "0", "1 or more"]),
         ({"orderings": [{"better": "turns <i>", "worse": "other"}]}, ["worse", "'other'", "turns <i>"]),

@@ -99,8 +99,9 @@ def _study(folder: Path, content: dict) -> Study:
     measures = tuple(m for given in content["measures"] for m in _measures(given, data, rows))
     choose = None
     if given := content.get("choose"):
+        known = (name for name in PROTOCOLS if _of_features(name) and not unlabelled(name))
         _one_of(
-            "choose, protocol", given["protocol"], tuple(n for n in PROTOCOLS if _of_features(n) and not unlabelled(n))
+            "choose, protocol", given["protocol"], tuple(n for n in known if CELLS not in protocol_class(n).poolings)
         )
         (choose,) = _measures({**given, "stage": CHOSEN}, data, rows)
     rows |= _references(rows, measures, content.get("baselines", ["supervised", "flow", "boundary", "still"]))
