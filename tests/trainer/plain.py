@@ -49,11 +49,14 @@ def slow_means(stage):
 
 
 def slow_norm(layer, rows):
-    """Batch normalisation over the rows."""
+    """Batch normalisation, in training over the rows, else by the running statistics."""
     columns = []
-    for values, scale, shift in zip(zip(*rows, strict=True), layer.weight.tolist(), layer.bias.tolist(), strict=True):
-        mean = sum(values) / len(values)
-        variance = sum((value - mean) ** 2 for value in values) / len(values)
+    known = zip(layer.running_mean.tolist(), layer.running_var.tolist(), strict=True)
+    weights = zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+    for values, (mean, variance), (scale, shift) in zip(zip(*rows, strict=True), known, weights, strict=True):
+        if layer.training:
+            mean = sum(values) / len(values)
+            variance = sum((value - mean) ** 2 for value in values) / len(values)
         columns.append([(value - mean) / math.sqrt(variance + 1e-5) * scale + shift for value in values])
     return [*map(list, zip(*columns, strict=True))]
 

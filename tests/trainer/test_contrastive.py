@@ -167,6 +167,24 @@ def test_moco_equals_a_loop_over_steps_with_a_list_for_its_queue(make, options):
         method.after_step(backbone, step / 4)
 
 
+def test_no_key_tells_of_its_batch(make):
+    """Keys are normalised by the running statistics of the network that asks, which they get after a step."""
+    backbone, method = make("moco", batch_norm=True)
+    method.train()
+    method(backbone, batch(4)), method.after_step(backbone, 0.5)
+    norm, averaged = method.projection[1], method.target["projection"][1]
+    assert norm.running_mean.any() and torch.equal(norm.running_mean, averaged.running_mean)
+    one, other = batch(4, seed=1), batch(4, seed=2)
+    other.clips[:2] = one.clips[:2]  # the clips of the first sample
+    keys = []
+    for given in (one, other):
+        method(backbone, given)
+        keys.append(method.queue.keys[-8:])
+    assert torch.allclose(keys[0][:2], keys[1][:2], atol=1e-6) and not torch.allclose(
+        keys[0][2:], keys[1][2:], atol=0.1
+    )
+
+
 @pytest.mark.parametrize(("samples", "n", "temperature"), [(4, 2, 0.5), (3, 4, 0.2)])
 def test_byol_equals_a_loop_over_pairs_of_clips(make, samples, n, temperature):
     backbone, method = make("byol", clips=n, temperature=temperature)

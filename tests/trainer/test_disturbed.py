@@ -22,6 +22,7 @@ from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
 from trainer.evaluate.metrics import ItemScores, paired
 from trainer.evaluate.results import read_scores
+from trainer.study.study import show_plan
 
 ONE = Compute(8, 0, "cpu")
 CLASSES = ("up", "down", "flat")
@@ -247,6 +248,8 @@ def test_a_study_gives_what_disturbed_clips_lose(tmp_path, monkeypatch):
     def flow(first, second):
         return np.zeros((*first.shape, 2), np.float32)
 
+    plan = "\n".join(show_plan(path, tmp_path / "out", 1, "cpu"))
+    assert plan.count("frozen   measure on colors, seed 0, 240 clips") == 1  # 16 videos, 8 of them disturbed
     content = make_study(monkeypatch, path, tmp_path / "out", flow=flow)
     titles = [column["measure"] for column in content["columns"]]
     found = {(entry["row"], titles[entry["column"]]): entry for entry in content["numbers"]}

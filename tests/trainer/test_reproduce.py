@@ -47,6 +47,7 @@ def test_the_steps_of_an_entry(name, tmp_path):
     for step in others:
         assert made >= {*step.needs}, "what a step needs comes before it"
         made.add(step.id)
+        assert step.words[0] != "report" or any(need.startswith("eval-") for need in step.needs)  # which it shows
         runs += papers.values_of(step.words, "--run")
     assert len(made) == len(others) and len({*runs}) == len(runs)
     printed = [*papers.commands(papers.script(ENTRIES[name], CONTENT))]

@@ -1,13 +1,20 @@
 """The page of a study: every two rows, classes, and the curves of all rows, sound in a browser."""
 
 import itertools
+import json
 import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from labelgen.labels.patterns import centre_crop, patterns
+from labelgen.shards import open_shards
+from labelgen.show import label_films
 from tests.trainer.pages import CONTRASTS, OPEN, OVERFLOW, Chromium, Page, needs_browser
+from tests.trainer.planted import write_colored
+from tests.trainer.studies import make_study, write_study
+from tests.trainer.synthetic import write_shard
 from trainer.settings import Settings
 from trainer.study.jobs import Store, Training
 from trainer.study.page import write_page
@@ -72,7 +79,11 @@ def path(content, tmp_path_factory):
         (folder / "log.csv").write_text(
             "step,loss,accuracy\n" + "".join(f"{s},{2 / s**0.2},{s / 99}\n" for s in range(1, 99))
         )
-        held = "step,pace.loss,order.loss\n49,1,0.5\n98,0.5,0.25\n" if i == 3 else "step,loss\n49,1.5\n98,1.25\n"
+        held = (
+            "step,pace.loss,order.loss\n49,1,0.5\n98,0.5,0.25\n"
+            if i == 3
+            else "step,loss\n49,1.5\n98,1.25\n"[: 16 if i == 5 else None]
+        )
         (folder / "holdout.csv").write_text(held)
     write_page(content, plan, store, {})
     return store.root / "index.html"
@@ -113,6 +124,8 @@ def test_all_curves_stand_on_one_axis(path):
     titles = re.findall(r'<g class="row(\d+)"><title>(.*?), seed (\d)(.*?)</title>', text)
     assert len(titles) == 2 * 2 * len(ROWS)  # training and held-out loss, two seeds
     assert [numbers for row, _, _, numbers in titles if row == "3"][2:] == [": 2 to 1"] * 2  # 1 + 2 x .5, weighted
+    single = re.findall(r'<g class="row5"><title>[^<]*</title><path[^>]*/><circle[^>]* style="stroke:oklch', text)
+    assert len(single) == 2  # of one value a mark, of the colour of its row
     assert text.count('type="radio"') == 1 + len(ROWS) and "#row11:checked" in text
 
 
@@ -133,3 +146,62 @@ def test_the_page_in_a_browser(path):
         before = browser.run(fixed)
         browser.run("document.querySelector('.pairs .scroll').scrollLeft = 200")
         assert browser.run("document.querySelector('.pairs .scroll').scrollLeft") > 100 and browser.run(fixed) == before
+
+
+def test_films_show_what_labels_are_made_of(tmp_path):
+    write_shard(tmp_path / "00000.h5", [40])  # a texture that moves to the right
+    (reader,) = open_shards(tmp_path)
+    films = label_films(reader, 1)
+    assert {len(film) for film in films.values()} == {15}
+    np.testing.assert_array_equal(films["video"], reader.frames(np.arange(16, 31)))
+    assert [np.argmax(color) for color in np.median(films["flow"], (1, 2))] == [0] * 15  # red
+    centre = centre_crop(*reader.frame_size, 32)
+    diverse = patterns(32)[0] == reader.arrays["statistics/appearance"][1, centre, 0, 0]
+    outline = (films["most diverse, most stable colours"] == (255, 200, 0)).all(-1)
+    assert outline[0].any() and (outline == outline[0]).all()  # where the block is, in every frame
+    block, zoom = np.argwhere(diverse).mean(0) + reader.crop_grid[centre], outline.shape[2] / 48
+    assert np.argwhere(outline[0]).mean(0) / zoom == pytest.approx(block, abs=1)
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory):
+    """The folder of a study whose rows retrieve colours."""
+    folder, rows = tmp_path_factory.mktemp("pictured"), {"turns <i>": {"method": "rotation"}}
+    write_colored(folder / "colors" / "00000.h5", 16, 24, split=[[1]] * 12 + [[3]] * 4)
+    measures = [{"protocol": "retrieval", "stage": ["conv4", "conv5"], "pooling": "mean"}]
+    path = write_study(folder, seeds=[0], clips=8, rows=rows, measures=measures, baselines=["flow"])
+    with pytest.MonkeyPatch.context() as patch:
+        make_study(patch, path, folder / "out", flow=lambda a, b: np.zeros((*a.shape, 2), "f4"), draw=label_films)
+    return folder / "out"
+
+
+def test_pictures_stand_before_curves_and_numbers(pictured):
+    page = Page((pictured / "index.html").read_text())
+    names = [section["id"] for section in page.all("section")]
+    assert names[:5] == ["videos", "neighbours", "map", "curves", "numbers"]
+    films = [span["aria-label"] for span in page.all("span") if span.get("role") == "img"]
+    assert films[:15:5] == ["video of 00000_12", "video of 00000_13", "video of 00000_15"]
+    found = films[15:]
+    assert len(found) == 4 * 3 * 6 and found[::6] == [f"Query 00000_{i}" for i in (12, 13, 14, 15) for _ in "abc"]
+    assert len(page.all("circle")) >= 3 * 4 and page.text.count("turns <i>") > 5
+    for path in (pictured / "results").glob("*.json"):  # whose first find is of its class scores
+        made = json.loads(path.read_text())
+        scores = {query["query"]: query["nearest"][0][1] == query["label"] for query in made.get("neighbours", ())}
+        assert not scores or scores == made["scores"] and made["map"].keys() == scores.keys()
+        assert all(np.diff(query["cosines"]).max() < 1e-6 for query in made.get("neighbours", ()))
+    assert sum("neighbours" in path.read_text() for path in (pictured / "results").glob("*.json")) == 3
+
+
+@needs_browser
+def test_the_pictures_in_a_browser(pictured):
+    picture = "getComputedStyle(film, '::after').backgroundImage.slice(0, 16)"
+    moving = f"[...document.querySelectorAll('.playing .film')].map(film => {picture})"
+    with Chromium() as browser:
+        for width, dark in ((400, True), (1400, False)):
+            browser.open(pictured / "index.html", width, dark)
+            assert browser.run(OVERFLOW) == 0 and browser.run(CONTRASTS) == [] == browser.errors()
+            assert browser.run(moving) == ['url("data:image/'] * 15
+        browser.run("document.querySelector('.playing input').click()")
+        assert browser.run(moving) == ["none"] * 15
+        browser.run("document.querySelector('.map circle').focus()")
+        assert browser.run("getComputedStyle(document.querySelector('.map circle + g')).display") != "none"

@@ -47,7 +47,7 @@ def measure(protocol, **given):
         (of_data(shards="x", folds=1), ["data, a, folds", "1", "2 or more"]),
         (of_data(shards="x", pretraining="some"), ["'some'", "train, all"]),
         (of_data(shards="x", targets={"t": {"csv": "x"}}), ["targets, t", "video"]),
-        (measure("magic"), ["protocol", "'magic'", "linear, smoothness"]),
+        (measure("magic"), ["protocol", "'magic'", "linear, attentive, smoothness"]),
         (measure("knn", k=0), ["k", "0", "1 or more"]),
         (measure("knn", rows=["other"]), ["'other'", "turns <i>"]),
         (measure("knn", targets=["other"]), ["targets", "'other'"]),

@@ -31,8 +31,9 @@ class MoCo(SeveralClips):
     """Tell another clip of a clip's video, the key, from the keys of other videos that a queue holds. The network f, g makes the
     queries, an averaged one f', g' the keys. Keys of the query's own video are no negatives; at the start the queue is empty.
 
-    The papers shuffle the keys of a batch over the GPUs, so that batch normalisation does not give the video away; here their
-    statistics are those of all processes, as in PySlowFast's BYOL.
+    Were query and key normalised over the same batch, its statistics would tell the key from those of former batches. The papers
+    therefore shuffle the keys over the GPUs; here f', g' normalises as in evaluation, by the running statistics of f, g, which
+    one process can do, too. [after Z. Cai et al., EMAN, CVPR 2021, who average the statistics, too]
     """
 
     task = "clips of a video are alike, those of other videos in a queue are not"
@@ -46,7 +47,7 @@ class MoCo(SeveralClips):
         "schedule": "cosine",  # of PySlowFast
         "drop_every": 100,  # assumed, for another schedule
         "jitter": "contrast",
-        "sync_bn": True,  # assumed, see above
+        "sync_bn": True,  # assumed
     }
     options = SeveralClips.options | {
         **head_options(3, 2048, 128, False),  # of PySlowFast
@@ -68,10 +69,16 @@ class MoCo(SeveralClips):
         )
         self.decay, self.rising, self.symmetric = (options[name] for name in ("decay", "rising", "symmetric"))
         self.projection = projection(backbone.features, options)
-        self.target: Any = averaged_copy(nn.ModuleDict({"backbone": backbone, "projection": self.projection}))
+        online = nn.ModuleDict({"backbone": backbone, "projection": self.projection})
+        self.target: Any = averaged_copy(online).eval()
         self.queue = Queue(options["queue"] or min(LONGEST, len(shards.videos)), options["outputs"])
         if not options["queue"]:
             self.notes = (f"moco's queue holds {len(self.queue.video)} keys",)
+
+    def train(self, mode: bool = True) -> MoCo:
+        super().train(mode)
+        self.target.eval()
+        return self
 
     def networks(self) -> list[nn.Module]:
         return [self.target["backbone"]]
@@ -100,3 +107,5 @@ class MoCo(SeveralClips):
     def after_step(self, backbone: Stages, progress: float) -> None:
         online = nn.ModuleDict({"backbone": backbone, "projection": self.projection})
         update_ema(self.target, online, target_decay(self.decay, progress) if self.rising else self.decay)
+        if buffers := [*online.buffers()]:
+            torch._foreach_copy_([*self.target.buffers()], buffers)

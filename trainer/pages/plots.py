@@ -78,10 +78,15 @@ def _text(x: float, y: float, text: str, anchor: str = "start", extra: Markup | 
     return fill('<text x="{:.1f}" y="{:.1f}" text-anchor="{}"{}>{}</text>', x, y, anchor, extra, text)
 
 
+def color_of(number: int, count: int) -> str:
+    """One of as many colours that are about as bright, so that each can be seen on light and on dark."""
+    return f"oklch(.65 .17 {360 * number / count:.0f})"
+
+
 def style_of(number: int, count: int) -> Markup:
     """Attributes that tell a curve from as many others: a colour, of neighbours with other dashes."""
     dashes = ("none", "7 3", "2 2")[number % 3]
-    return fill(' style="stroke:hsl({:.0f} 60% 50%);stroke-dasharray:{}"', 360 * number / count, dashes)
+    return fill(' style="stroke:{};stroke-dasharray:{}"', color_of(number, count), dashes)
 
 
 def lines(
@@ -122,13 +127,13 @@ def lines(
             out.append(fill('<path class="band" d="{}Z"/>', _path(np.concatenate([there, back]))))
     for s in series:
         places = np.stack(at(s.x, s.y), 1)
-        drawn = fill('<path class="curve {}" d="{}"{}/>', s.kind, _path(places), s.style)
-        out.append(fill('<g class="{}"><title>{}</title>{}</g>', s.group, s.name, drawn) if s.group else drawn)
+        drawn = [fill('<path class="curve {}" d="{}"{}/>', s.kind, _path(places), s.style)]
         if "level" not in s.kind and ("dots" in s.kind or len(places) == 1):
             for (px, py), x, y in zip(places, s.x, s.y, strict=True):
                 title = f"{s.name}, {x_name} {number(x)}: {number(y)}"
-                template = '<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="3.5"><title>{}</title></circle>'
-                out.append(fill(template, s.kind, px, py, title))
+                template = '<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="3.5"{}><title>{}</title></circle>'
+                drawn.append(fill(template, s.kind, px, py, s.style, title))
+        out += [fill('<g class="{}"><title>{}</title>{}</g>', s.group, s.name, join(drawn))] if s.group else drawn
     return _svg(height, label, out, width)
 
 

@@ -189,6 +189,7 @@ def steps(
     folders = dict.fromkeys(folder for words in printed for option in _SHARDS for folder in values_of(words, option))
     labellings = [_labelling(folder, content, scale, place, device, call) for folder in folders]
     made: dict[str, str] = {}  # the run of each name -> id of the step
+    measured: dict[str, None] = {}  # ids of what a report shows
     found: dict[str, Step] = {}
     for seed in scale.seeds:
         suffix = f"-seed{seed}" if seed else ""
@@ -197,7 +198,9 @@ def steps(
             here = _here(words, needed | _trained_as(words, suffix), place)
             here += _scaled(words, scale, seed)
             before = tuple(dict.fromkeys(made[name.partition("/")[0]] for name in needed.values()))
+            before += tuple(measured) if words[0] == "report" else ()
             id = _id(words, (*here, *before))
+            measured |= {id: None} if words[0] == "eval" else {}
             if (name := value_of(words, "--run")) is not None:
                 made[name + suffix] = id
             row, title = _told(words, suffix)
@@ -263,7 +266,7 @@ def _scaled(words: Sequence[str], scale: Scale, seed: int) -> list[str]:
 
 def _told(words: Sequence[str], suffix: str) -> tuple[str, str]:
     """What a step is about, and what it does, in words."""
-    names = values_of(words, "--run") or values_of(words, "--checkpoint") or [words[-1]]
+    names = values_of(words, "--run") or values_of(words, "--checkpoint") or [words[1 if words[0] == "report" else -1]]
     what = {"train": "pretrain", "eval": f"measure {words[1]}"}.get(words[0], words[0])
     data = [Path(folder).name for option in _SHARDS for folder in values_of(words, option)]
     return names[0] + suffix, f"{what} on {', '.join(data)}"

@@ -259,7 +259,7 @@ def _rank_chart(ranks: dict[str, list[int]]) -> Markup:
     text = '<text x="{}" y="{}" text-anchor="{}">{}</text>'
     out = [fill(text, x, 14, "middle", i) for i, x in enumerate(across, 1)]
     for number, (name, of_columns) in enumerate(ranks.items()):
-        color = f"hsl({360 * number / len(ranks):.0f} 60% 50%)"  # as of plots.style_of
+        color = plots.color_of(number, len(ranks))
         spots = [(x, 8 + _LINE * rank) for x, rank in zip(across, of_columns, strict=True)]
         path = "L".join(f"{x} {y}" for x, y in spots)
         out.append(fill('<path d="M{}" fill="none" stroke="{}" stroke-width="3"/>', path, color))

@@ -237,8 +237,12 @@ class _Planner:
             settings = replace(row.candidates[0], seed=seed)
             job = Frozen(id=identity(kind, **of, seed=seed), settings=settings, requests=requests, **about)
         old = self.plan.jobs.get(job.id)
-        if isinstance(old, Measuring):  # what is measured on the same features is measured together
-            job = replace(old, requests=old.requests + requests) if id not in old.makes else old
+        if isinstance(old, Measuring) and id in old.makes:
+            job = old
+        elif isinstance(old, Measuring):  # what is measured on the same features is measured together
+            new = measure.time and all(request.measure.time != measure.time for request in old.requests)
+            tested = sum(int((source.opened(split).part == data.TEST).sum()) for split in source.splits) if new else 0
+            job = replace(old, requests=old.requests + requests, clips=old.clips + tested * VIEWS)
         self.plan.jobs[job.id] = job
         return id
 
