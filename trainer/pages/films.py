@@ -14,7 +14,7 @@ from labelgen.times import frame_bounds
 from trainer.pages.page import fill, join
 
 _FRAMES, _EVERY = 12, 2  # a film shows every second frame of about a second
-_HEIGHT, _CLIP, _QUALITY = 96, 112, 50  # at most, pixels, of videos and of clips; of the WebP
+_HEIGHT, _CLIP, _THUMBNAIL, _QUALITY = 96, 112, 72, 50  # at most, pixels, of videos, clips and thumbnails; of the WebP
 _FPS = 25.0  # of a video without times
 _STILL = ".v{0}{{aspect-ratio:{1}/{2};background-image:url(data:image/jpeg;base64,{3})}}\n"
 _MOVING = ".v{0}{{--film:url(data:image/webp;base64,{1})}}\n"  # which page.css shows
@@ -56,6 +56,13 @@ class Films:
         number = self._numbers[video]
         return fill('<span class="film v{}" role="img" tabindex="0" aria-label="{}"></span>', number, alt)
 
+    def thumbnail(self, dataset: str, name: str) -> bytes:
+        """The middle frame of a video whose shards are given, small, as JPEG."""
+        reader, row = self._places[dataset, name]
+        first, length = (int(reader.arrays[f"videos/{key}"][row]) for key in ("first_frame", "n_frames"))
+        frame = _small(reader.frames(np.array([first + length // 2]))[0], _THUMBNAIL)
+        return cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+
     def clip(self, frames: np.ndarray, seconds: float, alt: str, most: int = _CLIP) -> Markup:
         """A clip, RGB uint8 [n, H, W, 3], that moves with what it stands in, of at most `most` lines; seconds: of each frame. One
         frame does not move."""
@@ -95,11 +102,16 @@ def frames_of(length: int) -> np.ndarray:
 
 def animation(frames: np.ndarray, seconds: float | np.ndarray, most: int = _HEIGHT) -> bytes:
     """RGB frames uint8 [n, H, W, 3] as an animated WebP of at most `most` lines, in a loop; seconds: of each, or of all."""
-    height, width = frames.shape[1:3]
-    scale = min(1.0, most / height)
-    size = max(1, round(scale * width)), max(1, round(scale * height))
     film = cv2.Animation()
-    film.frames = [cv2.resize(frame[..., ::-1], size, interpolation=cv2.INTER_AREA) for frame in frames]
+    film.frames = [_small(frame[..., ::-1], most) for frame in frames]
     film.durations = np.broadcast_to(np.clip(1000 * np.asarray(seconds), 20, 1000), len(frames)).astype(int).tolist()
     film.loop_count = 0  # for ever
     return cv2.imencodeanimation(".webp", film, [cv2.IMWRITE_WEBP_QUALITY, _QUALITY])[1].tobytes()
+
+
+def _small(frame: np.ndarray, most: int) -> np.ndarray:
+    """A picture uint8 [H, W, 3] of at most `most` lines."""
+    height, width = frame.shape[:2]
+    scale = min(1.0, most / height)
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from markupsafe import Markup
 
@@ -21,7 +20,7 @@ from trainer.study.sources import Source
 from trainer.study.spec import HISTOGRAMS, RANDOM, WEIGHTS
 
 _VIDEOS, _QUERIES = 3, 6  # of each data set
-_LINES, _THUMBNAIL = 160, 72  # of a clip, of a picture on a map, at most
+_LINES = 160  # of a clip, at most
 _MAP = (560, 400)  # width and height
 _FPS = 25.0  # of a video without times
 _FLOW = next(name for name, kind in HISTOGRAMS.items() if kind == "flow")
@@ -62,7 +61,7 @@ def pictures(
     return [
         ("videos", "Videos and their labels", _videos({name: sources[name] for name in tested}, films, draw)),
         ("neighbours", "Nearest neighbours", _neighbours(found, films)),
-        ("map", "Maps", _maps(found)),
+        ("map", "Maps", _maps(found, films)),
     ]
 
 
@@ -169,32 +168,20 @@ def _neighbours(found: list[_Retrieved], films: Films) -> Markup:
     return paragraph(about, "muted") + join(out)
 
 
-def _maps(found: list[_Retrieved]) -> Markup:
+def _maps(found: list[_Retrieved], films: Films) -> Markup:
     out = []
     for retrieved in found:
         opened = retrieved.source.opened(retrieved.source.splits[0], retrieved.target)
-        rows = {name: row for row, name in enumerate(opened.text("videos/id"))}
-        labels, pictures, maps = opened.text("videos/label"), dict[str, bytes](), []
+        labels = dict(zip(opened.text("videos/id"), opened.text("videos/label"), strict=True))
+        maps, key = list[Markup](), Markup()
         for row, result in retrieved.rows.items():
-            places = {name: place for name, place in result.get("map", {}).items() if name in rows}
-            if not places:
-                continue
-            for name in places.keys() - pictures.keys():
-                pictures[name] = _thumbnail(opened, rows[name])
-            points = [{"id": name, "start": None, "end": None, "thumbnail": pictures[name]} for name in places]
-            kinds = [labels[rows[name]] for name in places]
-            key, shown = drawing(np.array([*places.values()]), points, kinds, "class", _MAP)
-            maps.append(figure(row, scroll(f"Map of {row}", shown)))
+            if places := {name: place for name, place in result.get("map", {}).items() if name in labels}:
+                points = [
+                    {"id": name, "start": None, "end": None, "thumbnail": films.thumbnail(retrieved.name, name)}
+                    for name in places
+                ]
+                kinds = [labels[name] for name in places]
+                key, shown = drawing(np.array([*places.values()]), points, kinds, "class", _MAP)
+                maps.append(figure(row, scroll(f"Map of {row}", shown)))
         out += [heading(retrieved.title), key, grid(maps)] if maps else []
     return paragraph(_MAPS, "muted") + join(out) if out else Markup()
-
-
-def _thumbnail(opened: data.Shards, row: int) -> bytes:
-    """The middle frame of a video, small, as JPEG."""
-    shard, video = opened.videos[row]
-    reader = opened.readers[shard]
-    first, length = (int(reader.arrays[f"videos/{key}"][video]) for key in ("first_frame", "n_frames"))
-    frame = reader.frames(np.array([first + length // 2]))[0]
-    scale = min(1.0, _THUMBNAIL / len(frame))
-    small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
