@@ -128,7 +128,7 @@ def test_chosen_stage_and_videos(lamps, run):
     assert [sheet["video"] for sheet in result["sheets"]] == ["lamp 0", "lamp 2"] and result["rows"] == []
     assert result["sheets"][0]["shown"] == ["frame 10", "pretrained conv4", "random conv4"]
     for options, message in (
-        ({"stage": "conv9"}, "no stage 'conv9': this backbone has conv4, conv5"),
+        ({"stage": "conv9"}, "stage is 'conv9', expected one of: conv4, conv5"),
         ({"videos": ("7",)}, "'7'"),
         ({"videos": ("lamp 1", "")}, "''"),
     ):

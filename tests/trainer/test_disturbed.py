@@ -222,7 +222,7 @@ def test_absolute_numbers_of_labels_are_nested_and_hold_the_shares_of_the_classe
 def test_words_of_numbers_of_labels():
     assert [splits.number_of_labels(n) for n in (5, "5 per class", "1000 videos")] == [5, 5, "1000 videos"]
     for wrong in (0, "1000", "0 videos", "5 classes", 1.5, True):
-        with pytest.raises(SettingError, match="'5 per class', or in all, '1000 videos'"):
+        with pytest.raises(SettingError, match="'5 per class', or a total, such as '1000 videos'"):
             splits.number_of_labels(wrong)
 
 
@@ -234,7 +234,7 @@ def test_a_probe_learns_from_so_many_labels(ramps, run, seeing):
         and values(result)["accuracy", None, None][0] == 100
     )
     for number in ("13 videos", 5):
-        with pytest.raises(TrainerError, match="12 labelled videos to learn from are too few for"):
+        with pytest.raises(TrainerError, match="12 labelled videos to learn from, too few for"):
             measure("knn", ramps, run, compute=ONE, labels=number)
 
 

@@ -155,7 +155,7 @@ def test_what_was_imported_is_exported_with_its_input(imported, here):
 def test_pages_and_protocols_know_that_nothing_is_known_of_its_training(imported, demo, here):
     run, _ = imported
     refused = vssl("eval", "pretext", "--checkpoint", run, "--shards", demo, code=1)
-    assert "imported weights, whose pretext task is not known here" in refused
+    assert "imported weights, whose pretext task is unknown" in refused
     told = vssl("eval", "knn", "--checkpoint", run, "--shards", demo, "--workers", 0, "--device", "cpu")
     assert "made for crops of 224 pixels, those of the shards have 32" in told
     assert "10 clips of 8 frames, 2 apart" in told and "imported from s3d.pth, expects RGB" in told

@@ -128,7 +128,7 @@ def test_fits_that_do_not_converge_are_counted(run, planted, tmp_path, monkeypat
     assert not any("unconverged" in note for note in measure("linear", tmp_path, run, compute=ONE)["notes"])
     monkeypatch.setattr(linear, "ITERATIONS", 1)
     notes = measure("linear", tmp_path, run, compute=ONE)["notes"]
-    assert any(re.match(r"\d+ fits, those that choose C included, ended unconverged after 1 iter", n) for n in notes)
+    assert any(re.match(r"\d+ fits, including those that choose C, did not converge in 1 iter", n) for n in notes)
     assert not any("converge" in str(warning.message) for warning in recwarn)
 
 

@@ -228,7 +228,7 @@ def test_the_own_group_can_be_left_out(tmp_path, run, monkeypatch):
     result = measure("retrieval", folder, run, compute=ONE)
     top = {r["level"]: r["value"] for r in result["rows"] if (r.get("stage"), r["metric"]) == ("conv5", "top-1")}
     assert top["video"] == 100
-    assert "100 % of the top-1 hits (video level, conv5, max) are videos of the query's own group" in result["notes"]
+    assert "100 % of the top-1 hits (video level, conv5, max) are videos of the query's group" in result["notes"]
     alone = measure("retrieval", folder, run, compute=ONE, leave_group_out=True)
     found = json.loads((run / "results" / "retrieval-other_groups-actors.json").read_text())
     assert found["protocol"]["mode"] == "each video against all others, but those of its own group" and "file" in alone
@@ -251,7 +251,7 @@ def test_chance_without_the_own_group_by_hand():
 def test_queries_that_can_only_miss_are_told(tmp_path, run):
     write_shard(tmp_path / "lone" / "00000.h5", [20] * 5, splits=(), labels=list("aabbc"))
     notes = measure("retrieval", tmp_path / "lone", run, compute=ONE)["notes"]
-    assert "1 of 5 queries can only miss: no other video of their class is in the gallery" in notes
+    assert "1 of 5 queries cannot hit: no other video of their class is in the gallery" in notes
 
 
 def test_near_ties_are_ranked_in_float64():

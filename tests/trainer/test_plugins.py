@@ -105,7 +105,7 @@ def test_an_absent_module_and_other_objects_are_told(mine, demo, here, monkeypat
         ),
         ((*given, "--backbone", "os:sep"), "os:sep: it does not make a backbone ('str' object is not callable)"),
         ((*given, "--method", "os.path:"), "'os.path:': expected an import path MODULE:NAME"),
-        (("eval", "os:getcwd"), "expected a child of trainer.evaluate.protocol.Protocol"),
+        (("eval", "os:getcwd"), "expected a subclass of trainer.evaluate.protocol.Protocol"),
         (("--use", "none.there:x", "eval", "knn"), "none.there:x: cannot be imported (No module named 'none')"),
     ):
         nothing_named(monkeypatch)
@@ -136,7 +136,7 @@ def test_a_protocol_by_import_path(mine, demo, pace_run, here, monkeypatch):
     vssl("report", run, "--shards", demo)
     assert "Counting on demo" in (Path(run) / "report.html").read_text()
     nothing_named(monkeypatch)
-    assert read_results(Path(run))[0][0].measured_by is None and "mine" not in sys.modules
+    assert read_results(Path(run))[0][0].protocol_type is None and "mine" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["method", "backbone"])

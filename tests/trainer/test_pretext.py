@@ -75,7 +75,7 @@ def test_order_accuracy_equals_a_slow_one(demo, tmp_path):
     assert "order leaves out: 3 videos too short for the order rows" in result["notes"]
     assert measure("pretext", demo, run, compute=Compute(3, 2, "cpu"), draws=3)["rows"] == result["rows"]
     assert (
-        "order: 4 rows are stored, of 5 draws the later ones repeat them"
+        "order: only 4 rows are stored, so that the later ones of 5 draws repeat them"
         in measure("pretext", demo, run, compute=ONE, draws=5)["notes"]
     )
     assert "order   pretrained" in Pretext.format_table(result)

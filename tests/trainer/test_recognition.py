@@ -55,7 +55,7 @@ def test_hidden_layers_fit_clips_of_one_size(demo, here, tmp_path, name, fits, o
     run = train(replace(TINY, options={"recognition": {"hidden": 6}}), demo)
     write_shard(tmp_path / "demo" / "00000.h5", [20, 30], [3, 1], config=CONFIG | {name: other})
     bench = Evaluator(tmp_path / "demo", run, compute=ONE)
-    with pytest.raises(TrainerError, match=f"the hidden layers of its classifier fit {name} {fits}, .* has {other}"):
+    with pytest.raises(TrainerError, match=f"the hidden layers of its classifier need {name} {fits}, .* has {other}"):
         predictions(bench, bench.saved)
 
 

@@ -267,23 +267,23 @@ def test_means_over_splits_are_compared(tmp_path, here):
 
 
 def test_runs_that_cannot_be_averaged(shards, runs, demo, tmp_path):
-    with pytest.raises(TrainerError, match="of splits a, a; a mean needs each one once"):
+    with pytest.raises(TrainerError, match="of splits a, a, expected different ones"):
         measure("recognition", shards, [runs[0], runs[0]])
-    with pytest.raises(TrainerError, match="split b: each of several checkpoints"):
+    with pytest.raises(TrainerError, match="split is b, but each of several checkpoints"):
         measure("recognition", shards, runs, split="b")
-    with pytest.raises(TrainerError, match="trained on six, .* holds demo; a mean is over splits of one"):
+    with pytest.raises(TrainerError, match="trained on six, .* holds demo; average runs on splits of one"):
         measure("recognition", demo, runs)
     settings = checkpoint.load(runs[1]).meta["settings"]
     head = torch.zeros(6, 31)
     planted_run(tmp_path / "longer", runs[1], head, settings={**settings, "epochs": 7})
-    with pytest.raises(TrainerError, match="epochs is 1, of .* it is 7; average like runs"):
+    with pytest.raises(TrainerError, match="epochs is 1, but 7 in .*; average runs with the same"):
         measure("recognition", shards, [tmp_path / "longer", runs[0]])
     origin = {
         name: checkpoint.load(runs[1]).meta[name] for name in ("split", "samples", "steps", "step", "config_hash")
     }
     began = {"file": "pace", "settings": {"method": "pace"}, "dataset": "big", **origin}
     planted_run(tmp_path / "pace", runs[1], head, initial=began)
-    with pytest.raises(TrainerError, match="started from pace on big, .* from random weights; average like"):
+    with pytest.raises(TrainerError, match="started from pace on big, .* from random weights; average runs"):
         measure("recognition", shards, [runs[0], tmp_path / "pace"])
     planted_run(tmp_path / "renamed", runs[1], head, classes=["other"] * 6)
     with pytest.raises(TrainerError, match="other classes than"):
@@ -295,10 +295,10 @@ def test_what_cannot_be_tested(shards, runs, demo, run):
         measure("recognition", demo, run)
     with pytest.raises(
         TrainerError,
-        match="^split b: the run was trained on split a of six, whose training videos the other split tests$",
+        match="^split is b, but the run was trained on split a of six, whose training videos are test videos of other splits$",
     ):
         measure("recognition", shards, runs[0], split="b")
-    with pytest.raises(TrainerError, match="demo: the network knows the class of none of its 5 videos to test"):
+    with pytest.raises(TrainerError, match="demo: the network knows the class of none of the 5 test videos"):
         measure("recognition", demo, runs[0])
     assert measure("recognition", shards, runs[0], split=1, compute=ONE)["protocol"]["split"] == "a"
 
@@ -309,7 +309,7 @@ def test_unknown_classes_are_left_out_and_counted(tmp_path, runs):
     result = measure("recognition", tmp_path / "other", runs[0], compute=ONE)
     assert result["notes"] == [
         "1 videos without label left out",
-        "2 videos left out, whose class the network does not know",
+        "2 videos left out because the network does not know their class",
     ]
     assert result["protocol"]["mode"] == "all labelled videos" and result["protocol"]["items"] == "3 videos"
     counts = np.array(result["confusion"]["counts"])
@@ -385,7 +385,7 @@ def test_recognition_from_the_command_line(shards, runs):
     assert "each video once over splits a, b, c" in told
     assert told.splitlines()[-1] == str(runs[0] / "results/recognition-six.json")
     wrong = vssl(*options, "--checkpoint", runs[0], "--split", "c", code=1)
-    assert "Error: split c: the run was trained on split a" in wrong and "finetune --split c" in wrong
+    assert "Error: split is c, but the run was trained on split a" in wrong and "finetune --split c" in wrong
 
 
 def test_finetuning_starts_from_the_newest_pretrained_run(shards, runs, run, tmp_path, monkeypatch):

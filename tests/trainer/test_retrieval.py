@@ -263,12 +263,12 @@ def test_one_data_set_searches_another(tmp_path, run):
     result = measure("retrieval", checkpoint=run, query=tmp_path / "a", gallery=tmp_path / "b")
     assert result["protocol"]["items"] == "1 query and 3 gallery videos" and result["protocol"]["gallery"] == "b"
     assert result["protocol"]["mode"] == "a (test part) against b (train part)"
-    assert result["notes"][0] == "1 queries left out, whose class b lacks"
+    assert result["notes"][0] == "1 queries left out because b lacks their class"
     top = {(row["level"], row["metric"]): row["value"] for row in result["rows"] if row["network"] == "chance"}
     assert top["video", "top-1"] == pytest.approx(200 / 3) and top["video", "top-5"] == 100
     assert (run / "results/retrieval-b-by-a-split1.json").exists()
     assert "Retrieval from b by a, split split1" in [own.title for own in read_results(run)[0]]
-    with pytest.raises(TrainerError, match="query and gallery go together"):
+    with pytest.raises(TrainerError, match="query and gallery must be given together"):
         measure("retrieval", checkpoint=run, query=tmp_path / "a")
 
 
@@ -342,7 +342,7 @@ def test_no_labels(tmp_path, run):
     with pytest.raises(TrainerError, match="bare: its videos have no class labels, which this protocol needs"):
         measure("retrieval", tmp_path, run)
     write_shard(tmp_path / "one" / "00000.h5", [20, 20], splits=(), labels=["", "a"])
-    with pytest.raises(TrainerError, match="one: only one labelled video"):
+    with pytest.raises(TrainerError, match="one: only 1 labelled video"):
         measure("retrieval", tmp_path / "one", run)
 
 

@@ -142,7 +142,7 @@ def test_planted_features(tmp_path, run, monkeypatch):
     }
     assert result["protocol"]["items"] == "4 videos, 16 clips"
     assert result["notes"][-1].startswith("your network tells your videos apart")
-    assert "4 videos are too few to tell networks apart" in result["notes"]
+    assert "4 videos are too few to distinguish networks" in result["notes"]
     kept_scores(result)
     stored = next(one for one in read_results(run)[0] if one.name == "self")
     assert headline(stored)["metric"] == "half top-1" and headline(stored)["stage"] == "conv5"

@@ -152,8 +152,8 @@ def test_pairs_are_read_by_any_spelling_and_mistakes_are_told(tmp_path, demo, ru
     for text, message in (
         ("a,b\n1,2\n", "columns .'a', 'b'., expected fold, first, second, same"),
         (head + "1,00000_0,00000_1,yes\n", "line 2: .* expected a number as fold and 0 or 1 as same"),
-        (head + "1,x,y,1\n", "none of its 1 pairs has both videos in the shards, whose ids look like '00000_0'"),
-        (head + "1,00000_0,00000_1,1\n2,00000_0,00000_1,1\n", "without fold 1 there are not both"),
+        (head + "1,x,y,1\n", "none of its 1 pairs has both videos in the shards, expected ids such as '00000_0'"),
+        (head + "1,00000_0,00000_1,1\n2,00000_0,00000_1,1\n", "without fold 1 all pairs are"),
     ):
         with pytest.raises(TrainerError, match=message):
             read(text)
@@ -178,7 +178,7 @@ def test_pairs_of_aslan(tmp_path):
     content[0, 0, 0] = 3697  # not there
     savemat(tmp_path / "View2.mat", {"action_splits_pairs": content.astype(float)})
     fold, first, second, same, notes = read_pairs(tmp_path / "View2.mat", source)
-    assert notes[0] == "1 pairs left out, whose videos are not in the shards"
+    assert notes[0] == "1 pairs left out because their videos are not in the shards"
     expected = np.moveaxis(content, 2, 0).reshape(-1, 5)[1:]  # fold after fold
     assert fold.tolist() == np.repeat(np.arange(1, 11), 6)[1:].tolist()
     assert (first + 1).tolist() == expected[:, 0].tolist() and (second + 1).tolist() == expected[:, 1].tolist()
@@ -193,7 +193,7 @@ def test_pairs_of_aslan(tmp_path):
 def test_pairs_of_a_name_that_two_videos_have_are_told(tmp_path):
     write_colored(tmp_path / "two" / "00000.h5", 3, splits=(), names=["a/1.avi", "b/1.avi", "b/2.avi"])
     (tmp_path / "pairs.csv").write_text("fold,first,second,same\n1,1.avi,2,1\n")
-    with pytest.raises(TrainerError, match="'1.avi' is the name of 2 videos: 'a/1.avi', 'b/1.avi'"):
+    with pytest.raises(TrainerError, match="'1.avi' matches 2 videos: 'a/1.avi', 'b/1.avi'"):
         read_pairs(tmp_path / "pairs.csv", data.Shards(tmp_path / "two"))
 
 
@@ -208,12 +208,14 @@ def test_a_wrong_file_of_pairs_is_told(tmp_path, demo):
         with pytest.raises(TrainerError, match=message):
             read_pairs(tmp_path / name, source)
 
-    told("pairs.csv", blob, "no CSV file .* expected fold,first,second,same or a .mat file")
-    told("View2.mat", b"<html>not found</html>", "no MATLAB file, expected ASLAN's View2.mat")
+    told("pairs.csv", blob, "not a CSV file .* expected the columns fold,first,second,same, or a .mat file")
+    told("View2.mat", b"<html>not found</html>", "not a MATLAB file, expected ASLAN's View2.mat")
     for size in (100, 130, 200, len(blob) - 5):
         told("View2.mat", blob[:size], "damaged|nothing as action_splits_pairs")
     told(
-        "View2.mat", b"MATLAB 7.3 MAT-file" + b" " * 105 + b"\x00\x02IM" + blob, "of a version that SciPy does not read"
+        "View2.mat",
+        b"MATLAB 7.3 MAT-file" + b" " * 105 + b"\x00\x02IM" + blob,
+        "in a format version that SciPy cannot read",
     )
     savemat(tmp_path / "train_pairs.mat", {"train_pairs": view2()[:, :, 0]})
     told(

@@ -29,14 +29,14 @@ PROTOCOLS = {
 
 
 def protocol_class(name: str) -> type[Protocol]:
-    """The class of a protocol of PROTOCOLS, or of an import path that the user has named, see labelgen.plugins. Raises
-    SettingError for another name."""
+    """The class of a protocol, by its name in PROTOCOLS or by an import path that the user has given (see
+    labelgen.plugins). Raises SettingError for any other name."""
     if plugins.is_path(name):
         from trainer.evaluate.protocol import Protocol
 
         found = plugins.find(name, SettingError)
         if not (isinstance(found, type) and issubclass(found, Protocol)):
-            raise SettingError(f"{name}: {found!r:.80}, expected a child of trainer.evaluate.protocol.Protocol")
+            raise SettingError(f"{name}: {found!r:.80}, expected a subclass of trainer.evaluate.protocol.Protocol")
         return found
     if name not in PROTOCOLS:
         raise SettingError(f"unknown protocol {name!r}: there are {', '.join(PROTOCOLS)}")
@@ -44,5 +44,5 @@ def protocol_class(name: str) -> type[Protocol]:
 
 
 def known(name: str) -> bool:
-    """Whether there is a protocol of that name, or the user has named it."""
+    """Whether the name is in PROTOCOLS, or the user has given it as an import path."""
     return name in PROTOCOLS or name in plugins.named()

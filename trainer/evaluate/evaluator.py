@@ -1,11 +1,11 @@
-"""A run (or features) and shards in, a result or the score of every video out: for `vssl eval` and for studies.
+"""Measures a run (or features) on shards: a result, or the score of every video. `vssl eval` and studies use it.
 
-Evaluator(shards, run).measure("linear")  # all networks, stages, poolings and levels, written into the run's folder
+Evaluator(shards, run).measure("linear")  # all networks, stages, poolings and levels; written into the run's folder
 Evaluator(opened).scores("linear", Selection("conv5", "mean", parts=2, features=found, test=test, train=train))
 Evaluator(opened).scores("knn", Selection(LAST, "max", features=found, test=test, train=train), k=5)  # or "retrieval"
 Evaluator(opened).scores("smoothness", Selection("conv5", "max", features=found, test=test))
-Evaluator(shards, run).scores("recognition")  # of a finetuned run
-Evaluator(shards, run, split).scores("pretext", draws=2)  # of the run's first method, with chance
+Evaluator(shards, run).scores("recognition")  # a finetuned run
+Evaluator(shards, run, split).scores("pretext", draws=2)  # the first method of the run, with chance
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from trainer.evaluate import PROTOCOLS, features, protocol_class, results, split
 from trainer.evaluate.features import COMPUTE, Compute, Features
 from trainer.evaluate.metrics import ANSWERS, NORMAL
 
-LAST = "last"  # the last stage that there is
+LAST = "last"  # the last stage of the network
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What `Evaluator.scores` measures in place of all networks, stages, poolings and levels.
+    """What `Evaluator.scores` measures, instead of all networks, stages, poolings and levels.
 
-    stage, pooling: which features, stage LAST for the last one that there is
-    parts: equal parts of a video's time, whose mean features stand side by side
-    features: of every video of the shards, in the order of Shards.videos, of any number of clips; None: those of the run's
-        pretrained network, extracted once and kept in the run
-    test, train: int64 rows of Shards.videos that are tested and learnt from (or searched); None: those that the protocol chooses
+    stage, pooling: which features; stage LAST is the last one of the network
+    parts: number of equal parts of a video's time, whose mean features are concatenated
+    features: features of every video of the shards, in the order of Shards.videos, with any number of clips; None: those of
+        the run's pretrained network, extracted once and stored in the run
+    test, train: int64 rows of Shards.videos to test and to learn from (or to search); None: the protocol chooses them
     """
 
     stage: str = LAST
@@ -54,12 +54,12 @@ class Selection:
 
 
 class Scores(NamedTuple):
-    """The score of each tested video by its id, 0 to 1 (a hit, or the share of its clips, draws or triples that are right), and
-    what chance would score, None if that is not known by video.
+    """right: the score of each tested video by its id, 0 to 1 (a hit, or the share of its clips, draws or triples that are right)
 
-    predicted: the class, by id, of the videos of which one was predicted
+    chance: the score that chance would give each video, None if it is unknown
+    predicted: the predicted class by id, for the videos that have one
     validated: accuracy in per cent in the cross-validation of the training part by which the protocol chose, None if it did not
-    neighbours: of retrieval, a few queries with the videos found for them
+    neighbours: for retrieval, a few queries with the videos found for them
     """
 
     right: dict[str, float]
@@ -70,11 +70,11 @@ class Scores(NamedTuple):
 
 
 class Evaluator:
-    """One or several runs, and the shards of one data set or more, each opened once for all protocols.
+    """One or several runs and the shards of one or several data sets, each opened once for all protocols.
 
-    shards: folder of the data set that is measured on, or the data set, opened; checkpoint: run, checkpoint folder or
-    .safetensors file, None for the newest run, or several of them, which are loaded when they are first needed; split: name or
-    number, None for the default, see `source`
+    shards: folder of the data set to measure on, or the opened data set; checkpoint: a run, a checkpoint folder, a
+    .safetensors file, or several of these, loaded when first needed; None for the newest run; split: name or number, None for
+    the default, see `source`
     runs: the checkpoints; saved: the first of them; selection: what `scores` measures
 
     Raises TrainerError if a checkpoint cannot be read, ShardError if the shards cannot.
@@ -109,7 +109,7 @@ class Evaluator:
 
     @property
     def dataset(self) -> str:
-        """The data set that is measured on."""
+        """Name of the data set to measure on."""
         return self._opened(self.folder)[0].config["dataset"]
 
     def _opened(self, folder: Path) -> data.Readers:
@@ -118,12 +118,12 @@ class Evaluator:
         return self._readers[folder]
 
     def open(self, folder: str | os.PathLike, split: str | int | None = None) -> data.Shards:
-        """A data set, seen through a split, None for the first."""
+        """A data set with one of its splits, None for the first."""
         return data.Shards(folder, split, self._opened(Path(folder)))
 
     def source(self, saved: Checkpoint | None = None) -> data.Shards:
-        """The data set, seen through the given split; by default, if the run was trained on the data set, through that of
-        the run: the test videos of another one were among its training videos."""
+        """The data set with the given split. The default is the run's split if the run was trained on this data set, because
+        the test videos of another split were among its training videos."""
         if self.given is not None:
             return self.given
         split = self.split
@@ -132,7 +132,7 @@ class Evaluator:
         return self.open(self.folder, split)
 
     def folds(self) -> splits.Folds:
-        """Which videos are tested, and which are learnt from or searched."""
+        """The videos to test, and those to learn from or to search."""
         if self.selection and self.selection.test is not None and self.selection.train is not None:
             return splits.Folds(self.source(), [(self.selection.test, self.selection.train)], "as selected", [])
         if self.given is not None:
@@ -145,11 +145,11 @@ class Evaluator:
 
     @property
     def network_names(self) -> tuple[str, ...]:
-        """The networks whose numbers stand side by side."""
+        """The networks to compare."""
         return ("pretrained",) if self.selection else tuple(self.networks())
 
     def networks(self, saved: Checkpoint | None = None) -> dict[str, nn.Module]:
-        """The pretrained and the random network of a run, see features.networks."""
+        """The pretrained and the random network of a run (see features.networks)."""
         saved = saved or self.saved
         if saved.file not in self._networks:
             self._networks[saved.file] = features.networks(saved)
@@ -164,7 +164,7 @@ class Evaluator:
         saved: Checkpoint | None = None,
         **how: Any,
     ) -> Features:
-        """Features of videos (int64 rows of the data set); how: time and made, see features.features."""
+        """Features of videos (int64 rows of the data set); how: `time` and `made` of features.features."""
         if self.selection and self.selection.features is not None:
             return self.selection.features.of_videos(videos, self.kinds(self.selection.features))
         saved = saved or self.saved
@@ -172,7 +172,7 @@ class Evaluator:
         return features.features(saved, network, backbone, source, source.videos[videos], views, self.compute, **how)
 
     def kinds(self, found: Features) -> list[tuple[str, str]]:
-        """The stages and poolings that are measured: all, or those selected. Raises TrainerError if there are none."""
+        """The stages and poolings to measure: all, or the selected one. Raises TrainerError if it does not exist."""
         if self.selection is None:
             return [*found.arrays]
         stage, pooling = self.selection.stage, self.selection.pooling
@@ -180,7 +180,8 @@ class Evaluator:
         if key not in found.arrays:
             stages, poolings = (", ".join(dict.fromkeys(names)) for names in zip(*found.arrays, strict=True))
             raise TrainerError(
-                f"no stage {stage!r}: there are {stages}; or none pooled by {pooling}: there are {poolings}"
+                f"no features of stage {stage!r} with pooling {pooling!r}, expected one of the stages {stages} and of the "
+                f"poolings {poolings}"
             )
         return [key]
 
@@ -192,22 +193,22 @@ class Evaluator:
         views: str | int = "spread",
         **how: Any,
     ) -> list[tuple[np.ndarray, Features]]:
-        """Features of every video of some folds, with the rows of the videos: of one fold those of test and train apart, as they
-        are kept, of several all together."""
+        """Features of every video of the folds, with the rows of the videos. For one fold, test and train are separate, as
+        they are stored; for several folds, all videos are together."""
         rows = [*parts[0]] if len(parts) == 1 else [np.unique(np.concatenate([*map(np.concatenate, parts)]))]
         return [(videos, self.features(network, source, videos, views, **how)) for videos in rows]
 
     def levels(self, all_levels: tuple[str, ...]) -> tuple[str, ...]:
-        """The levels of items that are measured, of all that a protocol has."""
+        """The levels of items to measure, out of all levels of a protocol."""
         return ("video",) if self.selection else all_levels
 
     @property
     def time_parts(self) -> int:
-        """In how many parts of a video's time its features are averaged."""
+        """Number of parts of a video's time, each of which has its own mean feature."""
         return self.selection.parts if self.selection else 1
 
     def describe(self, source: data.Shards, **conditions: Any) -> dict:
-        """What stands beside every number: data set, split, pretraining and its budget, seed, parameters, versions."""
+        """What is stored with every number: data set, split, pretraining and its budget, seed, parameters, versions."""
         saved = self.saved
         meta, settings = saved.meta, saved.meta["settings"]
         pretraining = {
@@ -239,9 +240,9 @@ class Evaluator:
         }
 
     def measure(self, name: str, **options: Any) -> dict:
-        """The result of a protocol, which is written into the run's folder, too; options: those of the protocol.
+        """The result of a protocol, which is also written into the run's folder; options: those of the protocol.
 
-        result["file"] is where it is written, see results.write. Raises VsslError if the run or the data do not allow it.
+        result["file"] is its path (see results.write). Raises VsslError if the run or the data do not allow it.
         """
         if len(self.runs) > 1 and not protocol_class(name).several_runs:
             raise TrainerError(f"{name} measures one run at a time, not {len(self.runs)}")
@@ -255,9 +256,8 @@ class Evaluator:
         return result
 
     def scores(self, name: str, selection: Selection = Selection(), **options: Any) -> Scores:
-        """Scores of the tested videos by a protocol's first metric at video level, with `times` of clips disturbed in the last
-        of these ways; nothing is written. A score is what the protocol's code gives for the selection: every protocol that
-        scores items has it.
+        """Scores of the tested videos by a protocol's first metric at video level; with `times`, of clips disturbed in the last
+        of these ways. Nothing is written. Every protocol that scores items can be used.
 
         Raises VsslError if the run, the features or the data do not allow it.
         """
@@ -266,7 +266,7 @@ class Evaluator:
         rows = (row for row in protocol.rows() if ANSWERS in row)
         scored = (row for row in rows if all(row.get(key, value) == value for key, value in wanted.items()))
         if (row := next(scored, None)) is None or protocol.scores is None:
-            raise TrainerError(f"{name} scores no single videos")
+            raise TrainerError(f"{name} gives no scores of single videos")
         (ids, classes), answers = (of.tolist() for of in (protocol.scores.items, protocol.scores.classes)), row[ANSWERS]
         right, chance = (
             None if values is None else {ids[i]: float(values[i]) for i in np.flatnonzero(~np.isnan(values))}
@@ -276,7 +276,7 @@ class Evaluator:
         return Scores(right or {}, chance, predicted, protocol.validated, protocol.extra.get("neighbours", []))
 
     def _but(self, **changed: Any) -> Evaluator:
-        """This evaluator, with what is open, but for some attributes."""
+        """A copy of this evaluator, which shares what is open, with some attributes changed."""
         other = copy.copy(self)
         vars(other).update(changed)
         return other
@@ -290,14 +290,14 @@ def measure(
     compute: Compute = COMPUTE,
     **options: Any,
 ) -> dict:
-    """The result of one protocol on a run, see Evaluator and Evaluator.measure."""
+    """The result of one protocol on a run (see Evaluator and Evaluator.measure)."""
     return Evaluator(shards, checkpoint, split, compute).measure(name, **options)
 
 
 def measure_all(evaluator: Evaluator, options: dict[str, dict]) -> Iterator[tuple[str, str | None, VsslError | None]]:
-    """Run every protocol; for each its name and its table with its file, or None and why it was left out.
+    """Run every protocol. Yields its name, its table and file (or None), and the reason if it was left out (or None).
 
-    options: those of each protocol, by name. Raises VsslError if the run or the shards cannot be read at all.
+    options: the options of each protocol, by name. Raises VsslError if the run or the shards cannot be read.
     """
     assert evaluator.runs
     evaluator.open(evaluator.folder, None if evaluator.split == "all" else evaluator.split)

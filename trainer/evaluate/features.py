@@ -1,4 +1,4 @@
-"""Features of videos from every stage of a backbone, extracted once and kept in the run."""
+"""Features of videos from every stage of a backbone, extracted once and stored in the run."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from trainer.settings import Settings
 from trainer.training.precision import exact
 
 CELLS = "cells"
-VERSION = 1  # of the features of the same weights and clips; whoever changes their values raises it
-_FORGOTTEN = 7 * 24 * 3600  # seconds after which nobody writes into a temporary folder any more
+VERSION = 1  # raised when a change of the code gives the same weights and clips other features
+_FORGOTTEN = 7 * 24 * 3600  # seconds after which a temporary folder counts as abandoned
 VIEWS = {"spread": data.spread_frames, "sliding": data.sliding_frames, "adjacent": data.adjacent_frames}
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How features are computed; nothing here changes them."""
+    """How features are computed; no field changes their values."""
 
     batch_size: int = 32
     workers: int = 1
@@ -52,28 +52,28 @@ class Compute:
 COMPUTE = Compute()
 Made = Callable[
     [nn.Module, dict[str, Tensor]], dict[tuple[str, str], Tensor]
-]  # of what stages give for B clips, [B, ...] each
+]  # backbone, outputs of its stages for B clips -> features, [B, ...] each
 
 
 class Vectors(NamedTuple):
-    """Items that a protocol classifies or compares: x float32 [n, d], and the video of each, int64 [n], a row of the data set."""
+    """Items that a protocol classifies or compares: x float32 [n, d]; video int64 [n], the row of each item's video."""
 
     x: np.ndarray
     video: np.ndarray
 
     def of_videos(self, videos: np.ndarray) -> Vectors:
-        """Those that belong to these videos."""
+        """The items that belong to these videos."""
         chosen = np.isin(self.video, videos)
         return self if chosen.all() else Vectors(self.x[chosen], self.video[chosen])
 
 
 def select(items: Sequence[Vectors], videos: np.ndarray) -> Vectors:
-    """The vectors of these videos, which all stand in one of `items`."""
+    """The vectors of these videos, all of which are in one element of `items`."""
     return next(part for part in items if np.isin(videos, part.video).all()).of_videos(videos)
 
 
 def joined(items: Sequence[Vectors]) -> Vectors:
-    """The vectors of several, one after the other."""
+    """The vectors of all elements, concatenated."""
     return items[0] if len(items) == 1 else Vectors(*map(np.concatenate, zip(*items, strict=True)))
 
 
@@ -82,16 +82,16 @@ class Features:
     """Features of clips, in the order of their videos.
 
     arrays: float32 [clips, d] by (stage, pooling), the stages in the order of the network, each pooled by "max", then by
-            "mean"; memory maps: of a large data set they are larger than memory
-    owner:  int64 [clips], index of each clip's video among those whose features these are
+            "mean"; memory maps, because the features of a large data set do not fit into memory
+    owner:  int64 [clips], index of each clip's video among the videos of these features
     """
 
     arrays: dict[tuple[str, str], np.ndarray]
     owner: np.ndarray
 
     def video_means(self, key: tuple[str, str], parts: int = 1) -> np.ndarray:
-        """Mean of each video's clips, L2-normalised, float32 [videos, d] [thesis 2.6]; with several parts of a video's time
-        the means of their clips side by side, [videos, parts d]."""
+        """Mean of each video's clips, L2-normalised, float32 [videos, d] [thesis 2.6]; with several parts of a video's
+        time, the means of their clips concatenated, [videos, parts d]."""
         clips, part = np.bincount(self.owner)[:, None], np.arange(parts)
         first = np.cumsum(clips)[:, None] - clips
         starts = first + part * (clips // parts) + np.minimum(part, clips % parts)  # as np.array_split does
@@ -99,33 +99,33 @@ class Features:
         return normalised(sums).reshape(len(clips), -1)
 
     def vectors(self, key: tuple[str, str], level: str, videos: np.ndarray, parts: int = 1) -> Vectors:
-        """The items of a stage and pooling, at level "clip" or "video"; videos: int64 rows of those whose features these are."""
+        """The items of a stage and pooling, at level "clip" or "video"; videos: int64 rows of the videos of these features."""
         if level == "clip":
             return Vectors(self.arrays[key], videos[self.owner])
         return Vectors(self.video_means(key, parts), videos)
 
     def but(self, other: Features, of: np.ndarray, videos: np.ndarray, key: tuple[str, str]) -> Features:
-        """One kind of these features, those of some videos (int64 rows) taken from others, of as many clips; of: int64, the rows,
-        ascending, of the videos whose features the others are."""
+        """One kind of these features, with those of some videos (int64 rows) replaced by `other`, which has as many clips per
+        video; of: ascending int64 rows of the videos of `other`."""
         x = np.array(self.arrays[key])
         x[np.isin(self.owner, videos)] = other.arrays[key][np.isin(of[other.owner], videos)]
         return Features({key: x}, self.owner)
 
     def of_videos(self, rows: np.ndarray, keys: Sequence[tuple[str, str]]) -> Features:
-        """The features of some stages and poolings of some of the videos, in the order of their rows (int64)."""
+        """The features of some stages and poolings for some of the videos (int64 rows), in the order of the rows."""
         begin, end = (np.searchsorted(self.owner, rows, side) for side in ("left", "right"))
         clips = np.concatenate([np.arange(*ends) for ends in zip(begin, end, strict=True)])
         return Features({key: self.arrays[key][clips] for key in keys}, np.repeat(np.arange(len(rows)), end - begin))
 
 
 def normalised(x: np.ndarray) -> np.ndarray:
-    """Vectors of length 1, of the type of x, float [..., d]; zeros stay."""
+    """Vectors scaled to length 1, of the dtype of x, float [..., d]; zero vectors stay zero."""
     length = np.linalg.norm(x, axis=-1, keepdims=True)
     return x / np.where(length > 0, length, 1)
 
 
 def networks(saved: Checkpoint) -> dict[str, nn.Module]:
-    """The backbone of a checkpoint, and the same one with the weights that its training began with."""
+    """The backbone of a checkpoint ("pretrained"), and the same backbone with its initial weights ("random")."""
     random = build_backbone(Settings(**saved.meta["settings"]), saved.meta)
     return {"pretrained": trained_backbone(saved), "random": random}
 
@@ -137,7 +137,7 @@ def pool(stage: Tensor) -> dict[str, Tensor]:
 
 
 def pooled(backbone: nn.Module, stages: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
-    """What `pool` gives of each stage, by (stage, pooling)."""
+    """The output of `pool` for each stage, by (stage, pooling)."""
     return {
         (stage, name): x
         for stage, output in stages.items()
@@ -147,10 +147,12 @@ def pooled(backbone: nn.Module, stages: dict[str, Tensor]) -> dict[tuple[str, st
 
 
 def cells(backbone: nn.Module, stages: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
-    """The last stage as it is, (stage, CELLS): float16 [B, T H W, C]. Raises TrainerError for values beyond float16."""
+    """The unpooled last stage, (stage, CELLS): float16 [B, T H W, C]. Raises TrainerError for values beyond float16."""
     stage, output = [*stages.items()][-1]
     if output.abs().amax() > torch.finfo(torch.float16).max:
-        raise TrainerError(f"stage {stage} gives values up to {output.abs().amax():g}, its cells are kept as float16")
+        raise TrainerError(
+            f"stage {stage} gives values up to {output.abs().amax():g}, too large for float16, as which cells are stored"
+        )
     return {(stage, CELLS): output.flatten(2).transpose(1, 2).half()}
 
 
@@ -168,9 +170,9 @@ def features(
     """Features of the clips of videos (int64 [n, 2]: shard, video), from the run's folder if they have been extracted
     before for the same weights, shards, videos and views.
 
-    network: the name of the backbone ("pretrained", "random"); views: a name of VIEWS, or so many clips that are spread
-    time: what is done to the order of each clip's frames; made: `pooled` or `cells`
-    Centre crop, normalised as the network expects it, batch normalisation in evaluation mode, float32.
+    network: the name of the backbone ("pretrained", "random"); views: a name of VIEWS, or a number of spread clips
+    time: how the frames of each clip are reordered, None for not at all; made: `pooled` or `cells`
+    Clips are centre-cropped and normalised as the network expects; batch normalisation in evaluation mode, float32.
     """
     frames = partial(data.spread_frames, views=views) if isinstance(views, int) else VIEWS[views]
     clips = data.VideoViews(shards, videos, frames, inputs.of(backbone), time)
@@ -193,8 +195,8 @@ def _file(folder: Path, stage: str, pooling: str) -> Path:
 
 
 def _stored(path: Path, clips: int) -> np.ndarray:
-    """A kept array, a memory map of float32 [clips, d] or float16 [clips, cells, d]. Raises TrainerError if it cannot be read or
-    is damaged."""
+    """A stored array, a memory map of float32 [clips, d] or float16 [clips, cells, d]. Raises TrainerError if it cannot be read
+    or is damaged."""
     try:
         with open_regular(path) as file:
             np.lib.format.read_magic(file)
@@ -204,16 +206,16 @@ def _stored(path: Path, clips: int) -> np.ndarray:
                 raise ValueError(f"{dtype} {shape}, expected float32 [{clips}, d] or float16 [{clips}, cells, d]")
             kept = mmap.mmap(
                 file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ
-            )  # not all file systems have shared ones
+            )  # not every file system supports shared maps
             return np.frombuffer(kept, dtype, offset=file.tell()).reshape(shape)
     except (FileNotFoundError, ReadError, ValueError, EOFError) as error:
-        raise TrainerError(f"{path}: damaged ({error}); delete its folder, and it is made again") from error
+        raise TrainerError(f"{path}: damaged ({error}); delete its folder to extract the features again") from error
     except OSError as error:
         raise TrainerError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _kept(folder: Path) -> list[tuple[str, str]]:
-    """Stage and pooling of the arrays in a folder, in the order of the network."""
+    """Stages and poolings of the arrays in a folder, in the order of the network."""
     try:
         about = load_json(folder / "about.json")
         validate(about, {"arrays": [[str]]}, "it")
@@ -221,7 +223,7 @@ def _kept(folder: Path) -> list[tuple[str, str]]:
         if any(len(pair) != 2 or not all(map(str.isalnum, pair)) for pair in kept):
             raise ValueError(f"arrays are {kept!r:.60}")
     except (ReadError, ValueError) as error:
-        raise TrainerError(f"{folder}: damaged ({error}); delete it, and the features are extracted again") from error
+        raise TrainerError(f"{folder}: damaged ({error}); delete it to extract the features again") from error
     return [(stage, pooling) for stage, pooling in kept]
 
 
@@ -235,7 +237,7 @@ def sha256_of(backbone: nn.Module) -> hashlib._Hash:
 
 
 def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: str) -> str:
-    """Hash of everything that decides the features, the versions of this code and of torch included."""
+    """Hash of everything that determines the features, including the versions of this code and of torch."""
     digest = sha256_of(backbone)
     digest.update(json.dumps([VERSION, torch.__version__, type(backbone).__name__, views, shards.config_hash]).encode())
     for sha256 in shards.readers.sha256:
@@ -245,9 +247,9 @@ def _key(backbone: nn.Module, shards: data.Shards, videos: np.ndarray, views: st
 
 
 def _keep(folder: Path, about: dict, extract: Callable[[Path], list[tuple[str, str]]]) -> None:
-    """Have a folder written whole or not at all; left-overs of killed processes are removed.
+    """Write a folder completely or not at all, and remove leftovers of killed processes.
 
-    extract: writes the arrays into a folder and returns their stages and poolings in order, which about.json keeps.
+    extract: writes the arrays into a folder and returns their stages and poolings in order, which about.json lists.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(".*.tmp"):
@@ -265,7 +267,7 @@ def _keep(folder: Path, about: dict, extract: Callable[[Path], list[tuple[str, s
         try:
             temporary.rename(folder)
         except OSError:
-            if not (folder / "about.json").exists():  # else another process was faster with the same features
+            if not (folder / "about.json").exists():  # otherwise another process was faster with the same features
                 raise
             shutil.rmtree(temporary)
     except BaseException:
@@ -274,14 +276,14 @@ def _keep(folder: Path, about: dict, extract: Callable[[Path], list[tuple[str, s
 
 
 def _left_over(temporary: Path) -> bool:
-    """Whether nobody writes into a temporary folder any more: its process, on this host, no longer holds its lock. On another
-    host, whose locks may not be seen here, and without locks the age decides."""
+    """Whether a temporary folder is abandoned: its process, on this host, no longer holds its lock. For another host, whose
+    locks may not be visible here, and without locks, the age decides."""
     with contextlib.suppress(OSError):  # no lock, or no support for locks
         if temporary.name[1:].rpartition("-")[0] == socket.gethostname():
             with open(temporary / "lock", "r+") as lock:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
-    with contextlib.suppress(OSError):  # removed just now
+    with contextlib.suppress(OSError):  # it has just been removed
         times = [path.stat().st_mtime for path in (temporary, *temporary.iterdir())]
         return time.time() - max(times) > _FORGOTTEN
     return False
@@ -293,7 +295,7 @@ def _extract(
     done, keys = 0, list[tuple[str, str]]()
     for index, stages in stage_outputs(backbone, clips, compute):
         found = made(backbone, stages)
-        together = torch.cat([*found.values()], 1).cpu()  # the device is waited for once
+        together = torch.cat([*found.values()], 1).cpu()  # one wait for the device
         parts = together.split([x.shape[1] for x in found.values()], 1)
         keys = list(found)
         if (index != np.arange(done, done + len(index))).any():
@@ -301,7 +303,7 @@ def _extract(
         for (stage, pooling), values in zip(keys, parts, strict=True):
             if not values.isfinite().all():
                 raise TrainerError(f"stage {stage} gives values that are not finite: the weights are damaged")
-            # not by a memory map, whose writing kills the process on a full disk, and which not all file systems have
+            # a memory map would kill the process on a full disk, and not every file system supports it
             with writing(file := _file(folder, stage, pooling)), open(file, "ab") as opened:
                 if not done:
                     shape = (len(clips), *values.shape[1:])
@@ -317,8 +319,8 @@ def _extract(
 def stage_outputs(
     backbone: nn.Module, clips: data.VideoViews, compute: Compute
 ) -> Iterable[tuple[np.ndarray, dict[str, Tensor]]]:
-    """Every clip once: its index int64 [B] and what each stage gives for it, [B, C, T, H, W]. Centre crop, float32, normalised
-    as the network expects it, batch normalisation in evaluation mode."""
+    """Yield every clip once: the indices int64 [B] and the output of each stage, [B, C, T, H, W]. Clips are centre-cropped and
+    normalised as the network expects; float32, batch normalisation in evaluation mode."""
     device = distributed.pick_device(compute.device)
     backbone.eval().to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     seen = np.zeros(len(clips), np.int64)

@@ -1,4 +1,4 @@
-"""Accuracies and their intervals: how often tested items were answered right, and how far that may vary with other items."""
+"""Accuracies with their intervals: the share of right answers, and how far it may vary with other test items."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from scipy.special import stdtr
 from trainer import data
 
 RESAMPLES = 1000
-_DRAWN = 100_000  # units of the draws that are made at a time
+_DRAWN = 100_000  # units drawn at a time
 SEED_RESAMPLES = 2000  # of seeds and items
-FLIPS = 100_000  # patterns of signs, beside those that are drawn
-EXACT = 15  # units, of which all patterns are tried
-GROUPS = 10  # with fewer of them a bootstrap over groups says nothing
-NORMAL = "normal"  # of clips whose frames are not disturbed, beside those whose are
+FLIPS = 100_000  # random patterns of signs
+EXACT = 15  # up to this number of units, all patterns are tried
+GROUPS = 10  # with fewer groups, a bootstrap over groups is unreliable
+NORMAL = "normal"  # clips whose frames are not disturbed
 ANSWERS = "answers"  # key of a row of a protocol that holds the Answers behind its accuracy
 _NONE = -1  # no class was predicted, or the item was not tested
 
 
 def bootstrap(scores: Sequence[np.ndarray], units: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of scores, in per cent, in each of RESAMPLES draws of as many units with replacement, float64 [RESAMPLES].
+    """The mean of scores, in per cent, in each of RESAMPLES draws of all units with replacement, float64 [RESAMPLES].
 
-    scores: float or bool [n], of several splits one array each: the mean is then that of their means, and a unit is drawn for
-    all splits at once. units: int [n], likewise: the video (or group) that each score belongs to
+    scores: float or bool [n], one array for each split; the result is the mean over splits, and a unit is drawn for all splits
+    at once. units: int [n], one array for each split: the video (or group) of each score
     """
     names = np.unique(np.concatenate(units))
     places = [np.searchsorted(names, of) for of in units]
@@ -39,10 +39,10 @@ def bootstrap(scores: Sequence[np.ndarray], units: Sequence[np.ndarray]) -> np.n
 
 
 def _means_of_draws(rng: np.random.Generator, draws: int, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The next draws of `bootstrap`; sums of the scores and counts of the items: [splits, units]."""
+    """The next draws of `bootstrap`; sums (of scores) and counts (of items): [splits, units]."""
     drawn = rng.integers(sums.shape[1], size=(draws, sums.shape[1]))
     right, items = sums.take(drawn, axis=1).sum(2), counts.take(drawn, axis=1).sum(2)
-    if len(sums) == 1:  # a single quotient, whose last bit is not that of a scaled mean
+    if len(sums) == 1:  # one division, whose last bit may differ from that of a scaled mean
         return 100 * right[0] / items[0]
     tested = items.T > 0
     shares = np.ascontiguousarray((right / np.maximum(items, 1)).T)
@@ -53,7 +53,7 @@ def _means_of_draws(rng: np.random.Generator, draws: int, sums: np.ndarray, coun
 
 
 def accuracy(scores: Sequence[np.ndarray], units: Sequence[np.ndarray]) -> dict[str, float]:
-    """The mean of scores in per cent with its interval, "value", "low", "high"; arguments as for `bootstrap`."""
+    """The mean of scores in per cent ("value") with its 95 % interval ("low", "high"); arguments as for `bootstrap`."""
     value = 100 * float(np.mean([of.mean() for of in scores]))
     return {"value": value, **interval(value, bootstrap(scores, units), len(np.unique(np.concatenate(units))))}
 
@@ -62,8 +62,8 @@ def seed_bootstrap(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """The mean of scores of several training seeds, in per cent, in each of SEED_RESAMPLES draws, float64 [SEED_RESAMPLES].
 
     scores: float64 [seeds, items]; groups: [items], the group of each item; whole groups are drawn. Every seed is tested on the
-    same items, so seeds and groups are crossed: a draw of groups holds for all seeds of a resample. Groups drawn anew for each
-    seed would average the choice of items out as seeds are added.
+    same items, so seeds and groups are crossed: all seeds of a resample share one draw of groups. With separate draws for each
+    seed, the variance due to the choice of items would vanish as seeds are added.
     """
     _, group = np.unique(groups, return_inverse=True)
     sums, items = np.stack([np.bincount(group, row) for row in scores]), np.bincount(group)
@@ -74,15 +74,15 @@ def seed_bootstrap(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def seed_accuracy(scores: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    """The mean of scores, 0 to 1, in per cent with its interval over seeds and items, "value", "low", "high"; arguments as for
-    `seed_bootstrap`. With one seed the interval is one over items alone."""
+    """The mean of scores, 0 to 1, in per cent ("value") with its 95 % interval over seeds and items ("low", "high"); arguments
+    as for `seed_bootstrap`. With one seed, the interval is over items only."""
     value = 100 * float(scores.mean())
     return {"value": value, **interval(value, seed_bootstrap(scores, groups), len(np.unique(groups)))}
 
 
 def seed_difference(scores: np.ndarray, others: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    """How far scores lie above others of the same seeds and items, float64 [seeds, items] both, in points: "value", "low",
-    "high". Seeds and items are drawn in pairs."""
+    """The mean of scores - others, both float64 [seeds, items] of the same seeds and items, in points ("value"), with its 95 %
+    interval ("low", "high"). Seeds and items are drawn in pairs."""
     if scores.shape != others.shape:
         raise AssertionError(f"pairs of {scores.shape} and {others.shape} scores")
     low, high = map(float, np.percentile(seed_bootstrap(scores - others, groups), (2.5, 97.5)))
@@ -90,8 +90,8 @@ def seed_difference(scores: np.ndarray, others: np.ndarray, groups: np.ndarray) 
 
 
 def interval(value: float, means: np.ndarray, units: int) -> dict[str, float]:
-    """The ends, "low" and "high", of the 95 % interval of a mean by those of resamples, all in per cent; if all resamples are the
-    same, as for videos that are all right, the Wilson interval [Wilson, 1927] of as many units."""
+    """The ends, "low" and "high", of the 95 % interval of a mean from the means of its resamples, all in per cent. If all
+    resamples are equal, for example because all videos are right, it is that of Wilson [1927] for that many units."""
     low, high = map(float, np.percentile(means, (2.5, 97.5)))
     if low == high:
         low, high = 100 * _wilson(value / 100, units), 100 - 100 * _wilson(1 - value / 100, units)
@@ -105,7 +105,7 @@ def _wilson(share: float, n: int) -> float:
 
 
 def distribution(targets: np.ndarray) -> dict[str, float]:
-    """How many classes the tested items have, and the accuracy of always predicting the largest, in per cent."""
+    """The number of classes of the tested items, and the accuracy of always predicting the largest one, in per cent."""
     return {
         "classes": len(np.unique(targets)),
         "largest_class": round(100 * float(np.bincount(targets).max() / len(targets)), 1),
@@ -114,10 +114,10 @@ def distribution(targets: np.ndarray) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Answers:
-    """What each item had to do with an accuracy.
+    """The answers to all items behind an accuracy.
 
     right: float64 [items], the share of an item's clips (draws, ...) that were right, NaN if it was not tested; predicted: int32
-    [items], the class, -1 for none; chance: like right, of what chance would get right, if that is known by item
+    [items], the class, -1 for none; chance: float64 [items], the share that chance would get right, None if it is unknown
     """
 
     right: np.ndarray
@@ -127,10 +127,10 @@ class Answers:
 
 @dataclass(frozen=True)
 class ItemScores:
-    """Items that are tested, and the answers behind each accuracy of a result.
+    """Tested items, and the answers behind each accuracy of a result.
 
-    items, labels, groups: str [n], name, class and source group ("" without) of each; classes: names of the classes that are
-    predicted; answers: by the number of the row of the result
+    items, labels, groups: str [n], name, class and source group ("" for none) of each item; classes: names of the predicted
+    classes; answers: by the number of the result's row
     """
 
     items: np.ndarray
@@ -141,19 +141,19 @@ class ItemScores:
 
     @classmethod
     def of(cls, source: data.Shards, classes: Sequence[str] | np.ndarray | None = None) -> ItemScores:
-        """The videos of a data set; classes: by default its own."""
+        """The videos of a data set; classes: by default those of the data set."""
         items, labels, groups = (np.array(source.text(f"videos/{name}")) for name in ("id", "label", "group"))
         return cls(items, labels, groups, np.array(source.classes if classes is None else classes), {})
 
     def bootstrap_units(self, owner: np.ndarray) -> np.ndarray:
-        """What the bootstrap draws, int64 [n]: the groups of the items (owner int64 [n]) if all have one and there are at
-        least GROUPS, else the items."""
+        """The units that the bootstrap draws, int64 [n]: the groups of the items (owner int64 [n]) if every item has one and
+        there are at least GROUPS of them, else the items."""
         used = np.unique(owner)
         names, group = np.unique(self.groups[used], return_inverse=True)
         return owner if "" in names or len(names) < GROUPS else group[np.searchsorted(used, owner)]
 
     def describe_units(self, owner: np.ndarray) -> str:
-        """What the bootstrap draws, in words."""
+        """The units that the bootstrap draws, in words."""
         units = self.bootstrap_units(owner)
         return f"bootstrap of {len(np.unique(units))} {'videos' if units is owner else 'groups'}"
 
@@ -164,11 +164,11 @@ class ItemScores:
         predicted: np.ndarray | None = None,
         chance: np.ndarray | None = None,
     ) -> dict:
-        """The accuracy of answers that were right (bool or share [n]; owner int64 [n], the item of each), as of `accuracy`, with
-        its Answers.
+        """The accuracy of answers, as `accuracy` gives it, with its Answers.
 
-        predicted: int64 [n], the class, if there is one; kept if every item was asked once. chance: what chance would get right
-        of each answer, share [n]
+        right: bool or share [n] of each answer; owner: int64 [n], the item of each answer
+        predicted: int64 [n], the class of each answer, stored if every item has one answer. chance: the share of each answer
+        that chance would get right, [n]
         """
         asked = np.bincount(owner, minlength=len(self.items))
         classes = np.full(len(self.items), _NONE, np.int32)
@@ -189,8 +189,8 @@ class ItemScores:
         pooled: bool = True,
         predicted: Sequence[np.ndarray] | None = None,
     ) -> list[dict]:
-        """The accuracy of every split, if there are several, as "split", and of all folds together: "all" if their predictions
-        are pooled, else "mean" of the splits. Arguments as for `accuracy`, one array a fold."""
+        """The accuracy of every split, if there are several, and of all folds together; "split" is the name of the split,
+        "all" for pooled predictions, or "mean" of the splits. Arguments as for `accuracy`, one array for each fold."""
         each: Sequence[np.ndarray | None] = [None] * len(right) if predicted is None else predicted
         rows = []
         if splits:
@@ -213,9 +213,9 @@ class ItemScores:
         pooled: bool = True,
         predicted: Mapping[str, Sequence[np.ndarray]] | None = None,
     ) -> Iterator[dict]:
-        """The rows of a metric: `accuracies` of the first answers and, if there are others, to the same items disturbed, those
-        of each, with its name as "time", and how far they lie below the first ones, "METRIC drop", in points with the interval of
-        a bootstrap that draws the same items for both."""
+        """The rows of a metric: the `accuracies` of each kind of answers; the first kind is for the items as they are, any
+        others are for the same items disturbed, with the kind as "time". For each other kind follows "METRIC drop", how far it
+        lies below the first, in points, with the interval of a bootstrap that draws the same items for both."""
         (_, first), *others = right.items()
         for time, of_time in right.items():
             named = {"time": time} if others else {}
@@ -232,30 +232,30 @@ class ItemScores:
                 yield {"metric": f"{metric} drop", **named, **whole, "value": value, "low": low, "high": high}
 
     def _units(self, owners: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """What the bootstrap draws, of the items of each fold."""
+        """The units that the bootstrap draws, for the items of each fold."""
         return np.split(self.bootstrap_units(np.concatenate(owners)), np.cumsum([*map(len, owners)])[:-1])
 
 
 def paired(first: ItemScores, other: ItemScores, row: int, other_row: int) -> dict[str, float] | None:
-    """The difference of two accuracies of the same items in per cent, other - first, "value", and its 95 % interval, "low" and
-    "high", by a bootstrap that draws the same items (or groups) for both. None if the items differ."""
+    """The difference of two accuracies of the same items, other - first, in points ("value"), and its 95 % interval ("low",
+    "high") from a bootstrap that draws the same items (or groups) for both. None if the items differ."""
     found = paired_test(first, other, row, other_row)
     return found and {key: found[key] for key in ("value", "low", "high")}
 
 
 def paired_test(first: ItemScores, other: ItemScores, row: int, other_row: int) -> dict[str, float] | None:
-    """`paired` with "p" of the test that the true difference is 0, two-sided: Student's t of the difference over the standard
-    deviation of its bootstrap, with one degree of freedom less than there are items (or groups) drawn; and no smaller than
-    changing the signs of all their differences could give, 2 / 2^k of the k that are not 0 [Fisher's randomisation test], below
-    which t, made for many small differences, is of no use."""
+    """`paired`, with the two-sided "p" of the test that the true difference is 0. It comes from Student's t: the difference
+    divided by the standard deviation of its bootstrap, with one degree of freedom less than the number of items (or groups).
+    It is at least 2 / 2^k for k differences that are not 0, the smallest p that changing their signs could give [Fisher's
+    randomisation test]; below that, t is not valid for few differences."""
     matched = _matched(first, other, row, other_row)
     return _difference(first, *matched) if matched else None
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values of a family of tests, adjusted by Holm's step-down rule: if those up to alpha are rejected, the probability of any
-    false rejection is at most alpha, however the tests depend on one another [Holm, Scand. J. Statist. 6, 1979]. In order of
-    size the i-th of n, counted from 0, is multiplied by n - i; none falls below the one before."""
+    """p-values of a family of tests, adjusted by Holm's step-down rule: if all tests with p up to alpha are rejected, the
+    probability of any false rejection is at most alpha, whatever the dependence of the tests [Holm, Scand. J. Statist. 6, 1979].
+    The i-th smallest of n values, counted from 0, is multiplied by n - i, and is at least the adjusted value before it."""
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(np.array(p, float)[order] * (len(p) - np.arange(len(p))))
     adjusted = np.empty(len(p))
@@ -264,14 +264,14 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def sign_flips(differences: np.ndarray) -> np.ndarray:
-    """p of the test that no difference is more probable than its opposite, two-sided, float64 [tests]: the share of all patterns
-    of signs with which the magnitude of the sum is at least that of the sum as it is [Fisher, The Design of Experiments, 1935].
+    """Two-sided p of the test that every difference is as probable as its opposite, float64 [tests]: the share of all patterns
+    of signs that give a sum of at least the observed magnitude [Fisher, The Design of Experiments, 1935].
 
-    differences: float64 [tests, units], the sum of all differences within a unit, such as a video. Of more than EXACT units
-    FLIPS patterns are drawn, the same ones for all tests, and the one that is there is counted, too [Phipson and Smyth, 2010].
+    differences: float64 [tests, units], the sum of all differences within a unit, such as a video. For more than EXACT units,
+    FLIPS random patterns are drawn, the same for all tests, and the observed one is also counted [Phipson and Smyth, 2010].
     """
     units = differences.shape[1]
-    least = np.abs(differences.sum(1)) - 1e-5 * np.abs(differences).sum(1)  # rounding breaks no tie
+    least = np.abs(differences.sum(1)) - 1e-5 * np.abs(differences).sum(1)  # so that rounding breaks no tie
     count, rng = np.zeros(len(differences)), np.random.default_rng(0)
     number = 2**units if units <= EXACT else FLIPS
     for start in range(0, number, 4096):
@@ -286,9 +286,9 @@ def sign_flips(differences: np.ndarray) -> np.ndarray:
 
 
 def by_class(first: ItemScores, other: ItemScores, row: int, other_row: int) -> list[dict]:
-    """For every class ("class") both accuracies in per cent, "first" and "other", the number of items, "items", and the
-    difference as of `paired`, "value"; "low" and "high" if there are at least GROUPS items (or groups) to draw. The class
-    that gains most stands first. Nothing if the items differ."""
+    """For every class ("class"): both accuracies in per cent ("first", "other"), the number of items ("items"), and their
+    difference as in `paired` ("value"), with "low" and "high" if there are at least GROUPS items (or groups) to draw. Classes
+    are sorted by difference, largest first. The list is empty if the items differ."""
     if (matched := _matched(first, other, row, other_row)) is None:
         return []
     tested, one, two = matched
@@ -297,7 +297,7 @@ def by_class(first: ItemScores, other: ItemScores, row: int, other_row: int) -> 
         chosen = first.labels[tested] == name
         means = {"first": 100 * float(one[chosen].mean()), "other": 100 * float(two[chosen].mean())}
         difference = _difference(first, tested[chosen], one[chosen], two[chosen])
-        difference.pop("p")  # of so many classes, which are chosen by their values
+        difference.pop("p")  # not valid for many classes, sorted by their values
         if len(np.unique(first.bootstrap_units(tested[chosen]))) < GROUPS:
             difference = {"value": difference["value"]}
         found.append({"class": name, "items": int(chosen.sum()), **means, **difference})
@@ -307,7 +307,7 @@ def by_class(first: ItemScores, other: ItemScores, row: int, other_row: int) -> 
 def _matched(
     first: ItemScores, other: ItemScores, row: int, other_row: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The tested items, int64 [n], index into first.items, and their scores in both, float64 [n]; None if the items differ."""
+    """The tested items, int64 [n], indices into first.items, and their scores in both, float64 [n]; None if the items differ."""
     if row not in first.answers or other_row not in other.answers:
         return None
     one, two = first.answers[row].right, other.answers[other_row].right

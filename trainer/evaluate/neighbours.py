@@ -1,4 +1,4 @@
-"""Search for nearest neighbours by cosine, and their votes."""
+"""Nearest neighbours by cosine similarity, and their votes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from labelgen.progress import ProgressBar
 from trainer.evaluate.features import Vectors, normalised
 
-_CHUNK = 512  # queries x gallery items compared at a time
+_CHUNK = 512  # queries, and gallery items, compared at a time
 _VOTERS = 256  # queries whose neighbours' vectors are in memory at a time
 _PLACES = 2**30 - 1  # the last position in a gallery that a sort key holds
 
@@ -22,11 +22,11 @@ def nearest(
     device: torch.device,
     chunk: int = _CHUNK,
 ) -> np.ndarray:
-    """The gallery items whose cosine to each query is largest, best first; of equals the one that stands first.
+    """The gallery items with the largest cosine to each query, best first; ties go to the item that comes first.
 
-    A query never finds an item of the same video (or group). Returns indices into the gallery, int64 [queries, k]; fewer columns
-    if there are fewer items for some query. Exact to 2**-32: cosines are computed in float64 and rounded to that, so that
-    rounding errors break no tie. Memory is bounded by chunk.
+    A query never finds an item of its video (or group). Returns indices into the gallery, int64 [queries, k], with fewer
+    columns if a query has fewer candidates. Cosines are computed in float64 and rounded to 2**-32, so that rounding errors
+    break no ties. `chunk` bounds the memory.
     """
     items_of_video = np.bincount(
         gallery.video, minlength=max(queries.video.max(initial=0), gallery.video.max(initial=0)) + 1
@@ -56,8 +56,8 @@ def _chunk(items: Vectors, begin: int, size: int, device: torch.device) -> tuple
 
 
 def _sort_keys(cosine: torch.Tensor, first: int) -> torch.Tensor:
-    """float64 [q, g] -> int64 keys that sort by cosine, to 32 bits, then by position in the gallery, lowest first: topk
-    leaves the order of equal values open."""
+    """float64 [q, g] -> int64 keys that sort by cosine, to 32 bits, then by position in the gallery, lowest first, because
+    topk does not define the order of equal values."""
     position = first + torch.arange(cosine.shape[1], device=cosine.device)
     return (cosine * 2**32).round().long() * (_PLACES + 1) - position
 
@@ -70,10 +70,10 @@ def votes(
     ks: Sequence[int],
     temperature: float,
 ) -> np.ndarray:
-    """Class with the largest sum of exp(cosine / temperature) among the k nearest, int64 [ks, queries]; of equals the first.
+    """Class with the largest sum of exp(cosine / temperature) among the k nearest, int64 [ks, queries]; ties go to the first.
 
-    queries, gallery: float32 [n, d]; found: int64 [queries, most], rows of the gallery, best first; classes: int64 of the
-    gallery's rows.
+    queries, gallery: float32 [n, d]; found: int64 [queries, most], rows of the gallery, best first; classes: int64 of each
+    gallery row.
     """
     predicted = np.empty((len(ks), len(queries)), np.int64)
     for start in range(0, len(queries), _VOTERS):

@@ -1,9 +1,9 @@
-"""What a protocol declares, and how each is run.
+"""What a protocol declares, and how protocols are run.
 
-A protocol is its question, its items, its classifier and its table: a class in a file of its own, named in
-trainer.evaluate.PROTOCOLS. Its command with options and help, its place in `vssl eval all`, its table, its part of the pages,
-its block in docs/evaluation.md and its place in studies follow from what the class declares. Modules of protocols import
-NumPy, torch and what needs them from trainer.evaluate.protocols, which loads them when they are first used.
+A protocol is a class in a separate file, listed in trainer.evaluate.PROTOCOLS, that declares its question, items, classifier
+and table. Its command with options and help, its place in `vssl eval all`, its table, its part of the pages, its block in
+docs/evaluation.md and its place in studies follow from these declarations. Modules of protocols import NumPy, torch and
+modules that need them from trainer.evaluate.protocols, which loads them when they are first used.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from trainer.evaluate.protocols import data, evaluator, features, inputs, metric
 
 SPLIT = "Official split.  [default: the one that the run was trained on, else the first]"
 IN_TURN = (
-    "Official split, or all: each of them in turn.  [default: all if together they test each video once, else as the run, "
-    "else the first]"
+    "Official split, or all for each in turn.  [default: all if together they test each video once, else the one that the run "
+    "was trained on, else the first]"
 )
 
 
 @dataclass(frozen=True)
 class ProtocolOption:
-    """An option that a protocol has beside the common ones: an argument of its `choose`, --NAME on the command line.
+    """An option of a protocol in addition to the common ones: an argument of its `choose`, --NAME on the command line.
 
-    kind: type of the value; default: without the option; least: the smallest number that is allowed; choices: the texts that are;
-    several: may be given repeatedly, under the name `argument` a tuple; shared: `vssl eval all` has the option, too
+    kind: type of the value; default: value without the option; least: smallest allowed number; choices: allowed strings;
+    several: the option may be repeated, its values are passed as a tuple under the name `argument`; shared: `vssl eval all` also
+    has the option
     """
 
     name: str
@@ -48,31 +49,31 @@ TIMES = ("shuffled", "reversed", "still")
 TIME = ProtocolOption(
     "time",
     str,
-    "Test on clips whose frames are shuffled, reversed, or one of them repeated, too, and give the loss; repeatable.",
+    "Also test on clips whose frames are shuffled, reversed or one frame repeated, and give the drop; repeatable.",
     choices=TIMES,
     argument="times",
 )
-SEED = ProtocolOption("seed", int, "Seed of what is drawn: shuffled frames, labels.", default=0, least=0)
+SEED = ProtocolOption("seed", int, "Random seed for shuffled frames and drawn labels.", default=0, least=0)
 
 
 class Protocol:
     """One measurement of a run on shards; the docstring of a protocol's class is the help of its command.
 
-    title: its name for a reader; question, items, classifier, left_out, source: what docs/evaluation.md says of it
-    options: those that it has beside the common ones; split_help, several_runs: of the common ones
-    index, columns: keys of the rows that make lines and columns of its table
-    of_finetuned: it measures what a run was finetuned to do; the page of the run that it started from shows it, too
-    published: metrics of the numbers that papers report (trainer/pages/published.yaml)
-    about_sheets: a sentence above the pictures that it draws, if it does; scale: what the ends of their colours mean
-    of_features: it scores videos on frozen features, so that studies measure by it, too; labelled: by classes, which it learns
-    from other videos; poolings: that it takes, the default of a study first; neighbours: how many of these videos a study
-    takes by default, 0 if it has no such option
-    needs: functions that `choose` is given, of what trainer cannot compute: "boundaries" of a clip, "flow" of two luma images
+    title: its name for a reader; question, items, classifier, left_out, source: its description in docs/evaluation.md
+    options: its options in addition to the common ones; split_help, several_runs: of the common options
+    index, columns: keys of the rows that form the lines and columns of its table
+    of_finetuned: whether it measures the task of a finetuned run; the page of the run that it started from then shows it, too
+    published: metrics that papers report (trainer/pages/published.yaml)
+    about_sheets: a sentence above its pictures, "" if it draws none; scale: the meaning of the ends of their colours
+    of_features: whether it scores videos on frozen features, so that studies can use it; labelled: whether it learns classes
+    from other videos; poolings: the accepted ones, the default of a study first; neighbours: a study's default number of
+    neighbours, 0 if it has no such option
+    needs: functions passed to `choose` that trainer cannot provide: "boundaries" of a clip, "flow" of two luma images
 
-    evaluator: the run and the shards; shards: the data set that is measured on; notes: for the reader, in the order in which
-    they come up; extra: what a result holds beside numbers ("neighbours", "confusion", "sheets"); scores: of the tested items
-    behind its accuracies, if there are any; validated: accuracy, in per cent, of what was chosen last by cross-validation of a
-    training part, None if nothing is chosen so; times: see `disturb`
+    evaluator: the run and the shards; shards: the data set to measure on; notes: for the reader, in order of occurrence; extra:
+    the content of a result in addition to its numbers ("neighbours", "confusion", "sheets"); scores: the tested items behind its
+    accuracies, if any; validated: accuracy, in per cent, of the last choice by cross-validation of a training part, None if
+    nothing is chosen; times: see `disturb`
     """
 
     title: ClassVar[str]
@@ -106,14 +107,14 @@ class Protocol:
         self.shards = self.choose(**options)
 
     def choose(self, *args: Any, **options: Any) -> data.Shards:
-        """Choose the items by the protocol's options; the data set that is measured on. Raises VsslError if there are none."""
+        """Choose the items by the protocol's options; the data set to measure on. Raises VsslError if there are no items."""
         return self.evaluator.source()
 
     def rows(self) -> Iterator[dict]:
-        """The numbers of all networks, and those beside them, such as chance, one after the other as they are measured.
+        """Yield the numbers of all networks, and reference values such as chance, as they are measured.
 
-        A row is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and, if it is an
-        accuracy, what ItemScores.accuracy gives: the ends of its 95 % interval, "low" and "high", and the answers behind it.
+        A row is one number: what it belongs to ("network", "stage", ...), "metric", "value" in per cent, and, for an accuracy,
+        the output of ItemScores.accuracy: the ends of its 95 % interval, "low" and "high", and the answers behind it.
         """
         raise NotImplementedError
 
@@ -124,24 +125,24 @@ class Protocol:
 
     @property
     def span(self) -> tuple[int, int]:
-        """Frames of a clip that the network expects, and from one to the next."""
+        """The number of frames of a clip that the network expects, and the step from one frame to the next."""
         expected = inputs.of_run(self.evaluator.saved.meta)
         return expected.frames or self.shards.clip_length, expected.stride
 
     @property
     def clip(self) -> str:
-        """The clips whose features are measured, in words."""
+        """A description of the clips whose features are measured."""
         length, stride = self.span
         return f"{length} frames" + (f", {stride} apart," if stride > 1 else "")
 
     @property
     def overlap(self) -> int:
-        """Frames of the video in which two such clips that follow one another overlap."""
+        """The number of video frames in which two successive sliding clips overlap."""
         length, stride = self.span
         return (stride * (length - 1) + 1) // 2
 
     def disturb(self, times: Sequence[str], seed: int) -> None:
-        """Have `times` hold what is done to the frames of tested clips, by its name, after `metrics.NORMAL`, None. Raises
+        """Set `times`: first metrics.NORMAL with None, then what is done to the frames of tested clips, by its name. Raises
         SettingError for a name that is not in TIMES."""
         for name in times:
             if name not in TIMES:
@@ -150,27 +151,27 @@ class Protocol:
 
     @property
     def disturbances(self) -> dict[str, str]:
-        """What is done to the frames of tested clips, as a condition, if anything is."""
+        """A condition that says what is done to the frames of tested clips; empty if nothing is."""
         if len(self.times) == 1:
             return {}
         others = "; ".join(map(str, filter(None, self.times.values())))
         return {"time": f"learnt from clips as they are, tested on them, and with their frames {others}"}
 
     def conditions(self) -> dict[str, Any]:
-        """How it was measured, as far as the protocol decides: "mode", "views", "items", "classes", ..."""
+        """How the protocol measures: "mode", "views", "items", "classes", ..."""
         raise NotImplementedError
 
     def tested(self) -> np.ndarray | None:
-        """The tested videos, int64 rows of the data set; None if it does not matter which the network was trained on."""
+        """The tested videos, int64 rows of the data set; None if it does not matter whether the network was trained on them."""
         return None
 
     def file_name(self, name: str) -> str:
-        """Name of the result's file, without the data set and the split."""
+        """The name of the result's file, without the data set and the split."""
         return name
 
     def result(self) -> dict:
-        """What is measured: "protocol" (how), "rows", "notes" and what of `extra` there is. `scores` then holds the answers
-        behind the rows."""
+        """The result: "protocol" (how it was measured), "rows", "notes" and the entries of `extra`. Afterwards `scores` holds
+        the answers behind the rows."""
         rows = [*self.rows()]
         answers = {number: row.pop(metrics.ANSWERS) for number, row in enumerate(rows) if metrics.ANSWERS in row}
         if self.scores is not None:
@@ -189,23 +190,23 @@ class Protocol:
         return [f"the weights were made for crops of {own} pixels, those of the shards have {crop}"]
 
     def remarks(self) -> list[str]:
-        """Notes that are known only after everything is measured."""
+        """Notes that are known only after all measurements."""
         return []
 
     @classmethod
     def about(cls, result: dict) -> list[str]:
-        """Lines that say more of how a result was measured."""
+        """Additional lines on how a result was measured."""
         return []
 
     @classmethod
     def table(cls, result: dict) -> list[str]:
-        """Lines of a result's table for the screen."""
+        """The lines of a result's table for the screen."""
         rows = results.overall(result["rows"])
         return results.table(rows, (*cls.index, *results.TIME[: any("time" in row for row in rows)]), cls.columns)
 
     @classmethod
     def format_table(cls, result: dict) -> str:
-        """A result for the screen: how it was measured, the table, the notes."""
+        """A result as text for the screen: how it was measured, the table, the notes."""
         header = [*results.header(result, cls.title[:1].lower() + cls.title[1:]), *cls.about(result)]
         return "\n".join([*header, "", *cls.table(result), *(f"note: {note}" for note in result["notes"])])
 
@@ -221,21 +222,19 @@ ALL_CLASSES = "all classes"
 class FeatureProtocol(Protocol):
     """A classifier on frozen features that learns from some videos and is tested on others.
 
-    It implements `predict`, whose metrics `vssl eval` measures in all folds for each stage and pooling and of which studies
-    take the first.
+    It implements `predict`. `vssl eval` measures the metrics of `predict` in all folds for each stage and pooling; studies use
+    the first metric.
 
-    levels: of its items, "clip", "video"; steps: units of work of a fold: `predict` calls `bar.step` after each but the last
-    views: the clips of a video, see features.features
-    tasks: the numbers of the classes that are told from one another, by name; ALL_CLASSES, or pairs of opposite ones
+    levels: of its items, "clip", "video"; steps: units of work in a fold: `predict` calls `bar.step` after each but the last
+    views: the clips of a video (see features.features)
+    tasks: the indices of the classes to distinguish, by name: ALL_CLASSES, or pairs of opposite classes
     """
 
     options: ClassVar[tuple[ProtocolOption, ...]] = (
         TIME,
         SEED,
-        ProtocolOption(
-            "opposites", str, "Tell each pair of opposite actions apart: those in the manifest of this name, or path."
-        ),
-        ProtocolOption("labels", str, "Learn from so many labels: '1000 videos', or '5 per class'.  [default: all]"),
+        ProtocolOption("opposites", str, "Distinguish opposite actions, those in the manifest of this name or path."),
+        ProtocolOption("labels", str, "Number of labels to learn from, '1000 videos', '5 per class'.  [default: all]"),
     )
     levels: ClassVar[tuple[str, ...]] = ("video",)
     steps: ClassVar[int] = 1
@@ -251,14 +250,14 @@ class FeatureProtocol(Protocol):
         opposites: Sequence[Sequence[str]] | None = None,
         labels: int | str | None = None,
     ) -> data.Shards:
-        """times, seed: see `disturb`; opposites: pairs of classes; labels: see splits.number_of_labels."""
+        """times, seed: see `disturb`; opposites: pairs of classes to distinguish; labels: see splits.number_of_labels."""
         self.disturb(times, seed)
         self.few = None if labels is None else splits.number_of_labels(labels)
         folds = self.evaluator.folds()
         self.notes += folds.notes
         names = folds.source.split_names
         if self.evaluator.split is None and len(names) > 1 and not folds.splits:
-            self.notes.append(f"split {folds.source.split} alone, one of {len(names)}; --split all uses each in turn")
+            self.notes.append(f"only split {folds.source.split} of {len(names)}; --split all uses each in turn")
         self.folds = splits.learnable(folds, self.few, seed)
         self.notes += self.folds.notes[len(folds.notes) :]
         self.scores = metrics.ItemScores.of(folds.source)
@@ -271,12 +270,11 @@ class FeatureProtocol(Protocol):
 
     @property
     def paired(self) -> bool:
-        """Whether pairs of classes are told apart."""
+        """Whether pairs of classes are distinguished instead of all classes."""
         return ALL_CLASSES not in self.tasks
 
     def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:
-        """The class that is predicted for each test item, int64 [n], by the name of the metric; classes are those of
-        `shards.targets`, which says what is right."""
+        """The class predicted for each test item, int64 [n] as in `shards.targets`, by the name of the metric."""
         raise NotImplementedError
 
     def rows(self) -> Iterator[dict]:
@@ -311,22 +309,22 @@ class FeatureProtocol(Protocol):
 
     @property
     def made(self) -> dict[str, Any]:
-        """What features are made of, if not of `features.pooled`."""
+        """Keyword arguments for features.features: `made`, if it is not the default."""
         return {}
 
     def items_of(
         self, found: features.Features, key: tuple[str, str], level: str, videos: np.ndarray
     ) -> features.Vectors:
-        """The items of one kind of features; videos: int64 rows of those whose features these are."""
+        """The items of one kind of features; videos: int64 rows of the videos of these features."""
         return found.vectors(key, level, videos, self.evaluator.time_parts)
 
     def accuracies(
         self, items: Sequence[features.Vectors], disturbed: Sequence[features.Vectors], level: str
     ) -> Iterator[dict]:
-        """The rows of one kind of features; items: of all videos that take part, or of tested and other ones apart; disturbed: of
-        the tested ones, in the order of `times`."""
+        """The rows of one kind of features. items: of all videos used, or of the tested and the other videos separately;
+        disturbed: of the tested videos, in the order of `times`."""
         targets = self.shards.targets
-        answered: list[dict[str, tuple]] = []  # of each fold, by task: owners of the items, and predictions
+        answered: list[dict[str, tuple]] = []  # for each fold, by task: the videos of the items, and predictions
         for number, (tested, learnt) in enumerate(self.folds.parts):
             answered.append({})
             self.split = self.folds.splits[number] if self.folds.splits else None
@@ -346,7 +344,7 @@ class FeatureProtocol(Protocol):
         yield from ({**row, "dimensions": items[0].x.shape[-1]} for row in self._scored(answered))
 
     def _scored(self, answered: list[dict[str, tuple]]) -> Iterator[dict]:
-        """The rows of all tasks together, then of each pair."""
+        """The rows for all tasks together, then for each pair."""
         targets = self.shards.targets
         for metric in next(iter(answered[0].values()))[1]:
             for task in (None, *(self.tasks if self.paired else ())):

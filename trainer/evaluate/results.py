@@ -1,5 +1,5 @@
-"""Results as files of a run: <run>/results/<protocol>-<data set>[-<split>].json, with their rows as .csv beside them, and the
-answer to every tested item as .npz; and as tables for the screen."""
+"""Results as files of a run, and as tables for the screen. The files are <run>/results/<protocol>-<data set>[-<split>].json,
+a .csv of the same name with the rows, and an .npz with the answer to every tested item."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from trainer.evaluate import PROTOCOLS, known, protocol_class
 from trainer.evaluate.metrics import Answers, ItemScores
 from trainer.evaluate.splits import with_split
 
-MEASURED = ("value", "low", "high", "dimensions", "C", "videos")  # what of a row does not say what was measured
+MEASURED = ("value", "low", "high", "dimensions", "C", "videos")  # keys of a row that do not say what was measured
 OTHER_VIDEO = "other video"
-TIME = ("time",)  # key of the rows of clips whose frames are disturbed, and of those beside them
-_ABOUT = ("mode", "views", "time", "classes", "items", "largest_class")  # of the conditions, what stands above a table
-_BYTES = 1 << 30  # of a file of predictions, unpacked
-_KEPT = {"rows": ("i", 1), "right": ("f", 2), "named": ("i", 2)}  # kind and dimensions
+TIME = ("time",)  # key of the rows of a result with disturbed clips
+_ABOUT = ("mode", "views", "time", "classes", "items", "largest_class")  # conditions that are printed above a table
+_BYTES = 1 << 30  # limit of an unpacked file of predictions
+_KEPT = {"rows": ("i", 1), "right": ("f", 2), "named": ("i", 2)}  # kind of the dtype, and number of dimensions
 _KEPT |= dict.fromkeys(("items", "labels", "groups", "classes"), ("U", 1))
 _DAMAGES = (
     OSError,
@@ -45,7 +45,7 @@ _DAMAGES = (
 )
 _NUMBER = int | float
 NEIGHBOURS = [{"query": str, "label": str, "nearest": [[str]], "cosines?": [_NUMBER]}]
-_SHAPE = {  # of a file; names with ? may be missing
+_SHAPE = {  # of a result file; names with ? are optional
     "protocol": {
         "dataset": str,
         "split": str | None,
@@ -70,7 +70,7 @@ _SHAPE = {  # of a file; names with ? may be missing
 
 @dataclass(frozen=True)
 class Result:
-    """One file of <run>/results: the name of the protocol, what the file holds, the run's folder, and the file."""
+    """One file of <run>/results: its name without the data set and split, its content, the run's folder, and its path."""
 
     name: str
     content: dict
@@ -79,7 +79,7 @@ class Result:
 
     @functools.cached_property
     def scores(self) -> ItemScores | None:
-        """The answers to every item; None if none are kept. Raises TrainerError if they are damaged."""
+        """The answers to every item; None if they were not stored. Raises TrainerError if they are damaged."""
         path = self.file.with_suffix(".npz")
         return read_scores(path) if path.exists() else None
 
@@ -89,23 +89,23 @@ class Result:
 
     @property
     def kind(self) -> str:
-        """The name of the protocol, with which the name of the result begins."""
+        """The name of the protocol, the first part of the name of the result."""
         return self.name.partition("-")[0]
 
     @property
-    def measured_by(self) -> type[Any] | None:
-        """The protocol, None if there is none of that name."""
+    def protocol_type(self) -> type[Any] | None:
+        """The class of the protocol; None if its name is unknown."""
         return protocol_class(self.kind) if known(self.kind) else None
 
     @property
     def drawn(self) -> bool:
-        """Whether the protocol drew sheets, which have a section of their own on the page."""
-        return self.measured_by is not None and bool(self.content.get("sheets"))
+        """Whether the protocol drew sheets, which are shown in a separate section of the page."""
+        return self.protocol_type is not None and bool(self.content.get("sheets"))
 
     @property
     def title(self) -> str:
-        p, measured_by = self.protocol, self.measured_by
-        title = measured_by.title if measured_by else self.name
+        p, protocol_type = self.protocol, self.protocol_type
+        title = protocol_type.title if protocol_type else self.name
         crossed = self.name != self.kind and "gallery" in p
         variant = "" if crossed or self.name == self.kind else f" ({self.name.partition('-')[2]})"
         title += f" from {p['gallery']} by {p['dataset']}" if crossed else f"{variant} on {p['dataset']}"
@@ -113,7 +113,7 @@ class Result:
 
 
 def write(result: dict, run: Path, name: str, scores: ItemScores | None = None) -> None:
-    """Write a result, its rows, and the answers behind them; result["file"] is then the path of the first."""
+    """Write a result, its rows, and the answers behind them; result["file"] is set to the path of the .json file."""
     protocol = result["protocol"]
     folder = run / "results"
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,14 +122,14 @@ def write(result: dict, run: Path, name: str, scores: ItemScores | None = None) 
     if scores and scores.answers:
         write_scores(folder / f"{stem}.npz", scores)
     else:
-        (folder / f"{stem}.npz").unlink(missing_ok=True)  # of an earlier measurement
+        (folder / f"{stem}.npz").unlink(missing_ok=True)  # left by an earlier measurement
     write_text(folder / f"{stem}.csv", csv_text(result["rows"]))
     write_json(folder / f"{stem}.json", result)
     result["file"] = str(folder / f"{stem}.json")
 
 
 def write_scores(path: Path, scores: ItemScores) -> None:
-    """Write the answers to the tested items, see `read_scores`."""
+    """Write the answers to the tested items (see `read_scores`)."""
     right = np.array([answers.right for answers in scores.answers.values()], np.float32)
     predicted = np.array([answers.predicted for answers in scores.answers.values()])
     tested = ~np.isnan(right).all(0)
@@ -147,8 +147,7 @@ def write_scores(path: Path, scores: ItemScores) -> None:
 
 
 def read_scores(path: Path) -> ItemScores:
-    """The tested items of a result and the answers to them, from the .npz file beside it. Raises TrainerError if that is
-    damaged."""
+    """The tested items of a result and the answers to them, from its .npz file. Raises TrainerError if the file is damaged."""
     try:
         rows, right, predicted, items, labels, groups, classes = _arrays(path)
         if right.shape != (shape := (len(rows), len(items))) or predicted.shape != shape:
@@ -164,7 +163,7 @@ def read_scores(path: Path) -> ItemScores:
 
 
 def _arrays(path: Path) -> list[Any]:
-    """The arrays of a file of predictions, in the order of _KEPT. Raises one of _DAMAGES if it holds others, or too much."""
+    """The arrays of a file of predictions, in the order of _KEPT. Raises one of _DAMAGES for other arrays, or too large ones."""
     with open_regular(path) as opened:
         with ZipFile(opened) as packed:
             size = sum(entry.file_size for entry in packed.infolist())
@@ -174,11 +173,13 @@ def _arrays(path: Path) -> list[Any]:
         with np.load(opened, allow_pickle=False) as file:
             found = []
             for name, kind in _KEPT.items():
-                with file.zip.open(f"{name}.npy") as header:  # what it declares, before room is made for it
+                with file.zip.open(f"{name}.npy") as header:  # checked before memory is allocated
                     version = np.lib.format.read_magic(header)
                     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
                     shape, _, dtype = read[version](header)
-                fits = (dtype.kind, len(shape)) == kind or shape == (0,)  # no classes are no texts
+                fits = (dtype.kind, len(shape)) == kind or shape == (
+                    0,
+                )  # an empty list of classes is stored as numbers
                 if math.prod(shape) * dtype.itemsize > size or not fits:
                     raise ValueError(f"{name} is {dtype} {shape}")
                 found.append(file[name])
@@ -186,7 +187,7 @@ def _arrays(path: Path) -> list[Any]:
 
 
 def csv_text(rows: Sequence[dict], columns: Iterable[str] = ()) -> str:
-    """Rows as the text of a CSV file; a column per key, the named ones first."""
+    """Rows as the text of a CSV file with one column for each key, beginning with `columns`."""
     text = io.StringIO()
     names = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
     table = csv.writer(text, lineterminator="\n")
@@ -195,7 +196,7 @@ def csv_text(rows: Sequence[dict], columns: Iterable[str] = ()) -> str:
 
 
 def read_results(run: Path) -> tuple[list[Result], list[str]]:
-    """The results of a run, in the order of PROTOCOLS, and a note about each file that `vssl eval` did not write."""
+    """The results of a run, in the order of PROTOCOLS, and a note on each file that is damaged or not a result."""
     found, notes = [], []
     for path in sorted((run / "results").glob("*.json")):
         try:
@@ -211,7 +212,7 @@ def read_results(run: Path) -> tuple[list[Result], list[str]]:
 
 
 def read_all_scores(results: Mapping[Any, Result]) -> tuple[dict[Any, ItemScores], list[str]]:
-    """The answers to the items of each result that kept them, by the key of the result, and a note about each damaged file."""
+    """The answers to the items of each result that stored them, by the key of the result, and a note on each damaged file."""
     found, notes = {}, []
     for key, result in results.items():
         try:
@@ -223,7 +224,7 @@ def read_all_scores(results: Mapping[Any, Result]) -> tuple[dict[Any, ItemScores
 
 
 def _check(content: Any) -> None:
-    """Raise ValueError for what is not the content of a result, with the value and what was expected."""
+    """Raise ValueError, with the value and what was expected, if this is not the content of a result."""
     validate(content, _SHAPE, "it")
     if initial := content["protocol"]["initial"]:
         validate(initial, {"settings": {"method": str}, "dataset": str}, "initial")
@@ -248,7 +249,7 @@ def _check(content: Any) -> None:
 
 
 def check_neighbours(queries: Iterable[dict]) -> None:
-    """Raises ValueError for queries of the form NEIGHBOURS whose lists do not fit each other."""
+    """Raise ValueError for queries of the form NEIGHBOURS whose lists do not match in length."""
     for query in queries:
         nearest, cosines = query["nearest"], query.get("cosines", query["nearest"])
         _expect(all(len(pair) == 2 for pair in nearest), "neighbours", nearest, "video and class of each")
@@ -261,14 +262,14 @@ def _expect(holds: bool, name: str, value: object, expected: str) -> None:
 
 
 def network_rows(result: Result) -> list[dict]:
-    """The rows of the run's network, without those of single classes and videos."""
+    """The rows of the run's network, without those for single classes, pairs and videos."""
     rows = [row for row in overall(result.content["rows"]) if row.get("network", "pretrained") == "pretrained"]
     return [row for row in rows if not row.keys() & {"class", "pair", "video"}]
 
 
 def headline(result: Result) -> dict | None:
-    """The one row that stands for a result, by a rule that does not look at the values: the first metric, video level, the
-    last stage, max pooling, as far as there are several. None if no row has an interval."""
+    """The row that represents a result, by a rule that does not depend on the values: the first metric, video level, the last
+    stage and max pooling, as far as there is a choice. None if no row has an interval."""
     rows = [row for row in network_rows(result) if "low" in row]
     for key, wanted in (("metric", None), ("level", "video"), ("stage", None), ("pooling", "max")):
         values = [row[key] for row in rows if key in row]
@@ -279,17 +280,17 @@ def headline(result: Result) -> dict | None:
 
 
 def place_of(result: Result, row: dict) -> int:
-    """The number of a row of a result, by which its predictions are kept."""
+    """The number of a row in its result, the key of its answers."""
     return next(place for place, other in enumerate(result.content["rows"]) if other is row)
 
 
 def baselines(result: Result, row: dict) -> dict[str, float]:
-    """Values of the random network and of chance for what a row measured, by network."""
+    """The values that the random network and chance give for the same measurement, by network."""
     return {network: other["value"] for network, other in baseline_rows(result, row).items()}
 
 
 def baseline_rows(result: Result, row: dict) -> dict[str, dict]:
-    """Rows of the random network and of chance for what a row measured, by network."""
+    """The rows of the random network and of chance for the same measurement, by network."""
     keys = row.keys() - {"network", *MEASURED}
     return {
         other["network"]: other
@@ -299,7 +300,7 @@ def baseline_rows(result: Result, row: dict) -> dict[str, dict]:
 
 
 def flat(values: dict, before: str = "") -> list[tuple[str, object]]:
-    """Names and values of a nested dict, without those that are None."""
+    """Dotted names and values of a nested dict, without values that are None."""
     rows: list[tuple[str, object]] = []
     for name, value in values.items():
         if value is not None:
@@ -314,12 +315,12 @@ def shown(row: dict) -> str:
 
 
 def overall(rows: list[dict]) -> list[dict]:
-    """The rows without those of single splits."""
+    """The rows without those for single splits."""
     return [row for row in rows if row.get("split") in (None, "all", "mean")]
 
 
 def header(result: dict, title: str) -> list[str]:
-    """How a result was measured, in words."""
+    """Lines that say how a result was measured."""
     p = result["protocol"]
     source = p["pretraining"]
     by = f"{source['method']} on {source['dataset']}, {source['steps']} of {source['steps_planned']} steps, seed {source['seed']}"
@@ -333,7 +334,7 @@ def header(result: dict, title: str) -> list[str]:
 
 
 def table(rows: list[dict], index: tuple[str, ...], columns: tuple[str, ...]) -> list[str]:
-    """One line per combination of the index keys, one column per combination of the column keys, values as `shown`."""
+    """One line per combination of the index keys, one column per combination of the column keys, values as in `shown`."""
     names = list(dict.fromkeys(tuple(row.get(key, "") for key in columns) for row in rows))
     lines: dict[tuple, dict[tuple, str]] = {}
     for row in rows:
@@ -341,7 +342,7 @@ def table(rows: list[dict], index: tuple[str, ...], columns: tuple[str, ...]) ->
         lines.setdefault(place, {})[tuple(row.get(key, "") for key in columns)] = shown(row)
     body = [[*place, *(cells.get(name, "") for name in names)] for place, cells in lines.items()]
     heads = [[*index, *(str(name[level]) for name in names)] for level in range(len(columns))]
-    for level, head in enumerate(heads[:-1], 1):  # a name that spans several columns stands over the first of them
+    for level, head in enumerate(heads[:-1], 1):  # a name that spans several columns is printed over the first
         head[: len(index)] = [""] * len(index)
         head[len(index) :] = [
             "" if i and names[i][:level] == names[i - 1][:level] else cell for i, cell in enumerate(head[len(index) :])
@@ -350,7 +351,7 @@ def table(rows: list[dict], index: tuple[str, ...], columns: tuple[str, ...]) ->
 
 
 def aligned(rows: list[list], left: int | None = None) -> list[str]:
-    """Lines whose cells stand in columns; left: so many columns begin at their left, the others end at their right; None: all."""
+    """Lines with aligned columns; left: number of left-aligned columns (None for all), the others are right-aligned."""
     texts = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     left = len(widths) if left is None else left

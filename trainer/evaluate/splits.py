@@ -1,4 +1,4 @@
-"""Which videos are tested, which are learnt from, and which of them a network was trained on."""
+"""The videos to test, those to learn from, and those that a network was trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.data.keys import LABELLED
 from trainer.errors import ProtocolError, SettingError, TrainerError
 
 FOLDS = 5
-MOST_GROUPS = 30  # with more of them, leaving each out in turn costs more than it says
+MOST_GROUPS = 30  # leaving out each of more groups in turn takes too long
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Folds:
     """How the videos of a data set are tested.
 
     source: the data set; parts: (test, train) of every fold, int64 rows of source.videos, the same rows twice if each video is
-    to be compared with all others; mode: in words; notes: for the reader; splits: the official split of each fold, if all of
-    them are used; pooled: every labelled video is tested once, so that all predictions count as one test
+    to be compared with all others; mode: a description; notes: for the reader; splits: the official split of each fold, if all
+    are used; pooled: whether every labelled video is tested exactly once, so that all predictions form one test
     """
 
     source: data.Shards
@@ -37,7 +37,7 @@ class Folds:
 
     @property
     def apart(self) -> bool:
-        """Whether no video is both tested and learnt from in a fold."""
+        """Whether no fold both tests a video and learns from it."""
         return not any(np.isin(test, train).any() for test, train in self.parts)
 
     @property
@@ -47,9 +47,9 @@ class Folds:
 
 
 def of_split(source: data.Shards) -> Folds:
-    """One fold: the labelled videos of the split's test part, else of its validation part, against those of its training part.
-    Without two such parts both are all labelled videos: a protocol then leaves one video, or one group of videos, out at a
-    time. Raises TrainerError when there are no labels."""
+    """One fold: the labelled videos of the split's test part (or, without one, of its validation part) against those of its
+    training part. If either is empty, both are all labelled videos, and a protocol leaves out one video or one group of videos
+    at a time. Raises TrainerError if there are no labels."""
     labelled = source.targets >= 0
     if not labelled.any():
         raise TrainerError(f"{source.dataset}: its videos have no class labels, which this protocol needs")
@@ -62,14 +62,14 @@ def of_split(source: data.Shards) -> Folds:
             return Folds(source, parts, f"{name} part against train part", unlabelled(unused))
     rows = np.flatnonzero(labelled)
     if len(rows) < 2:
-        raise TrainerError(f"{source.dataset}: only one labelled video, there is nothing to compare it with")
+        raise TrainerError(f"{source.dataset}: only 1 labelled video, expected at least two; label more videos")
     return Folds(source, [(rows, rows)], "each video against all others", unlabelled(len(labelled) - len(rows)))
 
 
 def in_turn(source: data.Shards, split: str | int | None, learnt_labels: bool) -> Folds | None:
-    """A fold for each official split, if all are used: if `split` is "all", or if it is None and their test parts together
-    hold every labelled video exactly once, like those that leave out one group each. None for a run that learnt labels, which
-    has seen those of the other splits' test videos, unless `split` is "all"."""
+    """One fold for each official split, or None if only one split is to be used. All splits are used if `split` is "all", or if
+    it is None, their test parts together hold every labelled video exactly once (such as splits that leave out one group each),
+    and the run did not learn labels: it would have seen those of the other splits' test videos."""
     names = source.split_names
     if len(names) < 2 or split not in (None, "all") or (split is None and learnt_labels):
         return None
@@ -89,10 +89,10 @@ def in_turn(source: data.Shards, split: str | int | None, learnt_labels: bool) -
 
 
 def learnable(folds: Folds, labels: int | str | None = None, seed: int = 0) -> Folds:
-    """Folds from which a classifier can learn: if a video is both tested and learnt from, one group is left out at a time or,
-    without groups or with more than MOST_GROUPS of them, FOLDS stratified folds keep groups together.
+    """Folds from which a classifier can learn. If a video is both tested and learnt from, these folds leave out one group at a
+    time or, without groups or with more than MOST_GROUPS of them, are FOLDS stratified folds that keep groups together.
 
-    labels: of how many videos of each training part, see `draw`. Raises TrainerError if there is too little to learn from.
+    labels: how many labels of each training part to use (see `draw`). Raises TrainerError if there is too little to learn from.
     """
     source = folds.source
     if not folds.apart:
@@ -105,7 +105,7 @@ def learnable(folds: Folds, labels: int | str | None = None, seed: int = 0) -> F
             drawn = draw(source.targets, ids, np.isin(np.arange(len(ids)), train), labels, seed)
             if drawn is None:
                 raise TrainerError(
-                    f"{source.dataset}: {len(train)} labelled videos to learn from are too few for {words(labels)}; take fewer"
+                    f"{source.dataset}: {len(train)} labelled videos to learn from, too few for {words(labels)}; use fewer labels"
                 )
             parts.append((test, np.flatnonzero(drawn)))
         folds = replace(folds, parts=parts, mode=f"{folds.mode}, labels of {words(labels)} by seed {seed}")
@@ -114,7 +114,7 @@ def learnable(folds: Folds, labels: int | str | None = None, seed: int = 0) -> F
         classes = np.unique(source.targets[train])
         if len(classes) < 2:
             raise TrainerError(
-                f"{source.dataset}: {len(train)} labelled videos of {len(classes)} classes to learn from, two or more are needed"
+                f"{source.dataset}: {len(train)} labelled videos of {len(classes)} classes to learn from, expected two or more"
             )
         unknown += int((~np.isin(source.targets[test], classes)).sum())
     if unknown:
@@ -125,7 +125,7 @@ def learnable(folds: Folds, labels: int | str | None = None, seed: int = 0) -> F
 
 
 def _cross_validation(source: data.Shards, rows: np.ndarray) -> tuple[str, list[np.ndarray]]:
-    """Mode in words, and the videos that each fold tests, int64 rows of source.videos; rows: of all labelled ones."""
+    """The mode in words, and the videos that each fold tests, int64 rows of source.videos; rows: all labelled videos."""
     groups, grouped = source.groups[rows], np.array(source.text("videos/group"))[rows] != ""
     names = np.unique(groups)
     if 2 <= len(names) <= MOST_GROUPS and grouped.all():
@@ -140,7 +140,7 @@ def _cross_validation(source: data.Shards, rows: np.ndarray) -> tuple[str, list[
 
 
 def grouped_folds(targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
-    """Indices int64 of each of up to FOLDS stratified folds that keep groups whole; none if there cannot be two."""
+    """Indices (int64) of each of up to FOLDS stratified folds that keep groups whole; empty if there cannot be two folds."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     number = min(FOLDS, len(np.unique(groups)), int(np.bincount(targets).max()))
@@ -153,14 +153,14 @@ def grouped_folds(targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
 
 
 def number_of_labels(given: int | str) -> int | str:
-    """How many labels a classifier learns from: a number of videos of each class, as it is or as "5 per class", or "1000 videos"
-    in all, which stays. Raises SettingError for anything else."""
+    """How many labels a classifier learns from: an int for a number of videos of each class (given as 5 or "5 per class"), or a
+    string such as "1000 videos" for a total. Raises SettingError for anything else."""
     found = re.fullmatch(
         r"([1-9][0-9]{0,8}) (videos|per class)", f"{given} per class" if type(given) is int else str(given)
     )
     if not found:
         raise SettingError(
-            f"labels is {given!r:.60}, expected 1 or more of each class, '5 per class', or in all, '1000 videos'"
+            f"labels is {given!r:.60}, expected a number per class, such as '5 per class', or a total, such as '1000 videos'"
         )
     return found[0] if found[2] == "videos" else int(found[1])
 
@@ -173,10 +173,10 @@ def words(labels: int | str) -> str:
 def draw(targets: np.ndarray, ids: np.ndarray, train: np.ndarray, labels: int | str, seed: int) -> np.ndarray | None:
     """Which videos of the training part a classifier learns from, bool [n], drawn from the seed; None if there are too few.
 
-    targets: class of every video, "" or -1 for none [n]; ids: [n]; train: bool [n]; labels: see `number_of_labels`: of each class
-    so many, or in all. These stand in an order in which the i-th of the n videos of a class, which are shuffled, has the place
-    (i + u) / n, u uniform and the same for a class: the first ones hold about the same share of each class, whatever their
-    number, and are part of any larger number.
+    targets: class of every video, "" or -1 for none [n]; ids: [n]; train: bool [n]; labels: a number per class or a total (see
+    `number_of_labels`). For a total, videos are sorted: the videos of a class are shuffled, and the i-th of n has the position
+    (i + u) / n, with one uniform u for each class. The first videos then hold about the same share of each class, whatever
+    their number, and a smaller number is a subset of a larger one.
     """
     known = train & (targets != ("" if targets.dtype.kind == "U" else -1))
     chosen, place = np.zeros(len(targets), bool), np.full(len(targets), np.inf)
@@ -198,8 +198,8 @@ def draw(targets: np.ndarray, ids: np.ndarray, train: np.ndarray, labels: int | 
 
 
 def opposites(folds: Folds, pairs: Sequence[Sequence[str]]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The numbers of the two classes of each pair, int64 [2], by "FIRST / SECOND", and a note for each pair that is left out: of
-    which a class is absent, or not learnt from in a fold that tests the pair. Raises TrainerError if none is left."""
+    """The indices of the two classes of each pair, int64 [2], by "FIRST / SECOND", and a note for each pair that is left out
+    because a class is absent, or is not learnt from in a fold that tests the pair. Raises TrainerError if no pair is left."""
     source, found, notes = folds.source, {}, list[str]()
     for first, second in pairs:
         name, both = f"{first} / {second}", [c for c in (first, second) if c in source.classes]
@@ -220,7 +220,7 @@ def opposites(folds: Folds, pairs: Sequence[Sequence[str]]) -> tuple[dict[str, n
 
 
 def of_classes(folds: Folds, classes: np.ndarray) -> Folds:
-    """Folds of the videos of some classes (their numbers) alone, without those that test none."""
+    """Folds with only the videos of some classes (int64 indices), without folds that then test no video."""
     targets = folds.source.targets
     test, train = ([rows[np.isin(targets[rows], classes)] for rows in side] for side in zip(*folds.parts, strict=True))
     kept = [number for number, rows in enumerate(test) if len(rows)]
@@ -234,7 +234,7 @@ def covers(source: data.Shards, tested: np.ndarray) -> bool:
 
 
 def through(source: data.Shards, split: str | int | None) -> data.Shards:
-    """The same data set, seen through another of its splits."""
+    """The same data set with another of its splits."""
     return data.Shards(Path(source.readers[0].path).parent, split, source.readers)
 
 
@@ -244,12 +244,12 @@ def with_split(name: str, split: str | None) -> str:
 
 
 def unlabelled(videos: int) -> list[str]:
-    """Note on videos that have no label."""
+    """A note on videos that have no label."""
     return [f"{videos} videos without label left out"] if videos else []
 
 
 def incomplete(source: data.Shards, has: dict[str, int]) -> list[str]:
-    """Note if a data set is not as its manifest says that it was published."""
+    """A note if the counts of a data set differ from the published ones in its manifest."""
     expected = source.config.get("expected") or {}
     published = {key: expected[key] for key in has if key in expected}
     if all(has[key] == count for key, count in published.items()):
@@ -258,8 +258,8 @@ def incomplete(source: data.Shards, has: dict[str, int]) -> list[str]:
 
 
 def rarer(targets: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
-    """Note on videos that are tested and learnt from in turn: targets int64 [n]; parts: int64 rows (or bool [n]) of each fold's
-    test and training videos."""
+    """A note for videos that are tested and learnt from in turn. targets: int64 [n]; parts: int64 rows (or bool [n]) of each
+    fold's test and training videos."""
     right = [targets[test] == np.bincount(targets[train]).argmax() for test, train in parts]
     return (
         "leaving videos out makes their own class rarer in training, so that on noise an accuracy can fall below 1 / classes; "
@@ -268,7 +268,7 @@ def rarer(targets: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -
 
 
 def seen(saved: Checkpoint, source: data.Shards, tested: np.ndarray) -> list[str]:
-    """Notes about tested videos (int64 rows of source.videos) that the network was trained on, now or before."""
+    """Notes on tested videos (int64 rows of source.videos) that this run, or the run that it started from, was trained on."""
     notes, tested = [], np.unique(tested)
     for meta in (saved.meta, saved.meta.get("initial")):
         used = 0 if meta is None else int(trained_on(meta, source)[tested].sum())
@@ -280,8 +280,8 @@ def seen(saved: Checkpoint, source: data.Shards, tested: np.ndarray) -> list[str
 
 
 def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
-    """Which videos of the source a run (its meta, see checkpoint) was trained on, bool [videos]; if its split is unknown
-    here, all of the data set."""
+    """Which videos of the source a run (its meta, see checkpoint) was trained on, bool [videos]; all videos of the data set if
+    the source does not have the run's split."""
     splits = trained_splits(meta)
     if source.dataset not in splits:
         return np.zeros(len(source.videos), bool)
@@ -289,7 +289,7 @@ def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
     if split not in (source.split_names or (None,)):
         return np.ones(len(source.videos), bool)
     then = through(source, split)
-    # which videos of several data sets were held out cannot be known from one of them: they count as trained on
+    # of several data sets, the held-out videos cannot be reconstructed from one: all count as trained on
     same = meta["config_hash"] == source.config_hash and meta.get("videos", len(then.videos)) == len(then.videos)
     if meta["settings"]["holdout"] and same:
         then.hold_out(meta["settings"]["holdout"], meta["settings"]["seed"])
@@ -299,9 +299,9 @@ def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
 
 
 def unseen(saved: Checkpoint, source: data.Shards) -> tuple[np.ndarray, str]:
-    """The videos that a pretext task is tested on, int64 rows of source.videos, and which they are in words: the test part of
-    the split, else its validation part, else those held out of training, else, of another data set, all. Raises ProtocolError
-    if the run saw all of them."""
+    """The videos that a pretext task is tested on, int64 rows of source.videos, and a description of them: the test part of the
+    split, else its validation part, else, for another data set than that of training, all videos, else the videos held out of
+    training. Raises ProtocolError if the run was trained on all of them."""
     for name, value in (("test", data.TEST), ("validation", data.VALIDATION)):
         if (source.part == value).any():
             return np.flatnonzero(source.part == value), f"{name} part"
@@ -310,7 +310,7 @@ def unseen(saved: Checkpoint, source: data.Shards) -> tuple[np.ndarray, str]:
     held_out = source.train_mask & ~trained_on(saved.meta, source)
     if not held_out.any():
         raise ProtocolError(
-            f"{source.dataset}: neither a test nor a validation part, and no video was held out of training",
+            f"{source.dataset}: has neither a test nor a validation part, and no video was held out of training",
             "train with --holdout 0.1",
         )
     return np.flatnonzero(held_out), "videos held out of training"

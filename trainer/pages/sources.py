@@ -22,7 +22,7 @@ def results_of(run: Path) -> tuple[list[Result], list[str]]:
     found, damaged = read_results(run)
     for folder in _started_from(run):
         finetuned, notes = read_results(folder)
-        found += [result for result in finetuned if (protocol := result.measured_by) and protocol.of_finetuned]
+        found += [result for result in finetuned if (protocol := result.protocol_type) and protocol.of_finetuned]
         damaged += notes
     return found, damaged
 

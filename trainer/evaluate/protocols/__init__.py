@@ -1,6 +1,6 @@
 """The protocols of `vssl eval`, one file each, and the modules that they use.
 
-These are imported when they are first used: `vssl eval --help` imports all protocols, and would wait seconds for torch.
+The modules are imported when first used, because `vssl eval --help` imports all protocols and would wait seconds for torch.
 """
 
 from __future__ import annotations

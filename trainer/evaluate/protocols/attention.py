@@ -1,4 +1,4 @@
-"""Attention maps: where a stage of the network is active, beside where the clip moves."""
+"""Attention maps: where a stage of the network is active, compared with where the clip moves."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from trainer.evaluate.protocols import cv2, data, features, files, np, results, 
 
 # frames uint8 [T, H, W, 3], configuration of the shards -> magnitudes of M_u and M_v, float32 [2, H, W]
 Boundaries = Callable[["np.ndarray", dict], "np.ndarray"]
-_TILE = 224  # pixels: crops are enlarged to this width
+_TILE = 224  # pixels to which crops are enlarged
 
 
 class Attention(Protocol):
-    """Draw where the network is active, beside the motion boundaries of the clip, as PNG files."""
+    """Draw where the network is active next to the motion boundaries of the clip, as PNG files."""
 
     title = "Attention"
     question = "Is the network active where the clip moves?"
     items = (
-        "The middle clip of a few videos of the split's test part, or of all: those named by `--video`, else random ones. "
-        "`--pace 2` takes every second frame, and so on, around the same middle."
+        "The middle clip of a few videos: those given by `--video`, else random ones of the split's test part, or of all "
+        "videos if it has none. `--pace N` takes every N-th frame around the same middle."
     )
     classifier = (
-        "None: absolute activations of a stage summed over channels and squared, mean over time, drawn over the frame "
-        "beside the motion boundaries of the clip; 100 x the Pearson correlation of the map's cells with the mean of "
-        "|M_u| + |M_v| over each."
+        "None: absolute activations of a stage, summed over channels, squared and averaged over time, are drawn over the frame "
+        "next to the motion boundaries of the clip; 100 x the Pearson correlation of the map's cells with the mean of "
+        "|M_u| + |M_v| in each cell."
     )
-    left_out = "Correlations of maps or boundaries that are constant; they are counted."
+    left_out = "Correlations for constant maps or boundaries; a note counts them."
     source = "Zagoruyko and Komodakis, ICLR 2017; thesis 2.5, 3.6.1, 4.5, fig. 2.8, 2.9, 3.7, 4.8."
     options = (
-        ProtocolOption("stage", str, "Such as conv4.  [default: the last]"),
+        ProtocolOption("stage", str, "Stage, such as conv4.  [default: the last]"),
         ProtocolOption(
             "video",
             str,
-            "Id of a video, or its end, also without the extension; repeatable.  [default: a random few]",
+            "Id of a video or the end of an id, with or without extension; repeatable.  [default: random videos]",
             argument="videos",
         ),
         ProtocolOption("pace", int, "Take every N-th frame.", default=1, least=1),
-        ProtocolOption("count", int, "Random videos, if none is named.", default=4, least=1),
-        ProtocolOption("seed", int, "Seed of the random choice.", default=0),
+        ProtocolOption("count", int, "Number of random videos if no --video is given.", default=4, least=1),
+        ProtocolOption("seed", int, "Random seed for the choice of videos.", default=0),
     )
     index = ("video",)
     columns = ("network",)
     published = ()
     needs = ("boundaries",)
     about_sheets = (
-        "Where the network is active, over the frame in grey; each map relative to its own most active place. The motion "
+        "Where the network is active, drawn over the frame in grey; each map is relative to its maximum. The motion "
         "boundaries show where the clip moves. The numbers are 100 x the correlation of the two over the map's cells."
     )
     scale = ("not active", "most active")
@@ -64,18 +64,18 @@ class Attention(Protocol):
         seed: int = 0,
         boundaries: Boundaries | None = None,
     ) -> data.Shards:
-        """stage: default the last. videos: ids or their ends; default `count` random ones, drawn from `seed`. pace: frames from
-        one of the clip to the next. boundaries: if given, M_u and M_v stand beside the maps, and the rows hold how far each
-        map follows them, see `correlation`."""
+        """stage: default the last. videos: ids or their ends; default `count` random ones, drawn from `seed`. pace: step between
+        the frames of the clip. boundaries: if given, M_u and M_v are drawn next to the maps, and the rows hold the
+        `correlation` of each map with them."""
         source = self.evaluator.source()
         self.stage, self.boundaries, self.pace = stage, boundaries, pace
         self.videos = choose_videos(source, videos, count, seed)
         self.clips = data.VideoViews(source, source.videos[self.videos], partial(middle_clip, pace=pace))
-        self.constant = 0  # maps without a correlation
+        self.constant = 0  # number of maps without a correlation
         return source
 
     def rows(self) -> Iterator[dict]:
-        """Draw a sheet of every video; how far the maps follow its boundaries."""
+        """Draw a sheet for every video, and yield the correlations of its maps with its motion boundaries."""
         maps: dict[str, np.ndarray] = {}
         for network, backbone in self.evaluator.networks().items():
             self.stage, maps[network] = stage_maps(backbone, self.clips, self.evaluator.compute, self.stage)
@@ -106,7 +106,9 @@ class Attention(Protocol):
     def remarks(self) -> list[str]:
         if not self.constant:
             return []
-        return [f"{self.constant} maps have no correlation: they, or the clip's boundaries, are constant"]
+        return [
+            f"{self.constant} maps have no correlation because they or the motion boundaries of the clip are constant"
+        ]
 
     def conditions(self) -> dict[str, Any]:
         return {
@@ -131,8 +133,8 @@ class Attention(Protocol):
 
 
 def choose_videos(source: data.Shards, names: Sequence[str], count: int, seed: int) -> list[int]:
-    """Rows of the videos of these names, see VideoNames; if no name is given, of `count` random ones of the split's test
-    part, or of all if it has none. Raises ShardError for a name that no video has, or several."""
+    """Rows of the videos with these names (see VideoNames); without names, of `count` random videos of the split's test part,
+    or of all videos if it has none. Raises ShardError for a name that matches no video or several."""
     ids = source.text("videos/id")
     if names:
         return shards.VideoNames(ids).rows(names, source.dataset)
@@ -142,8 +144,8 @@ def choose_videos(source: data.Shards, names: Sequence[str], count: int, seed: i
 
 
 def middle_clip(n_frames: int, length: int, pace: int = 1) -> np.ndarray:
-    """Frames of the clip in the middle of a video, `pace` apart, int64 [1, length]; a video shorter than that is played in
-    a loop."""
+    """Frame numbers of the clip in the middle of a video, `pace` apart, int64 [1, length]; a shorter video is played in a
+    loop."""
     span = pace * (length - 1) + 1
     return (max(0, n_frames - span) // 2 + pace * np.arange(length))[None] % n_frames
 
@@ -151,28 +153,28 @@ def middle_clip(n_frames: int, length: int, pace: int = 1) -> np.ndarray:
 def stage_maps(
     backbone: torch.nn.Module, clips: data.VideoViews, compute: features.Compute, stage: str | None
 ) -> tuple[str, np.ndarray]:
-    """Name of the stage, None for the last, and its attention map of every clip, float32 [clips, h, w]. Raises SettingError for
-    a stage that the backbone does not have."""
+    """The name of the stage (the last one for None) and its attention map for every clip, float32 [clips, h, w]. Raises
+    SettingError for a stage that the backbone does not have."""
     maps: dict[int, np.ndarray] = {}
     name = stage or ""
     for index, stages in features.stage_outputs(backbone, clips, compute):
         name = name or [*stages][-1]
         if name not in stages:
-            raise SettingError(f"no stage {name!r}: this backbone has {', '.join(stages)}")
+            raise SettingError(f"stage is {name!r}, expected one of: {', '.join(stages)}")
         maps |= dict(zip(index.tolist(), attention_map(stages[name]).cpu().numpy(), strict=True))
     return name, np.stack([maps[i] for i in range(len(clips))])
 
 
 def attention_map(stage: torch.Tensor) -> torch.Tensor:
-    """Features [B, C, T, H, W] -> float32 [B, H, W]: the squared sum of absolute activations over channels, mean over time,
-    relative to the largest of each map [Zagoruyko and Komodakis, ICLR 2017, activation-based attention]."""
+    """Features [B, C, T, H, W] -> float32 [B, H, W]: the squared sum of absolute activations over channels, averaged over time
+    and divided by the maximum of each map [Zagoruyko and Komodakis, ICLR 2017, activation-based attention]."""
     maps = stage.float().abs().sum(1).square().mean(1)
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-30)
 
 
 def correlation(attention: np.ndarray, moving: np.ndarray) -> float | None:
-    """100 x Pearson correlation of a map's cells [h, w] with the mean of |M_u| + |M_v| (`moving` [H, W]) over each cell's
-    part of the crop; None if one of them is constant."""
+    """100 x Pearson correlation of a map's cells [h, w] with the mean of |M_u| + |M_v| (`moving` [H, W]) over the part of the
+    crop that each cell covers; None if either is constant."""
     height, width = attention.shape
     cells = cv2.resize(moving.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     if attention.std() == 0 or cells.std() == 0:
@@ -181,7 +183,7 @@ def correlation(attention: np.ndarray, moving: np.ndarray) -> float | None:
 
 
 def overlay(frame: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """The map (float32 [h, w], 0 to 1), enlarged bilinearly, in colour over the grey frame uint8 [H, W, 3]."""
+    """The map (float32 [h, w], 0 to 1), enlarged bilinearly, in colour over the grey frame; frame and result uint8 [H, W, 3]."""
     height, width = frame.shape[:2]
     enlarged = cv2.resize(attention, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
     color = cv2.applyColorMap((255 * enlarged).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
@@ -190,13 +192,13 @@ def overlay(frame: np.ndarray, attention: np.ndarray) -> np.ndarray:
 
 
 def crop(picture: np.ndarray, size: int) -> np.ndarray:
-    """The centre of a picture [H, W, ...], [size, size, ...]."""
+    """The centre crop [size, size, ...] of a picture [H, W, ...]."""
     y, x = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
     return picture[y : y + size, x : x + size]
 
 
 def tiles_of(sheet: np.ndarray, count: int) -> list[np.ndarray]:
-    """The tiles of a sheet of `count`, see `write_sheet`, uint8 [_TILE, _TILE, 3] each; none if the picture has another size."""
+    """The `count` tiles of a sheet (see `write_sheet`), uint8 [_TILE, _TILE, 3] each; empty if the picture has another size."""
     top, step = 2 * sheets.LINE, _TILE + sheets.GAP
     if sheet.shape[:2] != (top + _TILE, count * step - sheets.GAP):
         return []
@@ -204,7 +206,7 @@ def tiles_of(sheet: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def sheet_folder(protocol: Protocol, name: str) -> Path:
-    """The folder of a protocol's sheets, which it makes; the result is to hold them as "sheets"."""
+    """Create the folder of a protocol's sheets, and add an empty list "sheets" to its result."""
     folder = protocol.evaluator.saved.run / "results" / name
     folder.mkdir(parents=True, exist_ok=True)
     protocol.extra |= {"folder": str(folder.parent), "sheets": []}
@@ -212,7 +214,8 @@ def sheet_folder(protocol: Protocol, name: str) -> Path:
 
 
 def write_sheet(folder: Path, name: str, title: str, tiles: dict[str, np.ndarray]) -> str:
-    """Write tiles uint8 [size, size, 3] side by side, each under its title, as a sheet; its path below the folder of results."""
+    """Write tiles uint8 [size, size, 3] side by side, each under its title, as a sheet. Returns its path relative to the
+    folder of results."""
     path = folder / files.path_name(name.replace("/", "_"), ".png")
     shown = [
         (cv2.resize(tile, (_TILE, _TILE), interpolation=cv2.INTER_CUBIC), [caption]) for caption, tile in tiles.items()

@@ -1,4 +1,4 @@
-"""Attentive probe: a logistic regression on cells of the last stage, averaged by the attention of a query that is learnt."""
+"""Attentive probe: a logistic regression on the cells of the last stage, averaged by the attention of a learnt query."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from trainer.evaluate.protocol import ProtocolOption
 from trainer.evaluate.protocols import data, features, inputs, np, torch
 from trainer.evaluate.protocols.linear import Linear
 
-MOST_BYTES = 8 * 2**30  # of the cells of all videos, which are kept in the run
-EPOCHS, LEAST_STEPS, BATCH = 30, 300, 64  # of a fit; videos
-RATE = 0.03  # of Adam, of weights of cells whose channels have deviation 1
+MOST_BYTES = 8 * 2**30  # limit for the cells of all videos, which are stored in the run
+EPOCHS, LEAST_STEPS, BATCH = 30, 300, 64  # of a fit; BATCH in videos
+RATE = 0.03  # learning rate of Adam, for cells whose channels have standard deviation 1
 
 
 class Attentive(Linear):
-    """Train a query that attends to cells of the last stage, and a logistic regression on what it sees."""
+    """Train a query that attends to cells of the last stage, and a logistic regression on their weighted mean."""
 
     title = "Attentive probe"
     poolings = ("cells",)
     question = "Can a classifier that attends to cells of the last stage tell the classes apart?"
     items = (
-        "Each video: the cells x_i, at all places and times, of the last stage for its `--clips` spread clips (10), kept as "
-        "float16. Folds, `--time`, `--opposites` and `--labels` as of `linear`."
+        "Each video: the cells x_i of the last stage, at all places and times, of its `--clips` spread clips (default 10), "
+        "stored as float16. Folds, `--time`, `--opposites` and `--labels` are as for `linear`."
     )
     classifier = (
         "One cross-attention query of one head: p = softmax(W sum_i a_i x_i + b), a = softmax_i(u . x_i), the channels of x "
-        "standardised on the training part and divided by the root of their number d. With a query q, keys K x and values V x "
-        "it is a = softmax_i(q . K x_i) before W V: for one query and one head only the products count, K^T q, a vector u, "
-        "and W V, a matrix W. Cross entropy + (|W|^2 + |u|^2) / (2 C n), from u = 0, which is the mean over cells, and W = 0, by "
-        "Adam (rate .03, to 0 along a cosine; 30 passes, at least 300 steps, of 64 videos drawn from `--seed`); C as of `linear`."
+        "standardised on the training part and divided by the square root of their number d. With a query q, keys K x and "
+        "values V x it would be a = softmax_i(q . K x_i) before W V; for one query and one head only the products matter: K^T "
+        "q, a vector u, and W V, a matrix W. The loss is cross entropy + (|W|^2 + |u|^2) / (2 C n), minimised by Adam from u = "
+        "0 (the mean over cells) and W = 0 (learning rate .03, cosine decay to 0; 30 passes, at least 300 steps, of 64 videos "
+        "drawn from `--seed`); C as for `linear`."
     )
-    left_out = f"As of `linear`. Cells of more than {MOST_BYTES >> 30} GiB are refused: take fewer `--clips`."
+    left_out = f"As for `linear`. More than {MOST_BYTES >> 30} GiB of cells is an error; use fewer `--clips`."
     source = "Attentive probe of V-JEPA (Bardes et al., 2024), without its MLP and with one head; C by cross-validation is ours."
     options = (
         *Linear.options,
-        ProtocolOption("clips", int, "Clips of each video, spread.", default=10, least=1),
+        ProtocolOption("clips", int, "Number of spread clips of each video.", default=10, least=1),
     )
 
     def choose(self, *args: Any, clips: int = 10, seed: int = 0, **options: Any) -> data.Shards:
-        """clips: of each video; the others are of FeatureProtocol."""
+        """clips: number of clips of each video; the other options are those of FeatureProtocol."""
         self.views, self.seed = clips, seed
-        self.maps: list[np.ndarray] = []  # float16 [videos, cells, d], of the kinds of features that are measured
+        self.maps: list[np.ndarray] = []  # float16 [videos, cells, d] of each kind of features
         source = super().choose(*args, seed=seed, **options)
         self._check_size(source)
         return source
@@ -61,13 +62,13 @@ class Attentive(Linear):
         ((stage, _), of_clip), *_ = found.items()
         tested, learnt = (len(np.unique(np.concatenate(rows))) for rows in zip(*self.folds.parts, strict=True))
         videos = len(self.times) * tested + learnt
-        of_one = videos * of_clip[0].nbytes  # clip of each
+        of_one = videos * of_clip[0].nbytes  # with one clip each
         if (size := of_one * int(self.views)) > MOST_BYTES:
             fewer = f"--clips {MOST_BYTES // of_one}, or " if of_one <= MOST_BYTES else ""
             raise ProtocolError(
-                f"the cells of {stage}, {of_clip.shape[1]} of {of_clip.shape[2]} numbers, of {self.views} clips of {videos:,} "
-                f"videos take {size / 2**30:,.1f} GiB, expected at most {MOST_BYTES >> 30}",
-                f"take {fewer}`vssl eval linear`",
+                f"the cells of {stage} take {size / 2**30:,.1f} GiB ({of_clip.shape[1]} cells of {of_clip.shape[2]} numbers, "
+                f"{self.views} clips, {videos:,} videos), expected at most {MOST_BYTES >> 30} GiB",
+                f"use {fewer}`vssl eval linear`",
             )
 
     @property
@@ -77,7 +78,7 @@ class Attentive(Linear):
     def items_of(
         self, found: features.Features, key: tuple[str, str], level: str, videos: np.ndarray
     ) -> features.Vectors:
-        """Where the cells of each video are, int64 [videos, 2]: the place in `maps`, and the row there."""
+        """Where the cells of each video are, int64 [videos, 2]: the index into `maps`, and the row there."""
         cells = found.arrays[key]
         self.maps.append(cells.reshape(len(videos), -1, cells.shape[-1]))
         return features.Vectors(np.stack([np.full(len(videos), len(self.maps) - 1), np.arange(len(videos))], 1), videos)
@@ -87,7 +88,7 @@ class Attentive(Linear):
         self.maps.clear()
 
     def cells(self, places: np.ndarray) -> torch.Tensor:
-        """The cells of some videos, float32 [n, cells, d], on the device; places: see `items_of`."""
+        """The cells of some videos, float32 [n, cells, d], on the device; places: int64 [n, 2], see `items_of`."""
         found = np.stack([self.maps[of][row] for of, row in places])
         return torch.from_numpy(found).to(self.evaluator.device).float()
 
@@ -110,10 +111,10 @@ def attend(
     balanced: bool = False,
     seed: int = 0,
 ) -> np.ndarray:
-    """Class predicted for each video of test by the probe with each C, int64 [strengths, m]; all are fitted side by side.
+    """The class predicted for each test video by the probe with each C, int64 [strengths, m]; all C are fitted in parallel.
 
-    cells: places of videos (rows of x or test) -> their cells, float32 [n, cells, d]; targets: int64 [n], of those of x
-    balanced: all classes weigh the same, however many videos they have
+    cells: places of videos (rows of x or test) -> their cells, float32 [n, cells, d]; targets: int64 [n], classes of x
+    balanced: whether all classes have the same weight, however many videos they have
     """
     names, index, counts = np.unique(targets, return_inverse=True, return_counts=True)
     if len(names) == 1:
@@ -127,7 +128,7 @@ def attend(
     device, d = mean.device, len(mean)
 
     def logits(places: np.ndarray) -> torch.Tensor:
-        """Of each C, [n, strengths, classes]."""
+        """Logits for each C, [n, strengths, classes]."""
         z = (cells(places) - mean.float()) / scale.float()
         attention = torch.softmax(z @ query.T, 1)
         return torch.einsum("bsd,scd->bsc", attention.transpose(1, 2) @ z, weight) + bias
@@ -138,9 +139,7 @@ def attend(
     of_class = len(x) / (len(names) * counts) if balanced else np.ones(len(names))
     shares = torch.tensor(of_class[index], dtype=torch.float32, device=device)
     wanted = torch.from_numpy(index).to(device)
-    penalty = d / (
-        2 * len(x) * torch.tensor(strengths, device=device)
-    )  # of weights of cells that are divided by sqrt(d)
+    penalty = d / (2 * len(x) * torch.tensor(strengths, device=device))  # the weights are for cells divided by sqrt(d)
     optimizer = torch.optim.Adam([query, weight, bias], RATE)
     batches = -(-len(x) // BATCH)
     steps = batches * max(EPOCHS, -(-LEAST_STEPS // batches))

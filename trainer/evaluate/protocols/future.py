@@ -1,4 +1,4 @@
-"""Later frames: how alike are a context and the frames after it, in a run of skip_clip?"""
+"""Later frames: how similar are a context and the frames after it for a run of skip_clip?"""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from trainer.evaluate.protocols import attention, data, inputs, np, pretext, tor
 
 
 class Future(Protocol):
-    """Measure how alike a context and each later frame are, of a run of skip_clip, and draw where."""
+    """Measure how similar a context and each later frame are for a run of skip_clip, and draw it cell by cell."""
 
     title = "Later frames"
-    question = "How alike are a context clip and each later frame, by the frames between them?"
+    question = "How similar are a context clip and each later frame, by the number of frames between them?"
     items = (
-        "Videos of a `skip_clip` run as of `pretext`; `--draws` random contexts of each and the frames that the method ranks: "
-        "`targets` of them, `spacing` apart."
+        "The videos as for `pretext`, for a run of `skip_clip`; `--draws` random contexts of each and the frames that the method "
+        "ranks: `targets` frames, `spacing` apart."
     )
     classifier = (
-        "None: 100 x Gamma, the mean over the cells of the cosine of context and frame, by the distance from the context's last "
-        "frame. Drawn over a few frames: the cosine of each cell, from the lowest of the sheet (dark) to the highest (bright)."
+        "None: 100 x Gamma, the mean over cells of the cosine of context and frame, by the distance from the context's last "
+        "frame. The cosine of each cell is drawn over a few frames, from the lowest of the sheet (dark) to the highest (bright)."
     )
-    left_out = "Videos too short for context and frames; runs of other methods."
-    source = "El-Nouby et al., 2019, its figure of the similarity per aligned cell."
+    left_out = "Videos too short for the context and its frames; runs of other methods."
+    source = "El-Nouby et al., 2019, figure of the similarity per aligned cell."
     options = (
-        ProtocolOption("draws", int, "Contexts of every video.", default=1, least=1),
-        ProtocolOption("count", int, "Videos that are drawn.", default=2, least=0),
+        ProtocolOption("draws", int, "Number of contexts of every video.", default=1, least=1),
+        ProtocolOption("count", int, "Number of videos to draw.", default=2, least=0),
     )
     index = ("network",)
     columns = ("distance",)
     published = ()
     about_sheets = (
-        "The last frame of a context, and later frames; brighter: the frame's cell is more like the context's. The numbers are "
-        "100 x the mean cosine of the cells, with random weights beside those of this network."
+        "The last frame of a context, and later frames; a brighter cell of a frame is more similar to that of the context. The "
+        "numbers are 100 x the mean cosine of the cells, for this network and for random weights."
     )
-    scale = ("least like it of the sheet", "most like it")
+    scale = ("least similar of the sheet", "most similar")
 
     def choose(self, draws: int = 1, count: int = 2) -> data.Shards:
         if "skip_clip" not in self.evaluator.saved.meta["settings"]["method"].split("+"):
             raise ProtocolError(
-                f"{self.evaluator.saved.file}: not a run of skip_clip, which alone compares a context with frames",
+                f"{self.evaluator.saved.file}: not a run of skip_clip, the only method that compares a context with later frames",
                 "vssl train --method skip_clip",
             )
         source, videos, self.mode = pretext.unseen(self.evaluator)
@@ -57,7 +57,7 @@ class Future(Protocol):
             yield from ({"network": network, **row} for row in self._by_distance(network, backbone, method))
 
     def _by_distance(self, network: str, backbone: Any, method: Any) -> Iterator[dict]:
-        """Gamma by distance, mean over contexts; a few of the pretrained network are drawn."""
+        """Yield Gamma by distance, averaged over contexts; draw a few contexts of the pretrained network."""
         from trainer.methods.parts import last_stage
 
         values, number = [], len(self.clips.samples)
@@ -78,7 +78,7 @@ class Future(Protocol):
             yield {"metric": "cosine", "distance": place * spacing, "value": 100 * float(value)}
 
     def _draw(self, video: int, last: np.ndarray, targets: np.ndarray, cells: np.ndarray) -> None:
-        """The sheet of one context: its last frame float32 [3, S, S], later frames [3, M, S, S], their cells [M, h, w]."""
+        """Draw the sheet of a context: its last frame float32 [3, S, S], later frames [3, M, S, S], their cosines [M, h, w]."""
 
         def picture(frame: np.ndarray) -> np.ndarray:
             return expected.pixels(frame.transpose(1, 2, 0))

@@ -1,4 +1,4 @@
-"""k nearest neighbours on frozen features, each with a vote."""
+"""k-nearest-neighbour classification on frozen features."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ TEMPERATURE = 0.07
 
 
 class KNearest(FeatureProtocol):
-    """Let the nearest neighbours in frozen features vote on the class."""
+    """Classify by a vote of the nearest neighbours in frozen features."""
 
     title = "k-NN"
     of_features, neighbours = True, 5
-    question = "Do the nearest training items vote for the right class?"
+    question = "Do the nearest training items vote for the correct class?"
     items = (
-        "10 spread clips per video, at clip and video level; folds as of `linear`. A video is never compared with its "
-        "group, which differs from `retrieval`."
+        "10 spread clips per video, at clip and video level; folds as for `linear`. Unlike in `retrieval`, a video is never "
+        "compared with its group."
     )
-    classifier = "The k = 1, 5, 20 nearest training items by cosine, each voting for its class with exp(cosine / .07)."
+    classifier = (
+        "The k = 1, 5, 20 nearest training items by cosine; each votes for its class with weight exp(cosine / .07)."
+    )
     left_out = "Videos without a label. Test videos whose class has no training video count as wrong."
     source = "Wu et al., CVPR 2018."
     columns = ("level", "metric")
     levels = ("clip", "video")
 
     def choose(self, *args: Any, k: int | None = None, **options: Any) -> data.Shards:
-        """k: instead of KS; the others are of FeatureProtocol."""
+        """k: used instead of KS; the other options are those of FeatureProtocol."""
         self.ks = KS if k is None else (k,)
-        self.fewest = dict.fromkeys(self.levels, max(self.ks))  # neighbours that there were at least
+        self.fewest = dict.fromkeys(self.levels, max(self.ks))  # smallest number of neighbours found
         return super().choose(*args, **options)
 
     def predict(self, train: features.Vectors, test: features.Vectors, level: str) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Linear probe: a logistic regression on frozen features."""
+"""Linear probe: logistic regression on frozen features."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 from trainer.evaluate.protocol import FeatureProtocol
 from trainer.evaluate.protocols import data, features, np, splits
 
-ITERATIONS = 2000  # of Newton's method, at most
-STRENGTHS = (1e-1, 1e0, 1e1, 1e2, 1e3, 1e4)  # C, of features whose rows have about length 1
+ITERATIONS = 2000  # limit for Newton's method
+STRENGTHS = (1e-1, 1e0, 1e1, 1e2, 1e3, 1e4)  # values of C, for features whose rows have a length of about 1
 
 
 class Linear(FeatureProtocol):
-    """Train a logistic regression on frozen features."""
+    """Train logistic regression on frozen features."""
 
     title = "Linear probe"
     of_features = True
-    question = "Can a linear classifier tell the classes apart from frozen features?"
+    question = "Can a linear classifier distinguish the classes from frozen features?"
     items = (
-        "Each video, the mean of its 10 spread clips. Without a test part one group (an actor, say) is left out at a time if "
-        "there are 2 to 30 of them, else 5 stratified folds that keep groups together. `--split all` uses each official split in "
-        "turn: if they test every video once, the predictions are pooled, else the mean is given."
+        "Each video, as the mean of its 10 spread clips. Without a test part, one group (such as an actor) is left out at a time "
+        "if there are 2 to 30 groups, else there are 5 stratified folds that keep groups together. `--split all` uses each "
+        "official split in turn: if they test every video once, the predictions are pooled, else the mean is given."
     )
     classifier = (
         "Multinomial logistic regression (scikit-learn, L2) on features standardised on the training part and divided by "
-        "the root of their number; C of .1 to 1e4 by a 5-fold cross-validation of the training part that keeps source groups "
-        "whole, of equals the smallest."
+        "the square root of their number; C (.1 to 1e4) is chosen by 5-fold cross-validation of the training part that keeps "
+        "source groups whole, the smallest one in a tie."
     )
     left_out = "Videos without a label. Test videos whose class has no training video count as wrong."
     source = "Ours."
     index = ("network", "stage", "pooling", "C")
-    steps = 6  # 5 folds within the training part, and the last fit
+    steps = 6  # 5 folds within the training part, and the final fit
 
     def choose(self, *args: Any, **options: Any) -> data.Shards:
         self.unfinished = 0  # fits that did not converge
@@ -54,7 +54,9 @@ class Linear(FeatureProtocol):
         yield from rows
 
     def accuracies(self, *items: Any) -> Iterator[dict]:
-        self.chosen: list[tuple[str | None, float, float, int]] = []  # of each fit split, C, its accuracy, of how many
+        self.chosen: list[
+            tuple[str | None, float, float, int]
+        ] = []  # for each fit: split, C, its accuracy, number of videos
         rows = [*super().accuracies(*items)]
         splits_of, strengths, values, sizes = zip(*self.chosen, strict=True)
         self.validated = float(np.average(values, weights=sizes))
@@ -74,17 +76,19 @@ class Linear(FeatureProtocol):
     def fit(
         self, x: np.ndarray, targets: np.ndarray, test: np.ndarray, strengths: Sequence[float], balanced: bool
     ) -> np.ndarray:
-        """See `predictions`."""
+        """See `predictions`; a subclass may fit another classifier."""
         return predictions(x, targets, test, strengths, balanced)
 
     def remarks(self) -> list[str]:
         notes = []
         alone = sum(len(np.unique(self.groups[train])) == 1 for _, train in self.folds.parts)
         if alone:
-            notes.append(f"in {alone} folds all training videos are one group: C was chosen by single videos")
+            notes.append(
+                f"in {alone} folds all training videos are in one group: C was chosen by cross-validation over single videos"
+            )
         if self.unfinished:
-            fits = f"{self.unfinished} fits, those that choose C included"
-            notes.append(f"{fits}, ended unconverged after {ITERATIONS} iterations")
+            fits = f"{self.unfinished} fits, including those that choose C"
+            notes.append(f"{fits}, did not converge in {ITERATIONS} iterations")
         return notes
 
     def conditions(self) -> dict[str, Any]:
@@ -102,10 +106,10 @@ def probe(
     balanced: bool = False,
     fit: Callable | None = None,
 ) -> tuple[np.ndarray, float, float]:
-    """Class predicted for each row of test (float32 [m, d]), int64 [m], the C that was chosen on the training part (x float32
-    [n, d], targets int64 [n], groups [n]), and its accuracy there, in per cent, 0 without folds. step: is called with the units
-    of work that are done, FOLDS in all. balanced: all classes weigh the same, however many videos they have; fit: in the
-    place of `predictions`."""
+    """The class predicted for each row of test (float32 [m, d]), int64 [m]; the C chosen on the training part (x float32 [n, d],
+    targets int64 [n], groups [n]); and its accuracy in that cross-validation, in per cent, 0 without folds. step: called with the
+    number of finished units of work, FOLDS in total. balanced: whether all classes have the same weight, however many videos
+    they have; fit: used instead of `predictions`."""
     fit = fit or predictions
     right = np.zeros(len(STRENGTHS), np.int64)
     if len(np.unique(groups)) == 1:
@@ -125,8 +129,8 @@ def probe(
 def predictions(
     x: np.ndarray, targets: np.ndarray, test: np.ndarray, strengths: Sequence[float], balanced: bool = False
 ) -> np.ndarray:
-    """Class predicted for each row of test by a logistic regression with each C (rising ones: each fit starts from the one
-    before), int64 [strengths, m]; balanced: see `probe`."""
+    """The class predicted for each row of test by logistic regression with each C, int64 [strengths, m]. C must increase, because
+    each fit starts from the one before; balanced: see `probe`."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -136,7 +140,7 @@ def predictions(
     x, test = (scaler.transform(part.astype(np.float64)) / np.sqrt(x.shape[1]) for part in (x, test))
     if len(x) < x.shape[1] and x.any():  # weights lie in the span of the rows of x: the same fit in fewer coordinates
         x, test = gram_coordinates(x, test)
-    # a few steps; L-BFGS needs hundreds for a weak penalty and still ends farther from the minimum
+    # Newton needs few steps; L-BFGS needs hundreds for a weak penalty and still ends farther from the minimum
     weights = "balanced" if balanced else None
     model = LogisticRegression(solver="newton-cg", tol=1e-5, max_iter=ITERATIONS, warm_start=True, class_weight=weights)
     predicted = []
@@ -146,8 +150,8 @@ def predictions(
 
 
 def gram_coordinates(x: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of x [n, d] and test [m, d] (float64) in orthogonal coordinates of the span of x, from its n x n inner products,
-    which takes a fraction of the time of a singular value decomposition."""
+    """Rows of x [n, d] and test [m, d] (float64) in orthogonal coordinates of the span of x, computed from its n x n inner
+    products, which is much faster than a singular value decomposition."""
     values, vectors = np.linalg.eigh(x @ x.T)
     kept = values > 1e-12 * values[-1]
     lengths, vectors = np.sqrt(values[kept]), vectors[:, kept]

@@ -1,4 +1,4 @@
-"""The run's pretext task: how often is it solved on videos that it was not trained on?"""
+"""Pretext task: how often is the run's task solved on videos that it was not trained on?"""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from trainer.evaluate.protocols import (
     streams,
 )
 
-_TESTED = 2  # tag of the draws; those of training are 0 and 1
-_SEED = 0  # of the draws, whatever that of the run: two runs are tested on the same ones
+_TESTED = 2  # tag of these draws; training uses 0 and 1
+_SEED = 0  # of the draws, independent of the run's seed, so that all runs are tested on the same draws
 
 
 class Pretext(Protocol):
@@ -34,22 +34,23 @@ class Pretext(Protocol):
     title = "Pretext task"
     question = "How often is the run's pretext task solved on videos that it was not trained on?"
     items = (
-        "The method's samples of the split's test part, else of its validation part, else of the videos held out of training "
-        "(`--holdout`); of another data set without parts all. `--draws` of each (default 1; `pace` and `order` take the stored "
-        "row of that number): a function of the data set alone, so that all runs answer the same questions. Centre crop, not "
-        "mirrored, no jitter, each sample by itself."
+        "The method's samples from the split's test part, else from its validation part, else from the videos held out of "
+        "training (`--holdout`); from all videos of another data set without these parts. `--draws` draws of each (default 1; "
+        "`pace` and `order` use the stored row of that number) depend only on the data set, so that all runs answer the same "
+        "questions. Centre crop, no mirroring, no jitter, each sample in a separate batch."
     )
     classifier = (
-        "The run's heads: the accuracy that the method logs in training, mean over samples. `statistics`: a sample is a "
-        "clip, its accuracy that of its valid labels; `skip_clip`: pairs of frames ranked right; `tce`: the positive picked "
-        "among the negatives mined from the bank; `rotation accuracy` is that of their rotation head. Beside it chance."
+        "The run's heads, with the accuracy that the method logs in training, averaged over samples. `statistics`: a sample is a "
+        "clip, its accuracy that of its valid labels; `skip_clip`: the share of pairs of frames ranked correctly; `tce`: how "
+        "often the positive is picked among the negatives mined from the bank; `rotation accuracy` is that of the rotation "
+        "head of these two. Chance is given for comparison."
     )
     left_out = (
         "Videos too short for the method; clips without a valid label; `ascnet`, `simclr`, `byol` and `lejepa`, whose "
         "losses compare vectors of several samples."
     )
     source = "Xu et al., CVPR 2019, tab. 1 (order); thesis tab. 4.1 (pace)."
-    options = (ProtocolOption("draws", int, "Draws of every sample.", default=1, least=1),)
+    options = (ProtocolOption("draws", int, "Number of draws of every sample.", default=1, least=1),)
     index = ("method", "network")
     published = ()
 
@@ -64,11 +65,13 @@ class Pretext(Protocol):
             self.notes += [note] if note else []
             stored, _ = methods.method_class(name).stored_draws(source.config, self.samples[name].options) or ("", 0)
             if stored == "rows" and draws > (rows := source.config["rows"]):
-                self.notes.append(f"{name}: {rows} rows are stored, of {draws} draws the later ones repeat them")
+                self.notes.append(
+                    f"{name}: only {rows} rows are stored, so that the later ones of {draws} draws repeat them"
+                )
         return source
 
     def rows(self) -> Iterator[dict]:
-        """Accuracies of each method, and chance."""
+        """The accuracies of each method, and chance."""
         answered, self.number = [], 0
         for name, clips in self.samples.items():
             found, owner = answers(self.evaluator, self.shards, clips, name, self.draws)
@@ -95,16 +98,14 @@ class Pretext(Protocol):
 
 
 def unseen(evaluator: evaluator.Evaluator) -> tuple[data.Shards, np.ndarray, str]:
-    """The data set, which of its videos are tested, int64 rows, and which they are in words, see splits.unseen. Raises
-    ProtocolError if the run saw all of them, or has no pretext task."""
+    """The data set, the tested videos, int64 rows, and a description of them (see splits.unseen). Raises ProtocolError if the
+    run was trained on all videos, or has no pretext task."""
     saved = evaluator.saved
     if checkpoint.with_labels(saved.meta["settings"]):
-        raise ProtocolError(
-            f"{saved.file}: was trained with class labels, not on a pretext task", "vssl eval recognition"
-        )
+        raise ProtocolError(f"{saved.file}: trained with class labels, not on a pretext task", "vssl eval recognition")
     if saved.meta["settings"]["method"] == checkpoint.IMPORTED:
         raise ProtocolError(
-            f"{saved.file}: imported weights, whose pretext task is not known here; continue them with one",
+            f"{saved.file}: imported weights, whose pretext task is unknown; continue training with one",
             f"vssl train --from {shlex.quote(str(saved.run))}",
         )
     source = evaluator.source()
@@ -114,8 +115,8 @@ def unseen(evaluator: evaluator.Evaluator) -> tuple[data.Shards, np.ndarray, str
 def samples(
     evaluator: evaluator.Evaluator, source: data.Shards, videos: np.ndarray, name: str
 ) -> tuple[data.CentreClips, str]:
-    """The samples of a method among these videos (int64 rows), and a note on those left out, or "". Raises TrainerError if
-    there is none."""
+    """The samples of a method from these videos (int64 rows), and a note on the videos left out, or "". Raises TrainerError if
+    there is no sample."""
     tested = np.isin(np.arange(len(source.videos)), videos)
     method, options = methods.method_class(name), evaluator.saved.meta["settings"]["options"][name]
     found, left_out, why = method.samples(source.with_training_videos(tested), options)
@@ -126,8 +127,8 @@ def samples(
 
 
 def trained(evaluator: evaluator.Evaluator, source: data.Shards, name: str, pretrained: bool = True) -> tuple[Any, Any]:
-    """The backbone of a run and one of its methods with its head, averaged ones if the run has them; or as they were before
-    training. Raises TrainerError if they do not fit the shards."""
+    """The backbone of a run and one of its methods with its head: with the averaged weights if the run has them, or, if not
+    pretrained, as they were before training. Raises TrainerError if they do not fit the shards."""
     saved = evaluator.saved
     trained_with, config = settings.Settings(**saved.meta["settings"]), saved.meta["config"]
     for learnt in trained_with.methods:
@@ -154,7 +155,8 @@ def trained(evaluator: evaluator.Evaluator, source: data.Shards, name: str, pret
 def batches(
     evaluator: evaluator.Evaluator, clips: data.CentreClips, draws: int, what: str
 ) -> Iterator[tuple[data.Batch, int]]:
-    """Every sample, `draws` times, in a batch by itself, so that nothing depends on other samples; and the row of its video."""
+    """Yield every sample `draws` times with the row of its video, each in a separate batch, so that nothing depends on other
+    samples."""
     device, number = evaluator.device, len(clips.samples)
     stream = streams.Stream(clips, data.Batches(number, 1, _SEED), inputs.of_run(evaluator.saved.meta))
     keys = [np.array([[draw, sample]]) for draw in range(draws) for sample in range(number)]
@@ -168,12 +170,12 @@ def batches(
 def answers(
     evaluator: evaluator.Evaluator, source: data.Shards, clips: data.CentreClips, name: str, draws: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Accuracies of each sample by their names, float64 [n], with "chance"; and the video of each, int64 [n].
+    """The accuracies of each sample by their names, float64 [n], including "chance"; and the video of each, int64 [n].
 
-    A sample without a valid label, of chance 0, is left out. Raises TrainerError for a method that has no accuracy.
+    Samples without a valid label, whose chance is 0, are left out. Raises TrainerError for a method that has no accuracy.
     """
     backbone, method = trained(evaluator, source, name)
-    none = TrainerError(f"{name} has no accuracy of single samples: its loss compares vectors")
+    none = TrainerError(f"{name} has no accuracy of single samples, because its loss compares vectors")
     if not method.scored:
         raise none
     found, owner = [], []

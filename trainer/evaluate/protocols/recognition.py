@@ -24,28 +24,28 @@ from trainer.evaluate.protocols import (
 
 
 class Recognition(Protocol):
-    """Test a network that `vssl finetune` trained."""
+    """Test a network trained by `vssl finetune`."""
 
     title = "Recognition"
     question = "How many test videos does a finetuned network classify correctly?"
     items = (
-        "10 spread clips per video of the run's split, or with `--all-clips` all that do not overlap; clip and video "
-        "level. Without a test part the held-out videos, with a note that they also chose the checkpoint (`--holdout`: whole "
-        "groups). Several runs, one per split, give their mean: `--checkpoint A --checkpoint B --checkpoint C`."
+        "10 spread clips per test video of the run's split, or all clips that do not overlap (`--all-clips`), at clip and "
+        "video level. Without a test part, the videos held out by `--holdout` (whole groups) are tested, with a note that they "
+        "also chose the checkpoint. For several runs, one per split, the mean is given: `--checkpoint A --checkpoint B "
+        "--checkpoint C`."
     )
     classifier = (
-        "The run's (`vssl finetune`, or `vssl train --method recognition`): a video's prediction is the mean softmax of its "
-        "clips. Accuracy, accuracy by class, top-5 if there are more than five classes; confusion matrix of videos."
+        "The classifier of the run (`vssl finetune`, or `vssl train --method recognition`). The prediction for a video is the "
+        "mean softmax of its clips. Accuracy, accuracy by class, top-5 for more than five classes, and the confusion matrix of "
+        "videos."
     )
     left_out = (
-        "Videos without a label, and of classes that the network does not know (classes are matched by name); they are counted. "
-        "Another split than the run's is refused: its test videos were trained on. There is no random network."
+        "Videos without a label, or of classes that the network does not know (classes are matched by name); a note counts them. "
+        "A split other than the run's is an error, because its test videos were trained on. There is no random network."
     )
     source = "Thesis 2.3.2, 3.4.2; Xu et al., CVPR 2019, 4.2."
     options = (
-        ProtocolOption(
-            "all_clips", bool, "Every clip that does not overlap the one before, in place of 10.", default=False
-        ),
+        ProtocolOption("all_clips", bool, "Test all clips that do not overlap instead of 10.", default=False),
         TIME,
         SEED,
     )
@@ -56,7 +56,7 @@ class Recognition(Protocol):
     scores: metrics.ItemScores
 
     def choose(self, all_clips: bool = False, times: Sequence[str] = (), seed: int = 0) -> data.Shards:
-        """all_clips: every clip that does not overlap the one before, in place of 10 spread ones; times, seed: see `disturb`."""
+        """all_clips: test all clips that do not overlap instead of 10 spread ones; times, seed: see `disturb`."""
         self.disturb(times, seed)
         check_runs(self.evaluator)
         self.all_clips = all_clips
@@ -79,7 +79,7 @@ class Recognition(Protocol):
         return source
 
     def rows(self) -> Iterator[dict]:
-        """Accuracies of all runs, by level, and by class."""
+        """The accuracies of all runs, by level and by class."""
         for level in ("clip", "video"):
             for metric, k in {"accuracy": 1, "top-5": 5}.items():
                 if len(self.classes) > k:
@@ -134,12 +134,12 @@ class Recognition(Protocol):
 
     @classmethod
     def table(cls, result: dict) -> list[str]:
-        """Accuracies, and classes from best to worst with what they are taken for."""
+        """The accuracies, and the classes from best to worst with the classes that they are taken for."""
         whole = [row for row in result["rows"] if row["metric"] != "class accuracy"]
         classes = [
             {
                 key: row[key] for key in ("class", "videos", "metric", "level", "value")
-            }  # of few videos: without the interval
+            }  # without the interval, since it is of few videos
             | {"taken for": mistakes(result["confusion"], row["class"])}
             for row in result["rows"]
             if row["metric"] == "class accuracy"
@@ -158,7 +158,7 @@ class Recognition(Protocol):
 
 
 def mistakes(confusion: dict, name: str) -> str:
-    """The three classes that videos of a class are most often taken for, with their number."""
+    """The three classes that videos of a class are most often taken for, with their numbers of videos."""
     true = confusion["classes"].index(name)
     counts = confusion["counts"][true]
     others = sorted((i for i, count in enumerate(counts) if count and i != true), key=lambda i: -counts[i])
@@ -169,8 +169,8 @@ def mistakes(confusion: dict, name: str) -> str:
 class Predictions:
     """One run's predictions.
 
-    videos: int64 [n], rows of source.videos; targets: int64 [n], index into `classes`, the network's
-    clips: float64 [clips, classes], softmax; owner: int64 [clips], index into videos
+    classes: those of the network; videos: int64 [n], rows of source.videos; targets: int64 [n], indices into `classes`
+    clips: float64 [clips, classes], softmax; owner: int64 [clips], indices into `videos`
     """
 
     saved: checkpoint.Checkpoint
@@ -184,29 +184,27 @@ class Predictions:
     notes: list[str]
 
     def level(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Softmax float64 [items, classes], of a video the mean over its clips, and each item's index into videos."""
+        """The softmax of each item, float64 [items, classes], for a video the mean over its clips; and its index into videos."""
         if name == "clip":
             return self.clips, self.owner
         sums = np.add.reduceat(self.clips, np.flatnonzero(np.diff(self.owner, prepend=-1)))
         return sums / np.bincount(self.owner)[:, None], np.arange(len(self.videos))
 
     def hits(self, level: str, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Whether an item's class is among the k most probable (of equals the first), bool [items], and the row of
-        source.videos of each."""
+        """Whether an item's class is among the k most probable (the first ones in a tie), bool [items], and the row of
+        source.videos of each item."""
         probability, video = self.level(level)
         best = np.argsort(-probability, axis=1, kind="stable")[:, :k]
         return (best == self.targets[video][:, None]).any(1), self.videos[video]
 
 
 def check_runs(evaluator: evaluator.Evaluator) -> None:
-    """Raises TrainerError for a run without a classifier, and for runs whose results cannot be averaged."""
+    """Raise TrainerError for a run without a classifier, and for runs whose results cannot be averaged."""
     for saved in evaluator.runs:
         if not checkpoint.with_labels(saved.meta["settings"]):
             method = saved.meta["settings"]["method"]
             network = (
-                "weights that were imported have"
-                if method == checkpoint.IMPORTED
-                else f"a network trained with {method} has"
+                "imported weights have" if method == checkpoint.IMPORTED else f"a network trained with {method} has"
             )
             raise ProtocolError(
                 f"{saved.file}: {network} no classifier; finetune it first",
@@ -219,29 +217,35 @@ def check_runs(evaluator: evaluator.Evaluator) -> None:
 def _check_alike(evaluator: evaluator.Evaluator) -> None:
     if evaluator.split is not None:
         raise TrainerError(
-            f"split {evaluator.split}: each of several checkpoints is tested on the split of its run, leave it out"
+            f"split is {evaluator.split}, but each of several checkpoints is tested on the split of its run; leave --split out"
         )
     first = evaluator.saved
     for saved in evaluator.runs:
         if saved.meta["dataset"] != evaluator.dataset:
             raise TrainerError(
-                f"{saved.file}: trained on {saved.meta['dataset']}, {evaluator.folder} holds {evaluator.dataset}; a mean is over "
-                "splits of one"
+                f"{saved.file}: trained on {saved.meta['dataset']}, but {evaluator.folder} holds {evaluator.dataset}; average "
+                "runs on splits of one data set"
             )
         if saved.meta["classes"] != first.meta["classes"]:
-            raise TrainerError(f"{saved.file}: other classes than {first.file}, a mean over them says nothing")
+            raise TrainerError(f"{saved.file}: has other classes than {first.file}; average runs with the same classes")
         if (began := _began(saved)) != (other := _began(first)):
-            raise TrainerError(f"{saved.file}: started from {began}, {first.file} from {other}; average like runs")
+            raise TrainerError(
+                f"{saved.file}: started from {began}, {first.file} from {other}; average runs that started alike"
+            )
         for name, value in saved.meta["settings"].items():
             if name not in {"split", "seed", *settings.FREE} and value != (other := first.meta["settings"][name]):
-                raise TrainerError(f"{saved.file}: {name} is {value}, of {first.file} it is {other}; average like runs")
+                raise TrainerError(
+                    f"{saved.file}: {name} is {value}, but {other} in {first.file}; average runs with the same settings"
+                )
     trained = [saved.meta["split"] for saved in evaluator.runs]
     if len(set(trained)) < len(trained):
-        raise TrainerError(f"the checkpoints are of splits {', '.join(map(str, trained))}; a mean needs each one once")
+        raise TrainerError(
+            f"the checkpoints are of splits {', '.join(map(str, trained))}, expected different ones; give one run per split"
+        )
 
 
 def _began(saved: checkpoint.Checkpoint) -> str:
-    """What a run started from, in words."""
+    """A description of what a run started from."""
     initial = saved.meta["initial"]
     return f"{initial['settings']['method']} on {initial['dataset']}" if initial else "random weights"
 
@@ -254,7 +258,7 @@ def predictions(
 ) -> Predictions:
     """The predictions of a run; views: a name of features.VIEWS; time: what is done to the frames of a clip.
 
-    Raises TrainerError for another split than that of the run, and if it knows no class of the videos."""
+    Raises TrainerError if the split is not that of the run, and if the network knows the class of no video."""
     from trainer.methods.recognition import trained_classifier
 
     source, mode, tested, notes = _tested(evaluator, saved)
@@ -263,9 +267,9 @@ def predictions(
     targets = np.array([index.get(label, -1) for label in source.text("videos/label")])
     videos = tested[targets[tested] >= 0]
     if unknown := len(tested) - len(videos):
-        notes.append(f"{unknown} videos left out, whose class the network does not know")
+        notes.append(f"{unknown} videos left out because the network does not know their class")
     if not len(videos):
-        raise TrainerError(f"{source.dataset}: the network knows the class of none of its {unknown} videos to test")
+        raise TrainerError(f"{source.dataset}: the network knows the class of none of the {unknown} test videos")
     options = saved.meta["settings"]["options"]["recognition"]
     head = trained_classifier(saved.weights, options, len(classes))
     if options.get("hidden"):
@@ -290,12 +294,12 @@ def _through_hidden_layers(
     views: str,
     time: data.Time | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Softmax float64 [clips, classes] of a classifier with hidden layers, which do not take the stored features, and
-    each clip's index into videos. Raises TrainerError for clips of another size than those of the run, which do not fit them."""
+    """The softmax float64 [clips, classes] of a classifier with hidden layers, whose input is not among the stored features, and
+    each clip's index into videos. Raises TrainerError if the clips differ in size from those of the run."""
     for name in ("crop", "clip_length"):
         if source.config[name] != (of_run := saved.meta["config"][name]):
             raise TrainerError(
-                f"{saved.file}: the hidden layers of its classifier fit {name} {of_run}, {source.folder} has "
+                f"{saved.file}: the hidden layers of its classifier need {name} {of_run}, but {source.folder} has "
                 f"{source.config[name]}"
             )
     clips = data.VideoViews(source, source.videos[videos], features.VIEWS[views], time=time)
@@ -311,14 +315,14 @@ def _through_hidden_layers(
 def _tested(
     evaluator: evaluator.Evaluator, saved: checkpoint.Checkpoint
 ) -> tuple[data.Shards, str, np.ndarray, list[str]]:
-    """The data set, how its videos are chosen, which (int64 rows, labelled ones), and notes."""
+    """The data set, how its videos are chosen, the chosen ones (int64 rows of labelled videos), and notes."""
     meta, source = saved.meta, evaluator.source(saved)
     same = source.dataset == meta["dataset"]
     if same and source.split != meta["split"]:
         raise ProtocolError(
-            f"split {evaluator.split}: the run was trained on split {meta['split']} of {source.dataset}, whose training videos "
-            "the other split tests",
-            f"leave --split out, or finetune on it, vssl finetune --split {evaluator.split}",
+            f"split is {evaluator.split}, but the run was trained on split {meta['split']} of {source.dataset}, whose training "
+            "videos are test videos of other splits",
+            f"leave --split out, or finetune on that split, vssl finetune --split {evaluator.split}",
         )
     folds = splits.of_split(source)
     tested, notes = folds.tested, folds.notes

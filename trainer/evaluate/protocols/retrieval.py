@@ -1,4 +1,4 @@
-"""Retrieval: is a video's nearest neighbour in feature space of its class?"""
+"""Retrieval: does a video's nearest neighbour in feature space have its class?"""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from trainer.evaluate.protocol import IN_TURN, SEED, TIME, Protocol, ProtocolOpt
 from trainer.evaluate.protocols import data, features, metrics, neighbours, np, results, splits
 
 KS = (1, 5, 10, 20, 50)
-_SHOWN, _NEAREST = 24, 5  # queries whose neighbours are kept in the result, and how many of these
+_SHOWN, _NEAREST = 24, 5  # queries with neighbours in the result, and neighbours of each
 
 
 class Found(NamedTuple):
-    """A fold's queries and gallery, and the gallery items nearest to each query, best first, int64 [queries, k]."""
+    """The queries and gallery of a fold, and the gallery items nearest to each query, best first, int64 [queries, k]."""
 
     queries: features.Vectors
     gallery: features.Vectors
@@ -28,26 +28,25 @@ class Retrieval(Protocol):
 
     title = "Retrieval"
     of_features, neighbours = True, 1
-    question = "Is one of the k nearest neighbours of a video in feature space of its class?"
+    question = "Does one of the k nearest neighbours of a video in feature space have its class?"
     items = (
-        "10 spread clips per video. *Clip level*: each clip is an item; *video level*: each video. The test part searches the "
-        "train part; without two parts each video searches all others, never its clips. `--query A --gallery B`: the test "
-        "part (or all) of one data set searches the train part (or all) of another, classes compared by name; if they have "
-        "none in common, neighbours are listed and nothing is scored. Splits, and several of them in turn, as of `linear`. "
-        "`--leave-group-out`: if each video searches all others, none of its group; the share of the hits that are of "
-        "that group is noted."
+        "10 spread clips per video. At *clip level* each clip is an item, at *video level* each video. The test part searches "
+        "the train part; if either is missing, each video searches all other videos. `--query A --gallery B`: the test part "
+        "(or all) of one data set searches the train part (or all) of another; classes are compared by name, and without "
+        "common classes neighbours are listed and nothing is scored. Splits, also several in turn, are used as for `linear`. "
+        "`--leave-group-out`: if each video searches all others, it does not find videos of its group; without this option, a "
+        "note gives the share of hits within the group."
     )
     classifier = (
-        "None: a query is a hit when one of its k = 1, 5, 10, 20, 50 nearest items by cosine has its class. They "
-        "are searched in float64; of equal cosines the item that stands first. `chance` is what a random order of the gallery "
-        "would hit."
+        "None: a query is a hit if one of its k = 1, 5, 10, 20, 50 nearest items by cosine has its class. Cosines are computed "
+        "in float64; ties go to the item that comes first. `chance` is the hit rate of a random order of the gallery."
     )
-    left_out = "Videos without a label; across data sets, queries whose class the gallery lacks (within one a note counts them)."
+    left_out = "Videos without a label; across data sets, queries whose class the gallery lacks (within one, a note counts them)."
     source = "Xu et al., CVPR 2019. Published tables mix clip and video level."
     options = (
-        ProtocolOption("query", Path, "Shards of another data set, whose videos are searched for"),
-        ProtocolOption("gallery", Path, "Shards of the data set that --query searches."),
-        ProtocolOption("leave_group_out", bool, "No query finds a video of its source group.", default=False),
+        ProtocolOption("query", Path, "Shards of a data set whose videos are the queries."),
+        ProtocolOption("gallery", Path, "Shards of the data set that the queries of --query search."),
+        ProtocolOption("leave_group_out", bool, "Do not let a query find videos of its source group.", default=False),
         TIME,
         SEED,
     )
@@ -65,14 +64,14 @@ class Retrieval(Protocol):
         times: Sequence[str] = (),
         seed: int = 0,
     ) -> data.Shards:
-        """leave_group_out: no query finds a video of its source group; k: in place of KS; times, seed: see `disturb`."""
+        """leave_group_out: no query finds a video of its source group; k: used instead of KS; times, seed: see `disturb`."""
         self.disturb(times, seed)
         self.crossed, self.scored, self.ks = query is not None, True, KS if k is None else (k,)
         if query is None and gallery is None:
             self.folds = self.evaluator.folds()
             source = self.gallery = self.folds.source
         elif query is None or gallery is None:
-            raise ProtocolError("query and gallery go together", "--query A --gallery B name the shards of both")
+            raise ProtocolError("query and gallery must be given together", "--query A --gallery B, the shards of both")
         else:
             source, self.gallery = (self.evaluator.open(folder, self.evaluator.split) for folder in (query, gallery))
             self.folds = self._across(source, self.gallery)
@@ -86,7 +85,9 @@ class Retrieval(Protocol):
         self.groups = np.unique(source.groups, return_inverse=True)[1]
         self.units = self.groups if leave_group_out else np.arange(len(self.groups))
         if leave_group_out and len(set(self.groups[self.folds.tested].tolist())) < 2:
-            raise TrainerError(f"{source.dataset}: all videos are of one group, without it nothing can be found")
+            raise TrainerError(
+                f"{source.dataset}: all videos are in one group, expected at least two groups to leave one out"
+            )
         self.leave_group_out = leave_group_out
         labels = [np.array(shards.text("videos/label")) for shards in (source, self.gallery)]
         searched = np.concatenate([rows for _, rows in self.folds.parts])
@@ -98,8 +99,8 @@ class Retrieval(Protocol):
     def _across(self, asking: data.Shards, searched: data.Shards) -> splits.Folds:
         """The test part (or all) of one data set as queries, the training part (or all) of another as gallery.
 
-        Classes are compared by name, queries whose class the gallery lacks are left out. If it lacks them all, every query is
-        asked and none is scored.
+        Classes are compared by name, and queries whose class the gallery lacks are left out. If it lacks all classes, all
+        queries are used and none is scored.
         """
         queries, gallery = splits.of_split(asking).parts[0][0], splits.of_split(searched).parts[0][1]
         labels, theirs = (np.array(shards.text("videos/label")) for shards in (asking, searched))
@@ -112,7 +113,7 @@ class Retrieval(Protocol):
                 f"{asking.dataset} and {searched.dataset} have no class in common: neighbours are listed, unscored"
             )
         elif lacking := len(queries) - len(known):
-            notes.append(f"{lacking} queries left out, whose class {searched.dataset} lacks")
+            notes.append(f"{lacking} queries left out because {searched.dataset} lacks their class")
         return splits.Folds(asking, [(known, gallery)], mode, notes)
 
     def rows(self) -> Iterator[dict]:
@@ -157,8 +158,8 @@ class Retrieval(Protocol):
                     self._note_own_group(folds, key)
 
     def _extracted(self, network: str) -> list[list[tuple[np.ndarray, features.Features]]]:
-        """Features of the queries' side and of the gallery's, with the rows of the videos: of one fold apart, of several all
-        together."""
+        """The features of the queries and of the gallery, with the rows of the videos; for one fold separately, for several
+        folds of all videos together."""
         if not self.crossed:
             found = self.evaluator.features_of_parts(network, self.shards, self.folds.parts)
             return [[found[0]], [found[-1]]]
@@ -166,7 +167,7 @@ class Retrieval(Protocol):
         return [[(rows, self.evaluator.features(network, shards, rows, "spread"))] for shards, rows in sides]
 
     def _search(self, queries: features.Vectors, gallery: features.Vectors) -> Found:
-        """What is found: nothing of the query's video, or of its group."""
+        """Search the gallery, without items of the query's video or, with leave_group_out, of its group."""
         if self.alone:
             asking, searched = self.units[queries.video], self.units[gallery.video]
         else:
@@ -175,7 +176,7 @@ class Retrieval(Protocol):
         return Found(queries, gallery, neighbours.nearest(*sides, max(*self.ks, _NEAREST), self.evaluator.device))
 
     def _accuracies(self, found: dict[str, list[Found]], level: str) -> Iterator[dict]:
-        """The rows of hits by k; found: of each fold, by what was done to the frames of the queries."""
+        """The rows of the hit rates by k; found: for each fold, by what was done to the frames of the queries."""
         folds = found[metrics.NORMAL]
         asked = [[fold.queries.video.tolist() for fold in of] for of in found.values()]
         if asked.count(asked[0]) < len(asked):
@@ -197,7 +198,7 @@ class Retrieval(Protocol):
             self.notes.append(f"{level} level: only {fewest} gallery items; larger k use all of them")
 
     def _examples(self, folds: Sequence[Found]) -> list[dict]:
-        """A few queries, evenly spread, with the videos found for them by name and class, and their cosines."""
+        """A few evenly spread queries with the names, classes and cosines of the videos found for them."""
         names, theirs = (shards.text("videos/id") for shards in (self.shards, self.gallery))
         queries = [(fold, query) for fold in folds for query in range(len(fold.nearest))]
         examples = []
@@ -216,7 +217,7 @@ class Retrieval(Protocol):
         return examples
 
     def _note_own_group(self, folds: Sequence[Found], key: tuple[str, str]) -> None:
-        """Note how many of the hits are of the query's group."""
+        """Add a note on the share of hits within the query's group."""
         if not self.grouped:
             return
         asking = np.concatenate([fold.queries.video for fold in folds])
@@ -224,7 +225,7 @@ class Retrieval(Protocol):
         hit = self.targets[0][asking] == self.targets[1][first]
         if hit.any() and (share := (self.groups[asking] == self.groups[first])[hit].mean()):
             at = f"video level, {key[0]}, {key[1]}"
-            self.notes.append(f"{100 * share:.0f} % of the top-1 hits ({at}) are videos of the query's own group")
+            self.notes.append(f"{100 * share:.0f} % of the top-1 hits ({at}) are videos of the query's group")
 
     def _chance(self) -> Iterator[dict]:
         parts = [(self.targets[0][queries], self.targets[1][gallery]) for queries, gallery in self.folds.parts]
@@ -240,7 +241,7 @@ class Retrieval(Protocol):
             self.notes.append("no query has another video of its class in the gallery: nothing can be found")
         elif hopeless:
             self.notes.append(
-                f"{hopeless} of {sum(sizes)} queries can only miss: no other video of their class is in the gallery"
+                f"{hopeless} of {sum(sizes)} queries cannot hit: no other video of their class is in the gallery"
             )
 
     def conditions(self) -> dict[str, Any]:
@@ -282,23 +283,23 @@ class Retrieval(Protocol):
 
 
 def _part_of(source: data.Shards, rows: np.ndarray) -> str:
-    """A data set and which part of it these videos are, in words."""
+    """The name of a data set, and which of its parts these videos are."""
     names = {data.TRAIN: "train part", data.VALIDATION: "validation part", data.TEST: "test part"}
     first, *others = set(source.part[rows])
     return f"{source.dataset} ({'all videos' if others else names.get(first, 'all videos')})"
 
 
 def hits(found: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Whether one of the k nearest is of the query's class, bool [queries, k] for k = 1, 2, ...; found: classes of the nearest,
+    """Whether one of the k nearest has the query's class, bool [queries, k] for k = 1, 2, ...; found: classes of the nearest,
     int64 [queries, k]; target: int64 [queries]."""
     return np.logical_or.accumulate(found == target[:, None], axis=1)
 
 
 def candidates(query: np.ndarray, gallery: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """How many videos each query may find, int64 [queries], and how many of them are of its class.
+    """How many videos each query may find, int64 [queries], and how many of them have its class.
 
-    query, gallery: classes of their videos, int64; groups: if they are the same videos, int64 [videos]: a query finds none
-    of its own group.
+    query, gallery: classes of their videos, int64; groups: int64 [videos], if query and gallery are the same videos: a query
+    does not find videos of its group.
     """
     items, same_class = np.full(len(query), len(gallery)), np.bincount(gallery, minlength=query.max() + 1)[query]
     if groups is not None:
@@ -310,7 +311,7 @@ def candidates(query: np.ndarray, gallery: np.ndarray, groups: np.ndarray | None
 def chance(
     query: np.ndarray, gallery: np.ndarray, views: int, ks: Sequence[int], groups: np.ndarray | None = None
 ) -> dict[int, float]:
-    """Per cent of queries that a random order of the gallery would hit, for each k of ks (hypergeometric); see candidates."""
+    """Per cent of hits with a random order of the gallery, for each k of ks (hypergeometric); arguments as for `candidates`."""
     items, same_class = (views * count for count in candidates(query, gallery, groups))
     drawn = np.arange(max(ks))[:, None]
     step = np.maximum(items - same_class - drawn, 0) / np.maximum(items - drawn, 1)
@@ -319,7 +320,7 @@ def chance(
 
 
 def listed(neighbours: list[dict]) -> list[str]:
-    """Lines of a few queries, each with its class, and the videos found for it, nearest first."""
+    """Lines with a few queries, their classes, and the videos found for each, nearest first."""
     lines = []
     for query in neighbours:
         lines += ["", f"{query['query']} ({query['label']})"]

@@ -9,25 +9,25 @@ from trainer.errors import ProtocolError, TrainerError
 from trainer.evaluate.protocol import Protocol
 from trainer.evaluate.protocols import data, metrics, np, progress, results, splits
 
-MOST_VIDEOS = 2000  # as many SVMs are trained as there are videos
-STAGES = 3  # the deepest ones
+MOST_VIDEOS = 2000  # one SVM is trained for each video
+STAGES = 3  # the deepest three
 
 
 class Scenes(Protocol):
-    """Train a linear SVM on all videos but one, and test it on that one."""
+    """Train a linear SVM on all videos but one, and test it on that video, for every video."""
 
     title = "Scenes"
-    question = "Can a linear classifier tell dynamic scenes apart from frozen features, with one video left out?"
-    items = "Each labelled video, the mean of its sliding clips, whatever the split; the three deepest stages."
+    question = "Can a linear classifier distinguish dynamic scenes from frozen features, with one video left out?"
+    items = "Each labelled video of any split, as the mean of its sliding clips; the three deepest stages."
     classifier = (
-        "A linear SVM (scikit-learn's `LinearSVC`, C = 1) trained on all videos but one, for each video. `chance` is "
-        "1 / classes, each as likely as the others. Leaving a video out makes its own class rarer in "
-        "training, so that an accuracy on noise can fall below that; a note says what always predicting the most frequent of the "
-        "remaining classes would reach, `largest class` what always predicting the largest would."
+        "For each video, a linear SVM (scikit-learn's `LinearSVC`, C = 1) trained on all others. `chance` is "
+        "1 / classes, for equally likely classes. Leaving a video out makes its class rarer in "
+        "training, so that the accuracy on noise can fall below chance; a note gives the accuracy of always predicting the most "
+        "frequent class of the remaining videos, and `largest class` that of always predicting the largest class."
     )
     left_out = (
-        "Videos without a label. Counts other than those that the data set was published with (YUPENN: 14 x 30) are noted; more "
-        f"than {MOST_VIDEOS:,} videos are refused."
+        "Videos without a label. A note says if the counts differ from the published ones (YUPENN: 14 x 30). More "
+        f"than {MOST_VIDEOS:,} videos are an error."
     )
     source = "Derpanis et al., CVPR 2012; thesis 2.6, 3.6.3."
     scores: metrics.ItemScores
@@ -39,17 +39,17 @@ class Scenes(Protocol):
         self.targets = source.targets[self.videos]
         number, classes = len(self.videos), len(np.unique(self.targets))
         if classes < 2:
-            raise TrainerError(f"{source.dataset}: {classes} classes with labels, expected two or more")
+            raise TrainerError(f"{source.dataset}: {classes} classes with labelled videos, expected two or more")
         if number > MOST_VIDEOS:
             raise ProtocolError(
-                f"{source.dataset}: {number} videos, leaving one out is for {MOST_VIDEOS} at most",
+                f"{source.dataset}: {number} videos, expected at most {MOST_VIDEOS} to leave one out at a time",
                 "use `vssl eval linear`",
             )
         self.notes += splits.unlabelled(len(source.videos) - number)
         self.notes += splits.incomplete(source, {"videos": number, "classes": len(source.classes)})
         alone = np.eye(number, dtype=bool)
         self.notes.append(splits.rarer(self.targets, [*zip(alone, ~alone, strict=True)]))
-        self.predicted: dict[tuple, np.ndarray] = {}  # by stage and pooling, of the pretrained network
+        self.predicted: dict[tuple, np.ndarray] = {}  # by stage and pooling, for the pretrained network
         return source
 
     def rows(self) -> Iterator[dict]:
@@ -67,7 +67,7 @@ class Scenes(Protocol):
             yield {"stage": stage, "pooling": pooling, "metric": "accuracy", **score}
 
     def _chance_and_classes(self) -> Iterator[dict]:
-        """Chance, and the accuracy by class of the last stage, pooled by maximum."""
+        """Chance, and the accuracy by class for the last stage, pooled by maximum."""
         classes = np.unique(self.targets)
         yield {"network": "chance", "metric": "accuracy", "value": 100 / len(classes)}
         stage, pooling = [key for key in self.predicted if key[1] == "max"][-1]
@@ -97,11 +97,11 @@ class Scenes(Protocol):
 
 
 def leave_one_out(x: np.ndarray, targets: np.ndarray, what: str = "video") -> np.ndarray:
-    """Class predicted for each row of x (float32 [n, d]) by a linear SVM trained on all other rows, int64 [n]. what: is
-    classified, in words."""
+    """The class predicted for each row of x (float32 [n, d]) by a linear SVM trained on all other rows, int64 [n]. what: a
+    description for the progress bar."""
     from sklearn.svm import LinearSVC
 
-    # an SVM depends on inner products alone: n coordinates hold them all, and fewer are faster to train on
+    # an SVM depends only on inner products, which n coordinates preserve; fewer coordinates train faster
     u, s, _ = np.linalg.svd(x.astype(np.float64), full_matrices=False)
     x = u * s
     predicted = np.empty(len(x), np.int64)

@@ -1,4 +1,4 @@
-"""Self-evaluation: what a network tells apart in videos that nobody has labelled."""
+"""Self-evaluation: what a network distinguishes in unlabelled videos."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from trainer.evaluate.protocols import checkpoint, data, features, histograms, m
 
 HALF, NEXT, OWN = "half", "next", "own"  # the three questions
 _BY = ("top-1", "MRR")
-_CHUNK = 512  # queries at a time
-_EASY = 95.0  # per cent that random weights reach on halves that are too easy
+_CHUNK = 512  # queries compared at a time
+_EASY = 95.0  # per cent; halves on which random weights reach this are too easy
 
 
 class SelfEvaluation(Protocol):
-    """Measure without labels whether a network tells videos apart, and the moments of each."""
+    """Measure without labels whether a network distinguishes videos, and the moments of each."""
 
     title = "Self-evaluation"
     of_features, labelled = True, False
-    question = "Does the network tell videos apart that nobody has labelled, and the moments of each?"
+    question = "Does the network distinguish unlabelled videos, and the moments of each?"
     items = (
-        "Those of a video's 10 spread clips that share no frame: the first, and each that begins after the one before has "
-        "ended. Of at most 200 videos (`--most`), evenly spread over the split's test part, else over all. A clip is the mean "
-        "over the cells of a stage, as in `vssl embed`; a half of a video is the mean of half of its clips."
+        "Of a video's 10 spread clips, those that share no frame: the first, and each that begins after the previous one has "
+        "ended. At most 200 videos (`--most`), evenly spread over the split's test part, else over all videos. A clip is the "
+        "mean over the cells of a stage, as in `vssl embed`; a half of a video is the mean of half of its clips."
     )
     classifier = (
-        "None; alike is what has the larger cosine. *half*: is a video's first half most alike to its own second half, of the "
-        "second halves of all videos, and the other way round? *next*: is a clip most alike to the next one of its video, of "
-        "that and all clips of other videos? *own*: of that and those clips of its own video that do not border on it? (The "
-        "last clip has the one before it as its next one.) *top-1* is the share of the questions whose answer stands first, "
-        "*MRR* the mean of 1 / its place; ties count as the mean over their orders. *Effective rank*: e to the entropy of the "
-        "singular values, divided by their sum, of all clips less their mean: in about how many directions the features differ; "
-        "no percentage. Beside the network stand random weights, the histograms of optical flow, of motion boundaries, of colour "
-        "and of the edges of one frame of the same clips (as of `vssl embed --weights flow-histogram`), and other runs "
-        "(`--beside`). The differences are paired, of the last stage."
+        "None; similarity is the cosine. *half*: is a video's first half most similar to its second half, among the second "
+        "halves of all videos, and the other way round? *next*: is a clip most similar to the next clip of its video, among "
+        "that clip and all clips of other videos? *own*: the same, among that clip and the clips of its video that are not "
+        "adjacent to it. (For the last clip, the previous one is the answer.) *top-1* is the share of questions whose answer "
+        "ranks first, *MRR* the mean of 1 / rank; ties count as the mean over their orders. *Effective rank*: exp of the "
+        "entropy of the singular values, divided by their sum, of all clips minus their mean, which is about the number of "
+        "directions in which the features differ (not a percentage). The network is compared with random weights, with "
+        "histograms of optical flow, motion boundaries, colour and the edges of one frame of the same clips (as in `vssl embed "
+        "--weights flow-histogram`), and with other runs (`--beside`). The differences are paired and for the last stage."
     )
-    left_out = "Videos shorter than two clips; of *own*, clips with one candidate."
+    left_out = "Videos shorter than two clips; for *own*, clips with only one candidate."
     source = "Ours; the effective rank: Roy and Vetterli, EUSIPCO 2007."
     options = (
-        ProtocolOption("most", int, "Videos, at most; of more, evenly spread ones.", default=200, least=2),
+        ProtocolOption(
+            "most", int, "Largest number of videos; of more, evenly spread ones are used.", default=200, least=2
+        ),
         ProtocolOption("beside", Path, "Another run to compare with; repeatable.", argument="others"),
     )
     index = ("network", "stage")
@@ -50,8 +52,8 @@ class SelfEvaluation(Protocol):
     scores: metrics.ItemScores
 
     def choose(self, most: int = 200, others: Sequence[Path] = (), flow: Callable | None = None) -> data.Shards:
-        """most: videos; others: runs that are compared with; flow: see histograms.Flow; without it
-        there are no histograms. Raises TrainerError if fewer than two videos are long enough."""
+        """most: largest number of videos; others: runs to compare with; flow: see histograms.Flow, without it there are no
+        histograms. Raises TrainerError if fewer than two videos are long enough."""
         source = self.evaluator.source()
         self.scores, self.flow = metrics.ItemScores.of(source), flow
         self.others = [(str(path), checkpoint.load(path, best=True)) for path in others]
@@ -70,7 +72,7 @@ class SelfEvaluation(Protocol):
         if len(self.videos) < 2:
             raise TrainerError(
                 f"{source.dataset}: {len(self.videos)} of {len(rows)} videos are as long as two clips ({2 * source.clip_length} "
-                "frames), expected at least two; take longer videos"
+                "frames), expected at least two; use longer videos"
             )
         if short := len(rows) - len(self.videos):
             self.notes.append(f"{short} videos shorter than two clips left out")
@@ -100,7 +102,7 @@ class SelfEvaluation(Protocol):
         yield from ({"network": "chance", "metric": metric, "value": value} for metric, value in chance.items())
 
     def _found(self) -> Iterator[tuple[str, features.Features]]:
-        """Features of the spread clips of all networks, histograms and other runs, by name."""
+        """Yield the name and the features of the spread clips for each network, histogram and other run."""
         evaluator, source = self.evaluator, self.shards
         for network in evaluator.network_names:
             yield network, evaluator.features(network, source, self.asked, "spread")
@@ -121,7 +123,7 @@ class SelfEvaluation(Protocol):
         }
 
     def remarks(self) -> list[str]:
-        """The paired differences, and the verdict, one sentence."""
+        """The paired differences, and the verdict in one sentence."""
         own = ("pretrained", f"{OWN} top-1") in self.places
         lines = [] if own else [f"{OWN}: no video has three clips that share no frame"]
         others = [network for network, metric in self.places if metric == f"{HALF} top-1"]
@@ -132,14 +134,14 @@ class SelfEvaluation(Protocol):
                 each = (f"{words(n)} {d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]" for n, d in of.items())
                 lines.append(f"{what} top-1, points above: {'; '.join(each)}")
         if len(self.videos) < metrics.GROUPS:
-            lines.append(f"{len(self.videos)} videos are too few to tell networks apart")
+            lines.append(f"{len(self.videos)} videos are too few to distinguish networks")
         meta = self.evaluator.saved.meta
         trained_on = "them" if self.shards.dataset in checkpoint.trained_splits(meta) else meta["dataset"]
         values = {n: self.places[n, f"{HALF} top-1"][1]["value"] for n in ("pretrained", "chance", *others)}
         return [*lines, verdict(values, found[HALF], found.get(OWN, {}).get("random"), trained_on)]
 
     def _difference(self, network: str, what: str) -> dict[str, float]:
-        """How far the network lies above another one, or a histogram, in points, see metrics.paired."""
+        """How far the network lies above another network or a histogram, in points (see metrics.paired)."""
         other, own = (self.places[name, f"{what} top-1"][0] for name in (network, "pretrained"))
         found = metrics.paired(self.scores, self.scores, other, own)
         assert found is not None  # all are asked about the same clips
@@ -147,17 +149,17 @@ class SelfEvaluation(Protocol):
 
 
 def words(network: str) -> str:
-    """A network or histogram in a sentence."""
+    """The name of a network or histogram for a sentence."""
     return {"random": "random weights"}.get(network, f"a {network}" if network.endswith("histogram") else network)
 
 
 def verdict(
     values: dict[str, float], half: dict[str, dict[str, float]], own: dict[str, float] | None, trained_on: str
 ) -> str:
-    """What the numbers come to and what to do, in one sentence.
+    """What the numbers mean and what to do, in one sentence.
 
-    values: per cent of the halves that find one another, by network; half: how far the network lies above each other one,
-    with its interval; own: likewise above random weights, of the clips of one video; trained_on: data set, or "them"
+    values: per cent of the halves that find each other, by network; half: how far the network lies above each other one, with
+    its interval; own: how far it lies above random weights for the clips of one video; trained_on: data set, or "them"
     """
     better = [name for name, d in half.items() if d["low"] > 0]
     worse = [name for name, d in half.items() if d["high"] < 0]
@@ -194,8 +196,9 @@ def verdict(
 
 
 def apart(frames: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Which clips to take so that none of a video shares a frame, bool [clips]: the first of each video, and each that begins
-    after the one taken before has ended. frames: int64 [clips, T], a video's in the order of time; owner: int64 [clips]."""
+    """Which clips to take so that no two clips of a video share a frame, bool [clips]: the first of each video, and each that
+    begins after the last taken one has ended. frames: int64 [clips, T], in the order of time for each video; owner: int64
+    [clips]."""
     taken, ends, of = np.zeros(len(owner), bool), -1, -1
     for i, (first, last, video) in enumerate(zip(frames.min(1), frames.max(1), owner, strict=True)):
         if video != of or first > ends:
@@ -204,9 +207,9 @@ def apart(frames: np.ndarray, owner: np.ndarray) -> np.ndarray:
 
 
 def answers(x: np.ndarray, owner: np.ndarray) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """For HALF, NEXT and OWN (which nobody is asked if no video has three clips): its name, what `ranked` gives of each
-    question, [4, n], and the video of each, int64 [n]. x: float32 [clips, d], a video's adjacent and in the order of time, at
-    least two; owner: int64 [clips], from 0."""
+    """Yield for HALF, NEXT and OWN (omitted if no video has three clips): its name, the output of `ranked` for each question,
+    float64 [4, n], and the video of each, int64 [n]. x: float32 [clips, d], at least two clips of each video, adjacent and in
+    the order of time; owner: int64 [clips], from 0."""
     halves = features.Features({("", ""): x}, owner).video_means(("", ""), 2).reshape(owner[-1] + 1, 2, -1)
     at = np.arange(len(halves))
     both = [
@@ -231,15 +234,15 @@ def answers(x: np.ndarray, owner: np.ndarray) -> Iterator[tuple[str, np.ndarray,
 def ranked(
     queries: np.ndarray, gallery: np.ndarray, answer: np.ndarray, others: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """For each query: whether its answer is the most alike of the candidates, 1 / the place of the answer among them by
-    cosine, and the same of a random order, float64 [4, queries].
+    """For each query: whether its answer is the most similar candidate, 1 / the rank of the answer among the candidates by
+    cosine, and the expectation of both for a random order, float64 [4, queries].
 
-    Ties count as the mean over all orders of what is tied. queries, gallery: float32 [q, d], [g, d]; answer: int64 [q], row of
-    the gallery; others: rows of queries int64 [k] -> bool [k, g], the candidates beside the answer. Cosines are computed in
-    float64 and rounded to 2**-32, so that rounding errors break no tie.
+    Ties count as the mean over all orders of the tied candidates. queries, gallery: float32 [q, d], [g, d]; answer: int64 [q],
+    rows of the gallery; others: rows of queries int64 [k] -> bool [k, g], the candidates besides the answer. Cosines are computed
+    in float64 and rounded to 2**-32, so that rounding errors break no ties.
     """
     out = np.empty((4, len(queries)))
-    sums = np.append(0, np.cumsum(1 / np.arange(1, len(gallery) + 1)))  # of 1 / place
+    sums = np.append(0, np.cumsum(1 / np.arange(1, len(gallery) + 1)))  # of 1 / rank
     unit = features.normalised(gallery.astype(np.float64)).T
     for begin in range(0, len(queries), _CHUNK):
         rows = np.arange(begin, min(begin + _CHUNK, len(queries)))
@@ -253,8 +256,8 @@ def ranked(
 
 
 def effective_rank(x: np.ndarray) -> float:
-    """exp(-sum of p log p) of the singular values, divided by their sum, of float32 [n, d] less its mean row; 0 if all rows are
-    equal [Roy and Vetterli, EUSIPCO 2007]."""
+    """exp(-sum of p log p) of the singular values, divided by their sum, of x (float32 [n, d]) minus its mean row; 0 if all
+    rows are equal [Roy and Vetterli, EUSIPCO 2007]."""
     centred = x - x.mean(0, dtype=np.float64)
     values = np.linalg.svd(centred, compute_uv=False)
     if values.sum() <= 1e-6 * np.abs(x).sum():

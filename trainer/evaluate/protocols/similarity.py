@@ -15,34 +15,34 @@ from trainer.errors import ProtocolError, TrainerError
 from trainer.evaluate.protocol import Protocol, ProtocolOption
 from trainer.evaluate.protocols import data, metrics, np, progress, reading, shards, splits
 
-STAGES = 3  # the deepest ones: conv3, conv4, conv5
+STAGES = 3  # the deepest three: conv3, conv4, conv5
 COLUMNS = ("fold", "first", "second", "same")
 _TINY = 1e-12
-_MAT_BYTES = 1 << 26  # of a .mat file
+_MAT_BYTES = 1 << 26  # limit of a .mat file
 _CHUNK = 256  # pairs whose features are in memory at a time
 
 
 class Similarity(Protocol):
-    """Decide from frozen features whether two videos show the same action."""
+    """Classify from frozen features whether two videos show the same action."""
 
     title = "Similarity"
     question = "Do two videos show the same action?"
     items = (
-        "Pairs of videos, `--pairs`: ASLAN's own `View2.mat` (`action_splits_pairs`, 600 x 5 x 10), whose sample 1 is the video "
-        "`0001.avi`, or a CSV file with the columns `fold,first,second,same` (a line: `1,clip_0001.avi,clip_0002.avi,1`); a "
-        "video by its id or file name, with or without extension, or by its number. A video is the mean of its sliding clips. "
-        "`--dataset aslan` takes the folder of the videos, whose archive holds 3,697 samples (papers count 3,631)."
+        "The pairs of videos in `--pairs`: ASLAN's `View2.mat` (`action_splits_pairs`, 600 x 5 x 10), in which sample 1 is the "
+        "video `0001.avi`, or a CSV file with the columns `fold,first,second,same`, such as `1,clip_0001.avi,clip_0002.avi,1`, "
+        "with videos given by id, by file name with or without extension, or by number. A video is the mean of its sliding "
+        "clips. `--dataset aslan` takes the folder of the videos, whose archive holds 3,697 samples (papers count 3,631)."
     )
     classifier = (
         "A linear SVM on 12 (dis)similarities of the two videos' features at the three deepest stages, standardised on the "
-        "training folds; accuracy over all pairs, with an interval over pairs; as papers report "
-        "it, the mean over the folds and its standard error (deviation of the folds / root of their number); the area under one "
-        "ROC curve through the decision values of all folds, by trapezoids. With folds that are alike, as ASLAN's of 300 same "
-        "and 300 different pairs, that curve is the one of average true and false positive rates on ASLAN's results page; "
-        "ASLAN's own code (`WYtotable.m`, by its ReadMe: accuracy, standard error and AUC, of scores, labels and split numbers) "
-        "could not be read."
+        "training folds. Results are the accuracy over all pairs, with an interval over pairs; as papers report it, the mean "
+        "over folds and its standard error (standard deviation of the folds / square root of their number); and the area under "
+        "one ROC curve of the decision values of all folds, by trapezoids. If all folds have the same composition, as ASLAN's "
+        "folds of 300 same and 300 different pairs do, this is the curve of average true and false positive rates on ASLAN's "
+        "results page; ASLAN's code (`WYtotable.m`, which according to its ReadMe computes accuracy, standard error and AUC from "
+        "scores, labels and split numbers) could not be read."
     )
-    left_out = "Pairs of which a video is not in the shards; they are counted."
+    left_out = "Pairs with a video that is not in the shards; a note counts them."
     source = "Kliper-Gross et al., PAMI 2012; thesis 3.6.4."
     options = (ProtocolOption("pairs", Path, "ASLAN's View2.mat, or a CSV file: fold,first,second,same.", shared=True),)
     scores: metrics.ItemScores
@@ -56,7 +56,7 @@ class Similarity(Protocol):
         self.first, self.second = index[: len(first)], index[len(first) :]
         self.notes += notes
         ids = source.text("videos/id")
-        # numbered, since a list may hold a pair twice
+        # numbered, because a list may contain a pair twice
         names = [f"{i}: {ids[one]} | {ids[two]}" for i, (one, two) in enumerate(zip(first, second, strict=True))]
         words = np.array(["different", "same"])
         labels, groups = words[self.same.astype(int)], np.full(len(names), "")
@@ -97,9 +97,9 @@ class Similarity(Protocol):
 
 
 def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Fold int64 [n], rows of source.videos of both videos int64 [n], same bool [n], and notes for the reader.
+    """The fold, int64 [n]; the rows in source.videos of the first and second video, int64 [n] each; same, bool [n]; and notes.
 
-    path: a CSV file with the columns fold, first, second, same, or ASLAN's View2.mat. Raises TrainerError for another file.
+    path: a CSV file with the columns fold, first, second, same, or ASLAN's View2.mat. Raises TrainerError for any other file.
     """
     ids = source.text("videos/id")
     names = shards.VideoNames(ids)
@@ -112,22 +112,22 @@ def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray,
         videos = [names.spelt(name) or numbered.get(name, []) for name in pair]
         for name, rows in zip(pair, videos, strict=True):
             if len(rows) > 1:
-                raise TrainerError(f"{path}: {name!r} is the name of {names.listed(rows)}; write the whole id")
+                raise TrainerError(f"{path}: {name!r} matches {names.listed(rows)}; give the complete id")
         if all(videos):
             found.append((number, *(rows[0] for rows in videos), alike))
         else:
             missing += 1
     if not found:
         raise TrainerError(
-            f"{path}: none of its {missing} pairs has both videos in the shards, whose ids look like {next(iter(ids), '')!r}"
+            f"{path}: none of its {missing} pairs has both videos in the shards, expected ids such as {next(iter(ids), '')!r}"
         )
     fold, first, second, same = (np.array(column) for column in zip(*found, strict=True))
     for number in np.unique(fold):
         if len(np.unique(same[fold != number])) < 2:
             raise TrainerError(
-                f"{path}: without fold {number} there are not both same and different pairs to learn from"
+                f"{path}: without fold {number} all pairs are the same or all are different, expected both to learn from"
             )
-    notes = [f"{missing} pairs left out, whose videos are not in the shards"] if missing else []
+    notes = [f"{missing} pairs left out because their videos are not in the shards"] if missing else []
     notes += splits.incomplete(
         source, {"videos": len(source.videos), "folds": len(np.unique(fold)), "pairs": len(fold)}
     )
@@ -149,12 +149,14 @@ def _csv_pairs(path: Path) -> Iterator[tuple[int, str, str, bool]]:
     except OSError as error:
         raise TrainerError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise TrainerError(f"{path}: no CSV file ({error}), expected fold,first,second,same or a .mat file") from error
+        raise TrainerError(
+            f"{path}: not a CSV file ({error}), expected the columns fold,first,second,same, or a .mat file"
+        ) from error
 
 
 def _view2_pairs(path: Path) -> Iterator[tuple[int, str, str, bool]]:
-    """The pairs of ASLAN's View2.mat, as its ReadMe describes it: action_splits_pairs, 600 pairs x 5 x 10 folds; the five are
-    the ids of both samples, same (0 or 1), and the two actions."""
+    """The pairs of ASLAN's View2.mat, as its ReadMe describes it: action_splits_pairs, 600 pairs x 5 values x 10 folds; the
+    values are the ids of both samples, same (0 or 1), and the two actions."""
     from scipy.io import loadmat
 
     name = "action_splits_pairs"
@@ -164,18 +166,18 @@ def _view2_pairs(path: Path) -> Iterator[tuple[int, str, str, bool]]:
         raise TrainerError(str(error)) from error
     if not content.startswith(b"MATLAB"):
         raise TrainerError(
-            f"{path}: no MATLAB file, expected ASLAN's View2.mat, or a .csv file: fold,first,second,same"
+            f"{path}: not a MATLAB file, expected ASLAN's View2.mat, or a .csv file with the columns fold,first,second,same"
         )
     try:
         pairs = loadmat(io.BytesIO(content), variable_names=[name]).get(name, np.empty(0))
-    except Exception as error:  # of many kinds, for damaged files
-        raise TrainerError(f"{path}: damaged, or of a version that SciPy does not read ({error})") from error
+    except Exception as error:  # SciPy raises many kinds for damaged files
+        raise TrainerError(f"{path}: damaged, or in a format version that SciPy cannot read ({error})") from error
     if pairs.dtype.kind not in "iuf" or pairs.ndim != 3 or pairs.shape[1] != 5:
         there = f"{pairs.dtype} {pairs.shape}" if pairs.size else "nothing"
         raise TrainerError(f"{path}: {there} as {name}, expected 600 x 5 x 10 numbers: View2.mat, not train_pairs.mat")
     ids = pairs[:, :2]
     if not np.isin(pairs[:, 2], (0, 1)).all() or not (np.isfinite(ids) & (ids == np.floor(ids))).all():
-        raise TrainerError(f"{path}: {name}[:, :3] is not two whole numbers, and 0 or 1")
+        raise TrainerError(f"{path}: {name}[:, :3] has other values than expected, two whole numbers and 0 or 1")
     for fold in range(pairs.shape[2]):
         for first, second, same in pairs[:, :3, fold].tolist():
             yield fold + 1, str(int(first)), str(int(second)), same == 1
@@ -188,10 +190,10 @@ def pair_measures(x: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.nd
 
 
 def measures(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The 12 (dis)similarities of vectors without negative values, [n, d] each -> float64 [n, 12], in the order of
-    [thesis tab. 3.9]. If a quotient has no value (0 / 0), its term is 0; logarithms are taken of values + 1e-12."""
+    """The 12 (dis)similarities of non-negative vectors, [n, d] each -> float64 [n, 12], in the order of [thesis tab. 3.9]. A term
+    whose quotient is undefined (0 / 0) is 0; logarithms are of values + 1e-12."""
     if (a < 0).any() or (b < 0).any():
-        raise TrainerError("features have negative values, for which these measures are not defined")
+        raise TrainerError("features have negative values, for which these measures are undefined")
     a, b = a.astype(np.float64), b.astype(np.float64)
     both, product, difference = a + b, a * b, a - b
     safe = np.where(both > 0, both, 1)
@@ -218,7 +220,7 @@ def measures(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def cross_validated(x: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Decision value of each row of x (float64 [n, d]) by an SVM trained on the other folds, float64 [n]; above 0: same."""
+    """The decision value of each row of x (float64 [n, d]) by an SVM trained on the other folds, float64 [n]; above 0: same."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import LinearSVC
@@ -236,7 +238,7 @@ def cross_validated(x: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.nda
 
 
 def area_under_curve(score: np.ndarray, same: np.ndarray) -> float:
-    """Probability that a same pair scores above a different one, ties half."""
+    """The probability that a same pair scores above a different one; ties count half."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(same, score))

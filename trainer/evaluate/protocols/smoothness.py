@@ -1,4 +1,4 @@
-"""Smoothness: how alike are moments of a video, the further they lie apart?"""
+"""Smoothness: how does the similarity of moments of a video decrease with their distance?"""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from trainer.evaluate.protocol import Protocol
 from trainer.evaluate.protocols import data, features, metrics, np, results, torch
 
 FARTHEST = 128  # frames
-MOST_VIDEOS = 200  # evenly spread ones are taken of more
+MOST_VIDEOS = 200  # of more, evenly spread ones are used
 
 
 class Smoothness(Protocol):
-    """Measure whether moments of a video are less alike, the further they lie apart."""
+    """Measure whether moments of a video are less similar if they are further apart."""
 
     title = "Smoothness"
     of_features, labelled = True, False
-    question = "How alike are two moments of a video, by the frames between them?"
+    question = "How similar are two moments of a video, by the number of frames between them?"
     items = (
-        "*Ordered triples*: 10 spread clips of every video of the split's test part, else of all, each as one vector of a stage. "
-        "*Cosines*: moments of at most 200 of these videos. A moment is the last stage, averaged over space "
-        "and made of length 1: of a frame for a 2D network; for a 3D one, which sees no frame by itself, of a clip, "
-        "averaged over time, too, the clips half of their length apart."
+        "*Ordered triples*: 10 spread clips of every video of the split's test part, else of all videos, with one vector per "
+        "clip and stage. *Cosines*: moments of at most 200 of these videos. A moment is the last stage, averaged over space "
+        "and scaled to length 1: of a frame for a 2D network; of a clip, also averaged over time, for a 3D network, which does "
+        "not process single frames. Successive clips are half a clip apart."
     )
     classifier = (
-        "None. *Ordered triples*, the number that stands for the result: of all triples of a video's clips in the order of time "
-        "the share whose first is more alike (by cosine) to the second than to the third, ties half; chance is 50 %. *Cosines*: "
-        "100 x the mean cosine of moments by the distance of their first frames; `other video` is the mean over moments of "
-        "different videos."
+        "None. *Ordered triples*, the main number: the share of all triples of a video's clips, in the order of time, "
+        "whose first clip is more similar (by cosine) to the second than to the third; ties count half, chance is 50 %. "
+        "*Cosines*: 100 x the mean cosine of moments, by the distance of their first frames; `other video` is the mean over "
+        "moments of different videos."
     )
-    left_out = "Of the cosines, videos shorter than a clip and distances of more than 128 frames."
+    left_out = "For the cosines, videos shorter than a clip and distances of more than 128 frames."
     source = "Knights et al. (TCE), ICPR 2020, fig. 3; the triples are ours."
     published = ()
     scores: metrics.ItemScores
@@ -62,7 +62,7 @@ class Smoothness(Protocol):
         yield from self._cosines(self.evaluator.networks()[network])
 
     def _cosines(self, backbone: torch.nn.Module) -> Iterator[dict]:
-        """Mean cosine of moments by their distance in frames."""
+        """The mean cosine of moments, by their distance in frames."""
         videos = self.shards.videos[self.long]
         moments = last_stage_moments(backbone, self.shards, videos, self.evaluator.compute)
         self.stage, self.spacing, vectors, owner = moments
@@ -76,11 +76,13 @@ class Smoothness(Protocol):
             yield {**row, "distance": results.OTHER_VIDEO, "value": 100 * float(outside)}
 
     def _long_videos(self, source: data.Shards) -> np.ndarray:
-        """At most MOST_VIDEOS of the videos that are at least as long as a clip, evenly spread, int64 rows."""
+        """Evenly spread videos that are at least as long as a clip, at most MOST_VIDEOS, int64 rows."""
         lengths = source.readers.numbers("videos/n_frames")
         long = np.flatnonzero((lengths >= source.clip_length) & np.isin(np.arange(len(lengths)), self.videos))
         if not len(long):
-            raise TrainerError(f"{source.dataset}: no video has {source.clip_length} frames")
+            raise TrainerError(
+                f"{source.dataset}: no video has {source.clip_length} frames, the length of a clip; use longer videos"
+            )
         return long[np.unique(np.linspace(0, len(long) - 1, MOST_VIDEOS).astype(int))]
 
     def conditions(self) -> dict[str, Any]:
@@ -98,14 +100,14 @@ class Smoothness(Protocol):
     @classmethod
     def table(cls, result: dict) -> list[str]:
         cosines = [row for row in result["rows"] if "distance" in row]
-        others = [row for row in result["rows"] if "distance" not in row]  # files of older versions have none
+        others = [row for row in result["rows"] if "distance" not in row]  # results of older versions have none
         lines = [*results.table(others, cls.index, cls.columns), ""] if others else []
         return [*lines, *results.table(cosines, ("network", "stage"), ("distance",))]
 
 
 def ordered_triples(x: np.ndarray) -> float:
-    """Share of all triples of a video's clips (float32 [n, d], in the order of time) whose first is more alike to the second than
-    to the third; ties count half."""
+    """The share of all triples of a video's clips (float32 [n, d], in the order of time) whose first clip is more similar to the
+    second than to the third; ties count half."""
     clips = features.normalised(x)
     cosine = (clips @ clips.T).astype(np.float64)
     if len(clips) < 3:
@@ -117,8 +119,8 @@ def ordered_triples(x: np.ndarray) -> float:
 def last_stage_moments(
     backbone: torch.nn.Module, source: data.Shards, videos: np.ndarray, compute: features.Compute
 ) -> tuple[str, int, np.ndarray, np.ndarray]:
-    """Name of the last stage, frames from one moment to the next, and the moments: L2-normalised float32 [n, d], a video's
-    adjacent and in order, and the video of each int64 [n]."""
+    """The name of the last stage, the number of frames from one moment to the next, the moments, L2-normalised float32 [n, d],
+    those of a video adjacent and in order, and the video of each, int64 [n]."""
     one = data.VideoViews(source, videos[:1], lambda *lengths: whole_clips(*lengths)[:1])
     _, stages = next(iter(features.stage_outputs(backbone, one, features.Compute(1, 0, compute.device))))
     stage, last = list(stages.items())[-1]
@@ -135,14 +137,15 @@ def last_stage_moments(
 
 
 def whole_clips(n_frames: int, length: int) -> np.ndarray:
-    """Frames of all clips that follow one another, int64 [clips, length]; none if the video is shorter."""
+    """Frame numbers of consecutive clips, int64 [clips, length]; no clip if the video is shorter."""
     starts = np.arange(0, n_frames - length + 1, length)
     return starts[:, None] + np.arange(length)
 
 
 def by_distance(moments: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mean cosine of moments (L2-normalised float32 [n, d], a video's adjacent and in order; owner int64 [n]) of one video
-    by the number of steps between them, float64 [longest], NaN if there is no pair; and of different videos."""
+    """The mean cosine of moments of one video by the number of steps between them, float64 [longest], NaN without a pair; and
+    the mean cosine of moments of different videos. moments: L2-normalised float32 [n, d], those of a video adjacent and in
+    order; owner: int64 [n], the video of each."""
     videos = np.split(moments, np.flatnonzero(np.diff(owner)) + 1)
     longest = max(map(len, videos))
     sums, counts = np.zeros(longest), np.zeros(longest)
