@@ -114,7 +114,7 @@ def test_seeds_classes_and_confusions_are_there(path, content):
     text = Page(path.read_text()).text
     first = content["numbers"][0]
     assert f"{first['by seed'][0]:.1f} conv3 {first['by seed'][1]:.1f} conv4" in text
-    assert text.count("What was taken for what") == 1 and "jump <b>" in text
+    assert text.count("Confusion matrices") == 1 and "jump <b>" in text
     assert "method 2, : 9 of 15 answers of all seeds on the diagonal" in text  # 3 x 3 of 3 x 5 with i = 2
     assert text.count("By class, mean over seeds") == 1 and text.count("By seed, with the stage") == 2
 

@@ -10,7 +10,7 @@ from trainer.evaluate.features import Compute, Features
 from trainer.evaluate.metrics import FLIPS, holm, sign_flips
 from trainer.study.measures import Scoring
 from trainer.study.scores import RowScores, differences
-from trainer.study.sources import few_name, prepare
+from trainer.study.sources import few_label_split, prepare
 from trainer.study.spec import CHOSEN, Data, Measure
 
 
@@ -96,7 +96,7 @@ def test_a_stage_is_chosen_by_the_training_part_alone(source, protocol, k):
     alone, none = scoring.scores("split1", "", Measure(protocol, "good", pooling="mean", k=k))
     assert stage == "good" and none == "" and found is alone  # which is computed once
     assert set(found.predicted) == set(found.right) and len(found.right) == 8
-    few = few_name("split1", 1, 0)  # one video of each class: nothing to choose by
+    few = few_label_split("split1", 1, 0)  # one video of each class: nothing to choose by
     assert scoring.scores(few, "", measure)[1] == "bad"
 
 

@@ -160,7 +160,7 @@ def number_of_labels(given: int | str) -> int | str:
     )
     if not found:
         raise SettingError(
-            f"labels is {given!r:.60}, expected a number per class, such as '5 per class', or a total, such as '1000 videos'"
+            f"labels is {given!r:.60}, expected 1 or more per class, '5 per class', or a total, such as '1000 videos'"
         )
     return found[0] if found[2] == "videos" else int(found[1])
 

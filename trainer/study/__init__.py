@@ -1,1 +1,1 @@
-"""Comparisons under equal conditions: a file names data sets, rows and measures, and every number is made once."""
+"""Comparisons under equal conditions: a file lists data sets, rows and measures, and every number is computed once."""

@@ -1,12 +1,12 @@
-"""What the rows of a study really saw, and in what settings they differ."""
+"""The videos and clips that the rows of a study saw, and the settings in which they differ."""
 
 from __future__ import annotations
 
-_FACTOR = 1.1  # by which the clips of equal budgets differ at most, as they are whole passes
+_FACTOR = 1.1  # largest ratio of clips of equal budgets, which are whole passes
 
 
 def unequal(rows: dict[str, dict]) -> list[str]:
-    """A sentence on each data set of which the rows did not see about as many clips in pretraining."""
+    """A sentence for each data set on which the rows saw different numbers of clips in pretraining."""
     sentences, runs = [], {name: runs_by_data(row) for name, row in rows.items()}
     for data in dict.fromkeys(data for of_row in runs.values() for data in of_row):
         clips = {name: [run["clips"] for run in of_row[data]] for name, of_row in runs.items() if data in of_row}
@@ -21,7 +21,7 @@ def unequal(rows: dict[str, dict]) -> list[str]:
 
 
 def runs_by_data(row: dict) -> dict[str, list[dict]]:
-    """The pretrainings of a row by data set, without how it was labelled."""
+    """The pretrainings of a row by data set, whose name includes the label options of the row."""
     found: dict[str, list[dict]] = {}
     for run in row.get("trained", {}).values():
         found.setdefault(run["data"], []).append(run)
@@ -29,8 +29,8 @@ def runs_by_data(row: dict) -> dict[str, list[dict]]:
 
 
 def differing(rows: dict[str, dict]) -> tuple[list[str], dict[str, list[str]]]:
-    """Settings that are not the same in all rows with a method: their names, and the values of each row. An option counts if
-    several rows have it."""
+    """The names of the settings that differ between rows with a method, and their values in each row. An option is included only
+    if several rows have it."""
     found = {name: _flat_settings(row) for name, row in rows.items() if row["kind"] == "method"}
     keys = dict.fromkeys(key for settings in found.values() for key in settings)
     unlike = [key for key in keys if len({settings[key] for settings in found.values() if key in settings}) > 1]

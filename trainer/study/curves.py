@@ -1,4 +1,4 @@
-"""The curves of all pretrainings of a study: those of all rows and seeds on one axis, and each row alone."""
+"""The curves of all pretrainings of a study: all rows and seeds in one plot, and each row separately."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from trainer.pages.trained import binned, curve, read_log
 from trainer.study.jobs import Store, Training
 from trainer.study.planning import Plan, total_loss
 
-_POINTS = 60  # of a curve beside many others
+_POINTS = 60  # of a curve among many others
 _ABOUT = (
-    "All seeds. A loss is divided by the training loss at the beginning, as those of different methods have no common scale; of "
-    "several methods at once it is their weighted sum. Point at a curve for its numbers; choose a row to see it alone."
+    "All seeds. A loss is divided by the training loss at the beginning, because losses of different methods have different "
+    "scales; for several methods at once, it is their weighted sum. Point at a curve for its numbers; choose a row to "
+    "highlight it."
 )
 
 
@@ -31,11 +32,11 @@ class _Run:
     clips: float
     log: Mapping[str, np.ndarray]
     held: Mapping[str, np.ndarray]
-    losses: Mapping[str, np.ndarray]  # of the training and of the held-out videos, as far as there are any
+    losses: Mapping[str, np.ndarray]  # of the training videos and, if any, of the held-out videos
 
 
 def curves_html(content: dict, planned: Plan, store: Store) -> tuple[Markup, Markup]:
-    """Loss and accuracy of the pretext tasks, and the rules of the style sheet that single rows out."""
+    """Plots of loss and accuracy of the pretext tasks, and the style rules that highlight single rows."""
     runs = _runs(planned, store)
     if not runs:
         return Markup(), Markup()
@@ -48,7 +49,7 @@ def curves_html(content: dict, planned: Plan, store: Store) -> tuple[Markup, Mar
         out += [heading(data), grid((_all(f"{data}: {kind}", series) for kind, series in found if series), "pairs")]
     rule = "main:has(#row{0}:checked) .all g:not(.row{0}) {{{{ opacity: .08; }}}}\n"
     rules = join(fill(rule.format(n)) for n in rows.values())
-    return join([*out, details("Each row alone, first seed", _alone(content, runs))]), rules
+    return join([*out, details("Each row separately, first seed", _alone(content, runs))]), rules
 
 
 def _runs(planned: Plan, store: Store) -> list[_Run]:
@@ -70,7 +71,7 @@ def _runs(planned: Plan, store: Store) -> list[_Run]:
 
 
 def _choice(rows: dict[str, int]) -> Markup:
-    """Buttons for all rows and for each, with the colour of its curves."""
+    """Buttons for all rows and for each row, with the colour of its curves."""
     radio = '<label><input type="radio" name="row"{}>{}{}</label>'
     line = '<svg viewBox="0 0 26 12" aria-hidden="true"><path class="curve" d="M0 6H26"{}/></svg>'
     each = (
@@ -113,7 +114,7 @@ def _all(title: str, series: list[Series]) -> Markup:
 
 
 def _alone(content: dict, runs: list[_Run]) -> Markup:
-    """Every column of loss and accuracy of each row and data set, first split and seed."""
+    """Every loss and accuracy of each row and data set, for the first split and seed."""
     found: dict[str, Markup] = {}
     for run in runs:
         title = f"{run.row}, {run.data}"

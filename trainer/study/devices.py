@@ -1,4 +1,4 @@
-"""Which device a run of a study gets: of several GPUs the one that the fewest other runs have."""
+"""The device for each run of a study: of several GPUs, the one that the fewest other runs use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_turns = itertools.count()  # without locks
+_turns = itertools.count()  # for file systems without locks
 
 
 @dataclass(frozen=True)
 class Device:
-    """name: as the process of the run calls it; alone: what CUDA_VISIBLE_DEVICES says for it, so that it sees no other GPU, "" if
-    it is no GPU."""
+    """name: of the device in the process of the run; alone: value of CUDA_VISIBLE_DEVICES with which that process sees only this
+    GPU, "" if it is not a GPU."""
 
     name: str
     alone: str = ""
@@ -27,8 +27,8 @@ class Device:
 
 
 def devices(names: str) -> list[Device]:
-    """The devices of this machine among which runs are spread. names: cpu, auto, cuda, cuda:1, or several with commas. One that
-    does not exist is returned as it is: the run then says what is wrong with it."""
+    """The devices of this machine that share the runs. names: cpu, auto, cuda, cuda:1, or several separated by commas. A device
+    that does not exist is returned unchanged, and the run then reports the error."""
     found, gpus = [], _gpus()
     for name in map(str.strip, names.split(",")):
         kind, _, number = name.partition(":")
@@ -42,12 +42,12 @@ def devices(names: str) -> list[Device]:
 
 
 def kind_of_device(names: str) -> str:
-    """On what runs with these devices are made: "cpu", "cuda"."""
+    """The kind of these devices: "cpu" or "cuda"."""
     return devices(names)[0].name.partition(":")[0].replace("auto", "cpu")
 
 
 def _gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES has to say for each of the GPUs that are visible now, so that it is visible alone."""
+    """For each visible GPU, the value of CUDA_VISIBLE_DEVICES with which it is the only visible one."""
     import torch
 
     count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -56,8 +56,8 @@ def _gpus() -> list[str]:
 
 @contextmanager
 def reserved(names: str) -> Iterator[Device]:
-    """One of these devices for the block: of GPUs one that the fewest other blocks of this user on this machine have, in any
-    process of any study."""
+    """Reserve one of these devices for the block: of several GPUs, the one that the fewest other blocks of this user on this
+    machine use, in any process of any study."""
     found = devices(names)
     if len(found) == 1 and not found[0].alone:
         yield found[0]
@@ -74,15 +74,15 @@ def reserved(names: str) -> Iterator[Device]:
 
 
 def _locked(found: list[Device]) -> tuple[Device, int]:
-    """A device and the open file whose lock says that it is taken; the lock ends with this process, whatever ends it."""
+    """A device and the open file whose lock marks it as taken. The lock ends with this process, however it ends."""
     folder = Path(tempfile.gettempdir()) / f"vssl-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    for others in itertools.count():  # that have the same device
+    for others in itertools.count():  # number of others with the same device
         for device in found:
             name = f"{device}-{others}".replace(" ", "-").replace("/", "_")
             handle = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                # a lock of this open file: threads lock one another out, too
+                # the lock belongs to the open file, so it also works between threads
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return device, handle
             except BlockingIOError:
@@ -90,4 +90,4 @@ def _locked(found: list[Device]) -> tuple[Device, int]:
             except OSError:
                 os.close(handle)
                 raise
-    raise AssertionError("there is always a next one")
+    raise AssertionError("unreachable")

@@ -1,4 +1,4 @@
-"""About how long the jobs of a study take."""
+"""Estimates of how long the jobs of a study take."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FLOW = 0.3  # seconds per video
 
 
 def seconds(planned: Iterable[Job], store: Store, device: str) -> Iterator[tuple[Job, float]]:
-    """About how long each job takes on such a device: at the rate of like jobs of this study that were done on one, else of a
-    few steps made now. Raises TrainerError for a device that cannot be used."""
+    """Each job with an estimate of its seconds on this kind of device: at the rate of similar finished jobs of this study, else
+    of a few steps timed now. Raises TrainerError for a device that cannot be used."""
     kind_of, spent = kind_of_device(device), dict[str, list[float]]()
     for made in map(store.result, store.ids()):
         if made.get("device") == kind_of:
@@ -36,8 +36,8 @@ def seconds(planned: Iterable[Job], store: Store, device: str) -> Iterator[tuple
 
 @functools.cache
 def seconds_per_clip(cost: str, name: str) -> float:
-    """Seconds per clip of a network on the device of that name, in training or, of "features", forward alone. cost: of a job,
-    "features r3d10 0.125 16x40"."""
+    """Seconds per clip of a network on the device of that name, in training or, for "features", only forward. cost: that of a
+    job, such as "features r3d10 0.125 16x40"."""
     what, backbone, width, clip = cost.split(" ")
     trains = what != "features"
     frames, crop = map(int, clip.split("x"))
@@ -46,14 +46,14 @@ def seconds_per_clip(cost: str, name: str) -> float:
     network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     set_precision(pick_precision("auto" if trains else "float32", device), network)
     clips = torch.rand(4 if device.type == "cpu" else 16, 3, frames, crop, crop, device=device)
-    for _ in range(2):  # the first time kernels are chosen
+    for _ in range(2):  # the first pass also chooses kernels
         begin = time.perf_counter()
         with torch.set_grad_enabled(trains):
             total = [*network(clips).values()][-1].sum()
         if trains:
             total.backward()
             gradients = (weight.grad for weight in network.parameters() if weight.grad is not None)
-            total = next(gradients).sum()  # of the first layer, which is computed last
-        total.item()  # the device is waited for
+            total = next(gradients).sum()  # that of the first layer is computed last
+        total.item()  # wait for the device
         took = time.perf_counter() - begin
     return took / len(clips)

@@ -1,4 +1,4 @@
-"""The study file, checked as it is read. docs/studies.md describes it."""
+"""Reads and checks a study file, which docs/studies.md describes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from trainer.study.spec import (
     unlabelled,
 )
 
-_TRIED = 1000  # settings of a row, at most
+_TRIED = 1000  # largest number of settings to try for a row
 _FINETUNE: dict[str, Any] = {"holdout": 0.0, "jitter": "none", "schedule": "cosine", "optimizer": "adamw", "lr": 1e-3}
 
 _ANY = str | float | bool | list | dict | None
@@ -74,7 +74,7 @@ _FORM = Only(
 
 
 def read(path: str | Path) -> Study:
-    """The study of a file. Raises TrainerError for unknown keys and values that make no sense."""
+    """Read the study in a file. Raises TrainerError for unknown keys and invalid values."""
     path, content = Path(path), dict[str, Any]()
     try:
         for file, given in chain(path):
@@ -124,7 +124,7 @@ def _all_of(name: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
 
 
 def _count(name: str, value: int | None, most: float = math.inf) -> int:
-    """A number that makes sense from 1 on."""
+    """The value, if it is an int from 1 to `most`. Raises TrainerError otherwise."""
     _expect(type(value) is int and 1 <= value <= most, name, value, f"1 to {most}" if most < math.inf else "1 or more")
     return int(value or 0)
 
@@ -132,9 +132,9 @@ def _count(name: str, value: int | None, most: float = math.inf) -> int:
 def _data(folder: Path, name: str, given: dict) -> Data:
     key = f"data, {name}"
     if ("shards" in given) == ("dataset" in given):
-        raise TrainerError(f"{key}: expected either shards, a folder, or dataset, root and label, how to make them")
+        raise TrainerError(f"{key}: expected either shards (a folder), or dataset, root and label to create them")
     if len(parts := given.keys() & {"split", "test", "folds"}) > 1:
-        raise TrainerError(f"{key} has {', '.join(sorted(parts))}, expected one of them, as they exclude each other")
+        raise TrainerError(f"{key} has {', '.join(sorted(parts))}, expected only one of them")
     _expect(0 < given.get("test", 0.5) < 1, f"{key}, test", given.get("test"), "a share between 0 and 1")
     _expect(given.get("folds", 2) >= 2, f"{key}, folds", given.get("folds"), "2 or more")
     for choice, known in (("pretraining", ("train", ALL)), ("resample", ("video", "group"))):
@@ -181,15 +181,19 @@ def _row(folder: Path, name: str, given: dict, common: Settings, content: dict) 
     candidates = tuple(over(base, Settings(**settings | chosen)) for chosen in combinations)
     for candidate in map(resolve, candidates):
         if "recognition" in candidate.methods:
-            raise TrainerError(f"{key}: recognition learns labels; the row {SUPERVISED!r} is made by itself")
+            raise TrainerError(
+                f"{key}: recognition learns labels, expected another method; the row {SUPERVISED!r} is added by itself"
+            )
         if swept and not candidate.holdout and "choose" not in content:
-            raise TrainerError(f"{key}: several values of {', '.join(swept)} need a holdout, or `choose`, to choose by")
+            raise TrainerError(
+                f"{key}: several values of {', '.join(swept)} need `holdout` or `choose` to choose between them"
+            )
     clips = _count(f"{key}, clips", given.get("clips", content.get("clips")))
     return Row(name, "method", candidates, combinations, clips, given.get("label", {}), **begin)
 
 
 def _references(rows: dict[str, Row], measures: tuple[Measure, ...], baselines: list[str]) -> dict[str, Row]:
-    """The rows that are added, see docs/studies.md."""
+    """The rows that every study adds (see docs/studies.md)."""
     _all_of("baselines", tuple(baselines), ("supervised", *KINDS))
     protocols, networks = {measure.protocol for measure in measures}, dict.fromkeys(r.network for r in rows.values())
     most, added = max(row.clips for row in rows.values()), []
@@ -208,12 +212,12 @@ def _ordering(given: dict, rows: dict[str, Row]) -> Ordering:
     for key in ("better", "worse"):
         _one_of(f"orderings, {key}", given[key], tuple(rows))
     values = given.get("published", [])
-    _expect(len(values) in (0, 2), "orderings, published", values, "two numbers, the better one's first")
+    _expect(len(values) in (0, 2), "orderings, published", values, "two numbers, beginning with that of the better row")
     return Ordering(given["better"], given["worse"], given.get("source", ""), tuple(values))
 
 
 def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[Measure]:
-    """The measures of an entry of the file: one for each of its stages and numbers of labels."""
+    """The measures of an entry of the file: one for each stage, number of labels and time."""
     protocol = given["protocol"]
     key = f"measures, {protocol}"
     if protocol not in (FINETUNE, PRETEXT) and not _of_features(protocol):
@@ -258,7 +262,10 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
     if pooling == CELLS:
         _all_of(f"{key}, stage", tuple(stages), (LAST, *last))
         _expect(
-            given.get("parts", 1) == 1, f"{key}, parts", given.get("parts"), "none, as cells are of the whole video"
+            given.get("parts", 1) == 1,
+            f"{key}, parts",
+            given.get("parts"),
+            "none, because cells are of the whole video",
         )
     for stage in stages:
         _expect(isinstance(stage, str), f"{key}, stage", stage, "the name of a stage, such as conv5")
@@ -266,12 +273,15 @@ def _measures(given: dict, data: dict[str, Data], rows: dict[str, Row]) -> list[
         of_stages.append(replace(base, stage=stage, standing=stage in standing, pooling=pooling))
     if unlabelled(protocol):
         _expect(
-            CHOSEN not in stages, f"{key}, stage", CHOSEN, "the name of a stage: without classes none can be chosen"
+            CHOSEN not in stages,
+            f"{key}, stage",
+            CHOSEN,
+            "the name of a stage, because without classes none can be chosen",
         )
         return of_stages
     neighbours = protocol_class(protocol).neighbours
     k = _count(f"{key}, k", given.get("k", neighbours)) if neighbours else 0
-    parts = _count(f"{key}, parts", given.get("parts", 1), most=VIEWS)  # features are of so many clips of a video
+    parts = _count(f"{key}, parts", given.get("parts", 1), most=VIEWS)  # features are of VIEWS clips of a video
     of_stages = [replace(measure, parts=parts, k=k, opposites=pairs) for measure in of_stages]
     return [replace(measure, labels=n, time=time) for n in labels for measure in of_stages for time in times]
 

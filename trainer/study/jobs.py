@@ -1,4 +1,4 @@
-"""The jobs of a study: what identifies each, what it makes, and how that is stored."""
+"""The jobs of a study: their identity, their results, and how these are stored."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from trainer.evaluate.results import NEIGHBOURS, check_neighbours
 from trainer.settings import FREE, Settings, resolve
 from trainer.study import measures
 from trainer.study.devices import kind_of_device
-from trainer.study.sources import Source, few_name
+from trainer.study.sources import Source, few_label_split
 from trainer.study.spec import Measure
 from trainer.training import train
 
 # Raise the number of a kind of job if a change gives it other results for the same settings and data: another draw, another
-# default that is no setting, a mended loss or score. All that studies have of this kind is then made anew. What leaves results as
-# they are, such as refactoring, leaves the numbers as they are. A job also depends on the trainings before it.
+# default that is not a setting, a corrected loss or score. Studies then compute all jobs of this kind again. Leave the numbers
+# unchanged if results stay the same, as in a refactoring. A job also depends on the trainings before it.
 VERSIONS = {"train": 1, "frozen": 1, "flow": 1, "finetune": 1, "pretext": 1}
 _LIBRARIES = {name: metadata.version(name) for name in ("torch", "numpy")}
 _RESULT = {
@@ -51,18 +51,18 @@ _RESULT = {
 
 
 def identity(kind: str, **what: object) -> str:
-    """Hash of everything that determines a run or a result: settings, data (see Source), the number of VERSIONS, and the
+    """Hash of everything that determines a run or a result: settings, data (see Source), the number in VERSIONS, and the
     versions of torch and NumPy."""
     return json_sha256({"kind": kind, "version": VERSIONS[kind], **_LIBRARIES, **what})
 
 
 def determining(settings: Settings) -> dict:
-    """The settings that change weights, with all defaults."""
+    """The settings that affect weights, including all defaults."""
     return {name: value for name, value in asdict(resolve(settings)).items() if name not in FREE}
 
 
 class Store:
-    """The folder of a study: runs/ID/ of trainings, results/ID.json, logs/ID.txt."""
+    """The folder of a study: runs/ID/ for trainings, results/ID.json, logs/ID.txt."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -72,7 +72,7 @@ class Store:
         return self.root / "runs" / id
 
     def result(self, id: str) -> dict:
-        """What was stored of a result or, of a training, of how it was made. Raises TrainerError if it is damaged."""
+        """The stored content of a result, or the record of a training. Raises TrainerError if it is damaged."""
         path = self.run(id) / "done.json" if self.run(id).is_dir() else self.root / "results" / f"{id}.json"
         try:
             content = load_json(path)
@@ -81,35 +81,35 @@ class Store:
             if any(len(place) != 2 for place in content.get("map", {}).values()):
                 raise ValueError("map has a place that is not x and y")
         except (ReadError, ValueError) as error:
-            raise TrainerError(f"{path}: damaged ({error}); delete it, and it is made again") from error
+            raise TrainerError(f"{path}: damaged ({error}); delete it, and run the study again") from error
         return content
 
     def has(self, id: str) -> bool:
-        """Whether a training or a result exists and is whole."""
+        """Whether a training or a result exists and is complete."""
         return (self.run(id) / "done.json").exists() or (self.root / "results" / f"{id}.json").exists()
 
     def ids(self) -> list[str]:
-        """The trainings and results that exist."""
+        """The ids of all existing trainings and results."""
         runs = (path.parent.name for path in self.root.glob("runs/*/done.json"))
         return [*runs, *(path.stem for path in self.root.glob("results/*.json"))]
 
     def log(self, job: Work) -> Path:
-        """What a job prints."""
+        """The file with the output of a job."""
         return self.root / "logs" / f"{job.id}.txt"
 
     def marker(self, job: Work) -> Path:
-        """Exists while a job is made; holds its device, and how long its log was before."""
+        """A file that exists while a job runs; it holds its device and the length of its log before it started."""
         return self.root / "logs" / f"{job.id}.running"
 
     def done(self, job: Work) -> bool:
-        """Whether all that a job makes exists."""
+        """Whether all results of a job exist."""
         return all(map(self.has, job.makes))
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What one process makes. id: hash of all that determines it; row, title: for the reader; device: or several, among which
-    they are spread"""
+    """The work of one process. id: hash of everything that determines it; row, title: for the reader; device: one device, or
+    several that share the jobs"""
 
     kind: ClassVar[str]
     id: str
@@ -119,26 +119,26 @@ class Work:
 
     @property
     def needs(self) -> list[str]:
-        """The ids of what comes before it."""
+        """The ids of the results that it needs."""
         return []
 
     @property
     def makes(self) -> tuple[str, ...]:
-        """The ids of what it makes."""
+        """The ids of its results."""
         return (self.id,)
 
     def work_and_store(self, store: Store, flow: Callable | None) -> None:
-        """Make it here, and store what it makes; flow: see `study`. Raises VsslError."""
+        """Run it in this process, and store its results; flow: see `study`. Raises VsslError."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
 class Job(Work):
-    """What one process makes of a data set and a network.
+    """The work of one process on a data set and a network.
 
-    cost: name of like jobs, and clips: how many, for the estimate
+    cost: name shared by jobs of equal cost per clip, and clips: number of clips, for the estimate
     source: the data set that it reads; networks: by split, the id of the training whose network is used, None for random weights
-    start: run or file whose backbone is used in place of random weights, if any
+    start: run or file whose backbone is used instead of random weights, "" for none
     """
 
     cost: str
@@ -148,13 +148,13 @@ class Job(Work):
     start: str
 
     def network(self, store: Store, split: str) -> Path | str | None:
-        """The run or file of the network that is tested on a split, None for random weights."""
+        """The run or file of the network to test on a split, None for random weights."""
         id = self.networks[split]
         return store.run(id) / "run" if id else self.start or None
 
     @property
     def needs(self) -> list[str]:
-        """The ids of the trainings that come before it."""
+        """The ids of the trainings that it needs."""
         return list(dict.fromkeys(id for id in self.networks.values() if id))
 
     @property
@@ -162,7 +162,7 @@ class Job(Work):
         return Compute(workers=0, device=self.device)
 
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
-        """Make it here; what is stored by id. flow: see `study`. Raises VsslError."""
+        """Run it in this process. Returns the content to store by id. flow: see `study`. Raises VsslError."""
         raise NotImplementedError
 
     def work_and_store(self, store: Store, flow: Callable | None) -> None:
@@ -178,7 +178,7 @@ class Job(Work):
 
 @dataclass(frozen=True, eq=False)
 class Training(Job):
-    """A pretraining; videos: that it sees, and that the training part has."""
+    """A pretraining; videos: the number of videos that it sees, and that of the training part."""
 
     kind = "train"
     settings: Settings
@@ -193,7 +193,8 @@ class Training(Job):
 
 @dataclass(frozen=True)
 class Request:
-    """A number that is measured on features; id: of the result; validates: in the training part alone, at the best stage."""
+    """A number to measure on features; id: of the result; validates: whether to cross-validate in the training part only, and
+    give the accuracy of the best stage."""
 
     id: str
     target: str
@@ -213,11 +214,11 @@ class Measuring(Job):
         return tuple(request.id for request in self.requests)
 
     def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
-        """The features of all videos, of the network that is tested on this split; folder: a temporary one."""
+        """The features of all videos, by the network to test on this split; folder: a temporary folder."""
         raise NotImplementedError
 
     def disturbed(self, store: Store, split: str, folder: Path, videos: np.ndarray, time: str) -> Features:
-        """The features of some videos (int64 rows) with their clips' frames disturbed."""
+        """The features of some videos (int64 rows), with the frames of their clips disturbed."""
         raise NotImplementedError
 
     def work(self, store: Store, flow: Callable | None) -> dict[str, dict]:
@@ -226,7 +227,7 @@ class Measuring(Job):
         (store.root / "scratch").mkdir(exist_ok=True)
         for network in dict.fromkeys(self.networks.values()):
             splits = [split for split, tested in self.networks.items() if tested == network]
-            with tempfile.TemporaryDirectory(dir=store.root / "scratch") as folder:  # features are not kept
+            with tempfile.TemporaryDirectory(dir=store.root / "scratch") as folder:  # features are deleted afterwards
                 features = self.features(store, splits[0], flow, Path(folder))
                 parts = [self.source.opened(split).part == TEST for split in splits]
                 tested = np.flatnonzero(np.any(parts, axis=0))
@@ -236,12 +237,12 @@ class Measuring(Job):
                 for request, split in itertools.product(requests, splits):
                     content, measure = made.setdefault(request.id, {"scores": {}}), request.measure
                     try:
-                        few = few_name(split, measure.labels, request.seed)
+                        few = few_label_split(split, measure.labels, request.seed)
                         if request.validates:
                             content["validated"] = max(scoring.validated(few, request.target, measure).values())
                             continue
                         found, stage = scoring.scores(few, request.target, measure)
-                    except VsslError as error:  # this number cannot be had, the others can
+                    except VsslError as error:  # the other numbers may still be measured
                         content["reason"] = str(error)
                         continue
                     content["scores"] |= found.right
@@ -258,7 +259,7 @@ class Measuring(Job):
 
 @dataclass(frozen=True, eq=False)
 class Frozen(Measuring):
-    """Of the features of a backbone; settings: of a network of random weights."""
+    """Measures on the features of a backbone; settings: those of the network, used for random weights."""
 
     kind = "frozen"
     settings: Settings
@@ -277,9 +278,9 @@ class Frozen(Measuring):
 
 @dataclass(frozen=True, eq=False)
 class Histograms(Measuring):
-    """Of the histograms that stand in the place of a stage in the measures that are asked for."""
+    """Measures on histograms; the stage of each requested measure is the name of a kind of histogram."""
 
-    kind = "flow"  # which takes the time
+    kind = "flow"  # the flow takes most of the time
 
     def features(self, store: Store, split: str, flow: Callable | None, folder: Path) -> Features:
         assert flow is not None
@@ -289,8 +290,8 @@ class Histograms(Measuring):
 
 @dataclass(frozen=True, eq=False)
 class Finetuning(Job):
-    """A finetuning for each split; settings: by split; times: what is done to the frames of tested clips, "" for nothing, by the
-    id of the result."""
+    """A finetuning for each split; settings: by split; times: by the id of the result, what is done to the frames of tested
+    clips, "" for nothing."""
 
     kind = "finetune"
     target: str
@@ -313,13 +314,13 @@ class Finetuning(Job):
                 found = Evaluator(opened, run, compute=self.compute).scores("recognition", times=times)
                 made[id]["scores"] |= found.right
                 made[id]["predicted"] |= found.predicted
-        shutil.rmtree(folder)  # only its scores are used
+        shutil.rmtree(folder)  # only the scores are needed
         return made
 
 
 @dataclass(frozen=True, eq=False)
 class Pretext(Job):
-    """The pretext task of the row; draws: of each sample."""
+    """A test of the row's pretext task; draws: number of draws of each sample."""
 
     kind = "pretext"
     draws: int
@@ -338,7 +339,7 @@ class Pretext(Job):
 
 
 def _train_or_resume(run: Path, settings: Settings, job: Job, overlay: Path, initial: Path | str | None) -> None:
-    """Train a run, or resume it from its last checkpoint. On a CPU the process that trains decodes the frames, too."""
+    """Train a run, or resume it from its last checkpoint. On a CPU, the training process also decodes the frames."""
     workers = 0 if job.device == "cpu" else settings.workers
     if any((run / "checkpoints").glob("[0-9]*")):
         train(Settings(device=job.device, workers=workers), job.source.folder, resume=run, overlay=overlay)

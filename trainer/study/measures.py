@@ -1,4 +1,4 @@
-"""Features of a backbone, or histograms, and the scores of every test video on them."""
+"""Features of a backbone, or histograms, and the scores of every test video with them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def backbone_features(
     time: str = "",
     of_cells: bool = False,
 ) -> Features:
-    """Features of the 10 clips of every video, or of some (int64 rows), of a run's backbone, or of the initial weights of
-    `settings`; kept in folder. time: what is done to the frames of a clip, if anything; of_cells: with the last stage's cells."""
+    """Features of the 10 clips of every video, or of some (int64 rows), by a run's backbone or, without a run, by the initial
+    weights of `settings`; stored in folder. time: what is done to the frames of a clip, "" for nothing; of_cells: whether to
+    include the cells of the last stage."""
     saved = checkpoint.Checkpoint(folder, folder, {}, {})
     backbone = networks(checkpoint.load(run, best=True))["pretrained"] if run else build_backbone(resolve(settings))
     disturbed = data.Time(time) if time else None
@@ -44,7 +45,7 @@ def backbone_features(
 
 
 def histogram_features(shards: data.Shards, kinds: Collection[str], flow: Callable) -> Features:
-    """Histograms of every video, kinds of trainer.histograms, each as features of one stage of its name, pooled by "mean"."""
+    """Histograms of every video (kinds of trainer.histograms), as features with the kind as stage and the pooling "mean"."""
     rows: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
     for shard, video in shards.videos:
         reader = shards.readers[shard]
@@ -55,13 +56,13 @@ def histogram_features(shards: data.Shards, kinds: Collection[str], flow: Callab
     return Features(found, np.arange(len(shards.videos)))
 
 
-_MAPPED = 200  # videos on a map, at most
+_MAPPED = 200  # largest number of videos on a map
 
 
 class Scoring:
-    """Protocols on the frozen features of all videos of a data set; what several measures need is computed once.
+    """Protocols on the frozen features of all videos of a data set; scores that several measures need are computed once.
 
-    tested: int64 rows, ascending, of the videos whose features with disturbed clips are `disturbed`, by what was done
+    disturbed: features of disturbed clips, by what was done to them; tested: ascending int64 rows of the videos of `disturbed`
     """
 
     def __init__(
@@ -77,10 +78,10 @@ class Scoring:
         self._made: dict[tuple, Scores] = {}
 
     def scores(self, split: str, target: str, measure: Measure) -> tuple[Scores, str]:
-        """Scores of the test videos, 0 to 1 by id, and the stage if it was chosen: that which is best by `validated`, of equals
-        the last. The test part is never used for the choice.
+        """Scores of the test videos, 0 to 1 by id, and the chosen stage, "" if there is no choice. The stage with the best
+        `validated` accuracy is chosen, the last one in a tie. The test part is never used for the choice.
 
-        Raises TrainerError for a stage that the features lack, and if there is nothing to test.
+        Raises TrainerError for a stage that the features lack, and if there are no test videos.
         """
         if measure.stage != CHOSEN:
             return self._scores(split, target, measure), ""
@@ -89,8 +90,8 @@ class Scoring:
         return self._scores(split, target, replace(measure, stage=best)), best
 
     def places(self, split: str, target: str, measure: Measure) -> dict[str, list[float]]:
-        """Where test videos, spread evenly over all, lie on a map of their features, see embeddings.map.layout, by id; none of
-        fewer than three."""
+        """Positions of evenly spread test videos on a map of their features (see embeddings.map.layout), by id; empty for fewer
+        than three videos."""
         opened = self.source.opened(split, target)
         test = np.flatnonzero((opened.part == data.TEST) & (opened.targets >= 0))
         if len(test) < 3:
@@ -105,7 +106,7 @@ class Scoring:
         return [*self.found.arrays][-1][0] if measure.stage == LAST else measure.stage, measure.pooling
 
     def validated(self, split: str, target: str, measure: Measure) -> dict[str, float]:
-        """Accuracy, in per cent, of each stage in a cross-validation of the training part that keeps groups whole."""
+        """Accuracy, in per cent, of each stage in a cross-validation of the training part, which keeps groups whole."""
         found = {}
         for stage in (stage for stage, pooling in self.found.arrays if pooling == measure.pooling):
             of_stage = replace(measure, stage=stage, time="")
@@ -128,7 +129,7 @@ class Scoring:
         return self._made[key]
 
     def _validated(self, split: str, target: str, measure: Measure) -> float:
-        """Accuracy in a cross-validation of the training part, in per cent, 0 if it has no folds."""
+        """Accuracy in a cross-validation of the training part, in per cent; 0 if it has no folds."""
         opened = self.source.opened(split, target)
         train, right = _learnt_from(opened), 0.0
         for held_out in splits.grouped_folds(opened.targets[train], opened.groups[train]):
@@ -147,6 +148,6 @@ class Scoring:
 
 
 def _learnt_from(opened: data.Shards) -> np.ndarray:
-    """The labelled videos of the training part, int64 rows, by id: the order of the shards has no effect."""
+    """The labelled videos of the training part, int64 rows, sorted by id so that the order of the shards has no effect."""
     train = np.flatnonzero((opened.part == data.TRAIN) & (opened.targets >= 0))
     return train[np.argsort(np.array(opened.text("videos/id"))[train])]

@@ -1,4 +1,4 @@
-"""The page of a study: pictures, curves, tables, forest plots, how the ranking moves, and what was assumed."""
+"""The page of a study: pictures, curves, tables, forest plots, ranks and assumptions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _COLUMN, _LINE = 120, 24  # pixels of the chart of ranks
 def write_page(
     content: dict, planned: Plan, store: Store, sources: Mapping[str, Source], draw: Draw | None = None
 ) -> None:
-    """Write index.html into the study's folder: one file that loads nothing. draw: films of labels, none without it."""
+    """Write index.html, one self-contained file, into the study's folder. draw: makes films of labels; None for no films."""
 
     def reasons(key: str) -> Markup:
         lines = [f"{one['row']}: {one['what']}: {one['reason']}" for one in content[key]]
@@ -78,7 +78,7 @@ def _tables(content: dict) -> Iterator[Markup]:
 
 
 def _seen(content: dict) -> Markup:
-    """Videos and clips of the pretrainings of each row, and the settings in which rows differ."""
+    """The videos and clips that the pretrainings of each row saw, and the settings in which rows differ."""
     body = []
     for name, row in content["rows"].items():
         for of, runs in runs_by_data(row).items():
@@ -87,9 +87,7 @@ def _seen(content: dict) -> Markup:
     if not body:
         return Markup()
     head = ["Row", "Pretrained on", "Videos seen", "Clips seen", "Clips asked for"]
-    about = (
-        "Of several splits and seeds from the fewest to the most. A video that no sample of a method fits is not seen."
-    )
+    about = "For several splits and seeds, the smallest and largest number. A video without a sample of the method is not seen."
     out = [paragraph(about, "muted"), table("Pretraining of each row", head, body, (2, 3, 4))]
     names, values = differing(content["rows"])
     if names:
@@ -121,14 +119,14 @@ def _orderings(content: dict) -> Markup:
         return Markup()
     head, body = orderings(content)
     lead = (
-        "Difference here of the row that was published as the better one, in points, with its 95 % interval: it agrees or "
-        "disagrees if the interval does not contain 0."
+        "Difference measured here between the row published as better and the other one, in points, with its 95 % interval. The "
+        "verdict is undecided if the interval contains 0."
     )
     return join([paragraph(lead, "muted"), table("Published orderings", head, body, range(2, len(head)))])
 
 
 def _headlines(content: dict) -> list[tuple[int, str]]:
-    """Number and title of the columns that the charts show."""
+    """Numbers and titles of the columns that the charts show."""
     return [(i, f"{place(c)}: {c['measure']}") for i, c in enumerate(content["columns"]) if c["headline"]]
 
 
@@ -154,7 +152,7 @@ def _forest(content: dict) -> Markup:
 
 
 def _pairs(content: dict) -> Markup:
-    """A matrix of the differences of all rows for each column of the charts."""
+    """A matrix of the differences between all rows for each column of the charts."""
     found = []
     for number, title in _headlines(content):
         pairs = {(pair["row"], pair["than"]): pair for pair in content["differences"] if pair["column"] == number}
@@ -189,7 +187,7 @@ def _pair(pairs: dict[tuple[str, str], dict], row: str, than: str) -> Markup:
 
 
 def _parts(content: dict) -> Markup:
-    """The columns of the charts by seed and by class, and what was taken for what in the first of each target, on demand."""
+    """The columns of the charts by seed and by class, and confusion matrices for the first column of each target, collapsed."""
     found, targets = [], set()
     for number, title in _headlines(content):
         entries = [entry for entry in content["numbers"] if entry["column"] == number]
@@ -205,7 +203,7 @@ def _parts(content: dict) -> Markup:
         where = place(content["columns"][number])
         taken = [entry for entry in entries if entry.get("predicted")] if where not in targets else []
         targets |= {where} if taken else set()
-        out += [details("What was taken for what", grid(map(_confusion, taken)))] if taken else []
+        out += [details("Confusion matrices", grid(map(_confusion, taken)))] if taken else []
         found.append(details(title, join(out)))
     return join(found)
 
@@ -223,7 +221,7 @@ def _by_seed(entries: list[dict]) -> Markup:
 
 
 def _confusion(entry: dict) -> Markup:
-    """Videos of all seeds by true and predicted class."""
+    """The confusion matrix of the videos of all seeds."""
     taken = entry["predicted"]
     classes = sorted({*taken, *(name for of in taken.values() for name in of)})
     counts = np.array([[taken.get(true, {}).get(name, 0) for name in classes] for true in classes])
@@ -232,7 +230,7 @@ def _confusion(entry: dict) -> Markup:
 
 
 def _ranks(content: dict) -> Markup:
-    """Chart of the rank of every method in every column, one line per row."""
+    """A chart of the rank of every method in every column, with one line per row."""
     names = [name for name, row in content["rows"].items() if row["kind"] == "method"]
     values = {(entry["row"], entry["column"]): entry["value"] for entry in content["numbers"]}
     shown = [column for column in _headlines(content) if all((name, column[0]) in values for name in names)]
@@ -246,8 +244,8 @@ def _ranks(content: dict) -> Markup:
     rows = [[name, *of_columns] for name, of_columns in ranks.items()]
     numbers = table("Ranks", ["Row", *range(1, len(shown) + 1)], rows, range(1, len(shown) + 1))
     lead = (
-        "Rank of each method by its value alone, the best on top, equal ones in the order of the file; ranks within one "
-        "another's intervals may change by chance."
+        "Rank of each method by its value only, the best at the top, ties in the order of the file. Ranks of methods whose "
+        "intervals overlap may change by chance."
     )
     return join([paragraph(lead, "muted"), scroll("Ranks", _rank_chart(ranks)), columns, details("Numbers", numbers)])
 

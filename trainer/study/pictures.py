@@ -1,4 +1,4 @@
-"""What a study's page shows before it counts: videos with their labels, nearest neighbours, and maps."""
+"""The pictures at the beginning of a study's page: videos with their labels, nearest neighbours, and maps."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from trainer.study.sources import Source
 from trainer.study.spec import HISTOGRAMS, RANDOM, WEIGHTS
 
 _VIDEOS, _QUERIES = 3, 6  # of each data set
-_LINES = 160  # of a clip, at most
+_LINES = 160  # largest height of a clip, pixels
 _MAP = (560, 400)  # width and height
-_FPS = 25.0  # of a video without times
+_FPS = 25.0  # of a video without a frame rate
 _FLOW = next(name for name, kind in HISTOGRAMS.items() if kind == "flow")
 _LABELS = (
-    "Test videos, and what the labels of their middle clip are made of. Flow: the hue is the direction (red is to the right, "
-    "then counter-clockwise), paler where it is shorter. Motion boundaries: where the flow changes. Blocks of the grid: red and "
-    "green, where the boundaries of horizontal and vertical flow are largest, with their direction; yellow and blue, of the "
-    "most diverse and the most stable colours, with the dominant one."
+    "Test videos, and the data behind the labels of their middle clip. Flow: the hue is the direction (red is to the right, "
+    "then counter-clockwise), paler for shorter flow. Motion boundaries: where the flow changes. Blocks of the grid: red and "
+    "green have the largest boundaries of horizontal and vertical flow, with their direction; yellow and blue have the "
+    "most diverse and the most stable colours, with the dominant colour."
 )
 _PLAYS = '<p><label><input type="checkbox" checked> play</label></p>\n'
 _CLIP = '<div><p>{}</p>\n<div class="films">{}</div></div>\n'
 _MAPS = (
-    "Test videos whose features are alike lie close together (t-SNE); colours are the classes, which nothing here was fitted to. "
-    "Point at one, or move to it with the tab key, to see it."
+    "Test videos with similar features are close together (t-SNE). Colours show the classes, which were not used for the map. "
+    "Point at a video, or move to it with the tab key, to see it."
 )
 
-# films by name, RGB uint8 [n, H, W, 3], of a labelled clip of a shard and of what its labels are made of
+# films by name, RGB uint8 [n, H, W, 3], of a labelled clip (shard, row) and of the data behind its labels
 Draw = Callable[[ShardReader, int], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class _Retrieved:
-    """What was stored of retrieval on a data set by each of the rows that are shown; title: of the column"""
+    """The stored retrieval results on a data set, by the rows to show; title: of the column."""
 
     title: str
     name: str
@@ -55,7 +55,7 @@ class _Retrieved:
 def pictures(
     content: dict, planned: Plan, store: Store, sources: Mapping[str, Source], films: Films, draw: Draw | None
 ) -> list[tuple[str, str, Markup]]:
-    """The sections: id, heading, content."""
+    """The sections of the page: id, heading, content."""
     found = [*_retrieved(content, planned, store, sources)]
     tested = dict.fromkeys(column.tested_on for _, column, _ in planned.numbers)
     return [
@@ -66,7 +66,7 @@ def pictures(
 
 
 def readers_of(sources: Mapping[str, Source]) -> dict[str, list[ShardReader]]:
-    """The shards of each data set, for Films."""
+    """The readers of the shards of each data set, for Films."""
     return {name: [*source.opened(source.splits[0]).readers] for name, source in sources.items()}
 
 
@@ -83,7 +83,7 @@ def _videos(sources: Mapping[str, Source], films: Films, draw: Draw | None) -> M
 
 
 def _chosen(source: Source) -> list[tuple[data.Shards, int]]:
-    """Test videos with labelled clips, spread evenly over the classes."""
+    """Test videos with labelled clips (data set, row), spread evenly over the classes."""
     opened = source.opened(source.splits[0])
     ids, labels = opened.text("videos/id"), opened.text("videos/label")
     rows = [row for row in np.flatnonzero(opened.part == data.TEST).tolist() if len(_clips(opened, row))]
@@ -92,7 +92,7 @@ def _chosen(source: Source) -> list[tuple[data.Shards, int]]:
 
 
 def _clips(opened: data.Shards, row: int) -> np.ndarray:
-    """The labelled clips of a video, int64, of its shard."""
+    """The labelled clips of a video, int64 rows of its shard."""
     shard, video = opened.videos[row]
     return np.flatnonzero(opened.readers[shard].arrays["clips/video"][:] == video)
 
@@ -110,7 +110,7 @@ def _video(opened: data.Shards, row: int, films: Films, draw: Draw) -> Markup:
 
 
 def _retrieved(content: dict, planned: Plan, store: Store, sources: Mapping[str, Source]) -> Iterator[_Retrieved]:
-    """Of each data set the first retrieval in the charts."""
+    """For each data set, the first retrieval in the charts."""
     seed, seen = content["seeds"][0], set[str]()
     for number, column in enumerate(dict.fromkeys(column for _, column, _ in planned.numbers)):
         if column.measure.protocol != "retrieval" or not column.measure.headline or column.tested_on in seen:
@@ -124,7 +124,7 @@ def _retrieved(content: dict, planned: Plan, store: Store, sources: Mapping[str,
 
 
 def _rows(content: dict, number: int) -> list[str]:
-    """The pretrained row with the highest number in a column, random weights of its network, and the flow histogram."""
+    """The pretrained row with the highest number in a column, random weights of the same network, and the flow histogram."""
     rows = content["rows"]
     entries = [entry for entry in content["numbers"] if entry["column"] == number]
     trained = [entry for entry in entries if rows[entry["row"]]["kind"] in ("method", WEIGHTS)]
@@ -161,9 +161,9 @@ def _neighbours(found: list[_Retrieved], films: Films) -> Markup:
     if not out:
         return Markup()
     about = (
-        "Test videos, spread evenly over all, each with the five training videos found first: by the pretrained row with the "
-        "highest number, by random weights and by the flow histogram, of the first seed. Point at a picture, or tap it, and it "
-        f"moves.{FRAMES} The number is the cosine to the query."
+        "Evenly spread test videos, each with the five nearest training videos: for the pretrained row with the "
+        "highest number, for random weights and for the flow histogram, first seed. Point at a picture, or tap it, to play "
+        f"it.{FRAMES} The number is the cosine to the query."
     )
     return paragraph(about, "muted") + join(out)
 

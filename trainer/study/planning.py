@@ -1,4 +1,4 @@
-"""From a study file and its data sets to the jobs, and to the result that each number is made of."""
+"""Plans a study: the jobs for its file and data sets, and the result behind each number."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from trainer.study.jobs import (
     determining,
     identity,
 )
-from trainer.study.sources import Source, few_name
+from trainer.study.sources import Source, few_label_split
 from trainer.study.spec import ALL, HISTOGRAMS, SUPERVISED, VIEWS, Measure, Row, Study, unlabelled
 from trainer.training.streams import epoch_of, training_clips
 
 
 @dataclass(frozen=True)
 class Column:
-    """What the numbers of a column have in common: the data set that networks were pretrained on, and the one that is tested;
-    target: the classes, of a measure that needs none whichever come first."""
+    """What the numbers of a column share: the data set of pretraining, the data set of the test, the target (its classes; the
+    first one for a measure that needs no classes), and the measure."""
 
     pretrained_on: str
     tested_on: str
@@ -46,7 +46,7 @@ class Column:
 
     @property
     def tested(self) -> str:
-        """What is tested, in words."""
+        """The tested data set and target, in words."""
         return f"{self.tested_on} {self.target}".rstrip()
 
 
@@ -55,11 +55,11 @@ Key = tuple[str, Column, int]  # row, column, seed
 
 @dataclass(frozen=True)
 class Plan:
-    """jobs: all of them by id, done or not; numbers: id of the result of each, unknown: why there is none
+    """jobs: all jobs by id, done or not; numbers: id of the result of each number; unknown: why a number does not exist
 
     runs: id of the training by (row, data set, split, seed)
-    tried: of the trainings to choose from by (row, data set), one for each of the row's candidates; worth: of each of them, the
-    most of which is used, once it is known; deciding: the jobs that have to be made before
+    tried: ids of the trainings to choose from by (row, data set), one for each candidate of the row; worth: the quality of each,
+    once it is known, of which the highest is used; deciding: the jobs that are needed for this choice
     """
 
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -72,12 +72,12 @@ class Plan:
 
     @property
     def undecided(self) -> bool:
-        """Whether settings are still to be chosen."""
+        """Whether some settings have not been chosen yet."""
         return self.tried.keys() != self.worth.keys()
 
 
 def columns(study: Study, sources: dict[str, Source]) -> list[Column]:
-    """All columns, those of one pretraining and test side by side."""
+    """All columns; those with the same pretraining and test are adjacent."""
     found = []
     for measure in study.measures:
         for tested in (name for name in measure.tested_on if name in sources):
@@ -93,9 +93,9 @@ def columns(study: Study, sources: dict[str, Source]) -> list[Column]:
 
 
 def plan(study: Study, sources: dict[str, Source], store: Store, device: str, failed: dict[str, str]) -> Plan:
-    """All jobs of a study. Of settings that are still to be chosen, the first ones are taken.
+    """All jobs of a study. If settings have not been chosen yet, the first ones are used.
 
-    failed: why, by id of the jobs that have just failed
+    failed: reasons by id of the jobs that have just failed
     """
     planner = _Planner(study, sources, store, device, failed)
     for column in columns(study, sources):
@@ -117,13 +117,13 @@ class _Planner:
         self.trainings: dict[tuple, str] = {}
 
     def number(self, row: Row, column: Column, seed: int) -> str | None:
-        """The id of a number's result, whose jobs are added to the plan; None if the row has no such number. Raises TrainerError
-        if it cannot be made."""
+        """Add the jobs of a number to the plan, and return the id of its result; None if the row has no such number. Raises
+        TrainerError if it cannot be computed."""
         make = {"finetune": self._finetuned, "pretext": self._pretext}.get(column.measure.protocol, self._frozen)
         return make(row, column, seed)
 
     def _networks(self, row: Row, column: Column, seed: int) -> dict[str, str | None]:
-        """Id of the training whose network is tested, by split; None for random weights."""
+        """The ids of the trainings whose networks are tested, by split; None for random weights."""
         tested = self.sources[column.tested_on]
         if row.kind != "method":
             return dict.fromkeys(tested.splits)
@@ -132,16 +132,14 @@ class _Planner:
         return {split: self._trained(row, before, split if same else before.splits[0], seed) for split in tested.splits}
 
     def _source(self, row: Row, name: str) -> Source:
-        """A data set as the row asks for it."""
+        """A data set, labelled as the row requires."""
         name = row.pretrains_on(name)
         if name not in self.sources:
-            raise TrainerError(
-                f"{name} is unavailable; expected a data set that the study labels, and labelling that works"
-            )
+            raise TrainerError(f"{name} is unavailable; expected a data set that the study labels without failure")
         return self.sources[name]
 
     def _trained(self, row: Row, source: Source, split: str, seed: int) -> str:
-        """The id of a pretraining with the settings that are chosen."""
+        """The id of a pretraining with the chosen settings."""
         split, key, index = source.pretraining(split), (row.name, source.data.name), 0
         if len(row.candidates) > 1:
             first, candidates = source.pretraining(source.splits[0]), range(len(row.candidates))
@@ -155,7 +153,7 @@ class _Planner:
         return id
 
     def _worth(self, row: Row, source: Source, tried: list[str]) -> list[float]:
-        """How good each training is, -inf if it failed; none while some of what says so is still to be made."""
+        """The quality of each training, -inf if it failed; empty while results for it are missing."""
         self.plan.deciding.update((id, self.plan.jobs[id]) for id in tried)
         if not all(self.store.has(id) or id in self.failed for id in tried):
             return []
@@ -168,7 +166,7 @@ class _Planner:
         return [float(np.mean([result.get("validated", -math.inf) for result in of] or -math.inf)) for of in made]
 
     def _validation(self, row: Row, source: Source, network: str) -> Job:
-        """The accuracy of a training's network in the training part of the first split, for each target."""
+        """The job that validates a training's network in the training part of the first split, for each target."""
         base = self.sources[next(name for name in self.study.data if row.pretrains_on(name) == source.data.name)]
         seed, split, measure = self.study.seeds[0], base.splits[0], self.study.choose
         assert measure is not None
@@ -201,11 +199,11 @@ class _Planner:
         return self.trainings[key]
 
     def _add(self, job: Job) -> str:
-        self.plan.jobs.setdefault(job.id, job)  # of rows with the same settings, the first one's
+        self.plan.jobs.setdefault(job.id, job)  # rows with the same settings share the job of the first
         return job.id
 
     def _about(self, row: Row, source: Source, title: str, networks: dict[str, str | None]) -> dict[str, Any]:
-        """What every job has."""
+        """The fields that every job has."""
         about = {"row": row.name, "source": source, "title": title, "networks": networks, "device": self.device}
         return about | {"start": row.start}
 
@@ -239,7 +237,7 @@ class _Planner:
         old = self.plan.jobs.get(job.id)
         if isinstance(old, Measuring) and id in old.makes:
             job = old
-        elif isinstance(old, Measuring):  # what is measured on the same features is measured together
+        elif isinstance(old, Measuring):  # measures on the same features share a job
             new = measure.time and all(request.measure.time != measure.time for request in old.requests)
             tested = sum(int((source.opened(split).part == data.TEST).sum()) for split in source.splits) if new else 0
             job = replace(old, requests=old.requests + requests, clips=old.clips + tested * VIEWS)
@@ -257,7 +255,7 @@ class _Planner:
         epochs = max(1, round(budget / max(1, videos)))
         bare = Settings(method="recognition", backbone=backbone, width=width, seed=seed)
         bare = replace(over(measure.settings or Settings(), bare), epochs=epochs)
-        settings = {split: replace(bare, split=few_name(split, measure.labels, seed)) for split in source.splits}
+        settings = {split: replace(bare, split=few_label_split(split, measure.labels, seed)) for split in source.splits}
         what = {
             "network": networks if row.kind == "method" else row.weights or None,
             "labels": source.labels[column.target],
@@ -275,10 +273,10 @@ class _Planner:
 
     def _pretext(self, row: Row, column: Column, seed: int) -> str | None:
         if row.kind != "method":
-            return None  # it has no pretext task
+            return None  # such a row has no pretext task
         source, draws = self._source(row, column.tested_on), column.measure.draws
         if source.data.pretraining == ALL and column.tested_on == column.pretrained_on:
-            raise TrainerError("pretraining sees all videos: none is left to test the pretext task on")
+            raise TrainerError("pretraining is all, expected train: no video is left to test the pretext task on")
         networks = self._networks(row, column, seed)
         id = identity("pretext", network=networks, data=source.identity, draws=draws)
         title = f"pretext task on {column.tested_on}" + _how(column, networks, seed)
@@ -291,13 +289,13 @@ class _Planner:
 
 
 def _how(column: Column, networks: dict[str, str | None], seed: int | None) -> str:
-    """Pretraining and seed, in words."""
+    """The pretraining and the seed, in words."""
     before = f", pretrained on {column.pretrained_on}" if any(networks.values()) else ""
     return before + (f", seed {seed}" if seed is not None else "")
 
 
 def held_out_loss(store: Store, id: str, settings: Settings) -> float:
-    """Last loss on held-out videos of a training; infinite if it failed or diverged."""
+    """The last loss of a training on held-out videos; infinite if it failed or diverged."""
     path = store.run(id) / "run" / "holdout.csv"
     if not store.has(id) or not path.exists():
         return math.inf
@@ -307,7 +305,7 @@ def held_out_loss(store: Store, id: str, settings: Settings) -> float:
 
 
 def total_loss(logged: Mapping[str, Any], settings: Settings) -> Any:
-    """The loss in columns of log.csv or holdout.csv, of several methods the weighted sum."""
+    """The loss in columns of log.csv or holdout.csv; for several methods, the weighted sum."""
     if "loss" in logged:
         return logged["loss"]
     weights = asdict(resolve(settings))["weights"]
@@ -315,25 +313,25 @@ def total_loss(logged: Mapping[str, Any], settings: Settings) -> Any:
 
 
 def _training_videos(source: Source, column: Column, seed: int) -> int:
-    """Number of labelled videos that a classifier learns from, in the first split. Raises TrainerError if there are too few."""
+    """The number of labelled training videos of a classifier in the first split. Raises TrainerError if any split has too few."""
     for split in source.splits:
-        if few_name(split, column.measure.labels, seed) not in source.opened(split, column.target).split_names:
+        if few_label_split(split, column.measure.labels, seed) not in source.opened(split, column.target).split_names:
             raise TrainerError(
                 f"split {split} has too few training videos for labels of {words(column.measure.labels)}"
             )
-    first = source.opened(few_name(source.splits[0], column.measure.labels, seed), column.target)
+    first = source.opened(few_label_split(source.splits[0], column.measure.labels, seed), column.target)
     return int(((first.part == data.TRAIN) & (first.targets >= 0)).sum())
 
 
 def _size(row: Row, source: Source) -> str:
-    """What makes a clip of a row's network cost time: "r3d10 0.125 16x40"."""
+    """What determines the cost of a clip: backbone, width, frames and crop, such as "r3d10 0.125 16x40"."""
     (backbone, width), config = row.network, source.opened(source.splits[0]).config
     return f"{backbone} {width:g} {config['clip_length']}x{config['crop']}"
 
 
 def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float, tuple[int, int]]:
-    """Passes whose clips come nearest to a budget, how many clips these are, of how many videos, and how many videos the training
-    part has."""
+    """The number of passes whose clips come nearest to a budget, the number of clips in them, and the numbers of videos that they
+    use and that the training part has."""
     settings, opened = resolve(settings), source.opened(str(settings.split))
     values = asdict(settings)
     shards = opened.with_training_videos(opened.train_mask)
@@ -347,7 +345,7 @@ def _epochs(source: Source, settings: Settings, clips: int) -> tuple[int, float,
 
 
 def _videos_of(clips: data.TrainingClips) -> list[int]:
-    """Rows of the videos that the samples of a method are of."""
+    """The rows of the videos from which the samples of a method come."""
     shards, (shard, item) = clips.shards, clips.samples.T
     if clips.method.of_labelled_clips and shards.config["clips"] is None:  # the samples are clips
         return shards.clip_video[(np.cumsum(shards.readers.n_clips) - shards.readers.n_clips)[shard] + item].tolist()

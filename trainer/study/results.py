@@ -1,4 +1,4 @@
-"""The numbers of a study with their intervals: what study.json holds."""
+"""The numbers of a study with their intervals: the content of study.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COUNTED = {
     "colour": f"colours of the pixels{_IN_PARTS}",
     "still": "directions of the edges on a 4 x 4 grid of the frame in the middle of a video, which shows no motion",
 }
-_FEW = 10  # units to draw from; the bootstrap's intervals over fewer are known to be too narrow
+_FEW = 10  # with fewer units, the intervals of the bootstrap are known to be too narrow
 
 
 def collect(
@@ -37,16 +37,16 @@ def collect(
     failed: dict[str, str],
     unusable: dict[str, str],
 ) -> dict:
-    """All that study.json holds, which is the same however often the study was interrupted: "data", "rows", "columns",
-    "numbers", "orderings" (published ones, and the difference here), "assumed", "absent" (numbers that do not exist),
-    "failures". A number is the mean over seeds and videos in per cent, with "low" and "high", "above" its difference from the
-    random network of the same seeds, or of the pretext task from "chance", likewise, the value of each seed, and whether it is
-    the best of its column or not shown to lie below that, "maybe best". "differences": of any two rows, see `differences`."""
+    """The content of study.json, which does not depend on interruptions of the study: "data", "rows", "columns", "numbers",
+    "differences" between any two rows (see `differences`), "orderings" (published ones, with the difference measured here),
+    "assumed", "absent" (numbers that do not exist), "failures". A number is the mean over seeds and videos in per cent, with
+    "low" and "high"; "above", its difference from the random network of the same seeds or, for a pretext task, from "chance",
+    with its interval; the value of each seed; and "maybe best", whether it is the best of its column or not shown to be worse."""
     columns = list(dict.fromkeys(column for _, column, _ in planned.numbers))
     rows = {name: _row(study, row, planned, store) for name, row in study.rows.items()}
     scores = [scores_of(study, sources, planned, store, column) for column in columns]
     pairs = [
-        differences(of_rows) if column.measure.protocol != PRETEXT else []  # which are of different tasks
+        differences(of_rows) if column.measure.protocol != PRETEXT else []  # rows have different tasks
         for column, of_rows in zip(columns, scores, strict=True)
     ]
     return {
@@ -116,7 +116,7 @@ def _row(study: Study, row: Row, planned: Plan, store: Store) -> dict:
 
 
 def _start(row: Row) -> dict[str, str]:
-    """The weights that a row begins with, if they are of a file."""
+    """The weights that a row starts from, if they come from a file."""
     return {"start": row.start, "weights": row.weights} if row.start else {}
 
 
@@ -169,7 +169,7 @@ def _numbers(
 
 
 def _orderings(study: Study, columns: list[Column], scores: list[dict[str, RowScores]]) -> list[dict]:
-    """Published orderings beside the difference here, in the columns of the charts."""
+    """Published orderings with the differences measured here, in the columns of the charts."""
     found = []
     for ordering in study.orderings:
         here = []
@@ -182,35 +182,35 @@ def _orderings(study: Study, columns: list[Column], scores: list[dict[str, RowSc
 
 
 def verdict(above: dict) -> str:
-    """Whether a published ordering holds here, which the whole interval of the difference has to say."""
+    """Whether a published ordering holds here, decided only if the interval of the difference does not contain 0."""
     return "agrees" if above["low"] > 0 else "disagrees" if above["high"] < 0 else "undecided"
 
 
 def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
     found = [
-        f"Intervals hold 95 % of {SEED_RESAMPLES:,} resamples: seeds are drawn with replacement and, for all of them alike, test "
-        "videos or whole groups of them; differences from random weights are of pairs of the same seed and video.",
-        "Every row is given the same number of clips in pretraining, as near as whole passes allow, unless the file says "
+        f"Intervals hold 95 % of {SEED_RESAMPLES:,} resamples: seeds are drawn with replacement and, for all seeds at once, test "
+        "videos or whole groups of them; differences from random weights are between pairs of the same seed and video.",
+        "Every row gets the same number of clips in pretraining, as closely as whole passes allow, unless the file says "
         "otherwise.",
         f"{RANDOM}: the network that the row with the same seed starts from.",
     ]
     if len(study.seeds) == 1:
-        found.append("One seed: the intervals do not tell how another seed would have come out.")
+        found.append("One seed: the intervals do not include the variation between seeds.")
     if any(row.kind == SUPERVISED for row in study.rows.values()):
         found.append(
             f"{SUPERVISED}: random weights, trained with labels for the clips of pretraining and of finetuning together."
         )
     for name in filter(HISTOGRAMS.__contains__, study.rows):
-        found.append(f"{name}: no network: {_COUNTED[HISTOGRAMS[name]]}; before the same classifiers.")
+        found.append(f"{name}: no network, but {_COUNTED[HISTOGRAMS[name]]}, with the same classifiers.")
     for name, source in ((name, sources[name]) for name in study.data if name in sources):
         if source.data.pretraining == ALL:
             found.append(
-                f"{name}: pretraining is given all videos, those that are tested, too, without labels; how many a row saw "
+                f"{name}: pretraining uses all videos, including the tested ones, without labels; the number that a row saw "
                 "is shown in its line."
             )
         drawn = "groups of videos" if source.data.resample == "group" else "single videos"
         few = len(set(units_of(source).values()))
-        narrow = f", of which there are {few}: an interval over so few is too narrow" if few < _FEW else ""
+        narrow = f"; there are only {few}, so that the intervals are too narrow" if few < _FEW else ""
         found.append(f"{name}: the bootstrap draws {drawn}{narrow}.")
     by = "the loss on held-out training videos"
     if study.choose:
@@ -218,8 +218,8 @@ def _assumed(study: Study, sources: dict[str, Source]) -> list[str]:
     for row in study.rows.values():
         if len(row.candidates) > 1:
             found.append(
-                f"{row.name}: {', '.join(row.tried[0])} chosen from {len(row.candidates)} by {by}, of the first seed; its budget "
-                "counts the chosen one alone."
+                f"{row.name}: {', '.join(row.tried[0])} chosen from {len(row.candidates)} by {by}, for the first seed; the "
+                "budget counts only the chosen one."
             )
     return found
 
@@ -234,7 +234,7 @@ def _failures(planned: Plan, failed: dict[str, str], unusable: dict[str, str]) -
 
 
 def _absent(planned: Plan, store: Store) -> dict[Key, str]:
-    """Why there is no number."""
+    """The reason for each number that does not exist."""
     reasons = dict(planned.unknown)
     for key, id in planned.numbers.items():
         if store.has(id) and "reason" in (made := store.result(id)):
@@ -243,7 +243,7 @@ def _absent(planned: Plan, store: Store) -> dict[Key, str]:
 
 
 def unavailable(reasons: dict[Key, str]) -> list[dict]:
-    """Numbers that do not exist, such as of five labels of a class of four, with the rows that lack them."""
+    """Numbers that do not exist (such as with five labels for a class of four videos), with the rows that lack them."""
     rows: dict[tuple[str, str], dict[str, None]] = {}
     for (row, column, _), reason in reasons.items():
         rows.setdefault((f"{column.measure.title} on {column.tested}", reason), {})[row] = None

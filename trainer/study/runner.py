@@ -1,4 +1,4 @@
-"""A process for each job of a study, on this machine or on a Dask cluster, each with a device."""
+"""Runs each job of a study in a process with a device, on this machine or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from trainer.study.devices import Device, reserved
 from trainer.study.jobs import Store, Work
 
 _TAIL = 1 << 13  # bytes at the end of a log
-_CHARACTERS = 160  # of a line that a job printed
+_CHARACTERS = 160  # shown of a line that a job printed
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where jobs are made: processes at a time, or a Dask scheduler's address; device: cpu, cuda, auto, or several GPUs,
-    cuda:0,cuda:2, among which jobs are spread."""
+    """Where jobs run. workers: number of processes at a time; scheduler: address of a Dask scheduler to use instead; device: cpu,
+    cuda, auto, or several GPUs that share the jobs, such as cuda:0,cuda:2."""
 
     workers: int = 1
     scheduler: str | None = None
@@ -34,8 +34,8 @@ class Machine:
 def make(
     jobs: Sequence[Work], root: Path, machine: Machine, flow: Callable | None = None
 ) -> Iterator[tuple[Work, str]]:
-    """Make all jobs, several at a time; each with "" or why it failed, as they end. Raises ClusterError for a cluster that
-    cannot be used."""
+    """Run all jobs, several at a time. Yields each as it ends, with "" or the reason for its failure. Raises ClusterError for a
+    cluster that cannot be used."""
     if machine.scheduler is not None:
         yield from _on_cluster(jobs, root, machine.scheduler, machine.device, flow)
         return
@@ -73,8 +73,8 @@ def _on_cluster(
 
 
 def execute(job: Work, root: Path, threads: int, flow: Callable | None) -> tuple[Work, str]:
-    """Make a job in a process, on a device that it has alone while there are enough; "" or why it failed. What it prints is in
-    logs/ID.txt."""
+    """Run a job in a process, on a device that it does not share while there are enough. Returns the job with "" or the reason
+    for its failure. Its output is in logs/ID.txt."""
     log, marker = Store(root).log(job), Store(root).marker(job)
     log.parent.mkdir(exist_ok=True)
     with reserved(job.device) as device:
@@ -100,7 +100,7 @@ def _in_process(job: Work, root: Path, threads: int, flow: Callable | None, devi
 
 
 def _child(job: Work, root: Path, flow: Callable | None) -> None:
-    """The other side of `_in_process`."""
+    """The code that `_in_process` runs in the new process."""
     try:
         job.work_and_store(Store(root), flow)
     except VsslError as error:
@@ -109,24 +109,24 @@ def _child(job: Work, root: Path, flow: Callable | None) -> None:
 
 
 def _answer(job: Work, root: Path) -> Path:
-    """Where the process of a job says why it failed."""
+    """The file into which the process of a job writes the reason for its failure."""
     return root / "logs" / f"{job.id}.error"
 
 
 def running(jobs: Iterable[Work], store: Store) -> list[str]:
-    """A line for each job that is being made: its device, and what it printed last, such as step, loss and time left."""
+    """A line for each running job: its device and its last output, such as step, loss and time left."""
     lines = []
     for job in jobs:
         try:
             device, begin = store.marker(job).read_text().split("\n")
             lines.append(f"{job.row}: {job.title} ({device}): {_last_line(store.log(job), int(begin)) or 'starts'}")
-        except (OSError, ValueError):  # it has just ended, or begins now
+        except (OSError, ValueError):  # it has just ended or is just starting
             continue
     return lines
 
 
 def _last_line(log: Path, begin: int) -> str:
-    """The last line of a file behind its first `begin` bytes."""
+    """The last line of a file after its first `begin` bytes."""
     with open_regular(log) as file:
         file.seek(max(begin, file.seek(0, os.SEEK_END) - _TAIL))
         text = file.read().decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The scores of the rows of a study in a column, and how far any two of them differ."""
+"""The scores of the rows of a study in a column, and the differences between any two rows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from trainer.study.spec import Study, unlabelled
 class RowScores:
     """The scores of a row in a column.
 
-    videos, labels: ids of the tested ones, and their classes, str [videos]; units: what the bootstrap draws, of each
-    right: 0 to 1, and chance: what chance would score, None if that is not known; float64 [seeds, videos]
-    predicted: the classes, str [seeds, videos], "" for none; None if they were not kept, or there are none
-    stages: of each seed, the stages that were chosen, by split
+    videos: ids of the tested videos; labels, units: the class and the bootstrap unit of each, str [videos]
+    right: scores, 0 to 1, float64 [seeds, videos]; chance: the scores that chance would give, None if they are unknown
+    predicted: the predicted classes, str [seeds, videos], "" for none; None if they were not stored, or there are none
+    stages: for each seed, the chosen stages by split
     """
 
     seeds: list[int]
@@ -35,26 +35,26 @@ class RowScores:
     stages: list[dict[str, str]]
 
     def shared(self, other: RowScores) -> tuple[list[int], list[int]] | None:
-        """Where the seeds that two rows have in common stand in both; None if there are none, or other videos were tested."""
+        """Indices of the common seeds of two rows in each of them; None if there are none, or the tested videos differ."""
         both = [seed for seed in self.seeds if seed in other.seeds]
         if not both or self.videos != other.videos:
             return None
         return [self.seeds.index(seed) for seed in both], [other.seeds.index(seed) for seed in both]
 
     def above(self, other: RowScores) -> dict[str, float] | None:
-        """The difference from another row in pairs of seed and video; None if they have none in common."""
+        """The difference from another row, paired by seed and video (see seed_difference); None if they share no pairs."""
         if (places := self.shared(other)) is None:
             return None
         own, others = places
         return seed_difference(self.right[own], other.right[others], self.units)
 
     def by_class(self) -> dict[str, list[float]]:
-        """Accuracy in per cent of the videos of each class, by seed."""
+        """The accuracy, in per cent, of each class by seed."""
         found = {name: self.right[:, self.labels == name].mean(1) for name in np.unique(self.labels).tolist()}
         return {name: (100 * values).tolist() for name, values in found.items()}
 
     def confusions(self) -> dict[str, dict[str, int]] | None:
-        """How many videos, over all seeds, of each class were taken for which; None if that is not known."""
+        """Numbers of videos, over all seeds, by true and predicted class; None if predictions are unknown."""
         if self.predicted is None:
             return None
         found: dict[str, dict[str, int]] = {name: {} for name in np.unique(self.labels).tolist()}
@@ -67,7 +67,7 @@ class RowScores:
 def scores_of(
     study: Study, sources: dict[str, Source], planned: Plan, store: Store, column: Column
 ) -> dict[str, RowScores]:
-    """The scores of those rows that have some in a column."""
+    """The scores of all rows that have scores in a column."""
     found, source = dict[str, RowScores](), sources[column.tested_on]
     units = units_of(source)
     target = None if unlabelled(column.measure.protocol) else column.target
@@ -101,19 +101,19 @@ def scores_of(
 
 
 def units_of(source: Source) -> dict[str, str]:
-    """What the bootstrap draws, by id of the video."""
+    """The unit of the bootstrap (video or group), by id of the video."""
     opened = source.opened(source.splits[0])
     ids = opened.text("videos/id")
     return dict(zip(ids, opened.groups.tolist() if source.data.resample == "group" else ids, strict=True))
 
 
 def differences(rows: Mapping[str, RowScores]) -> list[dict]:
-    """How far in a column each row lies above each row behind it, if they have seeds and videos in common: "row", "than", the
-    difference in points with the ends of its interval as of `RowScores.above`, "value", "low", "high", the "p" of
-    metrics.sign_flips, which keeps or flips the difference of both rows on whole units for all seeds alike, and "adjusted", p
-    corrected by Holm's method for all pairs of the column."""
+    """How far each row of a column lies above each later row, if they share seeds and videos: "row", "than", the difference in
+    points with the ends of its interval as in `RowScores.above` ("value", "low", "high"), "p" of metrics.sign_flips, which keeps
+    or flips the difference of both rows on whole units for all seeds at once, and "adjusted", p corrected by Holm's method for
+    all pairs of the column."""
     place = {unit: i for i, unit in enumerate(sorted({unit for of in rows.values() for unit in of.units.tolist()}))}
-    drawn: dict[tuple, np.ndarray] = {}  # the means of the resamples, whose differences are those of the difference
+    drawn: dict[tuple, np.ndarray] = {}  # means of the resamples; their differences are the resamples of the difference
     found, sums = list[dict](), list[np.ndarray]()
     for first, other in itertools.combinations(rows, 2):
         if (shared := rows[first].shared(rows[other])) is None:

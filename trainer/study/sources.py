@@ -1,4 +1,4 @@
-"""The data sets of a study: shards, which of their videos each split tests, and the classes of each target."""
+"""The data sets of a study: shards, the tested videos of each split, and the classes of each target."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ EVERY = "every video"  # name of the split that trains on all videos
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the study uses it.
+    """A data set for use in a study.
 
-    folder: its shards; overlays: the file with the study's classes and splits of their videos, by target, "" if the classes are
-    those of the shards; splits: names of those that are tested
+    folder: its shards; overlays: by target, the file with the study's classes and splits; the target is "" if the classes are
+    those of the shards; splits: names of the tested splits
     identity: hash of the shards and of the part of every video, by split; labels: hash of the classes, by target
     """
 
@@ -45,11 +45,11 @@ class Source:
         return next(iter(self.overlays.values()))
 
     def pretraining(self, split: str) -> str:
-        """Name of the split on which a network that is tested on `split` is pretrained."""
+        """The name of the split for pretraining a network that is tested on `split`."""
         return EVERY if self.data.pretraining == ALL else split
 
     def opened(self, split: str, target: str | None = None) -> Shards:
-        """The shards through a split, with the classes of a target; None: of any. They are not to be changed."""
+        """The shards with a split and the classes of a target (None for any). Callers must not change them, they are shared."""
         return _opened(self.folder, self.overlay if target is None else self.overlays[target], split)
 
 
@@ -64,7 +64,7 @@ def _readers(folder: Path, overlay: Path) -> Readers:
 
 
 def prepare(data: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: tuple[int | str, ...]) -> Source:
-    """The data set of the shards in `folder`, whose overlays are written into the folder `root`.
+    """The data set of the shards in `folder`. Writes its overlays into the folder `root`.
 
     few: numbers of labels that classifiers learn from, see splits.number_of_labels. Raises TrainerError, ShardError.
     """
@@ -80,15 +80,15 @@ def prepare(data: Data, folder: Path, root: Path, seeds: tuple[int, ...], few: t
             chosen = draw(np.array(labels), np.array(ids), parts[split] == TRAIN, count, seed)
             if chosen is not None:
                 others = np.where(parts[split] == TRAIN, 0, parts[split])
-                drawn[few_name(split, count, seed)] = np.where(chosen, TRAIN, others).astype(np.uint8)
+                drawn[few_label_split(split, count, seed)] = np.where(chosen, TRAIN, others).astype(np.uint8)
         overlays[target] = Overlay(labels, columns | drawn).write(root, data.folder, digest)
     identity = {split: json_sha256([digest, column.tolist()]) for split, column in columns.items()}
     labels_of = {target: json_sha256(labels) for target, labels in classes.items()}
     return Source(data, folder, overlays, tuple(parts), identity, labels_of)
 
 
-def few_name(split: str, labels: int | str, seed: int) -> str:
-    """Name of the split whose training part has so many labels, drawn from the seed; of "all" the split itself."""
+def few_label_split(split: str, labels: int | str, seed: int) -> str:
+    """The name of the split whose training part has only these labels, drawn from the seed; for "all", the split itself."""
     return split if labels == ALL else f"{split}, {words(labels)}, seed {seed}"
 
 
@@ -102,15 +102,15 @@ def _parts(data: Data, opened: Shards) -> dict[str, np.ndarray]:
     for one in seen:
         if not {TRAIN, TEST} <= set(one.part.tolist()):
             raise TrainerError(
-                f"{data.name}: its split {one.split} has no train part or no test part; say `folds: 5` or `test: 0.25` in the "
-                "study file, which then draws them"
+                f"{data.name}: its split {one.split} has no train part or no test part; set `folds: 5` or `test: 0.25` in the "
+                "study file to draw them"
             )
     return {str(one.split): one.part for one in seen}
 
 
 def _held_out(data: Data, opened: Shards) -> dict[str, np.ndarray]:
-    """The tested videos by split, bool [videos], in whole groups: a share of the videos, or folds with about equal classes. The
-    order of the shards has no effect."""
+    """The tested videos by split, bool [videos], in whole groups: a share of the videos, or folds with about the same classes.
+    The order of the shards has no effect."""
     if data.test:
         every = opened.with_training_videos(np.ones(len(opened.videos), bool))
         return {"1": every.hold_out(data.test, 0)}
@@ -120,7 +120,7 @@ def _held_out(data: Data, opened: Shards) -> dict[str, np.ndarray]:
     groups, labels = opened.groups[order], np.array(opened.text("videos/label"))[order]
     if data.folds is None or len(np.unique(groups)) < data.folds:
         raise TrainerError(
-            f"{data.name}: {data.folds} folds of {len(np.unique(groups))} groups of videos; expected no more folds than groups"
+            f"{data.name}: {data.folds} folds of {len(np.unique(groups))} groups of videos, expected at most one fold per group"
         )
     folds = StratifiedGroupKFold(data.folds, shuffle=True, random_state=0).split(labels, labels, groups)
     return {str(i): np.isin(np.arange(len(order)), order[rows]) for i, (_, rows) in enumerate(folds, 1)}
@@ -135,5 +135,5 @@ def _labels(table: dict[str, str], ids: list[str]) -> list[str]:
         raise TrainerError(f"{table['csv']}: cannot be read as a table with {table} ({error!r})") from error
     found = [named.get(name, named.get(Path(name).name, "")) for name in ids]
     if not any(found):
-        raise TrainerError(f"{table['csv']}: names none of the videos, whose ids look like {ids[0]!r}")
+        raise TrainerError(f"{table['csv']}: names none of the videos, expected ids such as {ids[0]!r}")
     return found

@@ -1,4 +1,4 @@
-"""What a study is: data sets, rows and measures, and the words for them. docs/studies.md describes it."""
+"""The specification of a study: data sets, rows and measures, and their names. docs/studies.md describes it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from trainer.settings import Settings, resolve
 
 RANDOM, SUPERVISED, WEIGHTS = "random weights", "supervised", "weights"
 HISTOGRAMS = {f"{kind} histogram": kind for kind in KINDS}
-FINETUNE, PRETEXT = "finetune", "pretext"  # measures beside the protocols of frozen features
+FINETUNE, PRETEXT = "finetune", "pretext"  # measures in addition to the protocols on frozen features
 ALL = "all"
-LAST = "last"  # the last stage of each network, if these have different names
-CHOSEN = "chosen"  # that which is best in a cross-validation of the training part, of each network and split
-VIEWS = 10  # clips of a video that features are taken of
+LAST = "last"  # the last stage of each network, if their names differ
+CHOSEN = "chosen"  # the best stage in a cross-validation of the training part, for each network and split
+VIEWS = 10  # clips of each video for features
 
 
 def unlabelled(protocol: str) -> bool:
-    """Whether a measure by a protocol needs no classes."""
+    """Whether measures with this protocol need no classes."""
     return protocol == PRETEXT or protocol != FINETUNE and not protocol_class(protocol).labelled
 
 
@@ -31,11 +31,11 @@ def unlabelled(protocol: str) -> bool:
 class Data:
     """A data set.
 
-    shards: folder that labelgen wrote, or None if the study labels it: labelling has "dataset", "root" and "label" (options)
-    split: official splits by name ("all": each), or test: the share of the groups that is tested, or folds: how many
-    pretraining: "train" (of each split apart) or "all" videos, once
-    targets: CSV tables of classes by name, {csv, video, column}; none: the classes of the shards
-    resample: "group" or "video", what the bootstrap draws
+    shards: folder written by labelgen, or None if the study labels it; labelling: "dataset", "root" and "label" (options)
+    split: names of official splits ("all": each); or test: share of the videos to test; or folds: number of folds
+    pretraining: "train", once for each split on its training part, or "all", once on all videos
+    targets: CSV tables of classes by name, {csv, video, column}; empty: the classes of the shards
+    resample: unit of the bootstrap, "group" or "video"
     """
 
     name: str
@@ -50,7 +50,7 @@ class Data:
 
     @property
     def folder(self) -> str:
-        """The name of a folder for it."""
+        """A folder name for the data set."""
         if re.fullmatch(r"[\w-]+", self.name):
             return self.name
         return f"{re.sub(r'[^a-zA-Z0-9]+', '-', self.name)}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
@@ -58,12 +58,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Row:
-    """What is compared.
+    """One of the compared rows.
 
-    kind: "method", or RANDOM, SUPERVISED, one of HISTOGRAMS, or WEIGHTS of a file alone; candidates: its settings, several if
-    values are tried, and tried: these values of each; clips: the budget of a pretraining; label: how its pretraining is
-    labelled, if in another way than the data set; start: the run or file whose backbone it begins with, and weights: what tells
-    these from others
+    kind: "method", RANDOM, SUPERVISED, one of HISTOGRAMS, or WEIGHTS for weights from a file without training; candidates: its
+    settings, several if values are tried; tried: these values for each candidate; clips: budget of a pretraining; label: label
+    options for its pretraining that differ from those of the data set; start: the run or file whose backbone it starts from;
+    weights: hash of these weights
     """
 
     name: str
@@ -76,13 +76,13 @@ class Row:
     weights: str = ""
 
     def pretrains_on(self, data: str) -> str:
-        """Name of the data set, labelled as the row asks for, that it pretrains on."""
+        """The name of the data set for its pretraining, labelled as the row requires."""
         words = ", ".join(f"{key} {value}" for key, value in self.label.items())
         return f"{data}, {words}" if words else data
 
     @property
     def network(self) -> tuple[str, float]:
-        """Backbone and width."""
+        """The backbone and its width."""
         settings = asdict(resolve(self.candidates[0]))
         return settings["backbone"], settings["width"]
 
@@ -91,10 +91,10 @@ class Row:
 class Measure:
     """One number of a network on a data set.
 
-    standing: whether the charts show its stage; parts: of a video's time, whose features stand side by side
-    labels: that a classifier learns from, see splits.number_of_labels, or "all"; draws: of each sample of the pretext task
-    time: what is done to the frames of tested clips, one of TIMES; opposites: pairs of classes that are told apart
-    rows: methods, none for all; targets: none for all that a data set has
+    standing: whether the charts show its stage; parts: number of parts of a video's time, whose features are concatenated
+    labels: labels that a classifier learns from (see splits.number_of_labels), or "all"; draws: of each pretext sample
+    time: what is done to the frames of tested clips, one of TIMES, or ""; opposites: pairs of classes to distinguish
+    rows: names of methods, empty for all; targets: empty for all targets of a data set
     """
 
     protocol: str
@@ -116,7 +116,7 @@ class Measure:
 
     @property
     def title(self) -> str:
-        """Words for a column."""
+        """The title of a column."""
         names = {
             "linear": "linear probe",
             "attentive": "attentive probe",
@@ -133,13 +133,13 @@ class Measure:
 
     @property
     def headline(self) -> bool:
-        """Whether it stands in the forest plot and the ranks, by a rule that does not look at values: all labels, clips as they
-        are, and of frozen features the chosen stage or, if the file asks for none, the last one."""
+        """Whether the forest plot and the ranks show it, by a rule that does not depend on values: all labels, undisturbed
+        clips and, for frozen features, the chosen stage or, if the file has none, the last stage."""
         return self.labels == ALL and not self.time and (not self.stage or self.standing)
 
     @property
     def determining(self) -> dict:
-        """What of it determines a number."""
+        """The fields that determine a number."""
         names = "protocol", "stage", "pooling", "parts", "k", "labels", "clips", "draws"
         found = {name: getattr(self, name) for name in names}
         return found | {name: getattr(self, name) for name in ("time", "opposites") if getattr(self, name)}
@@ -147,7 +147,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Ordering:
-    """A published result: one row is better than another; values: both, in per cent, if they are known."""
+    """A published result that one row is better than another; values: of both, in per cent, empty if unknown."""
 
     better: str
     worse: str
@@ -157,8 +157,8 @@ class Ordering:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, read and checked; content: what it says, with what it extends; choose: by what tried settings are compared
-    in a cross-validation of the training part, None: by the loss on held-out training videos."""
+    """A study file, read and checked. content: the file, merged with those that it extends; choose: the measure that compares
+    tried settings in a cross-validation of the training part, None to compare them by the loss on held-out training videos."""
 
     about: str
     content: dict
@@ -171,7 +171,7 @@ class Study:
 
     @property
     def variants(self) -> dict[str, Data]:
-        """The data sets as rows with a `label` ask for them, by name, see Row.pretrains_on."""
+        """The data sets labelled as rows with a `label` require, by name (see Row.pretrains_on)."""
         found = {}
         for row, (name, data) in itertools.product(self.rows.values(), self.data.items()):
             if row.label and data.labelling is not None:

@@ -1,4 +1,4 @@
-"""Make what is missing of a study, and write its numbers, tables and page."""
+"""Compute the missing parts of a study, and write its numbers, tables and page."""
 
 from __future__ import annotations
 
@@ -37,21 +37,25 @@ def study(
     latex: bool = False,
     draw: Draw | None = None,
 ) -> dict:
-    """Make what is missing of the study of a file in the folder `out`, and write study.json, table.md, lists as CSV, index.html
-    and, if asked, table.tex there. Returns what study.json holds; "failures" lists what did not work.
+    """Compute the missing parts of the study of a file in the folder `out`, and write study.json, table.md, CSV files,
+    index.html and, with `latex`, table.tex there. Returns the content of study.json; "failures" lists what failed.
 
-    label: makes the shards of a data set: what the file says of it, the folder to write to, processes; returns the shards
+    label: labels a data set: its entry in the file, the folder to write to, number of processes -> folder of the shards
     flow: optical flow of two luma images uint8 [H, W], float32 [H, W, 2]
-    draw: films of labels for the page
+    draw: makes films of labels for the page
 
-    An interrupted study resumes with the same call; nothing is made twice. Raises TrainerError for a file that makes no sense,
-    and while another process works on the same folder.
+    An interrupted study resumes with the same call; nothing is computed twice. Raises TrainerError for an invalid file, and if
+    another process works in the same folder.
     """
-    spec, store, failed = read(path), Store(Path(out).resolve()), dict[str, str]()  # workers may stand elsewhere
+    spec, store, failed = (
+        read(path),
+        Store(Path(out).resolve()),
+        dict[str, str](),
+    )  # workers may have another working directory
     store.root.mkdir(parents=True, exist_ok=True)
-    other = TrainerError(f"{out}: another process works on this study; wait for it, or stop it")
+    other = TrainerError(f"{out}: another process works on this study; wait for it or stop it")
     with locked(store.root, other, say):
-        shutil.rmtree(store.root / "scratch", ignore_errors=True)  # of a study that was killed
+        shutil.rmtree(store.root / "scratch", ignore_errors=True)  # left by a killed study
         sources, unusable = _sources(spec, store.root, lambda d: _shards(d, store.root, label, machine.workers, say))
         for name, reason in unusable.items():
             say(f"failed: data {name}: {reason}")
@@ -59,7 +63,7 @@ def study(
         for _ in ("trainings", "their networks, if they are compared by classes"):
             if planned.undecided:
                 make_missing([*planned.deciding.values()], store, machine, flow, failed, say)
-                planned = plan(spec, sources, store, machine.device, failed)  # at last with the settings that were best
+                planned = plan(spec, sources, store, machine.device, failed)  # the last plan has the best settings
         for line in _unused(planned, store, unusable):
             say(line)
         jobs = planned.jobs.values()
@@ -76,24 +80,22 @@ def study(
 def make_missing(
     jobs: Sequence[Work], store: Store, machine: Machine, flow: Callable | None, failed: dict[str, str], say: Say
 ) -> None:
-    """Make those jobs that are missing, and say so of each as it ends and meanwhile how far they are; the reasons of those that
-    fail are added to `failed`."""
+    """Run the missing jobs, and report each as it ends and the progress in between. The reasons for failures are added to
+    `failed`."""
     missing, number = [job for job in jobs if job.id not in failed and not store.done(job)], 0
     if not missing:
         return
     say(f"{len(missing)} runs to make")
 
     def so_far(seconds: float) -> str:
-        head = (
-            f"{number} of {len(missing)} runs made in {duration(seconds)}; what they print is in {store.root / 'logs'}"
-        )
+        head = f"{number} of {len(missing)} runs made in {duration(seconds)}; their output is in {store.root / 'logs'}"
         return "\n  ".join([head, *running(missing, store)])
 
     for job in missing:
-        store.marker(job).unlink(missing_ok=True)  # of a study that was killed
+        store.marker(job).unlink(missing_ok=True)  # left by a killed study
     with heartbeat(so_far):
         for number, (job, reason) in enumerate(make(missing, store.root, machine, flow), 1):
-            store.marker(job).unlink(missing_ok=True)  # of a worker that was lost
+            store.marker(job).unlink(missing_ok=True)  # left by a lost worker
             state, why = ("failed", f": {reason}") if reason else ("done", "")
             say(f"{state} {number}/{len(missing)}: {job.row}: {job.title}{why}")
             if reason:
@@ -101,18 +103,18 @@ def make_missing(
 
 
 def _unused(planned: Plan, store: Store, unusable: dict[str, str]) -> list[str]:
-    """What is in the folder and not of this study any more, in words, as far as that is known."""
+    """Lines about files in the folder that the study no longer uses; none if that is not known yet."""
     if unusable or planned.undecided:
         return []
     unused = {*store.ids()} - {id for job in planned.jobs.values() for id in job.makes}
     what = [f"{len(unused)} runs and results"] * bool(unused)
     what += ["copies of shards (data/*/*.h5)"] * any(store.root.glob("data/*/*.h5"))
-    end = "of other settings or of an earlier version of vssl are not used; delete them if you need the disk"
+    end = "of other settings or an earlier version of vssl are not used; delete them if you need the disk space"
     return [f"{store.root}: {words} {end}" for words in what]
 
 
 def show_plan(path: str | Path, out: Path, workers: int, device: str) -> list[str]:
-    """The jobs of a study, which are done and about how long the others take, as lines. None is made."""
+    """Lines with the jobs of a study, which of them are done, and about how long the others take. No job is run."""
     spec, store = read(path), Store(Path(out).resolve())
     sources, unusable = _sources(spec, store.root, lambda d: _labelled(d, store.root))
     unlabelled = [name for name, reason in unusable.items() if reason == _UNLABELLED]
@@ -141,7 +143,7 @@ def show_plan(path: str | Path, out: Path, workers: int, device: str) -> list[st
 
 
 def _sources(spec: Study, root: Path, shards: Callable[[Data], Path]) -> tuple[dict[str, Source], dict[str, str]]:
-    """The data sets that can be used, and why the others cannot."""
+    """The usable data sets, and the reasons why the others are unusable."""
     sources, unusable = {}, {}
     for name, data in (spec.data | spec.variants).items():
         labels = dict.fromkeys(measure.labels for measure in spec.measures if name in measure.tested_on)

@@ -1,4 +1,4 @@
-"""The tables of a study for a README, a paper or other programs, from what study.json holds."""
+"""The tables of a study for a README, a paper or other programs, from the content of study.json."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from trainer.evaluate.results import csv_text, shown
 
 
 def tables(content: dict) -> list[tuple[str, list[str], dict[str, list[dict | None]]]]:
-    """One table per test and pretraining, or one for all of these that have nothing but the same single measure: title, heads of
-    the columns, and the cells of each row, entries of "numbers" or None."""
+    """One table for each test and pretraining, but a joint one for all that have only the same single measure: title, headings
+    of the columns, and the cells of each row, entries of "numbers" or None."""
     by = {(entry["row"], entry["column"]): entry for entry in content["numbers"]}
     places: dict[str, dict[int, str]] = {}
     for number, column in enumerate(content["columns"]):
@@ -36,7 +36,7 @@ def tables(content: dict) -> list[tuple[str, list[str], dict[str, list[dict | No
 
 
 def place(column: dict) -> str:
-    """On what a column was tested, and pretrained if that is another data set."""
+    """The tested data set and target of a column, and the data set of pretraining if it is another one."""
     tested, target, before = (column[key] for key in ("tested_on", "target", "pretrained_on"))
     return f"{tested} {target}".rstrip() + (f", pretrained on {before}" if before != tested else "")
 
@@ -47,41 +47,41 @@ def cell(entry: dict | None) -> str:
 
 
 def chance_of(entry: dict) -> float | None:
-    """What chance gives, of a pretext task; files of earlier versions call it guessing."""
+    """The accuracy of chance in a pretext task, else None; files of earlier versions call it "guessing"."""
     return entry.get("chance", entry.get("guessing"))
 
 
 def in_brackets(entry: dict) -> str:
-    """What chance gives, of a pretext task, or how much disturbed clips lose, in words."""
+    """The accuracy of chance for a pretext task, or the loss with disturbed clips, as text in brackets."""
     if drop := entry.get("drop"):
         return f" (lost {drop['value']:.1f} [{drop['low']:.1f}, {drop['high']:.1f}])"
     return "" if (chance := chance_of(entry)) is None else f" (chance {chance:.1f})"
 
 
 def mark(entry: dict) -> str:
-    """Whether the interval of the difference from the random network, or from chance, lies wholly on one side of 0."""
+    """The mark " ▲" or " ▼" if the interval of the difference from the random network (or from chance) does not contain 0."""
     above = entry["above"]
     return "" if above is None else " ▲" if above["low"] > 0 else " ▼" if above["high"] < 0 else ""
 
 
-_ALPHAS = (0.01, 0.05)  # of two stars and of one
+_ALPHAS = (0.01, 0.05)  # levels of two stars and of one star
 
 
 def stars(pair: dict) -> str:
-    """How sure a difference is: stars for its corrected p, none if its interval contains 0."""
+    """The stars of a difference by its corrected p; none if its interval contains 0."""
     apart = pair["low"] > 0 or pair["high"] < 0
     return "*" * sum(pair["adjusted"] <= alpha for alpha in _ALPHAS) if apart else ""
 
 
 def spread(entry: dict) -> float | None:
-    """The standard deviation of a number over seeds, None of one seed."""
+    """The standard deviation of a number over seeds; None for one seed."""
     return float(np.std(entry["by seed"], ddof=1)) if len(entry["by seed"]) > 1 else None
 
 
 PAIRS = (
-    "Difference in points, the row less the column, in pairs of the same seed and video. Stars: the 95 % interval over seeds and "
-    "videos does not contain 0, and p is at most .05 (*), .01 (**), of a sign-flip test over videos (or groups of "
-    "them) with the networks as they were trained, corrected by Holm's method for all pairs of the table."
+    "Difference in points, row minus column, in pairs of the same seed and video. Stars: the 95 % interval over seeds and "
+    "videos does not contain 0, and p is at most .05 (*) or .01 (**) in a sign-flip test over videos (or groups of "
+    "them) for the given trained networks, corrected by Holm's method for all pairs of the table."
 )
 RULE = (
     "Per cent, with the 95 % interval over seeds and test videos. ▲ ▼: the 95 % interval of the paired difference from random "
@@ -103,7 +103,7 @@ def markdown(content: dict) -> str:
 
 
 def orderings(content: dict) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of the table of published orderings."""
+    """The heading and the lines of the table of published orderings."""
     numbers = list(dict.fromkeys(here["column"] for ordering in content["orderings"] for here in ordering["here"]))
     columns = [content["columns"][number] for number in numbers]
     body = []
@@ -131,7 +131,7 @@ _TEX |= {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$"}
 
 
 def latex(content: dict, name: str) -> str:
-    """The tables for a paper, with booktabs and amssymb; name: of the study, in the labels."""
+    """The tables for a paper, with booktabs and amssymb; name: of the study, used in the labels."""
 
     def safe(text: str) -> str:
         return "".join(_TEX.get(letter, letter) for letter in text)
@@ -147,7 +147,7 @@ def latex(content: dict, name: str) -> str:
         seeds = sorted({len(entry["seeds"]) for entries in rows.values() for entry in entries if entry})
         number = " to ".join(dict.fromkeys((str(seeds[0]), str(seeds[-1]))))
         about = [f"{title}, per cent: mean and standard deviation over {number} {'seed' if seeds == [1] else 'seeds'}"]
-        about += ["the best in bold, what is not shown to lie below it underlined"]
+        about += ["the best in bold, values not shown to be lower underlined"]
         about += [
             "▲ ▼: the 95 % interval of the difference from random weights of the same seed (for pretext tasks: from "
             "chance) lies above, below 0"
@@ -166,13 +166,13 @@ def _tex_cell(entry: dict | None, best: float) -> str:
     value, over_seeds = f"{entry['value']:.1f}", spread(entry)
     if entry["maybe best"]:
         value = rf"\{'textbf' if entry['value'] == best else 'underline'}{{{value}}}"
-    if over_seeds and over_seeds > 1e-9:  # rounding apart
+    if over_seeds and over_seeds > 1e-9:  # larger than rounding errors
         value += rf" {{\scriptsize $\pm$ {over_seeds:.1f}}}"
     return value + "".join(_TEX.get(letter, letter) for letter in mark(entry))
 
 
 def lists(content: dict) -> dict[str, str]:
-    """Every number, every difference and every class as CSV, by the name of the file."""
+    """The numbers, the differences and the accuracies by class as CSV text, by the name of the file."""
 
     def where(number: int) -> dict:
         column = content["columns"][number]
@@ -197,12 +197,12 @@ def lists(content: dict) -> dict[str, str]:
 
 
 def stages_of(entry: dict) -> list[str]:
-    """The stages that were chosen for each seed of a number, in words; "" if none was."""
+    """The chosen stages for each seed of a number, as text; "" if none was chosen."""
     return [", ".join(dict.fromkeys(of.values())) for of in entry.get("stages", [{}] * len(entry["by seed"]))]
 
 
 def write_tables(content: dict, folder: Path, tex: bool) -> None:
-    """study.json, table.md, numbers.csv, differences.csv, classes.csv and, if asked, table.tex."""
+    """Write study.json, table.md, numbers.csv, differences.csv, classes.csv and, with `tex`, table.tex."""
     write_json(folder / "study.json", content)
     write_text(folder / "table.md", markdown(content))
     for name, text in lists(content).items():
