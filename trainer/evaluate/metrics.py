@@ -13,7 +13,7 @@ from trainer import data
 
 RESAMPLES = 1000
 _DRAWN = 100_000  # units drawn at a time
-SEED_RESAMPLES = 2000  # of seeds and items
+SEED_RESAMPLES = 2000  # resamples of seeds and items
 FLIPS = 100_000  # random patterns of signs
 EXACT = 15  # up to this number of units, all patterns are tried
 GROUPS = 10  # with fewer groups, a bootstrap over groups is unreliable

@@ -334,7 +334,7 @@ class FeatureProtocol(Protocol):
                 if len(test.x):
                     shown = [test, *(other.of_videos(test.video) for other in disturbed)]
                     if any(not np.array_equal(part.video, test.video) for part in shown):
-                        raise AssertionError("disturbed clips are of other videos than those beside them")
+                        raise AssertionError("disturbed clips are of other videos than the undisturbed ones")
                     found = self.predict(train, features.joined(shown), level)
                     answered[-1][name] = test.video, {m: np.split(c, len(shown)) for m, c in found.items()}
                 self.bar.step(1 if len(test.x) else self.steps)

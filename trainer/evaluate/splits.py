@@ -289,7 +289,7 @@ def trained_on(meta: dict, source: data.Shards) -> np.ndarray:
     if split not in (source.split_names or (None,)):
         return np.ones(len(source.videos), bool)
     then = through(source, split)
-    # of several data sets, the held-out videos cannot be reconstructed from one: all count as trained on
+    # for training on several data sets, one of them does not tell which videos were held out: all count as trained on
     same = meta["config_hash"] == source.config_hash and meta.get("videos", len(then.videos)) == len(then.videos)
     if meta["settings"]["holdout"] and same:
         then.hold_out(meta["settings"]["holdout"], meta["settings"]["seed"])

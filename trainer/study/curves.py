@@ -15,7 +15,7 @@ from trainer.pages.trained import binned, curve, read_log
 from trainer.study.jobs import Store, Training
 from trainer.study.planning import Plan, total_loss
 
-_POINTS = 60  # of a curve among many others
+_POINTS = 60  # per curve, since many share a plot
 _ABOUT = (
     "All seeds. A loss is divided by the training loss at the beginning, because losses of different methods have different "
     "scales; for several methods at once, it is their weighted sum. Point at a curve for its numbers; choose a row to "
@@ -32,7 +32,7 @@ class _Run:
     clips: float
     log: Mapping[str, np.ndarray]
     held: Mapping[str, np.ndarray]
-    losses: Mapping[str, np.ndarray]  # of the training videos and, if any, of the held-out videos
+    losses: Mapping[str, np.ndarray]  # on training videos and, if any, on held-out videos
 
 
 def curves_html(content: dict, planned: Plan, store: Store) -> tuple[Markup, Markup]:

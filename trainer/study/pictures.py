@@ -19,10 +19,10 @@ from trainer.study.planning import Plan
 from trainer.study.sources import Source
 from trainer.study.spec import HISTOGRAMS, RANDOM, WEIGHTS
 
-_VIDEOS, _QUERIES = 3, 6  # of each data set
+_VIDEOS, _QUERIES = 3, 6  # numbers for each data set
 _LINES = 160  # largest height of a clip, pixels
 _MAP = (560, 400)  # width and height
-_FPS = 25.0  # of a video without a frame rate
+_FPS = 25.0  # for a video without a frame rate
 _FLOW = next(name for name, kind in HISTOGRAMS.items() if kind == "flow")
 _LABELS = (
     "Test videos, and the data behind the labels of their middle clip. Flow: the hue is the direction (red is to the right, "

@@ -25,7 +25,7 @@ from trainer.evaluate.protocols import (
 )
 
 _TESTED = 2  # tag of these draws; training uses 0 and 1
-_SEED = 0  # of the draws, independent of the run's seed, so that all runs are tested on the same draws
+_SEED = 0  # seed of the draws, not that of the run, so that all runs are tested on the same draws
 
 
 class Pretext(Protocol):

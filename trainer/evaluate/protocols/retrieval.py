@@ -180,7 +180,7 @@ class Retrieval(Protocol):
         folds = found[metrics.NORMAL]
         asked = [[fold.queries.video.tolist() for fold in of] for of in found.values()]
         if asked.count(asked[0]) < len(asked):
-            raise AssertionError("disturbed clips are of other videos than those beside them")
+            raise AssertionError("disturbed clips are of other videos than the undisturbed ones")
         classes = {
             time: [self.targets[1][fold.gallery.video[fold.nearest]] for fold in of] for time, of in found.items()
         }

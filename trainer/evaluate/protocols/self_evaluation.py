@@ -179,8 +179,8 @@ def verdict(
     if "random" in half and "random" not in better:
         if values["random"] >= _EASY and "random" not in worse:
             return (
-                f"{first}: random weights already tell them apart, which says nothing of pretraining on {trained_on}; measure on "
-                "videos that look more alike, or with labels"
+                f"{first}: random weights already tell them apart, which says nothing about pretraining on {trained_on}; "
+                "measure on videos that look more alike, or with labels"
             )
         did = "was worse than" if "random" in worse else "did not help beyond"
         return f"{first}: pretraining on {trained_on} {did} random weights; train longer, on more videos or with another method"
@@ -242,7 +242,7 @@ def ranked(
     in float64 and rounded to 2**-32, so that rounding errors break no ties.
     """
     out = np.empty((4, len(queries)))
-    sums = np.append(0, np.cumsum(1 / np.arange(1, len(gallery) + 1)))  # of 1 / rank
+    sums = np.append(0, np.cumsum(1 / np.arange(1, len(gallery) + 1)))  # cumulative sums of 1 / rank
     unit = features.normalised(gallery.astype(np.float64)).T
     for begin in range(0, len(queries), _CHUNK):
         rows = np.arange(begin, min(begin + _CHUNK, len(queries)))

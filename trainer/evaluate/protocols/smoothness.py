@@ -11,7 +11,7 @@ from trainer.evaluate.protocol import Protocol
 from trainer.evaluate.protocols import data, features, metrics, np, results, torch
 
 FARTHEST = 128  # frames
-MOST_VIDEOS = 200  # of more, evenly spread ones are used
+MOST_VIDEOS = 200  # from more videos, evenly spread ones are used
 
 
 class Smoothness(Protocol):
