@@ -21,7 +21,7 @@ class Attentive(Linear):
 
     title = "Attentive probe"
     poolings = ("cells",)
-    question = "Can a classifier that attends to cells of the last stage tell the classes apart?"
+    question = "Can a classifier that attends to cells of the last stage distinguish the classes?"
     items = (
         "Each video: the cells x_i of the last stage, at all places and times, of its `--clips` spread clips (default 10), "
         "stored as float16. Folds, `--time`, `--opposites` and `--labels` are as for `linear`."
