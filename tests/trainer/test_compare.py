@@ -208,7 +208,7 @@ def test_classes_that_gain_and_lose_most(runs, tmp_path):
     write(result, tmp_path / "table.html")
     text = Page((tmp_path / "table.html").read_text()).text
     assert text.index("clips seen: 6 (a), 54 (b)") < text.index("Headline row of each result")
-    assert "Classes: b less a" in text and "b -80.0 0.0 80.0 5" in text
+    assert "Classes: b minus a" in text and "b -80.0 0.0 80.0 5" in text
     for run in runs[:2]:
         (run / "results" / "linear-demo-split1.npz").unlink()
 
