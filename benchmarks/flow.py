@@ -2,9 +2,9 @@
 
 python benchmarks/flow.py               ours, OpenCV's TV-L1, DIS (fast, medium) and Farneback, at full size and at 128 x 171
 python benchmarks/flow.py --parameters  TV-L1 with one parameter changed at a time
-python benchmarks/flow.py --light       TV-L1 of images, of their texture, and OpenCV's, where the light changes
+python benchmarks/flow.py --light       TV-L1 of images, of their texture, and OpenCV's, under changing light
 python benchmarks/flow.py --extract     `vssl flow` from a video file to files, with each backend: pairs/s, memory, stages
-python benchmarks/flow.py --stored      what 8 bits, JPEG and float16 cost of the flow
+python benchmarks/flow.py --stored      the error that 8 bits, JPEG and float16 add to the flow
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 HERE = Path(__file__).resolve().parent
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # `labelgen` is the package, no script here
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # so that `labelgen` is the package
 
 import av  # noqa: E402
 import cv2  # noqa: E402
@@ -41,14 +41,14 @@ EXTRACTED = {"TV-L1": 4, "others": 61, "long": 1220}  # frames of the videos of 
 VIDEOS = (".avi", ".mkv", ".mp4")
 
 
-FLOWS = {  # name in a table -> of two luma images uint8 [H, W], float32 [H, W, 2]
+FLOWS = {  # name in a table -> function of two luma images uint8 [H, W], returns float32 [H, W, 2]
     "ours": tvl1,
     "TV-L1": opencv_tvl1,
     "DIS": dis,  # preset "fast"
     "DIS m": dis_medium,
     "Farn.": farneback,
 }
-NAMES = dict(zip(FLOWS, BACKENDS, strict=True))  # of the backends
+NAMES = dict(zip(FLOWS, BACKENDS, strict=True))  # table names -> backends
 CHANGES = (
     {},
     {"structure": 0, "attachment": 0.3},  # version 1
@@ -74,7 +74,7 @@ def read_pair(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def shrink_pair(first: np.ndarray, second: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pair at the size of label frames, area-averaged; the flow is unknown where a part of the area is."""
+    """The pair at the size of label frames, area-averaged; the flow is unknown if part of the area is unknown."""
     height, width = SMALL
 
     def shrink(image):
@@ -84,12 +84,12 @@ def shrink_pair(first: np.ndarray, second: np.ndarray, true: np.ndarray) -> tupl
 
 
 def end_point_error(flow: np.ndarray, true: np.ndarray) -> float:
-    """Mean distance in pixels between flows [H, W, 2] where the true one is known."""
+    """Mean distance in pixels between flows [H, W, 2] at pixels with known true flow."""
     return float(np.nanmean(np.linalg.norm(flow - true, axis=-1)))
 
 
 def milliseconds(computations: list[Callable[[], object]], repeats: int) -> np.ndarray:
-    """Processor time of each, run in turn, float [repeats, computations]."""
+    """Processor time of each computation, run alternately, float [repeats, computations]."""
     times = np.empty((repeats, len(computations)))
     for row in times:
         for k, compute in enumerate(computations):
@@ -140,7 +140,7 @@ def parameters(data: Path, repeats: int) -> None:
 
 
 def lit(image: np.ndarray, how: str) -> np.ndarray:
-    """An image uint8 [H, W] in another light."""
+    """An image uint8 [H, W] under different lighting."""
     height, width = image.shape
     y, x = np.mgrid[:height, :width]
     lights = {
@@ -163,7 +163,8 @@ IN_LIGHT = {  # of two luma images
 
 
 def warping_error(flow: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-    """Mean difference in grey levels between the first image and the second one, sampled where the flow points to."""
+    """Mean difference in grey levels between the first image and the second one, sampled at the positions to which the flow
+    points."""
     height, width = first.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     at_x, at_y = x + flow[..., 0], y + flow[..., 1]
@@ -173,8 +174,8 @@ def warping_error(flow: np.ndarray, first: np.ndarray, second: np.ndarray) -> fl
 
 
 def light(data: Path, repeats: int) -> None:
-    """The second image of each pair in another light: error of the flow where it is known, and on real videos how well the flow
-    fits the second image as it is."""
+    """The second image of each pair under different lighting: error of the flow if it is known, and on real videos how well the
+    flow fits the unchanged second image."""
     known = [read_pair(data / name) for name in PAIRS]
     for name in ("ucf101", "asl", "clips", "arid", "weizmann"):
         paths = sorted(path for path in (data.parent / name).rglob("*.*") if path.suffix in VIDEOS)
@@ -185,7 +186,7 @@ def light(data: Path, repeats: int) -> None:
         _light(f"{name}, {len(pairs)} pairs: warping error, grey levels", pairs, warping_error)
     _light("known flow at 128 x 171: error, pixels", [shrink_pair(*pair) for pair in known], None)
     others = dict(IN_LIGHT)
-    del others["TV-L1"]  # which takes seconds
+    del others["TV-L1"]  # it takes seconds
     _light("known flow, full size: error, pixels", known, None, others)
 
 
@@ -202,8 +203,8 @@ def _light(
 
 
 def clip_of(videos: Path, path: Path, frames: int) -> Path:
-    """A video as UCF101's are, MPEG-4 of 320 x 240 pixels, of so many frames of the first real one in a folder, back and forth,
-    or of a moving texture if there is none."""
+    """A video like those of UCF101, MPEG-4 of 320 x 240 pixels, with `frames` frames from the first real video in a folder,
+    back and forth, or from a moving texture if there is none."""
     real = next(iter(sorted(videos.rglob("*.avi")) if videos.is_dir() else []), None)
     if real is not None:
         shown = list(islice(decode.frames(real, 240, 320), 150))
@@ -223,7 +224,7 @@ def clip_of(videos: Path, path: Path, frames: int) -> Path:
 
 
 def extraction(path: Path, out: Path, backend: str) -> tuple[float, Mapping[str, float], Mapping[str, int], int]:
-    """Processor seconds, seconds per stage and counts of a video whose flow is written, and the most memory of this process."""
+    """Processor seconds, seconds per stage and counts for writing the flow of a video, and the peak memory of this process."""
     from labelgen.extract import Extraction, dataset_of
     from labelgen.extract.video import FlowTask, extract_video
 
@@ -235,7 +236,7 @@ def extraction(path: Path, out: Path, backend: str) -> tuple[float, Mapping[str,
 
 
 def _memory(path: Path, out: Path) -> int:
-    """Most memory of a process of its own that writes the flow of a video, kB."""
+    """Peak memory of a separate process that writes the flow of a video, kB."""
     code = "import sys; sys.argv.pop(0); from pathlib import Path; from benchmarks.flow import extraction; "
     code += "print(extraction(Path(sys.argv[0]), Path(sys.argv[1]), 'tvl1')[3])"
     environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
@@ -253,7 +254,7 @@ def extract(data: Path, repeats: int) -> None:
         for name in NAMES:  # loads the kernels
             extraction(clips["TV-L1"], out, NAMES[name])
         runs = {name: [] for name in NAMES}
-        for _ in range(repeats):  # in turn
+        for _ in range(repeats):  # alternately
             for name, backend in NAMES.items():
                 runs[name].append(extraction(clips.get(name, clips["others"]), out, backend))
         pairs = {name: runs[name][0][2]["flow pairs"] for name in NAMES}
@@ -276,7 +277,8 @@ def extract(data: Path, repeats: int) -> None:
 
 
 def stored(data: Path, repeats: int) -> None:
-    """What storing costs: error against the flow that was stored, pixels, of the first frames of real clips at 256 x 340."""
+    """The cost of storing: error relative to the flow before storing, in pixels, for the first frames of real clips at 256 x
+    340."""
     folders = (data.parent / name for name in ("ucf101", "asl", "clips"))
     paths = [path for folder in folders for path in sorted(folder.rglob("*.*")) if path.suffix in VIDEOS]
     found: dict[str, list[tuple[float, float, float]]] = {}
@@ -297,7 +299,7 @@ def stored(data: Path, repeats: int) -> None:
 
 
 def as_stored(one: np.ndarray) -> dict[str, tuple[np.ndarray, int]]:
-    """A flow as it is read back, and the bytes that it takes, by how it is stored."""
+    """A flow as it is read back, and its size in bytes, by storage format."""
     planes, _ = quantised(one, 20)
 
     def coded(suffix: str, *options: int) -> tuple[np.ndarray, int]:
@@ -326,18 +328,19 @@ def main() -> int:
     parser.add_argument(
         "--data", type=Path, default=HERE.parents[1] / "shared/data/flow", help="folder of Middlebury pairs"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each, in turn")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each, alternately")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--parameters", action="store_true", help="compare parameters of TV-L1 instead of backends")
-    what.add_argument("--light", action="store_true", help="measure flow where the light changes")
+    what.add_argument("--light", action="store_true", help="measure flow under changing light")
     what.add_argument("--extract", action="store_true", help="measure `vssl flow`")
-    what.add_argument("--stored", action="store_true", help="measure what storing costs")
+    what.add_argument("--stored", action="store_true", help="measure the cost of storing flow")
     arguments = parser.parse_args()
     missing = [name for name in PAIRS if not (arguments.data / name / "flow10.flo").is_file()]
     missing = [] if arguments.extract or arguments.stored else missing
     if missing:
         print(
-            f"{arguments.data}: no Middlebury pairs {', '.join(missing)}; give their folder by --data", file=sys.stderr
+            f"{arguments.data}: no Middlebury pairs {', '.join(missing)}; give their folder with --data",
+            file=sys.stderr,
         )
         return 2
     cv2.setNumThreads(1)

@@ -3,10 +3,10 @@
 python benchmarks/labelgen.py                 all parts, six minutes on two free cores
 python benchmarks/labelgen.py --only workers  one part: workers, published, memory or backends
 
-workers    where one worker's time goes, and two workers against one
-published  against OpenCV's TV-L1 with the labels of one crop in SciPy and NumPy, the way it has been done so far
+workers    time per stage of one worker, and two workers against one
+published  against OpenCV's TV-L1 with the labels of one crop in SciPy and NumPy, as in previous code
 memory     peak memory of the workers for few, many and long videos
-backends   how often the motion labels are the same from each flow, OpenCV's others and one of 8 bits among them
+backends   how often the motion labels agree between flows, including OpenCV's other flows and one of 8 bits
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # `labelgen` is the package, not this script
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # so that `labelgen` is the package
 
 import av  # noqa: E402
 import cv2  # noqa: E402
@@ -54,7 +54,7 @@ from labelgen.run.video import Clock, label_video  # noqa: E402
 CONFIG = Config()
 CORNERS = crop_grid(CONFIG.height, CONFIG.width, CONFIG.crop)
 MASKS = [[ids == block for block in range(n)] for ids, n in zip(patterns(CONFIG.crop), BLOCKS, strict=True)]
-COPIES = 2  # of the data set, so that starting the workers does not count for much
+COPIES = 2  # of the data set, so that the start of the workers matters little
 LONGER = 20  # times
 KINDS = {
     "block": np.s_[:12:2],
@@ -62,16 +62,16 @@ KINDS = {
     "direction, same block": np.s_[1:12:2],
     "flow": np.s_[12:],
 }
-CLEAR = 1.25  # the winner's score over the second's
+CLEAR = 1.25  # ratio of the best score to the second-best
 
 
 def label(dataset: Dataset, videos: tuple[Video, ...], workers: int) -> dict:
-    """The report of `vssl labelgen` on these videos, by new worker processes as the command starts them."""
+    """The report of `vssl labelgen` on these videos, with new worker processes as the command starts them."""
     get_reusable_executor().shutdown(wait=True)
     with tempfile.TemporaryDirectory() as out:
         report = run(dataset, videos, Path(out), CONFIG, workers=workers)
     if report["failures"]:
-        raise SystemExit(f"{dataset.root}: {report['failures']}; the benchmark needs videos that can be read")
+        raise SystemExit(f"{dataset.root}: {report['failures']}; the benchmark needs readable videos")
     return report
 
 
@@ -94,19 +94,19 @@ def workers(data: Path, repeats: int) -> None:
             for n in reports:
                 reports[n].append(label(dataset, dataset.videos, n))
     _profile(reports[1])
-    print(f"\nworkers | seconds | speed-up    (median and range of {repeats} runs in turn)")
+    print(f"\nworkers | seconds | speed-up    (median and range of {repeats} alternating runs)")
     seconds = {n: np.array([report["this_run"]["seconds"] for report in reports[n]]) for n in reports}
     for n in reports:
         ratio = seconds[1] / seconds[n]
         at_work = reports[n][0]["this_run"]["workers"]
-        note = "" if at_work == n else f"  only {at_work} at work: there are no more cores"
+        note = "" if at_work == n else f"  only {at_work} working: there are no more cores"
         print(
             f"{n:7} | {np.median(seconds[n]):7.2f} | {np.median(ratio):5.2f}  {ratio.min():.2f}..{ratio.max():.2f}{note}"
         )
 
 
 def _profile(reports: list[dict]) -> None:
-    """Print where the time of one worker goes, medians of several runs."""
+    """Print the time per stage of one worker, medians of several runs."""
     runs = [report["this_run"] for report in reports]
     total = np.median([run["seconds"] for run in runs])
     stage = {name: np.median([run["seconds_per_stage"][name] for run in runs]) for name in runs[0]["seconds_per_stage"]}
@@ -164,7 +164,7 @@ def _compare(title: str, clips: int, theirs: Counter, ours: float) -> None:
 
 @contextmanager
 def processor_time(seconds: Counter, stage: str) -> Iterator[None]:
-    """Add this process' processor time to a stage: other work on the machine disturbs it less than the clock's."""
+    """Add this process' processor time to a stage. Other work on the machine affects it less than wall-clock time."""
     begin = time.process_time()
     yield
     seconds[stage] += time.process_time() - begin
@@ -182,10 +182,10 @@ def label_to_shard(dataset: Dataset, video: Video) -> float:
 
 
 def published_way(path: Path, seconds: Counter) -> Iterator[tuple[list[np.ndarray], list[np.ndarray], list[int]]]:
-    """Frames, flows and the 27 labels of the centre crop of each clip of a video, the way it has been done so far.
+    """Frames, flows and the 27 labels of the centre crop of each clip of a video, as in previous code.
 
-    One pass with OpenCV for frames and flow, then SciPy's Prewitt and NumPy's histograms block by block; of one crop,
-    plain, because the published code labels no other.
+    One pass with OpenCV for frames and flow, then SciPy's Prewitt filter and NumPy's histograms block by block; only for one
+    unmirrored crop, since the published code labels no others.
     """
     capture, frames = cv2.VideoCapture(str(path)), []
     with processor_time(seconds, "decode"):
@@ -225,7 +225,7 @@ def published_labels(frames: list[np.ndarray], flows: list[np.ndarray]) -> list[
 
 
 def motion_scores(boundaries: np.ndarray) -> list[np.ndarray]:
-    """What the 14 motion labels are the largest of: means per block, votes per direction, sums per flow.
+    """The scores whose maxima are the 14 motion labels: means per block, votes per direction, sums per flow.
 
     boundaries: float32 [15, 4, crop, crop]
     """
@@ -251,7 +251,7 @@ def our_labels(frames: list[np.ndarray], flows: list[np.ndarray]) -> np.ndarray:
 
 def memory(data: Path, repeats: int) -> None:
     if not Path("/proc/self/status").exists():
-        print("memory is read from /proc, which is not here")
+        print("memory is read from /proc, which is missing on this system")
         return
     with tempfile.TemporaryDirectory() as many, tempfile.TemporaryDirectory() as one:
         dataset = copies(data, Path(many), 4)
@@ -271,7 +271,7 @@ def memory(data: Path, repeats: int) -> None:
 
 
 def lengthen(source: Path, target: Path) -> None:
-    """The frames of a video, LONGER times over, as H.264."""
+    """The frames of a video, repeated LONGER times, as H.264."""
     frames = list(decode.frames(source))
     with av.open(target, "w") as container:
         stream = container.add_stream("libx264", 25, options={"preset": "ultrafast"})
@@ -283,7 +283,7 @@ def lengthen(source: Path, target: Path) -> None:
 
 
 def peak_megabytes(process: int) -> float:
-    """Most memory a process has held at a time, shared libraries included."""
+    """Peak memory of a process, including shared libraries."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
@@ -292,7 +292,7 @@ def peak_megabytes(process: int) -> float:
 
 
 def eight_bits(flow: np.ndarray) -> np.ndarray:
-    """The flow as programs store it in pictures, of which denseflow's are an example: -20 to 20 pixels as 0 to 255."""
+    """The flow as programs such as denseflow store it in pictures: -20 to 20 pixels as 0 to 255."""
     return (
         np.rint((np.clip(flow, -MAX_FLOW, MAX_FLOW) + MAX_FLOW) * 255 / (2 * MAX_FLOW)) * 2 * MAX_FLOW / 255 - MAX_FLOW
     )
@@ -306,7 +306,7 @@ def of_jpeg(flow: np.ndarray) -> np.ndarray:
     return (read * np.float64(2 * MAX_FLOW / 255) - MAX_FLOW).astype(np.float32)
 
 
-FLOWS = {  # of two luma images uint8 [H, W], float32 [H, W, 2]
+FLOWS = {  # functions of two luma images uint8 [H, W], return float32 [H, W, 2]
     **{name: find(name).function for name in BACKENDS},
     "8 bits": lambda first, second: eight_bits(find("tvl1").function(first, second)).astype(np.float32),
     "JPEG 95": lambda first, second: of_jpeg(find("tvl1").function(first, second)),
@@ -337,8 +337,8 @@ def backends(data: Path, repeats: int) -> None:
     )
     print(f"first {CLIP_LENGTH} frames of {len(labels['tvl1']) // len(CORNERS)} videos, {len(CORNERS)} crops of each;")
     print("motion labels that are valid in both; the 13 appearance labels do not depend on the flow")
-    print("8 bits: our flow, rounded as it is where it is stored in pictures")
-    print(f"clear: with the first flow the winner has {CLEAR} times the score of the second, or more\n")
+    print("8 bits: our flow, rounded as in stored pictures")
+    print(f"clear: with the first flow the best score is at least {CLEAR} times the second-best\n")
     print("flows                   | label                 | labels | agree, % | clear, % | of these agree, %")
     for one, two in COMPARED:
         both, same = (valid[one] & valid[two]).astype(bool), labels[one] == labels[two]
@@ -355,7 +355,7 @@ def _videos(data: Path) -> Iterator[tuple[str, list[Path]]]:
     for name in ("weizmann", "ucf101", "hmdb51", "clips"):
         found = sorted(path for path in (data / name).rglob("*") if path.suffix in (".avi", ".mp4"))
         if not found:
-            print(f"{data / name}: no videos, left out", file=sys.stderr)
+            print(f"{data / name}: no videos, skipped", file=sys.stderr)
         yield name, found
 
 
@@ -380,12 +380,14 @@ def machine() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = Path(os.environ.get("VSSL_DATA") or HERE.parents[1] / "shared/data")
-    parser.add_argument("--data", type=Path, default=data, help="folder that holds weizmann/ and other sets of videos")
+    parser.add_argument(
+        "--data", type=Path, default=data, help="folder that contains weizmann/ and other sets of videos"
+    )
     parser.add_argument("--only", choices=list(PARTS), help="run one part")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of which the median is taken")
     arguments = parser.parse_args()
     if not (arguments.data / "weizmann").is_dir():
-        print(f"{arguments.data}: no folder weizmann/ in it; give the folder by --data or VSSL_DATA", file=sys.stderr)
+        print(f"{arguments.data}: no folder weizmann/ in it; give the folder with --data or VSSL_DATA", file=sys.stderr)
         return 2
     cv2.setNumThreads(1)
     print(machine())

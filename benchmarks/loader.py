@@ -1,15 +1,16 @@
-"""Speed of the trainer's data path on real clips, one core, against the decoding that it cannot do without.
+"""Speed of the trainer's data path on real clips, one core, compared with the decoding alone, its lower bound.
 
 python benchmarks/loader.py
 
-The videos are labelled into a temporary folder first. Then the same clips of 16 frames, in the same random order, come
+The videos are first labelled into a temporary folder. Then the same clips of 16 frames are read in the same random order
 
-imdecode  from the JPEG frames of the shards by bare cv2.imdecode, the frames thrown away
+imdecode  from the JPEG frames of the shards by bare cv2.imdecode, discarding the frames
 vssl      as batches of the trainer's loader from one thread
 PyAV      from the video files: open, seek to the key frame before the clip, decode, convert to RGB, resize
 
-in turn, several times, the others in a process of their own while the loader waits. Frames per second of processor time,
-which other work on the machine disturbs less than the clock, and the ratio to imdecode: medians over the turns.
+alternately, several times, the others in a separate process while the loader waits. It prints frames per second of processor
+time, which other work on the machine affects less than wall-clock time, and the ratio to imdecode: medians over the
+repetitions.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from itertools import cycle
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # `labelgen` is the package, no script here
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # so that `labelgen` is the package
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
@@ -40,12 +41,12 @@ from trainer.methods.statistics import Statistics  # noqa: E402
 SETS = ("weizmann", "grid", "ucf101", "clips")
 SUFFIXES = (".avi", ".mp4")
 BATCH = 30
-AHEAD = 2  # batches that the thread has decoded while others were measured
+AHEAD = 2  # batches that the thread has decoded while the others were measured
 SETTLE = 0.5  # seconds that it needs for them
 
 
 def label(videos: list[Path], folder: Path) -> tuple[data.Shards, list[Path]]:
-    """Shards that `vssl labelgen` makes of these videos, and the path of every video of theirs."""
+    """Shards that `vssl labelgen` makes from these videos, and the path of every video in them."""
     root = folder / "videos"
     root.mkdir()
     for number, video in enumerate(videos):
@@ -59,7 +60,7 @@ def label(videos: list[Path], folder: Path) -> tuple[data.Shards, list[Path]]:
 
 
 class OneThread:
-    """The trainer's loader with one thread that goes on and on over the batches."""
+    """The trainer's loader with one thread that repeats the batches endlessly."""
 
     def __init__(self, clips: data.TrainingClips, batches: list[np.ndarray]):
         self.batches = len(batches)
@@ -70,7 +71,7 @@ class OneThread:
             next(self.iterator)
 
     def __call__(self) -> tuple[float, float]:
-        """Processor seconds of the process for all batches once, and seconds on the clock."""
+        """Processor seconds of the process for one pass over all batches, and wall-clock seconds."""
         self.take(AHEAD)
         begin = time.perf_counter(), time.process_time()
         self.take(self.batches)
@@ -80,7 +81,7 @@ class OneThread:
 
 
 class Contenders:
-    """What the loader is compared with, in a process that is forked off with all it needs.
+    """The methods that the loader is compared with, in a forked process that holds all they need.
 
     jpegs: the frames of the clips, views of the mapped shards; clips: the arguments of `video_clip` for each
     """
@@ -126,7 +127,7 @@ def presentation_times(path: Path) -> list[int]:
 
 
 def video_clip(path: Path, first: int, height: int, width: int) -> Iterator[np.ndarray]:
-    """16 RGB frames uint8 [height, width, 3] of a video file from presentation time `first` on."""
+    """16 RGB frames uint8 [height, width, 3] of a video file, starting at presentation time `first`."""
     import av
 
     with av.open(str(path)) as container:
@@ -163,7 +164,7 @@ def compare(shards: data.Shards, paths: list[Path], most: int, repeats: int) -> 
     )
     one_thread = OneThread(clips, batches)
     contenders, turns = Contenders(jpegs, jobs), []
-    for _ in range(repeats + 1):  # the first one not counted
+    for _ in range(repeats + 1):  # the first one is not counted
         turns.append((contenders(imdecode), *one_thread(), contenders(imdecode), contenders(pyav)))
     before, thread, clock, after, video = np.array(turns[1:]).T
     bare = (before + after) / 2
@@ -177,18 +178,20 @@ def compare(shards: data.Shards, paths: list[Path], most: int, repeats: int) -> 
         print(f"{title:15} | {rate:8.0f} | {rate / CLIP_LENGTH:7.0f} | {share}")
     faster = video / thread
     print(f"\nvssl / PyAV: {np.median(faster):.1f}, {faster.min():.1f}..{faster.max():.1f}")
-    print(f"on the clock the thread gave {len(chosen) / np.median(clock):.0f} clips/s")
+    print(f"in wall-clock time the thread produced {len(chosen) / np.median(clock):.0f} clips/s")
     print(f"stored frames differ from PyAV's by {difference:.1f} grey levels on average", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = Path(os.environ.get("VSSL_DATA") or HERE.parents[1] / "shared/data")
-    parser.add_argument("--data", type=Path, default=folder, help="folder that holds a folder of videos for each set")
-    parser.add_argument("--sets", default=",".join(SETS), help="folders of videos, by comma")
-    parser.add_argument("--videos", type=int, default=50, help="videos of a set at most")
-    parser.add_argument("--clips", type=int, default=120, help="clips of a set at most")
-    parser.add_argument("--repeats", type=int, default=9, help="turns of which the median is taken")
+    parser.add_argument(
+        "--data", type=Path, default=folder, help="folder that contains a folder of videos for each set"
+    )
+    parser.add_argument("--sets", default=",".join(SETS), help="folders of videos, separated by commas")
+    parser.add_argument("--videos", type=int, default=50, help="largest number of videos per set")
+    parser.add_argument("--clips", type=int, default=120, help="largest number of clips per set")
+    parser.add_argument("--repeats", type=int, default=9, help="repetitions, of which the median is taken")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -196,7 +199,7 @@ def main() -> int:
     for name in arguments.sets.split(","):
         paths = sorted(path for path in (arguments.data / name).rglob("*") if path.suffix in SUFFIXES)
         if not paths:
-            print(f"{arguments.data / name}: no videos; give their folder by --data or VSSL_DATA", file=sys.stderr)
+            print(f"{arguments.data / name}: no videos; give their folder with --data or VSSL_DATA", file=sys.stderr)
             return 2
         print(f"\n{name}: ", end="", flush=True)
         with tempfile.TemporaryDirectory() as temporary:

@@ -4,15 +4,15 @@ python benchmarks/scale.py                 all parts
 python benchmarks/scale.py --only rows     one part: rows, files, resume, length, index or cluster
 python benchmarks/scale.py --only rows --most 10000000
 
-rows     a manifest of many rows is planned; the listing of the folder is a stub, no file is there
-files    `--dataset folder` over many files, which are empty
-resume   the command of a finished run again; one shard, linked many times, stands for all, and no video is there
-length   one long video; small pictures that are cheap to encode, at 10 frames per second
+rows     a manifest of many rows is planned; the listing of the folder is a stub, and the files do not exist
+files    `--dataset folder` with many empty files
+resume   the command of a finished run again; all shards are links to the same file, and the videos do not exist
+length   one long video of small frames that are cheap to encode, at 10 frames per second
 index    the trainer starts on many shards (one, linked many times), then two threads decode batches
-cluster  Dask: tasks of 32 videos that are done at once, and what it costs to start the process of a shard
+cluster  Dask: tasks of 32 videos that finish immediately, and the cost of starting the process of a shard
 
-Each measurement has a process of its own; its processor seconds are printed, which other work on the machine disturbs less than
-the clock's, and the most memory that it held.
+Each measurement runs in a separate process. Its processor seconds, which other work on the machine affects less than wall-clock
+time, and its peak memory are printed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from operator import attrgetter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # `labelgen` is the package, not a script
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]  # so that `labelgen` is the package
 
 import av  # noqa: E402
 import numpy as np  # noqa: E402
@@ -50,13 +50,13 @@ from labelgen.run.video import Record, compile_kernels  # noqa: E402
 from labelgen.shards.schema import sizes  # noqa: E402
 
 SMALL = Config(height=48, width=64, crop=32)
-LINKS = 30_000  # of one file, which a file system limits
+LINKS = 30_000  # of one file; file systems limit their number
 FRAMES = 300  # of a video of the index
 PER_SHARD = 100
 
 
 def measured(function, *arguments) -> tuple[dict, float, float]:
-    """What a function tells, in a process of its own; its processor seconds, and the growth of its memory in MB."""
+    """The result of a function run in a separate process, its processor seconds, and the growth of its memory in MB."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         told, seconds, before, peak = pool.submit(_measured, function, arguments).result()
     return told, seconds, peak - before
@@ -69,7 +69,7 @@ def _measured(function, arguments) -> tuple[dict, float, float, float]:
 
 
 def memory(process: int | str = "self") -> dict[str, float]:
-    """MB of a process: VmRSS now, VmHWM at most."""
+    """Memory of a process in MB: VmRSS now, VmHWM at its peak."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return {line[:5]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
 
@@ -154,7 +154,7 @@ def no_videos(n: int) -> Dataset:
 
 
 def finish(out: Path, n: int) -> float:
-    """Shards and the lines that their runs would have left; returns the seconds that reading one shard takes."""
+    """Writes shards and the lines that their runs would have left; returns the seconds that reading one shard takes."""
     data = no_videos(n)
     identity = plan.configuration(data, data.videos, plan.file_sizes(data.videos), "all", SMALL, 1)
     failure = {"id": "0.mp4", "path": "0.mp4", "stage": "decode", "reason": "stub"}
@@ -234,7 +234,7 @@ def index(most: int) -> None:
 
 
 def write_large(folder: Path) -> Path:
-    """A shard of as many videos of 300 frames, all of them the same picture; its labels are ones."""
+    """A shard of PER_SHARD videos of 300 frames, all of them the same picture; its labels are ones."""
     jpeg = shards.encode_frame(np.zeros((SMALL.height, SMALL.width, 3), np.uint8), 90)
     grid = crop_grid(SMALL.height, SMALL.width, SMALL.crop)
     starts = list(range(0, FRAMES - SMALL.clip_length + 1, SMALL.clip_length))
@@ -256,7 +256,7 @@ def write_large(folder: Path) -> Path:
                 records[-1].labels |= {one.name: np.ones(one.shape(axes), one.dtype) for one in kind.fields}
     arrays = shard_arrays(records, [], folder, SMALL, 1)
     config = plan.configuration(no_videos(1), [], np.empty(0, np.int64), "all", SMALL, PER_SHARD)
-    del config["videos"], config["videos_per_shard"]  # so that any number of shards is whole
+    del config["videos"], config["videos_per_shard"]  # so that any number of shards is complete
     path = folder / "first.h5"
     shards.write(path, arrays, io.BytesIO(jpeg * FRAMES * PER_SHARD), config, grid, ("1",))
     return path
@@ -281,7 +281,7 @@ def start_trainer(folder: str) -> dict:
 
 
 def private() -> float:
-    """MB of this process alone; pages of mapped files, which the system drops as it needs room, do not count."""
+    """Private memory of this process in MB; pages of mapped files, which the system drops if it needs memory, do not count."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
 
@@ -333,7 +333,7 @@ def send(address: str, n: int, scheduler: int) -> dict:
     def task(index: int) -> plan.ShardTask:
         return plan.ShardTask(Path(f"{index:05d}.h5"), data.videos, data.root, (), SMALL, identity, 300)
 
-    time.sleep(5)  # until they are there
+    time.sleep(5)  # until they are running
     with pool(1, address, lambda text: None) as (each, _):
         list(each(attrgetter("path"), map(task, range(10))))
         begin, before = time.process_time(), processor_seconds(scheduler)
@@ -358,7 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(PARTS))
     parser.add_argument(
-        "--most", type=int, help="rows, files, shards, minutes, shards or tasks of the largest measurement"
+        "--most", type=int, help="size of the largest measurement: rows, files, shards, minutes, shards or tasks"
     )
     options = parser.parse_args()
     for name in [options.only] if options.only else PARTS:

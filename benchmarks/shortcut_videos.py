@@ -2,13 +2,13 @@
 
 python benchmarks/shortcut_videos.py --videos $VSSL_DATA/grid/videos --out $VSSL_DATA/shortcuts
 
-noise           every frame random noise of its own, stored without loss: nothing but the pipeline itself can be learnt
-noise-h264      the same, compressed: what the codec adds
-static-h264     one frame of a real video for the whole time, compressed
-drift           a random texture that moves at a speed drawn for the video, from 1/16 pixel to 4 pixels a frame: the speed
-                that is seen says little of the pace
-drift-short     the same, 40 frames long: clips of the wide paces run on from the first frame (allow_wrap), with a seam
-recompressed    the real videos, strongly compressed: what is learnt of the codec does not carry over
+noise           each frame is different random noise, stored losslessly: only the pipeline itself can be learnt
+noise-h264      the same, compressed: shows what the codec adds
+static-h264     one frame of a real video throughout, compressed
+drift           a random texture that moves at a random speed for each video, from 1/16 pixel to 4 pixels per frame: the visible
+                speed says little about the pace
+drift-short     the same, 40 frames long: clips of the wide paces continue from the first frame (allow_wrap), with a seam
+recompressed    the real videos, strongly compressed: what is learnt from the codec does not transfer
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from labelgen import decode  # noqa: E402
 
-# Pixels as studies/shortcuts.yaml stores them: a resized cell would be no square, which tells how it is rotated.
+# Pixels as studies/shortcuts.yaml stores them: resized cells would not be square, which reveals their rotation.
 HEIGHT, WIDTH = 48, 60
-FRAMES, SHORT = 80, 40  # long enough for pace 4, and not
+FRAMES, SHORT = 80, 40  # long enough and too short for pace 4
 
 
 def write(path: Path, frames: Iterable[np.ndarray], codec: str, **options: str) -> None:
@@ -48,9 +48,10 @@ def write(path: Path, frames: Iterable[np.ndarray], codec: str, **options: str) 
 
 
 def noise(rng: np.random.Generator) -> np.ndarray:
-    """uint8 [FRAMES, HEIGHT, WIDTH, 3], coarse enough to survive JPEG: cells of 4 pixels, in each frame at another place.
+    """uint8 [FRAMES, HEIGHT, WIDTH, 3], coarse enough to survive JPEG: cells of 4 pixels, at a different offset in each frame.
 
-    Cells at one place would lie in every crop at the same one, another one down than across: an answer for rotation.
+    With a fixed offset the cells would have the same offsets in every crop, different vertically and horizontally, which
+    reveals the rotation.
     """
     cells = rng.integers(0, 256, (FRAMES, HEIGHT // 4 + 1, WIDTH // 4 + 1, 3), np.uint8).repeat(4, 1).repeat(4, 2)
     corners = rng.integers(0, 4, (FRAMES, 2))
@@ -58,7 +59,7 @@ def noise(rng: np.random.Generator) -> np.ndarray:
 
 
 def drift(rng: np.random.Generator, frames: int) -> Iterator[np.ndarray]:
-    """A texture, smooth over a few pixels and without an end, that moves."""
+    """A moving texture, smooth over a few pixels and periodic."""
     side = 512
     cells = rng.integers(0, 256, (side, side, 3)).astype(np.float32)
     padded = np.pad(cells, ((16, 16), (16, 16), (0, 0)), mode="wrap")
@@ -77,11 +78,11 @@ def drift(rng: np.random.Generator, frames: int) -> Iterator[np.ndarray]:
 @click.option(
     "--videos", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Real videos."
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder of each kind is written there.")
-@click.option("--count", default=160, help="Videos of each kind but the last.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for each kind is written there.")
+@click.option("--count", default=160, help="Videos of each kind except the last.")
 def main(videos: Path, out: Path, count: int) -> None:
     real = sorted(path for path in videos.iterdir() if path.is_file())
-    for path in real:  # all, so that the same ones are tested
+    for path in real:  # all, so that the same videos are tested
         write(out / "recompressed" / f"{path.stem}.mp4", decode.frames(path), "libx264", crf="36", g="8")
     for i, path in enumerate(real[:count]):
         name, seeds = f"{i:04d}", [np.random.default_rng((kind, i)) for kind in range(3)]

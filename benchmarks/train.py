@@ -1,18 +1,18 @@
-"""Speed of a training step, against the loop that the published repositories have and against the device's peak.
+"""Speed of a training step, compared with the loop of the published repositories and with the device's peak.
 
 python benchmarks/train.py                 on the CPU: all backbones, small
 python benchmarks/train.py --device cuda   on a GPU: all backbones, 16 x 112 x 112
 python benchmarks/train.py --backbones r3d10 --size 112 --width 1 --batch 4
 
-loops    the plain loop against `vssl train`, both on the same shards and in turn: clips per second, the time that a step
+loops    the plain loop against `vssl train`, alternately on the same shards: clips per second, the time that a step
          waits for data, and the share of the device's peak. The plain loop decodes the same frames, then crops,
          converts to float32 and normalises each frame in the DataLoader's workers; float32, contiguous, eager, and on the
-         CPU nn.Conv3d as it is, where ours takes some kernels in two dimensions.
-formats  the step alone, clips on the device: precision x memory format x what is computed in two dimensions (none, the
-         trainer's choice for the device, all that can be) x {eager, compile}
+         CPU with plain nn.Conv3d, while ours computes some kernels in two dimensions.
+formats  only the step, with clips on the device: precision x memory format x convolutions in two dimensions (none, the
+         trainer's choice for the device, all possible) x {eager, compile}
 
 FLOPs are those of the convolutions and matrix products, forward and backward. The peak is the rate of a large matrix
-product in the same precision, measured in the same run. The shards are made up of moving textures unless named."""
+product in the same precision, measured in the same run. The shards contain moving textures unless --shards is given."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fractions import Fraction
 from itertools import chain, product, repeat
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent  # `labelgen` is the package, no script here
+HERE = Path(__file__).resolve().parent  # `labelgen` must be the package, not a script here
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != HERE]
 
 import cv2  # noqa: E402
@@ -56,25 +56,25 @@ from trainer.settings import Settings  # noqa: E402
 from trainer.training import train  # noqa: E402
 
 PACES = ("1", "2", "3", "4")
-FRAMES = 64  # of a made-up video: enough for pace 4
-FRAME_SIZES = {56: (72, 72), 112: (128, 171), 224: (256, 340)}  # by the crop
+FRAMES = 64  # of a synthetic video: enough for pace 4
+FRAME_SIZES = {56: (72, 72), 112: (128, 171), 224: (256, 340)}  # by crop
 WIDELY = ("r2plus1d10", "r3d18")  # backbones that get the whole table of formats on a GPU
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last_3d
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured: clips of 16 x size x size in batches, networks of this width, on this device."""
+    """The measured setup: clips of 16 x size x size in batches, networks of this width, on this device."""
 
     device: torch.device
     size: int
     width: float
     batch: int
     workers: int
-    steps: int  # timed, after `warm` others
+    steps: int  # timed, after `warm` untimed steps
     warm: int
     repeats: int
-    eager: bool  # formats: nothing is compiled
+    eager: bool  # formats: without compilation
 
 
 class Classifier(nn.Module):
@@ -98,7 +98,7 @@ def sgd(network: nn.Module) -> torch.optim.SGD:
 
 
 def write_shard(folder: Path, videos: int, size: int) -> None:
-    """One shard of videos of FRAMES frames; of the labels only those of pace are there."""
+    """One shard of videos of FRAMES frames, with only the labels of pace."""
     rng = np.random.default_rng(0)
     height, width = FRAME_SIZES[size]
     spool, offsets, pace = io.BytesIO(), [0], []
@@ -169,7 +169,7 @@ class PlainClips(Dataset):
 
 
 def plain_loop(backbone: str, folder: Path, setup: Setup, tf32: bool = False) -> np.ndarray:
-    """Seconds of each timed step and, of these, waiting for data, float64 [2, steps]."""
+    """Seconds of each timed step, and those spent waiting for data, float64 [2, steps]."""
     _precision("tf32" if tf32 else "float32")
     torch.backends.cudnn.benchmark = True
     loader = DataLoader(
@@ -203,7 +203,7 @@ def plain_loop(backbone: str, folder: Path, setup: Setup, tf32: bool = False) ->
 
 
 def trainer_loop(backbone: str, folder: Path, setup: Setup, compiled: bool = False) -> np.ndarray:
-    """The same of `vssl train`, from its log."""
+    """The same for `vssl train`, from its log."""
     per_epoch = -(-len(PlainClips(folder)) // setup.batch)
     settings = Settings(
         method="pace",
@@ -262,7 +262,7 @@ class Format:
 
 
 def _flat(device: torch.device) -> dict[str, set[str]]:
-    """What is computed in two dimensions, by name."""
+    """The convolutions that are computed in two dimensions, by name."""
     return {"none": set(), "ours": FLAT[device.type], "all": {"point", "temporal", "spatial", "norm"}}
 
 
@@ -273,7 +273,7 @@ def formats(backbones: list[str], folder: Path, setup: Setup, peaks: dict[str, f
     )
     flat = _flat(setup.device)
     for backbone in backbones:
-        torch.compiler.reset()  # it keeps few variants of one function, and then runs it uncompiled
+        torch.compiler.reset()  # it keeps few variants of a function, then runs it uncompiled
         flops, rows = flops_per_clip(backbone, setup), {}
         for found in _formats(backbone, setup):
             if found.compiled and setup.eager:
@@ -282,7 +282,7 @@ def formats(backbones: list[str], folder: Path, setup: Setup, peaks: dict[str, f
             try:
                 for _ in range(setup.warm):
                     _seconds(step, setup.device)
-            except RuntimeError as error:  # out of memory, or the compiler does not work here
+            except RuntimeError as error:  # out of memory, or no working compiler
                 step = str(error).strip().splitlines()[0]
             rows[found] = step
         steps = [step for step in rows.values() if callable(step)]
@@ -306,7 +306,7 @@ def formats(backbones: list[str], folder: Path, setup: Setup, peaks: dict[str, f
 
 
 def _formats(backbone: str, setup: Setup) -> list[Format]:
-    if setup.device.type == "cpu":  # its bf16 convolutions are wrong in PyTorch 2.13, and there is no TF32
+    if setup.device.type == "cpu":  # its bf16 convolutions are wrong in PyTorch 2.13, and it has no TF32
         forms = [(CONTIGUOUS, "none"), *((CHANNELS_LAST, flat) for flat in ("none", "ours", "all"))]
         return [*(Format("float32", *form, False) for form in forms), Format("float32", CHANNELS_LAST, "ours", True)]
     if backbone in WIDELY:
@@ -349,7 +349,7 @@ def _precision(name: str) -> None:
 
 
 def _seconds(step: Callable[[], None], device: torch.device) -> float:
-    """Of one thread on the CPU its processor time, which does not grow when other programs run."""
+    """For one thread on the CPU its processor time, which does not grow if other programs run."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     wait()
@@ -363,7 +363,7 @@ def _seconds(step: Callable[[], None], device: torch.device) -> float:
 
 
 def flops_per_clip(backbone: str, setup: Setup) -> float:
-    """Floating-point operations, forward and backward, of convolutions and matrix products; nothing is computed."""
+    """Floating-point operations of convolutions and matrix products, forward and backward, counted without computing them."""
     with torch.device("meta"):
         network = Classifier(backbone, setup.width)
         clip = torch.empty(2, 3, CLIP_LENGTH, setup.size, setup.size)
@@ -397,17 +397,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--only", choices=list(PARTS), help="run one part")
-    parser.add_argument("--backbones", default=",".join(BACKBONES), help="by comma")
-    parser.add_argument("--shards", type=Path, help="folder of shards to train on; their crop is the size")
+    parser.add_argument("--backbones", default=",".join(BACKBONES), help="separated by commas")
+    parser.add_argument("--shards", type=Path, help="folder of shards to train on; their crop sets the size")
     parser.add_argument(
-        "--size", type=int, choices=list(FRAME_SIZES), help="made-up shards': 56 on the CPU, 112 on CUDA"
+        "--size", type=int, choices=list(FRAME_SIZES), help="crop of synthetic shards: 56 on the CPU, 112 on CUDA"
     )
-    parser.add_argument("--width", type=float, help="of the networks: 0.25 on the CPU, 1 on CUDA")
-    parser.add_argument("--batch", type=int, help="clips a step: 8 on the CPU, 32 on CUDA")
+    parser.add_argument("--width", type=float, help="width of the networks: 0.25 on the CPU, 1 on CUDA")
+    parser.add_argument("--batch", type=int, help="clips per step: 8 on the CPU, 32 on CUDA")
     parser.add_argument("--workers", type=int, default=min(16, max(1, (os.cpu_count() or 1) - 1)), help="processes")
-    parser.add_argument("--steps", type=int, help="timed steps of each turn: 6 on the CPU, 30 on CUDA")
-    parser.add_argument("--eager", action="store_true", help="formats: leave out what is compiled")
-    parser.add_argument("--repeats", type=int, help="turns of the loops: 3 on the CPU, 1 on CUDA")
+    parser.add_argument("--steps", type=int, help="timed steps per repetition: 6 on the CPU, 30 on CUDA")
+    parser.add_argument("--eager", action="store_true", help="formats: leave out compiled variants")
+    parser.add_argument("--repeats", type=int, help="repetitions of the loops: 3 on the CPU, 1 on CUDA")
     arguments = parser.parse_args()
     backbones = arguments.backbones.split(",")
     if unknown := set(backbones) - BACKBONES.keys():
@@ -416,7 +416,7 @@ def main() -> None:
     cuda = device.type == "cuda"
     if cuda and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device")
-    keep_freed_memory()  # for the plain loop, too: what is measured does not depend on which loop ran first
+    keep_freed_memory()  # for the plain loop, too, so that the order of the loops does not matter
     with tempfile.TemporaryDirectory() as temporary:
         size, batch = arguments.size or (112 if cuda else 56), arguments.batch or (32 if cuda else 8)
         folder = arguments.shards or Path(temporary, "textures")

@@ -79,15 +79,14 @@ def test_real_results_side_by_side(runs):
         )
         assert ("b" in line["differences"]) == ("low" in line["of"]["b"])
     assert not any(line["what"]["network"] == "chance" for line in own["rows"])
-    assert any("random weights or chance and the same in all runs" in note for note in result["notes"])
+    assert any("random weights or chance, equal in all runs" in note for note in result["notes"])
     about = result["runs"]
     assert about["a"]["method"] == "pace" and about["b"]["method"] == "rotation" and about["b"]["epochs"] == 2
     assert about["a"]["pretrained on"] == "demo" and about["a"]["parameters"] != about["b"]["parameters"]
     told = format_table(result)
     marked = sum(any(line["marks"].values()) for line in own["rows"])
     assert (
-        f"\n{marked} of {len(own['rows'])} rows differ from the first run, corrected for the number of all rows\n"
-        in told
+        f"\n{marked} of {len(own['rows'])} rows differ from the first run, corrected for the number of rows\n" in told
     )
     assert "Retrieval on demo, split split1" in told and "views: 10 clips of 16 frames" in told
 
@@ -100,8 +99,8 @@ def test_marks_values_and_what_stands_alone(runs):
     result = compare(runs[:2])
     own = next(one for one in result["tables"] if one["title"].startswith("Linear"))
     assert [(r["what"]["stage"], r["marks"]["b"]) for r in own["rows"]] == [("conv4", "▲")]
-    assert "Linear probe on demo, split split1: 1 of 2 rows left out, measured for one run alone" in result["notes"]
-    assert "k-NN on demo, split split1: measured for a alone" in result["notes"]
+    assert "Linear probe on demo, split split1: 1 of 2 rows left out, measured for only one run" in result["notes"]
+    assert "k-NN on demo, split split1: measured only for a" in result["notes"]
     assert "50.0 [40.0, 60.0]    80.0 [70.0, 90.0] ▲" in format_table(result)
     turned = compare(runs[1::-1])
     assert "80.0 [70.0, 90.0]    50.0 [40.0, 60.0] ▼" in format_table(turned) and turned["names"] == ["b", "a"]
@@ -173,7 +172,7 @@ def test_the_screen_stops_after_the_headlines(runs):
     head = "Retrieval on demo, split split1: top-1, video, conv5, max"
     assert head in short and head in whole and "more rows" in short and "--all" in short
     assert "conv1" not in short and "conv1" in whole
-    told = "unequal budgets, so that a difference need not be one of the methods; clips seen: 6 (a), 54 (b)"
+    told = "unequal budgets, so that a difference may not be due to the methods; clips seen: 6 (a), 54 (b)"
     for text in (short, whole):
         assert text.index(told) < text.index(head)
 
@@ -208,8 +207,8 @@ def test_classes_that_gain_and_lose_most(runs, tmp_path):
     assert "classes that lose most, b, accuracy, video, conv5: b -80.0\n" in told
     write(result, tmp_path / "table.html")
     text = Page((tmp_path / "table.html").read_text()).text
-    assert text.index("clips seen: 6 (a), 54 (b)") < text.index("The row that stands for each result")
-    assert "Classes: b less a" in text and "b -80.0 0.0 80.0 5" in text
+    assert text.index("clips seen: 6 (a), 54 (b)") < text.index("Headline row of each result")
+    assert "Classes: b minus a" in text and "b -80.0 0.0 80.0 5" in text
     for run in runs[:2]:
         (run / "results" / "linear-demo-split1.npz").unlink()
 
@@ -252,7 +251,7 @@ def test_wrong_use(runs, tmp_path):
     for chosen in (runs[:1], [runs[0], runs[0]], []):
         with pytest.raises(TrainerError, match="name two or more, each once"):
             compare(chosen)
-    with pytest.raises(TrainerError, match=r"ends in .txt, expected .html or .csv"):
+    with pytest.raises(TrainerError, match=r"the suffix is .txt, expected .html or .csv"):
         write({}, tmp_path / "x.txt")
 
 

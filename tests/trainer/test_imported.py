@@ -163,7 +163,7 @@ def test_pages_and_protocols_know_that_nothing_is_known_of_its_training(imported
     assert stored["protocol"]["input"].startswith("RGB, 0 to 1, mean 0.43216")
     vssl("report", run, "--shards", demo)
     page = (run / "report.html").read_text()
-    assert "Imported from" in page and "torchvision&#39;s s3d" in page and "No step is logged" not in page
+    assert "Imported from" in page and "torchvision&#39;s s3d" in page and "No steps logged" not in page
 
 
 def test_files_are_decoded_as_the_network_expects_them(imported, here):

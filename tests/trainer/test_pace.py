@@ -288,7 +288,7 @@ def test_same_context_leaves_out_videos_whose_rows_have_one_pace(tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"contrast": "same-pace", "contrast_weight": 0.0}], ids=str)
 def test_without_classification_and_contrast_nothing_is_learnt(options):
-    with pytest.raises(TrainerError, match="pace_weight is 0 and there is no contrast"):
+    with pytest.raises(TrainerError, match="pace_weight is 0 and contrast is none"):
         Pace.option_values({"pace_weight": 0.0, **options})
 
 

@@ -97,7 +97,7 @@ def test_an_absent_module_and_other_objects_are_told(mine, demo, here, monkeypat
     for arguments, told in (
         (
             (*given, "--method", "os:getcwd"),
-            "os:getcwd: <built-in function getcwd>, expected a child of trainer.methods",
+            "os:getcwd: <built-in function getcwd>, expected a subclass of trainer.methods",
         ),
         (
             (*given, "--backbone", "builtins:float"),

@@ -102,7 +102,7 @@ def test_page_is_well_formed_and_says_what_it_shows(path):
     assert len(found.all("caption")) == len(found.all("table")) > 8
     assert all(box["tabindex"] == "0" and box["aria-label"] for box in found.all("div") if box.get("role") == "region")
     groups = [div["aria-label"] for div in found.all("div") if div.get("class") == "together"]
-    assert "What it was shown" in found.text and len(groups) == 2 and "Clips and targets" not in found.text
+    assert "Training samples" in found.text and len(groups) == 2 and "Clips and targets" not in found.text
     levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
     ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
@@ -181,9 +181,9 @@ def test_what_is_missing_for_several_results_is_said_once(run, tmp_path):
 def test_joint_training_and_a_run_without_a_step(shards, tmp_path):
     own = train(Settings(method="pace+rotation", width=0.06, epochs=1, workers=0, ema=0.5), shards, tmp_path / "joint")
     text = Page(report.report(own)[0].read_text()).text
-    assert "pace.accuracy, %" in text and "rotation.loss" in text and "Published numbers: we know none" in text
+    assert "pace.accuracy, %" in text and "rotation.loss" in text and "Published numbers: none known" in text
     (own / "log.csv").unlink()
-    assert "No step is logged yet." in Page(report.report(own)[0].read_text()).text
+    assert "No steps logged yet." in Page(report.report(own)[0].read_text()).text
 
 
 def test_a_damaged_result_and_an_older_one(run, shards, tmp_path):
@@ -192,7 +192,7 @@ def test_a_damaged_result_and_an_older_one(run, shards, tmp_path):
     content = json.loads((run / "results" / "retrieval-ucf101-split1.json").read_text())
     file = own / "results" / "retrieval-ucf101-split1.json"
     file.write_text(json.dumps(content))
-    assert "Measured at step 9; the checkpoint is now that of step 1." in Page(report.report(own)[0].read_text()).text
+    assert "Measured at step 9; the checkpoint is now at step 1." in Page(report.report(own)[0].read_text()).text
     content["rows"][0]["value"] = "0"
     for damaged in (b"", b"{}", b"[1]", b"\xff\x00\x80", file.read_bytes()[:-9], json.dumps(content).encode()):
         file.write_bytes(damaged)
@@ -212,9 +212,7 @@ def test_damaged_predictions_are_told(run, tmp_path):
 @needs_browser
 def test_four_tiles_of_fixed_protocols_in_two_columns_on_a_phone(path, browser):
     text = html_text(path)
-    tiles = [
-        text.index(name) for name in ("Recognition on", "Retrieval on", "Accuracy in training", "What was trained")
-    ]
+    tiles = [text.index(name) for name in ("Recognition on", "Retrieval on", "Training accuracy", "What was trained")]
     assert tiles == sorted(tiles) and len(re.findall("<li><span>", path.read_text())) == 4
     browser.open(path, 400)
     box = "[...document.querySelectorAll('.tiles li')].map(one => one.getBoundingClientRect())"

@@ -160,7 +160,7 @@ def test_a_recipe_extends_another_one(tmp_path):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("pacy", {}, "bad.yaml: extends 'pacy': no recipe 'pacy'; there are: .*pace-c3d-ucf101"),
+        ("pacy", {}, "bad.yaml: extends 'pacy': no recipe 'pacy', expected one of: .*pace-c3d-ucf101"),
         ("other.yaml", {}, "bad.yaml: extends 'other.yaml': no recipe"),
         ("bad.yaml", {}, "bad.yaml: more than 10 files .* expected fewer; does one extend itself"),
         (["pace-c3d-ucf101"], {}, r"bad.yaml: extends is \['pace-c3d-ucf101'\], expected the name of a file"),
@@ -180,7 +180,7 @@ def test_recipes_that_extend_wrongly(tmp_path, name, settings, message):
 
 
 def test_unknown_recipes_and_files(tmp_path):
-    with pytest.raises(TrainerError, match="no recipe 'pacy'; there are: .*; or name a .yaml file"):
+    with pytest.raises(TrainerError, match="no recipe 'pacy', expected one of: .*; or the path of a .yaml file"):
         recipe("pacy")
     (tmp_path / "x.yaml").write_text("a: [")
     with pytest.raises(TrainerError, match="invalid YAML"):

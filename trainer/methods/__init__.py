@@ -1,4 +1,4 @@
-"""Pretext methods by name. None is imported before it is asked for, so that their names can be listed at once."""
+"""Pretext methods by name. Each is imported only when it is first used, so that listing the names is quick."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ METHODS = {
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method of METHODS, or of an import path that the user has named, see labelgen.plugins. Raises SettingError
-    for another name."""
+    """The class of a method in METHODS, or at an import path given by the user, see labelgen.plugins. Raises SettingError for
+    any other name."""
     if plugins.is_path(name):
         from trainer.methods.method import Method
 
         found = plugins.find(name, SettingError)
         if not (isinstance(found, type) and issubclass(found, Method)):
-            raise SettingError(f"{name}: {found!r:.80}, expected a child of trainer.methods.method.Method")
+            raise SettingError(f"{name}: {found!r:.80}, expected a subclass of trainer.methods.method.Method")
         return found
     if name not in METHODS:
         raise SettingError(f"unknown method {name!r}, expected one of: {', '.join(METHODS)}")
@@ -44,15 +44,15 @@ def method_class(name: str) -> type[Method]:
 
 
 def known(name: str) -> bool:
-    """Whether there is a method of that name, or the user has named it."""
+    """Whether METHODS has a method of that name, or the user has given it as an import path."""
     return name in METHODS or name in plugins.named()
 
 
 def module_name(name: str) -> str:
-    """The name under which a network keeps a method: PyTorch's modules have no dots in theirs."""
+    """The name of a method's module in a network: PyTorch allows no dots in the names of modules."""
     return name.replace(".", "/")
 
 
 def short(names: str) -> str:
-    """Names of methods, or of a backbone, without the modules: Arrow+pace of my.module:Arrow+pace, for names of files."""
+    """Names of methods, or of a backbone, without their modules, for file names: my.module:Arrow+pace -> Arrow+pace."""
     return "+".join(name.rpartition(":")[2] for name in names.split("+"))

@@ -1,5 +1,5 @@
-"""Appearance and speed consistency: a clip predicts the appearance of another clip of its video that is played at another
-speed, and the speed of a clip of a similar video that is played at its own. [ascnet; D. Huang et al., ICCV 2021]"""
+"""Appearance and speed consistency: a clip predicts the appearance of another clip of its video that is played at a different
+speed, and the speed of a clip of a similar video that is played at the same speed. [ascnet; D. Huang et al., ICCV 2021]"""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class ASCNet(Method):
 
     A sample is a video: clips c_i and c_j, each with its own start and view, at two different speeds. Appearance:
     L_a = |h_a(g_a(f(c_i))) - g_a'(f'(c_j))|^2. Speed: L_m = |h_m(g_m(f(c_i))) - g_m'(f'(c_k))|^2, where c_k is a clip at
-    the speed of c_i of the other video whose entry in the bank is nearest to g_a'(f'(c_j)). The bank holds what the online
-    network made of a video's last c_i, g_a(f(c_i)) [line 12]; before every video has an entry, c_k is of the video itself
-    (assumed). All vectors have unit length (assumed). L = gamma L_m + (1 - gamma) L_a. [ascnet alg. 1, whose line 18 lacks
-    the projection g_m]
+    the speed of c_i from the other video whose entry in the bank is nearest to g_a'(f'(c_j)). The bank holds the online
+    network's output for the last c_i of each video, g_a(f(c_i)) [line 12]; until every video has an entry, c_k is taken from
+    the same video (assumed). All vectors have unit length (assumed). L = gamma L_m + (1 - gamma) L_a. [ascnet alg. 1, whose
+    line 18 lacks the projection g_m]
 
-    The bank is searched before it gets the entries of the step.
+    The bank is searched before the entries of the step are added.
     """
 
     task = "same video at another speed, similar video at the same speed"
     sample = "a video: two clips at two speeds"
     source = "D. Huang et al., ICCV 2021"
-    defaults = {  # the poster states none of these; its backbones are 3D R18 and S3D-G, the default one is ours
+    defaults = {  # the poster states none of these; its backbones are 3D R18 and S3D-G, the default is ours
         "epochs": 200,  # assumed
         "batch_size": 64,  # assumed
         "lr": 1e-2,  # assumed
@@ -54,13 +54,13 @@ class ASCNet(Method):
         "weight_decay": 1e-4,  # assumed
         "schedule": "cosine",  # assumed
         "drop_every": 100,  # assumed, for another schedule
-        "jitter": "clip",  # assumed; without it the colours of a video give its other clip away
+        "jitter": "clip",  # assumed; without it the colours of a video identify its other clip
         "sync_bn": True,  # assumed
     }
     options = {
         "speeds": Option([1, 2], "two or more whole numbers"),
-        # assumed, as the following one
-        "gamma": Option(0.5, "weight of the speed loss; the rest is that of the appearance", between(0, 1)),
+        # assumed, like the next one
+        "gamma": Option(0.5, "weight of the speed loss; the appearance loss gets the rest", between(0, 1)),
         "decay": Option(0.99, "decay of the averaged network at the start, from which it rises to 1", between(0, 1)),
     }
 
@@ -90,7 +90,7 @@ class ASCNet(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for the highest speed."""
+        """The videos that are long enough for the highest speed."""
         return shards.long_enough(max(options["speeds"]) * (shards.config["clip_length"] - 1) + 1)
 
     @staticmethod
@@ -111,7 +111,9 @@ class ASCNet(Method):
     def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
         speeds = batch.labels["speed"][0].tolist()
         lines = ["appearance: the other clip of the video"]
-        lines.append(f"speed: a clip of a similar video at speed {speeds[0]}, which the network chooses in training")
+        lines.append(
+            f"speed: a clip of a similar video at speed {speeds[0]}, which the network selects during training"
+        )
         return lines, [(f"speed {speed}", clip) for speed, clip in zip(speeds, batch.clips, strict=True)]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
@@ -132,12 +134,12 @@ class ASCNet(Method):
         return consistency(predicted, targets, self.gamma)
 
     def _averaged(self, name: str, clips: Tensor) -> Tensor:
-        """Unit vectors float32 [B, EMBEDDING] of clips [B, 3, T, H, W] by the averaged network."""
+        """Unit vectors float32 [B, EMBEDDING] that the averaged network computes for clips [B, 3, T, H, W]."""
         return unit(self.target["projections"][name](embedding(self.target["backbone"], clips)))
 
     def neighbours(self, appearance: Tensor, video: Tensor) -> Tensor:
-        """Rows int64 [B] of the videos with the nearest entries, other than the samples' rows `video` int64 [B]; those if there
-        is no other entry, and as long as the bank is not full."""
+        """Rows int64 [B] of the videos with the nearest entries, other than the samples' rows `video` int64 [B]; the samples'
+        rows themselves if there is no other entry or the bank is not full yet."""
         with torch.autocast(appearance.device.type, enabled=False):
             similarity = appearance @ self.bank.T
         similarity = similarity.masked_fill(~self.filled, -torch.inf).scatter(1, video[:, None], -torch.inf)
@@ -151,11 +153,11 @@ class ASCNet(Method):
 
 def consistency(predicted: dict[str, Tensor], targets: dict[str, Tensor], gamma: float) -> dict[str, Tensor]:
     """Squared distances of the predicted vectors from their targets, both unit vectors float32 [B, d] of "appearance" and
-    "speed": each loss, their sum weighted by gamma, and
+    "speed": each loss, their sum weighted by gamma, and:
 
     spread:   of the targets of appearance, see `contrast.spread`
     constant: the appearance loss of the best prediction that is the same for all samples of the step, 2 - 2 |mean|; below it
-              the network has learnt more than the direction in which the averaged one points on the whole
+              the network has learnt more than the mean direction of the averaged network's vectors
     """
     losses = {name: distributed.mean((predicted[name] - target).square().sum(1)) for name, target in targets.items()}
     deviation, mean = spread(targets["appearance"])
@@ -168,7 +170,7 @@ def consistency(predicted: dict[str, Tensor], targets: dict[str, Tensor], gamma:
 
 
 def _at_the_speed_of_the_first(reader: ShardReader, video: int, labels: dict[str, Tensor], draw: Draw) -> np.ndarray:
-    """Frames int64 [T] of a clip of a video, at the speed of the first clip of the sample with these labels."""
+    """Frames int64 [T] of a clip of a video, at the speed of the first clip in the sample with these labels."""
     return random_clip(reader, video, int(labels["speed"][0]), draw.rng)
 
 

@@ -1,5 +1,5 @@
-"""BYOL on videos: a clip predicts what an averaged network makes of another clip of its video. [J.-B. Grill et al., NeurIPS 2020;
-C. Feichtenhofer et al., CVPR 2021]"""
+"""BYOL on videos: a clip predicts the averaged network's output for another clip of its video. [J.-B. Grill et al.,
+NeurIPS 2020; C. Feichtenhofer et al., CVPR 2021]"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What methods share that compare several clips of a video with each other and with those of other videos: samples, heads,
-losses against other videos, a queue of keys, and what tells a collapse."""
+"""Shared by the methods that compare several clips of a video with each other and with those of other videos: samples, heads,
+contrastive losses, a queue of keys, and measures that detect a collapse."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from trainer.options import Option, at_least, between
 
 
 class SeveralClips(Method):
-    """A method whose sample is a video, of which it sees several clips, each with its own start and view.
+    """A method whose sample is a video. It sees several clips of it, each with its own start and view.
 
-    The starts are uniform and independent of each other. The density of the distance of two of them then falls linearly, to 0
-    at the largest distance: it is the distribution that CVRL draws the second clip from. [R. Qian et al., CVPR 2021, 3.3]
+    The starts are uniform and independent of each other. The density of the distance between two of them then falls linearly,
+    to 0 at the largest distance. CVRL draws the second clip from this distribution. [R. Qian et al., CVPR 2021, 3.3]
     """
 
     sample = "a video: `clips` clips of it, each with its own start"
     options = {
-        "clips": Option(2, "clips of a video", at_least(2)),
-        "stride": Option(1, "frames from one frame of a clip to the next", at_least(1)),
+        "clips": Option(2, "clips of each video", at_least(2)),
+        "stride": Option(1, "distance between consecutive frames of a clip, in frames", at_least(1)),
     }
 
     @staticmethod
@@ -39,7 +39,7 @@ class SeveralClips(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for a clip."""
+        """The videos that are long enough for a clip."""
         return shards.long_enough(options["stride"] * (shards.config["clip_length"] - 1) + 1)
 
     @staticmethod
@@ -49,11 +49,11 @@ class SeveralClips(Method):
 
 
 def head_options(layers: int, hidden: int, outputs: int, batch_norm: bool) -> dict[str, Option]:
-    """Options of a projection with these defaults, see `projection`."""
+    """Options for a projection with these defaults, see `projection`."""
     return {
         "layers": Option(layers, "linear layers of the projection", at_least(1)),
-        "hidden": Option(hidden, "width of its hidden layers; 0: that of what it gets", between(0, 65536)),
-        "outputs": Option(outputs, "width of what it gives", at_least(1)),
+        "hidden": Option(hidden, "width of its hidden layers; 0: that of its input", between(0, 65536)),
+        "outputs": Option(outputs, "width of its output", at_least(1)),
         "batch_norm": Option(batch_norm, "batch normalisation before each of its ReLUs"),
     }
 
@@ -65,18 +65,18 @@ def projection(inputs: int, options: dict) -> nn.Sequential:
 
 
 def encoded(backbone: Stages, head: nn.Module, clips: Tensor) -> Tensor:
-    """Unit vectors float32 [B, n, d] of n clips of each sample, [B, n, 3, T, H, W]."""
+    """Unit vectors float32 [B, n, d] for n clips of each sample, [B, n, 3, T, H, W]."""
     return unit(head(embedding(backbone, clips.flatten(0, 1)))).unflatten(0, clips.shape[:2])
 
 
 def pairs(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Each query beside the key of each other clip of its sample: [B, n, d] of n clips -> twice [B, n (n - 1), d]."""
+    """Pairs each query with the key of every other clip of its sample: [B, n, d] for n clips -> twice [B, n (n - 1), d]."""
     others = range(1, queries.shape[1])
     return queries.repeat(1, len(others), 1), torch.cat([keys.roll(by, 1) for by in others], 1)
 
 
 def check_several(method: str, shards: Shards, videos: int) -> None:
-    """Raises TrainerError for a method that compares videos and has only one."""
+    """Raises TrainerError if a method that compares videos has only one."""
     if videos < 2:
         raise TrainerError(
             f"{method} compares videos, and {shards.dataset} has {videos} that it can train on; it needs 2 or more"
@@ -92,10 +92,10 @@ def random_clip(reader: ShardReader, video: int, stride: int, rng: np.random.Gen
 
 @float32
 def contrastive(z: Tensor, group: Tensor, temperature: float) -> Tensor:
-    """Mean of -log(e^s(i,j) / (e^s(i,j) + sum over k of other groups e^s(i,k))), s = z_i z_j / temperature, over all
-    ordered pairs i, j of one group: first over a clip's positives j, then over the clips i that have one. [thesis eq. 4.3
-    with the video as group, eq. 4.4 with the pace; of two clips of each video it is NT-Xent: T. Chen et al., SimCLR, ICML 2020,
-    alg. 1]
+    """Mean of -log(e^s(i,j) / (e^s(i,j) + sum over k of other groups e^s(i,k))), s = z_i z_j / temperature, over all ordered
+    pairs i, j of the same group: first over a clip's positives j, then over the clips i that have one. [thesis eq. 4.3
+    with the video as group, eq. 4.4 with the pace; with two clips of each video it is NT-Xent: T. Chen et al., SimCLR,
+    ICML 2020, alg. 1]
 
     z: float32 [N, d]; group: int64 [N]; both are joined over all processes.
     """
@@ -108,8 +108,8 @@ def contrastive(z: Tensor, group: Tensor, temperature: float) -> Tensor:
 
 
 def belonging(group: Tensor) -> tuple[Tensor, Tensor]:
-    """For groups int64 [N] of this process: whether a clip of all processes is of the same one, and whether it is another
-    clip, too, bool [N, all]."""
+    """For groups int64 [N] of this process: whether each clip of all processes has the same group, and whether it also is a
+    different clip, bool [N, all]."""
     groups, begin = distributed.gather(group)
     rows = torch.arange(len(group), device=group.device)
     same = group[:, None] == groups
@@ -118,8 +118,8 @@ def belonging(group: Tensor) -> tuple[Tensor, Tensor]:
 
 @float32
 def nearest(z: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """Of z float32 [N, d] and groups int64 [N]: whether the most similar other clip of all processes is of the same group, and
-    how probable that is by chance, float32 [N]."""
+    """For z float32 [N, d] and groups int64 [N]: whether the most similar other clip of all processes has the same group, and
+    the probability of that by chance, float32 [N]."""
     everything, begin = distributed.gather(z)
     rows = begin + torch.arange(len(z), device=z.device)
     chosen = (z @ everything.T).scatter(1, rows[:, None], -torch.inf).argmax(1, keepdim=True)
@@ -133,9 +133,9 @@ def infonce(logits: Tensor) -> Tensor:
 
 
 class Queue(nn.Module):
-    """The newest keys of all processes, oldest first, and the videos that they are of; at the start it is empty.
+    """The newest keys of all processes, oldest first, and their videos. The queue is empty at the start.
 
-    keys: float32 [size, d]; video: int64 [size], rows of Shards.videos, -1 where there is no key yet
+    keys: float32 [size, d]; video: int64 [size], rows of Shards.videos, -1 if there is no key yet
     """
 
     keys: Tensor
@@ -148,34 +148,35 @@ class Queue(nn.Module):
 
     @float32
     def products(self, queries: Tensor, positives: Tensor, video: Tensor) -> Tensor:
-        """Products of each query with its positive, then with the keys of other videos, float32 [B, 1 + size]; -inf where a key
-        is missing or of the query's video. queries, positives: [B, d]; video: int64 [B]."""
+        """Products of each query with its positive, then with the keys of other videos, float32 [B, 1 + size]; -inf if a key is
+        missing or belongs to the query's video. queries, positives: [B, d]; video: int64 [B]."""
         absent = (self.video == video[:, None]) | (self.video < 0)
         others = (queries @ self.keys.T).masked_fill(absent, -torch.inf)
         return torch.cat([(queries * positives).sum(1, keepdim=True), others], 1)
 
     def append(self, keys: Tensor, video: Tensor) -> None:
-        """Take keys [B, d] of videos int64 [B] of every process, in the order of the processes; as many of the oldest ones leave.
-        The tensors are new ones: gradients may still need the old keys."""
+        """Add keys [B, d] of videos int64 [B] from every process, in the order of the processes, and drop as many of the
+        oldest. The tensors are replaced, since gradients may still need the old keys."""
         for name, new in (("keys", keys.detach().float()), ("video", video)):
             old, new = getattr(self, name), distributed.gather(new)[0]
             setattr(self, name, torch.cat([old[len(new) :], new[-len(old) :]]))
 
 
 def spread(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Of unit vectors float32 [B, d] of all processes: the standard deviation over the samples, mean over the dimensions, times
-    the root of their number, 0 if all are one and 1 if they point everywhere; and the length of their mean, 1 and 0."""
+    """For unit vectors float32 [B, d] of all processes: the standard deviation over the samples, averaged over the dimensions,
+    times the square root of d, which is 0 if all vectors are equal and 1 if they are spread evenly; and the length of their
+    mean, 1 and 0 in these cases."""
     everything, _ = distributed.gather(vectors)
     return everything.std(0, correction=0).mean() * math.sqrt(everything.shape[1]), everything.mean(0).norm()
 
 
 def like_a_constant(name: str, value: float, constant: float) -> str:
-    """See Method.at_chance. A distance from targets within 2 % of that of the best prediction that is the same for all is no
-    better than chance."""
-    return "" if value < 0.98 * constant else f"{name} {value:.3f}, that of one prediction for all {constant:.3f}"
+    """See Method.at_chance. A distance from the targets within 2 % of that of the best constant prediction is no better than
+    chance."""
+    return "" if value < 0.98 * constant else f"{name} {value:.3f}, that of the best constant prediction {constant:.3f}"
 
 
 def check_speeds(speeds: list[int]) -> None:
-    """Raises SettingError for speeds of which no two can be compared."""
+    """Raises SettingError unless there are two or more different speeds."""
     if not all(speed > 0 for speed in speeds) or not 1 < len(set(speeds)) == len(speeds):
         raise SettingError(f"speeds is {speeds}, expected two or more different whole numbers from 1, e.g. [1, 2]")

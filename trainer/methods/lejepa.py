@@ -1,4 +1,4 @@
-"""LeJEPA: clips of a video have one embedding, and the embeddings of all videos are normally distributed. [R. Balestriero,
+"""LeJEPA: clips of a video have the same embedding, and the embeddings of all videos are normally distributed. [R. Balestriero,
 Y. LeCun, arXiv 2511.08544]"""
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ KNOTS, LIMIT = 17, 3.0  # of the characteristic function, from 0 to the limit
 
 
 class LeJEPA(SeveralClips):
-    """No averaged copy, no queue and no negatives: what keeps the embeddings from becoming one is SIGReg, which holds their
-    distribution against the normal one, see `sigreg`.
+    """It has no averaged copy, no queue and no negatives. SIGReg prevents a collapse of the embeddings: it compares their
+    distribution with the normal one, see `sigreg`.
 
     (1 - weight) invariance + weight sigreg: invariance is the mean over clips, videos and dimensions of (z - mean of z over the
-    video's clips)^2. All clips are alike; the authors' 2 larger and 6 smaller crops of an image, of which the larger ones alone
-    make the mean, are not here.
+    video's clips)^2. All clips are treated alike. The authors use 2 larger and 6 smaller crops of an image and average only the
+    larger ones; this is not implemented here.
     """
 
-    task = "clips of a video have one embedding, those of all videos are normally distributed"
+    task = "clips of a video have the same embedding, those of all videos are normally distributed"
     source = "R. Balestriero, Y. LeCun, arXiv 2511.08544"
     defaults = {  # of the authors' public code, for images and ResNets
         "epochs": 100,
-        "batch_size": 64,  # assumed; it has no other samples to remember, so that small ones do
+        "batch_size": 64,  # assumed; the method needs no negatives, so that small batches suffice
         "optimizer": "adamw",
         "lr": 5e-4,
         "momentum": 0.9,
@@ -42,10 +42,10 @@ class LeJEPA(SeveralClips):
         "sync_bn": True,  # assumed
     }
     options = SeveralClips.options | {
-        "clips": Option(4, "clips of a video", at_least(2)),
+        "clips": Option(4, "clips of each video", at_least(2)),
         **head_options(3, 2048, 64, True),  # outputs: the authors' are 16 to 128
-        "weight": Option(0.05, "weight of SIGReg; the rest is that of the invariance", between(0, 1)),
-        "directions": Option(256, "random directions on which SIGReg projects, others in each step", at_least(1)),
+        "weight": Option(0.05, "weight of SIGReg; the invariance gets the rest", between(0, 1)),
+        "directions": Option(256, "random directions on which SIGReg projects, new ones in each step", at_least(1)),
     }
     scored = False
 
@@ -57,11 +57,11 @@ class LeJEPA(SeveralClips):
 
     @classmethod
     def at_chance(cls, means: dict[str, float], samples: int) -> str:
-        """An invariance within 2 % of that of clips which have nothing to do with their videos is no better."""
+        """An invariance within 2 % of that of clips unrelated to their videos is no better than chance."""
         invariance, unrelated = means.get("invariance", 0.0), means.get("unrelated", 1.0)
         if invariance < 0.98 * unrelated:
             return ""
-        return f"invariance {invariance:.3g}, that of clips of any videos {unrelated:.3g}"
+        return f"invariance {invariance:.3g}, that of unrelated clips {unrelated:.3g}"
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """See `losses`."""
@@ -71,10 +71,10 @@ class LeJEPA(SeveralClips):
 
 @float32
 def losses(z: Tensor, along: Tensor, weight: float) -> dict[str, Tensor]:
-    """invariance, sigreg, their weighted sum loss, and unrelated, what is expected of the invariance if clips have nothing to do
-    with their videos.
+    """invariance, sigreg, their weighted sum loss, and unrelated, the expected invariance if clips were unrelated to their
+    videos.
 
-    z: float32 [B, V, d], of V clips of each video; along: see `sigreg`
+    z: float32 [B, V, d], for V clips of each video; along: see `sigreg`
     """
     invariance = distributed.mean((z - z.mean(1, keepdim=True)).square())
     everything, _ = distributed.gather(z)
@@ -93,8 +93,8 @@ def sigreg(z: Tensor, along: Tensor) -> Tensor:
 
         N integral of |mean e^(i t x) - e^(-t^2 / 2)|^2 e^(-t^2 / 2) dt over t = -3..3
 
-    by trapezoids between 17 values of t from 0, doubled since the function is even. About 1 for a normal sample of any size,
-    and it grows with N for others. [the authors' public code]
+    by the trapezoidal rule over 17 values of t from 0, doubled since the function is even. It is about 1 for a normal sample of
+    any size, and grows with N for others. [the authors' public code]
 
     z: float32 [N, V, d], a clip of each of N videos at a time; along: unit vectors, float32 [d, directions]
     """
@@ -106,7 +106,8 @@ def sigreg(z: Tensor, along: Tensor) -> Tensor:
 
 
 def directions(key: tuple[int, int], dimensions: int, count: int, device: torch.device) -> Tensor:
-    """Random unit vectors, float32 [dimensions, count], of the seed and the step in the key alone: the same in all processes."""
+    """Random unit vectors, float32 [dimensions, count], which depend only on the key (seed, step), so that all processes get
+    the same."""
     x = np.random.default_rng((DIRECTION, *key)).standard_normal((dimensions, count), np.float32)
     drawn = torch.from_numpy(x / np.linalg.norm(x, axis=0))
     return drawn if device.type == "cpu" else drawn.pin_memory().to(device, non_blocking=True)

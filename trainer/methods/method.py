@@ -1,4 +1,4 @@
-"""What every method is: the samples it draws, the clips and labels it reads, its heads and its loss."""
+"""What a method defines: the samples it draws, the clips and labels it reads, its heads and its loss."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Shown = tuple[list[str], list[tuple[str, Tensor]]]  # what `Method.shown` return
 class Method(nn.Module):
     """A pretext task. The module holds the heads; the backbone is shared with other methods and passed in.
 
-    task, sample, source: what is learnt, what one sample is, and where it is published, one line each
+    task, sample, source: what is learnt, what one sample is, and the publication, one line each
     defaults: settings as published: epochs, batch_size, lr, momentum, weight_decay, schedule, drop_every, jitter
-    options:  settings of this method alone by name (`vssl train --set name=value`)
-    of_labelled_clips: the samples are those of Shards.labelled_clips, so that a curriculum may order them by difficulty;
+    options:  settings of this method only, by name (`vssl train --set name=value`)
+    of_labelled_clips: the samples are those of Shards.labelled_clips, so that a curriculum can order them by difficulty;
               `read` gets the clip
     supervised: learns class labels; the checkpoint with the best held-out accuracy is kept
-    scored: an answer is right or wrong, so that forward gives "accuracy" and "chance"; chances: those of other accuracies by name
-    labels_of_crops: its labels are those that the shards hold for each crop of their grid, in the colours that are stored
-    answers_depend_on: settings of the shards that decide what an answer means
+    scored: an answer is right or wrong, so that forward returns "accuracy" and "chance"; chances: for other accuracies, by name
+    labels_of_crops: it learns the labels that the shards hold for each crop of their grid, in the stored colours
+    answers_depend_on: settings of the shards that determine the meaning of an answer
     remembers_videos: it keeps vectors of its training videos, so that it answers only questions about their data set
-    former_buffers: names of buffers that older versions saved and nothing reads any more
-    notes:    what its options came to, lines that are printed when training starts
+    former_buffers: names of buffers that older versions saved and that are no longer read
+    notes:    values derived from its options, as lines that are printed when training starts
 
-    A child is made of (backbone, options, shards), options by `option_values`.
+    A subclass is constructed with (backbone, options, shards), the options from `option_values`.
     """
 
     task: str
@@ -52,8 +52,8 @@ class Method(nn.Module):
 
     @classmethod
     def option_values(cls, given: dict | None = None) -> dict:
-        """Every option's value: what is given, else its default. Raises SettingError for unknown names, wrong types and
-        values that make no sense."""
+        """The value of every option: the given one, else its default. Raises SettingError for unknown names, wrong types and
+        invalid values."""
         given = given or {}
         for name in given.keys() - cls.options.keys():
             method = cls.__module__.rpartition(".")[2]
@@ -68,7 +68,8 @@ class Method(nn.Module):
 
     @staticmethod
     def check(options: dict) -> None:
-        """Raises SettingError for options that make no sense together, or in a way that their declarations cannot say."""
+        """Raises SettingError for options that contradict each other, or that are invalid in a way that their declarations
+        cannot express."""
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
@@ -77,13 +78,13 @@ class Method(nn.Module):
 
     @classmethod
     def stored_draws(cls, config: dict, options: dict) -> tuple[str, int] | None:
-        """Which setting of the shards says how many draws of a sample are stored, "rows" or "clips", and how many of them are
-        shown at a time. None if every showing is drawn anew."""
+        """Which setting of the shards gives the number of stored draws per sample, "rows" or "clips", and how many of them are
+        shown at a time. None if a new draw is made each time."""
         return ("clips", 1) if cls.of_labelled_clips and config["clips"] is not None else None
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The samples of an epoch, int64 [n, 2] (shard, item of it), how many videos were left out, and why."""
+        """The samples of an epoch, int64 [n, 2] (shard, item in it), how many videos were left out, and why."""
         raise NotImplementedError
 
     @staticmethod
@@ -93,7 +94,8 @@ class Method(nn.Module):
 
     @classmethod
     def at_chance(cls, means: dict[str, float], samples: int) -> str:
-        """What says that steps with so many samples were no better than chance, else "". means: of each metric over them.
+        """The reason why steps with `samples` samples in all were no better than chance, else "". means: of each metric over
+        the steps.
 
         An accuracy within two standard errors of chance is no better.
         """
@@ -104,8 +106,8 @@ class Method(nn.Module):
 
     @staticmethod
     def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
-        """For people to look at: what is to be learnt from a batch of one sample, in words, a line each; and the clips that the
-        networks get of it, float32 [3, T, size, size], each with what it is."""
+        """For display: what is to be learnt from a batch of one sample, as lines of text; and the clips of it that the networks
+        get, float32 [3, T, size, size], each with a description."""
         lines = [f"{name} {value[0].tolist()}" for name, value in batch.labels.items()]
         if len(batch.clips) == 1:
             return lines, [("clip", batch.clips[0])]
@@ -113,16 +115,18 @@ class Method(nn.Module):
         return [f"{len(views)} views of one video", *lines], views
 
     def networks(self) -> list[nn.Module]:
-        """Networks beside the backbone, which torch.compile may take."""
+        """Networks other than the backbone that torch.compile may compile."""
         return []
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """Scalars by name: "loss", "accuracy" and "chance" if there are any, and others.
+        """Scalars by name: "loss", "accuracy" and "chance" if the method is scored, and others.
 
-        It passes the batch's clips through the networks and hands tensors to the loss, a function or method that knows no Batch.
-        Means over samples are taken by trainer.distributed.mean, other samples of the batch by trainer.distributed.gather.
+        It passes the batch's clips through the networks and passes tensors to the loss, a function or method that does not
+        depend on Batch. Means over samples use trainer.distributed.mean; trainer.distributed.gather collects the samples of
+        other processes.
         """
         raise NotImplementedError
 
     def after_step(self, backbone: Stages, progress: float) -> None:
-        """What follows a step of the optimiser, such as an average of weights; progress: share of the training done."""
+        """Called after each step of the optimiser, for example to update averaged weights; progress: completed share of the
+        training."""

@@ -28,12 +28,13 @@ LONGEST = 65536  # queue, of MoCo and PySlowFast
 
 
 class MoCo(SeveralClips):
-    """Tell another clip of a clip's video, the key, from the keys of other videos that a queue holds. The network f, g makes the
-    queries, an averaged one f', g' the keys. Keys of the query's own video are no negatives; at the start the queue is empty.
+    """Distinguish the key, another clip of the query's video, from the keys of other videos in a queue. The network f, g
+    computes the queries, an averaged one f', g' the keys. Keys of the query's video are not negatives; the queue is empty at
+    the start.
 
-    Were query and key normalised over the same batch, its statistics would tell the key from those of former batches. The papers
-    therefore shuffle the keys over the GPUs; here f', g' normalises as in evaluation, by the running statistics of f, g, which
-    one process can do, too. [after Z. Cai et al., EMAN, CVPR 2021, who average the statistics, too]
+    If query and key were normalised over the same batch, its statistics would reveal the key among those of earlier batches.
+    The papers therefore shuffle the keys over the GPUs; here f', g' normalises as in evaluation, with the running statistics of
+    f, g, which also works in a single process. [after Z. Cai et al., EMAN, CVPR 2021, who average the statistics, too]
     """
 
     task = "clips of a video are alike, those of other videos in a queue are not"
@@ -41,7 +42,7 @@ class MoCo(SeveralClips):
     defaults = {
         "epochs": 200,  # of PySlowFast
         "batch_size": 64,  # of PySlowFast
-        "lr": 0.1,  # of PySlowFast, whose loss is the sum over the clips that ask, ours the mean
+        "lr": 0.1,  # of PySlowFast, whose loss is the sum over the query clips, ours the mean
         "momentum": 0.9,  # of PySlowFast
         "weight_decay": 1e-4,  # of PySlowFast
         "schedule": "cosine",  # of PySlowFast
@@ -57,7 +58,7 @@ class MoCo(SeveralClips):
         ),
         "decay": Option(0.994, "decay of the averaged network", between(0, 1)),  # of PySlowFast
         "rising": Option(True, "let the decay rise to 1, by a cosine"),  # of PySlowFast
-        "symmetric": Option(True, "every clip asks for the others; else the first one alone"),  # of PySlowFast
+        "symmetric": Option(True, "every clip is a query for the others; else only the first one"),  # of PySlowFast
     }
     remembers_videos = True
 
@@ -84,7 +85,7 @@ class MoCo(SeveralClips):
         return [self.target["backbone"]]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """accuracy: how often the key is more similar to the query than any key in the queue."""
+        """accuracy: how often the positive key is more similar to the query than every key in the queue."""
         if self.batch_norm:
             check_normalised(self, "moco", len(batch.video))
         clips = batch.clips.unflatten(0, (-1, self.clips))

@@ -19,12 +19,12 @@ from trainer.methods.parts import classification, embedding
 class Order(Method):
     """Classify the permutation of a video's clips from the features of every pair of them. [vcop 3.1 to 3.3]
 
-    One sample per video and epoch, of row = epoch modulo rows. Each clip has a random crop of its own, which its frames
-    share. As in the paper no clip is mirrored: mirrored one by one, the clips would not go on in one direction.
+    One sample per video and epoch, of row = epoch modulo rows. Each clip has its own random crop, which its frames share. As in
+    the paper no clip is mirrored: if clips were mirrored one by one, motion would change direction between them.
     """
 
     task = "in which order are the clips shown"
-    sample = "a video: row `epoch mod rows`, each clip with a crop of its own"
+    sample = "a video: row `epoch mod rows`, each clip with its own crop"
     source = "D. Xu et al., CVPR 2019"
     defaults = {
         "epochs": 300,
@@ -55,12 +55,12 @@ class Order(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for the clips and the frames between them."""
+        """The videos that are long enough for the clips and the frames between them."""
         return shards.with_rows("order/permutation")
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
-        """Frames of the clips in the order shown, and which of the orders it is; no view stays mirrored."""
+        """Frames of the clips in the order shown, and the index of that order; no view stays mirrored."""
         labels = reader.arrays["order/permutation"][video]
         row = draw.epoch % len(labels)
         for view in draw.views:

@@ -20,12 +20,12 @@ CONTRASTS = ("none", "same-context", "same-pace")
 
 
 class Pace(Method):
-    """Classify the pace of a clip; with options.contrast also tell clips that belong together from others.
+    """Classify the pace of a clip; with options.contrast also distinguish clips that belong together from others.
 
-    One sample per video and epoch, of row = epoch modulo rows; with "same-context" the video gives two clips of different
-    paces [thesis 4.2.3]: of row 2 epoch and of the next one that has another pace.
-    The contrast is that of projections of the features, C-C-128 with a ReLU, unless it is literal: 328,320 parameters for
-    512 features, where [thesis table 4.6] speaks of about 4 thousand for its layer without giving sizes.
+    One sample per video and epoch, of row = epoch modulo rows; with "same-context" the video gives two clips of different paces
+    [thesis 4.2.3]: row 2 epoch and the next row with another pace.
+    The contrastive loss uses projections of the features, C-C-128 with a ReLU, unless it is literal. They have 328,320
+    parameters for 512 features; [thesis table 4.6] implies about 4 thousand for its layer without giving sizes.
     """
 
     task = "at which speed is the clip played"
@@ -39,19 +39,19 @@ class Pace(Method):
         "weight_decay": 5e-3,  # of the authors' code
         "schedule": "step",
         "drop_every": 6,
-        "jitter": "frame",  # one common to all frames would leave the shortcut open that it is there to close
+        "jitter": "frame",  # the same jitter for all frames would not prevent the shortcut
     }
     options = {
         "contrast": Option("none", "which clips belong together: those of one video or of one pace", choices=CONTRASTS),
         "contrast_weight": Option(0.1, "weight of the contrastive loss", at_least(0)),
-        "pace_weight": Option(1.0, "weight of the classification; 0: only the contrast is learnt", at_least(0)),
+        "pace_weight": Option(1.0, "weight of the classification; 0: learn only the contrast", at_least(0)),
         "temperature": Option(0.1, "temperature of the contrastive loss", POSITIVE),  # not stated in the thesis
         "literal": Option(
             False,
             "the contrastive loss as the thesis writes it: dot products of features, over all pairs of the batch, summed over a "
             "clip's positives, no projection, no temperature",
         ),
-        "random_backwards": Option(False, "play every second clip, at random, backwards; its class is its pace alone"),
+        "random_backwards": Option(False, "play a random half of the clips backwards; the class is only the pace"),
     }
     answers_depend_on = ("paces",)
 
@@ -69,9 +69,7 @@ class Pace(Method):
     @staticmethod
     def check(options: dict) -> None:
         if not options["pace_weight"] and (options["contrast"] == "none" or not options["contrast_weight"]):
-            raise SettingError(
-                "pace_weight is 0 and there is no contrast, so nothing is learnt; set contrast, or a weight"
-            )
+            raise SettingError("pace_weight is 0 and contrast is none, so nothing is learnt; set contrast, or a weight")
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
@@ -83,8 +81,8 @@ class Pace(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for every pace, and with "same-context" with rows of two. Raises TrainerError if the shards have
-        too few rows, and for random_backwards if some paces are backwards themselves."""
+        """The videos that are long enough for every pace and, with "same-context", have rows of two different paces. Raises
+        TrainerError if the shards have too few rows, and for random_backwards if they already have backward paces."""
         two = options["contrast"] == "same-context"
         if two and shards.config["rows"] < 2:
             raise TrainerError("same-context needs two pace rows per video, the shards have 1; label two rows or more")
@@ -118,7 +116,7 @@ class Pace(Method):
         if options["contrast"] != "none":
             lines.append(f"clips of the {options['contrast'].replace('-', ' ')} belong together")
         if options["random_backwards"]:
-            lines.append("forwards or backwards, which is not to be told")
+            lines.append("forwards or backwards, which is not part of the target")
         return lines, [(f"pace {pace}", clip) for pace, clip in zip(paces, batch.clips, strict=True)]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
@@ -129,8 +127,8 @@ class Pace(Method):
         )
 
     def metrics(self, pooled: Tensor, pace: Tensor, video: Tensor) -> dict[str, Tensor]:
-        """Of features float32 [N, C] of clips, and the pace and video of each, int64 [N]. contrast: the contrastive loss without
-        its weight."""
+        """Losses for features float32 [N, C] of clips, and the pace and video of each, int64 [N]. contrast: the contrastive
+        loss without its weight."""
         metrics = {"loss": pooled.new_zeros(())}
         if self.pace_weight:
             metrics = classification(self.head(pooled).float(), pace)
@@ -147,9 +145,9 @@ class Pace(Method):
 
 @float32
 def literal(z: Tensor, group: Tensor) -> Tensor:
-    """1/N sum of -log(e^s(i,j) / sum over k != l of e^s(k,l)), s = z_i z_j, over all ordered pairs i, j of one group, N the
-    number of clips: a clip weighs as much as it has positives, and the denominator is the sum over the whole similarity map,
-    of all pairs of clips. [thesis eq. 4.3, 4.4, fig. 4.4, alg. 3 and 4]
+    """1/N sum of -log(e^s(i,j) / sum over k != l of e^s(k,l)), s = z_i z_j, over all ordered pairs i, j of the same group, with
+    N the number of clips. A clip's weight is its number of positives, and the denominator is the sum over the whole similarity
+    map, that is over all pairs of clips. [thesis eq. 4.3, 4.4, fig. 4.4, alg. 3 and 4]
 
     z: float32 [N, d]; group: int64 [N]; both are joined over all processes.
     """

@@ -1,4 +1,4 @@
-"""What several methods are made of: embeddings, heads, losses, rotations, memory banks, averaged networks."""
+"""Parts that several methods share: embeddings, heads, losses, rotations, memory banks, averaged networks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from trainer.errors import TrainerError
 
 
 def last_stage(backbone: Stages, clips: Tensor) -> Tensor:
-    """Output of the backbone's last stage for clips [B, 3, T, H, W], float32 [B, C, T', H', W']: heads and losses do not have
-    the precision of the backbone."""
+    """Output of the backbone's last stage for clips [B, 3, T, H, W], float32 [B, C, T', H', W'], since heads and losses do not
+    run in the precision of the backbone."""
     return [*backbone(clips).values()][-1].float()
 
 
 def embedding(backbone: Stages, clips: Tensor) -> Tensor:
-    """Mean of the last stage over its cells, float32 [B, C], of clips [B, 3, T, H, W]."""
+    """Mean of the last stage over its cells, float32 [B, C], for clips [B, 3, T, H, W]."""
     return last_stage(backbone, clips).mean((2, 3, 4))
 
 
@@ -34,7 +34,8 @@ def unit(x: Tensor) -> Tensor:
 
 
 def projection_head(inputs: int, hidden: int, outputs: int, batch_norm: bool = False, layers: int = 2) -> nn.Sequential:
-    """Linear layers with a ReLU between each two, [B, inputs] -> [B, outputs]; with batch_norm it stands before the ReLU."""
+    """Linear layers with ReLUs between them, [B, inputs] -> [B, outputs]; batch_norm: with batch normalisation before each
+    ReLU."""
     parts: list[nn.Module] = []
     for _ in range(layers - 1):
         norm = [nn.BatchNorm1d(hidden)] if batch_norm else []
@@ -44,7 +45,7 @@ def projection_head(inputs: int, hidden: int, outputs: int, batch_norm: bool = F
 
 
 def check_normalised(method: nn.Module, name: str, samples: int) -> None:
-    """Raises TrainerError if a head with batch normalisation is trained on one sample of a step."""
+    """Raises TrainerError if a head with batch normalisation is trained on a single sample of a step."""
     if method.training and samples < 2:
         raise TrainerError(
             f"a process has 1 sample of a step, and {name}'s batch normalisation needs 2; raise the batch size or "
@@ -53,13 +54,13 @@ def check_normalised(method: nn.Module, name: str, samples: int) -> None:
 
 
 def pool() -> nn.Module:
-    """Pool 5 of light C3D: the largest of 2 x 2 x 2 cells, sizes rounded up. [thesis table 2.1]"""
+    """Pool 5 of light C3D: max pooling over 2 x 2 x 2 cells, sizes rounded up. [thesis table 2.1]"""
     return nn.MaxPool3d(2, ceil_mode=True)
 
 
 def pooled_cells(backbone: Stages, crop: int, frames: int) -> int:
-    """How many values `pool` leaves of the last stage for a clip of so many frames of crop x crop pixels; nothing is
-    computed."""
+    """How many values `pool` returns from the last stage for a clip of `frames` frames of crop x crop pixels, without computing
+    it."""
     shapes = copy.deepcopy(backbone).to("meta").eval()
     clip = torch.empty(1, 3, frames, crop, crop, device="meta")
     return math.prod(pool()(last_stage(shapes, clip)).shape)
@@ -67,10 +68,10 @@ def pooled_cells(backbone: Stages, crop: int, frames: int) -> int:
 
 def branch(cells: int, hidden: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
     """Last stage [B, C, T, H, W] -> [B, outputs]: pooling to `cells` values, two hidden layers with ReLU, each followed by
-    dropout if there is any, and the outputs: fc 6, fc 7 and the last layer of light C3D.
+    dropout if it is not 0, and the output layer. These are fc 6, fc 7 and the last layer of light C3D.
 
-    As published [thesis table 2.1 and 2.2.4] but for the initial weights, which the thesis does not state: PyTorch's. With
-    2048 hidden units and 4096 cells fc 6 and fc 7 have 12,587,008 parameters.
+    As published [thesis table 2.1 and 2.2.4], except for the initial weights, which the thesis does not state; they are
+    PyTorch's. With 2048 hidden units and 4096 cells fc 6 and fc 7 have 12,587,008 parameters.
     """
     drop = [nn.Dropout(dropout)] if dropout else []
     first, second = nn.Linear(cells, hidden), nn.Linear(hidden, hidden)
@@ -112,13 +113,13 @@ def _channels_second(clips: Tensor) -> Tensor:
 
 
 def remembered(bank: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-    """A memory bank [n, ...] with the values [B, ...] of all processes in their rows int64 [B]. The old bank stays as it is:
-    the gradients may still need it."""
+    """A memory bank [n, ...] with the values [B, ...] of all processes in their rows int64 [B]. The old bank stays unchanged,
+    since the gradients may still need it."""
     return bank.index_copy(0, distributed.gather(rows)[0], distributed.gather(values)[0])
 
 
 def averaged_copy(network: nn.Module) -> nn.Module:
-    """A copy that `update_ema` makes the average of the network's weights over the steps; no gradients reach it."""
+    """A copy that `update_ema` turns into the moving average of the network's weights; no gradients reach it."""
     return copy.deepcopy(network).requires_grad_(False)
 
 
@@ -135,7 +136,7 @@ def target_decay(start: float, progress: float) -> float:
 
 
 def float32(function: Callable) -> Callable:
-    """Decorator: compute in float32 whatever precision the network runs in; for similarities and what follows them."""
+    """Decorator: compute in float32, whatever the precision of the network; for similarities and the losses that use them."""
 
     @functools.wraps(function)
     def run(*arguments: Any, **named: Any) -> Any:

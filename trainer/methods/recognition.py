@@ -16,10 +16,11 @@ from trainer.options import SHARE, Option, between
 
 
 class Recognition(Method):
-    """Classify the action; one clip per video and epoch, with a uniform start, short videos in a loop.
+    """Classify the action; one clip per video and epoch, with a uniform start; short videos are looped.
 
     The classifier is a linear layer on the mean of the last stage over its cells; with options.hidden it has fc 6 and fc 7
-    of light C3D, see parts.branch. They begin anew, as in the thesis, which takes the convolutions over alone [2.3.2].
+    of light C3D, see parts.branch. These layers start from random weights, as in the thesis, which transfers only the
+    convolutions [2.3.2].
     """
 
     task = "which class is it, with labels (`vssl finetune`)"
@@ -37,11 +38,11 @@ class Recognition(Method):
         "holdout": 0.1,
     }
     options = {
-        "freeze": Option(False, "train the classifier alone, on features of the backbone in evaluation mode"),
-        # assumed: the thesis names none; the authors' code has it, at .5, after fc 6 and fc 7
-        "dropout": Option(0.5, "dropout before the last layer, or after each hidden one", SHARE),
+        "freeze": Option(False, "train only the classifier, on features of the backbone in evaluation mode"),
+        # assumed: the thesis mentions none; the authors' code has dropout of .5 after fc 6 and fc 7
+        "dropout": Option(0.5, "dropout before the last layer, or after each hidden layer", SHARE),
         "hidden": Option(0, "width of two hidden layers, fc 6 and fc 7: 2048 in light C3D; 0: none", between(0, 65536)),
-        "mirror": Option(True, "mirror every second clip, as the thesis does [3.4.2]; [vcop] does not"),
+        "mirror": Option(True, "mirror a random half of the clips, as the thesis does [3.4.2]; [vcop] does not"),
     }
     supervised = True
 
@@ -103,8 +104,8 @@ class Recognition(Method):
 
 
 def trained_classifier(weights: dict[str, Tensor], options: dict, classes: int) -> nn.Module:
-    """The classifier of a run in evaluation mode and float64, averaged weights if the run has them: with options.hidden of the
-    last stage [B, C, T, H, W], else of its mean over the cells [B, C], -> logits [B, classes].
+    """The classifier of a run in evaluation mode and float64, with averaged weights if the run has them: last stage [B, C, T,
+    H, W] with options.hidden, else its mean over the cells [B, C] -> logits [B, classes].
 
     weights: of the whole network, see trainer.network.Network; options: of the method
     """

@@ -16,14 +16,14 @@ from trainer.methods.parts import classification, embedding, rotations
 class Rotation(Method):
     """Classify the rotation of a clip by 0, 90, 180 or 270 degrees.
 
-    As in 3DRotNet all four rotations of each clip, made of one crop, are in the batch and the loss is the mean over them:
-    no rotation is drawn, the classes are balanced in every step, and a sample passes the backbone four times.
+    As in 3DRotNet the batch holds all four rotations of the same crop of each clip, and the loss is the mean over them. No
+    rotation is drawn at random, the classes are balanced in every step, and a sample passes through the backbone four times.
     """
 
     task = "by how many quarter turns is the clip rotated"
     sample = "a labelled clip in four rotations"
     source = "L. Jing et al., 2018"
-    defaults = {  # assumed, after those of pace; the paper has another backbone than the default, resnet3d18
+    defaults = {  # assumed, after those of pace; the paper's backbone, resnet3d18, is not the default
         "epochs": 20,
         "batch_size": 30,  # clips, each in four rotations
         "lr": 1e-3,

@@ -1,4 +1,4 @@
-"""RSPNet: clips of a video are alike at any speed; and of two of its clips, which one is played as fast as a third? [P. Chen et
+"""RSPNet: clips of a video are alike at any speed; and which of two clips is played as fast as a third? [P. Chen et
 al., AAAI 2021, and their public code]"""
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ EMBEDDING, LONGEST = 128, 16384  # width of the heads, and the authors' queue
 
 
 class RSPNet(Method):
-    """Appearance (A-VID): a query's video is told from those of a queue, by a clip of it at the query's speed and by one at
-    another; the two losses are added. Relative speed (RSP): the query is nearer to the one at its speed, by a margin. An averaged
-    network f', g' makes the keys, as in MoCo; g_A and g_M are one linear layer each.
+    """Appearance (A-VID): distinguish a query's video from those in a queue, by a clip of it at the query's speed and by one at
+    another speed; the two losses are added. Relative speed (RSP): the query is nearer to the clip at its speed, by a margin. An
+    averaged network f', g' computes the keys, as in MoCo; g_A and g_M are one linear layer each.
 
-    A sample is a video: a query, and two keys that begin at one frame and have one view, so that they differ in their speed
-    alone; the query's speed is drawn anew each time. The queue takes the keys at the other speed. [both as in the public code]
+    A sample is a video: a query, and two keys with the same first frame and the same view, so that they differ only in speed;
+    the query's speed is drawn each time. The queue gets the keys at the other speed. [both as in the public code]
     """
 
     task = "clips of a video are alike at any speed; which of two is as fast as a third"
-    sample = "a video: a clip, and two of another moment, one as fast and one not"
+    sample = "a video: a clip, and two from another moment, only one of them as fast"
     source = "P. Chen et al., AAAI 2021"
-    defaults = {  # of the authors' public code, for ResNet-18; its learning rate is that of 64 videos in a step
+    defaults = {  # of the authors' public code, for ResNet-18; its learning rate is for 64 videos in a step
         "epochs": 200,
         "batch_size": 64,
         "lr": 0.1,
@@ -53,7 +53,7 @@ class RSPNet(Method):
         "temperature": Option(0.07, "temperature of the similarities", POSITIVE),
         "decay": Option(0.999, "decay of the averaged network", between(0, 1)),
         "margin": Option(2.0, "margin between the two speeds, of similarities by temperature", at_least(0)),
-        "speed_weight": Option(1.0, "weight of the loss of speed; that of appearance has weight 1", at_least(0)),
+        "speed_weight": Option(1.0, "weight of the speed loss; the appearance loss has weight 1", at_least(0)),
     }
     chances = {"speed_accuracy": 1 / 2}
     remembers_videos = True
@@ -79,12 +79,12 @@ class RSPNet(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for the highest speed."""
+        """The videos that are long enough for the highest speed."""
         return shards.long_enough(max(options["speeds"]) * (shards.config["clip_length"] - 1) + 1)
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
-        """Frames of the query, of the key at its speed and of that at another one, int64 [3, T], and these two speeds."""
+        """Frames of the query, of the key at its speed and of the key at another speed, int64 [3, T], and these two speeds."""
         _, same, other = draw.views
         other |= same
         speeds = draw.rng.choice(draw.options["speeds"], 2, replace=False).astype(np.int64)
@@ -104,8 +104,8 @@ class RSPNet(Method):
         return [self.target["backbone"]]
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """labels are for people alone. accuracy: how often the key at the query's speed is more similar to it than any in the
-        queue; speed_accuracy: than that at the other speed; loss: the sum of appearance and speed, this one weighted."""
+        """labels are only for display. accuracy: how often the key at the query's speed is more similar to it than every key in
+        the queue; speed_accuracy: than the key at the other speed; loss: appearance plus weighted speed."""
         query, same, other = batch.clips.unflatten(0, (-1, 3)).unbind(1)
         with torch.no_grad():
             x = embedding(self.target["backbone"], torch.cat([same, other]))
@@ -133,5 +133,5 @@ class RSPNet(Method):
 
 @float32
 def closer(query: Tensor, same: Tensor, other: Tensor) -> Tensor:
-    """By how much a query is more similar to one key than to another, float32 [B]; all are unit vectors [B, d]."""
+    """How much more similar a query is to one key than to another, float32 [B]; all are unit vectors [B, d]."""
     return (query * (same - other)).sum(1)

@@ -22,10 +22,10 @@ from trainer.options import POSITIVE, Option
 
 
 class SimCLR(SeveralClips):
-    """Tell the other clips of a clip's video from all clips of the other videos of the batch, over all processes: NT-Xent, with
-    every clip in the place of the query. Clips of a video that the batch holds twice are no negatives of each other.
+    """Distinguish the other clips of a clip's video from all clips of the other videos in the batch, over all processes:
+    NT-Xent, with every clip as a query. If the batch holds a video twice, its clips are not negatives of each other.
 
-    It needs large batches: a clip has as many negatives as there are clips of other videos.
+    It needs large batches, since the negatives of a clip are the batch's clips of other videos.
     """
 
     task = "clips of a video are alike, those of the batch's other videos are not"
@@ -56,7 +56,7 @@ class SimCLR(SeveralClips):
         self.projection = projection(backbone.features, options)
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """accuracy: how often the clip that is most similar to one, among all others of the batch, is of its video."""
+        """accuracy: how often the most similar other clip in the batch is of the same video."""
         if self.batch_norm:
             check_normalised(self, "simclr", len(batch.video))
         z = encoded(backbone, self.projection, batch.clips.unflatten(0, (-1, self.clips))).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Skip-Clip: which future frame comes first, given a clip of what went before? [A. El-Nouby et al., 2019]"""
+"""Skip-Clip: which future frame comes first, given a clip of the preceding frames? [A. El-Nouby et al., 2019]"""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from trainer.options import Option, at_least
 
 class SkipClip(Method):
     """Score future frames by their likeness to a context clip, so that a nearer one scores higher than a later one and
-    any of them higher than frames of other videos; and, unless rotation_weight is 0, tell by how many quarter turns copies
+    any of them higher than frames of other videos; and, unless rotation_weight is 0, predict by how many quarter turns copies
     of them are rotated.
 
     A sample is one clip with one view: a clip of context and `targets` frames after it, `spacing` apart. The backbone
-    encodes the context, h = g(c), averaged over time. Single frames have an encoder of their own, z = f(x): a 2D ResNet-18
+    encodes the context, h = g(c), averaged over time. Single frames have a separate encoder, z = f(x): a 2D ResNet-18
     with as many features as the backbone, 512 at most, a convolution of kernel 1 and adaptive average pooling to the cells
-    of h. The frames that are ranked stay upright, since a rotation would take their cells away from those of the context.
+    of h. The ranked frames stay upright, since a rotation would misalign their cells with those of the context.
     """
 
     task = "which future frame is nearer"
     sample = "a video: a clip and `targets` later frames"
     source = "A. El-Nouby et al., 2019"
-    defaults = {  # the poster states the backbone alone
+    defaults = {  # the poster states only the backbone
         "backbone": "resnet3d18",
         "epochs": 100,  # assumed
         "batch_size": 32,  # assumed
@@ -44,13 +44,15 @@ class SkipClip(Method):
     }
     options = {  # all assumed
         "targets": Option(8, "future frames", at_least(2)),
-        "spacing": Option(4, "frames from the context to the first target, and from each to the next", at_least(1)),
+        "spacing": Option(
+            4, "distance from the context to the first target and between targets, in frames", at_least(1)
+        ),
         "rank_margin": Option(0.1, "margin between a nearer and a later frame", at_least(0)),
         "negative_margin": Option(0.1, "margin between a future frame and those of other videos", at_least(0)),
         "negative_weight": Option(
-            1.0, "weight of the loss against other videos; the ranking has weight 1", at_least(0)
+            1.0, "weight of the loss against other videos; the ranking loss has weight 1", at_least(0)
         ),
-        "rotation_weight": Option(0.5, "weight of the rotation loss; 0: nothing is rotated", at_least(0)),
+        "rotation_weight": Option(0.5, "weight of the rotation loss; 0: no rotation", at_least(0)),
     }
     chances = {"rotation_accuracy": 1 / 4}
 
@@ -68,7 +70,7 @@ class SkipClip(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for context and targets."""
+        """The videos that are long enough for context and targets."""
         return shards.long_enough(_length(shards.config["clip_length"], options))
 
     @staticmethod
@@ -88,7 +90,7 @@ class SkipClip(Method):
         count, spacing = options["targets"], options["spacing"]
         context, targets = batch.clips[0].tensor_split([-count], 1)
         frames = targets.transpose(0, 1)[:, :, None]  # [M, 3, 1, S, S]
-        lines = ["target frames from near to far, and those of other videos behind them"]
+        lines = ["target frames from near to far, then those of other videos"]
         clips = [("context", context)]
         clips += [(f"target {i}, {i * spacing} frames later", frame) for i, frame in enumerate(frames, 1)]
         if options["rotation_weight"]:
@@ -100,7 +102,7 @@ class SkipClip(Method):
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: turns int64 [B, targets], negatives int64 [B, targets]. accuracy: share of the pairs of targets that are
-        ranked right; loss: the weighted sum of the losses rank, negative and rotation."""
+        ranked correctly; loss: the weighted sum of the losses rank, negative and rotation."""
         context, targets = batch.clips.tensor_split([-batch.labels["negatives"].shape[1]], 2)
         h = last_stage(backbone, context).mean(2)
         frames = targets.transpose(1, 2).flatten(0, 1)[:, :, None]  # [B M, 3, 1, S, S]
@@ -119,7 +121,7 @@ class SkipClip(Method):
         return metrics
 
     def ranked(self, h: Tensor, z: Tensor, video: Tensor, draws: Tensor) -> dict[str, Tensor]:
-        """Losses of the ranking and against frames of other videos, and the share of the pairs that are ranked right.
+        """Losses of the ranking and against frames of other videos, and the share of the pairs that are ranked correctly.
 
         h: contexts [B, C, H, W]; z: targets [B, M, C, H, W], nearest first; video: int64 [B]; draws: see `negatives`
         """
@@ -151,21 +153,21 @@ def _length(context: int, options: dict) -> int:
 
 
 def gamma(h: Tensor, z: Tensor) -> Tensor:
-    """Mean over the cells of the cosine of aligned cells: [B, C, H, W] and [B, M, C, H, W] -> float32 [B, M]."""
+    """Mean cosine of aligned cells: [B, C, H, W] and [B, M, C, H, W] -> float32 [B, M]."""
     return F.cosine_similarity(h[:, None].float(), z.float(), dim=2).mean((2, 3))
 
 
 def ranking(scores: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """max(0, -score_i + score_j + margin) of all pairs of a nearer frame i and a later one j, float32 [B, M (M - 1) / 2],
-    and where score_i > score_j, 0 or 1. scores: float32 [B, M], nearest frame first."""
+    and whether score_i > score_j, 0 or 1. scores: float32 [B, M], nearest frame first."""
     near, late = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
     difference = scores[:, near] - scores[:, late]
     return F.relu(margin - difference), (difference > 0).float()
 
 
 def negatives(z: Tensor, video: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """For each sample as many frames of other videos as `draws` has columns, drawn from the targets of the batch that is
-    joined over all processes, [B, M, C, H, W]; and whether there is another video, bool [B].
+    """For each sample as many frames of other videos as `draws` has columns, drawn from the targets of the batch over all
+    processes, [B, M, C, H, W]; and whether there is another video, bool [B].
 
     z: targets [B, M, C, H, W]; video: int64 [B]; draws: uniform whole numbers int64 [B, M], far larger than the batch.
     """

@@ -1,5 +1,5 @@
-"""Motion and appearance statistics: where is the largest motion, in which direction does it go, which block is the most
-diverse, which the most stable, what are their colours? [thesis 2.2; J. Wang et al., CVPR 2019]"""
+"""Motion and appearance statistics: where is the largest motion, and in which direction? Which blocks are the most and the
+least diverse, and what are their colours? [thesis 2.2; J. Wang et al., CVPR 2019]"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.methods.method import Method, Shown
 from trainer.methods.parts import branch, last_stage, pooled_cells
 from trainer.options import Option, between
 
-# How many values each label takes, and what it says. Motion: p_u o_u p_v o_v of the three patterns, I_u, I_v;
+# How many values each label takes, and its meaning. Motion: p_u o_u p_v o_v of the three patterns, I_u, I_v;
 # appearance: p_l c_l p_s c_s of the three patterns, C. I_u and I_v are flows of a clip of 16 frames, see `label_sizes`.
 SIZES = {
     "motion": (16, 8, 16, 8, 4, 8, 4, 8, 8, 8, 8, 8, 15, 15),
@@ -36,17 +36,17 @@ NAMES = {
     "appearance": ("most diverse block", "its colour", "most stable block", "its colour") * 3 + ("colour",),
 }
 COLORS = ("black", "blue", "green", "cyan", "red", "magenta", "yellow", "white")  # each channel split at 128
-PATTERNS = ("grid", "rings", "triangles")  # four labels of each stand one after the other, then the global ones
-WEIGHTS = {"motion": 1.0, "appearance": 0.1}  # of the two together [thesis 3.4.2]
+PATTERNS = ("grid", "rings", "triangles")  # four labels of each in turn, then the global ones
+WEIGHTS = {"motion": 1.0, "appearance": 0.1}  # if both are learnt [thesis 3.4.2]
 
 
 class Statistics(Method):
-    """Predict the 14 motion and 13 appearance labels of a clip, or some of them, each set by a branch of its own.
+    """Predict the 14 motion and 13 appearance labels of a clip, or some of them, with a separate branch for each set.
 
-    The losses of the two are weighted 1.0 and 0.1, that of one alone 1; labels marked invalid are left out. A branch is a
-    linear layer on the mean of the last stage over its cells, as in the authors' code for all backbones but light C3D; with
-    options.hidden it is that of light C3D [thesis table 2.1], see parts.branch. The original C3D has dropout in it; the
-    thesis names none and the authors' code switches it off here, so there is none.
+    The two losses have weights 1.0 and 0.1, a single one weight 1; labels marked invalid are left out. A branch is a linear
+    layer on the mean of the last stage over its cells, as in the authors' code for all backbones except light C3D; with
+    options.hidden it is that of light C3D [thesis table 2.1], see parts.branch. The original C3D has dropout in it; the thesis
+    mentions none and the authors' code switches it off here, so there is none.
     """
 
     task = "place, direction and time of the largest motion; most and least diverse block, their colours"
@@ -57,7 +57,7 @@ class Statistics(Method):
         "batch_size": 30,
         "lr": 5e-4,
         "momentum": 0.9,  # of the authors' code
-        "weight_decay": 5e-3,  # of the authors' code; that of light C3D has it on the fully connected weights alone
+        "weight_decay": 5e-3,  # of the authors' code; for light C3D it has it only on the fully connected weights
         "schedule": "step",
         "drop_every": 6,
         "jitter": "none",  # the labels are colours
@@ -69,12 +69,12 @@ class Statistics(Method):
             choices=("raw", "scaled", "classes"),
         ),
         "parts": Option(
-            "both", "the labels to learn; the losses of both have weights 1 and 0.1", choices=(*SIZES, "both")
+            "both", "the labels to learn; with both, the losses have weights 1 and 0.1", choices=(*SIZES, "both")
         ),
-        "patterns": Option(list(PATTERNS), f"whose labels are learnt, of {', '.join(PATTERNS)}; may be empty"),
-        "global_labels": Option(True, "learn the labels of the whole crop, too: I_u and I_v, or the colour C"),
+        "patterns": Option(list(PATTERNS), f"patterns whose labels are learnt, of {', '.join(PATTERNS)}; may be empty"),
+        "global_labels": Option(True, "also learn the labels of the whole crop: I_u and I_v, or the colour C"),
         "hidden": Option(0, "width of two hidden layers per branch, 2048 in light C3D; 0: none", between(0, 65536)),
-        "mirror": Option(True, "mirror every second clip, as the thesis does in 3.4.2; 2.3.2 names crops alone"),
+        "mirror": Option(True, "mirror a random half of the clips, as thesis 3.4.2 does; 2.3.2 mentions only crops"),
     }
     of_labelled_clips = True
     labels_of_crops = True
@@ -106,7 +106,9 @@ class Statistics(Method):
         if not set(patterns) <= set(PATTERNS) or len(set(patterns)) < len(patterns):
             raise SettingError(f"patterns is {patterns}, expected different ones of: {', '.join(PATTERNS)}")
         if not patterns and not options["global_labels"]:
-            raise SettingError("patterns is empty and global_labels false, so that no label is left; give one of them")
+            raise SettingError(
+                "patterns is empty and global_labels false, so that no label is left to learn; set one of them"
+            )
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
@@ -115,8 +117,8 @@ class Statistics(Method):
 
     @staticmethod
     def read(reader: ShardReader, clip: int, draw: Draw) -> tuple[np.ndarray, dict]:
-        """Frames of a labelled clip, and the labels of the very crop and mirror drawn; without options.mirror its view does
-        not stay mirrored."""
+        """Frames of a labelled clip, and the labels of the crop and mirroring drawn; without options.mirror its view does not
+        stay mirrored."""
         if not draw.options["mirror"]:
             draw.views[0]["mirror"] = 0
         here = clip, draw.views[0]["crop"], draw.views[0]["mirror"]
@@ -145,7 +147,7 @@ class Statistics(Method):
         return self.metrics(last if self.hidden else last.mean((2, 3, 4)), batch.labels)
 
     def metrics(self, features: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of what the heads take, float32 [B, C] or with options.hidden [B, C, T, H, W]; labels: as of `forward`."""
+        """Metrics for the heads' input, float32 [B, C] or with options.hidden [B, C, T, H, W]; labels: as in `forward`."""
         terms, hits, known, chances = {}, [], [], []
         for part, sizes in self.sizes.items():
             columns = self.get_buffer(f"{part}_columns")
@@ -172,7 +174,7 @@ class Statistics(Method):
 
 
 def label_sizes(length: int) -> dict[str, tuple[int, ...]]:
-    """How many values each label of clips of so many frames takes; they have one flow less."""
+    """How many values each label takes for clips of `frames` frames, which have one flow less."""
     return {
         part: tuple(length - 1 if kind == "flow" else n for n, kind in zip(sizes, KINDS[part], strict=True))
         for part, sizes in SIZES.items()

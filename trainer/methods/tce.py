@@ -24,20 +24,20 @@ PRIME = 2**31 - 1
 
 
 class TCE(Method):
-    """Tell the frame after the anchor from a bank of other videos, ever harder ones, by unit vectors; and, unless
-    rotation_weight is 0, by how many quarter turns a copy of the anchor is rotated.
+    """Distinguish the frame after the anchor from a bank of other videos, increasingly hard ones, by unit vectors; and, unless
+    rotation_weight is 0, predict by how many quarter turns a copy of the anchor is rotated.
 
-    A sample is two adjacent frames of a video, or for 3D backbones two clips of `frames` frames, the second from where the
-    first ends, with one crop and mirror for both, as in the authors' code. The bank has one slot per video, which holds the
-    anchor's vector of its last visit; a slot of zeros has not been visited yet and is no negative. The rotated frame is a
-    copy, so that anchor and bank stay upright like the positive; the poster does not speak of rotation, which is of the
-    authors' code.
+    A sample is two adjacent frames of a video, or for 3D backbones two clips of `frames` frames, the second starting where the
+    first ends, with the same crop and mirroring for both, as in the authors' code. The bank has one slot per video, which holds
+    the anchor's vector from its last visit; a slot of zeros has not been visited yet and is not a negative. The rotated frame
+    is a copy, so that anchor and bank stay upright like the positive; the rotation comes from the authors' code, the poster
+    does not mention it.
     """
 
     task = "adjacent frames are alike, other videos are not"
     sample = "a video: two adjacent frames"
     source = "J. Knights et al., ICPR 2020"
-    defaults = {  # the poster states the backbone alone, the others are of the authors' code
+    defaults = {  # the poster states only the backbone, the others are from the authors' code
         "backbone": "resnet18",
         "epochs": 50,
         "batch_size": 100,
@@ -48,16 +48,16 @@ class TCE(Method):
         "drop_every": 25,
         "jitter": "none",  # ours; the authors' code has one, with which the embedding collapses on small data
     }
-    options = {  # of the authors' code, but for frames, the share of negatives, and the loss: theirs is nce
-        "frames": Option(1, "frames per clip; as many as a clip of the shards for a 3D backbone", at_least(1)),
-        "loss": Option("infonce", "nce: each negative by itself against noise", choices=("infonce", "nce")),
+    options = {  # from the authors' code, except frames, the share of negatives, and the loss: theirs is nce
+        "frames": Option(1, "frames per clip; for a 3D backbone as many as in a clip of the shards", at_least(1)),
+        "loss": Option("infonce", "nce: each negative separately against noise", choices=("infonce", "nce")),
         "temperature": Option(0.07, "temperature of the similarities", POSITIVE),
         "negatives": Option(
             0, "negatives per anchor; 0: 8192 or, if that is less, a quarter of the training videos", at_least(0)
         ),
         "lo": Option(-1.0, "similarity that negatives must exceed at the start", between(-1, 1)),
-        "hi": Option(1.0, "value that lo rises towards; both -1: any negative", between(-1, 1)),
-        "rotation_weight": Option(1.0, "weight of the rotation loss; 0: nothing is rotated", at_least(0)),
+        "hi": Option(1.0, "value towards which lo rises; both -1: any negative", between(-1, 1)),
+        "rotation_weight": Option(1.0, "weight of the rotation loss; 0: no rotation", at_least(0)),
     }
     chances = {"rotation_accuracy": 1 / 4}
     remembers_videos = True
@@ -95,13 +95,13 @@ class TCE(Method):
 
     @staticmethod
     def samples(shards: Shards, options: dict) -> tuple[np.ndarray, int, str]:
-        """The videos long enough for two clips."""
+        """The videos that are long enough for two clips."""
         return shards.long_enough(2 * options["frames"])
 
     @staticmethod
     def read(reader: ShardReader, video: int, draw: Draw) -> tuple[np.ndarray, dict]:
         """turns: quarter turns of the anchor's copy, 0 to 3; draws: two random numbers from which negatives are drawn. The
-        second view gets crop and mirror of the first."""
+        second view gets the crop and mirroring of the first."""
         first, second = draw.views
         second |= {name: first[name] for name in first.keys() - {"jitter", "sigma"}}
         length = draw.options["frames"]
@@ -112,7 +112,7 @@ class TCE(Method):
     @staticmethod
     def shown(batch: Batch, shards: Shards, options: dict) -> Shown:
         lines, clips = ["anchor and positive are alike, other videos are not"], [("anchor", batch.clips[0])]
-        clips.append(("positive, from where the anchor ends", batch.clips[1]))
+        clips.append(("positive, starting where the anchor ends", batch.clips[1]))
         if options["rotation_weight"]:
             turns = batch.labels["turns"]
             lines.append("rotation of the copy")
@@ -121,8 +121,8 @@ class TCE(Method):
         return lines, clips
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
-        """labels: turns int64 [B], draws int64 [B, 2]. accuracy: of picking the positive among the negatives, of which
-        hardness is the mean similarity; loss: the weighted sum of the losses contrast and rotation."""
+        """labels: turns int64 [B], draws int64 [B, 2]. accuracy: of picking the positive among the negatives; hardness: mean
+        similarity of the negatives; loss: the weighted sum of the losses contrast and rotation."""
         anchor, positive = batch.clips.unflatten(0, (-1, 2)).unbind(1)
         turns = batch.labels["turns"]
         copies = [rotated(anchor, turns)] if self.rotation_weight else []
@@ -154,8 +154,8 @@ class TCE(Method):
     def similarity(
         self, anchor: Tensor, positive: Tensor, video: Tensor, draws: Tensor, limit: float
     ) -> tuple[Tensor, Tensor]:
-        """Cosines of each anchor with its positive and its negatives, float32 [B, 1 + K], -inf where there is none, and
-        which negatives there are, bool [B, K].
+        """Cosines of each anchor with its positive and its negatives, float32 [B, 1 + K], -inf if there is none, and which
+        negatives there are, bool [B, K].
 
         anchor, positive: unit vectors float32 [B, EMBEDDING]; video: int64 [B]; draws: int64 [B, 2]; limit: see `mine`
         """
@@ -170,8 +170,8 @@ class TCE(Method):
 
 
 def automatic_negatives(videos: int) -> int:
-    """How many negatives an anchor has among so many training videos: a quarter of them, since among nearly all of them
-    mining has nothing to choose, but no more than the 8192 of the authors' code. The quarter is ours."""
+    """How many negatives an anchor has for this number of training videos: a quarter of them, since mining has no choice if it
+    must take nearly all, but at most the 8192 of the authors' code. The quarter is ours."""
     return max(1, min(8192, videos // 4))
 
 
@@ -183,21 +183,21 @@ def rotation_head(features: int) -> nn.Sequential:
 
 
 def threshold(progress: float, lo: float, hi: float) -> float:
-    """Similarity that a negative must exceed: lo + (hi - lo) (1 - exp(-5 progress)). The authors' code has exp(+5 progress): its
-    limit, below which it takes the most similar, falls from the start, so that its mining never acts."""
+    """Similarity that a negative must exceed: lo + (hi - lo) (1 - exp(-5 progress)). The authors' code has exp(+5 progress).
+    Its limit, below which it takes the most similar, falls from the start, so that its mining has no effect."""
     return lo + (hi - lo) * (1 - math.exp(-5 * progress))
 
 
 def pairwise_random(slots: Tensor, draws: Tensor) -> Tensor:
-    """Uniform random numbers in 0..1 of slots int64 [n] for each row of draws int64 [B, 2], float32 [B, n]; those of two
-    slots are independent. Whichever process has a row, its numbers are the same. [Carter, Wegman 1979]"""
+    """Uniform random numbers in 0..1 for slots int64 [n] and each row of draws int64 [B, 2], float32 [B, n]; those of two slots
+    are independent. The numbers of a row do not depend on the process that holds it. [Carter, Wegman 1979]"""
     a, b = draws[:, :, None].unbind(1)
     return (slots * a + b) % PRIME / PRIME
 
 
 def mine(similarity: Tensor, candidate: Tensor, priority: Tensor, limit: float, k: int) -> tuple[Tensor, Tensor]:
-    """The k candidates of the highest priority among those with a similarity above the limit, and if fewer than k are
-    above it, the k most similar. Returns their columns int64 [B, min(k, n)], and which of these are candidates at all.
+    """The k candidates of the highest priority among those with a similarity above the limit, or, if fewer than k are above it,
+    the k most similar. Returns their columns int64 [B, min(k, n)], and which of these are candidates.
 
     similarity: float32 [B, n] in -1..1; candidate: bool [B, n]; priority: float32 [B, n] in 0..1
     """

@@ -1,4 +1,4 @@
-"""How much runs have seen, and how that differs between runs that are compared."""
+"""How much data runs have seen, and how that differs between compared runs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from trainer.checkpoint import IMPORTED, Checkpoint
 from trainer.methods import method_class
 from trainer.settings import Settings, resolve
 
-_FACTOR = 1.05  # of equal budgets, at most
+_FACTOR = 1.05  # largest ratio of budgets that count as equal
 
 
 def clips_seen(meta: dict) -> int:
-    """Clips of different frames that a run of these metadata has seen, as studies count them: all clips of a sample that are
-    encoded."""
+    """Clips of different frames that a run with these metadata has seen, as studies count them: all encoded clips of each
+    sample."""
     if meta["settings"]["method"] == IMPORTED:
-        return 0  # nothing here tells
+        return 0  # unknown for imported weights
     settings = resolve(Settings(**meta["settings"]))
     values, done = asdict(settings), meta["step"] / max(1, meta["steps"])
     shown = values["epochs"] * values["repeats"] * max(meta["samples"].values()) * done
@@ -25,7 +25,7 @@ def clips_seen(meta: dict) -> int:
 
 
 def unequal(saved: Mapping[str, Checkpoint]) -> list[str]:
-    """How the budgets of runs, by name, differ, in words: clips seen, videos in the shards, steps of the pretraining."""
+    """How the budgets of runs (by name) differ, as text: clips seen, videos in the shards, steps of the pretraining."""
     found = {
         "clips seen": {name: clips_seen(run.meta) for name, run in saved.items()},
         "videos in the shards": {name: run.meta["videos"] for name, run in saved.items()},

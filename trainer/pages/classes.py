@@ -1,4 +1,4 @@
-"""A result class by class: accuracies beside those of random weights, and which class is predicted for which videos."""
+"""A result by class: accuracies next to those of random weights, and which class is predicted for which videos."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trainer.pages.films import Films
 from trainer.pages.measured import against_random, named
 from trainer.pages.page import details, figure, fill, grid, heading, join, paragraph, scroll, table
 
-_MANY_CLASSES = 60  # more of them have no whole matrix
-_FEW_CLASSES = 24  # up to so many are compared in one table
-_MOST_COMPARED = 10  # classes that gain most, and that lose most, of those with more
-_CLICKED = 40  # up to so many classes a cell of the matrix is large enough to be chosen
+_MANY_CLASSES = 60  # with more, the whole matrix is not shown
+_FEW_CLASSES = 24  # at most this many are compared in one table
+_MOST_COMPARED = 10  # classes that gain most, and that lose most, if there are more
+_CLICKED = 40  # at most this many classes make the cells of the matrix large enough to select
 _LISTED = 12  # confusions in the table
-_OF_A_CELL, _OF_A_PAGE = 6, 200  # videos with a picture
+_OF_A_CELL, _OF_A_PAGE = 6, 200  # videos shown with a picture
 ABOUT = (
     "Differences by class compare the answers of both networks to the same videos. A hollow mark has no interval: the class "
     f"has fewer than {GROUPS} videos, or groups of them. Among many classes some differ by chance."
@@ -33,7 +33,7 @@ ABOUT = (
 class Confusion:
     """Videos by true and predicted class.
 
-    counts: int64 [classes, classes]; videos: the ids of each cell's, by (true, predicted), if they are kept
+    counts: int64 [classes, classes]; videos: the ids of the videos in each cell, by (true, predicted), if stored
     """
 
     classes: list[str]
@@ -42,9 +42,10 @@ class Confusion:
 
 
 def classes_html(results: Sequence[Result], scores: Mapping[Path, ItemScores], films: Films) -> Markup:
-    """Accuracy by class and the confusion matrix of the results that have them; the first matrix is open, the others are folded.
+    """Accuracy by class and the confusion matrix for the results that have them. The first matrix is open, the others are
+    folded.
 
-    scores: answers to the videos, by file of the result; films: of the page, shown in cells
+    scores: answers to the videos, by the file of the result; films: those of the page, shown in cells
     """
     out: list[Markup] = []
     opened = False
@@ -60,13 +61,13 @@ def classes_html(results: Sequence[Result], scores: Mapping[Path, ItemScores], f
 
 
 def _of_result(result: Result, scores: ItemScores | None, films: Films, name: str) -> tuple[Markup, Markup]:
-    """Accuracy by class, and the confusion matrix; name: begins the ids of its cells."""
+    """Accuracy by class, and the confusion matrix; name: prefix of the ids of its cells."""
     out, row = [], headline(result)
     rows = [row for row in result.content["rows"] if "class" in row]
     clips = {row["class"]: row for row in rows if row.get("level") == "clip"}
     rows = sorted((row for row in rows if row.get("level") != "clip"), key=lambda row: -row["value"])
     if row and (compared := against_random(result, row, scores, by_class)):
-        out.append(paragraph(f"{named(row)}; this network less random weights", "muted"))
+        out.append(paragraph(f"{named(row)}; this network minus random weights", "muted"))
         out.append(compared_html(compared, "Random", "This network"))
     elif rows:
         out.append(_class_bars(rows))
@@ -81,8 +82,8 @@ def _of_result(result: Result, scores: ItemScores | None, films: Films, name: st
 
 
 def compared_html(compared: Sequence[dict], first: str, other: str) -> Markup:
-    """Tables of the accuracies of two networks by class, see metrics.by_class: all of few classes, of more those that gain and
-    lose most, and all on demand."""
+    """Tables of the accuracies of two networks by class, see metrics.by_class: all classes if they are few, else those that
+    gain and lose most, and all on demand."""
     if len(compared) <= _FEW_CLASSES:
         return _compared("Accuracy by class, %", compared, first, other)
     losing = compared[: -_MOST_COMPARED - 1 : -1]
@@ -104,7 +105,7 @@ def _compared(caption: str, compared: Sequence[dict], first: str, other: str) ->
 
 
 def confusion(result: Result, row: dict | None, scores: ItemScores | None) -> Confusion | None:
-    """Which class was predicted for the videos of the row that stands for a result; None if it is not known."""
+    """Which class was predicted for the videos of a result's headline row; None if unknown."""
     answers = scores.answers.get(place_of(result, row)) if scores and row else None
     if scores is not None and answers is not None and (answers.predicted >= 0).any():
         classes = scores.classes.tolist()
@@ -155,7 +156,7 @@ def _confusion(found: Confusion, dataset: str, films: Films, name: str) -> Marku
     caption = "Rows: true class; columns: predicted class; shade: share of the row"
     drawn = figure(caption, scroll(label, plots.matrix(classes, counts, label, links)))
     if shown:
-        hint = paragraph("Choose a number in the matrix or the table to see its videos here.", "muted hint")
+        hint = paragraph("Select a number in the matrix or the table to see its videos here.", "muted hint")
         template = '<div class="confusion">{}<div class="cells">{}{}</div></div>\n'
         drawn = fill(template, drawn, hint, join(shown))
     out = [drawn]
@@ -178,7 +179,7 @@ def _linked(count: int, link: tuple[str, str] | None) -> object:
 
 
 def _cell(name: str, label: str, videos: Sequence[str], dataset: str, films: Films) -> Markup:
-    """The videos of a cell of the matrix, which stand beside it when it is chosen."""
+    """The videos of a cell of the matrix, which appear next to the matrix if the cell is selected."""
     pictured = [video for video in videos[:_OF_A_CELL] if (dataset, video) in films] if len(films) < _OF_A_PAGE else []
     template = "<figure>{}<figcaption>{}</figcaption></figure>"
     figures = join(fill(template, films.show(dataset, video, video), video) for video in pictured)

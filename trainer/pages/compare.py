@@ -1,4 +1,4 @@
-"""Runs side by side: what they are, and every number that was measured for several of them under the same conditions."""
+"""Runs side by side: their settings, and every number that was measured for several of them under the same conditions."""
 
 from __future__ import annotations
 
@@ -35,42 +35,42 @@ from trainer.pages.published import pretraining
 from trainer.pages.report import parameters
 from trainer.pages.sources import made_by
 
-# what of a protocol describes the network; all else are conditions, which must be equal for numbers to stand in one row
+# keys of a protocol that describe the network; all others are conditions, which must be equal for numbers in the same row
 _OF_THE_NETWORK = {"pretraining", "initial", "backbone", "width", "parameters", "checkpoint", "checkpoints", "versions"}
-_UNEQUAL = "unequal budgets, so that a difference need not be one of the methods"
+_UNEQUAL = "unequal budgets, so that a difference may not be due to the methods"
 _COLUMNS = {
     "": "value",
     "_low": "low",
     "_high": "high",
     "_p": "p",
     "_p_holm": "adjusted",
-}  # ends of their names -> keys
-_LINE = 5  # classes on a line
-_MANY = 8  # more rows than this that do not differ are folded
+}  # suffixes of their names -> keys
+_LINE = 5  # classes per line
+_MANY = 8  # if more rows than this do not differ, they are folded
 _MARKS = {"▲": "above the first value", "▼": "below the first value"}
 _ALPHA = 0.05
 RULE = (
-    "A difference compares the answers of a run to the same videos with those of the first run in the row. It has a 95 % "
-    "interval of its own, and p of a paired test, corrected by Holm's method for all rows of its family: the rows that stand for "
-    "the results are one family, all rows another. ▲ ▼: the interval lies wholly above, below 0, and the corrected p is at most "
-    ".05; if the answers are not kept, the value's interval lies wholly above, below that of the first run, which is not "
-    "corrected. Intervals and p cover the choice of test videos, not the training seed."
+    "A difference compares a run's answers with those of the first run in the row on the same videos. It has its own 95 % "
+    "interval and the p of a paired test, corrected by Holm's method for all rows of its family: the headline rows of the "
+    "results are one family, all rows another. ▲ ▼: the whole interval lies above or below 0, and the corrected p is at most "
+    ".05; if the answers are not stored, the whole interval of the value lies above or below that of the first run, without "
+    "correction. Intervals and p cover the choice of test videos, not the training seed."
 )
 
 
 def compare(runs: Sequence[str | os.PathLike]) -> dict:
-    """What several runs are, and the numbers that at least two of them share.
+    """The settings of several runs, and the numbers that at least two of them share.
 
-    "names": of the runs; "runs": what each is, by name; "tables": one per protocol, data set, split and conditions (the
-    configuration of the shards, views, items, ...), with "title", "conditions" and "rows": each the network, stage, pooling,
-    level, metric, ... that were measured ("what"), the rows of the runs by name ("of"), their paired differences from the first
-    run in the row ("differences", see metrics.paired_test; if the answers are kept), each with "adjusted", its p corrected for
-    all differences of all tables, and a mark of those that lie above ("▲") or below ("▼") it ("marks", see `mark`), marked
-    rows first; "headline": the row that stands for the result, corrected for the headlines alone, or None; "classes": its
-    differences by class, by name of the run, see metrics.by_class. "unequal": budgets that differ. "notes": what is in no table,
-    and why.
+    "names": of the runs; "runs": a description of each, by name; "tables": one per protocol, data set, split and conditions
+    (the configuration of the shards, views, items, ...), with "title", "conditions" and "rows": each with the network, stage,
+    pooling, level, metric, ... that were measured ("what"), the rows of the runs by name ("of"), their paired differences from
+    the first run in the row ("differences", see metrics.paired_test; if the answers are stored), each with "adjusted", its p
+    corrected for all differences of all tables, and a mark for those that lie above ("▲") or below ("▼") it ("marks", see
+    `mark`), marked rows first; "headline": the main row of the result, corrected only for the headlines, or None; "classes":
+    its differences by class, by name of the run, see metrics.by_class. "unequal": budgets that differ. "notes": what no table
+    contains, and why.
 
-    Raises TrainerError for fewer than two runs, for one named twice, and what checkpoint.load raises.
+    Raises TrainerError for fewer than two runs or for a run given twice, and what checkpoint.load raises.
     """
     saved = [checkpoint.load(run, best=True) for run in runs]
     folders = [run.run.resolve() for run in saved]
@@ -104,12 +104,12 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
 
 
 def _tables(title: str, by: dict[str, Result], notes: list[str]) -> list[dict]:
-    """A table of each group of the runs' results of one title that were measured under the same conditions."""
+    """A table for each group of results with the same title that were measured under the same conditions."""
     groups: dict[tuple, dict[str, Result]] = {}
     for name, result in by.items():
         groups.setdefault(tuple(conditions(result).items()), {})[name] = result
     if len(by) == 1:
-        notes.append(f"{title}: measured for {next(iter(by))} alone")
+        notes.append(f"{title}: measured only for {next(iter(by))}")
     elif len(groups) > 1:
         notes.append(f"{title}: measured under different conditions, {_unlike(by)}")
     tables = [_table(title, dict(same), group, notes) for same, group in groups.items() if len(group) > 1]
@@ -117,7 +117,7 @@ def _tables(title: str, by: dict[str, Result], notes: list[str]) -> list[dict]:
 
 
 def _correct(rows: list[dict]) -> None:
-    """Correct the p of the differences of a family of rows, and mark them."""
+    """Correct the p of the differences in a family of rows, and mark them."""
     family = [difference for row in rows for difference in row["differences"].values()]
     for difference, p in zip(family, holm([of["p"] for of in family]), strict=True):
         difference["adjusted"] = p
@@ -127,13 +127,13 @@ def _correct(rows: list[dict]) -> None:
 
 
 def conditions(result: Result) -> dict[str, str]:
-    """All of a result's protocol that does not describe the network."""
+    """The part of a result's protocol that does not describe the network."""
     kept = {key: value for key, value in result.protocol.items() if key not in _OF_THE_NETWORK}
     return {key: str(value) for key, value in sorted(flat(kept))}
 
 
 def _unlike(by: dict[str, Result]) -> str:
-    """The conditions in which results differ, in words."""
+    """The conditions in which results differ, as text."""
     of = {name: conditions(result) for name, result in by.items()}
     keys = dict.fromkeys(key for each in of.values() for key in each)
     return "; ".join(
@@ -144,7 +144,7 @@ def _unlike(by: dict[str, Result]) -> str:
 
 
 def _what(row: dict) -> dict:
-    """What a row measured: all of it that is not its value."""
+    """What a row measured: all its entries except the value."""
     return {key: value for key, value in row.items() if key not in MEASURED}
 
 
@@ -175,8 +175,8 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
                 table["headline"] = table["rows"][-1] | {"differences": copied}
                 table["classes"] = {name: classes for name, pair in pairs.items() if (classes := by_class(*pair))}
     for count, why in (
-        (equal, "of random weights or chance and the same in all runs"),
-        (alone, "measured for one run alone"),
+        (equal, "of random weights or chance, equal in all runs"),
+        (alone, "measured for only one run"),
     ):
         if count:
             notes.append(f"{title}: {count} of {len(found)} rows left out, {why}")
@@ -184,8 +184,8 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
 
 
 def mark(first: dict, row: dict, difference: dict | None = None) -> str:
-    """ "▲" if the interval of the paired difference lies wholly above 0, "▼" if below, and its corrected p is at most .05;
-    without a difference, whether the interval of a row lies wholly above or below the first one's."""
+    """ "▲" if the whole interval of the paired difference lies above 0, "▼" if below, and its corrected p is at most .05;
+    without a difference, whether the whole interval of a row lies above or below that of the first one."""
     if difference:
         low, high = difference["low"], difference["high"]
         if difference.get("adjusted", 0) > _ALPHA:
@@ -198,7 +198,7 @@ def mark(first: dict, row: dict, difference: dict | None = None) -> str:
 
 
 def _about(saved: checkpoint.Checkpoint) -> dict[str, object]:
-    """What a run is, and its budget."""
+    """A run's settings and its budget."""
     meta, settings = saved.meta, saved.meta["settings"]
     method, dataset = pretraining(settings, meta["initial"])
     finetuned = checkpoint.with_labels(settings)
@@ -232,14 +232,14 @@ def _of_runs(row: dict, names: list[str]) -> list[str]:
 
 
 def format_table(result: dict, everything: bool = True) -> str:
-    """The result of `compare` for the screen; without `everything` only the rows that stand for the results."""
+    """The result of `compare` for the screen; without `everything` only the headline rows."""
     names, tables = result["names"], result["tables"]
     lines = aligned(_runs(result))
     lines += ["", *(f"{_UNEQUAL}; {each}" for each in result["unequal"])] if result["unequal"] else []
     headed = [one for one in tables if one["headline"]]
     if headed:
         body = [[_headed(one), *_of_runs(one["headline"], names)] for one in headed]
-        lines += ["", *aligned([["the row that stands for each result, %", *names], *body])]
+        lines += ["", *aligned([["headline row of each result, %", *names], *body])]
     for one in tables if everything else headed:
         if everything:
             keys = list(dict.fromkeys(key for row in one["rows"] for key in row["what"]))
@@ -252,7 +252,7 @@ def format_table(result: dict, everything: bool = True) -> str:
 
 
 def _runs(result: dict) -> list[list]:
-    """What the runs are: a head with their names, and a line per property."""
+    """Description of the runs: a head with their names, and a line per property."""
     names, about = result["names"], result["runs"]
     return [["", *names], *([key, *(about[name][key] for name in names)] for key in about[names[0]])]
 
@@ -266,7 +266,7 @@ def _conditions(one: dict) -> str:
 
 
 def _most(one: dict) -> list[str]:
-    """Lines on the classes that gain and lose most."""
+    """Lines about the classes that gain and lose most."""
     lines = []
     for name, classes in one["classes"].items():
         for word, sign, most in (("gain", 1, classes[:_LINE]), ("lose", -1, classes[: -_LINE - 1 : -1])):
@@ -277,14 +277,14 @@ def _most(one: dict) -> list[str]:
 
 def _marked(one: dict) -> str:
     marked = sum(any(row["marks"].values()) for row in one["rows"])
-    return f"{marked} of {len(one['rows'])} rows differ from the first run, corrected for the number of all rows"
+    return f"{marked} of {len(one['rows'])} rows differ from the first run, corrected for the number of rows"
 
 
 def write(result: dict, path: Path) -> None:
-    """Write the result of `compare` as a page (.html) or as a table, one line per run and number (.csv). Raises TrainerError
-    for another ending."""
+    """Write the result of `compare` as a page (.html) or as a table with one line per run and number (.csv). Raises
+    TrainerError for any other suffix."""
     if path.suffix not in (".html", ".csv"):
-        raise TrainerError(f"{path}: ends in {path.suffix or 'nothing'}, expected .html or .csv")
+        raise TrainerError(f"{path}: the suffix is {path.suffix or 'missing'}, expected .html or .csv")
     write_text(path, _page(result) if path.suffix == ".html" else _csv(result))
 
 
@@ -295,7 +295,7 @@ def _page(result: dict) -> str:
     headed = [one for one in result["tables"] if one["headline"]]
     if headed:
         lines = [(_headed(one), one["headline"]) for one in headed]
-        content = _rows("The row that stands for each result, %", "Result", lines, names)
+        content = _rows("Headline row of each result, %", "Result", lines, names)
         about = paragraph(ABOUT, "muted") if any(one["classes"] for one in headed) else Markup()
         sections.insert(0, ("first", "At a glance", content + about))
     if result["unequal"]:
@@ -309,7 +309,7 @@ def _page(result: dict) -> str:
 
 
 def _section(one: dict, names: list[str]) -> Markup:
-    """A table of compare: changed rows, the others, rows of single splits, and the classes that gain and lose most."""
+    """A table of `compare`: changed rows, the others, rows of single splits, and the classes that gain and lose most."""
     whole = [row for row in one["rows"] if overall([row["what"]])]
     single = [row for row in one["rows"] if not overall([row["what"]])]
     changed = [row for row in whole if any(row["marks"].values())]
@@ -324,13 +324,13 @@ def _section(one: dict, names: list[str]) -> Markup:
         out.append(details(f"{len(single)} rows of single splits", _by_what("Rows of single splits, %", single, names)))
     leader = next(iter(one["headline"]["of"])) if one["classes"] else ""
     for name, classes in one["classes"].items():
-        out += [heading(f"Classes: {name} less {leader}"), paragraph(named(one["headline"]["what"]), "muted")]
+        out += [heading(f"Classes: {name} minus {leader}"), paragraph(named(one["headline"]["what"]), "muted")]
         out.append(compared_html(classes, leader, name))
     return join(out)
 
 
 def _by_what(caption: str, rows: list[dict], names: list[str]) -> Markup:
-    """A table of rows, each called by what it measured; what all of them share stands in the caption."""
+    """A table of rows, each named after what it measured; what all rows share is in the caption."""
     keys = list(dict.fromkeys(key for row in rows for key in row["what"]))
     values = {key: {row["what"].get(key, "") for row in rows} for key in keys}
     differ = [key for key in keys if len(values[key]) > 1] or keys
@@ -340,7 +340,7 @@ def _by_what(caption: str, rows: list[dict], names: list[str]) -> Markup:
 
 
 def _rows(caption: str, what: str, rows: Sequence[tuple[str, dict]], names: list[str]) -> Markup:
-    """A table of rows of `compare`, each with its name: the differences of each run, and the values; what: head of the names."""
+    """A table of rows of `compare`, each with its name, the differences of each run, and the values; what: head of the names."""
     names = [name for name in names if any(name in row["of"] for _, row in rows)]
     lines = [
         Line(

@@ -1,4 +1,4 @@
-"""Paired differences of two networks on the same videos, as text, and as the table that all pages have of them."""
+"""Paired differences of two networks on the same videos, as text and as the table that all pages use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Difference = Mapping[
 @dataclass(frozen=True)
 class Line:
     """A row of a table of differences: its name, the cells of its values, and its differences by the head of their column, None
-    if there is none."""
+    if missing."""
 
     name: str
     values: Sequence[object]
@@ -27,9 +27,10 @@ class Line:
 
 
 def differences_table(caption: str, what: str, values: Sequence[str], lines: Sequence[Line]) -> Markup:
-    """A table of values and of differences, each as a plot, a number and, if it was corrected, its p; all plots have one axis.
+    """A table of values and of differences, each difference as a plot, a number and, if corrected, its p; all plots share an
+    axis.
 
-    what: head of the names; values: heads of the values. Differences that no line has are left out.
+    what: head of the names; values: heads of the values. Columns of differences are left out if no line has them.
     """
     kinds = dict.fromkeys(kind for line in lines for kind in line.differences)
     pairs = {kind: [pair for line in lines if (pair := line.differences.get(kind))] for kind in kinds}

@@ -21,7 +21,8 @@ _BYTES, _PIXELS = 1 << 26, 1 << 24  # of a sheet, at most
 
 
 def drawn_sections(results: Sequence[Result], numbers: Callable[[Result], Markup]) -> list[tuple[str, str, Markup]]:
-    """A section for every protocol that drew sheets: id, heading, content; numbers: of a result, which stand below its sheets."""
+    """A section for every protocol that drew sheets: id, heading, content; numbers: makes the numbers of a result below its
+    sheets."""
     sections = []
     for name in PROTOCOLS:
         if of_protocol := [result for result in results if result.kind == name and result.drawn]:
@@ -34,7 +35,7 @@ def drawn_sections(results: Sequence[Result], numbers: Callable[[Result], Markup
 
 
 def _color_scale(low: str, high: str) -> Markup:
-    """The colours of maps over grey, between what their ends mean."""
+    """The colour scale of maps, with labels at its ends."""
     bar = overlay(np.full((16, 256, 3), 128, np.uint8), np.tile(np.linspace(0, 1, 256, dtype=np.float32), (16, 1)))
     shown = picture(bar, f"Colours from {low} to {high}")
     return fill('<p class="scale"><span>{}</span>{}<span>{}</span></p>\n', low, shown, high)
@@ -43,7 +44,7 @@ def _color_scale(low: str, high: str) -> Markup:
 def _sheet(run: Path, sheet: dict) -> Markup:
     path = run / "results" / sheet["file"]
     caption = f"{sheet['video']} ({sheet['label']})" if sheet["label"] else sheet["video"]
-    folder = os.path.realpath(run / "results") + os.sep  # nothing outside of it is read
+    folder = os.path.realpath(run / "results") + os.sep  # nothing outside it is read
     inside = "\0" not in sheet["file"] and os.path.realpath(path).startswith(folder)
     drawn = read_png(path) if inside else None
     tiles = [] if drawn is None else tiles_of(drawn[..., ::-1], len(sheet["shown"]))
@@ -55,8 +56,8 @@ def _sheet(run: Path, sheet: dict) -> Markup:
 
 
 def read_png(path: Path) -> np.ndarray | None:
-    """A picture BGR uint8 [H, W, 3]; None if it is missing, damaged or declares more than a sheet has: pixels, or bytes of a
-    chunk, for which OpenCV allocates memory before it reads them."""
+    """A picture BGR uint8 [H, W, 3]; None if it is missing, damaged or declares more pixels, or more bytes in a chunk, than a
+    sheet has. OpenCV allocates the declared memory before it reads them."""
     try:
         content = read_bytes(path, _BYTES)
     except (ReadError, ValueError):
@@ -65,6 +66,6 @@ def read_png(path: Path) -> np.ndarray | None:
     at, kind = 8, b""
     while at < len(content) and kind != b"IEND":
         length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
-        at += 12 + length if kind in (b"IHDR", b"IDAT", b"IEND") else len(content)  # a sheet has no others
+        at += 12 + length if kind in (b"IHDR", b"IDAT", b"IEND") else len(content)  # a sheet has no other chunks
     whole = content.startswith(b"\x89PNG") and at == len(content) and 0 < size <= _PIXELS
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if whole else None

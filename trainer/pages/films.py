@@ -1,4 +1,5 @@
-"""Videos and clips on a page: a still of each that moves while it is pointed at, tapped or reached with the tab key."""
+"""Videos and clips on a page: a still picture of each, which moves while it is hovered over, tapped or
+focused with the tab key."""
 
 from __future__ import annotations
 
@@ -13,17 +14,17 @@ from labelgen.shards import ShardReader
 from labelgen.times import frame_bounds
 from trainer.pages.page import fill, join
 
-_FRAMES, _EVERY = 12, 2  # a film shows every second frame of about a second
-_HEIGHT, _CLIP, _THUMBNAIL, _QUALITY = 96, 112, 72, 50  # at most, pixels, of videos, clips and thumbnails; of the WebP
-_FPS = 25.0  # of a video without times
+_FRAMES, _EVERY = 12, 2  # a film shows every second frame over about a second
+_HEIGHT, _CLIP, _THUMBNAIL, _QUALITY = 96, 112, 72, 50  # heights of videos, clips and thumbnails in pixels; of the WebP
+_FPS = 25.0  # for a video without timestamps
 _STILL = ".v{0}{{aspect-ratio:{1}/{2};background-image:url(data:image/jpeg;base64,{3})}}\n"
-_MOVING = ".v{0}{{--film:url(data:image/webp;base64,{1})}}\n"  # which page.css shows
+_MOVING = ".v{0}{{--film:url(data:image/webp;base64,{1})}}\n"  # page.css shows it
 
 
 class Films:
-    """What moves on a page. Each video is on the page once, as a rule of its style sheet, however often it is shown. What stands
-    in an element of the class "together" moves while that is pointed at, in one of the class "playing" as long as its checkbox is
-    checked.
+    """The moving pictures of a page. The page holds each video once, as a rule in its style sheet, however often it is shown.
+    Films in an element of the class "together" move while it is hovered over, those in one of the class "playing" while its
+    checkbox is checked.
 
     readers: of the shards, by data set
     """
@@ -39,7 +40,7 @@ class Films:
         self._rules: list[Markup] = []
 
     def __contains__(self, video: tuple[str, str]) -> bool:
-        """Whether the shards of a video (data set, id) are given."""
+        """Whether the shards of a video (data set, id) are available."""
         return video in self._places
 
     def __len__(self) -> int:
@@ -47,7 +48,7 @@ class Films:
         return len(self._numbers)
 
     def show(self, dataset: str, name: str, alt: str) -> Markup:
-        """A video, or a blank if its shards are not given."""
+        """A video, or a blank if its shards are not available."""
         video = dataset, name
         if video not in self:
             return fill('<span class="film blank" role="img" aria-label="{}"></span>', alt)
@@ -57,22 +58,22 @@ class Films:
         return fill('<span class="film v{}" role="img" tabindex="0" aria-label="{}"></span>', number, alt)
 
     def thumbnail(self, dataset: str, name: str) -> bytes:
-        """The middle frame of a video whose shards are given, small, as JPEG."""
+        """The middle frame of a video with available shards, small, as JPEG."""
         reader, row = self._places[dataset, name]
         first, length = (int(reader.arrays[f"videos/{key}"][row]) for key in ("first_frame", "n_frames"))
         frame = _small(reader.frames(np.array([first + length // 2]))[0], _THUMBNAIL)
         return cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
 
     def clip(self, frames: np.ndarray, seconds: float, alt: str, most: int = _CLIP) -> Markup:
-        """A clip, RGB uint8 [n, H, W, 3], that moves with what it stands in, of at most `most` lines; seconds: of each frame. One
-        frame does not move."""
+        """A clip, RGB uint8 [n, H, W, 3], of at most `most` lines, that moves with its enclosing element; seconds: of each
+        frame. A single frame does not move."""
         still = cv2.imencode(".jpg", frames[len(frames) // 2, ..., ::-1])[1].tobytes()
         film = animation(frames, seconds, most) if len(frames) > 1 else None
         number = self._add(frames.shape[1], frames.shape[2], still, film)
         return fill('<span class="film v{}" role="img" aria-label="{}"></span>', number, alt)
 
     def style(self) -> Markup:
-        """The rules of all that was shown."""
+        """The style rules of all videos and clips shown."""
         return join(self._rules)
 
     def _add(self, height: int, width: int, still: bytes, film: bytes | None) -> int:
@@ -95,17 +96,17 @@ class Films:
 
 
 def frames_of(length: int) -> np.ndarray:
-    """Frames of a video of `length` frames that make its film, around its middle, int64 [at most 12]."""
+    """Frames that make the film of a video of `length` frames, around its middle, int64 [at most 12]."""
     count = min(_FRAMES, -(-length // _EVERY))
     return max(0, (length - _EVERY * count) // 2) + _EVERY * np.arange(count)
 
 
 def animation(frames: np.ndarray, seconds: float | np.ndarray, most: int = _HEIGHT) -> bytes:
-    """RGB frames uint8 [n, H, W, 3] as an animated WebP of at most `most` lines, in a loop; seconds: of each, or of all."""
+    """RGB frames uint8 [n, H, W, 3] as an animated, looping WebP of at most `most` lines; seconds: of each, or of all."""
     film = cv2.Animation()
     film.frames = [_small(frame[..., ::-1], most) for frame in frames]
     film.durations = np.broadcast_to(np.clip(1000 * np.asarray(seconds), 20, 1000), len(frames)).astype(int).tolist()
-    film.loop_count = 0  # for ever
+    film.loop_count = 0  # endless
     return cv2.imencodeanimation(".webp", film, [cv2.IMWRITE_WEBP_QUALITY, _QUALITY])[1].tobytes()
 
 

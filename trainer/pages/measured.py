@@ -1,4 +1,4 @@
-"""Each result of a run as plots and tables of a page."""
+"""Each result of a run as plots and tables on a page."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _NETWORKS = {"pretrained": "this network, 95 % interval", "random": "random weig
 
 
 def named(row: dict) -> str:
-    """What a row measured, in words: top-1, video, conv5, max."""
+    """What a row measured, as text: top-1, video, conv5, max."""
     return ", ".join(str(row[key]) for key in ("metric", "level", "stage", "pooling") if key in row)
 
 
 def against_random(
     result: Result, row: dict, scores: ItemScores | None, measure: Callable[[ItemScores, ItemScores, int, int], T]
 ) -> T | None:
-    """What a function of two accuracies, see metrics.paired, says of a row and that of random weights; None if it cannot be
-    compared."""
+    """The result of a function of two accuracies, see metrics.paired, for a row and that of random weights; None if they cannot
+    be compared."""
     random = baseline_rows(result, row).get("random")
     if scores is None or random is None:
         return None
@@ -48,7 +48,7 @@ def against_random(
 
 
 def overview(results: Sequence[Result], scores: Mapping[Path, ItemScores]) -> Markup:
-    """A table of the row that stands for each result, beside random weights and chance; scores: by the file of the result."""
+    """A table of the headline row of each result, next to random weights and chance; scores: by the file of the result."""
     lines = []
     for result in results:
         if row := headline(result):
@@ -58,11 +58,11 @@ def overview(results: Sequence[Result], scores: Mapping[Path, ItemScores]) -> Ma
             name = f"{result.title}: {named(row)}"
             lines.append(Line(name, [value_cell(row), *cells], {"Difference from random": pair}))
     values = ["This network", "Random", "Chance"]
-    return differences_table("The row that stands for each result, %", "Result", values, lines) if lines else Markup()
+    return differences_table("Headline row of each result, %", "Result", values, lines) if lines else Markup()
 
 
 def result_html(result: Result, of: str = "") -> Markup:
-    """Heading, protocol, plots and tables of a result; of: words behind the title."""
+    """Heading, protocol, plots and tables of a result; of: words after the title."""
     p = result.protocol
     how = "; ".join(str(p[key]) for key in ("mode", "views", "classifier", "items") if key in p)
     out = [heading(result.title + of), paragraph(f"{how}.", "muted"), _values(result), _distances(result)]
@@ -75,8 +75,8 @@ def result_html(result: Result, of: str = "") -> Markup:
 
 
 def _values(result: Result) -> Markup:
-    """Plots of the first metric, one per level: a row per stage and pooling, pretrained and random network side by side; and
-    of hits by k, if there are several."""
+    """Plots of the first metric, one per level: a row per stage and pooling, pretrained and random network side by side; and of
+    hits by k, if there are several k."""
     rows = [row for row in overall(result.content["rows"]) if not row.keys() & {"class", "pair", "video", "distance"}]
     rows = [row for row in rows if row.get("time", NORMAL) == NORMAL]
     rows = [row for row in rows if row.get("network", "pretrained") in _NETWORKS]
@@ -108,7 +108,7 @@ def _points(rows: list[dict]) -> dict[str, list[Point]]:
 
 
 def _by_k(result: Result) -> Markup:
-    """Plot of the row that stands for the result by the k of its metrics top-k."""
+    """Plot of the result's headline row by the k of its top-k metrics."""
     row = headline(result)
     if not row or not row["metric"].removeprefix("top-").isdecimal():
         return Markup()
@@ -137,7 +137,7 @@ def _distances(result: Result) -> Markup:
     for network, kind in (("pretrained", "line"), ("random", "dots")):
         of_network = [row for row in rows if row.get("network") == network]
         points = [(row["distance"], row["value"]) for row in of_network if row["distance"] != OTHER_VIDEO]
-        if not points:  # one moment of each video
+        if not points:  # only one moment of each video
             return Markup()
         x, y = zip(*points, strict=True)
         series.append(Series(network, x, y, kind))
@@ -152,8 +152,8 @@ def _distances(result: Result) -> Markup:
 
 
 def _tables(rows: list[dict]) -> list[tuple[list[str], list[list], int]]:
-    """Head, rows and number of columns that are no values, of one table for rows of single videos and one for the others; a
-    column per metric. Rows of single classes have a section of their own."""
+    """Head, rows and number of leading columns that are not values, of one table for rows of single videos and one for the
+    others, with a column per metric. Rows of single classes have a separate section."""
     found = []
     for kind in (set(), {"video"}):
         of_kind = [row for row in rows if "class" not in row and row.keys() & {"video"} == kind]

@@ -1,6 +1,6 @@
-"""The parts of a page as HTML; style in page.css.
+"""The parts of a page as HTML; the style is in page.css.
 
-All markup is made by `fill`, which escapes every value that is no markup itself.
+All markup is made by `fill`, which escapes every value that is not markup itself.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from markupsafe import Markup, escape
 
 _WEBP_QUALITY = 85
-_LONG = 28  # characters: the text of a cell that is longer is broken into lines
+_LONG = 28  # characters: longer text in a cell is broken into lines
 
 
 def fill(template: str, *values: object, **named: object) -> Markup:
-    """A template of HTML or SVG with its values put in, as by str.format. Whatever a value holds is text: it is escaped, inside
-    of elements as in attributes with double quotes, unless it is markup that `fill` or `join` returned."""
+    """A template of HTML or SVG with its values filled in, as by str.format. Every value is escaped as text, in elements and in
+    attributes with double quotes, unless it is markup returned by `fill` or `join`."""
     return Markup(template).format(*values, **named)
 
 
@@ -35,9 +35,9 @@ def table(
     numbers: Container[int] = (),
     classes: Sequence[str] = (),
 ) -> Markup:
-    """A table in a box of its own that scrolls sideways; the first cell of a row is its header.
+    """A table in a box that scrolls sideways; the first cell of a row is its header.
 
-    numbers: columns that are set to the right; classes: of the rows, if given
+    numbers: columns that are aligned to the right; classes: of the rows, if given
     """
 
     def attributes(i: int, content: object) -> Markup:
@@ -82,7 +82,7 @@ def figure(caption: str, content: Markup) -> Markup:
 
 
 def grid(figures: Iterable[Markup], kind: str = "") -> Markup:
-    """Figures side by side, as many as there is room for; kind "small": of plots of curves."""
+    """Figures side by side, as many as fit; kind "small": for plots of curves."""
     return fill('<div class="figures {}">{}</div>\n', kind, join(figures))
 
 
@@ -149,8 +149,8 @@ def page(
     foot: str,
     rules: Markup | str = "",
 ) -> str:
-    """A whole page in ASCII: title, a sentence under it, what stands above the sections, the sections (id, heading, HTML)
-    with a list of links to them, and a footer; rules: of its style sheet, beside those that all pages have."""
+    """A whole page in ASCII: title, a sentence under it, content above the sections, the sections (id, heading, HTML) with a
+    list of links to them, and a footer; rules: for its style sheet, in addition to those of all pages."""
     text = fill(
         _PAGE,
         title=title,

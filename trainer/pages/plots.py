@@ -1,4 +1,4 @@
-"""Plots as SVG, coloured by the style sheet of the page they stand in (page.css), so that they follow light and dark."""
+"""Plots as SVG, coloured by the style sheet of their page (page.css), so that they follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from markupsafe import Markup
 
 from trainer.pages.page import fill, join
 
-_WIDTH, _SMALL = 360, 300  # units of a plot, of one with curves; about as many pixels on a phone: text stays readable
-_LETTER = 6.8  # units that a character takes
+_WIDTH, _SMALL = (
+    360,
+    300,
+)  # units of a plot, of one with curves; about as many pixels on a phone, so text stays readable
+_LETTER = 6.8  # width of a character in units
 _NAME = 24  # characters of a name
 
 
@@ -24,8 +27,8 @@ Values = Sequence[float] | np.ndarray
 class Series:
     """One curve.
 
-    x, y: float [n]; kind: line, dots (a line with marks), level (dashed) or two of them; low, high: float [n], a band around it
-    style: attributes of one curve among many, see `style_of`, of the class `group`; it shows its name while it is pointed at
+    x, y: float [n]; kind: line, dots (a line with marks), level (dashed) or two of them; low, high: float [n], a band around
+    it; style: attributes of one curve among many, see `style_of`, of the class `group`; it shows its name while hovered over
     """
 
     name: str
@@ -49,7 +52,7 @@ class Point:
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers in [low, high], in steps of 1, 2 or 5 times a power of ten, about as many as `about`."""
+    """About `about` round numbers in [low, high], in steps of 1, 2 or 5 times a power of ten."""
     rough = max(high - low, 1e-12) / about
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -67,7 +70,7 @@ def _svg(height: float, label: str, content: list[Markup], width: float = _WIDTH
         '<svg viewBox="0 0 {:g} {:g}" style="max-width:{:.0f}px" role="{}" aria-label="{}">{}</svg>',
         width,
         height,
-        1.4 * width,  # larger letters than the text around would look odd
+        1.4 * width,  # text larger than its surroundings would look odd
         role,
         label,
         join(content),
@@ -79,12 +82,12 @@ def _text(x: float, y: float, text: str, anchor: str = "start", extra: Markup | 
 
 
 def color_of(number: int, count: int) -> str:
-    """One of as many colours that are about as bright, so that each can be seen on light and on dark."""
+    """One of `count` colours of similar brightness, each visible on light and dark backgrounds."""
     return f"oklch(.65 .17 {360 * number / count:.0f})"
 
 
 def style_of(number: int, count: int) -> Markup:
-    """Attributes that tell a curve from as many others: a colour, of neighbours with other dashes."""
+    """Attributes that distinguish one of `count` curves: its colour, and dashes that differ from those of its neighbours."""
     dashes = ("none", "7 3", "2 2")[number % 3]
     return fill(' style="stroke:{};stroke-dasharray:{}"', color_of(number, count), dashes)
 
@@ -147,7 +150,7 @@ def _path(places: np.ndarray) -> str:
 
 
 def intervals(rows: Sequence[tuple[str, Sequence[Point]]], label: str) -> Markup:
-    """One line per row, its points side by side on an axis of per cent from 0, with their intervals."""
+    """One line per row with its points and their intervals on an axis in per cent from 0."""
     left, right, top, step = _room(name for name, _ in rows), 12, 6, 24
     height = top + step * len(rows) + 22
     values = [v for _, points in rows for p in points for v in (p.value, p.high) if v is not None]
@@ -197,8 +200,8 @@ _FOREST = '<svg class="forest" width="160" height="20" aria-hidden="true">{}</sv
 
 
 def difference(pair: Mapping[str, float], limit: float) -> Markup:
-    """A difference with its interval, if it has one, on an axis from -limit to limit; hollow without an interval. The
-    numbers stand beside it."""
+    """A difference with its interval, if it has one, on an axis from -limit to limit; hollow without an interval. Its numbers
+    are printed next to it."""
 
     def at(value: float) -> float:
         return 50 + 46 * max(-1, min(1, value / limit))
@@ -225,12 +228,12 @@ def _short(text: str) -> str:
 
 
 def _room(names: Iterable[str]) -> float:
-    """Units that the longest of some names takes, as `_short` has it, with the space around."""
+    """Width in units of the longest of some names, as `_short` returns it, with margins."""
     return 12 + _LETTER * max((len(_short(name)) for name in names), default=0)
 
 
 def legend(kinds: Sequence[tuple[str, str]]) -> Markup:
-    """A list of what the marks of a plot mean: (kind of mark, words)."""
+    """A legend of the marks of a plot: (kind of mark, words)."""
     marks = {
         "line": '<path class="curve" d="M0 6H26"/>',
         "dots": '<path class="curve dots" d="M0 6H26"/><circle class="mark dots" cx="13" cy="6" r="3.5"/>',
@@ -244,7 +247,7 @@ def legend(kinds: Sequence[tuple[str, str]]) -> Markup:
 
 
 def bars(rows: Sequence[tuple[str, float, str]], label: str) -> Markup:
-    """One bar per row (name, per cent, text behind it), from top to bottom."""
+    """One bar per row (name, per cent, text after it), from top to bottom."""
     left, right, step = _room(name for name, _, _ in rows), 74, 20
     out = []
     for i, (name, value, text) in enumerate(rows):
@@ -264,15 +267,16 @@ def matrix(
     label: str,
     links: Mapping[tuple[int, int], tuple[str, str]] | None = None,
 ) -> Markup:
-    """A confusion matrix, int [classes, classes], rows true and columns predicted, coloured by each row's share; with names up
-    to 40 classes, with counts in the cells up to 15. links: of cells by (row, column), the id of their target, and words."""
+    """A confusion matrix, int [classes, classes], rows true and columns predicted, coloured by each row's share; with names for
+    up to 40 classes, with counts in the cells for up to 15. links: for cells by (row, column), the id of their target, and
+    words."""
     n, named = len(classes), len(classes) <= 40
     margin = _room(classes) if named else 24.0
     cell = max(13.0 if named else 2.0, min(34.0, (_WIDTH - margin - 4) / n))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     template = '<rect class="frame" x="{0:.1f}" y="{0:.1f}" width="{1:.1f}" height="{1:.1f}"/>'
     out = [fill(template, margin, n * cell)]
-    for level in range(1, 11):  # one path per shade: a matrix of 400 classes stays a small file
+    for level in range(1, 11):  # one path per shade: the file stays small for 400 classes
         cells = np.argwhere(np.ceil(10 * shares) == level)
         spots = "".join(
             f"M{margin + c * cell:.1f} {margin + r * cell:.1f}h{cell:.1f}v{cell:.1f}h-{cell:.1f}z" for r, c in cells

@@ -1,4 +1,4 @@
-"""What papers report for the same method and backbone, beside the results of a run; the numbers stand in published.yaml."""
+"""What papers report for the same method and backbone, next to the results of a run; the numbers are in published.yaml."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PUBLISHED = Path(__file__).with_name("published.yaml")
 
 
 def published_html(settings: dict, initial: dict | None, results: Sequence[Result]) -> Markup:
-    """Tables of the published numbers of a run's method with its backbone, or one that is not here, by protocol, and this run's
-    own on the same data sets.
+    """Tables of the published numbers for a run's method with its backbone, or with one that is not available here, by
+    protocol, and this run's numbers on the same data sets.
 
-    settings: the run's; initial: what it started from, see checkpoint.start_from: of a finetuned run the method is that of
-    its pretraining. Empty if no paper has such a number.
+    settings: the run's; initial: what it started from, see checkpoint.start_from; the method of a finetuned run is that of its
+    pretraining. Empty if no paper has such a number.
     """
     method, backbone = pretraining(settings, initial)[0], settings["backbone"]
     content = load_yaml(PUBLISHED)
@@ -45,7 +45,7 @@ def published_html(settings: dict, initial: dict | None, results: Sequence[Resul
         return Markup()
     about = f"What papers report for {' or '.join((backbone, *sorted(others)))} with {method}, "
     about += f"and for {backbone} from random weights, in grey."
-    about += " Their protocols differ, from ours and from one another."
+    about += " Their protocols differ from ours and from one another."
     if settings["width"] != 1:
         about += f" Their networks have width 1, this one {settings['width']:g}."
     sources = items(f"{name}: {text}" for name, text in content["papers"].items())
@@ -53,7 +53,7 @@ def published_html(settings: dict, initial: dict | None, results: Sequence[Resul
 
 
 def pretraining(settings: dict, initial: dict | None) -> tuple[str, str | None]:
-    """Method and data set that a backbone was pretrained with; "none" for one that was trained with labels from the start."""
+    """Method and data set that a backbone was pretrained with; "none" for one that was trained only with labels."""
     if not with_labels(settings):
         return settings["method"], None
     return (initial["settings"]["method"], initial["dataset"]) if initial else ("none", None)
@@ -87,7 +87,7 @@ def _row(how: str, entry: dict, values: float | list, backbone: str) -> list[str
 
 
 def _this_run(result: Result, metrics: Sequence[str]) -> list[list]:
-    """This run's rows for the table: the two last stages, max pooling, each level."""
+    """This run's rows for the table: the last two stages, max pooling, each level."""
     p = result.protocol
     rows = [row for row in network_rows(result) if row["metric"] in metrics and row.get("pooling", "max") == "max"]
     last = list(dict.fromkeys(row["stage"] for row in rows if "stage" in row))[-2:]

@@ -1,4 +1,4 @@
-"""The nearest neighbours of a few queries as a part of a page."""
+"""The nearest neighbours of a few queries, as part of a page."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from trainer.pages.films import Films
 from trainer.pages.page import fill, heading, join, paragraph
 
 _QUERIES = 12
-FRAMES = " A solid frame and ✓: of the query's class. A dashed frame and ✗: of another class."
+FRAMES = " A solid frame and ✓: same class as the query. A dashed frame and ✗: another class."
 
 
 def neighbours_html(result: Result, films: Films) -> Markup:
-    """Queries of a result, spread evenly over all, with the five videos found first; nothing if it has none."""
+    """Queries of a result, spread evenly over all, each with its five nearest videos; nothing if there are none."""
     shown = result.content.get("neighbours")
     if not shown:
         return Markup()
     chosen = [shown[i] for i in np.unique(np.linspace(0, len(shown) - 1, _QUERIES).astype(int))]
-    scored = bool(result.content["rows"])  # else the two data sets have no class in common
+    scored = bool(result.content["rows"])  # otherwise the two data sets share no class
     missed = [scored and bool(q["nearest"]) and q["nearest"][0][1] != q["label"] for q in chosen]
     about = (
-        f"{len(chosen)} of the queries, spread evenly over all, each with the five videos found first. Point at a picture, or "
-        "tap it, and it moves."
+        f"{len(chosen)} of the queries, spread evenly over all, each with its five nearest videos. Hover over a picture, or "
+        "tap it, to see it move."
     )
     if scored:
         about += FRAMES
@@ -31,7 +31,7 @@ def neighbours_html(result: Result, films: Films) -> Markup:
         about += " The number is the cosine to the query."
     out = [heading(result.title), paragraph(about)]
     if any(missed):
-        only = f"wrong only: the {sum(missed)} whose first find is of another class"
+        only = f"only wrong: the {sum(missed)} whose nearest video is of another class"
         out.append(fill('<p><label><input type="checkbox" class="wrong-only"> {}</label></p>\n', only))
     p = result.protocol
     datasets = p["dataset"], p.get("gallery", p["dataset"])
@@ -43,7 +43,7 @@ def neighbours_html(result: Result, films: Films) -> Markup:
 
 
 def query_html(query: dict, films: Films, of_queries: str, of_gallery: str, scored: bool = True) -> Markup:
-    """A query and the videos found for it, side by side; scored: whether one may be of the query's class."""
+    """A query and the videos found for it, side by side; scored: whether they can be of the query's class."""
     name, label = query["query"], query["label"]
     cells = [("query", films.show(of_queries, name, f"Query {name}"), fill("query: <strong>{}</strong>", label), name)]
     cosines = query.get("cosines") or [None] * len(query["nearest"])

@@ -1,4 +1,4 @@
-"""A run as one HTML page: what was trained and on what, what it is worth, and what is missing."""
+"""A run as one HTML page: what was trained and on what, how well it performs, and what is missing."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ from trainer.pages.sources import configuration_of, find_shards, made_by, result
 from trainer.pages.trained import NEEDED, read_log, trained_html
 
 _TILES = 4  # at most, one of each protocol
-_FIRST = ("recognition", "linear", "retrieval", "training", *PROTOCOLS)  # the order in which they are chosen
+_FIRST = ("recognition", "linear", "retrieval", "training", *PROTOCOLS)  # in order of preference
 _READING = (
-    "Values are per cent. In brackets behind them, and as lines in the plots, stand 95 % intervals: where the value might lie "
-    "with other test videos, by a bootstrap over them, or over their groups (the protocol of a result says which). They do not "
-    "cover other training seeds. A difference compares the answers of both networks to the same videos; its interval draws them "
-    "in pairs, so that it may exclude 0 even if the two intervals overlap."
+    "Values are in per cent, with 95 % intervals in brackets and as lines in the plots. An interval shows where the value might "
+    "lie with other test videos, by a bootstrap over them, or over their groups (the protocol of a result says which). It does "
+    "not cover other training seeds. A difference compares the answers of both networks to the same videos; its interval "
+    "resamples them in pairs, so that it may exclude 0 even if the two intervals overlap."
 )
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A picture for the page, RGB uint8 [H, W, 3], with what it shows in words."""
+    """A picture for the page, RGB uint8 [H, W, 3], with a description."""
 
     caption: str
     alt: str
     picture: np.ndarray
 
 
-# of shards labelled as those of the run: sheets of the labels of a few clips, and clips from easy to hard
+# of shards labelled like those of the run: sheets of the labels of a few clips, and clips from easy to hard
 Draw = Callable[[Sequence[ShardReader]], tuple[list[Sheet], list[Sheet]]]
 
 
 @dataclass(frozen=True)
 class _Run:
-    """All that the page is made of; name: of the run, as the user gave it; shards: by folder; scores: by file of the result."""
+    """All contents of the page; name: of the run, as given by the user; shards: by folder; scores: by file of the result."""
 
     saved: checkpoint.Checkpoint
     name: str
@@ -71,12 +71,12 @@ class _Run:
 def report(
     run: str | os.PathLike | None = None, shards: Sequence[str | os.PathLike] | None = (), draw: Draw | None = None
 ) -> tuple[Path, list[str]]:
-    """Write <run>/report.html, one file that needs no network, and return its path, and notes: what of the run is damaged
-    and left out, which of the shards are not used.
+    """Write <run>/report.html, one file that needs no network, and return its path, and notes: which parts of the run are
+    damaged and left out, which of the shards are not used.
 
-    run: name or folder, None for the newest; shards: of the data sets whose videos are shown, None for those in the folder `out`;
-    draw: sheets of the shards that are labelled as those of the run. The results of classifiers that were finetuned from the run
-    and lie beside it are shown, too.
+    run: name or folder, None for the newest; shards: of the data sets whose videos are shown, None for those in the folder
+    `out`; draw: also draw sheets of the shards that are labelled like those of the run. The results of classifiers that were
+    finetuned from the run, in folders next to it, are also shown.
 
     Raises TrainerError if there is no run, ShardError for shards that cannot be read.
     """
@@ -104,7 +104,7 @@ def report(
         f"{settings['method']} with {settings['backbone']}, width {settings['width']:g}, {parameters(saved):,} parameters; "
         f"step {meta['step']:,} of {meta['steps']:,} on {with_split(meta['dataset'], meta['split'])}"
     )
-    saved.run.mkdir(parents=True, exist_ok=True)  # a checkpoint that stands alone has no folder yet
+    saved.run.mkdir(parents=True, exist_ok=True)  # a checkpoint without a run has no folder yet
     path = saved.run / "report.html"
     write_text(path, page(saved.run.resolve().name, lead, _tiles(of), shown, made_by(), films.style()))
     return path, [*notes, *gaps, *damaged, *unused(saved, results, opened)]
@@ -118,7 +118,7 @@ def _sections(run: _Run, films: Films, gaps: Sequence[str], damaged: Sequence[st
     published = published_html(meta["settings"], meta["initial"], run.results)
     return [
         ("trained", "What was trained", trained_html(meta, run.log, run.held_out, gaps)),
-        ("samples", "What it was shown", run.samples),
+        ("samples", "Training samples", run.samples),
         ("results", "Results", join([*about, *measured, *([items(damaged)] if damaged else [])])),
         ("neighbours", "Nearest neighbours", join(neighbours_html(result, films) for result in run.results)),
         *drawn_sections(run.results, lambda result: _result(run, result)),
@@ -130,21 +130,21 @@ def _sections(run: _Run, films: Films, gaps: Sequence[str], damaged: Sequence[st
 
 
 def parameters(saved: checkpoint.Checkpoint) -> int:
-    """Trainable parameters of a checkpoint's backbone."""
+    """Number of trainable parameters of a checkpoint's backbone."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     weights = checkpoint.backbone_weights(saved)
     return sum(weight.numel() for name, weight in weights.items() if not name.endswith(statistics))
 
 
 def _tiles(run: _Run) -> Markup:
-    """The first numbers to look at: at most four, by a rule that does not look at the values."""
+    """The most important numbers: at most four, selected without looking at the values."""
     tiles: dict[str, tuple[str, str, str]] = {}
     log, held_out = run.log, run.held_out
     if "accuracy" in (of := held_out or log):
         last = of["accuracy"][-1 if held_out else -max(1, len(log["step"]) // 10) :]
         which = "held-out videos" if held_out else "last tenth of the training"
         chance = f"chance {100 * of['chance'][-1]:.1f}" if "chance" in of else ""
-        tiles["training"] = f"Accuracy in training, {which}", f"{100 * last.mean():.1f} %", chance
+        tiles["training"] = f"Training accuracy, {which}", f"{100 * last.mean():.1f} %", chance
     for result in run.results:
         if result.kind not in tiles and (row := headline(result)):
             others = (f"{name} {value:.1f}" for name, value in baselines(result, row).items())
@@ -163,7 +163,7 @@ def _labels(run: _Run) -> Markup:
     if run.labels:
         out += [heading("A few clips"), *map(_sheet, run.labels)]
     if run.curriculum:
-        about = "Clips by the share of their motion that is in one block, each over its motion boundaries."
+        about = "Clips by the share of their motion that lies in one block, each above its motion boundaries."
         clips = (figure(clip.caption, picture(clip.picture, clip.alt)) for clip in run.curriculum)
         out += [heading("From easy to hard"), paragraph(about), grid(clips, "clips")]
     return join(out)
@@ -179,7 +179,7 @@ def _result(run: _Run, result: Result) -> Markup:
     step = result.protocol["pretraining"]["steps"]
     if of_this_run and step != run.saved.meta["step"]:
         now = run.saved.meta["step"]
-        out.append(paragraph(f"Measured at step {step:,}; the checkpoint is now that of step {now:,}."))
+        out.append(paragraph(f"Measured at step {step:,}; the checkpoint is now at step {now:,}."))
     return join(out)
 
 
@@ -190,9 +190,9 @@ def _missing(run: _Run, published: bool) -> Markup:
     again = f"vssl report {name} --shards FOLDER"
     lines = []
     if not run.samples and run.saved.meta["settings"]["method"] != checkpoint.IMPORTED:
-        lines.append(("Clips and targets, of the shards that it was trained on", again))
+        lines.append(("Clips and targets, from the shards that it was trained on", again))
     if not run.labels:
-        lines.append(("Sheets of labels, of the shards that it was trained on", again))
+        lines.append(("Sheets of labels, from the shards that it was trained on", again))
     if not run.curriculum:
         lines.append(("The curriculum of those shards", again))
     for result in run.results:
@@ -206,5 +206,5 @@ def _missing(run: _Run, published: bool) -> Markup:
             lines.append((declared.title, declared.command(protocol, name, shards)))
     entries = [fill("{}: <code>{}</code>", *line) for line in dict.fromkeys(lines)]
     if not published:
-        entries.append(fill("Published numbers: we know none of this method with this backbone"))
+        entries.append(fill("Published numbers: none known for this method with this backbone"))
     return items(entries) if entries else Markup()

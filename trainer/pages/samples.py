@@ -1,4 +1,4 @@
-"""The first samples of a training on a page: their clips as the networks get them, and what is to be learnt from each."""
+"""The first samples of a training on a page: their clips as the networks get them, and the target of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.settings import Settings, resolve
 from trainer.training import streams
 from trainer.training.log import say
 
-_FPS = 25.0  # of a video without times
+_FPS = 25.0  # for a video without timestamps
 _OF_A_RUN = 2  # samples of each method on its page
 _SAMPLE = """<div class="together" role="group" tabindex="0" aria-label="{}">
 <p>{}</p>
@@ -35,13 +35,13 @@ _SAMPLE = """<div class="together" role="group" tabindex="0" aria-label="{}">
 def write(
     settings: Settings, shards: data.Folders, path: str | os.PathLike, count: int, say: Callable[[str], None] = say
 ) -> None:
-    """Write the page of the first `count` samples of each method that a training with these settings is shown. Raises
+    """Write the page of the first `count` samples of each method in a training with these settings. Raises
     SettingError, TrainerError and ShardError as `trainer.training.train` does, WriteError."""
     settings, films = resolve(settings), Films({})
     source, _ = streams.select_videos(shards, settings, say=say)
     lead = (
-        f"What a training on {source.dataset} with seed {settings.seed} is shown first, as the network gets it. The clips of a "
-        "sample move while it is pointed at, tapped or reached with the tab key."
+        f"The first samples of a training on {source.dataset} with seed {settings.seed}, as the network gets them. The clips of "
+        "a sample move while it is hovered over, tapped or focused with the tab key."
     )
     shown = samples_html(source, settings, count, films, say)
     sections = [(f"samples-{i}", name, content) for i, (name, content) in enumerate(shown.items())]
@@ -50,8 +50,8 @@ def write(
 
 
 def samples_of_run(saved: Checkpoint, folder: str, films: Films) -> Markup:
-    """The first samples of a run's training, made again from shards with the same labels. There are none if the run had other
-    samples, for example with the classes and splits of a study, or if its method is not there."""
+    """The first samples of a run's training, reproduced from shards with the same labels. There are none if the run had other
+    samples, for example with the classes and splits of a study, or if its method is not available."""
     try:
         settings = resolve(Settings(**saved.meta["settings"]))
         source, _ = streams.select_videos(folder, settings, say=_nobody)
@@ -60,20 +60,21 @@ def samples_of_run(saved: Checkpoint, folder: str, films: Films) -> Markup:
         return Markup()
     if {name: len(each.samples) for name, each in clips.items()} != saved.meta["samples"]:
         return Markup()
-    about = "The first samples of the training, as the network got them; their clips move while they are pointed at."
+    about = "The first samples of the training, as the network got them; their clips move while they are hovered over."
     return paragraph(about) + join(samples_html(source, settings, _OF_A_RUN, films, _nobody).values())
 
 
 def _nobody(text: str) -> None:
-    """Takes what would be said."""
+    """Discards messages."""
 
 
 def samples_html(
     source: data.Shards, settings: Settings, count: int, films: Films, say: Callable[[str], None]
 ) -> dict[str, Markup]:
-    """The first samples of a training by method: their clips, which the films of the page get, and their targets in words.
+    """The first samples of a training by method: their clips, which are added to the films of the page, and their targets as
+    text.
 
-    settings: resolved; say: gets what a user should know of the data
+    settings: resolved; say: called with messages for the user about the data
     """
     out = {}
     for name, stream in streams.training_streams(source, settings, say=say).items():
@@ -100,7 +101,7 @@ def samples_html(
 
 
 def _worded(text: str, options: dict) -> str:
-    """A text of a method, in which `name` stands for an option's value or for itself."""
+    """A text of a method, in which `name` is replaced with the value of that option, or with name itself if there is none."""
     return re.sub("`(.+?)`", lambda name: str(options.get(name[1], name[1])), text)
 
 

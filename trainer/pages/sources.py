@@ -1,4 +1,4 @@
-"""The runs and the shards that a run's page is made from."""
+"""The runs and the shards from which a run's page is made."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _DATASETS = ("dataset", "gallery")  # keys of a result's protocol
 
 
 def results_of(run: Path) -> tuple[list[Result], list[str]]:
-    """The results of a run, and those that runs beside it which started from it have of their classifiers; and a note about each
-    damaged file."""
+    """The results of a run, and those of the classifiers of runs next to it that started from it; and a note about each damaged
+    file."""
     found, damaged = read_results(run)
     for folder in _started_from(run):
         finetuned, notes = read_results(folder)
@@ -28,28 +28,28 @@ def results_of(run: Path) -> tuple[list[Result], list[str]]:
 
 
 def _started_from(run: Path) -> list[Path]:
-    """The runs beside this one whose training started from one of its checkpoints."""
+    """The runs next to this one whose training started from one of its checkpoints."""
     folder, found = run.resolve(), []
     for path in sorted(folder.parent.glob("*/checkpoints/[0-9]*/checkpoint.json")):
         try:
             initial = Path(os.path.realpath(load_json(path)["initial"]["file"]))
         except (OSError, ValueError, LookupError, TypeError):
-            continue  # from random weights; or damaged, which that run's own report says
+            continue  # from random weights; or damaged, which the report of that run states
         if folder in initial.parents:
             found.append(path.parents[2])
     return found
 
 
 def configuration_of(readers: Sequence[ShardReader]) -> str:
-    """The hash of the configuration of all shards of a folder."""
+    """The hash of the configurations of all shards in a folder."""
     return hash_of_all([reader.config_hash for reader in readers])
 
 
 def find_shards(
     saved: Checkpoint, results: Sequence[Result], folder: Path
 ) -> tuple[dict[str, list[ShardReader]], list[str]]:
-    """The shards in `folder` or below it, opened, by their folder, of the data sets that a run was trained or measured on: of
-    each those that are labelled as the run's, else the first; and notes: on data sets without shards, and on damaged ones."""
+    """The opened shards in or below `folder`, by their folder, for the data sets that a run was trained or measured on: for
+    each those labelled like the run's, else the first; and notes about data sets without shards, and about damaged shards."""
     named = dict.fromkeys([*trained_splits(saved.meta)])
     named |= dict.fromkeys(result.protocol[key] for result in results for key in _DATASETS if key in result.protocol)
     found: dict[str, dict[str, tuple[str, list[ShardReader]]]] = {}
@@ -64,13 +64,13 @@ def find_shards(
             notes.append(f"{error}; these shards are left out")
     if absent := ", ".join(name for name in named if name not in found):
         notes.append(
-            f"{folder} holds no shards of {absent}: the page shows none of their videos and labels; name their folder to see them"
+            f"{folder} holds no shards of {absent}: the page shows none of their videos and labels; give their folder to see them"
         )
     return dict(of.get(saved.meta["config_hash"]) or next(iter(of.values())) for of in found.values()), notes
 
 
 def unused(saved: Checkpoint, results: Sequence[Result], opened: Mapping[str, list[ShardReader]]) -> list[str]:
-    """Notes on shards, by folder, from which nothing can be on the page: of a data set the last folder is used."""
+    """Notes on shards, by folder, of which the page can show nothing: for each data set the last folder is used."""
     shown = [result.protocol for result in results if result.content.get("neighbours")]
     datasets = {protocol[key] for protocol in shown for key in _DATASETS if key in protocol}
     last = {readers[0].config["dataset"]: folder for folder, readers in opened.items()}
@@ -84,5 +84,5 @@ def unused(saved: Checkpoint, results: Sequence[Result], opened: Mapping[str, li
 
 
 def made_by() -> str:
-    """What a page was made with, for its footer."""
+    """The versions that a page was made with, for its footer."""
     return "Made by vssl {vssl}, Python {python}, torch {torch}.".format(**versions())

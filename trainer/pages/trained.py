@@ -1,4 +1,4 @@
-"""What was trained, and how it went: the facts, the curves and the settings of a run as a part of its page."""
+"""What was trained, and how: the facts, the curves and the settings of a run as a part of its page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trained_html(
 ) -> Markup:
     """Facts, curves and settings of a run.
 
-    meta: of its checkpoint; log, held_out: of its log.csv and holdout.csv, see read_log; damaged: notes on them
+    meta: of its checkpoint; log, held_out: from its log.csv and holdout.csv, see read_log; damaged: notes about them
     """
     settings, several = meta["settings"], len(meta["samples"]) > 1
     shown = {name: n * settings.get("repeats", 1) for name, n in meta["samples"].items()}
@@ -50,14 +50,14 @@ def trained_html(
         if initial["settings"]["method"] == IMPORTED:
             by = f"imported weights, {initial['dataset']}: {initial['file']}"
         rows.insert(0, ("Started from", by))
-    if own := meta.get("imported"):  # nothing is known of its training
+    if own := meta.get("imported"):  # its training is unknown
         rows = [("Imported from", f"{own['file']}, SHA-256 {own['sha256']}"), ("Weights of", own["about"]), rows[-1]]
     rows.insert(-1, ("Input of the network", inputs.of_run(meta).described))
     if log:
         log = {
             **log,
             "total_ms": np.maximum(log["total_ms"], 0.1),
-        }  # the resolution of the log: means are weighted with it
+        }  # the log's resolution, since the times are weights of means
         spent, waited = duration(log["total_ms"].sum() / 1e3), log["data_ms"].sum() / log["total_ms"].sum()
         rows.append(("Time", f"{spent}, {100 * waited:.1f} % of it waiting for data"))
     out = [facts("The run", rows)]
@@ -66,15 +66,15 @@ def trained_html(
     if log:
         out.append(_curves(log, held_out))
     elif not damaged and not own:
-        out.append(paragraph("No step is logged yet.", "muted"))
+        out.append(paragraph("No steps logged yet.", "muted"))
     out.append(details("All settings", table("Settings of the run", ("Setting", "Value"), flat(settings))))
     configuration = table("Configuration of the shards", ("Setting", "Value"), flat(meta["config"]))
     return join([*out, details("How the labels were made", configuration)])
 
 
 def read_log(path: Path, needed: Sequence[str] = ()) -> tuple[dict[str, np.ndarray], str]:
-    """Columns of log.csv or holdout.csv, float64 [rows], and what of it is damaged, in words. No columns if the file is missing,
-    cannot be read, lacks one of `needed` or has no whole row."""
+    """Columns of log.csv or holdout.csv, float64 [rows], and a text about what is damaged. No columns if the file is missing,
+    cannot be read, lacks one of `needed` or has no complete row."""
     try:
         if not path.exists():
             return {}, ""
@@ -91,7 +91,7 @@ def read_log(path: Path, needed: Sequence[str] = ()) -> tuple[dict[str, np.ndarr
 
 
 def _numbers(line: Sequence[str]) -> list[float]:
-    """Numbers of a line; none if one of them is no number that can be drawn."""
+    """Numbers of a line; none if one of them cannot be drawn."""
     try:
         numbers = [float(text) for text in line]
     except ValueError:
@@ -102,7 +102,7 @@ def _numbers(line: Sequence[str]) -> list[float]:
 def binned(
     x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None, points: int = _POINTS
 ) -> tuple[np.ndarray, ...]:
-    """At most so many points of a curve float [n]: the last x, the (weighted) mean, the smallest and the largest y of each."""
+    """At most `points` points of a curve float [n]: the last x and the (weighted) mean, smallest and largest y of each."""
     parts = np.array_split(np.arange(len(x)), min(len(x), points))
     weights = np.ones(len(x)) if weights is None else weights
     found = [(x[p[-1]], np.average(y[p], weights=weights[p]), y[p].min(), y[p].max()) for p in parts]
@@ -121,7 +121,7 @@ def _curves(log: dict, held_out: dict) -> Markup:
     out = [plots.legend(kinds), grid((curve(name, log, held_out) for name in (*main, "lr", _RATE)), "small")]
     if "clips_share" in log:  # there is a curriculum
         share = log["clips_share"]
-        easier = f"the first {(share < 1).sum():,} steps saw easier clips only, {100 * share.min():.0f} % of all clips at first."
+        easier = f"the first {(share < 1).sum():,} steps used only easier clips, {100 * share.min():.0f} % of all clips at first."
         out.append(paragraph(f"Curriculum: {easier}"))
     others = [name for name in metrics if name not in main]
     if others:
@@ -130,7 +130,7 @@ def _curves(log: dict, held_out: dict) -> Markup:
 
 
 def curve(name: str, log: dict, held_out: dict) -> Markup:
-    """Plot of a column of log.csv, beside that of the held-out videos and chance; log, held_out: see read_log."""
+    """Plot of a column of log.csv, together with that of the held-out videos and chance; log, held_out: see read_log."""
     share = name.endswith("accuracy")
     scale, weights = 100 if share else 1, log["total_ms"] if name == _RATE else None
     x, mean, low, high = binned(log["step"], scale * log[name], weights)

@@ -1,4 +1,4 @@
-"""Every table and figure of the papers, its numbers and the commands that run it here, which papers.yaml has."""
+"""Every table and figure of the papers in papers.yaml, with its numbers and the commands that reproduce it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from trainer.recipes import differing, recipe
 
 PAPERS = Path(__file__).with_name("papers.yaml")
 
-_PRETRAINING, _FINETUNING = ("TRAIN", "SHARDS"), ("FINETUNE", "OUT")  # what the capitals in commands depend on
-_EACH = {"data": ["ucf101"], "split": [1]}  # what a variable of a command stands for where an entry says nothing else
+_PRETRAINING, _FINETUNING = ("TRAIN", "SHARDS"), ("FINETUNE", "OUT")  # placeholders that depend on the run
+_EACH = {"data": ["ucf101"], "split": [1]}  # values of a command's variables, unless an entry gives others
 
 
 @dataclass(frozen=True)
 class Loop:
-    """Commands for each value of a variable of the shell."""
+    """Commands for each value of a shell variable."""
 
     variable: str
     values: list[str]
@@ -30,14 +30,14 @@ class Loop:
 
 
 def rows(entry: dict[str, Any]) -> Iterator[tuple[str, str | None, list[Any]]]:
-    """Of each row its label, what runs it (None: nothing here) and its numbers, one per column."""
+    """For each row its label, what runs it (None: nothing here) and its numbers, one per column."""
     columns = len(entry.get("columns", ()))
     for label, *cells in entry.get("rows", ()):
         yield label, cells[0] if len(cells) > columns else None, cells[len(cells) - columns :]
 
 
 def numbered(item: str) -> Iterator[tuple[str, str]]:
-    """("tab.", "2.4") of each table and figure that an item's name holds; "fig. 2.1 to 2.3" are three."""
+    """("tab.", "2.4") for each table and figure in an item's name; "fig. 2.1 to 2.3" are three."""
     kind = ""
     for word in re.findall(r"tab\.|fig\.|[\d.]+ to [\d.]+|\d[\d.]*", item):
         if word in ("tab.", "fig."):
@@ -50,7 +50,7 @@ def numbered(item: str) -> Iterator[tuple[str, str]]:
 
 
 def script(entry: dict[str, Any], content: dict[str, Any]) -> list[str | Loop]:
-    """The commands of an entry: those with $run for what runs its rows, with $backbone for its rows of random weights."""
+    """The commands of an entry: those with $run for the runs of its rows, those with $backbone for its rows of random weights."""
     found = list(dict.fromkeys(run for _, run, _ in rows(entry) if run))
     runs = [run for run in found if run.startswith(tuple(entry.get("only", [""]))) and not run.startswith("none-")]
     each = {"backbone": [run.partition("-")[2] for run in found if run.startswith("none-")]}
@@ -59,7 +59,7 @@ def script(entry: dict[str, Any], content: dict[str, Any]) -> list[str | Loop]:
     alike = all(values[run] == values[runs[0]] for run in runs)
 
     def capitals(template: str) -> tuple[str, ...]:
-        """What may differ between runs of which a template stands in one loop with its neighbours."""
+        """What may differ between runs whose template is in the same loop as its neighbours."""
         if "$run" not in template:
             return ()
         names = _PRETRAINING if any(name in template for name in _PRETRAINING) else _FINETUNING
@@ -86,7 +86,7 @@ def shards_of(name: str) -> dict[str, Any]:
 
 
 def labelling(shards: dict[str, Any], dataset: str, content: dict[str, Any]) -> str:
-    """The folder of the first labelling of a data set that serves a recipe, which is for such shards."""
+    """The folder of the first labelling of a data set that agrees with the shards of a recipe."""
     for each in content["labellings"]:
         if each["dataset"] == dataset and not differing(shards, each):
             return f"{each.get('out', 'out')}/{dataset}"
@@ -106,7 +106,7 @@ def labelgen(each: dict[str, Any]) -> str:
 
 
 def commands(nodes: list[str | Loop]) -> Iterator[str]:
-    """Every command that bash runs of these lines, in turn."""
+    """Every command that bash runs for these lines, in order."""
     for node in nodes:
         if isinstance(node, str):
             yield node
@@ -125,7 +125,7 @@ def _substituted(nodes: list[str | Loop], name: str, value: str) -> list[str | L
 
 
 def _values(run: str, content: dict[str, Any]) -> dict[str, str]:
-    """What the capitals in the commands of a run stand for."""
+    """The values of the placeholders in the commands of a run."""
     finetuning = content["finetuning"][max((name for name in content["finetuning"] if run.startswith(name)), key=len)]
     out = labelling(shards_of(finetuning), "ucf101", content).removesuffix("/ucf101")
     if run.startswith("supervised-"):
@@ -145,7 +145,7 @@ def _filled(command: str, values: dict[str, str]) -> str:
 
 
 def _nested(commands: list[str], each: dict[str, list[Any]]) -> list[str | Loop]:
-    """The commands in loops over the variables that they name, the first one outside; none of a variable without values."""
+    """The commands in loops over the variables that they contain, the first one outermost; none if a variable has no values."""
     if not each:
         return list(commands)
     (variable, values), *rest = each.items()
@@ -162,8 +162,8 @@ def _nested(commands: list[str], each: dict[str, list[Any]]) -> list[str | Loop]
 
 
 def cost(each: dict[str, Any], content: dict[str, Any]) -> tuple[float, float, float] | None:
-    """Millions of frames, core hours and gigabytes of a labelling, from what was measured for frames of that size; None if
-    nothing was."""
+    """Millions of frames, core hours and gigabytes of a labelling, from measurements with frames of that size; None without
+    such measurements."""
     frames = content["frames"].get(each["dataset"])
     if frames is None:
         return None
@@ -191,7 +191,7 @@ def values_of(words: Sequence[str], option: str) -> list[str]:
 
 
 def value_of(words: Sequence[str], option: str) -> str | None:
-    """The value that an option has in a command, the last one; None without it."""
+    """The last value that an option has in a command; None without it."""
     return next(reversed(values_of(words, option)), None)
 
 
@@ -199,7 +199,7 @@ _NOTES = {"lacks": "Left out", "differs": "Differs", "assumes": "Assumed", "rema
 
 
 def notes(entry: dict[str, Any], content: dict[str, Any]) -> dict[str, list[str]]:
-    """What is to be said of an entry, under its headings."""
+    """The notes on an entry, under their headings."""
     trained = {word.split("-")[0] for command in commands(script(entry, content)) for word in command.split()}
     of_methods = [text for method, text in content["differs_of"].items() if method in trained]
     found = entry | {"differs": [*entry.get("differs", ()), *of_methods]}

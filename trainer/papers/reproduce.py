@@ -1,4 +1,4 @@
-"""`vssl reproduce`: an entry of the papers by name, what it needs, and its steps made once."""
+"""`vssl reproduce`: an entry of the papers by name, its requirements, and its steps, each run once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trainer.study.study import Say, make_missing
 
 @cache
 def content() -> dict[str, Any]:
-    """What papers.yaml holds."""
+    """The contents of papers.yaml."""
     return load_yaml(PAPERS)
 
 
@@ -37,8 +37,8 @@ def entries() -> dict[str, dict[str, Any]]:
 
 
 def find(name: str) -> tuple[str, dict[str, Any]]:
-    """An entry by its name, or by one of the tables and figures that it is of, "thesis table 3.2", and its whole name. Raises
-    TrainerError if there is none, or if nothing runs it."""
+    """An entry by its name, or by one of its tables and figures, "thesis table 3.2", and its full name. Raises TrainerError if
+    there is none, or if nothing runs it."""
     names = {}
     for full in entries():
         source, _, item = full.partition(" ")
@@ -55,13 +55,13 @@ def find(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _plain(name: str) -> str:
-    """A name without what people write differently."""
+    """A name in normalised spelling."""
     words = re.sub(r"[^a-z0-9.-]+", " ", name.lower()).split()
     return " ".join({"table": "tab", "figure": "fig"}.get(word, word).strip(".") for word in words)
 
 
 def listed() -> list[list[str]]:
-    """Of each entry its name, what it shows, the data sets that it needs and how many runs it makes."""
+    """For each entry its name, what it shows, the data sets that it needs and the number of its runs."""
     found, everything = [], content()
     for name, entry in entries().items():
         lines = [*commands(script(entry, everything))]
@@ -72,7 +72,7 @@ def listed() -> list[list[str]]:
 
 
 def labelled(step: Step) -> bool:
-    """Whether the shards of a labelling are there."""
+    """Whether the shards of a labelling exist."""
     return (_shards(step) / "report.json").exists()
 
 
@@ -81,7 +81,7 @@ def _shards(labelling: Step) -> Path:
 
 
 def check_data(labellings: Sequence[Step]) -> None:
-    """Raises TrainerError if shards are missing, and the data set, too, that they are made of."""
+    """Raises TrainerError if shards and also the data set that they are made from are missing."""
     lines = []
     for step in labellings:
         name, root = (value_of(step.words, option) or "" for option in ("--dataset", "--root"))
@@ -90,14 +90,14 @@ def check_data(labellings: Sequence[Step]) -> None:
             lines.append(f"{name}: neither its shards in {_shards(step)} nor its videos in {root}; it is {source}")
     if lines:
         where = "Put each data set there, its files as published (docs/manifests.md)"
-        raise TrainerError("\n".join([*lines, f"{where}, or name other places with --data or $VSSL_DATA, or --shards"]))
+        raise TrainerError("\n".join([*lines, f"{where}, or give other places with --data or $VSSL_DATA, or --shards"]))
 
 
 def make(
     labellings: Sequence[Step], steps: Sequence[Step], folder: Folder, machine: Machine, say: Say
 ) -> dict[str, str]:
-    """Make the steps of an entry that are missing; why some failed, by id. Steps that need those are left. An interrupted
-    reproduction resumes with the same call. Raises TrainerError while another process works on the same folder."""
+    """Run the missing steps of an entry; returns why some failed, by id. Steps that need failed steps are skipped. An
+    interrupted reproduction resumes with the same call. Raises TrainerError while another process works on the same folder."""
     check_data(labellings)
     folder.root.mkdir(parents=True, exist_ok=True)
     other = TrainerError(f"{folder.root}: another process works on this reproduction; wait for it, or stop it")
@@ -119,14 +119,14 @@ def make(
 
 
 def _on(machine: Machine) -> list[str]:
-    """Where a labelling is done: options of labelgen."""
+    """Options of labelgen that say where a labelling runs."""
     if machine.scheduler is None:
         return ["--workers", str(cores())]
     return ["--backend", "dask", "--scheduler", machine.scheduler]
 
 
 def plan(labellings: Sequence[Step], steps: Sequence[Step], folder: Folder, device: str) -> Iterator[str]:
-    """The commands of an entry, which are done, and what the others take, as lines."""
+    """The commands of an entry, which of them are done, and the cost of the others, as lines."""
     total, unknown = _Total(device), dict[str, None]()
     for step in labellings:
         yield f"$ {step.command}"
@@ -138,7 +138,7 @@ def plan(labellings: Sequence[Step], steps: Sequence[Step], folder: Folder, devi
             unknown[f"labelling {step.row}"] = None
             known = cost(labelling_of(step.row, content()), content())
             elsewhere = (
-                f"; of all of it {known[1]:.1f} core hours, {known[2]:.0f} GB, by docs/papers.md" if known else ""
+                f"; in all {known[1]:.1f} core hours, {known[2]:.0f} GB, according to docs/papers.md" if known else ""
             )
             yield f"  unknown: there are no videos in {value_of(step.words, '--root')}{elsewhere}"
     of_entry = {_shards(step): step.row for step in labellings}
@@ -150,12 +150,12 @@ def plan(labellings: Sequence[Step], steps: Sequence[Step], folder: Folder, devi
         if folder.done(step):
             yield "  done"
         elif lacking:
-            unknown[f"what is made of {' and '.join(lacking)}, which is to be labelled first"] = None
+            unknown[f"what depends on {' and '.join(lacking)}, which must be labelled first"] = None
             yield "  not known before labelling"
         elif step.trains:
             words = _as_new(step, steps)
             if words in like:
-                yield f"  as {like[words][0]}"
+                yield f"  like {like[words][0]}"
             else:
                 like[words] = step.row, step.call([*words, *step.computing, "--plan"])
             total.trained(like[words][1])
@@ -170,7 +170,7 @@ def plan(labellings: Sequence[Step], steps: Sequence[Step], folder: Folder, devi
 
 
 def _as_new(step: Step, steps: Sequence[Step]) -> tuple[str, ...]:
-    """The words of a training that has none before it and costs the same; those that cost alike have the same."""
+    """The words of an equally expensive training without a previous one; trainings of equal cost have the same words."""
     words, (backbone, width) = list(step.words), network(step, steps)
     for option in ("--run", "--seed", "--split", "--checkpoint"):
         for place in [place for place, word in enumerate(words) if word == option][::-1]:
@@ -180,7 +180,7 @@ def _as_new(step: Step, steps: Sequence[Step]) -> tuple[str, ...]:
 
 
 def _measuring(step: Step, steps: Sequence[Step], labelling: Step, device: str) -> float:
-    """Seconds for the features of all videos, 10 clips of each, of a network and beside it a random one."""
+    """Seconds to compute features of all videos, 10 clips of each, with a network and with a random one."""
     backbone, width = network(step, steps)
     frames, crop = (value_of(labelling.words, option) or "16" for option in ("--clip-length", "--crop"))
     videos = load_json(_shards(labelling) / "report.json")["videos"]["labelled"]
@@ -190,7 +190,7 @@ def _measuring(step: Step, steps: Sequence[Step], labelling: Step, device: str) 
 
 
 class _Total:
-    """What the missing steps take in all."""
+    """The total cost of the missing steps."""
 
     def __init__(self, device: str) -> None:
         self.device = kind_of_device(device)

@@ -1,4 +1,4 @@
-"""The commands of an entry as what a study makes: each once, resumable, in its order."""
+"""The commands of an entry as resumable steps, each run once, in order."""
 
 from __future__ import annotations
 
@@ -22,19 +22,17 @@ from trainer.recipes import recipe
 from trainer.study.devices import kind_of_device
 from trainer.study.jobs import Store, Work
 
-Call = Callable[
-    [Sequence[str]], Any
-]  # makes a command of `vssl`, of the words after it; returns what its function returns
+Call = Callable[[Sequence[str]], Any]  # runs the `vssl` command with these words; returns what its function returns
 _MARKER = {"command": str, "seconds": float, "device": str, "made": [str]}
-_SHARDS = ("--shards", "--query", "--gallery")  # whose values are folders that labelgen wrote
+_SHARDS = ("--shards", "--query", "--gallery")  # options whose values are folders written by labelgen
 
 
 @dataclass(frozen=True)
 class Scale:
-    """In what a reproduction is smaller than the source, or larger.
+    """How a reproduction is smaller or larger than the source.
 
-    seeds: of every training; splits: official ones, none for all that the source has; clips: that every training sees, in
-    place of its recipe's epochs; width: of every network; batch_size: of every training; frames: height, width, crop, pixels
+    seeds: of every training; splits: official ones, empty for all those of the source; clips: seen by every training, instead
+    of its recipe's epochs; width: of every network; batch_size: of every training; frames: height, width, crop, pixels
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -46,13 +44,13 @@ class Scale:
 
     @property
     def parts(self) -> list[str]:
-        """Which seeds and splits there are, in words, if they are not seed 0 and all splits."""
+        """The seeds and splits as text, unless they are seed 0 and all splits."""
         found = [f"seeds {', '.join(map(str, self.seeds))}"] if self.seeds != (0,) else []
-        return found + ([f"official splits {', '.join(self.splits)} alone"] if self.splits else [])
+        return found + ([f"only official splits {', '.join(self.splits)}"] if self.splits else [])
 
     @property
     def smaller(self) -> list[str]:
-        """In what it is a rehearsal, in words."""
+        """How it is a rehearsal, as text."""
         found = [f"every training sees about {self.clips:,} clips"] if self.clips else []
         found += [f"every network has the width {self.width:g}"] if self.width else []
         found += [f"every training has batches of {self.batch_size}"] if self.batch_size else []
@@ -63,8 +61,8 @@ class Scale:
 
 @dataclass(frozen=True)
 class Place:
-    """out: folder of the reproduction, with runs/ and tables/; data: whose folders are the data sets, None for $VSSL_DATA or
-    data; shards: folder of the labellings, None for out/out"""
+    """out: folder of the reproduction, with runs/ and tables/; data: folder of the data sets, None for $VSSL_DATA or data;
+    shards: folder of the labellings, None for out/out"""
 
     out: Path
     data: Path | None = None
@@ -79,14 +77,14 @@ class Place:
 
 
 class Folder(Store):
-    """The folder of a reproduction: runs/NAME, results/ID.json of each step that is done, logs/ID.txt."""
+    """The folder of a reproduction: runs/NAME, results/ID.json of each finished step, logs/ID.txt."""
 
     def made(self, id: str) -> list[Path] | None:
-        """What a step wrote; None if it is not done, or if that is gone."""
+        """What a step wrote; None if it is not finished, or if the file is gone."""
         try:
             content = load_json(self.root / "results" / f"{id}.json")
             validate(content, _MARKER, "it")
-        except (ReadError, ValueError):  # damaged: the step is made again
+        except (ReadError, ValueError):  # damaged: the step runs again
             return None
         found = [*map(Path, content["made"])]
         return found if all(path.exists() for path in found) else None
@@ -97,7 +95,8 @@ class Folder(Store):
 
 @dataclass(frozen=True, eq=False)
 class Step(Work):
-    """A command. printed: its words in docs/papers.md; words: here; seed: of its trainings; before: ids of what it needs"""
+    """A command. printed: its words in docs/papers.md; words: those run here; seed: of its trainings; before: ids of required
+    steps"""
 
     kind: ClassVar[str] = "step"
     printed: tuple[str, ...]
@@ -127,7 +126,7 @@ class Step(Work):
     @property
     def computing(self) -> list[str]:
         """Options that change no number."""
-        cpu = kind_of_device(self.device) == "cpu"  # the process that computes decodes the frames, too
+        cpu = kind_of_device(self.device) == "cpu"  # the computing process also decodes the frames
         return ["--device", self.device, *(["--workers", "0"] if cpu else [])]
 
     def work_and_store(self, store: Store, flow: Callable | None) -> None:
@@ -148,11 +147,11 @@ class Step(Work):
             yield value_of(self.words, "--out") or Path(self.words[1]) / "report.html"
 
     def _trained(self) -> Path:
-        """The run; one that is there is resumed, which checks its settings, and does nothing if it is at its end."""
+        """Returns the run. An existing run is resumed, which checks its settings and does nothing if it is finished."""
         run, words = Path(value_of(self.words, "--run") or ""), [*self.words]
         if any((run / "checkpoints").glob("[0-9]*")):
             words[words.index("--run")] = "--resume"
-            if "--checkpoint" in words:  # the run knows what it began with
+            if "--checkpoint" in words:  # the run stores its initial checkpoint
                 place = words.index("--checkpoint")
                 del words[place : place + 2]
             words = [word for word in words if word != "--scratch"]
@@ -168,7 +167,7 @@ class Step(Work):
             yield [*self.words]
             return
         if not (files := sorted(glob.glob(pattern))):
-            raise TrainerError(f"{pattern}: no such file; the training before has kept none")
+            raise TrainerError(f"{pattern}: no such file; the training before it kept none")
         for file in files:
             yield [file if word == pattern else word for word in self.words]
 
@@ -176,14 +175,16 @@ class Step(Work):
 def steps(
     entry: dict[str, Any], content: dict[str, Any], scale: Scale, place: Place, device: str, call: Call
 ) -> tuple[list[Step], list[Step]]:
-    """The labellings and the other commands of an entry, see papers.yaml; call: makes a command.
+    """The labellings and the other commands of an entry, see papers.yaml; call: runs a command.
 
-    Raises TrainerError for splits that none of its trainings is of.
+    Raises TrainerError for splits that none of its trainings uses.
     """
     printed = [tuple(shlex.split(command)[1:]) for command in commands(script(entry, content))]
     of_splits = dict.fromkeys(split for words in printed for split in values_of(words, "--split"))
     if other := [split for split in scale.splits if split not in of_splits]:
-        expected = f"expected {' or '.join(of_splits)}" if of_splits else "the entry is of no single splits"
+        expected = (
+            f"expected {' or '.join(of_splits)}" if of_splits else "no --split, since the entry has no single splits"
+        )
         raise TrainerError(f"--split is {', '.join(other)}; {expected}")
     printed = [*dict.fromkeys(_of_splits(printed, scale.splits))]
     folders = dict.fromkeys(folder for words in printed for option in _SHARDS for folder in values_of(words, option))
@@ -209,7 +210,7 @@ def steps(
 
 
 def _of_splits(printed: Sequence[tuple[str, ...]], splits: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The commands without the finetunings on other splits than these, and without what is measured on them alone."""
+    """The commands without the finetunings on splits other than these, and without what is measured only on those."""
     dropped = set()
     for words in printed:
         if splits and value_of(words, "--split") not in (None, *splits):
@@ -223,7 +224,7 @@ def _of_splits(printed: Sequence[tuple[str, ...]], splits: tuple[str, ...]) -> I
 
 
 def _runs(words: Sequence[str], made: dict[str, str], suffix: str) -> dict[str, str]:
-    """The words that name a run, or a folder in one, each with that below runs/ here."""
+    """The words that name a run, or a folder in one, each with its path below runs/ here."""
     recipes, found = values_of(words, "--recipe"), dict[str, str]()
     for word in words:
         name, slash, rest = word.removeprefix("runs/").partition("/")
@@ -255,7 +256,7 @@ def _here(words: Sequence[str], runs: dict[str, str], place: Place) -> list[str]
 
 
 def _scaled(words: Sequence[str], scale: Scale, seed: int) -> list[str]:
-    """More options of a training, the last one of a name counts."""
+    """More options of a training; the last one of a name counts."""
     if words[0] not in ("train", "finetune"):
         return []
     found: dict[str, float | None] = {"--seed": seed or None, "--clips": scale.clips, "--batch-size": scale.batch_size}
@@ -265,7 +266,7 @@ def _scaled(words: Sequence[str], scale: Scale, seed: int) -> list[str]:
 
 
 def _told(words: Sequence[str], suffix: str) -> tuple[str, str]:
-    """What a step is about, and what it does, in words."""
+    """The subject of a step, and what it does, as text."""
     names = values_of(words, "--run") or values_of(words, "--checkpoint") or [words[1 if words[0] == "report" else -1]]
     what = {"train": "pretrain", "eval": f"measure {words[1]}"}.get(words[0], words[0])
     data = [Path(folder).name for option in _SHARDS for folder in values_of(words, option)]
@@ -273,7 +274,7 @@ def _told(words: Sequence[str], suffix: str) -> tuple[str, str]:
 
 
 def _id(words: Sequence[str], what: Sequence[str]) -> str:
-    """The name of a step, and the hash of all that determines it."""
+    """The name of a step, with the hash of everything that determines it."""
     kind = "-".join(words[: 2 if words[0] in ("eval", "show") else 1])
     return f"{kind}-{re.sub(r'[^a-zA-Z0-9.]+', '-', _told(words, '')[0])[:80]}-{json_sha256([*what])[:8]}"
 

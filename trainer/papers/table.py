@@ -1,4 +1,4 @@
-"""The table of an entry: what the source printed, what was measured here, and the difference."""
+"""The table of an entry: the numbers in the source, those measured here, and the differences."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _BY = {
 _POOLING = {"retrieval": "max", "scenes": "mean", "similarity": "max"}
 _HOW = {
     "recognition": "accuracy of the finetuned networks, {} level",
-    "retrieval": "clip level, max pooling, conv5 unless the row names a stage (pool4 is conv4)",
-    "scenes": "mean pooling, conv5 unless the row names a stage (pool3 is conv3)",
+    "retrieval": "clip level, max pooling, conv5 unless the row gives a stage (pool4 is conv4)",
+    "scenes": "mean pooling, conv5 unless the row gives a stage (pool3 is conv3)",
     "similarity": "accuracy over all pairs",
     "pretext": "accuracy of the pretext task",
 }
@@ -77,9 +77,9 @@ def collect(
     scale: Scale,
     failed: dict[str, str],
 ) -> dict[str, Any]:
-    """What is written of an entry: "rows" of label, what runs it, and "cells" by column; a cell has what was "published" and, of
-    the columns in "measured", "here": mean over the seeds, "low" and "high" of its 95 % interval if there is one seed,
-    "deviation" if there are several, "by seed"; and the "difference". "others": tables of what has no column."""
+    """What is written for an entry: "rows" with the label, what runs it, and "cells" by column; a cell has the "published"
+    number and, for the columns in "measured", "here": mean over the seeds, "low" and "high" of its 95 % interval if there is
+    one seed, "deviation" if there are several, "by seed"; and the "difference". "others": tables of results without a column."""
     results = [*_results(steps, folder)]
     columns, used = entry.get("columns", []), set[str]()
     body: list[dict[str, Any]] = []
@@ -126,14 +126,14 @@ def _results(steps: Sequence[Step], folder: Folder) -> Iterator[_Result]:
         if step.words[0] != "eval":
             continue
         runs = values_of(step.printed, "--checkpoint")
-        if step.words[1] == "recognition":  # of what the finetuned networks began with
+        if step.words[1] == "recognition":  # of the initial weights of the finetuned networks
             runs = [_began_with(trainings[run]) for run in runs]
         for path in folder.made(step.id) or ():
             yield _Result(step, runs, step.shards[0].name, path, load_json(path))
 
 
 def _other_shards(steps: Sequence[Step], folder: Folder, scale: Scale) -> Iterator[str]:
-    """In what the shards of the trainings are not those that their recipes are for, beside the size that was asked for."""
+    """How the shards of the trainings differ from those that their recipes are for, apart from the requested size."""
     asked = ("height", "width", "crop") if scale.frames else ()
     found = dict[str, None]()
     for step in (step for step in steps if step.trains):
@@ -154,13 +154,13 @@ def _written(steps: Sequence[Step], folder: Folder) -> dict[Path, None]:
 
 
 def _began_with(printed: Sequence[str]) -> str:
-    """The pretraining that a finetuning began with."""
+    """The pretraining from which a finetuning started."""
     return value_of(printed, "--checkpoint") or f"none-{value_of(printed, '--backbone')}"
 
 
 def _wanted(entry: dict[str, Any], label: str, run: str | None, column: str) -> _Wanted | None:
-    """What stands in a column of a row; None if nothing here measures it."""
-    run = entry.get("runs", {}).get(column, run)  # a column may be of one run
+    """What a column of a row contains; None if nothing here measures it."""
+    run = entry.get("runs", {}).get(column, run)  # a column may belong to a single run
     if run is None:
         return None
     dataset = entry.get("dataset") or label.rpartition(" ")[2].lower()
@@ -187,9 +187,9 @@ def _level(entry: dict[str, Any], protocol: str) -> str:
 
 
 def _measured(entry: dict[str, Any], wanted: _Wanted, results: Sequence[_Result]) -> dict[int, dict]:
-    """The row of a result that is what is wanted, by seed."""
+    """The wanted row of a result, by seed."""
     method, _, backbone = wanted.run.partition("-")
-    random = method == "none" and wanted.protocol != "recognition"  # it is measured beside every run
+    random = method == "none" and wanted.protocol != "recognition"  # it is measured with every run
     fits: dict[str, str | None] = {"network": "random" if random else "pretrained", "metric": wanted.metric}
     fits |= {"level": _level(entry, wanted.protocol), "pooling": _POOLING.get(wanted.protocol)}
     fits |= {"stage": wanted.stage} if wanted.stage else {}
@@ -200,17 +200,17 @@ def _measured(entry: dict[str, Any], wanted: _Wanted, results: Sequence[_Result]
             for row in overall(result.content["rows"]):
                 of_label = _letters(row.get("class", "")) == _letters(wanted.label) and "video" not in row
                 if of_label and all(row.get(key, value) == value for key, value in fits.items()):
-                    found[result.step.seed] = row  # the last one, of the last stage
+                    found[result.step.seed] = row  # the last one, which is of the last stage
     return found
 
 
 def _letters(name: str) -> str:
-    """The name of a class, however it is written: brush_hair, BrushHair."""
+    """The name of a class in normalised spelling: brush_hair, BrushHair."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _here(found: dict[int, dict], published: object) -> dict[str, Any]:
-    """The number of a cell from the rows by seed; empty if there is none."""
+    """The content of a cell from the rows by seed; empty if there are none."""
     if not found:
         return {}
     values = {str(seed): row["value"] for seed, row in sorted(found.items())}
@@ -235,7 +235,8 @@ def _other(result: _Result) -> dict[str, Any]:
 
 
 def write(content: dict[str, Any], folder: Path) -> Path:
-    """Write tables/NAME.json, .md and .html of what `collect` found into the folder; returns the last one without its ending."""
+    """Write tables/NAME.json, .md and .html from the result of `collect` into the folder; returns the last one without its
+    suffix."""
     stem = folder / "tables" / re.sub(r"[^\w.]+", "-", content["entry"])
     stem.parent.mkdir(parents=True, exist_ok=True)
     for ending, text in ((".md", text_of(content)), (".html", _html(content))):
@@ -270,7 +271,7 @@ def _about(content: dict[str, Any]) -> list[str]:
         found.append(f"Here: {'; '.join(content['how'])}; {spread}.")
     found += [f"Of {' and '.join(content['parts'])}."] if content["parts"] else []
     if smaller := [*content["smaller"], *content["shards"]]:
-        found.append(f"Not as the source did it: {'; '.join(smaller)}. The differences say little about the source.")
+        found.append(f"Different from the source: {'; '.join(smaller)}. The differences say little about the source.")
     return found
 
 
@@ -314,7 +315,7 @@ def _html(content: dict[str, Any]) -> str:
     sections = [
         ("table", "Published and here", join(parts)),
         ("others", "Measured, without a number in the source" if content["measured"] else "Measured", join(others)),
-        ("notes", "Where it is not as in the source", join(how)),
+        ("notes", "Deviations from the source", join(how)),
         ("written", "Pictures and pages", items(content["written"]) if content["written"] else Markup()),
         ("commands", "Commands", _code("Commands", "\n".join(content["commands"]))),
         ("failures", "What did not work", items(lines) if (lines := _failures(content)) else Markup()),

@@ -1,4 +1,4 @@
-"""Recipes: the settings of papers as YAML files, each value with its source. Options as texts are read here, too."""
+"""Recipes: the settings of papers as YAML files, each value with its source. This module also parses options given as text."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _FORM = Only(
 def recipe(name: str) -> tuple[Settings, dict[str, Any]]:
     """Settings of a recipe, and the shard configuration that it is meant for.
 
-    name: of a file in trainer/recipes, without .yaml, or the path of one. Each value stands with its source, a paper or
-    `assumed`: `lr: {value: 0.001, source: thesis 4.3}`; what a recipe does not say, the one says that it `extends`.
+    name: of a file in trainer/recipes, without .yaml, or the path of one. Each value has its source, a paper or `assumed`:
+    `lr: {value: 0.001, source: thesis 4.3}`; a recipe inherits missing values from the one that it `extends`.
     Raises TrainerError for unknown keys, wrong types and values without a source.
     """
     content = read(name)
@@ -46,7 +46,7 @@ def recipe(name: str) -> tuple[Settings, dict[str, Any]]:
 
 
 def read(name: str) -> dict[str, Any]:
-    """What a recipe and those that it extends say: about, settings and shards, each value as {value, source}."""
+    """The contents of a recipe and of those that it extends: about, settings and shards, each value as {value, source}."""
     content: dict[str, Any] = {"shards": {}}
     for path, own in chain(_path(name), _path):
         _check(path, own)
@@ -59,9 +59,9 @@ def read(name: str) -> dict[str, Any]:
 def _path(name: str, folder: Path = Path()) -> Path:
     """The file of a recipe: one in this package, by name, or any .yaml file, by its path from a folder."""
     path = folder / name if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not os.path.exists(path):  # of a path that cannot be one, Path.exists raises
+    if not os.path.exists(path):  # Path.exists raises for invalid paths
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise SettingError(f"no recipe {name!r:.200}; there are: {known}; or name a .yaml file")
+        raise SettingError(f"no recipe {name!r:.200}, expected one of: {known}; or the path of a .yaml file")
     return path
 
 
@@ -70,14 +70,12 @@ def _check(path: Path, content: object) -> None:
     try:
         validate(content, _FORM, "it")
     except ValueError as error:
-        raise TrainerError(
-            f"{path}: {error}; each value stands with its source, {{value: ..., source: ...}}"
-        ) from error
+        raise TrainerError(f"{path}: {error}; each value must have a source, {{value: ..., source: ...}}") from error
 
 
 def differing(expected: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """The names in which a configuration of shards differs from the one that a recipe is for. More rows, or more random clips
-    of a video, than the recipe needs are no difference: a run takes what it needs of them."""
+    """The keys in which a configuration of shards differs from the one that a recipe is for. More rows, or more random clips of
+    a video, than the recipe needs are not a difference, since a run uses only as many as it needs."""
 
     def agrees(name: str, value: Any) -> bool:
         has = config.get(name)
@@ -87,10 +85,10 @@ def differing(expected: dict[str, Any], config: dict[str, Any]) -> list[str]:
 
 
 def parse_options(texts: tuple[str, ...], method: str) -> dict[str, dict[str, Any]]:
-    """Texts "name=value" or "method.name=value" -> {method: {name: value}}; values are read as YAML, lists without their
-    brackets, too.
+    """Strings "name=value" or "method.name=value" -> {method: {name: value}}; values are read as YAML, lists also without
+    brackets.
 
-    Raises SettingError for an unknown method, a text of another form, and an option that none or several of the methods have.
+    Raises SettingError for an unknown method, a string of another form, and an option that none or several of the methods have.
     """
     declared = {name: method_class(name).options for name in method.split("+")} if texts else {}
     options: dict[str, dict[str, Any]] = {}
@@ -113,7 +111,7 @@ def parse_options(texts: tuple[str, ...], method: str) -> dict[str, dict[str, An
 
 
 def _value(value: Any) -> Any:
-    """A value, of a text the one that it is in YAML; 1e-3, which YAML takes for a text, is a number."""
+    """A value; strings are parsed as YAML, except that 1e-3, a string in YAML, is a number."""
     if not isinstance(value, str):
         return value
     try:
