@@ -130,7 +130,10 @@ class Settings:
     accumulate: int = _declared(1, "Gradient accumulation: number of parts of each step", between(1, 1 << 16))
     lr: float = _declared(None, "Learning rate at the start", POSITIVE)
     optimizer: str = _declared(
-        "sgd", "SGD with momentum, LARS for large batches, or AdamW", choices=("sgd", "lars", "adamw")
+        "sgd",
+        "SGD with momentum, LARS for large batches, or AdamW",
+        choices=("sgd", "lars", "adamw"),
+        default_words="the method's or sgd",
     )
     momentum: float = _declared(None, "Momentum of SGD and LARS, or the first beta of AdamW", at_least(0), commands=())
     weight_decay: float = _declared(

@@ -172,6 +172,15 @@ def test_pairs_of_opposites(ramps, run, seeing, tmp_path):
         measure("linear", ramps, run, compute=ONE, opposites=[("a", "b")])
 
 
+def test_notes_beside_pairs_are_not_of_all_classes(run, seeing, tmp_path):
+    write_shard(tmp_path / "00000.h5", [24] * 9, [0] * 9, [CLASSES[i % 3] for i in range(9)], frames=brightening)
+    of_all, of_pair = (
+        measure("knn", tmp_path, run, compute=ONE, opposites=pairs) for pairs in (None, [("up", "down")])
+    )
+    assert any("most frequent class of the others" in note for note in of_all["notes"])
+    assert not any("most frequent class of the others" in note for note in of_pair["notes"])
+
+
 def test_a_pair_of_unequal_classes_has_a_chance_of_a_half():
     from trainer.evaluate.protocols.linear import predictions
 

@@ -179,3 +179,4 @@ def test_what_is_said_of_entries_that_are_not_run(tmp_path, monkeypatch):
     code, output = vssl("thesis tab. 4.1", "--plan")
     assert code == 0 and "unknown: there are no videos in" in output and "4.3 core hours, 17 GB" in output
     assert "not counted: labelling out/ucf101" in output and not (tmp_path / "reproduced").exists()
+    assert "about 0 core hours" not in output  # nothing is known, which is not nothing

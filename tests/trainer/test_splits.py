@@ -55,7 +55,7 @@ def test_groups_are_left_out_in_turn(tmp_path, monkeypatch, plan):
     group(monkeypatch, {f"00000_{i}": f"actor{i // 4}" for i in range(10)})
     found = plan(tmp_path)
     assert found.mode == "leave one group out, 3 groups" and found.pooled and not found.splits
-    assert found.notes == [splits.rarer(found.source.targets, found.parts)]
+    assert splits.unfair(found) == [splits.rarer(found.source.targets, found.parts)]
     assert [test.tolist() for test, _ in found.parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert all(sorted([*test, *train]) == list(range(10)) for test, train in found.parts)
     monkeypatch.setattr(splits, "MOST_GROUPS", 2)

@@ -259,10 +259,11 @@ class FeatureProtocol(Protocol):
         if self.evaluator.split is None and len(names) > 1 and not folds.splits:
             self.notes.append(f"only split {folds.source.split} of {len(names)}; --split all uses each in turn")
         self.folds = splits.learnable(folds, self.few, seed)
-        self.notes += self.folds.notes[len(folds.notes) :]
         self.scores = metrics.ItemScores.of(folds.source)
         self.tasks = {ALL_CLASSES: np.arange(len(folds.source.classes))}
-        if opposites is not None:
+        if opposites is None:
+            self.notes += splits.unfair(self.folds)
+        else:
             self.tasks, notes = splits.opposites(self.folds, opposites)
             self.notes += notes
             self.folds = splits.of_classes(self.folds, np.concatenate([*self.tasks.values()]))

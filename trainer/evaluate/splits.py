@@ -109,19 +109,24 @@ def learnable(folds: Folds, labels: int | str | None = None, seed: int = 0) -> F
                 )
             parts.append((test, np.flatnonzero(drawn)))
         folds = replace(folds, parts=parts, mode=f"{folds.mode}, labels of {words(labels)} by seed {seed}")
-    unknown, notes = 0, [*folds.notes]
-    for test, train in folds.parts:
+    for _, train in folds.parts:
         classes = np.unique(source.targets[train])
         if len(classes) < 2:
             raise TrainerError(
                 f"{source.dataset}: {len(train)} labelled videos of {len(classes)} classes to learn from, expected two or more"
             )
-        unknown += int((~np.isin(source.targets[test], classes)).sum())
+    return folds
+
+
+def unfair(folds: Folds) -> list[str]:
+    """Notes on tested videos whose class is rarer among those that are learnt from, or absent; folds: see `learnable`."""
+    targets, notes = folds.source.targets, []
+    unknown = sum(int((~np.isin(targets[test], targets[train])).sum()) for test, train in folds.parts)
     if unknown:
         notes.append(f"{unknown} test videos count as wrong: their class has no training video")
     if len(folds.parts) > 1:
-        notes.append(rarer(source.targets, folds.parts))
-    return replace(folds, notes=notes)
+        notes.append(rarer(targets, folds.parts))
+    return notes
 
 
 def _cross_validation(source: data.Shards, rows: np.ndarray) -> tuple[str, list[np.ndarray]]:

@@ -164,7 +164,8 @@ def plan(labellings: Sequence[Step], steps: Sequence[Step], folder: Folder, devi
             total.measured(seconds)
             yield f"  at most about {duration(seconds)}"
     yield ""
-    yield from total.lines()
+    if total.counted or not unknown:
+        yield from total.lines()
     if unknown:
         yield f"not counted: {'; '.join(unknown)}"
 
@@ -196,6 +197,11 @@ class _Total:
         self.device = kind_of_device(device)
         self.core_hours = self.seconds = 0.0
         self.memory = self.on_device = self.disk = 0
+
+    @property
+    def counted(self) -> bool:
+        """Whether it holds any step."""
+        return self.core_hours > 0
 
     def labelled(self, found: Any) -> None:
         """found: a labelgen.run.estimate.Estimate"""

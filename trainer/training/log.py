@@ -154,14 +154,14 @@ def introduce(
     """Print what is trained on which data, and warnings. steps: of an epoch; meta: of the run, see
     checkpoint.metadata."""
     parameters = sum(weight.numel() for weight in network.backbone.parameters())
-    times = f", each {settings.repeats} times," if settings.repeats > 1 else ""
-    samples = ", ".join(f"{n} samples{times}" for n in meta["samples"].values())
+    times = f", each {settings.repeats} times" if settings.repeats > 1 else ""
+    samples = ", ".join(f"{n} samples" for n in meta["samples"].values())
     device = next(network.parameters()).device
     devices = f"{device} x {distributed.world()}" if distributed.world() > 1 else f"{device}"
     say(
         f"{settings.method}, {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) on "
         f"{devices} in {settings.precision}, "
-        f"{samples} of {source.dataset}, {settings.epochs} epochs of {steps} steps -> {folder}"
+        f"{samples} of {source.dataset}{times}, {settings.epochs} epochs of {steps} steps -> {folder}"
     )
     for name in source.unsplit_datasets:
         split = f" in split {source.splits[name]}" if source.splits[name] else ""
