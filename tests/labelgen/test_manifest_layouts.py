@@ -29,7 +29,7 @@ def rows(dataset):
         ("as published", ".", "UCF-101", "ucfTrainTestlist"),
         ("MMAction2", ".", "videos", "annotations"),
         ("class folders in the root", "UCF-101", "UCF-101", "UCF-101/ucfTrainTestlist"),
-        ("class folders in the root and the lists beside it", "UCF-101", "UCF-101", "ucfTrainTestlist"),
+        ("class folders in the root and the lists next to it", "UCF-101", "UCF-101", "ucfTrainTestlist"),
     ],
 )
 def test_ucf101(tmp_path, layout, root, videos, lists):
@@ -54,7 +54,7 @@ def test_ucf101(tmp_path, layout, root, videos, lists):
         ("MMAction2", ".", "videos", "annotations"),
         ("videos and split files as published", ".", "videos", "testTrainMulti_7030_splits"),
         ("class folders in the root", ".", ".", "testTrainMulti_7030_splits"),
-        ("class folders in the root and the split files beside it", "org", "org", "testTrainMulti_7030_splits"),
+        ("class folders in the root and the split files next to it", "org", "org", "testTrainMulti_7030_splits"),
     ],
 )
 def test_hmdb51(tmp_path, layout, root, videos, lists):
@@ -253,7 +253,7 @@ def test_jester(tmp_path, videos, lists):
     ("layout", "videos", "lists", "begin"),
     [
         ("MMAction2, videos", "videos", "annotations", "something-something-v2-"),
-        ("as unpacked, with the lists beside it", "20bn-something-something-v2", ".", "something-something-v2-"),
+        ("as unpacked, with the lists next to it", "20bn-something-something-v2", ".", "something-something-v2-"),
         ("as unpacked, with Qualcomm's labels", "20bn-something-something-v2", "labels", ""),
     ],
 )

@@ -222,7 +222,7 @@ def test_random_backwards_reverses_every_second_clip_and_keeps_its_class(demo):
 def test_random_backwards_of_backward_paces_is_refused(tmp_path):
     write_shard(tmp_path / "both" / "00000.h5", [64, 70], config=CONFIG | {"paces": ["1", "-1"]})
     source = data.Shards(tmp_path / "both")
-    with pytest.raises(TrainerError, match="random_backwards .* and the shards have -1 as classes of their own"):
+    with pytest.raises(TrainerError, match="random_backwards .* and the shards have -1 as separate classes"):
         Pace.samples(source, Pace.option_values({"random_backwards": True}))
     assert len(Pace.samples(source, Pace.option_values())[0]) == 2
 

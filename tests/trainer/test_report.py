@@ -160,7 +160,7 @@ def test_middle_frame_of_a_video_is_the_one_in_the_shard(path, shards):
 def test_what_is_missing_is_said_with_a_command_that_exists(shards, tmp_path):
     bare = train(Settings(width=0.06, epochs=1, workers=0), shards, tmp_path / "bare")
     text = Page(report.report(bare)[0].read_text()).text
-    missing = text[text.rindex("What is not here") :]
+    missing = text[text.rindex("What is missing") :]
     commands = re.findall(r"vssl ([a-z ]+) ", missing)
     assert {command.split()[1] for command in commands if command.startswith("eval")} == set(PROTOCOLS)
     for command in commands:

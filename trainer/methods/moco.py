@@ -53,9 +53,7 @@ class MoCo(SeveralClips):
     options = SeveralClips.options | {
         **head_options(3, 2048, 128, False),  # of PySlowFast
         "temperature": Option(0.1, "temperature of the similarities", POSITIVE),  # of PySlowFast
-        "queue": Option(
-            0, f"keys in the queue; 0: {LONGEST} or, if that is less, as many as there are videos", at_least(0)
-        ),
+        "queue": Option(0, f"keys in the queue; 0: {LONGEST} or the number of videos, whichever is less", at_least(0)),
         "decay": Option(0.994, "decay of the averaged network", between(0, 1)),  # of PySlowFast
         "rising": Option(True, "let the decay rise to 1, by a cosine"),  # of PySlowFast
         "symmetric": Option(True, "every clip is a query for the others; else only the first one"),  # of PySlowFast

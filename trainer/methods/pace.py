@@ -90,7 +90,7 @@ class Pace(Method):
         if options["random_backwards"] and backwards:
             raise TrainerError(
                 f"random_backwards makes one class of a pace and its reverse, and the shards have {', '.join(backwards)} as "
-                "classes of their own; label other paces, or leave it out"
+                "separate classes; label other paces, or leave it out"
             )
         return shards.with_rows("pace/pace", different=two)
 

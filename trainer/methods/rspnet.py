@@ -47,9 +47,7 @@ class RSPNet(Method):
     }
     options = {
         "speeds": Option([1, 2], "two or more whole numbers"),
-        "queue": Option(
-            0, f"keys in the queue; 0: {LONGEST} or, if that is less, as many as there are videos", at_least(0)
-        ),
+        "queue": Option(0, f"keys in the queue; 0: {LONGEST} or the number of videos, whichever is less", at_least(0)),
         "temperature": Option(0.07, "temperature of the similarities", POSITIVE),
         "decay": Option(0.999, "decay of the averaged network", between(0, 1)),
         "margin": Option(2.0, "margin between the two speeds, of similarities by temperature", at_least(0)),

@@ -53,7 +53,7 @@ class TCE(Method):
         "loss": Option("infonce", "nce: each negative separately against noise", choices=("infonce", "nce")),
         "temperature": Option(0.07, "temperature of the similarities", POSITIVE),
         "negatives": Option(
-            0, "negatives per anchor; 0: 8192 or, if that is less, a quarter of the training videos", at_least(0)
+            0, "negatives per anchor; 0: 8192 or a quarter of the training videos, whichever is less", at_least(0)
         ),
         "lo": Option(-1.0, "similarity that negatives must exceed at the start", between(-1, 1)),
         "hi": Option(1.0, "value towards which lo rises; both -1: any negative", between(-1, 1)),

@@ -125,7 +125,7 @@ def _sections(run: _Run, films: Films, gaps: Sequence[str], damaged: Sequence[st
         ("classes", "Classes", classes_html(run.results, run.scores, films)),
         ("published", "Published numbers", published),
         ("labels", "Labels of the shards", _labels(run)),
-        ("missing", "What is not here", _missing(run, bool(published))),
+        ("missing", "What is missing", _missing(run, bool(published))),
     ]
 
 
