@@ -181,6 +181,8 @@ def test_equal_budgets_are_not_called_unequal(runs):
     result = compare([runs[0], runs[2]])
     assert result["unequal"] == [] and "unequal" not in format_table(result)
     assert result["runs"]["a"]["clips seen"] == result["runs"]["c"]["clips seen"] == "6"
+    assert result["runs"]["a"]["optimizer"] == "sgd, step, lr 0.001"
+    assert result["runs"]["a"]["jitter"] == "frame, strength 1"
 
 
 def test_classes_that_gain_and_lose_most(runs, tmp_path):

@@ -311,6 +311,14 @@ def test_the_page_says_what_each_row_saw_and_how_rows_differ(tmp_path, monkeypat
     assert "Settings that differ between rows" in text and "one of 0.1, 0.003" in text
 
 
+def test_several_methods_have_jitters_of_their_own_not_none():
+    rows = {
+        name: {"kind": "method", "clips asked for": 1, "settings": {"jitter": jitter}, "label": {}}
+        for name, jitter in (("joint", None), ("plain", "none"))
+    }
+    assert budgets.differing(rows) == (["jitter"], {"joint": ["each method's"], "plain": ["none"]})
+
+
 def test_a_verdict_needs_the_whole_interval_on_one_side():
     ends = [(0.1, 3.0), (-3.0, -0.1), (-1.0, 0.0), (0.0, 1.0)]
     words = [results.verdict({"low": low, "high": high}) for low, high in ends]

@@ -213,12 +213,27 @@ def _about(saved: checkpoint.Checkpoint) -> dict[str, object]:
         "samples per epoch": " + ".join(f"{n:,}" for n in meta["samples"].values()),
         "epochs": settings["epochs"],
         "batch size": settings["batch_size"],
+        "optimizer": f"{settings['optimizer']}, {settings['schedule']}, lr {settings['lr']}",
+        "jitter": _jitter(settings),
         "steps": f"{meta['step']:,} of {meta['steps']:,}",
         "clips seen": f"{clips_seen(meta):,}",
         "seed": settings["seed"],
         "shards": meta["config_hash"],
         "torch": meta["environment"]["torch"],
     }
+
+
+def _jitter(settings: dict) -> str:
+    """The augmentation of a run in words."""
+    jitter = settings["jitter"] or "each method's"
+    if jitter == "none":
+        return jitter
+    area = (
+        ""
+        if jitter in ("clip", "frame")
+        else f", crop area {','.join(f'{share:g}' for share in settings['crop_area'])}"
+    )
+    return f"{jitter}, strength {settings['color_strength']:g}{area}"
 
 
 def _of_runs(row: dict, names: list[str]) -> list[str]:

@@ -39,6 +39,8 @@ def differing(rows: dict[str, dict]) -> tuple[list[str], dict[str, list[str]]]:
 
 def _flat_settings(row: dict) -> dict[str, str]:
     settings = {"clips asked for": row["clips asked for"], **row["settings"]}
+    if "jitter" in settings and settings["jitter"] is None:  # "none" would be another one
+        settings["jitter"] = "each method's"
     options = settings.pop("options", None) or {}
     tried: list[dict] = next(iter(row.get("tried", {}).values()), [])
     found = {key: _words(value) for key, value in settings.items()}
