@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from trainer.evaluate.evaluator import Evaluator
 from trainer.export import FORMATS, export
 from trainer.inputs import Input
 from trainer.network import trained_backbone
+from trainer.pages.compare import compare
 from trainer.settings import Settings, resolve
 from trainer.training import loop
 from trainer.weights.families import FAMILIES
@@ -164,6 +166,8 @@ def test_pages_and_protocols_know_that_nothing_is_known_of_its_training(imported
     vssl("report", run, "--shards", demo)
     page = (run / "report.html").read_text()
     assert "Imported from" in page and "torchvision&#39;s s3d" in page and "No steps logged" not in page
+    about = next(iter(compare([run, shutil.copytree(run, here / "again")])["runs"].values()))
+    assert {about[name] for name in ("epochs", "batch size", "optimizer", "jitter")} == {"unknown"}
 
 
 def test_files_are_decoded_as_the_network_expects_them(imported, here):

@@ -202,6 +202,14 @@ def _about(saved: checkpoint.Checkpoint) -> dict[str, object]:
     meta, settings = saved.meta, saved.meta["settings"]
     method, dataset = pretraining(settings, meta["initial"])
     finetuned = checkpoint.with_labels(settings)
+    training: dict[str, object] = {
+        "epochs": settings["epochs"],
+        "batch size": settings["batch_size"],
+        "optimizer": f"{settings['optimizer']}, {settings['schedule']}, lr {settings['lr']}",
+        "jitter": _jitter(settings),
+    }
+    if settings["method"] == checkpoint.IMPORTED:  # elsewhere
+        training = dict.fromkeys(training, "unknown")
     return {
         "method": f"{method}, finetuned" if finetuned else method,
         "options": ", ".join(f"{name} {value}" for name, value in flat(settings["options"])),
@@ -211,10 +219,7 @@ def _about(saved: checkpoint.Checkpoint) -> dict[str, object]:
         "pretrained on": (dataset or "nothing") if finetuned else meta["dataset"],
         "trained on": with_split(meta["dataset"], meta["split"]),
         "samples per epoch": " + ".join(f"{n:,}" for n in meta["samples"].values()),
-        "epochs": settings["epochs"],
-        "batch size": settings["batch_size"],
-        "optimizer": f"{settings['optimizer']}, {settings['schedule']}, lr {settings['lr']}",
-        "jitter": _jitter(settings),
+        **training,
         "steps": f"{meta['step']:,} of {meta['steps']:,}",
         "clips seen": f"{clips_seen(meta):,}",
         "seed": settings["seed"],
