@@ -67,6 +67,7 @@ def reproduce(
     needs a separate folder. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
     """
     check_scheduler(backend, scheduler)
+    from labelgen.manifest import default_root
     from trainer.evaluate.results import aligned
     from trainer.papers.reproduce import content, find, listed, make
     from trainer.papers.reproduce import plan as planned
@@ -79,18 +80,25 @@ def reproduce(
         return
     full, entry = find(name)
     scale = Scale(seeds, splits, clips, width, batch_size, frames)
-    labellings, others = steps(entry, content(), scale, Place(out, data, shards), device, call)
+    labellings, others = steps(entry, content(), scale, Place(out, data or default_root(""), shards), device, call)
     folder = Folder(out.absolute())
     if plan:
         for line in planned(labellings, others, folder, device):
             click.echo(line)
         return
-    failed = make(labellings, others, folder, Machine(workers, scheduler, device), click.echo)
+    failed = make(labellings, others, folder, Machine(workers, scheduler, device), click.echo, _source)
     found = collect(full, entry, content(), labellings, others, folder, scale, failed)
     stem = write(found, folder.root)
     click.echo(f"\n{text_of(found)}\n{stem}.html")
     if failed:
         sys.exit(3)
+
+
+def _source(name):
+    """Where a data set comes from, as its manifest says."""
+    from labelgen.manifest.form import read_manifest
+
+    return " ".join(str(read_manifest(name).get("source", "")).split())
 
 
 def call(words):

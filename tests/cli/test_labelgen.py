@@ -403,3 +403,9 @@ def test_shards_info_and_verify(plain, tmp_path):
     output = vssl("shards", "verify", tmp_path, code=1)
     assert output.startswith("Error: 3 faults; delete these shards and run labelgen again\n")
     assert "00000.h5: statistics/motion is out of range" in output and "00001.h5: not a readable shard" in output
+
+
+def test_a_camera_films_only_the_demo(tmp_path):
+    (tmp_path / "videos").mkdir()
+    refused = vssl("labelgen", tmp_path / "videos", "--camera", "pan", code=2)
+    assert "--camera pan" in refused and "--dataset demo" in refused

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.study import label
+from labelgen.errors import ConfigError
 from tests.trainer.studies import write_study
 from trainer.errors import TrainerError
 from trainer.study.file import read
@@ -121,3 +123,13 @@ def test_a_sweep_has_a_candidate_for_every_combination(tmp_path):
 def test_the_study_files_of_the_repository_are_whole(path):
     study = read(path)
     assert len(study.seeds) >= 3 and study.rows
+
+
+@pytest.mark.parametrize(
+    ("dataset", "render", "message"),
+    [("folder", {"camera": ["pan"]}, "folder is not rendered"), ("demo", {"speed": 2}, "render: .*speed")],
+)
+def test_only_the_demo_is_rendered_and_with_known_values(tmp_path, dataset, render, message):
+    given = {"dataset": dataset, "root": str(tmp_path / "videos"), "label": {}, "render": render}
+    with pytest.raises(ConfigError, match=message):
+        label(given, tmp_path / "out", 1)

@@ -95,6 +95,12 @@ class Films:
         return self._add(height, width, still, film)
 
 
+def frame_seconds(reader: ShardReader, row: int) -> float:
+    """How long a frame of a video is shown, in seconds."""
+    fps = float(reader.arrays["videos/fps"][row])
+    return 1 / (fps if fps > 0 else _FPS)
+
+
 def frames_of(length: int) -> np.ndarray:
     """Frames that make the film of a video of `length` frames, around its middle, int64 [at most 12]."""
     count = min(_FRAMES, -(-length // _EVERY))

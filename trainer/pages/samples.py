@@ -17,14 +17,13 @@ from labelgen.files import write_text
 from trainer import data
 from trainer.checkpoint import Checkpoint
 from trainer.inputs import OURS
-from trainer.pages.films import Films
+from trainer.pages.films import Films, frame_seconds
 from trainer.pages.page import facts, figure, fill, grid, items, join, page, paragraph
 from trainer.pages.sources import made_by
 from trainer.settings import Settings, resolve
 from trainer.training import streams
 from trainer.training.log import say
 
-_FPS = 25.0  # for a video without timestamps
 _OF_A_RUN = 2  # samples of each method on its page
 _SAMPLE = """<div class="together" role="group" tabindex="0" aria-label="{}">
 <p>{}</p>
@@ -112,8 +111,7 @@ def _sample(clips: data.TrainingClips, batch: data.Batch, i: int, video: str, fi
     one = replace(batch, clips=batch.clips[own], labels=labels, video=batch.video[i : i + 1])
     lines, shown = clips.method.shown(one, clips.shards, clips.options)
     shard, row = clips.shards.videos[int(batch.video[i])]
-    fps = float(clips.shards.readers[shard].arrays["videos/fps"][row])
-    seconds = 1 / fps if fps > 0 else 1 / _FPS
+    seconds = frame_seconds(clips.shards.readers[shard], row)
     figures = join(
         figure(what, films.clip(OURS.pixels(clip.permute(1, 2, 3, 0).numpy()), seconds, f"{what} of {video}"))
         for what, clip in shown

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from labelgen.files import locked
-from labelgen.manifest.form import read_manifest
 from labelgen.processes import cores
 from labelgen.progress import core_hours, duration
 from labelgen.reading import load_json, load_yaml
@@ -80,25 +79,32 @@ def _shards(labelling: Step) -> Path:
     return Path(value_of(labelling.words, "--out") or "") / str(value_of(labelling.words, "--dataset"))
 
 
-def check_data(labellings: Sequence[Step]) -> None:
-    """Raises TrainerError if shards and also the data set that they are made from are missing."""
+def check_data(labellings: Sequence[Step], source_of: Callable[[str], str]) -> None:
+    """Raises TrainerError if shards and also the data set that they are made from are missing. source_of: the source of a data
+    set by name."""
     lines = []
     for step in labellings:
         name, root = (value_of(step.words, option) or "" for option in ("--dataset", "--root"))
         if not labelled(step) and not Path(root).is_dir():
-            source = " ".join(str(read_manifest(name).get("source", "")).split())
-            lines.append(f"{name}: neither its shards in {_shards(step)} nor its videos in {root}; it is {source}")
+            where = f"neither its shards in {_shards(step)} nor its videos in {root}"
+            lines.append(f"{name}: {where}; it is {source_of(name)}")
     if lines:
         where = "Put each data set there, its files as published (docs/manifests.md)"
         raise TrainerError("\n".join([*lines, f"{where}, or give other places with --data or $VSSL_DATA, or --shards"]))
 
 
 def make(
-    labellings: Sequence[Step], steps: Sequence[Step], folder: Folder, machine: Machine, say: Say
+    labellings: Sequence[Step],
+    steps: Sequence[Step],
+    folder: Folder,
+    machine: Machine,
+    say: Say,
+    source_of: Callable[[str], str],
 ) -> dict[str, str]:
     """Run the missing steps of an entry; returns why some failed, by id. Steps that need failed steps are skipped. An
-    interrupted reproduction resumes with the same call. Raises TrainerError while another process works on the same folder."""
-    check_data(labellings)
+    interrupted reproduction resumes with the same call. source_of: see check_data. Raises TrainerError while another process
+    works on the same folder."""
+    check_data(labellings, source_of)
     folder.root.mkdir(parents=True, exist_ok=True)
     other = TrainerError(f"{folder.root}: another process works on this reproduction; wait for it, or stop it")
     failed = dict[str, str]()

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 from labelgen.errors import ReadError
 from labelgen.files import json_sha256, write_json
-from labelgen.manifest.dataset import default_root
 from labelgen.reading import load_json, validate
 from trainer.errors import TrainerError
 from trainer.papers import commands, labelgen, labelling_of, script, value_of, values_of
@@ -61,15 +60,15 @@ class Scale:
 
 @dataclass(frozen=True)
 class Place:
-    """out: folder of the reproduction, with runs/ and tables/; data: folder of the data sets, None for $VSSL_DATA or data;
-    shards: folder of the labellings, None for out/out"""
+    """out: folder of the reproduction, with runs/ and tables/; data: folder of the data sets; shards: folder of the labellings,
+    None for out/out"""
 
     out: Path
-    data: Path | None = None
+    data: Path = Path("data")
     shards: Path | None = None
 
     def data_set(self, name: str) -> Path:
-        return (self.data / name if self.data else default_root(name)).absolute()
+        return (self.data / name).absolute()
 
     def labelled(self, folder: str) -> Path:
         """The shards of a labelling, by their folder in the printed commands."""

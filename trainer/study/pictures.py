@@ -11,7 +11,7 @@ from markupsafe import Markup
 from labelgen.shards import ShardReader
 from trainer import data
 from trainer.embeddings.map import drawing
-from trainer.pages.films import Films
+from trainer.pages.films import Films, frame_seconds
 from trainer.pages.page import figure, fill, grid, heading, join, paragraph, scroll
 from trainer.pages.queries import FRAMES, query_html
 from trainer.study.jobs import Store
@@ -22,7 +22,6 @@ from trainer.study.spec import HISTOGRAMS, RANDOM, WEIGHTS
 _VIDEOS, _QUERIES = 3, 6  # numbers for each data set
 _LINES = 160  # largest height of a clip, pixels
 _MAP = (560, 400)  # width and height
-_FPS = 25.0  # for a video without a frame rate
 _FLOW = next(name for name, kind in HISTOGRAMS.items() if kind == "flow")
 _LABELS = (
     "Test videos, and the data behind the labels of their middle clip. Flow: the hue is the direction (red is to the right, "
@@ -100,8 +99,7 @@ def _clips(opened: data.Shards, row: int) -> np.ndarray:
 def _video(opened: data.Shards, row: int, films: Films, draw: Draw) -> Markup:
     (shard, video), clips = opened.videos[row], _clips(opened, row)
     reader, label = opened.readers[shard], opened.text("videos/label")[row]
-    fps, name = float(reader.arrays["videos/fps"][video]), opened.text("videos/id")[row]
-    seconds = 1 / fps if fps > 0 else 1 / _FPS
+    seconds, name = frame_seconds(reader, video), opened.text("videos/id")[row]
     shown = (
         figure(what, films.clip(frames, seconds, f"{what} of {name}", _LINES))
         for what, frames in draw(reader, int(clips[len(clips) // 2])).items()
