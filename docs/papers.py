@@ -1,4 +1,4 @@
-"""Print papers.md anew: every table and figure of the papers, its numbers and the commands that run it, which
+"""Print papers.md: every table and figure of the papers, its numbers and the commands that run it, which
 trainer/papers/papers.yaml has."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Print the tables of the pages anew: each stands between `<!-- table: NAME -->` and `<!-- end -->`; `study:NAME` is that of
+"""Print the tables of the pages: each stands between `<!-- table: NAME -->` and `<!-- end -->`; `study:NAME` is that of
 benchmarks/results/NAME.json, which `vssl study` wrote as study.json, `study:NAME:MEASURE` one of one measure alone."""
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
 
 
 def filled(text: str) -> str:
-    """The text of a page with every table printed anew. Raises KeyError for a table that nothing prints."""
+    """The text of a page with every table printed again. Raises KeyError for a table that nothing prints."""
 
     def printed(match: re.Match[str]) -> str:
         kind, _, name = match[1].partition(":")
