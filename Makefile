@@ -15,7 +15,7 @@ demo: .venv/installed  ## label demo videos rendered here, pretrain on them, com
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-all: .venv/installed  ## also run the slow tests: the wheel, a stand-in for a GPU, every command of docs/papers.md
+test-all: .venv/installed  ## also run the slow tests: the wheel, a stand-in for a GPU, every command of docs/papers/
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m ""
 
 soak: .venv/installed  ## test many damaged and hostile inputs and kills, print the counts: COUNT=2000 KILLS=20 SEED=0
