@@ -1,6 +1,6 @@
 """Print the tables of the pages: each stands between `<!-- table: NAME -->` and `<!-- end -->`; `study:NAME` is that of
 benchmarks/results/NAME.json, which `vssl study` wrote as study.json, `study:NAME:MEASURE` one of one measure alone;
-`output:NAME` is benchmarks/results/NAME.txt, what a benchmark printed."""
+`output:NAME` is benchmarks/results/NAME.txt: a command, its machine and what it printed."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def study(name: str) -> list[str]:
 
 
 def output(name: str) -> list[str]:
-    """What a benchmark printed, as a block of code."""
+    """A command, its machine and what it printed, as a block of code."""
     return ["```text", *(RESULTS / f"{name}.txt").read_text(encoding="utf-8").splitlines(), "```"]
 
 
