@@ -11,9 +11,8 @@ from trainer.evaluate.results import shown
 from trainer.pages import plots
 from trainer.pages.page import fill, table
 
-Difference = Mapping[
-    str, float
-]  # see metrics.paired_test: "value"; "low", "high" if there is an interval; "adjusted", its p
+# see metrics.paired_tests: "value"; "low", "high" if there is an interval; "adjusted", its p
+Difference = Mapping[str, float]
 
 
 @dataclass(frozen=True)
