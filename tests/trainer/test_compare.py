@@ -6,7 +6,7 @@ import pytest
 
 from tests.command import vssl
 from tests.trainer import planted
-from tests.trainer.pages import BROKEN, CONTRASTS, OVERFLOW, Chromium, Page, needs_browser
+from tests.trainer.pages import Page
 from trainer.errors import TrainerError
 from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
@@ -268,12 +268,6 @@ def test_files_by_the_command(runs, tmp_path):
     assert all(f"{of['value']:.1f}" in found.text for of in expected)
 
 
-@needs_browser
-def test_page_in_a_browser(runs, tmp_path):
+def test_page_in_a_browser(runs, tmp_path, browser):
     write(compare(runs[:2]), tmp_path / "table.html")
-    with Chromium() as browser:
-        for width in (400, 1400):
-            for dark in (False, True):
-                browser.open(tmp_path / "table.html", width, dark)
-                assert browser.run(OVERFLOW) == 0 and browser.run(BROKEN) == [] == browser.run(CONTRASTS)
-                assert browser.errors() == []
+    assert browser.faults(tmp_path / "table.html") == []
