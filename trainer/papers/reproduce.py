@@ -144,7 +144,9 @@ def plan(labellings: Sequence[Step], steps: Sequence[Step], folder: Folder, devi
             unknown[f"labelling {step.row}"] = None
             known = cost(labelling_of(step.row, content()), content())
             elsewhere = (
-                f"; in all {known[1]:.1f} core hours, {known[2]:.0f} GB, according to docs/papers/shards.md" if known else ""
+                f"; in all {known[1]:.1f} core hours, {known[2]:.0f} GB, according to docs/papers/shards.md"
+                if known
+                else ""
             )
             yield f"  unknown: there are no videos in {value_of(step.words, '--root')}{elsewhere}"
     of_entry = {_shards(step): step.row for step in labellings}
