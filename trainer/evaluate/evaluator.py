@@ -62,7 +62,7 @@ class Selection:
 class Scores(NamedTuple):
     """The score of each tested video.
 
-    Parameters
+    Attributes
     ----------
     right : dict
         By id, 0 to 1: a hit, or the share of its clips, draws or triples that are right.
