@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from labelgen.flow.tv_l1 import PARAMETERS, tvl1
 from labelgen.manifest.form import builtin_manifests, read_manifest
 from labelgen.shards.schema import fields
 from trainer.backbones import BACKBONES, create
@@ -48,8 +49,16 @@ def manifests() -> list[str]:
         spec = read_manifest(name)
         counts = (f"{count:,}" if count else "" for count in map(spec.get("expected", {}).get, ("videos", "classes")))
         splits = " ".join(spec.get("splits", {}).keys() - {"names"})
-        rows.append((f"`{name}`", *counts, splits.replace("_", " "), spec.get("licence", "")))
-    return table(("data set", "videos", "classes", "splits", "licence"), rows)
+        layouts = "; ".join(layout["name"] for layout in spec.get("layouts", ()))
+        rows.append((f"`{name}`", *counts, splits.replace("_", " "), spec.get("licence", ""), layouts))
+    return table(("data set", "videos", "classes", "splits", "licence", "layouts of a copy"), rows)
+
+
+def flow() -> list[str]:
+    """The parameters of TV-L1, as its docstring describes them."""
+    about = re.findall(r"^(\w+) : .+\n    (.+)\.$", inspect.getdoc(tvl1) or "", re.MULTILINE)
+    rows = [(f"`{name}`", PARAMETERS[name], text) for name, text in about if name in PARAMETERS]
+    return table(("parameter", "default", "meaning"), rows)
 
 
 def methods() -> list[str]:
@@ -166,6 +175,7 @@ def output(name: str) -> list[str]:
 TABLES: dict[str, Callable[[], list[str]]] = {
     "shards": shards,
     "manifests": manifests,
+    "flow": flow,
     "methods": methods,
     "defaults": defaults,
     "options": options,
