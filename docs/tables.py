@@ -1,6 +1,7 @@
 """Print the tables of the pages: each stands between `<!-- table: NAME -->` and `<!-- end -->`; `study:NAME` is that of
 benchmarks/results/NAME.json, which `vssl study` wrote as study.json, `study:NAME:MEASURE` one of one measure alone;
-`output:NAME` is benchmarks/results/NAME.txt: a command, its machine and what it printed."""
+`output:NAME` is benchmarks/results/NAME.txt: a command, its machine and what it printed;
+`code:NAME` is docs/examples/NAME.py."""
 
 from __future__ import annotations
 
@@ -172,6 +173,11 @@ def output(name: str) -> list[str]:
     return ["```text", *(RESULTS / f"{name}.txt").read_text(encoding="utf-8").splitlines(), "```"]
 
 
+def code(name: str) -> list[str]:
+    """A file of docs/examples, as a block of code."""
+    return ["```python", *(ROOT / "docs" / "examples" / f"{name}.py").read_text(encoding="utf-8").splitlines(), "```"]
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     "shards": shards,
     "manifests": manifests,
@@ -192,7 +198,7 @@ def filled(text: str) -> str:
 
     def printed(match: re.Match[str]) -> str:
         kind, _, name = match[1].partition(":")
-        lines = {"study": study, "output": output}[kind](name) if name else TABLES[kind]()
+        lines = {"study": study, "output": output, "code": code}[kind](name) if name else TABLES[kind]()
         return "\n".join([f"<!-- table: {match[1]} -->", *lines, "<!-- end -->"])
 
     return re.sub(r"<!-- table: ([^\n]+?) -->\n.*?<!-- end -->", printed, text, flags=re.DOTALL)
