@@ -24,21 +24,30 @@ _FILMS, _STILLS = 120, 2000  # about as many of a page move; so many have a pict
 
 @dataclass(frozen=True)
 class GroupKind:
-    """A kind of groups: name of the files, plural and singular name, the value of each member and its meaning."""
+    """A kind of groups: name of the files, plural and singular name, the value of each member, of what it is, and its meaning."""
 
     name: str
     plural: str
     singular: str
     value: str
+    of: str
     about: str
 
 
-CLUSTERS = GroupKind("clusters", "clusters", "Cluster", "distance", "of the features from the mean of the cluster")
+CLUSTERS = GroupKind(
+    "clusters",
+    "clusters",
+    "Cluster",
+    "distance",
+    "from the mean",
+    "of the features of a member from their mean over the cluster",
+)
 DUPLICATES = GroupKind(
     "duplicates",
     "groups of near-duplicates",
     "Group",
     "similarity",
+    "to the nearest",
     "correlation of the pictures with those of the nearest other video",
 )
 
@@ -61,15 +70,18 @@ class Groups:
     @property
     def title(self) -> str:
         """The number of groups and of videos or moments, in words."""
-        noun = "moments" if self.points.level == "row" else "videos"
-        return f"{self.count} {self.kind.plural} of {len(self.group):,} {noun}"
+        return f"{self.count} {self.kind.plural} of {len(self.group):,} {self._noun}"
+
+    @property
+    def _noun(self) -> str:
+        return "moments" if self.points.level == "row" else "videos"
 
     def describe(self, number: int) -> str:
         """The size of a group, and its most frequent label or, without labels, the first names."""
         fields = [self.points.fields[point] for point in np.flatnonzero(self.group == number)]
         label, count = Counter(field["label"] for field in fields).most_common(1)[0]
         names = ", ".join(dict.fromkeys(field["id"] for field in fields[:4])) + (", ..." if len(fields) > 4 else "")
-        return f"{len(fields):,}, " + (f"{count:,} of them {label}" if label else names)
+        return f"{len(fields):,} {self._noun}, " + (f"{count:,} of them {label}" if label else names)
 
     def write(self, folder: Path, film: Film) -> list[Path]:
         """Write NAME.csv, a sheet per group with the most typical members first, and index.html, on which these move; returns
@@ -150,7 +162,7 @@ class Groups:
         time = [moment(self.points.fields[point])] if self.points.level == "row" else []
         return [
             *filter(None, time),
-            *([f"{self.kind.value} {self.values[point]:.3f}"] if self.group[point] >= 0 else []),
+            *([f"{self.kind.value} {self.kind.of} {self.values[point]:.3f}"] if self.group[point] >= 0 else []),
         ]
 
 

@@ -124,7 +124,7 @@ def write_hits(path: Path, query: Sequence[dict], hits: Sequence[dict], film: Fi
         share = f"nearer than {above(hit)} of random pairs" if above(hit) else ""
         lines.append("; ".join(filter(None, (moment(hit), share, f"cosine {hit['similarity']:.4f}"))))
     sections = [
-        ("query", "Query", figures(query, [moment(row) for row in query], path.parent, moving)),
+        ("query", "Query", figures(query, [""] * len(query), path.parent, moving)),
         ("found", "Nearest moments", figures(hits, lines, path.parent, moving)),
     ]
     lead = (
