@@ -148,11 +148,11 @@ def test_many_rows_are_corrected_by_holm(runs):
             (line,) = own["rows"]
             found[own["title"].split()[0]] = line["marks"]["b"], own["headline"]["marks"]["b"], line["differences"]["b"]
     assert all(own[2]["low"] > 0 and own[2]["p"] < 0.05 for own in found.values())  # each by itself
-    # p of six, seven and twenty gained videos: 2/64, 2/128, 2/2^20; of four headlines they are multiplied by 2, 3 and 4
+    # p of six, seven and twenty gained videos: 2/64, 2/128, about 2/2^20; of four headlines they are multiplied by 2, 3 and 4
     assert {name: own[2]["p"] for name, own in found.items()} == {
         "Linear": 2 / 2**6,
         "k-NN": 2 / 2**7,
-        "Scenes": pytest.approx(2 / 2**20, abs=1e-5),
+        "Scenes": pytest.approx(0, abs=1e-4),  # drawn
     }
     assert {name: own[:2] for name, own in found.items()} == {
         "Linear": ("", ""),
