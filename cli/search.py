@@ -86,9 +86,8 @@ def _row(video: Path, part: str, begin: float, end: float, thumbnail: bytes) -> 
     """An example of the query as a row of a table."""
     from labelgen.texts import path_text
 
-    start, end = (None, None) if math.isinf(end) else (begin, end)
-    about = {"id": path_text(video.name) + part, "path": path_text(video.absolute())}
-    return about | {"start": start, "end": end, "thumbnail": thumbnail}
+    about = {"id": path_text(video.name) + part, "path": path_text(video.absolute()), "thumbnail": thumbnail}
+    return about | ({"start": None, "end": None} if math.isinf(end) else {"start": begin, "end": end})
 
 
 def _query(extract, video: Path, span, fps):
