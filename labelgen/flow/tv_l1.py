@@ -101,6 +101,7 @@ def tvl1(
     A picture that moves by two pixels to the right and one down:
 
     >>> import cv2, numpy as np
+    >>> from labelgen.flow import tvl1
     >>> noise = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
     >>> first = cv2.GaussianBlur(noise, (0, 0), 3)
     >>> flow = tvl1(first, np.roll(first, (1, 2), axis=(0, 1)))

@@ -120,7 +120,9 @@ def test_a_sweep_has_a_candidate_for_every_combination(tmp_path):
 
 
 def test_a_list_of_one_value_needs_no_choice(tmp_path):
-    row = read(write_study(tmp_path, rows={"a": {"method": "simclr", "crop_area": [[0.5, 1]]}})).rows["a"]
+    row = read(
+        write_study(tmp_path, rows={"a": {"method": "simclr", "jitter": "contrast", "crop_area": [[0.5, 1]]}})
+    ).rows["a"]
     assert [candidate.crop_area for candidate in row.candidates] == [[0.5, 1]]
 
 
