@@ -68,7 +68,7 @@ def tvl1(
     first, second : array [H, W]
         Luma, 0..255, uint8 or floating point, at least 16 x 16 pixels.
     attachment : float
-        Weight of the data term per grey level (lambda in [1]); smaller is smoother.
+        Weight of the data term per grey level (lambda); smaller is smoother.
     tightness : float
         Coupling of the two solutions (theta).
     step : float

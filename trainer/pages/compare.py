@@ -157,7 +157,8 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
             found.setdefault(tuple(sorted(_what(row).items(), key=str)), {})[name] = place, row
     standing = _what(headline(next(iter(group.values()))) or {})
     table: dict[str, Any] = {"title": title, "conditions": same, "rows": [], "headline": None, "classes": {}}
-    pairs: dict[tuple[str, str], list[tuple[int, tuple[int, int]]]] = {}  # by first run and run: table row, rows of both
+    # by first run and run: table row, rows of both
+    pairs: dict[tuple[str, str], list[tuple[int, tuple[int, int]]]] = {}
     equal = alone = 0
     for places in found.values():
         of = {name: row for name, (_, row) in places.items()}
