@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command
 from cli.options import TABLES, WRITTEN
 from labelgen.progress import busy
 
 
-@click.command()
+@click.command(cls=Command)
 @TABLES
 @click.option("--out", type=WRITTEN, default=Path("clusters"), help="Folder for CSV, sheets and page.")
 @click.option(

@@ -9,12 +9,21 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command
 from cli.options import IMAGE_FPS, WRITTEN, compute, computing, one_folder_of_shards
 from cli.video_files import video_files
 from labelgen.progress import ProgressBar, busy, duration
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    groups={
+        "Data": "videos shards dataset fps",
+        "Features": "checkpoint level stage pooling views crops",
+        "Hardware": "batch_size workers device",
+        "Output": "out npy plan",
+    },
+)
 @click.option(
     "--weights",
     "--checkpoint",

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
-from cli.options import WRITTEN, check_scheduler, on_workers, stop
+from cli.commands import Command
+from cli.options import WRITTEN, check_scheduler, making_videos, stop
 from labelgen.config import Config
 from labelgen.flow import BACKENDS
-from labelgen.progress import ProgressBar, core_hours, duration
+from labelgen.progress import WARNING, ProgressBar, core_hours, duration, say
 
 _DEFAULT = {field.name: field.default for field in fields(Config)}
 
@@ -38,7 +39,16 @@ def _clips(ctx, param, value: str) -> int | None:
     return int(value)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    groups={
+        "Videos": "dataset root group split region fps max_pixels camera",
+        "Frames": "size height width crop jpeg_quality",
+        "Labels": "clip_length clips flow paces order_clips rows allow_wrap wrap_any seed",
+        "Hardware": "workers backend scheduler stall",
+        "Output": "out videos_per_shard motion add plan",
+    },
+)
 @click.argument("videos", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--dataset",
@@ -62,7 +72,7 @@ def _clips(ctx, param, value: str) -> int | None:
     "brackets, such as '^([^_]+)_', searched in the file name, or in the path if it has a /.",
 )
 @click.option("--split", help="Label only the videos of an official split (1), a part (train), or both (1/train).")
-@on_workers
+@making_videos
 @click.option(
     "--camera",
     default="still",
@@ -181,18 +191,18 @@ def labelgen(
     elif camera != "still":
         raise click.UsageError(f"--camera {camera}: expected with --dataset demo alone, whose videos are rendered")
     data = load(dataset, root, group, images=config.fps is not None)
-    click.echo(data.summary())
+    say(data.summary())
     if dataset == "folder" and not any(data.videos.groups):
-        click.echo(
-            "no groups: videos of one source (person, film, camera) can end up both in training and in test, which makes "
-            "results look better than they are; give the pattern of the sources with --group PATTERN"
+        say(
+            f"{WARNING}no groups: videos of one source (person, film, camera) can end up both in training and in test, "
+            "which makes results look better than they are; give the pattern of the sources with --group PATTERN"
         )
     videos = select(data.videos, data.splits, split)
     split = split_name(data.splits, split)
     if plan:
         return _plan(data, videos, out, config, workers, stall, labels)
     if scheduler is not None and workers > 1:
-        click.echo("--workers is ignored: the workers of the cluster make the shards", err=True)
+        say(f"{WARNING}--workers is ignored: the workers of the cluster make the shards", sys.stderr)
     handler = signal.signal(signal.SIGINT, stop)
     with ProgressBar("labelled", "video") as progress:
         try:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command
 from cli.options import TABLES, WRITTEN
 from labelgen.progress import busy
 
 
-@click.command("map")
+@click.command("map", cls=Command)
 @TABLES
 @click.option("--out", type=WRITTEN, default=Path("map.html"), help="Page to write.")
 @click.option(

@@ -9,12 +9,21 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from cli.commands import Command
 from cli.options import IMAGE_FPS, TABLES, WRITTEN, compute, computing, one_folder_of_shards
 from cli.video_files import VideoFiles
 from labelgen.progress import ProgressBar, busy
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    groups={
+        "Query": "begin end fps checkpoint",
+        "Data": "features shards",
+        "Hardware": "batch_size workers device",
+        "Output": "count per_video page",
+    },
+)
 @click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @TABLES
 @one_folder_of_shards("Search shards instead; their table is kept in the run.")

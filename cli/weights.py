@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command
 from cli.options import WRITTEN
+from labelgen.progress import say
 
 
-@click.command("import")
+@click.command("import", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=WRITTEN, required=True, help="Name (in runs/) or path of the run to write.")
 @click.option("--from", "name", help="Program that made the weights, if it cannot be recognized (docs/weights.md).")
@@ -22,7 +24,7 @@ def import_(file, out, name, frames, stride):
     """
     from trainer.weights.importing import import_weights
 
-    saved = import_weights(file, out, name, frames, stride, click.echo)
+    saved = import_weights(file, out, name, frames, stride, say)
     meta = saved.meta
     own, config, expected = meta["imported"], meta["config"], meta["input"]
     click.echo(

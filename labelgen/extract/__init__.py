@@ -20,6 +20,7 @@ from labelgen.extract.settings import Extraction as Extraction
 from labelgen.extract.video import FlowTask, compile_kernels, extract_on_cluster, extract_video
 from labelgen.files import json_sha256, locked, write_json, write_text
 from labelgen.manifest import Dataset, Video, Videos
+from labelgen.progress import detail
 from labelgen.run import STALL_SECONDS, compile_once
 from labelgen.run.jobs import clean, made_of
 from labelgen.run.plan import file_sizes
@@ -113,6 +114,7 @@ def extract(
                             continue
                         instructions.add(made.instructions)
                         journal.add(id, size_of[id], made.notes)
+                        detail(f"{id}: {', '.join(f'{stage} {spent:.1f} s' for stage, spent in made.seconds.items())}")
                         if time.monotonic() > written + _EVERY:
                             journal.write()
                             written = time.monotonic()

@@ -17,6 +17,7 @@ from labelgen.errors import ConfigError, MachineError, ShardError
 from labelgen.files import locked, write_json, writing
 from labelgen.labels import LABELS
 from labelgen.manifest import Dataset, Video
+from labelgen.progress import WARNING, counted, detail
 from labelgen.run import report
 from labelgen.run.finished import Finished
 from labelgen.run.growth import Growth, grow
@@ -115,6 +116,8 @@ def run(
                         continue
                     instructions.add(made.instructions)
                     finished.summary(folder / name, plan.bytes_of(name))
+                    took = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in made.seconds.items())
+                    detail(f"{folder / name}: {counted(plan.count(name), 'video')}: {took}")
                     done += plan.count(name)
                     progress(done, len(videos), counts["frames"])
         if faults:
@@ -143,4 +146,4 @@ def compile_once(compile_kernels: Callable[[], object], say: Callable[[str], Non
     with writing("the folder of Numba's compiled kernels"):
         compile_kernels()
     if compiled.uncached:
-        say(compiled.uncached)
+        say(f"{WARNING}{compiled.uncached}")

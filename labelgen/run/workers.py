@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from labelgen.cluster import connected
 from labelgen.errors import ClusterError
 from labelgen.processes import cores, end_with, safe_path
+from labelgen.progress import WARNING
 from labelgen.run.process import check_threads, no_process
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def pool(
     if scheduler is None:
         most = cores()
         if workers > most:
-            say(f"{workers} workers requested, but this machine has {most} cores: {most} workers are used")
+            say(f"{WARNING}{workers} workers requested, but this machine has {most} cores: {most} workers are used")
         yield functools.partial(_each_here, workers=min(workers, most)), min(workers, most)
         return
     with connected(scheduler) as client:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from labelgen.files import json_sha256, locked
+from labelgen.progress import counted, detail
 from labelgen.shards import NONE, PARTS, ShardReader, open_shards
 from labelgen.texts import path_text
 from labelgen.times import frame_bounds
@@ -329,6 +330,7 @@ def embed(
                         raise AssertionError(f"{len(piece.fields)} read, {lost} failed of {source.size(part)} videos")
                     vectors, columns = extract(piece)
                     write_part(path, {"failures": piece.failures}, vectors, columns)
+                    detail(f"{path}: {counted(len(piece.fields), 'video')}, {counted(len(vectors), 'row')}")
             failures += Table(path).about["failures"]
             done += source.size(part)
             progress(done, source.count)

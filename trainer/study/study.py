@@ -8,7 +8,7 @@ from pathlib import Path
 
 from labelgen.errors import VsslError
 from labelgen.files import locked
-from labelgen.progress import busy, duration, heartbeat
+from labelgen.progress import busy, detail, duration, heartbeat
 from trainer.errors import TrainerError
 from trainer.study.estimate import seconds
 from trainer.study.file import read
@@ -98,6 +98,7 @@ def make_missing(
             store.marker(job).unlink(missing_ok=True)  # left by a lost worker
             state, why = ("failed", f": {reason}") if reason else ("done", "")
             say(f"{state} {number}/{len(missing)}: {job.row}: {job.title}{why}")
+            detail(f"  its output: {store.log(job)}")
             if reason:
                 failed[job.id] = reason
 

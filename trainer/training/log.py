@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from tqdm import tqdm
 
+from labelgen import progress
 from labelgen.errors import ReadError, WriteError
 from labelgen.files import write_text, writing
 from labelgen.reading import read_text
@@ -28,10 +29,9 @@ from trainer.training.precision import version_warnings
 
 
 def say(text: str) -> None:
-    """Print a line without breaking a progress bar, in the first process only."""
+    """labelgen.progress.say in the first process only."""
     if distributed.rank() == 0:
-        tqdm.write(text)
-        sys.stdout.flush()
+        progress.say(text)
 
 
 class Log:
@@ -43,7 +43,7 @@ class Log:
     def __init__(self, folder: Path, first: int, last: int, every: int):
         self.folder, self.first, self.last, self.every = folder, first, last, every
         writes, self.begun, self.printed = distributed.rank() == 0, 0.0, 0.0
-        shown = writes and sys.stderr.isatty()
+        shown = writes and sys.stderr.isatty() and progress.level() >= 0
         self.bar = tqdm(total=last, initial=first, unit="step") if shown else None
         self.board = _tensorboard(folder, first) if writes else None
         self.file = (folder / "log.csv").open("a", newline="", buffering=1) if writes else None
@@ -163,6 +163,10 @@ def introduce(
         f"{devices} in {settings.precision}, "
         f"{samples} of {source.dataset}{times}, {settings.epochs} epochs of {steps} steps -> {folder}"
     )
+    if distributed.rank() == 0:
+        progress.detail(
+            "; ".join(f"{name} {value}" for name, value in {**vars(settings), **meta["environment"]}.items())
+        )
     for name in source.unsplit_datasets:
         split = f" in split {source.splits[name]}" if source.splits[name] else ""
         say(f"{name} marks no video as train{split}: all are used")
@@ -170,13 +174,14 @@ def introduce(
         for note in network.method(name).notes:
             say(note)
     for warning in version_warnings(settings.precision, torch.__version__, torch.backends.cudnn.version()):
-        say(f"warning: {warning}")
+        say(f"{progress.WARNING}{warning}")
     if saved:
         say(f"resuming after step {saved.meta['step']} of {meta['steps']}")
         before, now = saved.meta["environment"], meta["environment"]
         changed = [f"{name} {old} -> {now[name]}" for name in now if (old := before.get(name, "unknown")) != now[name]]
         if changed:
-            say(f"resumed in a different environment, so results may differ in the last bits: {', '.join(changed)}")
+            bits = "resumed in a different environment, so results may differ in the last bits"
+            say(f"{progress.WARNING}{bits}: {', '.join(changed)}")
 
 
 def _duration(seconds: float) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from labelgen import progress
 from labelgen.errors import VsslError
 from trainer import checkpoint, data, distributed
 from trainer.errors import Interrupted, TrainerError
@@ -85,9 +86,8 @@ def train(
             raise TrainerError(f"cannot resume {saved.run}: {budget}. Leave the clips out, or start a new run")
         expected = expected or {}
         for name in differing(expected, training.source.config):
-            say(
-                f"the recipe expects shards with {name} {expected[name]}, but these have {training.source.config.get(name)}"
-            )
+            but = f"shards with {name} {expected[name]}, but these have {training.source.config.get(name)}"
+            say(f"{progress.WARNING}the recipe expects {but}")
         return training.run(run, saved)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labelgen.progress import counted
+from labelgen.progress import WARNING, counted
 from trainer import data, distributed
 from trainer.augment import augment
 from trainer.errors import TrainerError
@@ -129,8 +129,8 @@ def warn_of_few_steps(clips: dict[str, data.TrainingClips], settings: Settings) 
     steps, shown = epoch_of(clips, settings)
     if settings.epochs * steps < _FEW_STEPS:
         say(
-            f"{settings.epochs * steps} steps in all: with fewer than {_FEW_STEPS} a network hardly learns anything; a larger "
-            f"budget is set with --clips, here {math.ceil(2 * _FEW_STEPS * shown / steps):,} for {2 * _FEW_STEPS:,} steps"
+            f"{WARNING}{counted(settings.epochs * steps, 'step')} in all: with fewer than {_FEW_STEPS} a network hardly learns "
+            f"anything; a larger budget is set with --clips, here {math.ceil(2 * _FEW_STEPS * shown / steps):,} for {2 * _FEW_STEPS:,} steps"
         )
 
 
@@ -169,7 +169,8 @@ def training_streams(
             times = math.ceil(passes * at_once / source.config[setting])
             if times > 1:
                 say(
-                    f"{name}: each stored draw is shown {times} times; label with --{setting} {passes * at_once} to avoid it"
+                    f"{WARNING}{name}: each stored draw is shown {times} times; label with --{setting} {passes * at_once} to "
+                    "avoid it"
                 )
     return streams
 
