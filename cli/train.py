@@ -39,6 +39,11 @@ def _setting(name: str):
     if kind is bool:
         return click.option(flag, name, is_flag=True, default=None, help=about)
     about += f"  [default: {declaration.shown_default}]"
+    if declaration.choices and kind is list:
+        several = click.Choice(declaration.choices)
+        return click.option(
+            flag, name, type=several, multiple=True, callback=lambda ctx, param, value: [*value] or None, help=about
+        )
     if kind is list:
         return click.option(flag, name, callback=_numbers, help=about)
     return click.option(flag, name, type=click.Choice(declaration.choices) if declaration.choices else kind, help=about)

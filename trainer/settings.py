@@ -200,6 +200,14 @@ class Settings:
         default_words="none",
         may_change=True,
     )
+    log: list = _declared(
+        [],
+        "Logger beside log.csv, which needs its package; repeatable",
+        choices=("tensorboard", "wandb", "mlflow"),
+        default_words="none",
+        form=[str],
+        may_change=True,
+    )
     log_every: int = _declared(
         10,
         "Seconds between two lines of progress if there is no terminal; the first step is printed at once",

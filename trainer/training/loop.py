@@ -29,6 +29,7 @@ from trainer.settings import Settings, resolve, resumed
 from trainer.training import streams
 from trainer.training.lars import LARS
 from trainer.training.log import Log, at_chance, cut_log, introduce, say
+from trainer.training.loggers import Loggers
 from trainer.training.precision import pick_precision, set_precision
 from trainer.training.run import STOPS, Saver, StopSignals, check_name, check_same_data, locked, new_folder
 from trainer.training.schedule import learning_rate, pacing
@@ -171,9 +172,11 @@ class _Training:
                 network.load_state_dict(saved.weights)
                 for file in ("log.csv", "holdout.csv"):
                     distributed.on_rank_zero(partial(cut_log, folder / file, first))
+                loggers = stack.enter_context(Loggers(settings.log, folder, meta, first))
             else:
                 try:  # so that a run can be resumed from its first step
                     saver.save(first, network, self.optimiser, wait=True)
+                    loggers = stack.enter_context(Loggers(settings.log, folder, meta, first))
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)  # without a checkpoint it is not a run
                     raise
@@ -181,7 +184,7 @@ class _Training:
             if not saved and self.initial is None:
                 streams.warn_of_few_steps({name: stream.clips for name, stream in self.streams.items()}, settings)
             stop = stack.enter_context(StopSignals())
-            log = stack.enter_context(Log(folder, first, self.last, settings.log_every))
+            log = stack.enter_context(Log(folder, first, self.last, settings.log_every, loggers))
             self._steps(first, log, stop, saver)
             batches = {name: stream.batches for name, stream in self.streams.items()}
             verdict = distributed.on_rank_zero(lambda: at_chance(folder / "log.csv", batches))

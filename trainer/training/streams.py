@@ -130,7 +130,8 @@ def warn_of_few_steps(clips: dict[str, data.TrainingClips], settings: Settings) 
     if settings.epochs * steps < _FEW_STEPS:
         say(
             f"{WARNING}{counted(settings.epochs * steps, 'step')} in all: with fewer than {_FEW_STEPS} a network hardly learns "
-            f"anything; a larger budget is set with --clips, here {math.ceil(2 * _FEW_STEPS * shown / steps):,} for {2 * _FEW_STEPS:,} steps"
+            f"anything; a larger budget is set with --clips, here {math.ceil(2 * _FEW_STEPS * shown / steps):,} for "
+            f"{2 * _FEW_STEPS:,} steps"
         )
 
 
