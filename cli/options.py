@@ -92,7 +92,7 @@ def on_workers(local: str, about: str):
                 "--backend",
                 default=local,
                 type=click.Choice([local, "dask"]),
-                help="This machine, or a Dask cluster (docs/shards.md).",
+                help="This machine, or a Dask cluster (docs/clusters.md).",
             ),
             click.option("--workers", default=1, type=click.IntRange(1), help=about),
         ):

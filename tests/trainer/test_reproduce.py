@@ -178,7 +178,7 @@ def test_what_is_said_of_entries_that_are_not_run(tmp_path, monkeypatch):
     assert code == 0 and output.count("nothing runs it") == len(ENTRIES) - len(RUNNING)
     assert ["thesis", "tab.", "4.1", "Accuracy"] in [line.split()[:4] for line in output.splitlines()]
     code, output = vssl("thesis tab. 4.1", "--plan")
-    assert code == 0 and "4.3 core hours, 17 GB according to docs/papers.md: there are no videos in" in output
+    assert code == 0 and "4.3 core hours, 17 GB according to docs/papers/shards.md: there are no videos in" in output
     known = re.findall(r"^  ([\d.]+) core hours, (\d+) GB according to", output, re.MULTILINE)
     total = re.search(r"processor: about ([\d.]+) core hours\n.*disk: +about ([\d.]+) GB", output, re.DOTALL)
     assert len(known) > 1 and total and "memory" not in output  # which is not known

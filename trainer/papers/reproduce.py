@@ -145,7 +145,7 @@ def plan(labellings: Sequence[Step], steps: Sequence[Step], folder: Folder, devi
             if known := cost(labelling_of(step.row, content()), content()):
                 _, hours, size = known
                 total.core_hours, total.disk = total.core_hours + hours, total.disk + 1e9 * size
-                yield f"  {hours:.1f} core hours, {size:.0f} GB according to docs/papers.md: {missing}"
+                yield f"  {hours:.1f} core hours, {size:.0f} GB according to docs/papers/shards.md: {missing}"
             else:
                 unknown[f"labelling {step.row}"] = None
                 yield f"  unknown: {missing}"
