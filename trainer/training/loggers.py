@@ -112,16 +112,17 @@ class MLflow(Logger):
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
             experiment = self.client.get_experiment_by_name(name)
             place = self.client.create_experiment(name) if experiment is None else experiment.experiment_id
-            self.id = self.client.create_run(place, run_name=_name(folder)).info.run_id
+            self.run: str = self.client.create_run(place, run_name=_name(folder)).info.run_id
             params = [Param(name, str(value)[:500]) for name, value in about.items()]
             for begin in range(0, len(params), 100):  # most per call
-                self.client.log_batch(self.id, params=params[begin : begin + 100])
+                self.client.log_batch(self.run, params=params[begin : begin + 100])
         else:
-            self.id = id
+            self.run = id
             self.client.update_run(id, status="RUNNING")
             for part in self.seen:  # the steps that it has, as it would store them twice
                 history = self.client.get_metric_history(id, f"{part}/loss")
                 self.seen[part] = max((metric.step for metric in history), default=0)
+        self.id = self.run
 
     def log(self, rows: Sequence[Row]) -> None:
         from mlflow.entities import Metric
@@ -134,11 +135,11 @@ class MLflow(Logger):
             if step > self.seen[name.partition("/")[0]]
         ]
         for begin in range(0, len(metrics), 1000):  # most per call
-            self.client.log_batch(self.id, metrics=metrics[begin : begin + 1000])
+            self.client.log_batch(self.run, metrics=metrics[begin : begin + 1000])
 
     def close(self, ending: str) -> None:
         status = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}[ending]
-        self.client.set_terminated(self.id, status)
+        self.client.set_terminated(self.run, status)
 
 
 LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
