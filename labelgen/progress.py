@@ -29,10 +29,10 @@ def set_level(level: int) -> None:
     _Told.level = level
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line about the progress of work without breaking a bar, if progress is told or the text begins with "warning: ".
-    file: default standard output"""
-    if _Told.level >= 0 or text.startswith(WARNING):
+def say(text: str, file: TextIO | None = None, result: bool = False) -> None:
+    """Print a line about the progress of work without breaking a bar, if progress is told; results, and texts that begin with
+    "warning: ", in any case. file: default standard output"""
+    if _Told.level >= 0 or result or text.startswith(WARNING):
         from tqdm import tqdm
 
         tqdm.write(text, file=file)

@@ -43,3 +43,23 @@ def test_what_was_done_before_is_not_counted_as_done_in_this_time(capsys):
     assert bar.line(20) == "labelled: 50 of 100 videos, 150 frames/s, about 2 min left"
     bar.say("a note")
     assert capsys.readouterr().err == "a note\n"
+
+
+@pytest.mark.parametrize(
+    ("level", "out", "err"),
+    [(-1, "warning: b\nc\n", ""), (0, "a\nwarning: b\nc\n", ""), (1, "a\nwarning: b\nc\n", "d\n")],
+)
+def test_how_much_is_told(monkeypatch, capsys, level, out, err):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    try:
+        progress.set_level(level)
+        progress.say("a")
+        progress.say("warning: b")
+        progress.say("c", result=True)
+        progress.detail("d")
+        assert capsys.readouterr() == (out, err)
+        with progress.ProgressBar("made", "part", 2) as bar:
+            bar.say("note")
+    finally:
+        progress.set_level(0)
+    assert ("note" in capsys.readouterr().err) == (level >= 0)

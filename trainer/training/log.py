@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from trainer.training.loggers import Loggers
 
 
-def say(text: str) -> None:
+def say(text: str, result: bool = False) -> None:
     """labelgen.progress.say in the first process only."""
     if distributed.rank() == 0:
-        progress.say(text)
+        progress.say(text, result=result)
 
 
 class Log:

@@ -166,7 +166,7 @@ class Loggers:
                 raise TrainerError(f"{path}: damaged ({error}); delete it, and the loggers begin new runs") from error
         for name in dict.fromkeys(names):
             try:
-                logger = LOGGERS[name](folder, hyperparameters(meta), first, ids.get(name) if first else None)
+                logger = LOGGERS[name](folder, hyperparameters(meta), first, ids.get(name))
             except ImportError as error:
                 self.close("failed")
                 raise TrainerError(f"{name} is not installed ({error}): pip install {LOGGERS[name].package}") from error

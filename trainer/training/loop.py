@@ -218,7 +218,7 @@ class _Training:
             self._steps(first, log, stop, saver)
             batches = {name: stream.batches for name, stream in self.streams.items()}
             verdict = distributed.on_rank_zero(lambda: at_chance(folder / "log.csv", batches))
-        say(f"trained {self.last} steps -> {folder}{verdict}")
+        say(f"trained {progress.counted(self.last, 'step')} -> {folder}{verdict}", result=True)
         return folder
 
     def _steps(self, first: int, log: Log, stop: StopSignals, saver: Saver) -> None:
