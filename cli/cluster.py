@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cli.commands import Command
+from cli.films import film
 from cli.options import TABLES, WRITTEN
 from labelgen.progress import busy
 
@@ -39,7 +40,7 @@ def cluster(features, out, level, method, k, smallest, duplicates, threshold):
         with busy(f"{method} of {table.rows:,} rows"):
             found = clustered(table, level, method, k, smallest)
     with busy("drawing"):
-        written = found.write(out)
+        written = found.write(out, film)
     alone = f"; {(found.group < 0).sum():,} in no group" if (found.group < 0).any() else ""
     click.echo(f"{found.title}{alone} -> {', '.join(map(str, written))}")
     for number in range(found.count):
