@@ -11,7 +11,7 @@ import click
 from cli.commands import Command
 from cli.options import WRITTEN, check_scheduler, making_videos, stop
 from labelgen.flow import BACKENDS
-from labelgen.progress import ProgressBar, say
+from labelgen.progress import ProgressBar, counted, say
 
 _LAYOUTS = ("mmaction2", "denseflow", "uv", "npy", "flo")
 
@@ -101,14 +101,15 @@ def print_report(report: dict, out: Path) -> None:
     videos, now = report["videos"], report["this_run"]
     clipped = "" if report["clipped"] is None else f", {100 * report['clipped']:.3g} % of the values clipped"
     click.echo(
-        f"{out}: flow of {videos['extracted']} of {videos['asked']} videos, {videos['failed']} failed, {videos['cut_short']} cut "
-        f"short; {report['frames']} frames, {report['flows']} flows{clipped}, {report['bytes'] / 1e6:.1f} MB"
+        f"{out}: flow of {videos['extracted']} of {counted(videos['asked'], 'video')}, {videos['failed']} failed, "
+        f"{videos['cut_short']} cut short; {counted(report['frames'], 'frame')}, {counted(report['flows'], 'flow')}{clipped}, "
+        f"{report['bytes'] / 1e6:.1f} MB"
     )
     for failure in report["failures"]:
         click.echo(f"  {failure['id']}: {failure['stage']}: {failure['reason']}")
     if now["frames"]:
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in now["seconds_per_stage"].items())
         click.echo(
-            f"{now['seconds']:.1f} s with {now['workers']} workers: {now['flow_pairs_per_second']:.1f} flow pairs/s; seconds per "
-            f"stage, all workers: {stages}"
+            f"{now['seconds']:.1f} s with {counted(now['workers'], 'worker')}: {now['flow_pairs_per_second']:.1f} flow "
+            f"pairs/s; seconds per stage, all workers: {stages}"
         )

@@ -13,7 +13,7 @@ from cli.commands import Command
 from cli.options import WRITTEN, check_scheduler, making_videos, stop
 from labelgen.config import Config
 from labelgen.flow import BACKENDS
-from labelgen.progress import WARNING, ProgressBar, core_hours, duration, say
+from labelgen.progress import WARNING, ProgressBar, core_hours, counted, duration, say
 
 _DEFAULT = {field.name: field.default for field in fields(Config)}
 
@@ -222,7 +222,7 @@ def labelgen(
     print_report(report, out / data.name)
     if motion is not None:
         count = write_motion(motion, sorted((out / data.name).glob("[0-9]*.h5")))
-        click.echo(f"{motion}: motion of {count:,} clips")
+        click.echo(f"{motion}: motion of {counted(count, 'clip')}")
     if report["failures"]:
         sys.exit(3)
 
@@ -245,7 +245,7 @@ def _plan(data, videos, out, config, workers, stall, labels):
     with ProgressBar("measured", "video") as progress:
         found = estimate(data, videos, out, config, workers, stall, labels, progress)
     click.echo(
-        f"measured on the first {SECONDS:g} s of {len(found.sample)} videos, from small to large files, on one core:"
+        f"measured on the first {SECONDS:g} s of {counted(len(found.sample), 'video')}, from small to large files, on one core:"
     )
     for one in found.sample:
         click.echo(
@@ -255,11 +255,11 @@ def _plan(data, videos, out, config, workers, stall, labels):
     for why in found.failed:
         click.echo(f"  not measured: {why}")
     mean, least, most = found.core_hours
-    click.echo(f"{found.videos:,} videos, {found.hours:,.2f} hours of video, estimated from file sizes")
+    click.echo(f"{counted(found.videos, 'video')}, {found.hours:,.2f} hours of video, estimated from file sizes")
     click.echo(
         f"  processor: about {core_hours(mean)} core hours ({core_hours(least)} to {core_hours(most)} by single videos)"
     )
-    click.echo(f"  time:      about {duration(3600 * found.wall_hours)} with {found.workers} workers")
+    click.echo(f"  time:      about {duration(3600 * found.wall_hours)} with {counted(found.workers, 'worker')}")
     short = "; NOT ENOUGH" if found.disk > found.free else ""
     click.echo(
         f"  disk:      about {found.disk / 1e9:,.2f} GB in {out}, where {found.free / 1e9:,.1f} GB are free{short}"
@@ -272,28 +272,28 @@ def print_report(report: dict, folder: Path) -> None:
     """Print the content of the shards, failures and times."""
     videos, now = report["videos"], report["this_run"]
     click.echo(
-        f"{folder}: {videos['labelled']} of {videos['asked']} videos labelled, {videos['failed']} failed, "
-        f"{videos['cut_short']} cut short; {report['frames']} frames, {report['clips']} clips, "
-        f"{report['shards']} shards, {report['bytes'] / 1e6:.1f} MB"
+        f"{folder}: {videos['labelled']} of {counted(videos['asked'], 'video')} labelled, {videos['failed']} failed, "
+        f"{videos['cut_short']} cut short; {counted(report['frames'], 'frame')}, {counted(report['clips'], 'clip')}, "
+        f"{counted(report['shards'], 'shard')}, {report['bytes'] / 1e6:.1f} MB"
     )
     if added := report.get("added"):
         forgotten, changed = added["forgotten"], added["changed"]
         names = ", ".join(forgotten[:3]) + (", ..." if len(forgotten) > 3 else "")
         click.echo(
-            f"{added['new']} videos added ({len(changed)} of them changed), {added['kept']} kept, {len(forgotten)} dropped"
-            + (f": {names}" if names else "")
+            f"{counted(added['new'], 'video')} added ({len(changed)} of them changed), {added['kept']} kept, "
+            f"{len(forgotten)} dropped" + (f": {names}" if names else "")
         )
     short = {"a clip": report["without_clip"]}
     short |= {name[14:]: count for name, count in report.items() if name.startswith("too_short_for_")}
     (what, count), *rest = short.items()
     others = "".join(f", {count} for {what}" for what, count in rest)
     counts = "".join(f"; {n} {name.replace('_', ' ')}" for name, n in report.items() if name.startswith("clips_"))
-    click.echo(f"too short: {count} videos for {what}{others}{counts}")
+    click.echo(f"too short: {counted(count, 'video')} for {what}{others}{counts}")
     for failure in report["failures"]:
         click.echo(f"  {failure['id']}: {failure['stage']}: {failure['reason']} ({failure['shard']})")
     if now["frames"]:
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in now["seconds_per_stage"].items())
         click.echo(
-            f"{now['seconds']:.1f} s with {now['workers']} workers: {now['frames_per_second']:.0f} frames/s decoded, "
+            f"{now['seconds']:.1f} s with {counted(now['workers'], 'worker')}: {now['frames_per_second']:.0f} frames/s decoded, "
             f"{now['flow_pairs_per_second']:.0f} flow pairs/s; seconds per stage, all workers: {stages}"
         )

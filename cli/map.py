@@ -8,7 +8,7 @@ import click
 
 from cli.commands import Command
 from cli.options import TABLES, WRITTEN
-from labelgen.progress import busy
+from labelgen.progress import busy, counted
 
 
 @click.command("map", cls=Command)
@@ -35,6 +35,6 @@ def map_(features, out, level, method, color, column):
     from trainer.embeddings.table import Tables
 
     table = Tables(features)
-    with busy(f"{method} of {table.rows:,} rows"):
+    with busy(f"{method} of {counted(table.rows, 'row')}"):
         write_map(table, out, level, method, column, color)
     click.echo(out)

@@ -13,7 +13,7 @@ from cli.commands import Command
 from cli.films import film
 from cli.options import IMAGE_FPS, TABLES, WRITTEN, compute, computing, one_folder_of_shards
 from cli.video_files import VideoFiles
-from labelgen.progress import ProgressBar, busy
+from labelgen.progress import ProgressBar, busy, counted
 
 
 @click.command(
@@ -79,7 +79,8 @@ def search(videos, features, shards, checkpoint, begin, end, fps, count, per_vid
     part = f", {begin:g} to {ends[0]:.1f} s" if begin or end else ""
     name = ", ".join(map(path_text, videos)) + part
     click.echo(
-        f"nearest to {name} among {table.rows:,} rows of {table.name}; cosine, share of random pairs that are less alike:"
+        f"nearest to {name} among {counted(table.rows, 'row')} of {table.name}; cosine, share of random pairs that are less "
+        "alike:"
     )
     for hit in hits:
         label = f"  ({hit['label']})" if hit["label"] else ""
@@ -95,9 +96,8 @@ def _row(video: Path, part: str, begin: float, end: float, thumbnail: bytes) -> 
     """An example of the query as a row of a table."""
     from labelgen.texts import path_text
 
-    start, end = (None, None) if math.isinf(end) else (begin, end)
-    about = {"id": path_text(video.name) + part, "path": path_text(video.absolute())}
-    return about | {"start": start, "end": end, "thumbnail": thumbnail}
+    about = {"id": path_text(video.name) + part, "path": path_text(video.absolute()), "thumbnail": thumbnail}
+    return about | ({"start": None, "end": None} if math.isinf(end) else {"start": begin, "end": end})
 
 
 def _query(extract, video: Path, span, fps):

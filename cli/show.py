@@ -10,7 +10,7 @@ import click
 from cli.commands import Group
 from cli.options import WRITTEN
 from cli.train import GROUPS, chosen, with_settings
-from labelgen.progress import ProgressBar, busy, say
+from labelgen.progress import ProgressBar, busy, counted, say
 
 _SHARDS = click.option(
     "--shards", type=click.Path(path_type=Path), default=Path("out"), help="Folder that labelgen wrote."
@@ -128,5 +128,7 @@ def verify(folder):
     with ProgressBar("read", "shard") as progress:
         count, found = read_again(folder, progress)
     if found:
-        raise ShardError("\n".join([f"{len(found)} faults; delete these shards and run labelgen again", *found]))
-    click.echo(f"{count} shards are undamaged")
+        raise ShardError(
+            "\n".join([f"{counted(len(found), 'fault')}; delete these shards and run labelgen again", *found])
+        )
+    click.echo(f"{counted(count, 'shard is', 'shards are')} undamaged")

@@ -11,7 +11,7 @@ import click
 from cli.commands import Command
 from cli.options import WRITTEN
 from labelgen import plugins
-from labelgen.progress import busy, core_hours, duration, say
+from labelgen.progress import busy, core_hours, counted, duration, say
 from trainer.settings import DECLARATIONS, TYPES
 
 GROUPS = {  # of `vssl train`, `finetune` and `show samples`
@@ -190,7 +190,9 @@ def _plan(settings, shards, clips, initial):
     with busy("making a few steps"):
         found = estimate(settings, shards, clips, initial)
     seconds = found.steps * found.seconds
-    click.echo(f"{found.epochs:,} epochs, {found.steps:,} steps of {found.seconds:.3g} s, measured on a few steps")
+    click.echo(
+        f"{counted(found.epochs, 'epoch')}, {counted(found.steps, 'step')} of {found.seconds:.3g} s, measured on a few steps"
+    )
     click.echo(f"  time:      about {duration(seconds)}")
     click.echo(
         f"  processor: about {core_hours(seconds * found.cores / 3600)} core hours, {found.cores:.1f} cores in use"

@@ -8,7 +8,7 @@ import click
 
 from cli.commands import Command
 from cli.options import WRITTEN
-from labelgen.progress import say
+from labelgen.progress import counted, say
 
 
 @click.command("import", cls=Command)
@@ -28,8 +28,8 @@ def import_(file, out, name, frames, stride):
     meta = saved.meta
     own, config, expected = meta["imported"], meta["config"], meta["input"]
     click.echo(
-        f"{file}: {meta['settings']['backbone']} of {own['about']}, {len(saved.weights)} tensors -> {saved.run}\n"
-        f"  expects {own['expects']}; clips of {expected['frames']} frames, {expected['stride']} apart"
+        f"{file}: {meta['settings']['backbone']} of {own['about']}, {counted(len(saved.weights), 'tensor')} -> {saved.run}\n"
+        f"  expects {own['expects']}; clips of {counted(expected['frames'], 'frame')}, {expected['stride']} apart"
         + (f" at {config['fps']:g} per second" if config["fps"] else "")
         + f", {config['crop']} x {config['crop']} of {config['height']} x {config['width']} pixels; "
         f"epsilon of batch normalisation {meta['norm_epsilon']:g}"

@@ -136,7 +136,9 @@ def run(
         missing = plan.missing(path.name for path in folder.glob("[0-9]*.h5"))
         done = len(videos) - sum(map(plan.count, missing))
         if done:
-            say(f"{folder}: {len(names) - len(missing)} of {len(names)} shards are done ({done} videos)")
+            say(
+                f"{folder}: {len(names) - len(missing)} of {counted(len(names), 'shard')} done ({counted(done, 'video')})"
+            )
         progress(done, len(videos), 0)
         seconds: Counter[str] = Counter()
         counts: Counter[str] = Counter()

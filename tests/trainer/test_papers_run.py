@@ -163,7 +163,7 @@ def test_a_table_is_reproduced_through_interruptions(reproduce, tmp_path):
     code, output, made = reproduce(*where, "--plan")
     assert code == 0 and made == ["train"] and output.count("\n  done\n") == 2 and not [*tmp_path.glob("runs/*")]
     assert (
-        "1 steps of" in output and "core hours" in output and "at most about" in output and "not counted" not in output
+        "1 step of" in output and "core hours" in output and "at most about" in output and "not counted" not in output
     )
     code, output, made = reproduce(*where, stop="eval")
     assert code == 130 and made == ["train"]

@@ -131,7 +131,7 @@ def test_a_killed_study_goes_on_to_the_same_numbers_and_makes_nothing_twice(colo
     assert made == {own: own.stat().st_mtime_ns for own in (tmp_path / "a").glob("r*s/**/*.json")}
     assert r"\toprule" in (tmp_path / "a" / "table.tex").read_text()
     assert len((tmp_path / "a" / "numbers.csv").read_text().splitlines()) == 1 + len(content["numbers"])
-    assert show_plan(path, tmp_path / "a", 1, "cpu")[-1].startswith("3 of 3 runs are done")
+    assert show_plan(path, tmp_path / "a", 1, "cpu")[-1].startswith("3 of 3 runs done")
 
 
 def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypat
         (tmp_path / "out" / name).write_text('{"scores": {"00000_12": 0}}')
     told = []
     content = make_study(monkeypatch, path, tmp_path / "out", flow=still, say=told.append)
-    assert sum("not used" in line for line in told) == 2 and any("1 runs and results" in line for line in told)
+    assert sum("not used" in line for line in told) == 2 and any("1 run or result " in line for line in told)
     measured = [measure["measure"] for measure in content["columns"]]
     found = {(entry["row"], measured[entry["column"]]): entry for entry in content["numbers"]}
     frozen = ["linear probe, conv5, max, 1 per class", "2-NN, conv5, max"]

@@ -131,7 +131,7 @@ def at_chance(path: Path, batches: dict[str, Batches]) -> str:
         }
         if found := method_class(name).at_chance(means, sum(sizes)):
             words.append(f"{name}: {found}" if prefix else found)
-    steps = f"in the last {len(rows)} steps"
+    steps = f"in the last {progress.counted(len(rows), 'step')}"
     return f"; no better than chance {steps} ({'; '.join(words)}): it has not learned its task" if words else ""
 
 
@@ -142,13 +142,14 @@ def introduce(
     checkpoint.metadata."""
     parameters = sum(weight.numel() for weight in network.backbone.parameters())
     times = f", each {settings.repeats} times" if settings.repeats > 1 else ""
-    samples = ", ".join(f"{n} samples" for n in meta["samples"].values())
+    samples = ", ".join(progress.counted(n, "sample") for n in meta["samples"].values())
     device = next(network.parameters()).device
     devices = f"{device} x {distributed.world()}" if distributed.world() > 1 else f"{device}"
     say(
         f"{settings.method}, {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) on "
         f"{devices} in {settings.precision}, "
-        f"{samples} of {source.dataset}{times}, {settings.epochs} epochs of {steps} steps -> {folder}"
+        f"{samples} of {source.dataset}{times}, {progress.counted(settings.epochs, 'epoch')} of "
+        f"{progress.counted(steps, 'step')} -> {folder}"
     )
     if distributed.rank() == 0:
         progress.detail(

@@ -70,12 +70,15 @@ def select_videos(
     source, held_out = data.Shards(folders, settings.split, overlay=overlay), None
     if settings.holdout:
         held = source.hold_out(settings.holdout, settings.seed)
-        say(f"{held.sum()} training videos are held out, {source.train_mask.sum()} are used for training")
+        say(
+            f"{counted(held.sum(), 'training video is', 'training videos are')} held out, {source.train_mask.sum()} are used for "
+            "training"
+        )
         held_out = source.with_training_videos(held)
     if settings.fraction < 1:
         before = source.train_mask.sum()
         source.subsample(settings.fraction, settings.seed)
-        say(f"{source.train_mask.sum()} of {before} training videos are used")
+        say(f"{source.train_mask.sum()} of {counted(before, 'training video')} are used")
     return source, held_out
 
 
@@ -94,14 +97,14 @@ def _clips(
     samples, left_out, reason = method.samples(source, options)
     if not len(samples):
         purpose = "use" if trains else "hold out"
-        raise TrainerError(f"{source.folder}: {name} has nothing to {purpose}: {left_out} videos {reason}")
+        raise TrainerError(f"{source.folder}: {name} has nothing to {purpose}: {counted(left_out, 'video')} {reason}")
     if left_out and trains:
-        say(f"{name} leaves out: {left_out} videos {reason}")
+        say(f"{name} leaves out: {counted(left_out, 'video')} {reason}")
     if settings.subset != "all" and trains:
         if not method.of_labelled_clips:
             raise TrainerError(f"a subset needs labelled clips, which {name} does not draw; leave it out")
         whole, samples = len(samples), source.half(samples, settings.subset, settings.seed)
-        say(f"{name} uses the {settings.subset} half, {len(samples)} of {whole} samples")
+        say(f"{name} uses the {settings.subset} half, {len(samples)} of {counted(whole, 'sample')}")
     jitter, weights = settings.jitter or method.defaults["jitter"], settings.shard_weights if trains else []
     look = settings.crop_area, settings.color_strength
     return data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag, weights, *look)
@@ -120,7 +123,7 @@ def for_budget(settings: Settings, clips: dict[str, data.TrainingClips], budget:
     at the same shares of the training. Raises SettingError for too many epochs."""
     epochs = max(1, round(budget / epoch_of(clips, settings)[1]))
     DECLARATIONS["epochs"].checked("epochs", epochs)
-    say(f"{budget:,} clips are {epochs} epochs")
+    say(f"{counted(budget, 'clip is', 'clips are')} {counted(epochs, 'epoch')}")
     return replace(settings, epochs=epochs, drop_every=max(1, round(settings.drop_every * epochs / settings.epochs)))
 
 
@@ -196,7 +199,7 @@ def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Str
         clips = _clips(held_out, settings, name, _HELD_OUT, say)
         if len(clips.samples) < world:
             raise TrainerError(
-                f"{len(clips.samples)} samples of {name} are held out, but {world} processes evaluate them; hold out "
+                f"{counted(len(clips.samples), 'sample is', 'samples are')} held out for {name}, but {world} processes evaluate them; hold out "
                 "more, or none"
             )
         batches = data.Batches(len(clips.samples), settings.batch_size, 0, world=world, rank=distributed.rank())
