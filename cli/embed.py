@@ -121,7 +121,8 @@ def embed(
     lost = sum(not failure["kept"] for failure in failures)
     click.echo(
         f"{out}: {counted(table.rows, 'row')} of {source.count - lost:,} of {counted(source.count, 'video')}, "
-        f"{table.width} values each, {table.about['settings']['stage']} of {table.about['backbone']} ({table.about['checkpoint']})"
+        f"{table.width} values each, {table.about['settings']['stage']} of {table.about['backbone']} "
+        f"({table.about['checkpoint']})"
     )
     if npy == "table":
         click.echo("\n".join(map(str, write_npy(table))))

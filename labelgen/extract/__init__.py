@@ -83,7 +83,7 @@ def extract(
         changed = sum(videos[row_of[key]].id in journal.entries for key in missing)
         if done or changed:
             again = f"; {changed} have changed, or files are missing: they are extracted again" * bool(changed)
-            say(f"{folder}: {done} of {counted(len(videos), 'video')} done{again}")
+            say(f"{folder}: {done} of {counted(len(videos), 'video is', 'videos are')} done{again}")
         progress(done, len(videos), 0)
 
         def task(key: str, isolated: bool) -> FlowTask:

@@ -137,7 +137,7 @@ def run(
         done = len(videos) - sum(map(plan.count, missing))
         if done:
             say(
-                f"{folder}: {len(names) - len(missing)} of {counted(len(names), 'shard')} done ({counted(done, 'video')})"
+                f"{folder}: {len(names) - len(missing)} of {counted(len(names), 'shard is', 'shards are')} done ({counted(done, 'video')})"
             )
         progress(done, len(videos), 0)
         seconds: Counter[str] = Counter()

@@ -322,7 +322,7 @@ def test_a_recipe_runs_two_steps(name, shards_for, here):
     assert done.exception is None, done.output
     told = [line for line in done.output.splitlines() if line.startswith("warning: the recipe expects shards with")]
     differing = {"height", "width", "crop"} | ({"rows"} & expected.keys())
-    assert {line.split()[5] for line in told} == differing
+    assert {line.split()[6] for line in told} == differing
     saved = checkpoint.load("one").meta
     has = saved["settings"]
     assert (saved["step"], has["epochs"], has["width"], has["batch_size"]) == (2, 1, 0.06, batch)

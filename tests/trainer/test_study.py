@@ -131,7 +131,7 @@ def test_a_killed_study_goes_on_to_the_same_numbers_and_makes_nothing_twice(colo
     assert made == {own: own.stat().st_mtime_ns for own in (tmp_path / "a").glob("r*s/**/*.json")}
     assert r"\toprule" in (tmp_path / "a" / "table.tex").read_text()
     assert len((tmp_path / "a" / "numbers.csv").read_text().splitlines()) == 1 + len(content["numbers"])
-    assert show_plan(path, tmp_path / "a", 1, "cpu")[-1].startswith("3 of 3 runs done")
+    assert show_plan(path, tmp_path / "a", 1, "cpu")[-1].startswith("3 of 3 runs are done")
 
 
 def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypatch):

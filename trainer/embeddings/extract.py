@@ -371,7 +371,7 @@ def embed(
             raise TrainerError(f"{out}: another process has written it just now; run the same command again")
         paths, done = [folder / f"{name}.parquet" for name in keys], 0
         if here := sum(path.exists() for path in paths):
-            say(f"{folder}: {here} of {counted(len(paths), 'part')} there")
+            say(f"{folder}: {here} of {counted(len(paths), 'part exists', 'parts exist')}")
         failures = [failure for failure in old.about["failures"] if failure["id"] in kept] if old else []
         progress(0, source.count)
         for left in folder.glob("*.tmp"):  # left by a killed process

@@ -126,7 +126,9 @@ def unfair(folds: Folds) -> list[str]:
     targets, notes = folds.source.targets, []
     unknown = sum(int((~np.isin(targets[test], targets[train])).sum()) for test, train in folds.parts)
     if unknown:
-        notes.append(f"{counted(unknown, 'test video')} counted as wrong, whose class has no training video")
+        notes.append(
+            f"{counted(unknown, 'test video counts', 'test videos count')} as wrong: their class has no training video"
+        )
     if len(folds.parts) > 1:
         notes.append(rarer(targets, folds.parts))
     return notes

@@ -196,7 +196,9 @@ def show_plan(path: str | Path, out: Path, workers: int, device: str) -> list[st
     known = f"about {duration(sum(took.values()))}{several} (classifiers on frozen features not counted)"
     if unlabelled:
         known = f"{known}, those on {', '.join(unlabelled)}: {_UNKNOWN}" if jobs else _UNKNOWN
-    done = f"{len(jobs) - len(missing)} of {counted(len(jobs), 'run')} done" if jobs else "no run is done"
+    done = (
+        f"{len(jobs) - len(missing)} of {counted(len(jobs), 'run is', 'runs are')} done" if jobs else "no run is done"
+    )
     return [*lines, f"{done}; the others take: {known}"]
 
 

@@ -113,8 +113,10 @@ def train(
         settings = replace(settings, precision=pick_precision(settings.precision, device))
         training = _Training(settings, shards, device, None if saved else initial, clips, overlay, saved)
         if saved and training.settings.epochs != settings.epochs:
-            asked = f"{progress.counted(clips or 0, 'clip is', 'clips are')} {progress.counted(training.settings.epochs, 'epoch')}"
-            budget = f"{asked}, but the run has {settings.epochs}"
+            epochs = progress.counted(training.settings.epochs, "epoch")
+            budget = (
+                f"{progress.counted(clips or 0, 'clip is', 'clips are')} {epochs}, but the run has {settings.epochs}"
+            )
             raise TrainerError(f"cannot resume {saved.run}: {budget}. Leave the clips out, or start a new run")
         expected = expected or {}
         for name in differing(expected, training.source.config):

@@ -199,8 +199,8 @@ def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Str
         clips = _clips(held_out, settings, name, _HELD_OUT, say)
         if len(clips.samples) < world:
             raise TrainerError(
-                f"{counted(len(clips.samples), 'sample is', 'samples are')} held out for {name}, but {world} processes evaluate them; hold out "
-                "more, or none"
+                f"{counted(len(clips.samples), 'sample is', 'samples are')} held out for {name}, but {world} processes "
+                "evaluate them; hold out more, or none"
             )
         batches = data.Batches(len(clips.samples), settings.batch_size, 0, world=world, rank=distributed.rank())
         streams[name] = Stream(clips, batches)
