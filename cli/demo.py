@@ -9,7 +9,9 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command, told
 from cli.options import WRITTEN
+from labelgen.progress import level, say
 
 STUDY = """\
 # The study of `vssl demo`. Add rows, seeds or measures (docs/studies.md), and run it again to compute what is missing.
@@ -28,7 +30,7 @@ measures:
 """
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--folder", type=WRITTEN, default=Path("demo"), help="Folder for videos, shards and study.")
 def demo(folder):
     """Render the demo videos, label them, pretrain a small network on them and compare it with random weights and with
@@ -50,7 +52,8 @@ def demo(folder):
         "--height 48 --width 48 --crop 40",
         f"study {place}/study.yaml --out {place}/study --workers 2",
     ):
-        click.secho(f"$ vssl {line}", bold=True)
-        status = subprocess.run([sys.executable, "-m", "cli.main", *shlex.split(line)], env=environment()).returncode
+        say(click.style(f"$ vssl {line}", bold=sys.stdout.isatty()))
+        words = [*shlex.split(line), *told(level())]
+        status = subprocess.run([sys.executable, "-m", "cli.main", *words], env=environment()).returncode
         if status:
             sys.exit(status)
