@@ -149,6 +149,7 @@ def test_the_map_is_explored(planted, browser):
     browser.run("document.querySelector('.tools [type=checkbox]').click()")
     browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert browser.run("document.querySelectorAll('.pictures image').length") == 1
+    browser.shot(x=0, y=0, width=400, height=2000)  # for which the page is laid out anew
     assert browser.errors() == []
 
 
