@@ -4,7 +4,7 @@ COUNT ?= 2000
 SEED ?= 0
 KILLS ?= 20
 
-.PHONY: help demo test test-all soak lint docs bench
+.PHONY: help demo test test-all soak lint docs site bench
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -15,7 +15,7 @@ demo: .venv/installed  ## label demo videos rendered here, pretrain on them, com
 test: .venv/installed  ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-all: .venv/installed  ## also run the slow tests: the wheel, a stand-in for a GPU, every command of docs/papers.md
+test-all: .venv/installed  ## also run the slow tests: the wheel, a stand-in for a GPU, every command of docs/papers/
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m ""
 
 soak: .venv/installed  ## test many damaged and hostile inputs and kills, print the counts: COUNT=2000 KILLS=20 SEED=0
@@ -23,14 +23,18 @@ soak: .venv/installed  ## test many damaged and hostile inputs and kills, print 
 	$(BIN)/python -m tests.soak_doors --count $(COUNT) --seed $(SEED)
 	$(BIN)/python -m tests.soak_processes --count $(KILLS) --seed $(SEED)
 
-lint: .venv/installed  ## check style and types
+lint: .venv/installed  ## check style, types and the links of the documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
 
-docs: .venv/installed  ## update the tables of README.md and docs/
+docs: .venv/installed  ## update the tables of README.md and docs/, and docs/papers/
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/papers.py
+
+site: .venv/installed  ## build the documentation into site/, to be opened in a browser: site/index.html
+	$(BIN)/mkdocs build --strict
 
 bench: .venv/installed  ## print the tables of measurements
 	$(BIN)/python benchmarks/flow.py

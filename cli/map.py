@@ -24,14 +24,16 @@ from labelgen.progress import busy
 )
 @click.option(
     "--column",
-    help="Column by which points are coloured: label, split or path, or one of the CSV.  [default: label, or group]",
+    help="Column by which points are coloured: label, split or path, or one of the CSV.  [default: label, or cluster without "
+    "labels; group of a CSV]",
 )
 def map_(features, out, level, method, color, column):
-    """Draw the videos of a table as points on an HTML page, with a picture of each on hover."""
+    """Draw the videos of a table as points on an HTML page: similar ones close together, with search, zoom, pictures and
+    neighbours."""
     from trainer.embeddings.map import write_map
     from trainer.embeddings.table import Tables
 
     table = Tables(features)
     with busy(f"{method} of {table.rows:,} rows"):
-        write_map(table, out, level, method, column or ("group" if color else "label"), color)
+        write_map(table, out, level, method, column, color)
     click.echo(out)

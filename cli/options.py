@@ -89,7 +89,7 @@ def on_workers(command):
             "--backend",
             default="loky",
             type=click.Choice(["loky", "dask"]),
-            help="This machine, or a Dask cluster (docs/shards.md).",
+            help="This machine, or a Dask cluster (docs/clusters.md).",
         ),
         click.option(
             "--workers", default=1, type=click.IntRange(1), help="Worker processes; at most one per core is started."

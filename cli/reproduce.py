@@ -62,7 +62,7 @@ def reproduce(
     """Run the table or figure NAME of a paper, such as "thesis tab. 4.1", and print it beside the published one.
     Without NAME, list all of them.
 
-    Runs the commands of docs/papers.md in OUT, each once for all tables: labelling, trainings, finetunings, evaluation.
+    Runs the commands of docs/papers/ in OUT, each once for all tables: labelling, trainings, finetunings, evaluation.
     The same command resumes an interrupted run. --clips, --width, --batch-size and --frames make a rehearsal, which
     needs a separate folder. Exit status: 0 done, 3 done but some runs failed (they are listed), 1 error, 2 wrong usage.
     """

@@ -53,7 +53,7 @@ def with_settings(name: str, *more):
                 "--set",
                 "options",
                 multiple=True,
-                help="Option of the method, name=value; repeatable (docs/training.md).",
+                help="Option of the method, name=value; repeatable (docs/methods.md).",
             ),
             *(_setting(setting) for setting, declaration in DECLARATIONS.items() if name in declaration.commands),
             *more,

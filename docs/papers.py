@@ -1,5 +1,5 @@
-"""Print papers.md: every table and figure of the papers, its numbers and the commands that run it, which
-trainer/papers/papers.yaml has."""
+"""Print papers/: a page for each paper with every table and figure, its numbers and the commands that run it, which
+trainer/papers/papers.yaml has; the labellings; the recipes; and an index."""
 
 from __future__ import annotations
 
@@ -25,42 +25,72 @@ from trainer.papers import (
 )
 from trainer.recipes import RECIPES, read
 
-PAGE = Path(__file__).with_name("papers.md")
+FOLDER = Path(__file__).with_name("papers")
 
 _INTRO = """\
 # The papers' experiments
 
-Every table and figure of the sources, of some the table of the models of their public code, with the numbers as printed and
-the commands that run it here. The page is printed from `trainer/papers/papers.yaml` and the recipes, by `make docs`.
+Each page below has every table and figure of one paper, with the numbers as printed and the commands that run it here; of
+some papers it has the models of their public code. `make docs` prints the pages from `trainer/papers/papers.yaml` and the
+recipes."""
 
-The commands can be copied as they stand, into bash, in a folder whose `data/` holds the data sets by their names (or
-`$VSSL_DATA`). [Shards](#shards) are labelled first; a run has the name of its recipe, a finetuned one those of data set and
-split, too, and what has run for one table serves the next. Numbers are per cent where nothing else is said; `-` is not
-printed there. A row that nothing runs is of a method that is not here. *Differs* is what is done otherwise than in the
-source, *left out* what nothing here runs, with the reason, *assumed* what the source leaves open; [the recipes](#recipes)
-have the values that no source states.
+_RUN = """\
+## By one command
 
-`vssl reproduce` lists the entries; `vssl reproduce "thesis tab. 4.1"` runs the commands of one and prints its table beside the
-published one, with the difference, and writes it as Markdown, JSON and a page to `reproduced/tables/`. It labels the data sets
-of `data/`, `$VSSL_DATA` or `--data` whose shards are not there (`--shards`, else `reproduced/out/`), and makes each run once,
-whatever tables it is for, in `reproduced/runs/`; `--out` names another folder, `--out .` the one in which the commands below
-were run by hand. It is resumed like [a study](studies.md), and spread over GPUs or a cluster by the same options: `--workers`,
-`--device`, `--backend dask`. `--plan` shows the commands, which are done, and the core or GPU hours, memory and disk of the
-others, measured on a few videos and steps here; without the videos it says what is not known. `--seeds 0,1,2` gives means and
-standard deviations, `--split 1` fewer finetunings. A rehearsal is smaller than the source, which the table says:
-`--clips 20000 --width 0.25 --batch-size 16 --frames 64,86,56`, for example; it needs an `--out` of its own, as a run is
-resumed with its own settings alone. What fails is listed, and tried again by the next command (exit status 3)."""
+`vssl reproduce` lists the entries. `vssl reproduce "thesis tab. 4.1"` runs the commands of one entry and writes its table,
+with the published numbers and the differences from them, as Markdown, JSON and a page to `reproduced/tables/`.
+
+- **Data sets**: they are read from `data/`, `$VSSL_DATA` or `--data`. A data set without shards in `reproduced/out/`, or in
+  `--shards`, is labelled first.
+- **Runs**: each run is made once, for all tables that have it, in `reproduced/runs/`. `--out` names another folder; with
+  `--out .` the runs that you made by hand are used.
+- **Resuming and several machines**: as in [a study](../studies.md), with the same options `--workers`, `--device` and
+  `--backend dask`. The next command tries again what failed (exit status 3).
+- **Cost**: `--plan` shows the commands, those that are done, and the core or GPU hours, memory and disk of the others, from
+  measurements of a few videos and steps on your machine.
+- **Seeds**: `--seeds 0,1,2` gives means and standard deviations. `--split 1` finetunes on one split only.
+- **Rehearsal**: `--clips 20000 --width 0.25 --batch-size 16 --frames 64,86,56`, for example, is smaller than the paper, and
+  the table says so. It needs an `--out` of its own, since a run is resumed with its own settings alone.
+
+## By hand
+
+The commands on the pages can be copied into bash, in a folder whose `data/` holds the data sets by their names. Label the
+[shards](shards.md) first. A run has the name of its [recipe](recipes.md); a finetuned run also has the names of its data set
+and split.
+
+## How to read a page
+
+Numbers are per cent unless the page says otherwise; `-` means that the paper prints no number. A row without a run belongs to
+a method that vssl does not have. *Differs* says what is done otherwise than in the paper, *left out* what nothing here runs,
+and why, *assumed* what the paper does not state."""
+
+_RECIPES = """\
+# Recipes
+
+The recipes of `vssl train --recipe NAME` and `vssl finetune --recipe NAME`, the shards that they are for, and the values that
+no source states. `trainer/recipes/NAME.yaml` has the source of every other value."""
 
 
-def page() -> list[str]:
-    """The lines of docs/papers.md."""
+def pages() -> dict[str, list[str]]:
+    """The lines of each page in docs/papers, by its name."""
     content = load_yaml(PAPERS)
-    lines = _INTRO.splitlines()
+    found = {"index.md": [*_INTRO.splitlines(), "", *_papers(content), "", *_RUN.splitlines()]}
     for source, items in content["items"].items():
-        lines += ["", f"## {source}: {content['sources'][source]}"]
+        lines = [f"# {source}: {content['sources'][source]}", "", "[All papers](index.md)"]
         for item, entry in items.items():
-            lines += ["", f"### {source} {item}: {entry['title']}", "", *_item(entry, content)]
-    return [*lines, "", "## Shards", "", *_shards(content), "", "## Recipes", "", *_recipes()]
+            lines += ["", f"## {source} {item}: {entry['title']}", "", *_item(entry, content)]
+        found[f"{source}.md"] = lines
+    found["shards.md"] = ["# Shards of the papers' experiments", "", *_shards(content)]
+    found["recipes.md"] = [*_RECIPES.splitlines(), "", *_recipes()]
+    return found
+
+
+def _papers(content: dict[str, Any]) -> Iterator[str]:
+    body = []
+    for source, items in content["items"].items():
+        run = sum("commands" in entry for entry in items.values())
+        body.append([f"[{source}]({source}.md)", content["sources"][source], str(len(items)), str(run)])
+    yield from markdown(["page", "paper", "entries", "run here"], body)
 
 
 def printed(nodes: list[str | Loop], indent: str = "") -> Iterator[str]:
@@ -76,25 +106,25 @@ def printed(nodes: list[str | Loop], indent: str = "") -> Iterator[str]:
 
 def _item(entry: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
     if "cannot" in entry:
-        yield f"Not run here: {entry['cannot']}."
+        yield f"- **Not run here**: {entry['cannot']}."
     if "protocol" in entry:
-        yield f"Protocol: {entry['protocol']}."
+        yield f"- **Protocol**: {entry['protocol']}."
     for title, texts in notes(entry, content).items():
-        yield f"{title}: {'; '.join(texts)}."
+        yield f"- **{title}**: {'; '.join(texts)}."
     found = [[label, f"`{run_by(run)}`" if run else "", *map(_cell, cells)] for label, run, cells in rows(entry)]
     if any(run for _, run, *_ in found):
         yield ""
         yield from markdown(["", "run by", *entry.get("columns", ())], found)
     elif found:  # the classes of a data set: a line of its own for each would bury the rest
         numbers = (f"{label} {' / '.join(cells)}" for label, _, *cells in found)
-        yield f"Numbers, {' / '.join(entry['columns'])}: {'; '.join(numbers)}."
+        yield f"- **Numbers**, {' / '.join(entry['columns'])}: {'; '.join(numbers)}."
     if "commands" in entry:
-        yield from ["", *(f"    {line}" for line in printed(script(entry, content)))]
+        yield from ["", "```bash", *printed(script(entry, content)), "```"]
 
 
 def _shards(content: dict[str, Any]) -> Iterator[str]:
     yield from content["labelling"].split("\n")
-    yield from ["", *(f"    {labelgen(each)}" for each in content["labellings"]), ""]
+    yield from ["", "```bash", *(labelgen(each) for each in content["labellings"]), "```", ""]
     serves: dict[str, list[str]] = {}
     for name in _names():
         if not name.startswith("finetune-"):
@@ -134,4 +164,10 @@ def _value(value: object) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text("\n".join(page()) + "\n", encoding="utf-8")
+    FOLDER.mkdir(exist_ok=True)
+    texts = pages()
+    for name, lines in texts.items():
+        (FOLDER / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for path in FOLDER.glob("*.md"):
+        if path.name not in texts:
+            path.unlink()

@@ -1,5 +1,6 @@
 """Print the tables of the pages: each stands between `<!-- table: NAME -->` and `<!-- end -->`; `study:NAME` is that of
-benchmarks/results/NAME.json, which `vssl study` wrote as study.json, `study:NAME:MEASURE` one of one measure alone."""
+benchmarks/results/NAME.json, which `vssl study` wrote as study.json, `study:NAME:MEASURE` one of one measure alone;
+`output:NAME` is benchmarks/results/NAME.txt: a command, its machine and what it printed."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from trainer.study.tables import markdown
 from trainer.weights.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "papers")]
 
 
 def shards() -> list[str]:
@@ -146,7 +148,7 @@ def protocols() -> list[str]:
 def study(name: str) -> list[str]:
     """The tables of a study that has run; name: of its file, or NAME:MEASURE for one of its measures."""
     name, _, measure = name.partition(":")
-    content = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     if measure:
         kept = [i for i, column in enumerate(content["columns"]) if column["measure"] == measure]
         content["numbers"] = [
@@ -156,15 +158,18 @@ def study(name: str) -> list[str]:
     return markdown(content).splitlines()
 
 
+def output(name: str) -> list[str]:
+    """A command, its machine and what it printed, as a block of code."""
+    return ["```text", *(RESULTS / f"{name}.txt").read_text(encoding="utf-8").splitlines(), "```"]
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     "shards": shards,
     "manifests": manifests,
-    "manifest-names": lambda: names(builtin_manifests()),
     "methods": methods,
     "defaults": defaults,
     "options": options,
     "backbones": backbones,
-    "backbone-names": lambda: names(BACKBONES),
     "weights": weights,
     "settings": settings,
     "commands": commands,
@@ -177,15 +182,10 @@ def filled(text: str) -> str:
 
     def printed(match: re.Match[str]) -> str:
         kind, _, name = match[1].partition(":")
-        lines = study(name) if kind == "study" else TABLES[match[1]]()
+        lines = {"study": study, "output": output}[kind](name) if name else TABLES[kind]()
         return "\n".join([f"<!-- table: {match[1]} -->", *lines, "<!-- end -->"])
 
     return re.sub(r"<!-- table: ([^\n]+?) -->\n.*?<!-- end -->", printed, text, flags=re.DOTALL)
-
-
-def names(registry: Iterable[str]) -> list[str]:
-    """A line of Markdown: the names of a registry."""
-    return [", ".join(f"`{name}`" for name in registry)]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

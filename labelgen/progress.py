@@ -113,6 +113,11 @@ class ProgressBar:
         return f"{self.frames / max(seconds, 1e-3):.0f} frames/s"
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number of things in words: "1 video", "1,234 videos"; several: the plural, if it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
 def core_hours(hours: float) -> str:
     """Hours of one core as text, with at least two digits: "0.0026", "12.34", "1,234"."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2f}" if hours >= 1 else f"{hours:.2g}"

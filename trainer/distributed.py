@@ -52,7 +52,7 @@ def place() -> Place:
     if missing := [name for name in needed if name not in os.environ]:
         raise TrainerError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} not set; start with torchrun, or see "
-            "docs/gpus.md for srun"
+            "docs/clusters.md for srun"
         )
     local = os.environ.get("LOCAL_WORLD_SIZE")
     return Place(int(os.environ["LOCAL_RANK"]), int(local) if local else None, int(os.environ["WORLD_SIZE"]))

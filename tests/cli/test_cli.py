@@ -98,6 +98,7 @@ def test_exit_codes_and_messages(videos, tmp_path, monkeypatch):
         (1, "seed: 0 there, 5 now", *labelgen, "--seed", 5),
         (2, "'imagenet'", "labelgen", "--dataset", "imagenet"),
         (2, "--dataset", "labelgen"),
+        (1, "unknown method ''", "train", "--method", ""),
         (1, "no such folder", "train", "--shards", tmp_path / "none"),
         (1, "Error: ", "eval", "retrieval"),
     ):

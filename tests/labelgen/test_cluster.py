@@ -251,7 +251,7 @@ def _free_port():
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 def test_a_cluster_behind_tls_is_reached_with_dasks_own_settings_and_not_without(tmp_path):
-    """Certificates of one's own, as docs/shards.md has it."""
+    """Certificates of one's own, as docs/clusters.md has it."""
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=vssl", "-keyout"]
     subprocess.run([*make, key, "-out", cert], check=True, capture_output=True)

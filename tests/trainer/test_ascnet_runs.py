@@ -1,22 +1,15 @@
 """Whole runs of ascnet."""
 
-import pytest
 import torch
 
 from tests.trainer.runs import SMALL, rows
 from trainer import checkpoint, data
 from trainer.data import Shards
-from trainer.errors import TrainerError
 from trainer.methods.ascnet import ASCNet
 from trainer.settings import Settings
 from trainer.training import train
 
 OPTIONS = ASCNet.option_values()
-
-
-def test_one_sample_cannot_be_normalised(demo, here):
-    with pytest.raises(TrainerError, match="has 1 sample of a step, and ascnet's batch normalisation needs 2"):
-        train(Settings(**(SMALL | {"batch_size": 1}), method="ascnet", epochs=1), demo)
 
 
 def test_never_stores_a_held_out_video(demo, here):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.command import vssl
 from tests.trainer import planted
-from tests.trainer.pages import BROKEN, CONTRASTS, OVERFLOW, Chromium, Page, needs_browser
+from tests.trainer.pages import Page
 from trainer.errors import TrainerError
 from trainer.evaluate.evaluator import measure
 from trainer.evaluate.features import Compute
@@ -148,11 +148,11 @@ def test_many_rows_are_corrected_by_holm(runs):
             (line,) = own["rows"]
             found[own["title"].split()[0]] = line["marks"]["b"], own["headline"]["marks"]["b"], line["differences"]["b"]
     assert all(own[2]["low"] > 0 and own[2]["p"] < 0.05 for own in found.values())  # each by itself
-    # p of six, seven and twenty gained videos: 2/64, 2/128, 2/2^20; of four headlines they are multiplied by 2, 3 and 4
+    # p of six, seven and twenty gained videos: 2/64, 2/128, about 2/2^20; of four headlines they are multiplied by 2, 3 and 4
     assert {name: own[2]["p"] for name, own in found.items()} == {
         "Linear": 2 / 2**6,
         "k-NN": 2 / 2**7,
-        "Scenes": pytest.approx(2 / 2**20, abs=1e-5),
+        "Scenes": pytest.approx(0, abs=1e-4),  # drawn
     }
     assert {name: own[:2] for name, own in found.items()} == {
         "Linear": ("", ""),
@@ -268,12 +268,6 @@ def test_files_by_the_command(runs, tmp_path):
     assert all(f"{of['value']:.1f}" in found.text for of in expected)
 
 
-@needs_browser
-def test_page_in_a_browser(runs, tmp_path):
+def test_page_in_a_browser(runs, tmp_path, browser):
     write(compare(runs[:2]), tmp_path / "table.html")
-    with Chromium() as browser:
-        for width in (400, 1400):
-            for dark in (False, True):
-                browser.open(tmp_path / "table.html", width, dark)
-                assert browser.run(OVERFLOW) == 0 and browser.run(BROKEN) == [] == browser.run(CONTRASTS)
-                assert browser.errors() == []
+    assert browser.faults(tmp_path / "table.html") == []

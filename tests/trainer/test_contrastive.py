@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from tests.trainer.plain import Colour, dot, slow_features, slow_mlp, slow_unit
+from tests.trainer.runs import SMALL as RUN
 from tests.trainer.synthetic import write_shard
 from trainer.data import Batch, Shards
 from trainer.errors import TrainerError
 from trainer.methods import method_class
+from trainer.settings import Settings
+from trainer.training import train
 
 SMALL = {"hidden": 6, "outputs": 4}
 
@@ -259,6 +262,51 @@ def test_held_out_samples_change_nothing(make, name):
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("method", "options", "why"),
+    [
+        ("simclr", {"batch_norm": False}, "to compare them with each other"),
+        ("pace", {"contrast": "same-context"}, "to compare them with each other"),
+        ("skip_clip", {"targets": 2, "spacing": 2}, "to compare them with each other"),
+        ("lejepa", {}, "to compare them with each other"),
+        ("simclr", {}, "for its batch normalisation"),
+        ("moco", {"batch_norm": True}, "for its batch normalisation"),
+        ("byol", {}, "for its batch normalisation"),
+        ("ascnet", {}, "for its batch normalisation"),
+        ("tce", {}, "for its batch normalisation"),
+    ],
+)
+def test_one_sample_at_a_time_is_refused_at_the_start(demo, here, method, options, why, accumulate):
+    settings = Settings(
+        **(RUN | {"batch_size": 2 * accumulate - 1}),
+        method=method,
+        accumulate=accumulate,
+        epochs=1,
+        options={method: options},
+    )
+    parts = f"step has {'1 sample' if accumulate == 1 else '[23] samples in 2 parts'}, with [678] videos"
+    with pytest.raises(
+        TrainerError, match=f"{method} needs 2 samples at a time, {why}, but a {parts}.*raise the batch size"
+    ):
+        train(settings, demo)
+    assert not (here / "runs").exists()
+
+
+def test_of_one_video_more_are_needed_rather_than_a_larger_batch(here):
+    write_shard(here / "one" / "00000.h5", [64, 9])
+    for method, accumulate, told in (
+        ("byol", 1, "a step has 1 sample, with 1 video to train on; train on more videos, at least 2$"),
+        (
+            "pace",
+            2,
+            "a batch of 1 sample cannot be shared among 1 process and 2 accumulated parts; train on more videos, at",
+        ),
+    ):
+        with pytest.raises(TrainerError, match=told):
+            train(Settings(**RUN, method=method, accumulate=accumulate, epochs=1), here / "one")
+
+
 def test_what_cannot_be_trained(make, tmp_path):
     write_shard(tmp_path / "one" / "00000.h5", [64, 9])
     for name in ("simclr", "moco", "rspnet"):
@@ -267,10 +315,6 @@ def test_what_cannot_be_trained(make, tmp_path):
             TrainerError, match=f"{name} compares videos, and one has 1 that it can train on; it needs 2"
         ):
             of(Colour(), of.option_values(), Shards(tmp_path / "one"))
-    for name in ("simclr", "byol"):
-        backbone, method = make(name)
-        with pytest.raises(TrainerError, match=f"has 1 sample of a step, and {name}'s batch normalisation needs 2"):
-            method(backbone, batch(1))
     for options, told in (
         ({"clips": 1}, "clips is 1, expected 2 or more"),
         ({"stride": 0}, "stride is 0, expected 1 or"),

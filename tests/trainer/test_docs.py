@@ -22,7 +22,7 @@ from trainer.settings import Settings
 from trainer.training import train
 
 DOCS = Path(__file__).parents[2] / "docs"
-TRAINING, ADDING = (DOCS / name for name in ("training.md", "adding-a-method.md"))
+TRAINING, METHOD_PAGE, ADDING = (DOCS / name for name in ("training.md", "methods.md", "adding-a-method.md"))
 
 
 def code_blocks(page):
@@ -133,7 +133,7 @@ def options_of(command):
 
 def test_options_and_recipes_that_the_pages_name_exist():
     known = options_of(main) | {"--help", "--nproc-per-node", "--no-python"}
-    for page in (TRAINING, ADDING):
+    for page in (TRAINING, METHOD_PAGE, ADDING):
         text = page.read_text()
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
         for name in re.findall(r"--recipe ([a-z][\w-]+)", text):

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import save_file
 
 from tests.command import vssl
-from tests.trainer.pages import EVIL, Chromium, assert_text, needs_browser
+from tests.trainer.pages import EVIL, assert_text
 from tests.trainer.planted import colored
 from tests.trainer.synthetic import CONFIG, video_frames, write_shard
 from trainer import checkpoint
@@ -105,10 +105,8 @@ def test_markup_in_any_text_is_shown_as_text(pages):
         assert_text(path, 21)
 
 
-@needs_browser
-def test_no_markup_of_a_text_runs(pages):
-    with Chromium() as browser:
-        for path in pages:
-            browser.open(path, 1000)
-            assert browser.run("document.title") != "evil" and browser.errors() == []
-            assert browser.requests() == [path.resolve().as_uri()]
+def test_no_markup_of_a_text_runs(pages, browser):
+    for path in pages:
+        browser.open(path, 1000)
+        assert browser.run("document.title") != "evil" and browser.errors() == []
+        assert browser.requests() == [path.resolve().as_uri()]

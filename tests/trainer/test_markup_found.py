@@ -33,14 +33,19 @@ def features(tmp_path):
     return path
 
 
-def test_map_and_its_colours(features, tmp_path):
+def test_map_and_its_colours(features, tmp_path, browser):
     vssl("map", "--in", features, "--out", tmp_path / "map.html")
-    assert_text(tmp_path / "map.html", 24)
+    assert_text(tmp_path / "map.html", 24, scripts=1)
     colors = tmp_path / "colors.csv"
     with open(colors, "w", newline="") as file:
         csv.writer(file).writerows([["id", EVIL], *([f"{i:02d}{EVIL}", f"{EVIL}{i % 2}"] for i in range(12))])
     vssl("map", "--in", features, "--out", tmp_path / "own.html", "--color", colors, "--column", EVIL)
-    assert_text(tmp_path / "own.html", 26)
+    assert_text(tmp_path / "own.html", 26, scripts=1)
+    browser.open(tmp_path / "own.html", 1000)  # the script moves texts about
+    browser.run("document.querySelector('.map').focus()")
+    browser.press("ArrowRight", "Tab")
+    assert EVIL in browser.run("document.querySelector('.chosen').textContent")
+    assert browser.run("document.title") == "12 videos" and browser.errors() == []
 
 
 @pytest.mark.parametrize("options", [["--k", 2], ["--duplicates"]])

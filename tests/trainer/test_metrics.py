@@ -1,6 +1,7 @@
 """Intervals by groups, what is kept of every item, splits that are a cross-validation, paired differences."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from trainer.errors import TrainerError
 from trainer.evaluate import features
 from trainer.evaluate.evaluator import Evaluator, measure
 from trainer.evaluate.features import Compute, Vectors
-from trainer.evaluate.metrics import RESAMPLES, ItemScores, accuracy, by_class, holm, paired, paired_test
+from trainer.evaluate.metrics import RESAMPLES, ItemScores, accuracy, by_class, holm, paired, paired_tests
 from trainer.evaluate.neighbours import nearest
 from trainer.evaluate.protocols.linear import gram_coordinates
 from trainer.evaluate.protocols.retrieval import KS, chance
@@ -139,15 +140,26 @@ def test_p_by_hand(tmp_path):
         items, owner = scores_of([""] * len(first)), np.arange(len(first))
         hits = (np.array(right, bool) for right in (first, other))
         found = keep(tmp_path / "p.npz", items, [items.accuracy(hit, owner) for hit in hits])
-        return paired_test(found, found, 0, 1)["p"]
+        return paired_tests(found, found, [(0, 1)])[0]["p"]
 
-    # 12 of 40 videos gained: mean .3, spread of the mean (.3 x .7 / 40) ** .5 = .0725, t = 4.14 of 39 degrees: p = .00018;
-    # by changing signs 2 / 2^12 = .0005 at least
-    assert p([0] * 40, [1] * 12 + [0] * 28) == pytest.approx(2 / 2**12)
-    # 12 gained, 4 lost: mean .2, spread ((.4 - .04) / 40) ** .5 = .0949, t = 2.108: p = .0415
-    assert p([0] * 36 + [1] * 4, [1] * 12 + [0] * 28) == pytest.approx(0.0415, rel=0.2)
+    # of k videos that change, the share of all patterns of signs with a sum of at least their magnitude
+    assert p([0] * 40, [1] * 12 + [0] * 28) == 2 / 2**12
+    patterns = sum(math.comb(15, k) for k in range(16) if abs(15 - 2 * k) >= 7)  # 11 gained, 4 lost
+    assert p([0] * 36 + [1] * 4, [1] * 11 + [0] * 29) == patterns / 2**15
+    patterns = sum(math.comb(16, k) for k in range(17) if abs(16 - 2 * k) >= 8)  # 12 gained, 4 lost: drawn
+    assert p([0] * 36 + [1] * 4, [1] * 12 + [0] * 28) == pytest.approx(patterns / 2**16, abs=0.003)
     assert p([1, 0] * 20, [1, 0] * 20) == 1
     assert p([0, 0, 0], [1, 1, 1]) == 0.25 and p([0, 1], [1, 1]) == 1  # however few they are
+
+
+def test_p_of_a_row_does_not_depend_on_the_other_rows(tmp_path):
+    rng, items = np.random.default_rng(0), scores_of([""] * 40)
+    hits = [rng.random(40) < share for share in (0.2, 0.4, 0.8, 0.8)]
+    rows = [items.accuracy(hit, np.arange(40)) for hit in hits] + [items.accuracy(hits[0][:30], np.arange(30))]
+    found = keep(tmp_path / "p.npz", items, rows)
+    pairs = [(0, 1), (0, 2), (2, 3), (4, 4)]
+    together = paired_tests(found, found, [*pairs, (0, 4)])
+    assert together == [paired_tests(found, found, [pair])[0] for pair in pairs] + [None]
 
 
 def test_p_is_rarely_small_without_a_difference(tmp_path):
@@ -157,7 +169,7 @@ def test_p_is_rarely_small_without_a_difference(tmp_path):
         items, easy = scores_of(groups), rng.random((2, 12))  # videos of a group are alike
         hits = [rng.random(60) < np.repeat(own, 5) for own in easy]
         found = keep(tmp_path / "p.npz", items, [items.accuracy(hit, np.arange(60)) for hit in hits])
-        small += paired_test(found, found, 0, 1)["p"] < 0.05
+        small += paired_tests(found, found, [(0, 1)])[0]["p"] < 0.05
     assert small <= 20  # 10 are expected
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cli.main import main
-from docs.papers import PAGE, page
+from docs.papers import FOLDER, pages
 from trainer import papers
 from trainer.backbones import BACKBONES
 from trainer.extends import chain
@@ -98,11 +98,12 @@ def test_every_command_exists():
 
 def test_every_entry_of_statistics_says_that_its_flow_differs():
     flow = "the flow is TV-L1; the thesis cites Brox et al., ECCV 2004"
-    lines, count = page(), 0
+    found, count = pages(), 0
     for (source, item), entry in ENTRIES.items():
         text = " ".join(papers.commands(papers.script(entry, CONTENT)))
-        here = lines.index(f"### {source} {item}: {entry['title']}")
-        (differs,) = [line for line in lines[here : here + 6] if line.startswith("Differs: ")] or [""]
+        lines = found[f"{source}.md"]
+        here = lines.index(f"## {source} {item}: {entry['title']}")
+        (differs,) = [line for line in lines[here : here + 6] if line.startswith("- **Differs**: ")] or [""]
         assert (flow in differs) == ("--recipe statistics" in text), item
         count += flow in differs
     assert count > 20
@@ -177,20 +178,21 @@ def test_numbers_agree_with_those_of_the_report():
     assert checked > 250
 
 
-def test_the_page_is_the_printed_one():
-    assert PAGE.read_text() == "\n".join(page()) + "\n", "run `make docs`"
+def test_the_pages_are_the_printed_ones():
+    texts = {name: "\n".join(lines) + "\n" for name, lines in pages().items()}
+    assert {path.name: path.read_text() for path in FOLDER.iterdir()} == texts, "run `make docs`"
 
 
-def test_the_page_names_every_number_and_what_recipes_assume():
-    lines = page()
-    text = "\n".join(lines)
+def test_the_pages_name_every_number_and_what_recipes_assume():
+    found = pages()
     for (source, item), entry in ENTRIES.items():
-        assert f"### {source} {item}: {entry['title']}" in lines
+        text = "\n".join(lines := found[f"{source}.md"])
+        assert f"## {source} {item}: {entry['title']}" in lines
         for label, _, numbers in papers.rows(entry):
             for value in numbers:
                 assert value is None or str(value) in text, (item, label, value)
     for name in NAMES:
-        (line,) = (line for line in lines if line.startswith(f"| `{name}` |"))
+        (line,) = (line for line in found["recipes.md"] if line.startswith(f"| `{name}` |"))
         assert ("momentum 0.9" in line) == (read(name)["settings"]["momentum"]["source"] == "assumed")
 
 

@@ -1,6 +1,7 @@
-"""Every command of docs/papers.md runs as it is printed: official data sets of small videos, two steps of small networks."""
+"""Every command of docs/papers/ runs as it is printed: official data sets of small videos, two steps of small networks."""
 
 import glob
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 
 from cli.main import main
 from cli.reproduce import call
-from docs.papers import PAGE
+from docs.papers import pages
 from labelgen.reading import load_json
 from tests.trainer.official import DATASETS
 from tests.trainer.studies import execute_here
@@ -203,9 +204,10 @@ def test_every_entry_is_reproduced(name, reproduce, place):
     assert content["measured"] or content["others"] or "eval" not in " ".join(entries()[name]["commands"])
 
 
-def test_the_page_can_be_copied_into_bash():
-    """The code of the page, in a shell whose vssl prints what it is given."""
-    code = "\n".join(line[4:] for line in PAGE.read_text().splitlines() if line.startswith("    "))
+def test_the_pages_can_be_copied_into_bash():
+    """The code of the pages, in a shell whose vssl prints what it is given."""
+    text = "\n".join(line for lines in pages().values() for line in lines)
+    code = "\n".join(re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S))
     echo = 'vssl() { printf "vssl"; printf " %q" "$@"; echo; }'
     shell = subprocess.run(["bash", "-euc", f"{echo}\n{code}"], capture_output=True, text=True, check=True)
     told = [shlex.split(line) for line in shell.stdout.splitlines()]

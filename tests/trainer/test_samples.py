@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from cli.main import main
-from tests.trainer.pages import OVERFLOW, Chromium, Page, needs_browser
+from tests.trainer.pages import Page
 from trainer import checkpoint, data
 from trainer.inputs import OURS
 from trainer.methods import METHODS
@@ -190,13 +190,10 @@ def test_what_a_training_refuses_is_refused(demo, tmp_path, options, message):
     assert done.exit_code and message in done.output and not out.exists()
 
 
-@needs_browser
-def test_the_clips_of_a_sample_move_together(path):
+def test_the_clips_of_a_sample_move_together(path, browser):
     films = "[...document.querySelector('.together').querySelectorAll('.film')]"
     moving = f"{films}.filter(one => getComputedStyle(one, '::after').backgroundImage.includes('webp')).length"
-    with Chromium() as browser:
-        for width in (400, 1400):
-            browser.open(path, width)
-            assert browser.run(OVERFLOW) == 0 and browser.run(moving) == 0 and not browser.errors()
-            browser.run("document.querySelector('.together').focus()")
-            assert browser.run(moving) == 2
+    assert browser.faults(path) == []
+    assert browser.run(moving) == 0
+    browser.run("document.querySelector('.together').focus()")
+    assert browser.run(moving) == 2

@@ -11,7 +11,7 @@ import pytest
 from labelgen.labels.patterns import centre_crop, patterns
 from labelgen.shards import open_shards
 from labelgen.show import label_films
-from tests.trainer.pages import CONTRASTS, OPEN, OVERFLOW, Chromium, Page, needs_browser
+from tests.trainer.pages import Page
 from tests.trainer.planted import write_colored
 from tests.trainer.studies import make_study, write_study
 from tests.trainer.synthetic import write_shard
@@ -129,23 +129,17 @@ def test_all_curves_stand_on_one_axis(path):
     assert text.count('type="radio"') == 1 + len(ROWS) and "#row11:checked" in text
 
 
-@needs_browser
-def test_the_page_in_a_browser(path):
-    with Chromium() as browser:
-        for width, dark in ((400, False), (1400, True)):
-            browser.open(path, width, dark)
-            browser.run(OPEN)
-            assert browser.run(OVERFLOW) == 0 and browser.run(CONTRASTS) == [] == browser.errors()
-        seen = "getComputedStyle(document.querySelector('.all .row4')).opacity"
-        assert browser.run(seen) == "1"
-        browser.run("document.getElementById('row5').click()")
-        assert float(browser.run(seen)) < 0.2
-        fixed = "document.querySelector('.pairs th:first-child').getBoundingClientRect().left"
-        before = browser.run(fixed)
-        browser.open(path, 400)
-        before = browser.run(fixed)
-        browser.run("document.querySelector('.pairs .scroll').scrollLeft = 200")
-        assert browser.run("document.querySelector('.pairs .scroll').scrollLeft") > 100 and browser.run(fixed) == before
+def test_the_page_in_a_browser(path, browser):
+    assert browser.faults(path) == []
+    seen = "getComputedStyle(document.querySelector('.all .row4')).opacity"
+    assert browser.run(seen) == "1"
+    browser.run("document.getElementById('row5').click()")
+    assert float(browser.run(seen)) < 0.2
+    fixed = "document.querySelector('.pairs th:first-child').getBoundingClientRect().left"
+    browser.open(path, 400)
+    before = browser.run(fixed)
+    browser.run("document.querySelector('.pairs .scroll').scrollLeft = 200")
+    assert browser.run("document.querySelector('.pairs .scroll').scrollLeft") > 100 and browser.run(fixed) == before
 
 
 def test_films_show_what_labels_are_made_of(tmp_path):
@@ -192,16 +186,12 @@ def test_pictures_stand_before_curves_and_numbers(pictured):
     assert sum("neighbours" in path.read_text() for path in (pictured / "results").glob("*.json")) == 3
 
 
-@needs_browser
-def test_the_pictures_in_a_browser(pictured):
+def test_the_pictures_in_a_browser(pictured, browser):
     picture = "getComputedStyle(film, '::after').backgroundImage.slice(0, 16)"
     moving = f"[...document.querySelectorAll('.playing .film')].map(film => {picture})"
-    with Chromium() as browser:
-        for width, dark in ((400, True), (1400, False)):
-            browser.open(pictured / "index.html", width, dark)
-            assert browser.run(OVERFLOW) == 0 and browser.run(CONTRASTS) == [] == browser.errors()
-            assert browser.run(moving) == ['url("data:image/'] * 15
-        browser.run("document.querySelector('.playing input').click()")
-        assert browser.run(moving) == ["none"] * 15
-        browser.run("document.querySelector('.map circle').focus()")
-        assert browser.run("getComputedStyle(document.querySelector('.map circle + g')).display") != "none"
+    assert browser.faults(pictured / "index.html") == []
+    assert browser.run(moving) == ['url("data:image/'] * 15
+    browser.run("document.querySelector('.playing input').click()")
+    assert browser.run(moving) == ["none"] * 15
+    browser.run("document.querySelector('.map circle').focus()")
+    assert browser.run("getComputedStyle(document.querySelector('.map circle + g')).display") != "none"

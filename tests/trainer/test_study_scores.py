@@ -29,9 +29,11 @@ def test_sign_flips_are_those_of_loops():
         ]
         slow.append(np.mean([total >= abs(sum(row)) - 1e-9 for total in sums]))
     assert sign_flips(found).tolist() == slow
-    many = np.pad(found, ((0, 0), (0, 20)))  # so many that patterns are drawn
+    assert sign_flips(np.insert(found, [0, 4, 9], 0, axis=1)).tolist() == slow  # units that are equal count for nothing
+    many = np.pad(found, ((0, 0), (0, 20)), constant_values=1e-9)  # so many that patterns are drawn
     assert sign_flips(many) == pytest.approx(slow, abs=4 * (0.25 / FLIPS) ** 0.5)
     assert sign_flips(np.ones((1, 40))) == 1 / (FLIPS + 1)
+    assert sign_flips(np.concatenate([np.pad(found, ((0, 0), (0, 20))), many])).tolist() == [*slow, *sign_flips(many)]
 
 
 def test_p_of_equal_rows_is_rarely_small():

@@ -1,7 +1,11 @@
-"""The tables of a study as LaTeX and CSV."""
+"""The tables of a study as LaTeX, Markdown and CSV."""
 
 import csv
 import io
+import json
+import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -46,10 +50,46 @@ def test_latex_has_spread_best_and_label(content):
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")].splitlines()[1:]
     assert body == [
         r"one\_ & \textbf{54.0} {\scriptsize $\pm$ 2.8} $\blacktriangle$ &  \\",
-        r"two & \underline{51.0} & \textbf{22.0} {\scriptsize $\pm$ 2.8} \\",  # a histogram has no spread
+        r"two & \underline{51.0} {\scriptsize $\pm$ 0.0} & \textbf{22.0} {\scriptsize $\pm$ 2.8} \\",
         r"three & 11.0 {\scriptsize $\pm$ 1.4} &  \\",
     ]
     assert r" & linear \& co & k-NN \\" in text
+
+
+def with_names(content, name):
+    """The content with a row, a data set and a measure of this name."""
+    text = json.dumps(content).replace('"two"', '"T"').replace('"k-NN"', '"T"').replace('"a_set"', '"T"')
+    return json.loads(text.replace('"T"', json.dumps(name)))
+
+
+@pytest.mark.parametrize("name", [r"50 % & more_#1", r"C:\x{y}~^$", "}{", "lines\n\n< 2 > | ü", "[*]", r"\end{table}"])
+def test_latex_of_any_name_is_sound(content, name, tmp_path):
+    """Nothing but the commands of the table itself is a command, all braces are balanced, and LaTeX takes it."""
+    text = tables.latex(with_names(content, name), name)
+    plain = re.sub(r"\\[\\&%$#_{}]", "", text)
+    depth = [part.count("{") - part.count("}") for part in plain.splitlines()]
+    assert sum(depth) == 0 and all(line == 0 for line in depth)
+    known = "usepackage begin end caption label toprule midrule bottomrule textbf underline scriptsize pm blacktriangle"
+    known += " blacktriangledown textbackslash textasciitilde textasciicircum textless textgreater textbar"
+    assert {*re.findall(r"\\([a-zA-Z]+)", plain)} <= {*known.split()}
+    assert not re.search(r"[#^~_]", plain.replace("\\label", "")) and plain.count("%") == 1  # of the first line
+    rows = [line for line, raw in zip(plain.splitlines(), text.splitlines(), strict=True) if raw.endswith("\\\\")]
+    assert len(rows) == 4 and all(row.count("&") == 2 and not row.startswith(("[", "*")) for row in rows)
+    if compiler := shutil.which("pdflatex"):
+        file = tmp_path / "table.tex"
+        packages = r"\documentclass{article}\usepackage[utf8]{inputenc}\usepackage{booktabs,amssymb}\begin{document}"
+        file.write_text(packages + "\n" + text + r"\end{document}")
+        subprocess.run([compiler, "-interaction=batchmode", "-halt-on-error", file.name], cwd=tmp_path, check=True)
+
+
+def test_drops_that_all_agree_have_no_interval(content):
+    drop = {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert "agree" not in tables.markdown(content | {"orderings": []})
+    content["numbers"][0]["drop"] = drop | {"low": -1.0}
+    assert tables.cell(content["numbers"][0]) == "54.0 [49.0, 59.0] (lost 0.0 [-1.0, 0.0]) ▲"
+    content["numbers"][0]["drop"] = drop
+    text = tables.markdown(content | {"orderings": []})
+    assert "54.0 [49.0, 59.0] (lost 0.0 [all videos agree]) ▲" in text and "no interval can be given" in text
 
 
 def test_lists_hold_every_number(content):

@@ -285,13 +285,6 @@ def test_without_rotation_only_upright_frames_are_encoded(demo, weight):
         assert out["loss"] == out["contrast"]
 
 
-def test_one_sample_cannot_be_normalised(demo):
-    backbone, method = make(demo)
-    with pytest.raises(TrainerError, match="has 1 sample of a step, and tce's batch normalisation needs 2"):
-        method(backbone, batch(1))
-    assert method.eval()(backbone, batch(1))["loss"].isfinite()
-
-
 def test_the_bank_holds_a_unit_vector_of_each_video_that_was_seen(demo, here):
     whole = train(Settings(**SMALL, method="tce", epochs=3, holdout=0.2), demo)
     assert "hardness" in rows(whole)[0]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from labelgen.progress import counted
 from trainer.data.keys import ORDER
 from trainer.errors import TrainerError
 
@@ -40,10 +41,11 @@ class Batches:
         self.seed, self.shown = seed, samples * repeats  # in an epoch
         self.per_epoch = math.ceil(self.shown / batch_size)
         self.micro, self.world, self.rank = micro, world, rank
-        if self.shown // self.per_epoch < self.micro * self.world:
+        self.least = self.shown // self.per_epoch  # samples of a step
+        if self.least < (needed := self.micro * self.world):
             raise TrainerError(
-                f"a batch of {self.shown // self.per_epoch} samples cannot be shared among {self.world} processes and "
-                f"{self.micro} accumulated parts; raise the batch size or accumulate fewer parts"
+                f"a batch of {counted(self.least, 'sample')} cannot be shared among {counted(world, 'process', 'processes')} and "
+                f"{counted(micro, 'accumulated part')}; {self.advice(needed)}"
             )
         self._stages = []  # first step, first pass, samples
         step = number = 0
@@ -53,6 +55,12 @@ class Batches:
             step = stop
         self._stages.append((step, number, np.arange(samples)))
         self._pass = functools.lru_cache(maxsize=4)(self._permuted)
+
+    def advice(self, needed: int) -> str:
+        """What to do so that every step has this number of samples, more than it has."""
+        fewer = ["accumulate fewer parts"] * (self.micro > 1) + ["use fewer processes"] * (self.world > 1)
+        more = "raise the batch size" if self.shown >= needed else f"train on more videos, at least {needed}"
+        return ", or ".join([more, *fewer])
 
     def _shown_before(self, step: int) -> int:
         """The number of samples in all steps before this one."""

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import math
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
+import torch
 
 from labelgen.files import write_text
 from labelgen.reading import read_text
 from labelgen.texts import from_csv
-from trainer.embeddings.clustering import points, reduced
-from trainer.embeddings.sheets import moment
+from trainer.embeddings.clustering import Points, clusters, points, reduced
+from trainer.embeddings.map_page import COLORS, map_page
 from trainer.embeddings.table import Table
 from trainer.errors import SettingError, TrainerError
-from trainer.pages.page import fill, join, page, scroll
+from trainer.evaluate.features import Vectors
+from trainer.evaluate.neighbours import nearest
 
-_SIZE, _EDGE = (1000, 640), 30  # width and height of the drawing, and the empty space around the points
-_COLORS = ("#3a7fdd", "#d1495b", "#2a9d4e", "#e08e0b", "#9467d0", "#1a9aa8", "#c2489b", "#8a6d3b", "#6a7f10", "#5b6470")
-_OTHER = "#9aa3ad"
+_NEIGHBOURS = 6  # of each point
 _SPREAD = 1e-6  # vectors of length 1 count as equal if no value differs by more
 
 
@@ -33,21 +29,38 @@ def write_map(
     out: Path,
     level: str = "video",
     method: str = "tsne",
-    column: str = "label",
+    column: str | None = None,
     color: Path | None = None,
 ) -> None:
     """Write the map of the videos or rows of a table, see `layout` and `map_page`.
 
-    column: of the table or of a CSV file `color`, for the colours of points. Raises TrainerError if there is no such column.
+    column: of the table or of a CSV file `color`, for the colours of points; default: label or, with `color`, group. If no
+    column is given and no video has a label, points are coloured by cluster. Raises TrainerError if there is no such column.
     """
     found = points(table, level)
-    kinds = _csv_values(color, column, found.fields) if color else _table_values(table.name, column, found.fields)
+    what = column or ("group" if color else "label")
+    kinds = _csv_values(color, what, found.fields) if color else _table_values(table.name, what, found.fields)
     places = layout(found.vectors, method)
+    if not (column or color or any(kinds)):
+        kinds, what = _clusters(found), "cluster, as no video has a label"
     pictures = table.take(found.rows, ("thumbnail",))
     rows = [field | picture for field, picture in zip(found.fields, pictures, strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
     noun = "videos" if level == "video" else "moments"
-    write_text(out, map_page(f"{len(rows):,} {noun}", places, rows, kinds, column))
+    write_text(out, map_page(f"{len(rows):,} {noun}", places, rows, kinds, what, _neighbours(found), out.parent))
+
+
+def _clusters(found: Points) -> list[str]:
+    """The name of each point's cluster, of k-means with at most as many clusters as a map has colours."""
+    k = min(len(COLORS), max(2, round((len(found.fields) / 2) ** 0.5)))
+    return [f"cluster {number}" for number in clusters(found.vectors, "kmeans", k)[0]]
+
+
+def _neighbours(found: Points) -> np.ndarray:
+    """The points of other videos with the largest cosine to each point, best first, int64 [n, at most 6]."""
+    _, video = np.unique([f"{field['path']}\n{field['id']}" for field in found.fields], return_inverse=True)
+    items = Vectors(found.vectors, np.arange(len(video)) if found.level == "video" else video)
+    return nearest(items, items, _NEIGHBOURS, torch.device("cpu"))
 
 
 def _table_values(name: str, column: str, fields: list[dict]) -> list[str]:
@@ -103,55 +116,3 @@ def layout(vectors: np.ndarray, method: str = "tsne") -> np.ndarray:
         places = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=0).fit_transform(x)
     low, high = places.min(0), places.max(0)
     return (places - low) / np.maximum(high - low, 1e-12)
-
-
-def map_page(title: str, places: np.ndarray, rows: Sequence[dict], kinds: Sequence[str], what: str) -> str:
-    """A page with the map of `drawing`."""
-    lead = (
-        "Points that are close together have similar features. Point at one, or move to it with the tab key, to see it."
-    )
-    key, drawn = drawing(places, rows, kinds, what)
-    return page(title, lead, "", [("map", f"Coloured by {what}", join((key, scroll("The map", drawn))))], "")
-
-
-def drawing(
-    places: np.ndarray, rows: Sequence[dict], kinds: Sequence[str], what: str, size: tuple[int, int] = _SIZE
-) -> tuple[Markup, Markup]:
-    """Legend, and a map with a point for each row (id, start, end, thumbnail) at its place, coloured by kind, with its picture
-    on hover.
-
-    what: the meaning of the kinds, of which the ten most frequent have different colours; size: width and height
-    """
-    ranked = [kind for kind, _ in Counter(kinds).most_common()]
-    colors = dict(zip(ranked, _COLORS, strict=False))
-    drawn = join(
-        fill(
-            '<circle cx="{:.1f}" cy="{:.1f}" r="7" fill="{}" tabindex="0"><title>{}</title></circle>{}',
-            x,
-            y,
-            colors.get(kind, _OTHER),
-            (name := ", ".join(filter(None, (row["id"], moment(row), kind)))),
-            _picture(x, y, row["thumbnail"], name, size),
-        )
-        for (x, y), row, kind in zip(_EDGE + places * (np.array(size) - 2 * _EDGE), rows, kinds, strict=True)
-    )
-    template = '<svg class="map" viewBox="0 0 {} {}" role="img" aria-label="Map of {} points by {}"><g>{}</g></svg>'
-    whole = fill(template, *size, len(rows), what, drawn)
-    names = [(colors[kind], kind or "none") for kind in ranked[: len(_COLORS)]]
-    names += [(_OTHER, f"{len(ranked) - len(_COLORS)} others")] * (len(ranked) > len(_COLORS))
-    dot = '<li><svg viewBox="0 0 12 12"><circle cx="6" cy="6" r="5" fill="{}"/></svg>{}</li>'
-    return fill('<ul class="legend">{}</ul>\n', join(fill(dot, *name) for name in names)), whole
-
-
-def _picture(x: float, y: float, jpeg: bytes, name: str, size: tuple[int, int]) -> Markup:
-    """The thumbnail beside its point, towards the middle of the map, above its name."""
-    width, height = 200, 150
-    right, low = x < size[0] / 2, y < size[1] / 2
-    left, top = x + 12 if right else x - 12 - width, y + 12 if low else y - 32 - height
-    template = (
-        '<g><image x="{:.0f}" y="{:.0f}" width="{}" height="{}" href="data:image/jpeg;base64,{}"/>'
-        '<text x="{:.0f}" y="{:.0f}" text-anchor="{}">{}</text></g>\n'
-    )
-    source, anchor = base64.b64encode(jpeg).decode(), "start" if right else "end"
-    at = (left if right else left + width, top + height + 16)
-    return fill(template, left, top, width, height, source, *at, anchor, name)

@@ -44,6 +44,14 @@ def link(path: str, folder: Path) -> str:
     return quote(os.path.relpath(path, here))
 
 
+def named(row: dict, folder: Path) -> Markup:
+    """The id of a row, linked to its moment in the video if the path is known. folder: of the page."""
+    if not Path(row["path"]).is_absolute():
+        return fill("{}", row["id"])
+    at = "" if row["start"] is None else f"#t={row['start']:.2f},{row['end']:.2f}"
+    return fill('<a href="{}">{}</a>', link(row["path"], folder) + at, row["id"])
+
+
 def figures(rows: Sequence[dict], lines: Sequence[str], folder: Path) -> Markup:
     """Thumbnails of rows, each linked to its moment in the video, with a line below the name. folder: of the page."""
     drawn = join(_figure(row, line, folder) for row, line in zip(rows, lines, strict=True))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtr
 
 from trainer import data
 
@@ -15,7 +14,7 @@ RESAMPLES = 1000
 _DRAWN = 100_000  # units drawn at a time
 SEED_RESAMPLES = 2000  # resamples of seeds and items
 FLIPS = 100_000  # random patterns of signs
-EXACT = 15  # up to this number of units, all patterns are tried
+EXACT = 15  # up to this number of differences that are not 0, all patterns are tried
 GROUPS = 10  # with fewer groups, a bootstrap over groups is unreliable
 NORMAL = "normal"  # clips whose frames are not disturbed
 ANSWERS = "answers"  # key of a row of a protocol that holds the Answers behind its accuracy
@@ -239,17 +238,24 @@ class ItemScores:
 def paired(first: ItemScores, other: ItemScores, row: int, other_row: int) -> dict[str, float] | None:
     """The difference of two accuracies of the same items, other - first, in points ("value"), and its 95 % interval ("low",
     "high") from a bootstrap that draws the same items (or groups) for both. None if the items differ."""
-    found = paired_test(first, other, row, other_row)
-    return found and {key: found[key] for key in ("value", "low", "high")}
-
-
-def paired_test(first: ItemScores, other: ItemScores, row: int, other_row: int) -> dict[str, float] | None:
-    """`paired`, with the two-sided "p" of the test that the true difference is 0. It comes from Student's t: the difference
-    divided by the standard deviation of its bootstrap, with one degree of freedom less than the number of items (or groups).
-    It is at least 2 / 2^k for k differences that are not 0, the smallest p that changing their signs could give [Fisher's
-    randomisation test]; below that, t is not valid for few differences."""
     matched = _matched(first, other, row, other_row)
     return _difference(first, *matched) if matched else None
+
+
+def paired_tests(
+    first: ItemScores, other: ItemScores, rows: Sequence[tuple[int, int]]
+) -> list[dict[str, float] | None]:
+    """For each pair of accuracies of two results, their `paired` difference with the two-sided "p" of the test that exchanging
+    both answers to an item (or a whole group) gives an equally probable outcome, see `sign_flips`; None if items differ."""
+    matched = [_matched(first, other, *pair) for pair in rows]
+    found = [_difference(first, *of) if of else None for of in matched]
+    tested = [(difference, of) for difference, of in zip(found, matched, strict=True) if difference and of]
+    units = [np.unique(first.bootstrap_units(of), return_inverse=True)[1] for _, (of, *_) in tested]
+    width = max((int(of.max()) + 1 for of in units), default=0)
+    sums = [np.bincount(of, two - one, width) for of, (_, (_, one, two)) in zip(units, tested, strict=True)]
+    for (difference, _), p in zip(tested, sign_flips(np.stack(sums)).tolist() if sums else (), strict=True):
+        difference["p"] = p
+    return found
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -267,22 +273,31 @@ def sign_flips(differences: np.ndarray) -> np.ndarray:
     """Two-sided p of the test that every difference is as probable as its opposite, float64 [tests]: the share of all patterns
     of signs that give a sum of at least the observed magnitude [Fisher, The Design of Experiments, 1935].
 
-    differences: float64 [tests, units], the sum of all differences within a unit, such as a video. For more than EXACT units,
-    FLIPS random patterns are drawn, the same for all tests, and the observed one is also counted [Phipson and Smyth, 2010].
+    differences: float64 [tests, units], the sum of all differences within a unit, such as a video. p is exact for tests with at
+    most EXACT differences that are not 0. For the others, FLIPS random patterns are drawn, the same for all tests, and the
+    observed one is also counted [Phipson and Smyth, 2010].
     """
-    units = differences.shape[1]
+    few, rng, p = np.count_nonzero(differences, axis=1) <= EXACT, np.random.default_rng(0), np.empty(len(differences))
+    first = np.argsort(differences[few] == 0, axis=1, kind="stable")[:, :EXACT]
+    kept, drawn = np.take_along_axis(differences[few], first, axis=1), differences[~few]
+    every, units = 1 << kept.shape[1], np.arange(kept.shape[1])
+    p[few] = _as_large(kept, every, lambda start, end: np.arange(start, end)[:, None] >> units & 1) / every
+    random = _as_large(
+        drawn, FLIPS, lambda start, end: rng.integers(2, size=(end - start, drawn.shape[1]), dtype=np.int8)
+    )
+    p[~few] = (random + 1) / (FLIPS + 1)
+    return p
+
+
+def _as_large(differences: np.ndarray, number: int, bits: Callable[[int, int], np.ndarray]) -> np.ndarray:
+    """How many of a number of patterns of signs give sums of at least the observed magnitude, float64 [tests]; bits: the next
+    patterns, from a start to an end, 0 or 1 [patterns, units]."""
     least = np.abs(differences.sum(1)) - 1e-5 * np.abs(differences).sum(1)  # so that rounding breaks no tie
-    count, rng = np.zeros(len(differences)), np.random.default_rng(0)
-    number = 2**units if units <= EXACT else FLIPS
-    for start in range(0, number, 4096):
-        size = min(4096, number - start)
-        if units <= EXACT:
-            bits = np.arange(start, start + size)[:, None] >> np.arange(units) & 1
-        else:
-            bits = rng.integers(2, size=(size, units), dtype=np.int8)
-        signs = 1 - 2 * bits.astype(np.float32)
+    count = np.zeros(len(differences))
+    for start in range(0, number if len(differences) else 0, 4096):
+        signs = 1 - 2 * bits(start, min(start + 4096, number)).astype(np.float32)
         count += (np.abs(signs @ differences.T.astype(np.float32)) >= least).sum(0)
-    return count / number if units <= EXACT else (count + 1) / (number + 1)
+    return count
 
 
 def by_class(first: ItemScores, other: ItemScores, row: int, other_row: int) -> list[dict]:
@@ -297,7 +312,6 @@ def by_class(first: ItemScores, other: ItemScores, row: int, other_row: int) -> 
         chosen = first.labels[tested] == name
         means = {"first": 100 * float(one[chosen].mean()), "other": 100 * float(two[chosen].mean())}
         difference = _difference(first, tested[chosen], one[chosen], two[chosen])
-        difference.pop("p")  # not valid for many classes, sorted by their values
         if len(np.unique(first.bootstrap_units(tested[chosen]))) < GROUPS:
             difference = {"value": difference["value"]}
         found.append({"class": name, "items": int(chosen.sum()), **means, **difference})
@@ -321,14 +335,5 @@ def _matched(
 
 def _difference(of: ItemScores, tested: np.ndarray, one: np.ndarray, two: np.ndarray) -> dict[str, float]:
     difference, (_, units) = two - one, np.unique(of.bootstrap_units(tested), return_inverse=True)
-    means = bootstrap([difference], [units])
-    low, high = np.percentile(means, (2.5, 97.5))
-    value, spread = 100 * float(difference.mean()), float(np.std(means))
-    changed = int(np.count_nonzero(np.bincount(units, difference)))
-    p = 2 * float(stdtr(max(1, int(units.max())), -abs(value) / spread)) if spread else 0.0
-    return {
-        "value": value,
-        "low": float(low),
-        "high": float(high),
-        "p": max(p, 2.0 ** (1 - changed) if changed else 1.0),
-    }
+    low, high = np.percentile(bootstrap([difference], [units]), (2.5, 97.5)).tolist()
+    return {"value": 100 * float(difference.mean()), "low": low, "high": high}

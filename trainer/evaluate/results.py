@@ -29,6 +29,7 @@ MEASURED = ("value", "low", "high", "dimensions", "C", "videos")  # keys of a ro
 OTHER_VIDEO = "other video"
 TIME = ("time",)  # key of the rows of a result with disturbed clips
 _ABOUT = ("mode", "views", "time", "classes", "items", "largest_class")  # conditions that are printed above a table
+_EQUAL = 1e-6  # points; rounding errors are smaller
 _BYTES = 1 << 30  # limit of an unpacked file of predictions
 _KEPT = {"rows": ("i", 1), "right": ("f", 2), "named": ("i", 2)}  # kind of the dtype, and number of dimensions
 _KEPT |= dict.fromkeys(("items", "labels", "groups", "classes"), ("U", 1))
@@ -308,10 +309,16 @@ def flat(values: dict, before: str = "") -> list[tuple[str, object]]:
     return rows
 
 
-def shown(row: dict) -> str:
-    """The value of a row, with its interval if it has one: 69.1 [64.0, 73.8]."""
-    interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if "low" in row else ""
-    return f"{row['value']:.1f}{interval}"
+def agree(row: Mapping[str, float]) -> bool:
+    """Whether all resamples of a value are equal, because every video gives the same one: no interval can be given."""
+    return "low" in row and row["high"] - row["low"] < _EQUAL
+
+
+def shown(row: Mapping[str, float], sign: str = "") -> str:
+    """The value of a row, with its interval if it has one: 69.1 [64.0, 73.8]; sign: "+" for differences, +4.0 [-1.5, +9.5]."""
+    value, *ends = (f"{row[key]:{sign}.1f}" for key in ("value", "low", "high") if key in row)
+    interval = "all videos agree" if agree(row) else ", ".join(ends)
+    return f"{value} [{interval}]" if interval else value
 
 
 def overall(rows: list[dict]) -> list[dict]:

@@ -16,8 +16,8 @@ from trainer.data import Batch, Draw, Shards
 from trainer.methods.contrast import check_speeds, like_a_constant, random_clip, spread
 from trainer.methods.method import Method, Shown
 from trainer.methods.parts import (
+    NORMALISED,
     averaged_copy,
-    check_normalised,
     embedding,
     projection_head,
     remembered,
@@ -100,6 +100,10 @@ class ASCNet(Method):
             "speed": speeds.astype(np.int64)
         }
 
+    @staticmethod
+    def needs_two(options: dict) -> tuple[str, bool]:
+        return NORMALISED
+
     @classmethod
     def at_chance(cls, means: dict[str, float], samples: int) -> str:
         return like_a_constant("appearance loss", means.get("appearance", 0.0), means.get("constant", 1.0))
@@ -118,7 +122,6 @@ class ASCNet(Method):
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """labels: speed int64 [B, 2]. See `consistency` for the metrics."""
-        check_normalised(self, "ascnet", len(batch.video))
         first, second = batch.clips.unflatten(0, (-1, 2)).unbind(1)
         with torch.no_grad():
             appearance = self._averaged("appearance", second)

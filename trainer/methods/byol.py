@@ -20,7 +20,7 @@ from trainer.methods.contrast import (
     projection,
     spread,
 )
-from trainer.methods.parts import averaged_copy, check_normalised, target_decay, update_ema
+from trainer.methods.parts import NORMALISED, averaged_copy, target_decay, update_ema
 from trainer.options import POSITIVE, Option, between
 
 
@@ -51,13 +51,15 @@ class BYOL(SeveralClips):
 
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
-        self.clips, self.temperature, self.batch_norm = (
-            options[name] for name in ("clips", "temperature", "batch_norm")
-        )
+        self.clips, self.temperature = options["clips"], options["temperature"]
         self.decay = options["decay"]
         self.projection = projection(backbone.features, options)
         self.predictor = projection(options["outputs"], options)
         self.target: Any = averaged_copy(nn.ModuleDict({"backbone": backbone, "projection": self.projection}))
+
+    @staticmethod
+    def needs_two(options: dict) -> tuple[str, bool]:
+        return NORMALISED if options["batch_norm"] else ("", False)
 
     @classmethod
     def at_chance(cls, means: dict[str, float], samples: int) -> str:
@@ -69,8 +71,6 @@ class BYOL(SeveralClips):
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """distance: 1 - cosine, mean over the pairs; constant: that of the best prediction that is the same for all clips of the
         step; spread: of the targets, see `contrast.spread`."""
-        if self.batch_norm:
-            check_normalised(self, "byol", len(batch.video))
         clips = batch.clips.unflatten(0, (-1, self.clips))
         predicted = encoded(backbone, nn.Sequential(self.projection, self.predictor), clips)
         with torch.no_grad():

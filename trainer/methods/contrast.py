@@ -19,6 +19,8 @@ from trainer.methods.method import Method
 from trainer.methods.parts import embedding, float32, projection_head, unit
 from trainer.options import Option, at_least, between
 
+COMPARED = "to compare them with each other", False  # see Method.needs_two
+
 
 class SeveralClips(Method):
     """A method whose sample is a video. It sees several clips of it, each with its own start and view.

@@ -11,7 +11,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Shards
 from trainer.data.keys import DIRECTION
-from trainer.methods.contrast import SeveralClips, head_options, projection
+from trainer.methods.contrast import COMPARED, SeveralClips, head_options, projection
 from trainer.methods.parts import embedding, float32
 from trainer.options import Option, at_least, between
 
@@ -54,6 +54,10 @@ class LeJEPA(SeveralClips):
         self.clips, self.weight = options["clips"], options["weight"]
         self.dimensions = options["outputs"], options["directions"]
         self.projection = projection(backbone.features, options)
+
+    @staticmethod
+    def needs_two(options: dict) -> tuple[str, bool]:
+        return COMPARED if options["weight"] else ("", False)
 
     @classmethod
     def at_chance(cls, means: dict[str, float], samples: int) -> str:

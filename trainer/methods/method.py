@@ -72,6 +72,12 @@ class Method(nn.Module):
         cannot express."""
 
     @staticmethod
+    def needs_two(options: dict) -> tuple[str, bool]:
+        """Why every step, and every accumulated part of it, must have two samples or more, "" if one is enough; and whether
+        each process must have two, else all processes together."""
+        return "", False
+
+    @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
         """Clips per sample and frames per clip."""
         return 1, config["clip_length"]

@@ -21,7 +21,7 @@ from trainer.methods.contrast import (
     pairs,
     projection,
 )
-from trainer.methods.parts import averaged_copy, check_normalised, target_decay, update_ema
+from trainer.methods.parts import NORMALISED, averaged_copy, target_decay, update_ema
 from trainer.options import POSITIVE, Option, at_least, between
 
 LONGEST = 65536  # queue, of MoCo and PySlowFast
@@ -63,9 +63,7 @@ class MoCo(SeveralClips):
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
         check_several("moco", shards, len(self.samples(shards, options)[0]))
-        self.clips, self.temperature, self.batch_norm = (
-            options[name] for name in ("clips", "temperature", "batch_norm")
-        )
+        self.clips, self.temperature = options["clips"], options["temperature"]
         self.decay, self.rising, self.symmetric = (options[name] for name in ("decay", "rising", "symmetric"))
         self.projection = projection(backbone.features, options)
         online = nn.ModuleDict({"backbone": backbone, "projection": self.projection})
@@ -73,6 +71,10 @@ class MoCo(SeveralClips):
         self.queue = Queue(options["queue"] or min(LONGEST, len(shards.videos)), options["outputs"])
         if not options["queue"]:
             self.notes = (f"moco's queue holds {len(self.queue.video)} keys",)
+
+    @staticmethod
+    def needs_two(options: dict) -> tuple[str, bool]:
+        return NORMALISED if options["batch_norm"] else ("", False)
 
     def train(self, mode: bool = True) -> MoCo:
         super().train(mode)
@@ -84,8 +86,6 @@ class MoCo(SeveralClips):
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """accuracy: how often the positive key is more similar to the query than every key in the queue."""
-        if self.batch_norm:
-            check_normalised(self, "moco", len(batch.video))
         clips = batch.clips.unflatten(0, (-1, self.clips))
         asking, answering = (clips, clips) if self.symmetric else (clips[:, :1], clips[:, 1:])
         with torch.no_grad():

@@ -11,7 +11,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Draw, Shards
 from trainer.errors import SettingError, TrainerError
-from trainer.methods.contrast import belonging, contrastive
+from trainer.methods.contrast import COMPARED, belonging, contrastive
 from trainer.methods.method import Method, Shown
 from trainer.methods.parts import classification, embedding, float32, projection_head, unit
 from trainer.options import POSITIVE, Option, at_least
@@ -70,6 +70,10 @@ class Pace(Method):
     def check(options: dict) -> None:
         if not options["pace_weight"] and (options["contrast"] == "none" or not options["contrast_weight"]):
             raise SettingError("pace_weight is 0 and contrast is none, so nothing is learnt; set contrast, or a weight")
+
+    @staticmethod
+    def needs_two(options: dict) -> tuple[str, bool]:
+        return COMPARED if options["contrast"] != "none" and options["contrast_weight"] else ("", False)
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:

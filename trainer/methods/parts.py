@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from trainer import distributed
 from trainer.backbones.layers import Stages
-from trainer.errors import TrainerError
 
 
 def last_stage(backbone: Stages, clips: Tensor) -> Tensor:
@@ -44,13 +43,7 @@ def projection_head(inputs: int, hidden: int, outputs: int, batch_norm: bool = F
     return nn.Sequential(*parts, nn.Linear(inputs, outputs))
 
 
-def check_normalised(method: nn.Module, name: str, samples: int) -> None:
-    """Raises TrainerError if a head with batch normalisation is trained on a single sample of a step."""
-    if method.training and samples < 2:
-        raise TrainerError(
-            f"a process has 1 sample of a step, and {name}'s batch normalisation needs 2; raise the batch size or "
-            "accumulate fewer parts"
-        )
+NORMALISED = "for its batch normalisation", True  # see Method.needs_two
 
 
 def pool() -> nn.Module:

@@ -9,6 +9,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.data import Batch, Shards
 from trainer.methods.contrast import (
+    COMPARED,
     SeveralClips,
     check_several,
     contrastive,
@@ -17,7 +18,7 @@ from trainer.methods.contrast import (
     nearest,
     projection,
 )
-from trainer.methods.parts import check_normalised
+from trainer.methods.parts import NORMALISED
 from trainer.options import POSITIVE, Option
 
 
@@ -50,15 +51,15 @@ class SimCLR(SeveralClips):
     def __init__(self, backbone: Stages, options: dict, shards: Shards):
         super().__init__()
         check_several("simclr", shards, len(self.samples(shards, options)[0]))
-        self.clips, self.temperature, self.batch_norm = (
-            options[name] for name in ("clips", "temperature", "batch_norm")
-        )
+        self.clips, self.temperature = options["clips"], options["temperature"]
         self.projection = projection(backbone.features, options)
+
+    @staticmethod
+    def needs_two(options: dict) -> tuple[str, bool]:
+        return NORMALISED if options["batch_norm"] else COMPARED
 
     def forward(self, backbone: Stages, batch: Batch) -> dict[str, Tensor]:
         """accuracy: how often the most similar other clip in the batch is of the same video."""
-        if self.batch_norm:
-            check_normalised(self, "simclr", len(batch.video))
         z = encoded(backbone, self.projection, batch.clips.unflatten(0, (-1, self.clips))).flatten(0, 1)
         video = batch.video.repeat_interleave(self.clips)
         hit, chance = nearest(z, video)

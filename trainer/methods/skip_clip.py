@@ -12,6 +12,7 @@ from trainer import distributed
 from trainer.backbones.layers import Stages
 from trainer.backbones.resnet2d import resnet18
 from trainer.data import Batch, Draw, Shards
+from trainer.methods.contrast import COMPARED
 from trainer.methods.method import Method, Shown
 from trainer.methods.parts import classification, last_stage, rotated
 from trainer.options import Option, at_least
@@ -63,6 +64,10 @@ class SkipClip(Method):
         self.encoder = resnet18(min(1, backbone.features / 512))
         self.match = nn.Conv3d(self.encoder.features, backbone.features, 1)
         self.head: nn.Module = nn.Linear(backbone.features, 4) if self.rotation_weight else nn.Identity()
+
+    @staticmethod
+    def needs_two(options: dict) -> tuple[str, bool]:
+        return COMPARED if options["negative_weight"] else ("", False)
 
     @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from trainer.data import Batch, Draw, Shards
 from trainer.errors import SettingError, TrainerError
 from trainer.methods.contrast import check_several, infonce
 from trainer.methods.method import Method, Shown
-from trainer.methods.parts import check_normalised, classification, embedding, remembered, rotated, unit
+from trainer.methods.parts import NORMALISED, classification, embedding, remembered, rotated, unit
 from trainer.options import POSITIVE, Option, at_least, between
 
 EMBEDDING = 128
@@ -90,6 +90,10 @@ class TCE(Method):
             raise SettingError(f"lo is {options['lo']}, expected -1 to hi, which is {options['hi']}")
 
     @staticmethod
+    def needs_two(options: dict) -> tuple[str, bool]:
+        return NORMALISED if options["rotation_weight"] else ("", False)
+
+    @staticmethod
     def shape(config: dict, options: dict) -> tuple[int, int]:
         return 2, options["frames"]
 
@@ -142,7 +146,6 @@ class TCE(Method):
             "hardness": distributed.mean(similarity[:, 1:].detach(), known),
         }
         if self.rotation_weight:
-            check_normalised(self.head, "tce", len(turns))
             rotation = classification(self.head(x_turned).float(), turns)
             metrics |= {
                 "loss": contrast + self.rotation_weight * rotation["loss"],

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from labelgen.files import write_text
 from trainer import checkpoint
 from trainer.errors import TrainerError
-from trainer.evaluate.metrics import by_class, holm, paired_test
+from trainer.evaluate.metrics import by_class, holm, paired_tests
 from trainer.evaluate.results import (
     MEASURED,
     Result,
@@ -51,7 +51,7 @@ _MARKS = {"▲": "above the first value", "▼": "below the first value"}
 _ALPHA = 0.05
 RULE = (
     "A difference compares a run's answers with those of the first run in the row on the same videos. It has its own 95 % "
-    "interval and the p of a paired test, corrected by Holm's method for all rows of its family: the headline rows of the "
+    "interval and the p of a sign-flip test, corrected by Holm's method for all rows of its family: the headline rows of the "
     "results are one family, all rows another. ▲ ▼: the whole interval lies above or below 0, and the corrected p is at most "
     ".05; if the answers are not stored, the whole interval of the value lies above or below that of the first run, without "
     "correction. Intervals and p cover the choice of test videos, not the training seed."
@@ -64,7 +64,7 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
     "names": of the runs; "runs": a description of each, by name; "tables": one per protocol, data set, split and conditions
     (the configuration of the shards, views, items, ...), with "title", "conditions" and "rows": each with the network, stage,
     pooling, level, metric, ... that were measured ("what"), the rows of the runs by name ("of"), their paired differences from
-    the first run in the row ("differences", see metrics.paired_test; if the answers are stored), each with "adjusted", its p
+    the first run in the row ("differences", see metrics.paired_tests; if the answers are stored), each with "adjusted", its p
     corrected for all differences of all tables, and a mark for those that lie above ("▲") or below ("▼") it ("marks", see
     `mark`), marked rows first; "headline": the main row of the result, corrected only for the headlines, or None; "classes":
     its differences by class, by name of the run, see metrics.by_class. "unequal": budgets that differ. "notes": what no table
@@ -157,6 +157,8 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
             found.setdefault(tuple(sorted(_what(row).items(), key=str)), {})[name] = place, row
     standing = _what(headline(next(iter(group.values()))) or {})
     table: dict[str, Any] = {"title": title, "conditions": same, "rows": [], "headline": None, "classes": {}}
+    # by first run and run: table row, rows of both
+    pairs: dict[tuple[str, str], list[tuple[int, tuple[int, int]]]] = {}
     equal = alone = 0
     for places in found.values():
         of = {name: row for name, (_, row) in places.items()}
@@ -166,14 +168,22 @@ def _table(title: str, same: dict, group: dict[str, Result], notes: list[str]) -
         elif first.get("network") in ("random", "chance") and len({row["value"] for row in of.values()}) == 1:
             equal += 1
         else:
-            others = [name for name in of if name != leader and scores.keys() >= {leader, name}]
-            pairs = {name: (scores[leader], scores[name], places[leader][0], places[name][0]) for name in others}
-            differences = {name: tested for name, pair in pairs.items() if (tested := paired_test(*pair))}
-            table["rows"].append({"what": _what(first), "of": of, "differences": differences})
-            if _what(first) == standing:
-                copied = {name: dict(difference) for name, difference in differences.items()}
-                table["headline"] = table["rows"][-1] | {"differences": copied}
-                table["classes"] = {name: classes for name, pair in pairs.items() if (classes := by_class(*pair))}
+            for name in of:
+                if name != leader and scores.keys() >= {leader, name}:
+                    rows = places[leader][0], places[name][0]
+                    pairs.setdefault((leader, name), []).append((len(table["rows"]), rows))
+                    if _what(first) == standing and (classes := by_class(scores[leader], scores[name], *rows)):
+                        table["classes"][name] = classes
+            table["rows"].append({"what": _what(first), "of": of, "differences": {}})
+    for (leader, name), wanted in pairs.items():
+        tested = paired_tests(scores[leader], scores[name], [rows for _, rows in wanted])
+        for (number, _), difference in zip(wanted, tested, strict=True):
+            if difference:
+                table["rows"][number]["differences"][name] = difference
+    for row in table["rows"]:
+        if row["what"] == standing:
+            copied = {name: dict(difference) for name, difference in row["differences"].items()}
+            table["headline"] = row | {"differences": copied}
     for count, why in (
         (equal, "of random weights or chance, equal in all runs"),
         (alone, "measured for only one run"),

@@ -11,9 +11,8 @@ from trainer.evaluate.results import shown
 from trainer.pages import plots
 from trainer.pages.page import fill, table
 
-Difference = Mapping[
-    str, float
-]  # see metrics.paired_test: "value"; "low", "high" if there is an interval; "adjusted", its p
+# see metrics.paired_tests: "value"; "low", "high" if there is an interval; "adjusted", its p
+Difference = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,7 @@ def _with_interval(text: str) -> Markup:
 
 def difference_text(pair: Difference) -> str:
     """A difference with its interval, if it has one: +4.0 [-1.5, +9.5]."""
-    value, *ends = (f"{pair[key]:+.1f}" for key in ("value", "low", "high") if key in pair)
-    return f"{value} [{', '.join(ends)}]" if ends else value
+    return shown(pair, "+")
 
 
 def p_text(pair: Difference) -> str:

@@ -6,6 +6,7 @@ All markup is made by `fill`, which escapes every value that is not markup itsel
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
@@ -119,7 +120,7 @@ _PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}">
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>
@@ -135,7 +136,7 @@ _PAGE = """<!DOCTYPE html>
 <main id="main">
 {body}</main>
 <footer>{foot}</footer>
-</body>
+{script}</body>
 </html>
 """
 _SECTION = '<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{heading}</h2>\n{content}</section>\n'
@@ -148,9 +149,17 @@ def page(
     sections: Sequence[tuple[str, str, Markup]],
     foot: str,
     rules: Markup | str = "",
+    script: str = "",
 ) -> str:
     """A whole page in ASCII: title, a sentence under it, content above the sections, the sections (id, heading, HTML) with a
-    list of links to them, and a footer; rules: for its style sheet, in addition to those of all pages."""
+    list of links to them, and a footer.
+
+    rules: for its style sheet, in addition to those of all pages
+    script: name of a file beside this one, without which the page can be read, too. The policy of the page allows this script
+        alone, by its hash; all texts are in the markup, none in the script
+    """
+    program = Path(__file__).with_name(script).read_text(encoding="ascii") if script else ""
+    digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
     text = fill(
         _PAGE,
         title=title,
@@ -160,5 +169,7 @@ def page(
         links=join(fill('<li><a href="#{}">{}</a></li>', name, heading) for name, heading, _ in sections),
         body=join(fill(_SECTION, name=name, heading=heading, content=content) for name, heading, content in sections),
         foot=foot,
+        allowed=Markup(f"; script-src 'sha256-{digest}'") if script else "",
+        script=Markup(f"<script>{program}</script>\n") if script else "",
     )
     return text.encode("ascii", "xmlcharrefreplace").decode()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from trainer.evaluate.results import agree
 from trainer.pages.page import fill, join
 
 _WIDTH, _SMALL = (
@@ -208,7 +209,7 @@ def difference(pair: Mapping[str, float], limit: float) -> Markup:
 
     kind = "plain"
     drawn = [Markup('<line class="zero" x1="50%" x2="50%" y1="0" y2="20"/>')]
-    if "low" in pair:
+    if "low" in pair and not agree(pair):
         kind = "gain" if pair["low"] > 0 else "loss" if pair["high"] < 0 else "same"
         line = '<line class="interval {}" x1="{:.1f}%" x2="{:.1f}%" y1="10" y2="10"/>'
         drawn.append(fill(line, kind, at(pair["low"]), at(pair["high"])))

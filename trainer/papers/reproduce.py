@@ -141,12 +141,14 @@ def plan(labellings: Sequence[Step], steps: Sequence[Step], folder: Folder, devi
         elif Path(value_of(step.words, "--root") or "").is_dir():
             total.labelled(step.call([*step.words, *_on(Machine()), "--plan"]))
         else:
-            unknown[f"labelling {step.row}"] = None
-            known = cost(labelling_of(step.row, content()), content())
-            elsewhere = (
-                f"; in all {known[1]:.1f} core hours, {known[2]:.0f} GB, according to docs/papers.md" if known else ""
-            )
-            yield f"  unknown: there are no videos in {value_of(step.words, '--root')}{elsewhere}"
+            missing = f"there are no videos in {value_of(step.words, '--root')}"
+            if known := cost(labelling_of(step.row, content()), content()):
+                _, hours, size = known
+                total.core_hours, total.disk = total.core_hours + hours, total.disk + 1e9 * size
+                yield f"  {hours:.1f} core hours, {size:.0f} GB according to docs/papers/shards.md: {missing}"
+            else:
+                unknown[f"labelling {step.row}"] = None
+                yield f"  unknown: {missing}"
     of_entry = {_shards(step): step.row for step in labellings}
     there = {_shards(step): step for step in labellings if labelled(step)}
     like: dict[tuple[str, ...], tuple[str, Any]] = {}
@@ -202,7 +204,8 @@ class _Total:
     def __init__(self, device: str) -> None:
         self.device = kind_of_device(device)
         self.core_hours = self.seconds = 0.0
-        self.memory = self.on_device = self.disk = 0
+        self.memory = self.on_device = 0
+        self.disk = 0.0
 
     @property
     def counted(self) -> bool:
@@ -233,5 +236,6 @@ class _Total:
         yield f"  processor: about {core_hours(self.core_hours)} core hours"
         if self.device == "cuda":
             yield f"  GPU:       about {core_hours(self.seconds / 3600)} GPU hours, {self.on_device / 1e9:,.2f} GB at most"
-        yield f"  memory:    about {self.memory / 1e9:,.2f} GB at most for one of them"
+        if self.memory:
+            yield f"  memory:    about {self.memory / 1e9:,.2f} GB at most for one of them"
         yield f"  disk:      about {self.disk / 1e9:,.2f} GB for shards and runs"

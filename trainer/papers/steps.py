@@ -94,7 +94,7 @@ class Folder(Store):
 
 @dataclass(frozen=True, eq=False)
 class Step(Work):
-    """A command. printed: its words in docs/papers.md; words: those run here; seed: of its trainings; before: ids of required
+    """A command. printed: its words in docs/papers/; words: those run here; seed: of its trainings; before: ids of required
     steps"""
 
     kind: ClassVar[str] = "step"

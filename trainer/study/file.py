@@ -184,7 +184,7 @@ def _row(folder: Path, name: str, given: dict, common: Settings, content: dict) 
             raise TrainerError(
                 f"{key}: recognition learns labels, expected another method; the row {SUPERVISED!r} is added by itself"
             )
-        if swept and not candidate.holdout and "choose" not in content:
+        if len(candidates) > 1 and not candidate.holdout and "choose" not in content:
             raise TrainerError(
                 f"{key}: several values of {', '.join(swept)} need `holdout` or `choose` to choose between them"
             )

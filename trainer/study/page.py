@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from labelgen.files import write_text
+from trainer.evaluate.results import shown
 from trainer.pages import plots
 from trainer.pages.differences import value_cell
 from trainer.pages.films import Films
@@ -23,12 +24,12 @@ from trainer.study.sources import Source
 from trainer.study.spec import WEIGHTS
 from trainer.study.tables import (
     PAIRS,
-    RULE,
     chance_of,
     in_brackets,
     mark,
     orderings,
     place,
+    rule,
     spread,
     stages_of,
     stars,
@@ -53,7 +54,7 @@ def write_page(
     sections = [
         *pictures(content, planned, store, sources, films, draw),
         ("curves", "How pretraining went", curves),
-        ("numbers", "Numbers", join([paragraph(RULE, "muted"), *warnings, *_tables(content)])),
+        ("numbers", "Numbers", join([paragraph(rule(content), "muted"), *warnings, *_tables(content)])),
         ("seen", "What the rows saw", _seen(content)),
         ("forest", "Forest plots", _forest(content)),
         ("pairs", "Which rows differ", _pairs(content)),
@@ -110,7 +111,7 @@ def _cell(entry: dict | None) -> Markup:
         text += f"; stages chosen: {stages}"
     if above := entry["above"]:
         than = "random weights" if chance_of(entry) is None else "chance"
-        text += f"; above {than}: {above['value']:+.1f} [{above['low']:+.1f}, {above['high']:+.1f}]"
+        text += f"; above {than}: {shown(above, '+')}"
     return fill('<span title="{}">{}{}{}</span>', text, value_cell(entry), in_brackets(entry), mark(entry))
 
 
@@ -178,11 +179,11 @@ def _pair(pairs: dict[tuple[str, str], dict], row: str, than: str) -> Markup:
     sign, pair = (1, pairs[row, than]) if (row, than) in pairs else (-1, pairs.get((than, row)))
     if pair is None:
         return Markup()
-    value, *ends = (sign * pair[key] for key in ("value", "low", "high"))
-    sure = stars(pair)
+    low, high = sorted((sign * pair["low"], sign * pair["high"]))
+    value, sure = sign * pair["value"], stars(pair)
     kind = f"{'gain' if value > 0 else 'loss'} s{len(sure)}" if sure else ""
-    sizes = f"{value:+.1f} [{min(ends):+.1f}, {max(ends):+.1f}], p {pair['p']:.2g}, corrected {pair['adjusted']:.2g}"
-    text = f"{row} less {than}: {sizes}"
+    size = shown({"value": value, "low": low, "high": high}, "+")
+    text = f"{row} less {than}: {size}, p {pair['p']:.2g}, corrected {pair['adjusted']:.2g}"
     return fill('<span class="{}" title="{}">{:+.1f}{}</span>', kind, text, value, sure)
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from labelgen.shards import ShardReader
 from trainer import data
-from trainer.embeddings.map import drawing
+from trainer.embeddings.map_page import drawing
 from trainer.pages.films import Films, frame_seconds
 from trainer.pages.page import figure, fill, grid, heading, join, paragraph, scroll
 from trainer.pages.queries import FRAMES, query_html

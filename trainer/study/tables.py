@@ -10,7 +10,7 @@ import numpy as np
 
 from labelgen.files import write_json, write_text
 from labelgen.texts import markdown as plain
-from trainer.evaluate.results import csv_text, shown
+from trainer.evaluate.results import agree, csv_text, shown
 
 
 def tables(content: dict) -> list[tuple[str, list[str], dict[str, list[dict | None]]]]:
@@ -54,7 +54,7 @@ def chance_of(entry: dict) -> float | None:
 def in_brackets(entry: dict) -> str:
     """The accuracy of chance for a pretext task, or the loss with disturbed clips, as text in brackets."""
     if drop := entry.get("drop"):
-        return f" (lost {drop['value']:.1f} [{drop['low']:.1f}, {drop['high']:.1f}])"
+        return f" (lost {shown(drop)})"
     return "" if (chance := chance_of(entry)) is None else f" (chance {chance:.1f})"
 
 
@@ -87,11 +87,17 @@ RULE = (
     "Per cent, with the 95 % interval over seeds and test videos. ▲ ▼: the 95 % interval of the paired difference from random "
     "weights of the same seed (for pretext tasks: from chance) lies above, below 0."
 )
+_AGREE = " [all videos agree]: every video gives the same difference, so that no interval can be given."
+
+
+def rule(content: dict) -> str:
+    """How to read the numbers."""
+    return RULE + _AGREE * any(agree(entry.get("drop") or {}) for entry in content["numbers"])
 
 
 def markdown(content: dict) -> str:
     """The tables for a README."""
-    lines = [RULE, "", *(line for text in content.get("unequal", ()) for line in (plain(text), ""))]
+    lines = [rule(content), "", *(line for text in content.get("unequal", ()) for line in (plain(text), ""))]
     for title, measures, rows in tables(content):
         lines += [f"**{plain(title)}**", "", _line(map(plain, ["", *measures])), "|---" * (len(measures) + 1) + "|"]
         lines += [*(_line([plain(row), *map(cell, cells)]) for row, cells in rows.items()), ""]
@@ -110,10 +116,7 @@ def orderings(content: dict) -> tuple[list[str], list[list[str]]]:
     for ordering in content["orderings"]:
         here = {one["column"]: one for one in ordering["here"]}
         values = " ({:g}, {:g})".format(*ordering["values"]) if ordering["values"] else ""
-        cells = [
-            f"{one['verdict']}: {one['value']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]" if one else ""
-            for one in map(here.get, numbers)
-        ]
+        cells = [f"{one['verdict']}: {shown(one, '+')}" if one else "" for one in map(here.get, numbers)]
         body.append([f"{ordering['better']} > {ordering['worse']}", ordering["source"] + values, *cells])
     return ["Ordering", "Published", *(f"{place(column)}: {column['measure']}" for column in columns)], body
 
@@ -127,6 +130,8 @@ _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
+_TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+_TEX |= {"[": "{[}", "*": "{*}"}  # which would be arguments of the command before them
 _TEX |= {"▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$"}
 
 
@@ -134,7 +139,7 @@ def latex(content: dict, name: str) -> str:
     """The tables for a paper, with booktabs and amssymb; name: of the study, used in the labels."""
 
     def safe(text: str) -> str:
-        return "".join(_TEX.get(letter, letter) for letter in text)
+        return "".join(_TEX.get(letter, letter) for letter in " ".join(text.split()))
 
     lines = ["% \\usepackage{booktabs,amssymb}"]
     for title, measures, rows in tables(content):
@@ -166,7 +171,7 @@ def _tex_cell(entry: dict | None, best: float) -> str:
     value, over_seeds = f"{entry['value']:.1f}", spread(entry)
     if entry["maybe best"]:
         value = rf"\{'textbf' if entry['value'] == best else 'underline'}{{{value}}}"
-    if over_seeds and over_seeds > 1e-9:  # larger than rounding errors
+    if over_seeds is not None:
         value += rf" {{\scriptsize $\pm$ {over_seeds:.1f}}}"
     return value + "".join(_TEX.get(letter, letter) for letter in mark(entry))
 

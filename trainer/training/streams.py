@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labelgen.progress import counted
 from trainer import data, distributed
 from trainer.augment import augment
 from trainer.errors import TrainerError
@@ -161,6 +162,7 @@ def training_streams(
             world=distributed.world(),
             rank=distributed.rank(),
         )
+        _check_two(name, each, batches)
         streams[name] = Stream(each, batches)
         if stored := each.method.stored_draws(source.config, each.options):
             (setting, at_once), passes = stored, batches.passes(steps) * int(each.times.max())
@@ -170,6 +172,18 @@ def training_streams(
                     f"{name}: each stored draw is shown {times} times; label with --{setting} {passes * at_once} to avoid it"
                 )
     return streams
+
+
+def _check_two(name: str, clips: data.TrainingClips, batches: data.Batches) -> None:
+    """Raises TrainerError if a method needs two samples at a time, and gets only one."""
+    why, each_process = clips.method.needs_two(clips.options)
+    needed = 2 * batches.micro * (batches.world if each_process else 1)
+    if why and batches.least < needed:
+        parts = f" in {needed // 2} parts" if needed > 2 else ""
+        raise TrainerError(
+            f"{name} needs 2 samples at a time, {why}, but a step has {counted(batches.least, 'sample')}{parts}, with "
+            f"{counted(len(clips.samples), 'video')} to train on; {batches.advice(needed)}"
+        )
 
 
 def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Stream]:
