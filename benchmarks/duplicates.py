@@ -78,10 +78,14 @@ class Maker:
 
     def encode(self, name: str, inputs: list[str], graph: str, crf: int) -> None:
         path = self.folder / name
+        if path.exists():  # made by an earlier call
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}")
         quick = ["-c:v", "libx264", "-preset", "ultrafast", "-crf", str(crf), "-pix_fmt", "yuv420p", "-threads", "1"]
         command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-filter_threads", "1", "-filter_complex_threads", "1"]
-        subprocess.run([*command, *inputs, "-filter_complex", graph, "-map", "[v]", "-an", *quick, path], check=True)
+        subprocess.run([*command, *inputs, "-filter_complex", graph, "-map", "[v]", "-an", *quick, unfinished], check=True)
+        unfinished.replace(path)
 
 
 def parts(pieces: list[Piece], start: float, end: float, mirrored: bool) -> list[Piece]:

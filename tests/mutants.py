@@ -24,7 +24,8 @@ from labelgen.run.video import Clock, compile_kernels, label_video
 from tests.labelgen.synthetic import write_video
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint
-from trainer.embeddings.clustering import duplicates, points
+from trainer.embeddings.clustering import points
+from trainer.embeddings.duplicates import duplicates
 from trainer.embeddings.search import search
 from trainer.embeddings.table import TEXTS, Table, write_npy, write_part
 from trainer.evaluate.features import networks
@@ -404,7 +405,7 @@ class Mutants:
             odd_file(path, rng)
         table = Table(path)
         points(table, "video")
-        duplicates(table, 0.9)
+        duplicates(table)
         search(table, np.ones(table.width, np.float32))
         write_npy(table)
 

@@ -27,7 +27,7 @@ _LAG, _AROUND = 4, 4  # pictures: a change is a difference over half a second; c
 _STILL = 0.5  # root mean square of a change, in levels of a signature, below which nothing moves
 _SLOW = 0.1  # likewise, of the lowest frequencies of a window
 _ROUNDING = PIXELS / 6  # variance of a change by the rounding of two pictures, summed over its pixels
-_ALIKE, _AGREE = 0.9, 0.4  # smallest correlations of pictures, and of changes within a second
+_ALIKE, _AGREE = 0.85, 0.4  # smallest correlations of pictures, and of changes within a second
 _CONTRAST = 2.0  # levels, below which a picture counts as flat
 _BRIGHTNESS = 40.0  # levels, largest difference of the means of two pictures
 _MOVING = 1.5  # seconds with changes in an excerpt; in a shorter video, half of it
@@ -180,7 +180,7 @@ def candidates(signatures: Signatures) -> list[Candidate]:
             shift = begins[other] - begins[one]
             votes.append((owner[one], owner[other], np.full(len(one), mirrored), shift, begins[one], cosines))
     a, b, mirrored, shift, at, cosines = (np.concatenate(column) for column in zip(*votes, strict=True))
-    return list(_most_frequent(a, b, mirrored, shift, at, cosines))
+    return list(_most_frequent(a, b, mirrored, shift, at, cosines)) if len(a) else []
 
 
 def _most_frequent(a, b, mirrored, shift, at, cosines) -> Iterator[Candidate]:
@@ -202,13 +202,15 @@ def _most_frequent(a, b, mirrored, shift, at, cosines) -> Iterator[Candidate]:
 
 @dataclass(frozen=True)
 class Changes:
-    """Two videos at a shift. begin_a, begin_b: their first pictures that meet; alike: whether pictures show the same [n];
-    products, of_a, of_b: sums over the pixels of products and squares of the changes from picture i to i + 4, [n - 4];
-    rounding_b: the part of of_b that is the rounding of its pictures."""
+    """Two videos at a shift. begin_a, begin_b: their first pictures that meet; pictures: sums over the pixels of the
+    products and both squares of these, float32 [3, n]; near: whether both are of similar brightness [n]; products, of_a, of_b:
+    such sums of the changes from picture i to i + 4, [n - 4]; rounding_b: the part of of_b that is the rounding of its
+    pictures."""
 
     begin_a: int
     begin_b: float
-    alike: np.ndarray
+    pictures: np.ndarray
+    near: np.ndarray
     products: np.ndarray
     of_a: np.ndarray
     of_b: np.ndarray
@@ -226,6 +228,11 @@ class Changes:
         part = slice(begin, max(begin, end - _LAG))
         squares = self._unrounded(self.of_a[part], self.of_b[part], 1)
         return float((np.minimum(*squares) >= _STILL**2 * PIXELS).sum()) / RATE
+
+    def alike(self, around: int) -> np.ndarray:
+        """Whether the pictures from `around` before to `around` after each show the same, [n]."""
+        products, of_a, of_b = (_sums(values, around) for values in self.pictures)
+        return self.near & (products >= _ALIKE * np.sqrt(of_a * of_b))
 
     def agree(self, around: int) -> np.ndarray:
         """Whether the changes within `around` pictures before and after each agree, or nothing moves in either, [n - 4]."""
@@ -260,19 +267,19 @@ def changes(a: np.ndarray, b: np.ndarray, shift: float) -> Changes | None:
     means = one.mean(1), other.mean(1)
     x, y = one - means[0][:, None], other - means[1][:, None]
     flat = _CONTRAST**2 * PIXELS
-    products, of_x, of_y = (np.einsum("ij,ij->i", *pair) + flat for pair in ((x, y), (x, x), (y, y)))
-    alike = (products >= _ALIKE * np.sqrt(of_x * of_y)) & (np.abs(means[0] - means[1]) <= _BRIGHTNESS)
+    pictures = np.stack([np.einsum("ij,ij->i", *pair) + flat for pair in ((x, y), (x, x), (y, y))])
     dx, dy = x[_LAG:] - x[:-_LAG], y[_LAG:] - y[:-_LAG]
     of_changes = (np.einsum("ij,ij->i", *pair) for pair in ((dx, dy), (dx, dx), (dy, dy)))
-    return Changes(begin, begin + shift, alike, *of_changes, _ROUNDING / (1 + between))
+    bright = np.abs(means[0] - means[1]) <= _BRIGHTNESS
+    return Changes(begin, begin + shift, pictures, bright, *of_changes, _ROUNDING / (1 + between))
 
 
 def common_parts(found: Changes) -> Iterator[tuple[int, int]]:
     """Begin and end of the longest parts in which pictures are alike and changes agree, counted from the first pictures that
     meet."""
-    n = len(found.alike)
-    steady, single = found.agree(_AROUND), found.agree(0)
-    good = found.alike[:-_LAG] & found.alike[_LAG:] & steady
+    n = len(found.near)
+    single, alike, steady = found.agree(0), found.alike(0), found.alike(_AROUND)
+    good = steady[:-_LAG] & steady[_LAG:] & found.agree(_AROUND)
     edges = np.flatnonzero(np.diff(good, prepend=False, append=False)).reshape(-1, 2)
     runs: list[tuple[int, int]] = []
     for begin, end in edges[edges[:, 1] - edges[:, 0] >= RATE].tolist():
@@ -284,9 +291,9 @@ def common_parts(found: Changes) -> Iterator[tuple[int, int]]:
     for begin, end in runs:
         begin = begin + _LAG // 2 if begin else 0  # a change is that of the picture between
         end = end + _LAG // 2 if end < len(good) else n
-        while begin > last and found.alike[begin - 1] and (begin + _LAG > n or single[begin - 1]):
+        while begin > last and alike[begin - 1] and (begin + _LAG > n or single[begin - 1]):
             begin -= 1
-        while end < n and found.alike[end] and (end < _LAG or single[end - _LAG]):
+        while end < n and alike[end] and (end < _LAG or single[end - _LAG]):
             end += 1
         if end > last:
             yield max(begin, last), end
@@ -323,7 +330,7 @@ def _of_candidate(signatures: Signatures, candidate: Candidate, similar: float) 
     a, b = signatures.levels(candidate.a), signatures.levels(candidate.b, candidate.mirrored)
     window = slice(max(0, candidate.at), candidate.at + _WINDOW)
     at_once = changes(a[window], b, window.start + candidate.shift)
-    if at_once is None or not at_once.alike.any():
+    if at_once is None or not at_once.alike(0).any():
         return  # most candidates, of different scenes
     best: tuple[float, float] = (-1.0, 0.0)
     for half in range(-6, 7):
@@ -331,7 +338,7 @@ def _of_candidate(signatures: Signatures, candidate: Candidate, similar: float) 
         begin = max(0, candidate.at - _WINDOW)
         near_by = changes(a[begin : candidate.at + 2 * _WINDOW], b, begin + shift)
         if near_by is not None:
-            best = max(best, (near_by.similarity(0, len(near_by.alike)), shift))
+            best = max(best, (near_by.similarity(0, len(near_by.near)), shift))
     found = changes(a, b, best[1]) if best[0] > 0 else None
     if found is None:
         return

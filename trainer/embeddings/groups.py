@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from labelgen.files import write_png, write_text
-from trainer.embeddings.clustering import Points, clusters, duplicates, points
+from trainer.embeddings.clustering import Points, clusters, points
 from trainer.embeddings.sheets import figures, moment, thumbnails_sheet
 from trainer.embeddings.table import Table
 from trainer.evaluate.results import csv_text
@@ -31,13 +31,6 @@ class GroupKind:
 
 
 CLUSTERS = GroupKind("clusters", "clusters", "Cluster", "distance", "of the features from the mean of the cluster")
-DUPLICATES = GroupKind(
-    "duplicates",
-    "groups of near-duplicates",
-    "Group",
-    "similarity",
-    "correlation of the pictures with those of the nearest other video",
-)
 
 
 @dataclass(frozen=True)
@@ -123,8 +116,3 @@ def clustered(table: Table, level: str, method: str, k: int | None, smallest: in
     """Clusters of the videos or rows of a table by their features, see clustering.clusters."""
     found = points(table, level)
     return Groups(CLUSTERS, table, found, *clusters(found.vectors, method, k, smallest))
-
-
-def near_duplicates(table: Table, threshold: float) -> Groups:
-    """Groups of videos that show nearly the same, see clustering.duplicates."""
-    return Groups(DUPLICATES, table, points(table, "video"), *duplicates(table, threshold))
