@@ -27,14 +27,14 @@ lint: .venv/installed  ## check style, types and the links of the documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs: .venv/installed  ## update the tables of README.md and docs/, and docs/papers/
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/papers.py
 
 site: .venv/installed  ## build the documentation into site/, to be opened in a browser: site/index.html
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/installed  ## print the tables of measurements
 	$(BIN)/python benchmarks/flow.py

@@ -1,6 +1,7 @@
 """Print the tables of the pages: each stands between `<!-- table: NAME -->` and `<!-- end -->`; `study:NAME` is that of
 benchmarks/results/NAME.json, which `vssl study` wrote as study.json, `study:NAME:MEASURE` one of one measure alone;
-`output:NAME` is benchmarks/results/NAME.txt: a command, its machine and what it printed."""
+`output:NAME` is benchmarks/results/NAME.txt: a command, its machine and what it printed;
+`code:NAME` is docs/examples/NAME.py."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from labelgen.flow.tv_l1 import PARAMETERS, tvl1
 from labelgen.manifest.form import builtin_manifests, read_manifest
 from labelgen.shards.schema import fields
 from trainer.backbones import BACKBONES, create
@@ -48,8 +50,16 @@ def manifests() -> list[str]:
         spec = read_manifest(name)
         counts = (f"{count:,}" if count else "" for count in map(spec.get("expected", {}).get, ("videos", "classes")))
         splits = " ".join(spec.get("splits", {}).keys() - {"names"})
-        rows.append((f"`{name}`", *counts, splits.replace("_", " "), spec.get("licence", "")))
-    return table(("data set", "videos", "classes", "splits", "licence"), rows)
+        layouts = "; ".join(layout["name"] for layout in spec.get("layouts", ()))
+        rows.append((f"`{name}`", *counts, splits.replace("_", " "), spec.get("licence", ""), layouts))
+    return table(("data set", "videos", "classes", "splits", "licence", "layouts of a copy"), rows)
+
+
+def flow() -> list[str]:
+    """The parameters of TV-L1, as its docstring describes them."""
+    about = re.findall(r"^(\w+) : .+\n    (.+)\.$", inspect.getdoc(tvl1) or "", re.MULTILINE)
+    rows = [(f"`{name}`", PARAMETERS[name], text) for name, text in about if name in PARAMETERS]
+    return table(("parameter", "default", "meaning"), rows)
 
 
 def methods() -> list[str]:
@@ -163,9 +173,15 @@ def output(name: str) -> list[str]:
     return ["```text", *(RESULTS / f"{name}.txt").read_text(encoding="utf-8").splitlines(), "```"]
 
 
+def code(name: str) -> list[str]:
+    """A file of docs/examples, as a block of code."""
+    return ["```python", *(ROOT / "docs" / "examples" / f"{name}.py").read_text(encoding="utf-8").splitlines(), "```"]
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     "shards": shards,
     "manifests": manifests,
+    "flow": flow,
     "methods": methods,
     "defaults": defaults,
     "options": options,
@@ -182,7 +198,7 @@ def filled(text: str) -> str:
 
     def printed(match: re.Match[str]) -> str:
         kind, _, name = match[1].partition(":")
-        lines = {"study": study, "output": output}[kind](name) if name else TABLES[kind]()
+        lines = {"study": study, "output": output, "code": code}[kind](name) if name else TABLES[kind]()
         return "\n".join([f"<!-- table: {match[1]} -->", *lines, "<!-- end -->"])
 
     return re.sub(r"<!-- table: ([^\n]+?) -->\n.*?<!-- end -->", printed, text, flags=re.DOTALL)

@@ -19,7 +19,49 @@ _PACE = re.compile(r"[+-]?(\d{1,6}(/\d{1,6}|\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 class Config:
     """Settings of the label generator; together with the list of videos they determine a shard's configuration hash.
 
-    Raises ConfigError for a value that cannot be used.
+    Parameters
+    ----------
+    height, width : int
+        Size of the stored frames in pixels.
+    crop : int
+        Side of the labelled crops in pixels, a multiple of 8.
+    region : four floats
+        Left, top, right and bottom of the part of the picture to keep, as shares of it; None keeps all of it.
+    fps : float
+        Constant frame rate to resample to; None keeps every frame of the file.
+    image_fps : float
+        Rate of folders of images, which have none; None: `fps`.
+    max_pixels : int
+        Largest picture; files with larger ones fail.
+    jpeg_quality : int
+        Of the stored frames, 1 to 100.
+    flow : str
+        A key of `labelgen.flow.BACKENDS`.
+    clip_length : int
+        Frames of a clip, a multiple of 8.
+    clips : int
+        Labelled clips per video, drawn at random; None labels all clips without overlap.
+    paces : tuple of str
+        Such as ("1/2", "1", "2"); a negative one plays backwards.
+    order_clips : int
+        Clips per order row, 2 to 5.
+    rows : int
+        Pace and order rows per video.
+    allow_wrap, wrap_any : bool
+        Pace rows of videos that are too short continue from the first frame; and any row may, which then starts anywhere.
+    seed : int
+        Of every random draw.
+
+    Raises
+    ------
+    ConfigError
+        For a value that cannot be used.
+
+    Examples
+    --------
+    >>> from labelgen.config import Config
+    >>> Config(paces=("1/2", "1", "2")).fractions
+    (Fraction(1, 2), Fraction(1, 1), Fraction(2, 1))
     """
 
     height: int = 128  # of the stored frames, pixels

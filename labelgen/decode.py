@@ -281,23 +281,53 @@ def frames(
     short: int | None = None,
     since: float = 0.0,
 ) -> FrameStream:
-    """Decode a video: an iterator of its RGB uint8 frames [height, width, 3] in presentation order.
+    """Decode a video frame by frame. Memory does not grow with the length of the video.
 
-    path: a video file, or a folder of numbered images, of which `image_fps` (default: `fps`) make a second
-    height, width: pixels to resize to by area interpolation, after the container's cropping and orientation and `region` are
-        applied; default: no resizing, or to a shorter side of `short` pixels
-    region: left, top, right and bottom of the part of the picture to keep, as shares of it; default: all of it
-    fps: constant rate to resample to by nearest presentation time; default: every frame of the file. If time stamps jump, a
-        picture is repeated for MAX_HOLD seconds at most
-    alive: called for every packet, which distinguishes a long file from one that hangs
-    since: seconds after the first frame; no frame is needed before the one seen at that time, so that decoding may start
-        later, see `seek_point`
+    Parameters
+    ----------
+    path : str or path
+        A video file, or a folder of numbered images, of which `image_fps` (default: `fps`) make a second.
+    height, width : int
+        Pixels to resize to by area interpolation, after the container's cropping and orientation and `region` are applied;
+        default: no resizing, or to a shorter side of `short` pixels.
+    fps : float
+        Constant rate in frames per second to resample to, by nearest presentation time; default: every frame of the file. If
+        time stamps jump, a picture is repeated for MAX_HOLD seconds at most.
+    max_pixels : int
+        Largest allowed picture.
+    region : four floats
+        Left, top, right and bottom of the part of the picture to keep, as shares of it; default: all of it.
+    alive : callable
+        Called for every packet, which distinguishes a long file from one that hangs.
+    image_fps : float
+        Frames per second of a folder of images.
+    short : int
+        Pixels of the shorter side, instead of height and width.
+    since : float
+        Seconds after the first frame; no frame is needed before the one seen at that time, so that decoding may start later,
+        see `seek_point`.
 
-    Memory does not grow with the length of the video. Raises DecodeError, with the reason, if the file is not a regular one,
-    cannot be opened or holds no frame, if a folder of images comes without a rate, or if pictures have more than `max_pixels`
-    pixels, which is known before any is decoded. After the last frame it raises DecodeError if anything was wrong: decoding
-    stopped early, frames are damaged or lost, time stamps jump or step back, numbered images are missing, cannot be decoded or
-    differ in size from the first. The frames yielded before (`FrameStream.count`) are usable, see `FrameStream.damage`.
+    Returns
+    -------
+    FrameStream
+        An iterator of RGB uint8 frames [height, width, 3] in presentation order. Its `fps`, `time` (seconds) and `damage`
+        belong to the last frame.
+
+    Raises
+    ------
+    DecodeError
+        At once, if the file is not a regular one, cannot be opened or holds no frame, if a folder of images comes without a
+        rate, or if pictures have more than `max_pixels` pixels, which is known before any is decoded. After the last frame, if
+        anything was wrong: decoding stopped early, frames are damaged or lost, time stamps jump or step back, numbered images
+        are missing, cannot be decoded or differ in size from the first. The frames yielded before are usable.
+
+    Examples
+    --------
+    >>> from labelgen.decode import frames
+    >>> stream = frames("video.mp4", height=48, width=64)
+    >>> shapes = [frame.shape for frame in stream]
+    >>> len(shapes), shapes[0], stream.fps
+    (40, (48, 64, 3), 25.0)
     """
     return FrameStream(path, height, width, fps, max_pixels, region, alive, image_fps, short, since)
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 
 class VsslError(Exception):
-    """Base of every error that bad input, a full disk or a wrong option can cause."""
+    """Base of every error that bad input, a full disk or a wrong option can cause.
+
+    Examples
+    --------
+    >>> from labelgen.errors import VsslError
+    >>> from labelgen.shards import open_shards
+    >>> try:
+    ...     open_shards("nowhere")
+    ... except VsslError as error:
+    ...     print(error)
+    nowhere: no such folder of shards; make them with `vssl labelgen`, or choose another folder
+    """
 
 
 class ManifestError(VsslError, ValueError):

@@ -32,9 +32,8 @@ from labelgen.config import Config
 from labelgen.errors import ReadError, VsslError
 from labelgen.files import public, sync, writing
 from labelgen.reading import load_json, validate
-from trainer import backbones, distributed, inputs
+from trainer import backbones, inputs
 from trainer.backbones.layers import Stages
-from trainer.data import Shards
 from trainer.errors import SettingError, TrainerError
 from trainer.methods import known, method_class, module_name
 from trainer.settings import FREE, Settings, resolve
@@ -70,7 +69,7 @@ _OTHER = "it was changed, or written by another version of vssl; use another one
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """meta: content of checkpoint.json; weights: by name, on the CPU; run: folder for results."""
+    """A checkpoint, see `load`. meta: content of checkpoint.json; weights: by name, on the CPU; run: folder for results."""
 
     file: Path
     run: Path
@@ -106,38 +105,6 @@ class Checkpoint:
             for name, value in tensors.items():  # in the parameter's memory layout, so that sums are rounded as before
                 tensors[name] = torch.empty_like(weights[number]).copy_(value) if value.dim() else value
         optimiser.load_state_dict({"state": state, "param_groups": now["param_groups"]})
-
-
-def metadata(
-    settings: Settings,
-    source: Shards,
-    backbone: Stages,
-    samples: dict[str, int],
-    steps: int,
-    device: torch.device,
-    initial: dict | None,
-) -> dict:
-    """The content of a run's checkpoint.json, except the step. samples: number for each method; initial: see `start_from`."""
-    return {
-        "settings": asdict(settings),
-        "dataset": source.dataset,
-        "split": source.split,
-        "datasets": source.splits,
-        "samples": samples,
-        "videos": len(source.videos),
-        "classes": source.classes,
-        "steps": steps,
-        "config_hash": source.config_hash,
-        "config": source.config,
-        **backbone.stored(),
-        "environment": {
-            "device": device.type,
-            "processes": distributed.world(),
-            "threads": torch.get_num_threads(),
-            **versions(),
-        },
-        "initial": initial,
-    }
 
 
 def save(
@@ -225,12 +192,33 @@ def with_labels(settings: dict) -> bool:
 
 
 def load(path: str | os.PathLike, best: bool = False, untrained: bool = False) -> Checkpoint:
-    """Read the newest checkpoint of a run, a checkpoint folder or a .safetensors file.
+    """Read a checkpoint.
 
-    best: the checkpoint of the best held-out accuracy, if the run has one; untrained: accept one from before the first
-    step, with random weights, so that training can continue from it
+    Parameters
+    ----------
+    path : str or path
+        A run, whose newest checkpoint is read, a checkpoint folder or a .safetensors file of `vssl export`.
+    best : bool
+        The checkpoint of the best held-out accuracy, if the run has one.
+    untrained : bool
+        Accept one from before the first step, with random weights, so that training can continue from it.
 
-    Raises TrainerError if there is none, or if metadata or backbone differ from what this version of vssl writes.
+    Returns
+    -------
+    Checkpoint
+        Its weights are on the CPU.
+
+    Raises
+    ------
+    TrainerError
+        If there is none, or if metadata or backbone differ from what this version of vssl writes.
+
+    Examples
+    --------
+    >>> from trainer.checkpoint import load
+    >>> saved = load("runs/pace-r3d10-1")
+    >>> saved.meta["settings"]["method"], saved.meta["config"]["clip_length"]
+    ('pace', 16)
     """
     path = run_path(path)
     saved = _load(path) if not (path / "checkpoints").is_dir() else _load_newest(path, best)

@@ -30,17 +30,39 @@ _SUFFIXES = {".safetensors": "safetensors", ".onnx": "onnx"}
 
 
 def export(run: str | os.PathLike, out: str | os.PathLike, form: str | None = None) -> tuple[dict, float]:
-    """Write only the backbone to `out`, and the description that its use needs to `out`.json.
-
-    run:  run, checkpoint folder or .safetensors file; of a run the best checkpoint if there is one, and averaged
-          weights if it has them
-    form: a name of FORMATS; by default that of the suffix of `out`, .safetensors or .onnx
+    """Write only the backbone to `out`, and the description that its use needs to `out`.json. The file is read back and run
+    on random clips.
 
     ONNX networks take clips float32 [B, 3, T, crop, crop] for any B, with T as in the shards, and return the stages by
     name. torchvision, vcop and kenshohara are state dicts of these programs' networks, without the head, in the format
-    of `torch.save`, or of safetensors if `out` has that suffix. The file is read back and run on random clips. Returns
-    the content of the JSON file and the largest absolute difference from the original network. Raises TrainerError, and
-    writes nothing, if it is above TOLERANCE, a package is missing, or the program has no equal network.
+    of `torch.save`, or of safetensors if `out` has that suffix.
+
+    Parameters
+    ----------
+    run : str or path
+        Run, checkpoint folder or .safetensors file; of a run the best checkpoint if there is one, and averaged weights if it
+        has them.
+    out : str or path
+        The file to write, in an existing folder.
+    form : str
+        A name of FORMATS; by default that of the suffix of `out`, .safetensors or .onnx.
+
+    Returns
+    -------
+    dict, float
+        The content of the JSON file, and the largest absolute difference from the original network.
+
+    Raises
+    ------
+    TrainerError
+        If the difference is above TOLERANCE, a package is missing, or the program has no equal network; nothing is written.
+
+    Examples
+    --------
+    >>> from trainer.export import export
+    >>> about, difference = export("runs/pace-r3d10-1", "backbone.safetensors")
+    >>> about["input"]["crop"], difference
+    ([32, 32], 0.0)
     """
     out = Path(out)
     if out.is_dir() or not out.parent.is_dir():

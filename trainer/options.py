@@ -32,7 +32,25 @@ def between(low: float, high: float) -> Range:
 
 @dataclass(frozen=True)
 class Option:
-    """A value of the default's type, with one line of help and a range or a few choices."""
+    """A value that a user may give.
+
+    Parameters
+    ----------
+    default : object
+        The value without the option; its type is that of the option.
+    help : str
+        One line.
+    range : Range
+        The allowed numbers: POSITIVE, SHARE, at_least(low), between(low, high).
+    choices : tuple of str
+        The allowed words.
+
+    Examples
+    --------
+    >>> from trainer.options import Option, between
+    >>> Option(0.5, "share of clips that are reversed", between(0, 1)).checked("backwards", 1)
+    1.0
+    """
 
     default: object
     help: str

@@ -55,7 +55,16 @@ def _declared(default: object, help: str, range: Range | None = None, **named: A
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run. `resolve` replaces None by the default, or by the value of a resumed run."""
+    """The settings of a run. Each is None unless it is given; `resolve` replaces None by the default, or by the value of a
+    resumed run. docs/training.md lists all of them with defaults and ranges.
+
+    Examples
+    --------
+    >>> from trainer.settings import Settings, resolve
+    >>> settings = resolve(Settings(method="pace+statistics", epochs=5, options={"pace": {"contrast": "same-pace"}}))
+    >>> settings.backbone, settings.lr, settings.batch_size
+    ('r3d10', 0.001, 30)
+    """
 
     method: str = _declared(
         "pace",

@@ -57,6 +57,7 @@ def flow(first: np.ndarray, second: np.ndarray, backend: str = "tvl1") -> np.nda
     Examples
     --------
     >>> import numpy as np
+    >>> from labelgen.flow import flow
     >>> still = np.zeros((64, 80), np.uint8)
     >>> flow(still, still, "dis").shape
     (64, 80, 2)

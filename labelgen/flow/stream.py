@@ -41,18 +41,42 @@ def flows(
     step: int = 1,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[np.ndarray]:
-    """The optical flow of a video: an iterator of float32 [height, width, 2], (u, v) in pixels, from frame t to frame t
-    + step for t = 0, 1, ...; N frames give N - step flows. Memory does not grow with the length of the video.
+    """The optical flow of a video, pair by pair. Memory does not grow with the length of the video.
 
-    height, width, short: of the frames, see `labelgen.decode.frames`; backend: a key of BACKENDS
+    Parameters
+    ----------
+    path : str or path
+        A video file or a folder of numbered images, see `labelgen.decode.frames`.
+    backend : str
+        A key of `labelgen.flow.BACKENDS`.
+    height, width, short : int
+        Size of the frames in pixels, see `labelgen.decode.frames`.
+    step : int
+        Distance of the two frames of a pair, in frames.
+    max_pixels : int
+        Largest allowed picture.
 
-    Raises DecodeError as `labelgen.decode.frames` does, at the end if anything was wrong with the file: the flows
-    yielded before are valid. Raises ConfigError for a backend or a step that cannot be used.
+    Returns
+    -------
+    iterator of float32 [height, width, 2]
+        (u, v) in pixels, from frame t to frame t + step for t = 0, 1, ...; N frames give N - step flows.
+
+    Raises
+    ------
+    DecodeError
+        As `labelgen.decode.frames` does; at the end, if anything was wrong with the file: the flows yielded before are valid.
+    ConfigError
+        For a backend or a step that cannot be used.
 
     Examples
     --------
-    >>> for flow in flows("video.mp4", short=256):  # doctest: +SKIP
-    ...     print(flow.shape, abs(flow).mean())
+    The video's picture moves by two pixels of 128 to the right, one pixel of 64:
+
+    >>> import numpy as np
+    >>> from labelgen.flow import flows
+    >>> found = list(flows("video.mp4", "dis", height=48, width=64))
+    >>> len(found), found[0].shape, round(float(np.median(found[0][..., 0])))
+    (39, (48, 64, 2), 1)
     """
     from labelgen import decode
 

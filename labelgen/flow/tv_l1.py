@@ -68,7 +68,7 @@ def tvl1(
     first, second : array [H, W]
         Luma, 0..255, uint8 or floating point, at least 16 x 16 pixels.
     attachment : float
-        Weight of the data term per grey level (lambda in [1]); smaller is smoother.
+        Weight of the data term per grey level (lambda); smaller is smoother.
     tightness : float
         Coupling of the two solutions (theta).
     step : float
@@ -101,6 +101,7 @@ def tvl1(
     A picture that moves by two pixels to the right and one down:
 
     >>> import cv2, numpy as np
+    >>> from labelgen.flow import tvl1
     >>> noise = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
     >>> first = cv2.GaussianBlur(noise, (0, 0), 3)
     >>> flow = tvl1(first, np.roll(first, (1, 2), axis=(0, 1)))

@@ -21,9 +21,14 @@ VERSION = 1  # counts up with every change of luma, clipping or boundaries that 
 class Clip:
     """A clip from which labels are computed.
 
-    frames:     RGB uint8 [T, H, W, 3]
-    flows:      T - 1 times float32 [H, W, 2], pixels per frame, see `clipped_flow`
-    boundaries: float32 [T - 1, 4, H, W], see `motion_boundaries`
+    Parameters
+    ----------
+    frames : uint8 [T, H, W, 3]
+        RGB.
+    flows : sequence of float32 [H, W, 2]
+        T - 1 flows, (u, v) in pixels per frame, see `clipped_flow`.
+    boundaries : float32 [T - 1, 4, H, W]
+        Derivatives of the flows, see `motion_boundaries`.
     """
 
     frames: np.ndarray

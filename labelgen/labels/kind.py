@@ -24,13 +24,22 @@ Labels = dict[str, Any]  # the part of a clip or video in each data set of a kin
 class Field:
     """One data set of a shard.
 
-    name:    including its group, such as "pace/start"
-    dtype:   NumPy type, or str
-    axes:    "clips" or "videos", then other names (of things that a shard has many of, or of a setting) and plain lengths
-    about:   its meaning, for docs/shards.md
-    limit:   for ids: their exclusive upper bound, a number or one per column, from the configuration
-    missing: value for videos without labels of the kind; no labelled video has it in all fields of the kind
-    in_file: read from the file only when indexed, because it is large; uint8
+    Parameters
+    ----------
+    name : str
+        Including its group, such as "pace/start".
+    dtype : type
+        NumPy type, or str.
+    axes : tuple
+        "clips" or "videos", then other names (of things that a shard has many of, or of a setting) and plain lengths.
+    about : str
+        Its meaning, for docs/shards.md.
+    limit : callable
+        For ids: their exclusive upper bound, a number or one per column, from the configuration.
+    missing : int
+        Value for videos without labels of the kind; no labelled video has it in all fields of the kind.
+    in_file : bool
+        Read from the file only when indexed, because it is large; uint8.
     """
 
     name: str
@@ -50,19 +59,40 @@ class Field:
 class Kind:
     """A kind of labels.
 
-    name:      its group in the shard, and its key in LABELS
-    version:   counts up with every change that may change a stored byte; part of the configuration of the shards
-    settings:  settings that a reader of the labels needs, stored as JSON attributes of the group
-    constants: everything else that changes a stored byte; part of the configuration, too
-    fields:    its data sets, all per clip or all per video
-    of_clip:   (clip, config) -> the labels of one clip, for a kind with fields per clip
-    of_video:  (number of frames, config, generator of this video and kind, damage) -> the labels of one video, None if
-               it is too short, for a kind with fields per video; damage: uint8 [frames] as in the data set
-               frames/damage; no clip should include any, see `sampling.sound_starts`
-    faults:    (arrays, configuration) -> name of each data set, and whether it holds impossible values within types,
-               shapes and limits
-    lines:     (joined arrays of all shards, configuration) -> lines of text, such as histograms
-    counts:    arrays -> counts for the report by name, words joined by "_"
+    Parameters
+    ----------
+    name : str
+        Its group in the shard, and its key in LABELS.
+    version : int
+        Counts up with every change that may change a stored byte; part of the configuration of the shards.
+    fields : tuple of Field
+        Its data sets, all per clip or all per video.
+    settings : tuple of str
+        Settings that a reader of the labels needs, stored as JSON attributes of the group.
+    constants : mapping
+        Everything else that changes a stored byte; part of the configuration, too.
+    of_clip : callable
+        (clip, config) -> the labels of one clip, for a kind with fields per clip.
+    of_video : callable
+        (number of frames, config, generator of this video and kind, damage) -> the labels of one video, None if it is too
+        short, for a kind with fields per video; damage: uint8 [frames] as in the data set frames/damage; no clip should
+        include any, see `sampling.sound_starts`.
+    faults : callable
+        (arrays, configuration) -> name of each data set, and whether it holds impossible values within types, shapes and
+        limits.
+    lines : callable
+        (joined arrays of all shards, configuration) -> lines of text, such as histograms.
+    counts : callable
+        arrays -> counts for the report by name, words joined by "_".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from labelgen.labels.kind import Field, Kind
+    >>> brightness = Field("brightness/mean", np.float32, ("clips",), "mean grey level, 0 to 255")
+    >>> kind = Kind("brightness", 1, (brightness,), of_clip=lambda clip, config: {"brightness/mean": clip.frames.mean()})
+    >>> kind.fields[0].shape({"clips": 7})
+    (7,)
     """
 
     name: str

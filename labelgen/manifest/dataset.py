@@ -139,14 +139,38 @@ def default_root(name: str) -> Path:
 
 
 def load(dataset: str, root: str | Path | None = None, group: str | None = None, images: bool = True) -> Dataset:
-    """Find the videos of `dataset`: the name of a built-in manifest, or the path of a manifest (.yaml).
+    """Find the videos of a data set. Missing videos are not an error.
 
-    They are expected in `root`, else `$VSSL_DATA/NAME`, else `data/NAME`. A data set of the manifest `folder` is named
-    after its root. `group` is a pattern that replaces the manifest's; its bracketed part is the group, and needs a name
-    only if there are several. Folders of numbered images are videos if `images` is true, else they are left out.
+    Parameters
+    ----------
+    dataset : str
+        The name of a built-in manifest, or the path of a manifest (.yaml). "folder" takes any folder of videos; the data set
+        is named after it.
+    root : str or path
+        The folder of the videos; default: `$VSSL_DATA/NAME`, else `data/NAME`.
+    group : str
+        A pattern that replaces the manifest's; its bracketed part is the group, and needs a name only if there are several.
+    images : bool
+        Whether folders of numbered images are videos; else they are left out.
 
-    Raises ConfigError for an unknown manifest, a bad pattern, and if all videos are folders of images, which are left
-    out; ManifestError for all faults of the manifest and the folder. Missing videos are not an error.
+    Returns
+    -------
+    Dataset
+        `videos`, sorted by id, with label, group and splits; `splits`, `classes`, and what is missing or not listed.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown manifest, a bad pattern, and if all videos are folders of images, which are left out.
+    ManifestError
+        For all faults of the manifest and the folder.
+
+    Examples
+    --------
+    >>> from labelgen.manifest import load
+    >>> dataset = load("folder", "videos")
+    >>> dataset.name, [video.id for video in dataset.videos], dataset.classes
+    ('videos', ['run/b.mp4', 'walk/a.mp4'], ('run', 'walk'))
     """
     spec = read_manifest(dataset)
     root = default_root(spec["name"]) if root is None else root

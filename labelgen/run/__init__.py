@@ -46,19 +46,61 @@ def run(
     labels: Mapping[str, str] = LABELS,
     add: bool = False,
 ) -> dict[str, Any]:
-    """Label `videos` of `dataset` into shards `out/<dataset>/00000.h5` ...; existing shards are kept.
+    """Label videos into shards `out/<dataset>/00000.h5` ...; existing shards are kept, so that the same call resumes.
 
-    workers: processes; at most one per core is started
-    videos_per_shard: None for about 64 shards of at most 32 videos
-    progress: called after each shard with the videos done, all videos and the frames decoded so far
-    split: which part of the data set `videos` is, for the configuration
-    scheduler: address of a Dask scheduler, whose workers are used instead of processes of this machine
-    labels: the label kinds to make, as in LABELS; without any, shards hold frames only
-    add: add shards of new videos, and drop deleted videos, see `labelgen.run.growth`
+    Parameters
+    ----------
+    dataset : Dataset
+        See `labelgen.manifest.load`.
+    videos : sequence of Video
+        All of `dataset.videos`, or some, see `labelgen.manifest.select`.
+    out : Path
+        The folder to write to.
+    config : Config
+        What is stored and labelled.
+    workers : int
+        Processes; at most one per core is started.
+    videos_per_shard : int
+        None for about 64 shards of at most 32 videos.
+    stall : float
+        Seconds without a frame after which a video is given up.
+    progress : callable
+        Called after each shard with the videos done, all videos and the frames decoded so far.
+    say : callable
+        Called with lines of text for the user.
+    split : str
+        Which part of the data set `videos` is, for the configuration.
+    scheduler : str
+        Address of a Dask scheduler, whose workers are used instead of processes of this machine.
+    labels : mapping
+        The label kinds to make, as in LABELS; without any, shards hold frames only.
+    add : bool
+        Add shards of new videos, and drop deleted videos, see `labelgen.run.growth`.
 
-    Returns the report, which is also written to `out/<dataset>/report.json`. Raises ShardError if the folder holds
-    shards of another configuration or is not writable; ClusterError if the Dask cluster cannot be used; MachineError,
-    once all other shards are made, if some failed because of the machine and not of their videos.
+    Returns
+    -------
+    dict
+        The report, which is also written to `out/<dataset>/report.json`; "failures" lists the videos that failed, and why.
+
+    Raises
+    ------
+    ShardError
+        If the folder holds shards of another configuration or is not writable.
+    ClusterError
+        If the Dask cluster cannot be used.
+    MachineError
+        Once all other shards are made, if some failed because of the machine and not of their videos.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from labelgen.config import Config
+    >>> from labelgen.manifest import load
+    >>> from labelgen.run import run
+    >>> dataset = load("folder", "videos")
+    >>> report = run(dataset, dataset.videos, Path("frames"), Config(height=48, width=64, crop=32), labels={})
+    >>> report["videos"]["labelled"], report["frames"], report["failures"]
+    (2, 40, [])
     """
     if workers < 1 or (videos_per_shard is not None and videos_per_shard < 1):
         raise ConfigError(f"workers is {workers}, videos-per-shard is {videos_per_shard}; expected at least 1")

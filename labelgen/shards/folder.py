@@ -17,10 +17,29 @@ from labelgen.shards.schema import config_hash
 
 
 def open_shards(folder: str | os.PathLike[str]) -> list[ShardReader]:
-    """All shards of one data set in order. `folder` holds the `.h5` files, or one sub-folder that does.
+    """All shards of one data set in order.
 
-    Raises ShardError if there is none, if several data sets lie side by side, if configurations differ, or if shards
-    are missing.
+    Parameters
+    ----------
+    folder : str or path
+        Holds the `.h5` files, or one sub-folder that does.
+
+    Returns
+    -------
+    list of ShardReader
+        Opened, with their labels in memory.
+
+    Raises
+    ------
+    ShardError
+        If there is none, if several data sets lie side by side, if configurations differ, or if shards are missing.
+
+    Examples
+    --------
+    >>> from labelgen.shards import open_shards
+    >>> shards = open_shards("out/demo")
+    >>> [shard.n_videos for shard in shards]
+    [6, 7]
     """
     readers = [ShardReader(path) for path in shard_paths(folder)]
     warn_without_maps(readers[0].path)

@@ -148,16 +148,44 @@ class ShardReader:
     of it and every index before use. Frames come from a memory map of the file, so that a reader can be used after
     fork, in threads, and can be pickled.
 
-    arrays:    every data set by its full name ("videos/id", "statistics/motion", ...), see docs/shards.md; large ones
-               are read when indexed
-    kinds:     the label kinds that it has; unknown: names of those that are not registered here
-    config:    the whole configuration of the labels; config_hash: its hash
-    crop_grid: int16 [crops, 2], y and x of each crop's corner; splits: names of the official splits
-    clip_length: frames of a clip
-    paces:     the paces as fractions, such as (Fraction(1), Fraction(2)); a pace label is an index into them
-    sha256:    {"frames", "labels", "rest"}: the digests of what was written, see `digests` and `labels_sha256`
+    Parameters
+    ----------
+    path : str or path
+        The `.h5` file.
 
-    Raises ShardError if the file is not a complete shard of this schema.
+    Attributes
+    ----------
+    arrays : dict
+        Every data set by its full name ("videos/id", "statistics/motion", ...), see docs/shards.md; large ones are read when
+        indexed.
+    kinds, unknown : list
+        The label kinds that it has, and the names of those that are not registered here.
+    config, config_hash : dict, str
+        The whole configuration of the labels, and its hash.
+    crop_grid : int16 [crops, 2]
+        y and x of each crop's corner, in pixels.
+    splits : tuple of str
+        Names of the official splits.
+    clip_length : int
+        Frames of a clip.
+    paces : tuple of Fraction
+        A pace label is an index into them.
+    sha256 : dict
+        The digests "frames", "labels" and "rest" of what was written, see `digests` and `labels_sha256`.
+
+    Raises
+    ------
+    ShardError
+        If the file is not a complete shard of this schema.
+
+    Examples
+    --------
+    >>> from labelgen.shards import ShardReader
+    >>> shard = ShardReader("out/demo/00000.h5")
+    >>> shard.frames(shard.clip_frames(0)).shape  # RGB uint8 of the first labelled clip
+    (16, 40, 48, 3)
+    >>> shard.arrays["statistics/motion"].shape[:2] == (shard.n_clips, len(shard.crop_grid))
+    True
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

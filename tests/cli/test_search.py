@@ -76,28 +76,13 @@ def test_clusters_and_copies_of_videos(here):
     assert "not a readable table" in vssl("cluster", "--in", "broken.parquet", code=1)
 
 
-def needs_mongodb():
-    """FiftyOne keeps its samples in MongoDB, which it brings along for some systems only."""
-    import fiftyone
-    from fiftyone.core.config import FiftyOneConfigError
-    from fiftyone.core.service import ServiceException
-
-    try:
-        fiftyone.list_datasets()
-    except (FiftyOneConfigError, ServiceException, ConnectionError) as error:
-        pytest.skip(f"MongoDB cannot be started: {error}")
-
-
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "embeddings.md").read_text(), re.M | re.S)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.search(r"^(?:import|from) (\w+)", block, re.M)[1])
 def test_the_page_is_right_about_other_programs(here, block):
-    names = re.findall(r"^(?:import|from) (\w+)", block, re.M)
-    for name in names:
+    for name in re.findall(r"^(?:import|from) (\w+)", block, re.M):
         pytest.importorskip(name)
-    if "fiftyone" in names:
-        needs_mongodb()
     vssl("embed", "--videos", "videos", "--npy")
     exec(compile(block, "docs/embeddings.md", "exec"), {})
 

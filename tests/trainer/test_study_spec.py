@@ -119,6 +119,13 @@ def test_a_sweep_has_a_candidate_for_every_combination(tmp_path):
     assert len(row.candidates) == 6 and row.tried[5] == {"lr": 0.2, "weight_decay": 2.0}
 
 
+def test_a_list_of_one_value_needs_no_choice(tmp_path):
+    row = read(
+        write_study(tmp_path, rows={"a": {"method": "simclr", "jitter": "contrast", "crop_area": [[0.5, 1]]}})
+    ).rows["a"]
+    assert [candidate.crop_area for candidate in row.candidates] == [[0.5, 1]]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_study_files_of_the_repository_are_whole(path):
     study = read(path)

@@ -29,8 +29,31 @@ BACKBONES = {
 
 
 def create(name: str, width: float = 1.0) -> Stages:
-    """The backbone of that name, or at an import path that the user has named (see labelgen.plugins), with new weights.
-    Raises SettingError for other names."""
+    """A backbone with new weights.
+
+    Parameters
+    ----------
+    name : str
+        A key of `BACKBONES`, or an import path that the user has named (see labelgen.plugins).
+    width : float
+        Multiplies the channels.
+
+    Returns
+    -------
+    Stages
+        The network; docs/methods.md has the paper of each.
+
+    Raises
+    ------
+    SettingError
+        For other names.
+
+    Examples
+    --------
+    >>> from trainer.backbones import create
+    >>> create("r3d10", width=0.5).features
+    256
+    """
     check_name(name)
     if not plugins.is_path(name):
         return pkgutil.resolve_name(BACKBONES[name])(width)

@@ -17,12 +17,31 @@ Size = int | tuple[int, int, int]  # along T, H and W, a number for all three
 
 
 class Stages(nn.Module):
-    """A backbone: named stages, one after the other.
+    """A backbone: named stages, one after the other. Its forward maps float [B, 3, T, H, W] to a dict of the outputs
+    [B, C, T', H', W'] of all stages by name, shallow to deep.
 
-    forward: float [B, 3, T, H, W] -> the output [B, C, T', H', W'] of every stage by name, shallow to deep
-    features: channels of the last stage
-    autocast: type in which its layers compute; None: that of x
-    input: the input that it expects
+    Parameters
+    ----------
+    features : int
+        Channels of the last stage.
+    **stages : torch.nn.Module
+        By name, in order.
+
+    Attributes
+    ----------
+    autocast : torch.dtype
+        Type in which its layers compute; None: that of x.
+    input : Input
+        The input that it expects: order, range and normalisation of pixels, frames of a clip.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from trainer.backbones.layers import Stages
+    >>> backbone = Stages(8, conv1=nn.Conv3d(3, 4, 3, 2, 1), conv2=nn.Conv3d(4, 8, 3, 2, 1))
+    >>> {name: tuple(x.shape) for name, x in backbone(torch.zeros(1, 3, 16, 32, 32)).items()}
+    {'conv1': (1, 4, 8, 16, 16), 'conv2': (1, 8, 4, 8, 8)}
     """
 
     autocast: torch.dtype | None = None

@@ -29,10 +29,16 @@ if TYPE_CHECKING:
 class Draw:
     """How one sample is shown.
 
-    epoch:   number of the pass over the samples; an epoch of the run may have several (the setting `repeats`)
-    rng:     generator of this (seed, epoch, sample)
-    views:   one per clip, see augment.draw
-    options: of the method
+    Parameters
+    ----------
+    epoch : int
+        Number of the pass over the samples; an epoch of the run may have several (the setting `repeats`).
+    rng : numpy.random.Generator
+        Of this (seed, epoch, sample).
+    views : list of dict
+        One per clip, see augment.draw.
+    options : dict
+        Of the method.
     """
 
     epoch: int
@@ -52,16 +58,25 @@ def _no_clips(rows: Tensor, read: ReadClip) -> Tensor:
 class Batch:
     """The input of a method's forward, on the device.
 
-    clips:    float32 [B n, 3, T, size, size], augmented; the n clips of a sample, of T frames each, are adjacent
-    labels:   returned by the method's read, by name, stacked [B, ...]
-    video:    int64 [B], row in Shards.videos of each sample's video
-    progress: share of the training that is done, 0 to 1
-    key:      seed of the run and step, for draws that are equal in all processes
-    counts:   number of samples in each process; not needed with one process
-    share:    share of the step's samples that this micro-batch holds, over all processes
-    clips_of: (rows int64 [B] of Shards.videos, read) -> float32 [B, 3, T, size, size], augmented: a clip of another video for
-              each sample, decoded while the caller waits. read: (reader, video in it, the sample's labels, draw) -> frames
-              int64 [T]
+    Parameters
+    ----------
+    clips : float32 [B n, 3, T, size, size]
+        Augmented; the n clips of a sample, of T frames each, are adjacent.
+    labels : dict of [B, ...]
+        Returned by the method's read, by name, stacked.
+    video : int64 [B]
+        Row in Shards.videos of each sample's video.
+    progress : float
+        Share of the training that is done, 0 to 1.
+    key : (int, int)
+        Seed of the run and step, for draws that are equal in all processes.
+    counts : sequence of int
+        Number of samples in each process; not needed with one process.
+    share : float
+        Share of the step's samples that this micro-batch holds, over all processes.
+    clips_of : callable
+        (rows int64 [B] of Shards.videos, read) -> float32 [B, 3, T, size, size], augmented: a clip of another video for each
+        sample, decoded while the caller waits. read: (reader, video in it, the sample's labels, draw) -> frames int64 [T].
     """
 
     clips: Tensor

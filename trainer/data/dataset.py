@@ -27,20 +27,50 @@ _VIEWS: dict[str, Callable[[int, int], np.ndarray]] = {
 class ClipDataset(Dataset):
     """Clips of the videos of shards, for a DataLoader with any number of workers or anything that takes one, such as Lightning.
 
-    folder: of shards, or several; split: official split, None for the first; part: "train", "validation" or "test" of it, None
-    for all videos
-    clips: "random", one per video, drawn each time; "spread", 10 per video; "sliding", all that overlap by half;
-    "adjacent", all without overlap; "labelled", those that labelgen labelled. A video shorter than a clip is looped.
-    labels: names of data sets of the labelled clips, such as "statistics/motion" (docs/shards.md); items have the
-    labels of the shown crop and mirroring
-    crop: "random", one of the crops of the shards, or "centre"; mirror: a clip with probability 1/2
-    uint8: clips as stored, for custom augmentation; input: what the network expects, such as `backbone.input`
-
     An item is a dict: "clip", float32 [3, T, S, S], normalised as the network expects it, or uint8 [T, S, S, 3]; "label", int,
     index into `classes` (-1: none); "video", int, row of `shards.videos`; "start", int, first frame of the clip in the video;
     and each of `labels` by its name. Random draws come from torch, so that its seed repeats them.
 
-    Raises SettingError for invalid values, TrainerError if there is no clip, ShardError if shards cannot be read.
+    Parameters
+    ----------
+    folder : path, or several
+        Of shards.
+    split : str or int
+        Official split, None for the first.
+    part : str
+        "train", "validation" or "test" of the split, None for all videos.
+    clips : str
+        "random", one per video, drawn each time; "spread", 10 per video; "sliding", all that overlap by half; "adjacent", all
+        without overlap; "labelled", those that labelgen labelled. A video shorter than a clip is looped.
+    labels : sequence of str
+        Names of data sets of the labelled clips, such as "statistics/motion" (docs/shards.md); items have the labels of the
+        shown crop and mirroring.
+    crop : str
+        "random", one of the crops of the shards, or "centre".
+    mirror : bool
+        Mirror a clip with probability 1/2.
+    uint8 : bool
+        Clips as stored, for custom augmentation.
+    input : Input
+        What the network expects, such as `backbone.input`.
+
+    Raises
+    ------
+    SettingError
+        For invalid values.
+    TrainerError
+        If there is no clip.
+    ShardError
+        If shards cannot be read.
+
+    Examples
+    --------
+    >>> from torch.utils.data import DataLoader
+    >>> from trainer.data import ClipDataset
+    >>> dataset = ClipDataset("out/demo", part="train")
+    >>> batch = next(iter(DataLoader(dataset, batch_size=4)))
+    >>> batch["clip"].shape, batch["label"].shape
+    (torch.Size([4, 3, 16, 32, 32]), torch.Size([4]))
     """
 
     def __init__(

@@ -28,7 +28,31 @@ def load_network(checkpoint: Path | None) -> Checkpoint:
 
 
 def extractor(saved: Checkpoint, choice: Choice, frames: dict, compute: Compute, flow: Flow) -> Extractor:
-    """The extractor of rows for a table: a network, or a histogram, whose flow `flow` computes."""
+    """The extractor of rows for a table: a network, or a histogram; `trainer.embeddings.extract.embed` shows its use.
+
+    Parameters
+    ----------
+    saved : Checkpoint
+        Of the network.
+    choice : Choice
+        What makes a row.
+    frames : dict
+        The configuration of the frames, such as `ShardVideos.config`.
+    compute : Compute
+        Batch size, threads and device.
+    flow : callable
+        Optical flow of two luma images uint8 [H, W], for histograms, such as `labelgen.flow.flow`.
+
+    Returns
+    -------
+    Extractor
+        Called with a piece of a source, it returns vectors float32 [rows, width] and the other columns of the table.
+
+    Raises
+    ------
+    SettingError
+        For a choice that the network does not have.
+    """
     if (name := saved.meta.get("baseline")) in HISTOGRAMS:
         return HistogramExtractor(name, choice, frames, compute, flow)
     return Extractor(saved, choice, frames, compute)

@@ -15,8 +15,19 @@ _DIMENSIONS = 50  # principal components for clustering and maps
 
 @dataclass(frozen=True)
 class Points:
-    """Vectors float32 [n, d] of length 1, at level "video" or "row". fields: id, path, label, split, start, end of
-    each; rows: the row of the table with its thumbnail, int64 [n]."""
+    """Vectors of videos or of rows.
+
+    Parameters
+    ----------
+    level : str
+        "video" or "row".
+    vectors : float32 [n, d]
+        Of length 1.
+    fields : list of dict
+        id, path, label, split, start and end (seconds) of each.
+    rows : int64 [n]
+        The row of the table with its thumbnail.
+    """
 
     level: str
     vectors: np.ndarray
@@ -25,7 +36,33 @@ class Points:
 
 
 def points(table: Table, level: str) -> Points:
-    """The rows of a table ("row"), or one point per video, the mean of its rows ("video")."""
+    """The vectors of a table as points to cluster or to draw.
+
+    Parameters
+    ----------
+    table : Table
+        Of features.
+    level : str
+        "row", or "video" for one point per video, the mean of its rows.
+
+    Returns
+    -------
+    Points
+        In the order of the table.
+
+    Raises
+    ------
+    TrainerError
+        If there are fewer than two.
+
+    Examples
+    --------
+    >>> from trainer.embeddings.clustering import points
+    >>> from trainer.embeddings.table import Table
+    >>> found = points(Table("features.parquet"), "video")
+    >>> len(found.vectors) == len(found.fields) == 13
+    True
+    """
     fields: list[dict] = []
     vectors: list[np.ndarray] = []
     rows: list[int] = []
@@ -64,10 +101,36 @@ def reduced(vectors: np.ndarray) -> np.ndarray:
 def clusters(
     vectors: np.ndarray, method: str, k: int | None = None, smallest: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster of every point, int64 [n], the largest first, -1 for none; and its distance from the mean of the cluster [n].
+    """Clusters of vectors, from their first 50 principal components.
 
-    method: "kmeans" for k clusters (default sqrt(n / 2)), "hdbscan" for all regions that are denser than their
-    surroundings, of at least `smallest` points.
+    Parameters
+    ----------
+    vectors : float32 [n, d]
+        Such as `Points.vectors`.
+    method : str
+        "kmeans" for k clusters, "hdbscan" for all regions that are denser than their surroundings.
+    k : int
+        Number of clusters; default: sqrt(n / 2).
+    smallest : int
+        Points of the smallest cluster, with "hdbscan".
+
+    Returns
+    -------
+    int64 [n], float64 [n]
+        Cluster of every point, the largest first, -1 for none; and its distance from the mean of the cluster.
+
+    Raises
+    ------
+    TrainerError
+        If k exceeds the number of points.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from trainer.embeddings.clustering import clusters
+    >>> group, distance = clusters(np.array([[0, 1], [0.1, 1], [1, 0], [0, 0.9]], np.float32), "kmeans", k=2)
+    >>> group.tolist()
+    [0, 0, 1, 0]
     """
     from sklearn.cluster import HDBSCAN, KMeans
 

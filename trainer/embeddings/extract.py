@@ -44,9 +44,21 @@ _STORED = (
 
 @dataclass(frozen=True)
 class Choice:
-    """What makes a row: level "clip" or "video"; stage of the backbone, None for the last; pooling "mean" or "max";
-    views, a name of VIEWS, None for "sliding" with clips and "spread" with videos; crops: 1, the centre, or 10, whose
-    vectors are concatenated, see data.TenCrops."""
+    """What makes a row of a table.
+
+    Parameters
+    ----------
+    level : str
+        "clip" or "video".
+    stage : str
+        Of the backbone, None for the last.
+    pooling : str
+        "mean" or "max".
+    views : str
+        A name of VIEWS, None for "sliding" with clips and "spread" with videos.
+    crops : int
+        1, the centre, or 10, whose vectors are concatenated, see data.TenCrops.
+    """
 
     level: str = "clip"
     stage: str | None = None
@@ -114,7 +126,13 @@ def split_part(parts: Sequence[int]) -> str:
 
 
 class ShardVideos:
-    """The videos of shards as a VideoSource, one part per shard."""
+    """The videos of shards as a VideoSource, one part per shard.
+
+    Parameters
+    ----------
+    folder : path
+        Of shards.
+    """
 
     def __init__(self, folder: Path):
         self.parts: Sequence[Any] = open_shards(folder)
@@ -299,12 +317,48 @@ def embed(
     progress: Progress = lambda done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Table:
-    """Write the table of features of all videos of the source. An existing table of the same rows is kept. In a table
+    """Write the table of features of all videos of a source. An existing table of the same rows is kept. In a table
     of the same network and settings, rows of unchanged files are kept, and rows of others are removed.
 
     Finished parts are kept in `OUT.parts/` until the table is complete; the same call resumes from them.
-    `Table.about["failures"]` lists unreadable and truncated videos. Raises TrainerError if there is a table of another
-    network or settings, or if another process is writing it.
+
+    Parameters
+    ----------
+    extract : Extractor
+        See `trainer.embeddings.chosen.extractor`.
+    source : VideoSource
+        Such as `ShardVideos`.
+    out : Path
+        The `.parquet` file.
+    progress : callable
+        Called with the number of videos done and of all.
+    say : callable
+        Called with lines of text for the user.
+
+    Returns
+    -------
+    Table
+        `about["failures"]` lists unreadable and truncated videos.
+
+    Raises
+    ------
+    TrainerError
+        If there is a table of another network or settings, or if another process is writing it.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from labelgen.flow import flow
+    >>> from trainer.checkpoint import load
+    >>> from trainer.embeddings.chosen import extractor
+    >>> from trainer.embeddings.extract import Choice, ShardVideos, embed
+    >>> from trainer.evaluate.features import Compute
+    >>> source = ShardVideos("out/demo")
+    >>> saved = load("runs/pace-r3d10-1")
+    >>> extract = extractor(saved, Choice(level="video"), source.config, Compute(device="cpu"), flow)
+    >>> table = embed(extract, source, Path("videos.parquet"))
+    >>> table.rows, table.width == extract.width
+    (13, True)
     """
     key = json_sha256([extract.settings, [source.stamp(part) for part in source.parts]])
     files = source.files()

@@ -91,9 +91,32 @@ def _csv_values(path: Path, column: str, fields: list[dict]) -> list[str]:
 
 
 def layout(vectors: np.ndarray, method: str = "tsne") -> np.ndarray:
-    """Positions float64 [n, 2], 0 to 1, of vectors [n, d], from their first 50 principal components by t-SNE, or by
-    UMAP, which needs the package umap-learn. Equal vectors, which neither can handle, are placed in a grid. Raises
-    TrainerError without that package, and for fewer than 3 vectors."""
+    """Positions of vectors on a map, from their first 50 principal components.
+
+    Parameters
+    ----------
+    vectors : float32 [n, d]
+        Such as `Points.vectors`. Equal vectors, which no method can handle, are placed in a grid.
+    method : str
+        "tsne" (L. van der Maaten, G. Hinton, 2008), or "umap" (L. McInnes et al., 2018), which needs the package umap-learn.
+
+    Returns
+    -------
+    float64 [n, 2]
+        0 to 1.
+
+    Raises
+    ------
+    TrainerError
+        Without that package, and for fewer than 3 vectors.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from trainer.embeddings.map import layout
+    >>> layout(np.ones((4, 8), np.float32)).tolist()  # equal vectors
+    [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
+    """
     if (n := len(vectors)) < 3:
         raise TrainerError(f"a map of {n} points cannot be drawn, expected at least 3")
     if np.ptp(vectors, axis=0).max() < _SPREAD:

@@ -24,11 +24,37 @@ def search(
     per_video: int | None = None,
     query_spans: Sequence[tuple[str, float, float]] = (),
 ) -> list[dict]:
-    """The `count` rows most similar to a query (float32 [d]), best first: columns of the table, "similarity", and "above": the
-    share of random pairs of rows of different videos that are less similar, None if there is only one video.
+    """The rows most similar to a query, by the cosine. Every row is compared; equal ones keep the order of the table. Among
+    overlapping rows of a video only the best is kept.
 
-    Among overlapping rows of a video only the best is kept, and at most `per_video` per video. query_spans: path, start and end
-    of each example of the query, whose moments are left out. Every row is compared; equal ones keep the order of the table.
+    Parameters
+    ----------
+    table : Table
+        Of features.
+    query : float32 [d]
+        A vector of the same network and settings.
+    count : int
+        Number of rows.
+    per_video : int
+        Largest number of rows of a video; None for any.
+    query_spans : sequence of (path, start, end)
+        Of each example of the query, in seconds, whose moments are left out.
+
+    Returns
+    -------
+    list of dict
+        Best first: columns of the table, "similarity", and "above": the share of random pairs of rows of different videos that
+        are less similar, None if there is only one video.
+
+    Examples
+    --------
+    >>> from trainer.embeddings.search import search
+    >>> from trainer.embeddings.table import Table
+    >>> table = Table("features.parquet")
+    >>> query = table.take([0], ["vector"])[0]["vector"]
+    >>> best = search(table, query, count=3)[0]
+    >>> best["id"], round(best["similarity"], 3)
+    ('00000_0', 1.0)
     """
     query = normalised(query[None].astype(np.float64))[0]
     cosines = [

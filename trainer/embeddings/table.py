@@ -81,10 +81,38 @@ def schema(width: int, about: dict) -> pa.Schema:
 class Table:
     """A table on disk, read block by block.
 
-    about: how it was made; rows, width: number and length of the vectors; groups: rows stored together; parts: the
-    tables that it consists of, here itself; name: for messages
+    Parameters
+    ----------
+    path : str or path
+        The `.parquet` file.
 
-    Raises TrainerError if `vssl embed` did not write the file.
+    Attributes
+    ----------
+    about : dict
+        How it was made.
+    rows, width : int
+        Number and length of the vectors.
+    groups : list of int
+        Rows stored together.
+    parts : list of Table
+        The tables that it consists of, here itself.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    TrainerError
+        If `vssl embed` did not write the file.
+
+    Examples
+    --------
+    >>> from trainer.embeddings.table import Table
+    >>> table = Table("features.parquet")
+    >>> vectors = [block for block, in table.blocks("vector")]  # float32 [n, width] each
+    >>> sum(map(len, vectors)) == table.rows
+    True
+    >>> table.take([0], ["id", "start"])
+    [{'id': '00000_0', 'start': 0.0}]
     """
 
     def __init__(self, path: str | os.PathLike):

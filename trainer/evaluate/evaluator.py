@@ -38,11 +38,17 @@ LAST = "last"  # the last stage of the network
 class Selection:
     """What `Evaluator.scores` measures, instead of all networks, stages, poolings and levels.
 
-    stage, pooling: which features; stage LAST is the last one of the network
-    parts: number of equal parts of a video's time, whose mean features are concatenated
-    features: features of every video of the shards, in the order of Shards.videos, with any number of clips; None: those of
-        the run's pretrained network, extracted once and stored in the run
-    test, train: int64 rows of Shards.videos to test and to learn from (or to search); None: the protocol chooses them
+    Parameters
+    ----------
+    stage, pooling : str
+        Which features; stage LAST is the last one of the network.
+    parts : int
+        Number of equal parts of a video's time, whose mean features are concatenated.
+    features : Features
+        Of every video of the shards, in the order of Shards.videos, with any number of clips; None: those of the run's
+        pretrained network, extracted once and stored in the run.
+    test, train : int64 [n]
+        Rows of Shards.videos to test and to learn from (or to search); None: the protocol chooses them.
     """
 
     stage: str = LAST
@@ -54,12 +60,20 @@ class Selection:
 
 
 class Scores(NamedTuple):
-    """right: the score of each tested video by its id, 0 to 1 (a hit, or the share of its clips, draws or triples that are right)
+    """The score of each tested video.
 
-    chance: the score that chance would give each video, None if it is unknown
-    predicted: the predicted class by id, for the videos that have one
-    validated: accuracy in per cent in the cross-validation of the training part by which the protocol chose, None if it did not
-    neighbours: for retrieval, a few queries with the videos found for them
+    Attributes
+    ----------
+    right : dict
+        By id, 0 to 1: a hit, or the share of its clips, draws or triples that are right.
+    chance : dict
+        The score that chance would give each video, None if it is unknown.
+    predicted : dict
+        The predicted class by id, for the videos that have one.
+    validated : float
+        Accuracy in per cent in the cross-validation of the training part by which the protocol chose, None if it did not.
+    neighbours : list
+        For retrieval, a few queries with the videos found for them.
     """
 
     right: dict[str, float]
@@ -72,12 +86,32 @@ class Scores(NamedTuple):
 class Evaluator:
     """One or several runs and the shards of one or several data sets, each opened once for all protocols.
 
-    shards: folder of the data set to measure on, or the opened data set; checkpoint: a run, a checkpoint folder, a
-    .safetensors file, or several of these, loaded when first needed; None for the newest run; split: name or number, None for
-    the default, see `source`
-    runs: the checkpoints; saved: the first of them; selection: what `scores` measures
+    Parameters
+    ----------
+    shards : path or Shards
+        Folder of the data set to measure on, or the opened data set.
+    checkpoint : path, or several
+        A run, a checkpoint folder or a .safetensors file, loaded when first needed; None for the newest run.
+    split : str or int
+        Name or number; None for the split that the run was trained on, else the first, see `source`.
+    compute : Compute
+        Batch size, threads and device.
 
-    Raises TrainerError if a checkpoint cannot be read, ShardError if the shards cannot.
+    Raises
+    ------
+    TrainerError
+        If a checkpoint cannot be read.
+    ShardError
+        If the shards cannot be read.
+
+    Examples
+    --------
+    >>> from trainer.evaluate.evaluator import Compute, Evaluator
+    >>> evaluator = Evaluator("out/demo", "runs/pace-r3d10-1", compute=Compute(device="cpu"))
+    >>> result = evaluator.measure("retrieval")
+    >>> row = result["rows"][0]  # one number, in per cent, with its 95 % interval
+    >>> row["metric"], row["network"], row["stage"], 0 <= row["low"] <= row["value"] <= row["high"] <= 100
+    ('top-1', 'pretrained', 'conv1', True)
     """
 
     def __init__(
@@ -290,7 +324,34 @@ def measure(
     compute: Compute = COMPUTE,
     **options: Any,
 ) -> dict:
-    """The result of one protocol on a run (see Evaluator and Evaluator.measure)."""
+    """The result of one protocol on a run, in one call.
+
+    Parameters
+    ----------
+    name : str
+        A protocol, see docs/evaluation.md.
+    shards, checkpoint, split, compute
+        See `Evaluator`.
+    **options
+        Of the protocol.
+
+    Returns
+    -------
+    dict
+        "protocol": how it was measured; "rows": the numbers; "file": where they are stored, in the run's folder.
+
+    Raises
+    ------
+    VsslError
+        If the run or the data do not allow it.
+
+    Examples
+    --------
+    >>> from trainer.evaluate.evaluator import Compute, measure
+    >>> result = measure("knn", "out/demo", "runs/pace-r3d10-1", compute=Compute(device="cpu"))
+    >>> result["protocol"]["dataset"], result["rows"][0]["metric"]
+    ('demo', '1-NN')
+    """
     return Evaluator(shards, checkpoint, split, compute).measure(name, **options)
 
 

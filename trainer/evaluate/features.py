@@ -42,7 +42,23 @@ VIEWS = {"spread": data.spread_frames, "sliding": data.sliding_frames, "adjacent
 
 @dataclass(frozen=True)
 class Compute:
-    """How features are computed; no field changes their values."""
+    """How features are computed; no field changes their values.
+
+    Parameters
+    ----------
+    batch_size : int
+        Clips at a time.
+    workers : int
+        Threads that decode frames.
+    device : str
+        "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
+
+    Examples
+    --------
+    >>> from trainer.evaluate.features import Compute
+    >>> Compute(device="cpu")
+    Compute(batch_size=32, workers=1, device='cpu')
+    """
 
     batch_size: int = 32
     workers: int = 1
@@ -125,7 +141,29 @@ def normalised(x: np.ndarray) -> np.ndarray:
 
 
 def networks(saved: Checkpoint) -> dict[str, nn.Module]:
-    """The backbone of a checkpoint ("pretrained"), and the same backbone with its initial weights ("random")."""
+    """The networks of a checkpoint, in evaluation mode unless they are random.
+
+    Parameters
+    ----------
+    saved : Checkpoint
+        See `trainer.checkpoint.load`.
+
+    Returns
+    -------
+    dict of Stages
+        "pretrained": its backbone; "random": the same backbone with its initial weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from trainer.checkpoint import load
+    >>> from trainer.evaluate.features import networks
+    >>> network = networks(load("runs/pace-r3d10-1"))["pretrained"]
+    >>> clips = network.input.normalised(torch.rand(2, 16, 32, 32, 3)).permute(0, 4, 1, 2, 3)
+    >>> stages = network(clips)
+    >>> stages["conv5"].mean((2, 3, 4)).shape == (2, network.features)
+    True
+    """
     random = build_backbone(Settings(**saved.meta["settings"]), saved.meta)
     return {"pretrained": trained_backbone(saved), "random": random}
 

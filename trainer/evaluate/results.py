@@ -197,7 +197,26 @@ def csv_text(rows: Sequence[dict], columns: Iterable[str] = ()) -> str:
 
 
 def read_results(run: Path) -> tuple[list[Result], list[str]]:
-    """The results of a run, in the order of PROTOCOLS, and a note on each file that is damaged or not a result."""
+    """The results of a run, from its folder results/.
+
+    Parameters
+    ----------
+    run : Path
+        The folder of the run.
+
+    Returns
+    -------
+    list of Result, list of str
+        In the order of PROTOCOLS, each with its `content`; and a note on each file that is damaged or not a result.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from trainer.evaluate.results import read_results
+    >>> results, notes = read_results(Path("runs/pace-r3d10-1"))
+    >>> [result.kind for result in results], notes
+    (['retrieval', 'knn'], [])
+    """
     found, notes = [], []
     for path in sorted((run / "results").glob("*.json")):
         try:

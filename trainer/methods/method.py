@@ -17,22 +17,44 @@ Shown = tuple[list[str], list[tuple[str, Tensor]]]  # what `Method.shown` return
 
 
 class Method(nn.Module):
-    """A pretext task. The module holds the heads; the backbone is shared with other methods and passed in.
+    """A pretext task. The module holds the heads; the backbone is shared with other methods and passed in. A subclass is
+    constructed with (backbone, options, shards), the options from `option_values`.
 
-    task, sample, source: what is learnt, what one sample is, and the publication, one line each
-    defaults: settings as published: epochs, batch_size, lr, momentum, weight_decay, schedule, drop_every, jitter
-    options:  settings of this method only, by name (`vssl train --set name=value`)
-    of_labelled_clips: the samples are those of Shards.labelled_clips, so that a curriculum can order them by difficulty;
-              `read` gets the clip
-    supervised: learns class labels; the checkpoint with the best held-out accuracy is kept
-    scored: an answer is right or wrong, so that forward returns "accuracy" and "chance"; chances: for other accuracies, by name
-    labels_of_crops: it learns the labels that the shards hold for each crop of their grid, in the stored colours
-    answers_depend_on: settings of the shards that determine the meaning of an answer
-    remembers_videos: it keeps vectors of its training videos, so that it answers only questions about their data set
-    former_buffers: names of buffers that older versions saved and that are no longer read
-    notes:    values derived from its options, as lines that are printed when training starts
+    Attributes
+    ----------
+    task, sample, source : str
+        What is learnt, what one sample is, and the publication, one line each.
+    defaults : dict
+        Settings as published: epochs, batch_size, lr, momentum, weight_decay, schedule, drop_every, jitter.
+    options : dict of Option
+        Settings of this method only, by name (`vssl train --set name=value`).
+    of_labelled_clips : bool
+        The samples are those of Shards.labelled_clips, so that a curriculum can order them by difficulty; `read` gets the clip.
+    supervised : bool
+        It learns class labels; the checkpoint with the best held-out accuracy is kept.
+    scored : bool
+        An answer is right or wrong, so that forward returns "accuracy" and "chance".
+    chances : dict
+        The chance of other accuracies, by name.
+    labels_of_crops : bool
+        It learns the labels that the shards hold for each crop of their grid, in the stored colours.
+    answers_depend_on : tuple of str
+        Settings of the shards that determine the meaning of an answer.
+    remembers_videos : bool
+        It keeps vectors of its training videos, so that it answers only questions about their data set.
+    former_buffers : tuple of str
+        Names of buffers that older versions saved and that are no longer read.
+    notes : tuple of str
+        Values derived from its options, as lines that are printed when training starts.
 
-    A subclass is constructed with (backbone, options, shards), the options from `option_values`.
+    Examples
+    --------
+    >>> from trainer.methods import method_class
+    >>> order = method_class("order")
+    >>> order.task
+    'in which order are the clips shown'
+    >>> order.shape({"clip_length": 16, "order_clips": 3}, order.option_values())  # clips of a sample, frames of a clip
+    (3, 16)
     """
 
     task: str

@@ -37,7 +37,7 @@
     for (const i of order) {
       const image = find("img", entries[i]), [x, y] = points[i];
       if (!image || (matches && !matches[i])) continue;
-      const wide = 72 * unit, high = wide * image.height / image.width;
+      const wide = 72 * unit, high = wide * image.getAttribute("height") / image.getAttribute("width");
       const right = view.x + width / view.scale - wide, bottom = view.y + height / view.scale - high;
       const left = Math.min(right, Math.max(view.x, x - wide / 2)), top = Math.min(bottom, Math.max(view.y, y - high / 2));
       if (Math.abs(left + wide / 2 - x) > wide || Math.abs(top + high / 2 - y) > high || taken.some(([a, b, c, d]) => left < a + c && a < left + wide && top < b + d && b < top + high)) continue;

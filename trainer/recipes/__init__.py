@@ -27,9 +27,30 @@ _FORM = Only(
 def recipe(name: str) -> tuple[Settings, dict[str, Any]]:
     """Settings of a recipe, and the shard configuration that it is meant for.
 
-    name: of a file in trainer/recipes, without .yaml, or the path of one. Each value has its source, a paper or `assumed`:
-    `lr: {value: 0.001, source: thesis 4.3}`; a recipe inherits missing values from the one that it `extends`.
-    Raises TrainerError for unknown keys, wrong types and values without a source.
+    Each value of a recipe has its source, a paper or `assumed`: `lr: {value: 0.001, source: thesis 4.3}`; a recipe inherits
+    missing values from the one that it `extends`.
+
+    Parameters
+    ----------
+    name : str
+        Of a file in trainer/recipes, without .yaml, or the path of one.
+
+    Returns
+    -------
+    Settings, dict
+        The settings of the training, and the settings of `labelgen` for its shards.
+
+    Raises
+    ------
+    TrainerError
+        For unknown keys, wrong types and values without a source.
+
+    Examples
+    --------
+    >>> from trainer.recipes import recipe
+    >>> settings, shards = recipe("pace-r3d10-ucf101")
+    >>> settings.method, shards["paces"]
+    ('pace', ['1', '2', '3', '4'])
     """
     content = read(name)
     settings = {key: _value(entry["value"]) for key, entry in content["settings"].items() if key != "options"}

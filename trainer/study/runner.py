@@ -23,8 +23,17 @@ _CHARACTERS = 160  # shown of a line that a job printed
 
 @dataclass(frozen=True)
 class Machine:
-    """Where jobs run. workers: number of processes at a time; scheduler: address of a Dask scheduler to use instead; device: cpu,
-    cuda, auto, or several GPUs that share the jobs, such as cuda:0,cuda:2."""
+    """Where jobs run.
+
+    Parameters
+    ----------
+    workers : int
+        Number of processes at a time.
+    scheduler : str
+        Address of a Dask scheduler to use instead.
+    device : str
+        cpu, cuda, auto, or several GPUs that share the jobs, such as cuda:0,cuda:2.
+    """
 
     workers: int = 1
     scheduler: str | None = None

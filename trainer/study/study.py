@@ -37,15 +37,46 @@ def study(
     latex: bool = False,
     draw: Draw | None = None,
 ) -> dict:
-    """Compute the missing parts of the study of a file in the folder `out`, and write study.json, table.md, CSV files,
-    index.html and, with `latex`, table.tex there. Returns the content of study.json; "failures" lists what failed.
+    """Compute the missing parts of a study. An interrupted study resumes with the same call; nothing is computed twice.
 
-    label: labels a data set: its entry in the file, the folder to write to, number of processes -> folder of the shards
-    flow: optical flow of two luma images uint8 [H, W], float32 [H, W, 2]
-    draw: makes films of labels for the page
+    Parameters
+    ----------
+    path : str or Path
+        The file of the study, see docs/studies.md.
+    out : Path
+        The folder into which study.json, table.md, CSV files and index.html are written.
+    machine : Machine
+        Processes and devices.
+    label : callable
+        Labels a data set: its entry in the file, the folder to write to, number of processes -> folder of the shards.
+    flow : callable
+        Optical flow of two luma images uint8 [H, W], float32 [H, W, 2], such as `labelgen.flow.flow`.
+    say : callable
+        Called with lines of text for the user.
+    latex : bool
+        Also write table.tex.
+    draw : callable
+        Makes films of labels for the page; None: no films.
 
-    An interrupted study resumes with the same call; nothing is computed twice. Raises TrainerError for an invalid file, and if
-    another process works in the same folder.
+    Returns
+    -------
+    dict
+        The content of study.json; "failures" lists what failed.
+
+    Raises
+    ------
+    TrainerError
+        For an invalid file, and if another process works in the same folder.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from labelgen.flow import flow
+    >>> from trainer.study.runner import Machine
+    >>> from trainer.study.study import study
+    >>> content = study("study.yaml", Path("study"), Machine(device="cpu"), label=None, flow=flow, say=lambda line: None)
+    >>> list(content["rows"]), content["failures"]
+    (['pace', 'random weights'], [])
     """
     spec, store, failed = (
         read(path),
@@ -114,7 +145,32 @@ def _unused(planned: Plan, store: Store, unusable: dict[str, str]) -> list[str]:
 
 
 def show_plan(path: str | Path, out: Path, workers: int, device: str) -> list[str]:
-    """Lines with the jobs of a study, which of them are done, and about how long the others take. No job is run."""
+    """The jobs of a study. No job is run.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file of the study.
+    out : Path
+        Its folder.
+    workers : int
+        Number of processes at a time.
+    device : str
+        See `Machine`.
+
+    Returns
+    -------
+    list of str
+        Lines with the jobs, which of them are done, and about how long the others take.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from trainer.study.study import show_plan
+    >>> lines = show_plan("study.yaml", Path("planned"), workers=1, device="cpu")
+    >>> lines[0], lines[-1]  # doctest: +ELLIPSIS
+    ('pace', '0 of 3 runs are done; the others take: about ...')
+    """
     spec, store = read(path), Store(Path(out).resolve())
     sources, unusable = _sources(spec, store.root, lambda d: _labelled(d, store.root))
     unlabelled = [name for name, reason in unusable.items() if reason == _UNLABELLED]

@@ -29,7 +29,7 @@ from trainer.training import streams
 from trainer.training.lars import LARS
 from trainer.training.log import Log, at_chance, cut_log, introduce, say
 from trainer.training.precision import pick_precision, set_precision
-from trainer.training.run import STOPS, Saver, StopSignals, check_name, check_same_data, locked, new_folder
+from trainer.training.run import STOPS, Saver, StopSignals, check_name, check_same_data, locked, metadata, new_folder
 from trainer.training.schedule import learning_rate, pacing
 
 _OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], Callable[[float], dict]]] = {
@@ -51,18 +51,48 @@ def train(
     clips: int | None = None,
     overlay: str | os.PathLike | None = None,
 ) -> Path:
-    """Train one or several methods on the shards; returns the folder of the run, which holds log.csv and checkpoints/.
+    """Train one or several methods on shards. Under `torchrun`, all processes make the same call and the first one writes.
 
-    shards:  folder of shards, or several that were labelled with the same settings
-    run:     name (in runs/) or path of the new run, default runs/<method>-<backbone>-<n>
-    resume:  run to continue; given settings must equal those of the run
-    initial: checkpoint whose backbone the training starts from
-    expected: configuration of shards for which the settings are meant; differences are printed
-    clips:   number of clips to show, instead of the settings' epochs
-    overlay: file with other classes and splits of the videos, see `trainer.data.overlay`
+    Parameters
+    ----------
+    settings : Settings
+        None: the defaults, or those of the run that is resumed.
+    shards : path, or several
+        Folders of shards that were labelled with the same settings.
+    run : str or path
+        Name (in runs/) or path of the new run; default: runs/<method>-<backbone>-<n>.
+    resume : str or path
+        Run to continue; given settings must equal those of the run.
+    initial : str or path
+        Checkpoint whose backbone the training starts from.
+    expected : dict
+        Configuration of shards for which the settings are meant; differences are printed.
+    clips : int
+        Number of clips to show, instead of the settings' epochs.
+    overlay : str or path
+        File with other classes and splits of the videos, see `trainer.data.overlay`.
 
-    Under `torchrun`, all processes make the same call and the first one writes. Raises TrainerError, ShardError,
-    WriteError; and Interrupted after SIGINT, SIGTERM or SIGHUP, once a checkpoint is written.
+    Returns
+    -------
+    Path
+        The folder of the run, which holds log.csv and checkpoints/.
+
+    Raises
+    ------
+    TrainerError, ShardError, WriteError
+        If settings, shards or checkpoint do not fit together, cannot be read or cannot be written.
+    Interrupted
+        After SIGINT, SIGTERM or SIGHUP, once a checkpoint is written.
+
+    Examples
+    --------
+    >>> from trainer.settings import Settings
+    >>> from trainer.training import train
+    >>> settings = Settings(method="pace", epochs=1, width=0.06, workers=0, device="cpu")
+    >>> run = train(settings, "out/demo", "runs/small")  # doctest: +ELLIPSIS
+    pace...
+    >>> run
+    PosixPath('runs/small')
     """
     if run is not None and resume is not None:
         raise TrainerError(f"both a run to resume, {resume}, and a new run, {run}; leave one of them out")
@@ -154,7 +184,7 @@ class _Training:
         settings, network, source = self.settings, self.network, self.source
         samples = {name: len(stream.clips.samples) for name, stream in self.streams.items()}
         initial = saved.meta["initial"] if saved else self.initial
-        meta = checkpoint.metadata(settings, source, network.backbone, samples, self.last, self.device, initial)
+        meta = metadata(settings, source, network.backbone, samples, self.last, self.device, initial)
         first = saved.meta["step"] if saved else 0
         if saved:
             check_same_data(saved, {"split": source.split, "samples": samples}, source.folder)

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from labelgen import files
 from trainer import checkpoint, data, distributed
+from trainer.backbones.layers import Stages
 from trainer.errors import TrainerError
 from trainer.methods import short
 from trainer.settings import Settings
@@ -51,6 +53,39 @@ def check_name(name: str | os.PathLike | None) -> None:
     except UnicodeDecodeError as error:
         shown = raw.decode("utf-8", "backslashreplace")
         raise TrainerError(f"{shown}: not valid UTF-8; give the run another name, or rename its folder") from error
+
+
+def metadata(
+    settings: Settings,
+    source: data.Shards,
+    backbone: Stages,
+    samples: dict[str, int],
+    steps: int,
+    device: torch.device,
+    initial: dict | None,
+) -> dict:
+    """The content of a run's checkpoint.json, except the step. samples: number for each method; initial: see
+    `checkpoint.start_from`."""
+    return {
+        "settings": asdict(settings),
+        "dataset": source.dataset,
+        "split": source.split,
+        "datasets": source.splits,
+        "samples": samples,
+        "videos": len(source.videos),
+        "classes": source.classes,
+        "steps": steps,
+        "config_hash": source.config_hash,
+        "config": source.config,
+        **backbone.stored(),
+        "environment": {
+            "device": device.type,
+            "processes": distributed.world(),
+            "threads": torch.get_num_threads(),
+            **checkpoint.versions(),
+        },
+        "initial": initial,
+    }
 
 
 def check_same_data(saved: checkpoint.Checkpoint, found: dict, shards: str | os.PathLike) -> None:

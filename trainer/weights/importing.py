@@ -28,13 +28,37 @@ def import_weights(
     stride: int | None = None,
     say: Callable[[str], None] = print,
 ) -> checkpoint.Checkpoint:
-    """Write a run with the backbone of a file, its input and its origin.
+    """Write a run with the backbone of a file, its input and its origin. An existing run with the same weights is kept.
 
-    name: the program that made the weights, see families.FAMILIES; by default it is recognised by the names of tensors
-    frames, stride: of a clip, if not those of the published weights
+    Parameters
+    ----------
+    file : str or path
+        A state dict, of torch.save or safetensors.
+    out : str or path
+        Name (in runs/) or path of the run.
+    name : str
+        The program that made the weights, see families.FAMILIES; by default it is recognised by the names of tensors.
+    frames, stride : int
+        Of a clip, in frames, if not those of the published weights.
+    say : callable
+        Called with lines of text for the user.
 
-    An existing run with the same weights is kept. Raises TrainerError if the file is not a known network, and if the
-    folder holds something else.
+    Returns
+    -------
+    Checkpoint
+        Of the run.
+
+    Raises
+    ------
+    TrainerError
+        If the file is not a known network, or if the folder holds something else.
+
+    Examples
+    --------
+    >>> from trainer.weights.importing import import_weights
+    >>> saved = import_weights("vcop_r3d.pth", "runs/imported", "vcop")
+    >>> saved.meta["settings"]["backbone"], saved.meta["imported"]["family"]
+    ('r3d10', 'vcop')
     """
     file, out = Path(file), checkpoint.run_path(out)
     found = foreign.read(file)
