@@ -7,10 +7,11 @@ Of the videos in the folders are made, in OUT/videos, beside links to them:
 re-encoded  at a low rate                           excerpt   5 to 7 s, at any time of a longer video
 rescaled    to another size, format and frame rate  shared    5 to 7 s of one video between parts of others
 mirrored    left and right exchanged                joined    some videos one after the other, from which excerpts are cut, too
-still       title cards that differ in their text, black films, and one frame shown for 6 s, which are copies of nothing
+still       title cards that differ in their text, and one frame shown for 6 s, which are copies of nothing
 
-Excerpts and shared parts are re-encoded and rescaled, and half of them mirrored. Every pair of two videos that have no common part
-is a negative: other videos of the same people and places, joined ones, still ones. Pairs that share less than 5 s count neither way.
+Excerpts and shared parts are re-encoded and rescaled, and half of them mirrored. Every pair of two videos that have no
+common part is a negative: other videos of the same people and places, joined ones, still ones. Common parts of less than
+5 s count neither way.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import numpy as np  # noqa: E402
 from labelgen.times import frame_bounds  # noqa: E402
 from trainer.embeddings.copies import SIMILAR  # noqa: E402
 from trainer.embeddings.duplicates import Pair, duplicates  # noqa: E402
-from trainer.embeddings.signature import packed, sampled  # noqa: E402
+from trainer.embeddings.pictures import packed, sampled  # noqa: E402
 from trainer.embeddings.table import TEXTS, Table, write_part  # noqa: E402
 
 SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg"}
@@ -69,7 +70,9 @@ class Maker:
         self.made[name] = pieces
         inputs, chains = [], []
         for number, piece in enumerate(pieces):
-            inputs += ["-ss", f"{piece.start:.3f}"] if piece.start else []  # FFmpeg may lose a first frame that it seeks
+            inputs += (
+                ["-ss", f"{piece.start:.3f}"] if piece.start else []
+            )  # FFmpeg may lose a first frame that it seeks
             inputs += ["-t", f"{piece.end - piece.start:.3f}", "-i", piece.source]
             turned = ",hflip" if piece.mirrored else ""
             chains.append(f"[{number}:v]scale={size[0]}:{size[1]},setsar=1,fps={fps}{turned}[v{number}]")
@@ -84,7 +87,9 @@ class Maker:
         unfinished = path.with_name(f".{path.name}")
         quick = ["-c:v", "libx264", "-preset", "ultrafast", "-crf", str(crf), "-pix_fmt", "yuv420p", "-threads", "1"]
         command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-filter_threads", "1", "-filter_complex_threads", "1"]
-        subprocess.run([*command, *inputs, "-filter_complex", graph, "-map", "[v]", "-an", *quick, unfinished], check=True)
+        subprocess.run(
+            [*command, *inputs, "-filter_complex", graph, "-map", "[v]", "-an", *quick, unfinished], check=True
+        )
         unfinished.replace(path)
 
 
@@ -128,7 +133,11 @@ def make(sources: list[str], out: Path, rng: np.random.Generator) -> dict[str, l
     for number, name in enumerate(names):
         pieces, flat = whole[name], name.replace("/", "_")
         if length(pieces) >= 1:
-            kind = ("re-encoded", "rescaled", "mirrored")[number // 4 % 3] if not number % 4 or length(pieces) > LEAST else ""
+            kind = (
+                ("re-encoded", "rescaled", "mirrored")[number // 4 % 3]
+                if not number % 4 or length(pieces) > LEAST
+                else ""
+            )
             if kind == "re-encoded":
                 maker.write(f"{kind}/{flat}.mp4", pieces, 25, (320, 240), 38)
             elif kind == "rescaled":
@@ -219,7 +228,10 @@ def is_true(pieces: tuple[list[Piece], list[Piece]], pair: Pair) -> bool:
         return False
     (begin, end), (start, _) = pair.spans
     return any(
-        mirrored == ("mirrored" in pair.kind) and abs((b - a) - (start - begin)) < 0.5 and begin < a + seconds and a < end
+        mirrored == ("mirrored" in pair.kind)
+        and abs((b - a) - (start - begin)) < 0.5
+        and begin < a + seconds
+        and a < end
         for a, b, seconds, mirrored in common(*pieces)
     )
 

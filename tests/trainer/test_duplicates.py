@@ -9,7 +9,7 @@ import pytest
 
 from trainer.embeddings import copies, duplicates
 from trainer.embeddings.copies import Match, Signatures, changes, matches, near, windows
-from trainer.embeddings.signature import PIXELS, RATE, SHAPE, packed, sampled
+from trainer.embeddings.pictures import PIXELS, RATE, SHAPE, packed, sampled
 from trainer.embeddings.table import TEXTS, Table, write_part
 from trainer.errors import TrainerError
 
@@ -17,7 +17,7 @@ SCENE = cv2.resize(np.random.default_rng(99).normal(120, 40, (4, 5)), SHAPE[::-1
 
 
 def film(seed, seconds, rate=RATE, begin=0.0, contrast=12.0, scene=SCENE):
-    """Levels [n, 12, 16] of one fixed camera: something drifts over a scene, seconds begin to begin + seconds of the take `seed`."""
+    """Levels [n, 12, 16] of one fixed camera, before which something drifts: a part of the take `seed`."""
     key = np.random.default_rng(seed).normal(size=(400, 3, 4))
     times = 2 * (begin + np.arange(round(seconds * rate)) / rate)  # a new key every half second
     low, share = times.astype(int), (times % 1)[:, None, None]
@@ -127,7 +127,13 @@ def test_kinds_and_times_of_common_parts():
     found = kinds(*films)
     named = {(a, b): (kind, *times) for a, b, kind, *times in found}
     assert len(named) == len(found)  # one part of each pair
-    expected = {(0, 1): "same", (0, 2): "mirrored same", (0, 3): "excerpt", (0, 4): "mirrored excerpt", (0, 5): "shared part"}
+    expected = {
+        (0, 1): "same",
+        (0, 2): "mirrored same",
+        (0, 3): "excerpt",
+        (0, 4): "mirrored excerpt",
+        (0, 5): "shared part",
+    }
     expected |= {(1, 2): "mirrored same", (1, 3): "excerpt", (1, 4): "mirrored excerpt", (1, 5): "shared part"}
     expected |= {(2, 3): "mirrored excerpt", (2, 4): "excerpt", (2, 5): "mirrored shared part", (3, 4): "mirrored same"}
     assert {pair: value[0] for pair, value in named.items()} == expected  # 3 and 5 share three seconds only
@@ -199,12 +205,16 @@ def jpeg(picture):
 
 def written(path, videos, start=0.0):
     """A table of videos: by name the pictures, RGB [H, W, 3] each, and the levels of the signature."""
-    rows = [(name, jpeg(picture), number) for name, (shown, _) in videos.items() for number, picture in enumerate(shown)]
-    names, shown, numbers = ([*column] for column in zip(*rows, strict=True))
-    signatures = [stored(videos[name][1])[0].tobytes() if not number else b"" for name, number in zip(names, numbers, strict=True)]
-    times = {"start": [start and start + number for number in numbers], "end": [start and start + number + 1 for number in numbers]}
-    times = times if start is not None else dict.fromkeys(("start", "end"), [None] * len(rows))
-    texts = {name: names for name in TEXTS} | {"thumbnail": shown, "signature": signatures}
+    names, pictures, signatures, numbers = [], [], [], []
+    for name, (shown, levels) in videos.items():
+        names += [name] * len(shown)
+        pictures += map(jpeg, shown)
+        signatures += [stored(levels)[0].tobytes()] + [b""] * (len(shown) - 1)
+        numbers += range(len(shown))
+    times = {
+        name: [None if start is None else start + n + i for n in numbers] for i, name in enumerate(("start", "end"))
+    }
+    texts = {name: names for name in TEXTS} | {"thumbnail": pictures, "signature": signatures}
     write_part(path, {"key": "x"}, np.ones((len(names), 2), np.float32), texts | times)
     return Table(path)
 
@@ -227,7 +237,9 @@ def test_flat_videos_are_copies_if_they_have_one_colour(tmp_path):
         "mirrored": [flat(0, 0, 0), textured[:, ::-1], 255 - textured[:, ::-1]],
     }
     still = np.full((16, *SHAPE), 100.0)
-    found = duplicates.duplicates(written(tmp_path / "t.parquet", {name: (shown, still) for name, shown in videos.items()}))
+    found = duplicates.duplicates(
+        written(tmp_path / "t.parquet", {name: (shown, still) for name, shown in videos.items()})
+    )
     pairs = {(found.videos[pair.first].id, found.videos[pair.second].id, pair.kind) for pair in found.pairs}
     assert pairs == {("black", "black again", "same"), ("red", "red again", "same")}
     assert all(pair.similarity <= 1 and pair.spans == (None, None) for pair in found.pairs)
@@ -235,7 +247,9 @@ def test_flat_videos_are_copies_if_they_have_one_colour(tmp_path):
     assert (duplicates.duplicates(written(tmp_path / "many.parquet", many)).group == 0).all()
     pictures = {"a": [textured], "b": [textured[:, ::-1]], "c": [textured], "d": [textured[::-1]]}
     table = written(tmp_path / "still.parquet", {name: (shown, still) for name, shown in pictures.items()})
-    told = [duplicates.duplicates(table).describe(pair).partition(" (")[0] for pair in duplicates.duplicates(table).pairs]
+    told = [
+        duplicates.duplicates(table).describe(pair).partition(" (")[0] for pair in duplicates.duplicates(table).pairs
+    ]
     assert sorted(told) == ["mirrored: a and b", "mirrored: b and c", "same: a and c"]
 
 
@@ -249,7 +263,12 @@ def test_what_is_written(tmp_path, start):
     files = found.write(tmp_path / "out")
     with open(files[0], newline="") as file:
         (row,) = csv.DictReader(file)
-    assert (row["group"], row["kind"], row["id"], row["other id"]) == ("0", "mirrored excerpt", "a/part.mp4", "b/whole.mp4")
+    assert (row["group"], row["kind"], row["id"], row["other id"]) == (
+        "0",
+        "mirrored excerpt",
+        "a/part.mp4",
+        "b/whole.mp4",
+    )
     page = files[1].read_text()
     assert "Mirrored excerpt, similarity" in page and page.count("<figure>") == 3 and "c/other.mp4" not in page
     if start is None:
@@ -274,7 +293,11 @@ def test_faulty_tables(tmp_path):
     shown = [np.full((96, 128, 3), 40)]
     with pytest.raises(TrainerError, match="1 videos to compare, expected at least 2"):
         duplicates.duplicates(written(tmp_path / "one.parquet", {"a": (shown, film(1, 4))}))
-    columns = {name: ["a", "b"] for name in TEXTS} | {"start": [0.0] * 2, "end": [1.0] * 2, "thumbnail": [jpeg(shown[0])] * 2}
+    columns = {name: ["a", "b"] for name in TEXTS} | {
+        "start": [0.0] * 2,
+        "end": [1.0] * 2,
+        "thumbnail": [jpeg(shown[0])] * 2,
+    }
     for signature, fault in ((b"abc", "a signature"), (b"", None)):
         write_part(tmp_path / "t.parquet", {}, np.ones((2, 2), np.float32), columns | {"signature": [signature] * 2})
         if fault:

@@ -5,8 +5,8 @@
 2. A candidate is accepted for those seconds in which, picture by picture, both show the same, and change in the same way.
    Two videos of one fixed camera show the same while nothing moves in both; only changes tell a copy from another take.
 
-The time of the first step grows as n^1.5 with the number of windows, see `near`. Nothing is drawn at random that depends on more
-than the number of windows, so that the result is a function of the signatures.
+The time of the first step grows as n^1.5 with the number of windows, see `near`, that of the second one with the number of
+candidates, of which each window gives at most a few. The only draw has a fixed seed, so that equal signatures give equal results.
 """
 
 from __future__ import annotations
@@ -16,14 +16,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.embeddings.signature import PIXELS, RATE, SHAPE
+from trainer.embeddings.pictures import PIXELS, RATE, SHAPE
 
 SIMILAR = 0.9  # smallest correlation of the changes of a common part
 _SHORT, _STRICTER = 2.5, 0.4  # seconds, below which a part may differ by this share of what others may
 LEAST = 4.5  # seconds of an excerpt; the ends of one of five seconds may be lost
 SAME, WHOLE = 0.85, 0.9  # shares of the longer and of the shorter video that "same" and "excerpt" cover
-_WINDOW, _EVERY, _ASKED = 2 * RATE, 2, RATE  # pictures: length of a window, steps between those that are found, and asked for
-_LAG, _AROUND = 4, 4  # pictures: a change is a difference over half a second; changes within half a second before and after agree
+_WINDOW, _EVERY, _ASKED = (
+    2 * RATE,
+    2,
+    RATE,
+)  # pictures: length of a window, steps between those that are found, and asked for
+_LAG, _AROUND = (
+    4,
+    4,
+)  # pictures: a change is a difference over half a second; changes within half a second before and after agree
 _STILL = 0.5  # root mean square of a change, in levels of a signature, below which nothing moves
 _SLOW = 0.1  # likewise, of the lowest frequencies of a window
 _ROUNDING = PIXELS / 6  # variance of a change by the rounding of two pictures, summed over its pixels
@@ -282,7 +289,7 @@ def common_parts(found: Changes) -> Iterator[tuple[int, int]]:
     good = steady[:-_LAG] & steady[_LAG:] & found.agree(_AROUND)
     edges = np.flatnonzero(np.diff(good, prepend=False, append=False)).reshape(-1, 2)
     runs: list[tuple[int, int]] = []
-    for begin, end in edges[edges[:, 1] - edges[:, 0] >= RATE].tolist():
+    for begin, end in edges[edges[:, 1] - edges[:, 0] >= min(RATE, len(good))].tolist():
         if runs and begin - runs[-1][1] <= _GAP:
             runs[-1] = runs[-1][0], end
         else:

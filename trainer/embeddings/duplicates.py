@@ -14,13 +14,13 @@ from markupsafe import Markup
 
 from labelgen.files import write_text
 from trainer.embeddings.copies import SIMILAR, Match, Signatures, matches, windows
+from trainer.embeddings.pictures import PIXELS, RATE
 from trainer.embeddings.sheets import figures, moment
-from trainer.embeddings.signature import PIXELS, RATE
 from trainer.embeddings.table import Table, decoded
 from trainer.errors import TrainerError
 from trainer.evaluate.features import normalised
-from trainer.pages.page import figure, grid, page, paragraph
 from trainer.evaluate.results import csv_text
+from trainer.pages.page import figure, grid, page, paragraph
 
 _BLOCK = 2048  # videos compared with all others at a time
 _CANDIDATES = 20  # videos compared picture by picture
@@ -105,10 +105,12 @@ class Duplicates:
         return csv_text(rows, ["group", "kind", *names, *(f"other {name}" for name in names), "similarity"])
 
     def _page(self, folder: Path) -> str:
-        sections = [(f"group-{number}", f"Group {number}", self._draw(folder, number)) for number in range(self.count)[:_GROUPS]]
+        sections = [
+            (f"group-{number}", f"Group {number}", self._draw(folder, number)) for number in range(self.count)[:_GROUPS]
+        ]
         lead = (
-            "Each pair with its kind, the time of the common part in both videos, and how similar it is there: the correlation of "
-            "what changes or, if nothing moves, of the pictures."
+            "Each pair with its kind, the time of the common part in both videos, and how similar it is: the correlation of "
+            "what changes there or, if nothing moves, of the pictures."
         )
         if self.count > _GROUPS:
             lead += f" These are the first {_GROUPS} groups; duplicates.csv has all of them."
@@ -118,12 +120,16 @@ class Duplicates:
         """The section of a group."""
         pairs = [pair for pair in self.pairs if self.group[pair.first] == number]
         kinds = Counter(pair.kind for pair in pairs)
-        head = f"{(self.group == number).sum():,} videos; " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+        head = f"{(self.group == number).sum():,} videos; " + ", ".join(
+            f"{count:,} {kind}" for kind, count in kinds.items()
+        )
         if len(pairs) > _SHOWN:
             head += f"; the first {_SHOWN} pairs are shown, duplicates.csv has all of them"
         shown = []
         for pair in pairs[:_SHOWN]:
-            rows = [self._picture(video, span) for video, span in zip((pair.first, pair.second), pair.spans, strict=True)]
+            rows = [
+                self._picture(video, span) for video, span in zip((pair.first, pair.second), pair.spans, strict=True)
+            ]
             caption = f"{pair.kind[0].upper()}{pair.kind[1:]}, similarity {pair.similarity:.3f}"
             shown.append(figure(caption, figures(rows, [*map(_span, pair.spans)], folder)))
         return paragraph(head, "muted") + grid(shown)
@@ -148,8 +154,8 @@ def _span(span: tuple[float, float] | None) -> str:
 def duplicates(table: Table, similar: float = SIMILAR) -> Duplicates:
     """All duplicates among the videos of a table, see copies.matches; similar: smallest correlation of what changes.
 
-    Videos in which nothing moves are compared among themselves by their pictures, as those of one fixed camera are equal as far as
-    a signature shows. Raises TrainerError for a damaged table.
+    Videos in which nothing moves are compared with each other by their thumbnails, as a signature shows too little of them.
+    Raises TrainerError for a damaged table.
     """
     with tempfile.TemporaryFile() as file:
         videos, signatures = _signatures(table, file)
@@ -160,7 +166,9 @@ def duplicates(table: Table, similar: float = SIMILAR) -> Duplicates:
         still = [video for video in np.flatnonzero(lengths).tolist() if not len(windows(signatures[video])[0])]
     pairs += _still_pairs(table, videos, still)
     group = _groups(len(videos), [(pair.first, pair.second) for pair in pairs])
-    return Duplicates(table, videos, sorted(pairs, key=lambda pair: (group[pair.first], min(pair.first, pair.second))), group)
+    return Duplicates(
+        table, videos, sorted(pairs, key=lambda pair: (group[pair.first], min(pair.first, pair.second))), group
+    )
 
 
 def _signatures(table: Table, file) -> tuple[list[Video], Signatures]:

@@ -6,7 +6,7 @@ start, end        seconds, float64; null if the frame rate is unknown
 stage             text
 vector            float32 [d]
 thumbnail         JPEG bytes of the middle frame
-signature         see trainer.embeddings.signature: of the whole video in its first row, none in the others
+signature         see trainer.embeddings.pictures: of the whole video in its first row, none in the others
 """
 
 from __future__ import annotations
@@ -251,7 +251,11 @@ def write_part(path: Path, about: dict, vectors: np.ndarray, columns: Mapping[st
     """Write a table of vectors float32 [n, d] and the other columns; without signatures, duplicates are not found."""
     declared = schema(vectors.shape[1], about)
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
-    arrays = {"signature": [b""] * len(vectors), **columns, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
+    arrays = {
+        "signature": [b""] * len(vectors),
+        **columns,
+        "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+    }
     table = pa.table(
         {name: pa.array(arrays[name], declared.field(name).type) for name in declared.names}, schema=declared
     )
