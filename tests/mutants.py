@@ -201,6 +201,7 @@ class Mutants:
         jpeg = cv2.imencode(".jpg", np.zeros((96, 128, 3), np.uint8))[1].tobytes()
         texts = {name: list("aabbccdd") for name in TEXTS}
         columns = texts | {"start": [0.0, 1.0] * 4, "end": [1.0, 2.0] * 4, "thumbnail": [jpeg] * 8}
+        columns["signature"] = [np.random.default_rng(0).bytes(192 * 20), b""] * 4
         settings = dict.fromkeys(("weights", "level", "stage", "pooling", "views"), "x") | {"frames": {"height": 40}}
         failed = {"id": "a", "path": "a", "reason": "r", "kept": False}
         about = {"key": "x", "settings": settings, "failures": [failed]}
