@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cli.films import film
 from cli.options import TABLES, WRITTEN
 from labelgen.progress import busy
 
@@ -39,7 +40,8 @@ def cluster(features, out, level, method, k, smallest, duplicates, threshold):
     if duplicates:
         with busy(f"comparing the pictures of {table.rows:,} rows"):
             found = find_duplicates(table, threshold)
-        written = found.write(out)
+        with busy("drawing"):
+            written = found.write(out, film)
         click.echo(f"{found.title} -> {', '.join(map(str, written))}")
         for pair in found.pairs[:_PRINTED]:
             click.echo(f"  {found.group[pair.first]}: {found.describe(pair)}")
@@ -49,7 +51,7 @@ def cluster(features, out, level, method, k, smallest, duplicates, threshold):
     with busy(f"{method} of {table.rows:,} rows"):
         found = clustered(table, level, method, k, smallest)
     with busy("drawing"):
-        written = found.write(out)
+        written = found.write(out, film)
     alone = f"; {(found.group < 0).sum():,} in no group" if (found.group < 0).any() else ""
     click.echo(f"{found.title}{alone} -> {', '.join(map(str, written))}")
     for number in range(found.count):

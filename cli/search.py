@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from cli.films import film
 from cli.options import IMAGE_FPS, TABLES, WRITTEN, compute, computing, one_folder_of_shards
 from cli.video_files import VideoFiles
 from labelgen.progress import ProgressBar, busy
@@ -75,9 +76,18 @@ def search(videos, features, shards, checkpoint, begin, end, fps, count, per_vid
         label = f"  ({hit['label']})" if hit["label"] else ""
         click.echo(f"{hit['similarity']:7.4f}  {above(hit):>7}  {moment(hit):>18}  {hit['path']}{label}")
     if page is not None:
-        names = [path_text(video.name) + part for video in videos]
-        write_hits(page, [*zip(names, pictures, strict=True)], hits)
+        examples = zip(videos, ends, pictures, strict=True)
+        with busy("drawing"):
+            write_hits(page, [_row(video, part, begin, last, shown) for video, last, shown in examples], hits, film)
         click.echo(page)
+
+
+def _row(video: Path, part: str, begin: float, end: float, thumbnail: bytes) -> dict:
+    """An example of the query as a row of a table."""
+    from labelgen.texts import path_text
+
+    about = {"id": path_text(video.name) + part, "path": path_text(video.absolute()), "thumbnail": thumbnail}
+    return about | ({"start": None, "end": None} if math.isinf(end) else {"start": begin, "end": end})
 
 
 def _query(extract, video: Path, span, fps):

@@ -171,12 +171,13 @@ def test_moco_equals_a_loop_over_steps_with_a_list_for_its_queue(make, options):
 
 
 def test_no_key_tells_of_its_batch(make):
-    """Keys are normalised by the running statistics of the network that asks, which they get after a step."""
-    backbone, method = make("moco", batch_norm=True)
+    """Keys are normalised by averages of the running statistics of the network that asks, which follow after a step."""
+    backbone, method = make("moco", batch_norm=True, decay=0.75, rising=False)
     method.train()
     method(backbone, batch(4)), method.after_step(backbone, 0.5)
     norm, averaged = method.projection[1], method.target["projection"][1]
-    assert norm.running_mean.any() and torch.equal(norm.running_mean, averaged.running_mean)
+    assert norm.running_mean.any() and torch.allclose(averaged.running_mean, 0.25 * norm.running_mean)  # from 0
+    assert torch.allclose(averaged.running_var, 0.75 + 0.25 * norm.running_var)  # from 1
     one, other = batch(4, seed=1), batch(4, seed=2)
     other.clips[:2] = one.clips[:2]  # the clips of the first sample
     keys = []

@@ -260,7 +260,7 @@ def test_what_is_written(tmp_path, start):
     table = written(tmp_path / "t.parquet", {name: (shown, levels) for name, levels in films.items()}, start)
     found = duplicates.duplicates(table)
     assert found.title == "1 pairs of duplicates in 1 groups, of 3 videos" and found.group.tolist() == [0, 0, -1]
-    files = found.write(tmp_path / "out")
+    files = found.write(tmp_path / "out", lambda row: None)
     with open(files[0], newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["group"], row["kind"], row["id"], row["other id"]) == (
@@ -282,10 +282,10 @@ def test_what_is_written(tmp_path, start):
 def test_an_interrupted_call_leaves_no_page_of_other_pairs(tmp_path, monkeypatch):
     shown = [np.full((96, 128, 3), 40)]
     one = written(tmp_path / "t.parquet", {name: (shown, film(1, 4)) for name in "ab"})
-    duplicates.duplicates(one).write(tmp_path / "out")
+    duplicates.duplicates(one).write(tmp_path / "out", lambda row: None)
     monkeypatch.setattr(duplicates, "page", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        duplicates.duplicates(one).write(tmp_path / "out")
+        duplicates.duplicates(one).write(tmp_path / "out", lambda row: None)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["duplicates.csv"]
 
 

@@ -1,13 +1,14 @@
 """Tables of features: how they are made, searched and clustered."""
 
 import contextlib
+import re
 import tracemalloc
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from trainer.embeddings import clustering, extract, search
+from trainer.embeddings import clustering, extract, groups, search
 from trainer.embeddings.table import TEXTS, Table, write_part
 from trainer.errors import TrainerError
 
@@ -104,6 +105,33 @@ def test_clusters_of_planted_points(tmp_path, method):
     assert (distance < 0.1).all()
     with pytest.raises(TrainerError, match="k = 70 exceeds the 60 items"):
         clustering.clusters(vectors, "kmeans", 70)
+
+
+@pytest.mark.parametrize("method, expected", [("kmeans", 2), ("hdbscan", 3)])
+def test_every_member_is_on_the_page_the_most_typical_first(tmp_path, browser, method, expected):
+    rng, jpeg = np.random.default_rng(0), cv2.imencode(".jpg", np.full((96, 128, 3), 90, np.uint8))[1].tobytes()
+    vectors = (
+        np.eye(16, dtype=np.float32)[np.repeat([0, 1], [40, 26])] + rng.normal(size=(66, 16)).astype(np.float32) * 0.05
+    )
+    vectors[-4:] = np.eye(16)[4:8]  # alone
+    names = [f"{row:02d}.mp4" for row in range(66)]
+    columns = {name: names for name in TEXTS} | {"start": [0.0] * 66, "end": [1.0] * 66, "thumbnail": [jpeg] * 66}
+    write_part(tmp_path / "t.parquet", {"key": "x"}, vectors, columns)
+    found = groups.clustered(Table(tmp_path / "t.parquet"), "video", method, 2, 5)
+    found.write(
+        tmp_path / "out", lambda row: None if row["id"] == "00.mp4" else (np.zeros((2, 90, 120, 3), np.uint8), 0.04)
+    )
+    text = (tmp_path / "out" / "index.html").read_text()
+    sections = re.findall(r"<section.*?</section>", text, re.S)
+    assert len(sections) == expected
+    for number, section in zip([0, 1, -1], sections, strict=False):
+        listed = [int(name) for name in re.findall(r">(\d\d)\.mp4 ?<", section)]
+        assert sorted(listed) == np.flatnonzero(found.group == number).tolist()
+        assert number < 0 or (np.diff(found.values[listed]) >= 0).all()
+    assert text.count("<figure>") == 36 and text.count("data:image/webp") == 35 + (
+        "00.mp4" not in text.split("<details>")[0]
+    )
+    assert browser.faults(tmp_path / "out" / "index.html") == []
 
 
 def test_a_video_is_the_mean_of_its_rows(tmp_path):

@@ -57,7 +57,8 @@ def test_clusters_and_copies(features, tmp_path, options):
 def test_what_a_search_finds(features, tmp_path):
     table = Table(features)
     rows = table.take(range(12), ("id", "path", "label", "start", "end", "thumbnail"))
-    write_hits(tmp_path / "found.html", [(EVIL, rows[0]["thumbnail"])], [row | {"similarity": 0.5} for row in rows])
+    query = [rows[0] | {"id": EVIL}]
+    write_hits(tmp_path / "found.html", query, [row | {"similarity": 0.5} for row in rows], lambda row: None)
     assert_text(tmp_path / "found.html", 24)
 
 

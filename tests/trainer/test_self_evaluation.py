@@ -217,6 +217,16 @@ VALUES = {"pretrained": 80.0, "random": 50.0, "chance": 1.0, "colour histogram":
             "of one video no better than random weights: pretraining on them helped beyond random weights, and a colour "
             "histogram does as well; use that",
         ),
+        (
+            {
+                "random": difference(9),
+                "flow histogram": difference(0),
+                "colour histogram": difference(0),
+                "a": difference(0),
+            },
+            None,
+            "better than random weights, no better than a flow histogram, a colour histogram and a (80.0 %",
+        ),
         ({"random": difference(0)}, None, "pretraining on them did not help beyond random weights; train longer"),
         ({"random": difference(-9)}, None, "pretraining on them was worse than random weights; train longer"),
         ({"random": difference(9), "runs/a": difference(-4)}, None, "helped, and runs/a is the better one to use"),
@@ -227,7 +237,14 @@ def test_the_verdict(half, own, told):
     assert told in verdict(VALUES, half, own, "them")
 
 
-def test_halves_that_random_weights_find_say_nothing():
-    assert "measure on videos that look more alike" in verdict(
-        {**VALUES, "random": 99.0}, {"random": difference(0)}, None, "them"
-    )
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"random": 99.0}, "random weights already tell them apart"),
+        ({"colour histogram": 99.0}, "a colour histogram already tells them apart"),
+        ({"random": 99.0, "still histogram": 96.0}, "random weights and a still histogram already tell them apart"),
+    ],
+)
+def test_halves_that_random_weights_or_colours_find_say_nothing(values, told):
+    found = verdict(VALUES | values, {"random": difference(0), "colour histogram": difference(-9)}, None, "them")
+    assert told in found and "measure on videos that look more alike, or with labels" in found

@@ -15,11 +15,12 @@ from markupsafe import Markup
 from labelgen.files import write_text
 from trainer.embeddings.copies import SIMILAR, Match, Signatures, matches, windows
 from trainer.embeddings.pictures import PIXELS, RATE
-from trainer.embeddings.sheets import figures, moment
+from trainer.embeddings.sheets import Film, Moving, figures, moment
 from trainer.embeddings.table import Table, decoded
 from trainer.errors import TrainerError
 from trainer.evaluate.features import normalised
 from trainer.evaluate.results import csv_text
+from trainer.pages.films import PLAY
 from trainer.pages.page import figure, grid, page, paragraph
 
 _BLOCK = 2048  # videos compared with all others at a time
@@ -27,7 +28,7 @@ _CANDIDATES = 20  # videos compared picture by picture
 _FLAT = 1.0  # grey levels; a picture with a smaller standard deviation is flat
 _PICTURE = 32, 24  # width and height of the pictures of videos in which nothing moves
 _SAME_PICTURE = 0.995  # smallest correlation of these
-_SHOWN, _GROUPS = 18, 200  # pairs of a group and groups on a page
+_SHOWN, _GROUPS, _FILMS = 18, 200, 60  # pairs of a group and groups on a page, pairs that move
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,14 @@ class Duplicates:
         )
         return f"{pair.kind}: {one} {'of' if 'excerpt' in pair.kind else 'and'} {other} ({pair.similarity:.3f})"
 
-    def write(self, folder: Path) -> list[Path]:
+    def write(self, folder: Path, film: Film) -> list[Path]:
         """Write duplicates.csv, one row per pair, and index.html; returns their paths. An interrupted call leaves no page that
         differs from the CSV file."""
         folder.mkdir(parents=True, exist_ok=True)
         rows, page_file = folder / "duplicates.csv", folder / "index.html"
         page_file.unlink(missing_ok=True)
         write_text(rows, self._csv())
-        write_text(page_file, self._page(folder))
+        write_text(page_file, self._page(folder, Moving(film)))
         return [rows, page_file]
 
     def _csv(self) -> str:
@@ -104,9 +105,10 @@ class Duplicates:
         names = ("id", "start", "end", "path", "label")
         return csv_text(rows, ["group", "kind", *names, *(f"other {name}" for name in names), "similarity"])
 
-    def _page(self, folder: Path) -> str:
+    def _page(self, folder: Path, moving: Moving) -> str:
         sections = [
-            (f"group-{number}", f"Group {number}", self._draw(folder, number)) for number in range(self.count)[:_GROUPS]
+            (f"group-{number}", f"Group {number}", self._draw(folder, number, moving))
+            for number in range(self.count)[:_GROUPS]
         ]
         lead = (
             "Each pair with its kind, the time of the common part in both videos, and how similar it is: the correlation of "
@@ -114,24 +116,28 @@ class Duplicates:
         )
         if self.count > _GROUPS:
             lead += f" These are the first {_GROUPS} groups; duplicates.csv has all of them."
-        return page(self.title, lead, "", sections, f"{self.table.name}: {self.table.rows:,} rows")
+        foot = f"{self.table.name}: {self.table.rows:,} rows."
+        if moving.still:
+            foot += f" {moving.still:,} pictures do not move, as their videos cannot be read."
+        return page(self.title, lead, PLAY, sections, foot, moving.style())
 
-    def _draw(self, folder: Path, number: int) -> Markup:
+    def _draw(self, folder: Path, number: int, moving: Moving) -> Markup:
         """The section of a group."""
-        pairs = [pair for pair in self.pairs if self.group[pair.first] == number]
-        kinds = Counter(pair.kind for pair in pairs)
+        pairs = [(place, pair) for place, pair in enumerate(self.pairs) if self.group[pair.first] == number]
+        kinds = Counter(pair.kind for _, pair in pairs)
         head = f"{(self.group == number).sum():,} videos; " + ", ".join(
             f"{count:,} {kind}" for kind, count in kinds.items()
         )
         if len(pairs) > _SHOWN:
             head += f"; the first {_SHOWN} pairs are shown, duplicates.csv has all of them"
         shown = []
-        for pair in pairs[:_SHOWN]:
+        for place, pair in pairs[:_SHOWN]:
             rows = [
                 self._picture(video, span) for video, span in zip((pair.first, pair.second), pair.spans, strict=True)
             ]
             caption = f"{pair.kind[0].upper()}{pair.kind[1:]}, similarity {pair.similarity:.3f}"
-            shown.append(figure(caption, figures(rows, [*map(_span, pair.spans)], folder)))
+            films = moving if place < _FILMS and None not in pair.spans else None
+            shown.append(figure(caption, figures(rows, [*map(_span, pair.spans)], folder, films)))
         return paragraph(head, "muted") + grid(shown)
 
     def _picture(self, number: int, span: tuple[float, float] | None) -> dict:

@@ -33,8 +33,8 @@ class MoCo(SeveralClips):
     the start.
 
     If query and key were normalised over the same batch, its statistics would reveal the key among those of earlier batches.
-    The papers therefore shuffle the keys over the GPUs; here f', g' normalises as in evaluation, with the running statistics of
-    f, g, which also works in a single process. [after Z. Cai et al., EMAN, CVPR 2021, who average the statistics, too]
+    The papers therefore shuffle the keys over the GPUs; here f', g' normalises as in evaluation, with averages of the
+    running statistics of f, g by the same decay, which also works in a single process. [Z. Cai et al., EMAN, CVPR 2021]
     """
 
     task = "clips of a video are alike, those of other videos in a queue are not"
@@ -105,6 +105,8 @@ class MoCo(SeveralClips):
 
     def after_step(self, backbone: Stages, progress: float) -> None:
         online = nn.ModuleDict({"backbone": backbone, "projection": self.projection})
-        update_ema(self.target, online, target_decay(self.decay, progress) if self.rising else self.decay)
-        if buffers := [*online.buffers()]:
-            torch._foreach_copy_([*self.target.buffers()], buffers)
+        decay = target_decay(self.decay, progress) if self.rising else self.decay
+        update_ema(self.target, online, decay)
+        statistics = ([b for b in network.buffers() if b.is_floating_point()] for network in (self.target, online))
+        if averaged := next(statistics):
+            torch._foreach_lerp_(averaged, next(statistics), 1 - decay)

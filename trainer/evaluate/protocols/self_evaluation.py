@@ -14,7 +14,8 @@ from trainer.evaluate.results import shown
 HALF, NEXT, OWN = "half", "next", "own"  # the three questions
 _BY = ("top-1", "MRR")
 _CHUNK = 512  # queries compared at a time
-_EASY = 95.0  # per cent; halves on which random weights reach this are too easy
+_EASY = 95.0  # per cent; halves on which random weights or single pictures reach this are too easy
+_OF_PICTURES = ("colour histogram", "still histogram")  # which do not see motion
 
 
 class SelfEvaluation(Protocol):
@@ -154,6 +155,12 @@ def words(network: str) -> str:
     return {"random": "random weights"}.get(network, f"a {network}" if network.endswith("histogram") else network)
 
 
+def _listed(networks: list[str], last: str = "and") -> str:
+    """Names for a sentence: a, b and c."""
+    *most, end = map(words, networks)
+    return f"{', '.join(most)} {last} {end}" if most else end
+
+
 def verdict(
     values: dict[str, float], half: dict[str, dict[str, float]], own: dict[str, float] | None, trained_on: str
 ) -> str:
@@ -166,7 +173,7 @@ def verdict(
     worse = [name for name, d in half.items() if d["high"] < 0]
     equal = [name for name in half if name not in (*better, *worse)]
     told = [
-        f"{how} {' and '.join(map(words, names))}"
+        f"{how} {_listed(names)}"
         for how, names in (("better than", better), ("no better than", equal), ("worse than", worse))
         if names
     ]
@@ -178,9 +185,11 @@ def verdict(
     simple = [name for name in (*equal, *worse) if name.endswith("histogram")]
     other = [name for name in worse if name not in ("random", *simple)]
     if "random" in half and "random" not in better:
-        if values["random"] >= _EASY and "random" not in worse:
+        easy = [name for name in ("random", *_OF_PICTURES) if values.get(name, 0.0) >= _EASY]
+        if easy and "random" not in worse:
+            tell = "tells" if len(easy) == 1 and easy != ["random"] else "tell"
             return (
-                f"{first}: random weights already tell them apart, which says nothing about pretraining on {trained_on}; "
+                f"{first}: {_listed(easy)} already {tell} them apart, which says nothing about pretraining on {trained_on}; "
                 "measure on videos that look more alike, or with labels"
             )
         did = "was worse than" if "random" in worse else "did not help beyond"
@@ -188,11 +197,11 @@ def verdict(
     if simple:
         does = "does better" if set(simple) & set(worse) else "does as well"
         return (
-            f"{first}: pretraining on {trained_on} helped beyond random weights, and {' or '.join(map(words, simple))} {does}; "
+            f"{first}: pretraining on {trained_on} helped beyond random weights, and {_listed(simple, 'or')} {does}; "
             "use that, or train longer or with another method"
         )
     if other:
-        return f"{first}: pretraining on {trained_on} helped, and {' and '.join(other)} is the better one to use"
+        return f"{first}: pretraining on {trained_on} helped, and {_listed(other)} is the better one to use"
     return f"{first}: pretraining on {trained_on} helped; use its features" if "random" in half else first
 
 
