@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command
 from cli.films import film
 from cli.options import TABLES, WRITTEN
-from labelgen.progress import busy
+from labelgen.progress import busy, counted
 
 _PRINTED = 100  # pairs of duplicates
 
 
-@click.command()
+@click.command(cls=Command)
 @TABLES
 @click.option("--out", type=WRITTEN, default=Path("clusters"), help="Folder for CSV, sheets and page.")
 @click.option(
@@ -38,7 +39,7 @@ def cluster(features, out, level, method, k, smallest, duplicates, threshold):
 
     table = Tables(features)
     if duplicates:
-        with busy(f"comparing the pictures of {table.rows:,} rows"):
+        with busy(f"comparing the pictures of {counted(table.rows, 'row')}"):
             found = find_duplicates(table, threshold)
         with busy("drawing"):
             written = found.write(out, film)
@@ -48,7 +49,7 @@ def cluster(features, out, level, method, k, smallest, duplicates, threshold):
         if len(found.pairs) > _PRINTED:
             click.echo(f"  and {len(found.pairs) - _PRINTED:,} more")
         return
-    with busy(f"{method} of {table.rows:,} rows"):
+    with busy(f"{method} of {counted(table.rows, 'row')}"):
         found = clustered(table, level, method, k, smallest)
     with busy("drawing"):
         written = found.write(out, film)

@@ -9,13 +9,22 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from cli.commands import Command
 from cli.films import film
 from cli.options import IMAGE_FPS, TABLES, WRITTEN, compute, computing, one_folder_of_shards
 from cli.video_files import VideoFiles
-from labelgen.progress import ProgressBar, busy
+from labelgen.progress import ProgressBar, busy, counted
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    groups={
+        "Query": "begin end fps checkpoint",
+        "Data": "features shards",
+        "Hardware": "batch_size workers device",
+        "Output": "count per_video page",
+    },
+)
 @click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @TABLES
 @one_folder_of_shards("Search shards instead; their table is kept in the run.")
@@ -70,7 +79,8 @@ def search(videos, features, shards, checkpoint, begin, end, fps, count, per_vid
     part = f", {begin:g} to {ends[0]:.1f} s" if begin or end else ""
     name = ", ".join(map(path_text, videos)) + part
     click.echo(
-        f"nearest to {name} among {table.rows:,} rows of {table.name}; cosine, share of random pairs that are less alike:"
+        f"nearest to {name} among {counted(table.rows, 'row')} of {table.name}; cosine, share of random pairs that are less "
+        "alike:"
     )
     for hit in hits:
         label = f"  ({hit['label']})" if hit["label"] else ""

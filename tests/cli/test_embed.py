@@ -214,7 +214,7 @@ def test_a_plan_leaves_nothing_behind(here, monkeypatch):
     told = vssl("train", "--shards", "out", "--width", 0.05, "--epochs", 40, "--workers", 0, "--plan")
     assert "40 epochs, 40 steps of" in told and "disk:" in told
     told = vssl("train", "--shards", "out", "--from", runs[0], "--epochs", 1, "--workers", 0, "--plan")
-    assert "1 epochs, 1 steps of" in told and "0.00 GB for the run" in told  # as narrow as the run that it starts from
+    assert "1 epoch, 1 step of" in told and "0.00 GB for the run" in told  # as narrow as the run that it starts from
     assert sorted(path.name for path in here.iterdir()) == there and not list((here / "scratch").iterdir())
     assert sorted((here / "runs").rglob("*")) == runs
 
@@ -291,7 +291,7 @@ def test_a_table_of_shards_that_grow(here):
     write_video(here / "mine" / "later.mp4", 40, 9)
     (here / "mine" / "near" / "b.mp4").unlink()
     told = vssl("labelgen", "mine", "--out", "grown", "--add", "--videos-per-shard", 2, *SIZE)
-    assert "1 videos added (0 of them changed)" in told and "1 dropped: near/b.mp4" in told
+    assert "1 video added (0 of them changed)" in told and "1 dropped: near/b.mp4" in told
     assert "videos are unchanged" in vssl("embed", "--shards", "grown")
     vssl("embed", "--shards", "grown", "--out", "anew.parquet")
     (vectors, own), (expected, anew) = columns("features.parquet"), columns("anew.parquet")
@@ -304,7 +304,7 @@ def test_a_table_of_shards_that_grow(here):
 
 def test_a_single_file(here):
     told = vssl("embed", "--videos", "videos/near/b.mp4", "--level", "video")
-    assert "1 rows of 1 of 1 videos" in told
+    assert "1 row of 1 of 1 video" in told
     assert json.loads(pq.read_schema("features.parquet").metadata[b"vssl"])["videos"] == 1
 
 

@@ -259,7 +259,7 @@ def test_what_is_written(tmp_path, start):
     films = {"b/whole.mp4": film(1, 15), "a/part.mp4": film(1, 6, begin=4)[..., ::-1], "c/other.mp4": film(2, 9)}
     table = written(tmp_path / "t.parquet", {name: (shown, levels) for name, levels in films.items()}, start)
     found = duplicates.duplicates(table)
-    assert found.title == "1 pairs of duplicates in 1 groups, of 3 videos" and found.group.tolist() == [0, 0, -1]
+    assert found.title == "1 pair of duplicates in 1 group, of 3 videos" and found.group.tolist() == [0, 0, -1]
     files = found.write(tmp_path / "out", lambda row: None)
     with open(files[0], newline="") as file:
         (row,) = csv.DictReader(file)
@@ -279,6 +279,16 @@ def test_what_is_written(tmp_path, start):
         assert f"{times[2]:.1f} to {times[3]:.1f} s" in page
 
 
+def test_the_page_in_a_browser(tmp_path, browser):
+    shown = [np.full((96, 128, 3), grey) for grey in (40, 90, 140)]
+    films = {"a/whole.mp4": film(1, 15), f"b/{'long' * 20}.mp4": film(1, 6, begin=4), "c.mp4": film(1, 6, begin=8)}
+    found = duplicates.duplicates(written(tmp_path / "t.parquet", {name: (shown, one) for name, one in films.items()}))
+    moving = np.random.default_rng(0).integers(0, 256, (4, 90, 120, 3), np.uint8), np.full(4, 0.25)
+    _, page = found.write(tmp_path, lambda row: None if row["id"] == "c.mp4" else moving)
+    assert len(found.pairs) == 2 and browser.faults(page) == []
+    assert "2 pictures do not move" not in page.read_text() and "1 pictures do not move" in page.read_text()
+
+
 def test_an_interrupted_call_leaves_no_page_of_other_pairs(tmp_path, monkeypatch):
     shown = [np.full((96, 128, 3), 40)]
     one = written(tmp_path / "t.parquet", {name: (shown, film(1, 4)) for name in "ab"})
@@ -291,7 +301,7 @@ def test_an_interrupted_call_leaves_no_page_of_other_pairs(tmp_path, monkeypatch
 
 def test_faulty_tables(tmp_path):
     shown = [np.full((96, 128, 3), 40)]
-    with pytest.raises(TrainerError, match="1 videos to compare, expected at least 2"):
+    with pytest.raises(TrainerError, match="1 video to compare, expected at least 2"):
         duplicates.duplicates(written(tmp_path / "one.parquet", {"a": (shown, film(1, 4))}))
     columns = {name: ["a", "b"] for name in TEXTS} | {
         "start": [0.0] * 2,

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from labelgen.files import write_text
+from labelgen.progress import counted
 from trainer.embeddings.copies import SIMILAR, Match, Signatures, matches, windows
 from trainer.embeddings.pictures import PIXELS, RATE
 from trainer.embeddings.sheets import Film, Moving, figures, moment
@@ -72,7 +73,10 @@ class Duplicates:
     @property
     def title(self) -> str:
         """The number of pairs, groups and videos, in words."""
-        return f"{len(self.pairs):,} pairs of duplicates in {self.count:,} groups, of {len(self.videos):,} videos"
+        return (
+            f"{counted(len(self.pairs), 'pair')} of duplicates in {counted(self.count, 'group')}, of "
+            f"{counted(len(self.videos), 'video')}"
+        )
 
     def describe(self, pair: Pair) -> str:
         """A pair in words: its kind, both videos with the times of the common part, and the similarity."""
@@ -116,7 +120,7 @@ class Duplicates:
         )
         if self.count > _GROUPS:
             lead += f" These are the first {_GROUPS} groups; duplicates.csv has all of them."
-        foot = f"{self.table.name}: {self.table.rows:,} rows."
+        foot = f"{self.table.name}: {counted(self.table.rows, 'row')}."
         if moving.still:
             foot += f" {moving.still:,} pictures do not move, as their videos cannot be read."
         return page(self.title, lead, PLAY, sections, foot, moving.style())
@@ -125,7 +129,7 @@ class Duplicates:
         """The section of a group."""
         pairs = [(place, pair) for place, pair in enumerate(self.pairs) if self.group[pair.first] == number]
         kinds = Counter(pair.kind for _, pair in pairs)
-        head = f"{(self.group == number).sum():,} videos; " + ", ".join(
+        head = f"{counted((self.group == number).sum(), 'video')}; " + ", ".join(
             f"{count:,} {kind}" for kind, count in kinds.items()
         )
         if len(pairs) > _SHOWN:
@@ -166,7 +170,7 @@ def duplicates(table: Table, similar: float = SIMILAR) -> Duplicates:
     with tempfile.TemporaryFile() as file:
         videos, signatures = _signatures(table, file)
         if len(videos) < 2:
-            raise TrainerError(f"{table.name}: {len(videos)} videos to compare, expected at least 2")
+            raise TrainerError(f"{table.name}: {counted(len(videos), 'video')} to compare, expected at least 2")
         pairs = [_pair(videos, signatures, match) for match in matches(signatures, similar)]
         lengths = np.diff(signatures.bounds)
         still = [video for video in np.flatnonzero(lengths).tolist() if not len(windows(signatures[video])[0])]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from labelgen.files import json_sha256, locked
+from labelgen.progress import counted, detail
 from labelgen.shards import NONE, PARTS, ShardReader, open_shards
 from labelgen.texts import path_text
 from labelgen.times import frame_bounds
@@ -365,7 +366,7 @@ def embed(
             raise TrainerError(f"{out}: another process has written it just now; run the same command again")
         paths, done = [folder / f"{name}.parquet" for name in keys], 0
         if here := sum(path.exists() for path in paths):
-            say(f"{folder}: {here} of {len(paths)} parts exist")
+            say(f"{folder}: {here} of {counted(len(paths), 'part exists', 'parts exist')}")
         failures = [failure for failure in old.about["failures"] if failure["id"] in kept] if old else []
         progress(0, source.count)
         for left in folder.glob("*.tmp"):  # left by a killed process
@@ -378,6 +379,7 @@ def embed(
                         raise AssertionError(f"{len(piece.fields)} read, {lost} failed of {source.size(part)} videos")
                     vectors, columns = extract(piece)
                     write_part(path, {"failures": piece.failures}, vectors, columns)
+                    detail(f"{path}: {counted(len(piece.fields), 'video')}, {counted(len(vectors), 'row')}")
             failures += Table(path).about["failures"]
             done += source.size(part)
             progress(done, source.count)
