@@ -78,7 +78,7 @@ _SPACE = np.einsum("vy,hx->vhyx", _waves(SHAPE[0], 4), _waves(SHAPE[1], 4)).resh
 _TIME = _waves(_WINDOW, 5)[1:]
 # natural changes fall with the frequency; half of that is made up for
 _WEIGHT = (np.hypot(_V, _H)[1:, None] * np.arange(1, 5)).ravel().astype(np.float32) ** 0.5
-_TURN = np.repeat(np.where(_H[1:] % 2, -1, 1), 4).astype(np.float32)  # a mirrored window has these signs
+_TURN: np.ndarray = np.repeat(np.where(_H[1:] % 2, -1, 1), 4).astype(np.float32)  # a mirrored window has these signs
 
 
 def windows(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +99,9 @@ def windows(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return begins[moving], found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def near(base: np.ndarray, of_base: np.ndarray, query: np.ndarray, of_query: np.ndarray) -> Iterator[tuple]:
+def near(
+    base: np.ndarray, of_base: np.ndarray, query: np.ndarray, of_query: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Neighbours of each query among the base, at most ten per cell, as (rows of the query, rows of the base, cosines).
 
     base, query: descriptors float32 [n, 60]; of_base, of_query: their videos [n]; neighbours are of other videos. Up to
@@ -109,12 +111,14 @@ def near(base: np.ndarray, of_base: np.ndarray, query: np.ndarray, of_query: np.
     cells = 1 if len(base) <= _EXACT else int(2 * len(base) ** 0.5)
     centres = base[np.sort(np.random.default_rng(0).choice(len(base), cells, replace=False))]
     of_cell = _nearest_cells(base, centres, 1)[:, 0]
-    members, begins = np.argsort(of_cell, kind="stable"), np.searchsorted(np.sort(of_cell), np.arange(cells + 1))
+    members: np.ndarray = np.argsort(of_cell, kind="stable")
+    begins = np.cumsum([0, *np.bincount(of_cell, minlength=cells)])
     probed = _nearest_cells(query, centres, _PROBED).ravel()
-    asking, asked = np.argsort(probed, kind="stable"), np.searchsorted(np.sort(probed), np.arange(cells + 1))
+    asking: np.ndarray = np.argsort(probed, kind="stable")
+    asked = np.cumsum([0, *np.bincount(probed, minlength=cells)])
     for cell in range(cells):
         rows = members[begins[cell] : begins[cell + 1]]
-        queries = asking[asked[cell] : asked[cell + 1]] // (len(probed) // len(query))
+        queries: np.ndarray = asking[asked[cell] : asked[cell + 1]] // (len(probed) // len(query))
         step = max(1, _BLOCK // max(1, len(rows)))
         for some in (queries[begin : begin + step] for begin in range(0, len(queries), step)):
             cosines = query[some] @ base[rows].T
@@ -130,7 +134,7 @@ def near(base: np.ndarray, of_base: np.ndarray, query: np.ndarray, of_query: np.
 def _nearest_cells(vectors: np.ndarray, centres: np.ndarray, count: int) -> np.ndarray:
     """The nearest centres of vectors, int64 [n, count], or [n, centres] if there are fewer."""
     count = min(count, len(centres))
-    found = np.empty((len(vectors), count), np.int64)
+    found: np.ndarray = np.empty((len(vectors), count), np.int64)
     step = max(1, _BLOCK // len(centres))
     for begin in range(0, len(vectors), step):
         cosines = vectors[begin : begin + step] @ centres.T
@@ -154,7 +158,7 @@ class Signatures:
 
     def levels(self, video: int, mirrored: bool = False) -> np.ndarray:
         """The pictures of a video, or their mirror images, float32 [n, 192]."""
-        levels = self[video].astype(np.float32)
+        levels: np.ndarray = self[video].astype(np.float32)
         return levels.reshape(-1, *SHAPE)[..., ::-1].reshape(-1, PIXELS) if mirrored else levels
 
 
@@ -172,7 +176,7 @@ class Candidate:
 def candidates(signatures: Signatures) -> list[Candidate]:
     """Pairs of videos with neighbouring windows, and the most frequent shifts between their times."""
     found = [windows(signatures[video]) for video in range(len(signatures))]
-    owner = np.repeat(np.arange(len(found)), [len(begins) for begins, _ in found])
+    owner: np.ndarray = np.repeat(np.arange(len(found)), [len(begins) for begins, _ in found])
     if not len(owner):
         return []
     begins, base = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -190,9 +194,11 @@ def candidates(signatures: Signatures) -> list[Candidate]:
     return list(_most_frequent(a, b, mirrored, shift, at, cosines)) if len(a) else []
 
 
-def _most_frequent(a, b, mirrored, shift, at, cosines) -> Iterator[Candidate]:
+def _most_frequent(
+    a: np.ndarray, b: np.ndarray, mirrored: np.ndarray, shift: np.ndarray, at: np.ndarray, cosines: np.ndarray
+) -> Iterator[Candidate]:
     """The shifts with the largest sums of cosines of each pair, each with the picture of its best one."""
-    places = shift // _LAG
+    places: np.ndarray = shift // _LAG
     order = np.lexsort((at, -cosines, places, mirrored, b, a))
     keys = np.stack([a, b, mirrored, places])[:, order]
     first = np.flatnonzero(np.append(True, (np.diff(keys) != 0).any(0)))
@@ -248,7 +254,7 @@ class Changes:
         of_a, of_b = self._unrounded(of_a, of_b, count)
         return (np.maximum(of_a, of_b) < _STILL**2 * PIXELS * count) | (products >= _AGREE * np.sqrt(of_a * of_b))
 
-    def _unrounded(self, of_a, of_b, count):
+    def _unrounded(self, of_a: np.ndarray, of_b: np.ndarray, count: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sums of `count` squares less the variance of the rounding, at most by half."""
         return np.maximum(of_a - count * _ROUNDING, of_a / 2), np.maximum(of_b - count * self.rounding_b, of_b / 2)
 
@@ -276,9 +282,9 @@ def changes(a: np.ndarray, b: np.ndarray, shift: float) -> Changes | None:
     flat = _CONTRAST**2 * PIXELS
     pictures = np.stack([np.einsum("ij,ij->i", *pair) + flat for pair in ((x, y), (x, x), (y, y))])
     dx, dy = x[_LAG:] - x[:-_LAG], y[_LAG:] - y[:-_LAG]
-    of_changes = (np.einsum("ij,ij->i", *pair) for pair in ((dx, dy), (dx, dx), (dy, dy)))
+    products, of_a, of_b = (np.einsum("ij,ij->i", *pair) for pair in ((dx, dy), (dx, dx), (dy, dy)))
     bright = np.abs(means[0] - means[1]) <= _BRIGHTNESS
-    return Changes(begin, begin + shift, pictures, bright, *of_changes, _ROUNDING / (1 + between))
+    return Changes(begin, begin + shift, pictures, bright, products, of_a, of_b, _ROUNDING / (1 + between))
 
 
 def common_parts(found: Changes) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -181,7 +182,7 @@ def duplicates(table: Table, similar: float = SIMILAR) -> Duplicates:
     )
 
 
-def _signatures(table: Table, file) -> tuple[list[Video], Signatures]:
+def _signatures(table: Table, file: IO[bytes]) -> tuple[list[Video], Signatures]:
     """The videos of a table and their signatures, which are kept in a temporary file, so that memory does not grow with them."""
     videos: list[Video] = []
     bytes_of: list[int] = []
@@ -209,16 +210,18 @@ def _signatures(table: Table, file) -> tuple[list[Video], Signatures]:
 def _pair(videos: Sequence[Video], signatures: Signatures, match: Match) -> Pair:
     lengths = np.diff(signatures.bounds)[[match.a, match.b]]
     kind = match.kind(*lengths.tolist())
-    ends = []
-    for number, begin in ((match.a, match.begin_a), (match.b, match.begin_b)):
-        start = videos[number].start
-        ends.append(None if start is None else (start + begin / RATE, start + (begin + match.count) / RATE))
-    numbers = [match.a, match.b]
+    one, other = match.a, match.b
+    spans = _times(videos[one], match.begin_a, match.count), _times(videos[other], match.begin_b, match.count)
     if kind == "excerpt" and lengths[1] < lengths[0]:
-        numbers, ends = numbers[::-1], ends[::-1]
+        one, other, spans = other, one, spans[::-1]
     if match.mirrored:
         kind = "mirrored" if kind == "same" else f"mirrored {kind}"
-    return Pair(*numbers, kind, tuple(ends), match.similarity)
+    return Pair(one, other, kind, spans, match.similarity)
+
+
+def _times(video: Video, begin: float, count: int) -> tuple[float, float] | None:
+    """Begin and end of pictures of a video in seconds, None if they are unknown."""
+    return None if video.start is None else (video.start + begin / RATE, video.start + (begin + count) / RATE)
 
 
 def _groups(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -285,7 +288,7 @@ def _pictures(table: Table, videos: Sequence[Video]) -> tuple[np.ndarray, np.nda
     pictures = np.stack(found)
     bounds = np.cumsum([0, *(video.rows for video in videos)])
     flat = pictures.std(1) < _FLAT
-    wholly = np.repeat(np.logical_and.reduceat(flat, bounds[:-1]), np.diff(bounds))[:, None]
+    wholly: np.ndarray = np.repeat(np.logical_and.reduceat(flat, bounds[:-1]), np.diff(bounds))[:, None]
     angle = np.pi / 255 * np.stack(colors)
     centred = np.where(flat[:, None], 0, pictures - pictures.mean(1, keepdims=True))
     vectors = np.hstack([centred, wholly * np.cos(angle), wholly * np.sin(angle)])

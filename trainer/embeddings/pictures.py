@@ -45,7 +45,7 @@ def packed(frames: Sequence[np.ndarray]) -> np.ndarray:
     A value is the mean grey level of a 16th of the width and a 12th of the height; its square root is stored, times
     sqrt(255), in which dark pictures keep their steps.
     """
-    found = np.empty((len(frames), PIXELS), np.uint8)
+    found: np.ndarray = np.empty((len(frames), PIXELS), np.uint8)
     for frame, picture in zip(frames, found, strict=True):
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
         picture[:] = np.rint(np.sqrt(255 * cv2.resize(grey, SHAPE[::-1], interpolation=cv2.INTER_AREA))).ravel()
