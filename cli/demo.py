@@ -18,7 +18,8 @@ STUDY = """\
 about: Six classes of videos that differ only in motion, filmed by a camera that pans and shakes; pretraining never sees a label
 seeds: [0]
 clips: 57600
-settings: {backbone: r3d10, width: 0.125, batch_size: 32, optimizer: adamw, lr: 0.004, weight_decay: 0.3, schedule: cosine, jitter: none}
+settings:
+  {backbone: r3d10, width: 0.125, batch_size: 32, optimizer: adamw, lr: 0.004, weight_decay: 0.3, schedule: cosine, jitter: none}
 data:
   demo: {shards: out/demo}
 baselines: [flow, boundary]  # histograms, without a network; random weights are always included

@@ -136,9 +136,8 @@ def run(
         missing = plan.missing(path.name for path in folder.glob("[0-9]*.h5"))
         done = len(videos) - sum(map(plan.count, missing))
         if done:
-            say(
-                f"{folder}: {len(names) - len(missing)} of {counted(len(names), 'shard is', 'shards are')} done ({counted(done, 'video')})"
-            )
+            there = f"{len(names) - len(missing)} of {counted(len(names), 'shard is', 'shards are')} done"
+            say(f"{folder}: {there} ({counted(done, 'video')})")
         progress(done, len(videos), 0)
         seconds: Counter[str] = Counter()
         counts: Counter[str] = Counter()

@@ -17,11 +17,10 @@ from typing import Any, ClassVar, Self
 
 from labelgen.errors import ReadError
 from labelgen.files import write_json
-from labelgen.progress import WARNING
+from labelgen.progress import WARNING, say
 from labelgen.reading import load_json, validate
 from trainer import distributed
 from trainer.errors import Interrupted, TrainerError
-from trainer.training.log import say
 
 PROJECT = "vssl"  # of the runs at Weights & Biases and MLflow, unless their environment variables name another one
 PATIENCE = 120.0  # seconds that the end of a training waits for a logger
