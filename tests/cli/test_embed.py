@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -46,8 +47,12 @@ def test_rows_equal_the_features_of_eval(here, level, views, pooling, stage):
     assert told["id"] == ([ids[row] for row in own.owner] if level == "clip" else ids)
     assert told["label"] == [name.split("/")[0] if "/" in name else "" for name in told["id"]]
     assert all(path == str(here / "videos" / name) for path, name in zip(told["path"], told["id"], strict=True))
-    for name in ("id", "label", "split", "start", "end", "stage", "thumbnail"):
+    for name in ("id", "label", "split", "start", "end", "stage", "thumbnail", "signature"):
         assert told[name] == told_of_shards[name]
+    first = [told["id"].index(name) for name in ids]
+    pictures = {told["id"][row]: len(told["signature"][row]) / 192 for row in first}
+    assert pictures == {name: math.ceil(8 * LENGTHS[name] / 25) if name in LENGTHS else 21 for name in ids}
+    assert not any(told["signature"][row] for row in range(len(told["id"])) if row not in first)
     rows = [row for row, name in enumerate(told["id"]) if name == "near/b.mp4"]
     times = [(told["start"][row], told["end"][row]) for row in rows]
     assert times == (

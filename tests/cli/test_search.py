@@ -75,8 +75,8 @@ def test_clusters_and_copies_of_videos(here):
     vssl("cluster", "--duplicates", "--out", "copies")
     with open("copies/duplicates.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["group"], row["id"]) for row in rows] == [("0", "copy.mp4"), ("0", "near/a.mp4")]
-    assert float(rows[0]["similarity"]) > 0.995
+    assert [(row["kind"], row["id"], row["other id"]) for row in rows] == [("same", "copy.mp4", "near/a.mp4")]
+    assert float(rows[0]["similarity"]) > 0.99 and float(rows[0]["end"]) == pytest.approx(2.56, abs=0.26)
     assert "no such file" in vssl("cluster", "--in", "none.parquet", code=1)
     Path("broken.parquet").write_text("no table")
     assert "not a readable table" in vssl("cluster", "--in", "broken.parquet", code=1)

@@ -27,7 +27,7 @@ def features(tmp_path):
         "split": [EVIL] * 12,
         "stage": [EVIL] * 12,
     }
-    columns = texts | {"start": [0.0] * 12, "end": [1.0] * 12, "thumbnail": [jpeg] * 12}
+    columns = texts | {"start": [0.0] * 12, "end": [1.0] * 12, "thumbnail": [jpeg] * 12, "signature": [bytes(192)] * 12}
     path = tmp_path / f"features{EVIL.replace('/', '')}.parquet"
     write_part(path, {"key": EVIL}, np.random.default_rng(0).random((12, 8), np.float32), columns)
     return path

@@ -1,4 +1,4 @@
-"""Groups of the videos or moments of a table as files: a CSV file, a contact sheet per group, and a page of all of them."""
+"""Clusters of the videos or moments of a table as files: a CSV file, a contact sheet per cluster, and a page of all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from labelgen.files import write_png, write_text
-from trainer.embeddings.clustering import Points, clusters, duplicates, points
+from trainer.embeddings.clustering import Points, clusters, points
 from trainer.embeddings.sheets import Film, Moving, entries, figures, moment, thumbnails_sheet
 from trainer.embeddings.table import Table
 from trainer.evaluate.results import csv_text
@@ -23,41 +23,10 @@ _FILMS, _STILLS = 120, 2000  # about as many of a page move; so many have a pict
 
 
 @dataclass(frozen=True)
-class GroupKind:
-    """A kind of groups: name of the files, plural and singular name, the value of each member, of what it is, and its meaning."""
-
-    name: str
-    plural: str
-    singular: str
-    value: str
-    of: str
-    about: str
-
-
-CLUSTERS = GroupKind(
-    "clusters",
-    "clusters",
-    "Cluster",
-    "distance",
-    "from the mean",
-    "of the features of a member from their mean over the cluster",
-)
-DUPLICATES = GroupKind(
-    "duplicates",
-    "groups of near-duplicates",
-    "Group",
-    "similarity",
-    "to the nearest",
-    "correlation of the pictures with those of the nearest other video",
-)
-
-
-@dataclass(frozen=True)
 class Groups:
-    """Groups of points, see clustering.points. group: int64 [n], number of each point's group, -1 for none; values:
-    float64 [n]"""
+    """Clusters of points, see clustering.clusters and points. group: int64 [n], number of each point's cluster, -1 for none;
+    values: float64 [n], distances from the mean"""
 
-    kind: GroupKind
     table: Table
     points: Points
     group: np.ndarray
@@ -70,7 +39,7 @@ class Groups:
     @property
     def title(self) -> str:
         """The number of groups and of videos or moments, in words."""
-        return f"{self.count} {self.kind.plural} of {len(self.group):,} {self._noun}"
+        return f"{self.count} clusters of {len(self.group):,} {self._noun}"
 
     @property
     def _noun(self) -> str:
@@ -84,28 +53,28 @@ class Groups:
         return f"{len(fields):,} {self._noun}, " + (f"{count:,} of them {label}" if label else names)
 
     def write(self, folder: Path, film: Film) -> list[Path]:
-        """Write NAME.csv, a sheet per group with the most typical members first, and index.html, on which these move; returns
+        """Write clusters.csv, a sheet per group with the most typical members first, and index.html, on which these move; returns
         the first and the last path."""
         folder.mkdir(parents=True, exist_ok=True)
-        rows, page_file = folder / f"{self.kind.name}.csv", folder / "index.html"
+        rows, page_file = folder / "clusters.csv", folder / "index.html"
         write_text(rows, self._csv())
-        for old in folder.glob(f"{self.kind.name}-[0-9]*.png"):
+        for old in folder.glob("clusters-[0-9]*.png"):
             old.unlink()
         members = [self._members(number) for number in range(self.count)]
-        alone = np.flatnonzero(self.group < 0) if self.kind is CLUSTERS else np.empty(0, np.int64)
+        alone = np.flatnonzero(self.group < 0)
         pictured = np.concatenate([*(own[:_SHOWN] for own in members), *(own[_SHOWN:] for own in members), alone])
         pictured = pictured[: max(_STILLS, sum(len(own[:_SHOWN]) for own in members))]
         found = self.table.take(self.points.rows[pictured], ("thumbnail",))
         pictures = dict(zip(pictured.tolist(), found, strict=True))
         moving = Moving(film)
         sections = [
-            (f"group-{number}", f"{self.kind.singular} {number}", self._draw(folder, number, own, pictures, moving))
+            (f"group-{number}", f"Cluster {number}", self._draw(folder, number, own, pictures, moving))
             for number, own in enumerate(members)
         ]
         if len(alone):
             listed = details(f"{len(alone):,} of {len(self.group):,}", self._list(alone, pictures, folder))
             sections.append(("none", "In no cluster", listed))
-        lead = f"The most typical members first. {self.kind.value.capitalize()}: {self.kind.about}."
+        lead = "The most typical members first. Distance: of the features of a member from their mean over the cluster."
         foot = f"{self.table.name}: {self.table.rows:,} rows."
         if moving.still:
             foot += f" {moving.still:,} pictures do not move, as their videos cannot be read."
@@ -120,18 +89,16 @@ class Groups:
             {
                 "group": self.group[i],
                 **{name: fields[i][name] for name in names},
-                self.kind.value: f"{self.values[i]:.6f}",
+                "distance": f"{self.values[i]:.6f}",
             }
             for i in ordered
-            if self.group[i] >= 0 or self.kind is CLUSTERS
         ]
-        return csv_text(rows, ["group", *names, self.kind.value])
+        return csv_text(rows, ["group", *names, "distance"])
 
     def _members(self, number: int) -> np.ndarray:
         """The members of a group, the most typical first, int64."""
         members = np.flatnonzero(self.group == number)
-        typical = self.values[members] if self.kind is CLUSTERS else -self.values[members]
-        return members[np.argsort(typical, kind="stable")]
+        return members[np.argsort(self.values[members], kind="stable")]
 
     def _draw(
         self, folder: Path, number: int, members: np.ndarray, pictures: Mapping[int, dict], moving: Moving
@@ -142,7 +109,7 @@ class Groups:
             (pictures[point]["thumbnail"], [self.points.fields[point]["id"], *reversed(self._about(point))])
             for point in members[:_SHOWN].tolist()
         ]
-        write_png(folder / f"{self.kind.name}-{number:03d}.png", thumbnails_sheet(f"{number}: {head}", captions))
+        write_png(folder / f"clusters-{number:03d}.png", thumbnails_sheet(f"{number}: {head}", captions))
         first, others = np.split(members, [min(_SHOWN, max(2, _FILMS // self.count))])
         rows = [self.points.fields[point] | pictures[point] for point in first.tolist()]
         lines = ["; ".join(self._about(point)) for point in first.tolist()]
@@ -162,16 +129,11 @@ class Groups:
         time = [moment(self.points.fields[point])] if self.points.level == "row" else []
         return [
             *filter(None, time),
-            *([f"{self.kind.value} {self.kind.of} {self.values[point]:.3f}"] if self.group[point] >= 0 else []),
+            *([f"distance from the mean {self.values[point]:.3f}"] if self.group[point] >= 0 else []),
         ]
 
 
 def clustered(table: Table, level: str, method: str, k: int | None, smallest: int) -> Groups:
     """Clusters of the videos or rows of a table by their features, see clustering.clusters."""
     found = points(table, level)
-    return Groups(CLUSTERS, table, found, *clusters(found.vectors, method, k, smallest))
-
-
-def near_duplicates(table: Table, threshold: float) -> Groups:
-    """Groups of videos that show nearly the same, see clustering.duplicates."""
-    return Groups(DUPLICATES, table, points(table, "video"), *duplicates(table, threshold))
+    return Groups(table, found, *clusters(found.vectors, method, k, smallest))
