@@ -182,14 +182,14 @@ def candidates(signatures: Signatures) -> list[Candidate]:
     begins, base = (np.concatenate(parts) for parts in zip(*found, strict=True))
     asked = np.flatnonzero((begins % _ASKED == 0) | (np.diff(owner, prepend=-1) != 0))
     votes = []
-    for mirrored in (False, True):
-        query = base[asked] * _TURN if mirrored else base[asked]
+    for turned in (False, True):
+        query = base[asked] * _TURN if turned else base[asked]
         for of_query, of_base, cosines in near(base, owner, query, owner[asked]):
             one, other = asked[of_query], of_base
             swapped = owner[one] > owner[other]
             one, other = np.where(swapped, other, one), np.where(swapped, one, other)
             shift = begins[other] - begins[one]
-            votes.append((owner[one], owner[other], np.full(len(one), mirrored), shift, begins[one], cosines))
+            votes.append((owner[one], owner[other], np.full(len(one), turned), shift, begins[one], cosines))
     a, b, mirrored, shift, at, cosines = (np.concatenate(column) for column in zip(*votes, strict=True))
     return list(_most_frequent(a, b, mirrored, shift, at, cosines)) if len(a) else []
 

@@ -39,7 +39,7 @@ def sampled(bounds: np.ndarray, fps: float) -> np.ndarray:
     return np.clip(shown, 0, len(bounds) - 2)
 
 
-def packed(frames: Sequence[np.ndarray]) -> np.ndarray:
+def packed(frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Frames RGB uint8 [n, H, W, 3] as pictures uint8 [n, 192].
 
     A value is the mean grey level of a 16th of the width and a 12th of the height; its square root is stored, times
