@@ -27,6 +27,7 @@ lint: .venv/installed  ## check style, types and the links of the documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs: .venv/installed  ## update the tables of README.md and docs/, and docs/papers/

@@ -1,4 +1,4 @@
-"""`vssl cluster`: clusters of similar videos, and near-duplicates."""
+"""`vssl cluster`: clusters of similar videos, and duplicates."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command
+from cli.films import film
 from cli.options import TABLES, WRITTEN
-from labelgen.progress import busy
+from labelgen.progress import busy, counted
+
+_PRINTED = 100  # pairs of duplicates
 
 
-@click.command()
+@click.command(cls=Command)
 @TABLES
 @click.option("--out", type=WRITTEN, default=Path("clusters"), help="Folder for CSV, sheets and page.")
 @click.option(
@@ -23,22 +27,32 @@ from labelgen.progress import busy
     help="Number of clusters of kmeans.  [default: square root of half the number of items]",
 )
 @click.option("--smallest", default=5, type=click.IntRange(2), help="Smallest cluster of hdbscan.")
-@click.option("--duplicates", is_flag=True, help="Find near-duplicates among the videos instead, by their pictures.")
-@click.option("--threshold", default=0.995, type=click.FloatRange(0, 1), help="Smallest similarity of near-duplicates.")
+@click.option("--duplicates", is_flag=True, help="Find instead what is there twice: videos, mirrored ones, excerpts.")
+@click.option(
+    "--threshold", default=0.9, type=click.FloatRange(0, 1), help="Smallest similarity of what moves in duplicates."
+)
 def cluster(features, out, level, method, k, smallest, duplicates, threshold):
     """Cluster the videos of a table: write OUT/clusters.csv (or duplicates.csv), a contact sheet per group, and index.html."""
-    from trainer.embeddings.groups import clustered, near_duplicates
+    from trainer.embeddings.duplicates import duplicates as find_duplicates
+    from trainer.embeddings.groups import clustered
     from trainer.embeddings.table import Tables
 
     table = Tables(features)
     if duplicates:
-        with busy(f"comparing the pictures of {table.rows:,} rows"):
-            found = near_duplicates(table, threshold)
-    else:
-        with busy(f"{method} of {table.rows:,} rows"):
-            found = clustered(table, level, method, k, smallest)
+        with busy(f"comparing the pictures of {counted(table.rows, 'row')}"):
+            found = find_duplicates(table, threshold)
+        with busy("drawing"):
+            written = found.write(out, film)
+        click.echo(f"{found.title} -> {', '.join(map(str, written))}")
+        for pair in found.pairs[:_PRINTED]:
+            click.echo(f"  {found.group[pair.first]}: {found.describe(pair)}")
+        if len(found.pairs) > _PRINTED:
+            click.echo(f"  and {len(found.pairs) - _PRINTED:,} more")
+        return
+    with busy(f"{method} of {counted(table.rows, 'row')}"):
+        found = clustered(table, level, method, k, smallest)
     with busy("drawing"):
-        written = found.write(out)
+        written = found.write(out, film)
     alone = f"; {(found.group < 0).sum():,} in no group" if (found.group < 0).any() else ""
     click.echo(f"{found.title}{alone} -> {', '.join(map(str, written))}")
     for number in range(found.count):

@@ -9,12 +9,21 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command
 from cli.options import IMAGE_FPS, WRITTEN, compute, computing, one_folder_of_shards
 from cli.video_files import video_files
-from labelgen.progress import ProgressBar, busy, duration
+from labelgen.progress import ProgressBar, busy, counted, duration
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    groups={
+        "Data": "videos shards dataset fps",
+        "Features": "checkpoint level stage pooling views crops",
+        "Hardware": "batch_size workers device",
+        "Output": "out npy plan",
+    },
+)
 @click.option(
     "--weights",
     "--checkpoint",
@@ -111,14 +120,15 @@ def embed(
     failures = table.about["failures"]
     lost = sum(not failure["kept"] for failure in failures)
     click.echo(
-        f"{out}: {table.rows:,} rows of {source.count - lost:,} of {source.count:,} videos, {table.width} values each, "
-        f"{table.about['settings']['stage']} of {table.about['backbone']} ({table.about['checkpoint']})"
+        f"{out}: {counted(table.rows, 'row')} of {source.count - lost:,} of {counted(source.count, 'video')}, "
+        f"{table.width} values each, {table.about['settings']['stage']} of {table.about['backbone']} "
+        f"({table.about['checkpoint']})"
     )
     if npy == "table":
         click.echo("\n".join(map(str, write_npy(table))))
     elif npy == "per-video":
         folder, videos_written = write_npy_per_video(table)
-        click.echo(f"{folder}: {videos_written:,} videos")
+        click.echo(f"{folder}: {counted(videos_written, 'video')}")
     for failure in failures:
         click.echo(f"  {failure['id']}: {failure['reason']}")
     if failures:
@@ -131,10 +141,12 @@ def _plan(extract, source) -> None:
     with busy("measuring"):
         found = estimate(extract, source)
     reading, computing = duration(found.opening), duration(found.computing)
-    click.echo(f"measured on (the beginning of) {found.measured} of {found.videos:,} videos:")
+    click.echo(f"measured on (the beginning of) {found.measured} of {counted(found.videos, 'video')}:")
     click.echo(
         f"  time:   about {duration(found.opening + found.computing)}: {reading} to read, {computing} to compute"
     )
     on_device = f", {found.on_device / 1e9:,.2f} GB on the GPU" if found.on_device else ""
     click.echo(f"  memory: about {found.memory / 1e9:,.2f} GB, and .25 GB per worker that decodes{on_device}")
-    click.echo(f"  disk:   about {found.disk / 1e9:,.3f} GB for {found.rows:,} rows, twice as much while writing")
+    click.echo(
+        f"  disk:   about {found.disk / 1e9:,.3f} GB for {counted(found.rows, 'row')}, twice as much while writing"
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command, Group
 from cli.options import COMPUTE, compute
 from labelgen import plugins
 from trainer.evaluate import PROTOCOLS, protocol_class
@@ -30,6 +31,14 @@ def _common(split, several=False):
     ]
 
 
+def _command(name, common, own, callback, about):
+    """The command of a protocol, or of all, with the common options and its own."""
+    compute = common[-len(COMPUTE) :]
+    groups = {"Data and network": common[: -len(COMPUTE)], "Measurement": own, "Hardware": compute}
+    named = {title: " ".join(option.name for option in options) for title, options in groups.items()}
+    return Command(name, params=[*common, *own], groups=named, callback=callback, help=about)
+
+
 def _option(declared):
     """The click option of a protocol's option."""
     kind = {Path: _FOLDER}.get(declared.kind, declared.kind)
@@ -43,7 +52,7 @@ def _option(declared):
     return click.Option(names, type=kind, default=declared.default, multiple=declared.several, help=declared.help)
 
 
-class _Protocols(click.Group):
+class _Protocols(Group):
     """A command per protocol, made from its declaration on demand."""
 
     def list_commands(self, ctx):
@@ -52,15 +61,14 @@ class _Protocols(click.Group):
     def get_command(self, ctx, name):
         if name == "all":
             shared = [option for each in PROTOCOLS for option in protocol_class(each).options if option.shared]
-            options = [*_common(_ALL_SPLIT), *map(_option, shared)]
-            return click.Command("all", params=options, callback=_run_all, help=_run_all.__doc__)
+            return _command(name, _common(_ALL_SPLIT), [*map(_option, shared)], _run_all, _run_all.__doc__)
         if plugins.is_path(name):
             plugins.use(name)
         elif name not in PROTOCOLS:
             return None
         protocol = protocol_class(name)
-        options = [*_common(protocol.split_help, protocol.several_runs), *map(_option, protocol.options)]
-        return click.Command(name, params=options, callback=partial(_run, name), help=protocol.__doc__)
+        common = _common(protocol.split_help, protocol.several_runs)
+        return _command(name, common, [*map(_option, protocol.options)], partial(_run, name), protocol.__doc__)
 
 
 @click.group("eval", cls=_Protocols)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from cli.commands import Command
 from cli.options import WRITTEN
+from labelgen.progress import busy
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run")
 @click.option("--out", type=WRITTEN, required=True, help="File to write; FILE.json is written beside it.")
 @click.option(
@@ -23,7 +25,8 @@ def export(run, out, form):
     """
     from trainer.export import export as export_backbone
 
-    about, difference = export_backbone(run, out, form)
+    with busy("exporting"):
+        about, difference = export_backbone(run, out, form)
     click.echo(
         f"{about['backbone']} (width {about['width']:g}, {about['parameters']:,} parameters) of {about['source']['run']} "
         f"as {about['format']} -> {out}, {out}.json; largest difference from the network: {difference:.3g}"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from cli.options import WRITTEN, check_scheduler, on_workers, stop
+from cli.commands import Command
+from cli.options import WRITTEN, check_scheduler, making_videos, stop
 from labelgen.flow import BACKENDS
-from labelgen.progress import ProgressBar
+from labelgen.progress import ProgressBar, counted, say
 
 _LAYOUTS = ("mmaction2", "denseflow", "uv", "npy", "flo")
 
@@ -24,7 +25,15 @@ def _size(ctx, param, value: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    groups={
+        "Videos": "dataset max_pixels",
+        "Flow": "flow step short size bound",
+        "Hardware": "workers backend scheduler stall",
+        "Output": "out layout template first frames frames_template quality",
+    },
+)
 @click.argument("videos", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", type=WRITTEN, required=True, help="Folder to write.")
 @click.option(
@@ -49,7 +58,7 @@ def _size(ctx, param, value: str | None) -> tuple[int, int] | None:
 @click.option("--frames", is_flag=True, help="Write the frames, too.")
 @click.option("--quality", default=95, type=click.IntRange(1, 100), help="Quality of JPEGs.")
 @click.option("--dataset", default="folder", help="Built-in data set or YAML manifest of VIDEOS, for its classes.")
-@on_workers
+@making_videos
 @click.option("--max-pixels", type=click.IntRange(1), help="Largest picture of a video.  [default: 8K]")
 @click.option(
     "--stall",
@@ -73,7 +82,7 @@ def flow(videos, out, dataset, workers, backend, scheduler, stall, short, size, 
     most = {} if max_pixels is None else {"max_pixels": max_pixels}
     config = Extraction(**settings, **most, height=height, width=width, short=None if size else short or 256)
     data = dataset_of(videos) if videos.is_file() else load(dataset, videos)
-    click.echo(data.summary())
+    say(data.summary())
     handler = signal.signal(signal.SIGINT, stop)
     with ProgressBar("extracted", "video") as progress:
         try:
@@ -92,14 +101,15 @@ def print_report(report: dict, out: Path) -> None:
     videos, now = report["videos"], report["this_run"]
     clipped = "" if report["clipped"] is None else f", {100 * report['clipped']:.3g} % of the values clipped"
     click.echo(
-        f"{out}: flow of {videos['extracted']} of {videos['asked']} videos, {videos['failed']} failed, {videos['cut_short']} cut "
-        f"short; {report['frames']} frames, {report['flows']} flows{clipped}, {report['bytes'] / 1e6:.1f} MB"
+        f"{out}: flow of {videos['extracted']} of {counted(videos['asked'], 'video')}, {videos['failed']} failed, "
+        f"{videos['cut_short']} cut short; {counted(report['frames'], 'frame')}, {counted(report['flows'], 'flow')}{clipped}, "
+        f"{report['bytes'] / 1e6:.1f} MB"
     )
     for failure in report["failures"]:
         click.echo(f"  {failure['id']}: {failure['stage']}: {failure['reason']}")
     if now["frames"]:
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in now["seconds_per_stage"].items())
         click.echo(
-            f"{now['seconds']:.1f} s with {now['workers']} workers: {now['flow_pairs_per_second']:.1f} flow pairs/s; seconds per "
-            f"stage, all workers: {stages}"
+            f"{now['seconds']:.1f} s with {counted(now['workers'], 'worker')}: {now['flow_pairs_per_second']:.1f} flow "
+            f"pairs/s; seconds per stage, all workers: {stages}"
         )

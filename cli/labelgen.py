@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
-from cli.options import WRITTEN, check_scheduler, on_workers, stop
+from cli.commands import Command
+from cli.options import WRITTEN, check_scheduler, making_videos, stop
 from labelgen.config import Config
 from labelgen.flow import BACKENDS
-from labelgen.progress import ProgressBar, core_hours, duration
+from labelgen.progress import WARNING, ProgressBar, core_hours, counted, duration, say
 
 _DEFAULT = {field.name: field.default for field in fields(Config)}
 
@@ -38,7 +39,16 @@ def _clips(ctx, param, value: str) -> int | None:
     return int(value)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    groups={
+        "Videos": "dataset root group split region fps max_pixels camera",
+        "Frames": "size height width crop jpeg_quality",
+        "Labels": "clip_length clips flow paces order_clips rows allow_wrap wrap_any seed",
+        "Hardware": "workers backend scheduler stall",
+        "Output": "out videos_per_shard motion add plan",
+    },
+)
 @click.argument("videos", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--dataset",
@@ -62,7 +72,7 @@ def _clips(ctx, param, value: str) -> int | None:
     "brackets, such as '^([^_]+)_', searched in the file name, or in the path if it has a /.",
 )
 @click.option("--split", help="Label only the videos of an official split (1), a part (train), or both (1/train).")
-@on_workers
+@making_videos
 @click.option(
     "--camera",
     default="still",
@@ -181,18 +191,18 @@ def labelgen(
     elif camera != "still":
         raise click.UsageError(f"--camera {camera}: expected with --dataset demo alone, whose videos are rendered")
     data = load(dataset, root, group, images=config.fps is not None)
-    click.echo(data.summary())
+    say(data.summary())
     if dataset == "folder" and not any(data.videos.groups):
-        click.echo(
-            "no groups: videos of one source (person, film, camera) can end up both in training and in test, which makes "
-            "results look better than they are; give the pattern of the sources with --group PATTERN"
+        say(
+            f"{WARNING}no groups: videos of one source (person, film, camera) can end up both in training and in test, "
+            "which makes results look better than they are; give the pattern of the sources with --group PATTERN"
         )
     videos = select(data.videos, data.splits, split)
     split = split_name(data.splits, split)
     if plan:
         return _plan(data, videos, out, config, workers, stall, labels)
     if scheduler is not None and workers > 1:
-        click.echo("--workers is ignored: the workers of the cluster make the shards", err=True)
+        say(f"{WARNING}--workers is ignored: the workers of the cluster make the shards", sys.stderr)
     handler = signal.signal(signal.SIGINT, stop)
     with ProgressBar("labelled", "video") as progress:
         try:
@@ -212,7 +222,7 @@ def labelgen(
     print_report(report, out / data.name)
     if motion is not None:
         count = write_motion(motion, sorted((out / data.name).glob("[0-9]*.h5")))
-        click.echo(f"{motion}: motion of {count:,} clips")
+        click.echo(f"{motion}: motion of {counted(count, 'clip')}")
     if report["failures"]:
         sys.exit(3)
 
@@ -235,7 +245,7 @@ def _plan(data, videos, out, config, workers, stall, labels):
     with ProgressBar("measured", "video") as progress:
         found = estimate(data, videos, out, config, workers, stall, labels, progress)
     click.echo(
-        f"measured on the first {SECONDS:g} s of {len(found.sample)} videos, from small to large files, on one core:"
+        f"measured on the first {SECONDS:g} s of {counted(len(found.sample), 'video')}, from small to large files, on one core:"
     )
     for one in found.sample:
         click.echo(
@@ -245,11 +255,11 @@ def _plan(data, videos, out, config, workers, stall, labels):
     for why in found.failed:
         click.echo(f"  not measured: {why}")
     mean, least, most = found.core_hours
-    click.echo(f"{found.videos:,} videos, {found.hours:,.2f} hours of video, estimated from file sizes")
+    click.echo(f"{counted(found.videos, 'video')}, {found.hours:,.2f} hours of video, estimated from file sizes")
     click.echo(
         f"  processor: about {core_hours(mean)} core hours ({core_hours(least)} to {core_hours(most)} by single videos)"
     )
-    click.echo(f"  time:      about {duration(3600 * found.wall_hours)} with {found.workers} workers")
+    click.echo(f"  time:      about {duration(3600 * found.wall_hours)} with {counted(found.workers, 'worker')}")
     short = "; NOT ENOUGH" if found.disk > found.free else ""
     click.echo(
         f"  disk:      about {found.disk / 1e9:,.2f} GB in {out}, where {found.free / 1e9:,.1f} GB are free{short}"
@@ -262,28 +272,28 @@ def print_report(report: dict, folder: Path) -> None:
     """Print the content of the shards, failures and times."""
     videos, now = report["videos"], report["this_run"]
     click.echo(
-        f"{folder}: {videos['labelled']} of {videos['asked']} videos labelled, {videos['failed']} failed, "
-        f"{videos['cut_short']} cut short; {report['frames']} frames, {report['clips']} clips, "
-        f"{report['shards']} shards, {report['bytes'] / 1e6:.1f} MB"
+        f"{folder}: {videos['labelled']} of {counted(videos['asked'], 'video')} labelled, {videos['failed']} failed, "
+        f"{videos['cut_short']} cut short; {counted(report['frames'], 'frame')}, {counted(report['clips'], 'clip')}, "
+        f"{counted(report['shards'], 'shard')}, {report['bytes'] / 1e6:.1f} MB"
     )
     if added := report.get("added"):
         forgotten, changed = added["forgotten"], added["changed"]
         names = ", ".join(forgotten[:3]) + (", ..." if len(forgotten) > 3 else "")
         click.echo(
-            f"{added['new']} videos added ({len(changed)} of them changed), {added['kept']} kept, {len(forgotten)} dropped"
-            + (f": {names}" if names else "")
+            f"{counted(added['new'], 'video')} added ({len(changed)} of them changed), {added['kept']} kept, "
+            f"{len(forgotten)} dropped" + (f": {names}" if names else "")
         )
     short = {"a clip": report["without_clip"]}
     short |= {name[14:]: count for name, count in report.items() if name.startswith("too_short_for_")}
     (what, count), *rest = short.items()
     others = "".join(f", {count} for {what}" for what, count in rest)
     counts = "".join(f"; {n} {name.replace('_', ' ')}" for name, n in report.items() if name.startswith("clips_"))
-    click.echo(f"too short: {count} videos for {what}{others}{counts}")
+    click.echo(f"too short: {counted(count, 'video')} for {what}{others}{counts}")
     for failure in report["failures"]:
         click.echo(f"  {failure['id']}: {failure['stage']}: {failure['reason']} ({failure['shard']})")
     if now["frames"]:
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in now["seconds_per_stage"].items())
         click.echo(
-            f"{now['seconds']:.1f} s with {now['workers']} workers: {now['frames_per_second']:.0f} frames/s decoded, "
+            f"{now['seconds']:.1f} s with {counted(now['workers'], 'worker')}: {now['frames_per_second']:.0f} frames/s decoded, "
             f"{now['flow_pairs_per_second']:.0f} flow pairs/s; seconds per stage, all workers: {stages}"
         )

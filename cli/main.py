@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import click
 
 from cli.cluster import cluster
+from cli.commands import Group
 from cli.demo import demo
 from cli.embed import embed
 from cli.evaluate import evaluate
@@ -26,21 +28,29 @@ from cli.weights import import_
 from labelgen import plugins
 from labelgen.errors import ConfigError, VsslError
 from labelgen.processes import safe_path
+from labelgen.progress import detail
 
 # By default PyTorch's threads spin while they wait for work, which slows a step two to three times if another process runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-class _Group(click.Group):
+class _Group(Group):
     def main(self, *args, **kwargs):
         names_in_utf8()
         keep_streams()
         with safe_path():
             return super().main(*args, **kwargs)
 
-    def invoke(self, ctx: click.Context):
+    def _traced(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
+        except (VsslError, OSError):
+            detail(traceback.format_exc())
+            raise
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return self._traced(ctx)
         except ConfigError as error:
             raise click.UsageError(str(error)) from error
         except VsslError as error:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command
 from cli.options import TABLES, WRITTEN
-from labelgen.progress import busy
+from labelgen.progress import busy, counted
 
 
-@click.command("map")
+@click.command("map", cls=Command)
 @TABLES
 @click.option("--out", type=WRITTEN, default=Path("map.html"), help="Page to write.")
 @click.option(
@@ -34,6 +35,6 @@ def map_(features, out, level, method, color, column):
     from trainer.embeddings.table import Tables
 
     table = Tables(features)
-    with busy(f"{method} of {table.rows:,} rows"):
+    with busy(f"{method} of {counted(table.rows, 'row')}"):
         write_map(table, out, level, method, column, color)
     click.echo(out)

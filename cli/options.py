@@ -81,48 +81,40 @@ def one_folder_of_shards(text: str):
     return click.option("--shards", type=click.Path(path_type=Path), multiple=True, callback=_once, help=text)
 
 
-def on_workers(command):
-    """Give a command the options of work in several processes, see `check_scheduler`."""
-    for option in (
-        click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask."),
-        click.option(
-            "--backend",
-            default="loky",
-            type=click.Choice(["loky", "dask"]),
-            help="This machine, or a Dask cluster (docs/clusters.md).",
-        ),
-        click.option(
-            "--workers", default=1, type=click.IntRange(1), help="Worker processes; at most one per core is started."
-        ),
-    ):
-        command = option(command)
-    return command
+def on_workers(local: str, about: str):
+    """Decorator that adds the options of work in several processes, see `check_scheduler`. local: the --backend of this machine;
+    about: help of --workers"""
+
+    def decorate(command):
+        for option in (
+            click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask."),
+            click.option(
+                "--backend",
+                default=local,
+                type=click.Choice([local, "dask"]),
+                help="This machine, or a Dask cluster (docs/clusters.md).",
+            ),
+            click.option("--workers", default=1, type=click.IntRange(1), help=about),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def on_machine(command):
-    """Give a command the options of what makes runs of a study, see `machine`."""
-    for option in (
-        click.option(
-            "--device",
-            default="auto",
-            help="cpu, cuda, or GPUs such as cuda:0,cuda:2: each run gets one; auto: cuda if there is a GPU.",
-        ),
-        click.option("--scheduler", help="Address of the cluster, such as tcp://HOST:8786; with --backend dask."),
-        click.option(
-            "--backend",
-            default="joblib",
-            type=click.Choice(["joblib", "dask"]),
-            help="This machine, or a Dask cluster.",
-        ),
-        click.option(
-            "--workers",
-            default=1,
-            type=click.IntRange(1),
-            help="Runs at a time, at most four per core; they share the cores.",
-        ),
-    ):
-        command = option(command)
-    return command
+def making_videos(command):
+    """Give a command the options of work on videos in several processes."""
+    return on_workers("loky", "Worker processes; at most one per core is started.")(command)
+
+
+def making_runs(command):
+    """Give a command the options of what makes the runs of a study."""
+    device = click.option(
+        "--device",
+        default="auto",
+        help="cpu, cuda, or GPUs such as cuda:0,cuda:2: each run gets one; auto: cuda if there is a GPU.",
+    )
+    return on_workers("joblib", "Runs at a time, at most four per core; they share the cores.")(device(command))
 
 
 def check_scheduler(backend: str, scheduler: str | None) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command
 from cli.options import WRITTEN
 from labelgen.progress import busy
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--shards",
@@ -59,7 +60,7 @@ def _draw(count, seed, readers):
     ]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=WRITTEN, help="Also write the tables to this .html or .csv file.")
 @click.option("--all", "everything", is_flag=True, help="Print all rows, not only the main row of each result.")

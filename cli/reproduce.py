@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from cli.options import WRITTEN, check_scheduler, on_machine
+from cli.commands import Command
+from cli.options import WRITTEN, check_scheduler, making_runs
+from labelgen.progress import say
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -29,7 +31,16 @@ def _frames(ctx, param, value: str | None) -> tuple[int, ...] | None:
     return found or None
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    short_help="Run a table or figure of a paper, and print it beside the published one; without NAME, list them.",
+    groups={
+        "Data": "data shards splits frames",
+        "Budget": "seeds clips width batch_size",
+        "Hardware": "workers backend scheduler device",
+        "Output": "out plan",
+    },
+)
 @click.argument("name", required=False)
 @click.option(
     "--out", type=WRITTEN, default=Path("reproduced"), help="Folder for runs, tables and, without --shards, shards."
@@ -55,7 +66,7 @@ def _frames(ctx, param, value: str | None) -> tuple[int, ...] | None:
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Batch size of every training.  [default: of its recipe]")
 @click.option("--frames", callback=_frames, metavar="H,W,CROP", help="Size of the frames and their crops, pixels.")
-@on_machine
+@making_runs
 def reproduce(
     name, out, data, shards, plan, seeds, splits, clips, width, batch_size, frames, workers, backend, scheduler, device
 ):
@@ -86,7 +97,7 @@ def reproduce(
         for line in planned(labellings, others, folder, device):
             click.echo(line)
         return
-    failed = make(labellings, others, folder, Machine(workers, scheduler, device), click.echo, _source)
+    failed = make(labellings, others, folder, Machine(workers, scheduler, device), say, _source)
     found = collect(full, entry, content(), labellings, others, folder, scale, failed)
     stem = write(found, folder.root)
     click.echo(f"\n{text_of(found)}\n{stem}.html")

@@ -9,12 +9,22 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from cli.commands import Command
+from cli.films import film
 from cli.options import IMAGE_FPS, TABLES, WRITTEN, compute, computing, one_folder_of_shards
 from cli.video_files import VideoFiles
-from labelgen.progress import ProgressBar, busy
+from labelgen.progress import ProgressBar, busy, counted
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    groups={
+        "Query": "begin end fps checkpoint",
+        "Data": "features shards",
+        "Hardware": "batch_size workers device",
+        "Output": "count per_video page",
+    },
+)
 @click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @TABLES
 @one_folder_of_shards("Search shards instead; their table is kept in the run.")
@@ -69,15 +79,25 @@ def search(videos, features, shards, checkpoint, begin, end, fps, count, per_vid
     part = f", {begin:g} to {ends[0]:.1f} s" if begin or end else ""
     name = ", ".join(map(path_text, videos)) + part
     click.echo(
-        f"nearest to {name} among {table.rows:,} rows of {table.name}; cosine, share of random pairs that are less alike:"
+        f"nearest to {name} among {counted(table.rows, 'row')} of {table.name}; cosine, share of random pairs that are less "
+        "alike:"
     )
     for hit in hits:
         label = f"  ({hit['label']})" if hit["label"] else ""
         click.echo(f"{hit['similarity']:7.4f}  {above(hit):>7}  {moment(hit):>18}  {hit['path']}{label}")
     if page is not None:
-        names = [path_text(video.name) + part for video in videos]
-        write_hits(page, [*zip(names, pictures, strict=True)], hits)
+        examples = zip(videos, ends, pictures, strict=True)
+        with busy("drawing"):
+            write_hits(page, [_row(video, part, begin, last, shown) for video, last, shown in examples], hits, film)
         click.echo(page)
+
+
+def _row(video: Path, part: str, begin: float, end: float, thumbnail: bytes) -> dict:
+    """An example of the query as a row of a table."""
+    from labelgen.texts import path_text
+
+    about = {"id": path_text(video.name) + part, "path": path_text(video.absolute()), "thumbnail": thumbnail}
+    return about | ({"start": None, "end": None} if math.isinf(end) else {"start": begin, "end": end})
 
 
 def _query(extract, video: Path, span, fps):

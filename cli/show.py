@@ -7,16 +7,17 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Group
 from cli.options import WRITTEN
-from cli.train import chosen, with_settings
-from labelgen.progress import ProgressBar, busy
+from cli.train import GROUPS, chosen, with_settings
+from labelgen.progress import ProgressBar, busy, counted, say
 
 _SHARDS = click.option(
     "--shards", type=click.Path(path_type=Path), default=Path("out"), help="Folder that labelgen wrote."
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def show():
     """Draw labels and curriculum as PNG files, the samples of a training as a page."""
 
@@ -72,7 +73,7 @@ def curriculum(shards, out):
     _write(out / "curriculum.png", sheet)
 
 
-@show.command()
+@show.command(groups=GROUPS)
 @with_settings(
     "samples",
     click.option("--count", default=6, type=click.IntRange(1), help="Samples of each method."),
@@ -87,7 +88,7 @@ def samples(shards, method, recipe, options, count, out, **given):
 
     settings, _ = chosen(method, recipe, options, **given)
     with busy("drawing the page"):
-        write(settings, shards, out, count, click.echo)
+        write(settings, shards, out, count, say)
     click.echo(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -99,7 +100,7 @@ def _write(path: Path, picture) -> None:
     click.echo(path)
 
 
-@click.group("shards")
+@click.group("shards", cls=Group)
 def shards_group():
     """Inspect the shards that labelgen wrote, and check them."""
 
@@ -127,5 +128,7 @@ def verify(folder):
     with ProgressBar("read", "shard") as progress:
         count, found = read_again(folder, progress)
     if found:
-        raise ShardError("\n".join([f"{len(found)} faults; delete these shards and run labelgen again", *found]))
-    click.echo(f"{count} shards are undamaged")
+        raise ShardError(
+            "\n".join([f"{counted(len(found), 'fault')}; delete these shards and run labelgen again", *found])
+        )
+    click.echo(f"{counted(count, 'shard is', 'shards are')} undamaged")

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from cli.options import WRITTEN, check_scheduler, on_machine
-from labelgen.progress import ProgressBar
+from cli.commands import Command
+from cli.options import WRITTEN, check_scheduler, making_runs
+from labelgen.progress import ProgressBar, say
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=WRITTEN, required=True, help="Folder of the study: runs, results, page.")
 @click.option(
@@ -20,7 +21,7 @@ from labelgen.progress import ProgressBar
     is_flag=True,
     help="Show the runs, which of them are done, and about how long the others take; run nothing.",
 )
-@on_machine
+@making_runs
 @click.option("--latex", is_flag=True, help="Also write table.tex.")
 def study(file, out, plan, workers, backend, scheduler, device, latex):
     """Compare the rows of a study FILE (docs/studies.md) on its data sets.
@@ -38,7 +39,7 @@ def study(file, out, plan, workers, backend, scheduler, device, latex):
     if plan:
         click.echo("\n".join(show_plan(file, out, workers, device)))
         return
-    content = make(file, out, Machine(workers, scheduler, device), label, flow, click.echo, latex, label_films)
+    content = make(file, out, Machine(workers, scheduler, device), label, flow, say, latex, label_films)
     click.echo((out / "table.md").read_text(encoding="utf-8"))
     for one in content["failures"]:
         click.echo(f"failed: {one['row']}: {one['what']}: {one['reason']}")
@@ -75,5 +76,5 @@ def label(given: dict, out: Path, workers: int) -> Path:
         raise ConfigError(f"render: {given['dataset']} is not rendered; expected dataset: demo")
     data = load(given["dataset"], root, images=(config.image_fps or config.fps) is not None)
     with ProgressBar("labelled", "video") as progress:
-        run(data, data.videos, out, config, workers, progress=progress, say=click.echo)
+        run(data, data.videos, out, config, workers, progress=progress, say=say)
     return out

@@ -8,9 +8,21 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command
 from cli.options import WRITTEN
 from labelgen import plugins
+from labelgen.progress import busy, core_hours, counted, duration, say
 from trainer.settings import DECLARATIONS, TYPES
+
+GROUPS = {  # of `vssl train`, `finetune` and `show samples`
+    "Task and network": "method recipe options weights backbone width initial freeze scratch",
+    "Data": "shards shard_weights split holdout fraction subset curriculum pacing",
+    "Augmentation": "jitter color_strength crop_area",
+    "Budget": "epochs repeats clips",
+    "Optimisation": "batch_size accumulate lr optimizer momentum weight_decay schedule drop_every clip ema sync_bn seed",
+    "Hardware": "device workers precision compile",
+    "Output": "run resume plan checkpoint_minutes keep_every log log_every count out",
+}
 
 
 def _numbers(ctx, param, value: str | None) -> list[float] | None:
@@ -27,6 +39,11 @@ def _setting(name: str):
     if kind is bool:
         return click.option(flag, name, is_flag=True, default=None, help=about)
     about += f"  [default: {declaration.shown_default}]"
+    if declaration.choices and kind is list:
+        several = click.Choice(declaration.choices)
+        return click.option(
+            flag, name, type=several, multiple=True, callback=lambda ctx, param, value: [*value] or None, help=about
+        )
     if kind is list:
         return click.option(flag, name, callback=_numbers, help=about)
     return click.option(flag, name, type=click.Choice(declaration.choices) if declaration.choices else kind, help=about)
@@ -83,7 +100,7 @@ _RUN = (
 )
 
 
-@click.command()
+@click.command(cls=Command, groups=GROUPS)
 @with_settings("train", *_RUN)
 @click.option(
     "--from",
@@ -96,11 +113,11 @@ def train(**given):
     if given["initial"] is not None and given["resume"] is not None:
         raise click.UsageError("--from and --resume exclude each other: --resume knows what its run began with")
     if given["method"] is None and given["recipe"] is None and given["resume"] is None:
-        click.echo(f"no --method given: {DECLARATIONS['method'].default}")
+        say(f"no --method given: {DECLARATIONS['method'].default}")
     return _train(**given)
 
 
-@click.command()
+@click.command(cls=Command, groups=GROUPS)
 @click.option(
     "--checkpoint",
     "initial",
@@ -168,13 +185,14 @@ def _train(method, shards, run, resume, recipe, options, clips, plan, initial=No
 
 
 def _plan(settings, shards, clips, initial):
-    from labelgen.progress import busy, core_hours, duration
     from trainer.training.estimate import estimate
 
     with busy("making a few steps"):
         found = estimate(settings, shards, clips, initial)
     seconds = found.steps * found.seconds
-    click.echo(f"{found.epochs:,} epochs, {found.steps:,} steps of {found.seconds:.3g} s, measured on a few steps")
+    click.echo(
+        f"{counted(found.epochs, 'epoch')}, {counted(found.steps, 'step')} of {found.seconds:.3g} s, measured on a few steps"
+    )
     click.echo(f"  time:      about {duration(seconds)}")
     click.echo(
         f"  processor: about {core_hours(seconds * found.cores / 3600)} core hours, {found.cores:.1f} cores in use"

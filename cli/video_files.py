@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import click
+from labelgen.progress import say
 
 PART_VIDEOS, PART_BYTES = 16, 1 << 28  # largest part of the video files that is read at a time
 
@@ -37,7 +37,8 @@ def video_files(places, dataset, config, workers, image_fps):
     return VideoFiles(Path(os.path.commonpath(folders)), videos, config, workers, image_fps=image_fps)
 
 
-_say = partial(click.echo, err=True)
+def _say(text):
+    say(text, sys.stderr)
 
 
 class VideoFiles:

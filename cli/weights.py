@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from cli.commands import Command
 from cli.options import WRITTEN
+from labelgen.progress import counted, say
 
 
-@click.command("import")
+@click.command("import", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=WRITTEN, required=True, help="Name (in runs/) or path of the run to write.")
 @click.option("--from", "name", help="Program that made the weights, if it cannot be recognized (docs/weights.md).")
@@ -22,12 +24,12 @@ def import_(file, out, name, frames, stride):
     """
     from trainer.weights.importing import import_weights
 
-    saved = import_weights(file, out, name, frames, stride, click.echo)
+    saved = import_weights(file, out, name, frames, stride, say)
     meta = saved.meta
     own, config, expected = meta["imported"], meta["config"], meta["input"]
     click.echo(
-        f"{file}: {meta['settings']['backbone']} of {own['about']}, {len(saved.weights)} tensors -> {saved.run}\n"
-        f"  expects {own['expects']}; clips of {expected['frames']} frames, {expected['stride']} apart"
+        f"{file}: {meta['settings']['backbone']} of {own['about']}, {counted(len(saved.weights), 'tensor')} -> {saved.run}\n"
+        f"  expects {own['expects']}; clips of {counted(expected['frames'], 'frame')}, {expected['stride']} apart"
         + (f" at {config['fps']:g} per second" if config["fps"] else "")
         + f", {config['crop']} x {config['crop']} of {config['height']} x {config['width']} pixels; "
         f"epsilon of batch normalisation {meta['norm_epsilon']:g}"

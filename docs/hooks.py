@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: two pages from the root of the repository, and links that work on the site as in the repository."""
+"""Hooks of MkDocs: pages from the root of the repository, and links that work on the site as in the repository."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-FROM_ROOT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}  # files of the root, and their pages
-_LINK = re.compile(r"(?P<text>!?\[[^\]\n]*\])\((?P<target>[^)\s]+)\)")
+FROM_ROOT = {  # files of the root, and their pages
+    "README.md": "overview.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
+_LINK = re.compile(r"(?P<text>!?\[(?:[^\]\n]|\n(?!\n))*\])\((?P<target>[^)\s]+)\)")
 _ELSEWHERE = re.compile(r"[a-z]+:|#|//")
 
 log = get_plugin_logger(__name__)  # a warning ends a strict build

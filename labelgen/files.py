@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from labelgen.errors import VsslError, WriteError
+from labelgen.progress import WARNING
 
 _NAME = 255  # bytes, the longest name of a file
 
@@ -185,5 +186,5 @@ def locked(folder: Path, error: Exception, say: Callable[[str], None]) -> Iterat
         except (BlockingIOError, PermissionError):  # POSIX allows either
             raise error from None
         except OSError as reason:
-            say(f"warning: {folder}: cannot be locked ({reason}); make sure that no other process writes here")
+            say(f"{WARNING}{folder}: cannot be locked ({reason}); make sure that no other process writes here")
         yield

@@ -7,8 +7,42 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import TextIO
 
 EVERY = 10.0  # seconds between lines
+WARNING = "warning: "  # with which a line begins that is never left out
+
+
+class _Told:
+    """How much is told: -1 only results, warnings and errors, 0 progress, too, 1 also details."""
+
+    level = 0
+
+
+def level() -> int:
+    """How much is told, see `set_level`."""
+    return _Told.level
+
+
+def set_level(level: int) -> None:
+    """Choose how much is told in this process: -1 only results, warnings and errors, 0 progress, too, 1 also details."""
+    _Told.level = level
+
+
+def say(text: str, file: TextIO | None = None, result: bool = False) -> None:
+    """Print a line about the progress of work without breaking a bar, if progress is told; results, and texts that begin with
+    "warning: ", in any case. file: default standard output"""
+    if _Told.level >= 0 or result or text.startswith(WARNING):
+        from tqdm import tqdm
+
+        tqdm.write(text, file=file)
+        (file or sys.stdout).flush()
+
+
+def detail(text: str) -> None:
+    """Print a line to standard error if details are told."""
+    if _Told.level > 0:
+        say(text, sys.stderr)
 
 
 class _Blocks:
@@ -32,7 +66,7 @@ def heartbeat(text: Callable[[float], str] | None) -> Iterator[None]:
                 if _Blocks.open and now >= _Blocks.printed + EVERY:
                     _Blocks.printed = now
                     what, begin = _Blocks.open[-1]
-                    if what:
+                    if what and _Told.level >= 0:
                         print(what(now - begin), file=sys.stderr, flush=True)
 
     with _Blocks.lock:
@@ -70,7 +104,12 @@ class ProgressBar:
         self.done = self.already = self.frames = 0
         self._begin = time.monotonic()
         self._bar = tqdm(
-            total=total, desc=what, unit=unit, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()
+            total=total,
+            desc=what,
+            unit=unit,
+            leave=False,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty() or _Told.level < 0,
         )
         self._lines = heartbeat(self.line if self._bar.disable else None)
 
@@ -98,9 +137,8 @@ class ProgressBar:
         self.done, self.frames = done, frames
 
     def say(self, text: str) -> None:
-        """Print a line to standard error without breaking the bar."""
-        with self._bar.external_write_mode(file=sys.stderr):
-            print(text, file=sys.stderr, flush=True)
+        """`say` on standard error."""
+        say(text, sys.stderr)
 
     def line(self, seconds: float) -> str:
         """The line to print after this many seconds."""

@@ -24,7 +24,8 @@ from labelgen.run.video import Clock, compile_kernels, label_video
 from tests.labelgen.synthetic import write_video
 from tests.trainer.synthetic import write_shard
 from trainer import checkpoint
-from trainer.embeddings.clustering import duplicates, points
+from trainer.embeddings.clustering import points
+from trainer.embeddings.duplicates import duplicates
 from trainer.embeddings.search import search
 from trainer.embeddings.table import TEXTS, Table, write_npy, write_part
 from trainer.evaluate.features import networks
@@ -200,6 +201,7 @@ class Mutants:
         jpeg = cv2.imencode(".jpg", np.zeros((96, 128, 3), np.uint8))[1].tobytes()
         texts = {name: list("aabbccdd") for name in TEXTS}
         columns = texts | {"start": [0.0, 1.0] * 4, "end": [1.0, 2.0] * 4, "thumbnail": [jpeg] * 8}
+        columns["signature"] = [np.random.default_rng(0).bytes(192 * 20), b""] * 4
         settings = dict.fromkeys(("weights", "level", "stage", "pooling", "views"), "x") | {"frames": {"height": 40}}
         failed = {"id": "a", "path": "a", "reason": "r", "kept": False}
         about = {"key": "x", "settings": settings, "failures": [failed]}
@@ -404,7 +406,7 @@ class Mutants:
             odd_file(path, rng)
         table = Table(path)
         points(table, "video")
-        duplicates(table, 0.9)
+        duplicates(table)
         search(table, np.ones(table.width, np.float32))
         write_npy(table)
 

@@ -57,7 +57,7 @@ def test_what_is_imported_is_declared():
     declared = configparser.ConfigParser()
     declared.read(ROOT / "setup.cfg")
     needed = declared["options"]["install_requires"].split()
-    needed += [name for value in declared["options.extras_require"].values() for name in value.split()]
+    needed += [name for value in declared["options.extras_require"].values() for name in value.split("\n") if name]
     needed = {re.match(r"[\w.-]+", name)[0].lower().replace("-", "_") for name in needed}
     imported = set()
     for folder in ("cli", "labelgen", "trainer"):

@@ -10,6 +10,7 @@ import pytest
 from cli.main import main
 from labelgen import processes
 from labelgen.processes import cores, environment, safe_path
+from labelgen.progress import counted
 from labelgen.run.process import in_new_process
 from labelgen.run.workers import pool
 from labelgen.shards import ShardReader
@@ -170,7 +171,8 @@ def test_no_more_processes_than_the_quota_has_processors(monkeypatch, quota, exp
     assert cores() == expected and default_workers() == max(1, expected // 2)
     said = []
     with pool(100, None, said.append) as (_, at_work):
-        used = f"100 workers requested, but this machine has {expected} cores: {expected} workers are used"
+        most = counted(expected, "core"), counted(expected, "worker is", "workers are")
+        used = "warning: 100 workers requested, but this machine has {}: {} used".format(*most)
         assert at_work == expected and said == [used]
 
 

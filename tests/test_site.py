@@ -21,7 +21,11 @@ def linked(text, source="docs/flow.md", page="flow.md", repository=""):
     [
         ("[a](weights.md#out) [b](#here) [c](https://host.example)", None),
         ("[how](../CONTRIBUTING.md#style)", "[how](contributing.md#style)"),
-        ("see [README](../README.md), ![picture](../docs/search.png)", "see README, ![picture](search.png)"),
+        (
+            "see [README](../README.md), ![picture](../docs/search.png)",
+            "see [README](overview.md), ![picture](search.png)",
+        ),
+        ("two\nlines: [how\nto](../CONTRIBUTING.md)", "two\nlines: [how\nto](contributing.md)"),
         ("`x[0](y)` and [code](../labelgen/flow/tv_l1.py)", "`x[0](y)` and code"),
     ],
 )

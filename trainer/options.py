@@ -74,8 +74,9 @@ class Option:
             value = float(value)
         if self.range and not self.range.holds(value):
             raise SettingError(f"{name} is {value}, expected {self.range.words}")
-        if self.choices and value not in self.choices:
-            raise SettingError(f"{name} is {value!r}, expected one of: {', '.join(self.choices)}")
+        for one in (value if isinstance(value, list) else [value]) if self.choices else ():
+            if one not in self.choices:
+                raise SettingError(f"{name} is {one!r}, expected one of: {', '.join(self.choices)}")
         return [*map(float, value)] if self.form == [float] else value
 
 

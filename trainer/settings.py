@@ -144,16 +144,16 @@ class Settings:
         choices=("sgd", "lars", "adamw"),
         default_words="the method's or sgd",
     )
-    momentum: float = _declared(None, "Momentum of SGD and LARS, or the first beta of AdamW", at_least(0), commands=())
+    momentum: float = _declared(None, "Momentum of SGD and LARS, or the first beta of AdamW", at_least(0))
     weight_decay: float = _declared(
-        None, "On all parameters; with LARS on those of two or more dimensions", at_least(0), commands=()
+        None, "Weight decay of all parameters; with LARS of those of two or more dimensions", at_least(0)
     )
     schedule: str = _declared(
         None,
         "step: lr / 10 every drop_every epochs; cosine: 5 % warm-up, then to 0",
         choices=("step", "cosine", "constant"),
     )
-    drop_every: int = _declared(None, "Epochs between two drops of the step schedule", POSITIVE, commands=())
+    drop_every: int = _declared(None, "Epochs between two drops of the step schedule", POSITIVE)
     clip: float = _declared(
         0.0, "Clip the norm of the gradients to this value; 0: off", at_least(0), default_words="none"
     )
@@ -209,12 +209,19 @@ class Settings:
         default_words="none",
         may_change=True,
     )
+    log: list = _declared(
+        [],
+        "Logger beside log.csv, which needs its package; repeatable",
+        choices=("tensorboard", "wandb", "mlflow"),
+        default_words="none",
+        form=[str],
+        may_change=True,
+    )
     log_every: int = _declared(
         10,
         "Seconds between two lines of progress if there is no terminal; the first step is printed at once",
         POSITIVE,
         may_change=True,
-        commands=(),
     )
 
     @property

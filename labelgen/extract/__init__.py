@@ -20,6 +20,7 @@ from labelgen.extract.settings import Extraction as Extraction
 from labelgen.extract.video import FlowTask, compile_kernels, extract_on_cluster, extract_video
 from labelgen.files import json_sha256, locked, write_json, write_text
 from labelgen.manifest import Dataset, Video, Videos
+from labelgen.progress import counted, detail
 from labelgen.run import STALL_SECONDS, compile_once
 from labelgen.run.jobs import clean, made_of
 from labelgen.run.plan import file_sizes
@@ -82,7 +83,7 @@ def extract(
         changed = sum(videos[row_of[key]].id in journal.entries for key in missing)
         if done or changed:
             again = f"; {changed} have changed, or files are missing: they are extracted again" * bool(changed)
-            say(f"{folder}: {done} of {len(videos)} videos are done{again}")
+            say(f"{folder}: {done} of {counted(len(videos), 'video is', 'videos are')} done{again}")
         progress(done, len(videos), 0)
 
         def task(key: str, isolated: bool) -> FlowTask:
@@ -113,6 +114,7 @@ def extract(
                             continue
                         instructions.add(made.instructions)
                         journal.add(id, size_of[id], made.notes)
+                        detail(f"{id}: {', '.join(f'{stage} {spent:.1f} s' for stage, spent in made.seconds.items())}")
                         if time.monotonic() > written + _EVERY:
                             journal.write()
                             written = time.monotonic()

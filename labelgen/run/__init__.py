@@ -17,6 +17,7 @@ from labelgen.errors import ConfigError, MachineError, ShardError
 from labelgen.files import locked, write_json, writing
 from labelgen.labels import LABELS
 from labelgen.manifest import Dataset, Video
+from labelgen.progress import WARNING, counted, detail
 from labelgen.run import report
 from labelgen.run.finished import Finished
 from labelgen.run.growth import Growth, grow
@@ -135,7 +136,8 @@ def run(
         missing = plan.missing(path.name for path in folder.glob("[0-9]*.h5"))
         done = len(videos) - sum(map(plan.count, missing))
         if done:
-            say(f"{folder}: {len(names) - len(missing)} of {len(names)} shards are done ({done} videos)")
+            there = f"{len(names) - len(missing)} of {counted(len(names), 'shard is', 'shards are')} done"
+            say(f"{folder}: {there} ({counted(done, 'video')})")
         progress(done, len(videos), 0)
         seconds: Counter[str] = Counter()
         counts: Counter[str] = Counter()
@@ -157,6 +159,8 @@ def run(
                         continue
                     instructions.add(made.instructions)
                     finished.summary(folder / name, plan.bytes_of(name))
+                    took = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in made.seconds.items())
+                    detail(f"{folder / name}: {counted(plan.count(name), 'video')}: {took}")
                     done += plan.count(name)
                     progress(done, len(videos), counts["frames"])
         if faults:
@@ -185,4 +189,4 @@ def compile_once(compile_kernels: Callable[[], object], say: Callable[[str], Non
     with writing("the folder of Numba's compiled kernels"):
         compile_kernels()
     if compiled.uncached:
-        say(compiled.uncached)
+        say(f"{WARNING}{compiled.uncached}")

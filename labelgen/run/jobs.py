@@ -19,6 +19,7 @@ from labelgen.flow import BACKENDS
 from labelgen.labels import LABELS
 from labelgen.manifest import Video
 from labelgen.processes import keep_memory
+from labelgen.progress import WARNING
 from labelgen.run.process import ProcessLost, in_new_process
 from labelgen.run.workers import WorkerLost
 
@@ -147,7 +148,7 @@ def made_of(
                         f"{folder}: the worker was killed at {', '.join(sorted(lost)) or 'its start'}; {check(folder)}"
                     ) from None
                 suspects |= lost
-                say(f"a worker was lost; {', '.join(sorted(lost))}: trying each video in a separate process")
+                say(f"{WARNING}a worker was lost; {', '.join(sorted(lost))}: trying each video in a separate process")
     finally:
         clean(folder)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from labelgen.cluster import connected
 from labelgen.errors import ClusterError
 from labelgen.processes import cores, end_with, safe_path
+from labelgen.progress import WARNING, counted
 from labelgen.run.process import check_threads, no_process
 
 if TYPE_CHECKING:
@@ -41,12 +42,15 @@ def pool(
     if scheduler is None:
         most = cores()
         if workers > most:
-            say(f"{workers} workers requested, but this machine has {most} cores: {most} workers are used")
+            say(
+                f"{WARNING}{counted(workers, 'worker')} requested, but this machine has {counted(most, 'core')}: "
+                f"{counted(most, 'worker is', 'workers are')} used"
+            )
         yield functools.partial(_each_here, workers=min(workers, most)), min(workers, most)
         return
     with connected(scheduler) as client:
         threads = client.nthreads()
-        say(f"{scheduler}: {len(threads)} Dask workers, {sum(threads.values())} {what} at a time")
+        say(f"{scheduler}: {counted(len(threads), 'Dask worker')}, {sum(threads.values())} {what} at a time")
         yield functools.partial(_each_on_cluster, client=client), sum(threads.values())
 
 

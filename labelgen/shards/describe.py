@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from labelgen.progress import counted
 from labelgen.shards.collection import hash_of_all
 from labelgen.shards.reader import ShardReader
 from labelgen.shards.schema import PARTS
@@ -24,7 +25,7 @@ def describe(shards: Sequence[ShardReader]) -> str:
     frames, size = arrays["videos/n_frames"], sum(os.path.getsize(shard.path) for shard in shards)
     jpeg = sum(int(shard.arrays["frames/offset"][-1]) for shard in shards)
     lines = [
-        f"{first.config['dataset']}: {len(shards)} shards, {size / 1e6:,.1f} MB, configuration {hashed}",
+        f"{first.config['dataset']}: {counted(len(shards), 'shard')}, {size / 1e6:,.1f} MB, configuration {hashed}",
         f"videos {len(frames):,}, frames {frames.sum():,} ({jpeg / max(1, frames.sum()) / 1000:.1f} kB each), "
         f"clips {len(arrays['clips/video']):,} of {first.clip_length} frames, "
         f"crops per clip {len(first.crop_grid)} plain and mirrored",

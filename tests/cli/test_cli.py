@@ -4,11 +4,16 @@ import json
 import subprocess
 import sys
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from cli.demo import STUDY
+from cli.main import main
+from labelgen import progress
 from tests.command import ENVIRONMENT, ROOT, vssl
 from tests.labelgen.synthetic import write_video
+from tests.trainer.synthetic import write_shard
 from trainer.study.file import read
 
 SIZE = ("--height", "40", "--width", "48", "--crop", "32")
@@ -50,6 +55,62 @@ def test_choices_are_those_of_the_settings():
 
     offered = {option.name: tuple(option.type.choices) for option in train.params if hasattr(option.type, "choices")}
     assert offered == {name: declared.choices for name, declared in DECLARATIONS.items() if declared.choices}
+
+
+def commands(command=main, *names):
+    """All commands without commands of their own, with their names."""
+    context = click.Context(command, info_name="vssl")
+    if not isinstance(command, click.Group):
+        return [(names, command, context)]
+    children = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
+    return [found for name, child in children for found in commands(child, *names, name)]
+
+
+def test_every_command_has_its_options_in_groups_and_its_whole_summary():
+    for names, command, context in commands():
+        options = {option.name for option in command.params if isinstance(option, click.Option)}
+        assert options >= {"verbose", "quiet"}, names
+        missing = options - command.groups.keys() - {"verbose", "quiet"}
+        assert not missing if command.groups else len(options) <= 12, (names, missing)
+        text = command.get_help(context)
+        assert all(f"\n{title}:\n" in text for name, title in command.groups.items() if name in options)
+        summary = command.get_short_help_str(10_000)
+        assert not summary.endswith(("...", "tab.", "fig.")) and summary.count("(") == summary.count(")")
+        assert summary[:40] in " ".join(vssl(*names[:-1], "--help").split()), names
+    helps = " ".join(vssl("train", "--help").split())
+    for option in ("momentum", "weight-decay", "drop-every", "log-every"):
+        assert f" --{option} " in helps
+    assert "Budget: --epochs" in helps and "Hardware: --precision" in helps
+
+
+def test_how_much_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_shard(tmp_path / "out" / "one" / "00000.h5", [64, 64])
+    line = ("train", "--shards", "out", "--method", "pace", "--width", 0.05, "--epochs", 1, "--workers", 0)
+    quiet = vssl(*line, "-q").splitlines()
+    assert "trained 1 step -> runs/pace-r3d10-1" in quiet[-1]
+    assert all(text.startswith("warning: ") for text in quiet[:-1])
+    detailed = vssl(*line, "--momentum", 0.5, "-v")
+    assert "momentum 0.5; " in detailed and "step 1: checkpoint -> runs/pace-r3d10-2/checkpoints" in detailed
+    assert "-v and -q exclude each other" in vssl(*line, "-v", "-q", code=2)
+    told = vssl("train", "--shards", "none", "-v", code=1)
+    assert "Traceback" in told and told.splitlines()[-1].startswith("Error: none: no such folder")
+    assert progress.level() == 0
+
+
+def test_the_shell_completes_commands_options_and_values():
+    for words, expected in (
+        ("vssl finet", "finetune"),
+        ("vssl train --log", "--log-every"),
+        ("vssl train --optimizer l", "lars"),
+    ):
+        environment = {
+            "_VSSL_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        done = CliRunner().invoke(main, prog_name="vssl", env=environment)
+        assert f",{expected}\n" in done.output
 
 
 def test_an_interrupted_command_says_what_is_kept(monkeypatch):

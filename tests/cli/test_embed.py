@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -46,8 +47,12 @@ def test_rows_equal_the_features_of_eval(here, level, views, pooling, stage):
     assert told["id"] == ([ids[row] for row in own.owner] if level == "clip" else ids)
     assert told["label"] == [name.split("/")[0] if "/" in name else "" for name in told["id"]]
     assert all(path == str(here / "videos" / name) for path, name in zip(told["path"], told["id"], strict=True))
-    for name in ("id", "label", "split", "start", "end", "stage", "thumbnail"):
+    for name in ("id", "label", "split", "start", "end", "stage", "thumbnail", "signature"):
         assert told[name] == told_of_shards[name]
+    first = [told["id"].index(name) for name in ids]
+    pictures = {told["id"][row]: len(told["signature"][row]) / 192 for row in first}
+    assert pictures == {name: math.ceil(8 * LENGTHS[name] / 25) if name in LENGTHS else 21 for name in ids}
+    assert not any(told["signature"][row] for row in range(len(told["id"])) if row not in first)
     rows = [row for row, name in enumerate(told["id"]) if name == "near/b.mp4"]
     times = [(told["start"][row], told["end"][row]) for row in rows]
     assert times == (
@@ -209,7 +214,7 @@ def test_a_plan_leaves_nothing_behind(here, monkeypatch):
     told = vssl("train", "--shards", "out", "--width", 0.05, "--epochs", 40, "--workers", 0, "--plan")
     assert "40 epochs, 40 steps of" in told and "disk:" in told
     told = vssl("train", "--shards", "out", "--from", runs[0], "--epochs", 1, "--workers", 0, "--plan")
-    assert "1 epochs, 1 steps of" in told and "0.00 GB for the run" in told  # as narrow as the run that it starts from
+    assert "1 epoch, 1 step of" in told and "0.00 GB for the run" in told  # as narrow as the run that it starts from
     assert sorted(path.name for path in here.iterdir()) == there and not list((here / "scratch").iterdir())
     assert sorted((here / "runs").rglob("*")) == runs
 
@@ -286,7 +291,7 @@ def test_a_table_of_shards_that_grow(here):
     write_video(here / "mine" / "later.mp4", 40, 9)
     (here / "mine" / "near" / "b.mp4").unlink()
     told = vssl("labelgen", "mine", "--out", "grown", "--add", "--videos-per-shard", 2, *SIZE)
-    assert "1 videos added (0 of them changed)" in told and "1 dropped: near/b.mp4" in told
+    assert "1 video added (0 of them changed)" in told and "1 dropped: near/b.mp4" in told
     assert "videos are unchanged" in vssl("embed", "--shards", "grown")
     vssl("embed", "--shards", "grown", "--out", "anew.parquet")
     (vectors, own), (expected, anew) = columns("features.parquet"), columns("anew.parquet")
@@ -299,7 +304,7 @@ def test_a_table_of_shards_that_grow(here):
 
 def test_a_single_file(here):
     told = vssl("embed", "--videos", "videos/near/b.mp4", "--level", "video")
-    assert "1 rows of 1 of 1 videos" in told
+    assert "1 row of 1 of 1 video" in told
     assert json.loads(pq.read_schema("features.parquet").metadata[b"vssl"])["videos"] == 1
 
 

@@ -89,7 +89,7 @@ def test_a_folder_that_grows(videos, tmp_path):
     write_video(tmp_path / "videos" / "left" / "9.mp4", 20, 9)
     (tmp_path / "videos" / "right" / "3.mp4").unlink()
     output = vssl("labelgen", *options)
-    assert "1 videos added (0 of them changed), 3 kept, 1 dropped: right/3.mp4" in output
+    assert "1 video added (0 of them changed), 3 kept, 1 dropped: right/3.mp4" in output
     assert "4 of 4 videos labelled" in output
     vssl("shards", "verify", tmp_path / "out")
     assert "videos 4," in vssl("shards", "info", tmp_path / "out")
@@ -101,10 +101,10 @@ def test_a_plan_leaves_nothing_behind(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     options = (videos / "left", "--out", tmp_path / "out", "--flow", "dis", "--clips", 1, *TINY)
     output = vssl("labelgen", *options, "--plan")
-    assert "measured on the first 20 s of 1 videos" in output
+    assert "measured on the first 20 s of 1 video" in output
     assert not (tmp_path / "out").exists() and not list((tmp_path / "scratch").iterdir())
     numbers = dict(re.findall(r"(processor|disk): +about ([0-9.,]+)", output))
-    assert set(numbers) == {"processor", "disk"} and "with 1 workers" in output
+    assert set(numbers) == {"processor", "disk"} and "with 1 worker" in output
     # what is labelled already is not planned again
     vssl("labelgen", *options)
     assert "all videos are labelled already" in vssl("labelgen", *options, "--plan", code=1)
@@ -126,7 +126,7 @@ def test_without_options(plain):
     assert shard.arrays["videos/n_frames"].tolist() == [120, 70, 20, 12]
     assert np.bincount(shard.arrays["clips/video"], minlength=4).tolist() == [7, 4, 1, 0]
     # 61 frames for pace 4, 64 for three clips
-    assert "too short: 1 videos for a clip, 2 for pace, 2 for order; 0 clips without motion" in output
+    assert "too short: 1 video for a clip, 2 for pace, 2 for order; 0 clips without motion" in output
     assert shard.config["flow"]["backend"] == "tvl1" and len(shard.crop_grid) == 15
     assert shard.config["split"] == "all" and shard.arrays["pace/pace"].shape == (4, 32)
 
@@ -191,7 +191,7 @@ def test_wrap_any(videos, tmp_path):
     assert (wrapped > 0).all() and (wrapped[:2] < 1).all() and wrapped[3] == 1
     for row in np.flatnonzero(shard.arrays["pace/wrapped"][0]):
         assert (np.diff(shard.pace_frames(0, row)) < 0).sum() == 1  # runs on from the first frame
-    assert vssl("shards", "verify", tmp_path) == "1 shards are undamaged\n"
+    assert vssl("shards", "verify", tmp_path) == "1 shard is undamaged\n"
 
 
 @pytest.mark.parametrize(("clips", "classes", "short"), [(2, 2, 2), (5, 120, 3)])
@@ -229,7 +229,7 @@ def test_clip_length(videos, tmp_path, plain, length):
         assert (shard.arrays["order/permutation"][video] != NO_ROW).all() == (lengths[video] >= 2 * length + 8)
     assert shard.order_frames(0, 0).shape == (2, length)
     assert (shard.order_frames(0, 0)[1] - shard.order_frames(0, 0)[0] == length + 8).all()
-    assert vssl("shards", "verify", tmp_path) == "1 shards are undamaged\n"
+    assert vssl("shards", "verify", tmp_path) == "1 shard is undamaged\n"
     assert f"clips {shard.n_clips} of {length} frames" in vssl("shards", "info", tmp_path)
     vssl("show", "labels", "--shards", tmp_path, "--out", tmp_path, "--count", 1)
     with h5py.File(shard.path, "r+") as file:
@@ -320,7 +320,7 @@ def test_the_split_that_was_labelled_is_named(videos, tmp_path):
     manifest = tmp_path / "mine.yaml"
     manifest.write_text("name: mine\nlabel: {folder: 1}\ngroup: {folder: 1}\nsplits: {leave_out: group}\n")
     common = ("labelgen", "--dataset", manifest, "--root", videos, "--out", tmp_path, *TINY, "--flow", "dis")
-    assert "1 of 1 videos labelled" in vssl(*common, "--split", "1/test")
+    assert "1 of 1 video labelled" in vssl(*common, "--split", "1/test")
     vssl(*common, "--split", "test")  # the same
     assert 'split: "1/test" there, "2/train" now' in vssl(*common, "--split", "2/train", code=1)
     assert "unknown split: '3'; expected 1, 2, train" in vssl(*common, "--split", "3", code=2)
@@ -390,8 +390,8 @@ def test_show_curriculum(plain, tmp_path):
 
 def test_shards_info_and_verify(plain, tmp_path):
     output = vssl("shards", "info", plain[0])
-    assert "videos: 1 shards" in output and "frames 222" in output and "I_v" in output
-    assert vssl("shards", "verify", plain[0]) == "1 shards are undamaged\n"
+    assert "videos: 1 shard" in output and "frames 222" in output and "I_v" in output
+    assert vssl("shards", "verify", plain[0]) == "1 shard is undamaged\n"
     assert "holds no shards" in vssl("shards", "verify", tmp_path, code=1)
     for command in (("shards", "info"), ("shards", "verify"), ("show", "labels", "--shards")):
         assert vssl(*command, tmp_path / "none", code=1).endswith("or choose another folder\n")

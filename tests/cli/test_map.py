@@ -149,7 +149,28 @@ def test_the_map_is_explored(planted, browser):
     browser.run("document.querySelector('.tools [type=checkbox]').click()")
     browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert browser.run("document.querySelectorAll('.pictures image').length") == 1
+    browser.shot(x=0, y=0, width=400, height=2000)  # for which the page is laid out anew
     assert browser.errors() == []
+
+
+def test_without_its_script_the_page_lists_all_videos_and_neighbours(planted, browser):
+    vssl("map")
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(Path("map.html"), 400)
+        seen = "[...document.querySelectorAll('{}')].filter(one => one.checkVisibility()).length"
+        found = [
+            browser.run(seen.format(part)) for part in (".points > li", ".points .near a", ".map a", ".tools, .chosen")
+        ]
+        assert found == [40, 240, 40, 0] and browser.run(OVERFLOW) == 0 and browser.errors() == []
+        for _ in range(40):
+            browser.press("Tab")
+            if browser.run("document.activeElement.closest('.map')?.tagName"):
+                break
+        browser.press("Enter")
+        assert browser.run("document.querySelector('.points > li:target').id") == "p0"
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
 def test_a_pointer_drags_and_chooses(planted, browser):

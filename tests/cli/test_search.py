@@ -14,7 +14,7 @@ from tests.cli.tables import LENGTHS, SIZE, columns
 from tests.command import ROOT, vssl
 
 
-def test_the_nearest_moments(here):
+def test_the_nearest_moments(here, browser):
     vssl("embed", "--videos", "videos")
     part = ("--from", 0, "--to", 0.64)
     told = vssl("search", "videos/near/a.mp4", *part, "--count", 3, "--page", "found.html").splitlines()
@@ -24,7 +24,13 @@ def test_the_nearest_moments(here):
     whole = vssl("search", "videos/near/a.mp4", "--count", 30)
     assert "copy.mp4" in whole and "videos/near/a.mp4  (" not in whole
     page = Path("found.html").read_text()
-    assert page.count("<figure>") == 4 and 'href="videos/copy.mp4#t=' in page
+    assert page.count("<figure>") == 4 == page.count("data:image/webp") and 'href="videos/copy.mp4#t=' in page
+    value, share = told[1].split()[:2]
+    assert f"nearer than {share} % of random pairs; cosine {value}" in page
+    assert browser.faults(Path("found.html")) == []
+    browser.run("document.querySelector('.play').click()")
+    films = "[...document.querySelectorAll('.film')].map(one => getComputedStyle(one, '::after').backgroundImage.slice(0, 20))"
+    assert browser.run(films) == ['url("data:image/webp'] * 4
     told = vssl("search", "videos/near/a.mp4", "--from", 0.64, "--to", 1.28, "--page", "found.png").splitlines()
     assert "0.64 to 1.3 s" in told[0] and Path("found.png").read_bytes()[:4] == b"\x89PNG"
     # of the same video, what does not overlap the query is found
@@ -69,8 +75,8 @@ def test_clusters_and_copies_of_videos(here):
     vssl("cluster", "--duplicates", "--out", "copies")
     with open("copies/duplicates.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["group"], row["id"]) for row in rows] == [("0", "copy.mp4"), ("0", "near/a.mp4")]
-    assert float(rows[0]["similarity"]) > 0.995
+    assert [(row["kind"], row["id"], row["other id"]) for row in rows] == [("same", "copy.mp4", "near/a.mp4")]
+    assert float(rows[0]["similarity"]) > 0.99 and float(rows[0]["end"]) == pytest.approx(2.56, abs=0.26)
     assert "no such file" in vssl("cluster", "--in", "none.parquet", code=1)
     Path("broken.parquet").write_text("no table")
     assert "not a readable table" in vssl("cluster", "--in", "broken.parquet", code=1)

@@ -187,7 +187,7 @@ def test_flows_are_those_that_are_stored(folder):
 
 def test_one_file_is_enough(folder, tmp_path):
     told = vssl("flow", folder / "right/c.mp4", "--out", tmp_path, "--short", 48, "--flow", "dis")
-    assert "flow of 1 of 1 videos" in told and len(os.listdir(tmp_path / "c")) == 4
+    assert "flow of 1 of 1 video" in told and len(os.listdir(tmp_path / "c")) == 4
 
 
 # --- values

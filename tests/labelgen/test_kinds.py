@@ -90,7 +90,7 @@ def test_a_new_kind_is_labelled_read_verified_and_described(new_kinds, videos, t
     assert shard.config["labels"]["brightness"] == {"version": 3, "weights": "equal"}
     assert [kind.name for kind in shard.kinds][-2:] == ["brightness", "still"]
     assert f"brightness {means.mean():.1f}\n" in vssl("shards", "info", tmp_path / "out")
-    assert vssl("shards", "verify", tmp_path / "out") == "1 shards are undamaged\n"
+    assert vssl("shards", "verify", tmp_path / "out") == "1 shard is undamaged\n"
     assert any("`/brightness/mean` | float32 | clips, clip_length, 3" in line for line in tables.shards())
 
     with h5py.File(shard.path, "r+") as file:

@@ -3,6 +3,8 @@
 import re
 import time
 
+import pytest
+
 from labelgen import progress
 
 
@@ -43,3 +45,22 @@ def test_what_was_done_before_is_not_counted_as_done_in_this_time(capsys):
     assert bar.line(20) == "labelled: 50 of 100 videos, 150 frames/s, about 2 min left"
     bar.say("a note")
     assert capsys.readouterr().err == "a note\n"
+
+
+@pytest.mark.parametrize(
+    ("level", "out", "err"),
+    [(-1, "warning: b\nc\n", ""), (0, "a\nwarning: b\nc\n", ""), (1, "a\nwarning: b\nc\n", "d\n")],
+)
+def test_how_much_is_told(capsys, level, out, err):
+    try:
+        progress.set_level(level)
+        progress.say("a")
+        progress.say("warning: b")
+        progress.say("c", result=True)
+        progress.detail("d")
+        assert capsys.readouterr() == (out, err)
+        with progress.ProgressBar("made", "part", 2) as bar:
+            bar.say("note")
+    finally:
+        progress.set_level(0)
+    assert ("note" in capsys.readouterr().err) == (level >= 0)

@@ -201,9 +201,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(results):
 
 def test_fewer_held_out_samples_than_processes(results):
     for returned in results[1][:2]:
-        assert (
-            "TrainerError: 1 samples of pace are held out, but 2 processes evaluate them; hold out" in returned["few"]
-        )
+        assert "TrainerError: 1 sample is held out for pace, but 2 processes evaluate them; hold out" in returned["few"]
 
 
 LAUNCHED = {"WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}

@@ -1,14 +1,14 @@
 """Tables of features: how they are made, searched and clustered."""
 
 import contextlib
+import re
 import tracemalloc
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from trainer.embeddings import clustering, extract, search
+from trainer.embeddings import clustering, extract, groups, search
 from trainer.embeddings.table import TEXTS, Table, write_part
 from trainer.errors import TrainerError
 
@@ -107,6 +107,33 @@ def test_clusters_of_planted_points(tmp_path, method):
         clustering.clusters(vectors, "kmeans", 70)
 
 
+@pytest.mark.parametrize("method, expected", [("kmeans", 2), ("hdbscan", 3)])
+def test_every_member_is_on_the_page_the_most_typical_first(tmp_path, browser, method, expected):
+    rng, jpeg = np.random.default_rng(0), cv2.imencode(".jpg", np.full((96, 128, 3), 90, np.uint8))[1].tobytes()
+    vectors = (
+        np.eye(16, dtype=np.float32)[np.repeat([0, 1], [40, 26])] + rng.normal(size=(66, 16)).astype(np.float32) * 0.05
+    )
+    vectors[-4:] = np.eye(16)[4:8]  # alone
+    names = [f"{row:02d}.mp4" for row in range(66)]
+    columns = {name: names for name in TEXTS} | {"start": [0.0] * 66, "end": [1.0] * 66, "thumbnail": [jpeg] * 66}
+    write_part(tmp_path / "t.parquet", {"key": "x"}, vectors, columns)
+    found = groups.clustered(Table(tmp_path / "t.parquet"), "video", method, 2, 5)
+    found.write(
+        tmp_path / "out", lambda row: None if row["id"] == "00.mp4" else (np.zeros((2, 90, 120, 3), np.uint8), 0.04)
+    )
+    text = (tmp_path / "out" / "index.html").read_text()
+    sections = re.findall(r"<section.*?</section>", text, re.S)
+    assert len(sections) == expected
+    for number, section in zip([0, 1, -1], sections, strict=False):
+        listed = [int(name) for name in re.findall(r">(\d\d)\.mp4 ?<", section)]
+        assert sorted(listed) == np.flatnonzero(found.group == number).tolist()
+        assert number < 0 or (np.diff(found.values[listed]) >= 0).all()
+    assert text.count("<figure>") == 36 and text.count("data:image/webp") == 35 + (
+        "00.mp4" not in text.split("<details>")[0]
+    )
+    assert browser.faults(tmp_path / "out" / "index.html") == []
+
+
 def test_a_video_is_the_mean_of_its_rows(tmp_path):
     table = planted(tmp_path / "t.parquet", DOTS, ["a", "a", "b", "c", "c"], [0.0, 1.0, 0.0, 0.0, 3.0])
     own = clustering.points(table, "video")
@@ -118,49 +145,6 @@ def test_a_video_is_the_mean_of_its_rows(tmp_path):
         ("c", 0, 4),
     ]
     assert own.rows.tolist() == [1, 2, 4] and len(clustering.points(table, "row").rows) == 5
-
-
-def jpeg(picture):
-    return cv2.imencode(".jpg", picture.astype(np.uint8)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-
-
-def pictured(path, videos):
-    """A table of videos, by name a list of pictures, RGB [H, W, 3] each."""
-    names = [name for name, pictures in videos.items() for _ in pictures]
-    shown = [jpeg(picture) for pictures in videos.values() for picture in pictures]
-    texts = {name: names for name in TEXTS} | {"thumbnail": shown}
-    times = {"start": [0.0] * len(names), "end": [1.0] * len(names)}
-    write_part(path, {"key": "x"}, np.ones((len(names), 2), np.float32), texts | times)
-    return Table(path)
-
-
-def test_flat_videos_are_copies_if_they_have_one_colour(tmp_path):
-    def flat(*color):
-        return np.full((96, 128, 3), color) + np.random.default_rng(0).integers(0, 2, (96, 128, 3))
-
-    textured = np.random.default_rng(1).integers(0, 255, (12, 16, 3)).repeat(8, 0).repeat(8, 1)
-    videos = {
-        "black": [flat(0, 0, 0)] * 3,
-        "black again": [flat(1, 0, 1)] * 2,
-        "white": [flat(250, 250, 250)],
-        "red": [flat(200, 0, 0)],
-        "red again": [flat(200, 0, 0)] * 4,
-        "blue of red's luma": [flat(0, 60, 254)],
-        "with a black moment": [flat(0, 0, 0), textured, 255 - textured],
-        "copy": [flat(0, 0, 0), textured, 255 - textured],
-        "other": [textured[::-1]],
-    }
-    group, nearest = clustering.duplicates(pictured(tmp_path / "t.parquet", videos), 0.995)
-    groups = {}
-    for name, number in zip(videos, group, strict=True):
-        groups.setdefault(number, []).append(name)
-    assert {tuple(names) for number, names in groups.items() if number >= 0} == {
-        ("black", "black again"),
-        ("red", "red again"),
-    }
-    assert nearest[0] > 0.999 and (nearest <= 1 + 1e-5).all()
-    many = {str(number): [flat(90, 90, 90)] for number in range(50)}
-    assert (clustering.duplicates(pictured(tmp_path / "many.parquet", many), 0.995)[0] == 0).all()
 
 
 @pytest.mark.parametrize("per_video", [None, 1, 2])

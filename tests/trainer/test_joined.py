@@ -89,4 +89,4 @@ def test_the_command_takes_several(two, tmp_path, monkeypatch):
     assert "expected whole numbers" in vssl(*line, "--shard-weights", "0.5,1", code=2)
     assert "labels of one data set" in vssl(*line, "--method", "recognition", code=1)
     told = vssl(*line, "--repeats", 2)
-    assert "5 samples of a+b, each 2 times, 1 epochs" in told and "b marks no video as train: all are used" in told
+    assert "5 samples of a+b, each 2 times, 1 epoch " in told and "b marks no video as train: all are used" in told

@@ -25,6 +25,7 @@ from trainer.settings import Settings, resolve
 from trainer.training import log as log_module
 from trainer.training import train
 from trainer.training.log import Log, at_chance
+from trainer.training.loggers import Loggers
 from trainer.training.precision import version_warnings
 from trainer.training.schedule import learning_rate
 from trainer.training.streams import epoch_of, training_clips
@@ -42,7 +43,11 @@ def test_a_run_is_logged_and_kept(unbroken):
 @pytest.mark.parametrize("name", ["log.csv", "holdout.csv"])
 def test_a_full_disk_names_the_log(tmp_path, name):
     told = rf"{name}: cannot be written \(.*File too large"
-    with pytest.raises(WriteError, match=told), Log(tmp_path, 0, 2, 2) as log, file_size_limit(10):
+    with (
+        pytest.raises(WriteError, match=told),
+        Log(tmp_path, 0, 2, 2, Loggers([], tmp_path, {}, 0)) as log,
+        file_size_limit(10),
+    ):
         if name == "log.csv":
             log.step(0, 0, 0.1, {"loss": 1.0}, 0.1, 0.2, 3)
         else:
@@ -58,7 +63,7 @@ def test_off_a_terminal_the_first_step_is_told_and_then_by_time(demo, here, caps
     """With the time left."""
     clock = itertools.count(100, 4)  # seconds, of each step
     monkeypatch.setattr(log_module.time, "monotonic", lambda: next(clock))
-    with Log(here, 3, 1000, 10) as log:
+    with Log(here, 3, 1000, 10, Loggers([], here, {}, 0)) as log:
         for step in range(3, 13):
             log.step(step, 0, 0.1, {"loss": 1.5, "accuracy": 0.5, "other": 1.0}, 0.1, 8.0, 3)
     told = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]

@@ -27,7 +27,7 @@ def features(tmp_path):
         "split": [EVIL] * 12,
         "stage": [EVIL] * 12,
     }
-    columns = texts | {"start": [0.0] * 12, "end": [1.0] * 12, "thumbnail": [jpeg] * 12}
+    columns = texts | {"start": [0.0] * 12, "end": [1.0] * 12, "thumbnail": [jpeg] * 12, "signature": [bytes(192)] * 12}
     path = tmp_path / f"features{EVIL.replace('/', '')}.parquet"
     write_part(path, {"key": EVIL}, np.random.default_rng(0).random((12, 8), np.float32), columns)
     return path
@@ -57,7 +57,8 @@ def test_clusters_and_copies(features, tmp_path, options):
 def test_what_a_search_finds(features, tmp_path):
     table = Table(features)
     rows = table.take(range(12), ("id", "path", "label", "start", "end", "thumbnail"))
-    write_hits(tmp_path / "found.html", [(EVIL, rows[0]["thumbnail"])], [row | {"similarity": 0.5} for row in rows])
+    query = [rows[0] | {"id": EVIL}]
+    write_hits(tmp_path / "found.html", query, [row | {"similarity": 0.5} for row in rows], lambda row: None)
     assert_text(tmp_path / "found.html", 24)
 
 

@@ -120,7 +120,7 @@ def run(place, monkeypatch):
 
 def other_than_size(output):
     """What is said, but for the frame size, which is smaller here."""
-    sizes = [f"the recipe expects shards with {name} " for name in ("height", "width", "crop")]
+    sizes = [f"warning: the recipe expects shards with {name} " for name in ("height", "width", "crop")]
     return "\n".join(line for line in output.splitlines() if not line.startswith(tuple(sizes)))
 
 
@@ -163,7 +163,7 @@ def test_a_table_is_reproduced_through_interruptions(reproduce, tmp_path):
     code, output, made = reproduce(*where, "--plan")
     assert code == 0 and made == ["train"] and output.count("\n  done\n") == 2 and not [*tmp_path.glob("runs/*")]
     assert (
-        "1 steps of" in output and "core hours" in output and "at most about" in output and "not counted" not in output
+        "1 step of" in output and "core hours" in output and "at most about" in output and "not counted" not in output
     )
     code, output, made = reproduce(*where, stop="eval")
     assert code == 130 and made == ["train"]

@@ -320,9 +320,9 @@ def test_a_recipe_runs_two_steps(name, shards_for, here):
     small = ["--epochs", 1, "--width", 0.06, "--batch-size", batch, "--workers", 0, "--device", "cpu", "--run", "one"]
     done = CliRunner().invoke(main, [*command, "--recipe", name, "--shards", shards, *small], standalone_mode=False)
     assert done.exception is None, done.output
-    told = [line for line in done.output.splitlines() if line.startswith("the recipe expects shards with")]
+    told = [line for line in done.output.splitlines() if line.startswith("warning: the recipe expects shards with")]
     differing = {"height", "width", "crop"} | ({"rows"} & expected.keys())
-    assert {line.split()[5] for line in told} == differing
+    assert {line.split()[6] for line in told} == differing
     saved = checkpoint.load("one").meta
     has = saved["settings"]
     assert (saved["step"], has["epochs"], has["width"], has["batch_size"]) == (2, 1, 0.06, batch)

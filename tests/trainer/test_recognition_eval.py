@@ -308,7 +308,7 @@ def test_unknown_classes_are_left_out_and_counted(tmp_path, runs):
     write_shard(tmp_path / "other" / "00000.h5", [20] * 6, labels=labels, splits=())
     result = measure("recognition", tmp_path / "other", runs[0], compute=ONE)
     assert result["notes"] == [
-        "1 videos without label left out",
+        "1 video without label left out",
         "2 videos left out because the network does not know their class",
     ]
     assert result["protocol"]["mode"] == "all labelled videos" and result["protocol"]["items"] == "3 videos"

@@ -237,7 +237,7 @@ def test_without_two_parts_each_video_searches_all_others(tmp_path, run):
     result = measure("retrieval", tmp_path, run)
     assert result["protocol"]["mode"] == "each video against all others" and result["protocol"]["split"] is None
     assert result["protocol"]["items"] == "3 query and 3 gallery videos"
-    assert "1 videos without label left out" in result["notes"]
+    assert "1 video without label left out" in result["notes"]
     assert (run / "results/retrieval-free.json").exists()
 
 

@@ -97,7 +97,7 @@ def test_a_run_of_an_older_version_has_the_defaults_of_what_it_lacks(here):
 def test_training_says_when_stored_draws_repeat(demo, capsys, settings, told):
     training_streams(data.Shards(demo), resolve(Settings(**settings)))
     lines = [line for line in capsys.readouterr().out.splitlines() if "stored draw" in line]
-    assert lines == ([told] if told else [])
+    assert lines == ([f"warning: {told}"] if told else [])
 
 
 # several random clips per video

@@ -71,12 +71,12 @@ def test_features_are_those_of_overlapping_clips(demo, run):
 
 def test_what_cannot_be_scored(tmp_path, run, monkeypatch):
     write_shard(tmp_path / "one" / "00000.h5", [20, 20], splits=(), labels=["a", "a"])
-    with pytest.raises(TrainerError, match="one: 1 classes with labelled videos, expected two or more"):
+    with pytest.raises(TrainerError, match="one: 1 class with labelled videos, expected two or more"):
         measure("scenes", tmp_path / "one", run)
     config = {**CONFIG, "expected": {"videos": 420, "classes": 14}}
     write_shard(tmp_path / "yupenn" / "00000.h5", [20] * 4, splits=(), labels=["a", "b", "a", ""], config=config)
     result = measure("scenes", tmp_path / "yupenn", run, compute=ONE)
-    assert result["notes"][0] == "1 videos without label left out" and "not the whole data set" in result["notes"][1]
+    assert result["notes"][0] == "1 video without label left out" and "not the whole data set" in result["notes"][1]
     monkeypatch.setattr(scenes, "MOST_VIDEOS", 2)
     with pytest.raises(TrainerError, match="3 videos, expected at most 2"):
         measure("scenes", tmp_path / "yupenn", run)

@@ -148,11 +148,11 @@ def test_pairs_are_read_by_any_spelling_and_mistakes_are_told(tmp_path, demo, ru
     good = "1,00000_0,00000_1,1\n2,00000_0,00001_2,0\n1,00000_0,00001_2,0\n2,00001_0,00001_2,1\n3,00001_0,nobody,1\n"
     fold, first, second, same, notes = read(head + good)
     assert fold.tolist() == [1, 2, 1, 2] and first.tolist() == [0, 0, 0, 6] and second.tolist() == [1, 8, 8, 8]
-    assert same.tolist() == [True, False, False, True] and notes[0].startswith("1 pairs left out")
+    assert same.tolist() == [True, False, False, True] and notes[0].startswith("1 pair left out")
     for text, message in (
         ("a,b\n1,2\n", "columns .'a', 'b'., expected fold, first, second, same"),
         (head + "1,00000_0,00000_1,yes\n", "line 2: .* expected a number as fold and 0 or 1 as same"),
-        (head + "1,x,y,1\n", "none of its 1 pairs has both videos in the shards, expected ids such as '00000_0'"),
+        (head + "1,x,y,1\n", "none of its 1 pair has both videos in the shards, expected ids such as '00000_0'"),
         (head + "1,00000_0,00000_1,1\n2,00000_0,00000_1,1\n", "without fold 1 all pairs are"),
     ):
         with pytest.raises(TrainerError, match=message):
@@ -178,7 +178,7 @@ def test_pairs_of_aslan(tmp_path):
     content[0, 0, 0] = 3697  # not there
     savemat(tmp_path / "View2.mat", {"action_splits_pairs": content.astype(float)})
     fold, first, second, same, notes = read_pairs(tmp_path / "View2.mat", source)
-    assert notes[0] == "1 pairs left out because their videos are not in the shards"
+    assert notes[0] == "1 pair left out because videos are not in the shards"
     expected = np.moveaxis(content, 2, 0).reshape(-1, 5)[1:]  # fold after fold
     assert fold.tolist() == np.repeat(np.arange(1, 11), 6)[1:].tolist()
     assert (first + 1).tolist() == expected[:, 0].tolist() and (second + 1).tolist() == expected[:, 1].tolist()
@@ -187,7 +187,7 @@ def test_pairs_of_aslan(tmp_path):
         "fold,first,second,same\n1,1,0002,1\n1,3,4.avi,0\n2,1,5,1\n2,1,0006.avi,0\n1,1,7,0\n"
     )
     _, first, second, _, notes = read_pairs(tmp_path / "pairs.csv", source)
-    assert (first.tolist(), second.tolist()) == ([0, 0, 0, 0], [1, 4, 5, 6]) and notes[0].startswith("1 pairs left out")
+    assert (first.tolist(), second.tolist()) == ([0, 0, 0, 0], [1, 4, 5, 6]) and notes[0].startswith("1 pair left out")
 
 
 def test_pairs_of_a_name_that_two_videos_have_are_told(tmp_path):

@@ -76,7 +76,7 @@ def test_what_cannot_be_planned(tmp_path, plan):
     with pytest.raises(TrainerError, match="few: 3 labelled videos, 3 groups and no class with two videos: no folds"):
         plan(tmp_path / "few")
     write_shard(tmp_path / "one" / "00000.h5", [20] * 3, split=[1, 1, 3], labels=["a", "a", "b"])
-    with pytest.raises(TrainerError, match="one: 2 labelled videos of 1 classes to learn from, expected two or more"):
+    with pytest.raises(TrainerError, match="one: 2 labelled videos of 1 class to learn from, expected two or more"):
         plan(tmp_path / "one")
     write_shard(tmp_path / "no" / "00000.h5", [20] * 4, [[1, 1], [3, 1]] * 2, list("aabb"), splits=("1", "2"))
     with pytest.raises(TrainerError, match="no: split 2 has no test part"):

@@ -151,7 +151,7 @@ def test_every_protocol_and_reference_gives_a_number(colors, tmp_path, monkeypat
         (tmp_path / "out" / name).write_text('{"scores": {"00000_12": 0}}')
     told = []
     content = make_study(monkeypatch, path, tmp_path / "out", flow=still, say=told.append)
-    assert sum("not used" in line for line in told) == 2 and any("1 runs and results" in line for line in told)
+    assert sum("not used" in line for line in told) == 2 and any("1 run or result " in line for line in told)
     measured = [measure["measure"] for measure in content["columns"]]
     found = {(entry["row"], measured[entry["column"]]): entry for entry in content["numbers"]}
     frozen = ["linear probe, conv5, max, 1 per class", "2-NN, conv5, max"]

@@ -1,20 +1,16 @@
-"""Groups of videos or moments: clusters by features, and near-duplicates by pictures."""
+"""Groups of videos or moments by their features."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
-from trainer.embeddings.table import Table, decoded
+from trainer.embeddings.table import Table
 from trainer.errors import TrainerError
 from trainer.evaluate.features import normalised
 
 _DIMENSIONS = 50  # principal components for clustering and maps
-_BLOCK = 2048  # videos compared with all others at a time
-_CANDIDATES = 20  # videos compared picture by picture
-_FLAT = 1.0  # grey levels; a picture with a smaller standard deviation is flat
 
 
 @dataclass(frozen=True)
@@ -155,64 +151,3 @@ def clusters(
         members = ordered == cluster
         distance[members] = np.linalg.norm(x[members] - x[members].mean(0), axis=1)
     return ordered, distance
-
-
-def duplicates(table: Table, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """The group of near-duplicates of every video of a table, int64 [videos], -1 for none, and its similarity to the
-    nearest other video [videos].
-
-    Pictures are compared instead of features, in which two videos of one person in one room can be as close as
-    duplicates. The similarity of two videos is the mean correlation of each thumbnail (grey, 16 x 12) of the shorter
-    one with the best of the other, so that duplicates of another size, quality or beginning are found. Videos of a
-    single colour are compared by that. Each video is compared with the 20 nearest ones by mean picture.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    pictures, bounds = _pictures(table)
-    means = normalised(np.add.reduceat(pictures, bounds[:-1]))
-    n, edges = len(means), []
-    nearest = np.full(n, -1.0)
-    for begin in range(0, n, _BLOCK):
-        similar = means[begin : begin + _BLOCK] @ means.T
-        for a, candidates in enumerate(np.argsort(-similar, axis=1, kind="stable")[:, : _CANDIDATES + 1], begin):
-            for b in candidates[candidates != a]:
-                one, other = pictures[bounds[a] : bounds[a + 1]], pictures[bounds[b] : bounds[b + 1]]
-                pairs = one @ other.T if len(one) <= len(other) else other @ one.T
-                value = float(pairs.max(1).mean())
-                nearest[a], nearest[b] = max(nearest[a], value), max(nearest[b], value)
-                if value >= threshold:
-                    edges.append((a, b))
-    first, second = np.array(edges, np.int64).reshape(-1, 2).T
-    _, group = connected_components(coo_array((np.ones(len(first)), (first, second)), (n, n)), directed=False)
-    alone = np.bincount(group)[group] == 1
-    return np.where(alone, -1, np.searchsorted(np.unique(group[~alone]), group)), nearest
-
-
-def _pictures(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Thumbnails of all rows as vectors of length 1 whose products are correlations, float32 [rows, 198]; and the first
-    row of each video, int64 [videos + 1].
-
-    A vector is the grey picture minus its mean. Flat pictures correlate with nothing: if all of a video are flat, the vector is
-    the mean colour as three angles from 0 to 180 degrees, so that black and white are opposites; otherwise it is zero.
-    """
-    found: list[np.ndarray] = []
-    colors: list[np.ndarray] = []
-    begins: list[int] = []
-    for part in table.parts:
-        last = None
-        for names, thumbnails in part.blocks("id", "thumbnail"):
-            begins += [len(found) + row for row, name in enumerate(names) if name != (names[row - 1] if row else last)]
-            last = names[-1]
-            for jpeg in thumbnails:
-                grey = cv2.resize(decoded(jpeg, cv2.IMREAD_GRAYSCALE), (16, 12), interpolation=cv2.INTER_AREA).ravel()
-                found.append(grey.astype(np.float32))
-                colors.append(decoded(jpeg).mean((0, 1)) if grey.std() < _FLAT else np.zeros(3))
-    pictures = np.stack(found)
-    bounds = np.array([*begins, len(pictures)])
-    flat = pictures.std(1) < _FLAT
-    wholly = np.repeat(np.logical_and.reduceat(flat, bounds[:-1]), np.diff(bounds))[:, None]
-    angle = np.pi / 255 * np.stack(colors)
-    centred = np.where(flat[:, None], 0, pictures - pictures.mean(1, keepdims=True))
-    vectors = np.hstack([centred, wholly * np.cos(angle), wholly * np.sin(angle)])
-    return normalised(vectors).astype(np.float32), bounds

@@ -11,16 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
 
 from labelgen.files import json_sha256, locked
+from labelgen.progress import counted, detail
 from labelgen.shards import NONE, PARTS, ShardReader, open_shards
 from labelgen.texts import path_text
 from labelgen.times import frame_bounds
 from trainer import data
 from trainer.checkpoint import Checkpoint, versions
+from trainer.embeddings.pictures import signature, thumbnail
 from trainer.embeddings.table import Table, join, write_part
 from trainer.errors import SettingError, TrainerError
 from trainer.evaluate.features import VIEWS, Compute, Features, pool, sha256_of, stage_outputs
@@ -28,7 +29,6 @@ from trainer.network import trained_backbone
 
 POOLINGS = ("mean", "max")
 Progress = Callable[[int, int], None]  # called with the number of videos done and of all
-_THUMBNAIL = 96  # height of the pictures in the table, pixels
 _STORED = (
     "height",
     "width",
@@ -258,8 +258,13 @@ class Extractor:
             times = [float(piece.bounds[int(video)][int(frame)]) for video, frame in zip(owner, at, strict=True)]
             columns[name] = [None if np.isnan(time) else time for time in times]
         columns["stage"] = [self.stage] * len(fields)
-        pictures = zip(owner.tolist(), middle.tolist(), strict=True)
-        columns["thumbnail"] = [_thumbnail(piece, video, frame) for video, frame in pictures]
+        stored = [(piece.frames.readers[number], int(row)) for number, row in piece.videos]
+        shown = zip(owner.tolist(), middle.tolist(), strict=True)
+        columns["thumbnail"] = [thumbnail(*stored[video], frame, piece.fields[video]) for video, frame in shown]
+        firsts = zip(owner.tolist(), np.diff(owner, prepend=-1) != 0, strict=True)
+        columns["signature"] = [
+            signature(*stored[video], piece.bounds[video]) if first else b"" for video, first in firsts
+        ]
         return vectors, columns
 
     def vectors(self, piece: Piece, clips: data.VideoViews) -> tuple[np.ndarray, bool]:
@@ -283,15 +288,6 @@ def video_means(vectors: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """The mean vector of each video, of length 1, float32 [videos, d], from those of its clips [clips, d]. owner: int64
     [clips]."""
     return Features({("", ""): vectors}, owner).video_means(("", ""))
-
-
-def _thumbnail(piece: Piece, video: int, frame: int) -> bytes:
-    number, row = piece.videos[video]
-    reader, field = piece.frames.readers[number], piece.fields[video]
-    picture = reader.frames([reader.arrays["videos/first_frame"][row] + frame])[0]
-    width = int(np.clip(round(_THUMBNAIL * field["width"] / max(1, field["height"])), 32, 256))
-    small = cv2.resize(picture, (width, _THUMBNAIL), interpolation=cv2.INTER_AREA)
-    return cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
 
 
 def embed(
@@ -370,7 +366,7 @@ def embed(
             raise TrainerError(f"{out}: another process has written it just now; run the same command again")
         paths, done = [folder / f"{name}.parquet" for name in keys], 0
         if here := sum(path.exists() for path in paths):
-            say(f"{folder}: {here} of {len(paths)} parts exist")
+            say(f"{folder}: {here} of {counted(len(paths), 'part exists', 'parts exist')}")
         failures = [failure for failure in old.about["failures"] if failure["id"] in kept] if old else []
         progress(0, source.count)
         for left in folder.glob("*.tmp"):  # left by a killed process
@@ -383,6 +379,7 @@ def embed(
                         raise AssertionError(f"{len(piece.fields)} read, {lost} failed of {source.size(part)} videos")
                     vectors, columns = extract(piece)
                     write_part(path, {"failures": piece.failures}, vectors, columns)
+                    detail(f"{path}: {counted(len(piece.fields), 'video')}, {counted(len(vectors), 'row')}")
             failures += Table(path).about["failures"]
             done += source.size(part)
             progress(done, source.count)

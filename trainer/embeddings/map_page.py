@@ -72,9 +72,11 @@ def map_page(
     )
     template = '<svg class="map" viewBox="0 0 {} {}" role="group" aria-label="Map of {} points by {}">{}</svg>'
     drawn = fill(template, *_SIZE, len(rows), what, points)
+    moments = len({row["id"] for row in rows}) < len(rows)
+    names = [_name(row, "") if moments else row["id"] for row in rows]
     shown = set(np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _PICTURED)).astype(int)).tolist())
     entries = join(
-        _entry(number, rows, kind, near[number], number in shown, folder) for number, kind in enumerate(kinds)
+        _entry(number, rows, kind, near[number], number in shown, names, folder) for number, kind in enumerate(kinds)
     )
     explored = fill(_MAP, fill(_TOOLS, what.partition(",")[0]), key, drawn, _KEYS)
     about = "Each with its neighbours: of the other videos, those with the largest cosine of the features, the nearest first."
@@ -102,7 +104,9 @@ def _name(row: dict, kind: str) -> str:
     return ", ".join(filter(None, (row["id"], moment(row), kind)))
 
 
-def _entry(number: int, rows: Sequence[dict], kind: str, near: np.ndarray, pictured: bool, folder: Path) -> Markup:
+def _entry(
+    number: int, rows: Sequence[dict], kind: str, near: np.ndarray, pictured: bool, names: Sequence[str], folder: Path
+) -> Markup:
     row, shown = rows[number], Markup()
     if pictured:
         picture = decoded(row["thumbnail"])
@@ -113,7 +117,7 @@ def _entry(number: int, rows: Sequence[dict], kind: str, near: np.ndarray, pictu
             small = cv2.resize(picture, (width, _LINES), interpolation=cv2.INTER_AREA)
             data = cv2.imencode(".webp", small[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, _QUALITY])[1].tobytes()
             shown = image(data, "webp", "", small.shape[:2])
-    links = join(fill('<a href="#p{}">{}</a> ', int(other), _name(rows[other], "")) for other in near)
+    links = join(fill('<a href="#p{}">{}</a> ', int(other), names[other]) for other in near)
     template = '<li id="p{}">{}<p>{} <small>{}</small></p>{}</li>\n'
     about = ", ".join(filter(None, (moment(row), kind)))
     nearest = fill('<p class="near"><span>nearest:</span> {}</p>', links) if len(near) else ""

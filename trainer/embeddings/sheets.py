@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +14,7 @@ from markupsafe import Markup
 from labelgen.files import write_png, write_text
 from labelgen.sheets import contact_sheet
 from trainer.embeddings.table import decoded
+from trainer.pages.films import PLAY, Films
 from trainer.pages.page import fill, image, join, page
 
 _WIDTH = 180  # smallest width of captions, pixels
@@ -52,44 +53,83 @@ def named(row: dict, folder: Path) -> Markup:
     return fill('<a href="{}">{}</a>', link(row["path"], folder) + at, row["id"])
 
 
-def figures(rows: Sequence[dict], lines: Sequence[str], folder: Path) -> Markup:
-    """Thumbnails of rows, each linked to its moment in the video, with a line below the name. folder: of the page."""
-    drawn = join(_figure(row, line, folder) for row, line in zip(rows, lines, strict=True))
+# about a second of a row's moment: frames RGB uint8 [n, H, W, 3], at most 240 pixels wide and high, and the seconds of each [n];
+# None if its file cannot be read
+Film = Callable[[dict], "tuple[np.ndarray, np.ndarray] | None"]
+
+
+class Moving:
+    """The moving pictures of the rows on a page; rows whose file cannot be read have their thumbnail. film: of a row"""
+
+    def __init__(self, film: Film):
+        self._films, self._film = Films({}), film
+        self.still = 0  # rows without a film so far
+
+    def picture(self, row: dict) -> Markup:
+        """The film of a row, or its thumbnail."""
+        found = self._film(row)
+        if found is None:
+            self.still += 1
+            return _thumbnail(row)
+        frames, seconds = found
+        return self._films.clip(frames, seconds, _alt(row), frames.shape[1], alone=True)
+
+    def style(self) -> Markup:
+        """The style rules of the films."""
+        return self._films.style()
+
+
+def figures(rows: Sequence[dict], lines: Sequence[str], folder: Path, moving: Moving | None = None) -> Markup:
+    """Rows with their thumbnails, or moving, each with its name, linked to its moment in the video, and a line. folder: of the
+    page."""
+    template = "<figure>{}<figcaption>{}<small>{}</small></figcaption></figure>\n"
+    picture = _thumbnail if moving is None else moving.picture
+    drawn = join(fill(template, picture(row), named(row, folder), line) for row, line in zip(rows, lines, strict=True))
     return fill('<div class="thumbs">{}</div>\n', drawn)
 
 
-def _figure(row: dict, line: str, folder: Path) -> Markup:
-    jpeg = row["thumbnail"]
-    shown = image(jpeg, "jpeg", f"{row['id']}, {moment(row)}", decoded(jpeg).shape[:2])
-    if Path(row["path"]).is_absolute():
-        at = "" if row["start"] is None else f"#t={row['start']:.2f},{row['end']:.2f}"
-        shown = fill('<a href="{}">{}</a>', link(row["path"], folder) + at, shown)
-    template = "<figure>{}<figcaption>{}<br><small>{}</small></figcaption></figure>\n"
-    return fill(template, shown, row["id"], line)
+def entries(rows: Sequence[dict], lines: Sequence[str], folder: Path) -> Markup:
+    """Rows as a list of small pictures, for those that have a thumbnail, with their names and lines."""
+    template = "<li>{}<p>{} <small>{}</small></p></li>\n"
+    drawn = (
+        fill(template, _thumbnail(row) if row.get("thumbnail") else "", named(row, folder), line)
+        for row, line in zip(rows, lines, strict=True)
+    )
+    return fill('<ul class="points">{}</ul>\n', join(drawn))
 
 
-def write_hits(path: Path, query: Sequence[tuple[str, bytes]], hits: Sequence[dict]) -> None:
-    """Write a query (name and picture of each example) and the hits of a search as a contact sheet (.png) or a page."""
-    title = f"nearest to {', '.join(name for name, _ in query)}"
-    values = [", ".join(filter(None, (f"{hit['similarity']:.4f}", above(hit)))) for hit in hits]
+def _thumbnail(row: dict) -> Markup:
+    return image(row["thumbnail"], "jpeg", _alt(row), decoded(row["thumbnail"]).shape[:2])
+
+
+def _alt(row: dict) -> str:
+    return ", ".join(filter(None, (row["id"], moment(row))))
+
+
+def write_hits(path: Path, query: Sequence[dict], hits: Sequence[dict], film: Film) -> None:
+    """Write a query (id, path, start, end and thumbnail of each example) and the hits of a search as a contact sheet (.png) or
+    as a page, on which they move."""
+    title = f"nearest to {', '.join(row['id'] for row in query)}"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        pictures = [(thumbnail, ["query", name]) for name, thumbnail in query]
-        pictures += [
-            (hit["thumbnail"], [hit["id"], value, moment(hit)]) for hit, value in zip(hits, values, strict=True)
-        ]
+        pictures = [(row["thumbnail"], ["query", row["id"]]) for row in query]
+        for hit in hits:
+            value = ", ".join(filter(None, (f"{hit['similarity']:.4f}", above(hit))))
+            pictures.append((hit["thumbnail"], [hit["id"], value, moment(hit)]))
         write_png(path, thumbnails_sheet(title, pictures))
         return
-    lines = ["; ".join(filter(None, (value, moment(hit)))) for hit, value in zip(hits, values, strict=True)]
-    of_query = [{"id": name, "path": "", "start": None, "end": None, "thumbnail": shown} for name, shown in query]
+    moving = Moving(film)
+    lines = []
+    for hit in hits:
+        share = f"nearer than {above(hit)} of random pairs" if above(hit) else ""
+        lines.append("; ".join(filter(None, (moment(hit), share, f"cosine {hit['similarity']:.4f}"))))
     sections = [
-        ("query", "Query", figures(of_query, [""] * len(query), path.parent)),
-        ("found", "Nearest moments", figures(hits, lines, path.parent)),
+        ("query", "Query", figures(query, [""] * len(query), path.parent, moving)),
+        ("found", "Nearest moments", figures(hits, lines, path.parent, moving)),
     ]
     lead = (
-        "The first number is the cosine of the features, which for many networks is nearly 1 for any two videos; the second one "
-        "is the share of random pairs of moments of different videos that are less similar."
+        "The nearest first. The cosine of the features is nearly 1 for any two videos in many networks; therefore the share of "
+        "random pairs of moments of different videos that are less similar stands before it: 50 % is chance."
     )
-    if any(Path(hit["path"]).is_absolute() for hit in hits):
-        lead += " A picture opens the video at its moment."
-    write_text(path, page(f"N{title[1:]}", lead, "", sections, ""))
+    still = f"Pictures of {moving.still:,} moments do not move, as their videos cannot be read." if moving.still else ""
+    write_text(path, page(f"N{title[1:]}", lead, PLAY, sections, still, moving.style()))

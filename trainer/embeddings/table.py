@@ -6,6 +6,7 @@ start, end        seconds, float64; null if the frame rate is unknown
 stage             text
 vector            float32 [d]
 thumbnail         JPEG bytes of the middle frame
+signature         see trainer.embeddings.pictures: of the whole video in its first row, none in the others
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from labelgen.shards.jpeg import header
 from labelgen.texts import csv_cells
 from trainer.errors import TrainerError
 
-SCHEMA = 2
-_GROUP = 4096  # rows read or written at a time
+SCHEMA = 3
+_GROUP, _BYTES = 4096, 1 << 26  # rows read or written at a time; bytes, of long videos
 _KEY = b"vssl"
 _WIDTH, _PIXELS, _PACKED = (
     1 << 20,
@@ -71,6 +72,7 @@ def schema(width: int, about: dict) -> pa.Schema:
             ("stage", texts["stage"]),
             ("vector", pa.list_(pa.float32(), width)),
             ("thumbnail", pa.binary()),
+            ("signature", pa.binary()),
         ],
         metadata={_KEY: json.dumps({"schema": SCHEMA, **about})},
     )
@@ -140,8 +142,9 @@ class Table:
     def blocks(self, *columns: str) -> Iterator[tuple]:
         """The columns of some thousand rows at a time: lists, for "vector" float32 [n, width]."""
         with self._opened() as file:
-            for batch in file.iter_batches(_GROUP, columns=list(columns)):
-                yield self._values(batch, columns)
+            for group in range(file.num_row_groups):  # of which each fits into memory
+                for batch in file.iter_batches(_GROUP, row_groups=[group], columns=list(columns)):
+                    yield self._values(batch, columns)
 
     def take(self, rows: Iterable[int], columns: Sequence[str]) -> list[dict]:
         """Rows with these numbers, in the given order, as dicts."""
@@ -245,10 +248,14 @@ def decoded(jpeg: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
 
 
 def write_part(path: Path, about: dict, vectors: np.ndarray, columns: Mapping[str, Sequence]) -> None:
-    """Write a table of vectors float32 [n, d] and the other columns."""
+    """Write a table of vectors float32 [n, d] and the other columns; without signatures, duplicates are not found."""
     declared = schema(vectors.shape[1], about)
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
-    arrays = {**columns, "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
+    arrays = {
+        "signature": [b""] * len(vectors),
+        **columns,
+        "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+    }
     table = pa.table(
         {name: pa.array(arrays[name], declared.field(name).type) for name in declared.names}, schema=declared
     )
@@ -294,7 +301,7 @@ def _grouped(blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     waiting: list[pa.RecordBatch] = []
     for block in blocks:
         waiting.append(block)
-        if sum(map(len, waiting)) >= _GROUP:
+        if sum(map(len, waiting)) >= _GROUP or sum(block.nbytes for block in waiting) >= _BYTES:
             yield pa.concat_batches(waiting)
             waiting = []
     if waiting:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from labelgen.errors import ReadError
 from labelgen.files import sync, writing
-from labelgen.progress import ProgressBar
+from labelgen.progress import ProgressBar, counted, detail
 from labelgen.reading import load_json, open_regular, validate
 from trainer import data, distributed, inputs
 from trainer.augment import centre
@@ -216,7 +216,9 @@ def features(
     clips = data.VideoViews(shards, videos, frames, inputs.of(backbone), time)
     views = ", ".join([str(views), *([str(time)] if time else []), *([made.__name__] if made is not pooled else [])])
     folder = saved.run / "features" / _key(backbone, shards, videos, views)
-    if not (folder / "about.json").exists():
+    there = (folder / "about.json").exists()
+    detail(f"{folder}: {'read' if there else 'made'}, {counted(len(clips), 'clip')} of {counted(len(videos), 'video')}")
+    if not there:
         about = {
             "network": network,
             "dataset": shards.dataset,

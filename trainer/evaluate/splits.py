@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from labelgen.progress import counted
 from trainer import data
 from trainer.checkpoint import Checkpoint, trained_splits, with_labels
 from trainer.data.keys import LABELLED
@@ -105,7 +106,8 @@ def learnable(folds: Folds, labels: int | str | None = None, seed: int = 0) -> F
             drawn = draw(source.targets, ids, np.isin(np.arange(len(ids)), train), labels, seed)
             if drawn is None:
                 raise TrainerError(
-                    f"{source.dataset}: {len(train)} labelled videos to learn from, too few for {words(labels)}; use fewer labels"
+                    f"{source.dataset}: {counted(len(train), 'labelled video')} to learn from, too few for "
+                    f"{words(labels)}; use fewer labels"
                 )
             parts.append((test, np.flatnonzero(drawn)))
         folds = replace(folds, parts=parts, mode=f"{folds.mode}, labels of {words(labels)} by seed {seed}")
@@ -113,7 +115,8 @@ def learnable(folds: Folds, labels: int | str | None = None, seed: int = 0) -> F
         classes = np.unique(source.targets[train])
         if len(classes) < 2:
             raise TrainerError(
-                f"{source.dataset}: {len(train)} labelled videos of {len(classes)} classes to learn from, expected two or more"
+                f"{source.dataset}: {counted(len(train), 'labelled video')} of "
+                f"{counted(len(classes), 'class', 'classes')} to learn from, expected two or more"
             )
     return folds
 
@@ -123,7 +126,9 @@ def unfair(folds: Folds) -> list[str]:
     targets, notes = folds.source.targets, []
     unknown = sum(int((~np.isin(targets[test], targets[train])).sum()) for test, train in folds.parts)
     if unknown:
-        notes.append(f"{unknown} test videos count as wrong: their class has no training video")
+        notes.append(
+            f"{counted(unknown, 'test video counts', 'test videos count')} as wrong: their class has no training video"
+        )
     if len(folds.parts) > 1:
         notes.append(rarer(targets, folds.parts))
     return notes
@@ -250,7 +255,7 @@ def with_split(name: str, split: str | None) -> str:
 
 def unlabelled(videos: int) -> list[str]:
     """A note on videos that have no label."""
-    return [f"{videos} videos without label left out"] if videos else []
+    return [f"{counted(videos, 'video')} without label left out"] if videos else []
 
 
 def incomplete(source: data.Shards, has: dict[str, int]) -> list[str]:

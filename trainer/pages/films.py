@@ -17,6 +17,9 @@ from trainer.pages.page import fill, join
 _FRAMES, _EVERY = 12, 2  # a film shows every second frame over about a second
 _HEIGHT, _CLIP, _THUMBNAIL, _QUALITY = 96, 112, 72, 50  # heights of videos, clips and thumbnails in pixels; of the WebP
 _FPS = 25.0  # for a video without timestamps
+PLAY = Markup(
+    '<p><label><input type="checkbox" class="play"> play all pictures</label></p>\n'
+)  # of all films of a page
 _STILL = ".v{0}{{aspect-ratio:{1}/{2};background-image:url(data:image/jpeg;base64,{3})}}\n"
 _MOVING = ".v{0}{{--film:url(data:image/webp;base64,{1})}}\n"  # page.css shows it
 
@@ -64,13 +67,16 @@ class Films:
         frame = _small(reader.frames(np.array([first + length // 2]))[0], _THUMBNAIL)
         return cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
 
-    def clip(self, frames: np.ndarray, seconds: float, alt: str, most: int = _CLIP) -> Markup:
+    def clip(
+        self, frames: np.ndarray, seconds: float | np.ndarray, alt: str, most: int = _CLIP, alone: bool = False
+    ) -> Markup:
         """A clip, RGB uint8 [n, H, W, 3], of at most `most` lines, that moves with its enclosing element; seconds: of each
-        frame. A single frame does not move."""
+        frame, or of all. alone: it moves by itself, too, as a video does. A single frame does not move."""
         still = cv2.imencode(".jpg", frames[len(frames) // 2, ..., ::-1])[1].tobytes()
         film = animation(frames, seconds, most) if len(frames) > 1 else None
         number = self._add(frames.shape[1], frames.shape[2], still, film)
-        return fill('<span class="film v{}" role="img" aria-label="{}"></span>', number, alt)
+        focus = Markup(' tabindex="0"') if alone else ""
+        return fill('<span class="film v{}" role="img"{} aria-label="{}"></span>', number, focus, alt)
 
     def style(self) -> Markup:
         """The style rules of all videos and clips shown."""

@@ -21,6 +21,7 @@
   const pixel = () => width / view.scale / map.clientWidth;  // in units of the drawing
 
   const show = () => {
+    if (!map.clientWidth) return;  // not laid out
     view.scale = Math.min(200, Math.max(1, view.scale));
     view.x = Math.min(width - width / view.scale, Math.max(0, view.x));
     view.y = Math.min(height - height / view.scale, Math.max(0, view.y));
@@ -31,6 +32,7 @@
   };
 
   const paint = () => {  // pictures of points in view, as many as fit side by side
+    if (!map.clientWidth) return;
     pictures.replaceChildren();
     if (!find("[type=checkbox]", tools).checked) return;
     const unit = pixel(), taken = [], order = chosen < 0 ? points.keys() : [chosen, ...points.keys()];

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from labelgen.errors import VsslError
 from labelgen.files import locked
-from labelgen.progress import busy, duration, heartbeat
+from labelgen.progress import busy, counted, detail, duration, heartbeat
 from trainer.errors import TrainerError
 from trainer.study.estimate import seconds
 from trainer.study.file import read
@@ -116,10 +116,11 @@ def make_missing(
     missing, number = [job for job in jobs if job.id not in failed and not store.done(job)], 0
     if not missing:
         return
-    say(f"{len(missing)} runs to make")
+    say(f"{counted(len(missing), 'run')} to make")
 
     def so_far(seconds: float) -> str:
-        head = f"{number} of {len(missing)} runs made in {duration(seconds)}; their output is in {store.root / 'logs'}"
+        made = f"{number} of {counted(len(missing), 'run')} made in {duration(seconds)}"
+        head = f"{made}; their output is in {store.root / 'logs'}"
         return "\n  ".join([head, *running(missing, store)])
 
     for job in missing:
@@ -129,6 +130,7 @@ def make_missing(
             store.marker(job).unlink(missing_ok=True)  # left by a lost worker
             state, why = ("failed", f": {reason}") if reason else ("done", "")
             say(f"{state} {number}/{len(missing)}: {job.row}: {job.title}{why}")
+            detail(f"  its output: {store.log(job)}")
             if reason:
                 failed[job.id] = reason
 
@@ -138,7 +140,7 @@ def _unused(planned: Plan, store: Store, unusable: dict[str, str]) -> list[str]:
     if unusable or planned.undecided:
         return []
     unused = {*store.ids()} - {id for job in planned.jobs.values() for id in job.makes}
-    what = [f"{len(unused)} runs and results"] * bool(unused)
+    what = [counted(len(unused), "run or result", "runs and results")] * bool(unused)
     what += ["copies of shards (data/*/*.h5)"] * any(store.root.glob("data/*/*.h5"))
     end = "of other settings or an earlier version of vssl are not used; delete them if you need the disk space"
     return [f"{store.root}: {words} {end}" for words in what]
@@ -194,7 +196,9 @@ def show_plan(path: str | Path, out: Path, workers: int, device: str) -> list[st
     known = f"about {duration(sum(took.values()))}{several} (classifiers on frozen features not counted)"
     if unlabelled:
         known = f"{known}, those on {', '.join(unlabelled)}: {_UNKNOWN}" if jobs else _UNKNOWN
-    done = f"{len(jobs) - len(missing)} of {len(jobs)} runs are done" if jobs else "no run is done"
+    done = (
+        f"{len(jobs) - len(missing)} of {counted(len(jobs), 'run is', 'runs are')} done" if jobs else "no run is done"
+    )
     return [*lines, f"{done}; the others take: {known}"]
 
 

@@ -47,7 +47,7 @@ def estimate(
         contextlib.redirect_stdout(io.StringIO()),
         distributed.session(settings.device) as device,
     ):
-        settings = replace(settings, precision=pick_precision(settings.precision, device))
+        settings = replace(settings, precision=pick_precision(settings.precision, device), log=[])
         training = _Training(settings, shards, device, initial, clips)
         epochs, steps = training.settings.epochs, training.last
         training.last = min(STEPS, steps)

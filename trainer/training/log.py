@@ -1,19 +1,19 @@
-"""The log of a run: log.csv, holdout.csv, TensorBoard and the screen."""
+"""The log of a run: log.csv, holdout.csv and the screen."""
 
 from __future__ import annotations
 
 import csv
 import os
 import sys
-import threading
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from tqdm import tqdm
 
+from labelgen import progress
 from labelgen.errors import ReadError, WriteError
 from labelgen.files import write_text, writing
 from labelgen.reading import read_text
@@ -26,46 +26,39 @@ from trainer.network import Network
 from trainer.settings import Settings
 from trainer.training.precision import version_warnings
 
+if TYPE_CHECKING:
+    from trainer.training.loggers import Loggers
 
-def say(text: str) -> None:
-    """Print a line without breaking a progress bar, in the first process only."""
+
+def say(text: str, result: bool = False) -> None:
+    """labelgen.progress.say in the first process only."""
     if distributed.rank() == 0:
-        tqdm.write(text)
-        sys.stdout.flush()
+        progress.say(text, result=result)
 
 
 class Log:
-    """log.csv, holdout.csv, TensorBoard if it is installed, and the screen; only the first process writes.
+    """log.csv, holdout.csv, the screen and other loggers; only the first process writes.
 
-    first, last: steps done before, and in all; every: seconds between lines if there is no terminal
+    first, last: steps done before, and in all; every: seconds between lines if there is no terminal; others: get the same numbers
     """
 
-    def __init__(self, folder: Path, first: int, last: int, every: int):
-        self.folder, self.first, self.last, self.every = folder, first, last, every
+    def __init__(self, folder: Path, first: int, last: int, every: int, others: Loggers):
+        self.others, self.folder, self.first, self.last, self.every = others, folder, first, last, every
         writes, self.begun, self.printed = distributed.rank() == 0, 0.0, 0.0
-        shown = writes and sys.stderr.isatty()
+        shown = writes and sys.stderr.isatty() and progress.level() >= 0
         self.bar = tqdm(total=last, initial=first, unit="step") if shown else None
-        self.board = _tensorboard(folder, first) if writes else None
         self.file = (folder / "log.csv").open("a", newline="", buffering=1) if writes else None
 
     def __enter__(self) -> Self:
-        self.hook, threading.excepthook = threading.excepthook, self._thread_ended
         return self
 
-    def _thread_ended(self, what: threading.ExceptHookArgs) -> None:
-        """Print nothing if TensorBoard's thread cannot write: the next step raises its error."""
-        if not (isinstance(what.exc_value, OSError) and "tensorboard" in type(what.thread).__module__):
-            self.hook(what)
-
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        threading.excepthook = self.hook
         if self.bar:
             self.bar.close()
-        for name, opened in (("log.csv", self.file), ("tensorboard", self.board)):
-            if opened:
-                # an earlier error takes precedence
-                with suppress(WriteError) if kind else nullcontext(), writing(self.folder / name):
-                    opened.close()
+        if self.file:
+            # an earlier error takes precedence
+            with suppress(WriteError) if kind else nullcontext(), writing(self.folder / "log.csv"):
+                self.file.close()
 
     def step(self, step: int, epoch: int, lr: float, values: dict, waited: float, total: float, clips: int) -> None:
         """Log a step, counted from 0: metrics, seconds of waiting for data and in all, clips shown."""
@@ -86,11 +79,8 @@ class Log:
             if self.file.tell() == 0:
                 writer.writerow(row)
             writer.writerow(row.values())
-        if self.board:
-            rates = {"lr": lr, "clips_per_s": clips / total, "data_ms": 1000 * waited}
-            with writing(self.folder / "tensorboard"):
-                for name, value in (values | rates).items():
-                    self.board.add_scalar(f"train/{name}", value, step + 1)
+        rates = {"lr": lr, "clips_per_s": clips / total, "data_ms": 1000 * waited}
+        self.others.log(step + 1, "train", values | rates)
         if self.bar:
             self.bar.set_postfix(loss=f"{values['loss']:.4f}", clips_per_s=row["clips_per_s"], refresh=False)
             self.bar.update()
@@ -115,10 +105,7 @@ class Log:
             if file.tell() == 0:
                 writer.writerow(["step", *values])
             writer.writerow([step, *(f"{value:.9g}" for value in values.values())])
-        if self.board:
-            with writing(self.folder / "tensorboard"):
-                for name, value in values.items():
-                    self.board.add_scalar(f"holdout/{name}", value, step)
+        self.others.log(step, "holdout", values)
         say(f"held out after step {step}: {_shown(values)}")
         return values.get("accuracy", -1) > max(before, default=-1)
 
@@ -144,7 +131,7 @@ def at_chance(path: Path, batches: dict[str, Batches]) -> str:
         }
         if found := method_class(name).at_chance(means, sum(sizes)):
             words.append(f"{name}: {found}" if prefix else found)
-    steps = f"in the last {len(rows)} steps"
+    steps = f"in the last {progress.counted(len(rows), 'step')}"
     return f"; no better than chance {steps} ({'; '.join(words)}): it has not learned its task" if words else ""
 
 
@@ -155,14 +142,19 @@ def introduce(
     checkpoint.metadata."""
     parameters = sum(weight.numel() for weight in network.backbone.parameters())
     times = f", each {settings.repeats} times" if settings.repeats > 1 else ""
-    samples = ", ".join(f"{n} samples" for n in meta["samples"].values())
+    samples = ", ".join(progress.counted(n, "sample") for n in meta["samples"].values())
     device = next(network.parameters()).device
     devices = f"{device} x {distributed.world()}" if distributed.world() > 1 else f"{device}"
     say(
         f"{settings.method}, {settings.backbone} (width {settings.width:g}, {parameters:,} parameters) on "
         f"{devices} in {settings.precision}, "
-        f"{samples} of {source.dataset}{times}, {settings.epochs} epochs of {steps} steps -> {folder}"
+        f"{samples} of {source.dataset}{times}, {progress.counted(settings.epochs, 'epoch')} of "
+        f"{progress.counted(steps, 'step')} -> {folder}"
     )
+    if distributed.rank() == 0:
+        progress.detail(
+            "; ".join(f"{name} {value}" for name, value in {**vars(settings), **meta["environment"]}.items())
+        )
     for name in source.unsplit_datasets:
         split = f" in split {source.splits[name]}" if source.splits[name] else ""
         say(f"{name} marks no video as train{split}: all are used")
@@ -170,13 +162,14 @@ def introduce(
         for note in network.method(name).notes:
             say(note)
     for warning in version_warnings(settings.precision, torch.__version__, torch.backends.cudnn.version()):
-        say(f"warning: {warning}")
+        say(f"{progress.WARNING}{warning}")
     if saved:
         say(f"resuming after step {saved.meta['step']} of {meta['steps']}")
         before, now = saved.meta["environment"], meta["environment"]
         changed = [f"{name} {old} -> {now[name]}" for name in now if (old := before.get(name, "unknown")) != now[name]]
         if changed:
-            say(f"resumed in a different environment, so results may differ in the last bits: {', '.join(changed)}")
+            bits = "resumed in a different environment, so results may differ in the last bits"
+            say(f"{progress.WARNING}{bits}: {', '.join(changed)}")
 
 
 def _duration(seconds: float) -> str:
@@ -188,14 +181,6 @@ def _duration(seconds: float) -> str:
 def _shown(values: dict) -> str:
     names = [name for name in values if name.split(".")[-1] in ("loss", "accuracy", "chance")]
     return " | ".join(f"{name} {values[name]:.4f}" for name in names)
-
-
-def _tensorboard(folder: Path, first: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(folder / "tensorboard", purge_step=first + 1)
 
 
 def cut_log(path: Path, steps: int) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from labelgen import progress
 from labelgen.errors import VsslError
 from trainer import checkpoint, data, distributed
 from trainer.errors import Interrupted, TrainerError
@@ -28,6 +29,7 @@ from trainer.settings import Settings, resolve, resumed
 from trainer.training import streams
 from trainer.training.lars import LARS
 from trainer.training.log import Log, at_chance, cut_log, introduce, say
+from trainer.training.loggers import Loggers
 from trainer.training.precision import pick_precision, set_precision
 from trainer.training.run import STOPS, Saver, StopSignals, check_name, check_same_data, locked, metadata, new_folder
 from trainer.training.schedule import learning_rate, pacing
@@ -111,13 +113,15 @@ def train(
         settings = replace(settings, precision=pick_precision(settings.precision, device))
         training = _Training(settings, shards, device, None if saved else initial, clips, overlay, saved)
         if saved and training.settings.epochs != settings.epochs:
-            budget = f"{clips:,} clips are {training.settings.epochs} epochs, but the run has {settings.epochs}"
+            epochs = progress.counted(training.settings.epochs, "epoch")
+            budget = (
+                f"{progress.counted(clips or 0, 'clip is', 'clips are')} {epochs}, but the run has {settings.epochs}"
+            )
             raise TrainerError(f"cannot resume {saved.run}: {budget}. Leave the clips out, or start a new run")
         expected = expected or {}
         for name in differing(expected, training.source.config):
-            say(
-                f"the recipe expects shards with {name} {expected[name]}, but these have {training.source.config.get(name)}"
-            )
+            but = f"shards with {name} {expected[name]}, but these have {training.source.config.get(name)}"
+            say(f"{progress.WARNING}the recipe expects {but}")
         return training.run(run, saved)
 
 
@@ -201,9 +205,11 @@ class _Training:
                 network.load_state_dict(saved.weights)
                 for file in ("log.csv", "holdout.csv"):
                     distributed.on_rank_zero(partial(cut_log, folder / file, first))
+                loggers = stack.enter_context(Loggers(settings.log, folder, meta, first))
             else:
                 try:  # so that a run can be resumed from its first step
                     saver.save(first, network, self.optimiser, wait=True)
+                    loggers = stack.enter_context(Loggers(settings.log, folder, meta, first))
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)  # without a checkpoint it is not a run
                     raise
@@ -211,11 +217,11 @@ class _Training:
             if not saved and self.initial is None:
                 streams.warn_of_few_steps({name: stream.clips for name, stream in self.streams.items()}, settings)
             stop = stack.enter_context(StopSignals())
-            log = stack.enter_context(Log(folder, first, self.last, settings.log_every))
+            log = stack.enter_context(Log(folder, first, self.last, settings.log_every, loggers))
             self._steps(first, log, stop, saver)
             batches = {name: stream.batches for name, stream in self.streams.items()}
             verdict = distributed.on_rank_zero(lambda: at_chance(folder / "log.csv", batches))
-        say(f"trained {self.last} steps -> {folder}{verdict}")
+        say(f"trained {progress.counted(self.last, 'step')} -> {folder}{verdict}", result=True)
         return folder
 
     def _steps(self, first: int, log: Log, stop: StopSignals, saver: Saver) -> None:

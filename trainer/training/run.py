@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from labelgen import files
+from labelgen import files, progress
 from trainer import checkpoint, data, distributed
 from trainer.backbones.layers import Stages
 from trainer.errors import TrainerError
@@ -146,6 +146,7 @@ class Saver:
         state = {"weights": network.state_dict(), "optimiser": optimiser.state_dict()}
         state = data.Download(state, self.device, copy=True).wait()
         self.begun = time.monotonic()
+        progress.detail(f"step {step}: checkpoint -> {self.folder / kind}")
         self.writing = self.thread.submit(checkpoint.save, self.folder, step, **state, meta=self.meta, kind=kind)
         if wait:
             self._wait()

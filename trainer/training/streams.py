@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labelgen.progress import counted
+from labelgen.progress import WARNING, counted
 from trainer import data, distributed
 from trainer.augment import augment
 from trainer.errors import TrainerError
@@ -70,12 +70,15 @@ def select_videos(
     source, held_out = data.Shards(folders, settings.split, overlay=overlay), None
     if settings.holdout:
         held = source.hold_out(settings.holdout, settings.seed)
-        say(f"{held.sum()} training videos are held out, {source.train_mask.sum()} are used for training")
+        say(
+            f"{counted(held.sum(), 'training video is', 'training videos are')} held out, {source.train_mask.sum()} are used for "
+            "training"
+        )
         held_out = source.with_training_videos(held)
     if settings.fraction < 1:
         before = source.train_mask.sum()
         source.subsample(settings.fraction, settings.seed)
-        say(f"{source.train_mask.sum()} of {before} training videos are used")
+        say(f"{source.train_mask.sum()} of {counted(before, 'training video')} are used")
     return source, held_out
 
 
@@ -94,14 +97,14 @@ def _clips(
     samples, left_out, reason = method.samples(source, options)
     if not len(samples):
         purpose = "use" if trains else "hold out"
-        raise TrainerError(f"{source.folder}: {name} has nothing to {purpose}: {left_out} videos {reason}")
+        raise TrainerError(f"{source.folder}: {name} has nothing to {purpose}: {counted(left_out, 'video')} {reason}")
     if left_out and trains:
-        say(f"{name} leaves out: {left_out} videos {reason}")
+        say(f"{name} leaves out: {counted(left_out, 'video')} {reason}")
     if settings.subset != "all" and trains:
         if not method.of_labelled_clips:
             raise TrainerError(f"a subset needs labelled clips, which {name} does not draw; leave it out")
         whole, samples = len(samples), source.half(samples, settings.subset, settings.seed)
-        say(f"{name} uses the {settings.subset} half, {len(samples)} of {whole} samples")
+        say(f"{name} uses the {settings.subset} half, {len(samples)} of {counted(whole, 'sample')}")
     jitter, weights = settings.jitter or method.defaults["jitter"], settings.shard_weights if trains else []
     look = settings.crop_area, settings.color_strength
     return data.TrainingClips(source, samples, method, options, settings.seed, jitter, tag, weights, *look)
@@ -120,7 +123,7 @@ def for_budget(settings: Settings, clips: dict[str, data.TrainingClips], budget:
     at the same shares of the training. Raises SettingError for too many epochs."""
     epochs = max(1, round(budget / epoch_of(clips, settings)[1]))
     DECLARATIONS["epochs"].checked("epochs", epochs)
-    say(f"{budget:,} clips are {epochs} epochs")
+    say(f"{counted(budget, 'clip is', 'clips are')} {counted(epochs, 'epoch')}")
     return replace(settings, epochs=epochs, drop_every=max(1, round(settings.drop_every * epochs / settings.epochs)))
 
 
@@ -129,8 +132,9 @@ def warn_of_few_steps(clips: dict[str, data.TrainingClips], settings: Settings) 
     steps, shown = epoch_of(clips, settings)
     if settings.epochs * steps < _FEW_STEPS:
         say(
-            f"{settings.epochs * steps} steps in all: with fewer than {_FEW_STEPS} a network hardly learns anything; a larger "
-            f"budget is set with --clips, here {math.ceil(2 * _FEW_STEPS * shown / steps):,} for {2 * _FEW_STEPS:,} steps"
+            f"{WARNING}{counted(settings.epochs * steps, 'step')} in all: with fewer than {_FEW_STEPS} a network hardly learns "
+            f"anything; a larger budget is set with --clips, here {math.ceil(2 * _FEW_STEPS * shown / steps):,} for "
+            f"{2 * _FEW_STEPS:,} steps"
         )
 
 
@@ -169,7 +173,8 @@ def training_streams(
             times = math.ceil(passes * at_once / source.config[setting])
             if times > 1:
                 say(
-                    f"{name}: each stored draw is shown {times} times; label with --{setting} {passes * at_once} to avoid it"
+                    f"{WARNING}{name}: each stored draw is shown {times} times; label with --{setting} {passes * at_once} to "
+                    "avoid it"
                 )
     return streams
 
@@ -194,8 +199,8 @@ def held_out_streams(held_out: data.Shards, settings: Settings) -> dict[str, Str
         clips = _clips(held_out, settings, name, _HELD_OUT, say)
         if len(clips.samples) < world:
             raise TrainerError(
-                f"{len(clips.samples)} samples of {name} are held out, but {world} processes evaluate them; hold out "
-                "more, or none"
+                f"{counted(len(clips.samples), 'sample is', 'samples are')} held out for {name}, but {world} processes "
+                "evaluate them; hold out more, or none"
             )
         batches = data.Batches(len(clips.samples), settings.batch_size, 0, world=world, rank=distributed.rank())
         streams[name] = Stream(clips, batches)

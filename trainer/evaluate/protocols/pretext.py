@@ -29,7 +29,7 @@ _SEED = 0  # seed of the draws, not that of the run, so that all runs are tested
 
 
 class Pretext(Protocol):
-    """Test the pretext task that the run was trained on: order, pace, rotation, ..."""
+    """Test the pretext task that the run was trained on, such as order or pace."""
 
     title = "Pretext task"
     question = "How often is the run's pretext task solved on videos that it was not trained on?"

@@ -39,7 +39,9 @@ class Scenes(Protocol):
         self.targets = source.targets[self.videos]
         number, classes = len(self.videos), len(np.unique(self.targets))
         if classes < 2:
-            raise TrainerError(f"{source.dataset}: {classes} classes with labelled videos, expected two or more")
+            raise TrainerError(
+                f"{source.dataset}: {progress.counted(classes, 'class', 'classes')} with labelled videos, expected two or more"
+            )
         if number > MOST_VIDEOS:
             raise ProtocolError(
                 f"{source.dataset}: {number} videos, expected at most {MOST_VIDEOS} to leave one out at a time",

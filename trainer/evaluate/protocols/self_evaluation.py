@@ -8,8 +8,7 @@ from typing import Any
 
 from trainer.errors import TrainerError
 from trainer.evaluate.protocol import Protocol, ProtocolOption
-from trainer.evaluate.protocols import checkpoint, data, features, histograms, metrics, np
-from trainer.evaluate.results import shown
+from trainer.evaluate.protocols import checkpoint, data, features, histograms, metrics, np, results
 
 HALF, NEXT, OWN = "half", "next", "own"  # the three questions
 _BY = ("top-1", "MRR")
@@ -133,7 +132,7 @@ class SelfEvaluation(Protocol):
         found = {what: {n: self._difference(n, what) for n in others} for what in (HALF, OWN)[: 1 + own]}
         for what, of in found.items():
             if of:
-                each = (f"{words(n)} {shown(d, '+')}" for n, d in of.items())
+                each = (f"{words(n)} {results.shown(d, '+')}" for n, d in of.items())
                 lines.append(f"{what} top-1, points above: {'; '.join(each)}")
         if len(self.videos) < metrics.GROUPS:
             lines.append(f"{len(self.videos)} videos are too few to distinguish networks")

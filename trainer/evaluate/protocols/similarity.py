@@ -119,7 +119,8 @@ def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray,
             missing += 1
     if not found:
         raise TrainerError(
-            f"{path}: none of its {missing} pairs has both videos in the shards, expected ids such as {next(iter(ids), '')!r}"
+            f"{path}: none of its {progress.counted(missing, 'pair')} has both videos in the shards, expected ids "
+            f"such as {next(iter(ids), '')!r}"
         )
     fold, first, second, same = (np.array(column) for column in zip(*found, strict=True))
     for number in np.unique(fold):
@@ -127,7 +128,7 @@ def read_pairs(path: Path, source: data.Shards) -> tuple[np.ndarray, np.ndarray,
             raise TrainerError(
                 f"{path}: without fold {number} all pairs are the same or all are different, expected both to learn from"
             )
-    notes = [f"{missing} pairs left out because their videos are not in the shards"] if missing else []
+    notes = [f"{progress.counted(missing, 'pair')} left out because videos are not in the shards"] if missing else []
     notes += splits.incomplete(
         source, {"videos": len(source.videos), "folds": len(np.unique(fold)), "pairs": len(fold)}
     )
