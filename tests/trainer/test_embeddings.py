@@ -4,6 +4,7 @@ import contextlib
 import re
 import tracemalloc
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
