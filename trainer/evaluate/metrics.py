@@ -246,7 +246,7 @@ def paired_tests(
     first: ItemScores, other: ItemScores, rows: Sequence[tuple[int, int]]
 ) -> list[dict[str, float] | None]:
     """For each pair of accuracies of two results, their `paired` difference with the two-sided "p" of the test that exchanging
-    both answers to an item (or to a whole group) gives an equally probable outcome, see `sign_flips`; None if the items differ."""
+    both answers to an item (or to a group) gives an equally probable outcome, see `sign_flips`; None if the items differ."""
     matched = [_matched(first, other, *pair) for pair in rows]
     found = [_difference(first, *of) if of else None for of in matched]
     tested = [(difference, of) for difference, of in zip(found, matched, strict=True) if difference and of]
@@ -282,7 +282,9 @@ def sign_flips(differences: np.ndarray) -> np.ndarray:
     kept, drawn = np.take_along_axis(differences[few], first, axis=1), differences[~few]
     every, units = 1 << kept.shape[1], np.arange(kept.shape[1])
     p[few] = _as_large(kept, every, lambda start, end: np.arange(start, end)[:, None] >> units & 1) / every
-    random = _as_large(drawn, FLIPS, lambda start, end: rng.integers(2, size=(end - start, drawn.shape[1]), dtype=np.int8))
+    random = _as_large(
+        drawn, FLIPS, lambda start, end: rng.integers(2, size=(end - start, drawn.shape[1]), dtype=np.int8)
+    )
     p[~few] = (random + 1) / (FLIPS + 1)
     return p
 
