@@ -172,7 +172,7 @@ def pictured(tmp_path_factory):
 def test_pictures_stand_before_curves_and_numbers(pictured):
     page = Page((pictured / "index.html").read_text())
     names = [section["id"] for section in page.all("section")]
-    assert names[:5] == ["videos", "neighbours", "map", "curves", "numbers"]
+    assert names[:5] == ["videos", "curves", "neighbours", "map", "numbers"]
     films = [span["aria-label"] for span in page.all("span") if span.get("role") == "img"]
     assert films[:15:5] == ["video of 00000_12", "video of 00000_13", "video of 00000_15"]
     found = films[15:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,18 +26,17 @@ from trainer.evaluate.results import (
     read_results,
     shown,
 )
-from trainer.evaluate.splits import with_split
-from trainer.pages.budgets import clips_seen, unequal
+from trainer.pages.budgets import unequal
 from trainer.pages.classes import ABOUT, compared_html
+from trainer.pages.described import described, differing
 from trainer.pages.differences import Line, difference_text, differences_table, p_text, value_cell
 from trainer.pages.measured import named
-from trainer.pages.page import details, fill, heading, items, join, page, paragraph, table
-from trainer.pages.published import pretraining
-from trainer.pages.report import parameters
+from trainer.pages.page import details, facts, fill, heading, items, join, page, paragraph, table
 from trainer.pages.sources import made_by
 
 # keys of a protocol that describe the network; all others are conditions, which must be equal for numbers in the same row
 _OF_THE_NETWORK = {"pretraining", "initial", "backbone", "width", "parameters", "checkpoint", "checkpoints", "versions"}
+_SAME = "the same in all runs"
 _UNEQUAL = "unequal budgets, so that a difference may not be due to the methods"
 _COLUMNS = {
     "": "value",
@@ -76,8 +76,7 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
     folders = [run.run.resolve() for run in saved]
     if len(set(folders)) < len(folders) or len(folders) < 2:
         raise TrainerError(f"runs to compare are {', '.join(map(str, runs))}: name two or more, each once")
-    short = [folder.name for folder in folders]
-    by_name = dict(zip(short if len(set(short)) == len(short) else map(str, folders), saved, strict=True))
+    by_name = dict(zip(_short(folders), saved, strict=True))
     results, notes = {}, []
     for name, run in by_name.items():
         results[name], damaged = read_results(run.run)
@@ -96,11 +95,17 @@ def compare(runs: Sequence[str | os.PathLike]) -> dict:
         one["rows"].sort(key=lambda row: not any(row["marks"].values()))
     return {
         "names": [*by_name],
-        "runs": {name: _about(run) for name, run in by_name.items()},
+        "runs": {name: described(run) for name, run in by_name.items()},
         "unequal": unequal(by_name),
         "tables": tables,
         "notes": notes,
     }
+
+
+def _short(folders: list[Path]) -> list[str]:
+    """The shortest ends of different paths that differ."""
+    length = next(n for n in itertools.count(1) if len({folder.parts[-n:] for folder in folders}) == len(folders))
+    return ["/".join(folder.parts[-length:]) for folder in folders]
 
 
 def _tables(title: str, by: dict[str, Result], notes: list[str]) -> list[dict]:
@@ -207,50 +212,6 @@ def mark(first: dict, row: dict, difference: dict | None = None) -> str:
     return "▲" if low > 0 else "▼" if high < 0 else ""
 
 
-def _about(saved: checkpoint.Checkpoint) -> dict[str, object]:
-    """A run's settings and its budget."""
-    meta, settings = saved.meta, saved.meta["settings"]
-    method, dataset = pretraining(settings, meta["initial"])
-    finetuned = checkpoint.with_labels(settings)
-    training: dict[str, object] = {
-        "epochs": settings["epochs"],
-        "batch size": settings["batch_size"],
-        "optimizer": f"{settings['optimizer']}, {settings['schedule']}, lr {settings['lr']}",
-        "jitter": _jitter(settings),
-    }
-    if settings["method"] == checkpoint.IMPORTED:  # elsewhere
-        training = dict.fromkeys(training, "unknown")
-    return {
-        "method": f"{method}, finetuned" if finetuned else method,
-        "options": ", ".join(f"{name} {value}" for name, value in flat(settings["options"])),
-        "backbone": settings["backbone"],
-        "width": f"{settings['width']:g}",
-        "parameters": f"{parameters(saved):,}",
-        "pretrained on": (dataset or "nothing") if finetuned else meta["dataset"],
-        "trained on": with_split(meta["dataset"], meta["split"]),
-        "samples per epoch": " + ".join(f"{n:,}" for n in meta["samples"].values()),
-        **training,
-        "steps": f"{meta['step']:,} of {meta['steps']:,}",
-        "clips seen": f"{clips_seen(meta):,}",
-        "seed": settings["seed"],
-        "shards": meta["config_hash"],
-        "torch": meta["environment"]["torch"],
-    }
-
-
-def _jitter(settings: dict) -> str:
-    """The augmentation of a run in words."""
-    jitter = settings["jitter"] or "each method's"
-    if jitter == "none":
-        return jitter
-    area = (
-        ""
-        if jitter in ("clip", "frame")
-        else f", crop area {','.join(f'{share:g}' for share in settings['crop_area'])}"
-    )
-    return f"{jitter}, strength {settings['color_strength']:g}{area}"
-
-
 def _of_runs(row: dict, names: list[str]) -> list[str]:
     """The cell of each run in a row."""
     cells = []
@@ -264,8 +225,9 @@ def _of_runs(row: dict, names: list[str]) -> list[str]:
 def format_table(result: dict, everything: bool = True) -> str:
     """The result of `compare` for the screen; without `everything` only the headline rows."""
     names, tables = result["names"], result["tables"]
-    lines = aligned(_runs(result))
-    lines += ["", *(f"{_UNEQUAL}; {each}" for each in result["unequal"])] if result["unequal"] else []
+    differ, same = differing(result["runs"])
+    lines = [*(f"{_UNEQUAL}; {each}" for each in result["unequal"]), *[""] * bool(result["unequal"])]
+    lines += [*aligned([["", *names], *differ]), "", _SAME + ": " + "; ".join(f"{key} {value}" for key, value in same)]
     headed = [one for one in tables if one["headline"]]
     if headed:
         body = [[_headed(one), *_of_runs(one["headline"], names)] for one in headed]
@@ -279,12 +241,6 @@ def format_table(result: dict, everything: bool = True) -> str:
     more = 0 if everything else sum(len(one["rows"]) for one in tables) - len(headed)
     notes = [f"note: {note}" for note in result["notes"]]
     return "\n".join([*lines, "", RULE, *notes, *([f"{more:,} more rows"] if more else [])])
-
-
-def _runs(result: dict) -> list[list]:
-    """Description of the runs: a head with their names, and a line per property."""
-    names, about = result["names"], result["runs"]
-    return [["", *names], *([key, *(about[name][key] for name in names)] for key in about[names[0]])]
 
 
 def _headed(one: dict) -> str:
@@ -320,17 +276,19 @@ def write(result: dict, path: Path) -> None:
 
 def _page(result: dict) -> str:
     names = result["names"]
-    head, *rows = _runs(result)
-    sections = [("runs", "The runs", table("What was trained", head, rows))]
+    differ, same = differing(result["runs"])
+    content = (
+        join([paragraph(f"{_UNEQUAL.capitalize()}:"), items(result["unequal"])]) if result["unequal"] else Markup()
+    )
+    content += table("Budgets and settings that differ", ["", *names], differ, stacked=True) if differ else Markup()
+    content += details(_SAME.capitalize(), facts("Settings", same))
+    sections = [("runs", "Budgets and settings", content)]
     headed = [one for one in result["tables"] if one["headline"]]
     if headed:
         lines = [(_headed(one), one["headline"]) for one in headed]
         content = _rows("Headline row of each result, %", "Result", lines, names)
         about = paragraph(ABOUT, "muted") if any(one["classes"] for one in headed) else Markup()
-        sections.insert(0, ("first", "At a glance", content + about))
-    if result["unequal"]:
-        content = join([paragraph(f"{_UNEQUAL.capitalize()}:"), items(result["unequal"])])
-        sections.insert(0, ("unequal", "Unequal budgets", content))
+        sections.append(("first", "At a glance", content + about))
     for i, one in enumerate(result["tables"]):
         sections.append((f"table-{i}", one["title"], _section(one, names)))
     if result["notes"]:

@@ -52,7 +52,7 @@ def differences_table(caption: str, what: str, values: Sequence[str], lines: Seq
         body.append([line.name, *cells, *line.values])
     first = len(head)
     numbers = [i for i in range(1, first) if (i - 1) % (3 if corrected else 2)]
-    return table(caption, [*head, *values], body, [*numbers, *range(first, first + len(values))])
+    return table(caption, [*head, *values], body, [*numbers, *range(first, first + len(values))], stacked=True)
 
 
 def value_cell(row: dict) -> Markup:

@@ -35,10 +35,12 @@ def table(
     rows: Iterable[Sequence],
     numbers: Container[int] = (),
     classes: Sequence[str] = (),
+    stacked: bool = False,
 ) -> Markup:
     """A table in a box that scrolls sideways; the first cell of a row is its header.
 
-    numbers: columns that are aligned to the right; classes: of the rows, if given
+    numbers: columns that are aligned to the right; classes: of the rows, if given; stacked: on a narrow screen the cells of a
+    row stand below each other, each after the head of its column
     """
 
     def attributes(i: int, content: object) -> Markup:
@@ -50,14 +52,19 @@ def table(
     def header(i: int, content: object, scope: str) -> Markup:
         return fill('<th scope="{}"{}>{}</th>', scope, attributes(i, content), content)
 
+    def named(i: int) -> Markup:
+        return fill(' data-head="{}: "', head[i]) if stacked and not isinstance(head[i], Markup) else Markup()
+
     body = []
     for number, (first, *others) in enumerate(rows):
-        cells = join(fill("<td{}>{}</td>", attributes(i, other), other) for i, other in enumerate(others, 1))
+        cells = join(
+            fill("<td{}{}>{}</td>", attributes(i, other), named(i), other) for i, other in enumerate(others, 1)
+        )
         kind = fill(' class="{}"', classes[number]) if classes and classes[number] else ""
         body.append(fill("<tr{}>{}{}</tr>\n", kind, header(0, first, "row"), cells))
     top = join(header(i, content, "col") for i, content in enumerate(head))
-    template = "<table><caption><span>{}</span></caption><thead><tr>{}</tr></thead>\n<tbody>{}</tbody></table>"
-    return scroll(caption, fill(template, caption, top, join(body)))
+    template = "<table{}><caption><span>{}</span></caption><thead><tr>{}</tr></thead>\n<tbody>{}</tbody></table>"
+    return scroll(caption, fill(template, Markup(' class="stacked"' * stacked), caption, top, join(body)))
 
 
 def facts(caption: str, pairs: Iterable[tuple]) -> Markup:

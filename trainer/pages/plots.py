@@ -17,6 +17,7 @@ _WIDTH, _SMALL = (
     360,
     300,
 )  # units of a plot, of one with curves; about as many pixels on a phone, so text stays readable
+_VALUES = 24  # places on a curve that show their values
 _LETTER = 6.8  # width of a character in units
 _NAME = 24  # characters of a name
 
@@ -29,7 +30,8 @@ class Series:
     """One curve.
 
     x, y: float [n]; kind: line, dots (a line with marks), level (dashed) or two of them; low, high: float [n], a band around
-    it; style: attributes of one curve among many, see `style_of`, of the class `group`; it shows its name while hovered over
+    it; style: attributes of one curve among many, see `style_of`, of the class `group`; it shows its name, and what `about`
+    says, while hovered over. The nearest values of a curve are shown while one of up to 24 places on it is hovered over
     """
 
     name: str
@@ -40,6 +42,7 @@ class Series:
     high: Values | None = None
     style: Markup = Markup()
     group: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,15 @@ def lines(
     for s in series:
         places = np.stack(at(s.x, s.y), 1)
         drawn = [fill('<path class="curve {}" d="{}"{}/>', s.kind, _path(places), s.style)]
-        if "level" not in s.kind and ("dots" in s.kind or len(places) == 1):
-            for (px, py), x, y in zip(places, s.x, s.y, strict=True):
-                title = f"{s.name}, {x_name} {number(x)}: {number(y)}"
-                template = '<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="3.5"{}><title>{}</title></circle>'
-                drawn.append(fill(template, s.kind, px, py, s.style, title))
-        out += [fill('<g class="{}"><title>{}</title>{}</g>', s.group, s.name, join(drawn))] if s.group else drawn
+        marked = "level" not in s.kind and ("dots" in s.kind or len(places) == 1)
+        shown = range(len(places)) if marked else np.unique(np.linspace(0, len(places) - 1, _VALUES).astype(int))
+        for i in shown:
+            title = f"{s.name}, {x_name} {number(s.x[i])}: {number(s.y[i])}"
+            kind, radius, style = (f"mark {s.kind}", 3.5, s.style) if marked else ("value", 6, "")
+            template = '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"{}><title>{}</title></circle>'
+            drawn.append(fill(template, kind, *places[i], radius, style, title))
+        name = f"{s.name}: {s.about}" if s.about else s.name
+        out += [fill('<g class="{}"><title>{}</title>{}</g>', s.group, name, join(drawn))] if s.group else drawn
     return _svg(height, label, out, width)
 
 

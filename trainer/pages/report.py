@@ -26,7 +26,7 @@ from trainer.pages.page import figure, fill, grid, heading, items, join, page, p
 from trainer.pages.published import published_html
 from trainer.pages.queries import neighbours_html
 from trainer.pages.samples import samples_of_run
-from trainer.pages.sources import configuration_of, find_shards, made_by, results_of, unused
+from trainer.pages.sources import configuration_of, find_shards, joined, made_by, results_of, unused
 from trainer.pages.trained import NEEDED, read_log, trained_html
 
 _TILES = 4  # at most, one of each protocol
@@ -53,6 +53,16 @@ Draw = Callable[[Sequence[ShardReader]], tuple[list[Sheet], list[Sheet]]]
 
 
 @dataclass(frozen=True)
+class Part:
+    """A run's place in a study. title: of its page; overlay: the file with the classes and splits that it was trained with;
+    link: from its page to that of the study."""
+
+    title: str
+    overlay: Path
+    link: str
+
+
+@dataclass(frozen=True)
 class _Run:
     """All contents of the page; name: of the run, as given by the user; shards: by folder; scores: by file of the result."""
 
@@ -69,14 +79,17 @@ class _Run:
 
 
 def report(
-    run: str | os.PathLike | None = None, shards: Sequence[str | os.PathLike] | None = (), draw: Draw | None = None
+    run: str | os.PathLike | None = None,
+    shards: Sequence[str | os.PathLike] | None = (),
+    draw: Draw | None = None,
+    study: Part | None = None,
 ) -> tuple[Path, list[str]]:
     """Write <run>/report.html, one file that needs no network, and return its path, and notes: which parts of the run are
     damaged and left out, which of the shards are not used.
 
     run: name or folder, None for the newest; shards: of the data sets whose videos are shown, None for those in the folder
-    `out`; draw: also draw sheets of the shards that are labelled like those of the run. The results of classifiers that were
-    finetuned from the run, in folders next to it, are also shown.
+    `out`; draw: also draw sheets of the shards that are labelled like those of the run; study: that the run is part of. The
+    results of classifiers that were finetuned from the run, in folders next to it, are also shown.
 
     Raises TrainerError if there is no run, ShardError for shards that cannot be read.
     """
@@ -92,21 +105,28 @@ def report(
         opened, notes = find_shards(saved, results, Path("out"))
     else:
         opened, notes = {str(folder): open_shards(folder) for folder in shards}, []
-    folder = next((name for name, own in opened.items() if configuration_of(own) == saved.meta["config_hash"]), None)
-    alike = opened.get(folder, []) if folder is not None else []
+    alike = next((own for own in opened.values() if configuration_of(own) == saved.meta["config_hash"]), [])
+    folders = [name for name, own in opened.items() if own is alike] or joined(saved, opened)
     labels, curriculum = draw(alike) if draw and alike else ([], [])
     films = Films({readers[0].config["dataset"]: readers for readers in opened.values()})
-    samples = Markup() if folder is None else samples_of_run(saved, folder, films)
+    samples = samples_of_run(saved, folders, films, study and study.overlay) if folders else Markup()
     of = _Run(saved, str(run), results, scores, opened, log, held_out, samples, labels, curriculum)
-    shown = [section for section in _sections(of, films, gaps, damaged) if section[2]]
+    sections = _sections(of, films, gaps, damaged)
+    shown = [section for section in sections if section[2] and not (study and section[0] == "missing")]
     settings, meta = saved.meta["settings"], saved.meta
     lead = (
         f"{settings['method']} with {settings['backbone']}, width {settings['width']:g}, {parameters(saved):,} parameters; "
         f"step {meta['step']:,} of {meta['steps']:,} on {with_split(meta['dataset'], meta['split'])}"
     )
     saved.run.mkdir(parents=True, exist_ok=True)  # a checkpoint without a run has no folder yet
-    path = saved.run / "report.html"
-    write_text(path, page(saved.run.resolve().name, lead, _tiles(of), shown, made_by(), films.style()))
+    path, title, top = saved.run / "report.html", saved.run.resolve().name, _tiles(of)
+    if study:
+        title, back = (
+            study.title,
+            'A run of a study. <a href="{}">The page of the study</a> compares it with the others.',
+        )
+        top = paragraph(fill(back, study.link)) + top
+    write_text(path, page(title, lead, top, shown, made_by(), films.style()))
     return path, [*notes, *gaps, *damaged, *unused(saved, results, opened)]
 
 

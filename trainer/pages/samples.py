@@ -48,16 +48,19 @@ def write(
     write_text(Path(path), page(f"Samples of {settings.method}", lead, "", sections, made_by(), films.style()))
 
 
-def samples_of_run(saved: Checkpoint, folder: str, films: Films) -> Markup:
-    """The first samples of a run's training, reproduced from shards with the same labels. There are none if the run had other
-    samples, for example with the classes and splits of a study, or if its method is not available."""
+def samples_of_run(
+    saved: Checkpoint, shards: data.Folders, films: Films, overlay: str | os.PathLike | None = None
+) -> Markup:
+    """The first samples of a run's training, reproduced from its shards; overlay: see `trainer.training.train`. There are none
+    if the run had other samples, for example with the classes and splits of a study, or if its method is not available."""
     try:
         settings = resolve(Settings(**saved.meta["settings"]))
-        source, _ = streams.select_videos(folder, settings, say=_nobody)
+        source, _ = streams.select_videos(shards, settings, overlay, _nobody)
         clips = streams.training_clips(source, settings, _nobody)
     except VsslError:
         return Markup()
-    if {name: len(each.samples) for name, each in clips.items()} != saved.meta["samples"]:
+    found = {name: len(each.samples) for name, each in clips.items()}
+    if found != saved.meta["samples"] or source.config_hash != saved.meta["config_hash"]:
         return Markup()
     about = "The first samples of the training, as the network got them; their clips move while they are hovered over."
     return paragraph(about) + join(samples_html(source, settings, _OF_A_RUN, films, _nobody).values())

@@ -69,6 +69,13 @@ def find_shards(
     return dict(of.get(saved.meta["config_hash"]) or next(iter(of.values())) for of in found.values()), notes
 
 
+def joined(saved: Checkpoint, opened: Mapping[str, list[ShardReader]]) -> list[str]:
+    """The folders of all data sets of a run's training, in its order; none if some are not among those that are open."""
+    by = {readers[0].config["dataset"]: folder for folder, readers in opened.items()}
+    named = [*trained_splits(saved.meta)]
+    return [by[name] for name in named] if named and by.keys() >= {*named} else []
+
+
 def unused(saved: Checkpoint, results: Sequence[Result], opened: Mapping[str, list[ShardReader]]) -> list[str]:
     """Notes on shards, by folder, of which the page can show nothing: for each data set the last folder is used."""
     shown = [result.protocol for result in results if result.content.get("neighbours")]

@@ -9,17 +9,19 @@ import numpy as np
 from markupsafe import Markup
 
 from trainer.pages import plots
-from trainer.pages.page import details, figure, fill, grid, heading, join, paragraph, scroll
+from trainer.pages.page import details, figure, fill, grid, heading, join, paragraph, table
 from trainer.pages.plots import Series, number
 from trainer.pages.trained import binned, curve, read_log
 from trainer.study.jobs import Store, Training
 from trainer.study.planning import Plan, total_loss
+from trainer.study.reports import page_of
 
 _POINTS = 60  # per curve, since many share a plot
+_MANY = 20  # if there are more runs, their table is folded
 _ABOUT = (
-    "All seeds. A loss is divided by the training loss at the beginning, because losses of different methods have different "
-    "scales; for several methods at once, it is their weighted sum. Point at a curve for its numbers; choose a row to "
-    "highlight it."
+    "The curves of all rows and seeds, by the number of clips seen. A loss is divided by the training loss at the beginning, "
+    "because losses of different methods have different scales; for several methods at once, it is their weighted sum. "
+    "Point at a curve for its values; choose a row to highlight its curves."
 )
 
 
@@ -46,10 +48,29 @@ def curves_html(content: dict, planned: Plan, store: Store) -> tuple[Markup, Mar
         of_data = [run for run in runs if run.data == data]
         kinds = ("training loss", "loss on held-out training videos", "accuracy on held-out training videos, %")
         found = [(kind, _series(kind, of_data, rows)) for kind in kinds]
-        out += [heading(data), grid((_all(f"{data}: {kind}", series) for kind, series in found if series), "pairs")]
-    rule = "main:has(#row{0}:checked) .all g:not(.row{0}) {{{{ opacity: .08; }}}}\n"
+        out += [heading(data), grid(_all(f"{data}: {kind}", series) for kind, series in found if series)]
+    rule = "main:has(#row{0}:checked) .all g:not(.row{0}) {{{{ opacity: .08; pointer-events: none; }}}}\n"
     rules = join(fill(rule.format(n)) for n in rows.values())
-    return join([*out, details("Each row separately, first seed", _alone(content, runs))]), rules
+    alone = details("Each row separately, first seed", _alone(content, runs))
+    return join([*out, alone, heading("The runs"), _pretrainings(content, store)]), rules
+
+
+def _pretrainings(content: dict, store: Store) -> Markup:
+    """A table of all pretrainings, each with a link to its page."""
+    body = []
+    for row, about in content["rows"].items():
+        for title, run in about.get("trained", {}).items():
+            page = page_of(store, run["run"])
+            link = (
+                fill('<a href="{}">{}</a>', page.relative_to(store.root).as_posix(), title) if page.exists() else title
+            )
+            loss = "" if run["held-out loss"] is None else f"{run['held-out loss']:.4g}"
+            body.append([row, link, f"{run['videos']:,}", f"{run['clips']:,}", run["epochs"], f"{run['lr']:g}", loss])
+    head = ["Row", "Run", "Videos seen", "Clips seen", "Epochs", "Learning rate", "Held-out loss"]
+    runs = table(
+        "Pretrainings, with links to their pages: settings, clips and targets, curves", head, body, range(2, 7)
+    )
+    return details(f"All {len(body)} runs", runs) if len(body) > _MANY else runs
 
 
 def _runs(planned: Plan, store: Store) -> list[_Run]:
@@ -98,19 +119,19 @@ def _series(kind: str, runs: list[_Run], rows: dict[str, int]) -> list[Series]:
         for name, values in columns.items():
             x, mean, *_ = binned(logged["step"], values, points=_POINTS)
             ends = [run.losses[what][0], run.losses[what][-1]] if "loss" in kind else [mean[0], mean[-1]]
-            title = (
-                f"{run.title}{', ' * ('.' in name)}{name.rpartition('.')[0]}: {number(ends[0])} to {number(ends[1])}"
-            )
+            title = f"{run.title}{', ' * ('.' in name)}{name.rpartition('.')[0]}"
+            about = f"{number(ends[0])} to {number(ends[1])}"
             style = plots.style_of(rows[run.row], len(rows))
             clips = x * run.clips / run.log["step"][-1]
-            found.append(Series(title, clips, mean, style=style, group=f"row{rows[run.row]}"))
+            group = f"row{rows[run.row]}"
+            found.append(Series(title, clips, mean, style=style, group=group, about=about))
     return found
 
 
 def _all(title: str, series: list[Series]) -> Markup:
-    label = f"{title}. {'; '.join(of.name for of in series)}"
-    plot = plots.lines(series, label, "clips", zero=title.endswith("%"), size=(560, 300))
-    return figure(title, fill('<div class="all">{}</div>', scroll(title, plot)))
+    label = f"{title}. {'; '.join(f'{of.name}: {of.about}' for of in series)}"
+    plot = plots.lines(series, label, "clips", zero=title.endswith("%"), size=(400, 260))
+    return figure(title, fill('<div class="all">{}</div>', plot))
 
 
 def _alone(content: dict, runs: list[_Run]) -> Markup:

@@ -36,6 +36,19 @@ from trainer.study.tables import (
     tables,
 )
 
+_PROTOCOLS = {
+    "retrieval": "Retrieval top-1: the share of test videos whose nearest training video is of the same class.",
+    "linear": "Linear probe: the share of test videos that a linear classifier, trained on the features, gets right.",
+    "knn": "k-NN: the share of test videos that a vote of the nearest training videos gets right.",
+    "attentive": "Attentive probe: the share that a classifier which attends to places and times of the last stage gets right.",
+    "finetune": "Finetune: the share of test videos that the whole network gets right after training with labels.",
+    "self": "Self: the share of halves of test videos whose nearest half is the other one of the same video.",
+    "smoothness": "Smoothness: the share of triples of clips, in order, whose first is more similar to the second than the third.",
+    "pretext": "Pretext: the accuracy in the row's own task on test videos.",
+}
+_OF_STAGES = {"retrieval", "linear", "knn"}
+_FROZEN = " conv1 to conv5 are the stages of the network whose features are used; max and mean are taken over a clip."
+_FEW = 3  # if there are more columns, their chart has a line of its own
 _COLUMN, _LINE = 120, 24  # pixels of the chart of ranks
 
 
@@ -51,10 +64,13 @@ def write_page(
     warnings = [items(content["unequal"])] if content["unequal"] else []
     curves, rules = curves_html(content, planned, store)
     films = Films(readers_of(sources))
+    videos, *found = pictures(content, planned, store, sources, films, draw)
+    numbers = [paragraph(_measured(planned), "muted"), paragraph(rule(content), "muted"), *warnings, *_tables(content)]
     sections = [
-        *pictures(content, planned, store, sources, films, draw),
+        videos,
         ("curves", "How pretraining went", curves),
-        ("numbers", "Numbers", join([paragraph(rule(content), "muted"), *warnings, *_tables(content)])),
+        *found,
+        ("numbers", "Numbers", join(numbers)),
         ("seen", "What the rows saw", _seen(content)),
         ("forest", "Forest plots", _forest(content)),
         ("pairs", "Which rows differ", _pairs(content)),
@@ -69,7 +85,15 @@ def write_page(
     lead = content["about"] or f"{len(content['rows'])} rows, seeds {', '.join(map(str, content['seeds']))}"
     shown = [section for section in sections if section[2]]
     style = rules + films.style()
-    write_text(store.root / "index.html", page(store.root.resolve().name, lead, "", shown, made_by(), style))
+    write_text(store.root / "index.html", page(f"Study {store.root.resolve().name}", lead, "", shown, made_by(), style))
+
+
+def _measured(planned: Plan) -> str:
+    """What the numbers of a study are, in a sentence for each protocol."""
+    used = dict.fromkeys(column.measure.protocol for _, column, _ in planned.numbers)
+    return " ".join(_PROTOCOLS[name] for name in used if name in _PROTOCOLS) + (
+        _FROZEN if used.keys() & _OF_STAGES else ""
+    )
 
 
 def _tables(content: dict) -> Iterator[Markup]:
@@ -248,7 +272,10 @@ def _ranks(content: dict) -> Markup:
         "Rank of each method by its value only, the best at the top, ties in the order of the file. Ranks of methods whose "
         "intervals overlap may change by chance."
     )
-    return join([paragraph(lead, "muted"), scroll("Ranks", _rank_chart(ranks)), columns, details("Numbers", numbers)])
+    beside = grid if len(shown) <= _FEW else join
+    return paragraph(lead, "muted") + beside(
+        [scroll("Ranks", _rank_chart(ranks)), fill("<div>{}{}</div>", columns, numbers)]
+    )
 
 
 def _rank_chart(ranks: dict[str, list[int]]) -> Markup:
@@ -287,17 +314,10 @@ def _shown(value: object) -> str:
 
 
 def _data(content: dict) -> Markup:
-    rows, runs = [], []
+    rows = []
     for name, data in content["data"].items():
         tested = ", ".join(f"{split}: {count}" for split, count in data["tested videos"].items())
         classes = ", ".join(map(str, data["classes"].values()))
         rows.append([name, data["dataset"], data["videos"], tested, classes, data["groups"], data["crop"]])
-    for name, row in content["rows"].items():
-        for title, run in row.get("trained", {}).items():
-            loss = "" if run["held-out loss"] is None else f"{run['held-out loss']:.4g}"
-            seen = f"{run['videos']:,}", f"{run['clips']:,}", run["epochs"]
-            runs.append([name, title, *seen, f"{run['lr']:g}", loss])
-    of_data = ["Name", "Data set", "Videos", "Tested by split", "Classes", "Groups", "Crop"]
-    of_runs = ["Row", "Run", "Videos seen", "Clips seen", "Epochs", "lr", "Held-out loss"]
-    budgets = table("Pretrainings", of_runs, runs, (2, 3, 4, 5, 6))
-    return join([table("Data sets", of_data, rows, (2, 5, 6)), details("Every pretraining", budgets)])
+    head = ["Name", "Data set", "Videos", "Tested by split", "Classes", "Groups", "Crop"]
+    return table("Data sets", head, rows, (2, 5, 6))

@@ -24,18 +24,20 @@ _LINES = 160  # largest height of a clip, pixels
 _MAP = (560, 400)  # width and height
 _FLOW = next(name for name, kind in HISTOGRAMS.items() if kind == "flow")
 _LABELS = (
-    "Test videos, and the data behind the labels of their middle clip. Flow: the hue is the direction (red is to the right, "
-    "then counter-clockwise), paler for shorter flow. Motion boundaries: where the flow changes. Blocks of the grid: red and "
-    "green have the largest boundaries of horizontal and vertical flow, with their direction; yellow and blue have the "
-    "most diverse and the most stable colours, with the dominant colour."
+    "Three test videos, spread evenly over the classes, each with what is computed from its pixels, without a human, and becomes "
+    "the labels of its middle clip. Flow: how every pixel moves; the hue is the direction (red is to the right, then "
+    "counter-clockwise), and paler is slower. Motion boundaries: where the flow changes, which a moving camera hardly affects. "
+    "Blocks of most motion: the parts of the frame with the largest boundaries of horizontal (red) and vertical flow (green), "
+    "with the direction there. Most diverse, most stable colours: the parts with the most (yellow) and the least varied "
+    "colours (blue), filled with their main colour. The method statistics learns to predict these parts, directions and colours."
 )
 _PLAYS = '<p><label><input type="checkbox" checked> play</label></p>\n'
 _CLIP = '<div><p>{}</p>\n<div class="films">{}</div></div>\n'
 _MAPS = (
-    "Test videos with similar features are close together (t-SNE). Colours show the classes, which were not used for the map. "
-    "Point at a video, or move to it with the tab key, to see it."
+    "A point is a test video. Videos with similar features are close together (t-SNE; only near distances mean something). The "
+    "colours show the classes, which were not used for the map: the better each colour stays together, the better the features "
+    "tell the classes apart. Point at a video, or move to it with the tab key, to see it."
 )
-
 # films by name, RGB uint8 [n, H, W, 3], of a labelled clip (shard, row) and of the data behind its labels
 Draw = Callable[[ShardReader, int], Mapping[str, np.ndarray]]
 
@@ -60,7 +62,7 @@ def pictures(
     return [
         ("videos", "Videos and their labels", _videos({name: sources[name] for name in tested}, films, draw)),
         ("neighbours", "Nearest neighbours", _neighbours(found, films)),
-        ("map", "Maps", _maps(found, films)),
+        ("map", "Maps of the test videos", _maps(found, films)),
     ]
 
 
@@ -159,9 +161,11 @@ def _neighbours(found: list[_Retrieved], films: Films) -> Markup:
     if not out:
         return Markup()
     about = (
-        "Evenly spread test videos, each with the five nearest training videos: for the pretrained row with the "
-        "highest number, for random weights and for the flow histogram, first seed. Point at a picture, or tap it, to play "
-        f"it.{FRAMES} The number is the cosine to the query."
+        "Features are good if they find videos of the same kind. Beside each of a few test videos, spread evenly, are the five "
+        "training videos whose features are most similar. The lines of each query differ in the features: those of the "
+        "pretrained row with the highest number, of the same network before training (random weights), and counts of the "
+        f"directions of the flow, without a network (flow histogram); all of the first seed.{FRAMES} The number is the "
+        "similarity to the query (cosine, at most 1). Point at a picture, or tap it, to play it."
     )
     return paragraph(about, "muted") + join(out)
 

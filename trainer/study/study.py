@@ -16,6 +16,7 @@ from trainer.study.jobs import Store, Work
 from trainer.study.page import write_page
 from trainer.study.pictures import Draw
 from trainer.study.planning import Plan, plan
+from trainer.study.reports import write_reports
 from trainer.study.results import collect, unavailable
 from trainer.study.runner import Machine, make, running
 from trainer.study.sources import Source, prepare
@@ -103,6 +104,8 @@ def study(
         with busy("collecting the numbers"):
             content = collect(spec, sources, planned, store, failed, unusable)
         write_tables(content, store.root, latex)
+        with busy("drawing the pages of the runs"):
+            write_reports(content, planned, store, say)
         with busy("drawing the page"):
             write_page(content, planned, store, sources, draw)
     return content
