@@ -68,7 +68,7 @@ def _jitter(settings: dict) -> str:
     return f"{jitter}, strength {settings['color_strength']:g}{area}"
 
 
-def differing(runs: dict[str, dict[str, object]]) -> tuple[list[list], list[tuple[str, object]]]:
+def differing(runs: dict[str, dict[str, object]]) -> tuple[list[list], list[tuple[object, object]]]:
     """Of the descriptions of several runs by name: a line, with a cell for each run, for every property that differs, budgets
     first; and the properties that all runs share, with their values."""
     about = [*runs.values()]

@@ -109,7 +109,7 @@ def report(
     folders = [name for name, own in opened.items() if own is alike] or joined(saved, opened)
     labels, curriculum = draw(alike) if draw and alike else ([], [])
     films = Films({readers[0].config["dataset"]: readers for readers in opened.values()})
-    samples = samples_of_run(saved, folders, films, study and study.overlay) if folders else Markup()
+    samples = samples_of_run(saved, folders, films, study.overlay if study else None) if folders else Markup()
     of = _Run(saved, str(run), results, scores, opened, log, held_out, samples, labels, curriculum)
     sections = _sections(of, films, gaps, damaged)
     shown = [section for section in sections if section[2] and not (study and section[0] == "missing")]

@@ -43,7 +43,7 @@ _PROTOCOLS = {
     "attentive": "Attentive probe: the share that a classifier which attends to places and times of the last stage gets right.",
     "finetune": "Finetune: the share of test videos that the whole network gets right after training with labels.",
     "self": "Self: the share of halves of test videos whose nearest half is the other one of the same video.",
-    "smoothness": "Smoothness: the share of triples of clips, in order, whose first is more similar to the second than the third.",
+    "smoothness": "Smoothness: the share of triples of clips, in order, whose first is more like the second than the third.",
     "pretext": "Pretext: the accuracy in the row's own task on test videos.",
 }
 _OF_STAGES = {"retrieval", "linear", "knn"}
