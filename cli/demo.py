@@ -37,7 +37,7 @@ def demo(folder):
     """Render the demo videos, label them, pretrain a small network on them and compare it with random weights and with
     histograms of flow and motion boundaries.
 
-    It ends in a page, FOLDER/study/index.html: videos and their labels, nearest neighbours, maps, curves, numbers. The
+    It ends in a page, FOLDER/study/index.html: videos and their labels, curves, nearest neighbours, maps, numbers. The
     commands are printed as they run; each can be run by itself, with other options. The same command resumes an
     interrupted run.
     """

@@ -1,5 +1,7 @@
 import csv
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -249,6 +251,28 @@ def test_a_damaged_result_is_left_out(runs):
     file.unlink()
 
 
+def test_what_differs_stands_first_and_budgets_before_settings(runs, tmp_path):
+    result = compare(runs[:2])
+    told = format_table(result)
+    lines = told.splitlines()[2:]
+    assert lines[0].split() == ["a", "b"] and lines[1].split() == ["clips", "seen", "6", "54"]
+    differ, _, same = told.partition("the same in all runs: ")
+    assert re.search("^method +pace +rotation$", differ, re.M) and "backbone" not in differ
+    assert "backbone r3d10; " in same and "options usual" in same and "method" not in same.splitlines()[0]
+    write(result, tmp_path / "table.html")
+    found = Page((tmp_path / "table.html").read_text())
+    assert [section["id"] for section in found.all("section")][:2] == ["runs", "first"]
+    text = found.text[found.text.index("Budgets and settings that differ") :]
+    assert text.index("clips seen 6 54") < text.index("method pace rotation") < text.index("The same in all runs")
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(runs, tmp_path):
+    places = [tmp_path / name / "run" for name in ("x", "y")]
+    for place, run in zip(places, runs[:2], strict=True):
+        shutil.copytree(run, place)
+    assert compare(places)["names"] == ["x/run", "y/run"]
+
+
 def test_wrong_use(runs, tmp_path):
     for chosen in (runs[:1], [runs[0], runs[0]], []):
         with pytest.raises(TrainerError, match="name two or more, each once"):
@@ -271,3 +295,11 @@ def test_files_by_the_command(runs, tmp_path):
 def test_page_in_a_browser(runs, tmp_path, browser):
     write(compare(runs[:2]), tmp_path / "table.html")
     assert browser.faults(tmp_path / "table.html") == []
+    for width, wide in ((400, "block"), (1400, "table-cell")):
+        browser.open(tmp_path / "table.html", width)
+        assert browser.run("getComputedStyle(document.querySelector('.stacked td')).display") == wide
+    browser.open(tmp_path / "table.html", 400)
+    boxes = "[...document.querySelectorAll('#runs .scroll, #first .scroll')]"
+    assert (
+        browser.run(f"{boxes}.filter(one => one.scrollWidth > one.clientWidth).length") == 0
+    )  # nothing is out of sight

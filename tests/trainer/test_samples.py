@@ -10,15 +10,18 @@ from click.testing import CliRunner
 
 from cli.main import main
 from tests.trainer.pages import Page
+from tests.trainer.synthetic import CONFIG, write_shard
 from trainer import checkpoint, data
+from trainer.data.overlay import Overlay
 from trainer.inputs import OURS
 from trainer.methods import METHODS
 from trainer.methods.method import Method
 from trainer.methods.statistics import COLORS
 from trainer.pages import samples
 from trainer.pages.films import Films
+from trainer.pages.report import report
 from trainer.settings import Settings, resolve
-from trainer.training import streams
+from trainer.training import streams, train
 
 DEVICE = torch.device("cpu")
 WORDS = {  # of each method: what its clips are called, and a line about one sample, as regular expressions
@@ -152,6 +155,21 @@ def test_a_run_shows_its_own_samples_and_none_of_another_choice_of_videos(pace_r
     assert all(np.array_equal(frames, own) for (frames, *_), own in zip(films.given, pixels(batch.clips), strict=False))
     for change in ({"samples": {"pace": 5}}, {"settings": saved.meta["settings"] | {"split": "other"}}):
         assert samples.samples_of_run(replace(saved, meta=saved.meta | change), str(demo), films) == ""
+
+
+def test_a_run_of_other_classes_or_of_several_data_sets_shows_its_samples(demo, tmp_path):
+    opened, films = data.Shards(demo), Films({})
+    parts = np.where(np.arange(len(opened.videos)) < 6, 1, 3).astype(np.uint8)
+    overlay = Overlay(["x"] * len(parts), {"mine": parts}).write(tmp_path, "own", opened.readers.digest)
+    settings = Settings(width=0.06, epochs=1, workers=0, holdout=0.0)
+    saved = checkpoint.load(train(settings, demo, tmp_path / "run", overlay=overlay))
+    assert "pace" in samples.samples_of_run(saved, str(demo), films, overlay)
+    assert samples.samples_of_run(saved, str(demo), films) == ""  # of others
+    other = {**CONFIG, "dataset": "other"}
+    write_shard(tmp_path / "other" / "00000.h5", [64, 64], split=[1, 1], config=other)
+    run = train(replace(settings, split=None), [demo, tmp_path / "other"], tmp_path / "both")
+    text = Page(report(run, [tmp_path / "other", demo])[0].read_text()).text
+    assert "Samples of pace" in text and "Samples of pace" not in Page(report(run, [demo])[0].read_text()).text
 
 
 @pytest.fixture(scope="module")

@@ -157,6 +157,14 @@ def test_films_show_what_labels_are_made_of(tmp_path):
     assert np.argwhere(outline[0]).mean(0) / zoom == pytest.approx(block, abs=1)
 
 
+def test_places_on_curves_say_their_values(path):
+    told = re.findall(r"<title>method 0, , seed 1, clips ([\d.]+): ([\d.]+)</title>", path.read_text())
+    means = [part.mean() for part in np.array_split(2 / np.arange(1, 99) ** 0.2, 60)]
+    assert len(told) == 24 + 2  # of the training loss, and of the two held-out losses
+    assert (told[0][1], told[23]) == ("1", ("600", f"{means[-1] / means[0]:.4g}"))
+    assert [value for _, value in told[24:]] == [f"{loss / means[0]:.4g}" for loss in (1.5, 1.25)]
+
+
 @pytest.fixture(scope="module")
 def pictured(tmp_path_factory):
     """The folder of a study whose rows retrieve colours."""
@@ -184,6 +192,19 @@ def test_pictures_stand_before_curves_and_numbers(pictured):
         assert not scores or scores == made["scores"] and made["map"].keys() == scores.keys()
         assert all(np.diff(query["cosines"]).max() < 1e-6 for query in made.get("neighbours", ()))
     assert sum("neighbours" in path.read_text() for path in (pictured / "results").glob("*.json")) == 3
+
+
+def test_each_run_has_a_page_with_its_clips_and_targets(pictured, browser):
+    page = Page((pictured / "index.html").read_text())
+    links = [link["href"] for link in page.all("a") if not link["href"].startswith("#")]
+    assert len(links) == 1 and "turns <i> colors, split split1, seed 0" in page.text
+    (run,) = (pictured / link for link in links)
+    shown = Page(run.read_text())
+    assert "turns <i>, colors, split split1, seed 0" in shown.text and "What is missing" not in shown.text
+    assert sum(div.get("class") == "together" for div in shown.all("div")) == 2 and "270 degrees" in shown.text
+    back = [link["href"] for link in shown.all("a") if not link["href"].startswith("#")]
+    assert [(run.parent / link).resolve() for link in back] == [(pictured / "index.html").resolve()]
+    assert browser.faults(run) == []
 
 
 def test_the_pictures_in_a_browser(pictured, browser):

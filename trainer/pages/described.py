@@ -72,6 +72,7 @@ def differing(runs: dict[str, dict[str, object]]) -> tuple[list[list], list[tupl
     """Of the descriptions of several runs by name: a line, with a cell for each run, for every property that differs, budgets
     first; and the properties that all runs share, with their values."""
     about = [*runs.values()]
-    lines = [[key, *(of[key] for of in about)] for key in sorted(about[0], key=lambda key: key not in _BUDGET)]
+    keys = dict.fromkeys([*_BUDGET, *about[0]])
+    lines = [[key, *(of[key] for of in about)] for key in keys]
     differ = [line for line in lines if len({*map(str, line[1:])}) > 1]
     return differ, [(line[0], line[1]) for line in lines if line not in differ]

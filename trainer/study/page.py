@@ -85,7 +85,9 @@ def write_page(
     lead = content["about"] or f"{len(content['rows'])} rows, seeds {', '.join(map(str, content['seeds']))}"
     shown = [section for section in sections if section[2]]
     style = rules + films.style()
-    write_text(store.root / "index.html", page(f"Study {store.root.resolve().name}", lead, "", shown, made_by(), style))
+    folder = store.root.resolve()
+    title = f"Study {folder.parent.name if folder.name == 'study' else folder.name}"
+    write_text(folder / "index.html", page(title, lead, "", shown, made_by(), style))
 
 
 def _measured(planned: Plan) -> str:
