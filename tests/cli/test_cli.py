@@ -145,7 +145,7 @@ def test_the_three_commands(videos, tmp_path, monkeypatch):
 def test_the_study_of_the_demo(tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY)
     study = read(tmp_path / "study.yaml")
-    rows = ["statistics", "random weights", "flow histogram", "boundary histogram"]
+    rows = ["motion statistics", "random weights", "flow histogram", "boundary histogram"]
     assert [*study.rows] == rows and study.data["demo"].shards == tmp_path / "out" / "demo"
 
 
@@ -159,7 +159,7 @@ def test_exit_codes_and_messages(videos, tmp_path, monkeypatch):
         (1, "seed: 0 there, 5 now", *labelgen, "--seed", 5),
         (2, "'imagenet'", "labelgen", "--dataset", "imagenet"),
         (2, "--dataset", "labelgen"),
-        (1, "unknown method ''", "train", "--method", ""),
+        (2, "unknown method ''", "train", "--method", ""),
         (1, "no such folder", "train", "--shards", tmp_path / "none"),
         (1, "Error: ", "eval", "retrieval"),
     ):

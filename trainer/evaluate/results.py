@@ -335,9 +335,10 @@ def agree(row: Mapping[str, float]) -> bool:
 
 def shown(row: Mapping[str, float], sign: str = "") -> str:
     """The value of a row, with its interval if it has one: 69.1 [64.0, 73.8]; sign: "+" for differences, +4.0 [-1.5, +9.5]."""
-    value, *ends = (f"{row[key]:{sign}.1f}" for key in ("value", "low", "high") if key in row)
-    interval = "all videos agree" if agree(row) else ", ".join(ends)
-    return f"{value} [{interval}]" if interval else value
+    value = f"{row['value']:{sign}.1f}"
+    if "low" not in row:
+        return value
+    return f"{value} [{'all videos agree' if agree(row) else ', '.join(f'{row[end]:{sign}.1f}' for end in ('low', 'high'))}]"
 
 
 def overall(rows: list[dict]) -> list[dict]:

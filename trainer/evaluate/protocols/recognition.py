@@ -268,7 +268,7 @@ def predictions(
     targets = np.array([index.get(label, -1) for label in source.text("videos/label")])
     videos = tested[targets[tested] >= 0]
     if unknown := len(tested) - len(videos):
-        notes.append(f"{progress.counted(unknown, 'video')} left out because the network does not know the class")
+        notes.append(f"{progress.counted(unknown, 'video')} left out because the network does not know the label")
     if not len(videos):
         raise TrainerError(f"{source.dataset}: the network knows the class of none of the {unknown} test videos")
     options = saved.meta["settings"]["options"]["recognition"]
