@@ -27,9 +27,9 @@ _PRINTED = 100  # pairs of duplicates
     help="Number of clusters of kmeans.  [default: square root of half the number of items]",
 )
 @click.option("--smallest", default=5, type=click.IntRange(2), help="Smallest cluster of hdbscan.")
-@click.option("--duplicates", is_flag=True, help="Find instead what is there twice: videos, mirrored ones, excerpts.")
+@click.option("--duplicates", is_flag=True, help="Find duplicates instead: the same videos, mirrored copies, excerpts.")
 @click.option(
-    "--threshold", default=0.9, type=click.FloatRange(0, 1), help="Smallest similarity of what moves in duplicates."
+    "--threshold", default=0.9, type=click.FloatRange(0, 1), help="Smallest similarity of the motion in duplicates."
 )
 def cluster(features, out, level, method, k, smallest, duplicates, threshold):
     """Cluster the videos of a table: write OUT/clusters.csv (or duplicates.csv), a contact sheet per group, and index.html."""

@@ -1,4 +1,4 @@
-"""The kinds of command of `vssl`: options in groups, whole summaries, and how much is told."""
+"""The kinds of command of `vssl`: options in groups, whole summaries, and how much is printed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OTHERS = "Other options"
 
 
 def _tell(ctx: click.Context, param: click.Parameter, given: bool) -> None:
-    """Set how much is told until the whole command ends; an error of the command is printed before that."""
+    """Set how much is printed until the whole command ends; an error of the command is printed before that."""
     if not given:
         return
     if ctx.meta.setdefault(__name__, param.name) != param.name:
@@ -52,8 +52,8 @@ class Command(_Formatted):
             ("-v", "--verbose", "Also print details: each finished part, settings, the origin of an error."),
             ("-q", "--quiet", "Print only results, warnings and errors, no progress."),
         ):
-            told = click.Option([letter, name], is_flag=True, expose_value=False, callback=_tell, help=about)
-            self.params.append(told)
+            option = click.Option([letter, name], is_flag=True, expose_value=False, callback=_tell, help=about)
+            self.params.append(option)
 
 
 class Group(_Formatted, click.Group):
@@ -72,6 +72,6 @@ class Group(_Formatted, click.Group):
             formatter.write_dl(rows)
 
 
-def told(level: int) -> list[str]:
-    """The option with which another command tells as much."""
+def output_option(level: int) -> list[str]:
+    """The option with which another command prints as much."""
     return {-1: ["-q"], 0: [], 1: ["-v"]}[level]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from cli.commands import Command, told
+from cli.commands import Command, output_option
 from cli.options import WRITTEN
 from labelgen.progress import level, say
 
@@ -54,7 +54,7 @@ def demo(folder):
         f"study {place}/study.yaml --out {place}/study --workers 2",
     ):
         say(click.style(f"$ vssl {line}", bold=sys.stdout.isatty()))
-        words = [*shlex.split(line), *told(level())]
+        words = [*shlex.split(line), *output_option(level())]
         status = subprocess.run([sys.executable, "-m", "cli.main", *words], env=environment()).returncode
         if status:
             sys.exit(status)

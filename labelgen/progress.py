@@ -13,26 +13,26 @@ EVERY = 10.0  # seconds between lines
 WARNING = "warning: "  # with which a line begins that is never left out
 
 
-class _Told:
-    """How much is told: -1 only results, warnings and errors, 0 progress, too, 1 also details."""
+class _Output:
+    """How much is printed: -1 only results, warnings and errors, 0 progress, too, 1 also details."""
 
     level = 0
 
 
 def level() -> int:
-    """How much is told, see `set_level`."""
-    return _Told.level
+    """How much is printed, see `set_level`."""
+    return _Output.level
 
 
 def set_level(level: int) -> None:
-    """Choose how much is told in this process: -1 only results, warnings and errors, 0 progress, too, 1 also details."""
-    _Told.level = level
+    """Choose how much is printed in this process: -1 only results, warnings and errors, 0 progress, too, 1 also details."""
+    _Output.level = level
 
 
 def say(text: str, file: TextIO | None = None, result: bool = False) -> None:
-    """Print a line about the progress of work without breaking a bar, if progress is told; results, and texts that begin with
-    "warning: ", in any case. file: default standard output"""
-    if _Told.level >= 0 or result or text.startswith(WARNING):
+    """Print a line about the progress of work without breaking a bar, unless only results are printed; results and texts that
+    begin with "warning: " are always printed. file: default standard output"""
+    if _Output.level >= 0 or result or text.startswith(WARNING):
         from tqdm import tqdm
 
         tqdm.write(text, file=file)
@@ -40,8 +40,8 @@ def say(text: str, file: TextIO | None = None, result: bool = False) -> None:
 
 
 def detail(text: str) -> None:
-    """Print a line to standard error if details are told."""
-    if _Told.level > 0:
+    """Print a line to standard error if details are printed."""
+    if _Output.level > 0:
         say(text, sys.stderr)
 
 
@@ -66,7 +66,7 @@ def heartbeat(text: Callable[[float], str] | None) -> Iterator[None]:
                 if _Blocks.open and now >= _Blocks.printed + EVERY:
                     _Blocks.printed = now
                     what, begin = _Blocks.open[-1]
-                    if what and _Told.level >= 0:
+                    if what and _Output.level >= 0:
                         print(what(now - begin), file=sys.stderr, flush=True)
 
     with _Blocks.lock:
@@ -109,7 +109,7 @@ class ProgressBar:
             unit=unit,
             leave=False,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty() or _Told.level < 0,
+            disable=not sys.stderr.isatty() or _Output.level < 0,
         )
         self._lines = heartbeat(self.line if self._bar.disable else None)
 
